@@ -1,0 +1,70 @@
+# Run `make` for help. Everything happens in .venv; it needs make, Python 3.11 or later and the package registries.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+# The first Python that is new enough and can make an environment; another one: make PYTHON=/path/to/python
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv with everything in it (the targets below do so by themselves)
+
+$(INSTALLED): pyproject.toml .ci/constraints.txt
+	@[ -x $(BIN)/python ] || [ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or later with venv found; pass PYTHON=" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "Making .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
+	@echo "Installing into .venv (the first time takes a few minutes)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e ".[recipes,dev]"
+	@touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) ## Train the wide network with and without the guard and compare
+	$(BIN)/lightning-conv compare --config wide_fc
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/python -m pytest --durations=10
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(INSTALLED) ## Format, and repair what can be repaired
+	$(BIN)/ruff check --fix --exit-zero -q .
+	$(BIN)/ruff format .
+
+# Type checkers do not follow the mapping of the three rooms, so they get a tree of links in which it is spelled out.
+.PHONY: typecheck
+typecheck: $(INSTALLED) ## Check the types (mypy, strict)
+	@rm -rf .typecheck/lightning_conv && mkdir -p .typecheck/lightning_conv
+	@for path in lightning_conv/*; do ln -s "../../$$path" .typecheck/lightning_conv/; done
+	@ln -s ../../callbacks ../../recipes .typecheck/lightning_conv/
+	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p lightning_conv
+
+.PHONY: docs-check
+docs-check: $(INSTALLED) ## Run the code blocks of the documentation
+	$(BIN)/python -m pytest -m docs tests/house
+
+.PHONY: bench
+bench: $(INSTALLED) ## Run the benchmarks
+	@$(if $(wildcard benchmarks/*.py),,echo "There are no benchmarks yet.")
+	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+.PHONY: wheel-check
+wheel-check: $(INSTALLED) ## Install the wheel into an empty environment and use it from there
+	.ci/wheel-check $(BIN)/python
+
+.PHONY: clean
+clean: ## Remove what builds, checks and runs left behind (not .venv)
+	rm -rf build dist *.egg-info .typecheck runs lightning_logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lightning_conv callbacks recipes tests -type d -name __pycache__ -prune -exec rm -rf {} +

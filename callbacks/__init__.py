@@ -1,0 +1,13 @@
+"""Lightning callbacks over the mathematics of `lightning_conv`."""
+
+if __name__ != "lightning_conv.callbacks":
+    raise ImportError(
+        f"this folder is the package `lightning_conv.callbacks`; import it by that name, not as `{__name__}`"
+    )
+
+from lightning_conv.callbacks.expressivity_guard import ExpressivityError, ExpressivityGuard
+from lightning_conv.callbacks.kernel_stability import KernelStability
+from lightning_conv.callbacks.lambda_min import LambdaMin
+from lightning_conv.callbacks.probe import Probe
+
+__all__ = ["ExpressivityError", "ExpressivityGuard", "KernelStability", "LambdaMin", "Probe"]

@@ -1,0 +1,65 @@
+"""Send values to every logger and to ``trainer.callback_metrics``, and pictures where a logger can show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+
+LAYOUT = {
+    "convergence": {
+        "smallest kernel eigenvalue, with bounds": [
+            "Margin",
+            ["kernel/lambda_min$", "kernel/lambda_min_lower$", "kernel/lambda_min_upper$"],
+        ],
+        "change of the kernel since the start": [
+            "Multiline",
+            ["kernel/relative_frobenius_change$", "kernel/relative_spectral_change$"],
+        ],
+        "gap to the global infimum (phase 2)": ["Multiline", ["guard/gap$"]],
+    }
+}
+"""One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal."""
+
+
+def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Log at ``step`` = number of optimizer steps done: the value belongs to the weights after that many steps."""
+    for logger in trainer.loggers:
+        logger.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+    # logger.log_metrics alone would leave EarlyStopping and ModelCheckpoint without these values.
+    trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+
+
+def log_figure(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> None:
+    """Show a figure where a logger can."""
+    for writer in _writers(trainer):
+        writer.add_figure(tag, figure, global_step=step)
+
+
+def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
+    """Show a histogram where a logger can."""
+    for writer in _writers(trainer):
+        writer.add_histogram(tag, values, global_step=step)
+
+
+def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
+    """Show Markdown where a logger can."""
+    for writer in _writers(trainer):
+        writer.add_text(tag, text, global_step=step)
+
+
+def log_layout(trainer: pl.Trainer) -> None:
+    """Lay out the custom-scalars tab."""
+    for writer in _writers(trainer):
+        writer.add_custom_scalars(LAYOUT)
+
+
+def _writers(trainer: pl.Trainer) -> Iterator[Any]:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            yield logger.experiment  # a dummy on all ranks but the first

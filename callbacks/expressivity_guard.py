@@ -1,0 +1,444 @@
+"""``ExpressivityGuard``: train everything, perturb, certify that the last hidden features have full rank, then train the head only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+from typing_extensions import override
+
+from lightning_conv.anatomy import CalledBy, Head, find_head
+from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text
+from lightning_conv.callbacks.probe import ForwardFn, InputFn
+from lightning_conv.callbacks.training_set import LossFn, TargetFn, TrainingSet, find_loss
+from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.spectrum import Bounded
+from lightning_conv.two_phase import Perturbation, fingerprint, freeze, loss_infimum, perturb
+
+OnUndecided = Literal["warn", "raise", "continue"]
+
+
+class ExpressivityError(RuntimeError):
+    """The expressivity condition is not certified and ``on_undecided="raise"`` asks to stop."""
+
+
+class ExpressivityGuard(pl.Callback):
+    """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
+
+    Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank
+    of [h, 1] (last hidden features of the whole training set in eval mode, and the bias column) is certified in
+    float64. If it is n, phase 2
+    begins: only the last linear layer learns, by the same optimizer. Its problem is convex, and its infimum is the
+        global infimum of
+    the training loss over all weights. The trunk is then bit for bit constant - no gradients, BatchNorm and dropout in
+    eval mode - and is not back-propagated through.
+
+    Logged, to every logger and to ``trainer.callback_metrics``:
+
+    - ``guard/phase`` (also ``convergence/phase``): 1 or 2
+    - ``guard/rank``, ``guard/samples``: certified rank of [h, 1] and n; ``guard/sigma_min`` with ``_lower``: n-th
+      singular value
+    - ``guard/noise``: relative norm of the perturbation
+    - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
+      epoch
+    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum, on the data as they are
+      read without training-time randomness
+    - text ``guard/reason`` (TensorBoard): what was decided and why
+
+    Args:
+        switch_at: tau, a share of the run in (0, 1) or a number of optimizer steps.
+        head: dotted name of the last linear layer; None: it is found.
+        noise_scale: standard deviation of the noise, relative to each tensor's root mean square.
+        on_undecided: if the condition is not certified: ``"warn"``: take the noise back, warn, and go on training
+            everything. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
+            guarantee.
+        seed: of the noise.
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
+            LightningModule.
+        infimum: of the mean loss over all outputs; None: 0 for the usual losses with hard targets, else the gap is not
+            logged.
+        input_fn: takes the model's input out of a batch, see ``Probe``.
+        target_fn: takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
+        forward_fn: ``forward_fn(module, inputs)`` gives the outputs; default ``module(inputs)``.
+
+    Attributes:
+        phase: 1 or 2.
+        reason: why it is in this phase.
+        certificate: the ``RankCertificate``, once taken.
+        history: loss and gap on the training set, by step and epoch.
+
+    Raises:
+        MisconfigurationException: several optimizers, manual optimization, several devices, an endless run with a share
+            for ``switch_at``, no linear head, bad arguments.
+
+    Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2
+        step is cheaper than
+    a phase-1 step: it has no backward pass through the trunk.
+
+    Example::
+
+        trainer = Trainer(max_epochs=50, callbacks=[ExpressivityGuard(switch_at=0.6)])
+    """
+
+    def __init__(
+        self,
+        switch_at: float | int = 0.6,
+        head: str | None = None,
+        noise_scale: float = 1e-3,
+        on_undecided: OnUndecided = "warn",
+        seed: int = 0,
+        loss_fn: LossFn | None = None,
+        infimum: float | None = None,
+        input_fn: InputFn | None = None,
+        target_fn: TargetFn | None = None,
+        forward_fn: ForwardFn | None = None,
+    ) -> None:
+        share = isinstance(switch_at, float)
+        if isinstance(switch_at, bool) or (share and not 0 < switch_at < 1) or (not share and switch_at < 0):
+            raise MisconfigurationException(
+                f"switch_at: {switch_at!r}; need a share of the run in (0, 1), or a number of optimizer steps (an int, 0 or more)"
+            )
+        if not 0 < noise_scale < math.inf:
+            raise MisconfigurationException(f"noise_scale: {noise_scale}; need a positive number, such as 1e-3")
+        if on_undecided not in get_args(OnUndecided):
+            raise MisconfigurationException(
+                f"on_undecided: {on_undecided!r} is not one of {', '.join(get_args(OnUndecided))}"
+            )
+        self.switch_at = switch_at
+        self.head = head
+        self.noise_scale = noise_scale
+        self.on_undecided = on_undecided
+        self.seed = seed
+        self.loss_fn = loss_fn
+        self.infimum = infimum
+        self.input_fn = input_fn
+        self.target_fn = target_fn
+        self.forward_fn = forward_fn
+        self._begin()
+
+    def _begin(self) -> None:
+        self.phase = 1
+        self.reason = "before the switch"
+        self.switch_step: int | None = None
+        self.certificate: RankCertificate | None = None
+        self.perturbation: Perturbation | None = None
+        self.history: list[dict[str, float]] = []
+        self._declined = False
+        self._trunk_fingerprint = ""
+        self._head: Head | None = None
+        self._data: TrainingSet | None = None
+        self._loss: LossFn | None = None
+        self._infimum: float | None = None
+        self._thawed: list[nn.Parameter] = []
+        self._last_step = 0
+
+    @property
+    def head_name(self) -> str | None:
+        """Dotted name of the last linear layer, once it is known."""
+        return self._head.name if self._head is not None else self.head
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise MisconfigurationException(
+                f"ExpressivityGuard: {type(trainer.strategy).__name__} on {trainer.world_size} devices; freezing the trunk in mid-run "
+                "works on a single device only: use Trainer(devices=1)"
+            )
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "ExpressivityGuard: the module optimizes manually, so it may step what is frozen; use automatic optimization"
+            )
+        if not trainer.loggers:
+            rank_zero_warn(
+                "ExpressivityGuard: the trainer has no logger; phase, rank and gap still reach trainer.callback_metrics. Pass "
+                "Trainer(logger=TensorBoardLogger('runs')) to see them"
+            )
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.global_step < self._last_step:
+            self._begin()
+        if len(trainer.optimizers) != 1:
+            raise MisconfigurationException(
+                f"ExpressivityGuard: {len(trainer.optimizers)} optimizers; the two-phase rule is for one"
+            )
+        if self.switch_step is None:
+            self.switch_step = self._resolve_switch(trainer)
+        self._data = TrainingSet(trainer, pl_module, self.input_fn, self.target_fn)
+        try:
+            self._head = find_head(self._network(pl_module), self._data.first_inputs(), self._qualified(self.head))
+        except ValueError as error:
+            raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
+        self._find_loss(pl_module)
+        log_layout(trainer)
+        if self.phase == 2:
+            self._enter_phase_two(trainer, pl_module)
+        elif not self._declined:
+            rank_zero_info(
+                f'ExpressivityGuard: head "{self._head.name}" (m_H = {self._head.width}), n = {self._data.size}, switch after step '
+                f"{self.switch_step}"
+            )
+            self._refuse_narrow(self._head.width, self._data.size)
+            self._log(trainer)
+            if trainer.global_step >= self.switch_step:
+                self._switch(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._active and self.phase == 2:
+            pl_module.eval()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._active and self.phase == 2 and any(module.training for module in pl_module.modules()):
+            pl_module.eval()
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not self._active:
+            return
+        self._last_step = trainer.global_step
+        assert self.switch_step is not None
+        if self.phase == 1 and not self._declined and trainer.global_step >= self.switch_step:
+            self._switch(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._active or self.phase == 1:
+            return
+        if not self.history or self.history[-1]["step"] != trainer.global_step:
+            self._measure_loss(trainer, pl_module)
+        self._log(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._active and self.phase == 2 and self._trunk_state(pl_module) != self._trunk_fingerprint:
+            self.reason = "the trunk moved during phase 2, so the guarantee is void: something else writes to its weights or buffers"
+            rank_zero_warn(f"ExpressivityGuard: {self.reason}")
+            log_text(trainer, "guard/reason", self.reason, trainer.global_step)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            for parameter in self._thawed:
+                parameter.requires_grad_(True)
+            self._thawed, self._data = [], None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        certificate = self.certificate
+        return {
+            "phase": self.phase,
+            "reason": self.reason,
+            "switch_step": self.switch_step,
+            "declined": self._declined,
+            "last_step": self._last_step,
+            "fingerprint": self._trunk_fingerprint,
+            "history": [dict(entry) for entry in self.history],
+            "perturbation": None if self.perturbation is None else vars(self.perturbation).copy(),
+            "certificate": None
+            if certificate is None
+            else {
+                **vars(certificate),
+                "sigma_min": vars(certificate.sigma_min).copy(),
+                "sigma_max": vars(certificate.sigma_max).copy(),
+            },
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._begin()
+        self.phase = int(state_dict.get("phase", 1))
+        self.reason = str(state_dict.get("reason", self.reason))
+        self.switch_step = state_dict.get("switch_step")
+        self._declined = bool(state_dict.get("declined", False))
+        self._last_step = int(state_dict.get("last_step", 0))
+        self._trunk_fingerprint = str(state_dict.get("fingerprint", ""))
+        self.history = [dict(entry) for entry in state_dict.get("history", [])]
+        if (stored := state_dict.get("perturbation")) is not None:
+            self.perturbation = Perturbation(**stored)
+        if (stored := state_dict.get("certificate")) is not None:
+            bounds = {name: Bounded(**stored[name]) for name in ("sigma_min", "sigma_max")}
+            self.certificate = RankCertificate(**{**stored, **bounds})
+
+    @property
+    def _active(self) -> bool:
+        return self._head is not None and self._data is not None
+
+    def _network(self, pl_module: pl.LightningModule) -> nn.Module:
+        return pl_module if self.forward_fn is None else CalledBy(pl_module, self.forward_fn)
+
+    def _qualified(self, name: str | None) -> str | None:
+        return name if name is None or self.forward_fn is None else f"module.{name}"
+
+    def _resolve_switch(self, trainer: pl.Trainer) -> int:
+        if isinstance(self.switch_at, int):
+            return self.switch_at
+        total = trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 1:
+            raise MisconfigurationException(
+                f"switch_at: {self.switch_at} is a share of the run, but its length is not known; set max_epochs or max_steps, or pass a "
+                "number of optimizer steps"
+            )
+        return math.ceil(self.switch_at * total)
+
+    def _find_loss(self, pl_module: pl.LightningModule) -> None:
+        self._loss = self.loss_fn if self.loss_fn is not None else find_loss(pl_module)
+        self._infimum = self.infimum if self.infimum is not None else loss_infimum(self._loss)
+        if self._loss is None:
+            rank_zero_warn(
+                "ExpressivityGuard: found no loss module on the LightningModule, so the gap is not logged; pass loss_fn=nn.MSELoss() or "
+                "what the training step uses"
+            )
+        elif self._infimum is None:
+            rank_zero_warn(
+                f"ExpressivityGuard: the infimum of {type(self._loss).__name__} is not known, so the gap is not logged; pass infimum=..."
+            )
+
+    def _refuse_narrow(self, width: int, samples: int) -> None:
+        """Say at the start of a run, not after most of it, that the condition cannot hold."""
+        if width + 1 >= samples:
+            return
+        self._undecided(
+            f"too narrow: m_H + 1 = {width + 1} < n = {samples}, so rank [h, 1] cannot reach n; widen the last hidden layer to at least "
+            f"{samples - 1}, or train on at most {width + 1} samples"
+        )
+
+    def _undecided(self, reason: str) -> None:
+        """Follow ``on_undecided``; returns only if the run goes on."""
+        self.reason = reason
+        if self.on_undecided == "raise":
+            raise ExpressivityError(f"ExpressivityGuard: {reason}")
+        if self.on_undecided == "warn":
+            self._declined = True
+            rank_zero_warn(f"ExpressivityGuard: {reason}. Training of all layers goes on, without the guarantee")
+
+    def _switch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._head is not None
+        assert self._data is not None
+        trunk = {name: p for name, p in self._head.trunk_parameters(pl_module).items() if p.requires_grad}
+        before = {name: p.detach().clone() for name, p in trunk.items()}
+        if trunk:
+            self.perturbation = perturb(trunk, self.noise_scale, self.seed)
+        rank_zero_info(
+            f"ExpressivityGuard: certifying the rank of [h, 1], {self._data.size} x {self._head.width + 1}, at step {trainer.global_step}"
+        )
+        reason = self._certify(pl_module)
+        certified = self.certificate is not None and self.certificate.verdict == "certified"
+        if not certified and self.on_undecided != "continue":
+            with torch.no_grad():
+                for name, parameter in trunk.items():
+                    parameter.copy_(before[name])
+            self.perturbation = None
+            self._log(trainer)
+            log_text(trainer, "guard/reason", f"phase 1 goes on: {reason}", trainer.global_step)
+            self._undecided(reason)
+            return
+        claim = (
+            f"rank [h, 1] = n = {self._data.size} is certified"
+            if certified
+            else "NOT certified, on_undecided='continue'"
+        )
+        self.phase = 2
+        self.reason = f"switched at step {trainer.global_step}: {claim}; {reason}"
+        rank_zero_info(f"ExpressivityGuard: {self.reason}")
+        log_text(trainer, "guard/reason", self._report(), trainer.global_step)
+        self._enter_phase_two(trainer, pl_module)
+        self._trunk_fingerprint = self._trunk_state(pl_module)
+        self._measure_loss(trainer, pl_module)
+        self._log(trainer)
+
+    def _certify(self, pl_module: pl.LightningModule) -> str:
+        """Take the certificate; whatever goes wrong leaves the condition undecided rather than ending the run."""
+        assert self._head is not None
+        assert self._data is not None
+        data, head, network = self._data, self._head, self._network(pl_module)
+        try:
+            self.certificate = certify_expressivity(
+                data.features(network, head), recompute=lambda: data.features(network, head, torch.float64)
+            )
+        except Exception as error:
+            return f"no certificate could be computed ({type(error).__name__}: {error})"
+        return self.certificate.reason
+
+    def _enter_phase_two(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._head is not None
+        trunk = [p for p in self._head.trunk_parameters(pl_module).values() if p.requires_grad]
+        self._thawed = trunk
+        freeze(trunk)
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                # Its curvature pairs span all parameters at once and would move the trunk along old directions.
+                optimizer.state.clear()
+        pl_module.eval()
+
+    def _trunk_state(self, pl_module: pl.LightningModule) -> str:
+        assert self._head is not None
+        tensors: dict[str, torch.Tensor] = dict(self._head.trunk_parameters(pl_module))
+        return fingerprint(tensors | dict(pl_module.named_buffers()))
+
+    def _measure_loss(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._loss is None or self._data is None:
+            return
+        try:
+            loss = self._data.mean_loss(self._network(pl_module), self._loss)
+        except Exception as error:
+            rank_zero_warn(f"ExpressivityGuard: no training loss at step {trainer.global_step}: {error}")
+            return
+        entry = {"step": float(trainer.global_step), "epoch": float(trainer.current_epoch), "loss": loss}
+        if self._infimum is not None:
+            entry["gap"] = loss - self._infimum
+        self.history.append(entry)
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        metrics = {"convergence/phase": float(self.phase), "guard/phase": float(self.phase)}
+        if self.certificate is not None:
+            metrics |= {
+                "guard/rank": float(self.certificate.rank_lower),
+                "guard/samples": float(self.certificate.n),
+                "guard/sigma_min": self.certificate.sigma_min.value,
+                "guard/sigma_min_lower": self.certificate.sigma_min.lower,
+            }
+        if self.perturbation is not None:
+            metrics["guard/noise"] = self.perturbation.relative
+        if self.history and self.history[-1]["step"] == trainer.global_step:
+            metrics["guard/loss"] = self.history[-1]["loss"]
+            if "gap" in self.history[-1]:
+                metrics |= {"guard/gap": self.history[-1]["gap"], "convergence/gap": self.history[-1]["gap"]}
+        log_metrics(trainer, metrics, trainer.global_step)
+
+    def _report(self) -> str:
+        """The switch as Markdown."""
+        assert self._head is not None
+        lines = [self.reason, "", "| quantity | value |", "|---|---|", f"| head | {self._head.name} |"]
+        if self.certificate is not None:
+            certificate = self.certificate
+            lines += [
+                f"| verdict | {certificate.verdict} |",
+                f"| rank of [h, 1] / n | {certificate.rank_lower} / {certificate.n} |",
+                f"| width m_H | {certificate.width} |",
+                f"| sigma_min | {certificate.sigma_min.value:.6e}, at least {certificate.sigma_min.lower:.6e} |",
+                f"| sigma_max | {certificate.sigma_max.value:.6e} |",
+            ]
+        if self.perturbation is not None:
+            lines.append(f"| noise, relative norm | {self.perturbation.relative:.3e} |")
+        return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""How far a kernel has moved from a reference: ``kernel_drift``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
+
+Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", "not applicable"]
+
+DU_SHARE = 0.5
+"""Du et al. 2019, Lemma B.4: lambda_min(G(k)) >= lambda_0 / 2 throughout training."""
+
+
+@dataclass(frozen=True)
+class KernelDrift:
+    """Change of a Gram matrix G against a reference G_0."""
+
+    relative_frobenius: float  # |G - G_0|_F / |G_0|_F
+    relative_spectral: float  # |G - G_0|_2 / |G_0|_2
+    spectral_over_lambda_min: float  # |G - G_0|_2 / lambda_min(G_0); Du et al. ask for at most 1/4
+    alignment: float  # centred kernel alignment (CKA), 1: equal up to scale after centring
+    lambda_min_ratio: Bounded  # lambda_min(G) / lambda_min(G_0)
+    du_half: Verdict  # the ratio against 1/2
+    floor: float  # relative Frobenius changes below this are rounding
+
+
+def centred_alignment(x: Tensor, y: Tensor) -> float:
+    r"""CKA <HxH, HyH>_F / (|HxH|_F |HyH|_F) with H = I - 11^T/N (Cortes, Mohri, Rostamizadeh 2012, Definition 4).
+
+    NaN where a centred matrix is zero: alignment is not defined there.
+    """
+    left, right = (_centre(matrix) for matrix in (x, y))
+    scale = float(left.norm() * right.norm())
+    return float((left * right).sum()) / scale if scale > 0 else float("nan")
+
+
+def _centre(matrix: Tensor) -> Tensor:
+    return matrix - matrix.mean(0, keepdim=True) - matrix.mean(1, keepdim=True) + matrix.mean()
+
+
+def kernel_drift(
+    gram: KernelGram | Tensor,
+    reference: KernelGram | Tensor,
+    *,
+    spectrum: Spectrum | None = None,
+    reference_spectrum: Spectrum | None = None,
+) -> KernelDrift:
+    """Relative change, centred alignment and the lambda_min ratio of ``gram`` against ``reference``.
+
+    Du et al. 2019 (Lemma B.4) need |G(k) - G(0)|_2 <= lambda_0 / 4 and conclude lambda_min(G(k)) >= lambda_0 / 2. The
+    ratio is tested against 1/2 with lambda_0 := lambda_min(G(0)), on these samples and over all layers: ``consistent``
+    (its lower bound is at least 1/2), ``refuted`` (its upper bound is below) or ``undecided``. It tests that
+    inequality, not the theorem.
+
+    Args:
+        gram: kernel now: a ``KernelGram`` or a symmetric float64 matrix (N, N).
+        reference: kernel then, on the same samples and outputs.
+        spectrum: ``kernel_spectrum(gram)`` if it is at hand (saves computing it again).
+        reference_spectrum: likewise for the reference.
+
+    Raises:
+        ValueError: shapes, outputs or BatchNorm modes differ, or the reference is zero.
+
+    Cost: one symmetric eigenvalue problem (the difference), two more without the spectra.
+    """
+    _require_comparable(gram, reference)
+    now, then = (g.matrix if isinstance(g, KernelGram) else g for g in (gram, reference))
+    then = then.to(now.device)
+    spectrum = spectrum or kernel_spectrum(gram)
+    reference_spectrum = reference_spectrum or kernel_spectrum(reference)
+    size = float(then.norm())
+    if size == 0:
+        raise ValueError("reference: the matrix is zero, so a relative change is not defined; take a later reference")
+    change = now - then
+    spectral = float(torch.linalg.eigvalsh(change).abs().max())
+    ratio = _ratio(spectrum.lambda_min, reference_spectrum.lambda_min)
+    floors = sum(_frobenius_floor(g) for g in (gram, reference))
+    return KernelDrift(
+        relative_frobenius=float(change.norm()) / size,
+        relative_spectral=spectral / reference_spectrum.lambda_max.value,
+        spectral_over_lambda_min=_divide(spectral, reference_spectrum.lambda_min.value),
+        alignment=centred_alignment(now, then),
+        lambda_min_ratio=ratio,
+        du_half=_against_half(ratio),
+        floor=floors / size,
+    )
+
+
+def _frobenius_floor(gram: KernelGram | Tensor) -> float:
+    """Products' floor (its proof holds for the Frobenius norm too) and the first-order effect 2 |J|_2 |dJ|_F of the Jacobian's rounding."""
+    if not isinstance(gram, KernelGram):
+        return 0.0
+    return gram.floor + 2 * gram.jacobian_error * gram.trace
+
+
+def _ratio(now: Bounded, then: Bounded) -> Bounded:
+    return Bounded(
+        value=_divide(now.value, then.value),
+        lower=now.lower / then.upper if then.upper > 0 else 0.0,
+        upper=_divide(now.upper, then.lower),
+        certified=now.certified and then.certified,
+        method=f"quotient of intervals: {now.method}",
+    )
+
+
+def _divide(numerator: float, denominator: float) -> float:
+    if denominator > 0:
+        return numerator / denominator
+    return float("inf") if numerator > 0 else float("nan")
+
+
+def _against_half(ratio: Bounded) -> Verdict:
+    if ratio.lower >= DU_SHARE:
+        return "consistent"
+    return "refuted" if ratio.upper < DU_SHARE else "undecided"
+
+
+def _require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> None:
+    shapes = [tuple(g.matrix.shape if isinstance(g, KernelGram) else g.shape) for g in (gram, reference)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"reference: shape {shapes[1]} against {shapes[0]}; both kernels must be on the same samples and outputs"
+        )
+    if isinstance(gram, KernelGram) and isinstance(reference, KernelGram):
+        for name in ("outputs", "batch_norm", "n_outputs"):
+            here, there = getattr(gram, name), getattr(reference, name)
+            if here != there:
+                raise ValueError(f"reference: {name}={there!r} against {here!r}; the two are different kernels")

@@ -1,0 +1,46 @@
+"""The least precision at which lambda_min of a kernel stands clear of its rounding errors."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_conv.evaluation import BatchNormMode, Inputs
+from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
+from lightning_conv.kernels.precision import PRECISIONS, Precision
+from lightning_conv.spectrum import Spectrum, kernel_spectrum
+
+
+def resolved_spectrum(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    outputs: Outputs = "trace",
+    start: Precision = "fast",
+    batch_norm: BatchNormMode = "eval",
+    max_memory: int | None = None,
+) -> tuple[KernelGram, Spectrum]:
+    """Kernel and spectrum, computed again in the next precision until lambda_min is well above its error.
+
+    ``"fast"``, then ``"exact"``, then ``"certified"``; stops as soon as ``lambda_min.resolved`` (error within a tenth
+    of the value to either side). Where float64 does not resolve it either, the last result is returned: its lower bound
+    is then 0, which says so.
+
+    Args:
+        model: see ``ntk_gram``.
+        inputs: see ``ntk_gram``.
+        outputs: see ``ntk_gram``.
+        start: precision to begin with, such as the one that was needed a few steps ago.
+        batch_norm: see ``ntk_gram``.
+        max_memory: see ``ntk_gram``.
+
+    Returns:
+        The last Gram matrix (its ``precision`` says which) and its spectrum.
+    """
+    for precision in PRECISIONS[PRECISIONS.index(start) :]:
+        gram = ntk_gram(
+            model, inputs, outputs=outputs, precision=precision, batch_norm=batch_norm, max_memory=max_memory
+        )
+        spectrum = kernel_spectrum(gram)
+        if spectrum.lambda_min.resolved:
+            break
+    return gram, spectrum

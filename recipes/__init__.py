@@ -1,0 +1,39 @@
+"""Models, data, LightningModules and configurations to run, and the `lightning-conv` command."""
+
+if __name__ != "lightning_conv.recipes":
+    raise ImportError(
+        f"this folder is the package `lightning_conv.recipes`; import it by that name, not as `{__name__}`"
+    )
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_conv.recipes.data import DigitsDataModule
+    from lightning_conv.recipes.models import wide_fc
+    from lightning_conv.recipes.torchvision_data import TorchvisionDataModule
+    from lightning_conv.recipes.wide_fc_module import WideFC
+
+__all__ = ["DigitsDataModule", "TorchvisionDataModule", "WideFC", "wide_fc"]
+
+# Loaded on first use: the command's help and version then need neither torch nor Lightning.
+_HOME = {
+    "DigitsDataModule": "data",
+    "TorchvisionDataModule": "torchvision_data",
+    "WideFC": "wide_fc_module",
+    "wide_fc": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its file on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those not loaded yet."""
+    return sorted({*globals(), *__all__})

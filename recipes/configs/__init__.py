@@ -1,0 +1,1 @@
+"""Complete run configurations; `lightning-conv fit --config NAME` takes NAME.yaml from here."""

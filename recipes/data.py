@@ -1,0 +1,185 @@
+"""What the recipes' data modules share, and the one that needs no network: scikit-learn's digits.
+
+`InMemoryDataModule` holds tensors scaled to [0, 1] and shuffles them in an order that, in epoch e, is a function of
+(seed, e) alone, so that an interrupted and an uninterrupted run see the same batches.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from typing_extensions import override
+
+
+class Splits(NamedTuple):
+    """What a data module has read: both splits, and the number of classes of the whole data set."""
+
+    train: TensorDataset
+    test: TensorDataset
+    num_classes: int
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """Return a random order of the samples in which every prefix holds the classes in nearly their shares.
+
+    The r-th of the n_c samples of class c (in an order drawn from `seed`) gets the key (r + 1/2) / n_c; sorting by the
+    key spreads each class evenly over the whole order. The global random state is left alone.
+
+    Args:
+        labels: class of each sample, shape (n,).
+        seed: seed of the order within each class.
+
+    Returns:
+        A permutation of 0, ..., n - 1, shape (n,).
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels[order]
+    key = torch.empty(len(labels), dtype=torch.float64)
+    for label in torch.unique(shuffled):
+        members = shuffled == label
+        count = int(members.sum())
+        key[members] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return order[key.argsort(stable=True)]
+
+
+class InMemoryDataModule(LightningDataModule, ABC):
+    """Serves two tensor data sets; a subclass says in `read` where they come from.
+
+    The test split is also the validation split: these recipes tune nothing on it, they watch it. Who selects a model
+    by `val_acc` must hold out a further split.
+
+    Shuffling is `DistributedSampler`'s, also on a single device: its order in epoch e depends on (seed, e) and on
+    nothing else, it takes no number from the global random state, and Lightning calls its `set_epoch`. Outside a
+    trainer every pass has the order of epoch 0 until `loader.sampler.set_epoch(e)` is called.
+
+    Args:
+        batch_size: samples per batch and process.
+        seed: seed of the split, of the subset and of the shuffling.
+
+    Raises:
+        MisconfigurationException: if `batch_size` is not positive.
+    """
+
+    def __init__(self, batch_size: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise MisconfigurationException(f"batch_size: must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self._splits: Splits | None = None
+
+    @abstractmethod
+    def read(self) -> Splits:
+        """Read both splits into memory: inputs float32 in [0, 1] of shape (n, channels, height, width)."""
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data once, whatever the stage."""
+        if self._splits is None:
+            self._splits = self.read()
+
+    @property
+    def splits(self) -> Splits:
+        """Both splits and the number of classes.
+
+        Raises:
+            MisconfigurationException: before `setup`.
+        """
+        if self._splits is None:
+            name = type(self).__name__
+            raise MisconfigurationException(f"{name}: the data are not read yet; call `setup()` first")
+        return self._splits
+
+    @property
+    def n_train(self) -> int:
+        """Number of training samples, n."""
+        return len(self.splits.train)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set, also when a subset misses some."""
+        return self.splits.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input: (channels, height, width)."""
+        return tuple(self.splits.train.tensors[0].shape[1:])
+
+    @override
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return shuffled training batches; the last one of an epoch may be smaller."""
+        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
+            self.splits.train,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=False,
+        )
+        return self._loader(self.splits.train, sampler)
+
+    @override
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return the test split in its fixed order."""
+        return self._loader(self.splits.test)
+
+    @override
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return the test split in its fixed order."""
+        return self._loader(self.splits.test)
+
+    def _loader(
+        self, dataset: TensorDataset, sampler: DistributedSampler[tuple[Tensor, ...]] | None = None
+    ) -> DataLoader[tuple[Tensor, ...]]:
+        # Without a generator of its own, every iterator of a DataLoader draws its base seed from the global state.
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, generator=generator)
+
+
+class DigitsDataModule(InMemoryDataModule):
+    """The 1,797 handwritten digits (8 x 8, 10 classes) that come with scikit-learn; needs no network.
+
+    The split is stratified; the default leaves 1,437 training and 360 test samples.
+
+    Args:
+        batch_size: samples per batch and process.
+        test_fraction: share of the samples held out, in (0, 1); rounded up to whole samples.
+        seed: seed of the split and of the shuffling.
+
+    Raises:
+        MisconfigurationException: if `test_fraction` is not in (0, 1).
+    """
+
+    def __init__(self, batch_size: int = 64, test_fraction: float = 0.2, seed: int = 0) -> None:
+        super().__init__(batch_size, seed)
+        if not 0.0 < test_fraction < 1.0:
+            raise MisconfigurationException(f"test_fraction: must lie in (0, 1), got {test_fraction}")
+        self.test_fraction = test_fraction
+        self.save_hyperparameters()
+
+    @override
+    def read(self) -> Splits:
+        """Read and split the digits.
+
+        Raises:
+            ModuleNotFoundError: if scikit-learn is not installed.
+        """
+        try:
+            from sklearn.datasets import load_digits
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "DigitsDataModule reads the digits that come with scikit-learn, which is not installed; "
+                'run: pip install "lightning-conv[recipes]"'
+            ) from error
+        digits = load_digits()
+        images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
+        labels = torch.as_tensor(digits.target, dtype=torch.int64)
+        order = stratified_order(labels, self.seed)
+        n_test = math.ceil(self.test_fraction * len(labels))
+        test, train = order[:n_test], order[n_test:]
+        return Splits(TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test]), 10)

@@ -1,0 +1,77 @@
+"""The networks of the recipes, as plain `torch.nn` modules."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+def wide_layer_width(n_train: int, factor: float = 1.1) -> int:
+    """Return the width m_H = ceil(factor * n) of a last hidden layer over n training samples.
+
+    With the bias column the last hidden features [h, 1] are an n x (m_H + 1) matrix, and the expressivity condition
+    rank [h, 1] = n needs m_H + 1 >= n: below a factor of 1 it must fail, above it there is room for a well conditioned
+    matrix.
+
+    Args:
+        n_train: number n of training samples.
+        factor: width per training sample.
+
+    Returns:
+        The width, a number of units.
+
+    Raises:
+        ValueError: if `factor` is not positive.
+    """
+    if factor <= 0:
+        raise ValueError(f"width_factor: must be positive, got {factor}")
+    # Rounded first: in binary, 1.1 * 10 lies just above 11.
+    return max(1, math.ceil(round(factor * n_train, 9)))
+
+
+def wide_fc(
+    in_features: int, num_classes: int, *, width: int, hidden: Sequence[int] = (128,), beta: float = 100.0
+) -> nn.Sequential:
+    """Build a fully-connected network with a narrow trunk and one wide last hidden layer.
+
+    The architecture is after Theorem 1 of Kawaguchi & Sun, "A Recipe for Global Convergence Guarantee in Deep Neural
+    Networks" (AAAI 2021, arXiv 2104.05785): narrow layers at least 2 min(m_x, n) wide (m_x input features, n distinct
+    training samples) and a last hidden layer of at least about n units satisfy the expressivity condition. The widths
+    are the caller's: see `wide_layer_width`, and 2 * 64 = 128 for the 8 x 8 digits. Where a narrow layer is narrower
+    than that, the theorem is silent and only the certificate of the trained network tells.
+
+    The activation is softplus(z) = ln(1 + exp(beta z)) / beta: real analytic, as the theory asks, and at beta = 100
+    within ln(2) / beta = 0.007 of ReLU. PyTorch's softplus turns linear above a threshold, by default beta z = 20; here
+    it is 40, where the two branches agree to the last bit also in float64.
+
+    The linear layers keep PyTorch's own initialisation on purpose: the curvature of the last-layer problem, at most
+    sigma_max([h, 1])^2 / (2 n) for softmax cross-entropy, stays several times smaller than after Kaiming's, so that one
+    learning rate serves the whole network and then the last layer alone.
+
+    Args:
+        in_features: number m_x of input features after flattening.
+        num_classes: number of outputs.
+        width: units m_H of the last hidden layer.
+        hidden: units of the narrow layers before it, in order; may be empty.
+        beta: sharpness of the softplus.
+
+    Returns:
+        `trunk` (flatten, then linear and softplus layers) followed by `head` (one linear layer).
+
+    Raises:
+        ValueError: if a size or `beta` is not positive.
+    """
+    sizes = [in_features, *hidden, width]
+    for name, value in {"in_features": in_features, "num_classes": num_classes, "width": width, "beta": beta}.items():
+        if value <= 0:
+            raise ValueError(f"{name}: must be positive, got {value}")
+    if min(sizes) < 1:
+        raise ValueError(f"hidden: every layer needs at least one unit, got {list(hidden)}")
+    trunk = nn.Sequential(nn.Flatten())
+    for fan_in, fan_out in pairwise(sizes):
+        trunk.extend([nn.Linear(fan_in, fan_out), nn.Softplus(beta=beta, threshold=40.0)])
+    network = nn.Sequential()
+    network.add_module("trunk", trunk)
+    network.add_module("head", nn.Linear(width, num_classes))
+    return network

@@ -1,0 +1,154 @@
+"""Runs behind the command: Lightning's command line with this project's defaults, and the comparison of two runs."""
+
+import time
+from typing import Any, NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
+
+from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.recipes import DigitsDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
+
+# Imported here, these classes answer to their short names on the command line.
+SHORT_NAMES = (DigitsDataModule, TorchvisionDataModule, WideFC)
+
+
+class RecipeParser(LightningArgumentParser):
+    """Lightning's parser with an error of one message instead of the whole usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Hand the message to the command.
+
+        Raises:
+            MisconfigurationException: always.
+        """
+        raise MisconfigurationException(_condensed(message)) from ex
+
+
+def _condensed(message: str) -> str:
+    """Keep what speaks of the mistake: jsonargparse also lists the types it tried and that the value is not None either."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(noise)) or message
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Saves the configuration of a training run beside its logs; evaluations and runs without a logger save none.
+
+    Without a logger Lightning would write `config.yaml` into the working directory and refuse the next run.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save when training starts."""
+        if stage == "fit" and trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class RecipeCLI(LightningCLI):
+    """Runs `fit`, `validate` or `test` for any LightningModule and data module; `WideFC` on the digits by default."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            model_class=LightningModule,
+            subclass_mode_model=True,
+            datamodule_class=LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            # Without this, `--trainer.max_epoch 3` is taken for an abbreviation and a typing error passes unseen.
+            parser_kwargs={"prog": "lightning-conv", "allow_abbrev": False},
+            parser_class=RecipeParser,
+            auto_configure_optimizers=False,  # the recipes bring their optimizer
+            args=args,
+        )
+
+    @override
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands that are Lightning's own."""
+        ours = ("fit", "validate", "test")
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ours}
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Make the digits and the wide network the defaults."""
+        parser.set_defaults({"model": {"class_path": "lightning_conv.recipes.WideFC"}})
+        parser.set_defaults({"data": {"class_path": "lightning_conv.recipes.DigitsDataModule"}})
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the given words; Lightning's own warns whenever the process has a command line."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer.
+
+        Raises:
+            MisconfigurationException: if a constructor refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise MisconfigurationException(_condensed(str(error))) from error
+
+    def after_fit(self) -> None:
+        """Close a training run with its table."""
+        if self.trainer.is_global_zero:
+            print_run(self.trainer)
+
+
+class ComparedCLI(RecipeCLI):
+    """One run of a comparison: trains, then tests the last weights and keeps what came out."""
+
+    outcome: RunOutcome
+
+    def before_fit(self) -> None:
+        """Refuse a guard that would stay in the run without the guard.
+
+        Raises:
+            MisconfigurationException: if the trainer's own callbacks hold a guard.
+        """
+        if any(isinstance(callback, ExpressivityGuard) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "trainer.callbacks: holds an ExpressivityGuard, which the run without the guard would keep; remove it "
+                "and let the model bring it (model.guard, model.switch_at)"
+            )
+        self._started = time.perf_counter()
+
+    @override
+    def after_fit(self) -> None:
+        """Test the last weights."""
+        seconds = time.perf_counter() - self._started
+        self.outcome = RunOutcome(
+            trainer=self.trainer,
+            steps=self.trainer.global_step,
+            seconds=seconds,
+            train_loss=mean_train_loss(self.model, self.datamodule),
+            test_metrics=dict(self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)[0]),
+        )
+
+
+def compare(args: list[str]) -> None:
+    """Run a recipe with the guard, the same run without it, and print both side by side.
+
+    Args:
+        args: options of `fit`; the model must have the setting `guard`, as `WideFC` has.
+
+    Raises:
+        MisconfigurationException: without a configuration.
+    """
+    if not any(word.partition("=")[0] in ("-c", "--config", "-h", "--help", "--print_config") for word in args):
+        raise MisconfigurationException("--config: compare needs a recipe: lightning-conv compare --config wide_fc")
+    guarded = ComparedCLI(["fit", *args, "--model.guard=true"])
+    # A seed chosen at random (seed_everything: true) is in the configuration after the first run.
+    seed: Any = guarded.config["fit"]["seed_everything"]
+    plain = ComparedCLI(["fit", *args, f"--seed_everything={seed}", "--model.guard=false"])
+    if plain.trainer.is_global_zero:
+        print_comparison(guarded.outcome, plain.outcome)

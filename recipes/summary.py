@@ -1,0 +1,183 @@
+"""What the command prints after a run: closing tables, and where the logs lie."""
+
+import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from lightning_conv.callbacks import ExpressivityGuard
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """What one run of a comparison left behind."""
+
+    trainer: Trainer
+    steps: int  # optimizer steps
+    seconds: float  # wall time of the training
+    train_loss: float | None  # mean loss over the whole training set after the run, in eval mode; None: not computable
+    test_metrics: dict[str, float]
+
+
+def print_run(trainer: Trainer) -> None:
+    """Print the closing table of a training run and where to look at its logs.
+
+    Args:
+        trainer: the trainer after `fit`.
+    """
+    console = Console()
+    table = Table(title="Training run", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    for label, text in [*_training_rows(trainer), *_guard_rows(trainer), *_kernel_rows(trainer)]:
+        table.add_row(escape(label), escape(text))
+    console.print(table)
+    _print_where(console, trainer)
+
+
+def print_comparison(guarded: RunOutcome, plain: RunOutcome) -> None:
+    """Print two runs side by side, and the difference of their test accuracies in percentage points.
+
+    Args:
+        guarded: the run with the guard.
+        plain: the same run without it.
+    """
+    console = Console()
+    table = Table(
+        "", "with the guard", "without", title="The same run with and without the guard", title_justify="left"
+    )
+    runs = (guarded, plain)
+    table.add_row("test accuracy", *(_percent(run.test_metrics.get("test_acc")) for run in runs))
+    table.add_row("test loss", *(_number(run.test_metrics.get("test_loss")) for run in runs))
+    table.add_row("training-set loss", *(_number(run.train_loss) for run in runs))
+    table.add_row("optimizer steps", *(f"{run.steps:,}" for run in runs))
+    table.add_row("training time", *(f"{run.seconds:.1f} s" for run in runs))
+    for label, text in _guard_rows(guarded.trainer):
+        table.add_row(escape(label), escape(text), "")
+    console.print(table)
+    accuracies = [run.test_metrics.get("test_acc") for run in runs]
+    if accuracies[0] is not None and accuracies[1] is not None:
+        points = 100.0 * (accuracies[0] - accuracies[1])
+        console.print(f"test accuracy with the guard minus without: {points:+.2f} points", highlight=False)
+    _print_where(console, guarded.trainer, plain.trainer)
+
+
+def mean_train_loss(module: LightningModule, data: LightningDataModule) -> float | None:
+    """Return the mean of `module.loss_fn` over the whole training set, in eval mode.
+
+    Args:
+        module: a module with a mean-reduced `loss_fn(outputs, targets)`, called on the inputs alone.
+        data: gives batches (inputs, targets).
+
+    Returns:
+        The loss, in the units of `loss_fn`; None if the module has no `loss_fn`.
+    """
+    loss_fn: Any = getattr(module, "loss_fn", None)
+    if loss_fn is None:
+        return None
+    total, count = 0.0, 0
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        for inputs, targets in data.train_dataloader():
+            loss: Tensor = loss_fn(module(inputs.to(module.device)), targets.to(module.device))
+            total += float(loss) * len(targets)
+            count += len(targets)
+    module.train(was_training)
+    return total / count
+
+
+def _training_rows(trainer: Trainer) -> list[tuple[str, str]]:
+    metrics = trainer.callback_metrics
+    return [
+        ("epochs / optimizer steps", f"{trainer.current_epoch} / {trainer.global_step:,}"),
+        ("training loss, last epoch", _number(metrics.get("train_loss"))),
+        ("validation accuracy", _percent(metrics.get("val_acc"))),
+    ]
+
+
+def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
+    """Return what the guard found; nothing if the run had none."""
+    guards = [callback for callback in trainer.callbacks if isinstance(callback, ExpressivityGuard)]  # type: ignore[attr-defined]
+    if not guards:
+        return []
+    guard = guards[0]
+    rows = [("phase reached", f"{guard.phase} of 2")]
+    certificate = guard.certificate
+    if certificate is not None:
+        sigma = certificate.sigma_min
+        rows += [
+            ("expressivity condition", certificate.verdict),
+            ("rank of [h, 1] / samples", f"{certificate.rank_lower:,} / {certificate.n:,}"),
+            ("sigma_min of [h, 1]", _bounded(sigma.value, sigma.lower, sigma.upper)),
+        ]
+        if certificate.verdict != "certified":
+            rows.append(("why", str(certificate.reason)))
+    if guard.history:
+        losses = [float(entry["loss"]) for entry in guard.history]
+        rows += [
+            ("training-set loss, phase 2", f"{_number(losses[0])} at the switch, then {_number(losses[-1])}"),
+            ("gap to the infimum", _number(guard.history[-1]["gap"])),
+            ("fell in every phase-2 epoch", _fell(losses)),
+        ]
+    return rows
+
+
+def _fell(losses: list[float]) -> str:
+    """Say whether the loss fell from each entry to the next."""
+    epochs = len(losses) - 1
+    if epochs == 0:
+        return "no phase-2 epoch was completed"
+    rises = [after for before, after in pairwise(losses) if not after < before]
+    return f"no: not in {len(rises)} of {epochs}" if rises else f"yes, in all {epochs}"
+
+
+def _kernel_rows(trainer: Trainer) -> list[tuple[str, str]]:
+    metrics = trainer.callback_metrics
+    rows = []
+    if "kernel/lambda_min" in metrics:
+        bounds = [metrics.get(f"kernel/lambda_min{suffix}") for suffix in ("", "_lower", "_upper")]
+        rows.append(("lambda_min, probe samples", _bounded(*bounds)))
+    if "kernel/relative_frobenius_change" in metrics:
+        drift = _number(metrics["kernel/relative_frobenius_change"])
+        rows.append(("kernel change since start", drift))
+    if "kernel/alignment" in metrics:
+        rows.append(("kernel alignment with start", _number(metrics["kernel/alignment"])))
+    return rows
+
+
+def _print_where(console: Console, *trainers: Trainer) -> None:
+    """Print the log folders and the command that shows them."""
+    folders = [
+        (trainer.log_dir, trainer.logger.save_dir)
+        for trainer in trainers
+        if isinstance(trainer.logger, TensorBoardLogger)
+    ]
+    if not folders:
+        return
+    lines = [f"logs: {log_dir}" for log_dir, _ in folders]
+    lines.append(f"look: tensorboard --logdir {shlex.quote(str(folders[0][1]))}")
+    for line in lines:
+        # A path broken over two lines cannot be copied.
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _number(value: Tensor | float | None) -> str:
+    return "not measured" if value is None else f"{float(value):.4g}"
+
+
+def _percent(value: Tensor | float | None) -> str:
+    return "not measured" if value is None else f"{100.0 * float(value):.2f} %"
+
+
+def _bounded(value: Tensor | float | None, lower: Tensor | float | None, upper: Tensor | float | None) -> str:
+    if lower is None or upper is None:
+        return _number(value)
+    return f"{_number(value)} in [{_number(lower)}, {_number(upper)}]"

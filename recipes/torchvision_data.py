@@ -1,0 +1,130 @@
+"""A data module over the torchvision classification data sets that already lie on disk."""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import TensorDataset
+from torchvision import datasets
+from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
+from typing_extensions import override
+
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, stratified_order
+
+# The classification sets of equally sized images that fit into memory, each with the constructor argument that chooses
+# the split; None: the set is undivided.
+SPLIT_ARGUMENT = {
+    "CIFAR10": "train",
+    "CIFAR100": "train",
+    "EuroSAT": None,
+    "FashionMNIST": "train",
+    "KMNIST": "train",
+    "MNIST": "train",
+    "SEMEION": None,
+    "STL10": "split",
+    "SVHN": "split",
+    "USPS": "train",
+}
+
+
+class TorchvisionDataModule(InMemoryDataModule):
+    """A torchvision classification data set that already lies on disk; nothing is ever downloaded.
+
+    A set without a test split of its own (EuroSAT, SEMEION) gives a stratified fifth of its samples to the test.
+
+    Args:
+        dataset: CIFAR10, CIFAR100, EuroSAT, FashionMNIST, KMNIST, MNIST, SEMEION, STL10, SVHN or USPS.
+        root: the folder handed to that class as `root` (for MNIST: the folder that holds `MNIST/raw`).
+        n_train: size of a seeded subset of the training split, with the classes in their shares; None: all of it.
+        n_test: the same for the test split.
+        batch_size: samples per batch and process.
+        seed: seed of the subsets and of the shuffling.
+
+    Raises:
+        MisconfigurationException: if `dataset` is none of these names, or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "MNIST",
+        root: str = "data",
+        n_train: int | None = None,
+        n_test: int | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        for name, size in (("n_train", n_train), ("n_test", n_test)):
+            if size is not None and size < 1:
+                raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
+        if dataset not in SPLIT_ARGUMENT:
+            near = difflib.get_close_matches(dataset.upper(), SPLIT_ARGUMENT, n=3, cutoff=0.5)
+            raise MisconfigurationException(
+                f"dataset: {dataset!r} is none of the torchvision data sets known here"
+                + (f" (near matches: {', '.join(near)})" if near else "")
+                + f"; choose one of: {', '.join(SPLIT_ARGUMENT)}"
+            )
+        self.dataset = dataset
+        self.root = root
+        self._sizes = (n_train, n_test)
+        self.save_hyperparameters()
+
+    @override
+    def read(self) -> Splits:
+        """Read both splits, or the asked part of them.
+
+        Raises:
+            FileNotFoundError: if the data set is not in `root`.
+            MisconfigurationException: if a split is smaller than asked.
+        """
+        train = self._open(train=True)
+        train_labels = _labels(train)
+        train_order = stratified_order(train_labels, self.seed)
+        if SPLIT_ARGUMENT[self.dataset] is None:
+            cut = math.ceil(0.2 * len(train_order))
+            test, test_labels, test_order, train_order = train, train_labels, train_order[:cut], train_order[cut:]
+        else:
+            test = self._open(train=False)
+            test_labels = _labels(test)
+            test_order = stratified_order(test_labels, self.seed)
+        return Splits(
+            self._tensors(train, train_order, self._sizes[0], "n_train"),
+            self._tensors(test, test_order, self._sizes[1], "n_test"),
+            int(max(train_labels.max(), test_labels.max())) + 1,
+        )
+
+    def _open(self, train: bool) -> Any:
+        """Open one split (or the undivided data set) without downloading."""
+        choice: dict[str, Any] = {}
+        match SPLIT_ARGUMENT[self.dataset]:
+            case "train":
+                choice["train"] = train
+            case "split":
+                choice["split"] = "train" if train else "test"
+        try:
+            # SEMEION downloads unless told not to.
+            return getattr(datasets, self.dataset)(self.root, **choice, transform=pil_to_tensor, download=False)
+        except (RuntimeError, OSError) as error:
+            arguments = ", ".join([repr(self.root), *(f"{name}={value!r}" for name, value in choice.items())])
+            raise FileNotFoundError(
+                f"root: looked for {self.dataset} in {Path(self.root).resolve()} and did not find it ({error}). "
+                f"Nothing is downloaded here: name the folder that has it, or fetch it once by: python -c "
+                f'"from torchvision.datasets import {self.dataset}; {self.dataset}({arguments}, download=True)"'
+            ) from error
+
+    def _tensors(self, split: Any, order: Tensor, size: int | None, name: str) -> TensorDataset:
+        """Read the first `size` samples of a stratified order into tensors, in the order in which they are stored."""
+        if size is not None and size > len(order):
+            raise MisconfigurationException(f"{name}: {self.dataset} has {len(order)} samples there, got {size}")
+        samples = [split[index] for index in order[:size].sort().values.tolist()]
+        images = convert_image_dtype(torch.stack([image for image, _ in samples]), torch.float32)
+        return TensorDataset(images, torch.tensor([int(label) for _, label in samples]))
+
+
+def _labels(split: Any) -> Tensor:
+    """Return the class of each sample, shape (n,), from the list that the data set keeps; no image is decoded."""
+    return torch.as_tensor(getattr(split, "targets", getattr(split, "labels", None))).to(torch.int64)
