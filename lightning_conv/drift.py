@@ -100,10 +100,14 @@ def _frobenius_floor(gram: KernelGram | Tensor) -> float:
 
 
 def _ratio(now: Bounded, then: Bounded) -> Bounded:
+    if now.lower >= 0:
+        lower = now.lower / then.upper if then.upper > 0 else 0.0
+    else:  # a bare matrix can be indefinite: the quotient is then smallest at the other end
+        lower = now.lower / then.lower if then.lower > 0 else float("-inf")
     return Bounded(
         value=_divide(now.value, then.value),
-        lower=now.lower / then.upper if then.upper > 0 else 0.0,
-        upper=_divide(now.upper, then.lower),
+        lower=lower,
+        upper=now.upper / then.upper if now.upper < 0 < then.upper else _divide(now.upper, then.lower),
         certified=now.certified and then.certified,
         method=f"quotient of intervals: {now.method}",
     )

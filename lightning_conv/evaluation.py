@@ -60,17 +60,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     kernels have no rule for per-sample derivatives.
     """
     flags = [(module, module.training) for module in model.modules()]
-    matmul = torch.get_float32_matmul_precision()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []
     try:
         for module, _ in flags:
             module.training = False
-        torch.set_float32_matmul_precision("highest")
         torch.backends.mha.set_fastpath_enabled(False)
         with (
+            _full_float32_products(),
             torch.random.fork_rng(devices=devices),
+            torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device_type, enabled=False),
             sdpa_kernel(SDPBackend.MATH),
@@ -78,9 +78,31 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        torch.set_float32_matmul_precision(matmul)
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def _full_float32_products() -> Iterator[None]:
+    """Float32 matrix products without TF32 or bfloat16, by whichever of torch's two interfaces the run has set them."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the run has used torch.backends.*.matmul.fp32_precision; torch refuses to mix the two
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        saved = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, saved, strict=True):
+                backend.fp32_precision = precision
+        return
+    try:
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class StatelessModule:
@@ -128,6 +150,8 @@ class StatelessModule:
             self._freeze_statistics(statistics_of)
 
     def _convert(self, tensor: Tensor) -> Tensor:
+        if tensor.is_inference():  # made under torch.inference_mode, as in a validation loop: autograd cannot save it
+            tensor = tensor.clone()
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
     def convert(self, inputs: Inputs) -> Inputs:

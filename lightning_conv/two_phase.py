@@ -50,7 +50,7 @@ def perturb(parameters: Mapping[str, Tensor], scale: float, seed: int) -> Pertur
     for parameter in parameters.values():
         rms = float(parameter.double().square().mean().sqrt()) or overall
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (scale * rms)
-        before = parameter.double()
+        before = parameter.to(torch.float64, copy=True)
         parameter.add_(noise.to(parameter))
         # What was really added, after rounding to the parameter's type.
         squared += float((parameter.double() - before).square().sum())

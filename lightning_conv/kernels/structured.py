@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_conv.kernels.precision import Precision, product, product_gamma
+from lightning_conv.kernels.precision import gamma as gamma_k
 
 
 @dataclass
@@ -176,7 +177,8 @@ class LinearFactor:
             gamma = max(gamma, product_gamma(rows[0].shape[1], rows[0].dtype, precision))
             total = part if total is None else total.add_(part)
         assert total is not None
-        return total, gamma
+        # The blocks are added up in float64: one rounding each.
+        return total, gamma + (1 + gamma) * gamma_k(-(-out // step), torch.float64)
 
     def _per_sample(self, start: int, stop: int, precision: Precision) -> Tensor:
         gradients, inputs = self.gradients[..., start:stop], self.inputs

@@ -1,0 +1,89 @@
+"""A small network with BatchNorm, dropout and momentum on real digits, and ways to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+SAMPLES = 96
+
+
+def digits(count: int = SAMPLES) -> TensorDataset:
+    source = load_digits()
+    return TensorDataset(torch.tensor(source.data[:count] / 16, dtype=torch.float32), torch.tensor(source.target[:count]))
+
+
+class SmallNet(pl.LightningModule):
+    """64 -> 32 (BatchNorm, dropout) -> 120 -> 10: the last hidden layer is wider than the 96 samples."""
+
+    def __init__(self, width: int = 120, momentum: float = 0.9, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Softplus(100), nn.Dropout(dropout), nn.Linear(32, width), nn.Softplus(100)
+        )
+        self.classifier = nn.Linear(width, 10)
+        self.loss_fn = nn.CrossEntropyLoss()
+        self.momentum = momentum
+        self.losses: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.trunk(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss_fn(self(batch[0]), batch[1])
+        self.losses.append(loss.item())
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=self.momentum, weight_decay=1e-4)
+
+
+def loader(data: Any = None, batch_size: int = 32) -> DataLoader[Any]:
+    """Shuffled in an order that depends on the epoch alone, so that a resumed run sees what the killed one would have."""
+    data = digits() if data is None else data
+    return DataLoader(data, batch_size=batch_size, sampler=DistributedSampler(data, num_replicas=1, rank=0, seed=1))
+
+
+@pytest.fixture
+def make_module() -> Callable[..., SmallNet]:
+    def make(seed: int = 0, **kwargs: Any) -> SmallNet:
+        pl.seed_everything(seed, verbose=False)
+        return SmallNet(**kwargs)
+
+    return make
+
+
+@pytest.fixture
+def make_loader() -> Callable[..., DataLoader[Any]]:
+    return loader
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
+    def make(callbacks: list[pl.Callback] | None = None, max_epochs: int = 5, checkpoint: bool = False, **kwargs: Any) -> pl.Trainer:
+        callbacks = list(callbacks or [])
+        if checkpoint:
+            callbacks.append(ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_last=True, every_n_epochs=1))
+        options: dict[str, Any] = {
+            "max_epochs": max_epochs,
+            "logger": False,
+            "enable_checkpointing": checkpoint,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "accelerator": "cpu",
+            "devices": 1,
+            "log_every_n_steps": 1,
+        }
+        return pl.Trainer(callbacks=callbacks, **(options | kwargs))
+
+    return make

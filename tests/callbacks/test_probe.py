@@ -1,0 +1,118 @@
+"""The probe is fixed, comes from the training data, and is taken without touching the run."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
+from lightning_conv.callbacks.probe import take_inputs
+
+
+class NoisyDigits(Dataset):
+    """Augments with all three global generators, as real pipelines do."""
+
+    def __len__(self):
+        return 96
+
+    def __getitem__(self, index):
+        noise = torch.randn(64) * 0.01 + float(np.random.normal()) + random.random()  # noqa: NPY002
+        return torch.full((64,), float(index)) + noise, index % 10
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        for _ in range(96):
+            yield torch.randn(64), 1
+
+
+def trained(make_trainer, make_module, data, monitor, **kwargs):
+    trainer = make_trainer([monitor], max_steps=1, max_epochs=1, **kwargs)
+    trainer.fit(make_module(), data)
+    return trainer
+
+
+def test_the_default_probe_is_128_samples_or_all_of_a_smaller_set(make_trainer, make_module, make_loader):
+    monitor = LambdaMin()
+    trained(make_trainer, make_module, make_loader(), monitor)
+    assert monitor.probe.size == 128
+    assert monitor.state_dict()["inputs"].shape == (96, 64)
+
+
+def test_samples_are_rows_of_the_training_set_without_repeats(make_trainer, make_module, make_loader):
+    data = make_loader()
+    monitor = LambdaMin(probe=20)
+    trained(make_trainer, make_module, data, monitor)
+    rows = {tuple(row.tolist()) for row in data.dataset.tensors[0]}
+    taken = [tuple(row.tolist()) for row in monitor.state_dict()["inputs"]]
+    assert set(taken) <= rows
+    assert len(set(taken)) == 20
+
+
+def test_collecting_leaves_every_global_generator_where_it_was(make_trainer, make_module):
+    def after(callbacks):
+        trainer = make_trainer(callbacks, max_epochs=1, limit_train_batches=2)
+        trainer.fit(make_module(), DataLoader(NoisyDigits(), batch_size=32, shuffle=True))
+        return torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+
+    plain, watched = after([]), after([LambdaMin(probe=16, every_n_steps=1)])
+    assert torch.equal(plain[0], watched[0])
+    assert np.array_equal(plain[1], watched[1])
+    assert plain[2] == watched[2]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.ones(3, 2),
+        (torch.ones(3, 2), torch.zeros(3)),
+        [torch.ones(3, 2)],
+        {"pixel_values": torch.ones(3, 2), "labels": torch.zeros(3)},
+        {"image": torch.ones(3, 2)},
+    ],
+)
+def test_usual_batches_are_recognised(batch):
+    assert torch.equal(take_inputs(batch, None), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(("batch", "named"), [({"foo": torch.ones(2)}, "'foo'"), ("text", "str"), ([], "list"), ([{}], "dict")])
+def test_an_unknown_batch_is_described_and_input_fn_named(batch, named):
+    with pytest.raises(MisconfigurationException, match=named) as error:
+        take_inputs(batch, None)
+    assert "input_fn" in str(error.value)
+
+
+def test_an_iterable_data_set_is_refused_with_the_cure(make_trainer, make_module):
+    with pytest.raises(MisconfigurationException, match=r"Probe\(inputs=\.\.\.\)"):
+        trained(make_trainer, make_module, DataLoader(Stream(), batch_size=32), LambdaMin())
+
+
+def test_given_inputs_serve_where_the_data_set_has_no_random_access(make_trainer, make_module):
+    inputs = torch.rand(12, 64)
+    monitor = LambdaMin(probe=Probe(inputs=inputs))
+    trained(make_trainer, make_module, DataLoader(Stream(), batch_size=32), monitor)
+    assert torch.equal(monitor.state_dict()["inputs"], inputs)
+
+
+def test_forward_fn_chooses_the_outputs_whose_kernel_is_meant(make_trainer, make_module, make_loader):
+    whole, hidden = LambdaMin(probe=Probe(size=8)), LambdaMin(probe=Probe(size=8, forward_fn=lambda m, x: m.trunk(x)))
+    trained(make_trainer, make_module, make_loader(), whole)
+    trained(make_trainer, make_module, make_loader(), hidden)
+    assert hidden.spectrum.lambda_max.value != pytest.approx(whole.spectrum.lambda_max.value, rel=1e-3)
+
+
+@pytest.mark.parametrize("kwargs", [{"size": 1}, {"outputs": "logits"}, {"batch_norm": "train"}])
+def test_a_bad_setting_is_named(kwargs):
+    with pytest.raises(MisconfigurationException, match=next(iter(kwargs))):
+        Probe(**kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"every_n_steps": 0}, {"max_overhead": 0.0}, {"max_overhead": 2.0}])
+def test_a_bad_schedule_is_named(kwargs):
+    with pytest.raises(MisconfigurationException, match=next(iter(kwargs))):
+        KernelStability(**kwargs)

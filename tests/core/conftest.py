@@ -1,0 +1,152 @@
+"""The independent computations that the core's numbers are compared with: slow, naive, in float64 or beyond."""
+
+import copy
+import random
+from collections.abc import Mapping
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+
+def _one(inputs, i):
+    if isinstance(inputs, Tensor):
+        return inputs[i : i + 1]
+    if isinstance(inputs, Mapping):
+        return {key: value[i : i + 1] for key, value in inputs.items()}
+    return tuple(value[i : i + 1] for value in inputs)
+
+
+def _double(inputs):
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Mapping):
+        return {key: _double(value) for key, value in inputs.items()}
+    return tuple(_double(value) for value in inputs)
+
+
+def _call(model, inputs):
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def naive_gradients(model, inputs):
+    """Gradients of every output of every sample, one autograd.grad each: [sample][output][parameter], in float64."""
+    model = copy.deepcopy(model).double().eval()
+    inputs = _double(inputs)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    samples = []
+    # The fused path of nn.TransformerEncoder has no derivative at all in eval mode.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for i in range(len(first)):
+        outputs = _call(model, _one(inputs, i)).flatten()
+        lines = []
+        for output in outputs:
+            found = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
+            lines.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
+        samples.append(lines)
+    torch.backends.mha.set_fastpath_enabled(fastpath)
+    return samples
+
+
+def naive_gram(model, inputs, outputs="full"):
+    """The kernel as a double loop over rows, inner products parameter by parameter."""
+    gradients = naive_gradients(model, inputs)
+    rows = [line for sample in gradients for line in sample]
+    full = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for i, left in enumerate(rows):
+        for j, right in enumerate(rows[: i + 1]):
+            full[i, j] = full[j, i] = sum(float(a.flatten() @ b.flatten()) for a, b in zip(left, right, strict=True))
+    n, c = len(gradients), len(gradients[0])
+    blocks = full.reshape(n, c, n, c)
+    return {"full": full, "trace": blocks.diagonal(dim1=1, dim2=3).sum(-1), "sum": blocks.sum((1, 3))}[outputs]
+
+
+def naive_jacobian(model, inputs):
+    """Rows of the Jacobian, (n C, P)."""
+    gradients = naive_gradients(model, inputs)
+    return torch.stack([torch.cat([g.flatten() for g in line]) for sample in gradients for line in sample])
+
+
+def exact_eigenvalues(matrix, digits=50):
+    """Ascending eigenvalues of a float64 matrix as it is stored, to ``digits`` digits."""
+    with mpmath.workdps(digits):
+        values = mpmath.eigsy(mpmath.matrix(matrix.tolist()), eigvals_only=True)
+        return sorted(values)
+
+
+def exact_singular_values(matrix, digits=50):
+    """Descending singular values of a float64 matrix as it is stored."""
+    with mpmath.workdps(digits):
+        return sorted(mpmath.svd_r(mpmath.matrix(matrix.tolist()), compute_uv=False), reverse=True)
+
+
+def snapshot(model):
+    """Everything that evaluating a model could leave behind, in a form that compares bit for bit."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    return {
+        "state": {name: value.clone().numpy().tobytes() for name, value in model.state_dict().items()},
+        "storage": {name: value.data_ptr() for name, value in model.state_dict().items()},
+        "identity": {name: id(p) for name, p in model.named_parameters()},
+        "grad": {n: None if p.grad is None else p.grad.numpy().tobytes() for n, p in model.named_parameters()},
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "hooks": {n: [list(getattr(m, kind)) for kind in hooks] for n, m in model.named_modules()},
+        "torch_rng": torch.get_rng_state().numpy().tobytes(),
+        "python_rng": random.getstate(),
+        "numpy_rng": str(np.random.get_state()),  # noqa: NPY002  the global state is the point
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "grad_mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "matmul": [backend.fp32_precision for backend in backends],
+        "fastpath": torch.backends.mha.get_fastpath_enabled(),
+        "attention": (
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+        ),
+    }
+
+
+@pytest.fixture(scope="session", name="naive_gram")
+def naive_gram_fixture():
+    return naive_gram
+
+
+@pytest.fixture(scope="session", name="naive_jacobian")
+def naive_jacobian_fixture():
+    return naive_jacobian
+
+
+@pytest.fixture(scope="session", name="exact_eigenvalues")
+def exact_eigenvalues_fixture():
+    return exact_eigenvalues
+
+
+@pytest.fixture(scope="session", name="exact_singular_values")
+def exact_singular_values_fixture():
+    return exact_singular_values
+
+
+@pytest.fixture(scope="session", name="snapshot")
+def snapshot_fixture():
+    return snapshot
+
+
+@pytest.fixture(scope="session")
+def with_spectrum():
+    """A dense symmetric float64 matrix with (up to rounding) the eigenvalues that are asked for."""
+
+    def build(eigenvalues, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        size = len(eigenvalues)
+        basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+        matrix = (basis * eigenvalues) @ basis.T
+        return (matrix + matrix.T) / 2
+
+    return build

@@ -1,0 +1,679 @@
+"""``ntk_gram`` against a double loop of autograd.grad in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_conv import ntk_gram
+
+
+class TiedAutoencoder(nn.Module):
+    """The decoder is the encoder transposed: one weight, once as it is and once through ``t()``."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(5, 3)
+        self.decoder_bias = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        return F.linear(torch.tanh(self.encoder(x)), self.encoder.weight.t(), self.decoder_bias)
+
+
+class TiedModules(nn.Module):
+    """One weight in two linear layers, with a bias each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(torch.sin(self.layer(x)))))
+
+
+class SequenceFirst(nn.Module):
+    """Takes (n, T, E) and works on (T, n, E): with T = n the first dimension looks like the sample and is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.embed(x.transpose(0, 1)))
+        return self.head(hidden.cumsum(0)[-1] + hidden[0])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class BareParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(4) + 0.5), nn.Parameter(torch.randn(2))
+        self.unused = nn.Parameter(torch.randn(3))
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x * self.scale) * self.scale[:2].exp() + self.shift
+
+
+class WeightAlsoPenalised(nn.Module):
+    """A linear layer whose weight enters the output a second time, outside of the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x) + self.layer.weight.square().sum() * x[:, :2]
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        hidden.clamp_(min=0).mul_(2)
+        return self.second(hidden)
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, a, b):
+        return self.head(torch.tanh(self.left(a)) * self.right(b))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens)).sum(1))
+
+
+def randomise_statistics(model):
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def mlp(*widths, activation=nn.Tanh):
+    layers = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convolutional():
+    return randomise_statistics(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten(),
+            nn.Linear(12, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2),
+        )
+    )  # fmt: skip
+
+
+def partly_frozen():
+    model = mlp(4, 5, 5, 2)
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    model[4].weight.requires_grad_(False)
+    return model
+
+
+def rand(*shape):
+    return torch.randn(*shape)
+
+
+CASES = {
+    "mlp": lambda: (mlp(4, 6, 5, 3), rand(6, 4)),
+    "one sample": lambda: (mlp(4, 6, 3), rand(1, 4)),
+    "linear layer over a sequence": lambda: (nn.Sequential(mlp(3, 4, 2), nn.Flatten()), rand(5, 3, 3)),
+    "cnn with batch norm": lambda: (convolutional(), rand(5, 2, 4, 4)),
+    "transformer": lambda: (Transformer(), rand(4, 3, 6)),
+    "tied weights, transposed": lambda: (TiedAutoencoder(), rand(5, 5)),
+    "tied weights, two modules": lambda: (TiedModules(), rand(5, 4)),
+    "module called twice": lambda: (CalledTwice(), rand(5, 4)),
+    "sequence first, T = n = 3": lambda: (SequenceFirst(), rand(3, 3, 3)),
+    "sequence first, T = n = 5": lambda: (SequenceFirst(), rand(5, 5, 3)),
+    "sequence first, T = 3, n = 5": lambda: (SequenceFirst(), rand(5, 3, 3)),
+    "lstm": lambda: (Recurrent(), rand(4, 3, 3)),
+    "bare and unused parameters": lambda: (BareParameter(), rand(5, 4)),
+    "weight used outside its layer": lambda: (WeightAlsoPenalised(), rand(5, 4)),
+    "in-place activation": lambda: (InPlace(), rand(5, 4)),
+    "partly frozen": lambda: (partly_frozen(), rand(5, 4)),
+    "weight normalisation": lambda: (
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)),
+        rand(5, 4),
+    ),
+    "tuple of inputs": lambda: (TwoInputs(), (rand(5, 3), rand(5, 2))),
+    "mapping of inputs": lambda: (TwoInputs(), {"b": rand(5, 2), "a": rand(5, 3)}),
+    "embedding": lambda: (Words(), torch.randint(0, 7, (5, 3))),
+    "group and layer norm": lambda: (
+        nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.GroupNorm(2, 6), nn.Linear(6, 2)),
+        rand(5, 4),
+    ),
+    "dropout is off": lambda: (nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2)), rand(5, 4)),
+}
+
+
+def to_double(inputs):
+    if isinstance(inputs, dict):
+        return {key: to_double(value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(to_double(value) for value in inputs)
+    return inputs.double() if inputs.is_floating_point() else inputs
+
+
+def build(case):
+    model, inputs = CASES[case]()
+    return model.double(), to_double(inputs)
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def spectral_norm(matrix):
+    return float(torch.linalg.matrix_norm(matrix, 2))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_the_double_loop_of_autograd(case, naive_gram):
+    model, inputs = build(case)
+    for outputs in ("trace", "full", "sum"):
+        gram = ntk_gram(model, inputs, outputs=outputs)
+        assert_same(gram.matrix, naive_gram(model, inputs, outputs))
+        assert torch.equal(gram.matrix, gram.matrix.T)
+        assert gram.matrix.dtype == torch.float64
+
+
+def test_agrees_with_the_double_loop_on_resnet18(naive_gram):
+    model = randomise_statistics(torchvision.models.resnet18(num_classes=3)).double()
+    # Two blocks of the last stage hold three quarters of the 11 million parameters and no other kind of layer.
+    model.layer4.requires_grad_(False)
+    model.layer4[1].bn2.requires_grad_(True)
+    inputs = rand(3, 3, 32, 32).double()
+    full = naive_gram(model, inputs, "full")
+    assert_same(ntk_gram(model, inputs, outputs="full").matrix, full)
+    trace = full.reshape(3, 3, 3, 3).diagonal(dim1=1, dim2=3).sum(-1)
+    assert_same(ntk_gram(model, inputs, outputs="trace").matrix, trace)
+
+
+def test_linear_layers_go_by_their_rule_and_nothing_else_does():
+    model, inputs = build("cnn with batch norm")
+    gram = ntk_gram(model, inputs)
+    assert set(gram.structured) == {"5.weight", "8.weight", "8.bias"}
+    assert set(gram.general) == {"0.weight", "0.bias", "1.weight", "1.bias", "6.weight", "6.bias"}
+    assert not ntk_gram(*build("sequence first, T = n = 3")).structured.count("embed.weight")
+
+
+def test_closed_form_of_one_linear_layer():
+    inputs = rand(5, 4).double()
+    expected = 3 * (inputs @ inputs.T + 1)  # C outputs, each x_i . x_j, and 1 from the bias
+    assert_same(ntk_gram(nn.Linear(4, 3).double(), inputs).matrix, expected, 1e-14)
+
+
+def test_gram_is_the_finite_difference_of_a_gradient_step(naive_gram):
+    # du_i/dt = -G r under gradient flow: move the weights along -J^T r by a small step and watch the outputs.
+    model, inputs = build("cnn with batch norm")
+    model.eval()
+    residual = rand(5, 2).double()
+    gram = ntk_gram(model, inputs, outputs="full").matrix
+    model.zero_grad()
+    (model(inputs) * residual).sum().backward()
+    steps = []
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= step * p.grad
+            steps.append(model(inputs))
+            for p in model.parameters():
+                p += step * p.grad
+    change = (steps[0] - steps[1]).flatten() / 2e-5
+    torch.testing.assert_close(change, -gram @ residual.flatten(), rtol=1e-7, atol=1e-8)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full", "sum"])
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "lstm", "module called twice"])
+def test_tiles_change_nothing_but_rounding(case, outputs, monkeypatch):
+    from lightning_conv.kernels import gram as engine
+
+    model, inputs = build(case)
+    whole = ntk_gram(model, inputs, outputs=outputs)
+    widths = []
+    original = engine.tiles
+    monkeypatch.setattr(engine, "tiles", lambda samples, rows: widths.append(rows) or original(samples, rows))
+    budget = 64
+    while True:  # the least memory that is accepted gives the smallest tiles
+        try:
+            small = ntk_gram(model, inputs, outputs=outputs, max_memory=budget)
+            break
+        except MemoryError:
+            budget = int(budget * 1.3)
+    assert min(widths) < len(inputs), "the budget did not force tiles"
+    assert_same(small.matrix, whole.matrix, 1e-13)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm"])
+def test_too_little_memory_is_refused_with_numbers(case):
+    model, inputs = build(case)
+    with pytest.raises(MemoryError, match=r"max_memory: .*\d+ MiB"):
+        ntk_gram(model, inputs, max_memory=64)  # not even the result
+    with pytest.raises(MemoryError, match=r"max_memory: .*takes [\d.]+ MiB and two must fit in [\d.]+ MiB"):
+        ntk_gram(model, inputs, max_memory=3 * 8 * len(inputs) ** 2 + 200)
+
+
+# --- precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact", "certified"])
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "module called twice", "lstm"])
+def test_stated_errors_cover_the_distance_to_the_float64_oracle(case, precision, naive_gram):
+    model, inputs = CASES[case]()
+    for outputs in ("trace", "full", "sum"):
+        gram = ntk_gram(model, inputs, outputs=outputs, precision=precision)
+        oracle = naive_gram(model, inputs, outputs)
+        error = spectral_norm(gram.matrix - oracle)
+        assert error <= gram.floor + 2 * gram.jacobian_error * gram.trace
+        if precision == "certified":
+            assert error <= 1e-12 * spectral_norm(oracle)  # and the bound is not the only thing that is small
+            assert gram.floor + 2 * gram.jacobian_error * gram.trace <= 1e-9 * gram.trace
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full", "sum"])
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm"])
+def test_floor_bounds_the_products_of_fast(case, outputs):
+    # Both evaluate one float32 Jacobian; only the products differ.
+    model, inputs = CASES[case]()
+    fast, exact = (ntk_gram(model, inputs, outputs=outputs, precision=p) for p in ("fast", "exact"))
+    difference = spectral_norm(fast.matrix - exact.matrix)
+    assert 0 < difference <= fast.floor + exact.floor
+    assert exact.floor < 1e-7 * fast.floor
+
+
+def test_floor_is_near_the_error_where_the_error_is_largest():
+    # One input feature and one output: a product of two numbers errs by up to u = 2^-24. Over many samples the worst is
+    # found, and a floor below it would be no bound.
+    layer = nn.Linear(1, 1, bias=False)
+    inputs = torch.linspace(1.0, 1.5, 2001)[:, None]
+    worst = 0.0
+    for sample in inputs[::40]:
+        fast, exact = (ntk_gram(layer, sample[None], precision=p) for p in ("fast", "exact"))
+        error = float((fast.matrix - exact.matrix).abs())
+        assert error <= fast.floor
+        worst = max(worst, error / fast.floor)
+    assert worst > 0.2
+
+
+def test_precision_certified_uses_a_copy_and_leaves_the_model_float32():
+    model, inputs = CASES["mlp"]()
+    ntk_gram(model, inputs, precision="certified")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+# --- the model is left alone ----------------------------------------------------------------------------------------
+
+
+def lived_in_model():
+    """Gradients, mixed flags, dirty statistics and a hook: what a model looks like in the middle of a run."""
+    model = convolutional().train()
+    model[1].eval()
+    model[8].weight.requires_grad_(False)
+    model(rand(6, 2, 4, 4)).sum().backward()
+    model[2].register_forward_hook(lambda module, args, output: None)
+    return model
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "frozen"])
+@pytest.mark.parametrize("precision", ["fast", "exact", "certified"])
+def test_leaves_no_trace(precision, batch_norm, snapshot):
+    model, inputs = lived_in_model(), rand(5, 2, 4, 4)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            before, data = snapshot(model), inputs.clone()
+            ntk_gram(model, inputs, precision=precision, batch_norm=batch_norm)
+            assert snapshot(model) == before
+            assert torch.equal(inputs, data)
+            assert not inputs.requires_grad
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("batch_norm", ["eval", "frozen"])
+def test_leaves_no_trace_when_the_forward_raises(fails_at, batch_norm, snapshot):
+    model, inputs = lived_in_model(), rand(5, 2, 4, 4)
+    calls = []
+
+    def fail(module, args, output):
+        calls.append(torch.rand(1))
+        if len(calls) == fails_at:
+            raise KeyError("from inside the forward")
+
+    model[3].register_forward_hook(fail)
+    before = snapshot(model)
+    with pytest.raises(KeyError, match="from inside"):
+        ntk_gram(model, inputs, batch_norm=batch_norm)
+    assert snapshot(model) == before
+
+
+def test_leaves_the_fused_attention_switches_alone(snapshot):
+    model, inputs = CASES["transformer"]()
+    for enabled in (True, False):
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        try:
+            before = snapshot(model)
+            ntk_gram(model, inputs)
+            assert snapshot(model) == before
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_works_beside_the_per_backend_precision_setting(snapshot, naive_gram):
+    # torch refuses get_float32_matmul_precision once a run has used the newer, per-backend interface.
+    model, inputs = CASES["mlp"]()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        before = snapshot(model)
+        gram = ntk_gram(model, inputs)
+        assert snapshot(model) == before
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+    assert_same(gram.matrix, naive_gram(model, inputs, "trace"), 1e-5)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_is_the_same_inside_a_validation_loop(context, naive_gram):
+    model, inputs = build("mlp")
+    expected = naive_gram(model, inputs, "trace")
+    with context():
+        gram = ntk_gram(model, inputs * 1.0)  # inputs that were made in there, too
+    assert_same(gram.matrix, expected)
+
+
+# --- batch norm -----------------------------------------------------------------------------------------------------
+
+
+def test_frozen_batch_norm_holds_the_statistics_of_the_batch_constant(naive_gram):
+    model, inputs = build("cnn with batch norm")
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    class ByHand(nn.Module):
+        """The network with statistics as constants: those that train mode normalises this batch with."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = model
+            with torch.no_grad():
+                x = model[0](inputs)
+                self.first = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+                x = model[5](self.front(x))
+                self.second = x.mean(0), x.var(0, correction=0)
+
+        def front(self, x):
+            norm = self.net[1]
+            x = F.batch_norm(x, *self.first, norm.weight, norm.bias, training=False, eps=norm.eps)
+            return self.net[4](self.net[3](self.net[2](x)))
+
+        def forward(self, x):
+            norm = self.net[6]
+            x = self.net[5](self.front(self.net[0](x)))
+            x = F.batch_norm(x, *self.second, norm.weight, norm.bias, training=False, eps=norm.eps)
+            return self.net[8](self.net[7](x))
+
+    by_hand = ByHand()
+    for outputs in ("trace", "full", "sum"):
+        gram = ntk_gram(model, inputs, outputs=outputs, batch_norm="frozen")
+        assert_same(gram.matrix, naive_gram(by_hand, inputs, outputs))
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # The function is the one of train mode, and its kernel is not that of eval mode.
+    torch.testing.assert_close(by_hand(inputs), model(inputs))
+    assert spectral_norm(ntk_gram(model, inputs).matrix - gram.matrix) > 0.01 * spectral_norm(gram.matrix)
+
+
+def test_frozen_batch_norm_is_the_same_in_tiles_and_in_the_float64_copy(naive_gram):
+    model, inputs = CASES["cnn with batch norm"]()
+    whole = ntk_gram(model, inputs, batch_norm="frozen", precision="certified")
+    tiles = ntk_gram(model, inputs, batch_norm="frozen", precision="certified", max_memory=20_000)
+    assert_same(tiles.matrix, whole.matrix, 1e-13)
+    assert_same(ntk_gram(model.double(), inputs.double(), batch_norm="frozen").matrix, whole.matrix, 1e-12)
+
+
+def test_batch_norm_without_running_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=r"model: BatchNorm without running statistics \(1\)"):
+        ntk_gram(model, rand(4, 4))
+
+
+def test_frozen_refuses_a_batch_norm_that_is_called_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(self.norm(torch.tanh(self.norm(x))))
+
+    with pytest.raises(ValueError, match=r"batch_norm: .*\['norm'\]"):
+        ntk_gram(Twice(), rand(5, 4), batch_norm="frozen")
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x - x.mean(0)))
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x) + torch.randn(len(x), 2)
+
+
+class Returns(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 2), function
+
+    def forward(self, x):
+        return self.function(self.layer(x))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 20])
+@pytest.mark.parametrize("kind", [Centred, Noisy])
+def test_samples_that_couple_and_random_forwards_are_refused(kind, n):
+    with pytest.raises(ValueError, match=r"model: the outputs of the first \d+ samples change"):
+        ntk_gram(kind(), rand(n, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_inputs_are_refused(value):
+    inputs = rand(5, 4)
+    inputs[3, 1] = value
+    with pytest.raises(ValueError, match=r"inputs: tensor 0 of shape \(5, 4\) holds NaN"):
+        ntk_gram(nn.Linear(4, 1), inputs)
+    with pytest.raises(ValueError, match=r"inputs: tensor 1 "):
+        ntk_gram(TwoInputs(), (rand(5, 3), inputs[:, :2]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        (torch.empty(0, 4), ValueError, "inputs: need one or more samples"),
+        (torch.tensor(1.0), ValueError, "inputs: need one or more samples"),
+        ((), TypeError, "inputs: .*nothing"),
+        ((torch.ones(3, 3), torch.ones(4, 2)), ValueError, r"inputs: .*\[3, 4\]"),
+        ((torch.ones(3, 3), "text"), TypeError, "inputs: .*str"),
+    ],
+)
+def test_unusable_inputs_are_refused(inputs, error, message):
+    with pytest.raises(error, match=message):
+        ntk_gram(TwoInputs(), inputs)
+
+
+def test_no_trainable_parameter_is_refused():
+    with pytest.raises(ValueError, match="model: no parameter has requires_grad"):
+        ntk_gram(nn.Linear(4, 1).requires_grad_(False), rand(3, 4))
+    with pytest.raises(ValueError, match="model: no parameter has requires_grad"):
+        ntk_gram(nn.Tanh(), rand(3, 4))
+
+
+@pytest.mark.parametrize("option", ["outputs", "precision", "batch_norm"])
+def test_unknown_options_are_refused_with_what_is_allowed(option):
+    with pytest.raises(ValueError, match=rf"{option}: 'best' is not one of '"):
+        ntk_gram(nn.Linear(4, 1), rand(3, 4), **{option: "best"})
+
+
+@pytest.mark.parametrize("memory", [0, -1])
+def test_max_memory_must_be_positive(memory):
+    with pytest.raises(ValueError, match="max_memory: "):
+        ntk_gram(nn.Linear(4, 1), rand(3, 4), max_memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda u: (u, u), TypeError, "model: returned tuple"),
+        (lambda u: {"logits": u}, TypeError, "model: returned dict"),
+        (lambda u: u.argmax(1), TypeError, r"model: returned torch\.int64"),
+        (lambda u: u.bfloat16(), TypeError, r"model: evaluated in torch\.float32 but returned torch\.bfloat16"),
+        (lambda u: u.mean(), ValueError, r"model: returned shape \(\) for"),
+        (lambda u: u.T, ValueError, r"model: returned shape \(2, \d\) for"),
+    ],
+)
+def test_results_that_are_not_one_row_a_sample_are_refused(function, error, message):
+    with pytest.raises(error, match=message):
+        ntk_gram(Returns(function), rand(5, 4))
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+LAWS = settings(max_examples=12, deadline=None)
+
+
+@st.composite
+def networks(draw):
+    """A small float64 network with inputs; widths, depth, activation and samples vary."""
+    seed = draw(st.integers(0, 2**31))
+    width, depth, c, n = (draw(st.integers(1, top)) for top in (6, 3, 3, 6))
+    activation = draw(st.sampled_from([nn.Tanh, nn.Softplus, nn.ReLU, nn.Identity]))
+    torch.manual_seed(seed)
+    return mlp(3, *[width] * depth, c, activation=activation).double(), rand(n, 3).double()
+
+
+@LAWS
+@given(networks(), st.sampled_from(["trace", "full", "sum"]))
+def test_law_symmetric_and_positive_semidefinite_up_to_the_floor(network, outputs):
+    gram = ntk_gram(*network, outputs=outputs)
+    assert torch.equal(gram.matrix, gram.matrix.T)
+    slack = 1e-13 * gram.trace  # of eigvalsh itself
+    assert float(torch.linalg.eigvalsh(gram.matrix)[0]) >= -gram.floor - slack
+
+
+@LAWS
+@given(networks(), st.randoms(use_true_random=False))
+def test_law_permuting_the_samples_permutes_the_kernel(network, random):
+    model, inputs = network
+    order = list(range(len(inputs)))
+    random.shuffle(order)
+    direct, permuted = ntk_gram(model, inputs), ntk_gram(model, inputs[order])
+    assert float((permuted.matrix - direct.matrix[order][:, order]).abs().max()) <= 1e-12 * direct.trace
+
+
+@LAWS
+@given(networks())
+def test_law_the_kernel_is_the_sum_of_the_layers_kernels(network):
+    model, inputs = network
+    whole = ntk_gram(model, inputs, outputs="full")
+    total = torch.zeros_like(whole.matrix)
+    for parameter in model.parameters():
+        model.requires_grad_(False)
+        parameter.requires_grad_(True)
+        total += ntk_gram(model, inputs, outputs="full").matrix
+    assert float((total - whole.matrix).abs().max()) <= 1e-12 * whole.trace
+
+
+@LAWS
+@given(networks(), st.floats(1e-3, 1e3))
+def test_law_outputs_times_a_give_a_squared_times_the_kernel(network, a):
+    model, inputs = network
+    before = ntk_gram(model, inputs)
+    scaled = ntk_gram(Scaled(model, a), inputs)
+    assert float((scaled.matrix - a**2 * before.matrix).abs().max()) <= 1e-12 * a**2 * before.trace
+
+
+class Scaled(nn.Module):
+    def __init__(self, net, factor):
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x):
+        return self.factor * self.net(x)
+
+
+@LAWS
+@given(networks(), st.data())
+def test_law_interlacing_a_subset_has_the_larger_lambda_min(network, data):
+    model, inputs = network
+    subset = data.draw(st.lists(st.sampled_from(range(len(inputs))), min_size=1, unique=True))
+    whole, part = ntk_gram(model, inputs), ntk_gram(model, inputs[subset])
+    smallest, of_part = (torch.linalg.eigvalsh(gram.matrix) for gram in (whole, part))
+    slack = 1e-12 * whole.trace
+    assert float(of_part[0]) >= float(smallest[0]) - slack
+    assert float(of_part[-1]) <= float(smallest[-1]) + slack
