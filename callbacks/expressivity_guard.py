@@ -15,11 +15,12 @@ from typing_extensions import override
 
 from lightning_conv.anatomy import CalledBy, Head, find_head
 from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text
+from lightning_conv.callbacks.guard_state import GuardState
 from lightning_conv.callbacks.probe import ForwardFn, InputFn
-from lightning_conv.callbacks.training_set import LossFn, TargetFn, TrainingSet, find_loss
+from lightning_conv.callbacks.training_loss import LossFn, TargetFn, TrainingLoss
+from lightning_conv.callbacks.training_set import TrainingSet
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.spectrum import Bounded
-from lightning_conv.two_phase import Perturbation, fingerprint, freeze, loss_infimum, perturb
+from lightning_conv.two_phase import Perturbation, fingerprint, freeze, perturb
 
 OnUndecided = Literal["warn", "raise", "continue"]
 
@@ -41,7 +42,7 @@ class ExpressivityGuard(pl.Callback):
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
-    - ``guard/phase`` (also ``convergence/phase``): 1 or 2
+    - ``guard/phase`` (also ``convergence/phase``): 1 or 2, at the start, the switch and the end of every epoch
     - ``guard/rank``, ``guard/samples``: certified rank of [h, 1] and n; ``guard/sigma_min`` with ``_lower``: n-th
       singular value
     - ``guard/noise``: relative norm of the perturbation
@@ -77,9 +78,8 @@ class ExpressivityGuard(pl.Callback):
         MisconfigurationException: several optimizers, manual optimization, several devices, an endless run with a share
             for ``switch_at``, no linear head, bad arguments.
 
-    Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2
-        step is cheaper than
-    a phase-1 step: it has no backward pass through the trunk.
+    Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2 step is
+    cheaper than a phase-1 step: it has no backward pass through the trunk.
 
     Example::
 
@@ -120,23 +120,40 @@ class ExpressivityGuard(pl.Callback):
         self.input_fn = input_fn
         self.target_fn = target_fn
         self.forward_fn = forward_fn
-        self._begin()
+        self._begin(GuardState())
 
-    def _begin(self) -> None:
-        self.phase = 1
-        self.reason = "before the switch"
-        self.switch_step: int | None = None
-        self.certificate: RankCertificate | None = None
-        self.perturbation: Perturbation | None = None
-        self.history: list[dict[str, float]] = []
-        self._declined = False
-        self._trunk_fingerprint = ""
+    def _begin(self, state: GuardState) -> None:
+        self._state = state
         self._head: Head | None = None
         self._data: TrainingSet | None = None
-        self._loss: LossFn | None = None
-        self._infimum: float | None = None
+        self._loss: TrainingLoss | None = None
         self._thawed: list[nn.Parameter] = []
-        self._last_step = 0
+        self._logged_step: int | None = None
+
+    @property
+    def phase(self) -> int:
+        """1: everything is trained; 2: the head only."""
+        return self._state.phase
+
+    @property
+    def reason(self) -> str:
+        """Why the run is in this phase."""
+        return self._state.reason
+
+    @property
+    def certificate(self) -> RankCertificate | None:
+        """The certificate of the switch, once taken."""
+        return self._state.certificate
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """The noise of the switch, once added."""
+        return self._state.perturbation
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Loss and gap on the training set, by step and epoch."""
+        return self._state.history
 
     @property
     def head_name(self) -> str | None:
@@ -166,31 +183,31 @@ class ExpressivityGuard(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if trainer.global_step < self._last_step:
-            self._begin()
+        if trainer.global_step < self._state.last_step:
+            self._begin(GuardState())  # used for another run
         if len(trainer.optimizers) != 1:
             raise MisconfigurationException(
                 f"ExpressivityGuard: {len(trainer.optimizers)} optimizers; the two-phase rule is for one"
             )
-        if self.switch_step is None:
-            self.switch_step = self._resolve_switch(trainer)
-        self._data = TrainingSet(trainer, pl_module, self.input_fn, self.target_fn)
+        if self._state.switch_step is None:
+            self._state.switch_step = self._resolve_switch(trainer)
+        self._data = TrainingSet(trainer, pl_module, self.input_fn)
         try:
             self._head = find_head(self._network(pl_module), self._data.first_inputs(), self._qualified(self.head))
         except ValueError as error:
             raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
-        self._find_loss(pl_module)
+        self._loss = TrainingLoss(pl_module, self.loss_fn, self.infimum, self.target_fn)
         log_layout(trainer)
         if self.phase == 2:
-            self._enter_phase_two(trainer, pl_module)
-        elif not self._declined:
+            self._enter_phase_two(pl_module)
+        elif not self._state.declined:
             rank_zero_info(
                 f'ExpressivityGuard: head "{self._head.name}" (m_H = {self._head.width}), n = {self._data.size}, switch after step '
-                f"{self.switch_step}"
+                f"{self._state.switch_step}"
             )
             self._refuse_narrow(self._head.width, self._data.size)
             self._log(trainer)
-            if trainer.global_step >= self.switch_step:
+            if trainer.global_step >= self._state.switch_step:
                 self._switch(trainer, pl_module)
 
     @override
@@ -216,23 +233,23 @@ class ExpressivityGuard(pl.Callback):
     ) -> None:
         if not self._active:
             return
-        self._last_step = trainer.global_step
-        assert self.switch_step is not None
-        if self.phase == 1 and not self._declined and trainer.global_step >= self.switch_step:
+        self._state.last_step = trainer.global_step
+        assert self._state.switch_step is not None
+        if self.phase == 1 and not self._state.declined and trainer.global_step >= self._state.switch_step:
             self._switch(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._active or self.phase == 1:
+        if not self._active or self._logged_step == trainer.global_step:  # a switch in the last step has logged it all
             return
-        if not self.history or self.history[-1]["step"] != trainer.global_step:
+        if self.phase == 2:
             self._measure_loss(trainer, pl_module)
         self._log(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._active and self.phase == 2 and self._trunk_state(pl_module) != self._trunk_fingerprint:
-            self.reason = "the trunk moved during phase 2, so the guarantee is void: something else writes to its weights or buffers"
+        if self._active and self.phase == 2 and self._trunk_state(pl_module) != self._state.fingerprint:
+            self._state.reason = "the trunk moved during phase 2, so the guarantee is void: something else writes to its weights or buffers"
             rank_zero_warn(f"ExpressivityGuard: {self.reason}")
             log_text(trainer, "guard/reason", self.reason, trainer.global_step)
 
@@ -245,40 +262,11 @@ class ExpressivityGuard(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        certificate = self.certificate
-        return {
-            "phase": self.phase,
-            "reason": self.reason,
-            "switch_step": self.switch_step,
-            "declined": self._declined,
-            "last_step": self._last_step,
-            "fingerprint": self._trunk_fingerprint,
-            "history": [dict(entry) for entry in self.history],
-            "perturbation": None if self.perturbation is None else vars(self.perturbation).copy(),
-            "certificate": None
-            if certificate is None
-            else {
-                **vars(certificate),
-                "sigma_min": vars(certificate.sigma_min).copy(),
-                "sigma_max": vars(certificate.sigma_max).copy(),
-            },
-        }
+        return self._state.as_plain()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._begin()
-        self.phase = int(state_dict.get("phase", 1))
-        self.reason = str(state_dict.get("reason", self.reason))
-        self.switch_step = state_dict.get("switch_step")
-        self._declined = bool(state_dict.get("declined", False))
-        self._last_step = int(state_dict.get("last_step", 0))
-        self._trunk_fingerprint = str(state_dict.get("fingerprint", ""))
-        self.history = [dict(entry) for entry in state_dict.get("history", [])]
-        if (stored := state_dict.get("perturbation")) is not None:
-            self.perturbation = Perturbation(**stored)
-        if (stored := state_dict.get("certificate")) is not None:
-            bounds = {name: Bounded(**stored[name]) for name in ("sigma_min", "sigma_max")}
-            self.certificate = RankCertificate(**{**stored, **bounds})
+        self._begin(GuardState.from_plain(state_dict))
 
     @property
     def _active(self) -> bool:
@@ -301,19 +289,6 @@ class ExpressivityGuard(pl.Callback):
             )
         return math.ceil(self.switch_at * total)
 
-    def _find_loss(self, pl_module: pl.LightningModule) -> None:
-        self._loss = self.loss_fn if self.loss_fn is not None else find_loss(pl_module)
-        self._infimum = self.infimum if self.infimum is not None else loss_infimum(self._loss)
-        if self._loss is None:
-            rank_zero_warn(
-                "ExpressivityGuard: found no loss module on the LightningModule, so the gap is not logged; pass loss_fn=nn.MSELoss() or "
-                "what the training step uses"
-            )
-        elif self._infimum is None:
-            rank_zero_warn(
-                f"ExpressivityGuard: the infimum of {type(self._loss).__name__} is not known, so the gap is not logged; pass infimum=..."
-            )
-
     def _refuse_narrow(self, width: int, samples: int) -> None:
         """Say at the start of a run, not after most of it, that the condition cannot hold."""
         if width + 1 >= samples:
@@ -325,11 +300,11 @@ class ExpressivityGuard(pl.Callback):
 
     def _undecided(self, reason: str) -> None:
         """Follow ``on_undecided``; returns only if the run goes on."""
-        self.reason = reason
+        self._state.reason = reason
         if self.on_undecided == "raise":
             raise ExpressivityError(f"ExpressivityGuard: {reason}")
         if self.on_undecided == "warn":
-            self._declined = True
+            self._state.declined = True
             rank_zero_warn(f"ExpressivityGuard: {reason}. Training of all layers goes on, without the guarantee")
 
     def _switch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -338,32 +313,32 @@ class ExpressivityGuard(pl.Callback):
         trunk = {name: p for name, p in self._head.trunk_parameters(pl_module).items() if p.requires_grad}
         before = {name: p.detach().clone() for name, p in trunk.items()}
         if trunk:
-            self.perturbation = perturb(trunk, self.noise_scale, self.seed)
+            self._state.perturbation = perturb(trunk, self.noise_scale, self.seed)
         rank_zero_info(
             f"ExpressivityGuard: certifying the rank of [h, 1], {self._data.size} x {self._head.width + 1}, at step {trainer.global_step}"
         )
         reason = self._certify(pl_module)
-        certified = self.certificate is not None and self.certificate.verdict == "certified"
-        if not certified and self.on_undecided != "continue":
+        if not self._state.certified and self.on_undecided != "continue":
             with torch.no_grad():
                 for name, parameter in trunk.items():
                     parameter.copy_(before[name])
-            self.perturbation = None
+            self._state.perturbation = None
             self._log(trainer)
             log_text(trainer, "guard/reason", f"phase 1 goes on: {reason}", trainer.global_step)
             self._undecided(reason)
             return
-        claim = (
-            f"rank [h, 1] = n = {self._data.size} is certified"
-            if certified
-            else "NOT certified, on_undecided='continue'"
-        )
-        self.phase = 2
-        self.reason = f"switched at step {trainer.global_step}: {claim}; {reason}"
+        certified = f"rank [h, 1] = n = {self._data.size} is certified"
+        claim = certified if self._state.certified else "NOT certified, on_undecided='continue'"
+        self._state.phase = 2
+        self._state.reason = f"switched at step {trainer.global_step}: {claim}; {reason}"
         rank_zero_info(f"ExpressivityGuard: {self.reason}")
-        log_text(trainer, "guard/reason", self._report(), trainer.global_step)
-        self._enter_phase_two(trainer, pl_module)
-        self._trunk_fingerprint = self._trunk_state(pl_module)
+        log_text(trainer, "guard/reason", self._state.report(self._head.name), trainer.global_step)
+        self._enter_phase_two(pl_module)
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                # Its curvature pairs span all parameters at once and would move the trunk along old directions.
+                optimizer.state.clear()
+        self._state.fingerprint = self._trunk_state(pl_module)
         self._measure_loss(trainer, pl_module)
         self._log(trainer)
 
@@ -373,22 +348,18 @@ class ExpressivityGuard(pl.Callback):
         assert self._data is not None
         data, head, network = self._data, self._head, self._network(pl_module)
         try:
-            self.certificate = certify_expressivity(
+            self._state.certificate = certify_expressivity(
                 data.features(network, head), recompute=lambda: data.features(network, head, torch.float64)
             )
-        except Exception as error:
+        except Exception as error:  # whatever it is, the run goes on without the guarantee
             return f"no certificate could be computed ({type(error).__name__}: {error})"
-        return self.certificate.reason
+        return self._state.certificate.reason
 
-    def _enter_phase_two(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _enter_phase_two(self, pl_module: pl.LightningModule) -> None:
         assert self._head is not None
         trunk = [p for p in self._head.trunk_parameters(pl_module).values() if p.requires_grad]
         self._thawed = trunk
         freeze(trunk)
-        for optimizer in trainer.optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS):
-                # Its curvature pairs span all parameters at once and would move the trunk along old directions.
-                optimizer.state.clear()
         pl_module.eval()
 
     def _trunk_state(self, pl_module: pl.LightningModule) -> str:
@@ -397,48 +368,17 @@ class ExpressivityGuard(pl.Callback):
         return fingerprint(tensors | dict(pl_module.named_buffers()))
 
     def _measure_loss(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._loss is None or self._data is None:
-            return
+        assert self._data is not None
+        assert self._loss is not None
         try:
-            loss = self._data.mean_loss(self._network(pl_module), self._loss)
-        except Exception as error:
+            measured = self._loss.measure(self._network(pl_module), self._data)
+        except Exception as error:  # a figure for the log must not end a training run
             rank_zero_warn(f"ExpressivityGuard: no training loss at step {trainer.global_step}: {error}")
             return
-        entry = {"step": float(trainer.global_step), "epoch": float(trainer.current_epoch), "loss": loss}
-        if self._infimum is not None:
-            entry["gap"] = loss - self._infimum
-        self.history.append(entry)
+        if measured:
+            place = {"step": float(trainer.global_step), "epoch": float(trainer.current_epoch)}
+            self.history.append(place | measured)
 
     def _log(self, trainer: pl.Trainer) -> None:
-        metrics = {"convergence/phase": float(self.phase), "guard/phase": float(self.phase)}
-        if self.certificate is not None:
-            metrics |= {
-                "guard/rank": float(self.certificate.rank_lower),
-                "guard/samples": float(self.certificate.n),
-                "guard/sigma_min": self.certificate.sigma_min.value,
-                "guard/sigma_min_lower": self.certificate.sigma_min.lower,
-            }
-        if self.perturbation is not None:
-            metrics["guard/noise"] = self.perturbation.relative
-        if self.history and self.history[-1]["step"] == trainer.global_step:
-            metrics["guard/loss"] = self.history[-1]["loss"]
-            if "gap" in self.history[-1]:
-                metrics |= {"guard/gap": self.history[-1]["gap"], "convergence/gap": self.history[-1]["gap"]}
-        log_metrics(trainer, metrics, trainer.global_step)
-
-    def _report(self) -> str:
-        """The switch as Markdown."""
-        assert self._head is not None
-        lines = [self.reason, "", "| quantity | value |", "|---|---|", f"| head | {self._head.name} |"]
-        if self.certificate is not None:
-            certificate = self.certificate
-            lines += [
-                f"| verdict | {certificate.verdict} |",
-                f"| rank of [h, 1] / n | {certificate.rank_lower} / {certificate.n} |",
-                f"| width m_H | {certificate.width} |",
-                f"| sigma_min | {certificate.sigma_min.value:.6e}, at least {certificate.sigma_min.lower:.6e} |",
-                f"| sigma_max | {certificate.sigma_max.value:.6e} |",
-            ]
-        if self.perturbation is not None:
-            lines.append(f"| noise, relative norm | {self.perturbation.relative:.3e} |")
-        return "\n".join(lines)
+        log_metrics(trainer, self._state.metrics(trainer.global_step), trainer.global_step)
+        self._logged_step = trainer.global_step

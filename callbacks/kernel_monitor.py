@@ -22,6 +22,8 @@ from lightning_conv.kernels.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.spectrum import Spectrum
 
+WARM_UP_SECONDS = 1.0
+
 
 class ProbeKernel:
     """The kernel on a probe's samples: computed at most once for each step, whoever asks."""
@@ -44,17 +46,27 @@ class ProbeKernel:
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Kernel and spectrum of the weights after ``step`` optimizer steps."""
         if self._measured is None or self._measured[0] != step:
-            gram, spectrum = resolved_spectrum(
-                self.probe.network(pl_module),
-                to_device(self.inputs, pl_module.device),
-                outputs=self.probe.outputs,
-                start=self.precision,
-                batch_norm=self.probe.batch_norm,
-                max_memory=self.probe.max_memory,
-            )
-            self.precision = gram.precision
+            seconds, gram, spectrum = self._compute(pl_module)
+            by_time = self.schedule.every_n_steps is None
+            if by_time and self._measured is None and seconds < WARM_UP_SECONDS:
+                # The first call pays for one-off set-up as well; once more tells what the next one will cost.
+                seconds = self._compute(pl_module)[0]
+            self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
         return self._measured[1:]
+
+    def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
+        start = time.perf_counter()
+        gram, spectrum = resolved_spectrum(
+            self.probe.network(pl_module),
+            to_device(self.inputs, pl_module.device),
+            outputs=self.probe.outputs,
+            start=self.precision,
+            batch_norm=self.probe.batch_norm,
+            max_memory=self.probe.max_memory,
+        )
+        self.precision = gram.precision
+        return time.perf_counter() - start, gram, spectrum
 
 
 class KernelMonitor(pl.Callback):
@@ -117,7 +129,7 @@ class KernelMonitor(pl.Callback):
             inputs = self.probe.collect(trainer) if stored is None else stored
             precision = cast("Precision", self._restored.get("precision", "fast"))
             self._kernel = ProbeKernel(self.probe, inputs, self._schedule, precision)
-            self._schedule.begin()
+            self._schedule.begin(trainer.global_step)
             log_layout(trainer)
             if sample_count(inputs) < 2:
                 raise MisconfigurationException(
@@ -167,12 +179,13 @@ class KernelMonitor(pl.Callback):
         assert self._kernel is not None
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
-        # Pictures are heavy: at measurements 1, 2, 4, 8, ... and at the last one.
+        # A picture costs more than a small kernel: at measurements 1, 4, 16, 64, ... and at the last one.
         self._measurements += 1
-        picture = last or self._measurements & (self._measurements - 1) == 0
+        power_of_two = self._measurements.bit_count() == 1
+        picture = last or (power_of_two and self._measurements.bit_length() % 2 == 1)
         self.record(trainer, gram, spectrum, step, picture=picture)
         self._last_step = step
-        self._kernel.schedule.paid(step, time.perf_counter() - start)
+        self._kernel.schedule.spend(step, time.perf_counter() - start)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -14,16 +14,16 @@ class Schedule:
 
     Args:
         every_n_steps: measure when the step is a multiple of it; None: go by the time budget.
-        max_overhead: share of wall time since the first measurement that measurements may take, the next one predicted
-            to cost what the last one did. The first one, which is always taken, is not held against the budget.
+        max_overhead: share of the wall time since the first measurement that all later ones may take. The first, which is
+            always taken, is not held against it.
     """
 
     every_n_steps: int | None
     max_overhead: float
     _start: float = field(default=0.0, repr=False)
+    _first_step: int = field(default=0, repr=False)
     _spent: float = field(default=0.0, repr=False)
-    _last_cost: float | None = field(default=None, repr=False)
-    _last_step: int | None = field(default=None, repr=False)
+    _next_cost: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None and self.every_n_steps < 1:
@@ -33,25 +33,21 @@ class Schedule:
         if not 0 < self.max_overhead <= 1:
             raise MisconfigurationException(f"max_overhead: {self.max_overhead}; need a share of wall time in (0, 1]")
 
-    def begin(self) -> None:
-        """Start the clock."""
-        self._start, self._spent, self._last_cost, self._last_step = time.monotonic(), 0.0, None, None
+    def begin(self, step: int) -> None:
+        """Start the clock at the step of the first measurement."""
+        self._start, self._first_step, self._spent, self._next_cost = time.monotonic(), step, 0.0, 0.0
 
-    def paid(self, step: int, seconds: float) -> None:
-        """Note what measuring at ``step`` cost; callbacks that share the schedule add up."""
-        if self._last_cost is None:
-            self._last_cost, self._last_step = seconds, step
-            return
-        same = step == self._last_step
-        first = self._spent == 0.0 and same
-        self._last_cost, self._last_step = (self._last_cost if same else 0.0) + seconds, step
-        if not first:
+    def expect(self, seconds: float) -> None:
+        """Predict what the next measurement will cost."""
+        self._next_cost = seconds
+
+    def spend(self, step: int, seconds: float) -> None:
+        """Note what measuring at ``step`` has cost; callbacks that share the schedule add up."""
+        if step != self._first_step:
             self._spent += seconds
 
     def due(self, step: int) -> bool:
         """Whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
-        if self._last_cost is None:
-            return True
-        return self._spent + self._last_cost <= self.max_overhead * (time.monotonic() - self._start)
+        return self._spent + self._next_cost <= self.max_overhead * (time.monotonic() - self._start)

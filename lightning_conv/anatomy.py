@@ -72,12 +72,15 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
     def recorder(layer: str) -> object:
-        def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[layer].append((args[0].detach(), output.detach()))
+        def record(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            calls[layer].append((_entering(args, kwargs), output.detach()))
 
         return record
 
-    handles = [module.register_forward_hook(recorder(layer)) for layer, module in layers.items()]  # type: ignore[arg-type]
+    handles = [
+        module.register_forward_hook(recorder(layer), with_kwargs=True)  # type: ignore[arg-type]
+        for layer, module in layers.items()
+    ]
     try:
         with undisturbed(model), torch.no_grad():
             module = StatelessModule(model)
@@ -108,7 +111,9 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
         ValueError: the forward does not call the head exactly once.
     """
     entered: list[Tensor] = []
-    handle = head.module.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach()))
+    handle = head.module.register_forward_pre_hook(
+        lambda _, args, kwargs: entered.append(_entering(args, kwargs)), with_kwargs=True
+    )
     try:
         with undisturbed(model), torch.no_grad():
             module = StatelessModule(model, dtype=dtype)
@@ -121,6 +126,11 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
             f"head: {head.name!r} was called {len(entered)} times with {shapes}; need one call on (n, m_H) features"
         )
     return entered[0]
+
+
+def _entering(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """What a linear layer was called on: ``layer(h)`` or ``layer(input=h)``."""
+    return (args[0] if args else kwargs["input"]).detach()
 
 
 def _require_usable(name: str, made: list[tuple[Tensor, Tensor]]) -> None:

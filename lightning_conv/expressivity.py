@@ -71,8 +71,8 @@ def certify_expressivity(
 
     Example:
         >>> import torch
-        >>> certificate = certify_expressivity(torch.eye(4, 3, dtype=torch.float64))  # three features and the bias
-        column >>> certificate.verdict, certificate.rank_lower
+        >>> certificate = certify_expressivity(torch.eye(4, 3, dtype=torch.float64))  # 3 features and the bias column
+        >>> certificate.verdict, certificate.rank_lower
         ('certified', 4)
     """
     start = time.perf_counter()
@@ -159,11 +159,12 @@ def _singular_values(matrix: Tensor) -> tuple[Tensor, float, float]:
     squares = left.square().sum(0), right.square().sum(1)
     sizes = (squares[0] * squares[1]).sqrt()
     slack = gamma(max(matrix.shape) + 3, torch.float64)
-    absolute = (residual + slack * float((values * sizes).sum() + matrix.norm())) * (1 + slack)
+    sums = 1 + gamma(matrix.numel() + 3, torch.float64)  # the rounding of the norms and sums themselves
+    absolute = (residual + slack * float((values * sizes).sum() + matrix.norm())) * sums
     relative = sum(
         float(d.norm()) + slack * (float(s.sum()) + count**0.5) for d, s in zip(defects, squares, strict=True)
     )
-    return values, absolute, relative * (1 + slack)
+    return values, absolute, relative * sums
 
 
 def _bounded(value: float, radius: float) -> Bounded:

@@ -98,9 +98,9 @@ def residual_radius(matrix: Tensor, values: Tensor, vectors: Tensor) -> tuple[fl
     defect = float(skewness.norm())
     norms = vectors.square().sum(0)
     slack = gamma(size + 3, torch.float64)
-    # 1 + slack on top covers the rounding of the norms and sums themselves.
-    absolute = (residual + slack * float((values.abs() * norms).sum() + matrix.norm())) * (1 + slack)
-    relative = (defect + slack * float(norms.sum() + 1)) * (1 + slack)
+    sums = 1 + gamma(matrix.numel() + 3, torch.float64)  # the rounding of the norms and sums themselves
+    absolute = (residual + slack * float((values.abs() * norms).sum() + matrix.norm())) * sums
+    relative = (defect + slack * float(norms.sum() + 1)) * sums
     return absolute, relative
 
 

@@ -45,6 +45,7 @@ class WideFC(LightningModule):
         weight_decay: L2 penalty of SGD; the guarantee is stated without one.
         guard: train in two phases with `ExpressivityGuard`.
         diagnostics: measure the kernel with `KernelStability` and `LambdaMin`.
+        measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         switch_at: when the guard switches: a share of the run (float) or a step (int).
         in_features: input features m_x after flattening; None: from the data module.
         num_classes: number of classes; None: from the data module.
@@ -61,6 +62,7 @@ class WideFC(LightningModule):
         weight_decay: float = 0.0,
         guard: bool = True,
         diagnostics: bool = True,
+        measure_every: int | None = None,
         switch_at: float | int = 0.6,
         in_features: int | None = None,
         num_classes: int | None = None,
@@ -116,7 +118,8 @@ class WideFC(LightningModule):
         """Return the callbacks of the recipe, except the types that the trainer already has."""
         callbacks: list[Callback] = []
         if self.hparams["diagnostics"]:
-            callbacks += [KernelStability(), LambdaMin()]
+            every = self.hparams["measure_every"]
+            callbacks += [KernelStability(every_n_steps=every), LambdaMin(every_n_steps=every)]
         if self.hparams["guard"]:
             callbacks.append(ExpressivityGuard(switch_at=self.hparams["switch_at"]))
         # Lightning lets the model's callback replace the trainer's of the same type; here the user's must win.

@@ -19,7 +19,9 @@ SAMPLES = 96
 
 def digits(count: int = SAMPLES) -> TensorDataset:
     source = load_digits()
-    return TensorDataset(torch.tensor(source.data[:count] / 16, dtype=torch.float32), torch.tensor(source.target[:count]))
+    return TensorDataset(
+        torch.tensor(source.data[:count] / 16, dtype=torch.float32), torch.tensor(source.target[:count])
+    )
 
 
 class SmallNet(pl.LightningModule):
@@ -28,7 +30,12 @@ class SmallNet(pl.LightningModule):
     def __init__(self, width: int = 120, momentum: float = 0.9, dropout: float = 0.1) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Softplus(100), nn.Dropout(dropout), nn.Linear(32, width), nn.Softplus(100)
+            nn.Linear(64, 32),
+            nn.BatchNorm1d(32),
+            nn.Softplus(100),
+            nn.Dropout(dropout),
+            nn.Linear(32, width),
+            nn.Softplus(100),
         )
         self.classifier = nn.Linear(width, 10)
         self.loss_fn = nn.CrossEntropyLoss()
@@ -70,7 +77,9 @@ def make_loader() -> Callable[..., DataLoader[Any]]:
 
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
-    def make(callbacks: list[pl.Callback] | None = None, max_epochs: int = 5, checkpoint: bool = False, **kwargs: Any) -> pl.Trainer:
+    def make(
+        callbacks: list[pl.Callback] | None = None, max_epochs: int = 5, checkpoint: bool = False, **kwargs: Any
+    ) -> pl.Trainer:
         callbacks = list(callbacks or [])
         if checkpoint:
             callbacks.append(ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_last=True, every_n_epochs=1))

@@ -76,7 +76,9 @@ def test_the_trunk_is_not_back_propagated_through_and_runs_in_eval_mode(guarded_
     assert not any(trace.training[SWITCH:])
 
 
-def test_the_noise_is_what_the_guard_says_and_is_in_every_trunk_tensor(guarded_run, make_trainer, make_module, make_loader):
+def test_the_noise_is_what_the_guard_says_and_is_in_every_trunk_tensor(
+    guarded_run, make_trainer, make_module, make_loader
+):
     _, guard, trace, _ = guarded_run(ExpressivityGuard(switch_at=SWITCH, noise_scale=1e-2))
     plain = Trace()
     make_trainer([plain]).fit(make_module(), make_loader())
@@ -88,7 +90,9 @@ def test_the_noise_is_what_the_guard_says_and_is_in_every_trunk_tensor(guarded_r
     assert guard.perturbation.relative == pytest.approx(1e-2, rel=0.1)
 
 
-def test_before_the_switch_the_run_is_bit_for_bit_the_run_without_the_guard(guarded_run, make_trainer, make_module, make_loader):
+def test_before_the_switch_the_run_is_bit_for_bit_the_run_without_the_guard(
+    guarded_run, make_trainer, make_module, make_loader
+):
     module, _, trace, _ = guarded_run()
     plain, plain_trace = make_module(), Trace()
     make_trainer([plain_trace]).fit(plain, make_loader())
@@ -127,7 +131,7 @@ def test_the_event_file_tells_phase_rank_sigma_gap_and_reason(tmp_path, guarded_
     expected = {"phase", "rank", "samples", "sigma_min", "sigma_min_lower", "noise", "loss", "gap"}
     assert {f"guard/{name}" for name in expected} | {"convergence/phase", "convergence/gap"} <= set(tags["scalars"])
     phases = {event.step: event.value for event in events.Scalars("guard/phase")}
-    assert phases == {0: 1.0, 6: 2.0, 9: 2.0, 12: 2.0, 15: 2.0}
+    assert phases == {0: 1.0, 3: 1.0, 6: 2.0, 9: 2.0, 12: 2.0, 15: 2.0}
     text = events.Tensors("guard/reason/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "96 / 96" in text
     assert "classifier" in text
@@ -163,7 +167,9 @@ def twins(make_loader):
     return TensorDataset(inputs, targets)
 
 
-def test_undecided_and_warn_takes_the_noise_back_and_trains_on(guarded_run, make_trainer, make_module, make_loader, twins):
+def test_undecided_and_warn_takes_the_noise_back_and_trains_on(
+    guarded_run, make_trainer, make_module, make_loader, twins
+):
     plain, plain_trace = make_module(), Trace()
     make_trainer([plain_trace]).fit(plain, make_loader(twins))
     with pytest.warns(UserWarning, match=r"samples 3 and 50 have equal features.*Training of all layers goes on"):
@@ -226,9 +232,8 @@ def test_a_run_killed_in_either_phase_resumes_to_the_same_numbers(
     make_trainer([whole_guard]).fit(whole, make_loader())
 
     killed = make_trainer([ExpressivityGuard(switch_at=SWITCH), Kill()], checkpoint=True)
-    with pytest.raises(BaseException, match="") as stopped:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):  # Lightning turns the first into the second
         killed.fit(make_module(dropout=0.0), make_loader())
-    assert isinstance(stopped.value, (KeyboardInterrupt, SystemExit))
 
     guard, module = ExpressivityGuard(switch_at=SWITCH), make_module(seed=9, dropout=0.0)
     make_trainer([guard]).fit(module, make_loader(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")

@@ -57,7 +57,9 @@ class Weights(pl.Callback):
 
 
 def events(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "images": 0, "tensors": 0})
+    accumulator = EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "histograms": 0, "images": 0, "tensors": 0}
+    )
     accumulator.Reload()
     return accumulator
 
@@ -131,7 +133,9 @@ def test_a_run_with_monitors_is_bit_for_bit_the_run_without(make_trainer, make_m
         return module, torch.get_rng_state()
 
     plain, rng = run([])
-    watched, watched_rng = run([LambdaMin(every_n_steps=1), KernelStability(every_n_steps=2, probe=Probe(outputs="full", size=9))])
+    watched, watched_rng = run(
+        [LambdaMin(every_n_steps=1), KernelStability(every_n_steps=2, probe=Probe(outputs="full", size=9))]
+    )
     assert plain.losses == watched.losses
     assert torch.equal(rng, watched_rng)
     for (name, a), b in zip(plain.state_dict().items(), watched.state_dict().values(), strict=True):

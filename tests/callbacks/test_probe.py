@@ -80,7 +80,9 @@ def test_usual_batches_are_recognised(batch):
     assert torch.equal(take_inputs(batch, None), torch.ones(3, 2))
 
 
-@pytest.mark.parametrize(("batch", "named"), [({"foo": torch.ones(2)}, "'foo'"), ("text", "str"), ([], "list"), ([{}], "dict")])
+@pytest.mark.parametrize(
+    ("batch", "named"), [({"foo": torch.ones(2)}, "'foo'"), ("text", "str"), ([], "list"), ([{}], "dict")]
+)
 def test_an_unknown_batch_is_described_and_input_fn_named(batch, named):
     with pytest.raises(MisconfigurationException, match=named) as error:
         take_inputs(batch, None)

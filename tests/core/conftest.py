@@ -38,7 +38,9 @@ def naive_gradients(model, inputs):
     model = copy.deepcopy(model).double().eval()
     inputs = _double(inputs)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    first = (
+        inputs if isinstance(inputs, Tensor) else next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    )
     samples = []
     # The fused path of nn.TransformerEncoder has no derivative at all in eval mode.
     fastpath = torch.backends.mha.get_fastpath_enabled()

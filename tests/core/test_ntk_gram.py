@@ -1,5 +1,7 @@
 """``ntk_gram`` against a double loop of autograd.grad in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,19 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
+class ReadsValues(nn.Module):
+    """Looks at a number inside forward, which torch.func.vmap refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.rand(4) + 0.5), nn.Linear(4, 2)
+
+    def forward(self, x):
+        if not float(x.abs().max()) < 1e6:
+            raise ValueError("too large")
+        return self.layer(torch.tanh(x * self.scale))
+
+
 class BareParameter(nn.Module):
     def __init__(self):
         super().__init__()
@@ -102,7 +117,7 @@ class Transformer(nn.Module):
     def __init__(self):
         super().__init__()
         layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(6, 2)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(6, 2)
 
     def forward(self, x):
         return self.head(self.encoder(x).mean(1))
@@ -137,7 +152,7 @@ def randomise_statistics(model):
 
 def mlp(*widths, activation=nn.Tanh):
     layers = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -176,6 +191,7 @@ CASES = {
     "sequence first, T = n = 5": lambda: (SequenceFirst(), rand(5, 5, 3)),
     "sequence first, T = 3, n = 5": lambda: (SequenceFirst(), rand(5, 3, 3)),
     "lstm": lambda: (Recurrent(), rand(4, 3, 3)),
+    "vmap cannot": lambda: (ReadsValues(), rand(5, 4)),
     "bare and unused parameters": lambda: (BareParameter(), rand(5, 4)),
     "weight used outside its layer": lambda: (WeightAlsoPenalised(), rand(5, 4)),
     "in-place activation": lambda: (InPlace(), rand(5, 4)),
@@ -229,14 +245,12 @@ def test_agrees_with_the_double_loop_of_autograd(case, naive_gram):
 
 def test_agrees_with_the_double_loop_on_resnet18(naive_gram):
     model = randomise_statistics(torchvision.models.resnet18(num_classes=3)).double()
-    # Two blocks of the last stage hold three quarters of the 11 million parameters and no other kind of layer.
+    # The last stage holds three quarters of the 11 million parameters and no other kind of layer: time, not coverage.
     model.layer4.requires_grad_(False)
+    model.layer3[1].requires_grad_(False)
     model.layer4[1].bn2.requires_grad_(True)
     inputs = rand(3, 3, 32, 32).double()
-    full = naive_gram(model, inputs, "full")
-    assert_same(ntk_gram(model, inputs, outputs="full").matrix, full)
-    trace = full.reshape(3, 3, 3, 3).diagonal(dim1=1, dim2=3).sum(-1)
-    assert_same(ntk_gram(model, inputs, outputs="trace").matrix, trace)
+    assert_same(ntk_gram(model, inputs, outputs="full").matrix, naive_gram(model, inputs, "full"))
 
 
 def test_linear_layers_go_by_their_rule_and_nothing_else_does():
@@ -276,8 +290,11 @@ def test_gram_is_the_finite_difference_of_a_gradient_step(naive_gram):
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outputs", ["trace", "full", "sum"])
-@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "lstm", "module called twice"])
+@pytest.mark.parametrize(
+    ("case", "outputs"),
+    [("mlp", "trace"), ("mlp", "full"), ("mlp", "sum"), ("cnn with batch norm", "full"), ("transformer", "trace"),
+     ("vmap cannot", "full"), ("module called twice", "sum")],
+)  # fmt: skip
 def test_tiles_change_nothing_but_rounding(case, outputs, monkeypatch):
     from lightning_conv.kernels import gram as engine
 
@@ -286,13 +303,13 @@ def test_tiles_change_nothing_but_rounding(case, outputs, monkeypatch):
     widths = []
     original = engine.tiles
     monkeypatch.setattr(engine, "tiles", lambda samples, rows: widths.append(rows) or original(samples, rows))
-    budget = 64
+    budget = 2048
     while True:  # the least memory that is accepted gives the smallest tiles
         try:
             small = ntk_gram(model, inputs, outputs=outputs, max_memory=budget)
             break
         except MemoryError:
-            budget = int(budget * 1.3)
+            budget = int(budget * 1.6)
     assert min(widths) < len(inputs), "the budget did not force tiles"
     assert_same(small.matrix, whole.matrix, 1e-13)
 
