@@ -88,7 +88,7 @@ def _full_float32_products() -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # the run has used torch.backends.*.matmul.fp32_precision; torch refuses to mix the two
-        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # type: ignore[attr-defined]
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         saved = [backend.fp32_precision for backend in backends]
         try:
             for backend in backends:
