@@ -349,7 +349,9 @@ class ExpressivityGuard(pl.Callback):
         data, head, network = self._data, self._head, self._network(pl_module)
         try:
             self._state.certificate = certify_expressivity(
-                data.features(network, head), recompute=lambda: data.features(network, head, torch.float64)
+                data.features(network, head),
+                recompute=lambda: data.features(network, head, torch.float64),
+                same_inputs=data.same_inputs,
             )
         except Exception as error:  # whatever it is, the run goes on without the guarantee
             return f"no certificate could be computed ({type(error).__name__}: {error})"

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_conv.anatomy import Head, last_hidden_features
 from lightning_conv.callbacks.probe import InputFn, take_inputs, training_loader
-from lightning_conv.evaluation import Inputs
+from lightning_conv.evaluation import Inputs, input_tensors
 
 
 class TrainingSet:
@@ -65,3 +65,11 @@ class TrainingSet:
         """h of all samples, (n, m_H), computed in ``dtype`` (from a copy of the trunk in that type)."""
         parts = [last_hidden_features(network, head, inputs, dtype=dtype).cpu() for inputs, _ in self.batches()]
         return torch.cat(parts)
+
+    def same_inputs(self, i: int, j: int) -> bool:
+        """Whether samples i and j enter the network as the same tensors, each read anew."""
+        with isolate_rng():
+            first, second = (
+                take_inputs(self._loader.collate_fn([self._loader.dataset[index]]), self._input_fn) for index in (i, j)
+            )
+        return all(torch.equal(a, b) for a, b in zip(input_tensors(first), input_tensors(second), strict=True))

@@ -38,7 +38,7 @@ class KernelGram:
     precision: Precision
     batch_norm: BatchNormMode
     floor: float
-    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed: products and sums only."""
+    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed: products and sums only, barring underflow."""
     jacobian_error: float
     """Estimate of |dJ|_F / |J|_F, the rounding inside the network's own forward and backward pass (measured, not
     proven)."""

@@ -12,7 +12,7 @@ and with several positions the per-sample matrices are formed block by block of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -130,13 +130,12 @@ class LinearFactor:
     gradients: Tensor  # B: (t, K, R, out), K outputs (or 1 for a summed output)
     weight: bool
     bias: bool
-    _summed: Tensor | None = field(default=None, repr=False)
 
-    @property
-    def _bias_rows(self) -> Tensor:
-        if self._summed is None:
-            self._summed = self.gradients.sum(2)
-        return self._summed
+    def _bias_rows(self, precision: Precision) -> Tensor:
+        """(t, K, out): the gradients summed over positions."""
+        if self.gradients.shape[2] == 1:
+            return self.gradients[:, :, 0]
+        return self.gradients.sum(2, dtype=None if precision == "fast" else torch.float64)
 
     def gram(self, other: LinearFactor, *, trace: bool, precision: Precision, block_bytes: int) -> tuple[Tensor, float]:
         """The Gram block of two tiles and its gamma (see ``product_gamma``): (t, s) summed over outputs, or (t K, s K)."""
@@ -146,7 +145,7 @@ class LinearFactor:
         if self.weight and positions > 1:
             block, gamma = self._sequence_gram(other, trace=trace, precision=precision, block_bytes=block_bytes)
         if self.bias or positions == 1:
-            rows = _as_rows(self._bias_rows, trace), _as_rows(other._bias_rows, trace)
+            rows = _as_rows(self._bias_rows(precision), trace), _as_rows(other._bias_rows(precision), trace)
             pair = product(*rows, precision)
             gamma = max(gamma, product_gamma(rows[0].shape[1], rows[0].dtype, precision))
             if self.weight and positions == 1:

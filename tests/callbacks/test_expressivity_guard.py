@@ -172,7 +172,7 @@ def test_undecided_and_warn_takes_the_noise_back_and_trains_on(
 ):
     plain, plain_trace = make_module(), Trace()
     make_trainer([plain_trace]).fit(plain, make_loader(twins))
-    with pytest.warns(UserWarning, match=r"samples 3 and 50 have equal features.*Training of all layers goes on"):
+    with pytest.warns(UserWarning, match=r"samples 3 and 50 are equal.*Training of all layers goes on"):
         module, guard, trace, _ = guarded_run(data=twins)
     assert guard.phase == 1
     assert "samples 3 and 50" in guard.reason
@@ -181,7 +181,7 @@ def test_undecided_and_warn_takes_the_noise_back_and_trains_on(
 
 
 def test_undecided_and_raise_stops_with_the_reason(guarded_run, twins):
-    with pytest.raises(ExpressivityError, match="samples 3 and 50 have equal features"):
+    with pytest.raises(ExpressivityError, match="samples 3 and 50 are equal"):
         guarded_run(ExpressivityGuard(switch_at=SWITCH, on_undecided="raise"), data=twins)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from lightning_conv import certify_expressivity
+from lightning_conv.expressivity import closest_rows
 
 
 def with_ones(features):
@@ -176,3 +178,34 @@ def test_a_decomposition_that_fails_leaves_it_undecided(monkeypatch):
     assert certificate.verdict == "undecided"
     assert certificate.rank_lower == 0
     assert "did not converge" in certificate.reason
+
+
+def test_closest_rows_agree_with_all_pairs_in_numpy():
+    matrix = torch.randn(70, 5, dtype=torch.float64)
+    matrix[61] = matrix[12] + 1e-3
+    i, j, distance = closest_rows(matrix, block=16)
+    pairs = np.linalg.norm(matrix.numpy()[:, None] - matrix.numpy()[None], axis=2)
+    pairs[np.tril_indices(70)] = np.inf
+    assert (i, j) == np.unravel_index(pairs.argmin(), pairs.shape) == (12, 61)
+    assert distance == pytest.approx(pairs.min(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("known", "verdict"), [(None, "undecided"), (False, "undecided"), (True, "refuted")])
+def test_equal_features_that_went_through_rounding_refute_only_if_the_inputs_are_equal(known, verdict):
+    features = torch.randn(10, 12, dtype=torch.float64)
+    features[7] = features[2]
+    asked = []
+    same_inputs = None if known is None else lambda i, j: asked.append((i, j)) or known
+    certificate = certify_expressivity(features, feature_error=1e-12, same_inputs=same_inputs)
+    assert certificate.verdict == verdict
+    assert certificate.rank_lower == 9
+    assert "samples 2 and 7" in certificate.reason
+    assert asked == ([] if known is None else [(2, 7)])
+
+
+def test_equal_inputs_in_batches_of_other_sizes_are_refuted_though_their_features_differ_in_the_last_bit():
+    features = torch.randn(10, 12, dtype=torch.float64)
+    features[7] = features[2] * (1 + 2**-52)
+    certificate = certify_expressivity(features, feature_error=1e-12, same_inputs=lambda i, j: True)
+    assert certificate.verdict == "refuted"
+    assert "samples 2 and 7 are equal" in certificate.reason

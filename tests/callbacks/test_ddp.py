@@ -1,0 +1,59 @@
+"""On two processes the monitors measure the same everywhere, and the guard says that it wants one device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin
+
+torch.set_num_threads(1)
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Softplus(100), nn.Linear(16, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+pl.seed_everything(0, verbose=False)
+data = DataLoader(TensorDataset(torch.rand(64, 8), torch.randint(0, 3, (64,))), batch_size=8, shuffle=True)
+options = dict(max_epochs=3, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+options |= dict(enable_checkpointing=False, enable_model_summary=False)
+trainer = pl.Trainer(callbacks=[KernelStability(max_overhead=0.9), LambdaMin(max_overhead=0.9)], **options)
+trainer.fit(Net(), data)
+values = [float(trainer.callback_metrics[name]) for name in ("kernel/lambda_min", "kernel/relative_frobenius_change")]
+gathered = trainer.strategy.all_gather(torch.tensor(values))
+assert torch.equal(gathered[0], gathered[1]), gathered
+assert values[0] > 0 and values[1] > 0, values
+try:
+    pl.Trainer(callbacks=[ExpressivityGuard()], **options).fit(Net(), data)
+except Exception as error:
+    assert "use Trainer(devices=1)" in str(error), error
+else:
+    raise AssertionError("the guard ran on two devices")
+print("rank", trainer.global_rank, "ok")
+"""
+
+
+def test_monitors_agree_on_both_ranks_and_the_guard_refuses(tmp_path):
+    script = tmp_path / "two_processes.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rank 0 ok" in done.stdout
