@@ -15,7 +15,7 @@ LAYOUT = {
     "convergence": {
         "smallest kernel eigenvalue, with bounds": [
             "Margin",
-            ["kernel/lambda_min$", "kernel/lambda_min_lower$", "kernel/lambda_min_upper$"],
+            ["kernel/lambda_min", "kernel/lambda_min_lower", "kernel/lambda_min_upper"],
         ],
         "change of the kernel since the start": [
             "Multiline",
@@ -24,7 +24,10 @@ LAYOUT = {
         "gap to the global infimum (phase 2)": ["Multiline", ["guard/gap$"]],
     }
 }
-"""One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal."""
+"""One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal.
+
+A Multiline chart takes regular expressions, which match prefixes unless anchored; a Margin chart takes plain tags.
+"""
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:

@@ -1,4 +1,4 @@
-"""What the kernel monitors have in common: one probe, one schedule and one kernel a step, shared by callbacks of equal settings."""
+"""What the kernel monitors have in common: when they measure, what they keep, and that they never take a run down."""
 
 from __future__ import annotations
 
@@ -7,66 +7,19 @@ from abc import abstractmethod
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_conv.callbacks._logging import log_layout
-from lightning_conv.callbacks.probe import Probe, to_device
+from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.schedule import Schedule
-from lightning_conv.evaluation import Inputs, sample_count
+from lightning_conv.evaluation import sample_count
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import Precision
-from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.spectrum import Spectrum
-
-WARM_UP_SECONDS = 1.0
-
-
-class ProbeKernel:
-    """The kernel on a probe's samples: computed at most once for each step, whoever asks."""
-
-    def __init__(self, probe: Probe, inputs: Inputs, schedule: Schedule, precision: Precision = "fast") -> None:
-        self.probe, self.inputs, self.schedule = probe, inputs, schedule
-        self.precision: Precision = precision  # the one that resolved lambda_min last
-        self._decisions: dict[int, bool] = {}
-        self._measured: tuple[int, KernelGram, Spectrum] | None = None
-
-    def due(self, step: int, trainer: pl.Trainer) -> bool:
-        """One decision a step, the same for all callbacks and ranks."""
-        if step not in self._decisions:
-            decision = self.schedule.due(step)
-            if self.schedule.every_n_steps is None and trainer.world_size > 1:
-                decision = bool(trainer.strategy.broadcast(decision))
-            self._decisions = {step: decision}
-        return self._decisions[step]
-
-    def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
-        """Kernel and spectrum of the weights after ``step`` optimizer steps."""
-        if self._measured is None or self._measured[0] != step:
-            seconds, gram, spectrum = self._compute(pl_module)
-            by_time = self.schedule.every_n_steps is None
-            if by_time and self._measured is None and seconds < WARM_UP_SECONDS:
-                # The first call pays for one-off set-up as well; once more tells what the next one will cost.
-                seconds = self._compute(pl_module)[0]
-            self.schedule.expect(seconds)
-            self._measured = step, gram, spectrum
-        return self._measured[1:]
-
-    def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
-        start = time.perf_counter()
-        gram, spectrum = resolved_spectrum(
-            self.probe.network(pl_module),
-            to_device(self.inputs, pl_module.device),
-            outputs=self.probe.outputs,
-            start=self.precision,
-            batch_norm=self.probe.batch_norm,
-            max_memory=self.probe.max_memory,
-        )
-        self.precision = gram.precision
-        return time.perf_counter() - start, gram, spectrum
 
 
 class KernelMonitor(pl.Callback):
@@ -86,19 +39,24 @@ class KernelMonitor(pl.Callback):
         self._kernel: ProbeKernel | None = None
         self._restored: dict[str, Any] = {}
         self._last_step: int | None = None
-        self._measurements = 0
+        self._drawn: tuple[int, float, float] | None = None  # step, when, and what it cost
 
     @property
     def _settings(self) -> tuple[object, ...]:
         return *self.probe.key, self.every_n_steps, self.max_overhead
 
     @abstractmethod
-    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int, *, picture: bool) -> None:
-        """Log what this monitor is for; draw only if ``picture``."""
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+        """Log what this monitor is for."""
+
+    @abstractmethod
+    def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
+        """Draw it."""
 
     def forget(self) -> None:
         """Begin anew: the callback is used for another run."""
-        self._restored, self._last_step, self._measurements = {}, None, 0
+        self._restored, self._last_step = {}, None
+        self._drawn = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -123,12 +81,12 @@ class KernelMonitor(pl.Callback):
             self.forget()
         peers = [c for c in trainer.callbacks if isinstance(c, KernelMonitor) and c._settings == self._settings]  # type: ignore[attr-defined]
         if peers[0] is self:
-            stored = next(
-                (peer._restored["inputs"] for peer in peers if peer._restored.get("inputs") is not None), None
-            )
-            inputs = self.probe.collect(trainer) if stored is None else stored
-            precision = cast("Precision", self._restored.get("precision", "fast"))
-            self._kernel = ProbeKernel(self.probe, inputs, self._schedule, precision)
+            # Whichever of them carried the samples in the checkpoint: the order of the callbacks may have changed.
+            stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
+            inputs = stored["inputs"] if stored else self.probe.collect(trainer)
+            parameters = stored["parameters"] if stored else self._trainable(pl_module)
+            self._kernel = ProbeKernel(self.probe, inputs, parameters, self._schedule)
+            self._kernel.precision = cast("Precision", stored.get("precision", "fast"))
             self._schedule.begin(trainer.global_step)
             log_layout(trainer)
             if sample_count(inputs) < 2:
@@ -155,7 +113,7 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._kernel is not None and trainer.global_step != self._last_step:
+        if self._kernel is not None:
             self._measure_or_warn(trainer, pl_module, last=True)
 
     @override
@@ -179,13 +137,22 @@ class KernelMonitor(pl.Callback):
         assert self._kernel is not None
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
-        # A picture costs more than a small kernel: at measurements 1, 4, 16, 64, ... and at the last one.
-        self._measurements += 1
-        power_of_two = self._measurements.bit_count() == 1
-        picture = last or (power_of_two and self._measurements.bit_length() % 2 == 1)
-        self.record(trainer, gram, spectrum, step, picture=picture)
-        self._last_step = step
+        if step != self._last_step:
+            self.record(trainer, gram, spectrum, step)
+            self._last_step = step
+        # A picture costs more than a small kernel: it gets a third of the budget, beside the first and the last one.
+        before = time.perf_counter()
+        if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):
+            self.draw(trainer, spectrum, step)
+            self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
+
+    def _may_draw(self, now: float) -> bool:
+        return self._drawn is not None and (now - self._drawn[1]) * self.max_overhead / 3 >= self._drawn[2]
+
+    def _trainable(self, pl_module: pl.LightningModule) -> list[str]:
+        named = self.probe.network(pl_module).named_parameters()
+        return [name for name, parameter in named if parameter.requires_grad]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -195,38 +162,12 @@ class KernelMonitor(pl.Callback):
         return {
             # One of the callbacks that share a probe carries the samples.
             "inputs": self._kernel.inputs if leads else None,
+            "parameters": list(self._kernel.parameters),
             "precision": str(self._kernel.precision),
             "last_step": self._last_step,
-            "measurements": self._measurements,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
         self._last_step = state_dict.get("last_step")
-        self._measurements = int(state_dict.get("measurements", 0))
-
-
-def gram_state(gram: KernelGram) -> dict[str, Any]:
-    """A Gram matrix as plain types, for a checkpoint."""
-    return {
-        "matrix": gram.matrix.cpu(),
-        "outputs": str(gram.outputs),
-        "n_samples": gram.n_samples,
-        "n_outputs": gram.n_outputs,
-        "precision": str(gram.precision),
-        "batch_norm": str(gram.batch_norm),
-        "floor": gram.floor,
-        "jacobian_error": gram.jacobian_error,
-        "structured": list(gram.structured),
-        "general": list(gram.general),
-        "seconds": gram.seconds,
-    }
-
-
-def gram_from_state(state: dict[str, Any]) -> KernelGram:
-    """The inverse of ``gram_state``."""
-    matrix: torch.Tensor = state["matrix"]
-    rest = {name: value for name, value in state.items() if name != "matrix"}
-    rest |= {"structured": tuple(state["structured"]), "general": tuple(state["general"])}
-    return KernelGram(matrix=matrix, **rest)

@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_conv.callbacks._logging import log_figure, log_metrics
-from lightning_conv.callbacks.kernel_monitor import KernelMonitor, gram_from_state, gram_state
+from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
 from lightning_conv.drift import KernelDrift, kernel_drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.plots import plot_spectra
@@ -59,7 +60,7 @@ class KernelStability(KernelMonitor):
         self._reference_step = 0
 
     @override
-    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int, *, picture: bool) -> None:
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if self._reference is None:
             self._reference, self._reference_step = (gram, spectrum), step
         reference, reference_spectrum = self._reference
@@ -77,9 +78,12 @@ class KernelStability(KernelMonitor):
             "kernel/drift_floor": drift.floor,
         }
         log_metrics(trainer, metrics, step)
-        if picture and step != self._reference_step:
-            spectra = {f"step {self._reference_step}": reference_spectrum, f"step {step}": spectrum}
-            log_figure(trainer, "kernel/spectrum_against_start", plot_spectra(spectra), step)
+
+    @override
+    def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
+        assert self._reference is not None
+        spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": spectrum}
+        log_figure(trainer, "kernel/spectrum_against_start", plot_spectra(spectra), step)
 
     @override
     def forget(self) -> None:

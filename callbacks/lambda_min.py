@@ -59,7 +59,7 @@ class LambdaMin(KernelMonitor):
         self.spectrum = None
 
     @override
-    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int, *, picture: bool) -> None:
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         self.spectrum = spectrum
         metrics = {
             "convergence/lambda_min": spectrum.lambda_min.value,
@@ -78,5 +78,7 @@ class LambdaMin(KernelMonitor):
         clear = spectrum.eigenvalues[spectrum.eigenvalues > spectrum.lambda_min.upper - spectrum.lambda_min.value]
         if len(clear):
             log_histogram(trainer, "kernel/log10_eigenvalues", clear.log10(), step)
-        if picture:
-            log_figure(trainer, "kernel/spectrum", plot_spectra({f"step {step}": spectrum}), step)
+
+    @override
+    def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
+        log_figure(trainer, "kernel/spectrum", plot_spectra({f"step {step}": spectrum}), step)

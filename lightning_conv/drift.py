@@ -65,7 +65,7 @@ def kernel_drift(
         reference_spectrum: likewise for the reference.
 
     Raises:
-        ValueError: shapes, outputs or BatchNorm modes differ, or the reference is zero.
+        ValueError: shapes, outputs, BatchNorm modes or parameters differ, or the reference is zero.
 
     Cost: one symmetric eigenvalue problem (the difference), two more without the spectra.
     """
@@ -136,3 +136,9 @@ def _require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tenso
             here, there = getattr(gram, name), getattr(reference, name)
             if here != there:
                 raise ValueError(f"reference: {name}={there!r} against {here!r}; the two are different kernels")
+        if set(gram.parameters) != set(reference.parameters):
+            other = ", ".join(sorted(set(gram.parameters) ^ set(reference.parameters)))
+            raise ValueError(
+                f"reference: the kernels are over different parameters (only one of them over {other}), so their difference is no drift; "
+                "pass the same parameters= to ntk_gram"
+            )

@@ -16,7 +16,9 @@ DPI = 100
 
 def new_figure() -> Figure:
     """An empty figure of the house's size, outside pyplot's global state."""
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
+    # Fixed margins: a layout engine draws every figure twice.
+    figure.subplots_adjust(left=0.17, right=0.97, bottom=0.15, top=0.96)
     FigureCanvasAgg(figure)
     return figure
 

@@ -42,8 +42,9 @@ class KernelGram:
     jacobian_error: float
     """Estimate of |dJ|_F / |J|_F, the rounding inside the network's own forward and backward pass (measured, not
     proven)."""
-    structured: tuple[str, ...]  # parameters by a layer rule
-    general: tuple[str, ...]  # parameters by per-sample Jacobians
+    parameters: tuple[str, ...]  # over which J is taken
+    structured: tuple[str, ...]  # those of them by a layer rule
+    general: tuple[str, ...]  # those by per-sample Jacobians; the outputs do not depend on the rest
     seconds: float
 
     @property
@@ -61,6 +62,7 @@ def ntk_gram(
     inputs: Inputs,
     *,
     outputs: Outputs = "trace",
+    parameters: Sequence[str] | None = None,
     precision: Precision = "exact",
     batch_norm: BatchNormMode = "eval",
     max_memory: int | None = None,
@@ -77,6 +79,7 @@ def ntk_gram(
         inputs: n samples: a tensor, or a tuple / mapping of tensors, all with n rows.
         outputs: ``"trace"``: (n, n), summed over the C outputs (c = d). ``"full"``: (n C, n C), row i C + c. ``"sum"``:
             (n, n), the kernel of the summed output, one backward pass.
+        parameters: names of the parameters to differentiate by; None: all with ``requires_grad``.
         precision: ``"fast"``: products in the model's type in short blocks, sums in float64. ``"exact"``: the model's
             own forward and backward, products in float64. ``"certified"``: all of it in float64, from a float64 copy of
             parameters and buffers.
@@ -113,12 +116,9 @@ def ntk_gram(
     with undisturbed(model):
         dtype = torch.float64 if precision == "certified" else None
         module = StatelessModule(model, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
-        if not module.trainable:
-            raise ValueError(
-                "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze what is meant"
-            )
+        names = _parameter_names(module, parameters)
         inputs = module.convert(inputs)
-        anatomy = read_network(module, module.trainable, inputs, batch_norm=batch_norm, statistics_of=inputs)
+        anatomy = read_network(module, names, inputs, batch_norm=batch_norm, statistics_of=inputs)
         engine = _Engine(module, inputs, anatomy, outputs, precision, max_memory)
         engine.run()
     return KernelGram(
@@ -130,6 +130,7 @@ def ntk_gram(
         batch_norm=batch_norm,
         floor=engine.floor,
         jacobian_error=anatomy.jacobian_error,
+        parameters=names,
         structured=tuple(n for site in anatomy.sites for n in (site.weight, site.bias) if n is not None),
         general=anatomy.general,
         seconds=time.perf_counter() - start,
@@ -230,6 +231,22 @@ class _Engine:
         self.matrix = (self.matrix + self.matrix.T) / 2
         additions = 2 + len(self.anatomy.sites) + len(self.anatomy.general)
         self.floor += additions * 2 * unit_roundoff(torch.float64) * float(self.matrix.diagonal().sum())
+
+
+def _parameter_names(module: StatelessModule, asked: Sequence[str] | None) -> tuple[str, ...]:
+    if asked is not None:
+        unknown = [name for name in asked if name not in module.parameters]
+        if unknown or not asked:
+            known = ", ".join(module.parameters)
+            raise ValueError(
+                f"parameters: {unknown or 'an empty list'}; need names of parameters of the model ({known})"
+            )
+        return tuple(asked)
+    if not module.trainable:
+        raise ValueError(
+            "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze what is meant"
+        )
+    return module.trainable
 
 
 def _require(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from lightning_conv.evaluation import BatchNormMode, Inputs
@@ -15,6 +17,7 @@ def resolved_spectrum(
     inputs: Inputs,
     *,
     outputs: Outputs = "trace",
+    parameters: Sequence[str] | None = None,
     start: Precision = "fast",
     batch_norm: BatchNormMode = "eval",
     max_memory: int | None = None,
@@ -29,6 +32,7 @@ def resolved_spectrum(
         model: see ``ntk_gram``.
         inputs: see ``ntk_gram``.
         outputs: see ``ntk_gram``.
+        parameters: see ``ntk_gram``.
         start: precision to begin with, such as the one that was needed a few steps ago.
         batch_norm: see ``ntk_gram``.
         max_memory: see ``ntk_gram``.
@@ -38,7 +42,13 @@ def resolved_spectrum(
     """
     for precision in PRECISIONS[PRECISIONS.index(start) :]:
         gram = ntk_gram(
-            model, inputs, outputs=outputs, precision=precision, batch_norm=batch_norm, max_memory=max_memory
+            model,
+            inputs,
+            outputs=outputs,
+            parameters=parameters,
+            precision=precision,
+            batch_norm=batch_norm,
+            max_memory=max_memory,
         )
         spectrum = kernel_spectrum(gram)
         if spectrum.lambda_min.resolved:

@@ -56,4 +56,4 @@ def test_monitors_agree_on_both_ranks_and_the_guard_refuses(tmp_path):
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "rank 0 ok" in done.stdout
+    assert done.stdout.count("ok") == 2, done.stdout  # the ranks may print into one another's lines

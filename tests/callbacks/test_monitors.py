@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import lightning.pytorch as pl
 import pytest
@@ -11,10 +12,11 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 
 from lightning_conv import kernel_drift, kernel_spectrum, ntk_gram
-from lightning_conv.callbacks import KernelStability, LambdaMin, Probe, kernel_monitor
+from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin, Probe, probe_kernel
 
 SCALARS = {
     "convergence/kernel_change",
@@ -113,8 +115,8 @@ def test_early_stopping_can_monitor_a_kernel_value(make_trainer, make_module, ma
 
 def test_equal_settings_share_one_probe_and_one_kernel_a_step(monkeypatch, make_trainer, make_module, make_loader):
     calls = []
-    original = kernel_monitor.resolved_spectrum
-    monkeypatch.setattr(kernel_monitor, "resolved_spectrum", lambda *a, **k: calls.append(1) or original(*a, **k))
+    original = probe_kernel.resolved_spectrum
+    monkeypatch.setattr(probe_kernel, "resolved_spectrum", lambda *a, **k: calls.append(1) or original(*a, **k))
     same = [LambdaMin(every_n_steps=3), KernelStability(every_n_steps=3)]
     make_trainer(same, max_epochs=2).fit(make_module(), make_loader())
     assert len(calls) == 3  # steps 0, 3, 6
@@ -145,7 +147,7 @@ def test_a_run_with_monitors_is_bit_for_bit_the_run_without(make_trainer, make_m
 def test_an_error_before_the_first_step_is_raised_and_a_later_one_only_warned_of(
     monkeypatch, make_trainer, make_module, make_loader
 ):
-    original, calls = kernel_monitor.resolved_spectrum, []
+    original, calls = probe_kernel.resolved_spectrum, []
 
     def fails_later(*args, **kwargs):
         calls.append(1)
@@ -153,7 +155,7 @@ def test_an_error_before_the_first_step_is_raised_and_a_later_one_only_warned_of
             raise RuntimeError("broken at a later step")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(kernel_monitor, "resolved_spectrum", fails_later)
+    monkeypatch.setattr(probe_kernel, "resolved_spectrum", fails_later)
     module = make_module()
     with pytest.warns(UserWarning, match="no measurement at step 3: broken at a later step"):
         make_trainer([LambdaMin(every_n_steps=3)], max_epochs=2).fit(module, make_loader())
@@ -162,7 +164,7 @@ def test_an_error_before_the_first_step_is_raised_and_a_later_one_only_warned_of
     def fails(*args, **kwargs):
         raise RuntimeError("broken from the start")
 
-    monkeypatch.setattr(kernel_monitor, "resolved_spectrum", fails)
+    monkeypatch.setattr(probe_kernel, "resolved_spectrum", fails)
     with pytest.raises(RuntimeError, match="broken from the start"):
         make_trainer([LambdaMin()], max_epochs=1).fit(make_module(), make_loader())
 
@@ -231,3 +233,44 @@ def test_callbacks_pickle(make_trainer, make_module, make_loader):
     make_trainer(monitors, max_epochs=1, limit_train_batches=1).fit(make_module(), make_loader())
     for monitor in monitors:
         assert pickle.loads(pickle.dumps(monitor)).every_n_steps is None
+
+
+def test_the_kernel_stays_over_the_same_parameters_when_the_guard_freezes_the_trunk(
+    make_trainer, make_module, make_loader
+):
+    monitors = [LambdaMin(every_n_steps=3), KernelStability(every_n_steps=3)]
+    module = make_module()
+    trainer = make_trainer([ExpressivityGuard(switch_at=3), *monitors], max_epochs=3)
+    trainer.fit(module, make_loader())
+    assert trainer.callback_metrics["guard/phase"] == 2
+    probe = monitors[0].state_dict()["inputs"]
+    expected = ntk_gram(
+        module, probe, precision="certified", batch_norm="frozen"
+    )  # the module is handed back trainable
+    assert set(monitors[0].state_dict()["parameters"]) == set(expected.parameters)
+    assert float(trainer.callback_metrics["kernel/trace"]) == pytest.approx(expected.trace, rel=1e-5)
+
+
+def test_every_chart_of_the_layout_finds_its_tags(tmp_path, make_trainer, make_module, make_loader):
+    """A Margin chart takes plain tags, a Multiline chart regular expressions that match from the beginning."""
+    callbacks = [LambdaMin(), KernelStability(), ExpressivityGuard(switch_at=3)]
+    trainer = make_trainer(callbacks, max_epochs=2, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(make_module(), make_loader())
+    logged = events(trainer.logger.log_dir)
+    tags = logged.Tags()["scalars"]
+    content = logged.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    charts = [chart for category in Layout.FromString(content).category for chart in category.chart]
+    assert len(charts) == 3
+    for chart in charts:
+        for series in chart.margin.series:
+            assert {series.value, series.lower, series.upper} <= set(tags)
+        for pattern in chart.multiline.tag:
+            assert any(re.match(pattern, tag) for tag in tags), pattern
+
+
+def test_the_last_picture_shows_the_last_step(tmp_path, make_trainer, make_module, make_loader):
+    trainer = make_trainer([LambdaMin(every_n_steps=2)], max_epochs=2, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(make_module(), make_loader())
+    logged = events(trainer.logger.log_dir)
+    assert [image.step for image in logged.Images("kernel/spectrum")][-1] == 6
+    assert [event.step for event in logged.Scalars("kernel/lambda_min")] == [0, 2, 4, 6]

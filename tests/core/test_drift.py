@@ -151,3 +151,15 @@ def test_kernels_that_do_not_compare_are_refused():
         kernel_drift(now.matrix, torch.zeros_like(now.matrix))
     with pytest.raises(ValueError, match=r"gram: .*float32"):
         kernel_drift(now.matrix.float(), then.matrix.float())
+
+
+def test_kernels_over_different_parameters_have_no_drift():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    inputs = torch.randn(5, 3)
+    whole, head = ntk_gram(model, inputs), ntk_gram(model, inputs, parameters=["2.weight", "2.bias"])
+    with pytest.raises(ValueError, match=r"only one of them over 0\.bias, 0\.weight"):
+        kernel_drift(head, whole)
+    model[0].requires_grad_(False)
+    assert kernel_drift(head, ntk_gram(model, inputs)).relative_frobenius == 0
+    with pytest.raises(ValueError, match=r"parameters: \['2\.wieght'\]"):
+        ntk_gram(model, inputs, parameters=["2.wieght"])
