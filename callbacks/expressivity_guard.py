@@ -349,7 +349,9 @@ class ExpressivityGuard(pl.Callback):
         data, head, network = self._data, self._head, self._network(pl_module)
         try:
             self._state.certificate = certify_expressivity(
-                data.features(network, head),
+                data.features(
+                    network, head, torch.float32
+                ),  # whatever the model's type: their error is scaled to float64
                 recompute=lambda: data.features(network, head, torch.float64),
                 same_inputs=data.same_inputs,
             )

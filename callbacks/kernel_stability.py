@@ -21,7 +21,8 @@ class KernelStability(KernelMonitor):
     """Compares the empirical NTK on a fixed probe with the one at the first measured step.
 
     In the lazy regime of Du et al. 2019 the kernel barely moves (|G(k) - G(0)|_2 <= lambda_0 / 4) and lambda_min(G(k))
-    stays above lambda_0 / 2; a network that learns features shows a growing change and a falling alignment.
+    stays above lambda_0 / 2; a network that learns features shows a growing change and a falling alignment. The kernel is
+    over the parameters that were trainable at the start, also when some are frozen later.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
@@ -44,7 +45,7 @@ class KernelStability(KernelMonitor):
         MisconfigurationException: sharded strategies, data without random access, no recognisable input.
 
     Cost: one ``ntk_gram`` (again in higher precision where lambda_min asks for it) and two eigenvalue problems of the
-        probe's size.
+    probe's size.
 
     Example::
 

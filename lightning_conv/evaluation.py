@@ -7,8 +7,9 @@ what they were.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeAlias
 
 import torch
@@ -69,6 +70,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         with (
             _full_float32_products(),
+            _as_written(),
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -80,6 +82,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, flag in flags:
             module.training = flag
+
+
+def _as_written() -> AbstractContextManager[None]:
+    """Run compiled modules eagerly: hooks and per-sample derivatives do not reach into compiled code."""
+    # Where dynamo was never loaded nothing is compiled, and loading it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
         losses = [float(entry["loss"]) for entry in guard.history]
         rows += [
             ("training-set loss, phase 2", f"{_number(losses[0])} at the switch, then {_number(losses[-1])}"),
-            ("gap to the infimum", _number(guard.history[-1]["gap"])),
+            ("gap to the infimum", _number(guard.history[-1].get("gap"))),
             ("fell in every phase-2 epoch", _fell(losses)),
         ]
     return rows

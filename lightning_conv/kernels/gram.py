@@ -71,8 +71,9 @@ def ntk_gram(
 
     .. math:: G_{(i,c),(j,d)} = \langle \partial u_{ic}/\partial\theta, \; \partial u_{jd}/\partial\theta \rangle
 
-    Linear layers go by their Hadamard rule, everything else by per-sample Jacobians; the n x P Jacobian is never held.
-    The model is evaluated in eval mode through copies of its parameters and buffers and is untouched afterwards.
+    Linear layers go by their Hadamard rule, which never forms the n x P Jacobian; everything else by per-sample Jacobians,
+    one group of parameters at a time. The model is evaluated in eval mode through copies of its parameters and buffers
+    and is untouched afterwards.
 
     Args:
         model: any module whose samples do not couple and whose result is one tensor, samples along dimension 0.
@@ -94,10 +95,9 @@ def ntk_gram(
         TypeError: the model's result is not one floating tensor.
         MemoryError: ``max_memory`` cannot be kept.
 
-    Cost: one forward, K backwards (K = C; 1 for ``"sum"``) and sum over linear layers of 2 n^2 (in + K out) flops;
-        per-sample Jacobians
-    for the other parameters, 2 n^2 K P flops. Source: Jacot, Gabriel, Hongler 2018; the layer split is Du et al. 2019,
-    section 4.
+    Cost: one forward, K backwards (K = C; 1 for ``"sum"``) and 2 n^2 (in + K out) flops a linear layer; per-sample
+    Jacobians and 2 n^2 K P flops for the other P parameters. Source: Jacot, Gabriel, Hongler 2018; the split into layers
+    is Du et al. 2019, section 4.
 
     Example:
         >>> import torch

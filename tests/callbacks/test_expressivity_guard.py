@@ -112,6 +112,13 @@ def test_the_certificate_agrees_with_numpy_on_the_float64_trunk(guarded_run, mak
     assert guard.certificate.sigma_min.upper >= values[95] * (1 - 1e-10)
 
 
+def test_rounding_inside_a_float64_trunk_is_allowed_for_too(guarded_run, make_module, make_loader):
+    inputs, targets = make_loader().dataset.tensors
+    _, guard, _, _ = guarded_run(module=make_module().double(), data=TensorDataset(inputs.double(), targets))
+    assert guard.certificate.verdict == "certified"
+    assert 0 < guard.certificate.feature_error < 1e-9
+
+
 def test_loss_and_gap_are_of_the_whole_training_set_and_fall_every_epoch(guarded_run, make_loader):
     module, guard, _, trainer = guarded_run()
     assert [entry["step"] for entry in guard.history] == [6, 9, 12, 15]

@@ -274,3 +274,14 @@ def test_the_last_picture_shows_the_last_step(tmp_path, make_trainer, make_modul
     logged = events(trainer.logger.log_dir)
     assert [image.step for image in logged.Images("kernel/spectrum")][-1] == 6
     assert [event.step for event in logged.Scalars("kernel/lambda_min")] == [0, 2, 4, 6]
+
+
+def test_a_compiled_module_is_measured_and_guarded_as_written(make_trainer, make_module, make_loader):
+    def run(compiled):
+        smallest, guard = LambdaMin(every_n_steps=3), ExpressivityGuard(switch_at=3)
+        module = make_module(dropout=0.0)
+        fitted = torch.compile(module, backend="eager") if compiled else module
+        make_trainer([smallest, guard], max_epochs=2).fit(fitted, make_loader())
+        return smallest.spectrum.lambda_min.value, guard.phase, guard.certificate.sigma_min.value
+
+    assert run(compiled=True) == pytest.approx(run(compiled=False), rel=1e-4)
