@@ -66,8 +66,9 @@ class TrainingLoss:
                 outputs = module.call({}, module.convert(inputs))
                 assert isinstance(outputs, Tensor)
                 targets = self._targets(batch)
-                if isinstance(targets, Tensor) and targets.is_floating_point():
-                    targets = targets.double()
+                if isinstance(targets, Tensor):
+                    dtype = torch.float64 if targets.is_floating_point() else targets.dtype
+                    targets = targets.to(outputs.device, dtype)
                 loss = self._loss_fn(outputs.double(), targets)
             samples = sample_count(inputs)
             summed = getattr(self._loss_fn, "reduction", "mean") == "sum"

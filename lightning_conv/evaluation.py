@@ -144,8 +144,8 @@ class StatelessModule:
         self.device = floating[0].device if floating else torch.device("cpu")
         self.model_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = dtype or (torch.float64 if self.model_dtype == torch.float64 else torch.float32)
-        if self.dtype == torch.float64 and self.device.type == "mps":
-            self.device = torch.device("cpu")  # Apple's GPUs have no float64
+        if self.device.type == "mps":
+            self.device = torch.device("cpu")  # Apple's GPUs have no float64, which every sum here is taken in
         self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}

@@ -44,17 +44,22 @@ def perturb(parameters: Mapping[str, Tensor], scale: float, seed: int) -> Pertur
         raise ValueError(f"noise_scale: {scale}; need a positive number, for without noise the theorem does not apply")
     generator = torch.Generator().manual_seed(seed)
     count = sum(p.numel() for p in parameters.values())
-    total = sum(float(p.double().square().sum()) for p in parameters.values())
+    total = sum(float(_exact(p).square().sum()) for p in parameters.values())
     overall = (total / count) ** 0.5 if count and total else 1.0
     squared = 0.0
     for parameter in parameters.values():
-        rms = float(parameter.double().square().mean().sqrt()) or overall
+        before = _exact(parameter)
+        rms = float(before.square().mean().sqrt()) or overall
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (scale * rms)
-        before = parameter.to(torch.float64, copy=True)
-        parameter.add_(noise.to(parameter))
+        parameter.add_(noise.to(parameter.dtype).to(parameter.device))
         # What was really added, after rounding to the parameter's type.
-        squared += float((parameter.double() - before).square().sum())
+        squared += float((_exact(parameter) - before).square().sum())
     return Perturbation(squared**0.5, (squared / total) ** 0.5 if total else float("inf"), len(parameters))
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """A float64 copy on the CPU: not every device has float64."""
+    return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:
