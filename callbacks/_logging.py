@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -38,10 +38,10 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) ->
     trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
 
 
-def log_figure(trainer: pl.Trainer, tag: str, figure: Figure, step: int) -> None:
-    """Show a figure where a logger can."""
+def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
+    """Show a figure where a logger can; drawn only if one can."""
     for writer in _writers(trainer):
-        writer.add_figure(tag, figure, global_step=step)
+        writer.add_figure(tag, draw(), global_step=step)
 
 
 def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:

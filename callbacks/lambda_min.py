@@ -81,4 +81,4 @@ class LambdaMin(KernelMonitor):
 
     @override
     def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
-        log_figure(trainer, "kernel/spectrum", plot_spectra({f"step {step}": spectrum}), step)
+        log_figure(trainer, "kernel/spectrum", lambda: plot_spectra({f"step {step}": spectrum}), step)
