@@ -32,13 +32,11 @@ class ExpressivityError(RuntimeError):
 class ExpressivityGuard(pl.Callback):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
-    Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank
-    of [h, 1] (last hidden features of the whole training set in eval mode, and the bias column) is certified in
-    float64. If it is n, phase 2
-    begins: only the last linear layer learns, by the same optimizer. Its problem is convex, and its infimum is the
-        global infimum of
-    the training loss over all weights. The trunk is then bit for bit constant - no gradients, BatchNorm and dropout in
-    eval mode - and is not back-propagated through.
+    Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank of
+    [h, 1] (last hidden features of the whole training set in eval mode, and the bias column) is certified in float64. If
+    it is n, phase 2 begins: only the last linear layer learns, by the same optimizer. Its problem is convex, and its
+    infimum is the global infimum of the training loss over all weights. The trunk is then bit for bit constant - no
+    gradients, BatchNorm and dropout in eval mode - and is not back-propagated through.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
