@@ -34,7 +34,11 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) ->
     """Log at ``step`` = number of optimizer steps done: the value belongs to the weights after that many steps."""
     for logger in trainer.loggers:
         logger.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
-    # logger.log_metrics alone would leave EarlyStopping and ModelCheckpoint without these values.
+    publish(trainer, metrics)
+
+
+def publish(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Put values where EarlyStopping and ModelCheckpoint look; a logger alone would leave them without."""
     trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
 
 

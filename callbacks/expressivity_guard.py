@@ -8,19 +8,22 @@ from typing import Any, Literal, get_args
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
 from lightning_conv.anatomy import CalledBy, Head, find_head
-from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text
+from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text, publish
+from lightning_conv.callbacks.caveats import find_caveats
+from lightning_conv.callbacks.frozen_trunk import FrozenTrunk
 from lightning_conv.callbacks.guard_state import GuardState
-from lightning_conv.callbacks.probe import ForwardFn, InputFn
+from lightning_conv.callbacks.probe import ForwardFn, InputFn, cannot_call
 from lightning_conv.callbacks.training_loss import LossFn, TargetFn, TrainingLoss
 from lightning_conv.callbacks.training_set import TrainingSet
-from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.two_phase import Perturbation, fingerprint, freeze, perturb
+from lightning_conv.expressivity import RankCertificate, certify_expressivity, too_narrow
+from lightning_conv.two_phase import Perturbation, perturb
 
 OnUndecided = Literal["warn", "raise", "continue"]
 
@@ -86,7 +89,7 @@ class ExpressivityGuard(pl.Callback):
 
     def __init__(
         self,
-        switch_at: float | int = 0.6,
+        switch_at: int | float = 0.6,
         head: str | None = None,
         noise_scale: float = 1e-3,
         on_undecided: OnUndecided = "warn",
@@ -125,7 +128,8 @@ class ExpressivityGuard(pl.Callback):
         self._head: Head | None = None
         self._data: TrainingSet | None = None
         self._loss: TrainingLoss | None = None
-        self._thawed: list[nn.Parameter] = []
+        self._caveats: list[str] = []
+        self._trunk: FrozenTrunk | None = None
         self._logged_step: int | None = None
 
     @property
@@ -171,6 +175,12 @@ class ExpressivityGuard(pl.Callback):
             raise MisconfigurationException(
                 "ExpressivityGuard: the module optimizes manually, so it may step what is frozen; use automatic optimization"
             )
+        averaging = [c for c in trainer.callbacks if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]  # type: ignore[attr-defined]
+        if averaging:
+            raise MisconfigurationException(
+                f"ExpressivityGuard: {type(averaging[0]).__name__} replaces the trunk by an average over both phases, which no "
+                "certificate is about; remove one of the two"
+            )
         if not trainer.loggers:
             rank_zero_warn(
                 "ExpressivityGuard: the trainer has no logger; phase, rank and gap still reach trainer.callback_metrics. Pass "
@@ -187,38 +197,38 @@ class ExpressivityGuard(pl.Callback):
             raise MisconfigurationException(
                 f"ExpressivityGuard: {len(trainer.optimizers)} optimizers; the two-phase rule is for one"
             )
-        if self._state.switch_step is None:
-            self._state.switch_step = self._resolve_switch(trainer)
-        self._data = TrainingSet(trainer, pl_module, self.input_fn)
-        try:
-            self._head = find_head(self._network(pl_module), self._data.first_inputs(), self._qualified(self.head))
-        except ValueError as error:
-            raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
-        self._loss = TrainingLoss(pl_module, self.loss_fn, self.infimum, self.target_fn)
+        self._data = TrainingSet(trainer, self.input_fn)
+        self._head = self._find_head(trainer, pl_module)
+        self._trunk = FrozenTrunk(pl_module, self._head)
+        if self.phase == 2 and trainer.global_step == 0 and self._trunk.moved_since(self._state.fingerprints):
+            self._state = GuardState()  # it was the memory of another run, which ended in its first step
+        # In phase 1 the present settings count, also for a resumed run that is to be longer.
+        self._state.switch_step = self._resolve_switch(trainer) if self.phase == 1 else self._state.switch_step
+        # What the head's result goes through is not checked, so the infimum of the whole is not known.
+        known = self._head.last or self.infimum is not None
+        self._loss = TrainingLoss(pl_module, self.loss_fn, self.infimum if known else math.nan, self.target_fn)
+        self._caveats = find_caveats(trainer, self._data, self._head)
+        if self._caveats:
+            rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {'; '.join(self._caveats)}")
         log_layout(trainer)
         if self.phase == 2:
-            self._enter_phase_two(pl_module)
+            self._warn_if_moved(trainer)
+            self._trunk.freeze()
+            publish(trainer, self._state.metrics(self.history[-1]["step"] if self.history else trainer.global_step))
         elif not self._state.declined:
-            rank_zero_info(
-                f'ExpressivityGuard: head "{self._head.name}" (m_H = {self._head.width}), n = {self._data.size}, switch after step '
-                f"{self._state.switch_step}"
-            )
-            self._refuse_narrow(self._head.width, self._data.size)
-            self._log(trainer)
-            if trainer.global_step >= self._state.switch_step:
-                self._switch(trainer, pl_module)
+            self._start_phase_one(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._active and self.phase == 2:
-            pl_module.eval()
+        if self._trunk is not None and self.phase == 2:
+            self._trunk.keep_still()
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._active and self.phase == 2 and any(module.training for module in pl_module.modules()):
-            pl_module.eval()
+        if self._trunk is not None and self.phase == 2:
+            self._trunk.keep_still()
 
     @override
     def on_train_batch_end(
@@ -246,17 +256,29 @@ class ExpressivityGuard(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._active and self.phase == 2 and self._trunk_state(pl_module) != self._state.fingerprint:
-            self._state.reason = "the trunk moved during phase 2, so the guarantee is void: something else writes to its weights or buffers"
-            rank_zero_warn(f"ExpressivityGuard: {self.reason}")
-            log_text(trainer, "guard/reason", self.reason, trainer.global_step)
+        if not self._active:
+            return
+        if self.phase == 2:
+            self._warn_if_moved(trainer)
+        elif not self._state.declined:
+            self._state.reason = (
+                f"the run ended at step {trainer.global_step}, before the switch at {self._state.switch_step}"
+            )
+            rank_zero_warn(f"ExpressivityGuard: {self.reason}; nothing was certified")
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            for parameter in self._thawed:
-                parameter.requires_grad_(True)
-            self._thawed, self._data = [], None
+            self._release()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._release()  # Lightning skips teardown then
+
+    def _release(self) -> None:
+        if self._trunk is not None:
+            self._trunk.release()
+        self._trunk = self._data = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -276,25 +298,49 @@ class ExpressivityGuard(pl.Callback):
     def _qualified(self, name: str | None) -> str | None:
         return name if name is None or self.forward_fn is None else f"module.{name}"
 
+    def _find_head(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Head:
+        assert self._data is not None
+        try:
+            head = find_head(self._network(pl_module), self._data.first_inputs(), self._qualified(self.head))
+        except ValueError as error:
+            raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
+        except (TypeError, NotImplementedError) as error:
+            raise MisconfigurationException(f"ExpressivityGuard: {cannot_call(pl_module, error)}") from error
+        optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+        if not head.module.weight.requires_grad or id(head.module.weight) not in optimized:
+            raise MisconfigurationException(
+                f"head: {head.name!r} is frozen or not in the optimizer, so phase 2 would train nothing; let the optimizer have it"
+            )
+        return head
+
     def _resolve_switch(self, trainer: pl.Trainer) -> int:
-        if isinstance(self.switch_at, int):
-            return self.switch_at
         total = trainer.estimated_stepping_batches
+        if isinstance(self.switch_at, int):
+            if self.switch_at >= total:
+                rank_zero_warn(
+                    f"switch_at: step {self.switch_at} is not before the run's last, {total}; nothing will be certified"
+                )
+            return self.switch_at
         if not math.isfinite(total) or total < 1:
             raise MisconfigurationException(
                 f"switch_at: {self.switch_at} is a share of the run, but its length is not known; set max_epochs or max_steps, or pass a "
                 "number of optimizer steps"
             )
-        return math.ceil(self.switch_at * total)
+        return min(math.ceil(self.switch_at * total), max(int(total) - 1, 0))
 
-    def _refuse_narrow(self, width: int, samples: int) -> None:
-        """Say at the start of a run, not after most of it, that the condition cannot hold."""
-        if width + 1 >= samples:
-            return
-        self._undecided(
-            f"too narrow: m_H + 1 = {width + 1} < n = {samples}, so rank [h, 1] cannot reach n; widen the last hidden layer to at least "
-            f"{samples - 1}, or train on at most {width + 1} samples"
+    def _start_phase_one(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._head is not None
+        assert self._data is not None
+        rank_zero_info(
+            f'ExpressivityGuard: head "{self._head.name}" (m_H = {self._head.width}), n = {self._data.size}, switch after step '
+            f"{self._state.switch_step}"
         )
+        # Said at the start of a run, not after most of it.
+        if (narrow := too_narrow(self._data.size, self._head.width, bias=self._head.has_bias)) is not None:
+            self._undecided(narrow)
+        self._log(trainer)
+        if not self._state.declined and trainer.global_step >= (self._state.switch_step or 0):
+            self._switch(trainer, pl_module)
 
     def _undecided(self, reason: str) -> None:
         """Follow ``on_undecided``; returns only if the run goes on."""
@@ -308,7 +354,8 @@ class ExpressivityGuard(pl.Callback):
     def _switch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._head is not None
         assert self._data is not None
-        trunk = {name: p for name, p in self._head.trunk_parameters(pl_module).items() if p.requires_grad}
+        assert self._trunk is not None
+        trunk = self._trunk.trainable
         before = {name: p.detach().clone() for name, p in trunk.items()}
         if trunk:
             self._state.perturbation = perturb(trunk, self.noise_scale, self.seed)
@@ -328,15 +375,15 @@ class ExpressivityGuard(pl.Callback):
         certified = f"rank [h, 1] = n = {self._data.size} is certified"
         claim = certified if self._state.certified else "NOT certified, on_undecided='continue'"
         self._state.phase = 2
-        self._state.reason = f"switched at step {trainer.global_step}: {claim}; {reason}"
+        self._state.reason = "; ".join([f"switched at step {trainer.global_step}: {claim}", reason, *self._caveats])
         rank_zero_info(f"ExpressivityGuard: {self.reason}")
         log_text(trainer, "guard/reason", self._state.report(self._head.name), trainer.global_step)
-        self._enter_phase_two(pl_module)
+        self._trunk.freeze()
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
                 # Its curvature pairs span all parameters at once and would move the trunk along old directions.
                 optimizer.state.clear()
-        self._state.fingerprint = self._trunk_state(pl_module)
+        self._state.fingerprints = self._trunk.fingerprints()
         self._measure_loss(trainer, pl_module)
         self._log(trainer)
 
@@ -350,6 +397,7 @@ class ExpressivityGuard(pl.Callback):
                 data.features(
                     network, head, torch.float32
                 ),  # whatever the model's type: their error is scaled to float64
+                bias=head.has_bias,
                 recompute=lambda: data.features(network, head, torch.float64),
                 same_inputs=data.same_inputs,
             )
@@ -357,17 +405,12 @@ class ExpressivityGuard(pl.Callback):
             return f"no certificate could be computed ({type(error).__name__}: {error})"
         return self._state.certificate.reason
 
-    def _enter_phase_two(self, pl_module: pl.LightningModule) -> None:
-        assert self._head is not None
-        trunk = [p for p in self._head.trunk_parameters(pl_module).values() if p.requires_grad]
-        self._thawed = trunk
-        freeze(trunk)
-        pl_module.eval()
-
-    def _trunk_state(self, pl_module: pl.LightningModule) -> str:
-        assert self._head is not None
-        tensors: dict[str, torch.Tensor] = dict(self._head.trunk_parameters(pl_module))
-        return fingerprint(tensors | dict(pl_module.named_buffers()))
+    def _warn_if_moved(self, trainer: pl.Trainer) -> None:
+        assert self._trunk is not None
+        if moved := self._trunk.moved_since(self._state.fingerprints):
+            self._state.reason = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee is void: something else writes to it"
+            rank_zero_warn(f"ExpressivityGuard: {self.reason}")
+            log_text(trainer, "guard/reason", self.reason, trainer.global_step)
 
     def _measure_loss(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._data is not None

@@ -19,7 +19,7 @@ class GuardState:
     switch_step: int | None = None
     declined: bool = False  # the condition was not certified and the run goes on in phase 1
     last_step: int = 0
-    fingerprint: str = ""  # of the trunk in phase 2
+    fingerprints: dict[str, str] = field(default_factory=dict)  # of the trunk's tensors in phase 2
     history: list[dict[str, float]] = field(default_factory=list)  # loss and gap on the training set
     certificate: RankCertificate | None = None
     perturbation: Perturbation | None = None
@@ -45,7 +45,7 @@ class GuardState:
         """Whether rank [h, 1] = n is certified."""
         return self.certificate is not None and self.certificate.verdict == "certified"
 
-    def metrics(self, step: int) -> dict[str, float]:
+    def metrics(self, step: float) -> dict[str, float]:
         """Scalars for the loggers; loss and gap only if they were measured at ``step``."""
         values = {"convergence/phase": float(self.phase), "guard/phase": float(self.phase)}
         if self.certificate is not None:

@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lightning_conv.callbacks._logging import log_layout
-from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks._logging import log_layout, log_metrics, publish
+from lightning_conv.callbacks.probe import Probe, cannot_call
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.schedule import Schedule
 from lightning_conv.evaluation import sample_count
@@ -39,6 +39,7 @@ class KernelMonitor(pl.Callback):
         self._kernel: ProbeKernel | None = None
         self._restored: dict[str, Any] = {}
         self._last_step: int | None = None
+        self._metrics: dict[str, float] = {}
         self._drawn: tuple[int, float, float] | None = None  # step, when, and what it cost
 
     @property
@@ -46,8 +47,8 @@ class KernelMonitor(pl.Callback):
         return *self.probe.key, self.every_n_steps, self.max_overhead
 
     @abstractmethod
-    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        """Log what this monitor is for."""
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
+        """The scalars that this monitor is for; what else there is to show, it logs itself."""
 
     @abstractmethod
     def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
@@ -55,7 +56,7 @@ class KernelMonitor(pl.Callback):
 
     def forget(self) -> None:
         """Begin anew: the callback is used for another run."""
-        self._restored, self._last_step = {}, None
+        self._restored, self._last_step, self._metrics = {}, None, {}
         self._drawn = None
 
     @override
@@ -96,7 +97,13 @@ class KernelMonitor(pl.Callback):
         else:
             self._kernel = peers[0]._kernel
         if self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer)):
-            self._measure(trainer, pl_module)
+            try:
+                self._measure(trainer, pl_module)
+            except (TypeError, NotImplementedError) as error:
+                raise MisconfigurationException(f"{type(self).__name__}: {cannot_call(pl_module, error)}") from error
+        else:
+            # A resumed run: what EarlyStopping or ModelCheckpoint monitor must be there before the next measurement.
+            publish(trainer, self._metrics)
 
     @override
     def on_train_batch_end(
@@ -138,7 +145,8 @@ class KernelMonitor(pl.Callback):
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
         if step != self._last_step:
-            self.record(trainer, gram, spectrum, step)
+            self._metrics = self.record(trainer, gram, spectrum, step)
+            log_metrics(trainer, self._metrics, step)
             self._last_step = step
         # A picture costs more than a small kernel: it gets a third of the budget, beside the first and the last one.
         before = time.perf_counter()
@@ -165,9 +173,11 @@ class KernelMonitor(pl.Callback):
             "parameters": list(self._kernel.parameters),
             "precision": str(self._kernel.precision),
             "last_step": self._last_step,
+            "metrics": dict(self._metrics),
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
         self._last_step = state_dict.get("last_step")
+        self._metrics = dict(state_dict.get("metrics", {}))

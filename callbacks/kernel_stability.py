@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_conv.callbacks._logging import log_figure, log_metrics
+from lightning_conv.callbacks._logging import log_figure
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
@@ -22,7 +22,8 @@ class KernelStability(KernelMonitor):
 
     In the lazy regime of Du et al. 2019 the kernel barely moves (|G(k) - G(0)|_2 <= lambda_0 / 4) and lambda_min(G(k))
     stays above lambda_0 / 2; a network that learns features shows a growing change and a falling alignment. The kernel is
-    over the parameters that were trainable at the start, also when some are frozen later.
+    over the parameters that were trainable at the start, also when some are frozen later. Du's network has one output; for
+    more, ``Probe(outputs="full")`` is the kernel that the argument is about, and the trace kernel (the default) a summary.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
@@ -61,13 +62,13 @@ class KernelStability(KernelMonitor):
         self._reference_step = 0
 
     @override
-    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         if self._reference is None:
             self._reference, self._reference_step = (gram, spectrum), step
         reference, reference_spectrum = self._reference
         drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)
         self.drift = drift
-        metrics = {
+        return {
             "convergence/kernel_change": drift.relative_frobenius,
             "kernel/relative_frobenius_change": drift.relative_frobenius,
             "kernel/relative_spectral_change": drift.relative_spectral,
@@ -78,7 +79,6 @@ class KernelStability(KernelMonitor):
             "kernel/lambda_min_ratio_upper": drift.lambda_min_ratio.upper,
             "kernel/drift_floor": drift.floor,
         }
-        log_metrics(trainer, metrics, step)
 
     @override
     def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:

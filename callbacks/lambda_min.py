@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_conv.callbacks._logging import log_figure, log_histogram, log_metrics
+from lightning_conv.callbacks._logging import log_figure, log_histogram
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.kernels.gram import KernelGram
@@ -17,10 +17,12 @@ from lightning_conv.spectrum import Spectrum
 class LambdaMin(KernelMonitor):
     """Tracks lambda_min, lambda_max and the shape of the spectrum of the empirical NTK on a fixed probe.
 
-    With S = 1/2 sum |u - y|^2 over the probe, 2 lambda_min <= |grad S|^2 / S <= 2 lambda_max: a lambda_min above zero
-    means that the gradient vanishes only where the loss does. On m probe samples lambda_min is an UPPER bound of
-    lambda_min on the whole training set (interlacing). It is computed again in higher precision until it stands clear
-    of its rounding error; the precision is logged.
+    For one output, or ``outputs="full"``, and S = 1/2 sum |u - y|^2 over the probe, 2 lambda_min <= |grad S|^2 / S <= 2
+    lambda_max: with lambda_min above zero the gradient vanishes only where the loss does. The trace kernel of C outputs (the
+    default, C times cheaper) bounds that from above only: lambda_min(trace) >= C lambda_min(full). On m probe samples
+    lambda_min is an UPPER bound of lambda_min on the whole training set (interlacing). The kernel is over the parameters
+    that were trainable at the start. It is computed again in higher precision until it stands clear of its rounding error;
+    the precision is logged.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
@@ -59,7 +61,7 @@ class LambdaMin(KernelMonitor):
         self.spectrum = None
 
     @override
-    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         self.spectrum = spectrum
         metrics = {
             "convergence/lambda_min": spectrum.lambda_min.value,
@@ -73,11 +75,11 @@ class LambdaMin(KernelMonitor):
             "kernel/floor": gram.floor,
             "kernel/precision": float(PRECISIONS.index(gram.precision)),
         }
-        log_metrics(trainer, metrics, step)
         # Zeros and values below their own error would make a wall at the left of the histogram.
         clear = spectrum.eigenvalues[spectrum.eigenvalues > spectrum.lambda_min.upper - spectrum.lambda_min.value]
         if len(clear):
             log_histogram(trainer, "kernel/log10_eigenvalues", clear.log10(), step)
+        return metrics
 
     @override
     def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:

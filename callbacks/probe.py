@@ -11,7 +11,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
 from lightning_conv.anatomy import CalledBy
 from lightning_conv.evaluation import BatchNormMode, Inputs, input_tensors, map_inputs
@@ -55,7 +55,7 @@ class Probe:
         batch_norm: Literal["frozen", "eval"] = "frozen",
         input_fn: InputFn | None = None,
         forward_fn: ForwardFn | None = None,
-        inputs: torch.Tensor | None = None,
+        inputs: Inputs | None = None,
         max_memory: int | None = None,
     ) -> None:
         if size < 2:
@@ -92,39 +92,45 @@ class Probe:
             MisconfigurationException: no random access to the data, or no recognisable input in a batch.
         """
         if self.inputs is not None:
-            return self.inputs[: self.size].detach().cpu().clone()
-        loader = training_loader(trainer, cure="pass Probe(inputs=...)")
-        count = len(loader.dataset)  # type: ignore[arg-type]
+            return map_inputs(lambda tensor: tensor[: self.size].detach().cpu().clone(), self.inputs)
+        samples, loader = training_samples(trainer, cure="pass Probe(inputs=...)")
+        count = len(samples)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed)
         indices = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
         with isolate_rng():
-            batch = loader.collate_fn([loader.dataset[index] for index in indices])
+            batch = transfer(trainer, loader.collate_fn([samples[index] for index in indices]))
         inputs = take_inputs(batch, self.input_fn)
         return map_inputs(lambda tensor: tensor.detach().cpu().clone(), inputs)
 
 
-def training_loader(trainer: pl.Trainer, cure: str) -> DataLoader[Any]:
-    """The run's one training loader, with random access to its data.
+def training_samples(trainer: pl.Trainer, cure: str) -> tuple[Dataset[Any], DataLoader[Any]]:
+    """The samples that the run trains on, by index, and its one training loader.
+
+    Of a ``SubsetRandomSampler`` only its subset counts.
 
     Raises:
-        MisconfigurationException: there are several, or the data set is iterable or batches itself; ``cure`` says what
-            to do.
+        MisconfigurationException: there are several loaders, or the data set is iterable or batches itself; ``cure`` says
+            what to do.
     """
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise MisconfigurationException(
             f"lightning_conv reads the samples of one DataLoader, but the training loader is {type(loader).__name__}; {cure}"
         )
-    if (
-        isinstance(loader.dataset, IterableDataset)
-        or loader.batch_sampler is None
-        or not hasattr(loader.dataset, "__len__")
-    ):
+    samples = loader.dataset
+    if isinstance(samples, IterableDataset) or loader.batch_sampler is None or not hasattr(samples, "__len__"):
         raise MisconfigurationException(
-            f"lightning_conv needs random access to single training samples, which {type(loader.dataset).__name__} (an iterable or a "
-            f"self-batching data set) does not give; {cure}"
+            f"lightning_conv needs random access to single training samples, which {type(samples).__name__} (an iterable or "
+            f"a self-batching data set) does not give; {cure}"
         )
-    return loader
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        samples = Subset(samples, loader.sampler.indices)
+    return samples, loader
+
+
+def transfer(trainer: pl.Trainer, batch: Any) -> Any:  # a batch is anything
+    """The batch as the training step gets it: on the device, after the module's and the data module's transfer hooks."""
+    return trainer.strategy.batch_to_device(batch)
 
 
 def take_inputs(batch: Any, input_fn: InputFn | None) -> Inputs:
@@ -152,6 +158,14 @@ def take_inputs(batch: Any, input_fn: InputFn | None) -> Inputs:
     except TypeError as error:
         raise MisconfigurationException(f"input_fn: {error}") from error
     return inputs
+
+
+def cannot_call(pl_module: pl.LightningModule, error: Exception) -> str:
+    """What to say when the network does not take its inputs or does not return its outputs as a tensor."""
+    return (
+        f"{type(pl_module).__name__} could not be evaluated on its inputs ({type(error).__name__}: {error or 'no message'}); pass "
+        "forward_fn=lambda module, inputs: ... (and input_fn, if the inputs are more than batch[0])"
+    )
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -13,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from lightning_conv.callbacks.training_set import TrainingSet
-from lightning_conv.evaluation import StatelessModule, sample_count, undisturbed
+from lightning_conv.evaluation import StatelessModule, undisturbed
 from lightning_conv.two_phase import loss_infimum
 
 LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
 TargetFn: TypeAlias = Callable[[Any], Any]
 
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 TARGET_KEYS = ("y", "target", "targets", "label", "labels")
 
 
@@ -28,7 +31,7 @@ class TrainingLoss:
     Args:
         pl_module: of the run; searched for its loss module if ``loss_fn`` is None.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step.
-        infimum: of the mean loss; None: looked up for the usual losses.
+        infimum: of the mean loss; None: looked up for the usual losses; NaN: not known.
         target_fn: takes the targets out of a batch; None: ``batch[1]`` or the keys y, target(s), label(s) of a dict.
 
     Warns:
@@ -38,9 +41,10 @@ class TrainingLoss:
     def __init__(
         self, pl_module: pl.LightningModule, loss_fn: LossFn | None, infimum: float | None, target_fn: TargetFn | None
     ) -> None:
-        self._target_fn = target_fn
+        self._target_fn, self._given = target_fn, infimum is not None
         self._loss_fn = loss_fn if loss_fn is not None else find_loss(pl_module)
-        self._infimum = infimum if infimum is not None else loss_infimum(self._loss_fn)
+        known = infimum if infimum is not None else loss_infimum(self._loss_fn)
+        self._infimum = None if known is None or math.isnan(known) else known
         if self._loss_fn is None:
             rank_zero_warn(
                 "ExpressivityGuard: found no loss module on the LightningModule, so the gap is not logged; pass "
@@ -55,39 +59,43 @@ class TrainingLoss:
     def measure(self, network: nn.Module, data: TrainingSet) -> dict[str, float]:
         """``loss``, and ``gap`` where the infimum is known; empty if the loss itself is not known.
 
-        The network runs in eval mode and its own precision; the loss of its outputs is taken in float64.
+        The network runs in eval mode and its own precision; the loss of all its outputs is taken at once, in float64. For
+        cross-entropy with soft targets there is no gap: its infimum is not 0.
         """
         if self._loss_fn is None:
             return {}
-        total, count = 0.0, 0
+        parts: list[tuple[Tensor, Tensor]] = []
         for inputs, batch in data.batches():
             with undisturbed(network), torch.no_grad():
                 module = StatelessModule(network)
                 outputs = module.call({}, module.convert(inputs))
-                assert isinstance(outputs, Tensor)
-                targets = self._targets(batch)
-                if isinstance(targets, Tensor):
-                    dtype = torch.float64 if targets.is_floating_point() else targets.dtype
-                    targets = targets.to(outputs.device, dtype)
-                loss = self._loss_fn(outputs.double(), targets)
-            samples = sample_count(inputs)
-            summed = getattr(self._loss_fn, "reduction", "mean") == "sum"
-            total += float(loss) if summed else float(loss.mean()) * samples
-            count += samples
-        mean = total / count
-        return {"loss": mean} if self._infimum is None else {"loss": mean, "gap": mean - self._infimum}
+            assert isinstance(outputs, Tensor)
+            parts.append((outputs.double(), self._targets(batch).to(outputs.device)))
+        outputs, targets = (torch.cat(side) for side in zip(*parts, strict=True))
+        if targets.is_floating_point():
+            targets = targets.double()
+        if isinstance(self._loss_fn, ELEMENTWISE):
+            # (n, 1) against (n,) would broadcast to n x n.
+            targets = targets.reshape(outputs.shape)
+        exact = copy.deepcopy(self._loss_fn).to(outputs) if isinstance(self._loss_fn, nn.Module) else self._loss_fn
+        with torch.no_grad():
+            loss = exact(outputs, targets)
+        mean = float(loss) / len(outputs) if getattr(exact, "reduction", "mean") == "sum" else float(loss.mean())
+        soft = isinstance(self._loss_fn, nn.CrossEntropyLoss) and targets.is_floating_point() and not self._given
+        return {"loss": mean} if self._infimum is None or soft else {"loss": mean, "gap": mean - self._infimum}
 
-    def _targets(self, batch: Any) -> Any:
+    def _targets(self, batch: Any) -> Tensor:
+        found: Any = None
         if self._target_fn is not None:
-            return self._target_fn(batch)
-        if isinstance(batch, dict):
-            found = [key for key in TARGET_KEYS if key in batch]
-            if found:
-                return batch[found[0]]
+            found = self._target_fn(batch)
+        elif isinstance(batch, Mapping):
+            found = next((batch[key] for key in TARGET_KEYS if key in batch), None)
         elif isinstance(batch, (list, tuple)) and len(batch) > 1:
-            return batch[1]
+            found = batch[1]
+        if isinstance(found, Tensor):
+            return found
         raise MisconfigurationException(
-            f"batch: found no targets (looked for batch[1] or one of the keys {', '.join(TARGET_KEYS)}), so the loss on the "
+            f"batch: found no tensor of targets (looked for batch[1] or one of the keys {', '.join(TARGET_KEYS)}), so the loss on the "
             "training set is unknown; pass target_fn=lambda batch: ..."
         )
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from lightning_conv.anatomy import Head, last_hidden_features
-from lightning_conv.callbacks.probe import InputFn, take_inputs, training_loader
+from lightning_conv.callbacks.probe import InputFn, take_inputs, training_samples, transfer
 from lightning_conv.evaluation import Inputs, input_tensors
 
 
@@ -22,7 +22,6 @@ class TrainingSet:
 
     Args:
         trainer: of the run.
-        pl_module: of the run.
         input_fn: see ``Probe``.
 
     Raises:
@@ -32,18 +31,17 @@ class TrainingSet:
     def __init__(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
         input_fn: InputFn | None = None,
     ) -> None:
-        loader = training_loader(
+        self._samples, loader = training_samples(
             trainer, cure="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
         )
-        self._device = pl_module.device
-        self._input_fn = input_fn
+        self._trainer, self._input_fn = trainer, input_fn
         self._loader = DataLoader(
-            loader.dataset, batch_size=loader.batch_size or 256, shuffle=False, collate_fn=loader.collate_fn
+            self._samples, batch_size=loader.batch_size or 256, shuffle=False, collate_fn=loader.collate_fn
         )
-        self.size = len(loader.dataset)  # type: ignore[arg-type]
+        self.size = len(self._samples)  # type: ignore[arg-type]
+        self._sampler, self._steps = loader.sampler, len(loader)
 
     def batches(self) -> Iterator[tuple[Inputs, Any]]:
         """(inputs, whole batch), in the data set's order. Global random numbers are put back between batches."""
@@ -52,10 +50,23 @@ class TrainingSet:
         while True:
             with isolate_rng():
                 batch = next(iterator, None)
-            if batch is None:
-                return
-            batch = move_data_to_device(batch, self._device)
+                if batch is None:
+                    return
+                batch = transfer(self._trainer, batch)
             yield take_inputs(batch, self._input_fn), batch
+
+    def caveats(self) -> list[str]:
+        """What makes the objective of the run another than the mean loss over these samples as they are read."""
+        found = []
+        if not isinstance(self._sampler, (SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler)):
+            found.append(f"{type(self._sampler).__name__} may weight samples or leave some out")
+        if self._trainer.num_training_batches < self._steps:
+            found.append(
+                f"only {self._trainer.num_training_batches} of {self._steps} batches are trained on in an epoch"
+            )
+        if not self._same(0, 0, seeds=(1, 2)):
+            found.append("inputs are random when they are read, so the certificate is about one draw of them")
+        return found
 
     def first_inputs(self) -> Inputs:
         """The inputs of the first batch."""
@@ -68,8 +79,13 @@ class TrainingSet:
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Whether samples i and j enter the network as the same tensors, each read anew."""
-        with isolate_rng():
-            first, second = (
-                take_inputs(self._loader.collate_fn([self._loader.dataset[index]]), self._input_fn) for index in (i, j)
-            )
-        return all(torch.equal(a, b) for a, b in zip(input_tensors(first), input_tensors(second), strict=True))
+        return self._same(i, j, seeds=(1, 1))
+
+    def _same(self, i: int, j: int, seeds: tuple[int, int]) -> bool:
+        read = []
+        for index, seed in zip((i, j), seeds, strict=True):
+            with isolate_rng():
+                seed_everything(seed, verbose=False)
+                batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index]]))
+            read.append(input_tensors(take_inputs(batch, self._input_fn)))
+        return all(torch.equal(a, b) for a, b in zip(*read, strict=True))

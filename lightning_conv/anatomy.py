@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, undisturbed
 
@@ -16,6 +17,13 @@ class Head:
 
     name: str
     module: nn.Linear
+    last: bool = True
+    """Whether its result is the model's result. If not, convexity of what follows it is not checked."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is trained, so that [h, 1] and not h alone counts."""
+        return self.module.bias is not None and self.module.bias.requires_grad
 
     @property
     def width(self) -> int:
@@ -52,15 +60,19 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     """The linear layer that produces the model's output, or the one called ``name``.
 
     The layer is found by running two samples: the head is the linear layer, called once on a matrix of features, whose
-    result is the model's result.
+    result is the model's result, with its weights as they are and with their signs changed (a ReLU behind it would not show
+    on positive outputs). It must not share its weight and must not be reparametrized: the outputs would not be
+    linear in what is trained.
 
     Args:
         model: any module.
         inputs: samples; the first two are used.
-        name: dotted name of the layer when it cannot be found, e.g. because a softmax follows it.
+        name: dotted name of the layer when it cannot be found, because something without parameters (a softmax, say) follows
+            it; the result then has ``last=False``.
 
     Raises:
-        ValueError: ``name`` is no linear layer, or none was found; both list the candidates.
+        ValueError: none was found, or ``name`` is no linear layer, is not the last layer with parameters, is shared or
+            reparametrized.
     """
     layers = linear_layers(model)
     candidates = ", ".join(f'"{candidate}"' for candidate in layers) or "the model has none"
@@ -68,40 +80,76 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         raise ValueError(
             f"head: {name!r} is not an nn.Linear of the model (candidates: {candidates}); pass one of these"
         )
+    nothing = (
+        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or pass "
+        'head="..." if only functions without parameters follow it'
+    )
     few = map_inputs(lambda tensor: tensor[: min(2, sample_count(inputs))], inputs)
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    calls, order, result = _watch(model, few)
+    made = {layer: [call for called, call in calls if called is module] for layer, module in layers.items()}
+    named = name is not None
+    if name is None:
+        found = [
+            layer
+            for layer, its_calls in made.items()
+            if len(its_calls) == 1 and its_calls[0][0].ndim == 2 and _same(its_calls[0][1], result)
+        ]
+        if len(found) != 1:
+            raise ValueError(nothing)
+        name = found[0]
+    head = layers[name]
+    _require_usable(name, made[name])
+    if order[-1] is not head:
+        after = next(other for other, module in model.named_modules() if module is order[-1])
+        raise ValueError(
+            f'head: {name!r} is followed by "{after}", which has parameters; the head must be the last such layer'
+        )
+    if _is_shared(model, head) or is_parametrized(head):
+        why = "is reparametrized" if is_parametrized(head) else "shares its weight with another layer"
+        raise ValueError(
+            f"head: {name!r} {why}, so the outputs are not linear in what is trained; give the network a plain last nn.Linear"
+        )
+    (flipped,), _, changed = _watch(model, few, only=head, sign=-1)
+    last = _same(made[name][0][1], result) and _same(flipped[1][1], changed)
+    if not last and not named:
+        raise ValueError(
+            f'head: a function follows {name!r}; pass head="{name}" if it is convex together with the loss'
+        )
+    return Head(name, head, last=last)
 
-    def recorder(layer: str) -> object:
-        def record(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-            calls[layer].append((_entering(args, kwargs), output.detach()))
 
-        return record
+_Call = tuple[nn.Module, tuple[Tensor, Tensor]]
 
-    handles = [
-        module.register_forward_hook(recorder(layer), with_kwargs=True)  # type: ignore[arg-type]
-        for layer, module in layers.items()
-    ]
+
+def _watch(
+    model: nn.Module, inputs: Inputs, only: nn.Linear | None = None, sign: int = 1
+) -> tuple[list[_Call], list[nn.Module], object]:
+    """One forward: the calls of linear layers, the layers with parameters in the order they were done, and the result.
+
+    With ``only`` that layer alone is watched, and its weights are multiplied by ``sign``.
+    """
+    calls: list[_Call] = []
+    order: list[nn.Module] = []
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+        order.append(module)
+        if isinstance(module, nn.Linear):
+            # A copy: what follows may work in place.
+            calls.append((module, (_entering(args, kwargs), output.detach().clone())))
+
+    leaves = [m for m in model.modules() if isinstance(m, nn.Linear) or (not [*m.children()] and [*m.parameters()])]
+    watched = leaves if only is None else [only]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in watched]
     try:
         with undisturbed(model), torch.no_grad():
             module = StatelessModule(model)
-            result = module.call({}, module.convert(few))
+            own = {id(parameter) for parameter in (only.parameters() if only is not None else ())}
+            names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
+            result = module.call({name: sign * module.parameters[name] for name in names}, module.convert(inputs))
     finally:
         for handle in handles:
             handle.remove()
-    if name is not None:
-        _require_usable(name, calls[name])
-        return Head(name, layers[name])
-    found = [
-        layer
-        for layer, made in calls.items()
-        if len(made) == 1 and made[0][0].ndim == 2 and isinstance(result, Tensor) and _same(made[0][1], result)
-    ]
-    if len(found) != 1 or _is_shared(model, layers[found[0]]):
-        why = "its weight is shared with another layer" if found else "no nn.Linear produces the module's output"
-        raise ValueError(
-            f'head: {why} (candidates: {candidates}); pass head="..." or end the network in a linear layer'
-        )
-    return Head(found[0], layers[found[0]])
+    return calls, order, result
 
 
 def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -141,13 +189,14 @@ def _require_usable(name: str, made: list[tuple[Tensor, Tensor]]) -> None:
         )
 
 
-def _same(output: Tensor, result: Tensor) -> bool:
-    if output.numel() != result.numel():
+def _same(output: Tensor, result: object) -> bool:
+    if not isinstance(result, Tensor) or output.numel() != result.numel():
         return False
     # A diverged network has a head too.
     return torch.allclose(output.flatten(), result.detach().flatten(), rtol=0, atol=0, equal_nan=True)
 
 
 def _is_shared(model: nn.Module, head: nn.Linear) -> bool:
-    uses = sum(parameter is head.weight for module in model.modules() for parameter in module.parameters(recurse=False))
-    return uses > 1
+    own = [*head.parameters(recurse=False)]
+    uses = sum(p is mine for module in model.modules() for p in module.parameters(recurse=False) for mine in own)
+    return uses > len(own)

@@ -41,6 +41,7 @@ class RankCertificate:
 def certify_expressivity(
     features: Tensor,
     *,
+    bias: bool = True,
     recompute: Callable[[], Tensor] | None = None,
     feature_error: float = 0.0,
     same_inputs: Callable[[int, int], bool] | None = None,
@@ -57,6 +58,7 @@ def certify_expressivity(
     Args:
         features: h, shape (n, m_H), one row a training sample, the inputs of the last linear layer. Float64, or float32
             with ``recompute``.
+        bias: whether the last layer has a trainable bias; without one the matrix is h alone.
         recompute: gives the same features from a float64 copy of the trunk; called when ``features`` are not float64,
             because a float32 rank says nothing (rounding fills every direction to about 1e-7 of the largest).
         feature_error: Frobenius norm of what rounding inside the trunk may have changed in float64 features. With
@@ -97,7 +99,7 @@ def certify_expressivity(
             )
         feature_error = FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
     n, width = features.shape
-    augmented = torch.cat([features, features.new_ones(n, 1)], 1)
+    augmented = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
     try:
         values, absolute, relative = _singular_values(augmented)
     except LinAlgError as error:
@@ -109,12 +111,30 @@ def certify_expressivity(
 
     radii = absolute + relative * values + feature_error
     rank = int((values - radii > 0).sum())
-    sigma_max = _bounded(float(values[0]), float(radii[0]))
+    proven = feature_error == 0
+    sigma_max = _bounded(float(values[0]), float(radii[0]), proven)
     # Weyl holds for the n-th singular value of a matrix with fewer columns too, where it is exactly zero.
-    sigma_min = _bounded(float(values[n - 1]), float(radii[n - 1])) if width + 1 >= n else _bounded(0.0, 0.0)
-    verdict, reason = _judge(features, rank, sigma_min, feature_error, same_inputs)
+    narrow = too_narrow(n, width, bias=bias)
+    sigma_min = _bounded(0.0, 0.0, True) if narrow else _bounded(float(values[n - 1]), float(radii[n - 1]), proven)
+    if narrow:
+        verdict: RankVerdict = "refuted"
+        reason = f"{narrow} (rank at least {rank} is certified)"
+    else:
+        verdict, reason = _judge(features, rank, sigma_min, feature_error, same_inputs)
     return RankCertificate(
         verdict, rank, n, width, sigma_min, sigma_max, feature_error, reason, time.perf_counter() - start
+    )
+
+
+def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:
+    """Why ``width`` features cannot have rank n = ``samples``, and what to do; None if they can."""
+    columns = width + bias
+    if columns >= samples:
+        return None
+    name = "m_H + 1" if bias else "m_H (no trainable bias)"
+    return (
+        f"too narrow: {name} = {columns} < n = {samples}, so the rank cannot reach n; widen the last hidden layer to at least "
+        f"{samples - bias}, or train on at most {columns} samples"
     )
 
 
@@ -125,12 +145,7 @@ def _judge(
     feature_error: float,
     same_inputs: Callable[[int, int], bool] | None,
 ) -> tuple[RankVerdict, str]:
-    n, width = features.shape
-    if width + 1 < n:
-        return "refuted", (
-            f"too narrow: m_H + 1 = {width + 1} < n = {n}, so rank [h, 1] cannot reach n (at least {rank} is certified); "
-            f"widen the last hidden layer to at least {n - 1}, or train on at most {width + 1} samples"
-        )
+    n = len(features)
     if rank == n:
         return (
             "certified",
@@ -186,10 +201,9 @@ def _singular_values(matrix: Tensor) -> tuple[Tensor, float, float]:
     return values, absolute, relative * sums
 
 
-def _bounded(value: float, radius: float) -> Bounded:
-    return Bounded(
-        value, max(value - radius, 0.0), value + radius, certified=True, method="residual bound of the float64 SVD"
-    )
+def _bounded(value: float, radius: float, proven: bool) -> Bounded:
+    method = "residual bound of the float64 SVD" + ("" if proven else " + estimated rounding inside the trunk")
+    return Bounded(value, max(value - radius, 0.0), value + radius, certified=proven, method=method)
 
 
 def _require_features(features: Tensor) -> None:

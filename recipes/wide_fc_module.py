@@ -63,7 +63,7 @@ class WideFC(LightningModule):
         guard: bool = True,
         diagnostics: bool = True,
         measure_every: int | None = None,
-        switch_at: float | int = 0.6,
+        switch_at: int | float = 0.6,
         in_features: int | None = None,
         num_classes: int | None = None,
     ) -> None:

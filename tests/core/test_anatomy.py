@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_conv import find_head, last_hidden_features, ntk_gram
 from lightning_conv.anatomy import CalledBy
@@ -86,8 +87,28 @@ def test_dropout_behind_the_head_does_not_hide_it():
 
 
 def test_refused_where_the_weights_are_tied():
-    with pytest.raises(ValueError, match=r'head: its weight is shared .*"head"'):
-        find_head(Tied(), torch.randint(0, 9, (5, 3)))
+    for name in (None, "head"):
+        with pytest.raises(ValueError, match="head: 'head' shares its weight with another layer"):
+            find_head(Tied(), torch.randint(0, 9, (5, 3)), name)
+
+
+@pytest.mark.parametrize("reparametrize", [spectral_norm, weight_norm])
+def test_refused_where_the_head_is_reparametrized(reparametrize):
+    model = sequential()
+    reparametrize(model[4])
+    for name in (None, "4"):
+        with pytest.raises(ValueError, match=r"head: '4' is reparametrized"):
+            find_head(model, torch.randn(5, 4), name)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_relu_behind_positive_outputs_is_not_overlooked(inplace):
+    model = nn.Sequential(sequential(), nn.ReLU(inplace))
+    with torch.no_grad():
+        model[0][4].bias.fill_(100.0)
+    with pytest.raises(ValueError, match=r"head: "):
+        find_head(model, torch.randn(5, 4))
+    assert not find_head(model, torch.randn(5, 4), "0.4").last
 
 
 def test_refused_where_there_is_no_linear_layer():
@@ -97,8 +118,12 @@ def test_refused_where_there_is_no_linear_layer():
 
 def test_an_explicit_name_is_taken():
     model = nn.Sequential(sequential(), nn.Softmax(1))
-    assert find_head(model, torch.randn(5, 4), "0.4").module is model[0][4]
-    assert find_head(model, torch.randn(5, 4), "0.2").module is model[0][2]
+    head = find_head(model, torch.randn(5, 4), "0.4")
+    assert head.module is model[0][4]
+    assert not head.last
+    assert find_head(model[0], torch.randn(5, 4), "4").last
+    with pytest.raises(ValueError, match=r"head: '0\.2' is followed by \"0\.4\", which has parameters"):
+        find_head(model, torch.randn(5, 4), "0.2")
 
 
 def test_an_explicit_name_must_be_a_linear_layer_called_once_on_features():
@@ -152,7 +177,7 @@ def test_leaves_no_trace(fails, snapshot):
     before = snapshot(model)
     for call in (
         lambda: find_head(model, inputs),
-        lambda: find_head(model, inputs, "0"),
+        lambda: find_head(model, inputs, "3"),
         lambda: last_hidden_features(model, head, inputs),
         lambda: last_hidden_features(model, head, inputs, dtype=torch.float64),
     ):

@@ -1,0 +1,63 @@
+"""The trunk in phase 2: taken out of training, watched, and handed back as it was."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from lightning_conv.anatomy import Head
+from lightning_conv.two_phase import fingerprint, freeze
+
+
+class FrozenTrunk:
+    """Everything of a module but its head.
+
+    Args:
+        pl_module: of the run.
+        head: its last linear layer.
+    """
+
+    def __init__(self, pl_module: pl.LightningModule, head: Head) -> None:
+        self._module, self._head = pl_module, head
+        self._thawed: list[nn.Parameter] = []
+        self._modes: list[tuple[nn.Module, bool]] = []
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trunk's parameters that are trained now."""
+        return {name: p for name, p in self._head.trunk_parameters(self._module).items() if p.requires_grad}
+
+    def freeze(self) -> None:
+        """No gradients for the trunk, and eval mode for the whole module."""
+        self._thawed = list(self.trainable.values())
+        self._modes = [(module, module.training) for module in self._module.modules()]
+        freeze(self._thawed)
+        self._module.eval()
+
+    def keep_still(self) -> None:
+        """Back to eval mode, should something have switched modes."""
+        if any(module.training for module in self._module.modules()):
+            self._module.eval()
+
+    def release(self) -> None:
+        """Hand the module back: trainable, and in the mode it was in. Does nothing a second time."""
+        for parameter in self._thawed:
+            parameter.requires_grad_(True)
+        for module, training in self._modes:
+            module.training = training
+        self._thawed, self._modes = [], []
+
+    def fingerprints(self) -> dict[str, str]:
+        """One for each parameter and each buffer of a layer.
+
+        Buffers of the LightningModule itself count samples and the like; those of its layers make the features.
+        """
+        tensors: dict[str, torch.Tensor] = dict(self._head.trunk_parameters(self._module))
+        tensors |= {name: buffer for name, buffer in self._module.named_buffers() if "." in name}
+        return {name: fingerprint({name: tensor}) for name, tensor in tensors.items()}
+
+    def moved_since(self, then: dict[str, str]) -> list[str]:
+        """Names of what is not bit for bit what it was when ``then`` was taken."""
+        now = self.fingerprints()
+        return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
