@@ -160,7 +160,9 @@ class ExpressivityGuard(pl.Callback):
     @property
     def head_name(self) -> str | None:
         """Dotted name of the last linear layer, once it is known."""
-        return self._head.name if self._head is not None else self.head
+        if self._head is None:
+            return self.head
+        return self._head.name if self.forward_fn is None else self._head.name.removeprefix("module.")
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -332,7 +334,7 @@ class ExpressivityGuard(pl.Callback):
         assert self._head is not None
         assert self._data is not None
         rank_zero_info(
-            f'ExpressivityGuard: head "{self._head.name}" (m_H = {self._head.width}), n = {self._data.size}, switch after step '
+            f'ExpressivityGuard: head "{self.head_name}" (m_H = {self._head.width}), n = {self._data.size}, switch after step '
             f"{self._state.switch_step}"
         )
         # Said at the start of a run, not after most of it.
@@ -377,7 +379,7 @@ class ExpressivityGuard(pl.Callback):
         self._state.phase = 2
         self._state.reason = "; ".join([f"switched at step {trainer.global_step}: {claim}", reason, *self._caveats])
         rank_zero_info(f"ExpressivityGuard: {self.reason}")
-        log_text(trainer, "guard/reason", self._state.report(self._head.name), trainer.global_step)
+        log_text(trainer, "guard/reason", self._state.report(str(self.head_name)), trainer.global_step)
         self._trunk.freeze()
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
@@ -408,7 +410,7 @@ class ExpressivityGuard(pl.Callback):
     def _warn_if_moved(self, trainer: pl.Trainer) -> None:
         assert self._trunk is not None
         if moved := self._trunk.moved_since(self._state.fingerprints):
-            self._state.reason = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee is void: something else writes to it"
+            self._state.reason = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee is void"
             rank_zero_warn(f"ExpressivityGuard: {self.reason}")
             log_text(trainer, "guard/reason", self.reason, trainer.global_step)
 

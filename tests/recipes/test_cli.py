@@ -143,3 +143,8 @@ def test_compare_refuses_a_guard_that_both_runs_would_keep(capsys):
     words = ["--trainer.callbacks+=lightning_conv.callbacks.ExpressivityGuard"]
     assert main(["compare", "--config", "wide_fc", *QUICK, *words]) == 2
     assert "trainer.callbacks: holds an ExpressivityGuard" in capsys.readouterr().err
+
+
+def test_the_switch_is_a_share_or_a_step(capsys):
+    assert main(["fit", "--config", "wide_fc", *QUICK, "--model.switch_at", "4", "--model.diagnostics", "false"]) == 0
+    assert lines_with(capsys.readouterr().out, "phase reached", "2 of 2")
