@@ -36,10 +36,12 @@ class ExpressivityGuard(pl.Callback):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
     Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank of
-    [h, 1] (last hidden features of the whole training set in eval mode, and the bias column) is certified in float64. If
-    it is n, phase 2 begins: only the last linear layer learns, by the same optimizer. Its problem is convex, and its
-    infimum is the global infimum of the training loss over all weights. The trunk is then bit for bit constant - no
-    gradients, BatchNorm and dropout in eval mode - and is not back-propagated through.
+    [h, 1] (last hidden features of the whole training set in eval mode, and the bias column if a bias is trained) is
+    certified in float64. If it is n, phase 2 begins: only the last linear layer learns, by the same optimizer. For a loss
+    that is convex in the outputs this problem is convex, and its infimum is the global infimum of the training loss over
+    all weights. The trunk is then bit for bit constant - no gradients, the whole module in eval mode - and is not
+    back-propagated through. What limits the argument in a run (random inputs, weight decay on the head, samples left out)
+    is warned of and written into the reason. Afterwards, also after an error, the module is trainable again.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
@@ -49,8 +51,7 @@ class ExpressivityGuard(pl.Callback):
     - ``guard/noise``: relative norm of the perturbation
     - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
       epoch
-    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum, on the data as they are
-      read without training-time randomness
+    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum
     - text ``guard/reason`` (TensorBoard): what was decided and why
 
     Args:
@@ -76,8 +77,9 @@ class ExpressivityGuard(pl.Callback):
         history: loss and gap on the training set, by step and epoch.
 
     Raises:
-        MisconfigurationException: several optimizers, manual optimization, several devices, an endless run with a share
-            for ``switch_at``, no linear head, bad arguments.
+        MisconfigurationException: several optimizers, manual optimization, several devices, weight averaging, an endless
+            run with a share for ``switch_at``, no usable linear head, a network that cannot be called, bad arguments.
+        ExpressivityError: not certified, with ``on_undecided="raise"``.
 
     Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2 step is
     cheaper than a phase-1 step: it has no backward pass through the trunk.
