@@ -112,9 +112,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     (flipped,), _, changed = _watch(model, few, only=head, sign=-1)
     last = _same(made[name][0][1], result) and _same(flipped[1][1], changed)
     if not last and not named:
-        raise ValueError(
-            f'head: a function follows {name!r}; pass head="{name}" if it is convex together with the loss'
-        )
+        raise ValueError(nothing)
     return Head(name, head, last=last)
 
 
