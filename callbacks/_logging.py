@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
 LAYOUT = {
@@ -28,6 +29,15 @@ LAYOUT = {
 
 A Multiline chart takes regular expressions, which match prefixes unless anchored; a Margin chart takes plain tags.
 """
+
+
+def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -> None:
+    """Say what a run without a logger will not show; ``what`` still reaches ``trainer.callback_metrics``."""
+    if not trainer.loggers:
+        rank_zero_warn(
+            f"{type(callback).__name__}: the trainer has no logger, so nothing will be drawn; {what} still reach "
+            "trainer.callback_metrics. Pass Trainer(logger=TensorBoardLogger('runs')) to see them"
+        )
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:

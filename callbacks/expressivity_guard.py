@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
-from lightning_conv.anatomy import CalledBy, Head, find_head
-from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text, publish
+from lightning_conv.anatomy import Head, called_by, find_head
+from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text, publish, warn_without_logger
 from lightning_conv.callbacks.caveats import find_caveats
 from lightning_conv.callbacks.frozen_trunk import FrozenTrunk
 from lightning_conv.callbacks.guard_state import GuardState
@@ -185,11 +185,7 @@ class ExpressivityGuard(pl.Callback):
                 f"ExpressivityGuard: {type(averaging[0]).__name__} replaces the trunk by an average over both phases, which no "
                 "certificate is about; remove one of the two"
             )
-        if not trainer.loggers:
-            rank_zero_warn(
-                "ExpressivityGuard: the trainer has no logger; phase, rank and gap still reach trainer.callback_metrics. Pass "
-                "Trainer(logger=TensorBoardLogger('runs')) to see them"
-            )
+        warn_without_logger(trainer, self, "phase, rank and gap")
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -297,7 +293,7 @@ class ExpressivityGuard(pl.Callback):
         return self._head is not None and self._data is not None
 
     def _network(self, pl_module: pl.LightningModule) -> nn.Module:
-        return pl_module if self.forward_fn is None else CalledBy(pl_module, self.forward_fn)
+        return called_by(pl_module, self.forward_fn)
 
     def _qualified(self, name: str | None) -> str | None:
         return name if name is None or self.forward_fn is None else f"module.{name}"
@@ -397,10 +393,10 @@ class ExpressivityGuard(pl.Callback):
         assert self._data is not None
         data, head, network = self._data, self._head, self._network(pl_module)
         try:
+            # In float32 whatever the model's type: the error of these features is scaled to float64.
+            coarse = data.features(network, head, torch.float32)
             self._state.certificate = certify_expressivity(
-                data.features(
-                    network, head, torch.float32
-                ),  # whatever the model's type: their error is scaled to float64
+                coarse,
                 bias=head.has_bias,
                 recompute=lambda: data.features(network, head, torch.float64),
                 same_inputs=data.same_inputs,

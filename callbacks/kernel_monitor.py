@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lightning_conv.callbacks._logging import log_layout, log_metrics, publish
+from lightning_conv.callbacks._logging import log_layout, log_metrics, publish, warn_without_logger
 from lightning_conv.callbacks.probe import Probe, cannot_call
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.schedule import Schedule
@@ -68,11 +68,7 @@ class KernelMonitor(pl.Callback):
                 f"{type(self).__name__}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one "
                 "device; use a single device or DDP"
             )
-        if not trainer.loggers:
-            rank_zero_warn(
-                f"{type(self).__name__}: the trainer has no logger, so nothing will be drawn; values still reach "
-                "trainer.callback_metrics. Pass Trainer(logger=TensorBoardLogger('runs')) to see them"
-            )
+        warn_without_logger(trainer, self, "values")
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
-from lightning_conv.anatomy import CalledBy
+from lightning_conv.anatomy import called_by
 from lightning_conv.evaluation import BatchNormMode, Inputs, input_tensors, map_inputs
 
 InputFn: TypeAlias = Callable[[Any], Inputs]
@@ -83,7 +83,7 @@ class Probe:
 
     def network(self, pl_module: pl.LightningModule) -> nn.Module:
         """The module whose kernel is meant."""
-        return pl_module if self.forward_fn is None else CalledBy(pl_module, self.forward_fn)
+        return called_by(pl_module, self.forward_fn)
 
     def collect(self, trainer: pl.Trainer) -> Inputs:
         """The probe's samples as CPU tensors.

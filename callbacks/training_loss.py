@@ -65,9 +65,9 @@ class TrainingLoss:
         if self._loss_fn is None:
             return {}
         parts: list[tuple[Tensor, Tensor]] = []
+        module = StatelessModule(network)
         for inputs, batch in data.batches():
             with undisturbed(network), torch.no_grad():
-                module = StatelessModule(network)
                 outputs = module.call({}, module.convert(inputs))
             assert isinstance(outputs, Tensor)
             parts.append((outputs.double(), self._targets(batch).to(outputs.device)))

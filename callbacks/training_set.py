@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
-from lightning_conv.anatomy import Head, last_hidden_features
+from lightning_conv.anatomy import Head, features_of
 from lightning_conv.callbacks.probe import InputFn, take_inputs, training_samples, transfer
-from lightning_conv.evaluation import Inputs, input_tensors
+from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors
 
 
 class TrainingSet:
@@ -28,11 +28,7 @@ class TrainingSet:
         MisconfigurationException: the data have no random access.
     """
 
-    def __init__(
-        self,
-        trainer: pl.Trainer,
-        input_fn: InputFn | None = None,
-    ) -> None:
+    def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None = None) -> None:
         self._samples, loader = training_samples(
             trainer, cure="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
         )
@@ -74,8 +70,8 @@ class TrainingSet:
 
     def features(self, network: nn.Module, head: Head, dtype: torch.dtype | None = None) -> Tensor:
         """h of all samples, (n, m_H), computed in ``dtype`` (from a copy of the trunk in that type)."""
-        parts = [last_hidden_features(network, head, inputs, dtype=dtype).cpu() for inputs, _ in self.batches()]
-        return torch.cat(parts)
+        module = StatelessModule(network, dtype=dtype)
+        return torch.cat([features_of(module, head, inputs).cpu() for inputs, _ in self.batches()])
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Whether samples i and j enter the network as the same tensors, each read anew."""

@@ -51,6 +51,11 @@ class CalledBy(nn.Module):
         return result
 
 
+def called_by(module: nn.Module, forward_fn: object | None) -> nn.Module:
+    """``module`` itself, or, given ``forward_fn``, the module that calls it by that function."""
+    return module if forward_fn is None else CalledBy(module, forward_fn)
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """All linear layers by name: the candidates for a head."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -156,13 +161,21 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
     Raises:
         ValueError: the forward does not call the head exactly once.
     """
+    return features_of(StatelessModule(model, dtype=dtype), head, inputs)
+
+
+def features_of(module: StatelessModule, head: Head, inputs: Inputs) -> Tensor:
+    """``last_hidden_features`` of a copy that is at hand: for many batches the parameters are converted once.
+
+    Raises:
+        ValueError: the forward does not call the head exactly once.
+    """
     entered: list[Tensor] = []
     handle = head.module.register_forward_pre_hook(
         lambda _, args, kwargs: entered.append(_entering(args, kwargs)), with_kwargs=True
     )
     try:
-        with undisturbed(model), torch.no_grad():
-            module = StatelessModule(model, dtype=dtype)
+        with undisturbed(module.model), torch.no_grad():
             module.call({}, module.convert(inputs))
     finally:
         handle.remove()
