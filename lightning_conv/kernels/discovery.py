@@ -5,14 +5,24 @@ All of it is checked numerically, so that a rule is used only where it reproduce
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, map_inputs, sample_count
-from lightning_conv.kernels.structured import LinearCall, LinearCalls, LinearSite, linear_factors, linear_sites
+from lightning_conv.kernels.recording import LayerCall, SampleAxis, candidate_axes, layer_gradients, record
+from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
+from lightning_conv.kernels.sites import (
+    Site,
+    gradient_by_sample,
+    group_calls,
+    site_gradients,
+    site_inputs,
+    site_rows,
+    slot_of,
+)
 
 READ_SAMPLES = 3
 SAFETY = 4.0
@@ -22,81 +32,189 @@ SAFETY = 4.0
 class Anatomy:
     """What ``read_network`` found."""
 
-    sites: tuple[LinearSite, ...]
-    general: tuple[str, ...]  # parameters without a rule
+    sites: tuple[Site, ...]
+    general: Mapping[str, str]  # parameters without a rule, and why
     unused: tuple[str, ...]  # parameters the outputs do not depend on
     outputs: int  # C
-    call_count: int
-    bytes_per_sample: int  # of A and of one output's B, all sites together
-    input_bytes: int  # of A alone
+    tracked: tuple[str, ...]  # parameters whose uses were recorded
+    signature: tuple[tuple[str, ...], ...]  # parameters of the recorded calls, in order
+    gradient_numel: int  # numbers in B of one output and sample, all calls together
+    forward_bytes: int  # that a forward with its graph takes for one sample
+    reading_bytes: int  # that reading the network takes
+    general_sizes: Mapping[str, int]  # elements of the parameters without a rule
     jacobian_error: float  # relative, estimated
 
 
-def record(module: StatelessModule, inputs: Inputs) -> tuple[Tensor, list[LinearCall], set[str]]:
-    """One forward with the linear layers recorded: outputs (n, C), the calls, and parameters used elsewhere."""
-    with LinearCalls(module.parameters) as recorder:
-        outputs = module.outputs({}, inputs)
-    return outputs, recorder.calls, recorder.elsewhere
-
-
-def layer_gradients(outputs: Tensor, cotangent: Tensor, calls: list[LinearCall], *, keep: bool) -> list[Tensor]:
-    """B of every call for the scalar sum(cotangent * outputs); zeros where a layer does not reach it."""
-    if not calls or not outputs.requires_grad:
-        return [torch.zeros_like(call.probe) for call in calls]
-    found = torch.autograd.grad(
-        (outputs * cotangent).sum(), [call.probe for call in calls], retain_graph=keep, allow_unused=True
-    )
-    return [torch.zeros_like(c.probe) if g is None else g for c, g in zip(calls, found, strict=True)]
+def signature_of(calls: Sequence[LayerCall]) -> tuple[tuple[str, ...], ...]:
+    """By which two forwards are compared: the same layers in the same order."""
+    return tuple(tuple(call.names.values()) for call in calls)
 
 
 def read_network(
-    module: StatelessModule, names: tuple[str, ...], inputs: Inputs, *, batch_norm: BatchNormMode, statistics_of: Inputs
+    module: StatelessModule,
+    names: tuple[str, ...],
+    inputs: Inputs,
+    *,
+    batch_norm: BatchNormMode,
+    statistics_of: Inputs,
+    rules: bool = True,
 ) -> Anatomy:
     """Find the layer rules that hold for the parameters ``names``, on the first three samples.
 
-    A site is accepted when (1) its recorded A and B give autograd's own parameter gradient and (2) weighting the
-    samples weights its B along dimension 0, which is false where that dimension is not the sample.
+    A site is accepted when (1) it gives autograd's own gradient of a random combination of outputs, and (2) weighting
+    the samples weights its B along one dimension, which is then where the samples are.
+
+    Args:
+        module: the network as a function.
+        names: parameters to differentiate by.
+        inputs: samples.
+        batch_norm: of the module, for its twin in the other precision.
+        statistics_of: likewise.
+        rules: False: find none, everything goes the general way.
     """
     few = map_inputs(lambda tensor: tensor[: min(READ_SAMPLES, sample_count(inputs))], inputs)
     samples = sample_count(few)
     generator = torch.Generator().manual_seed(0)
-    outputs, calls, elsewhere = record(module, few)
+    tracked = {name: module.parameters[name] for name in names} if rules else {}
+    saved = SavedBytes(module.parameters)
+    with saved:
+        outputs, recorder = record(module, few, tracked)
+    calls = recorder.calls
     # Independent normals v_ic have E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
     plain = layer_gradients(outputs, mixture, calls, keep=True)
     weighted = layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False)
-
-    truth = _parameter_gradients(module, names, few, mixture)
+    truth = parameter_gradients(module, names, few, mixture)
     unused = tuple(name for name in names if truth[name] is None)
     tolerance = torch.finfo(module.dtype).eps ** 0.5
-    allowed = set(names) - elsewhere - set(unused)
-    by_sample = [_follows_samples(p, w, weights, tolerance) for p, w in zip(plain, weighted, strict=True)]
-    for call, follows in zip(calls, by_sample, strict=True):
-        if not follows or call.inputs.shape[0] != samples:
-            allowed -= {call.weight, call.bias}
+    why = {name: "it is used by functions without a layer rule" for name in recorder.elsewhere}
+    axes: dict[int, SampleAxis] = {}
+    for index, (call, p, w) in enumerate(zip(calls, plain, weighted, strict=True)):
+        if p is None or w is None:
+            continue
+        axis = _sample_axis(p, w, weights, tolerance)
+        if axis is None:
+            why |= dict.fromkeys(call.names.values(), "no dimension of a layer's output holds the samples")
+        else:
+            axes[index] = axis
+    allowed = set(names) - set(why) - set(unused)
+    present = [
+        torch.zeros(call.shape, dtype=outputs.dtype) if p is None else p for call, p in zip(calls, plain, strict=True)
+    ]
     sites = []
-    for site in linear_sites(calls, allowed):
-        factor = linear_factors(calls, [g[:, None] for g in plain], [site])[0]
-        weight = torch.einsum("tkro,tri->oi", factor.gradients, factor.inputs)
-        bias = factor.gradients.sum((0, 1, 2))
-        if _agrees(weight, site.weight, truth, tolerance) and _agrees(bias, site.bias, truth, tolerance):
-            sites.append(site)
-    ruled = {name for site in sites for name in (site.weight, site.bias)}
-    used = {k for site in sites for k in site.calls}
-    input_numel = sum(calls[k].inputs[0].numel() for k in used)
-    output_numel = sum(calls[k].probe[0].numel() for k in used)
-    width = torch.finfo(module.dtype).bits // 8
+    for site in group_calls(calls, axes, allowed):
+        fault = _fault(site, calls, present, samples, truth, tolerance)
+        if fault is None:
+            sites.append(_measured(site, calls, present, samples))
+        else:
+            why |= dict.fromkeys(site.names, fault)
+    ruled = {name for site in sites for name in site.names}
+    general = {n: why.get(n, "no layer rule covers it") for n in names if n not in ruled and n not in unused}
     return Anatomy(
         sites=tuple(sites),
-        general=tuple(name for name in names if name not in ruled and name not in unused),
+        general=general,
         unused=unused,
         outputs=int(outputs.shape[1]),
-        call_count=len(calls),
-        bytes_per_sample=output_numel * width,
-        input_bytes=(input_numel + output_numel) * width,
-        jacobian_error=_jacobian_error(module, truth, names, few, mixture, batch_norm, statistics_of),
+        tracked=tuple(tracked),
+        signature=signature_of(calls),
+        gradient_numel=sum(call.shape.numel() for call in calls) // samples,
+        forward_bytes=-(-(saved.bytes + 3 * recorder.largest) // samples),
+        reading_bytes=_reading_bytes(module, names),
+        general_sizes={name: module.parameters[name].numel() for name in general},
+        jacobian_error=_jacobian_error(module, truth, few, mixture, batch_norm, statistics_of),
     )
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for a backward pass, parameters apart."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.bytes = 0
+        self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
+    """Gradients in both precisions, a copy of all parameters in the other one, and temporaries of the largest."""
+    width = torch.finfo(module.dtype).bits // 8
+    total = sum(parameter.numel() for parameter in module.parameters.values())
+    asked = [module.parameters[name].numel() for name in names]
+    return (12 - width) * total + 12 * sum(asked) + 24 * max(asked)
+
+
+def _sample_axis(plain: Tensor, weighted: Tensor, weights: Tensor, tolerance: float) -> SampleAxis | None:
+    """The place along which weighting the samples has weighted B; None where there is none or B is zero."""
+    samples = len(weights)
+    if not bool(plain.any()):
+        return None
+    for axis in candidate_axes(plain.shape, samples):
+        front, after = (axis.to_front(value, samples) for value in (plain, weighted))
+        if _close(after, front * weights.view(-1, *[1] * (front.ndim - 1)), tolerance):
+            return axis
+    return None
+
+
+def _fault(
+    site: Site,
+    calls: Sequence[LayerCall],
+    gradients: Sequence[Tensor],
+    samples: int,
+    truth: Mapping[str, Tensor | None],
+    tolerance: float,
+) -> str | None:
+    """Why the site's rule may not be used; None where it gives autograd's gradient."""
+    for name in site.names:
+        expected = truth[name]
+        assert expected is not None
+        try:
+            found = _summed(site, name, calls, gradients, samples)
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            return f"its layer rule failed ({type(error).__name__}: {error})"
+        if found.numel() != expected.numel() or not _close(found.reshape(expected.shape), expected, tolerance):
+            return "its layer rule does not give autograd's gradient"
+    return None
+
+
+def _summed(site: Site, name: str, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Tensor:
+    """The gradient by one parameter, summed over the samples; for a weight of outer products by one product."""
+    first = calls[site.uses[0].call]
+    if len(site.uses) == 1 and isinstance(first.rule, OuterRule) and slot_of(first, name) == ["weight"]:
+        inputs = site_inputs(site, calls, samples).flatten(0, 1)  # (n R, g, in)
+        outer = site_gradients(site, calls, gradients, samples).flatten(0, 1)
+        return first.rule.to_parameter(first.arguments, outer.permute(1, 2, 0) @ inputs.transpose(0, 1))
+    return site_rows(site, name, calls, [gradients], samples).sum((0, 1))
+
+
+def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Site:
+    """The site with the sizes of its outer products, where it is one."""
+    rules = [calls[use.call].rule for use in site.uses]
+    slots = [slot_of(calls[use.call], site.weight) if site.weight else [] for use in site.uses]
+    if all(isinstance(rule, OuterRule) and slot == ["weight"] for rule, slot in zip(rules, slots, strict=True)):
+        inputs = site_inputs(site, calls, samples)
+        outer = site_gradients(site, calls, gradients, samples)
+        _, positions, groups, width = inputs.shape
+        constant = all(rule.bias_is_constant_input for rule in rules if isinstance(rule, OuterRule))
+        return replace(
+            site,
+            positions=positions,
+            groups=groups,
+            inputs=width,
+            gradients=outer.shape[-1],
+            bias_in_product=constant,
+        )
+    if all(isinstance(rule, EmbeddingRule) for rule in rules):
+        moved = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
+        width = moved[0].shape[-1]
+        return replace(site, positions=sum(m[0].numel() for m in moved) // width, gradients=width)
+    return site
 
 
 def check_samples_do_not_couple(few: Tensor, whole: Tensor) -> None:
@@ -116,25 +234,14 @@ def check_samples_do_not_couple(few: Tensor, whole: Tensor) -> None:
         )
 
 
-def _follows_samples(plain: Tensor, weighted: Tensor, weights: Tensor, tolerance: float) -> bool:
-    if plain.shape[0] != weights.shape[0]:
-        return False
-    expected = plain * weights.view(-1, *[1] * (plain.ndim - 1))
-    return _close(weighted, expected, tolerance)
-
-
-def _agrees(found: Tensor, name: str | None, truth: Mapping[str, Tensor | None], tolerance: float) -> bool:
-    expected = truth.get(name) if name is not None else None
-    return name is None or (expected is not None and _close(found, expected, tolerance))
-
-
 def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((found - expected).norm() <= tolerance * expected.norm())
 
 
-def _parameter_gradients(
-    module: StatelessModule, names: tuple[str, ...], inputs: Inputs, mixture: Tensor
+def parameter_gradients(
+    module: StatelessModule, names: Sequence[str], inputs: Inputs, mixture: Tensor
 ) -> dict[str, Tensor | None]:
+    """Autograd's own gradients of sum(mixture * outputs) by the named parameters; None for those it does not reach."""
     leaves = {name: module.parameters[name].detach().requires_grad_() for name in names}
     outputs = module.outputs(leaves, inputs)
     if not outputs.requires_grad:
@@ -146,7 +253,6 @@ def _parameter_gradients(
 def _jacobian_error(
     module: StatelessModule,
     gradients: Mapping[str, Tensor | None],
-    names: tuple[str, ...],
     inputs: Inputs,
     mixture: Tensor,
     batch_norm: BatchNormMode,
@@ -162,10 +268,10 @@ def _jacobian_error(
     unit = 2.0**-24 * ratio
     try:
         twin = StatelessModule(module.model, dtype=other, batch_norm=batch_norm, statistics_of=statistics_of)
-        twins = _parameter_gradients(twin, names, twin.convert(inputs), mixture)
+        twins = parameter_gradients(twin, list(gradients), twin.convert(inputs), mixture)
     except (TypeError, RuntimeError):  # a forward that works in one type only
         return SAFETY * 16 * unit
-    pairs = [(gradients[n], twins[n]) for n in names]
+    pairs = [(gradients[n], twins[n]) for n in gradients]
     change = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs if a is not None and b is not None)
     size = sum(float(b.double().square().sum()) for _, b in pairs if b is not None)
     measured = (change / size) ** 0.5 if size else 0.0

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeAlias, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.kernels.costs import Problem
 from lightning_conv.kernels.discovery import (
     Anatomy,
     check_samples_do_not_couple,
-    layer_gradients,
     read_network,
-    record,
     require_float_inputs,
 )
-from lightning_conv.kernels.jacobian import JacobianFactor, jacobian_rows
-from lightning_conv.kernels.plan import memory_budget, parameter_groups, tile_rows, tiles
-from lightning_conv.kernels.precision import PRECISIONS, Precision, unit_roundoff
-from lightning_conv.kernels.structured import linear_factors
+from lightning_conv.kernels.engine import Engine
+from lightning_conv.kernels.plan import NTKPlan, make_plan
+from lightning_conv.kernels.precision import PRECISIONS, Precision
+from lightning_conv.kernels.selection import parameter_names
 
-Outputs: TypeAlias = Literal["trace", "full", "sum"]
+Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
+EngineName: TypeAlias = Literal["auto", "jacobian"]
+
+ERROR_GROUPS = 4
+"""Parts into which the projections are divided to see by how much they differ."""
 
 
 @dataclass(frozen=True)
 class KernelGram:
     """A Gram matrix of the empirical NTK with what is known about its errors (convention of S = 1/2 sum |u - y|^2: G = J J^T)."""
 
-    matrix: Tensor  # float64, (n, n) or (n C, n C), exactly symmetric
+    matrix: Tensor  # float64, (n, n) or (n C, n C), exactly symmetric; (n, m) or (n C, m C) for two sets of samples
     outputs: Outputs
     n_samples: int
     n_outputs: int
@@ -46,46 +49,68 @@ class KernelGram:
     structured: tuple[str, ...]  # those of them by a layer rule
     general: tuple[str, ...]  # those by per-sample Jacobians; the outputs do not depend on the rest
     seconds: float
+    layer_traces: Mapping[str, float] = field(default_factory=dict)
+    """Trace of every layer's own kernel; they add up to ``trace``. Empty for two sets of samples."""
+    layer_matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    """Every layer's own kernel, where ``per_layer`` was asked for; they add up to ``matrix``."""
+    projection_error: float = 0.0
+    """Of ``outputs="projected"``: estimated standard error of the matrix, in the Frobenius norm."""
+    plan: NTKPlan | None = None
 
     @property
     def trace(self) -> float:
-        """Sum of the diagonal = |J|_F^2 = sum of all eigenvalues."""
+        """Sum of the diagonal = |J|_F^2 = sum of all eigenvalues.
+
+        Raises:
+            ValueError: the kernel is between two sets of samples.
+        """
+        if self.matrix.shape[0] != self.matrix.shape[1]:
+            raise ValueError(f"trace: the kernel is between two sets of samples, {tuple(self.matrix.shape)}")
         return float(self.matrix.diagonal().sum())
-
-
-class _Factor(Protocol):
-    def gram(self, other: Self, *, trace: bool, precision: Precision, block_bytes: int) -> tuple[Tensor, float]: ...
 
 
 def ntk_gram(
     model: nn.Module,
     inputs: Inputs,
+    inputs2: Inputs | None = None,
     *,
     outputs: Outputs = "trace",
-    parameters: Sequence[str] | None = None,
+    parameters: Sequence[str] | str | None = None,
+    per_layer: bool = False,
     precision: Precision = "exact",
     batch_norm: BatchNormMode = "eval",
     max_memory: int | None = None,
+    engine: EngineName = "auto",
+    projections: int = 16,
+    seed: int = 0,
 ) -> KernelGram:
     r"""Exact empirical neural tangent kernel of ``model`` on ``inputs``, over all parameters with ``requires_grad``.
 
     .. math:: G_{(i,c),(j,d)} = \langle \partial u_{ic}/\partial\theta, \; \partial u_{jd}/\partial\theta \rangle
 
-    Linear layers go by their Hadamard rule, which never forms the n x P Jacobian; everything else by per-sample Jacobians,
-    one group of parameters at a time. The model is evaluated in eval mode through copies of its parameters and buffers
-    and is untouched afterwards.
+    Layers with a rule (linear, convolutional, normalising, embedding layers, parameters that are added or multiplied) go
+    by their inputs and output gradients, in whichever form is cheapest; everything else by per-sample Jacobians. The
+    model is evaluated in eval mode through copies of its parameters and buffers and is untouched afterwards.
 
     Args:
         model: any module whose samples do not couple and whose result is one tensor, samples along dimension 0.
         inputs: n samples: a tensor, or a tuple / mapping of tensors, all with n rows.
+        inputs2: m further samples: the kernel between ``inputs`` (rows) and these (columns). None: ``inputs``.
         outputs: ``"trace"``: (n, n), summed over the C outputs (c = d). ``"full"``: (n C, n C), row i C + c. ``"sum"``:
-            (n, n), the kernel of the summed output, one backward pass.
-        parameters: names of the parameters to differentiate by; None: all with ``requires_grad``.
+            (n, n), the kernel of the summed output, one backward pass. ``"projected"``: (n, n), an unbiased estimate of
+            the trace kernel from random sign vectors over the outputs, for heads with many classes.
+        parameters: names or patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
+            ``requires_grad``.
+        per_layer: also return every layer's own kernel.
         precision: ``"fast"``: products in the model's type in short blocks, sums in float64. ``"exact"``: the model's
             own forward and backward, products in float64. ``"certified"``: all of it in float64, from a float64 copy of
             parameters and buffers.
         batch_norm: ``"eval"``: running statistics; ``"frozen"``: the statistics of ``inputs``, held constant.
-        max_memory: bytes that may be used (default a quarter of what is free). Rows are cut into tiles to keep to it.
+        max_memory: bytes that may be used (default a quarter of what is free). The work is cut to keep to it.
+        engine: ``"auto"``: layer rules where they hold. ``"jacobian"``: per-sample Jacobians for everything, slow, for
+            comparison.
+        projections: number k of sign vectors.
+        seed: of the sign vectors.
 
     Returns:
         The matrix in float64 with the bound ``floor`` on its rounding error.
@@ -95,9 +120,9 @@ def ntk_gram(
         TypeError: the model's result is not one floating tensor.
         MemoryError: ``max_memory`` cannot be kept.
 
-    Cost: one forward, K backwards (K = C; 1 for ``"sum"``) and 2 n^2 (in + K out) flops a linear layer; per-sample
-    Jacobians and 2 n^2 K P flops for the other P parameters. Source: Jacot, Gabriel, Hongler 2018; the split into layers
-    is Du et al. 2019, section 4.
+    Cost: one forward, K backwards (K = C; 1 for ``"sum"``, k for ``"projected"``) and n^2 (in + K out) flops a linear
+    layer; ``plan_ntk`` tells for a given network. Source: Jacot, Gabriel, Hongler 2018; the split into layers is Du et
+    al. 2019, section 4.
 
     Example:
         >>> import torch
@@ -107,146 +132,197 @@ def ntk_gram(
                 [2., 4., 2.],
                 [2., 2., 4.]], dtype=torch.float64)
     """
-    _require("outputs", outputs, get_args(Outputs))
-    _require("precision", precision, PRECISIONS)
-    _require("batch_norm", batch_norm, get_args(BatchNormMode))
+    request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
-    samples = sample_count(inputs)
-    require_float_inputs(inputs)
     with undisturbed(model):
-        dtype = torch.float64 if precision == "certified" else None
-        module = StatelessModule(model, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
-        names = _parameter_names(module, parameters)
-        inputs = module.convert(inputs)
-        anatomy = read_network(module, names, inputs, batch_norm=batch_norm, statistics_of=inputs)
-        engine = _Engine(module, inputs, anatomy, outputs, precision, max_memory)
-        engine.run()
-    return KernelGram(
-        matrix=engine.matrix,
-        outputs=outputs,
-        n_samples=samples,
-        n_outputs=anatomy.outputs,
-        precision=precision,
-        batch_norm=batch_norm,
-        floor=engine.floor,
-        jacobian_error=anatomy.jacobian_error,
-        parameters=names,
-        structured=tuple(n for site in anatomy.sites for n in (site.weight, site.bias) if n is not None),
-        general=anatomy.general,
-        seconds=time.perf_counter() - start,
-    )
+        task = Task(model, inputs, inputs2, parameters, request)
+        gram = _projected(task, seed) if outputs == "projected" else _one(task, _cotangents(task, outputs))
+    return replace(gram, seconds=time.perf_counter() - start)
 
 
-class _Engine:
-    """Adds up the Gram matrix tile by tile: structured sites together, then one group of the other parameters after the other."""
+def plan_ntk(
+    model: nn.Module,
+    inputs: Inputs,
+    inputs2: Inputs | None = None,
+    *,
+    outputs: Outputs = "trace",
+    parameters: Sequence[str] | str | None = None,
+    per_layer: bool = False,
+    precision: Precision = "exact",
+    batch_norm: BatchNormMode = "eval",
+    max_memory: int | None = None,
+    engine: EngineName = "auto",
+    projections: int = 16,
+) -> NTKPlan:
+    """What ``ntk_gram`` with the same arguments would do: its flops, its peak memory, seconds, and the form of every layer.
+
+    Nothing but three samples passes through the network. Arguments and errors are those of ``ntk_gram``.
+
+    Example:
+        >>> import torch
+        >>> plan = plan_ntk(torch.nn.Linear(784, 10), torch.rand(100, 784))
+        >>> plan.contributions[0].way
+        'Hadamard product'
+    """
+    request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
+    with undisturbed(model):
+        return Task(model, inputs, inputs2, parameters, request).plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a kernel, checked."""
+
+    outputs: Outputs
+    per_layer: bool
+    precision: Precision
+    batch_norm: BatchNormMode
+    max_memory: int | None
+    engine: EngineName
+    projections: int
+
+    def __post_init__(self) -> None:
+        _require("outputs", self.outputs, get_args(Outputs))
+        _require("precision", self.precision, PRECISIONS)
+        _require("batch_norm", self.batch_norm, get_args(BatchNormMode))
+        _require("engine", self.engine, get_args(EngineName))
+        if self.projections < 2:
+            raise ValueError(f"projections: {self.projections}; an estimate with its error needs at least 2")
+
+
+class Task:
+    """A network that was read and what is to be computed of it. Make it inside ``undisturbed(model)``."""
 
     def __init__(
         self,
-        module: StatelessModule,
+        model: nn.Module,
         inputs: Inputs,
-        anatomy: Anatomy,
-        outputs: Outputs,
-        precision: Precision,
-        max_memory: int | None,
+        inputs2: Inputs | None,
+        parameters: Sequence[str] | str | None,
+        request: Request,
     ) -> None:
-        self.module, self.inputs, self.anatomy, self.precision = module, inputs, anatomy, precision
-        self.trace = outputs != "full"
-        self.samples = sample_count(inputs)
-        eye = torch.eye(anatomy.outputs, dtype=module.dtype, device=module.device)
-        self.cotangents = eye.sum(0, keepdim=True) if outputs == "sum" else eye
-        self.stride = 1 if self.trace else anatomy.outputs
-        size = self.samples * self.stride
-        self.budget = memory_budget(max_memory, module.device, 8 * size * size)
-        self.matrix = torch.zeros(size, size, dtype=torch.float64, device=module.device)
-        self.floor = 0.0
-        self.width = torch.finfo(module.dtype).bits // 8
+        self.request = request
+        for each in (inputs, inputs2):
+            if each is not None:
+                sample_count(each)
+                require_float_inputs(each)
+        dtype = torch.float64 if request.precision == "certified" else None
+        self.module = StatelessModule(model, dtype=dtype, batch_norm=request.batch_norm, statistics_of=inputs)
+        self.names = parameter_names(self.module, parameters)
+        self.inputs = self.module.convert(inputs)
+        self.others = None if inputs2 is None else self.module.convert(inputs2)
+        self.anatomy: Anatomy = read_network(
+            self.module,
+            self.names,
+            self.inputs,
+            batch_norm=request.batch_norm,
+            statistics_of=inputs,
+            rules=request.engine == "auto",
+        )
+        count = sample_count(self.inputs)
         with torch.no_grad():
-            few = self._outputs(slice(0, min(3, max(1, self.samples - 1))))
-            check_samples_do_not_couple(few, self._outputs(slice(0, min(16, self.samples))))
+            few = self._outputs(slice(0, min(3, max(1, count - 1))))
+            check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))))
+        self.plan = self._plan()
 
     def _outputs(self, rows: slice) -> Tensor:
         return self.module.outputs({}, map_inputs(lambda tensor: tensor[rows], self.inputs))
 
-    def run(self) -> None:
-        count = len(self.cotangents)
-        if self.anatomy.sites:
-            # Factors, the activations that autograd keeps for them, and a float64 copy of one factor in a product.
-            size = 4 * (self.anatomy.input_bytes + count * self.anatomy.bytes_per_sample)
-            rows = tile_rows(self.samples, size, self.budget // 2, "layer inputs and output gradients")
-            self._add(rows, self._linear_factors)
-        sizes = [(name, self.module.parameters[name].numel()) for name in self.anatomy.general]
-        # Per-sample Jacobian twice (built and concatenated) and its float64 copy.
-        per_element = count * (2 * self.width + 8)
-        limit = max(1, self.budget // (2 * per_element * self.samples))
-        for group in parameter_groups(sizes, limit):
-            rows = tile_rows(
-                self.samples, per_element * group.numel, self.budget // 2, f"the Jacobian of {group.names[0]}"
-            )
-            self._add(rows, lambda tile, names=group.names: self._jacobian_factors(tile, names))  # type: ignore[misc]
-        self._finish()
-
-    def _linear_factors(self, tile: slice) -> Sequence[_Factor]:
-        inputs = map_inputs(lambda tensor: tensor[tile], self.inputs)
-        outputs, calls, _ = record(self.module, inputs)
-        if len(calls) != self.anatomy.call_count:
-            raise ValueError(
-                f"model: called {len(calls)} linear layers on one batch and {self.anatomy.call_count} on another; its control flow "
-                "depends on the data, which a kernel on a batch cannot follow"
-            )
-        last = len(self.cotangents) - 1
-        gradients = [
-            layer_gradients(outputs, cotangent, calls, keep=k < last) for k, cotangent in enumerate(self.cotangents)
-        ]
-        stacked = [torch.stack(of_call, 1) for of_call in zip(*gradients, strict=True)]
-        return linear_factors(calls, stacked, self.anatomy.sites)
-
-    def _jacobian_factors(self, tile: slice, names: tuple[str, ...]) -> Sequence[_Factor]:
-        inputs = map_inputs(lambda tensor: tensor[tile], self.inputs)
-        return [JacobianFactor(jacobian_rows(self.module, names, inputs, self.cotangents))]
-
-    def _add(self, rows: int, factors_of: Callable[[slice], Sequence[_Factor]]) -> None:
-        """Add all blocks (I, J) with J >= I of the factors' Gram matrices, and their part of the floor."""
-        cuts = tiles(self.samples, rows)
-        for first, upper in enumerate(cuts):
-            left = factors_of(upper)
-            for lower in cuts[first:]:
-                right = left if lower is upper else factors_of(lower)
-                for a, b in zip(left, right, strict=True):
-                    block, gamma = a.gram(b, trace=self.trace, precision=self.precision, block_bytes=self.budget // 4)
-                    self._place(block, upper, lower)
-                    if lower is upper:
-                        # |E_ij| <= gamma |J_i||J_j|, hence |E|_2 <= gamma sum_i |J_i|^2 = gamma * trace (of the exact
-                        # diagonal, which is at most the computed one over 1 - gamma).
-                        self.floor += gamma / (1 - gamma) * float(block.diagonal().sum()) if gamma < 1 else float("inf")
-
-    def _place(self, block: Tensor, upper: slice, lower: slice) -> None:
-        i = slice(upper.start * self.stride, upper.stop * self.stride)
-        j = slice(lower.start * self.stride, lower.stop * self.stride)
-        self.matrix[i, j] += block
-        if upper is not lower:
-            self.matrix[j, i] += block.T
-
-    def _finish(self) -> None:
-        """Symmetrise and add the rounding of the float64 sums over layers and blocks to the floor."""
-        self.matrix = (self.matrix + self.matrix.T) / 2
-        additions = 2 + len(self.anatomy.sites) + len(self.anatomy.general)
-        self.floor += additions * 2 * unit_roundoff(torch.float64) * float(self.matrix.diagonal().sum())
-
-
-def _parameter_names(module: StatelessModule, asked: Sequence[str] | None) -> tuple[str, ...]:
-    if asked is not None:
-        unknown = [name for name in asked if name not in module.parameters]
-        if unknown or not asked:
-            known = ", ".join(module.parameters)
-            raise ValueError(
-                f"parameters: {unknown or 'an empty list'}; need names of parameters of the model ({known})"
-            )
-        return tuple(asked)
-    if not module.trainable:
-        raise ValueError(
-            "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze what is meant"
+    def _plan(self) -> NTKPlan:
+        request, classes = self.request, self.anatomy.outputs
+        # The groups of projections are computed one after the other.
+        groups = error_groups(request.projections)
+        outputs = {"sum": 1, "projected": -(-request.projections // groups)}.get(request.outputs, classes)
+        problem = Problem(
+            samples=sample_count(self.inputs),
+            others=None if self.others is None else sample_count(self.others),
+            outputs=outputs,
+            trace=request.outputs != "full",
+            width=torch.finfo(self.module.dtype).bits // 8,
         )
-    return module.trainable
+        layers = {name.rpartition(".")[0] for name in self.names} if request.per_layer else set()
+        return make_plan(
+            self.anatomy,
+            problem,
+            precision=request.precision,
+            repeats=groups if request.outputs == "projected" else 1,
+            matrices=(1 + len(layers)) * (2 if request.outputs == "projected" else 1),
+            max_memory=request.max_memory,
+            device=self.module.device,
+        )
+
+
+def error_groups(projections: int) -> int:
+    """Into how many groups the projections are divided."""
+    return min(ERROR_GROUPS, projections)
+
+
+def _cotangents(task: Task, outputs: Outputs) -> Tensor:
+    eye = torch.eye(task.anatomy.outputs, dtype=task.module.dtype, device=task.module.device)
+    return eye.sum(0, keepdim=True) if outputs == "sum" else eye
+
+
+def _one(task: Task, cotangents: Tensor) -> KernelGram:
+    """The kernel for the given combinations of outputs."""
+    engine = Engine(
+        task.module, task.anatomy, task.plan, cotangents, task.inputs, task.others, per_layer=task.request.per_layer
+    )
+    engine.run()
+    return KernelGram(
+        matrix=engine.matrix,
+        outputs=task.request.outputs,
+        n_samples=sample_count(task.inputs),
+        n_outputs=task.anatomy.outputs,
+        precision=task.request.precision,
+        batch_norm=task.request.batch_norm,
+        floor=engine.floor,
+        jacobian_error=task.anatomy.jacobian_error,
+        parameters=task.names,
+        structured=tuple(n for site in task.anatomy.sites for n in site.names),
+        general=tuple(task.anatomy.general),
+        seconds=0.0,
+        layer_traces=engine.layer_traces,
+        layer_matrices=engine.layer_matrices,
+        plan=task.plan,
+    )
+
+
+def _projected(task: Task, seed: int) -> KernelGram:
+    r"""Mean over k sign vectors r of the kernels of r^T u, which is the trace kernel in expectation, as E r r^T = I.
+
+    The standard error is that of the mean of the groups' kernels: sqrt(sum_g |K_g - K|_F^2 / (G (G - 1))), for groups of
+    equal size (nearly so, where G does not divide k: they are weighted by their size).
+    """
+    count, groups = task.request.projections, error_groups(task.request.projections)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count, task.anatomy.outputs), generator=generator) * 2.0 - 1.0
+    signs = signs.to(task.module.device, task.module.dtype)
+    mean: KernelGram | None = None
+    moments = 0.0  # sum over the groups of size * |K_g|_F^2
+    for each in signs.tensor_split(groups):
+        # Rows of sqrt(1 / size): the group's own mean. The plan is for the largest group.
+        gram = _one(task, each / len(each) ** 0.5)
+        moments += len(each) * float(gram.matrix.square().sum())
+        share = len(each) / count
+        mean = _weighted(gram, share) if mean is None else _plus(mean, _weighted(gram, share))
+    assert mean is not None
+    spread = max(moments / count - float(mean.matrix.square().sum()), 0.0)
+    return replace(mean, projection_error=(spread / (groups - 1)) ** 0.5)
+
+
+def _weighted(gram: KernelGram, share: float) -> KernelGram:
+    for matrix in (gram.matrix, *gram.layer_matrices.values()):
+        matrix *= share
+    traces = {layer: share * trace for layer, trace in gram.layer_traces.items()}
+    return replace(gram, floor=share * gram.floor, layer_traces=traces)
+
+
+def _plus(one: KernelGram, other: KernelGram) -> KernelGram:
+    one.matrix.add_(other.matrix)
+    for layer, matrix in one.layer_matrices.items():
+        matrix.add_(other.layer_matrices[layer])
+    traces = {layer: trace + other.layer_traces[layer] for layer, trace in one.layer_traces.items()}
+    return replace(one, floor=one.floor + other.floor, layer_traces=traces)
 
 
 def _require(name: str, value: str, allowed: Sequence[str]) -> None:

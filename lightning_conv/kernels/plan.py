@@ -1,93 +1,290 @@
-"""How much memory a kernel may take, and how the work is cut so that it keeps to it."""
+"""The plan of a kernel: what is computed how, in which passes, with how many bytes and flops, before anything runs."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-FALLBACK_MEMORY = 2 * 2**30
+from lightning_conv.kernels.costs import Contribution, Problem, contribution, general_contribution, network_flops
+from lightning_conv.kernels.discovery import Anatomy
+from lightning_conv.kernels.factors import TILE
+from lightning_conv.kernels.gemm import calibrated
+from lightning_conv.kernels.memory import allowed_memory, mebibytes
+from lightning_conv.kernels.precision import DOUBLE_BLOCK, Precision
 
+OUTPUTS_AT_ONCE = 16
+"""Outputs whose gradients are held together: enough to make the products of narrow layers wide."""
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device`` now (2 GiB where the system does not tell)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return FALLBACK_MEMORY
+FORWARD_TARGET = 256 * 2**20
+"""Bytes that one tile of samples may take on its way through the network: more is not faster."""
 
-
-def memory_budget(max_memory: int | None, device: torch.device, result_bytes: int) -> int:
-    """Bytes left for working storage after the result: ``max_memory``, or a quarter of what is free.
-
-    Raises:
-        ValueError: ``max_memory`` is not positive.
-        MemoryError: the n x n (or nC x nC) result alone does not fit.
-    """
-    if max_memory is not None and max_memory <= 0:
-        raise ValueError(
-            f"max_memory: {max_memory} bytes; give a positive number, or None for a quarter of what is free"
-        )
-    allowed = available_memory(device) // 4 if max_memory is None else max_memory
-    # The result, one float64 temporary of its size in a product, and as much again in the Hadamard rule.
-    left = allowed - 3 * result_bytes
-    if left <= 0:
-        raise MemoryError(
-            f"max_memory: the Gram matrix with its temporaries takes {3 * result_bytes / 2**20:.0f} MiB of the allowed "
-            f"{allowed / 2**20:.0f} MiB; use fewer samples, outputs='trace' or 'sum', or a larger max_memory"
-        )
-    return left
-
-
-def tile_rows(samples: int, bytes_per_sample: int, budget: int, what: str) -> int:
-    """Samples in one tile, such that the two tiles of a block product fit ``budget``.
-
-    Raises:
-        MemoryError: not even two single samples fit; says what takes the room and what would do.
-    """
-    fit = budget // bytes_per_sample if bytes_per_sample else samples
-    if fit >= samples:
-        return samples
-    if fit < 2:
-        raise MemoryError(
-            f"max_memory: {what} of one sample takes {bytes_per_sample / 2**20:.1f} MiB and two must fit in "
-            f"{budget / 2**20:.1f} MiB; use outputs='sum', train fewer parameters, or allow a larger max_memory"
-        )
-    return int(fit // 2)
-
-
-def tiles(samples: int, rows: int) -> list[slice]:
-    """Consecutive slices of ``rows`` samples that cover ``samples``."""
-    return [slice(start, min(start + rows, samples)) for start in range(0, samples, rows)]
+EFFICIENCY = 0.6
+"""Share of the calibrated rate that whole kernels reach, for the prediction of seconds."""
 
 
 @dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters whose per-sample Jacobian is formed together."""
+class Pass:
+    """One run over the samples: the contributions whose factors are held together."""
 
-    names: tuple[str, ...]
-    numel: int
+    contributions: tuple[int, ...]
+    outputs: tuple[int, int]  # range of the outputs (or projections) it covers
+    rows: int  # samples whose factors are held at once; fewer than n: in pairs of blocks
+    tile: int  # samples that go through the network together
+    bytes: int  # held by its factors, and by torch.func while it forms them
+    general: bool
 
 
-def parameter_groups(sizes: Sequence[tuple[str, int]], limit: int) -> Iterator[ParameterGroup]:
-    """Pack parameters, in order, into groups of at most ``limit`` elements (one parameter at least)."""
-    names: list[str] = []
-    total = 0
-    for name, size in sizes:
-        if names and total + size > limit:
-            yield ParameterGroup(tuple(names), total)
-            names, total = [], 0
-        names.append(name)
-        total += size
-    if names:
-        yield ParameterGroup(tuple(names), total)
+@dataclass(frozen=True)
+class NTKPlan:
+    """How ``ntk_gram`` will compute a kernel and what it will cost."""
+
+    problem: Problem
+    contributions: tuple[Contribution, ...]
+    passes: tuple[Pass, ...]
+    outputs_at_once: int
+    precision: Precision
+    flops: float
+    """Of the forward and backward passes and all products, a multiplication and an addition counted as two."""
+    bytes: int
+    """Peak of the memory that is taken beyond what was taken before, the result included."""
+    result_bytes: int
+    reading_bytes: int
+    """Of ``bytes``: what looking at the network takes before the passes begin. ``max_memory`` does not bound it."""
+    seconds: float
+    """Predicted from the rate of a matrix product measured in this process; within a factor of 3 as a rule."""
+    max_memory: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"NTK of {self.problem.samples} samples x {self.problem.outputs} outputs: {self.flops / 1e9:.1f} Gflop, "
+            f"at most {mebibytes(self.bytes)} of {mebibytes(self.max_memory)}, about {self.seconds:.2g} s, "
+            f"{len(self.passes)} pass(es)"
+        ]
+        width = max((len(c.layer) for c in self.contributions), default=0)
+        for c in self.contributions:
+            lines.append(f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of one sample on its way through the network."""
+
+    forward: int
+    gradients: int  # of one output
+    forming: int  # at most, of one site and one output
+    general: int  # of a pass by torch.func, without the rows
+
+    def structured(self, outputs: int) -> int:
+        return self.forward + outputs * (self.gradients + self.forming)
+
+
+def make_plan(
+    anatomy: Anatomy,
+    problem: Problem,
+    *,
+    precision: Precision,
+    matrices: int,
+    repeats: int,
+    max_memory: int | None,
+    device: torch.device,
+) -> NTKPlan:
+    """Choose a form for every site and cut the work so that it keeps to ``max_memory``.
+
+    Cut in this order, from the cheapest to the dearest: samples on their way through the network; outputs, where they
+    are summed (one more forward each); layers (one more forward and backward pass each); blocks of samples (passes in
+    proportion to their number).
+
+    Args:
+        anatomy: what was found in the network.
+        problem: sizes.
+        precision: of the products.
+        matrices: number of n x n results that are held.
+        repeats: how many times the passes are run, for other combinations of outputs.
+        max_memory: bytes, None: a quarter of what is free.
+        device: where.
+
+    Raises:
+        ValueError: ``max_memory`` is not positive.
+        MemoryError: it cannot be kept; says what takes the room and what would fit.
+    """
+    allowed = allowed_memory(max_memory, device)
+    found = [contribution(site, problem) for site in anatomy.sites]
+    found += [
+        general_contribution(name, anatomy.general_sizes[name], reason, problem)
+        for name, reason in anatomy.general.items()
+    ]
+    stride = 1 if problem.trace else problem.outputs
+    result = 8 * matrices * problem.samples * (problem.others or problem.samples) * stride**2
+    temporary = _product_bytes(found, anatomy, problem, precision)
+    left = allowed - result - temporary
+    if left <= 0:
+        raise MemoryError(
+            f"max_memory: the kernel with the temporaries of its products takes {mebibytes(result + temporary)} of the allowed "
+            f"{mebibytes(allowed)}; {_smaller(problem, allowed)}"
+        )
+    sizes = _sizes(anatomy, problem)
+    tile, at_once = _tile(sizes, problem, left // 2)
+    working = tile * sizes.structured(at_once) if anatomy.sites else 0
+    passes = tuple(_passes(found, len(anatomy.sites), problem, left - working, sizes, tile))
+    peak = max((p.bytes + (0 if p.general else working) for p in passes), default=0)
+    flops = sum(c.flops for c in found) + network_flops(anatomy.sites, problem) * _repeats(passes)
+    rate = calibrated(
+        device.type, torch.float64 if precision == "certified" else torch.float32, torch.get_num_threads()
+    )[1]
+    slower = 2.5 if precision == "exact" else 1.0
+    flops *= repeats
+    return NTKPlan(
+        problem=problem,
+        contributions=tuple(found),
+        passes=passes,
+        outputs_at_once=at_once,
+        precision=precision,
+        flops=flops,
+        bytes=max(result + temporary + peak, anatomy.reading_bytes),
+        result_bytes=result,
+        reading_bytes=anatomy.reading_bytes,
+        seconds=slower * flops / (EFFICIENCY * rate),
+        max_memory=allowed,
+    )
+
+
+def _repeats(passes: Sequence[Pass]) -> int:
+    return max(1, len({p.contributions for p in passes if not p.general}))
+
+
+def _product_bytes(found: Sequence[Contribution], anatomy: Anatomy, problem: Problem, precision: Precision) -> int:
+    """Temporaries of one tile of products: a handful of float64 squares, and float64 copies of its rows."""
+    stride = 1 if problem.trace else problem.outputs
+    positions = [
+        s.positions for s, c in zip(anatomy.sites, found, strict=False) if c.way in ("patch Gram", "token Gram")
+    ]
+    longest = stride * max(positions, default=1)
+    side = min(max(TILE, longest), problem.rows * longest)
+    columns = max((c.output_bytes * problem.outputs // problem.width for c in found), default=0)
+    copies = 2 * side * min(columns, DOUBLE_BLOCK) * 8 if precision == "exact" else 0
+    return 4 * 8 * side**2 + copies
+
+
+def _sizes(anatomy: Anatomy, problem: Problem) -> _Sizes:
+    width = problem.width
+    forming = max((s.positions * s.groups * (2 * s.inputs + 2 * s.gradients) for s in anatomy.sites), default=0)
+    general = anatomy.forward_bytes * (1 + problem.outputs)
+    return _Sizes(anatomy.forward_bytes, width * anatomy.gradient_numel, width * forming, general)
+
+
+def _tile(sizes: _Sizes, problem: Problem, budget: int) -> tuple[int, int]:
+    """Samples and outputs that go through the network at once."""
+    at_once = min(problem.outputs, OUTPUTS_AT_ONCE)
+    while at_once > 1 and sizes.structured(at_once) > budget:
+        at_once //= 2
+    each = sizes.structured(at_once)
+    if each > budget:
+        raise MemoryError(
+            f"max_memory: one sample takes {mebibytes(each)} on its way through the network and {mebibytes(budget)} are left for it; "
+            f"allow at least {mebibytes(4 * each)}, or use a smaller network"
+        )
+    fit = min(budget, max(FORWARD_TARGET, each)) // max(each, 1)
+    return max(1, min(problem.rows, fit)), at_once
+
+
+def general_rows(kept: int, working: int, rows: int) -> int:
+    """Samples whose rows are formed by torch.func at once: their rows are there twice, beside their activations."""
+    return max(1, min(rows, FORWARD_TARGET // max(1, working + 2 * kept)))
+
+
+def _passes(
+    found: Sequence[Contribution], ruled: int, problem: Problem, budget: int, sizes: _Sizes, tile: int
+) -> list[Pass]:
+    passes: list[Pass] = []
+    if ruled:
+        passes += _cut(list(range(ruled)), found, problem, budget, sizes, tile, general=False)
+    if len(found) > ruled:
+        passes += _cut(list(range(ruled, len(found))), found, problem, budget, sizes, tile, general=True)
+    return passes
+
+
+def _cut(
+    indices: list[int],
+    found: Sequence[Contribution],
+    problem: Problem,
+    budget: int,
+    sizes: _Sizes,
+    tile: int,
+    *,
+    general: bool,
+) -> list[Pass]:
+    """Outputs first, then layers, then blocks of samples."""
+
+    def kept(group: Sequence[int], outputs: int) -> int:
+        return sum(found[k].kept_bytes(outputs) for k in group)
+
+    def working(group: Sequence[int], outputs: int) -> int:
+        if not general:
+            return 0  # counted once for all passes
+        each = kept(group, outputs)
+        return general_rows(each, sizes.general, problem.rows) * (sizes.general + 2 * each)
+
+    def fits(group: Sequence[int], outputs: int) -> bool:
+        return problem.rows * kept(group, outputs) + working(group, outputs) <= budget
+
+    def make(group: Sequence[int], outputs: tuple[int, int], rows: int) -> Pass:
+        held = kept(group, outputs[1] - outputs[0])
+        blocks = 1 if rows == problem.rows else 2
+        bytes_held = blocks * rows * held + working(group, outputs[1] - outputs[0])
+        held_here = kept(group, outputs[1] - outputs[0])
+        through = general_rows(held_here, sizes.general, rows) if general else tile
+        return Pass(tuple(group), outputs, rows, through, bytes_held, general)
+
+    total = problem.outputs
+    if fits(indices, total):
+        return [make(indices, (0, total), problem.rows)]
+    if problem.trace:
+        size = total
+        while size > 1 and not fits(indices, size):
+            size = (size + 1) // 2
+        if fits(indices, size):
+            cuts = range(0, total, size)
+            return [make(indices, (start, min(start + size, total)), problem.rows) for start in cuts]
+    groups: list[list[int]] = [[]]
+    for index in indices:
+        if groups[-1] and not fits([*groups[-1], index], total):
+            groups.append([])
+        groups[-1].append(index)
+    return [_whole_or_blocks(group, found, problem, budget, fits, kept, working, make) for group in groups]
+
+
+def _whole_or_blocks(
+    group: Sequence[int],
+    found: Sequence[Contribution],
+    problem: Problem,
+    budget: int,
+    fits: Callable[[Sequence[int], int], bool],
+    kept: Callable[[Sequence[int], int], int],
+    working: Callable[[Sequence[int], int], int],
+    make: Callable[[Sequence[int], tuple[int, int], int], Pass],
+) -> Pass:
+    total = problem.outputs
+    if fits(group, total):
+        return make(group, (0, total), problem.rows)
+    each = kept(group, total)
+    rows = (budget - working(group, total)) // (2 * each)
+    if rows < 1:
+        layer = found[group[0]]
+        raise MemoryError(
+            f"max_memory: layer {layer.layer} ({layer.way}) keeps {mebibytes(each)} a sample and two must fit in {mebibytes(budget)}; "
+            f"allow {mebibytes(4 * each)} more, use outputs='sum' or 'projected', or leave the layer out by parameters="
+        )
+    return make(group, (0, total), min(rows, problem.rows))
+
+
+def _smaller(problem: Problem, allowed: int) -> str:
+    """What would fit."""
+    stride = 1 if problem.trace else problem.outputs
+    samples = int((allowed / 2 / 8) ** 0.5 / stride)
+    options = [f"about {samples} samples would fit"] if samples > 1 else ["allow more"]
+    if not problem.trace:
+        options.append("outputs='trace' needs a matrix smaller by the square of the number of outputs")
+    return "; ".join(options)

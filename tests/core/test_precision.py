@@ -43,7 +43,7 @@ def test_gamma_is_infinite_where_the_theory_ends():
 
 
 @pytest.mark.parametrize("kind", ["normal", "constant", "spread", "cancelling"])
-@pytest.mark.parametrize("terms", [1, 2, 3, 255, 256, 257, 600])
+@pytest.mark.parametrize("terms", [1, 2, 3, 511, 512, 513, 1100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_product_errs_by_at_most_its_bound(precision, dtype, terms, kind):
@@ -70,8 +70,8 @@ def test_exact_products_of_float32_factors_are_far_more_accurate_than_float32():
 
 
 def test_long_sums_lose_nothing_to_length_in_fast():
-    # One float32 sum over 2^18 equal terms drifts by hundreds of units; blocks of 256 summed in float64 do not.
+    # One float32 sum over 2^18 equal terms drifts by hundreds of units; blocks of 512 summed in float64 do not.
     x = torch.full((1, 2**18), 0.1)
     exact = Fraction(float(x[0, 0])) ** 2 * 2**18
-    assert abs(Fraction(float(product(x, x, "fast"))) - exact) / exact <= Fraction(1, 2**17)
-    assert product_gamma(2**18, torch.float32, "fast") < 2**-15.9
+    assert abs(Fraction(float(product(x, x, "fast"))) - exact) / exact <= Fraction(1, 2**16)
+    assert product_gamma(2**18, torch.float32, "fast") < 2**-14.9

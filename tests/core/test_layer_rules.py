@@ -1,0 +1,240 @@
+"""Every layer rule against the double loop of autograd, over shapes that hypothesis draws."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_conv import ntk_gram
+
+MODES = st.sampled_from(["trace", "full", "sum"])
+relaxed = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Net(nn.Module):
+    """The layer under test, squashed, summed up position by position with fixed weights, then mixed by a linear head.
+
+    Args:
+        layer: under test.
+        before: applied to the inputs, so that the layer is not the first one.
+    """
+
+    def __init__(self, layer, before=None):
+        super().__init__()
+        self.before, self.layer = before or nn.Identity(), layer
+        self.head = nn.Parameter(torch.randn(2))
+
+    def forward(self, x):
+        hidden = torch.tanh(self.layer(self.before(x))).flatten(1)
+        waves = torch.sin(torch.arange(2 * hidden.shape[1], dtype=hidden.dtype).view(-1, 2))
+        return (hidden @ waves) * self.head
+
+
+def check(model, inputs, mode, naive_gram, *, rules=None):
+    """The kernel, the layers' traces and their sum against autograd, and that the layer went by its rule."""
+    model = model.double()
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    gram = ntk_gram(model, inputs, outputs=mode, per_layer=True)
+    oracle = naive_gram(model, inputs, mode)
+    scale = float(oracle.abs().max())
+    assert float((gram.matrix - oracle).abs().max()) <= 1e-9 * scale
+    total = sum(gram.layer_matrices.values())
+    assert float((gram.matrix - total).abs().max()) <= 1e-12 * scale
+    for layer, matrix in gram.layer_matrices.items():
+        assert gram.layer_traces[layer] == pytest.approx(float(matrix.trace()), rel=1e-9, abs=1e-12 * scale)
+    for name, matrix in gram.layer_matrices.items():
+        mine = [n for n, _ in model.named_parameters() if (n.rpartition(".")[0] or n) == name]
+        assert float((matrix - naive_gram(only(model, mine), inputs, mode)).abs().max()) <= 1e-9 * scale
+        only(model, [n for n, _ in model.named_parameters()])
+    for name in rules or ():
+        assert name in gram.structured, (name, gram.plan)
+
+
+def only(model, names):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return model
+
+
+@given(data=st.data(), dimensions=st.integers(1, 3), mode=MODES)
+@relaxed
+def test_convolutions(data, dimensions, mode, naive_gram):
+    groups = data.draw(st.sampled_from([1, 2, 4]))
+    kernel = data.draw(st.lists(st.integers(1, 3), min_size=dimensions, max_size=dimensions))
+    dilation = data.draw(st.lists(st.integers(1, 2), min_size=dimensions, max_size=dimensions))
+    layer = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dimensions](
+        4, data.draw(st.sampled_from([4, 8])), kernel, groups=groups, dilation=dilation,
+        stride=data.draw(st.lists(st.integers(1, 2), min_size=dimensions, max_size=dimensions)),
+        padding=data.draw(st.lists(st.integers(0, 1), min_size=dimensions, max_size=dimensions)),
+        padding_mode=data.draw(st.sampled_from(["zeros", "reflect", "circular", "replicate"])),
+        bias=data.draw(st.booleans()),
+    )  # fmt: skip
+    sizes = [data.draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 3)) for k, d in zip(kernel, dilation, strict=True)]
+    inputs = torch.randn(data.draw(st.integers(1, 4)), 4, *[max(size, 2) for size in sizes])
+    check(Net(layer), inputs, mode, naive_gram, rules=["layer.weight"])
+
+
+@given(kernel=st.integers(1, 4), dilation=st.integers(1, 2), bias=st.booleans(), mode=MODES)
+@relaxed
+def test_convolutions_that_keep_the_size(kernel, dilation, bias, mode, naive_gram):
+    layer = nn.Conv2d(2, 3, kernel, padding="same", dilation=dilation, bias=bias)
+    check(Net(layer), torch.randn(3, 2, 4, 3), mode, naive_gram, rules=["layer.weight"])
+
+
+@given(data=st.data(), dimensions=st.integers(1, 3), mode=MODES)
+@relaxed
+def test_transposed_convolutions(data, dimensions, mode, naive_gram):
+    def each(low, high):
+        return data.draw(st.lists(st.integers(low, high), min_size=dimensions, max_size=dimensions))
+
+    stride, dilation = each(1, 3), each(1, 2)
+    extra = [data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    layer = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dimensions](
+        4, 4, each(2, 3), stride=stride, dilation=dilation, output_padding=extra, padding=each(0, 1),
+        groups=data.draw(st.sampled_from([1, 2])), bias=data.draw(st.booleans()),
+    )  # fmt: skip
+    check(Net(layer), torch.randn(3, 4, *each(2, 3)), mode, naive_gram, rules=["layer.weight"])
+
+
+@given(leading=st.lists(st.integers(1, 4), max_size=2), bias=st.booleans(), n=st.integers(1, 5), mode=MODES)
+@relaxed
+def test_linear_layers_with_any_leading_dimensions(leading, bias, n, mode, naive_gram):
+    layer = nn.Linear(3, 4, bias=bias)
+    check(Net(layer, nn.Linear(3, 3)), torch.randn(n, *leading, 3), mode, naive_gram, rules=["layer.weight"])
+
+
+NORMS = {
+    "batch norm 1d": (lambda: nn.BatchNorm1d(4), (4,)),
+    "batch norm 1d, sequence": (lambda: nn.BatchNorm1d(4), (4, 3)),
+    "batch norm 2d": (lambda: nn.BatchNorm2d(4), (4, 3, 2)),
+    "batch norm 3d": (lambda: nn.BatchNorm3d(4), (4, 2, 2, 2)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), (4, 3, 2)),
+    "group norm without positions": (lambda: nn.GroupNorm(2, 4), (4,)),
+    "instance norm": (lambda: nn.InstanceNorm2d(4, affine=True), (4, 3, 2)),
+    "instance norm, running statistics": (
+        lambda: nn.InstanceNorm1d(4, affine=True, track_running_stats=True), (4, 3),
+    ),
+    "layer norm": (lambda: nn.LayerNorm(3), (4, 3)),
+    "layer norm over two dimensions": (lambda: nn.LayerNorm((4, 3)), (2, 4, 3)),
+    "layer norm without positions": (lambda: nn.LayerNorm(4), (4,)),
+    "rms norm": (lambda: nn.RMSNorm(3), (4, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@given(n=st.integers(1, 5), mode=MODES)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_normalisations(kind, n, mode, naive_gram):
+    build, shape = NORMS[kind]
+    layer = build()
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+        if getattr(layer, "bias", None) is not None:
+            layer.bias.normal_()
+        if getattr(layer, "running_mean", None) is not None:
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    check(Net(layer), torch.randn(n, *shape), mode, naive_gram, rules=["layer.weight"])
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), max_size=2),
+    words=st.integers(2, 6),
+    padding=st.sampled_from([None, 0, -1]),
+    n=st.integers(1, 6),
+    mode=MODES,
+)
+@relaxed
+def test_embeddings(shape, words, padding, n, mode, naive_gram):
+    layer = nn.Embedding(words, 3, padding_idx=padding)
+    nn.init.normal_(layer.weight)  # a padding row that is not zero would show if its derivative were counted
+    check(Net(layer), torch.randint(0, words, (n, *shape)), mode, naive_gram, rules=["layer.weight"])
+
+
+class Bare(nn.Module):
+    """Parameters used by hand, in the ways that vision transformers and gated networks use them."""
+
+    def __init__(self, tokens, width):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.place = nn.Parameter(torch.randn(1, tokens + 1, width))
+        self.shift = nn.Parameter(torch.randn(width))
+        self.gate = nn.Parameter(torch.randn(tokens + 1, 1))
+        self.scale = nn.Parameter(torch.randn(()))
+        self.minus = nn.Parameter(torch.randn(1, 1, width))
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.place
+        return (self.gate * x.sin() + self.shift - self.minus) * self.scale
+
+
+@given(tokens=st.integers(1, 3), width=st.integers(1, 3), n=st.integers(1, 5), mode=MODES)
+@relaxed
+def test_parameters_used_by_hand(tokens, width, n, mode, naive_gram):
+    names = [f"layer.{name}" for name in ("token", "place", "shift", "gate", "scale", "minus")]
+    check(Net(Bare(tokens, width)), torch.randn(n, tokens, width), mode, naive_gram, rules=names)
+
+
+class Shared(nn.Module):
+    """One convolution on two scales, one norm twice, one embedding as input table and as output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.convolution, self.norm = nn.Embedding(5, 4), nn.Conv1d(4, 4, 2), nn.LayerNorm(4)
+
+    def forward(self, words):
+        x = self.norm(self.table(words)).transpose(1, 2)
+        x = torch.tanh(self.convolution(x)).repeat_interleave(2, 2)
+        x = self.norm(torch.tanh(self.convolution(x)).transpose(1, 2))
+        return F.linear(x, self.table.weight).mean(1)
+
+
+@given(n=st.integers(1, 5), length=st.integers(2, 5), mode=MODES)
+@relaxed
+def test_shared_parameters_keep_their_cross_terms(n, length, mode, naive_gram):
+    check(Shared(), torch.randint(0, 5, (n, length)), mode, naive_gram, rules=["table.weight", "convolution.weight"])
+
+
+class Merged(nn.Module):
+    """Samples that share a dimension with frames, frame last or frame first, as in video and recurrent code."""
+
+    def __init__(self, *, frames_first):
+        super().__init__()
+        self.frames_first = frames_first
+        self.convolution, self.linear = nn.Conv1d(2, 3, 2), nn.Linear(3, 3)
+
+    def forward(self, x):  # (n, frames, 2, length)
+        n, frames = x.shape[:2]
+        x = x.transpose(0, 1) if self.frames_first else x
+        x = torch.tanh(self.convolution(x.flatten(0, 1))).mean(2)
+        x = torch.tanh(self.linear(x))
+        return (x.view(frames, n, 3).cumsum(0).transpose(0, 1) if self.frames_first else x.view(n, frames, 3)).flatten(
+            1
+        )
+
+
+@given(n=st.integers(1, 5), frames=st.integers(1, 4), frames_first=st.booleans(), mode=MODES)
+@relaxed
+def test_samples_merged_with_another_dimension(n, frames, frames_first, mode, naive_gram):
+    model = Merged(frames_first=frames_first)
+    check(model, torch.randn(n, frames, 2, 3), mode, naive_gram, rules=["convolution.weight", "linear.weight"])
+
+
+@given(n=st.integers(2, 5), length=st.integers(2, 4), batch_first=st.booleans(), mode=MODES)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_attention_goes_by_rules_altogether(n, length, batch_first, mode, naive_gram):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(4, 2, 6, batch_first=batch_first)
+
+        def forward(self, x):
+            x = self.encoder(x if batch_first else x.transpose(0, 1))
+            return (x if batch_first else x.transpose(0, 1)).flatten(1)[:, :3]
+
+    model = Encoder()
+    gram = ntk_gram(model.double(), torch.randn(n, length, 4).double())
+    assert not gram.general, gram.plan
+    check(model, torch.randn(n, length, 4), mode, naive_gram)
