@@ -170,4 +170,6 @@ def require_symmetric(matrix: Tensor, name: str = "gram") -> None:
         raise ValueError(f"{name}: holds NaN or infinity; the network or its samples do")
     skew = float((matrix - matrix.T).abs().max())
     if skew > 1e-12 * float(matrix.abs().max()):
-        raise ValueError(f"{name}: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is meant")
+        raise ValueError(
+            f"{name}: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is meant"
+        )
