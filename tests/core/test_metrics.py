@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -659,10 +660,11 @@ def two_ranks(tmp_path_factory):
         "widths": rows | {"updates": [[(h[0],)], [(h[1][:, :5],)]]},
     }
     torch.save(jobs, folder / "jobs.pt")
-    (folder / "script.py").write_text(SCRIPT)
+    # Run from the root of the checkout: "-c" puts the working directory first on the import path.
+    root = Path(__file__).resolve().parents[2]
     processes = [
         subprocess.Popen(
-            [sys.executable, str(folder / "script.py"), str(folder), str(r)], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", SCRIPT, str(folder), str(r)], cwd=root, stderr=subprocess.PIPE, text=True
         )
         for r in range(2)
     ]
