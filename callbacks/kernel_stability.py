@@ -11,7 +11,7 @@ from lightning_conv.callbacks._logging import log_figure
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
-from lightning_conv.drift import KernelDrift, kernel_drift
+from lightning_conv.drift import Drift, kernel_drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.plots import plot_spectra
 from lightning_conv.spectrum import Spectrum, kernel_spectrum
@@ -57,7 +57,7 @@ class KernelStability(KernelMonitor):
         self, probe: Probe | int | None = None, every_n_steps: int | None = None, max_overhead: float = 0.03
     ) -> None:
         super().__init__(probe, every_n_steps, max_overhead)
-        self.drift: KernelDrift | None = None
+        self.drift: Drift | None = None
         self._reference: tuple[KernelGram, Spectrum] | None = None
         self._reference_step = 0
 

@@ -7,7 +7,7 @@ _checkout.install()
 __version__ = "0.1.0"
 
 from lightning_conv.anatomy import Head, find_head, last_hidden_features
-from lightning_conv.drift import KernelDrift, centred_alignment, kernel_drift
+from lightning_conv.drift import Drift, centred_alignment, kernel_drift
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.kernels import KernelGram, ntk_gram
 from lightning_conv.kernels.resolve import resolved_spectrum
@@ -15,8 +15,8 @@ from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
 
 __all__ = [
     "Bounded",
+    "Drift",
     "Head",
-    "KernelDrift",
     "KernelGram",
     "RankCertificate",
     "Spectrum",

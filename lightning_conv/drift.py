@@ -1,4 +1,4 @@
-"""How far a kernel has moved from a reference: ``kernel_drift``."""
+"""How far a kernel has moved from a reference: ``kernel_drift``, ``relative_frobenius_change``, ``centred_alignment``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
 
 Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", "not applicable"]
 
@@ -18,7 +18,7 @@ DU_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class KernelDrift:
+class Drift:
     """Change of a Gram matrix G against a reference G_0."""
 
     relative_frobenius: float  # |G - G_0|_F / |G_0|_F
@@ -44,13 +44,32 @@ def _centre(matrix: Tensor) -> Tensor:
     return matrix - matrix.mean(0, keepdim=True) - matrix.mean(1, keepdim=True) + matrix.mean()
 
 
+def relative_frobenius_change(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> float:
+    """|G - G_0|_F / |G_0|_F, of ``kernel_drift`` the number that needs no eigenvalues. Cost: O(N^2).
+
+    Args:
+        gram: kernel now: a ``KernelGram`` or a symmetric float64 matrix (N, N).
+        reference: kernel then, on the same samples and outputs.
+
+    Raises:
+        ValueError: not symmetric, not float64 or not finite; shapes, outputs, BatchNorm modes or parameters differ; the
+            reference is zero.
+    """
+    require_comparable(gram, reference)
+    now, then = _matrix(gram), _matrix(reference)
+    require_symmetric(now)
+    require_symmetric(then, "reference")
+    then = then.to(now.device)
+    return float((now - then).norm()) / _norm(then)
+
+
 def kernel_drift(
     gram: KernelGram | Tensor,
     reference: KernelGram | Tensor,
     *,
     spectrum: Spectrum | None = None,
     reference_spectrum: Spectrum | None = None,
-) -> KernelDrift:
+) -> Drift:
     """Relative change, centred alignment and the lambda_min ratio of ``gram`` against ``reference``.
 
     Du et al. 2019 (Lemma B.4) need |G(k) - G(0)|_2 <= lambda_0 / 4 and conclude lambda_min(G(k)) >= lambda_0 / 2. The
@@ -65,31 +84,38 @@ def kernel_drift(
         reference_spectrum: likewise for the reference.
 
     Raises:
-        ValueError: shapes, outputs, BatchNorm modes or parameters differ, or the reference is zero.
+        ValueError: as ``relative_frobenius_change``.
 
     Cost: one symmetric eigenvalue problem (the difference), two more without the spectra.
     """
-    _require_comparable(gram, reference)
-    now, then = (g.matrix if isinstance(g, KernelGram) else g for g in (gram, reference))
-    then = then.to(now.device)
+    relative_frobenius = relative_frobenius_change(gram, reference)
+    now = _matrix(gram)
+    then = _matrix(reference).to(now.device)
     spectrum = spectrum or kernel_spectrum(gram)
     reference_spectrum = reference_spectrum or kernel_spectrum(reference)
-    size = float(then.norm())
-    if size == 0:
-        raise ValueError("reference: the matrix is zero, so a relative change is not defined; take a later reference")
-    change = now - then
-    spectral = float(torch.linalg.eigvalsh(change).abs().max())
+    spectral = float(torch.linalg.eigvalsh(now - then).abs().max())
     ratio = _ratio(spectrum.lambda_min, reference_spectrum.lambda_min)
     floors = sum(_frobenius_floor(g) for g in (gram, reference))
-    return KernelDrift(
-        relative_frobenius=float(change.norm()) / size,
+    return Drift(
+        relative_frobenius=relative_frobenius,
         relative_spectral=spectral / reference_spectrum.lambda_max.value,
         spectral_over_lambda_min=_divide(spectral, reference_spectrum.lambda_min.value),
         alignment=centred_alignment(now, then),
         lambda_min_ratio=ratio,
         du_half=_against_half(ratio),
-        floor=floors / size,
+        floor=floors / _norm(then),
     )
+
+
+def _matrix(gram: KernelGram | Tensor) -> Tensor:
+    return gram.matrix if isinstance(gram, KernelGram) else gram
+
+
+def _norm(reference: Tensor) -> float:
+    size = float(reference.norm())
+    if size == 0:
+        raise ValueError("reference: the matrix is zero, so a relative change is not defined; take a later reference")
+    return size
 
 
 def _frobenius_floor(gram: KernelGram | Tensor) -> float:
@@ -125,8 +151,13 @@ def _against_half(ratio: Bounded) -> Verdict:
     return "refuted" if ratio.upper < DU_SHARE else "undecided"
 
 
-def _require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> None:
-    shapes = [tuple(g.matrix.shape if isinstance(g, KernelGram) else g.shape) for g in (gram, reference)]
+def require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> None:
+    """Refuse two kernels whose difference is no drift.
+
+    Raises:
+        ValueError: shapes, outputs, BatchNorm modes or parameters differ.
+    """
+    shapes = [tuple(_matrix(g).shape) for g in (gram, reference)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"reference: shape {shapes[1]} against {shapes[0]}; both kernels must be on the same samples and outputs"

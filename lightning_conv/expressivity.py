@@ -84,7 +84,7 @@ def certify_expressivity(
         ('certified', 4)
     """
     start = time.perf_counter()
-    _require_features(features)
+    require_features(features)
     if features.dtype != torch.float64:
         if recompute is None:
             raise TypeError(
@@ -92,12 +92,12 @@ def certify_expressivity(
                 "last_hidden_features(..., dtype=torch.float64)"
             )
         coarse, features = features, recompute()
-        _require_features(features)
+        require_features(features)
         if features.dtype != torch.float64 or features.shape != coarse.shape:
             raise TypeError(
                 f"recompute: returned {features.dtype} of shape {tuple(features.shape)}; need float64 of {tuple(coarse.shape)}"
             )
-        feature_error = FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
+        feature_error = feature_rounding(coarse, features)
     n, width = features.shape
     augmented = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
     try:
@@ -124,6 +124,16 @@ def certify_expressivity(
     return RankCertificate(
         verdict, rank, n, width, sigma_min, sigma_max, feature_error, reason, time.perf_counter() - start
     )
+
+
+def feature_rounding(coarse: Tensor, features: Tensor) -> float:
+    """Estimate of what rounding inside the trunk changed in float64 features, Frobenius norm: 16 * 2^-29 |h_32 - h_64|_F.
+
+    Args:
+        coarse: h as the float32 trunk gives it, (n, m_H).
+        features: the same from its float64 copy.
+    """
+    return FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
 
 
 def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:
@@ -206,7 +216,12 @@ def _bounded(value: float, radius: float, proven: bool) -> Bounded:
     return Bounded(value, max(value - radius, 0.0), value + radius, certified=proven, method=method)
 
 
-def _require_features(features: Tensor) -> None:
+def require_features(features: Tensor) -> None:
+    """Refuse what is no matrix of features.
+
+    Raises:
+        ValueError: empty, not a matrix, NaN or infinity.
+    """
     if features.ndim != 2 or features.numel() == 0:
         raise ValueError(f"features: shape {tuple(features.shape)}; need a non-empty matrix (n samples, m_H features)")
     bad = (~torch.isfinite(features)).any(1).nonzero().flatten()

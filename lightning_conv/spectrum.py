@@ -131,7 +131,7 @@ def kernel_spectrum(gram: KernelGram | Tensor) -> Spectrum:
         True
     """
     matrix = gram.matrix if isinstance(gram, KernelGram) else gram
-    _require_symmetric(matrix)
+    require_symmetric(matrix)
     values, vectors = eigen_decomposition(matrix)
     absolute, relative = residual_radius(matrix.to(vectors.device), values, vectors)
     radius = absolute + relative * float(values.abs().max())
@@ -153,16 +153,23 @@ def kernel_spectrum(gram: KernelGram | Tensor) -> Spectrum:
     return Spectrum(values, lowest, highest, radius)
 
 
-def _require_symmetric(matrix: Tensor) -> None:
+def require_symmetric(matrix: Tensor, name: str = "gram") -> None:
+    """Refuse what is no Gram matrix, by the ``name`` of the argument that brought it.
+
+    Raises:
+        ValueError: not square, not symmetric, empty, not float64, or not finite.
+    """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
-        raise ValueError(f"gram: shape {tuple(matrix.shape)}; need a non-empty square matrix")
+        raise ValueError(f"{name}: shape {tuple(matrix.shape)}; need a non-empty square matrix")
     if matrix.dtype != torch.float64:
         raise ValueError(
-            f"gram: {matrix.dtype}; need float64. Converting a float32 Gram matrix afterwards does not bring back its small "
+            f"{name}: {matrix.dtype}; need float64. Converting a float32 Gram matrix afterwards does not bring back its small "
             "eigenvalues: compute it by ntk_gram, which sums in float64"
         )
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError("gram: holds NaN or infinity; the network or its samples do")
+        raise ValueError(f"{name}: holds NaN or infinity; the network or its samples do")
     skew = float((matrix - matrix.T).abs().max())
     if skew > 1e-12 * float(matrix.abs().max()):
-        raise ValueError(f"gram: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is meant")
+        raise ValueError(
+            f"{name}: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is meant"
+        )

@@ -58,3 +58,18 @@ def test_importing_the_core_loads_no_lightning(house):
     )
     assert result.returncode == 0, result.stderr
     assert not {name.split(".")[0] for name in result.stdout.split()} & LIGHTNING
+
+
+def test_importing_the_face_of_the_core_loads_no_torchmetrics(house):
+    """It takes seconds; who wants metrics imports `lightning_conv.metrics`."""
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_CORE, "lightning_conv"],
+        cwd=house.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = result.stdout.split()
+    assert "lightning_conv.drift" in loaded
+    assert not {"torchmetrics", "lightning_conv.metrics"} & set(loaded)

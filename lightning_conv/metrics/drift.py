@@ -1,0 +1,204 @@
+"""Metrics against a reference kernel: ``KernelDrift``, ``KernelAlignment``."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_conv.drift import (
+    Drift,
+    centred_alignment,
+    kernel_drift,
+    relative_frobenius_change,
+    require_comparable,
+)
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of, only, place
+from lightning_conv.spectrum import require_symmetric
+
+
+class ReferenceMetric(KernelMetric):
+    """A metric of the latest kernel against a reference: the one given, or else the first that ``update`` saw.
+
+    ``reset`` forgets the latest kernel and keeps the reference. Lightning resets every metric that it logs at the end of each
+    epoch; a reference that went with it would make each epoch's drift zero. ``forget`` starts over. The reference is in
+    the ``state_dict``, so that a resumed run measures against the same one; the latest kernel is not
+    (``persistent(True)`` adds it).
+    """
+
+    reference: Tensor
+    reference_facts: Tensor
+
+    def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
+        super().__init__(**options)
+        if reference is not None:
+            require_symmetric(matrix_of(reference), "reference")
+        self._add_kernel("reference", reference, persistent=True)
+
+    def _receive(self, gram: KernelGram | Tensor, *, compare: bool) -> None:
+        require_symmetric(matrix_of(gram))
+        if compare:
+            reference = self._stored("reference")
+            if reference is None:
+                self._store("reference", gram)
+            else:
+                require_comparable(gram, reference)
+        self._store("matrix", gram)
+
+    @override
+    def reset(self) -> None:
+        """Forget the latest kernel; the reference stays."""
+        kept = self.reference, self.reference_facts
+        super().reset()
+        self.reference, self.reference_facts = kept
+
+    def forget(self) -> None:
+        """Forget the latest kernel and the reference; one that was given to the constructor is the reference again."""
+        self.reset()
+        super().reset()
+
+
+class KernelDrift(ReferenceMetric):
+    r"""Relative change of the latest kernel against a reference.
+
+    .. math:: \|G - G_0\|_F \; / \; \|G_0\|_F
+
+    It is 0 where the linearised model still holds. Each ``update`` replaces the latest kernel; ``forward`` returns the change of the kernel
+    it is called with. Over ranks: see ``KernelMetric``.
+
+    Args:
+        reference: G_0, a ``KernelGram`` or a symmetric float64 matrix (N, N); None: the first kernel that ``update`` sees.
+            ``reset`` keeps it, ``forget`` does not (``ReferenceMetric``).
+        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+
+    Raises:
+        ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix or cannot be compared with the
+            reference; from ``compute`` if the reference is zero, or ranks hold different kernels.
+
+    Cost: O(N^2) and two matrices of memory. ``drift()``: three eigenvalue problems.
+    Source: Du et al. 2019, Lemma B.4, bounds the change in spectral norm (``drift()`` has it).
+
+    Example:
+        >>> import torch
+        >>> metric = KernelDrift()
+        >>> for scale in (1.0, 1.5):
+        ...     metric.update(scale * torch.eye(3, dtype=torch.float64))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better = None  # a lazy network keeps its kernel, one that learns features changes it
+    plot_lower_bound = 0.0
+
+    def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
+        super().__init__(reference, **options)
+        self._compared: tuple[KernelGram | Tensor, KernelGram | Tensor] | None = None
+
+    @override
+    def update(self, gram: KernelGram | Tensor) -> None:
+        """Take ``gram``, a ``KernelGram`` or a symmetric float64 matrix (N, N), as the latest kernel."""
+        self._receive(gram, compare=True)
+
+    @override
+    def compute(self) -> Tensor:
+        """|G - G_0|_F / |G_0|_F; NaN before the first update."""
+        gram, reference = self._stored("matrix"), self._stored("reference")
+        self._compared = None
+        if gram is None or reference is None:
+            return self._scalar(float("nan"))
+        self._compared = gram, reference
+        return self._scalar(relative_frobenius_change(gram, reference))
+
+    def drift(self) -> Drift:
+        """All numbers of ``kernel_drift``, with the floor below which the change is rounding. Collective like ``compute``.
+
+        Raises:
+            ValueError: there is no kernel yet.
+        """
+        self.compute()
+        if self._compared is None:
+            raise ValueError("gram: there is none yet; call update(gram) first")
+        return kernel_drift(*self._compared)
+
+    @override
+    def reset(self) -> None:
+        """Forget the latest kernel; the reference stays."""
+        super().reset()
+        self._compared = None
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
+        return self._plot(val, ax)
+
+
+class KernelAlignment(ReferenceMetric):
+    r"""Centred alignment (CKA) of the latest kernel with a reference, or of two kernels with one another.
+
+    .. math:: \langle HGH, HG_0H \rangle_F \; / \; (\|HGH\|_F \, \|HG_0H\|_F), \qquad H = I - 11^T/N
+
+    It is 1 if they are equal up to scale and constants, 0 if orthogonal. Each ``update`` replaces the latest kernel; ``forward`` returns
+    the alignment of the kernel it is called with. Over ranks: see ``KernelMetric``.
+
+    Args:
+        reference: G_0, a ``KernelGram`` or a symmetric float64 matrix (N, N), for instance y y^T of the labels; None: the
+            first kernel that ``update`` sees. ``reset`` keeps it, ``forget`` does not (``ReferenceMetric``).
+        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+
+    Raises:
+        ValueError: from ``update`` if a kernel is not a finite symmetric float64 matrix or cannot be compared; from
+            ``compute`` if ranks hold different kernels.
+
+    Cost: O(N^2) and three matrices of memory.
+    Source: Cortes, Mohri, Rostamizadeh 2012, Definition 4; Kornblith et al. 2019.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.tensor([[1.0], [1.0], [-1.0]], dtype=torch.float64)
+        >>> metric = KernelAlignment(reference=labels @ labels.T)
+        >>> metric(torch.eye(3, dtype=torch.float64))
+        tensor(0.7071, dtype=torch.float64)
+    """
+
+    higher_is_better = None  # with the labels' kernel: yes; with the kernel at the start: no
+    plot_lower_bound = 0.0  # of positive semidefinite matrices
+    plot_upper_bound = 1.0
+    other: Tensor
+
+    def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
+        super().__init__(reference, **options)
+        self.add_state("other", torch.empty(0, 0, dtype=torch.float64, device=self.device), dist_reduce_fx=only)
+
+    @override
+    def update(self, gram: KernelGram | Tensor, other: KernelGram | Tensor | None = None) -> None:
+        """Take ``gram`` as the latest kernel, to be aligned with ``other`` or, without it, with the reference.
+
+        Two kernels may be of other networks, parameters or outputs, as long as their shapes agree. Such a pair leaves the
+        reference alone.
+
+        Raises:
+            ValueError: see the class.
+        """
+        if other is not None:
+            require_symmetric(matrix_of(other), "other")
+            if matrix_of(gram).shape != matrix_of(other).shape:
+                raise ValueError(
+                    f"other: shape {tuple(matrix_of(other).shape)} against {tuple(matrix_of(gram).shape)}; pass kernels on the same samples"
+                )
+        self._receive(gram, compare=other is None)
+        empty = torch.empty(0, 0, dtype=torch.float64, device=self.device)
+        self.other = empty if other is None else place(matrix_of(other).clone(), self.device)
+
+    @override
+    def compute(self) -> Tensor:
+        """The alignment; NaN before the first update, and where a centred kernel is zero."""
+        partner = self.other if self.other.numel() else self.reference
+        if not self.matrix.numel() or not partner.numel():
+            return self._scalar(float("nan"))
+        return self._scalar(centred_alignment(self.matrix, partner.to(self.matrix.device)))
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
+        return self._plot(val, ax)

@@ -1,0 +1,136 @@
+"""Metrics of the latest kernel's eigenvalues: ``MinEigenvalue``, ``EffectiveRank``."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of
+from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
+
+
+class SpectrumMetric(KernelMetric):
+    """A number of the latest kernel's spectrum. In a ``MetricCollection`` such metrics share one state."""
+
+    def __init__(self, **options: Unpack[MetricOptions]) -> None:
+        super().__init__(**options)
+        self._spectrum: Spectrum | None = None
+
+    @override
+    def update(self, gram: KernelGram | Tensor) -> None:
+        """Take ``gram``, a ``KernelGram`` or a symmetric float64 matrix (N, N), as the latest kernel."""
+        require_symmetric(matrix_of(gram))
+        self._store("matrix", gram)
+
+    @override
+    def compute(self) -> Tensor:
+        """The number; NaN before the first update."""
+        gram = self._stored("matrix")
+        self._spectrum = None if gram is None else kernel_spectrum(gram)
+        return self._scalar(float("nan") if self._spectrum is None else self._number(self._spectrum))
+
+    def _number(self, spectrum: Spectrum) -> float:
+        raise NotImplementedError
+
+    def spectrum(self) -> Spectrum:
+        """All eigenvalues, with the bounds of the outermost. Collective like ``compute``, and as dear unless that is cached.
+
+        Raises:
+            ValueError: there is no kernel yet.
+        """
+        self.compute()
+        if self._spectrum is None:
+            raise ValueError("gram: there is none yet; call update(gram) first")
+        return self._spectrum
+
+    @override
+    def reset(self) -> None:
+        """Forget the latest kernel."""
+        super().reset()
+        self._spectrum = None
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
+        return self._plot(val, ax)
+
+
+class MinEigenvalue(SpectrumMetric):
+    """lambda_min of the latest kernel, in the convention of S = 1/2 sum |u - y|^2; ``bounds()`` says what it is worth.
+
+    A value alone may be all rounding: log the lower bound beside it, or stop on it. On m samples of a set lambda_min is
+    an UPPER bound of that on the set (interlacing). Over ranks: see ``KernelMetric``.
+
+    Args:
+        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+
+    Raises:
+        ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix: in a float32 one, eigenvalues
+            below 1e-7 of the largest are gone, and converting it does not bring them back. From ``compute`` if ranks
+            hold different kernels.
+
+    Cost: one symmetric eigenvalue problem for each ``compute``, about 12 N^3 flops.
+    Source: ``kernel_spectrum``; Du et al. 2019 for what lambda_min decides.
+
+    Example::
+
+        def on_validation_epoch_end(self):
+            self.lambda_min.update(ntk_gram(self, self.probe, precision="certified"))
+            bounds = self.lambda_min.bounds()
+            self.log_dict({"lambda_min": bounds.value, "lambda_min_lower": bounds.lower})
+            self.lambda_min.reset()
+
+    Example:
+        >>> import torch
+        >>> metric = MinEigenvalue()
+        >>> metric.update(torch.diag(torch.tensor([0.25, 2.0], dtype=torch.float64)))
+        >>> metric.compute()
+        tensor(0.2500, dtype=torch.float64)
+        >>> metric.bounds().lower <= 0.25 <= metric.bounds().upper
+        True
+    """
+
+    higher_is_better = True
+    plot_lower_bound = 0.0
+
+    @override
+    def _number(self, spectrum: Spectrum) -> float:
+        return spectrum.lambda_min.value
+
+    def bounds(self) -> Bounded:
+        """lambda_min with its interval, and whether that is proven. Collective like ``compute``."""
+        return self.spectrum().lambda_min
+
+
+class EffectiveRank(SpectrumMetric):
+    r"""Effective rank of the latest kernel, the exponential of its spectrum's entropy.
+
+    .. math:: \exp\Bigl(-\sum_i p_i \ln p_i\Bigr), \qquad p_i = \lambda_i / \sum_j \lambda_j
+
+    It is N if all eigenvalues are equal, 1 if one has all; no unit, and the same for c G. Over ranks: see ``KernelMetric``.
+
+    Args:
+        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+
+    Raises:
+        ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix; from ``compute`` if ranks hold
+            different kernels.
+
+    Cost: one symmetric eigenvalue problem for each ``compute``, about 12 N^3 flops.
+    Source: Roy & Vetterli 2007, Definition 1.
+
+    Example:
+        >>> import torch
+        >>> metric = EffectiveRank()
+        >>> metric(torch.eye(4, dtype=torch.float64))
+        tensor(4., dtype=torch.float64)
+    """
+
+    higher_is_better = None  # more directions learnt at like speed, or fewer features: neither is better
+    plot_lower_bound = 1.0
+
+    @override
+    def _number(self, spectrum: Spectrum) -> float:
+        return spectrum.effective_rank

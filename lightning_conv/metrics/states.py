@@ -1,0 +1,178 @@
+"""What the metrics share: float64 states, kernels as states, and how the ranks' states become one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+from typing_extensions import override
+
+from lightning_conv.kernels.gram import KernelGram
+
+RANK_TOLERANCE = 1e-3
+"""Relative Frobenius distance up to which two ranks hold the same kernel: rounding of unlike devices stays below, other samples do not."""
+
+
+class MetricOptions(TypedDict, total=False):
+    """Options that torchmetrics gives to every metric; see ``torchmetrics.Metric``."""
+
+    compute_on_cpu: bool
+    dist_sync_on_step: bool
+    process_group: Any
+    dist_sync_fn: Callable[..., list[Tensor]]
+    distributed_available_fn: Callable[[], bool]
+    sync_on_compute: bool
+    compute_with_cache: bool
+
+
+class Float64Metric(Metric):
+    """A metric whose states keep their type and whose value is a float64 scalar.
+
+    ``module.to(torch.bfloat16)``, ``Trainer(precision="16-true")`` and ``set_dtype`` move the states and never round them:
+    eigenvalues and ranks do not survive it. On devices without float64 (Apple's GPUs) the states stay on the CPU.
+    """
+
+    is_differentiable = False
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
+        def move(tensor: Tensor) -> Tensor:
+            # An empty float32 tensor tells where to, whatever type the device lacks and fn converts to.
+            return place(tensor, fn(torch.empty(0, device=tensor.device)).device)
+
+        return super()._apply(move, exclude_state)
+
+    def _scalar(self, value: float) -> Tensor:
+        return place(torch.tensor(value, dtype=torch.float64, device="cpu"), self.device)
+
+
+class KernelMetric(Float64Metric):
+    """A metric of the latest kernel, which each ``update`` replaces.
+
+    Under DDP every rank must pass the kernel of the same samples: with equal weights these are the same kernel, and the first
+    rank's is taken. A rank without one is left out. Kernels of different samples cannot be combined, since that of their
+    union has the blocks between them too; they are refused on every rank (``gather_kernels``).
+    """
+
+    full_state_update = True
+    matrix: Tensor  # float64, (N, N); (0, 0) before the first update
+    matrix_facts: Tensor
+
+    def __init__(self, **options: Unpack[MetricOptions]) -> None:
+        options.setdefault("dist_sync_fn", gather_kernels)
+        super().__init__(**options)
+        self._add_kernel("matrix")
+
+    def _add_kernel(self, name: str, gram: KernelGram | Tensor | None = None, *, persistent: bool = False) -> None:
+        states = _pack(gram, self.device, given=gram is not None)
+        for state, default in zip((name, f"{name}_facts"), states, strict=True):
+            self.add_state(state, default, dist_reduce_fx=only, persistent=persistent)
+
+    def _store(self, name: str, gram: KernelGram | Tensor | None) -> None:
+        matrix, facts = _pack(gram, self.device, given=False)
+        setattr(self, name, matrix)
+        setattr(self, f"{name}_facts", facts)
+
+    def _stored(self, name: str) -> KernelGram | Tensor | None:
+        matrix, facts = getattr(self, name), getattr(self, f"{name}_facts")
+        if not matrix.numel():
+            return None
+        known: dict[str, Any] | None = json.loads(facts.cpu().numpy().tobytes())["gram"]
+        if known is None:
+            assert isinstance(matrix, Tensor)
+            return matrix
+        known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+        return KernelGram(**known | {"matrix": matrix})
+
+
+def _pack(gram: KernelGram | Tensor | None, device: torch.device, *, given: bool) -> tuple[Tensor, Tensor]:
+    """A kernel as two tensors, the only kind of state that torchmetrics saves, moves and gathers.
+
+    The second is JSON: what a ``KernelGram`` knows beside its matrix, and whether the kernel was given to the constructor,
+    so that a ``MetricCollection`` does not take a given reference and an equal first kernel for the same state.
+    """
+    if gram is None:
+        return torch.empty(0, 0, dtype=torch.float64, device=device), torch.empty(0, dtype=torch.uint8, device=device)
+    known = None
+    if isinstance(gram, KernelGram):
+        known = {field.name: getattr(gram, field.name) for field in fields(gram) if field.name != "matrix"}
+    text = json.dumps({"given": given, "gram": known}).encode()
+    # A copy: the caller may fill the same memory with the next kernel.
+    matrix = place(matrix_of(gram).clone(), device)
+    return matrix, torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+
+
+def place(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, or on the CPU where the device lacks its type."""
+    lacking = device.type == "mps" and tensor.dtype == torch.float64
+    return tensor.to("cpu" if lacking else device)
+
+
+def gather_kernels(result: Tensor, group: Any = None) -> list[Tensor]:
+    """A ``dist_sync_fn``: the state of the first rank that has one, if the others' is the same.
+
+    Args:
+        result: a matrix, or what belongs to it; of length 0 on a rank without.
+        group: process group.
+
+    Raises:
+        ValueError: on every rank, if two matrices differ in shape or by more than ``RANK_TOLERANCE``.
+
+    Cost: one matrix of memory for each rank.
+    """
+    held = [(rank, part) for rank, part in enumerate(gather_all_tensors(result, group)) if part.numel()]
+    if not held:
+        return [result]
+    first, one = held[0]
+    for rank, other in held[1:] if one.is_floating_point() else []:
+        if one.shape != other.shape:
+            apart = f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
+        elif (distance := float((other - one).norm())) > RANK_TOLERANCE * float(one.norm()):
+            apart = f"a distance of {distance:.1e} at norm {float(one.norm()):.1e}"
+        else:
+            continue
+        raise ValueError(
+            f"gram: ranks {first} and {rank} hold different kernels ({apart}), which cannot be combined; compute the kernel of the same "
+            'samples on every rank (batch_norm="frozen" makes it independent of running statistics), or log one number a rank with '
+            "sync_on_compute=False"
+        )
+    return [one]
+
+
+def gather_rows(result: Tensor, group: Any = None) -> list[Tensor]:
+    """A ``dist_sync_fn``: the rows of all ranks that have any, and scalars of all ranks.
+
+    Args:
+        result: a float64 matrix, torchmetrics' placeholder for an empty list, or a scalar.
+        group: process group.
+
+    Raises:
+        ValueError: on every rank, if the ranks' rows differ in length.
+    """
+    if result.ndim == 0:
+        return gather_all_tensors(result, group)
+    if result.ndim == 1:  # the placeholder is a float32 vector; collectives need the type and dimensions of the others
+        result = torch.empty(0, 0, dtype=torch.float64, device=result.device)
+    held = [part for part in gather_all_tensors(result, group) if part.numel()]
+    widths = sorted({part.shape[1] for part in held})
+    if len(widths) > 1:
+        raise ValueError(
+            f"features: the ranks hold rows of {' and '.join(map(str, widths))} features; pass those of one last hidden layer on every rank"
+        )
+    return held or [result]
+
+
+def matrix_of(gram: KernelGram | Tensor) -> Tensor:
+    """The matrix of a kernel, without graph: no metric is differentiable."""
+    return (gram.matrix if isinstance(gram, KernelGram) else gram).detach()
+
+
+def only(stacked: Tensor) -> Tensor:
+    """The reduction that goes with ``gather_kernels``, which leaves one."""
+    return stacked[0]
