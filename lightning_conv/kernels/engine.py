@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
 from lightning_conv.kernels.collectors import Collector, Store, collectors_of
-from lightning_conv.kernels.discovery import Anatomy, signature_of
+from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import Factor, RowsFactor
 from lightning_conv.kernels.jacobian import jacobian_rows
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import gamma
-from lightning_conv.kernels.recording import LayerCall, layer_gradients, record
+from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
 
 MIRRORED = 2048
 """Rows that are copied to the other triangle at a time."""

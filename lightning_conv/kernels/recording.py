@@ -29,6 +29,11 @@ class LayerCall:
     shape: torch.Size  # of the output
 
 
+def signature_of(calls: Sequence[LayerCall]) -> tuple[tuple[str, ...], ...]:
+    """By which two forwards are compared: the same layers in the same order."""
+    return tuple(tuple(call.names.values()) for call in calls)
+
+
 Order: TypeAlias = Literal["whole", "outer", "inner"]
 
 

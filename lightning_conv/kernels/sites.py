@@ -46,6 +46,11 @@ class Site:
         return tuple(name for name in (self.weight, self.bias) if name is not None)
 
     @property
+    def linear(self) -> bool:
+        """Whether it is a plain linear layer that is called once."""
+        return self.kind == "linear" and len(self.uses) == 1 and self.weight is not None
+
+    @property
     def numel(self) -> int:
         """Elements of all its parameters."""
         return sum(self.sizes.values())
@@ -84,7 +89,11 @@ def gradient_by_sample(gradient: Tensor, axis: SampleAxis, samples: int) -> Tens
 
 
 def site_rows(
-    site: Site, name: str, calls: Sequence[LayerCall], gradients: Sequence[Sequence[Tensor]], samples: int
+    site: Site,
+    name: str,
+    calls: Sequence[LayerCall],
+    gradients: Sequence[Mapping[int, Tensor] | Sequence[Tensor]],
+    samples: int,
 ) -> Tensor:
     """Per-sample derivatives of one parameter of the site, (n, K, P), summed over its uses.
 
@@ -121,7 +130,9 @@ def site_inputs(site: Site, calls: Sequence[LayerCall], samples: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def site_gradients(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Tensor:
+def site_gradients(
+    site: Site, calls: Sequence[LayerCall], gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
+) -> Tensor:
     """B of one output: (n, R, groups, out), in the order of ``site_inputs``."""
     parts = []
     for use in site.uses:
@@ -145,7 +156,9 @@ def site_tokens(site: Site, calls: Sequence[LayerCall], samples: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def token_gradients(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Tensor:
+def token_gradients(
+    site: Site, calls: Sequence[LayerCall], gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
+) -> Tensor:
     """B of an embedding for one output: (n, R, d)."""
     parts = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
     return torch.cat([part.reshape(samples, -1, part.shape[-1]) for part in parts], 1)
