@@ -18,8 +18,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_conv.batch_norm import batch_statistics
+
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-BatchNormMode: TypeAlias = Literal["eval", "frozen"]
+BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
@@ -124,11 +126,13 @@ class StatelessModule:
         dtype: floating type to evaluate in; ``None`` keeps the model's own (at least float32).
         batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``statistics_of``, held constant:
             the function that train mode computes on exactly this batch, without the derivative through mean and
-            variance.
+            variance. ``"batch"``: the statistics of the very batch that is evaluated, and derivatives go through them:
+            train-mode BatchNorm, with everything else in eval mode. Samples then couple.
         statistics_of: the batch that gives the statistics; needed for ``"frozen"``.
 
     Raises:
-        ValueError: BatchNorm without running statistics, or one that is called twice under ``"frozen"``.
+        ValueError: BatchNorm without running statistics (unless ``"batch"``), or one that is called twice under
+            ``"frozen"``.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class StatelessModule:
         batch_norm: BatchNormMode = "eval",
         statistics_of: Inputs | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.batch_norm = model, batch_norm
         floating = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
         self.device = floating[0].device if floating else torch.device("cpu")
         self.model_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -149,7 +153,8 @@ class StatelessModule:
         self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
-        _refuse_batch_statistics(model)
+        if batch_norm != "batch":
+            _refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
             if statistics_of is None:
                 raise ValueError(
@@ -169,11 +174,12 @@ class StatelessModule:
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
         """The model's raw result with ``parameters`` in place of its own."""
         state = {**self.buffers, **self.parameters, **parameters}
-        if isinstance(inputs, Tensor):
-            return functional_call(self.model, state, (inputs,))
-        if isinstance(inputs, Mapping):
-            return functional_call(self.model, state, (), dict(inputs))
-        return functional_call(self.model, state, inputs)
+        with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
+            if isinstance(inputs, Tensor):
+                return functional_call(self.model, state, (inputs,))
+            if isinstance(inputs, Mapping):
+                return functional_call(self.model, state, (), dict(inputs))
+            return functional_call(self.model, state, inputs)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Network outputs u, shape (n, C): one row a sample, everything behind dimension 0 flattened.
@@ -241,5 +247,6 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
     if untracked:
         raise ValueError(
             f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so that a "
-            "kernel entry would depend on the rest of the batch; build it with track_running_stats=True"
+            'kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or ask for batch_norm="batch", '
+            "the kernel of the whole batch"
         )
