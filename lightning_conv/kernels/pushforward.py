@@ -6,7 +6,7 @@ By forward mode where the network has it, and by the double backward where it ha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -106,29 +106,31 @@ def choose_push(module: StatelessModule, names: Sequence[str], inputs: Inputs) -
     directions = {n: torch.randn(2, *p.shape, generator=generator).to(p) for n, p in pullback.leaves.items()}
     single = {name: w[:1] for name, w in directions.items()}
     gradient = pullback(left)
-    try:
-        with warnings.catch_warnings():
-            # Torch's rules for forward mode compile themselves on first use, by what torch itself has deprecated.
-            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-            image = push_forward(module, inputs, single, batched=False)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        reason = _disagreement(left, image, gradient, single, torch.finfo(module.dtype).eps ** 0.5)
-        if not reason:
-            return Push("forward mode", None, _vectorises(module, inputs, directions))
-    try:
-        push_by_double_backward(module, inputs, single)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"model: J w can be had neither in forward mode ({reason}) nor by a double backward ({error}); use ntk_gram, "
-            "which needs first derivatives only"
-        ) from error
-    return Push("double backward", reason, vectorises=False)
+    tolerance = torch.finfo(module.dtype).eps ** 0.5
+
+    def refuted(method: Callable[[], Tensor]) -> str | None:
+        try:
+            image = method()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}"
+        return _disagreement(left, image, gradient, single, tolerance)
+
+    with warnings.catch_warnings():
+        # Torch's rules for forward mode compile themselves on first use, by what torch itself has deprecated.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        reason = refuted(lambda: push_forward(module, inputs, single, batched=False))
+    if reason is None:
+        return Push("forward mode", None, _vectorises(module, inputs, directions))
+    # A backward that can be differentiated once only drops out of the second one without a word: checked likewise.
+    second = refuted(lambda: push_by_double_backward(module, inputs, single))
+    if second is None:
+        return Push("double backward", reason, vectorises=False)
+    raise RuntimeError(
+        f"model: J w can be had neither in forward mode ({reason}) nor by a double backward ({second}); use ntk_gram, "
+        "which needs first derivatives only"
+    )
 
 
 def _vectorises(module: StatelessModule, inputs: Inputs, directions: Directions) -> bool:
@@ -141,15 +143,17 @@ def _vectorises(module: StatelessModule, inputs: Inputs, directions: Directions)
     return True
 
 
-def _disagreement(left: Tensor, image: Tensor, gradient: Directions, direction: Directions, tolerance: float) -> str:
-    """Empty if <u, J w> = <J^T u, w> up to rounding."""
+def _disagreement(
+    left: Tensor, image: Tensor, gradient: Directions, direction: Directions, tolerance: float
+) -> str | None:
+    """None if <u, J w> = <J^T u, w> up to rounding."""
     pushed = float((image.double() * left.double()).sum())
     pulled = sum(float((gradient[name].double() * w.double()).sum()) for name, w in direction.items())
     scale = float(image.double().norm() * left.double().norm())
     scale += sum(float(gradient[name].double().norm() * w.double().norm()) for name, w in direction.items())
     if abs(pushed - pulled) <= tolerance * scale:
-        return ""
-    return f"<u, J w> = {pushed:.6g} in forward mode and <J^T u, w> = {pulled:.6g} in the backward"
+        return None
+    return f"it gives <u, J w> = {pushed:.6g} where the backward gives <J^T u, w> = {pulled:.6g}"
 
 
 def _one_by_one(directions: Directions) -> Iterator[dict[str, Tensor]]:
