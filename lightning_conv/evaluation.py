@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.batch_norm import batch_statistics
+from lightning_conv.recomputation import no_recomputation
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
@@ -60,7 +61,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, float32 products in full precision, no autocast; all of it and the RNGs are put back afterwards.
 
     Fused attention is switched off: its fast path has no derivative with respect to the layers inside it, and the fused
-    kernels have no rule for per-sample derivatives.
+    kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
     """
     flags = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -73,6 +74,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with (
             _full_float32_products(),
             _as_written(),
+            no_recomputation(),
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
