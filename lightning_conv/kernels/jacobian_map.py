@@ -62,6 +62,7 @@ class JacobianMap:
         longest = max(self.module.parameters[name].numel() for name in self.names)
         largest = max(longest, graph.largest * self.chunk // sample_count(few))
         self.batched = pays_to_batch(largest, self.module.device)
+        self.pull_reason: str | None = None  # why J^T is taken one vector at a time where vectorised passes would pay
 
     def pull(self, cotangents: Tensor) -> dict[str, Tensor]:
         """J^T of each vector (b, n, C): (b, *shape) for each parameter, summed over chunks in float64."""
@@ -69,12 +70,15 @@ class JacobianMap:
         cuts = tiles(self.n_samples, self.chunk)
         with undisturbed(self.model):
             for cut in cuts:
-                pullback = Pullback(self.module, self.names, self._rows(cut), batched=self.batched)
+                pullback = Pullback(
+                    self.module, self.names, self._rows(cut), batched=self.batched and not self.pull_reason
+                )
                 for name, part in pullback(cotangents[:, cut].to(self.module.dtype)).items():
                     if name in total:
                         total[name] += part
                     else:
                         total[name] = part if len(cuts) == 1 else part.double()
+                self.pull_reason = self.pull_reason or pullback.reason
         return total
 
     def push(self, directions: Mapping[str, Tensor]) -> Tensor:
