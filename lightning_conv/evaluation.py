@@ -18,8 +18,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_conv.batch_norm import batch_statistics
+from lightning_conv.recomputation import no_recomputation
+
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-BatchNormMode: TypeAlias = Literal["eval", "frozen"]
+BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
@@ -58,7 +61,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, float32 products in full precision, no autocast; all of it and the RNGs are put back afterwards.
 
     Fused attention is switched off: its fast path has no derivative with respect to the layers inside it, and the fused
-    kernels have no rule for per-sample derivatives.
+    kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
     """
     flags = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -71,6 +74,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with (
             _full_float32_products(),
             _as_written(),
+            no_recomputation(),
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -124,11 +128,13 @@ class StatelessModule:
         dtype: floating type to evaluate in; ``None`` keeps the model's own (at least float32).
         batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``statistics_of``, held constant:
             the function that train mode computes on exactly this batch, without the derivative through mean and
-            variance.
+            variance. ``"batch"``: the statistics of the very batch that is evaluated, and derivatives go through them:
+            train-mode BatchNorm, with everything else in eval mode. Samples then couple.
         statistics_of: the batch that gives the statistics; needed for ``"frozen"``.
 
     Raises:
-        ValueError: BatchNorm without running statistics, or one that is called twice under ``"frozen"``.
+        ValueError: BatchNorm without running statistics (unless ``"batch"``), or one that is called twice under
+            ``"frozen"``.
     """
 
     def __init__(
@@ -139,7 +145,7 @@ class StatelessModule:
         batch_norm: BatchNormMode = "eval",
         statistics_of: Inputs | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.batch_norm = model, batch_norm
         floating = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
         self.device = floating[0].device if floating else torch.device("cpu")
         self.model_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -149,7 +155,8 @@ class StatelessModule:
         self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
-        _refuse_batch_statistics(model)
+        if batch_norm != "batch":
+            _refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
             if statistics_of is None:
                 raise ValueError(
@@ -169,11 +176,12 @@ class StatelessModule:
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
         """The model's raw result with ``parameters`` in place of its own."""
         state = {**self.buffers, **self.parameters, **parameters}
-        if isinstance(inputs, Tensor):
-            return functional_call(self.model, state, (inputs,))
-        if isinstance(inputs, Mapping):
-            return functional_call(self.model, state, (), dict(inputs))
-        return functional_call(self.model, state, inputs)
+        with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
+            if isinstance(inputs, Tensor):
+                return functional_call(self.model, state, (inputs,))
+            if isinstance(inputs, Mapping):
+                return functional_call(self.model, state, (), dict(inputs))
+            return functional_call(self.model, state, inputs)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Network outputs u, shape (n, C): one row a sample, everything behind dimension 0 flattened.
@@ -241,5 +249,6 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
     if untracked:
         raise ValueError(
             f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so that a "
-            "kernel entry would depend on the rest of the batch; build it with track_running_stats=True"
+            'kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or ask for batch_norm="batch", '
+            "the kernel of the whole batch"
         )

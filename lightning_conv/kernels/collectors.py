@@ -13,7 +13,9 @@ from lightning_conv.kernels.costs import Contribution
 from lightning_conv.kernels.factors import Factor, OuterFactor, RowsFactor, TokenFactor
 from lightning_conv.kernels.recording import LayerCall
 from lightning_conv.kernels.sites import (
+    Prepared,
     Site,
+    prepare,
     site_gradients,
     site_inputs,
     site_rows,
@@ -89,22 +91,27 @@ class RowsCollector(Collector):
         self.formed = name == site.weight and site.positions > 0 and site.kind != "embedding"
         self.store = Store(samples)
         self._inputs: Tensor | None = None
+        self._prepared: list[Prepared] = []
 
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
-        """A of this tile, for all outputs."""
-        self._inputs = site_inputs(self.site, calls, rows.stop - rows.start) if self.formed else None
+        """A of this tile, or whatever else the rule needs, for all outputs."""
+        count = rows.stop - rows.start
+        if self.formed:
+            self._inputs = site_inputs(self.site, calls, count)
+        else:
+            self._prepared = prepare(self.site, calls, count)
 
     def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
         """Form the rows."""
         count = rows.stop - rows.start
-        last = first + len(gradients)
         if self._inputs is None:
-            found = site_rows(self.site, self.name, calls, gradients, count)
-            self.store.room(found, self.outputs, found.shape[2])[rows, first:last] = found
+            for k, of in enumerate(gradients, first):
+                found = site_rows(self._prepared, self.name, of, count)
+                self.store.room(found, self.outputs, found.shape[1])[rows, k] = found
             return
         outer = [site_gradients(self.site, calls, of, count) for of in gradients]
         room = self.store.room(self._inputs, self.outputs, self.site.sizes[self.name])
-        per_sample_products(self._inputs, outer, room[rows, first:last])
+        per_sample_products(self._inputs, outer, room[rows, first : first + len(gradients)])
 
     def factor(self) -> Factor:
         """See ``RowsFactor``."""

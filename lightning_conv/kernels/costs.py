@@ -8,7 +8,9 @@ from typing import Literal, TypeAlias
 
 from lightning_conv.kernels.sites import Site
 
-Way: TypeAlias = Literal["Hadamard product", "patch Gram", "token Gram", "per-sample gradients", "torch.func"]
+Way: TypeAlias = Literal[
+    "Hadamard product", "patch Gram", "token Gram", "per-sample gradients", "torch.func", "whole batch"
+]
 
 ELEMENTWISE = 100
 """Flops of a product that take as long as one multiplication and addition of two entries in cache (measured: 50-200)."""

@@ -26,6 +26,7 @@ from lightning_conv.kernels.sites import (
     Site,
     gradient_by_sample,
     group_calls,
+    prepare,
     site_gradients,
     site_inputs,
     site_rows,
@@ -60,6 +61,7 @@ def read_network(
     batch_norm: BatchNormMode,
     statistics_of: Inputs,
     rules: bool = True,
+    samples: int = READ_SAMPLES,
 ) -> Anatomy:
     """Find the layer rules that hold for the parameters ``names``, on the first three samples.
 
@@ -73,8 +75,9 @@ def read_network(
         batch_norm: of the module, for its twin in the other precision.
         statistics_of: likewise.
         rules: False: find none, everything goes the general way.
+        samples: how many to read it on; all of them, where they couple.
     """
-    few = map_inputs(lambda tensor: tensor[: min(READ_SAMPLES, sample_count(inputs))], inputs)
+    few = map_inputs(lambda tensor: tensor[: min(samples, sample_count(inputs))], inputs)
     samples = sample_count(few)
     generator = torch.Generator().manual_seed(0)
     tracked = {name: module.parameters[name] for name in names} if rules else {}
@@ -201,7 +204,7 @@ def _compared(
         inputs = site_inputs(site, calls, samples).flatten(0, 2)  # (n R, in)
         outer = site_gradients(site, calls, gradients, samples).flatten(0, 2)
         return outer.T @ (inputs @ vector), truth @ vector
-    return site_rows(site, name, calls, [gradients], samples).sum((0, 1)), truth
+    return site_rows(prepare(site, calls, samples), name, gradients, samples).sum(0), truth
 
 
 def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Site:
@@ -240,8 +243,8 @@ def check_samples_do_not_couple(few: Tensor, whole: Tensor) -> None:
     if change > torch.finfo(few.dtype).eps ** 0.5:
         raise ValueError(
             f"model: the outputs of the first {few.shape[0]} samples change by {change:.1e} (relative) when the rest of the batch is "
-            "added, so samples couple or the forward is random; remove what mixes samples (batch statistics, batch-wide attention) "
-            "or what is random in evaluation mode"
+            "added, so samples couple or the forward is random; remove what mixes samples (batch-wide attention) or what is random in "
+            'evaluation mode, or ask for batch_norm="batch", the kernel of the whole batch'
         )
 
 

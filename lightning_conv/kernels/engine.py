@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from lightning_conv.kernels.collectors import Collector, Store, collectors_of
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import Factor, RowsFactor
 from lightning_conv.kernels.jacobian import jacobian_rows
+from lightning_conv.kernels.memory import blocks
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import gamma
 from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
+from lightning_conv.kernels.sums import KernelSum
 
 MIRRORED = 2048
 """Rows that are copied to the other triangle at a time."""
@@ -62,7 +64,7 @@ class Engine:
     def _zeros(self) -> Tensor:
         return torch.zeros(*self.shape, dtype=torch.float64, device=self.module.device)
 
-    def run(self) -> None:
+    def run(self) -> KernelSum:
         """All passes."""
         for each in self.plan.passes:
             self._run(each)
@@ -73,10 +75,11 @@ class Engine:
         if self.others is None:
             for matrix in (self.matrix, *self.layer_matrices.values()):
                 mirror(matrix)
+        return KernelSum(self.matrix, self.floor, self.layer_traces, self.layer_matrices)
 
     def _run(self, each: Pass) -> None:
-        rows = list(blocks(sample_count(self.inputs), each.rows))
-        columns = rows if self.others is None else list(blocks(sample_count(self.others), each.rows))
+        rows = blocks(sample_count(self.inputs), each.rows)
+        columns = rows if self.others is None else blocks(sample_count(self.others), each.rows)
         left_sizes: dict[int, float] = {}
         right_sizes: dict[int, float] = {}
         for first, mine in enumerate(rows):
@@ -126,12 +129,14 @@ class Engine:
         collectors: list[tuple[str, Collector]] = []
         for index in each.contributions:
             site, planned = self.anatomy.sites[index], self.plan.contributions[index]
-            for one in collectors_of(site, planned, count, last - first, trace=self.trace):
-                collectors.append((planned.layer, one))
+            found = collectors_of(site, planned, count, last - first, trace=self.trace)
+            collectors += [(planned.layer, one) for one in found]
         wanted = sorted({use.call for index in each.contributions for use in self.anatomy.sites[index].uses})
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
-            outputs, recorder = record(self.module, map_inputs(lambda x, there=there: x[there], inputs), self._tracked)  # type: ignore[misc]
+            outputs, recorder = record(
+                self.module, map_inputs(lambda x, there=there: channels_last(x[there]), inputs), self._tracked
+            )  # type: ignore[misc]
             self._require_same_layers(recorder.calls)
             for _, collector in collectors:
                 collector.add_inputs(tile, recorder.calls)
@@ -183,10 +188,11 @@ class Engine:
             )
 
 
-def blocks(samples: int, rows: int) -> Iterator[slice]:
-    """Consecutive slices of ``rows`` samples that cover ``samples``."""
-    for start in range(0, samples, rows):
-        yield slice(start, min(start + rows, samples))
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images with their channels innermost, as convolutions on a CPU are fastest (twice, for few channels)."""
+    if tensor.ndim == 4 and tensor.is_floating_point():
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
 
 
 def mirror(matrix: Tensor) -> None:

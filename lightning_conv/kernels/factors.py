@@ -21,8 +21,9 @@ from torch import Tensor
 from lightning_conv.kernels.precision import Precision, product, product_gamma
 from lightning_conv.kernels.precision import gamma as gamma_k
 
-TILE = 512
-"""Rows of a tile of products: 512 x 512 float64 numbers are 2 MiB."""
+TILE = 256
+"""Rows of a tile of products: large enough for the rate of a matrix product, small enough for the symmetric half of a few
+hundred samples to be left out."""
 
 
 class Factor(ABC):

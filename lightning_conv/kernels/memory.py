@@ -38,6 +38,28 @@ def allowed_memory(max_memory: int | None, device: torch.device) -> int:
     return available_memory(device) // 4 if max_memory is None else max_memory
 
 
+def blocks(samples: int, rows: int) -> list[slice]:
+    """Consecutive slices of ``rows`` samples that cover ``samples``."""
+    return [slice(start, min(start + rows, samples)) for start in range(0, samples, rows)]
+
+
 def mebibytes(count: float) -> str:
     """A number of bytes as people read it."""
     return f"{count / 2**20:.1f} MiB"
+
+
+def memory_budget(max_memory: int | None, device: torch.device, result_bytes: int) -> int:
+    """Bytes left for working storage beside the result and two temporaries of its size.
+
+    Raises:
+        ValueError: ``max_memory`` is not positive.
+        MemoryError: the result alone does not fit.
+    """
+    allowed = allowed_memory(max_memory, device)
+    left = allowed - 3 * result_bytes
+    if left <= 0:
+        raise MemoryError(
+            f"max_memory: the Gram matrix with its temporaries takes {mebibytes(3 * result_bytes)} of the allowed "
+            f"{mebibytes(allowed)}; use fewer samples, outputs='trace' or 'sum', or a larger max_memory"
+        )
+    return left

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,8 +63,9 @@ class NTKPlan:
             f"{len(self.passes)} pass(es)"
         ]
         width = max((len(c.layer) for c in self.contributions), default=0)
-        for c in self.contributions:
-            lines.append(f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}")
+        lines += [
+            f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}" for c in self.contributions
+        ]
         return "\n".join(lines)
 
 
@@ -90,6 +91,7 @@ def make_plan(
     repeats: int,
     max_memory: int | None,
     device: torch.device,
+    couples: bool = False,
 ) -> NTKPlan:
     """Choose a form for every site and cut the work so that it keeps to ``max_memory``.
 
@@ -105,6 +107,7 @@ def make_plan(
         repeats: how many times the passes are run, for other combinations of outputs.
         max_memory: bytes, None: a quarter of what is free.
         device: where.
+        couples: samples couple: rows of J come from backward passes over the whole batch, cut by ``coupled_gram`` itself.
 
     Raises:
         ValueError: ``max_memory`` is not positive.
@@ -124,6 +127,23 @@ def make_plan(
         raise MemoryError(
             f"max_memory: the kernel with the temporaries of its products takes {mebibytes(result + temporary)} of the allowed "
             f"{mebibytes(allowed)}; {_smaller(problem, allowed)}"
+        )
+    if couples:
+        found = [replace(one, way="whole batch", kind="samples couple: a backward pass for every row") for one in found]
+        flops = repeats * sum(c.flops for c in found)
+        rate = _rate(device, precision)
+        return NTKPlan(
+            problem,
+            tuple(found),
+            (),
+            1,
+            precision,
+            flops,
+            allowed,
+            result,
+            anatomy.reading_bytes,
+            flops / rate,
+            allowed,
         )
     sizes = _sizes(anatomy, problem)
     tile, at_once = _tile(sizes, problem, left // 2)
@@ -149,6 +169,11 @@ def make_plan(
         seconds=slower * flops / (EFFICIENCY * rate),
         max_memory=allowed,
     )
+
+
+def _rate(device: torch.device, precision: Precision) -> float:
+    dtype = torch.float64 if precision == "certified" else torch.float32
+    return calibrated(device.type, dtype, torch.get_num_threads())[1]
 
 
 def _repeats(passes: Sequence[Pass]) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.recording import LayerCall, SampleAxis
-from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
+from lightning_conv.kernels.rules import Arguments, EmbeddingRule, OuterRule
 
 
 @dataclass(frozen=True)
@@ -88,32 +88,44 @@ def gradient_by_sample(gradient: Tensor, axis: SampleAxis, samples: int) -> Tens
     return _batch(axis.to_front(gradient, samples), axis)
 
 
-def site_rows(
-    site: Site,
-    name: str,
-    calls: Sequence[LayerCall],
-    gradients: Sequence[Mapping[int, Tensor] | Sequence[Tensor]],
-    samples: int,
-) -> Tensor:
-    """Per-sample derivatives of one parameter of the site, (n, K, P), summed over its uses.
+@dataclass(frozen=True)
+class Prepared:
+    """One use of a site on one batch: its arguments, ready for the rule, and the rows of the batch that make a sample."""
 
-    Args:
-        site: which.
-        name: the parameter.
-        calls: of one forward.
-        gradients: B of every call for each output: ``gradients[k][call]``.
-        samples: n.
-    """
-    total: Tensor | None = None
+    use: Use
+    call: LayerCall
+    arguments: Arguments
+    merged: int
+
+
+def prepare(site: Site, calls: Sequence[LayerCall], samples: int) -> list[Prepared]:
+    """The uses of a site, with everything that does not depend on the outputs."""
+    prepared = []
     for use in site.uses:
         call = calls[use.call]
         arguments, merged = arguments_by_sample(call, use.axis, samples)
-        stacked = torch.stack([gradient_by_sample(of[use.call], use.axis, samples) for of in gradients], 1)
-        for slot in slot_of(call, name):
-            rows = call.rule.rows(arguments, slot, stacked)
-            rows = rows.reshape(*rows.shape[:2], -1)
-            if merged > 1:
-                rows = rows.unflatten(0, (samples, merged)).sum(1)
+        prepared.append(Prepared(use, call, call.rule.prepare(arguments), merged))
+    return prepared
+
+
+def site_rows(
+    prepared: Sequence[Prepared], name: str, gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
+) -> Tensor:
+    """Per-sample derivatives of one parameter of a site for one output, (n, P), summed over its uses.
+
+    Args:
+        prepared: uses of the site.
+        name: the parameter.
+        gradients: B of the output by call.
+        samples: n.
+    """
+    total: Tensor | None = None
+    for one in prepared:
+        moved = gradient_by_sample(gradients[one.use.call], one.use.axis, samples)[:, None]
+        for slot in slot_of(one.call, name):
+            rows = one.call.rule.rows(one.arguments, slot, moved).reshape(len(moved), -1)
+            if one.merged > 1:
+                rows = rows.unflatten(0, (samples, one.merged)).sum(1)
             total = rows if total is None else total + rows
     assert total is not None
     return total

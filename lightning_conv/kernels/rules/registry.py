@@ -46,12 +46,16 @@ class LayerRule(ABC):
         del output
         return {"input": arguments["input"]}
 
+    def prepare(self, arguments: Arguments) -> Arguments:
+        """What ``rows`` needs and does not depend on the gradients, computed once for all outputs."""
+        return arguments
+
     @abstractmethod
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
         """Per-sample derivatives of one parameter.
 
         Args:
-            arguments: of the call, tensors with samples along dimension 0.
+            arguments: of the call, tensors with samples along dimension 0, as ``prepare`` returned them.
             slot: which parameter, by the name of the argument.
             gradients: B, shape (N, K, *output).
 
@@ -61,7 +65,7 @@ class LayerRule(ABC):
 
 
 class OuterRule(LayerRule):
-    r"""A rule for a weight whose derivative is a sum of outer products over positions r (pixels, sequence steps):
+    r"""A rule for a weight whose derivative is a sum of outer products over positions r (pixels, sequence steps).
 
     .. math:: \partial u_{ik} / \partial W_g = \sum_r b_{ikrg} \, a_{irg}^T \quad \text{(groups g)}
 

@@ -1,0 +1,274 @@
+"""``NTKOperator``: the empirical neural tangent kernel as products with vectors, without the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.estimates import (
+    Estimate,
+    estimate_alignment,
+    estimate_frobenius_norm,
+    estimate_target_alignment,
+    estimate_trace,
+)
+from lightning_conv.evaluation import BatchNormMode, Inputs, sample_count
+from lightning_conv.kernels.gram import Outputs
+from lightning_conv.kernels.jacobian_map import JacobianMap
+from lightning_conv.kernels.memory import blocks, memory_budget
+from lightning_conv.spectral_estimates import estimate_effective_rank, estimate_lambda_max
+
+
+class NTKOperator:
+    r"""G = J J^T of a model on samples, known by its products: G v is a backward pass (J^T v) and a forward derivative.
+
+    Neither G nor the n x P Jacobian is ever formed, so n may be large; and the whole batch may go through the network at
+    once, so samples may couple (``batch_norm="batch"``). Vectors are float64 going in and coming out. In between, the
+    passes are in the network's own precision: in float32 a product is good to about 1e-6 of |G||v|, and G is symmetric
+    to that only; ``dtype=torch.float64`` evaluates a converted copy.
+
+    Parameters and buffers are copied: the operator stays the kernel of the network at this moment while training goes on
+    (the inputs are not copied). The model is left alone as by ``ntk_gram``.
+
+    The methods ``trace`` to ``alignment`` return estimates with a standard error, not bounds.
+
+    Args:
+        model: any module whose result is one tensor, samples along dimension 0.
+        inputs: n samples: a tensor, or a tuple / mapping of tensors, all with n rows.
+        parameters: names or shell patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
+            ``requires_grad``.
+        outputs: ``"full"``: N = n C, row i C + c. ``"sum"``: N = n, the summed output. ``"trace"``: N = n, the sum of
+            the kernels of the C outputs; a product costs C of the others.
+        batch_norm: ``"eval"``: running statistics; ``"frozen"``: the statistics of ``inputs``, held constant;
+            ``"batch"``: those of ``inputs``, differentiated through.
+        dtype: None: the model's own; ``torch.float64``: a converted copy.
+        max_memory: bytes that may be used (default a quarter of what is free): sets ``chunk`` and the vectors in a pass.
+        chunk: samples that go through the network at once; None: as ``max_memory`` allows. With ``"batch"``, all.
+
+    Raises:
+        ValueError: unknown option, no parameter, no or non-finite samples, a random forward, samples that couple where
+            ``batch_norm`` is not ``"batch"``.
+        TypeError: the model's result is not one floating tensor.
+        MemoryError: ``max_memory`` does not hold one pass.
+        RuntimeError: J w can be had neither in forward mode nor by a double backward.
+
+    Cost of a product: three forwards, a backward and P numbers a vector. Source: Jacot, Gabriel, Hongler 2018 (the
+    kernel); Pearlmutter 1994 (products with derivatives).
+
+    Example:
+        >>> import torch
+        >>> operator = NTKOperator(torch.nn.Linear(3, 2), torch.eye(3), outputs="sum")
+        >>> operator @ torch.ones(3, dtype=torch.float64)  # 2 outputs x (x_i . x_j + 1 for the bias), summed over j
+        tensor([8., 8., 8.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        *,
+        parameters: str | Sequence[str] | None = None,
+        outputs: Outputs = "full",
+        batch_norm: BatchNormMode = "eval",
+        dtype: torch.dtype | None = None,
+        max_memory: int | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        for name, value, allowed in (
+            ("outputs", outputs, get_args(Outputs)),
+            ("batch_norm", batch_norm, get_args(BatchNormMode)),
+            ("dtype", dtype, (None, torch.float64)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        samples = sample_count(inputs)
+        if chunk is not None and (chunk < 1 or (batch_norm == "batch" and chunk < samples)):
+            raise ValueError(
+                f'chunk: {chunk}; need at least 1, and all {samples} samples with batch_norm="batch", as they couple'
+            )
+        self._map = JacobianMap(
+            model,
+            inputs,
+            parameters=parameters,
+            batch_norm=batch_norm,
+            dtype=dtype,
+            max_memory=max_memory,
+            chunk=chunk,
+        )
+        self._max_memory = max_memory
+        self.outputs, self.batch_norm = outputs, batch_norm
+        self.n_samples, self.n_outputs = samples, self._map.n_outputs
+        self.parameters = self._map.names
+        self.device, self.precision = self._map.module.device, self._map.module.dtype
+        self.jvp_method, self.jvp_reason = self._map.push_rule.method, self._map.push_rule.reason
+        """``"forward mode"`` or ``"double backward"``, and why it is not the former."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, N)."""
+        size = self.n_samples * (self.n_outputs if self.outputs == "full" else 1)
+        return size, size
+
+    @property
+    def n_parameters(self) -> int:
+        """P."""
+        return sum(self._map.module.parameters[name].numel() for name in self.parameters)
+
+    def matmul(self, vectors: Tensor) -> Tensor:
+        """G v for v (N,), or G V for V (N, k): float64, on the operator's device.
+
+        Raises:
+            ValueError: the first dimension is not N.
+        """
+        columns, scales = self._columns(vectors, self.shape[0])
+        result = torch.zeros_like(columns)
+        copies = self.n_outputs if self.outputs == "trace" else 1
+        # "trace" takes every column C times, once for each output alone.
+        for cut in blocks(columns.shape[1] * copies, self._map.block):
+            pairs = torch.arange(cut.start, cut.stop, device=self.device)
+            column, output = pairs // copies, pairs % copies
+            cotangents = self._cotangents(columns[:, column].T, output)
+            result.index_add_(1, column, self._values(self._map.push(self._map.pull(cotangents)), output).T)
+        result *= scales
+        return result if vectors.ndim == 2 else result[:, 0]
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self.matmul(vectors)
+
+    def transposed(self, vectors: Tensor) -> Tensor:
+        """J^T v, flat: (P,) for v (N,), (P, k) for (N, k). Parameters in the order of ``parameters``.
+
+        Raises:
+            ValueError: the first dimension is not N, or ``outputs="trace"``, which is no product of one J.
+        """
+        self._require_one_jacobian()
+        columns, scales = self._columns(vectors, self.shape[0])
+        parts = []
+        for cut in blocks(columns.shape[1], self._map.block):
+            pulled = self._map.pull(self._cotangents(columns[:, cut].T, None))
+            parts.append(torch.cat([gradient.flatten(1) for gradient in pulled.values()], 1).T.double())
+        result = torch.cat(parts, 1) * scales
+        return result if vectors.ndim == 2 else result[:, 0]
+
+    def vjp(self, vector: Tensor) -> dict[str, Tensor]:
+        """J^T v for one v (N,), by parameter and in its shape.
+
+        Raises:
+            ValueError: the shape is not (N,), or ``outputs="trace"``.
+        """
+        if vector.ndim != 1:
+            raise ValueError(f"vector: shape {tuple(vector.shape)}; need ({self.shape[0]},)")
+        flat = self.transposed(vector)
+        shapes = [self._map.module.parameters[name].shape for name in self.parameters]
+        pieces = torch.split(flat, [shape.numel() for shape in shapes])
+        return {n: piece.reshape(s) for n, piece, s in zip(self.parameters, pieces, shapes, strict=True)}
+
+    def jvp(self, directions: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """J w, (N,) for w (P,) or by parameter; (N, k) for (P, k).
+
+        Raises:
+            ValueError: the first dimension is not P, parameters are missing, or ``outputs="trace"``.
+        """
+        self._require_one_jacobian()
+        if isinstance(directions, Mapping):
+            if set(directions) != set(self.parameters):
+                raise ValueError(f"directions: {sorted(directions)}; need {sorted(self.parameters)}")
+            directions = torch.cat([directions[name].flatten() for name in self.parameters])
+        columns, scales = self._columns(directions, self.n_parameters)
+        shapes = [self._map.module.parameters[name].shape for name in self.parameters]
+        parts = []
+        for cut in blocks(columns.shape[1], self._map.block):
+            pieces = torch.split(columns[:, cut].T, [shape.numel() for shape in shapes], 1)
+            pushed = {n: p.reshape(-1, *s) for n, p, s in zip(self.parameters, pieces, shapes, strict=True)}
+            parts.append(self._values(self._map.push(pushed), None).T)
+        result = torch.cat(parts, 1) * scales
+        return result if directions.ndim == 2 else result[:, 0]
+
+    def dense(self) -> Tensor:
+        """The matrix (N, N), symmetrised. For small N: ``ntk_gram`` is faster where samples do not couple, and has a floor.
+
+        Raises:
+            MemoryError: the matrix does not fit ``max_memory``.
+
+        Cost: N products.
+        """
+        memory_budget(self._max_memory, self.device, 8 * self.shape[0] ** 2)
+        matrix = self.matmul(torch.eye(self.shape[0], dtype=torch.float64, device=self.device))
+        return (matrix + matrix.T) / 2
+
+    def trace(self, *, products: int = 30, seed: int = 0) -> Estimate:
+        """Trace = |J|_F^2, by Hutch++: see ``estimate_trace``."""
+        return estimate_trace(self.matmul, self.shape[0], products=products, seed=seed, device=self.device)
+
+    def frobenius_norm(self, *, products: int = 30, seed: int = 0) -> Estimate:
+        """|G|_F: see ``estimate_frobenius_norm``."""
+        return estimate_frobenius_norm(self.matmul, self.shape[0], products=products, seed=seed, device=self.device)
+
+    def lambda_max(self, *, steps: int = 60, tolerance: float | None = None, seed: int = 0) -> Estimate:
+        """Largest eigenvalue with its Ritz residual: see ``estimate_lambda_max``; None: what the inner precision resolves."""
+        tolerance = torch.finfo(self.precision).eps ** 0.5 / 10 if tolerance is None else tolerance
+        return estimate_lambda_max(
+            self.matmul, self.shape[0], steps=steps, tolerance=tolerance, seed=seed, device=self.device
+        )
+
+    def effective_rank(self, *, probes: int = 8, steps: int = 12, seed: int = 0) -> Estimate:
+        """exp of the entropy of the spectrum: see ``estimate_effective_rank``."""
+        return estimate_effective_rank(
+            self.matmul, self.shape[0], probes=probes, steps=steps, seed=seed, device=self.device
+        )
+
+    def alignment(self, other: Tensor | NTKOperator, *, products: int = 30, seed: int = 0) -> Estimate:
+        """Alignment with another operator, <G, H>_F / (|G|_F |H|_F), or with targets Y, H = Y Y^T. Not centred.
+
+        Args:
+            other: an operator of the same N, such as that of an earlier moment of the training; or targets: a value for
+                each row, in any shape with N elements (for ``"full"``: (n, C)), or (N, k).
+            products: with the operator, for each estimated norm.
+            seed: of the random vectors.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        size = self.shape[0]
+        if isinstance(other, NTKOperator):
+            if other.shape != self.shape:
+                raise ValueError(f"other: shape {other.shape} against {self.shape}; need the same samples and outputs")
+            return estimate_alignment(self.matmul, other.matmul, size, products=products, seed=seed, device=self.device)
+        targets = other.detach().to(self.device, torch.float64)
+        targets = targets.reshape(size, 1) if targets.numel() == size else targets
+        return estimate_target_alignment(self.matmul, size, targets, products=products, seed=seed)
+
+    def _columns(self, vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Columns in float64, scaled by powers of two into the range of the inner precision, and those powers."""
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
+            raise ValueError(f"vectors: shape {tuple(vectors.shape)}; need ({size},) or ({size}, k)")
+        columns = vectors.detach().to(self.device, torch.float64).reshape(size, -1)
+        largest = columns.abs().amax(0)
+        scales = torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
+        return columns / scales, scales
+
+    def _cotangents(self, rows: Tensor, output: Tensor | None) -> Tensor:
+        """Gradients of the outputs, (b, n, C), that stand for the vectors ``rows`` (b, N)."""
+        if self.outputs == "full":
+            return rows.reshape(len(rows), self.n_samples, self.n_outputs)
+        everywhere = rows[:, :, None].expand(-1, -1, self.n_outputs)
+        if self.outputs == "sum" or output is None:
+            return everywhere
+        return everywhere * torch.nn.functional.one_hot(output, self.n_outputs)[:, None]
+
+    def _values(self, images: Tensor, output: Tensor | None) -> Tensor:
+        """Rows (b, N) that stand for derivatives of the outputs (b, n, C): the transpose of ``_cotangents``."""
+        if self.outputs == "full":
+            return images.flatten(1)
+        if self.outputs == "sum" or output is None:
+            return images.sum(2)
+        return images[torch.arange(len(images), device=images.device), :, output]
+
+    def _require_one_jacobian(self) -> None:
+        if self.outputs == "trace":
+            raise ValueError(
+                'outputs: "trace" is a sum of C products J_c J_c^T; take J^T v and J w with "full" or "sum"'
+            )

@@ -1,0 +1,54 @@
+"""``KernelGram``: a Gram matrix of the empirical NTK and what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from lightning_conv.evaluation import BatchNormMode
+from lightning_conv.kernels.plan import NTKPlan
+from lightning_conv.kernels.precision import Precision
+
+Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
+
+
+@dataclass(frozen=True)
+class KernelGram:
+    """A Gram matrix of the empirical NTK with what is known about its errors (convention of S = 1/2 sum |u - y|^2: G = J J^T)."""
+
+    matrix: Tensor  # float64, (n, n) or (n C, n C), exactly symmetric; (n, m) or (n C, m C) for two sets of samples
+    outputs: Outputs
+    n_samples: int
+    n_outputs: int
+    precision: Precision
+    batch_norm: BatchNormMode
+    floor: float
+    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed: products and sums only, barring underflow."""
+    jacobian_error: float
+    """Estimate of |dJ|_F / |J|_F, the rounding inside the network's own forward and backward pass (measured, not
+    proven)."""
+    parameters: tuple[str, ...]  # over which J is taken
+    structured: tuple[str, ...]  # those of them by a layer rule
+    general: tuple[str, ...]  # those by per-sample Jacobians; the outputs do not depend on the rest
+    seconds: float
+    layer_traces: Mapping[str, float] = field(default_factory=dict)
+    """Trace of every layer's own kernel; they add up to ``trace``. Empty for two sets of samples."""
+    layer_matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    """Every layer's own kernel, where ``per_layer`` was asked for; they add up to ``matrix``."""
+    projection_error: float = 0.0
+    """Of ``outputs="projected"``: estimated standard error of the matrix, in the Frobenius norm."""
+    plan: NTKPlan | None = None
+
+    @property
+    def trace(self) -> float:
+        """Sum of the diagonal = |J|_F^2 = sum of all eigenvalues.
+
+        Raises:
+            ValueError: the kernel is between two sets of samples.
+        """
+        if self.matrix.shape[0] != self.matrix.shape[1]:
+            raise ValueError(f"trace: the kernel is between two sets of samples, {tuple(self.matrix.shape)}")
+        return float(self.matrix.diagonal().sum())

@@ -1,0 +1,166 @@
+"""A request for a kernel, the network read for it, and its plan: what ``ntk_gram`` and ``plan_ntk`` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.kernels.costs import Problem
+from lightning_conv.kernels.coupled import coupled_kernel
+from lightning_conv.kernels.discovery import (
+    READ_SAMPLES,
+    Anatomy,
+    check_samples_do_not_couple,
+    read_network,
+    require_float_inputs,
+)
+from lightning_conv.kernels.engine import Engine
+from lightning_conv.kernels.plan import NTKPlan, make_plan
+from lightning_conv.kernels.precision import PRECISIONS, Precision
+from lightning_conv.kernels.result import KernelGram, Outputs
+from lightning_conv.kernels.selection import parameter_names
+
+EngineName: TypeAlias = Literal["auto", "jacobian"]
+
+ERROR_GROUPS = 4
+"""Parts into which the projections are divided to see by how much they differ."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a kernel, checked."""
+
+    outputs: Outputs
+    per_layer: bool
+    precision: Precision
+    batch_norm: BatchNormMode
+    max_memory: int | None
+    engine: EngineName
+    projections: int
+
+    def __post_init__(self) -> None:
+        _require("outputs", self.outputs, get_args(Outputs))
+        _require("precision", self.precision, PRECISIONS)
+        _require("batch_norm", self.batch_norm, get_args(BatchNormMode))
+        _require("engine", self.engine, get_args(EngineName))
+        if self.projections < 2:
+            raise ValueError(f"projections: {self.projections}; an estimate with its error needs at least 2")
+
+
+class Task:
+    """A network that was read and what is to be computed of it. Make it inside ``undisturbed(model)``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        inputs2: Inputs | None,
+        parameters: Sequence[str] | str | None,
+        request: Request,
+    ) -> None:
+        self.request = request
+        for each in (inputs, inputs2):
+            if each is not None:
+                sample_count(each)
+                require_float_inputs(each)
+        dtype = torch.float64 if request.precision == "certified" else None
+        self.module = StatelessModule(model, dtype=dtype, batch_norm=request.batch_norm, statistics_of=inputs)
+        self.names = parameter_names(self.module, parameters)
+        self.inputs = self.module.convert(inputs)
+        self.others = None if inputs2 is None else self.module.convert(inputs2)
+        self.couples = request.batch_norm == "batch"
+        if self.couples and inputs2 is not None:
+            raise ValueError(
+                'inputs2: with batch_norm="batch" every set of samples has statistics of its own, so a kernel between two sets is not '
+                'defined; use batch_norm="eval" or "frozen"'
+            )
+        count = sample_count(self.inputs)
+        self.anatomy: Anatomy = read_network(
+            self.module,
+            self.names,
+            self.inputs,
+            batch_norm=request.batch_norm,
+            statistics_of=inputs,
+            rules=request.engine == "auto" and not self.couples,
+            samples=count if self.couples else READ_SAMPLES,
+        )
+        if not self.couples:
+            with torch.no_grad():
+                few = self._outputs(slice(0, min(3, max(1, count - 1))))
+                check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))))
+        self.plan = self._plan()
+
+    def _outputs(self, rows: slice) -> Tensor:
+        return self.module.outputs({}, map_inputs(lambda tensor: tensor[rows], self.inputs))
+
+    def _plan(self) -> NTKPlan:
+        request, classes = self.request, self.anatomy.outputs
+        # The groups of projections are computed one after the other.
+        groups = error_groups(request.projections)
+        outputs = {"sum": 1, "projected": -(-request.projections // groups)}.get(request.outputs, classes)
+        problem = Problem(
+            samples=sample_count(self.inputs),
+            others=None if self.others is None else sample_count(self.others),
+            outputs=outputs,
+            trace=request.outputs != "full",
+            width=torch.finfo(self.module.dtype).bits // 8,
+        )
+        layers = {name.rpartition(".")[0] for name in self.names} if request.per_layer else set()
+        return make_plan(
+            self.anatomy,
+            problem,
+            precision=request.precision,
+            repeats=groups if request.outputs == "projected" else 1,
+            matrices=(1 + len(layers)) * (2 if request.outputs == "projected" else 1),
+            max_memory=request.max_memory,
+            device=self.module.device,
+            couples=self.couples,
+        )
+
+    def cotangents(self) -> Tensor:
+        """One row for each output, or one of ones for their sum."""
+        eye = torch.eye(self.anatomy.outputs, dtype=self.module.dtype, device=self.module.device)
+        return eye.sum(0, keepdim=True) if self.request.outputs == "sum" else eye
+
+    def gram(self, cotangents: Tensor) -> KernelGram:
+        """The kernel of the combinations of outputs given by the rows of ``cotangents``, (K, C)."""
+        per_layer = self.request.per_layer
+        if self.couples:
+            found = coupled_kernel(self.module, self.plan, self.inputs, cotangents, per_layer=per_layer)
+        else:
+            engine = Engine(
+                self.module, self.anatomy, self.plan, cotangents, self.inputs, self.others, per_layer=per_layer
+            )
+            found = engine.run()
+        return KernelGram(
+            matrix=found.matrix,
+            outputs=self.request.outputs,
+            n_samples=sample_count(self.inputs),
+            n_outputs=self.anatomy.outputs,
+            precision=self.request.precision,
+            batch_norm=self.request.batch_norm,
+            floor=found.floor,
+            jacobian_error=self.anatomy.jacobian_error,
+            parameters=self.names,
+            structured=tuple(n for site in self.anatomy.sites for n in site.names),
+            general=tuple(self.anatomy.general),
+            seconds=0.0,
+            layer_traces=found.layer_traces,
+            layer_matrices=found.layer_matrices,
+            plan=self.plan,
+        )
+
+
+def error_groups(projections: int) -> int:
+    """Into how many groups the projections are divided."""
+    return min(ERROR_GROUPS, projections)
+
+
+def _require(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,43 @@
+"""Activation checkpoints keep what they would compute again: ``no_recomputation``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch.utils import checkpoint
+
+
+@contextmanager
+def no_recomputation() -> Iterator[None]:
+    """Forwards that start in here keep their activations also inside ``torch.utils.checkpoint``.
+
+    A checkpoint runs its part of the network again in the backward pass. By then the parameters, buffers and modes of an
+    evaluation are no longer in place, so it would differentiate another function, or the model's own running statistics
+    would be what a layer reads, without an error. It also stands in the way of forward mode and vmap.
+    """
+    replacements = {"CheckpointFunction": _Direct, "_checkpoint_hook": _kept}
+    before = {name: getattr(checkpoint, name) for name in replacements if hasattr(checkpoint, name)}
+    try:
+        for name in before:
+            setattr(checkpoint, name, replacements[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(checkpoint, name, value)
+
+
+class _Direct:
+    """Stands for ``CheckpointFunction`` (``use_reentrant=True``)."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        del preserve_rng_state
+        return function(*args)
+
+
+def _kept(frame: object) -> nullcontext[None]:
+    """Stands for the saved-tensor hooks that drop activations (``use_reentrant=False``)."""
+    del frame
+    return nullcontext()

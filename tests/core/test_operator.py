@@ -1,0 +1,486 @@
+"""``NTKOperator`` against dense kernels: products, laws, memory, and nothing left behind."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.kernels import NTKOperator
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+
+class TiedAutoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder_bias = nn.Linear(5, 3), nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        return F.linear(torch.tanh(self.encoder(x)), self.encoder.weight.t(), self.decoder_bias)
+
+
+class TiedModules(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
+        self.unused = nn.Parameter(torch.randn(3))
+
+    def forward(self, a, b):
+        return self.head(torch.tanh(self.left(a)) * self.right(b))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens)).sum(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3))
+
+
+def convolutional():
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(12, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2),
+    )  # fmt: skip
+    for layer in (model[1], model[6]):
+        layer.running_mean.normal_(0, 0.3)
+        layer.running_var.uniform_(0.5, 2)
+    return model
+
+
+CASES = {
+    "mlp": lambda: (mlp(), torch.randn(6, 4)),
+    "one sample": lambda: (mlp(), torch.randn(1, 4)),
+    "cnn with batch norm": lambda: (convolutional(), torch.randn(6, 2, 4, 4)),
+    "lstm": lambda: (Recurrent(), torch.randn(5, 3, 3)),
+    "transformer": lambda: (Transformer(), torch.randn(5, 3, 6)),
+    "tied weights, transposed": lambda: (TiedAutoencoder(), torch.randn(5, 5)),
+    "tied weights, two modules": lambda: (TiedModules(), torch.randn(5, 4)),
+    "tuple of inputs": lambda: (TwoInputs(), (torch.randn(5, 3), torch.randn(5, 2))),
+    "mapping of inputs": lambda: (TwoInputs(), {"b": torch.randn(5, 2), "a": torch.randn(5, 3)}),
+    "embedding": lambda: (Words(), torch.randint(0, 7, (5, 3))),
+}
+
+
+def to_double(inputs):
+    if isinstance(inputs, dict):
+        return {key: to_double(value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(to_double(value) for value in inputs)
+    return inputs.double() if inputs.is_floating_point() else inputs
+
+
+def build(case):
+    model, inputs = CASES[case]()
+    return model.double(), to_double(inputs)
+
+
+def train_mode_rows(model, inputs):
+    """J of train-mode BatchNorm over the whole batch, one autograd.grad a row."""
+    twin = copy.deepcopy(model).double().train()
+    rows = []
+    for output in twin(inputs).flatten():
+        found = torch.autograd.grad(output, list(twin.parameters()), retain_graph=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in found]))
+    return torch.stack(rows)
+
+
+def reduced(rows, samples, outputs):
+    full = rows @ rows.T
+    blocks = full.reshape(samples, -1, samples, full.shape[0] // samples)
+    return {"full": full, "trace": blocks.diagonal(dim1=1, dim2=3).sum(-1), "sum": blocks.sum((1, 3))}[outputs]
+
+
+def vectors(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float64
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+# --- products -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum", "trace"])
+@pytest.mark.parametrize("case", CASES)
+def test_products_agree_with_the_double_loop_of_autograd(case, outputs, naive_gram):
+    model, inputs = build(case)
+    truth = naive_gram(model, inputs, outputs)
+    operator = NTKOperator(model, inputs, outputs=outputs)
+    assert operator.shape == tuple(truth.shape)
+    several = vectors(len(truth), 3)
+    assert_same(operator @ several, truth @ several)
+    assert_same(operator.matmul(several[:, 0]), truth @ several[:, 0])
+    assert_same(operator.dense(), truth)
+    assert torch.equal(operator.dense(), operator.dense().T)
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+@pytest.mark.parametrize("case", CASES)
+def test_both_halves_agree_with_the_jacobian(case, outputs, naive_jacobian):
+    model, inputs = build(case)
+    rows = naive_jacobian(model, inputs)
+    operator = NTKOperator(model, inputs, outputs=outputs)
+    if outputs == "sum":
+        rows = rows.reshape(operator.n_samples, operator.n_outputs, -1).sum(1)
+    assert operator.n_parameters == rows.shape[1]
+    left, right = vectors(len(rows), 2), vectors(rows.shape[1], 2)
+    assert_same(operator.transposed(left), rows.T @ left)
+    assert_same(operator.jvp(right), rows @ right)
+    by_name = operator.vjp(left[:, 0])
+    assert {name: value.shape for name, value in by_name.items()} == {n: p.shape for n, p in model.named_parameters()}
+    assert_same(torch.cat([value.flatten() for value in by_name.values()]), rows.T @ left[:, 0])
+    assert_same(operator.jvp(by_name), rows @ (rows.T @ left[:, 0]))
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum", "trace"])
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+def test_every_batch_norm_mode(mode, outputs):
+    model, inputs = build("cnn with batch norm")
+    operator = NTKOperator(model, inputs, outputs=outputs, batch_norm=mode)
+    if mode == "batch":
+        truth = reduced(train_mode_rows(model, inputs), len(inputs), outputs)
+    else:
+        truth = ntk_gram(model, inputs, outputs=outputs, batch_norm=mode).matrix
+    assert_same(operator.dense(), truth)
+
+
+def test_batch_mode_goes_without_running_statistics_and_with_one_layer_called_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+
+        def forward(self, x):
+            return self.head(self.norm(torch.tanh(self.norm(self.layer(x)))))
+
+    model, inputs = Twice().double(), torch.randn(6, 3).double()
+    operator = NTKOperator(model, inputs, batch_norm="batch")
+    assert_same(operator.dense(), reduced(train_mode_rows(model, inputs), 6, "full"))
+    assert operator.jvp_method == "forward mode"
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_float32_models_are_good_to_float32_and_exact_in_a_converted_copy(mode):
+    model, inputs = CASES["cnn with batch norm"]()
+    truth = NTKOperator(copy.deepcopy(model).double(), inputs.double(), batch_norm=mode).dense()
+    operator = NTKOperator(model, inputs, batch_norm=mode)
+    assert operator.precision == torch.float32
+    assert_same(operator.dense(), truth, 1e-5)
+    assert_same(NTKOperator(model, inputs, batch_norm=mode, dtype=torch.float64).dense(), truth, 1e-12)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_vectors_beyond_the_range_of_float32_pass(scale):
+    model, inputs = CASES["mlp"]()
+    operator = NTKOperator(model, inputs)
+    several, weights = vectors(18, 2), vectors(operator.n_parameters)
+    mixed = several * torch.tensor([scale, 1.0], dtype=torch.float64)
+    assert_same((operator @ mixed)[:, 0] / scale, (operator @ several)[:, 0], 1e-5)
+    assert_same(operator.transposed(scale * several[:, 0]) / scale, operator.transposed(several[:, 0]), 1e-5)
+    assert_same(operator.jvp(scale * weights) / scale, operator.jvp(weights), 1e-5)
+    assert float((operator @ torch.zeros(18)).abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, ("0.weight", "3.weight", "3.bias", "5.weight", "5.bias")),
+        ("*.bias", ("0.bias", "3.bias", "5.bias")),
+        (["5.*", "0.weight"], ("0.weight", "5.weight", "5.bias")),
+        (["[03].weight"], ("0.weight", "3.weight")),
+    ],
+)
+def test_parameters_by_name_and_pattern(asked, expected):
+    model, inputs = build("mlp")
+    model[0].bias.requires_grad_(False)
+    operator = NTKOperator(model, inputs, parameters=asked)
+    assert operator.parameters == expected
+    assert_same(operator.dense(), ntk_gram(model, inputs, outputs="full", parameters=expected).matrix)
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from(["mlp", "cnn with batch norm", "tied weights, two modules"]),
+    st.sampled_from(["full", "sum", "trace"]),
+    st.sampled_from(["eval", "frozen", "batch"]),
+    st.integers(0, 2**31),
+)
+def test_laws_symmetric_semidefinite_linear_and_column_by_column(case, outputs, mode, seed):
+    torch.manual_seed(seed)
+    operator = NTKOperator(*build(case), outputs=outputs, batch_norm=mode)
+    u, v = vectors(operator.shape[0], 2, seed=seed).T
+    images = operator @ torch.stack([u, v, 2 * u - 3 * v], 1)
+    size = float(operator.trace(products=60).value) * float(u.norm() + v.norm()) ** 2
+    assert abs(float(v @ images[:, 0] - u @ images[:, 1])) <= 1e-13 * size
+    assert min(float(u @ images[:, 0]), float(v @ images[:, 1])) >= -1e-13 * size
+    assert float((images[:, 2] - 2 * images[:, 0] + 3 * images[:, 1]).norm()) <= 1e-12 * size
+    for column, vector in enumerate((u, v)):
+        assert float((operator @ vector - images[:, column]).norm()) <= 1e-13 * size
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum", "trace"])
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "lstm", "mapping of inputs"])
+def test_chunks_of_samples_change_nothing(case, outputs):
+    model, inputs = build(case)
+    whole = NTKOperator(model, inputs, outputs=outputs, batch_norm="frozen")
+    several = vectors(whole.shape[0], 2)
+    for chunk in (1, 2, 4, 100):
+        operator = NTKOperator(model, inputs, outputs=outputs, batch_norm="frozen", chunk=chunk)
+        assert_same(operator @ several, whole @ several, 1e-13)
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_little_memory_changes_nothing_and_too_little_is_refused_with_the_numbers(mode):
+    model, inputs = build("cnn with batch norm")
+    inputs = torch.cat([inputs] * 3)
+    several = vectors(len(inputs) * 2, 3)
+    truth = NTKOperator(model, inputs, batch_norm=mode) @ several
+    refused, fitted = [], 0
+    for memory in [round(3_000 * 2.0**k) for k in range(8)]:
+        try:
+            operator = NTKOperator(model, inputs, batch_norm=mode, max_memory=memory)
+        except MemoryError as error:
+            refused.append(str(error))
+            continue
+        fitted += 1
+        assert_same(operator @ several, truth, 1e-12)
+    assert min(fitted, len(refused)) >= 2
+    assert all(message.startswith("max_memory: ") and "MiB" in message for message in refused)
+
+
+# --- a moment, held -------------------------------------------------------------------------------------------------
+
+
+def test_stays_the_kernel_of_its_moment_while_training_goes_on():
+    model, inputs = CASES["cnn with batch norm"]()
+    model.train()
+    operators = [NTKOperator(model, inputs, batch_norm=mode) for mode in ("eval", "frozen", "batch")]
+    before = [operator.dense() for operator in operators]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model(inputs + 1).square().sum().backward()
+    optimizer.step()
+    for operator, matrix in zip(operators, before, strict=True):
+        assert torch.equal(operator.dense(), matrix)
+    now = NTKOperator(model, inputs, batch_norm="frozen")
+    assert float((now.dense() - before[1]).norm()) > 0.01 * float(before[1].norm())
+    truth = float((now.dense() * before[1]).sum() / (now.dense().norm() * before[1].norm()))
+    assert now.alignment(operators[1]).value == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_leaves_no_trace(mode, dtype, snapshot):
+    model, inputs = CASES["cnn with batch norm"]()
+    model.train()[1].eval()
+    model[8].weight.requires_grad_(False)
+    model(inputs).sum().backward()
+    model[2].register_forward_hook(lambda module, args, output: None)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            before, data, given_vector = snapshot(model), inputs.clone(), vectors(12)
+            operator = NTKOperator(model, inputs, batch_norm=mode, dtype=dtype)
+            operator @ given_vector
+            operator.transposed(given_vector)
+            operator.jvp(vectors(operator.n_parameters))
+            operator.effective_rank()
+            operator.trace()
+            assert snapshot(model) == before
+            assert torch.equal(inputs, data)
+            assert torch.equal(given_vector, vectors(12))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+def test_flags_come_back_when_a_product_raises(mode, snapshot):
+    model, inputs = CASES["cnn with batch norm"]()
+    operator = NTKOperator(model.train(), inputs, batch_norm=mode)
+    model[3].register_forward_hook(lambda module, args, output: 1 / 0)
+    before = snapshot(model)
+    with pytest.raises(ZeroDivisionError):
+        operator @ vectors(12)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("case", ["mlp", "lstm"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_is_the_same_inside_a_validation_loop(context, case):
+    model, inputs = build(case)
+    expected = NTKOperator(model, inputs) @ vectors(2 * 5 if case == "lstm" else 18)
+    with context():
+        operator = NTKOperator(model, inputs * 1.0)
+        found = operator @ (vectors(operator.shape[0]) * 1.0)
+        assert_same(operator.jvp(operator.transposed(vectors(operator.shape[0]))), expected, 1e-13)
+    assert_same(found, expected, 1e-13)
+    with context():
+        assert_same(NTKOperator(model, inputs).dense(), NTKOperator(model, inputs).dense())
+
+
+# --- estimates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide():
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2)).double()
+    inputs = torch.randn(150, 6).double()
+    return model, inputs, NTKOperator(model, inputs), ntk_gram(model, inputs, outputs="full").matrix
+
+
+def test_estimates_lie_by_the_dense_kernel(wide):
+    _, _, operator, matrix = wide
+    spectrum = kernel_spectrum(matrix)
+    for found, truth in (
+        (operator.trace(), float(matrix.trace())),
+        (operator.frobenius_norm(), float(matrix.norm())),
+        (operator.effective_rank(), spectrum.effective_rank),
+    ):
+        assert abs(found.value - truth) <= 4 * found.standard_error
+        assert found.standard_error <= 0.1 * truth
+        assert found.samples < 300
+    top = operator.lambda_max()
+    assert abs(top.value - spectrum.lambda_max.value) <= top.standard_error + 1e-12 * top.value
+
+
+def test_seeds_are_explicit(wide):
+    operator = wide[2]
+    assert operator.trace(seed=3) == operator.trace(seed=3) != operator.trace(seed=4)
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    operator.effective_rank(seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_alignment_with_targets_and_operators(wide):
+    model, inputs, operator, matrix = wide
+    labels = vectors(150, 2)
+
+    def truth(left, right):
+        return float((left * right).sum() / (left.norm() * right.norm()))
+
+    found = operator.alignment(labels)
+    stacked = labels.flatten()
+    assert abs(found.value - truth(matrix, torch.outer(stacked, stacked))) <= 4 * found.standard_error
+    trace = NTKOperator(model, inputs, outputs="trace")
+    found = trace.alignment(labels, products=150)
+    dense = matrix.reshape(150, 2, 150, 2).diagonal(dim1=1, dim2=3).sum(-1)
+    assert found.value == pytest.approx(truth(dense, labels @ labels.T), rel=1e-9)
+    last = NTKOperator(model, inputs, parameters="2.*")
+    found = operator.alignment(last)
+    assert abs(found.value - truth(matrix, last.dense())) <= 4 * found.standard_error
+    assert 0 < found.standard_error < 0.05
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["outputs", "batch_norm", "dtype"])
+def test_unknown_options_are_refused_with_what_is_allowed(option):
+    with pytest.raises(ValueError, match=f"{option}: 'best' is not one of "):
+        NTKOperator(nn.Linear(4, 1), torch.randn(3, 4), **{option: "best"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [(["nothing.*"], r"\['nothing\.\*'\] match nothing"), ([], "an empty list match nothing")]
+)
+def test_parameters_that_match_nothing_are_refused(asked, message):
+    with pytest.raises(ValueError, match=f"parameters: {message}; need names or patterns"):
+        NTKOperator(nn.Linear(4, 1), torch.randn(3, 4), parameters=asked)
+    with pytest.raises(ValueError, match="model: no parameter has requires_grad"):
+        NTKOperator(nn.Linear(4, 1).requires_grad_(False), torch.randn(3, 4))
+
+
+def test_coupled_and_random_networks_are_refused_where_they_must_be():
+    class Centred(nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x + torch.randn_like(x))
+
+    inputs = torch.randn(5, 4)
+    with pytest.raises(ValueError, match="samples couple"):
+        NTKOperator(Centred(4, 1), inputs)
+    for mode in ("eval", "batch"):
+        with pytest.raises(ValueError, match="random"):
+            NTKOperator(Noisy(4, 1), inputs, batch_norm=mode)
+    model = Centred(4, 1).double()
+    whole = NTKOperator(model, inputs, batch_norm="batch").dense()
+    centred = inputs.double() - inputs.double().mean(0)
+    assert_same(whole, centred @ centred.T + 1)
+
+
+@pytest.mark.parametrize(("chunk", "mode"), [(0, "eval"), (-1, "frozen"), (4, "batch")])
+def test_chunks_that_cannot_be_are_refused(chunk, mode):
+    with pytest.raises(ValueError, match=f"chunk: {chunk}; need at least 1"):
+        NTKOperator(nn.Linear(4, 1), torch.randn(5, 4), chunk=chunk, batch_norm=mode)
+
+
+def test_vectors_and_inputs_that_do_not_fit_are_refused():
+    operator = NTKOperator(nn.Linear(4, 2), torch.randn(5, 4))
+    for vector in (torch.ones(9), torch.ones(9, 2), torch.ones(10, 0), torch.ones(10, 1, 1)):
+        with pytest.raises(ValueError, match=r"vectors: shape .*; need \(10,\) or \(10, k\)"):
+            operator @ vector
+    with pytest.raises(ValueError, match=r"need \(10,\)"):
+        operator.vjp(torch.ones(10, 2))
+    with pytest.raises(ValueError, match=r"directions: \['weight'\]; need \['bias', 'weight'\]"):
+        operator.jvp({"weight": torch.ones(2, 4)})
+    with pytest.raises(ValueError, match=r"other: shape \(5, 5\) against \(10, 10\)"):
+        operator.alignment(NTKOperator(nn.Linear(4, 1), torch.randn(5, 4)))
+    trace = NTKOperator(nn.Linear(4, 2), torch.randn(5, 4), outputs="trace")
+    for call in (trace.transposed, trace.vjp, trace.jvp):
+        with pytest.raises(ValueError, match='outputs: "trace" is a sum'):
+            call(torch.ones(5))
+    with pytest.raises(ValueError, match=r"inputs: tensor 0 .* NaN"):
+        NTKOperator(nn.Linear(1, 1), torch.tensor([[math.nan]]))
+    with pytest.raises(MemoryError, match="max_memory"):
+        NTKOperator(nn.Linear(4, 2), torch.randn(100, 4), max_memory=200_000).dense()
