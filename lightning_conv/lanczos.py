@@ -1,0 +1,174 @@
+"""Block Lanczos with full reorthogonalisation, for any symmetric operator: ``lanczos``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Matvec: TypeAlias = Callable[[Tensor], Tensor]
+"""v -> A v for a symmetric A, on columns: (N, b) -> (N, b)."""
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """An orthonormal basis Q of a Krylov space of A, and T = Q^T A Q:  A Q = Q T + R with R zero but for its last columns."""
+
+    basis: Tensor  # Q, (N, k), orthonormal columns
+    projected: Tensor  # T, (k, k), symmetric, block tridiagonal (tridiagonal for one start vector)
+    coupling: (
+        Tensor  # B, (b, b'): R = Q' B in the last b' columns, Q' the basis that would come next; (0, b') if invariant
+    )
+    asymmetry: float
+    """Largest entry of Q^T A Q that should be zero or equal its mirror image, over the largest |A q|: rounding, if A is symmetric."""
+
+    @property
+    def alphas(self) -> Tensor:
+        """Diagonal of T, (k,)."""
+        return self.projected.diagonal()
+
+    @property
+    def betas(self) -> Tensor:
+        """First subdiagonal of T, (k - 1,), nonnegative for one start vector."""
+        return self.projected.diagonal(-1)
+
+    @property
+    def invariant(self) -> bool:
+        """Whether A Q = Q T up to rounding: the Ritz values are then eigenvalues, and more steps add nothing."""
+        return len(self.coupling) == 0
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values (k,), ascending, their coordinates S (k, k) (Ritz vectors: Q S), and |A y - theta y| as the recurrence says.
+
+        In exact arithmetic the residual of the Ritz pair (theta, y = Q s) is |B s_last|; rounding adds about u |A|.
+        """
+        values, coordinates = torch.linalg.eigh(self.projected)
+        last = coordinates[len(coordinates) - self.coupling.shape[1] :]
+        return values, coordinates, (self.coupling @ last).norm(dim=0)
+
+
+def lanczos(
+    matvec: Matvec,
+    size: int,
+    *,
+    steps: int,
+    start: Tensor | None = None,
+    block: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    stop: Callable[[Krylov], bool] | None = None,
+) -> Krylov:
+    r"""Orthonormal basis of the Krylov space span {X, A X, ..., A^{steps-1} X}, with full reorthogonalisation.
+
+    .. math:: A Q_j = Q_{j-1} B_{j-1}^T + Q_j A_j + Q_{j+1} B_j
+
+    Every new block is orthogonalised twice against the whole basis (classical Gram-Schmidt, "twice is enough"), so Q^T Q =
+    I to a few units of roundoff and no eigenvalue appears as a ghost. Directions that the space already holds are
+    dropped: the block shrinks, and the recurrence ends where the space is invariant. One start vector meets only one
+    direction of each eigenspace; b of them meet b.
+
+    Args:
+        matvec: v -> A v for a symmetric A, on float columns (N, b).
+        size: N.
+        steps: calls of ``matvec`` at most.
+        start: X, (N,) or (N, b), linearly independent columns; None: standard normal from ``seed``.
+        block: b, columns of the random start.
+        seed: of the start; drawn on the CPU, hence the same on every device.
+        dtype: of the random start and of the recurrence.
+        device: of the random start. With ``start`` given, its type and device count.
+        stop: asked after each step; True ends the recurrence.
+
+    Raises:
+        ValueError: no steps, a start of the wrong shape or not of full rank, a ``matvec`` of the wrong shape or with NaN.
+
+    Cost: ``steps`` calls of ``matvec``, 4 N k^2 flops and N k numbers for a basis of k <= b steps columns.
+
+    Source: Golub & Van Loan, Matrix Computations, 4th ed., 10.3.6 (block Lanczos); Giraud, Langou, Rozloznik 2005 (twice
+    is enough).
+
+    Example:
+        >>> import torch
+        >>> diagonal = torch.tensor([[1.0], [2.0], [5.0]], dtype=torch.float64)
+        >>> lanczos(lambda v: diagonal * v, 3, steps=3).ritz()[0]
+        tensor([1.0000, 2.0000, 5.0000], dtype=torch.float64)
+    """
+    if steps < 1:
+        raise ValueError(f"steps: {steps}; need at least 1")
+    queue = _first_block(size, start, block, seed, dtype, device)
+    capacity = min(size, steps * queue.shape[1])
+    rows = queue.new_empty(capacity, size)  # Q^T, filled from the top: products with it read contiguous memory
+    projected = queue.new_zeros(capacity, capacity)
+    scale, asymmetry = queue.new_zeros(()), queue.new_zeros(())
+    first, filled = 0, queue.shape[1]
+    for _ in range(steps):
+        rows[first:filled] = queue.T
+        images = matvec(queue)
+        _require_image(images, queue)
+        known = rows[:filled]
+        heights = known @ images
+        scale = torch.maximum(scale, images.norm(dim=0).max())
+        asymmetry = torch.maximum(asymmetry, _mirror_error(heights, projected[:first, first:filled]))
+        projected[first:filled, first:filled] = (heights[first:] + heights[first:].T) / 2
+        queue, coupling = _next_block(images - known.T @ heights, known, scale)
+        relative = float(asymmetry / scale) if scale > 0 else 0.0
+        krylov = Krylov(known.T, projected[:filled, :filled], coupling, relative)
+        if len(coupling) == 0 or filled == capacity or (stop is not None and stop(krylov)):
+            break
+        first, filled = filled, filled + len(coupling)
+        projected[first:filled, first - coupling.shape[1] : first] = coupling
+        projected[first - coupling.shape[1] : first, first:filled] = coupling.T
+    return krylov
+
+
+def _first_block(
+    size: int, start: Tensor | None, block: int, seed: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    if start is None:
+        if not 1 <= block <= size:
+            raise ValueError(f"block: {block}; need 1 to {size}, the size of the operator")
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(size, block, generator=generator, dtype=dtype).to(device)
+    elif start.ndim not in {1, 2} or len(start) != size or start.numel() == 0:
+        raise ValueError(f"start: shape {tuple(start.shape)}; need ({size},) or ({size}, b)")
+    basis, factor = torch.linalg.qr(start.reshape(size, -1))
+    spread = torch.linalg.svdvals(factor)
+    if basis.shape[1] < start.reshape(size, -1).shape[1] or not bool(spread[-1] > 1e-8 * spread[0]):
+        raise ValueError("start: its columns are zero, NaN or linearly dependent; pass independent ones")
+    return basis
+
+
+def _next_block(residual: Tensor, known: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q', B) with residual = Q' B, Q' orthonormal and orthogonal to the rows of ``known``; directions at rounding level dropped."""
+    size, room = len(residual), len(residual) - len(known)
+    basis, factor = torch.linalg.qr(residual)
+    left, spread, right = torch.linalg.svd(factor)
+    tolerance = 4 * size**0.5 * torch.finfo(residual.dtype).eps * scale
+    kept = min(int((spread > tolerance).sum()), room)
+    coupling = spread[:kept, None] * right[:kept]
+    # The second pass comes after the normalisation, so that it also cleans a direction which the first one nearly emptied.
+    basis = basis @ left[:, :kept]
+    basis = basis - known.T @ (known @ basis)
+    basis, factor = torch.linalg.qr(basis)
+    coupling = factor @ coupling
+    # Signs such that one start vector gives the usual tridiagonal matrix with positive off-diagonal.
+    signs = torch.where(coupling.diagonal() < 0, -1.0, 1.0).to(basis.dtype)
+    return basis * signs, signs[:, None] * coupling
+
+
+def _mirror_error(heights: Tensor, expected: Tensor) -> Tensor:
+    """Largest difference between the new columns of Q^T A Q and what symmetry makes of the rows that are known."""
+    mirrored = torch.cat([expected, heights[len(expected) :].T])
+    return torch.linalg.vector_norm(heights - mirrored, float("inf"))
+
+
+def _require_image(images: Tensor, queue: Tensor) -> None:
+    if images.shape != queue.shape:
+        raise ValueError(
+            f"matvec: shape {tuple(queue.shape)} became {tuple(images.shape)}; it must map columns (N, b) to (N, b)"
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("matvec: returned NaN or infinity")
