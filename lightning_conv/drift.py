@@ -67,13 +67,13 @@ def kernel_drift(
     Raises:
         ValueError: shapes, outputs, BatchNorm modes or parameters differ, or the reference is zero.
 
-    Cost: one symmetric eigenvalue problem (the difference), two more without the spectra.
+    Cost: one symmetric eigenvalue problem (the difference), and the ends of two spectra unless they are given.
     """
     _require_comparable(gram, reference)
     now, then = (g.matrix if isinstance(g, KernelGram) else g for g in (gram, reference))
     then = then.to(now.device)
-    spectrum = spectrum or kernel_spectrum(gram)
-    reference_spectrum = reference_spectrum or kernel_spectrum(reference)
+    spectrum = spectrum or kernel_spectrum(gram, method="auto")
+    reference_spectrum = reference_spectrum or kernel_spectrum(reference, method="auto")
     size = float(then.norm())
     if size == 0:
         raise ValueError("reference: the matrix is zero, so a relative change is not defined; take a later reference")

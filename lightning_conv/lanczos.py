@@ -134,6 +134,7 @@ def _first_block(
         start = torch.randn(size, block, generator=generator, dtype=dtype).to(device)
     elif start.ndim not in {1, 2} or len(start) != size or start.numel() == 0:
         raise ValueError(f"start: shape {tuple(start.shape)}; need ({size},) or ({size}, b)")
+    basis: Tensor
     basis, factor = torch.linalg.qr(start.reshape(size, -1))
     spread = torch.linalg.svdvals(factor)
     if basis.shape[1] < start.reshape(size, -1).shape[1] or not bool(spread[-1] > 1e-8 * spread[0]):
@@ -162,7 +163,8 @@ def _next_block(residual: Tensor, known: Tensor, scale: Tensor) -> tuple[Tensor,
 def _mirror_error(heights: Tensor, expected: Tensor) -> Tensor:
     """Largest difference between the new columns of Q^T A Q and what symmetry makes of the rows that are known."""
     mirrored = torch.cat([expected, heights[len(expected) :].T])
-    return torch.linalg.vector_norm(heights - mirrored, float("inf"))
+    error: Tensor = torch.linalg.vector_norm(heights - mirrored, float("inf"))
+    return error
 
 
 def _require_image(images: Tensor, queue: Tensor) -> None:
