@@ -145,19 +145,33 @@ def _first_block(
 def _next_block(residual: Tensor, known: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """(Q', B) with residual = Q' B, Q' orthonormal and orthogonal to the rows of ``known``; directions at rounding level dropped."""
     size, room = len(residual), len(residual) - len(known)
-    basis, factor = torch.linalg.qr(residual)
-    left, spread, right = torch.linalg.svd(factor)
+    basis, coupling, spread = _ranked(residual)
     tolerance = 4 * size**0.5 * torch.finfo(residual.dtype).eps * scale
     kept = min(int((spread > tolerance).sum()), room)
-    coupling = spread[:kept, None] * right[:kept]
-    # The second pass comes after the normalisation, so that it also cleans a direction which the first one nearly emptied.
-    basis = basis @ left[:, :kept]
-    basis = basis - known.T @ (known @ basis)
-    basis, factor = torch.linalg.qr(basis)
-    coupling = factor @ coupling
-    # Signs such that one start vector gives the usual tridiagonal matrix with positive off-diagonal.
-    signs = torch.where(coupling.diagonal() < 0, -1.0, 1.0).to(basis.dtype)
-    return basis * signs, signs[:, None] * coupling
+    basis, coupling = basis[:, :kept], coupling[:kept]
+    if kept:
+        # After the normalisation, so that the second pass also cleans a direction which the first one nearly emptied.
+        basis, factor = _qr(basis - known.T @ (known @ basis))
+        coupling = factor @ coupling
+    return basis, coupling
+
+
+def _ranked(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q, B, s) with columns = Q B, Q orthonormal, and the sizes s of the rows of B descending."""
+    basis, factor = _qr(columns)
+    if columns.shape[1] == 1:
+        return basis, factor, factor[0]
+    left, spread, right = torch.linalg.svd(factor)
+    return basis @ left, spread[:, None] * right, spread
+
+
+def _qr(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Thin QR factors; for one column its norm, positive, as in the textbook recurrence."""
+    if columns.shape[1] == 1:
+        norm = columns.norm()
+        return columns / torch.where(norm > 0, norm, 1), norm.reshape(1, 1)
+    basis, factor = torch.linalg.qr(columns)
+    return basis, factor
 
 
 def _mirror_error(heights: Tensor, expected: Tensor) -> Tensor:

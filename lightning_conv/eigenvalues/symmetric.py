@@ -75,9 +75,7 @@ def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
     Raises:
         ValueError: not square, not symmetric, empty, not float64, or not finite.
     """
-    require_symmetric(matrix, name)
-    low, high = matrix.aminmax()
-    largest = max(abs(float(low)), abs(float(high)))
+    largest, exact = require_symmetric(matrix, name)
     exponent = math.frexp(largest)[1]
     if largest == 0 or abs(exponent) <= SAFE_EXPONENT:
         exponent = 0
@@ -86,12 +84,15 @@ def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
         matrix = matrix * 2.0**-half * 2.0 ** -(exponent - half)
     sums = 1 + gamma(matrix.numel() + 3, torch.float64)
     norm = float(torch.linalg.vector_norm(matrix)) * sums
-    skew = 0.0 if _exactly_symmetric(matrix) else float(torch.linalg.vector_norm(matrix - matrix.T)) * sums * OUTWARD
+    skew = 0.0 if exact else float(torch.linalg.vector_norm(matrix - matrix.T)) * sums * OUTWARD
     return Symmetric(matrix, exponent, norm, skew)
 
 
-def require_symmetric(matrix: Tensor, name: str = "matrix") -> None:
+def require_symmetric(matrix: Tensor, name: str = "matrix") -> tuple[float, bool]:
     """Refuse what has no real eigenvalues in float64.
+
+    Returns:
+        The largest absolute entry, and whether A = A^T exactly.
 
     Raises:
         ValueError: not square, not symmetric, empty, not float64, or not finite.
@@ -103,15 +104,17 @@ def require_symmetric(matrix: Tensor, name: str = "matrix") -> None:
             f"{name}: {matrix.dtype}; need float64. Converting a float32 Gram matrix afterwards does not bring back its small "
             "eigenvalues: compute it by ntk_gram, which sums in float64"
         )
-    low, high = (float(end) for end in matrix.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    largest = max(abs(float(end)) for end in matrix.aminmax())
+    if not math.isfinite(largest):
         raise ValueError(f"{name}: holds NaN or infinity; the network or its samples do")
-    if not _exactly_symmetric(matrix):
+    exact = _exactly_symmetric(matrix)
+    if not exact:
         skew = float((matrix - matrix.T).abs().max())
-        if skew > 1e-12 * max(abs(low), abs(high)):
+        if skew > 1e-12 * largest:
             raise ValueError(
                 f"{name}: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is meant"
             )
+    return largest, exact
 
 
 def _exactly_symmetric(matrix: Tensor) -> bool:
