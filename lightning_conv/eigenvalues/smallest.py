@@ -89,7 +89,7 @@ def _by_factors(a: Symmetric, tolerance: float, seed: int, buffer: Tensor) -> Bo
     factor = factor or _factor_below(a, level, seed, buffer)
     lower, upper, value = factor.lower, float("inf"), float("nan")
     for _ in range(4):
-        found = _nearest_above(a, factor, tolerance, seed)
+        found = _nearest_above(a, factor, tolerance, level, seed)
         if found.value + found.rounding < upper:
             value, upper = found.value, found.value + found.rounding
         # Nothing to prove for what the first factor does not tell from zero.
@@ -111,14 +111,15 @@ def _by_factors(a: Symmetric, tolerance: float, seed: int, buffer: Tensor) -> Bo
     return Bounded(min(max(value, lower), upper), lower, upper, certified=True, method=METHOD, reason=reason)
 
 
-def _nearest_above(a: Symmetric, factor: ShiftedFactor, tolerance: float, seed: int) -> _Approximation:
+def _nearest_above(a: Symmetric, factor: ShiftedFactor, tolerance: float, level: float, seed: int) -> _Approximation:
     """The eigenvalue next to the shift by Lanczos with (A - t I)^-1, whose largest eigenvalue is nu = 1 / (lambda_min - t)."""
 
     def converged(krylov: Krylov) -> bool:
         if krylov.basis.shape[1] < 8 or krylov.basis.shape[1] % 4:
             return False
         nu, error = top_ritz_value(krylov)
-        return error <= 0.01 * tolerance * abs(nu)
+        # To a hundredth of what the proof will leave open anyway.
+        return nu > 0 and error / nu / (nu + error) <= 0.01 * max(tolerance * abs(factor.shift + 1 / nu), level / 4)
 
     krylov = lanczos(factor.solve, a.size, steps=min(STEPS, a.size), seed=seed, device=a.matrix.device, stop=converged)
     nu, error = top_ritz_value(krylov)
