@@ -94,7 +94,7 @@ def _by_factors(a: Symmetric, tolerance: float, seed: int, buffer: Tensor) -> Bo
             value, upper = found.value, found.value + found.rounding
         # Nothing to prove for what the first factor does not tell from zero.
         if not reason and found.value <= LEVELS_BELOW * level:
-            reason = f"not above the rounding level {level:.1e} of this matrix: the first factor is the proof"
+            reason = "not above the rounding level N u tr(A): the first factor is the proof"
             break
         gap = max(tolerance * abs(found.value), level / 4, 2 * found.distance)
         closer = shifted_cholesky(a, found.value - gap, out=buffer) or shifted_cholesky(
