@@ -76,7 +76,8 @@ class LambdaMin(KernelMonitor):
             "kernel/precision": float(PRECISIONS.index(gram.precision)),
         }
         # Zeros and values below their own error would make a wall at the left of the histogram.
-        clear = spectrum.eigenvalues[spectrum.eigenvalues > spectrum.lambda_min.upper - spectrum.lambda_min.value]
+        values = spectrum.all_eigenvalues("kernel/log10_eigenvalues")
+        clear = values[values > spectrum.lambda_min.upper - spectrum.lambda_min.value]
         if len(clear):
             log_histogram(trainer, "kernel/log10_eigenvalues", clear.log10(), step)
         return metrics

@@ -86,13 +86,13 @@ def kernel_drift(
     Raises:
         ValueError: as ``relative_frobenius_change``.
 
-    Cost: one symmetric eigenvalue problem (the difference), two more without the spectra.
+    Cost: one symmetric eigenvalue problem (the difference), and the ends of two spectra unless they are given.
     """
     relative_frobenius = relative_frobenius_change(gram, reference)
     now = _matrix(gram)
     then = _matrix(reference).to(now.device)
-    spectrum = spectrum or kernel_spectrum(gram)
-    reference_spectrum = reference_spectrum or kernel_spectrum(reference)
+    spectrum = spectrum or kernel_spectrum(gram, method="auto")
+    reference_spectrum = reference_spectrum or kernel_spectrum(reference, method="auto")
     spectral = float(torch.linalg.eigvalsh(now - then).abs().max())
     ratio = _ratio(spectrum.lambda_min, reference_spectrum.lambda_min)
     floors = sum(_frobenius_floor(g) for g in (gram, reference))

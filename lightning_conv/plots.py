@@ -27,11 +27,14 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
     """Eigenvalues in descending order on a logarithmic axis, one line a spectrum, with the error bounds of the smallest one.
 
     Eigenvalues at or below zero (rounding) are left out; the bar shows where the smallest one lies.
+
+    Raises:
+        ValueError: a spectrum without all of its eigenvalues.
     """
     figure = new_figure()
     axes = figure.add_subplot()
     for label, spectrum in spectra.items():
-        values = spectrum.eigenvalues.flip(0).cpu().numpy()
+        values = spectrum.all_eigenvalues("plot_spectra").flip(0).cpu().numpy()
         index = np.arange(1, len(values) + 1)
         positive = values > 0
         (line,) = axes.plot(index[positive], values[positive], linewidth=1.2, label=label)

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_conv.evaluation import BatchNormMode, Inputs
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
 from lightning_conv.kernels.precision import PRECISIONS, Precision
-from lightning_conv.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.spectrum import Method, Spectrum, kernel_spectrum
 
 
 def resolved_spectrum(
@@ -21,6 +21,7 @@ def resolved_spectrum(
     start: Precision = "fast",
     batch_norm: BatchNormMode = "eval",
     max_memory: int | None = None,
+    method: Method = "dense",
 ) -> tuple[KernelGram, Spectrum]:
     """Kernel and spectrum, computed again in the next precision until lambda_min is well above its error.
 
@@ -36,6 +37,7 @@ def resolved_spectrum(
         start: precision to begin with, such as the one that was needed a few steps ago.
         batch_norm: see ``ntk_gram``.
         max_memory: see ``ntk_gram``.
+        method: see ``kernel_spectrum``.
 
     Returns:
         The last Gram matrix (its ``precision`` says which) and its spectrum.
@@ -50,7 +52,7 @@ def resolved_spectrum(
             batch_norm=batch_norm,
             max_memory=max_memory,
         )
-        spectrum = kernel_spectrum(gram)
+        spectrum = kernel_spectrum(gram, method=method)
         if spectrum.lambda_min.resolved:
             break
     return gram, spectrum

@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import hadamard
 from torch import Tensor
 
 
@@ -150,5 +151,23 @@ def with_spectrum():
         basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
         matrix = (basis * eigenvalues) @ basis.T
         return (matrix + matrix.T) / 2
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def dyadic():
+    """Float64 matrices whose eigenvalues are known exactly."""
+
+    def build(size, power):
+        """A float64 matrix with exactly these eigenvalues: H diag(d) H^T / n, with d multiples of 2^-power in (0, 1].
+
+        Sums and the division by a power of two are exact as long as power + log2(n) stays below 53.
+        """
+        logarithms = np.linspace(0, -power, size)
+        eigenvalues = np.maximum(np.round(2.0 ** (logarithms + power)), 1) * 2.0**-power
+        eigenvalues[-1] = 2.0**-power
+        signs = hadamard(size).astype(np.float64)
+        return torch.from_numpy(signs * eigenvalues @ signs.T / size), np.sort(eigenvalues)
 
     return build

@@ -7,28 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import hadamard
 from torch import nn
 
-from lightning_conv import kernel_spectrum, ntk_gram, resolved_spectrum
+from lightning_conv import kernel_drift, kernel_spectrum, ntk_gram, resolved_spectrum
+from lightning_conv import spectrum as spectrum_module
+from lightning_conv.plots import plot_spectra
 from lightning_conv.spectrum import Bounded, Spectrum, eigen_decomposition, residual_radius
-
-
-def dyadic(size, power):
-    """A float64 matrix with exactly these eigenvalues: H diag(d) H^T / n, with d multiples of 2^-power in (0, 1].
-
-    Sums and the division by a power of two are exact as long as power + log2(n) stays below 53.
-    """
-    logarithms = np.linspace(0, -power, size)
-    eigenvalues = np.maximum(np.round(2.0 ** (logarithms + power)), 1) * 2.0**-power
-    eigenvalues[-1] = 2.0**-power
-    signs = hadamard(size).astype(np.float64)
-    return torch.from_numpy(signs * eigenvalues @ signs.T / size), np.sort(eigenvalues)
 
 
 @pytest.mark.parametrize("power", [7, 13, 20, 27, 33, 40])  # lambda_min / lambda_max from 8e-3 to 9e-13
 @pytest.mark.parametrize("size", [8, 64, 256])
-def test_bounds_hold_the_exactly_known_eigenvalues(size, power):
+def test_bounds_hold_the_exactly_known_eigenvalues(size, power, dyadic):
     matrix, exact = dyadic(size, power)
     spectrum = kernel_spectrum(matrix)
     assert spectrum.lambda_min.lower <= exact[0] <= spectrum.lambda_min.upper
@@ -214,18 +203,85 @@ def test_a_failed_decomposition_is_repeated_with_a_shift_that_is_taken_back(monk
     torch.testing.assert_close((vectors * values) @ vectors.T, matrix, rtol=0, atol=1e-13)
 
 
-def test_bounds_hold_after_the_fallback_too(monkeypatch):
+def test_bounds_hold_after_the_fallback_too(monkeypatch, dyadic):
     matrix, exact = dyadic(16, 33)
     monkeypatch.setattr(torch.linalg, "eigh", failing(1, torch.linalg.eigh, []))
     spectrum = kernel_spectrum(matrix)
     assert float(np.abs(spectrum.eigenvalues.numpy() - exact).max()) <= spectrum.radius
     assert spectrum.lambda_min.lower <= exact[0] <= spectrum.lambda_min.upper
+    assert "did not converge" in spectrum.lambda_min.reason
 
 
 def test_a_decomposition_that_fails_twice_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", failing(2, torch.linalg.eigh, []))
     with pytest.raises(torch.linalg.LinAlgError, match="did not converge"):
         kernel_spectrum(torch.eye(3, dtype=torch.float64))
+
+
+# --- the outermost two alone ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [7, 20, 33])
+@pytest.mark.parametrize("size", [8, 64, 256])
+def test_extremes_hold_the_exactly_known_eigenvalues(size, power, dyadic):
+    matrix, exact = dyadic(size, power)
+    spectrum = kernel_spectrum(matrix, method="extremes")
+    assert 0 < spectrum.lambda_min.lower <= exact[0] <= spectrum.lambda_min.upper
+    assert spectrum.lambda_max.lower <= exact[-1] <= spectrum.lambda_max.upper
+    assert spectrum.lambda_min.certified
+    assert spectrum.lambda_max.certified
+    assert spectrum.stable_rank == pytest.approx(exact.sum() / exact[-1], rel=1e-6)
+    assert spectrum.condition_number == pytest.approx(exact[-1] / exact[0], rel=1e-3)
+
+
+def test_auto_is_dense_for_small_kernels_and_not_for_large_ones(with_spectrum, monkeypatch):
+    monkeypatch.setattr(spectrum_module, "DENSE_UP_TO", 20)
+    small, large = (with_spectrum(torch.linspace(1, 2, n, dtype=torch.float64)) for n in (20, 21))
+    assert kernel_spectrum(small, method="auto").eigenvalues is not None
+    assert kernel_spectrum(large, method="auto").eigenvalues is None
+    assert kernel_spectrum(large).eigenvalues is not None
+
+
+def test_what_needs_every_eigenvalue_says_so_where_two_are_known():
+    spectrum = kernel_spectrum(torch.diag(torch.tensor([1.0, 2.0, 4.0]).double()), method="extremes")
+    assert spectrum.eigenvalues is None
+    assert spectrum.radius is None
+    with pytest.raises(ValueError, match=r'effective_rank: needs every eigenvalue.*method="dense"'):
+        _ = spectrum.effective_rank
+    with pytest.raises(ValueError, match="plot_spectra: needs every eigenvalue"):
+        plot_spectra({"now": spectrum})
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact", "certified"])
+def test_floor_and_jacobian_error_widen_the_extremes_as_they_widen_the_dense_bounds(precision):
+    gram = ntk_gram(
+        nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 1)), torch.randn(12, 5), precision=precision
+    )
+    dense, extremes = kernel_spectrum(gram), kernel_spectrum(gram, method="extremes")
+    for name in ("lambda_min", "lambda_max"):
+        one, other = getattr(dense, name), getattr(extremes, name)
+        assert one.certified is other.certified is (precision == "certified")
+        # Two tight intervals about the same number, widened by the same errors; 1e-6: the tolerance of the extremes.
+        assert other.lower == pytest.approx(one.lower, rel=3e-6)
+        assert other.upper == pytest.approx(one.upper, rel=3e-6)
+        assert precision in other.method
+    assert extremes.stable_rank == pytest.approx(dense.stable_rank, rel=1e-5)
+
+
+def test_resolved_spectrum_and_drift_work_with_extremes():
+    model, inputs = nearly_equal_samples(1e-4, 0)
+    gram, spectrum = resolved_spectrum(model, inputs, method="extremes")
+    same, dense = resolved_spectrum(model, inputs)
+    assert gram.precision == same.precision
+    assert spectrum.eigenvalues is None
+    assert spectrum.lambda_min.value == pytest.approx(dense.lambda_min.value, rel=1e-4)
+    drift = kernel_drift(gram, gram, spectrum=spectrum, reference_spectrum=spectrum)
+    assert drift.lambda_min_ratio.lower <= 1 <= drift.lambda_min_ratio.upper
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="method: 'lanczos' is not one of 'dense', 'extremes', 'auto'"):
+        kernel_spectrum(torch.eye(2).double(), method="lanczos")
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -244,5 +300,6 @@ def test_a_decomposition_that_fails_twice_is_an_error(monkeypatch):
     ],
 )
 def test_what_is_no_kernel_matrix_is_refused(matrix, message):
-    with pytest.raises(ValueError, match=message):
-        kernel_spectrum(matrix)
+    for method in ("dense", "extremes", "auto"):
+        with pytest.raises(ValueError, match=message):
+            kernel_spectrum(matrix, method=method)
