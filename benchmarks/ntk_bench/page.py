@@ -122,16 +122,18 @@ def _ratios(run: Run, peak: float) -> str:
 
 
 def _reasons(run: Run, shown: Sequence[Method]) -> list[str]:
-    lines = []
+    cases: dict[str, list[str]] = {}
+
+    def note(what: str, reason: str | None, result: CaseResult) -> None:
+        if reason:
+            cases.setdefault(f"{what}: {reason}", []).append(result.case.name)
+
     for result in run.results:
         for method in shown:
-            outcome = result.outcomes[method.name]
-            if outcome.reason:
-                lines.append(f"- {result.case.title}; {method.label}: {outcome.reason}")
-        if missing := result.oracles.get("certified"):
-            lines.append(f"- {result.case.title}; distance to float64: {missing}")
-        if missing := result.plan.get("missing"):
-            lines.append(f"- {result.case.title}; plan: {missing}")
+            note(method.label, result.outcomes[method.name].reason, result)
+        note("distance to float64", result.oracles.get("certified"), result)
+        note("plan", result.plan.get("missing"), result)
+    lines = [f"- {text} ({', '.join(names)})" for text, names in cases.items()]
     return ["## Why there is no number\n", *lines, ""] if lines else []
 
 
@@ -144,19 +146,18 @@ def _agreement(run: Run) -> list[str]:
         for a in run.agreements
     ]
     wrong = [f"{a.case.name}: {', '.join(a.disagreeing())}" for a in run.agreements if a.disagreeing()]
-    reasons = [
-        f"- {a.case.title}, {a.case.outputs}; {m.label}: {a.distances[m.name]}"
-        for a in run.agreements
-        for m in names
-        if isinstance(a.distances[m.name], str)
-    ]
+    reasons: dict[str, list[str]] = {}
+    for a in run.agreements:
+        for m in names:
+            if isinstance(a.distances[m.name], str):
+                reasons.setdefault(f"{m.label}: {a.distances[m.name]}", []).append(a.case.name)
     return [
         "## Agreement in float64\n",
         "Small networks with smooth activations, every method run in float64; relative Frobenius distance to the double loop "
         f"of `autograd.grad`. Methods agree up to {TOLERANCE:.0e}: "
         + (f"**not so** {'; '.join(wrong)}.\n" if wrong else "all of them do.\n"),
         _table(["network", *(m.label for m in names)], rows),
-        *reasons,
+        *(f"- {text} ({', '.join(cases)})" for text, cases in reasons.items()),
         "",
     ]
 
