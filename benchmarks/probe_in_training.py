@@ -1,7 +1,6 @@
 """What a kernel probe costs beside training: seconds of an epoch and of a probe; writes docs/results/probe_in_training.md.
 
-python benchmarks/probe_in_training.py                              some minutes
-python benchmarks/probe_in_training.py --quick --out /tmp/probe     tiny, to test the benchmark
+Takes some minutes. `--quick --out FOLDER` is a tiny version that tests the benchmark.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from lightning_conv import ntk_gram
 
 JAX = Path(__file__).parents[2] / ".peers" / "jax" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
-# Weights and inputs come as PyTorch has them; the kernel goes back as (n C, n C).
+# Weights and inputs come as PyTorch has them; the kernels go back as (n C, n C). Its imports take seconds, hence one call.
 NEURAL_TANGENTS = """
 import sys
 import jax
@@ -26,12 +26,6 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
-
-arrays = dict(np.load(sys.argv[1]))
-inputs = jnp.asarray(arrays.pop("inputs"))
-kind = str(arrays.pop("kind"))
-implementation = int(arrays.pop("implementation"))
-p = {name: jnp.asarray(value) for name, value in arrays.items()}
 
 
 def mlp(p, x):
@@ -53,10 +47,14 @@ def cnn(p, x):
     return x.reshape(len(x), -1) @ p["5.weight"].T + p["5.bias"]
 
 
-network = {"mlp": mlp, "cnn": cnn}[kind]
-kernel = nt.empirical_ntk_fn(network, trace_axes=(), implementation=implementation)(inputs, None, p)
-n, c = kernel.shape[0], kernel.shape[2]
-np.save(sys.argv[2], np.asarray(kernel).transpose(0, 2, 1, 3).reshape(n * c, n * c))
+for kind, network in {"mlp": mlp, "cnn": cnn}.items():
+    p = {name: jnp.asarray(value) for name, value in np.load(f"{sys.argv[1]}/{kind}.npz").items()}
+    inputs = p.pop("inputs")
+    for implementation in (1, 3):
+        ntk = nt.empirical_ntk_fn(network, trace_axes=(), implementation=implementation)
+        kernel = np.asarray(jax.jit(ntk)(inputs, None, p))
+        size = kernel.shape[0] * kernel.shape[2]
+        np.save(f"{sys.argv[1]}/{kind}-{implementation}.npy", kernel.transpose(0, 2, 1, 3).reshape(size, size))
 """
 
 
@@ -74,11 +72,34 @@ def cnn():
     return nn.Sequential(*layers, nn.Linear(27, 2)).double()
 
 
+def build(kind):
+    """A network and five inputs."""
+    torch.manual_seed(0)
+    model, shape = {"mlp": (mlp, (5, 6)), "cnn": (cnn, (5, 2, 7, 7))}[kind]
+    return model(), torch.randn(*shape, dtype=torch.float64)
+
+
 @pytest.fixture(params=["mlp", "cnn"])
 def case(request):
-    """Name, network and five inputs."""
-    model, shape = {"mlp": (mlp, (5, 6)), "cnn": (cnn, (5, 2, 7, 7))}[request.param]
-    return request.param, model(), torch.randn(*shape, dtype=torch.float64)
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def neural_tangents(tmp_path_factory):
+    """Kernels of neural-tangents: (kind, implementation) -> (n C, n C)."""
+    if not JAX.exists():
+        pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
+    folder = tmp_path_factory.mktemp("neural-tangents")
+    for kind in ("mlp", "cnn"):
+        model, inputs = build(kind)
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        np.savez(folder / f"{kind}.npz", inputs=inputs.numpy(), **state)
+    command = [str(JAX), "-c", NEURAL_TANGENTS, str(folder)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if "No module named" in result.stderr:
+        pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
+    assert result.returncode == 0, result.stderr
+    return lambda kind, implementation: torch.as_tensor(np.load(folder / f"{kind}-{implementation}.npy"))
 
 
 @pytest.fixture
@@ -104,7 +125,7 @@ def assert_same_kernel(full, model, inputs, precision="certified"):
 @pytest.mark.usefixtures("double_by_default")
 def test_nngeometry_has_the_same_gram_matrix(case):
     gram = pytest.importorskip("nngeometry.gram", reason="nngeometry is not installed here")
-    _, model, inputs = case
+    model, inputs = case
     loader = DataLoader(TensorDataset(inputs.clone()), batch_size=len(inputs))
     blocks = gram.GramMatrix(model, loader).data.detach()  # (C, n, C, n)
     size = blocks.shape[0] * blocks.shape[1]
@@ -114,7 +135,7 @@ def test_nngeometry_has_the_same_gram_matrix(case):
 @pytest.mark.usefixtures("double_by_default")
 def test_curvlinops_jacobians_multiply_to_the_same_kernel(case):
     curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed here")
-    _, model, inputs = case
+    model, inputs = case
     parameters = list(model.parameters())
     data = [(inputs, model(inputs).detach())]
     jacobian = curvlinops.JacobianLinearOperator(model, parameters, data)
@@ -128,7 +149,7 @@ def test_curvlinops_jacobians_multiply_to_the_same_kernel(case):
 def test_curvlinops_generalized_gauss_newton_has_the_eigenvalues_of_the_kernel(case):
     """For S = 1/2 sum |u - y|^2 the Hessian by u is the identity, so J^T J and J J^T share their eigenvalues."""
     curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed here")
-    _, model, inputs = case
+    model, inputs = case
     targets = torch.zeros_like(model(inputs).detach())
     # MSELoss(reduction="sum") is twice S.
     loss = nn.MSELoss(reduction="sum")
@@ -140,15 +161,6 @@ def test_curvlinops_generalized_gauss_newton_has_the_eigenvalues_of_the_kernel(c
 
 
 @pytest.mark.parametrize("implementation", [1, 3], ids=["jacobian-contraction", "structured-derivatives"])
-def test_neural_tangents_has_the_same_empirical_kernel(case, implementation, tmp_path):
-    if not JAX.exists():
-        pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
-    kind, model, inputs = case
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    np.savez(tmp_path / "case.npz", inputs=inputs.numpy(), kind=kind, implementation=implementation, **state)
-    command = [str(JAX), "-c", NEURAL_TANGENTS, str(tmp_path / "case.npz"), str(tmp_path / "kernel.npy")]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    if "No module named" in result.stderr:
-        pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
-    assert result.returncode == 0, result.stderr
-    assert_same_kernel(torch.as_tensor(np.load(tmp_path / "kernel.npy")), model, inputs)
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_neural_tangents_has_the_same_empirical_kernel(kind, implementation, neural_tangents):
+    assert_same_kernel(neural_tangents(kind, implementation), *build(kind))
