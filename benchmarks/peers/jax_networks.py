@@ -25,13 +25,16 @@ def network(description: Mapping[str, Any]) -> Callable[[Arrays, Arrays, Array],
 
 
 def split(arrays: Mapping[str, np.ndarray], dtype: str) -> tuple[Arrays, Arrays, Array]:
-    """Parameters, buffers and inputs of a case in ``dtype``, convolutions as HWIO and images as NHWC."""
+    """Parameters, buffers and inputs of a case in ``dtype``: matrices as (in, out), convolutions as HWIO, images as NHWC.
+
+    So a weight enters a product as it is, without a transposition that would have to be differentiated first.
+    """
     parameters, buffers = {}, {}
     for name, array in arrays.items():
         if not name.startswith("state.") or name.endswith("num_batches_tracked"):
             continue
         value = array.astype(dtype)
-        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        value = value.transpose({2: (1, 0), 4: (2, 3, 1, 0)}.get(value.ndim))
         (buffers if "running_" in name else parameters)[name.removeprefix("state.")] = value
     inputs = arrays["inputs"].astype(dtype)
     inputs = inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs
@@ -39,8 +42,8 @@ def split(arrays: Mapping[str, np.ndarray], dtype: str) -> tuple[Arrays, Arrays,
 
 
 def linear(p: Arrays, name: str, x: Array) -> Array:
-    """x W^T + b."""
-    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+    """x W + b."""
+    return x @ p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
 def mlp(widths: list[int], activation: str = "softplus") -> Callable[[Arrays, Arrays, Array], Array]:
@@ -121,8 +124,8 @@ def lstm(hidden: int = 128, **_: Any) -> Callable[[Arrays, Arrays, Array], Array
     def apply(p: Arrays, b: Arrays, x: Array) -> Array:
         state = cell = jnp.zeros((len(x), hidden), x.dtype)
         for step in range(x.shape[1]):
-            gates = x[:, step] @ p["lstm.weight_ih_l0"].T + p["lstm.bias_ih_l0"]
-            gates = gates + state @ p["lstm.weight_hh_l0"].T + p["lstm.bias_hh_l0"]
+            gates = x[:, step] @ p["lstm.weight_ih_l0"] + p["lstm.bias_ih_l0"]
+            gates = gates + state @ p["lstm.weight_hh_l0"] + p["lstm.bias_hh_l0"]
             enter, forget, new, leave = jnp.split(gates, 4, -1)
             cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(enter) * jnp.tanh(new)
             state = jax.nn.sigmoid(leave) * jnp.tanh(cell)

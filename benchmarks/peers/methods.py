@@ -56,7 +56,7 @@ METHODS = {
             "neural-tangents, structured",
             "jax",
             "peers.neural_tangents_gram",
-            "empirical_ntk_fn(implementation=STRUCTURED_DERIVATIVES), jit, whole batch, NHWC, plain jax functions",
+            "empirical_ntk_fn(implementation=STRUCTURED_DERIVATIVES, vmap_axes=0), jit, whole batch, NHWC",
             ("neural-tangents", "jax", "jaxlib"),
             {"implementation": 3},
             compiles=True,

@@ -25,7 +25,7 @@ def prepare(
     kernel = nt.empirical_ntk_fn(
         lambda p, x: apply(p, buffers, x),
         trace_axes=(-1,) if trace else (),
-        vmap_axes=0 if implementation == 1 else None,
+        vmap_axes=0,  # the samples do not interact; without it the derivatives of all outputs by all samples are formed
         implementation=implementation,
     )
 
