@@ -55,8 +55,8 @@ def render(run: Run, figure: str | None) -> str:
         parts.append("**Tiny versions of the cases, to test the benchmark: the times mean nothing.**\n")
     if run.missing:
         parts.append("Not measured: " + "; ".join(f"{METHODS[n].label}: {r}" for n, r in run.missing.items()) + ".\n")
-    if all(method.ours for method in run.methods if method.name not in run.missing):
-        parts.append("No peer is installed (`make bench-peers` makes them): this library alone was measured.\n")
+    if all(method.environment == "library" for method in run.methods if method.name not in run.missing):
+        parts.append("None of the libraries of `.peers` was measured (`make bench-peers` makes them).\n")
     parts += _tables(run, figure) + _agreement(run) + _notes(run)
     return "\n".join(parts)
 
