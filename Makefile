@@ -56,15 +56,20 @@ docs-check: $(INSTALLED) ## Run the code blocks of the documentation
 	$(BIN)/python -m pytest -m docs tests/house
 
 .PHONY: bench
-bench: $(INSTALLED) ## Run the benchmarks
+bench: $(INSTALLED) ## Run the benchmarks (hours; the one against peers takes those that are there)
 	@$(if $(wildcard benchmarks/*.py),,echo "There are no benchmarks yet.")
-	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+	@# A script is what has a main; the rest is imported by them.
+	@for script in $$(grep -l '__main__' benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+.PHONY: bench-peers
+bench-peers: $(INSTALLED) ## Make .peers with the libraries that benchmarks and tests compare with
+	$(BIN)/python benchmarks/peers/install.py
 
 .PHONY: wheel-check
 wheel-check: $(INSTALLED) ## Install the wheel into an empty environment and use it from there
 	.ci/wheel-check $(BIN)/python
 
 .PHONY: clean
-clean: ## Remove what builds, checks and runs left behind (not .venv)
+clean: ## Remove what builds, checks and runs left behind (not .venv, .peers)
 	rm -rf build dist *.egg-info .typecheck runs lightning_logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find lightning_conv callbacks recipes tests -type d -name __pycache__ -prune -exec rm -rf {} +
