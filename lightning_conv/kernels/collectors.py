@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.costs import Contribution
 from lightning_conv.kernels.factors import Factor, OuterFactor, RowsFactor, TokenFactor
+from lightning_conv.kernels.plan import WIDE_ENOUGH
 from lightning_conv.kernels.recording import LayerCall
 from lightning_conv.kernels.sites import (
     Prepared,
@@ -24,9 +25,6 @@ from lightning_conv.kernels.sites import (
 )
 
 Gradients: TypeAlias = Sequence[Mapping[int, Tensor]]  # B by output, then by call
-
-WIDE_ENOUGH = 64
-"""Channels from which a product for each output alone runs at full speed; below, outputs are put side by side."""
 
 
 class Store:

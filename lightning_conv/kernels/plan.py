@@ -14,10 +14,10 @@ from lightning_conv.kernels.gemm import calibrated
 from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.kernels.precision import DOUBLE_BLOCK, Precision
 
-OUTPUTS_AT_ONCE = 16
-"""Outputs whose gradients are held together: enough to make the products of narrow layers wide."""
+WIDE_ENOUGH = 64
+"""Rows from which a product that forms per-sample gradients runs at full speed: narrow layers take several outputs at once."""
 
-FORWARD_TARGET = 256 * 2**20
+FORWARD_TARGET = 512 * 2**20
 """Bytes that one tile of samples may take on its way through the network: more is not faster."""
 
 EFFICIENCY = 0.6
@@ -73,13 +73,15 @@ class NTKPlan:
 class _Sizes:
     """Bytes of one sample on its way through the network."""
 
-    forward: int
-    gradients: int  # of one output
-    forming: int  # at most, of one site and one output
+    forward: int  # activations and the graph
+    prepared: int  # patches and normalised activations, for all outputs
+    gradients: int  # B of all calls, of one output
+    stacked: int  # of one output and the largest site: its B, put beside those of other outputs, and temporaries
     general: int  # of a pass by torch.func, without the rows
+    narrowest: int  # channels of the layer that needs most outputs side by side
 
     def structured(self, outputs: int) -> int:
-        return self.forward + outputs * (self.gradients + self.forming)
+        return self.forward + self.prepared + outputs * (self.gradients + self.stacked)
 
 
 def make_plan(
@@ -145,7 +147,7 @@ def make_plan(
             flops / rate,
             allowed,
         )
-    sizes = _sizes(anatomy, problem)
+    sizes = _sizes(anatomy, found, problem)
     tile, at_once = _tile(sizes, problem, left // 2)
     working = tile * sizes.structured(at_once) if anatomy.sites else 0
     passes = tuple(_passes(found, len(anatomy.sites), problem, left - working, sizes, tile))
@@ -193,16 +195,29 @@ def _product_bytes(found: Sequence[Contribution], anatomy: Anatomy, problem: Pro
     return 4 * 8 * side**2 + copies
 
 
-def _sizes(anatomy: Anatomy, problem: Problem) -> _Sizes:
-    width = problem.width
-    forming = max((s.positions * s.groups * (2 * s.inputs + 2 * s.gradients) for s in anatomy.sites), default=0)
-    general = anatomy.forward_bytes * (1 + problem.outputs)
-    return _Sizes(anatomy.forward_bytes, width * anatomy.gradient_numel, width * forming, general)
+def _sizes(anatomy: Anatomy, found: Sequence[Contribution], problem: Problem) -> _Sizes:
+    planned = list(zip(anatomy.sites, found, strict=False))
+    formed = [s for s, one in planned if one.way == "per-sample gradients" and s.positions > 1]
+    prepared = sum(s.positions * s.groups * s.inputs for s in formed)
+    if any("norm" in site.kind for site in anatomy.sites):
+        prepared += anatomy.gradient_numel
+    stacked = max((2 * s.positions * s.groups * (s.inputs + s.gradients) for s in anatomy.sites), default=0)
+    # Only layers that take a good part of the time are worth more memory.
+    heavy = sum(one.flops for one in found) / 20
+    channels = [s.gradients for s, one in planned if s in formed and one.flops > heavy]
+    return _Sizes(
+        forward=anatomy.forward_bytes,
+        prepared=problem.width * prepared,
+        gradients=problem.width * anatomy.gradient_numel,
+        stacked=problem.width * stacked,
+        general=anatomy.forward_bytes * (1 + problem.outputs),
+        narrowest=min(channels, default=WIDE_ENOUGH),
+    )
 
 
 def _tile(sizes: _Sizes, problem: Problem, budget: int) -> tuple[int, int]:
     """Samples and outputs that go through the network at once."""
-    at_once = min(problem.outputs, OUTPUTS_AT_ONCE)
+    at_once = min(problem.outputs, max(1, WIDE_ENOUGH // sizes.narrowest))
     while at_once > 1 and sizes.structured(at_once) > budget:
         at_once //= 2
     each = sizes.structured(at_once)
