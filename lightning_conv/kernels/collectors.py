@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.costs import Contribution
 from lightning_conv.kernels.factors import Factor, OuterFactor, RowsFactor, TokenFactor
-from lightning_conv.kernels.plan import WIDE_ENOUGH
+from lightning_conv.kernels.formed import WIDE_ENOUGH, FormedFactor, Piece, Workspace
 from lightning_conv.kernels.recording import LayerCall
 from lightning_conv.kernels.sites import (
     Prepared,
@@ -81,13 +82,17 @@ class Collector(ABC):
 
 
 class RowsCollector(Collector):
-    """Per-sample derivatives of one parameter."""
+    """Per-sample derivatives of one parameter.
+
+    For the trace every group of outputs has a tensor of its own: rows that lie close together are written and read
+    faster than pieces of rows that are far apart.
+    """
 
     def __init__(self, site: Site, name: str, samples: int, outputs: int, *, trace: bool) -> None:
         super().__init__(site, samples, outputs, trace=trace)
         self.name = name
         self.formed = name == site.weight and site.positions > 0 and site.kind != "embedding"
-        self.store = Store(samples)
+        self.stores: dict[int, Store] = {}
         self._inputs: Tensor | None = None
         self._prepared: list[Prepared] = []
 
@@ -102,18 +107,25 @@ class RowsCollector(Collector):
     def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
         """Form the rows."""
         count = rows.stop - rows.start
+        like = next(iter(gradients[0].values()))
+        room = self._room(rows, first, len(gradients), like)
         if self._inputs is None:
-            for k, of in enumerate(gradients, first):
-                found = site_rows(self._prepared, self.name, of, count)
-                self.store.room(found, self.outputs, found.shape[1])[rows, k] = found
-            return
-        outer = [site_gradients(self.site, calls, of, count) for of in gradients]
-        room = self.store.room(self._inputs, self.outputs, self.site.sizes[self.name])
-        per_sample_products(self._inputs, outer, room[rows, first : first + len(gradients)])
+            for k, of in enumerate(gradients):
+                room[:, k] = site_rows(self._prepared, self.name, of, count)
+        else:
+            per_sample_products(self._inputs, [site_gradients(self.site, calls, of, count) for of in gradients], room)
+
+    def _room(self, rows: slice, first: int, outputs: int, like: Tensor) -> Tensor:
+        """Where these rows of these outputs are kept: (t, k, P)."""
+        size = self.site.sizes[self.name]
+        if self.trace:
+            return self.stores.setdefault(first, Store(self.samples)).room(like, outputs, size)[rows]
+        whole = self.stores.setdefault(0, Store(self.samples)).room(like, self.outputs, size)
+        return whole[rows, first : first + outputs]
 
     def factor(self) -> Factor:
         """See ``RowsFactor``."""
-        return RowsFactor(self.store.whole, trace=self.trace)
+        return RowsFactor([store.whole for store in self.stores.values()], trace=self.trace)
 
 
 def per_sample_products(inputs: Tensor, outer: Sequence[Tensor], out: Tensor) -> None:
@@ -175,6 +187,24 @@ class OuterCollector(Collector):
         return OuterFactor(self.inputs.whole, self._gradients(), self.outputs, bias=bias, trace=self.trace)
 
 
+class FormedCollector(OuterCollector):
+    """B, and the calls from which A can be had again."""
+
+    def __init__(self, site: Site, samples: int, outputs: int, workspace: Workspace, *, trace: bool) -> None:
+        super().__init__(site, samples, outputs, trace=trace)
+        self.workspace = workspace
+        self.pieces: list[Piece] = []
+
+    def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
+        """Keep the calls, without their place in the graph, which would keep all of it."""
+        used = {use.call: replace(calls[use.call], edge=None) for use in self.site.uses}
+        self.pieces.append(Piece(rows, used))
+
+    def factor(self) -> Factor:
+        """See ``FormedFactor``."""
+        return FormedFactor(self.site, self.pieces, self.gradients.whole, self.workspace, trace=self.trace)
+
+
 class TokenCollector(OuterCollector):
     """Words and B."""
 
@@ -191,9 +221,12 @@ class TokenCollector(OuterCollector):
 
 
 def collectors_of(
-    site: Site, contribution: Contribution, samples: int, outputs: int, *, trace: bool
+    site: Site, contribution: Contribution, samples: int, outputs: int, workspace: Workspace, *, trace: bool
 ) -> list[Collector]:
     """The collectors of a site in the form that was planned for it."""
+    if contribution.formed_late:
+        formed: list[Collector] = [FormedCollector(site, samples, outputs, workspace, trace=trace)]
+        return formed + ([RowsCollector(site, site.bias, samples, outputs, trace=trace)] if site.bias else [])
     if contribution.way == "per-sample gradients":
         return [RowsCollector(site, name, samples, outputs, trace=trace) for name in site.names]
     if contribution.way == "token Gram":

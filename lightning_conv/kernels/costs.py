@@ -57,6 +57,7 @@ class Contribution:
     flops: float
     fixed_bytes: int  # of one sample, held until its products are done: what does not depend on the outputs
     output_bytes: int  # and what is held for each output
+    formed_late: bool = False  # per-sample gradients are formed when they are multiplied, and A and B held instead
 
     def kept_bytes(self, outputs: int) -> int:
         """Of one sample and so many outputs."""
@@ -96,6 +97,11 @@ def contribution(site: Site, problem: Problem) -> Contribution:
             each += problem.width * site.sizes[site.bias]
     else:
         way, flops, fixed, each = "per-sample gradients", _rows_flops(site, problem), 0, problem.width * site.numel
+        # A is had again from the layer's input, which is not larger than the patches and as a rule far smaller.
+        late = problem.width * (site.positions * site.gradients + (site.sizes[site.bias] if site.bias else 0))
+        if can_be_outer and not tokens and late < each:
+            fixed = problem.width * site.input_numel
+            return Contribution(site.layer, site.names, site.kind, way, flops, fixed, late, formed_late=True)
     return Contribution(site.layer, site.names, site.kind, way, flops, fixed, each)
 
 

@@ -44,6 +44,7 @@ class Anatomy:
     general: Mapping[str, str]  # parameters without a rule, and why
     unused: tuple[str, ...]  # parameters the outputs do not depend on
     outputs: int  # C
+    first_outputs: Tensor  # of the samples it was read on
     tracked: tuple[str, ...]  # parameters whose uses were recorded
     signature: tuple[tuple[str, ...], ...]  # parameters of the recorded calls, in order
     gradient_numel: int  # numbers in B of one output and sample, all calls together
@@ -121,6 +122,7 @@ def read_network(
         general=general,
         unused=unused,
         outputs=int(outputs.shape[1]),
+        first_outputs=outputs.detach(),
         tracked=tuple(tracked),
         signature=signature_of(calls),
         gradient_numel=sum(call.shape.numel() for call in calls) // samples,
@@ -223,6 +225,7 @@ def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor
             inputs=width,
             gradients=outer.shape[-1],
             bias_in_product=constant,
+            input_numel=sum(t.numel() for use in site.uses for t in calls[use.call].sampled.values()) // samples,
         )
     if all(isinstance(rule, EmbeddingRule) for rule in rules):
         moved = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]

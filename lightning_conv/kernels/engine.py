@@ -11,6 +11,7 @@ from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sampl
 from lightning_conv.kernels.collectors import Collector, Store, collectors_of
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import Factor, RowsFactor
+from lightning_conv.kernels.formed import Workspace
 from lightning_conv.kernels.jacobian import jacobian_rows
 from lightning_conv.kernels.memory import blocks
 from lightning_conv.kernels.plan import NTKPlan, Pass
@@ -56,6 +57,7 @@ class Engine:
         self.layer_matrices = {layer: self._zeros() for layer in layers} if per_layer else {}
         self.layer_traces = dict.fromkeys(layers, 0.0) if others is None else {}
         self.floor = 0.0
+        self._workspace = Workspace(plan.workspace)
         # All that were tracked when the network was read, so that the recorded calls are the same ones.
         self._tracked = {name: module.parameters[name] for name in anatomy.tracked}
         self._additions = 0
@@ -129,7 +131,7 @@ class Engine:
         collectors: list[tuple[str, Collector]] = []
         for index in each.contributions:
             site, planned = self.anatomy.sites[index], self.plan.contributions[index]
-            found = collectors_of(site, planned, count, last - first, trace=self.trace)
+            found = collectors_of(site, planned, count, last - first, self._workspace, trace=self.trace)
             collectors += [(planned.layer, one) for one in found]
         wanted = sorted({use.call for index in each.contributions for use in self.anatomy.sites[index].uses})
         for tile in blocks(count, each.tile):
@@ -177,7 +179,9 @@ class Engine:
             for name in names:
                 stores[name].put(tile, rows[name])
         return [
-            (one.layer, RowsFactor(stores[name].whole, trace=self.trace)) for one in planned for name in one.parameters
+            (one.layer, RowsFactor([stores[name].whole], trace=self.trace))
+            for one in planned
+            for name in one.parameters
         ]
 
     def _require_same_layers(self, calls: Sequence[LayerCall]) -> None:

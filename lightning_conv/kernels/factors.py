@@ -13,7 +13,7 @@ Every form adds its blocks to a float64 matrix tile by tile, small enough to sta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -91,11 +91,16 @@ class Factor(ABC):
 
 
 class RowsFactor(Factor):
-    """Per-sample derivatives."""
+    """Per-sample derivatives.
 
-    def __init__(self, rows: Tensor, *, trace: bool) -> None:
-        super().__init__(rows.shape[0], rows.shape[1], trace=trace)
-        self.rows = rows  # (n, K, P)
+    Args:
+        rows: for the trace, the outputs in any number of pieces (n, k, P), each contiguous; otherwise one of (n, K, P).
+        trace: see ``Factor``.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], *, trace: bool) -> None:
+        super().__init__(rows[0].shape[0], sum(piece.shape[1] for piece in rows), trace=trace)
+        self.rows = tuple(rows)
 
     @property
     def rows_per_sample(self) -> int:
@@ -107,23 +112,32 @@ class RowsFactor(Factor):
         """Yes: |g_i|^2."""
         return True
 
-    def _matrix(self, samples: slice) -> Tensor:
-        rows = self.rows[samples]
-        return rows.flatten(1) if self.trace else rows.flatten(0, 1)
+    def _matrices(self, samples: slice) -> list[Tensor]:
+        pieces = [piece[samples] for piece in self.rows]
+        return [piece.flatten(1) for piece in pieces] if self.trace else [pieces[0].flatten(0, 1)]
 
     def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
         """g_i . g_j, summed over the outputs or not."""
         assert isinstance(other, RowsFactor)
-        return product(self._matrix(mine), other._matrix(theirs), precision)
+        pairs = zip(self._matrices(mine), other._matrices(theirs), strict=True)
+        total: Tensor | None = None
+        for left, right in pairs:
+            part = product(left, right, precision)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
 
     def gamma(self, precision: Precision) -> float:
-        """Of a scalar product of length P, or K P."""
-        terms = self.rows.shape[2] * (self.outputs if self.trace else 1)
-        return product_gamma(terms, self.rows.dtype, precision)
+        """Of scalar products of length k P, and of their sum over the pieces."""
+        piece = self.rows[0]
+        terms = piece.shape[2] * (max(each.shape[1] for each in self.rows) if self.trace else 1)
+        of_products = product_gamma(terms, piece.dtype, precision)
+        return (1 + of_products) * (1 + gamma_k(len(self.rows), torch.float64)) - 1
 
     def magnitudes(self) -> Tensor:
         """|g_i|."""
-        return torch.linalg.vector_norm(self._matrix(slice(None)), dim=1, dtype=torch.float64)
+        norms = [torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64) for matrix in self._matrices(slice(None))]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 class OuterFactor(Factor):
@@ -182,16 +196,22 @@ class OuterFactor(Factor):
 
     def magnitudes(self) -> Tensor:
         """sum_r |a_ir| |b_ikr|, a bound of |g_ik| that also covers positions that cancel; over k: its norm."""
-        inputs = torch.linalg.vector_norm(self.inputs, dim=2, dtype=torch.float64)
+        inputs = norms_from_above(self.inputs)
         if self.bias:
             inputs = torch.sqrt(inputs**2 + 1)
-        sizes = torch.linalg.vector_norm(self._by_output(), dim=3, dtype=torch.float64)  # (n, K, R)
+        sizes = norms_from_above(self._by_output())  # (n, K, R)
         each = (sizes * inputs[:, None]).sum(2)
         return torch.linalg.vector_norm(each, dim=1) if self.trace else each.flatten()
 
     def _by_output(self) -> Tensor:
         """B as (n, K, R, out)."""
         return self.gradients.unflatten(2, (self.outputs, -1)).transpose(1, 2) if self.trace else self.gradients
+
+
+def norms_from_above(values: Tensor) -> Tensor:
+    """Norms along the last dimension, float64, not below the true ones: computed in the type at hand, and its rounding added."""
+    slack = gamma_k(values.shape[-1] + 4, values.dtype)
+    return torch.linalg.vector_norm(values, dim=-1).double() * (1 + slack)
 
 
 class TokenFactor(OuterFactor):
@@ -217,6 +237,6 @@ class TokenFactor(OuterFactor):
 
     def magnitudes(self) -> Tensor:
         """sum_r |b_ikr| over the positions that hold a word."""
-        sizes = torch.linalg.vector_norm(self._by_output(), dim=3, dtype=torch.float64)
+        sizes = norms_from_above(self._by_output())
         each = (sizes * (self.words >= 0)[:, None]).sum(2)
         return torch.linalg.vector_norm(each, dim=1) if self.trace else each.flatten()

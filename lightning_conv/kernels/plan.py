@@ -10,12 +10,13 @@ import torch
 from lightning_conv.kernels.costs import Contribution, Problem, contribution, general_contribution, network_flops
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import TILE
+from lightning_conv.kernels.formed import WIDE_ENOUGH
 from lightning_conv.kernels.gemm import calibrated
 from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.kernels.precision import DOUBLE_BLOCK, Precision
 
-WIDE_ENOUGH = 64
-"""Rows from which a product that forms per-sample gradients runs at full speed: narrow layers take several outputs at once."""
+WORKSPACE = 64 * 2**20
+"""Bytes in which per-sample gradients are formed to be multiplied at once: larger pieces are not faster."""
 
 FORWARD_TARGET = 512 * 2**20
 """Bytes that one tile of samples may take on its way through the network: more is not faster."""
@@ -44,6 +45,8 @@ class NTKPlan:
     contributions: tuple[Contribution, ...]
     passes: tuple[Pass, ...]
     outputs_at_once: int
+    workspace: int
+    """Bytes of a piece of memory in which gradients are formed."""
     precision: Precision
     flops: float
     """Of the forward and backward passes and all products, a multiplication and an addition counted as two."""
@@ -139,6 +142,7 @@ def make_plan(
             tuple(found),
             (),
             1,
+            0,
             precision,
             flops,
             allowed,
@@ -146,6 +150,15 @@ def make_plan(
             anatomy.reading_bytes,
             flops / rate,
             allowed,
+        )
+    late = [s for s, one in zip(anatomy.sites, found, strict=False) if one.formed_late]
+    least = max((problem.rows * problem.outputs * problem.width * site.inputs for site in late), default=0)
+    workspace = max(least, min(WORKSPACE, left // 8)) if late else 0
+    left -= 2 * workspace
+    if left <= 0:
+        raise MemoryError(
+            f"max_memory: forming gradients takes {mebibytes(2 * workspace)}, and {mebibytes(allowed)} are allowed for all; allow more, or "
+            f"use fewer samples or outputs"
         )
     sizes = _sizes(anatomy, found, problem)
     tile, at_once = _tile(sizes, problem, left // 2)
@@ -165,7 +178,8 @@ def make_plan(
         outputs_at_once=at_once,
         precision=precision,
         flops=flops,
-        bytes=max(result + temporary + peak, anatomy.reading_bytes),
+        workspace=workspace,
+        bytes=max(result + temporary + 2 * workspace + peak, anatomy.reading_bytes),
         result_bytes=result,
         reading_bytes=anatomy.reading_bytes,
         seconds=slower * flops / (EFFICIENCY * rate),
@@ -217,7 +231,7 @@ def _sizes(anatomy: Anatomy, found: Sequence[Contribution], problem: Problem) ->
 
 def _tile(sizes: _Sizes, problem: Problem, budget: int) -> tuple[int, int]:
     """Samples and outputs that go through the network at once."""
-    at_once = min(problem.outputs, max(1, WIDE_ENOUGH // sizes.narrowest))
+    at_once = min(problem.outputs, max(1, 2 * WIDE_ENOUGH // sizes.narrowest) if sizes.narrowest < WIDE_ENOUGH else 1)
     while at_once > 1 and sizes.structured(at_once) > budget:
         at_once //= 2
     each = sizes.structured(at_once)

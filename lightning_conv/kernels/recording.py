@@ -25,7 +25,7 @@ class LayerCall:
     names: Mapping[str, str]  # parameter by slot: {"weight": "encoder.weight"}
     arguments: Arguments  # by name, tensors detached
     sampled: Mapping[str, Tensor]  # those that have one row a sample
-    edge: GradientEdge  # where B is read from the graph
+    edge: GradientEdge | None  # where B is read from the graph; None once it is done with
     shape: torch.Size  # of the output
 
 
@@ -158,7 +158,13 @@ def layer_gradients(
         return [None] * len(calls)
     grad_outputs = cotangent.to(outputs).expand_as(outputs)
     return list(
-        torch.autograd.grad(outputs, [call.edge for call in calls], grad_outputs, retain_graph=keep, allow_unused=True)
+        torch.autograd.grad(
+            outputs,
+            [call.edge for call in calls if call.edge is not None],
+            grad_outputs,
+            retain_graph=keep,
+            allow_unused=True,
+        )
     )
 
 

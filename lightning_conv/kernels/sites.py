@@ -39,6 +39,7 @@ class Site:
     groups: int = 1
     inputs: int = 0  # numbers in a, a group
     gradients: int = 0  # numbers in b, a group
+    input_numel: int = 0  # numbers in the layers' own inputs
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -91,7 +91,8 @@ class Task:
         )
         if not self.couples:
             with torch.no_grad():
-                few = self._outputs(slice(0, min(3, max(1, count - 1))))
+                # Of three samples or fewer there is no rest of the batch: the first alone is compared with all.
+                few = self.anatomy.first_outputs if count > READ_SAMPLES else self._outputs(slice(0, max(1, count - 1)))
                 check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))))
         self.plan = self._plan()
 
