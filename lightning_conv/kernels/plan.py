@@ -241,7 +241,9 @@ def _tile(sizes: _Sizes, problem: Problem, budget: int) -> tuple[int, int]:
             f"allow at least {mebibytes(4 * each)}, or use a smaller network"
         )
     fit = min(budget, max(FORWARD_TARGET, each)) // max(each, 1)
-    return max(1, min(problem.rows, fit)), at_once
+    # Tiles of equal size: a small last one would pay for a pass through the network all the same.
+    count = -(-problem.rows // max(1, fit))
+    return -(-problem.rows // count), at_once
 
 
 def general_rows(kept: int, working: int, rows: int) -> int:
