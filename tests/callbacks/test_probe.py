@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
-from lightning_conv.callbacks.probe import take_inputs
+from lightning_conv.callbacks.batch import take_inputs
 
 
 class NoisyDigits(Dataset):
