@@ -72,8 +72,6 @@ def test_a_further_fit_of_the_same_trainer_goes_on(make_trainer, make_module, ma
 
 
 def test_a_run_resumed_from_its_start_keeps_its_reference(tmp_path, make_trainer, make_module, make_loader):
-    trainer = make_trainer([KernelStability(every_n_steps=1, probe=10)], max_epochs=1)
-
     class Save(pl.Callback):
         def on_train_batch_start(self, trainer, *args):
             if trainer.global_step == 0:
