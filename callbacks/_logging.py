@@ -23,6 +23,14 @@ LAYOUT = {
             ["kernel/relative_frobenius_change$", "kernel/relative_spectral_change$"],
         ],
         "gap to the global infimum (phase 2)": ["Multiline", ["guard/gap$"]],
+        "step size over its limit 2 / lambda_max (plain SGD, squared loss)": [
+            "Multiline",
+            ["kernel/step_size_ratio$", "kernel/step_size_ratio_lower$", "kernel/step_size_ratio_upper$"],
+        ],
+        "squared error over the one measured before, predicted and measured": [
+            "Multiline",
+            ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
+        ],
     }
 }
 """One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal.

@@ -16,11 +16,12 @@ from typing_extensions import override
 
 from lightning_conv.anatomy import Head, called_by, find_head
 from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text, publish, warn_without_logger
+from lightning_conv.callbacks.batch import InputFn, TargetFn
 from lightning_conv.callbacks.caveats import find_caveats
 from lightning_conv.callbacks.frozen_trunk import FrozenTrunk
 from lightning_conv.callbacks.guard_state import GuardState
-from lightning_conv.callbacks.probe import ForwardFn, InputFn, cannot_call
-from lightning_conv.callbacks.training_loss import LossFn, TargetFn, TrainingLoss
+from lightning_conv.callbacks.probe import ForwardFn, cannot_call
+from lightning_conv.callbacks.training_loss import LossFn, TrainingLoss
 from lightning_conv.callbacks.training_set import TrainingSet
 from lightning_conv.expressivity import RankCertificate, certify_expressivity, too_narrow
 from lightning_conv.two_phase import Perturbation, perturb

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -41,17 +43,23 @@ class KernelMonitor(pl.Callback):
         self._last_step: int | None = None
         self._metrics: dict[str, float] = {}
         self._drawn: tuple[int, float, float] | None = None  # step, when, and what it cost
+        self._loaded = False  # the state is that of a checkpoint for the run that begins next
 
     @property
     def _settings(self) -> tuple[object, ...]:
         return *self.probe.key, self.every_n_steps, self.max_overhead
+
+    @property
+    def wants_layers(self) -> bool:
+        """Whether this monitor needs every layer's own kernel."""
+        return False
 
     @abstractmethod
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         """The scalars that this monitor is for; what else there is to show, it logs itself."""
 
     @abstractmethod
-    def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
+    def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         """Draw it."""
 
     def forget(self) -> None:
@@ -63,6 +71,8 @@ class KernelMonitor(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if self._kernel is not None:  # the run before this one ended in an error, after which there is no teardown
+            self._restored, self._kernel = self.state_dict(), None
         if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
             raise MisconfigurationException(
                 f"{type(self).__name__}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one "
@@ -74,32 +84,50 @@ class KernelMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self._last_step is not None and trainer.global_step < self._last_step:
-            self.forget()
         peers = [c for c in trainer.callbacks if isinstance(c, KernelMonitor) and c._settings == self._settings]  # type: ignore[attr-defined]
         if peers[0] is self:
-            # Whichever of them carried the samples in the checkpoint: the order of the callbacks may have changed.
-            stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
-            inputs = stored["inputs"] if stored else self.probe.collect(trainer)
-            parameters = stored["parameters"] if stored else self._trainable(pl_module)
-            self._kernel = ProbeKernel(self.probe, inputs, parameters, self._schedule)
-            self._kernel.precision = cast("Precision", stored.get("precision", "fast"))
-            self._schedule.begin(trainer.global_step)
-            log_layout(trainer)
-            if sample_count(inputs) < 2:
-                raise MisconfigurationException(
-                    "Probe: the training set has a single sample; a kernel needs at least 2"
-                )
+            for peer in peers:
+                peer._forget_another_run(trainer)
+            self._lead(trainer, pl_module, peers)
         else:
             self._kernel = peers[0]._kernel
+        self._loaded = False
         if self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer)):
-            try:
-                self._measure(trainer, pl_module)
-            except (TypeError, NotImplementedError) as error:
-                raise MisconfigurationException(f"{type(self).__name__}: {cannot_call(pl_module, error)}") from error
+            self._measure_first(trainer, pl_module)
         else:
             # A resumed run: what EarlyStopping or ModelCheckpoint monitor must be there before the next measurement.
             publish(trainer, self._metrics)
+
+    def _forget_another_run(self, trainer: pl.Trainer) -> None:
+        """Unless this monitor's state was loaded: a run that begins at step 0, before the last step known, or from a checkpoint."""
+        back = self._last_step is not None and trainer.global_step < self._last_step
+        if not self._loaded and (trainer.global_step == 0 or back or trainer.ckpt_path is not None):
+            self.forget()
+
+    def _lead(self, trainer: pl.Trainer, pl_module: pl.LightningModule, peers: Sequence[KernelMonitor]) -> None:
+        """Make the kernel that all of equal settings share."""
+        # Whichever of them carried the samples in the checkpoint: the order of the callbacks may have changed.
+        stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
+        names = stored["parameters"] if stored else self.probe.parameter_names(pl_module)
+        inputs, targets = (stored["inputs"], stored.get("targets")) if stored else self.probe.collect(trainer)
+        if sample_count(inputs) < 2:
+            raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
+        per_layer = any(peer.wants_layers for peer in peers)
+        self._kernel = ProbeKernel(self.probe, inputs, targets, names, self._schedule, per_layer=per_layer)
+        self._kernel.precision = cast("Precision", stored.get("precision", "fast"))
+        self._schedule.begin(trainer.global_step)
+        log_layout(trainer)
+
+    def _measure_first(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            self._measure(trainer, pl_module)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: no room for the kernel ({error}); use fewer samples (Probe(size={self.probe.size // 2})), "
+                "fewer outputs or parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
+            ) from error
+        except (TypeError, NotImplementedError) as error:
+            raise MisconfigurationException(f"{type(self).__name__}: {cannot_call(pl_module, error)}") from error
 
     @override
     def on_train_batch_end(
@@ -147,16 +175,12 @@ class KernelMonitor(pl.Callback):
         # A picture costs more than a small kernel: it gets a third of the budget, beside the first and the last one.
         before = time.perf_counter()
         if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):
-            self.draw(trainer, spectrum, step)
+            self.draw(trainer, gram, spectrum, step)
             self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
 
     def _may_draw(self, now: float) -> bool:
         return self._drawn is not None and (now - self._drawn[1]) * self.max_overhead / 3 >= self._drawn[2]
-
-    def _trainable(self, pl_module: pl.LightningModule) -> list[str]:
-        named = self.probe.network(pl_module).named_parameters()
-        return [name for name, parameter in named if parameter.requires_grad]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -166,6 +190,7 @@ class KernelMonitor(pl.Callback):
         return {
             # One of the callbacks that share a probe carries the samples.
             "inputs": self._kernel.inputs if leads else None,
+            "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
             "precision": str(self._kernel.precision),
             "last_step": self._last_step,
@@ -174,6 +199,7 @@ class KernelMonitor(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = dict(state_dict)
+        self.forget()
+        self._restored, self._loaded = dict(state_dict), True
         self._last_step = state_dict.get("last_step")
         self._metrics = dict(state_dict.get("metrics", {}))

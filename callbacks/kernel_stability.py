@@ -81,7 +81,7 @@ class KernelStability(KernelMonitor):
         }
 
     @override
-    def draw(self, trainer: pl.Trainer, spectrum: Spectrum, step: int) -> None:
+    def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         assert self._reference is not None
         spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": spectrum}
         log_figure(trainer, "kernel/spectrum_against_start", lambda: plot_spectra(spectra), step)

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
-from lightning_conv.callbacks.probe import Probe, to_device
+from lightning_conv.callbacks.batch import to_device
+from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.schedule import Schedule
-from lightning_conv.evaluation import Inputs
+from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, undisturbed
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.spectrum import Spectrum
 
 WARM_UP_SECONDS = 1.0
+
+SAMPLES_AT_ONCE = 128
+"""Samples that go through the network together for its outputs alone."""
 
 
 class ProbeKernel:
@@ -25,13 +30,25 @@ class ProbeKernel:
     Args:
         probe: settings.
         inputs: the samples.
-        parameters: names, in ``probe.network(...)``, of those that were trainable at the start. They stay the same when some are
-            frozen later, because kernels over different parameters cannot be compared.
+        targets: their targets, or None.
+        parameters: names, in ``probe.network(...)``, of those that the kernel is over. They stay the same when some are frozen
+            later, because kernels over different parameters cannot be compared.
         schedule: decides when to measure.
+        per_layer: whether some monitor wants every layer's own kernel.
     """
 
-    def __init__(self, probe: Probe, inputs: Inputs, parameters: Sequence[str], schedule: Schedule) -> None:
-        self.probe, self.inputs, self.parameters, self.schedule = probe, inputs, tuple(parameters), schedule
+    def __init__(
+        self,
+        probe: Probe,
+        inputs: Inputs,
+        targets: torch.Tensor | None,
+        parameters: Sequence[str],
+        schedule: Schedule,
+        *,
+        per_layer: bool,
+    ) -> None:
+        self.probe, self.inputs, self.targets = probe, inputs, targets
+        self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that resolved lambda_min last
         self._decisions: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
@@ -57,6 +74,17 @@ class ProbeKernel:
             self._measured = step, gram, spectrum
         return self._measured[1:]
 
+    def outputs(self, pl_module: pl.LightningModule) -> torch.Tensor:
+        """u on the probe, (m, C), of the same function as the kernel (its BatchNorm mode, no dropout), in the network's type."""
+        network = self.probe.network(pl_module)
+        inputs = to_device(self.inputs, pl_module.device)
+        with undisturbed(network), torch.no_grad():
+            module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
+            converted = module.convert(inputs)
+            starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
+            parts = [map_inputs(lambda x, s=s: x[s : s + SAMPLES_AT_ONCE], converted) for s in starts]  # type: ignore[misc]
+            return torch.cat([module.outputs({}, part) for part in parts])
+
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
         start = time.perf_counter()
         gram, spectrum = resolved_spectrum(
@@ -64,19 +92,22 @@ class ProbeKernel:
             to_device(self.inputs, pl_module.device),
             outputs=self.probe.outputs,
             parameters=self.parameters,
+            per_layer=self.per_layer,
             start=self.precision,
+            precision=self.probe.precision,
             batch_norm=self.probe.batch_norm,
             max_memory=self.probe.max_memory,
+            seed=self.probe.seed,
         )
         self.precision = gram.precision
         return time.perf_counter() - start, gram, spectrum
 
 
 def gram_state(gram: KernelGram) -> dict[str, Any]:
-    """A Gram matrix as plain types, for a checkpoint."""
-    return vars(gram) | {"matrix": gram.matrix.cpu()}
+    """A Gram matrix as plain types, for a checkpoint: without the plan and the layers' matrices."""
+    return gram.facts() | {"matrix": gram.matrix.cpu()}
 
 
 def gram_from_state(state: dict[str, Any]) -> KernelGram:
     """The inverse of ``gram_state``."""
-    return KernelGram(**state)
+    return KernelGram.from_facts(state["matrix"], state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -14,15 +14,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
+from lightning_conv.callbacks.batch import TARGET_KEYS, TargetFn, take_targets
 from lightning_conv.callbacks.training_set import TrainingSet
 from lightning_conv.evaluation import StatelessModule, undisturbed
 from lightning_conv.two_phase import loss_infimum
 
 LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
-TargetFn: TypeAlias = Callable[[Any], Any]
 
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
-TARGET_KEYS = ("y", "target", "targets", "label", "labels")
 
 
 class TrainingLoss:
@@ -85,14 +84,8 @@ class TrainingLoss:
         return {"loss": mean} if self._infimum is None or soft else {"loss": mean, "gap": mean - self._infimum}
 
     def _targets(self, batch: Any) -> Tensor:
-        found: Any = None
-        if self._target_fn is not None:
-            found = self._target_fn(batch)
-        elif isinstance(batch, Mapping):
-            found = next((batch[key] for key in TARGET_KEYS if key in batch), None)
-        elif isinstance(batch, (list, tuple)) and len(batch) > 1:
-            found = batch[1]
-        if isinstance(found, Tensor):
+        found = take_targets(batch, self._target_fn)
+        if found is not None:
             return found
         raise MisconfigurationException(
             f"batch: found no tensor of targets (looked for batch[1] or one of the keys {', '.join(TARGET_KEYS)}), so the loss on the "

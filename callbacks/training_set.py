@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from lightning_conv.anatomy import Head, features_of
-from lightning_conv.callbacks.probe import InputFn, take_inputs, training_samples, transfer
+from lightning_conv.callbacks.batch import InputFn, take_inputs, training_samples, transfer
 from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_conv.spectrum import Spectrum
+from lightning_conv.spectrum import Bounded, Spectrum
 
 SIZE_INCHES = (4.0, 3.2)
 DPI = 100
+
+MOST_BARS = 12
+LONGEST_NAME = 16
+"""Characters of a layer's name that fit beside a card's bars."""
 
 
 def new_figure() -> Figure:
@@ -50,3 +55,75 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def plot_layers(
+    shares: Mapping[str, float], smallest: Mapping[str, Bounded] | None = None, whole: Bounded | None = None
+) -> Figure:
+    """Bars on a logarithmic axis, one a layer: its share of the trace, and the smallest eigenvalue of its own kernel.
+
+    A filled bar ends at lambda_min; a hollow one at its upper bound, where rounding leaves no more to say (a layer with
+    fewer parameters than samples has lambda_min = 0). A dotted line marks the whole kernel's lambda_min, which is at
+    least that of every layer.
+
+    Args:
+        shares: by layer, in the network's order. Of more than 12 layers those with the largest shares are drawn, and those
+            with the largest lambda_min.
+        smallest: lambda_min of the layers' kernels; None: one panel only.
+        whole: lambda_min of the sum.
+    """
+    smallest = smallest or {}
+    kept = _most_telling(shares, smallest)
+    rows = np.arange(len(kept))[::-1]
+    figure = new_figure()
+    figure.subplots_adjust(left=0.31)
+    panels = figure.subplots(1, 2 if smallest else 1, sharey=True, squeeze=False)[0]
+    panels[0].barh(rows, [shares.get(layer, 0.0) for layer in kept], height=0.7)
+    panels[0].set_yticks(rows, [_short(layer) for layer in kept])
+    _dress(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
+    left_out = len(shares) - len(kept)
+    if left_out > 0:
+        panels[0].set_title(f"{left_out} of {len(shares)} layers left out", fontsize=7, loc="left", pad=2)
+    if smallest:
+        drawn = [(row, smallest[layer]) for row, layer in zip(rows, kept, strict=True) if layer in smallest]
+        clear = [(row, each.value) for row, each in drawn if each.lower > 0]
+        unclear = [(row, each.upper) for row, each in drawn if each.lower <= 0 < each.upper]
+        panels[1].barh([row for row, _ in clear], [value for _, value in clear], height=0.7, color="tab:orange")
+        panels[1].barh(
+            [row for row, _ in unclear],
+            [value for _, value in unclear],
+            height=0.7,
+            facecolor="none",
+            edgecolor="tab:orange",
+        )
+        values = [value for _, value in (*clear, *unclear)]
+        if whole is not None and whole.value > 0:
+            panels[1].axvline(whole.value, color="black", linestyle=":", linewidth=1)
+            values.append(whole.value)
+        _dress(panels[1], values, "lambda_min (hollow: <=)")
+    return figure
+
+
+def _most_telling(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) -> list[str]:
+    """At most ``MOST_BARS`` layers: by share, and a few by lambda_min, in the network's order."""
+    by_share = sorted(shares, key=lambda layer: -shares[layer])
+    by_value = [layer for layer in sorted(smallest, key=lambda layer: -smallest[layer].lower) if layer in shares]
+    chosen = dict.fromkeys([*by_value[: MOST_BARS // 3], *by_share])
+    kept = set(list(chosen)[:MOST_BARS])
+    return [layer for layer in shares if layer in kept]
+
+
+def _short(layer: str) -> str:
+    name = layer or "(the model)"
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+
+
+def _dress(axes: Axes, values: Sequence[float], label: str) -> None:
+    positive = [value for value in values if value > 0]
+    if positive:
+        axes.set_xscale("log")
+        # Bars on a logarithmic axis need a left end.
+        axes.set_xlim(min(positive) / 3, max(positive) * 2)
+    axes.set_xlabel(label, fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.grid(visible=True, axis="x", alpha=0.3)

@@ -88,7 +88,7 @@ def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
     return Symmetric(matrix, exponent, norm, skew)
 
 
-def require_symmetric(matrix: Tensor, name: str = "matrix") -> tuple[float, bool]:
+def require_symmetric(matrix: Tensor, name: str = "gram") -> tuple[float, bool]:
     """Refuse what has no real eigenvalues in float64.
 
     Returns:

@@ -140,7 +140,7 @@ def per_sample_products(inputs: Tensor, outer: Sequence[Tensor], out: Tensor) ->
     k, o = len(outer), outer[0].shape[3]
     if groups == 1 and (k == 1 or o >= WIDE_ENOUGH):
         for index, each in enumerate(outer):
-            torch.bmm(each[:, :, 0].transpose(1, 2), inputs[:, :, 0], out=out[:, index].unflatten(1, (o, width)))
+            torch.bmm(each[:, :, 0].transpose(1, 2), inputs[:, :, 0], out=torch.unflatten(out[:, index], 1, (o, width)))
     elif groups == 1:
         side_by_side = torch.stack([each[:, :, 0] for each in outer], 2).flatten(2)  # (n, R, K out)
         torch.bmm(side_by_side.transpose(1, 2), inputs[:, :, 0], out=out.reshape(count, k * o, width))

@@ -136,9 +136,7 @@ class Engine:
         wanted = sorted({use.call for index in each.contributions for use in self.anatomy.sites[index].uses})
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
-            outputs, recorder = record(
-                self.module, map_inputs(lambda x, there=there: channels_last(x[there]), inputs), self._tracked
-            )  # type: ignore[misc]
+            outputs, recorder = record(self.module, map_inputs(channels_last, take(inputs, there)), self._tracked)
             self._require_same_layers(recorder.calls)
             for _, collector in collectors:
                 collector.add_inputs(tile, recorder.calls)
@@ -170,12 +168,7 @@ class Engine:
         stores = {name: Store(count) for name in names}
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
-            rows = jacobian_rows(
-                self.module,
-                names,
-                map_inputs(lambda x, there=there: x[there], inputs),
-                self.cotangents[first:last],  # type: ignore[misc]
-            )
+            rows = jacobian_rows(self.module, names, take(inputs, there), self.cotangents[first:last])
             for name in names:
                 stores[name].put(tile, rows[name])
         return [
@@ -190,6 +183,11 @@ class Engine:
                 f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or others; its control "
                 "flow depends on the data, which a kernel on a batch cannot follow"
             )
+
+
+def take(inputs: Inputs, rows: slice) -> Inputs:
+    """Some of the samples."""
+    return map_inputs(lambda tensor: tensor[rows], inputs)
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class RowsFactor(Factor):
     def magnitudes(self) -> Tensor:
         """|g_i|."""
         norms = [torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64) for matrix in self._matrices(slice(None))]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        return torch.stack(norms).square().sum(0).sqrt()
 
 
 class OuterFactor(Factor):
@@ -201,17 +201,18 @@ class OuterFactor(Factor):
             inputs = torch.sqrt(inputs**2 + 1)
         sizes = norms_from_above(self._by_output())  # (n, K, R)
         each = (sizes * inputs[:, None]).sum(2)
-        return torch.linalg.vector_norm(each, dim=1) if self.trace else each.flatten()
+        return each.square().sum(1).sqrt() if self.trace else each.flatten()
 
     def _by_output(self) -> Tensor:
         """B as (n, K, R, out)."""
-        return self.gradients.unflatten(2, (self.outputs, -1)).transpose(1, 2) if self.trace else self.gradients
+        return torch.unflatten(self.gradients, 2, (self.outputs, -1)).transpose(1, 2) if self.trace else self.gradients
 
 
 def norms_from_above(values: Tensor) -> Tensor:
     """Norms along the last dimension, float64, not below the true ones: computed in the type at hand, and its rounding added."""
     slack = gamma_k(values.shape[-1] + 4, values.dtype)
-    return torch.linalg.vector_norm(values, dim=-1).double() * (1 + slack)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=-1)
+    return norms.double() * (1 + slack)
 
 
 class TokenFactor(OuterFactor):
@@ -239,4 +240,4 @@ class TokenFactor(OuterFactor):
         """sum_r |b_ikr| over the positions that hold a word."""
         sizes = norms_from_above(self._by_output())
         each = (sizes * (self.words >= 0)[:, None]).sum(2)
-        return torch.linalg.vector_norm(each, dim=1) if self.trace else each.flatten()
+        return each.square().sum(1).sqrt() if self.trace else each.flatten()

@@ -91,7 +91,7 @@ class FormedFactor(Factor):
             outer = self.gradients[piece.rows][..., first:last]
             if not self.trace and last - first >= WIDE_ENOUGH:
                 for index in range(k):
-                    target = rows[piece.rows, index].unflatten(1, (last - first, width))
+                    target = torch.unflatten(rows[piece.rows, index], 1, (last - first, width))
                     torch.bmm(outer[:, index].transpose(1, 2), inputs, out=target)
                 continue
             side_by_side = (outer if self.trace else outer.transpose(1, 2)).flatten(2)  # (t, R, K channels)

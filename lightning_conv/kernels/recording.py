@@ -58,9 +58,9 @@ class SampleAxis:
     def to_front(self, tensor: Tensor, samples: int) -> Tensor:
         """(n, ...): samples in dimension 0. Merged ones stay merged along with their dimension: (n, m, ...)."""
         if self.order == "outer":
-            return tensor.unflatten(self.dim, (samples, -1)).movedim(self.dim, 0)
+            return torch.unflatten(tensor, self.dim, (samples, -1)).movedim(self.dim, 0)
         if self.order == "inner":
-            return tensor.unflatten(self.dim, (-1, samples)).movedim(self.dim + 1, 0)
+            return torch.unflatten(tensor, self.dim, (-1, samples)).movedim(self.dim + 1, 0)
         return tensor.movedim(self.dim, 0) if self.dim else tensor
 
 
@@ -150,6 +150,11 @@ def record(module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor
     return outputs, recorder
 
 
+def edges_of(calls: Sequence[LayerCall]) -> list[GradientEdge]:
+    """Where to read B of the calls from."""
+    return [call.edge for call in calls if call.edge is not None]
+
+
 def layer_gradients(
     outputs: Tensor, cotangent: Tensor, calls: Sequence[LayerCall], *, keep: bool
 ) -> list[Tensor | None]:
@@ -160,7 +165,7 @@ def layer_gradients(
     return list(
         torch.autograd.grad(
             outputs,
-            [call.edge for call in calls if call.edge is not None],
+            edges_of(calls),
             grad_outputs,
             retain_graph=keep,
             allow_unused=True,

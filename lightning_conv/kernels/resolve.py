@@ -17,11 +17,14 @@ def resolved_spectrum(
     inputs: Inputs,
     *,
     outputs: Outputs = "trace",
-    parameters: Sequence[str] | None = None,
+    parameters: Sequence[str] | str | None = None,
+    per_layer: bool = False,
     start: Precision = "fast",
+    precision: Precision | None = None,
     batch_norm: BatchNormMode = "eval",
     max_memory: int | None = None,
     method: Method = "dense",
+    seed: int = 0,
 ) -> tuple[KernelGram, Spectrum]:
     """Kernel and spectrum, computed again in the next precision until lambda_min is well above its error.
 
@@ -34,23 +37,29 @@ def resolved_spectrum(
         inputs: see ``ntk_gram``.
         outputs: see ``ntk_gram``.
         parameters: see ``ntk_gram``.
+        per_layer: see ``ntk_gram``.
         start: precision to begin with, such as the one that was needed a few steps ago.
+        precision: this one and no other, whether it resolves lambda_min or not; None: as described.
         batch_norm: see ``ntk_gram``.
         max_memory: see ``ntk_gram``.
         method: see ``kernel_spectrum``.
+        seed: see ``ntk_gram``.
 
     Returns:
         The last Gram matrix (its ``precision`` says which) and its spectrum.
     """
-    for precision in PRECISIONS[PRECISIONS.index(start) :]:
+    allowed = PRECISIONS[PRECISIONS.index(start) :] if precision is None else (precision,)
+    for each in allowed:
         gram = ntk_gram(
             model,
             inputs,
             outputs=outputs,
             parameters=parameters,
-            precision=precision,
+            per_layer=per_layer,
+            precision=each,
             batch_norm=batch_norm,
             max_memory=max_memory,
+            seed=seed,
         )
         spectrum = kernel_spectrum(gram, method=method)
         if spectrum.lambda_min.resolved:

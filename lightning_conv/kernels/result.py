@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, TypeAlias
 
 from torch import Tensor
 
@@ -52,3 +52,20 @@ class KernelGram:
         if self.matrix.shape[0] != self.matrix.shape[1]:
             raise ValueError(f"trace: the kernel is between two sets of samples, {tuple(self.matrix.shape)}")
         return float(self.matrix.diagonal().sum())
+
+    def facts(self) -> dict[str, Any]:
+        """What is known beside the matrices and the plan, in plain types: for checkpoints and states."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in NOT_FACTS}
+        return kept | {"layer_traces": dict(self.layer_traces)}
+
+    @classmethod
+    def from_facts(cls, matrix: Tensor, facts: Mapping[str, Any]) -> Self:
+        """The inverse of ``facts``; what an older version did not store takes its default, and what is not known is left out."""
+        known = {each.name for each in fields(cls)} - {"matrix"}
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in facts.items() if name in known
+        }
+        return cls(matrix=matrix, **values)
+
+
+NOT_FACTS = ("matrix", "layer_matrices", "plan")

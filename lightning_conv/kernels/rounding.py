@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule
-from lightning_conv.kernels.recording import LayerCall, record, signature_of
+from lightning_conv.kernels.recording import LayerCall, edges_of, record, signature_of
 from lightning_conv.kernels.sites import Site, site_gradients, site_inputs
 
 SAFETY = 4.0
@@ -74,7 +74,7 @@ def estimate_jacobian_error(
         wanted = sorted({use.call for site in by_factors for use in site.uses})
         found = torch.autograd.grad(
             outputs,
-            [*(recorder.calls[index].edge for index in wanted), *leaves.values()],
+            [*edges_of([recorder.calls[index] for index in wanted]), *leaves.values()],  # type: ignore[arg-type]
             mixture.to(outputs),
             allow_unused=True,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from lightning_conv.evaluation import StatelessModule
@@ -25,16 +25,25 @@ def parameter_names(module: StatelessModule, asked: Sequence[str] | str | None) 
                 "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze what is meant"
             )
         return module.trainable
+    return matching_names(module.parameters, asked)
+
+
+def matching_names(known: Iterable[str], asked: Sequence[str] | str) -> tuple[str, ...]:
+    """Those of the ``known`` names that are asked for, in their order.
+
+    Raises:
+        ValueError: nothing is asked for, or a name or pattern matches nothing.
+    """
+    known = list(known)
     patterns = [asked] if isinstance(asked, str) else list(asked)
-    matches = {pattern: {name for name in module.parameters if _matches(name, pattern)} for pattern in patterns}
+    matches = {pattern: {name for name in known if _matches(name, pattern)} for pattern in patterns}
     unmatched = [pattern for pattern, names in matches.items() if not names]
     if unmatched or not patterns:
-        known = ", ".join(module.parameters)
         raise ValueError(
-            f"parameters: {unmatched or 'an empty list'}; need names or patterns of parameters of the model ({known})"
+            f"parameters: {unmatched or 'an empty list'}; need names or patterns of parameters of the model ({', '.join(known)})"
         )
     chosen = set().union(*matches.values())
-    return tuple(name for name in module.parameters if name in chosen)
+    return tuple(name for name in known if name in chosen)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -126,13 +126,13 @@ def site_rows(
         for slot in slot_of(one.call, name):
             rows = one.call.rule.rows(one.arguments, slot, moved).reshape(len(moved), -1)
             if one.merged > 1:
-                rows = rows.unflatten(0, (samples, one.merged)).sum(1)
+                rows = torch.unflatten(rows, 0, (samples, one.merged)).sum(1)
             total = rows if total is None else total + rows
     assert total is not None
     return total
 
 
-def site_inputs(site: Site, calls: Sequence[LayerCall], samples: int) -> Tensor:
+def site_inputs(site: Site, calls: Mapping[int, LayerCall] | Sequence[LayerCall], samples: int) -> Tensor:
     """A: (n, R, groups, in), positions of all uses one after the other."""
     parts = []
     for use in site.uses:
@@ -179,7 +179,7 @@ def token_gradients(
 
 def _merge_positions(values: Tensor, samples: int, merged: int) -> Tensor:
     """(n m, R, ...) -> (n, m R, ...)."""
-    return values if merged == 1 else values.unflatten(0, (samples, merged)).flatten(1, 2)
+    return values if merged == 1 else torch.unflatten(values, 0, (samples, merged)).flatten(1, 2)
 
 
 def group_calls(calls: Sequence[LayerCall], axes: Mapping[int, SampleAxis], allowed: set[str]) -> list[Site]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -87,8 +86,7 @@ class KernelMetric(Float64Metric):
         if known is None:
             assert isinstance(matrix, Tensor)
             return matrix
-        known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-        return KernelGram(**known | {"matrix": matrix})
+        return KernelGram.from_facts(matrix, known)
 
 
 def _pack(gram: KernelGram | Tensor | None, device: torch.device, *, given: bool) -> tuple[Tensor, Tensor]:
@@ -99,9 +97,7 @@ def _pack(gram: KernelGram | Tensor | None, device: torch.device, *, given: bool
     """
     if gram is None:
         return torch.empty(0, 0, dtype=torch.float64, device=device), torch.empty(0, dtype=torch.uint8, device=device)
-    known = None
-    if isinstance(gram, KernelGram):
-        known = {field.name: getattr(gram, field.name) for field in fields(gram) if field.name != "matrix"}
+    known = gram.facts() if isinstance(gram, KernelGram) else None
     text = json.dumps({"given": given, "gram": known}).encode()
     # A copy: the caller may fill the same memory with the next kernel.
     matrix = place(matrix_of(gram).clone(), device)

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -96,3 +97,59 @@ def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
         return pl.Trainer(callbacks=callbacks, **(options | kwargs))
 
     return make
+
+
+class Recorder(Logger):
+    """Keeps what is logged: {tag: {step: value}}."""
+
+    name, version = "recorder", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalars: dict[str, dict[int, float]] = {}
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for tag, value in metrics.items():
+            self.scalars.setdefault(tag, {})[int(step or 0)] = float(value)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+class Regression(pl.LightningModule):
+    """Any network, trained by plain SGD on the squared error; ``losses[s]`` is that of the weights after s steps."""
+
+    def __init__(self, network: nn.Module, lr: float, loss_fn: nn.Module | None = None, **options: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.loss_fn = loss_fn or nn.MSELoss()
+        self.lr, self.options = lr, options
+        self.losses: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss_fn(self(batch[0]), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, **self.options)
+
+
+@pytest.fixture
+def make_regression() -> type[Regression]:
+    return Regression
+
+
+@pytest.fixture
+def one_hot_digits() -> TensorDataset:
+    """96 digits with the targets 0 and 1 of squared loss."""
+    inputs, labels = digits().tensors
+    return TensorDataset(inputs, nn.functional.one_hot(labels, 10).float())

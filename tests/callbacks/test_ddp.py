@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin
+from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin, Probe
 
 torch.set_num_threads(1)
 
@@ -41,6 +41,27 @@ values = [float(trainer.callback_metrics[name]) for name in ("kernel/lambda_min"
 gathered = trainer.strategy.all_gather(torch.tensor(values))
 assert torch.equal(gathered[0], gathered[1]), gathered
 assert values[0] > 0 and values[1] > 0, values
+
+
+class Squared(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(8, 3)
+        self.loss_fn = nn.MSELoss()
+
+    def training_step(self, batch, batch_idx):
+        return self.loss_fn(self(batch[0]), batch[1])
+
+
+data = DataLoader(TensorDataset(torch.rand(64, 8), torch.rand(64, 3)), batch_size=32)  # both ranks: the whole set
+follow = LambdaMin(Probe(64, outputs="full"), every_n_steps=2, per_layer="spectra")
+trainer = pl.Trainer(callbacks=[follow], **options)
+trainer.fit(Squared(), data)
+names = ("kernel/contraction_predicted", "kernel/contraction_measured", "kernel/lambda_min_layers")
+values = [float(trainer.callback_metrics[name]) for name in names]
+gathered = trainer.strategy.all_gather(torch.tensor(values))
+assert torch.equal(gathered[0], gathered[1]), gathered
+assert abs(values[0] - values[1]) < 1e-4 * values[1] < 1e-4, values
 try:
     pl.Trainer(callbacks=[ExpressivityGuard()], **options).fit(Net(), data)
 except Exception as error:

@@ -92,8 +92,10 @@ def test_the_event_file_holds_scalars_histogram_figures_and_layout(tmp_path, mak
     tags = events(trainer.logger.log_dir).Tags()
     assert set(tags["scalars"]) >= SCALARS
     assert "kernel/log10_eigenvalues" in tags["histograms"]
-    assert {"kernel/spectrum", "kernel/spectrum_against_start"} <= set(tags["images"])
-    assert "custom_scalars__config__" in tags["tensors"]
+    assert {"kernel/spectrum", "kernel/spectrum_against_start", "kernel/per_layer"} <= set(tags["images"])
+    texts = {"kernel/layers/text_summary", "kernel/step_size/text_summary"}
+    assert {"custom_scalars__config__", *texts} <= set(tags["tensors"])
+    assert set(tags["scalars"]) <= {*SCALARS, "train_loss", "epoch"}  # few tags: none for each layer
 
 
 def test_every_logger_and_callback_metrics_get_the_scalars(tmp_path, make_trainer, make_module, make_loader):
@@ -136,7 +138,10 @@ def test_a_run_with_monitors_is_bit_for_bit_the_run_without(make_trainer, make_m
 
     plain, rng = run([])
     watched, watched_rng = run(
-        [LambdaMin(every_n_steps=1), KernelStability(every_n_steps=2, probe=Probe(outputs="full", size=9))]
+        [
+            LambdaMin(every_n_steps=1, per_layer="spectra"),
+            KernelStability(every_n_steps=2, probe=Probe(outputs="full", size=9)),
+        ]
     )
     assert plain.losses == watched.losses
     assert torch.equal(rng, watched_rng)
@@ -251,21 +256,27 @@ def test_the_kernel_stays_over_the_same_parameters_when_the_guard_freezes_the_tr
     assert float(trainer.callback_metrics["kernel/trace"]) == pytest.approx(expected.trace, rel=1e-5)
 
 
-def test_every_chart_of_the_layout_finds_its_tags(tmp_path, make_trainer, make_module, make_loader):
+def test_every_chart_of_the_layout_finds_its_tags(
+    tmp_path, make_trainer, make_module, make_loader, make_regression, one_hot_digits
+):
     """A Margin chart takes plain tags, a Multiline chart regular expressions that match from the beginning."""
     callbacks = [LambdaMin(), KernelStability(), ExpressivityGuard(switch_at=3)]
     trainer = make_trainer(callbacks, max_epochs=2, logger=TensorBoardLogger(tmp_path))
     trainer.fit(make_module(), make_loader())
     logged = events(trainer.logger.log_dir)
-    tags = logged.Tags()["scalars"]
+    # Step size and contraction are those of plain SGD on a squared loss.
+    plain = make_trainer([LambdaMin(Probe(8, outputs="full"))], max_epochs=1, logger=TensorBoardLogger(tmp_path))
+    plain.fit(make_regression(nn.Linear(64, 10), lr=0.01), make_loader(one_hot_digits))
+    tags = logged.Tags()["scalars"] + events(plain.logger.log_dir).Tags()["scalars"]
     content = logged.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     charts = [chart for category in Layout.FromString(content).category for chart in category.chart]
-    assert len(charts) == 3
+    assert len(charts) == 5
     for chart in charts:
         for series in chart.margin.series:
             assert {series.value, series.lower, series.upper} <= set(tags)
+        assert len(chart.multiline.tag) <= 4
         for pattern in chart.multiline.tag:
-            assert any(re.match(pattern, tag) for tag in tags), pattern
+            assert len({tag for tag in tags if re.match(pattern, tag)}) == 1, pattern
 
 
 def test_the_last_picture_shows_the_last_step(tmp_path, make_trainer, make_module, make_loader):

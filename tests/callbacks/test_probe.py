@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_conv import ntk_gram
 from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
-from lightning_conv.callbacks.probe import take_inputs
+from lightning_conv.callbacks.batch import take_inputs, take_targets
+from lightning_conv.kernels.precision import PRECISIONS
 
 
 class NoisyDigits(Dataset):
@@ -118,3 +121,122 @@ def test_a_bad_setting_is_named(kwargs):
 def test_a_bad_schedule_is_named(kwargs):
     with pytest.raises(MisconfigurationException, match=next(iter(kwargs))):
         KernelStability(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"precision": "double"},
+        {"outputs": "diagonal"},
+        {"max_memory": 0},
+        {"max_memory": -5},
+        {"parameters": []},
+        {"parameters": ""},
+        {"parameters": [3]},
+        {"targets": torch.zeros(3)},
+    ],
+)
+def test_a_bad_setting_of_the_kernel_is_named(kwargs):
+    with pytest.raises(MisconfigurationException, match=f"{next(iter(kwargs))}="):
+        Probe(**kwargs)
+
+
+def test_targets_need_as_many_rows_as_inputs():
+    with pytest.raises(MisconfigurationException, match="targets="):
+        Probe(inputs=torch.ones(4, 2), targets=torch.zeros(3))
+
+
+def test_every_setting_makes_another_probe():
+    function = torch.sum
+    settings = [
+        {},
+        {"size": 7},
+        {"seed": 1},
+        {"outputs": "projected"},
+        {"batch_norm": "eval"},
+        {"precision": "exact"},
+        {"max_memory": 10**9},
+        {"parameters": "a.*"},
+        {"parameters": ["a.*", "b"]},
+        {"input_fn": function},
+        {"forward_fn": function},
+        {"target_fn": function},
+    ]
+    assert len({Probe(**each).key for each in settings}) == len(settings)
+    assert Probe(parameters=["a", "b"]).key == Probe(parameters=("a", "b")).key
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_fixed_precision_is_kept_to(make_trainer, make_module, make_loader, precision):
+    trainer = trained(make_trainer, make_module, make_loader(), LambdaMin(probe=Probe(12, precision=precision)))
+    assert trainer.callback_metrics["kernel/precision"] == PRECISIONS.index(precision)
+
+
+@pytest.mark.parametrize("names", ["classifier.*", ["classifier.weight", "trunk.*.bias"], None, "requires_grad"])
+def test_the_kernel_is_over_the_parameters_that_are_named(make_trainer, make_module, make_loader, names):
+    monitor, module = LambdaMin(probe=Probe(12, parameters=names, batch_norm="eval"), every_n_steps=1), make_module()
+    trainer = make_trainer([monitor], max_epochs=1)
+    trainer.fit(module, make_loader())
+    expected = ntk_gram(module, monitor.state_dict()["inputs"], parameters=names, precision="certified")
+    assert tuple(monitor.state_dict()["parameters"]) == expected.parameters
+    assert float(trainer.callback_metrics["kernel/trace"]) == pytest.approx(expected.trace, rel=1e-5)
+
+
+def test_names_count_from_the_network_that_forward_fn_makes(make_trainer, make_module, make_loader):
+    monitor = LambdaMin(probe=Probe(8, parameters="module.trunk.0.*", forward_fn=lambda m, x: m.trunk(x)))
+    trained(make_trainer, make_module, make_loader(), monitor)
+    assert monitor.state_dict()["parameters"] == ["module.trunk.0.weight", "module.trunk.0.bias"]
+
+
+def test_names_that_match_nothing_are_reported_before_training(make_trainer, make_module, make_loader):
+    module = make_module()
+    with pytest.raises(MisconfigurationException, match=r"parameters: \['trunk.\*.wieght'\].*classifier.weight"):
+        make_trainer([LambdaMin(probe=Probe(parameters=["classifier.*", "trunk.*.wieght"]))]).fit(module, make_loader())
+    assert module.losses == []
+
+
+def test_a_module_with_nothing_to_train_is_told_to_name_the_parameters(make_trainer, make_module, make_loader):
+    class Idle(pl.Callback):
+        """Freezes everything once the optimizer is there."""
+
+        def on_train_start(self, trainer, pl_module):
+            pl_module.requires_grad_(False)
+
+    with pytest.raises(MisconfigurationException, match=r"no trainable parameter.*Probe\(parameters="):
+        make_trainer([Idle(), LambdaMin()]).fit(make_module(), make_loader())
+
+
+@pytest.mark.parametrize("bytes_allowed", [1000, 200_000])
+def test_a_kernel_for_which_there_is_no_room_is_refused_with_numbers_and_cure(
+    make_trainer, make_module, make_loader, bytes_allowed
+):
+    module = make_module()
+    with pytest.raises(MisconfigurationException, match=r"no room.*max_memory.*[0-9] MiB.*Probe\(size=48\)"):
+        make_trainer([LambdaMin(probe=Probe(96, max_memory=bytes_allowed))]).fit(module, make_loader())
+    assert module.losses == []
+
+
+def test_targets_come_from_the_same_samples_as_the_inputs(make_trainer, make_module, make_loader):
+    data = make_loader()
+    monitor = LambdaMin(probe=20)
+    trained(make_trainer, make_module, data, monitor)
+    labels = {tuple(x.tolist()): int(y) for x, y in zip(*data.dataset.tensors, strict=True)}
+    state = monitor.state_dict()
+    assert [labels[tuple(row.tolist())] for row in state["inputs"]] == state["targets"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ((torch.ones(3, 2), torch.zeros(3)), torch.zeros(3)),
+        ({"image": torch.ones(3, 2), "labels": torch.zeros(3)}, torch.zeros(3)),
+        ([torch.ones(3, 2)], None),
+        ((torch.ones(3, 2), ["a", "b", "c"]), None),
+        ({"image": torch.ones(3, 2)}, None),
+        (torch.ones(3, 2), None),
+    ],
+)
+def test_targets_of_usual_batches_are_recognised(batch, expected):
+    found = take_targets(batch, None)
+    assert found is None if expected is None else torch.equal(found, expected)
+    assert torch.equal(take_targets(batch, lambda batch: torch.ones(1)), torch.ones(1))

@@ -428,9 +428,7 @@ def test_unknown_options_are_refused_with_what_is_allowed(option):
         NTKOperator(nn.Linear(4, 1), torch.randn(3, 4), **{option: "best"})
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"), [(["nothing.*"], r"\['nothing\.\*'\] match nothing"), ([], "an empty list match nothing")]
-)
+@pytest.mark.parametrize(("asked", "message"), [(["nothing.*"], r"\['nothing\.\*'\]"), ([], "an empty list")])
 def test_parameters_that_match_nothing_are_refused(asked, message):
     with pytest.raises(ValueError, match=f"parameters: {message}; need names or patterns"):
         NTKOperator(nn.Linear(4, 1), torch.randn(3, 4), parameters=asked)

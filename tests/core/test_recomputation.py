@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_conv import ntk_gram
 from lightning_conv.evaluation import StatelessModule, undisturbed
-from lightning_conv.kernels import NTKOperator, coupled_gram
+from lightning_conv.kernels import NTKOperator
+from lightning_conv.kernels.coupled import coupled_gram
 
 
 class Checkpointed(nn.Module):

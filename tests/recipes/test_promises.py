@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_conv.callbacks import LambdaMin
 from lightning_conv.recipes import DigitsDataModule, WideFC
 from lightning_conv.recipes.cli import main
 
@@ -37,13 +38,15 @@ def test_a_run_with_both_monitors_ends_bit_for_bit_like_one_without(quiet_traine
         seed_everything(0, verbose=False)
         losses = Losses()
         module = WideFC(diagnostics=diagnostics, measure_every=3, guard=guard)
-        trainer = quiet_trainer(max_epochs=EPOCHS, callbacks=[losses])
+        # In place of the recipe's own: with everything that it can measure.
+        own = [LambdaMin(probe=32, every_n_steps=3, per_layer="spectra")] if diagnostics else []
+        trainer = quiet_trainer(max_epochs=EPOCHS, callbacks=[losses, *own])
         trainer.fit(module, DigitsDataModule(test_fraction=0.8))
         return module, losses.values, torch.get_rng_state(), trainer
 
     plain, watched = run(False), run(True)
     assert "kernel/lambda_min" not in plain[3].callback_metrics
-    assert "kernel/lambda_min" in watched[3].callback_metrics
+    assert {"kernel/lambda_min_layers", "kernel/alignment"} <= set(watched[3].callback_metrics)
     assert plain[1] == watched[1]
     assert torch.equal(plain[2], watched[2])
     for (name, a), b in zip(plain[0].state_dict().items(), watched[0].state_dict().values(), strict=True):
@@ -116,8 +119,9 @@ def test_the_event_file_of_the_recipe_holds_every_group_of_the_dashboard(tmp_pat
         assert any(tag.startswith(group) for tag in tags["scalars"]), group
     assert "hp_metric" not in tags["scalars"]
     assert "kernel/log10_eigenvalues" in tags["histograms"]
-    assert {"kernel/spectrum", "kernel/spectrum_against_start"} <= set(tags["images"])
-    assert {"guard/reason/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
+    assert {"kernel/spectrum", "kernel/spectrum_against_start", "kernel/per_layer"} <= set(tags["images"])
+    texts = {f"{name}/text_summary" for name in ("guard/reason", "kernel/layers", "kernel/step_size")}
+    assert {"custom_scalars__config__", *texts} <= set(tags["tensors"])
 
 
 def test_the_loss_on_the_training_set_falls_in_every_phase_two_epoch(quiet_trainer):

@@ -65,7 +65,7 @@ def grouped_patches(windows: Tensor, dimensions: int, groups: int) -> Tensor:
 
 def pixels_by_group(images: Tensor, groups: int) -> Tensor:
     """(N, C, *S) -> (N, S, groups, C/groups)."""
-    return images.flatten(2).transpose(1, 2).unflatten(2, (groups, -1))
+    return torch.unflatten(images.flatten(2).transpose(1, 2), 2, (groups, -1))
 
 
 class _Convolution(OuterRule):
@@ -116,8 +116,8 @@ class ConvolutionRule(_Convolution):
     def to_parameter(self, arguments: Arguments, outer: Tensor) -> Tensor:
         """(..., groups, out/groups, k in/groups) -> (..., out, in/groups, *k)."""
         shape = arguments["weight"].shape
-        split = outer.unflatten(-1, (-1, shape[1])).transpose(-1, -2)
-        return split.flatten(-4, -3).unflatten(-1, shape[2:])
+        split = torch.unflatten(outer, -1, (-1, shape[1])).transpose(-1, -2)
+        return torch.unflatten(split.flatten(-4, -3), -1, shape[2:])
 
 
 class TransposedConvolutionRule(_Convolution):
@@ -144,5 +144,6 @@ class TransposedConvolutionRule(_Convolution):
     def to_parameter(self, arguments: Arguments, outer: Tensor) -> Tensor:
         """(..., groups, k out/groups, in/groups) -> (..., in, out/groups, *k)."""
         shape = arguments["weight"].shape
-        split = outer.unflatten(-2, (-1, shape[1]))  # (..., groups, k, out/groups, in/groups)
-        return torch.movedim(split, (-1, -2, -3), (-3, -2, -1)).flatten(-4, -3).unflatten(-1, shape[2:])
+        split = torch.unflatten(outer, -2, (-1, shape[1]))  # (..., groups, k, out/groups, in/groups)
+        turned = torch.movedim(split, (-1, -2, -3), (-3, -2, -1)).flatten(-4, -3)
+        return torch.unflatten(turned, -1, shape[2:])

@@ -76,4 +76,5 @@ class BatchNormRule(NormalisationRule):
         if arguments.get("bias") is not None:
             shift = shift + arguments["bias"]
         shape = (-1, *[1] * (values.ndim - 2))
-        return values * scale.view(shape) + shift.view(shape)
+        shifted: Tensor = values * scale.view(shape) + shift.view(shape)
+        return shifted
