@@ -116,6 +116,10 @@ def kernel_spectrum(gram: KernelGram | Tensor, *, method: Method = "dense") -> S
     """
     if method not in get_args(Method):
         raise ValueError(f"method: {method!r} is not one of {', '.join(map(repr, get_args(Method)))}")
+    if isinstance(gram, KernelGram) and gram.n_samples2 is not None:
+        raise ValueError(
+            "gram: a kernel between two sets of samples has no eigenvalues; compute the one of a single set (no inputs2)"
+        )
     matrix = gram.matrix if isinstance(gram, KernelGram) else gram
     if method == "extremes" or (method == "auto" and matrix.ndim == 2 and len(matrix) > DENSE_UP_TO):
         spectrum = _extremes(matrix)

@@ -40,6 +40,7 @@ READ_SAMPLES = 3
 class Anatomy:
     """What ``read_network`` found."""
 
+    parameters: tuple[str, ...]  # those that were asked for
     sites: tuple[Site, ...]
     general: Mapping[str, str]  # parameters without a rule, and why
     unused: tuple[str, ...]  # parameters the outputs do not depend on
@@ -117,7 +118,9 @@ def read_network(
             why |= dict.fromkeys(site.names, fault)
     ruled = {name for site in sites for name in site.names}
     general = {n: why.get(n, "no layer rule covers it") for n in names if n not in ruled and n not in unused}
+    forward_bytes = -(-(saved.bytes + 3 * recorder.largest) // samples)
     return Anatomy(
+        parameters=names,
         sites=tuple(sites),
         general=general,
         unused=unused,
@@ -126,11 +129,20 @@ def read_network(
         tracked=tuple(tracked),
         signature=signature_of(calls),
         gradient_numel=sum(call.shape.numel() for call in calls) // samples,
-        forward_bytes=-(-(saved.bytes + 3 * recorder.largest) // samples),
+        forward_bytes=forward_bytes,
         reading_bytes=_reading_bytes(module, names),
         general_sizes={name: module.parameters[name].numel() for name in general},
         jacobian_error=estimate_jacobian_error(
-            module, sites, calls, present, truth, few, mixture, batch_norm=batch_norm, statistics_of=statistics_of
+            module,
+            sites,
+            calls,
+            present,
+            truth,
+            few,
+            mixture,
+            activations=forward_bytes,
+            batch_norm=batch_norm,
+            statistics_of=statistics_of,
         ),
     )
 

@@ -68,7 +68,9 @@ class FormedFactor(Factor):
         self.site, self.pieces, self.gradients, self.workspace = site, tuple(pieces), gradients, workspace
         self.channels = gradients.shape[3]
         each = self.samples * self.outputs * site.inputs * gradients.element_size()
-        self.step = max(1, min(self.channels, workspace.limit // each))
+        # Blocks of equal size: a narrow last one would be formed at a lower rate.
+        count = -(-self.channels // max(1, workspace.limit // each))
+        self.step = -(-self.channels // count)
 
     @property
     def rows_per_sample(self) -> int:

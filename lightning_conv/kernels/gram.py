@@ -32,6 +32,7 @@ def ntk_gram(
     engine: EngineName = "auto",
     projections: int = 16,
     seed: int = 0,
+    plan: NTKPlan | None = None,
 ) -> KernelGram:
     r"""Exact empirical neural tangent kernel of ``model`` on ``inputs``, over all parameters with ``requires_grad``.
 
@@ -62,6 +63,9 @@ def ntk_gram(
             comparison.
         projections: number k of sign vectors.
         seed: of the sign vectors.
+        plan: of an earlier kernel of this model, by ``plan_ntk`` or ``KernelGram.plan``: the network is not read again, which
+            is a good part of the time where n is small. Its weights may have changed since, its forward and the shapes of
+            the samples may not; ``jacobian_error`` is then that of the reading.
 
     Returns:
         The matrix in float64 with the bound ``floor`` on its rounding error.
@@ -86,7 +90,7 @@ def ntk_gram(
     request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     with undisturbed(model):
-        task = Task(model, inputs, inputs2, parameters, request)
+        task = Task(model, inputs, inputs2, parameters, request, plan)
         gram = projected_gram(task, seed) if outputs == "projected" else task.gram(task.cotangents())
     return replace(gram, seconds=time.perf_counter() - start)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -58,6 +58,10 @@ class NTKPlan:
     seconds: float
     """Predicted from the rate of a matrix product measured in this process; within a factor of 3 as a rule."""
     max_memory: int
+    parameters: tuple[str, ...] = field(repr=False)
+    """Names, in the order in which they were read."""
+    reading: Anatomy = field(repr=False)
+    """What was found in the network."""
 
     def __str__(self) -> str:
         lines = [
@@ -150,6 +154,8 @@ def make_plan(
             anatomy.reading_bytes,
             flops / rate,
             allowed,
+            anatomy.parameters,
+            anatomy,
         )
     late = [s for s, one in zip(anatomy.sites, found, strict=False) if one.formed_late]
     least = max((problem.rows * problem.outputs * problem.width * site.inputs for site in late), default=0)
@@ -184,6 +190,8 @@ def make_plan(
         reading_bytes=anatomy.reading_bytes,
         seconds=slower * flops / (EFFICIENCY * rate),
         max_memory=allowed,
+        parameters=anatomy.parameters,
+        reading=anatomy,
     )
 
 

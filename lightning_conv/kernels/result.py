@@ -40,6 +40,7 @@ class KernelGram:
     """Every layer's own kernel, where ``per_layer`` was asked for; they add up to ``matrix``."""
     projection_error: float = 0.0
     """Of ``outputs="projected"``: estimated standard error of the matrix, in the Frobenius norm."""
+    n_samples2: int | None = None  # of the columns, for a kernel between two sets of samples
     plan: NTKPlan | None = None
 
     @property
@@ -49,7 +50,7 @@ class KernelGram:
         Raises:
             ValueError: the kernel is between two sets of samples.
         """
-        if self.matrix.shape[0] != self.matrix.shape[1]:
+        if self.n_samples2 is not None:
             raise ValueError(f"trace: the kernel is between two sets of samples, {tuple(self.matrix.shape)}")
         return float(self.matrix.diagonal().sum())
 

@@ -62,6 +62,7 @@ class Task:
         inputs2: Inputs | None,
         parameters: Sequence[str] | str | None,
         request: Request,
+        plan: NTKPlan | None = None,
     ) -> None:
         self.request = request
         for each in (inputs, inputs2):
@@ -79,22 +80,45 @@ class Task:
                 'inputs2: with batch_norm="batch" every set of samples has statistics of its own, so a kernel between two sets is not '
                 'defined; use batch_norm="eval" or "frozen"'
             )
+        self.anatomy = self._read(inputs) if plan is None else plan.reading
+        self.plan = self._plan()
+        if plan is not None:
+            self._require_same(plan)
+
+    def _read(self, inputs: Inputs) -> Anatomy:
         count = sample_count(self.inputs)
-        self.anatomy: Anatomy = read_network(
+        anatomy = read_network(
             self.module,
             self.names,
             self.inputs,
-            batch_norm=request.batch_norm,
+            batch_norm=self.request.batch_norm,
             statistics_of=inputs,
-            rules=request.engine == "auto" and not self.couples,
+            rules=self.request.engine == "auto" and not self.couples,
             samples=count if self.couples else READ_SAMPLES,
         )
         if not self.couples:
             with torch.no_grad():
                 # Of three samples or fewer there is no rest of the batch: the first alone is compared with all.
-                few = self.anatomy.first_outputs if count > READ_SAMPLES else self._outputs(slice(0, max(1, count - 1)))
+                few = anatomy.first_outputs if count > READ_SAMPLES else self._outputs(slice(0, max(1, count - 1)))
                 check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))))
-        self.plan = self._plan()
+        return anatomy
+
+    def _require_same(self, plan: NTKPlan) -> None:
+        """Refuse a plan that was made for another kernel.
+
+        Raises:
+            ValueError: it was.
+        """
+        if plan.parameters != self.names:
+            raise ValueError(
+                f"plan: made for {len(plan.parameters)} parameters ({', '.join(plan.parameters[:3])}, ...), but the kernel is over "
+                f"{len(self.names)} ({', '.join(self.names[:3])}, ...); make it anew by plan_ntk"
+            )
+        if (plan.problem, plan.precision) != (self.plan.problem, self.plan.precision):
+            raise ValueError(
+                f"plan: made for {plan.problem}, {plan.precision!r}, but asked for is {self.plan.problem}, "
+                f"{self.plan.precision!r}; make it anew by plan_ntk"
+            )
 
     def _outputs(self, rows: slice) -> Tensor:
         return self.module.outputs({}, map_inputs(lambda tensor: tensor[rows], self.inputs))
@@ -153,6 +177,7 @@ class Task:
             seconds=0.0,
             layer_traces=found.layer_traces,
             layer_matrices=found.layer_matrices,
+            n_samples2=None if self.others is None else sample_count(self.others),
             plan=self.plan,
         )
 

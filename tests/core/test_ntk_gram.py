@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_conv import ntk_gram
-from lightning_conv.kernels import factors
+from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.kernels import factors, plan_ntk
 from lightning_conv.kernels import plan as plans
 from lightning_conv.kernels import task as tasks
 
@@ -744,3 +744,109 @@ def test_law_interlacing_a_subset_has_the_larger_lambda_min(network, data):
     slack = 1e-12 * whole.trace
     assert float(of_part[0]) >= float(smallest[0]) - slack
     assert float(of_part[-1]) <= float(smallest[-1]) + slack
+
+
+# --- a plan that is used again --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "lstm", "embedding"])
+def test_a_plan_serves_other_weights_and_samples_of_the_same_shape(case, naive_gram):
+    model, inputs = build(case)
+    plan = plan_ntk(model, inputs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    others = inputs.flip(0) if case == "embedding" else torch.randn_like(inputs)
+    gram = ntk_gram(model, others, plan=plan)
+    assert_same(gram.matrix, naive_gram(model, others, "trace"))
+    assert gram.plan.bytes == plan.bytes
+
+
+def test_a_plan_of_another_kernel_is_refused():
+    model, inputs = build("mlp")
+    plan = plan_ntk(model, inputs)
+    with pytest.raises(ValueError, match=r"plan: made for .*samples=6.*samples=5"):
+        ntk_gram(model, inputs[:5], plan=plan)
+    with pytest.raises(ValueError, match=r"plan: made for .*'exact', but asked for is .*'fast'"):
+        ntk_gram(model, inputs, precision="fast", plan=plan)
+    with pytest.raises(ValueError, match=r"plan: made for 6 parameters .* is over 1 "):
+        ntk_gram(model, inputs, parameters=["0.weight"], plan=plan)
+    with pytest.raises(ValueError, match="model: called"):
+        ntk_gram(
+            nn.Sequential(model, nn.Identity())[0],
+            inputs,
+            plan=replace(plan, reading=replace(plan.reading, signature=())),
+        )
+
+
+# --- two sets of samples, layers, patterns, projections -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact", "certified"])
+@pytest.mark.parametrize("outputs", ["trace", "full", "sum"])
+@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "lstm"])
+def test_between_two_sets_it_is_a_block_of_the_kernel_of_their_union(case, outputs, precision):
+    model, inputs = CASES[case]()
+    first, second = inputs[:3], inputs[1:]
+    whole = ntk_gram(model.double(), torch.cat([first, second]).double(), outputs=outputs)
+    between = ntk_gram(model.float(), first, second, outputs=outputs, precision=precision)
+    stride = len(whole.matrix) // (len(first) + len(second))
+    expected = whole.matrix[: 3 * stride, 3 * stride :]
+    assert between.matrix.shape == expected.shape
+    error = spectral_norm(between.matrix - expected)
+    assert error <= between.floor + 2 * between.jacobian_error * whole.trace
+    assert precision != "certified" or error <= 1e-12 * spectral_norm(expected)
+    with pytest.raises(ValueError, match="trace: the kernel is between two sets"):
+        _ = between.trace
+    with pytest.raises(ValueError, match="gram: a kernel between two sets"):
+        kernel_spectrum(between)
+
+
+def test_parameters_by_pattern_are_those_that_match(naive_gram):
+    model, inputs = build("mlp")
+    for pattern, names in (
+        ("*.bias", {"0.bias", "2.bias", "4.bias"}),
+        (["2.*", "0.weight"], {"2.weight", "2.bias", "0.weight"}),
+    ):
+        gram = ntk_gram(model, inputs, parameters=pattern)
+        assert set(gram.parameters) == names
+        chosen, _ = build("mlp")
+        chosen.load_state_dict(model.state_dict())
+        for name, parameter in chosen.named_parameters():
+            parameter.requires_grad_(name in names)
+        assert_same(gram.matrix, naive_gram(chosen, inputs, "trace"))
+    with pytest.raises(ValueError, match=r"parameters: \['3\.\*'\]; need names or patterns"):
+        ntk_gram(model, inputs, parameters=["0.*", "3.*"])
+
+
+def test_projections_estimate_the_trace_kernel_without_bias():
+    model, inputs = mlp(4, 8, 30).double(), rand(5, 4).double()
+    truth = ntk_gram(model, inputs).matrix
+    draws = [ntk_gram(model, inputs, outputs="projected", projections=6, seed=seed) for seed in range(200)]
+    errors = torch.stack([gram.matrix - truth for gram in draws])
+    spread = float(errors.square().sum((1, 2)).mean().sqrt())
+    # The mean of 200 independent errors is about spread / sqrt(200) where there is no bias.
+    assert float(errors.mean(0).norm()) <= 2 * spread / 200**0.5
+    stated = (sum(gram.projection_error**2 for gram in draws) / len(draws)) ** 0.5
+    assert 0.8 * spread <= stated <= 1.25 * spread
+    again = ntk_gram(model, inputs, outputs="projected", projections=6, seed=3)
+    assert torch.equal(again.matrix, draws[3].matrix)
+    assert sum(again.layer_traces.values()) == pytest.approx(again.trace, rel=1e-12)
+
+
+def test_signs_on_one_output_change_nothing():
+    model, inputs = mlp(4, 8, 1).double(), rand(5, 4).double()
+    gram = ntk_gram(model, inputs, outputs="projected", projections=5)
+    assert_same(gram.matrix, ntk_gram(model, inputs).matrix, 1e-12)
+    assert gram.projection_error <= 1e-6 * gram.trace
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full", "sum"])
+def test_batch_statistics_couple_the_samples_and_layers_add_up(outputs):
+    model, inputs = build("cnn with batch norm")
+    gram = ntk_gram(model, inputs, outputs=outputs, batch_norm="batch", per_layer=True)
+    frozen = ntk_gram(model, inputs, outputs=outputs, batch_norm="frozen")
+    assert spectral_norm(gram.matrix - frozen.matrix) > 0.01 * spectral_norm(frozen.matrix)
+    assert_same(sum(gram.layer_matrices.values()), gram.matrix, 1e-12)
+    with pytest.raises(ValueError, match="inputs2: with batch_norm"):
+        ntk_gram(model, inputs, inputs, batch_norm="batch")
