@@ -7,25 +7,53 @@ _checkout.install()
 __version__ = "0.1.0"
 
 from lightning_conv.anatomy import Head, find_head, last_hidden_features
+from lightning_conv.contraction import predicted_contraction, step_in_sum_of_squares, step_size_ratio
 from lightning_conv.drift import Drift, centred_alignment, kernel_drift
+from lightning_conv.eigenvalues import RitzBounds, largest_eigenvalue, ritz_bounds, smallest_eigenvalue
+from lightning_conv.estimates import Estimate
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.kernels import KernelGram, ntk_gram
+from lightning_conv.kernels import (
+    KernelGram,
+    LayerRule,
+    NTKOperator,
+    NTKPlan,
+    OuterRule,
+    ntk_gram,
+    plan_ntk,
+    register_rule,
+)
 from lightning_conv.kernels.resolve import resolved_spectrum
+from lightning_conv.layers import layer_spectra
 from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
 
 __all__ = [
     "Bounded",
     "Drift",
+    "Estimate",
     "Head",
     "KernelGram",
+    "LayerRule",
+    "NTKOperator",
+    "NTKPlan",
+    "OuterRule",
     "RankCertificate",
+    "RitzBounds",
     "Spectrum",
     "centred_alignment",
     "certify_expressivity",
     "find_head",
     "kernel_drift",
     "kernel_spectrum",
+    "largest_eigenvalue",
     "last_hidden_features",
+    "layer_spectra",
     "ntk_gram",
+    "plan_ntk",
+    "predicted_contraction",
+    "register_rule",
     "resolved_spectrum",
+    "ritz_bounds",
+    "smallest_eigenvalue",
+    "step_in_sum_of_squares",
+    "step_size_ratio",
 ]

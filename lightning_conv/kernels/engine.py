@@ -19,7 +19,7 @@ from lightning_conv.kernels.precision import gamma
 from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
 from lightning_conv.kernels.sums import KernelSum
 
-MIRRORED = 2048
+MIRRORED = 512
 """Rows that are copied to the other triangle at a time."""
 
 

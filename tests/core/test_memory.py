@@ -1,0 +1,88 @@
+"""What the plan promises about memory, against the peak of the process that keeps to it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import torch, torchvision
+from torch import nn
+from lightning_conv import ntk_gram
+from lightning_conv.kernels import plan_ntk
+
+def peak(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+def mlp(*widths):
+    layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.Softplus())]
+    return nn.Sequential(*layers[:-1])
+
+cases = {
+    "mlp": lambda: (mlp(784, 1024, 1024, 10), torch.randn(512, 784)),
+    "wide": lambda: (mlp(256, 2048, 2048, 1), torch.randn(1500, 256)),
+    "resnet18": lambda: (torchvision.models.resnet18(num_classes=4).eval(), torch.randn(12, 3, 64, 64)),
+    "transformer": lambda: (Tokens(), torch.randn(16, 64, 96)),
+    "lstm": lambda: (Recurrent(), torch.randn(64, 16, 64)),
+}
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(96, 4, 384, batch_first=True), 2)
+        self.head = nn.Linear(96, 4)
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(64, 128, batch_first=True), nn.Linear(128, 3)
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+case, outputs, precision, limit = json.loads(sys.argv[1])
+torch.manual_seed(0)
+torch.set_num_threads(2)
+model, inputs = cases[case]()
+ntk_gram(mlp(4, 8, 2), torch.randn(3, 4), precision=precision)  # libraries load what they load
+plan = plan_ntk(model, inputs, outputs=outputs, precision=precision, max_memory=limit)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = peak("VmRSS")
+ntk_gram(model, inputs, outputs=outputs, precision=precision, max_memory=limit)
+print(json.dumps({"used": peak("VmHWM") - before, "promised": plan.bytes, "passes": len(plan.passes)}))
+"""
+
+NOISE = 8 * 2**20  # of allocator and thread pools
+
+
+def run(*what):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(what)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read the way Linux tells it")
+@pytest.mark.parametrize(
+    ("case", "outputs", "precision", "limit"),
+    [
+        ("mlp", "trace", "fast", None),
+        ("mlp", "full", "exact", None),
+        ("wide", "trace", "exact", None),
+        ("wide", "trace", "certified", None),
+        ("resnet18", "trace", "fast", None),
+        ("resnet18", "full", "exact", None),
+        ("resnet18", "trace", "fast", 300 * 2**20),
+        ("transformer", "trace", "fast", None),
+        ("lstm", "trace", "fast", None),
+    ],
+)
+def test_peak_memory_stays_within_the_plan(case, outputs, precision, limit):
+    found = run(case, outputs, precision, limit)
+    assert found["used"] <= 1.1 * found["promised"] + NOISE, found
+    assert limit is None or found["promised"] <= limit
