@@ -113,6 +113,11 @@ def general_contribution(name: str, numel: int, reason: str, problem: Problem) -
 
 
 def network_flops(sites: Sequence[Site], problem: Problem) -> float:
-    """Flops of one forward and K backward passes of the layers that are outer products (the rest is negligible)."""
-    forward = sum(2.0 * s.positions * s.groups * s.inputs * s.gradients for s in sites if s.kind != "embedding")
-    return problem.rows * (1 + problem.outputs) * forward
+    """Flops of one forward and K backward passes of the layers that are outer products (the rest is negligible).
+
+    The first layer has a forward only: nothing below it needs a gradient.
+    """
+    ruled = [s for s in sites if s.kind != "embedding"]
+    each = [2.0 * s.positions * s.groups * s.inputs * s.gradients for s in ruled]
+    backward = sum(flops for s, flops in zip(ruled, each, strict=True) if all(use.call for use in s.uses))
+    return problem.rows * (sum(each) + problem.outputs * backward)

@@ -130,7 +130,7 @@ def read_network(
         signature=signature_of(calls),
         gradient_numel=sum(call.shape.numel() for call in calls) // samples,
         forward_bytes=forward_bytes,
-        reading_bytes=_reading_bytes(module, names),
+        reading_bytes=reading_bytes(module, names),
         general_sizes={name: module.parameters[name].numel() for name in general},
         jacobian_error=estimate_jacobian_error(
             module,
@@ -163,8 +163,11 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
-def _reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
-    """Gradients in both precisions, a copy of all parameters in the other one, and temporaries of the largest."""
+def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
+    """Bytes that ``read_network`` takes.
+
+    Gradients in both precisions, a copy of all parameters in the other one, and temporaries of the largest.
+    """
     width = torch.finfo(module.dtype).bits // 8
     total = sum(parameter.numel() for parameter in module.parameters.values())
     asked = [module.parameters[name].numel() for name in names]

@@ -17,10 +17,13 @@ from lightning_conv.kernels.discovery import (
     Anatomy,
     check_samples_do_not_couple,
     read_network,
+    reading_bytes,
     require_float_inputs,
 )
 from lightning_conv.kernels.engine import Engine
-from lightning_conv.kernels.plan import NTKPlan, make_plan
+from lightning_conv.kernels.memory import allowed_memory, mebibytes
+from lightning_conv.kernels.plan import NTKPlan
+from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.selection import parameter_names
@@ -86,7 +89,20 @@ class Task:
             self._require_same(plan)
 
     def _read(self, inputs: Inputs) -> Anatomy:
+        """What there is in the network.
+
+        Raises:
+            MemoryError: reading it takes more than ``max_memory``.
+        """
         count = sample_count(self.inputs)
+        needed, allowed = (
+            reading_bytes(self.module, self.names), allowed_memory(self.request.max_memory, self.module.device)
+        )  # fmt: skip
+        if needed > allowed:
+            raise MemoryError(
+                f"max_memory: reading the network (its gradients and a copy in another precision) takes {mebibytes(needed)} of the allowed "
+                f"{mebibytes(allowed)}; allow more, or choose fewer parameters"
+            )
         anatomy = read_network(
             self.module,
             self.names,
