@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -14,9 +14,10 @@ from torch import Tensor
 Gemm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 CALIBRATION_SIZE = 512
-CALIBRATION_REPEATS = 5
-MARGIN = 1.1
-"""The plain product is kept unless another one is at least this much faster: both are noisy measurements."""
+CALIBRATION_REPEATS = 9
+MARGIN = 1.25
+"""The plain product is kept unless another one is at least this much faster: where it matters the others gain a factor of 2, and a
+wrong choice on a busy machine would stay for the life of the process."""
 
 
 def matrix_product(x: Tensor, y: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm
     candidates: list[Gemm] = [matrix_product]
     if device_type == "cpu" and dtype == torch.float32:
         candidates.append(convolution_product)
-    seconds = [_seconds(candidate, x, y) for candidate in candidates]
+    seconds = _seconds(candidates, x, y)
     best = 0
     for index in range(1, len(candidates)):
         if seconds[index] * MARGIN < seconds[best]:
@@ -58,15 +59,17 @@ def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm
     return candidates[best], 2 * CALIBRATION_SIZE**3 / seconds[best]
 
 
-def _seconds(function: Gemm, x: Tensor, y: Tensor) -> float:
-    """Fastest of a few calls after one to warm up: the machine's other work only ever adds."""
-    fastest = float("inf")
+def _seconds(functions: Sequence[Gemm], x: Tensor, y: Tensor) -> list[float]:
+    """Fastest call of each function, the functions taking turns: the machine's other work only ever adds."""
+    fastest = [float("inf")] * len(functions)
     with torch.no_grad():
-        function(x, y)
-        for _ in range(CALIBRATION_REPEATS):
-            start = _now(x)
+        for function in functions:
             function(x, y)
-            fastest = min(fastest, _now(x) - start)
+        for _ in range(CALIBRATION_REPEATS):
+            for index, function in enumerate(functions):
+                start = _now(x)
+                function(x, y)
+                fastest[index] = min(fastest[index], _now(x) - start)
     return fastest
 
 

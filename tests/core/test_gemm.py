@@ -1,0 +1,31 @@
+"""The choice between matrix products."""
+
+import pytest
+import torch
+
+from lightning_conv.kernels import gemm
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (7, 1, 300), (64, 513, 31)])
+@pytest.mark.parametrize("function", [gemm.matrix_product, gemm.convolution_product])
+def test_all_candidates_are_the_product(function, shape):
+    p, k, q = shape
+    x, y = torch.randn(p, k + 3)[:, :k], torch.randn(q, k)  # a slice of longer rows, as blocks of columns are
+    exact = x.double() @ y.double().T
+    bound = 2.0**-24 * (k + 1) * (x.double().norm(dim=1)[:, None] * y.double().norm(dim=1))
+    assert bool(((function(x, y).double() - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.5), 1), ((1.0, 0.9), 0), ((1.0, 2.0), 0)])
+def test_another_product_is_chosen_only_where_it_is_clearly_faster(seconds, chosen, monkeypatch):
+    monkeypatch.setattr(gemm, "_seconds", lambda functions, x, y: list(seconds)[: len(functions)])
+    gemm.calibrated.cache_clear()
+    function, rate = gemm.calibrated("cpu", torch.float32, 1)
+    gemm.calibrated.cache_clear()
+    assert function is [gemm.matrix_product, gemm.convolution_product][chosen]
+    assert rate == pytest.approx(2 * gemm.CALIBRATION_SIZE**3 / seconds[chosen])
+
+
+def test_only_float32_on_a_cpu_has_a_choice():
+    assert gemm.gemm_for(torch.zeros(2, 2, dtype=torch.float64)) is gemm.matrix_product
+    assert gemm.gemm_for(torch.zeros(2, 2, device="meta")) is gemm.matrix_product
