@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_conv import ntk_gram
+from lightning_conv import LayerRule, ntk_gram, register_rule
+from lightning_conv.kernels.rules import registry
 
 MODES = st.sampled_from(["trace", "full", "sum"])
 relaxed = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -238,3 +239,78 @@ def test_attention_goes_by_rules_altogether(n, length, batch_first, mode, naive_
     gram = ntk_gram(model.double(), torch.randn(n, length, 4).double())
     assert not gram.general, gram.plan
     check(model, torch.randn(n, length, 4), mode, naive_gram)
+
+
+# --- rules of one's own ---------------------------------------------------------------------------------------------
+
+
+def wave(x, frequency):
+    """sin(frequency x): a layer that torch knows nothing of."""
+    return torch.sin(frequency * x)
+
+
+WAVE = torch.overrides.wrap_torch_function(lambda x, frequency: (x, frequency))(wave)
+
+
+class WaveRule(LayerRule):
+    signature = "x frequency"
+    parameters = ("frequency",)
+
+    def sampled(self, arguments, output):
+        return {"x": arguments["x"]}
+
+    def rows(self, arguments, slot, gradients):
+        x = arguments["x"]
+        return gradients * (x * torch.cos(arguments["frequency"] * x))[:, None]
+
+
+class WrongRule(WaveRule):
+    def rows(self, arguments, slot, gradients):
+        return 1.01 * super().rows(arguments, slot, gradients)
+
+
+class BrokenRule(WaveRule):
+    def rows(self, arguments, slot, gradients):
+        raise ValueError("no idea")
+
+
+class Waves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frequency, self.head = nn.Parameter(torch.rand(4) + 0.5), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(WAVE(x, self.frequency))
+
+
+@pytest.fixture
+def rules():
+    kept = dict(registry._RULES)
+    yield
+    registry._RULES.clear()
+    registry._RULES.update(kept)
+
+
+def test_a_rule_of_ones_own_is_used(rules, naive_gram):
+    model, inputs = Waves().double(), torch.randn(5, 4).double()
+    assert ntk_gram(model, inputs).general == ("frequency",)
+    register_rule(WAVE, WaveRule())
+    for mode in ("trace", "full", "sum"):
+        check(model, inputs, mode, naive_gram, rules=["frequency"])
+
+
+@pytest.mark.parametrize(("rule", "why"), [(WrongRule, "does not give autograd's gradient"), (BrokenRule, "no idea")])
+def test_a_wrong_rule_is_never_believed(rules, rule, why, naive_gram):
+    register_rule(WAVE, rule())
+    model, inputs = Waves().double(), torch.randn(5, 4).double()
+    gram = ntk_gram(model, inputs)
+    assert gram.general == ("frequency",)
+    assert why in str(gram.plan)
+    assert float((gram.matrix - naive_gram(model, inputs, "trace")).abs().max()) <= 1e-9 * gram.trace
+
+
+def test_what_is_no_rule_is_refused():
+    with pytest.raises(TypeError, match="rule: got the class WaveRule; pass an instance"):
+        register_rule(WAVE, WaveRule)
+    with pytest.raises(TypeError, match="rule: got 3; pass a LayerRule"):
+        register_rule(WAVE, 3)
