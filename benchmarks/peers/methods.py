@@ -42,6 +42,15 @@ METHODS = {
             {"precision": "fast"},
         ),
         Method(
+            "library-planned",
+            "this library, fast, planned",
+            "library",
+            "peers.this_library",
+            "the same with plan=plan_ntk(...) made beforehand, as compiled peers have compiled beforehand",
+            ("torch",),
+            {"precision": "fast", "planned": True},
+        ),
+        Method(
             "library-exact",
             "this library, exact",
             "library",
