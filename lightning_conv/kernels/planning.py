@@ -171,7 +171,7 @@ def _product_bytes(found: Sequence[Contribution], anatomy: Anatomy, problem: Pro
 def _sizes(anatomy: Anatomy, found: Sequence[Contribution], problem: Problem) -> _Sizes:
     planned = list(zip(anatomy.sites, found, strict=False))
     formed = [s for s, one in planned if one.way == "per-sample gradients" and s.positions > 1]
-    prepared = sum(s.positions * s.groups * s.inputs for s in formed)
+    prepared = sum(s.positions * s.groups * s.inputs for s, one in planned if s in formed and not one.formed_late)
     if any("norm" in site.kind for site in anatomy.sites):
         prepared += anatomy.gradient_numel
     stacked = max((2 * s.positions * s.groups * (s.inputs + s.gradients) for s in anatomy.sites), default=0)
