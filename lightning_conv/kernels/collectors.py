@@ -111,17 +111,22 @@ class RowsCollector(Collector):
         room = self._room(rows, first, len(gradients), like)
         if self._inputs is None:
             for k, of in enumerate(gradients):
-                room[:, k] = site_rows(self._prepared, self.name, of, count)
+                (room[:, k] if self.trace else room[k])[:] = site_rows(self._prepared, self.name, of, count)
+            return
+        outer = [site_gradients(self.site, calls, of, count) for of in gradients]
+        if self.trace:
+            per_sample_products(self._inputs, outer, room)
         else:
-            per_sample_products(self._inputs, [site_gradients(self.site, calls, of, count) for of in gradients], room)
+            for k, one in enumerate(outer):
+                per_sample_products(self._inputs, [one], room[k][:, None])
 
     def _room(self, rows: slice, first: int, outputs: int, like: Tensor) -> Tensor:
-        """Where these rows of these outputs are kept: (t, k, P)."""
+        """Where these rows of these outputs are kept: (t, k, P) for the trace, else (k, t, P)."""
         size = self.site.sizes[self.name]
         if self.trace:
             return self.stores.setdefault(first, Store(self.samples)).room(like, outputs, size)[rows]
-        whole = self.stores.setdefault(0, Store(self.samples)).room(like, self.outputs, size)
-        return whole[rows, first : first + outputs]
+        whole = self.stores.setdefault(0, Store(self.outputs)).room(like, self.samples, size)
+        return whole[first : first + outputs, rows]
 
     def factor(self) -> Factor:
         """See ``RowsFactor``."""

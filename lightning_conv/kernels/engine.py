@@ -171,11 +171,13 @@ class Engine:
             rows = jacobian_rows(self.module, names, take(inputs, there), self.cotangents[first:last])
             for name in names:
                 stores[name].put(tile, rows[name])
-        return [
-            (one.layer, RowsFactor([stores[name].whole], trace=self.trace))
-            for one in planned
-            for name in one.parameters
-        ]
+        factors: list[tuple[str, Factor]] = []
+        for one in planned:
+            for name in one.parameters:
+                found = stores[name].whole
+                piece = found if self.trace else found.transpose(0, 1).contiguous()
+                factors.append((one.layer, RowsFactor([piece], trace=self.trace)))
+        return factors
 
     def _require_same_layers(self, calls: Sequence[LayerCall]) -> None:
         if signature_of(calls) != self.anatomy.signature:

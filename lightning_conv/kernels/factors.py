@@ -91,15 +91,17 @@ class Factor(ABC):
 
 
 class RowsFactor(Factor):
-    """Per-sample derivatives.
+    """Per-sample derivatives, every piece of them contiguous.
 
     Args:
-        rows: for the trace, the outputs in any number of pieces (n, k, P), each contiguous; otherwise one of (n, K, P).
+        rows: for the trace, the outputs in any number of pieces (n, k, P); otherwise one of (K, n, P), the outputs first,
+            so that what belongs to one output lies together.
         trace: see ``Factor``.
     """
 
     def __init__(self, rows: Sequence[Tensor], *, trace: bool) -> None:
-        super().__init__(rows[0].shape[0], sum(piece.shape[1] for piece in rows), trace=trace)
+        outputs = sum(piece.shape[1] for piece in rows) if trace else rows[0].shape[0]
+        super().__init__(rows[0].shape[0 if trace else 1], outputs, trace=trace)
         self.rows = tuple(rows)
 
     @property
@@ -112,20 +114,44 @@ class RowsFactor(Factor):
         """Yes: |g_i|^2."""
         return True
 
-    def _matrices(self, samples: slice) -> list[Tensor]:
-        pieces = [piece[samples] for piece in self.rows]
-        return [piece.flatten(1) for piece in pieces] if self.trace else [pieces[0].flatten(0, 1)]
-
     def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """g_i . g_j, summed over the outputs or not."""
+        """g_i . g_j, summed over the outputs; of kernels that keep them apart ``add_gram`` does all."""
         assert isinstance(other, RowsFactor)
-        pairs = zip(self._matrices(mine), other._matrices(theirs), strict=True)
+        assert self.trace
         total: Tensor | None = None
-        for left, right in pairs:
-            part = product(left, right, precision)
+        for left, right in zip(self.rows, other.rows, strict=True):
+            part = product(left[mine].flatten(1), right[theirs].flatten(1), precision)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
+
+    def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
+        """See ``Factor.add_gram``. Where outputs are kept apart, both triangles are written: rows come outputs first."""
+        if self.trace:
+            super().add_gram(other, target, precision)
+            return
+        assert isinstance(other, RowsFactor)
+        k = self.outputs
+        by_output = target.unflatten(0, (self.samples, k)).unflatten(2, (other.samples, k))  # type: ignore[no-untyped-call]
+        mine, theirs = list(self._output_tiles()), list(other._output_tiles())
+        for number, (outputs, samples) in enumerate(mine):
+            left = self.rows[0][outputs, samples]
+            for second, (other_outputs, other_samples) in enumerate(theirs):
+                if other is self and second < number:
+                    continue
+                right = other.rows[0][other_outputs, other_samples]
+                part = product(left.flatten(0, 1), right.flatten(0, 1), precision)
+                part = part.view(*left.shape[:2], *right.shape[:2])  # (k, i, l, j)
+                by_output[samples, outputs, other_samples, other_outputs] += part.permute(1, 0, 3, 2)
+                if other is self and second > number:
+                    by_output[other_samples, other_outputs, samples, outputs] += part.permute(3, 2, 1, 0)
+
+    def _output_tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Contiguous ranges of about ``TILE`` rows: several outputs of all samples, or some samples of one output."""
+        outputs, samples = max(1, TILE // self.samples), min(self.samples, TILE)
+        for first in range(0, self.outputs, outputs):
+            for start in range(0, self.samples, samples):
+                yield slice(first, first + outputs), slice(start, start + samples)
 
     def gamma(self, precision: Precision) -> float:
         """Of scalar products of length k P, and of their sum over the pieces."""
@@ -136,8 +162,9 @@ class RowsFactor(Factor):
 
     def magnitudes(self) -> Tensor:
         """|g_i|."""
-        norms = [torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64) for matrix in self._matrices(slice(None))]
-        return torch.stack(norms).square().sum(0).sqrt()
+        if not self.trace:
+            return norms_from_above(self.rows[0]).T.flatten()
+        return torch.stack([norms_from_above(piece.flatten(1)) for piece in self.rows]).square().sum(0).sqrt()
 
 
 class OuterFactor(Factor):

@@ -86,19 +86,20 @@ class FormedFactor(Factor):
         """The gradients of channels ``first`` to ``first + step`` of all samples."""
         last = min(first + self.step, self.channels)
         width, k = self.site.inputs, self.outputs
-        rows = self.workspace.piece(number, (self.samples, k, (last - first) * width), self.gradients)
+        size = (last - first) * width
+        shape = (self.samples, k, size) if self.trace else (k, self.samples, size)
+        rows = self.workspace.piece(number, shape, self.gradients)
         for piece in self.pieces:
             count = piece.rows.stop - piece.rows.start
             inputs = site_inputs(self.site, piece.calls, count)[:, :, 0]
             outer = self.gradients[piece.rows][..., first:last]
-            if not self.trace and last - first >= WIDE_ENOUGH:
-                for index in range(k):
-                    target = torch.unflatten(rows[piece.rows, index], 1, (last - first, width))
-                    torch.bmm(outer[:, index].transpose(1, 2), inputs, out=target)
+            if self.trace:
+                target = rows[piece.rows].view(count, k * (last - first), width)
+                torch.bmm(outer.flatten(2).transpose(1, 2), inputs, out=target)
                 continue
-            side_by_side = (outer if self.trace else outer.transpose(1, 2)).flatten(2)  # (t, R, K channels)
-            target = rows[piece.rows].view(count, k * (last - first), width)
-            torch.bmm(side_by_side.transpose(1, 2), inputs, out=target)
+            for index in range(k):
+                target = rows[index, piece.rows].view(count, last - first, width)
+                torch.bmm(outer[:, index].transpose(1, 2), inputs, out=target)
         return RowsFactor([rows], trace=self.trace)
 
     def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:

@@ -91,8 +91,9 @@ class Cutter:
         return Pass(tuple(group), outputs, rows, tile, needed, self.general)
 
     def _kept(self, group: Sequence[int], outputs: int) -> int:
-        """Bytes of one sample's factors."""
-        return sum(self.found[k].kept_bytes(outputs) for k in group)
+        """Bytes of one sample's factors; where torch.func's rows are put outputs first, they are there twice."""
+        copies = 2 if self.general and not self.problem.trace else 1
+        return copies * sum(self.found[k].kept_bytes(outputs) for k in group)
 
     def _forming(self, group: Sequence[int], outputs: int) -> int:
         """Bytes that torch.func takes while it forms rows; what the others take is counted once for all passes."""

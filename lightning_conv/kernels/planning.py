@@ -17,7 +17,7 @@ from lightning_conv.kernels.passes import FORWARD_TARGET, Cutter
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import DOUBLE_BLOCK, Precision
 
-WORKSPACE = 64 * 2**20
+WORKSPACE = 128 * 2**20
 """Bytes in which per-sample gradients are formed to be multiplied at once: larger pieces are not faster."""
 
 EFFICIENCY = 0.6

@@ -80,6 +80,7 @@ def run(*what):
         ("resnet18", "trace", "fast", 300 * 2**20),
         ("transformer", "trace", "fast", None),
         ("lstm", "trace", "fast", None),
+        ("lstm", "full", "fast", None),
     ],
 )
 def test_peak_memory_stays_within_the_plan(case, outputs, precision, limit):
