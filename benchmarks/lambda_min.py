@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from precision import processor
+from ntk_bench.calibration import processor
 from sklearn.datasets import load_digits
 from torch import Tensor
 

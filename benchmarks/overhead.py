@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
-from precision import processor
+from ntk_bench.calibration import processor
 
 from lightning_conv.recipes import DigitsDataModule, WideFC
 

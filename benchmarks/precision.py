@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
+from ntk_bench.calibration import processor
 from sklearn.datasets import load_digits
 
 from lightning_conv import KernelGram, kernel_spectrum, ntk_gram
@@ -19,15 +19,6 @@ SAMPLES = 128
 WIDTH = 1581
 REPEATS = 15
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "precision.md"
-
-
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main() -> None:
