@@ -91,7 +91,7 @@ class RowsCollector(Collector):
     def __init__(self, site: Site, name: str, samples: int, outputs: int, *, trace: bool) -> None:
         super().__init__(site, samples, outputs, trace=trace)
         self.name = name
-        self.formed = name == site.weight and site.positions > 0 and site.kind != "embedding"
+        self.formed = name == site.weight and site.positions > 0 and not site.tokens
         self.stores: dict[int, Store] = {}
         self._inputs: Tensor | None = None
         self._prepared: list[Prepared] = []

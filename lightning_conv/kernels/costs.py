@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lightning_conv.kernels.sites import Site
+from lightning_conv.kernels.sites import Site, layer_of
 
 Way: TypeAlias = Literal[
     "Hadamard product", "patch Gram", "token Gram", "per-sample gradients", "torch.func", "whole batch"
@@ -64,22 +64,22 @@ class Contribution:
         return self.fixed_bytes + outputs * self.output_bytes
 
 
+def _forming_flops(site: Site, problem: Problem) -> float:
+    return problem.rows * problem.outputs * site.flops
+
+
 def _rows_flops(site: Site, problem: Problem) -> float:
-    forming = 2.0 * problem.rows * problem.outputs * site.positions * site.groups * site.inputs * site.gradients
-    return forming + 2.0 * problem.pairs * problem.output_pairs * site.numel
+    return _forming_flops(site, problem) + 2.0 * problem.pairs * problem.output_pairs * site.numel
 
 
 def _outer_flops(site: Site, problem: Problem) -> float:
-    tokens = site.kind == "embedding"
-    overlap = 0 if tokens else site.inputs
-    return 2.0 * problem.pairs * site.positions**2 * (overlap + problem.output_pairs * site.gradients)
+    return 2.0 * problem.pairs * site.positions**2 * (site.inputs + problem.output_pairs * site.gradients)
 
 
 def _seconds(site: Site, problem: Problem) -> tuple[float, float]:
     """Time of both forms, in flops of a large product: rows, outer products."""
-    forming = 2.0 * problem.rows * problem.outputs * site.positions * site.groups * site.inputs * site.gradients
-    rows = _rows_flops(site, problem) + (FORMING - 1) * forming
-    entries = problem.pairs * site.positions**2 * (1 if problem.trace else problem.outputs**2)
+    rows = _rows_flops(site, problem) + (FORMING - 1) * _forming_flops(site, problem)
+    entries = problem.pairs * site.positions**2 * (1 if problem.trace else problem.output_pairs)
     return rows, _outer_flops(site, problem) + 2 * ELEMENTWISE * entries
 
 
@@ -87,11 +87,10 @@ def contribution(site: Site, problem: Problem) -> Contribution:
     """The site in the form that takes the least time."""
     can_be_outer = site.weight is not None and site.positions > 0 and site.groups == 1
     rows, outer = _seconds(site, problem)
-    tokens = site.kind == "embedding"
     if can_be_outer and outer <= rows:
-        way: Way = "token Gram" if tokens else "Hadamard product" if site.positions == 1 else "patch Gram"
+        way: Way = "token Gram" if site.tokens else "Hadamard product" if site.positions == 1 else "patch Gram"
         flops = _outer_flops(site, problem)
-        fixed = 8 * site.positions if tokens else problem.width * site.positions * site.inputs
+        fixed = 8 * site.positions if site.tokens else problem.width * site.positions * site.inputs
         each = problem.width * site.positions * site.gradients
         if site.bias is not None and not site.bias_in_product:
             each += problem.width * site.sizes[site.bias]
@@ -99,7 +98,7 @@ def contribution(site: Site, problem: Problem) -> Contribution:
         way, flops, fixed, each = "per-sample gradients", _rows_flops(site, problem), 0, problem.width * site.numel
         # A is had again from the layer's input, which is not larger than the patches and as a rule far smaller.
         late = problem.width * (site.positions * site.gradients + (site.sizes[site.bias] if site.bias else 0))
-        if can_be_outer and not tokens and late < each:
+        if can_be_outer and not site.tokens and late < each:
             fixed = problem.width * site.input_numel
             return Contribution(site.layer, site.names, site.kind, way, flops, fixed, late, formed_late=True)
     return Contribution(site.layer, site.names, site.kind, way, flops, fixed, each)
@@ -107,9 +106,8 @@ def contribution(site: Site, problem: Problem) -> Contribution:
 
 def general_contribution(name: str, numel: int, reason: str, problem: Problem) -> Contribution:
     """A parameter without a rule."""
-    layer = name.rpartition(".")[0] or name
     flops = 2.0 * problem.pairs * problem.output_pairs * numel
-    return Contribution(layer, (name,), reason, "torch.func", flops, 0, problem.width * numel)
+    return Contribution(layer_of(name), (name,), reason, "torch.func", flops, 0, problem.width * numel)
 
 
 def network_flops(sites: Sequence[Site], problem: Problem) -> float:
@@ -117,7 +115,5 @@ def network_flops(sites: Sequence[Site], problem: Problem) -> float:
 
     The first layer has a forward only: nothing below it needs a gradient.
     """
-    ruled = [s for s in sites if s.kind != "embedding"]
-    each = [2.0 * s.positions * s.groups * s.inputs * s.gradients for s in ruled]
-    backward = sum(flops for s, flops in zip(ruled, each, strict=True) if all(use.call for use in s.uses))
-    return problem.rows * (sum(each) + problem.outputs * backward)
+    backward = sum(site.flops for site in sites if all(use.call for use in site.uses))
+    return problem.rows * (sum(site.flops for site in sites) + problem.outputs * backward)

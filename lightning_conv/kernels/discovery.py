@@ -106,9 +106,7 @@ def read_network(
         else:
             axes[index] = axis
     allowed = set(names) - set(why) - set(unused)
-    present = [
-        torch.zeros(call.shape, dtype=outputs.dtype) if p is None else p for call, p in zip(calls, plain, strict=True)
-    ]
+    present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites = []
     for site in group_calls(calls, axes, allowed):
         fault = _fault(site, calls, present, samples, truth, tolerance)
@@ -245,7 +243,7 @@ def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor
     if all(isinstance(rule, EmbeddingRule) for rule in rules):
         moved = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
         width = moved[0].shape[-1]
-        return replace(site, positions=sum(m[0].numel() for m in moved) // width, gradients=width)
+        return replace(site, positions=sum(m[0].numel() for m in moved) // width, gradients=width, tokens=True)
     return site
 
 

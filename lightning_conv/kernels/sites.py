@@ -40,6 +40,7 @@ class Site:
     inputs: int = 0  # numbers in a, a group
     gradients: int = 0  # numbers in b, a group
     input_numel: int = 0  # numbers in the layers' own inputs
+    tokens: bool = False  # whether a is a one-hot word, of which there are no numbers
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,9 +53,19 @@ class Site:
         return self.kind == "linear" and len(self.uses) == 1 and self.weight is not None
 
     @property
+    def flops(self) -> float:
+        """Of the product of one sample's B and A, which are those of the layer's own forward."""
+        return 2.0 * self.positions * self.groups * self.inputs * self.gradients
+
+    @property
     def numel(self) -> int:
         """Elements of all its parameters."""
         return sum(self.sizes.values())
+
+
+def layer_of(parameter: str) -> str:
+    """The module that a parameter belongs to; a parameter of the model itself is a layer of its own."""
+    return parameter.rpartition(".")[0] or parameter
 
 
 def slot_of(call: LayerCall, name: str) -> list[str]:
@@ -231,6 +242,5 @@ def _site(
     for name in names:
         call = calls[indices[0]]
         sizes[name] = prod(call.arguments[slot_of(call, name)[0]].shape)
-    layer = names[0].rpartition(".")[0] or names[0]
     kind = type(rules[0]).__name__.removesuffix("Rule").lower()
-    return Site(layer, weight, bias, uses, sizes, kind)
+    return Site(layer_of(names[0]), weight, bias, uses, sizes, kind)

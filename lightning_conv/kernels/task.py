@@ -27,6 +27,7 @@ from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.selection import parameter_names
+from lightning_conv.kernels.sites import layer_of
 
 EngineName: TypeAlias = Literal["auto", "jacobian"]
 
@@ -151,7 +152,7 @@ class Task:
             trace=request.outputs != "full",
             width=torch.finfo(self.module.dtype).bits // 8,
         )
-        layers = {name.rpartition(".")[0] for name in self.names} if request.per_layer else set()
+        layers = {layer_of(name) for name in self.names} if request.per_layer else set()
         return make_plan(
             self.anatomy,
             problem,
