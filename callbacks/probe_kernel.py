@@ -98,6 +98,7 @@ class ProbeKernel:
             batch_norm=self.probe.batch_norm,
             max_memory=self.probe.max_memory,
             seed=self.probe.seed,
+            progress=False,  # training shows a bar of its own
         )
         self.precision = gram.precision
         return time.perf_counter() - start, gram, spectrum

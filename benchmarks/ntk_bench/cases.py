@@ -60,7 +60,7 @@ def cases(quick: bool) -> list[Case]:
     )
     tokens = (5, 8) if quick else (197, 768)
     recurrent = {"network": "lstm", "features": 8, "hidden": 6 if quick else 128, "outputs": c}
-    n8, n18, n18_full, n_vit = (6, 4, 3, 3) if quick else (256, 64, 16, 8)
+    n8, n18, n18_full, n_vit = (6, 4, 3, 3) if quick else (256, 64, 16, 4)
     many = 20 if quick else 1000
     label = f"MLP {d}-{w}-{w}"
     found = [

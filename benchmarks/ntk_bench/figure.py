@@ -1,4 +1,4 @@
-"""The figure: one group of bars a case, one colour a method, logarithmic."""
+"""The figure: one line a case, one mark a method, logarithmic."""
 
 from __future__ import annotations
 
@@ -10,24 +10,38 @@ from peers.methods import Method
 
 from ntk_bench.measure import CaseResult
 
+BLUES = ("#08306b", "#2171b5", "#6baed6")  # belong to this library
+COLOURS = ("C1", "C2", "C3", "C4", "C5", "C6", "C8")
+MARKS = "s^vDP*X"
+
 
 def draw(results: Sequence[CaseResult], methods: Sequence[Method], path: Path) -> bool:
-    """Write the bar chart of the seconds; False if there is nothing to show."""
+    """Write the chart of the seconds; False if there is nothing to show."""
     shown = [m for m in methods if any(r.outcomes[m.name].median is not None for r in results)]
     if not shown:
         return False
-    figure = Figure(figsize=(max(7.0, 1.1 * len(results)), 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9.0, 1.6 + 0.36 * len(results)), dpi=110, layout="constrained")
     axes = figure.subplots()
-    width = 0.85 / len(shown)
-    for k, method in enumerate(shown):
-        # Blue belongs to this library.
-        colour = ("#08306b", "#4292c6")[k % 2] if method.ours else f"C{k % 9 + 1}"
-        at = [i + (k - (len(shown) - 1) / 2) * width for i in range(len(results))]
-        axes.bar(at, [r.outcomes[method.name].median or 0.0 for r in results], width, label=method.label, color=colour)
-    axes.set_yscale("log")
-    axes.set_ylabel("seconds (median)")
-    axes.set_xticks(range(len(results)), [r.case.name for r in results], rotation=35, ha="right")
-    axes.grid(axis="y", which="both", alpha=0.25)
-    axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    ours = peers = 0
+    for method in shown:
+        if method.ours:
+            style = {"marker": "o", "color": BLUES[ours % 3], "markersize": 9 - 2 * ours, "zorder": 4}
+            ours += 1
+        else:
+            style = {"marker": MARKS[peers % 7], "color": COLOURS[peers % 7], "markersize": 6, "zorder": 3}
+            peers += 1
+        points = [(r.outcomes[method.name].median, i) for i, r in enumerate(results)]
+        points = [(seconds, i) for seconds, i in points if seconds is not None]
+        axes.plot(*zip(*points, strict=True), linestyle="none", label=method.label, alpha=0.9, **style)
+    for i, result in enumerate(results):
+        times = [o.median for o in result.outcomes.values() if o.median is not None]
+        if times:
+            axes.plot((min(times), max(times)), (i, i), color="0.8", linewidth=1, zorder=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds (median)")
+    axes.set_yticks(range(len(results)), [r.case.title for r in results])
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.grid(axis="x", which="both", alpha=0.25)
+    figure.legend(fontsize=8, ncols=4, loc="outside upper center", frameon=False)
     figure.savefig(path)
     return True

@@ -6,7 +6,7 @@ backward pass over the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from lightning_conv.evaluation import Inputs, StatelessModule, sample_count
 from lightning_conv.kernels.memory import memory_budget
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.precision import Precision, product, product_gamma, unit_roundoff
+from lightning_conv.kernels.progress import Report, equal_parts, silent
 from lightning_conv.kernels.pullback import (
     BATCH,
     WORKING_COPIES,
@@ -26,7 +27,6 @@ from lightning_conv.kernels.pullback import (
 )
 from lightning_conv.kernels.sums import KernelSum
 
-Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all), counting every pass over the rows."""
 
 
@@ -71,7 +71,7 @@ def coupled_gram(
     trace: bool,
     precision: Precision,
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    report: Report = silent,
 ) -> tuple[Tensor, float]:
     r"""Gram matrix of the Jacobian rows of a whole batch: no assumption that a sample's outputs are its own.
 
@@ -89,7 +89,7 @@ def coupled_gram(
         precision: as in ``ntk_gram``; for ``"certified"`` the module must evaluate in float64.
         max_memory: bytes that may be used (default a quarter of what is free). Columns of J are cut into strips to keep
             to it, each strip with its own n K backward passes.
-        progress: called with (rows done, rows in all).
+        report: told the share of the rows that is done.
 
     Returns:
         The symmetric float64 matrix, and a proven bound on its distance in spectral norm from J J^T for J as computed
@@ -121,8 +121,7 @@ def coupled_gram(
             found = pullback(_unit_cotangents(start, stop, cotangents, pullback.outputs), strip.names)
             gradients = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
             jacobian[start:stop] = gradients[:, strip.start : strip.stop]
-            if progress is not None:
-                progress(number * rows + stop, len(parts) * rows)
+            report((number * rows + stop) / (len(parts) * rows))
         lines = jacobian.view(size, -1)
         part = product(lines, lines, precision)
         gamma = product_gamma(lines.shape[1], dtype, precision)
@@ -135,7 +134,13 @@ def coupled_gram(
 
 
 def coupled_kernel(
-    module: StatelessModule, plan: NTKPlan, inputs: Inputs, cotangents: Tensor, *, per_layer: bool
+    module: StatelessModule,
+    plan: NTKPlan,
+    inputs: Inputs,
+    cotangents: Tensor,
+    *,
+    per_layer: bool,
+    report: Report = silent,
 ) -> KernelSum:
     """``coupled_gram`` as the plan says, for the layers together or, ``per_layer``, one after the other."""
     layers: dict[str, list[str]] = {}
@@ -145,10 +150,10 @@ def coupled_kernel(
     floor = 0.0
     size = sample_count(inputs) * (1 if plan.problem.trace else len(cotangents))
     total = torch.zeros(size, size, dtype=torch.float64, device=module.device)
-    for layer, names in layers.items():
+    for (layer, names), share in zip(layers.items(), equal_parts(report, len(layers)), strict=True):
         matrix, own = coupled_gram(
             module, names, inputs, cotangents, trace=plan.problem.trace, precision=plan.precision,
-            max_memory=plan.max_memory - plan.result_bytes,
+            max_memory=plan.max_memory - plan.result_bytes, report=share,
         )  # fmt: skip
         total += matrix
         floor += own

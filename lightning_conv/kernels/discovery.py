@@ -96,15 +96,10 @@ def read_network(
     unused = tuple(name for name in names if truth[name] is None)
     tolerance = torch.finfo(module.dtype).eps ** 0.5
     why = {name: "it is used by functions without a layer rule" for name in recorder.elsewhere}
-    axes: dict[int, SampleAxis] = {}
-    for index, (call, p, w) in enumerate(zip(calls, plain, weighted, strict=True)):
-        if p is None or w is None:
-            continue
-        axis = _sample_axis(p, w, weights, tolerance)
-        if axis is None:
+    axes = _sample_axes(calls, plain, weighted, weights, tolerance)
+    for index, call in enumerate(calls):
+        if plain[index] is not None and index not in axes:
             why |= dict.fromkeys(call.names.values(), "no dimension of a layer's output holds the samples")
-        else:
-            axes[index] = axis
     allowed = set(names) - set(why) - set(unused)
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites = []
@@ -170,6 +165,31 @@ def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
     total = sum(parameter.numel() for parameter in module.parameters.values())
     asked = [module.parameters[name].numel() for name in names]
     return (12 - width) * total + 12 * sum(asked) + 24 * max(asked)
+
+
+def _sample_axes(
+    calls: Sequence[LayerCall],
+    plain: Sequence[Tensor | None],
+    weighted: Sequence[Tensor | None],
+    weights: Tensor,
+    tolerance: float,
+) -> dict[int, SampleAxis]:
+    """Where the samples are in the output of every call that reaches the outputs, as far as that can be told.
+
+    A B of zeros tells nothing (the last steps of a sequence read backwards, of which only the first is used): such a call
+    takes after another one of the same parameters and the same shape.
+    """
+    axes: dict[int, SampleAxis] = {}
+    alike: dict[tuple[object, ...], SampleAxis] = {}
+    for index, (call, p, w) in enumerate(zip(calls, plain, weighted, strict=True)):
+        axis = None if p is None or w is None else _sample_axis(p, w, weights, tolerance)
+        if axis is not None:
+            axes[index] = alike[(*call.names.values(), call.shape)] = axis
+    for index, (call, p) in enumerate(zip(calls, plain, strict=True)):
+        twin = alike.get((*call.names.values(), call.shape))
+        if index not in axes and twin is not None and p is not None and not bool(p.any()):
+            axes[index] = twin
+    return axes
 
 
 def _sample_axis(plain: Tensor, weighted: Tensor, weights: Tensor, tolerance: float) -> SampleAxis | None:

@@ -16,6 +16,7 @@ from lightning_conv.kernels.jacobian import jacobian_rows
 from lightning_conv.kernels.memory import blocks
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import gamma
+from lightning_conv.kernels.progress import Report, equal_parts, part, silent
 from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
 from lightning_conv.kernels.sums import KernelSum
 
@@ -34,6 +35,7 @@ class Engine:
         inputs: samples of the rows.
         others: samples of the columns; None: the same.
         per_layer: keep one matrix for each layer.
+        report: told how much is done.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Engine:
         others: Inputs | None,
         *,
         per_layer: bool,
+        report: Report = silent,
     ) -> None:
+        self.report = report
         self.module, self.anatomy, self.plan, self.cotangents = module, anatomy, plan, cotangents
         self.inputs, self.others = inputs, others
         self.trace = plan.problem.trace
@@ -68,8 +72,9 @@ class Engine:
 
     def run(self) -> KernelSum:
         """All passes."""
-        for each in self.plan.passes:
-            self._run(each)
+        for number, each in enumerate(self.plan.passes):
+            self._run(each, part(self.report, number / len(self.plan.passes), 1 / len(self.plan.passes)))
+        self.report(1.0)
         for layer in self.layer_matrices.values():
             self.matrix += layer
         # Sums over factors: gamma_k of the sum of their magnitudes.
@@ -79,21 +84,23 @@ class Engine:
                 mirror(matrix)
         return KernelSum(self.matrix, self.floor, self.layer_traces, self.layer_matrices)
 
-    def _run(self, each: Pass) -> None:
+    def _run(self, each: Pass, report: Report) -> None:
         rows = blocks(sample_count(self.inputs), each.rows)
         columns = rows if self.others is None else blocks(sample_count(self.others), each.rows)
+        reports = equal_parts(report, _steps(len(rows), None if self.others is None else len(columns)))
         left_sizes: dict[int, float] = {}
         right_sizes: dict[int, float] = {}
         for first, mine in enumerate(rows):
-            left = self._collect(each, self.inputs, mine)
+            left = self._collect(each, self.inputs, mine, next(reports))
             for second, theirs in enumerate(columns):
                 if self.others is None and second < first:
                     continue
                 own = self.others is None and second == first
-                right = (
-                    left if own else self._collect(each, self.inputs if self.others is None else self.others, theirs)
-                )
+                source = self.inputs if self.others is None else self.others
+                right = left if own else self._collect(each, source, theirs, next(reports))
+                products = next(reports)
                 for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
+                    products(index / len(left))
                     diagonal = self._add(layer, one, other, mine, theirs)
                     if own:
                         left_sizes[index] = left_sizes.get(index, 0.0) + one.size(diagonal, self.plan.precision)
@@ -122,10 +129,11 @@ class Engine:
         self.layer_traces[layer] += added
         return added
 
-    def _collect(self, each: Pass, inputs: Inputs, block: slice) -> list[tuple[str, Factor]]:
-        return self._by_jacobian(each, inputs, block) if each.general else self._by_rule(each, inputs, block)
+    def _collect(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
+        form = self._by_jacobian if each.general else self._by_rule
+        return form(each, inputs, block, report)
 
-    def _by_rule(self, each: Pass, inputs: Inputs, block: slice) -> list[tuple[str, Factor]]:
+    def _by_rule(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
         first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))
         count = block.stop - block.start
         collectors: list[tuple[str, Collector]] = []
@@ -136,6 +144,7 @@ class Engine:
         wanted = sorted({use.call for index in each.contributions for use in self.anatomy.sites[index].uses})
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
+            report(tile.start / count)
             outputs, recorder = record(self.module, map_inputs(channels_last, take(inputs, there)), self._tracked)
             self._require_same_layers(recorder.calls)
             for _, collector in collectors:
@@ -160,7 +169,7 @@ class Engine:
             for index, call, gradient in zip(wanted, chosen, found, strict=True)
         }
 
-    def _by_jacobian(self, each: Pass, inputs: Inputs, block: slice) -> list[tuple[str, Factor]]:
+    def _by_jacobian(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
         first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))
         count = block.stop - block.start
         planned = [self.plan.contributions[index] for index in each.contributions]
@@ -168,6 +177,7 @@ class Engine:
         stores = {name: Store(count) for name in names}
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
+            report(tile.start / count)
             rows = jacobian_rows(self.module, names, take(inputs, there), self.cotangents[first:last])
             for name in names:
                 stores[name].put(tile, rows[name])
@@ -185,6 +195,12 @@ class Engine:
                 f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or others; its control "
                 "flow depends on the data, which a kernel on a batch cannot follow"
             )
+
+
+def _steps(rows: int, columns: int | None) -> int:
+    """How often a pass collects factors or multiplies them, for blocks of rows and of columns (None: the same samples)."""
+    pairs = rows * (rows + 1) // 2 if columns is None else rows * columns
+    return rows + (pairs - rows if columns is None else pairs) + pairs
 
 
 def take(inputs: Inputs, rows: slice) -> Inputs:

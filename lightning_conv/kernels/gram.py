@@ -11,6 +11,7 @@ from torch import nn
 from lightning_conv.evaluation import BatchNormMode, Inputs, undisturbed
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.precision import Precision
+from lightning_conv.kernels.progress import progress_bar
 from lightning_conv.kernels.projection import projected_gram
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.task import EngineName, Request, Task
@@ -33,6 +34,7 @@ def ntk_gram(
     projections: int = 16,
     seed: int = 0,
     plan: NTKPlan | None = None,
+    progress: bool | None = None,
 ) -> KernelGram:
     r"""Exact empirical neural tangent kernel of ``model`` on ``inputs``, over all parameters with ``requires_grad``.
 
@@ -66,6 +68,7 @@ def ntk_gram(
         plan: of an earlier kernel of this model, by ``plan_ntk`` or ``KernelGram.plan``: the network is not read again, which
             is a good part of the time where n is small. Its weights may have changed since, its forward and the shapes of
             the samples may not; ``jacobian_error`` is then that of the reading.
+        progress: show a bar on standard error; None: on a terminal, where the plan predicts more than 5 seconds.
 
     Returns:
         The matrix in float64 with the bound ``floor`` on its rounding error.
@@ -91,7 +94,12 @@ def ntk_gram(
     start = time.perf_counter()
     with undisturbed(model):
         task = Task(model, inputs, inputs2, parameters, request, plan)
-        gram = projected_gram(task, seed) if outputs == "projected" else task.gram(task.cotangents())
+        with progress_bar(
+            f"tangent kernel of {task.plan.problem.samples} samples", task.plan.seconds, progress
+        ) as report:
+            gram = (
+                projected_gram(task, seed, report) if outputs == "projected" else task.gram(task.cotangents(), report)
+            )
     return replace(gram, seconds=time.perf_counter() - start)
 
 

@@ -35,7 +35,7 @@ def jacobian_rows(
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError):
-        # vmap has no rule for some operators (recurrent layers, data-dependent control flow); autograd has.
+        # vmap has no rule for some operators (packed sequences, data-dependent control flow); autograd has.
         return _rows_by_loop(module, group, inputs, cotangents)
 
 

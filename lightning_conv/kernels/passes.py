@@ -76,8 +76,8 @@ class Cutter:
         if rows < 1:
             layer = self.found[group[0]]
             raise MemoryError(
-                f"max_memory: layer {layer.layer} ({layer.way}) keeps {mebibytes(each)} a sample and two must fit in "
-                f"{mebibytes(self.budget)}; allow {mebibytes(4 * each)} more, use outputs='sum' or 'projected', or leave the layer out "
+                f"max_memory: layer {layer.layer} ({layer.way}) keeps {mebibytes(each)} a sample, of which two must fit in "
+                f"{mebibytes(self.budget)} beside {mebibytes(self._forming(group, total))} for forming one; allow {mebibytes(4 * each)} more, use outputs='sum' or 'projected', or leave the layer out "
                 "by parameters="
             )
         return self._pass(group, (0, total), min(rows, self.problem.rows))
@@ -104,7 +104,8 @@ class Cutter:
 
     def _formed_at_once(self, kept: int, rows: int) -> int:
         """Samples whose rows torch.func forms at once."""
-        return max(1, min(rows, FORWARD_TARGET // max(1, self.working + COPIES * kept)))
+        target = min(FORWARD_TARGET, self.budget // 4)
+        return max(1, min(rows, target // max(1, self.working + COPIES * kept)))
 
     def _fits(self, group: Sequence[int], outputs: int) -> bool:
         return self.problem.rows * self._kept(group, outputs) + self._forming(group, outputs) <= self.budget

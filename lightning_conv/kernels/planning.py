@@ -20,6 +20,10 @@ from lightning_conv.kernels.precision import DOUBLE_BLOCK, Precision
 WORKSPACE = 128 * 2**20
 """Bytes in which per-sample gradients are formed to be multiplied at once: larger pieces are not faster."""
 
+BUFFERS = 8 * 2**20
+"""Bytes that the libraries of matrix products and the allocator keep beside what is asked of them (an eighth of the allowed
+memory where that is less)."""
+
 EFFICIENCY = 0.6
 """Share of the calibrated rate that whole kernels reach, for the prediction of seconds."""
 
@@ -78,12 +82,12 @@ def make_plan(
     ]
     stride = 1 if problem.trace else problem.outputs
     result = 8 * matrices * problem.samples * (problem.others or problem.samples) * stride**2
-    temporary = _product_bytes(found, anatomy, problem, precision)
+    temporary = _product_bytes(found, anatomy, problem, precision) + min(BUFFERS, allowed // 8)
     left = allowed - result - temporary
     if left <= 0:
         raise MemoryError(
             f"max_memory: the kernel with the temporaries of its products takes {mebibytes(result + temporary)} of the allowed "
-            f"{mebibytes(allowed)}; {_smaller(problem, allowed)}"
+            f"{mebibytes(allowed)}; {_smaller(problem, allowed, result + temporary)}"
         )
     if couples:
         found = [replace(one, way="whole batch", kind="samples couple: a backward pass for every row") for one in found]
@@ -205,11 +209,13 @@ def _tile(sizes: _Sizes, problem: Problem, budget: int) -> tuple[int, int]:
     return -(-problem.rows // count), at_once
 
 
-def _smaller(problem: Problem, allowed: int) -> str:
+def _smaller(problem: Problem, allowed: int, needed: int) -> str:
     """What would fit."""
     stride = 1 if problem.trace else problem.outputs
     samples = int((allowed / 2 / 8) ** 0.5 / stride)
-    options = [f"about {samples} samples would fit"] if samples > 1 else ["allow more"]
+    options = [
+        f"about {samples} samples would fit" if 1 < samples < problem.samples else f"allow {mebibytes(2 * needed)}"
+    ]
     if not problem.trace:
         options.append("outputs='trace' needs a matrix smaller by the square of the number of outputs")
     return "; ".join(options)

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from lightning_conv.kernels.progress import Report, equal_parts
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.kernels.task import Task, error_groups
 
 
-def projected_gram(task: Task, seed: int) -> KernelGram:
+def projected_gram(task: Task, seed: int, report: Report) -> KernelGram:
     r"""Mean over k sign vectors r of the kernels of r^T u, which is the trace kernel in expectation, as E r r^T = I.
 
     The standard error is that of the mean of the groups' kernels: sqrt(sum_g |K_g - K|_F^2 / (G (G - 1))), for groups of
@@ -22,9 +23,9 @@ def projected_gram(task: Task, seed: int) -> KernelGram:
     signs = signs.to(task.module.device, task.module.dtype)
     mean: KernelGram | None = None
     moments = 0.0  # sum over the groups of size * |K_g|_F^2
-    for each in signs.tensor_split(groups):
+    for each, share_of in zip(signs.tensor_split(groups), equal_parts(report, groups), strict=True):
         # Rows of sqrt(1 / size): the group's own mean. The plan is for the largest group.
-        gram = task.gram(each / len(each) ** 0.5)
+        gram = task.gram(each / len(each) ** 0.5, share_of)
         moments += len(each) * float(gram.matrix.square().sum())
         share = len(each) / count
         mean = _weighted(gram, share) if mean is None else _plus(mean, _weighted(gram, share))

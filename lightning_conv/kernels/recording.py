@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from lightning_conv.evaluation import Inputs, StatelessModule
-from lightning_conv.kernels.rules import Arguments, LayerRule, rule_of
+from lightning_conv.kernels.rules import UNROLLED, Arguments, LayerRule, rule_of
 
 
 @dataclass
@@ -74,8 +74,8 @@ def candidate_axes(shape: Sequence[int], samples: int) -> list[SampleAxis]:
 class Recorder(TorchFunctionMode):
     """Records every call that uses a tracked parameter and has a rule; notes the parameters that have other uses.
 
-    A parameter in ``elsewhere`` has a use that no rule sees (a transposed decoder, a parametrization, a recurrent
-    layer): it belongs to the general engine.
+    A parameter in ``elsewhere`` has a use that no rule sees (a transposed decoder, a parametrization, a packed
+    sequence): it belongs to the general engine.
 
     Args:
         parameters: the tracked tensors by name. The recorder knows them by identity.
@@ -109,6 +109,11 @@ class Recorder(TorchFunctionMode):
             # Written in Python of other functions: look inside.
             with self:
                 return _undispatched(func)(*args, **kwargs)
+        if used and func in UNROLLED:
+            with self:
+                unrolled = UNROLLED[func](*args, **kwargs)
+            if unrolled is not NotImplemented:
+                return unrolled
         result = func(*args, **kwargs)
         if used and _holds_tensor(result):
             self.elsewhere |= used

@@ -25,6 +25,7 @@ def resolved_spectrum(
     max_memory: int | None = None,
     method: Method = "dense",
     seed: int = 0,
+    progress: bool | None = None,
 ) -> tuple[KernelGram, Spectrum]:
     """Kernel and spectrum, computed again in the next precision until lambda_min is well above its error.
 
@@ -44,6 +45,7 @@ def resolved_spectrum(
         max_memory: see ``ntk_gram``.
         method: see ``kernel_spectrum``.
         seed: see ``ntk_gram``.
+        progress: see ``ntk_gram``.
 
     Returns:
         The last Gram matrix (its ``precision`` says which) and its spectrum.
@@ -60,6 +62,7 @@ def resolved_spectrum(
             batch_norm=batch_norm,
             max_memory=max_memory,
             seed=seed,
+            progress=progress,
         )
         spectrum = kernel_spectrum(gram, method=method)
         if spectrum.lambda_min.resolved:

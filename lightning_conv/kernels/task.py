@@ -25,6 +25,7 @@ from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
+from lightning_conv.kernels.progress import Report
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.selection import parameter_names
 from lightning_conv.kernels.sites import layer_of
@@ -169,15 +170,16 @@ class Task:
         eye = torch.eye(self.anatomy.outputs, dtype=self.module.dtype, device=self.module.device)
         return eye.sum(0, keepdim=True) if self.request.outputs == "sum" else eye
 
-    def gram(self, cotangents: Tensor) -> KernelGram:
+    def gram(self, cotangents: Tensor, report: Report) -> KernelGram:
         """The kernel of the combinations of outputs given by the rows of ``cotangents``, (K, C)."""
         per_layer = self.request.per_layer
         if self.couples:
-            found = coupled_kernel(self.module, self.plan, self.inputs, cotangents, per_layer=per_layer)
+            found = coupled_kernel(self.module, self.plan, self.inputs, cotangents, per_layer=per_layer, report=report)
         else:
             engine = Engine(
-                self.module, self.anatomy, self.plan, cotangents, self.inputs, self.others, per_layer=per_layer
-            )
+                self.module, self.anatomy, self.plan, cotangents, self.inputs, self.others,
+                per_layer=per_layer, report=report,
+            )  # fmt: skip
             found = engine.run()
         return KernelGram(
             matrix=found.matrix,

@@ -1,5 +1,7 @@
 """Every layer rule against the double loop of autograd, over shapes that hypothesis draws."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_conv import LayerRule, ntk_gram, register_rule
+from lightning_conv.kernels.recording import Recorder
 from lightning_conv.kernels.rules import registry
 
 MODES = st.sampled_from(["trace", "full", "sum"])
@@ -239,6 +242,98 @@ def test_attention_goes_by_rules_altogether(n, length, batch_first, mode, naive_
     gram = ntk_gram(model.double(), torch.randn(n, length, 4).double())
     assert not gram.general, gram.plan
     check(model, torch.randn(n, length, 4), mode, naive_gram)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer on (n, T, 3), read at the last step and in the mean, so that every step and direction counts."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.layer = kind(3, 4, **options)
+        self.head = nn.LazyLinear(2)
+        self(torch.randn(2, 2, 3))
+
+    def forward(self, x):
+        first = self.layer.batch_first
+        found = self.layer(x if first else x.transpose(0, 1))[0]
+        found = found if first else found.transpose(0, 1)
+        return self.head(torch.cat([found[:, -1], found.mean(1)], 1))
+
+
+RECURRENT = [nn.LSTM, nn.GRU, nn.RNN, functools.partial(nn.RNN, nonlinearity="relu")]
+
+
+@given(
+    kind=st.sampled_from(RECURRENT),
+    layers=st.integers(1, 2),
+    length=st.integers(1, 4),
+    n=st.integers(1, 4),
+    options=st.fixed_dictionaries(
+        {"bias": st.booleans(), "bidirectional": st.booleans(), "batch_first": st.booleans()}
+    ),
+    mode=MODES,
+)
+@relaxed
+def test_recurrent_layers(kind, layers, length, n, options, mode, naive_gram):
+    model = Recurrent(kind, num_layers=layers, **options)
+    rules = [name for name, _ in model.named_parameters()]
+    check(model, torch.randn(n, length, 3), mode, naive_gram, rules=rules if length > 1 and n > 1 else None)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_projected_lstm(bias, bidirectional, naive_gram):
+    model = Recurrent(nn.LSTM, proj_size=2, bias=bias, bidirectional=bidirectional, num_layers=2)
+    check(model, torch.randn(3, 4, 3), "full", naive_gram, rules=["layer.weight_hr_l0", "layer.weight_hr_l1"])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}]
+)
+def test_unrolled_layers_return_what_torch_returns(kind, options):
+    layer = kind(3, 4, **options).double()
+    x = torch.randn(5, 6, 3, dtype=torch.float64)
+    expected, expected_state = layer(x)
+    with Recorder({name: parameter for name, parameter in layer.named_parameters()}) as recorder:
+        found, found_state = layer(x)
+    assert recorder.calls
+    assert not recorder.elsewhere
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found_state, expected_state, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+@pytest.mark.parametrize("bias", [True, False])
+def test_recurrent_cells_called_in_a_loop(kind, bias, naive_gram):
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = kind(3, 4, bias=bias), nn.Linear(4, 2)
+
+        def forward(self, x):
+            state = None
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+
+    check(Loop(), torch.randn(4, 3, 3), "full", naive_gram, rules=["cell.weight_ih", "cell.weight_hh"])
+
+
+def test_packed_sequences_take_the_general_way(naive_gram):
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            lengths = torch.full((len(x),), x.shape[1])
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.head(self.lstm(packed)[1][0][-1])
+
+    model, x = Packed().double(), torch.randn(4, 3, 3, dtype=torch.float64)
+    assert set(ntk_gram(model, x).general) == {f"lstm.{name}" for name, _ in model.lstm.named_parameters()}
+    check(model, x, "full", naive_gram)
 
 
 # --- rules of one's own ---------------------------------------------------------------------------------------------

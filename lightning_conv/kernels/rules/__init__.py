@@ -9,9 +9,10 @@ from lightning_conv.kernels.rules.elementwise import DifferenceRule, ExpandRule,
 from lightning_conv.kernels.rules.embedding import EmbeddingRule
 from lightning_conv.kernels.rules.linear import LinearRule
 from lightning_conv.kernels.rules.normalisation import BatchNormRule, NormalisationRule
+from lightning_conv.kernels.rules.recurrent import UNROLLED
 from lightning_conv.kernels.rules.registry import Arguments, LayerRule, OuterRule, register_rule, rule_of
 
-__all__ = ["Arguments", "EmbeddingRule", "LayerRule", "OuterRule", "register_rule", "rule_of"]
+__all__ = ["UNROLLED", "Arguments", "EmbeddingRule", "LayerRule", "OuterRule", "register_rule", "rule_of"]
 
 register_rule(F.linear, LinearRule())
 for _dimensions, _forward, _transposed in (
