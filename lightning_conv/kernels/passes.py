@@ -77,8 +77,8 @@ class Cutter:
             layer = self.found[group[0]]
             raise MemoryError(
                 f"max_memory: layer {layer.layer} ({layer.way}) keeps {mebibytes(each)} a sample, of which two must fit in "
-                f"{mebibytes(self.budget)} beside {mebibytes(self._forming(group, total))} for forming one; allow {mebibytes(4 * each)} more, use outputs='sum' or 'projected', or leave the layer out "
-                "by parameters="
+                f"{mebibytes(self.budget)} beside {mebibytes(self._forming(group, total))} for forming one; allow "
+                f"{mebibytes(4 * each)} more, use outputs='sum' or 'projected', or leave the layer out by parameters="
             )
         return self._pass(group, (0, total), min(rows, self.problem.rows))
 
