@@ -3,6 +3,7 @@
     python benchmarks/ntk.py                          everything; takes hours with all peers
     python benchmarks/ntk.py --quick --out /tmp/ntk   tiny versions of all cases, a few minutes
     python benchmarks/ntk.py --cases "mlp-*" agreement --methods "library-*" nt-structured
+    python benchmarks/ntk.py --add                    the cases that an interrupted run has not reached
 
 `make bench-peers` makes the environments of the peers; without them this library is measured alone. The page is written
 after every case, so an interrupted run leaves what it had.
@@ -26,9 +27,9 @@ from typing import Any
 import torch
 from ntk_bench.agreement import Agreement, agree
 from ntk_bench.calibration import gemm_peak, memory_bytes, processor
-from ntk_bench.cases import agreement_cases, cases
+from ntk_bench.cases import Case, agreement_cases, cases
 from ntk_bench.figure import draw
-from ntk_bench.measure import CaseResult, Settings, measure
+from ntk_bench.measure import CaseResult, Outcome, Settings, measure
 from ntk_bench.page import Run, render
 from ntk_bench.pool import Process
 from peers.methods import METHODS, ORACLES
@@ -48,6 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=60.0, help="a longer first call is the only timing (seconds)")
     parser.add_argument("--stop", type=float, default=180.0, help="a longer call is ended (seconds)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--add", action="store_true", help="keep the cases of the results that are there, measure the others"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results (default docs/results; needed with --quick)")
     found = parser.parse_args()
     if found.quick and found.out is None:
@@ -111,8 +115,8 @@ def _run(
         "stop": settings.stop,
         "gemm_peak": gemm_peak(asked.quick),
     }
-    results: list[CaseResult] = []
-    agreements: list[Agreement] = []
+    results, agreements = _kept(out / "ntk.json", facts) if asked.add else ([], [])
+    done = {result.case.name for result in results}
 
     def write() -> None:
         versions = {"lightning_conv": lightning_conv.__version__, "python": sys.version.split()[0]}
@@ -124,7 +128,7 @@ def _run(
         (out / "ntk.md").write_text(render(run, "ntk.png" if drawn else None))
         (out / "ntk.json").write_text(json.dumps(_plain(run), indent=1) + "\n")
 
-    if "agreement" in chosen:
+    if "agreement" in chosen and not agreements:
         print("agreement in float64", flush=True)
         agreements += agree(
             agreement_cases(), processes, oracles["naive"], oracles["certified"], folder, lambda text: print(text)
@@ -132,13 +136,42 @@ def _run(
         write()
     compared = [oracles["certified"], *([oracles["naive"]] if asked.quick else [])]
     for case in everything:
-        if case.name in chosen:
+        if case.name in chosen and case.name not in done:
             print(f"{case.name}: {case.title}", flush=True)
             results.append(measure(case, processes, compared, settings, folder, lambda text: print(text, flush=True)))
+            results.sort(key=lambda result: [other.name for other in everything].index(result.case.name))
             facts["gemm_peak"] = max(facts["gemm_peak"], gemm_peak(asked.quick))
             write()
     print(f"written: {out / 'ntk.md'}", flush=True)
     return 1 if any(agreement.disagreeing() for agreement in agreements) else 0
+
+
+def _kept(path: Path, facts: dict[str, Any]) -> tuple[list[CaseResult], list[Agreement]]:
+    """What an earlier run has measured, if it was on this processor with these settings; its facts are taken over."""
+    earlier = json.loads(path.read_text())
+    for name in ("cpu", "threads", "quick", "repetitions", "limit", "stop"):
+        if earlier["facts"][name] != facts[name]:
+            sys.exit(
+                f"--add: {path} was made with {name} = {earlier['facts'][name]}, not {facts[name]}; measure all of it anew"
+            )
+    facts["command"] = f"{earlier['facts']['command']}; {facts['command']}"
+    facts["gemm_peak"] = max(facts["gemm_peak"], earlier["facts"]["gemm_peak"])
+    facts["date"] = (
+        earlier["facts"]["date"]
+        if earlier["facts"]["date"] == facts["date"]
+        else f"{earlier['facts']['date']} to {facts['date']}"
+    )
+    results = []
+    for one in earlier["cases"]:
+        fields = {name: value for name, value in one.items() if name != "medians"}
+        fields["case"] = _case(one["case"])
+        fields["outcomes"] = {name: Outcome(**outcome) for name, outcome in one["outcomes"].items()}
+        results.append(CaseResult(**fields))
+    return results, [Agreement(_case(one["case"]), one["distances"]) for one in earlier["agreement"]]
+
+
+def _case(stored: dict[str, Any]) -> Case:
+    return Case(**{**stored, "shape": tuple(stored["shape"])})
 
 
 def _plain(run: Run) -> dict[str, Any]:

@@ -202,10 +202,10 @@ def _rounds(
         beside = []
         for process in ready:
             seconds, gemm, peak = turns[process.method.name]
-            if number >= -(-3 * settings.repetitions // 5) and median(seconds) >= 2:
-                continue
             outcome = outcomes[process.method.name]
             if outcome.status != "measured":
+                continue
+            if number >= -(-3 * settings.repetitions // 5) and median(seconds) >= 2:
                 continue
             beside.append(settings.beside())
             try:
