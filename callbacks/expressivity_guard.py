@@ -23,7 +23,8 @@ from lightning_conv.callbacks.guard_state import GuardState
 from lightning_conv.callbacks.probe import ForwardFn, cannot_call
 from lightning_conv.callbacks.training_loss import LossFn, TrainingLoss
 from lightning_conv.callbacks.training_set import TrainingSet
-from lightning_conv.expressivity import RankCertificate, certify_expressivity, too_narrow
+from lightning_conv.callbacks.trunk_certificate import certify_trunk
+from lightning_conv.expressivity import RankCertificate, too_narrow
 from lightning_conv.two_phase import Perturbation, perturb
 
 OnUndecided = Literal["warn", "raise", "continue"]
@@ -394,14 +395,7 @@ class ExpressivityGuard(pl.Callback):
         assert self._data is not None
         data, head, network = self._data, self._head, self._network(pl_module)
         try:
-            # In float32 whatever the model's type: the error of these features is scaled to float64.
-            coarse = data.features(network, head, torch.float32)
-            self._state.certificate = certify_expressivity(
-                coarse,
-                bias=head.has_bias,
-                recompute=lambda: data.features(network, head, torch.float64),
-                same_inputs=data.same_inputs,
-            )
+            self._state.certificate = certify_trunk(data, network, head)
         except Exception as error:  # whatever it is, the run goes on without the guarantee
             return f"no certificate could be computed ({type(error).__name__}: {error})"
         return self._state.certificate.reason

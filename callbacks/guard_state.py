@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning_conv.expressivity import RankCertificate
+from lightning_conv.expressivity import Cost, RankCertificate
 from lightning_conv.spectrum import Bounded
 from lightning_conv.two_phase import Perturbation
 
@@ -35,8 +35,12 @@ class GuardState:
         if known.get("perturbation") is not None:
             known["perturbation"] = Perturbation(**known["perturbation"])
         if (certificate := known.get("certificate")) is not None:
-            bounds = {name: Bounded(**certificate[name]) for name in ("sigma_min", "sigma_max")}
-            known["certificate"] = RankCertificate(**{**certificate, **bounds})
+            bounds = {
+                name: Bounded(**certificate[name])
+                for name in ("sigma_min", "sigma_max", "distance", "residual")
+                if certificate.get(name) is not None
+            }
+            known["certificate"] = RankCertificate(**{**certificate, **bounds, "cost": Cost(**certificate["cost"])})
         known["history"] = [dict(entry) for entry in known.get("history", [])]
         return cls(**known)
 
@@ -52,9 +56,9 @@ class GuardState:
             values |= {
                 "guard/rank": float(self.certificate.rank_lower),
                 "guard/samples": float(self.certificate.n),
-                "guard/sigma_min": self.certificate.sigma_min.value,
-                "guard/sigma_min_lower": self.certificate.sigma_min.lower,
             }
+            if (sigma_min := self.certificate.sigma_min) is not None:
+                values |= {"guard/sigma_min": sigma_min.value, "guard/sigma_min_lower": sigma_min.lower}
         if self.perturbation is not None:
             values["guard/noise"] = self.perturbation.relative
         if self.history and self.history[-1]["step"] == step:
@@ -72,9 +76,14 @@ class GuardState:
                 f"| verdict | {certificate.verdict} |",
                 f"| rank of [h, 1] / n | {certificate.rank_lower} / {certificate.n} |",
                 f"| width m_H | {certificate.width} |",
-                f"| sigma_min | {certificate.sigma_min.value:.6e}, at least {certificate.sigma_min.lower:.6e} |",
-                f"| sigma_max | {certificate.sigma_max.value:.6e} |",
+                f"| method | {certificate.method} |",
             ]
+            if certificate.sigma_min is not None:
+                lines.append(
+                    f"| sigma_min | {certificate.sigma_min.value:.6e}, at least {certificate.sigma_min.lower:.6e} |"
+                )
+            if certificate.sigma_max is not None:
+                lines.append(f"| sigma_max | at most {certificate.sigma_max.upper:.6e} |")
         if self.perturbation is not None:
             lines.append(f"| noise, relative norm | {self.perturbation.relative:.3e} |")
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +11,14 @@ import torch
 from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
 from lightning_conv.anatomy import Head, features_of
 from lightning_conv.callbacks.batch import InputFn, take_inputs, training_samples, transfer
@@ -33,16 +41,31 @@ class TrainingSet:
             trainer, cure="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
         )
         self._trainer, self._input_fn = trainer, input_fn
-        self._loader = DataLoader(
-            self._samples, batch_size=loader.batch_size or 256, shuffle=False, collate_fn=loader.collate_fn
-        )
+        self._options: dict[str, Any] = {
+            "batch_size": loader.batch_size or 256,
+            "shuffle": False,
+            "collate_fn": loader.collate_fn,
+        }
+        self._loader = DataLoader(self._samples, **self._options)
         self.size = len(self._samples)  # type: ignore[arg-type]
         self._sampler, self._steps = loader.sampler, len(loader)
 
-    def batches(self) -> Iterator[tuple[Inputs, Any]]:
-        """(inputs, whole batch), in the data set's order. Global random numbers are put back between batches."""
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
+        """Walk samples ``start`` to ``stop`` in the data set's order. Global random numbers are put back between batches.
+
+        Args:
+            start: first sample.
+            stop: the sample after the last; None: all.
+
+        Yields:
+            (inputs, whole batch).
+        """
+        chosen = range(start, self.size if stop is None else stop)
+        loader = (
+            self._loader if len(chosen) == self.size else DataLoader(Subset(self._samples, chosen), **self._options)
+        )
         with isolate_rng():
-            iterator = iter(self._loader)
+            iterator = iter(loader)
         while True:
             with isolate_rng():
                 batch = next(iterator, None)
@@ -68,10 +91,16 @@ class TrainingSet:
         """The inputs of the first batch."""
         return next(self.batches())[0]
 
-    def features(self, network: nn.Module, head: Head, dtype: torch.dtype | None = None) -> Tensor:
-        """h of all samples, (n, m_H), computed in ``dtype`` (from a copy of the trunk in that type)."""
+    def features(
+        self, network: nn.Module, head: Head, dtype: torch.dtype | None = None, stop: int | None = None
+    ) -> Tensor:
+        """h of all samples (or the first ``stop``), (n, m_H), computed in ``dtype`` (from a copy of the trunk in that type)."""
         module = StatelessModule(network, dtype=dtype)
-        return torch.cat([features_of(module, head, inputs).cpu() for inputs, _ in self.batches()])
+        return torch.cat([features_of(module, head, inputs).cpu() for inputs, _ in self.batches(0, stop)])
+
+    def feature_rows(self, network: nn.Module, head: Head) -> TrunkRows:
+        """The same in float64, computed whenever they are asked for."""
+        return TrunkRows(self, StatelessModule(network, dtype=torch.float64), head)
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Whether samples i and j enter the network as the same tensors, each read anew."""
@@ -85,3 +114,27 @@ class TrainingSet:
                 batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index]]))
             read.append(input_tensors(take_inputs(batch, self._input_fn)))
         return all(torch.equal(a, b) for a, b in zip(*read, strict=True))
+
+
+@dataclass(frozen=True)
+class TrunkRows:
+    """Features of a training set that are computed strip by strip, from a float64 copy of the trunk."""
+
+    data: TrainingSet
+    module: StatelessModule
+    head: Head
+
+    @property
+    def samples(self) -> int:
+        """n."""
+        return self.data.size
+
+    @property
+    def width(self) -> int:
+        """m_H."""
+        return self.head.width
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """h of some samples."""
+        parts = [features_of(self.module, self.head, inputs).cpu() for inputs, _ in self.data.batches(start, stop)]
+        return torch.cat(parts)

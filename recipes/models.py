@@ -1,33 +1,11 @@
 """The networks of the recipes, as plain `torch.nn` modules."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
 
-
-def wide_layer_width(n_train: int, factor: float = 1.1) -> int:
-    """Return the width m_H = ceil(factor * n) of a last hidden layer over n training samples.
-
-    With the bias column the last hidden features [h, 1] are an n x (m_H + 1) matrix, and the expressivity condition
-    rank [h, 1] = n needs m_H + 1 >= n: below a factor of 1 it must fail, above it there is room for a well conditioned
-    matrix.
-
-    Args:
-        n_train: number n of training samples.
-        factor: width per training sample.
-
-    Returns:
-        The width, a number of units.
-
-    Raises:
-        ValueError: if `factor` is not positive.
-    """
-    if factor <= 0:
-        raise ValueError(f"width_factor: must be positive, got {factor}")
-    # Rounded first: in binary, 1.1 * 10 lies just above 11.
-    return max(1, math.ceil(round(factor * n_train, 9)))
+from lightning_conv.analytic import softplus
 
 
 def wide_fc(
@@ -42,8 +20,7 @@ def wide_fc(
     than that, the theorem is silent and only the certificate of the trained network tells.
 
     The activation is softplus(z) = ln(1 + exp(beta z)) / beta: real analytic, as the theory asks, and at beta = 100
-    within ln(2) / beta = 0.007 of ReLU. PyTorch's softplus turns linear above a threshold, by default beta z = 20; here
-    it is 40, where the two branches agree to the last bit also in float64.
+    within ln(2) / beta = 0.007 of ReLU.
 
     The linear layers keep PyTorch's own initialisation on purpose: the curvature of the last-layer problem, at most
     sigma_max([h, 1])^2 / (2 n) for softmax cross-entropy, stays several times smaller than after Kaiming's, so that one
@@ -70,7 +47,7 @@ def wide_fc(
         raise ValueError(f"hidden: every layer needs at least one unit, got {list(hidden)}")
     trunk = nn.Sequential(nn.Flatten())
     for fan_in, fan_out in pairwise(sizes):
-        trunk.extend([nn.Linear(fan_in, fan_out), nn.Softplus(beta=beta, threshold=40.0)])
+        trunk.extend([nn.Linear(fan_in, fan_out), softplus(beta)])
     network = nn.Sequential()
     network.add_module("trunk", trunk)
     network.add_module("head", nn.Linear(width, num_classes))

@@ -113,6 +113,7 @@ def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
     certificate = guard.certificate
     if certificate is not None:
         sigma = certificate.sigma_min
+        assert sigma is not None  # the guard asks for singular values
         rows += [
             ("expressivity condition", certificate.verdict),
             ("rank of [h, 1] / samples", f"{certificate.rank_lower:,} / {certificate.n:,}"),

@@ -183,7 +183,8 @@ def test_a_decomposition_that_fails_leaves_it_undecided(monkeypatch):
 def test_closest_rows_agree_with_all_pairs_in_numpy():
     matrix = torch.randn(70, 5, dtype=torch.float64)
     matrix[61] = matrix[12] + 1e-3
-    i, j, distance = closest_rows(matrix, block=16)
+    found = closest_rows(matrix, block=16)
+    i, j, distance = found.first, found.second, found.distance.value
     pairs = np.linalg.norm(matrix.numpy()[:, None] - matrix.numpy()[None], axis=2)
     pairs[np.tril_indices(70)] = np.inf
     assert (i, j) == np.unravel_index(pairs.argmin(), pairs.shape) == (12, 61)

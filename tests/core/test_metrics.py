@@ -23,7 +23,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_conv import centred_alignment, certify_expressivity, kernel_spectrum, ntk_gram
 from lightning_conv.drift import relative_frobenius_change
-from lightning_conv.expressivity import feature_rounding
+from lightning_conv.expressivity.singular import feature_rounding
 from lightning_conv.metrics import EffectiveRank, ExpressivityRank, KernelAlignment, KernelDrift, MinEigenvalue
 
 N = 7

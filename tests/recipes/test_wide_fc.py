@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin
 from lightning_conv.recipes import DigitsDataModule, WideFC, wide_fc
-from lightning_conv.recipes.models import wide_layer_width
+from lightning_conv.wide_layer import wide_layer_width
 
 
 @pytest.fixture

@@ -1,0 +1,23 @@
+"""The expressivity condition: whether the last hidden features let the last layer reach every target, and the proof of it."""
+
+from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
+from lightning_conv.expressivity.certify import Method, certify_expressivity
+from lightning_conv.expressivity.closest import ClosestRows, closest_rows
+from lightning_conv.expressivity.stream import FeatureRows, HeldRows
+from lightning_conv.expressivity.streamed import StreamPlan, plan_stream
+
+__all__ = [
+    "ClosestRows",
+    "Cost",
+    "FeatureRows",
+    "HeldRows",
+    "Method",
+    "RankCertificate",
+    "RankVerdict",
+    "StreamPlan",
+    "certify_expressivity",
+    "closest_rows",
+    "plan_stream",
+    "require_features",
+    "too_narrow",
+]

@@ -1,0 +1,105 @@
+"""The condition for narrow heads: whether the targets lie in the range of the features, and how far they do not."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features
+from lightning_conv.expressivity.singular import certify_held
+from lightning_conv.kernels.precision import gamma
+
+REACHED = 1e-8
+"""Relative residual up to which the targets count as reached: what float32 weights can express."""
+
+
+def certify_alignment(
+    features: Tensor, targets: Tensor, *, bias: bool = True, feature_error: float = 0.0
+) -> RankCertificate:
+    r"""Certify how much of the targets Y the last layer can reach: :math:`\rho = \|(I - P) Y\|_F / \|Y\|_F`.
+
+    P projects onto the range of A = [h, 1]. For squared loss :math:`\sum_i |u_i - y_i|^2 / n` the infimum over the last layer is
+    :math:`\rho^2 \|Y\|_F^2 / n`; rho = 0 is the data-architecture alignment condition (Kawaguchi, Zhang, Deng 2021), weaker than
+    rank n.
+
+    With the computed solution W, R = Y - A W and e the rounding of R, any W bounds from above and its normal equations from below:
+
+    .. math:: \|R\|^2 - \Bigl(\frac{\|A^T R\|}{\sigma_{\min}(A)}\Bigr)^2 \le \|(I - P) Y\|^2 \le \|R\|^2,
+
+    because (I - P) Y = (I - P) R and the norm of P R is at most \|A^T R\| / sigma_min(A) where A has full column rank; otherwise
+    the lower bound is 0.
+
+    Args:
+        features: h, (n, m_H), float64.
+        targets: Y, (n, C), or (n,) numbers of classes, taken as one-hot rows.
+        bias: whether the last layer has a trainable bias.
+        feature_error: Frobenius norm of what rounding may have changed in h. It moves the residual of W by at most |W| times
+            that, and the least residual by at most |Y| / sigma_min(A) times that.
+
+    Returns:
+        ``certified``: rho is at most 1e-8. ``refuted``: rho is proven positive. ``undecided`` otherwise.
+
+    Raises:
+        ValueError: no finite matrix of features, other numbers of targets, or targets that are all zero.
+
+    Cost: one singular value decomposition of n x (m_H + 1).
+    """
+    start = time.perf_counter()
+    require_features(features)
+    n, width = features.shape
+    y = _rows(targets, n).to(features)
+    size = float(y.norm())
+    if not size > 0:
+        raise ValueError("targets: all zero, which every last layer reaches; nothing to certify")
+    a = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
+    weights = torch.linalg.lstsq(a, y, driver="gelsd" if a.device.type == "cpu" else None).solution
+    residual = y - a @ weights
+    rounding = gamma(a.shape[1] + 3, torch.float64) * float(a.norm() * weights.norm() + y.norm())
+    norm = float(residual.norm())
+    upper = (norm + rounding + feature_error * float(weights.norm())) * (1 + gamma(y.numel() + 3, torch.float64))
+    smallest = 0.0
+    rank = 0
+    if a.shape[1] <= n:
+        columns = certify_held(a.T.contiguous(), bias=False, feature_error=feature_error)
+        assert columns.sigma_min is not None
+        smallest, rank = columns.sigma_min.lower, columns.rank_lower
+    lower = 0.0
+    if smallest > 0:
+        slack = gamma(n + 3, torch.float64) * float(a.norm()) * norm
+        inside = (float((a.T @ residual).norm()) + slack + float(a.norm()) * rounding) / smallest
+        lower = math.sqrt(max((norm - rounding) ** 2 - inside**2, 0.0)) if norm > rounding else 0.0
+        # sigma_min is that of the least favourable features within the error.
+        lower = max(lower * (1 - 1e-12) - feature_error * size / smallest, 0.0)
+    ratio = Bounded(
+        norm / size, lower / size, upper / size, feature_error == 0, "least squares and its normal equations"
+    )
+    verdict: RankVerdict = "certified" if ratio.upper <= REACHED else "refuted" if ratio.lower > 0 else "undecided"
+    reason = (
+        f"the last layer reaches the targets up to {ratio.value:.3e} of their norm (at least {ratio.lower:.3e}, at most "
+        f"{ratio.upper:.3e}); the squared loss of this trunk is at least {ratio.lower**2 * size**2 / n:.3e}"
+    )
+    cost = Cost(time.perf_counter() - start, 20.0 * n * width * min(n, width), 32.0 * n * width)
+    return RankCertificate(
+        verdict, rank, n, width, "alignment", reason, cost, feature_error=feature_error, residual=ratio
+    )
+
+
+def _rows(targets: Tensor, n: int) -> Tensor:
+    """Targets as rows.
+
+    Raises:
+        ValueError: there are not n of them, or they are not finite.
+    """
+    if len(targets) != n:
+        raise ValueError(f"targets: {len(targets)} for {n} samples; need one row a sample")
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return F.one_hot(targets.long())
+    rows = targets.reshape(n, -1)
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("targets: NaN or infinity; clean the data")
+    return rows

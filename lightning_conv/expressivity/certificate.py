@@ -1,0 +1,78 @@
+"""What a certificate says, and the checks that all methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_conv.eigenvalues.bounded import Bounded
+
+RankVerdict: TypeAlias = Literal["certified", "undecided", "refuted"]
+RankMethod: TypeAlias = Literal["singular", "distinct", "alignment"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a certificate took."""
+
+    seconds: float
+    flops: float
+    bytes: float  # planned, at most, in memory
+    disk_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class RankCertificate:
+    """What is proven about the rank of [h, 1] on n samples."""
+
+    verdict: RankVerdict  # of the claim rank = n, for "alignment" of the claim that the features reach the targets
+    rank_lower: int  # the rank is at least this: at these weights, for "distinct" at almost every weight
+    n: int
+    width: int  # m_H
+    method: RankMethod
+    reason: str
+    cost: Cost
+    sigma_min: Bounded | None = (
+        None  # n-th singular value of [h, 1] (0 where there are fewer than n); None: not asked for
+    )
+    sigma_max: Bounded | None = None
+    feature_error: float = 0.0  # allowance for the rounding inside the trunk, Frobenius norm
+    distance: Bounded | None = None  # "distinct": of the closest two samples
+    residual: Bounded | None = None  # "alignment": |(I - P) Y| / |Y|
+
+
+def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:
+    """Why ``width`` features cannot have rank n = ``samples``, and what to do; None if they can."""
+    columns = width + bias
+    if columns >= samples:
+        return None
+    name = "m_H + 1" if bias else "m_H (no trainable bias)"
+    return (
+        f"too narrow: {name} = {columns} < n = {samples}, so the rank cannot reach n; widen the last hidden layer to at least "
+        f"{samples - bias}, or train on at most {columns} samples"
+    )
+
+
+def require_features(features: Tensor, first: int = 0) -> None:
+    """Refuse what is no matrix of features.
+
+    Args:
+        features: rows of samples.
+        first: number of the first one.
+
+    Raises:
+        ValueError: empty, not a matrix, NaN or infinity.
+    """
+    if features.ndim != 2 or features.numel() == 0:
+        raise ValueError(f"features: shape {tuple(features.shape)}; need a non-empty matrix (n samples, m_H features)")
+    if bool(torch.isfinite(features.sum())):
+        return
+    bad = (~torch.isfinite(features)).any(1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"features: sample {first + int(bad[0])} (and {len(bad) - 1} more) has NaN or infinite features; the network or its data "
+            "overflow"
+        )

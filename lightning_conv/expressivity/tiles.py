@@ -1,0 +1,76 @@
+"""The lower triangle of a large matrix in square tiles, in memory or in a file that outlives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+WORD = 8  # bytes of a float64
+
+
+class Tiles:
+    """Tiles (i, j), j <= i, of an n x n float64 matrix of which the lower triangle says everything.
+
+    Args:
+        size: n.
+        tile: rows and columns of a tile; the last ones are smaller.
+        path: of the file that holds them; made if it is not there, otherwise its numbers are taken up. None: memory.
+
+    A file is mapped, so the system holds in memory what there is room for. What was written survives a kill of the process.
+    """
+
+    def __init__(self, size: int, tile: int, path: Path | None = None) -> None:
+        self.size, self.tile, self.path = size, tile, path
+        self.count = -(-size // tile)
+        numbers = self.bytes_of(size, tile) // WORD
+        self._numbers = (
+            torch.empty(numbers, dtype=torch.float64)
+            if path is None
+            else torch.from_file(str(path), shared=True, size=numbers, dtype=torch.float64)
+        )
+
+    @staticmethod
+    def bytes_of(size: int, tile: int) -> int:
+        """What they take."""
+        count = -(-size // tile)
+        return WORD * tile * tile * count * (count + 1) // 2
+
+    def rows(self, i: int) -> slice:
+        """Rows (or columns) of the matrix in tile row i."""
+        return slice(i * self.tile, min((i + 1) * self.tile, self.size))
+
+    def __getitem__(self, at: tuple[int, int]) -> Tensor:
+        """Tile (i, j), j <= i, to be read or written: contiguous, and square except in the last row."""
+        i, j = at
+        rows, columns = (self.rows(k).stop - self.rows(k).start for k in at)
+        start = (i * (i + 1) // 2 + j) * self.tile**2
+        return self._numbers[start : start + rows * columns].view(rows, columns)
+
+    def column(self, k: int) -> Iterator[tuple[int, Tensor]]:
+        """The tiles on and below the diagonal of tile column k, with their rows."""
+        return ((i, self[i, k]) for i in range(k, self.count))
+
+    def diagonal(self) -> Tensor:
+        """(n,), a copy."""
+        return torch.cat([self[i, i].diagonal() for i in range(self.count)])
+
+    def times(self, columns: Tensor) -> Tensor:
+        """The symmetric matrix on columns (n, c): 2 n^2 c flops."""
+        result = torch.zeros_like(columns)
+        for i in range(self.count):
+            mine = self.rows(i)
+            for j in range(i + 1):
+                theirs, block = self.rows(j), self[i, j]
+                if i == j:
+                    block = block.tril() + block.tril(-1).T
+                else:
+                    result[theirs] += block.T @ columns[mine]
+                result[mine] += block @ columns[theirs]
+        return result
+
+    def dense(self) -> Tensor:
+        """The whole symmetric matrix, for tests and small n."""
+        return self.times(torch.eye(self.size, dtype=torch.float64))
