@@ -235,15 +235,19 @@ class _Proof:
             values, _, residuals = krylov.ritz()
             return float(residuals[-1]) <= 0.1 * CLOSE * float(values[-1])
 
-        n = self.gram.size
+        n, trace = self.gram.size, float(self.gram.diagonal().sum())
+
+        def inverse(columns: torch.Tensor) -> torch.Tensor:
+            return solve(self.factor, columns) * trace  # of an ordinary size, whatever that of the features is
+
         krylov = lanczos(
-            lambda columns: solve(self.factor, columns), n, steps=min(STEPS, n), seed=0, device=torch.device("cpu"), stop=converged,
+            inverse, n, steps=min(STEPS, n), seed=0, device=torch.device("cpu"), stop=converged,
         )  # fmt: skip
-        vector = krylov.basis @ krylov.ritz()[1][:, -1:]
+        # One more inverse iteration: what the Ritz vector has of large eigenvalues weighs lambda_max / lambda_min in G.
+        vector = inverse(krylov.basis @ krylov.ritz()[1][:, -1:])
         vector /= vector.norm()
         value = float(vector.T @ self.gram.times(vector)) / float(vector.T @ vector)
         # |fl(x^T A x) - x^T A x| <= gamma_{2n+4} |x|^T |A| |x|, and |A|_F <= tr A for what is semidefinite up to its rounding.
-        trace = float(self.gram.diagonal().sum())
         slack = 1.01 * gamma(2 * n + 8, torch.float64) * (trace + 2 * error)
         self.journal["rayleigh"] = [value, value + slack + error]
         return value, value + slack + error

@@ -126,6 +126,18 @@ def test_agrees_with_the_singular_values(bias, tile, exact_singular_values):
     assert dense.sigma_max.value <= certificate.sigma_max.upper
 
 
+@pytest.mark.parametrize("smallest", [1e-2, 1e-4, 1e-5])
+def test_sigma_min_is_known_to_a_percent_where_the_largest_is_far_above(smallest, exact_singular_values):
+    left, right = torch.linalg.qr(rand(40, 40)).Q, torch.linalg.qr(rand(60, 40, seed=1)).Q
+    spectrum = torch.logspace(0, math.log10(smallest), 40, dtype=torch.float64)
+    features = (left * spectrum) @ right.T
+    certificate = certify_streamed(HeldRows(features), bias=False, tile=16)
+    exact = exact_singular_values(features)[39]
+    assert certificate.sigma_min.lower <= exact <= certificate.sigma_min.upper
+    assert certificate.sigma_min.lower >= 0.98 * exact
+    assert certificate.sigma_min.upper <= 1.02 * exact
+
+
 @pytest.mark.parametrize("scale", [1e-120, 1e120])
 def test_the_scale_does_not_matter(scale):
     features = rand(20, 30) * scale
