@@ -134,19 +134,17 @@ def _run(
             agreement_cases(), processes, oracles["naive"], oracles["certified"], folder, lambda text: print(text)
         )
         write()
-    measured_any = False
     compared = [oracles["certified"], *([oracles["naive"]] if asked.quick else [])]
     for case in everything:
         if case.name in chosen and case.name not in done:
             print(f"{case.name}: {case.title}", flush=True)
             if "earlier" in facts:
                 facts["command"] = f"{facts.pop('earlier')}; {facts['command']}"
-            measured_any = True
             results.append(measure(case, processes, compared, settings, folder, lambda text: print(text, flush=True)))
             results.sort(key=lambda result: [other.name for other in everything].index(result.case.name))
             facts["gemm_peak"] = max(facts["gemm_peak"], gemm_peak(asked.quick))
             write()
-    if not measured_any:
+    if len(results) == len(done):
         facts["command"] = facts.pop("earlier", facts["command"])
         write()  # the page may have changed
     print(f"written: {out / 'ntk.md'}", flush=True)

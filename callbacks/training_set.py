@@ -91,16 +91,13 @@ class TrainingSet:
         """The inputs of the first batch."""
         return next(self.batches())[0]
 
-    def features(
-        self, network: nn.Module, head: Head, dtype: torch.dtype | None = None, stop: int | None = None
-    ) -> Tensor:
-        """h of all samples (or the first ``stop``), (n, m_H), computed in ``dtype`` (from a copy of the trunk in that type)."""
-        module = StatelessModule(network, dtype=dtype)
-        return torch.cat([features_of(module, head, inputs).cpu() for inputs, _ in self.batches(0, stop)])
+    def features(self, network: nn.Module, head: Head, dtype: torch.dtype | None = None) -> Tensor:
+        """h of all samples, (n, m_H), computed in ``dtype`` (from a copy of the trunk in that type)."""
+        return self.feature_rows(network, head, dtype).rows(0, self.size)
 
-    def feature_rows(self, network: nn.Module, head: Head) -> TrunkRows:
-        """The same in float64, computed whenever they are asked for."""
-        return TrunkRows(self, StatelessModule(network, dtype=torch.float64), head)
+    def feature_rows(self, network: nn.Module, head: Head, dtype: torch.dtype | None = None) -> TrunkRows:
+        """The same, computed whenever they are asked for."""
+        return TrunkRows(self, StatelessModule(network, dtype=dtype), head)
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Whether samples i and j enter the network as the same tensors, each read anew."""
@@ -118,7 +115,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class TrunkRows:
-    """Features of a training set that are computed strip by strip, from a float64 copy of the trunk."""
+    """Features of a training set that are computed strip by strip, from a copy of the trunk."""
 
     data: TrainingSet
     module: StatelessModule

@@ -8,7 +8,7 @@ from torch import nn
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks.training_set import TrainingSet
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.expressivity.certify import HELD_UP_TO
+from lightning_conv.expressivity.certify import is_held
 from lightning_conv.expressivity.singular import feature_rounding
 
 SAMPLED = 512
@@ -23,7 +23,7 @@ def certify_trunk(data: TrainingSet, network: nn.Module, head: Head) -> RankCert
         network: that takes its inputs.
         head: of the network.
     """
-    if min(data.size, head.width) <= HELD_UP_TO:
+    if is_held(data.size, head.width, bias=head.has_bias):
         # In float32 whatever the model's type: the error of these features is scaled to float64.
         return certify_expressivity(
             data.features(network, head, torch.float32),
@@ -31,7 +31,7 @@ def certify_trunk(data: TrainingSet, network: nn.Module, head: Head) -> RankCert
             recompute=lambda: data.features(network, head, torch.float64),
             same_inputs=data.same_inputs,
         )
-    rows = data.feature_rows(network, head)
-    coarse = data.features(network, head, torch.float32, stop=SAMPLED)
+    rows = data.feature_rows(network, head, torch.float64)
+    coarse = data.feature_rows(network, head, torch.float32).rows(0, SAMPLED)
     error = feature_rounding(coarse, rows.rows(0, SAMPLED)) * (data.size / SAMPLED) ** 0.5
     return certify_expressivity(rows, bias=head.has_bias, feature_error=error)

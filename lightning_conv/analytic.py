@@ -158,10 +158,6 @@ def softplus(beta: float) -> nn.Softplus:
     return nn.Softplus(beta=beta, threshold=40.0)
 
 
-def _leaky(layer: nn.LeakyReLU, beta: float) -> nn.Module:
-    return LeakySoftplus(layer.negative_slope, beta)
-
-
 class LeakySoftplus(nn.Module):
     """slope z + (1 - slope) softplus(z): the smooth twin of a leaky ReLU."""
 
@@ -190,7 +186,7 @@ class SoftplusSix(nn.Module):
 
 _TWINS: dict[type[nn.Module], Callable[[Any, float], nn.Module]] = {
     nn.ReLU: lambda _, beta: softplus(beta),
-    nn.LeakyReLU: _leaky,
+    nn.LeakyReLU: lambda layer, beta: LeakySoftplus(layer.negative_slope, beta),
     nn.ReLU6: lambda _, beta: SoftplusSix(beta),
 }
 

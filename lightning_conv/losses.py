@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def certify_alignment(
     Raises:
         ValueError: no finite matrix of features, other numbers of targets, or targets that are all zero.
 
-    Cost: one singular value decomposition of n x (m_H + 1).
+    Cost: two singular value decompositions of n x (m_H + 1).
     """
     start = time.perf_counter()
     require_features(features)

@@ -105,12 +105,17 @@ def certify_expressivity(
             )
         held = features if isinstance(features, Tensor) else features.rows(0, samples)
         return certify_alignment(held, targets, bias=bias, feature_error=feature_error)
-    if isinstance(features, Tensor) and (min(samples, width) <= HELD_UP_TO or too_narrow(samples, width, bias=bias)):
+    if isinstance(features, Tensor) and is_held(samples, width, bias=bias):
         return certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
     rows = HeldRows(features) if isinstance(features, Tensor) else features
     return certify_streamed(
         rows, bias=bias, feature_error=feature_error, max_memory=max_memory, folder=folder, progress=progress
     )
+
+
+def is_held(samples: int, width: int, *, bias: bool) -> bool:
+    """Whether ``"singular"`` computes all singular values, of features that are held: also of narrow ones, for their rank."""
+    return min(samples, width) <= HELD_UP_TO or too_narrow(samples, width, bias=bias) is not None
 
 
 def _in_float64(features: Tensor, recompute: Callable[[], Tensor] | None, feature_error: float) -> tuple[Tensor, float]:

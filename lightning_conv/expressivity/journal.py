@@ -32,11 +32,6 @@ class Journal:
         if isinstance(stored, dict) and stored.get("identity") == self.identity:
             self.stages = stored["stages"]
 
-    @property
-    def resumed(self) -> bool:
-        """Whether there is something to go on with."""
-        return bool(self.stages)
-
     def __getitem__(self, stage: str) -> Any:
         """What was noted of a stage; 0 before anything was."""
         return self.stages.get(stage, 0)

@@ -146,8 +146,8 @@ def certify_streamed(
             source, gram, bias=bias, panel=plan.panel, done=journal["gram"], report=part(report, 0, weight),
             save=lambda done: journal.__setitem__("gram", done),
         )  # fmt: skip
-        found = _Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight)).run()
-    verdict, rank, sigma_min, sigma_max, reason = found
+        proof = _Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
+        verdict, rank, sigma_min, sigma_max, reason = proof.run()
     cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes)
     return RankCertificate(verdict, rank, samples, width, "singular", reason, cost, sigma_min, sigma_max, feature_error)
 
