@@ -22,6 +22,7 @@ commands:
   validate  evaluate on the validation split
   test      evaluate on the test split
   compare   run a recipe with the guard and again without it (same seed, settings and iterations), side by side
+  lab       run a theorem's own setting on real data and check its inequalities (`lightning-conv lab` lists them)
   version   print the versions in use
 
 options of fit, validate, test and compare:
@@ -73,8 +74,10 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
         libraries = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "lightning"))
         print(f"lightning-conv {__version__} (Python {platform.python_version()}, {libraries})")
         return 0
+    if command == "lab":
+        return _lab(*rest)
     if command not in RUN_COMMANDS:
-        raise UsageError(f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, version")
+        raise UsageError(f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, lab, version")
     return _run(command, resolve_configs(rest))
 
 
@@ -95,6 +98,24 @@ def _run(command: str, args: list[str]) -> int:
     except SystemExit as stop:  # help and --print_config leave this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _lab(name: str = "--help", *settings: str) -> int:
+    """List the experiments, or run one; turn what the user can cure into a `UsageError`."""
+    from lightning_conv.recipes.lab import EXPERIMENTS
+    from lightning_conv.recipes.lab import command as lab
+
+    if name in ("-h", "--help", "help", "list"):
+        print(lab.overview(), end="")
+        return 0
+    if name not in EXPERIMENTS:
+        raise UsageError(f"lab: there is no experiment {name!r}; choose one of: {', '.join(sorted(EXPERIMENTS))}")
+    try:
+        return lab.run_lab(name, settings)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise UsageError(f"lab {name}: {error}") from error
+    except SystemExit as stop:  # help leaves this way, and so does an argument that cannot be read
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def recipe_names() -> list[str]:

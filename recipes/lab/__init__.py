@@ -1,0 +1,21 @@
+"""The laboratory: a file a theorem, each running the theorem's own setting on real data and judging its inequalities.
+
+An experiment is a module with a function ``run(...) -> Report`` whose arguments are its settings. Its name on the command line is in
+``EXPERIMENTS``: `lightning-conv lab NAME --setting value`.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_conv.recipes.lab.report import Report
+
+EXPERIMENTS: dict[str, tuple[str, str]] = {}
+"""Name on the command line -> (module in this folder, one line for the help)."""
+
+
+def experiment(name: str) -> "Callable[..., Report]":
+    """The function behind a name of ``EXPERIMENTS``; nothing heavy is imported before."""
+    run: Callable[..., Report] = import_module(f"{__name__}.{EXPERIMENTS[name][0]}").run
+    return run

@@ -1,0 +1,122 @@
+"""What an experiment found: checks, tables and a figure, written as Markdown, JSON and PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One inequality, and whether it held in this experiment."""
+
+    claim: str  # in words and symbols
+    source: str  # paper and theorem
+    holds: bool
+    seen: str  # the numbers behind it
+    must: bool = True  # False: an observation; a theorem that says "exists" or O(.) promises nothing here
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one experiment."""
+
+    name: str  # file name of what is written
+    title: str
+    setting: str  # what was run, in a few sentences
+    checks: Sequence[Check]
+    tables: Mapping[str, Sequence[Row]]  # caption -> rows, each with the same keys
+    figure: Figure | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)  # further numbers for the JSON
+    seconds: float = math.nan
+
+    @property
+    def violated(self) -> list[Check]:
+        """The checks that must hold and do not."""
+        return [check for check in self.checks if check.must and not check.holds]
+
+    def markdown(self, command: str) -> str:
+        """The page.
+
+        Args:
+            command: that made it.
+        """
+        machine = f"{processor()}, {torch.get_num_threads()} threads, torch {version('torch')}"
+        lines = [
+            f"# {self.title}", "", f"Made by `{command}` on {date.today().isoformat()}, {machine}, in {self.seconds:.0f} s.", "",
+            self.setting.strip(), "", "## Checks", "", "| holds | claim | seen | source |", "| --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for check in self.checks:
+            holds = "yes" if check.holds else "**NO**" if check.must else "no (need not)"
+            lines.append(f"| {holds} | {_cell(check.claim)} | {_cell(check.seen)} | {_cell(check.source)} |")
+        for caption, rows in self.tables.items():
+            lines += ["", f"## {caption}", "", *markdown_table(rows)]
+        if self.figure is not None:
+            lines += ["", f"![{self.title}]({self.name}.png)"]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path, command: str) -> Path:
+        """Write NAME.md, NAME.json and NAME.png; returns the page's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        page = folder / f"{self.name}.md"
+        plain = {
+            "name": self.name, "command": command, "date": date.today().isoformat(), "processor": processor(),
+            "seconds": self.seconds, "checks": [asdict(check) for check in self.checks],
+            "tables": {caption: [dict(row) for row in rows] for caption, rows in self.tables.items()}, "data": dict(self.data),
+        }  # fmt: skip
+        (folder / f"{self.name}.json").write_text(json.dumps(plain, indent=1, default=_plain) + "\n")
+        if self.figure is not None:
+            self.figure.savefig(folder / f"{self.name}.png", dpi=110)
+        page.write_text(self.markdown(command))
+        return page
+
+
+def markdown_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a Markdown table; numbers to four digits."""
+    if not rows:
+        return ["(no rows)"]
+    names = list(rows[0])
+    head = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return head + ["| " + " | ".join(_cell(_said(row[name])) for name in names) + " |" for row in rows]
+
+
+def processor() -> str:
+    """Name of the CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know of its own.
+
+    Raises:
+        TypeError: it is nothing that has numbers.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,63 @@
+"""The laboratory's frame: pages are written, violations end with code 1, mistakes get one message."""
+
+import json
+
+import pytest
+import torch
+
+from lightning_conv.plots import new_figure
+from lightning_conv.recipes import lab
+from lightning_conv.recipes.cli import main
+from lightning_conv.recipes.lab.data import two_classes
+from lightning_conv.recipes.lab.report import Check, Report
+
+
+@pytest.fixture
+def _invented(monkeypatch):
+    def run(size: int = 3, good: bool = True) -> Report:
+        if size < 1:
+            raise ValueError(f"size: {size}; need 1 or more")
+        checks = [Check("a <= b", "nobody", good, f"size {size}"), Check("c", "nobody", False, "-", must=False)]
+        return Report("invented", "Invented", "Nothing.", checks, {"numbers": [{"x": 1.5, "y": True}]}, new_figure())
+
+    monkeypatch.setitem(lab.EXPERIMENTS, "invented", ("nowhere", "an experiment of the test"))
+    monkeypatch.setattr("lightning_conv.recipes.lab.command.experiment", lambda name: run)
+
+
+@pytest.mark.usefixtures("_invented")
+@pytest.mark.parametrize(("good", "code"), [("true", 0), ("false", 1)])
+def test_a_violated_inequality_ends_with_code_1_and_the_page_says_so(tmp_path, capsys, good, code):
+    assert main(["lab", "invented", "--size", "4", "--good", good, "--out", str(tmp_path)]) == code
+    page = (tmp_path / "invented.md").read_text()
+    assert f"lightning-conv lab invented --size 4 --good {good}" in page
+    assert ("**NO**" in page) == (code == 1)
+    assert "| 1.5 | yes |" in page
+    stored = json.loads((tmp_path / "invented.json").read_text())
+    assert stored["checks"][0]["seen"] == "size 4"
+    assert (tmp_path / "invented.png").stat().st_size > 0
+    assert "a <= b" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_invented")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["nothing"], "no experiment 'nothing'"), (["invented", "--size", "0"], "size: 0; need 1 or more")],
+)
+def test_mistakes_get_one_message(capsys, words, message):
+    assert main(["lab", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_invented")
+def test_the_list_names_every_experiment(capsys):
+    assert main(["lab"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["invented"])
+
+
+def test_two_classes_have_unit_rows_and_balanced_targets():
+    data = two_classes(10, classes=(3, 8))
+    assert torch.allclose(data.inputs.norm(dim=1), torch.ones(10, dtype=torch.float64), rtol=1e-14)
+    assert data.targets.tolist() == [-1.0, 1.0] * 5
+    assert data.labels.tolist() == [3, 8] * 5
+    with pytest.raises(ValueError, match="n: 3"):
+        two_classes(3)
