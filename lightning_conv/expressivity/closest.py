@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.kernels.precision import gamma
-from lightning_conv.kernels.progress import Report, silent
+from lightning_conv.progress import Report, silent
 
 BLOCK = 1024
 AT_ONCE = 4096

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.kernels.progress import progress_bar
+from lightning_conv.progress import progress_bar
 
 
 def certify_distinct(

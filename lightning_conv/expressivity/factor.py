@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.kernels.precision import gamma, unit_roundoff
-from lightning_conv.kernels.progress import Report
+from lightning_conv.progress import Report
 
 
 def tiled_cholesky(

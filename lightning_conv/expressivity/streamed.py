@@ -22,8 +22,8 @@ from lightning_conv.expressivity.tiles import WORD, Tiles
 from lightning_conv.kernels.gemm import calibrated
 from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.kernels.precision import gamma
-from lightning_conv.kernels.progress import Report, part, progress_bar
 from lightning_conv.lanczos import Krylov, lanczos
+from lightning_conv.progress import Report, part, progress_bar
 
 TILE = 1024
 STEPS = 40

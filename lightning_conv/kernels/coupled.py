@@ -16,7 +16,6 @@ from lightning_conv.evaluation import Inputs, StatelessModule, sample_count
 from lightning_conv.kernels.memory import memory_budget
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.precision import Precision, product, product_gamma, unit_roundoff
-from lightning_conv.kernels.progress import Report, equal_parts, silent
 from lightning_conv.kernels.pullback import (
     BATCH,
     WORKING_COPIES,
@@ -26,6 +25,7 @@ from lightning_conv.kernels.pullback import (
     pays_to_batch,
 )
 from lightning_conv.kernels.sums import KernelSum
+from lightning_conv.progress import Report, equal_parts, silent
 
 """Called with (rows done, rows in all), counting every pass over the rows."""
 

@@ -16,9 +16,9 @@ from lightning_conv.kernels.jacobian import jacobian_rows
 from lightning_conv.kernels.memory import blocks
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import gamma
-from lightning_conv.kernels.progress import Report, equal_parts, part, silent
 from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
 from lightning_conv.kernels.sums import KernelSum
+from lightning_conv.progress import Report, equal_parts, part, silent
 
 MIRRORED = 512
 """Rows that are copied to the other triangle at a time."""

@@ -11,10 +11,10 @@ from torch import nn
 from lightning_conv.evaluation import BatchNormMode, Inputs, undisturbed
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.precision import Precision
-from lightning_conv.kernels.progress import progress_bar
 from lightning_conv.kernels.projection import projected_gram
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.task import EngineName, Request, Task
+from lightning_conv.progress import progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram", "plan_ntk"]
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from lightning_conv.kernels.progress import Report, equal_parts
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.kernels.task import Task, error_groups
+from lightning_conv.progress import Report, equal_parts
 
 
 def projected_gram(task: Task, seed: int, report: Report) -> KernelGram:

@@ -25,10 +25,10 @@ from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
-from lightning_conv.kernels.progress import Report
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.selection import parameter_names
 from lightning_conv.kernels.sites import layer_of
+from lightning_conv.progress import Report
 
 EngineName: TypeAlias = Literal["auto", "jacobian"]
 

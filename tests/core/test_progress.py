@@ -5,9 +5,9 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from lightning_conv import ntk_gram
+from lightning_conv import ntk_gram, progress
 from lightning_conv.kernels import gram as grams
-from lightning_conv.kernels import plan_ntk, progress
+from lightning_conv.kernels import plan_ntk
 
 
 def network(width=64):

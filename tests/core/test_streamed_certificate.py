@@ -17,7 +17,7 @@ from lightning_conv.expressivity.factor import lowest_eigenvalue, solve, tiled_c
 from lightning_conv.expressivity.stream import gram_rounding, stream_gram
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.progress import silent
+from lightning_conv.progress import silent
 
 
 def rand(*shape, seed=0):

@@ -1,4 +1,4 @@
-"""A bar on standard error for kernels that take long."""
+"""A bar on standard error for work that takes long, and the reports that move it."""
 
 from __future__ import annotations
 
