@@ -9,19 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_conv.analytic import make_analytic
+    from lightning_conv.recipes.bn_resnet_module import BNResNet
     from lightning_conv.recipes.data import DigitsDataModule
-    from lightning_conv.recipes.models import wide_fc
+    from lightning_conv.recipes.models import bn_resnet, wide_fc
     from lightning_conv.recipes.torchvision_data import TorchvisionDataModule
     from lightning_conv.recipes.wide_fc_module import WideFC
+    from lightning_conv.wide_layer import widen_head
 
-__all__ = ["DigitsDataModule", "TorchvisionDataModule", "WideFC", "wide_fc"]
+__all__ = [
+    "BNResNet",
+    "DigitsDataModule",
+    "TorchvisionDataModule",
+    "WideFC",
+    "bn_resnet",
+    "make_analytic",
+    "wide_fc",
+    "widen_head",
+]
 
 # Loaded on first use: the command's help and version then need neither torch nor Lightning.
 _HOME = {
-    "DigitsDataModule": "data",
-    "TorchvisionDataModule": "torchvision_data",
-    "WideFC": "wide_fc_module",
-    "wide_fc": "models",
+    "BNResNet": "lightning_conv.recipes.bn_resnet_module",
+    "DigitsDataModule": "lightning_conv.recipes.data",
+    "TorchvisionDataModule": "lightning_conv.recipes.torchvision_data",
+    "WideFC": "lightning_conv.recipes.wide_fc_module",
+    "bn_resnet": "lightning_conv.recipes.models",
+    "make_analytic": "lightning_conv.analytic",
+    "wide_fc": "lightning_conv.recipes.models",
+    "widen_head": "lightning_conv.wide_layer",
 }
 
 
@@ -29,7 +45,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its file on first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -30,7 +30,7 @@ options of fit, validate, test and compare:
   --model.NAME VALUE        a setting of the model, such as --model.lr 0.05
   --data.NAME VALUE         a setting of the data, such as --data.batch_size 32
   --trainer.NAME VALUE      a setting of Lightning's Trainer, such as --trainer.max_epochs 20
-  --model CLASS             another model: WideFC, or the import path of any LightningModule
+  --model CLASS             another model: WideFC, BNResNet, or the import path of any LightningModule
   --data CLASS              other data: DigitsDataModule, TorchvisionDataModule, or the import path of any data module
   --ckpt_path PATH          resume from, or evaluate, a checkpoint
   --print_config            print the complete configuration and stop
@@ -38,6 +38,7 @@ options of fit, validate, test and compare:
 
 examples:
   lightning-conv fit --config wide_fc
+  lightning-conv fit --config bn_resnet
   lightning-conv compare --config wide_fc --trainer.max_epochs 20
   lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
 """

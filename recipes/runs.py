@@ -9,11 +9,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from typing_extensions import override
 
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.recipes import DigitsDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes import BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
 
 # Imported here, these classes answer to their short names on the command line.
-SHORT_NAMES = (DigitsDataModule, TorchvisionDataModule, WideFC)
+SHORT_NAMES = (BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC)
 
 
 class RecipeParser(LightningArgumentParser):
@@ -139,7 +139,7 @@ def compare(args: list[str]) -> None:
     """Run a recipe with the guard, the same run without it, and print both side by side.
 
     Args:
-        args: options of `fit`; the model must have the setting `guard`, as `WideFC` has.
+        args: options of `fit`; the model must have the setting `guard`, as the recipes have.
 
     Raises:
         MisconfigurationException: without a configuration.

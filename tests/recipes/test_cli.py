@@ -18,6 +18,12 @@ QUICK = [
 ]
 
 
+SMALL = {
+    "wide_fc": [],
+    "bn_resnet": ["--model.arch", "resnet8", "--model.channels", "4", "--model.probe_size", "8"],
+}
+
+
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -38,7 +44,7 @@ def test_help_and_version_import_neither_torch_nor_lightning_by_themselves():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("fit", "validate", "test", "compare", "version", "wide_fc"):
+    for word in ("fit", "validate", "test", "compare", "version", "wide_fc", "bn_resnet"):
         assert word in done.stdout
     assert f"lightning-conv {lightning_conv.__version__}" in done.stdout
 
@@ -71,6 +77,8 @@ def test_an_unknown_recipe_is_one_message_with_the_known_names(command, capsys):
         (["compare"], ["--config"]),
         (["fit", "--config", "wide_fc", "--model.widht", "3"], ["widht"]),
         (["fit", "--config", "wide_fc", "--model.lr", "fast"], ["lr", "fast"]),
+        (["fit", "--config", "bn_resnet", "--model.arch", "resnet15"], ["arch", "resnet15", "resnet14"]),
+        (["fit", "--config", "bn_resnet", "--data.batch_size", "1436"], ["batch_size", "1436"]),
         (["fit", "--config", "wide_fc", "--trainer.max_epoch", "3"], ["max_epoch"]),
         (["fit", "--config", "wide_fc", "--data", "TorchvisionDataModule", "--data.dataset", "MNST"], ["MNIST"]),
         (["fit", "--config", "wide_fc", "--data", "TorchvisionDataModule", "--data.root", "gone"], ["gone", "MNIST"]),
@@ -85,17 +93,34 @@ def test_an_error_of_the_user_is_one_message_without_a_traceback(args, words, ca
     assert "Traceback" not in err
 
 
-def test_fit_closes_with_a_table_and_the_way_to_the_logs(capsys):
-    assert main(["fit", "--config", "wide_fc", *QUICK]) == 0
+def test_every_packaged_recipe_is_tested_here():
+    assert recipe_names() == sorted(SMALL)
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_a_printed_configuration_names_every_setting_of_the_model_and_repeats_itself(recipe, tmp_path, capsys):
+    assert main(["fit", "--config", recipe, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    model = yaml.safe_load(printed)["model"]
+    packaged = yaml.safe_load(Path(resolve_configs(["--config", recipe])[1]).read_text())["model"]
+    assert model == packaged
+    Path("own.yaml").write_text(printed)
+    assert main(["fit", "--config", "own.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_fit_closes_with_a_table_and_the_way_to_the_logs(recipe, capsys):
+    assert main(["fit", "--config", recipe, *QUICK, *SMALL[recipe]]) == 0
     out = capsys.readouterr().out
     assert lines_with(out, "optimizer steps", "2 / 6")
     assert lines_with(out, "phase reached", "2 of 2")
     assert lines_with(out, "rank of [h, 1]", "179 / 179")
     assert lines_with(out, "fell in every phase-2 epoch", "yes, in all 1")
     assert lines_with(out, "lambda_min")
-    assert lines_with(out, "logs: ", str(Path("runs", "wide_fc", "version_0")))
+    folder = Path("runs", recipe, "version_0")
+    assert lines_with(out, "logs: ", str(folder))
     assert lines_with(out, "tensorboard --logdir runs")
-    folder = Path("runs", "wide_fc", "version_0")
     assert (folder / "config.yaml").is_file()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
@@ -128,8 +153,9 @@ def test_a_torchvision_set_is_chosen_by_its_short_name(mnist_root, capsys):
     assert lines_with(capsys.readouterr().out, "optimizer steps", "2 / 2")
 
 
-def test_compare_prints_both_accuracies_and_their_difference_in_points(capsys):
-    assert main(["compare", "--config", "wide_fc", *QUICK, "--model.diagnostics", "false"]) == 0
+@pytest.mark.parametrize("recipe", SMALL)
+def test_compare_prints_both_accuracies_and_their_difference_in_points(recipe, capsys):
+    assert main(["compare", "--config", recipe, *QUICK, *SMALL[recipe], "--model.diagnostics", "false"]) == 0
     out = capsys.readouterr().out
     (row,) = lines_with(out, "test accuracy", "%")
     guarded, plain = (float(cell.strip().removesuffix("%")) for cell in row.split("│")[2:4])
