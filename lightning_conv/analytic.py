@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.watched import watched_forward
 
 KINKED = {
     "relu": "ReLU",
@@ -111,17 +111,10 @@ def find_kinks(model: nn.Module, inputs: Inputs) -> list[Kink]:
     def leave(*_: Any) -> None:
         watch.inside.pop()
 
-    handles = [module.register_forward_pre_hook(enter) for module in names]
-    handles += [module.register_forward_hook(leave, always_call=True) for module in names]
-    try:
-        with undisturbed(model), torch.no_grad():
-            module = StatelessModule(model)
-            converted = module.convert(few)
-            with watch:
-                module.call({}, converted)
-    finally:
-        for handle in handles:
-            handle.remove()
+    module = StatelessModule(model)
+    handles = [layer.register_forward_pre_hook(enter) for layer in names]
+    handles += [layer.register_forward_hook(leave, always_call=True) for layer in names]
+    watched_forward(module, few, handles, within=watch)
     return list(dict.fromkeys(watch.kinks))
 
 

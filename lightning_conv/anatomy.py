@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.watched import entering, watched_forward
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,16 @@ def _watch(
         order.append(module)
         if isinstance(module, nn.Linear):
             # A copy: what follows may work in place.
-            calls.append((module, (_entering(args, kwargs), output.detach().clone())))
+            calls.append((module, (entering(args, kwargs), output.detach().clone())))
 
     leaves = [m for m in model.modules() if isinstance(m, nn.Linear) or (not [*m.children()] and [*m.parameters()])]
     watched = leaves if only is None else [only]
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in watched]
-    try:
-        with undisturbed(model), torch.no_grad():
-            module = StatelessModule(model)
-            own = {id(parameter) for parameter in (only.parameters() if only is not None else ())}
-            names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
-            result = module.call({name: sign * module.parameters[name] for name in names}, module.convert(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    module = StatelessModule(model)
+    own = {id(parameter) for parameter in (only.parameters() if only is not None else ())}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in watched]
+    signed = {name: sign * module.parameters[name] for name in names}
+    result = watched_forward(module, inputs, handles, parameters=signed)
     return calls, order, result
 
 
@@ -172,24 +169,15 @@ def features_of(module: StatelessModule, head: Head, inputs: Inputs) -> Tensor:
     """
     entered: list[Tensor] = []
     handle = head.module.register_forward_pre_hook(
-        lambda _, args, kwargs: entered.append(_entering(args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: entered.append(entering(args, kwargs)), with_kwargs=True
     )
-    try:
-        with undisturbed(module.model), torch.no_grad():
-            module.call({}, module.convert(inputs))
-    finally:
-        handle.remove()
+    watched_forward(module, inputs, [handle])
     if len(entered) != 1 or entered[0].ndim != 2:
         shapes = [tuple(tensor.shape) for tensor in entered]
         raise ValueError(
             f"head: {head.name!r} was called {len(entered)} times with {shapes}; need one call on (n, m_H) features"
         )
     return entered[0]
-
-
-def _entering(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
-    """What a linear layer was called on: ``layer(h)`` or ``layer(input=h)``."""
-    return (args[0] if args else kwargs["input"]).detach()
 
 
 def _require_usable(name: str, made: list[tuple[Tensor, Tensor]]) -> None:

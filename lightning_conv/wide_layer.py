@@ -14,10 +14,11 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.analytic import softplus
 from lightning_conv.anatomy import Head
-from lightning_conv.evaluation import Inputs, StatelessModule, undisturbed
+from lightning_conv.evaluation import Inputs, StatelessModule
+from lightning_conv.watched import watched_forward
 
 SEPARATING = (nn.Softplus, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Mish)
-"""Activations that are real-analytic and no polynomials."""
+"""Activations that are real-analytic on the whole line and no polynomials."""
 
 
 def wide_layer_width(n_train: int, factor: float = 1.1) -> int:
@@ -115,14 +116,8 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
             calls.append((module, args[0].detach().clone(), output.detach().clone()))
 
     kinds = (nn.Linear, *SEPARATING)
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, kinds)]
-    try:
-        with undisturbed(model), torch.no_grad():
-            module = StatelessModule(model)
-            module.call({}, module.convert(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    module = StatelessModule(model)
+    watched_forward(module, inputs, [m.register_forward_hook(record) for m in model.modules() if isinstance(m, kinds)])
     features = next((x for called, x, _ in calls if called is head.module), None)
     if features is None:
         return f"the head {head.name!r} was not called"
