@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features
-from lightning_conv.expressivity.singular import certify_held
+from lightning_conv.expressivity.decomposition import decompose
 from lightning_conv.kernels.precision import gamma
 
 REACHED = 1e-8
@@ -31,8 +32,8 @@ def certify_alignment(
 
     .. math:: \|R\|^2 - \Bigl(\frac{\|A^T R\|}{\sigma_{\min}(A)}\Bigr)^2 \le \|(I - P) Y\|^2 \le \|R\|^2,
 
-    because (I - P) Y = (I - P) R and the norm of P R is at most \|A^T R\| / sigma_min(A) where A has full column rank; otherwise
-    the lower bound is 0.
+    because (I - P) Y = (I - P) R and the norm of P R is at most \|A^T R\| / sigma_min(A) where A is proven to have full column
+    rank; otherwise the lower bound is 0.
 
     Args:
         features: h, (n, m_H), float64.
@@ -47,7 +48,7 @@ def certify_alignment(
     Raises:
         ValueError: no finite matrix of features, other numbers of targets, or targets that are all zero.
 
-    Cost: two singular value decompositions of n x (m_H + 1).
+    Cost: one singular value decomposition of n x (m_H + 1).
     """
     start = time.perf_counter()
     require_features(features)
@@ -57,24 +58,33 @@ def certify_alignment(
     if not size > 0:
         raise ValueError("targets: all zero, which every last layer reaches; nothing to certify")
     a = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
-    weights = torch.linalg.lstsq(a, y, driver="gelsd" if a.device.type == "cpu" else None).solution
+
+    def cost() -> Cost:
+        return Cost(time.perf_counter() - start, 20.0 * n * width * min(n, width), 32.0 * n * width)
+
+    try:
+        decomposition = decompose(a)
+    except LinAlgError as error:
+        reason = f"the singular value decomposition did not converge ({error})"
+        return RankCertificate("undecided", 0, n, width, "alignment", reason, cost(), feature_error=feature_error)
+    lowest = decomposition.values - decomposition.radii - feature_error
+    rank = int((lowest > 0).sum())
+    weights = decomposition.solve(y)
     residual = y - a @ weights
     rounding = gamma(a.shape[1] + 3, torch.float64) * float(a.norm() * weights.norm() + y.norm())
+    sums = 1 + gamma(y.numel() + 3, torch.float64)  # the rounding of a norm
     norm = float(residual.norm())
-    upper = (norm + rounding + feature_error * float(weights.norm())) * (1 + gamma(y.numel() + 3, torch.float64))
-    smallest = 0.0
-    rank = 0
-    if a.shape[1] <= n:
-        columns = certify_held(a.T.contiguous(), bias=False, feature_error=feature_error)
-        assert columns.sigma_min is not None
-        smallest, rank = columns.sigma_min.lower, columns.rank_lower
-    lower = 0.0
-    if smallest > 0:
+    upper = (norm + rounding + feature_error * float(weights.norm())) * sums
+    lower = norm / sums - rounding
+    if rank == a.shape[1] and lower > 0:
+        smallest = float(lowest[-1])
         slack = gamma(n + 3, torch.float64) * float(a.norm()) * norm
         inside = (float((a.T @ residual).norm()) + slack + float(a.norm()) * rounding) / smallest
-        lower = math.sqrt(max((norm - rounding) ** 2 - inside**2, 0.0)) if norm > rounding else 0.0
         # sigma_min is that of the least favourable features within the error.
-        lower = max(lower * (1 - 1e-12) - feature_error * size / smallest, 0.0)
+        lower = math.sqrt(max(lower**2 - (inside * sums) ** 2, 0.0)) * (1 - 1e-12) - feature_error * size / smallest
+    else:
+        lower = 0.0
+    lower, upper = max(lower, 0.0) / sums, upper * sums  # that of |Y|
     ratio = Bounded(
         norm / size, lower / size, upper / size, feature_error == 0, "least squares and its normal equations"
     )
@@ -83,9 +93,8 @@ def certify_alignment(
         f"the last layer reaches the targets up to {ratio.value:.3e} of their norm (at least {ratio.lower:.3e}, at most "
         f"{ratio.upper:.3e}); the squared loss of this trunk is at least {ratio.lower**2 * size**2 / n:.3e}"
     )
-    cost = Cost(time.perf_counter() - start, 20.0 * n * width * min(n, width), 32.0 * n * width)
     return RankCertificate(
-        verdict, rank, n, width, "alignment", reason, cost, feature_error=feature_error, residual=ratio
+        verdict, rank, n, width, "alignment", reason, cost(), feature_error=feature_error, residual=ratio
     )
 
 

@@ -12,7 +12,7 @@ from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.kernels.precision import gamma
+from lightning_conv.expressivity.decomposition import decompose
 
 FEATURE_SAFETY = 16.0
 
@@ -26,12 +26,8 @@ def certify_held(
 ) -> RankCertificate:
     r"""Certify rank [h, 1] = n from the singular values of float64 features.
 
-    With computed U, s, V and E = [h, 1] - U diag(s) V^T, the exact singular values obey (Weyl; Ostrowski for the loss
-    of orthogonality)
-
-    .. math:: |\sigma_i - s_i| \le \|E\|_F + s_i (\|U^TU - I\|_F + \|V^TV - I\|_F) + \text{feature\_error},
-
-    rounding errors of E and of the defects included. The rank is at least the number of lower bounds above zero.
+    Each lies within the radius of ``decompose`` and ``feature_error`` of the computed one (Weyl). The rank is at least the number of
+    lower bounds above zero.
 
     Args:
         features: h, (n, m_H), float64.
@@ -53,13 +49,12 @@ def certify_held(
         return Cost(time.perf_counter() - start, 20.0 * n * min(n, width) * max(n, width), 32.0 * n * width)
 
     try:
-        values, absolute, relative = _singular_values(augmented)
+        decomposition = decompose(augmented)
     except LinAlgError as error:
         nothing = Bounded(0.0, 0.0, float("inf"), certified=False, method="none")
         reason = f"the singular value decomposition did not converge ({error})"
         return RankCertificate("undecided", 0, n, width, "singular", reason, cost(), nothing, nothing, feature_error)
-
-    radii = absolute + relative * values + feature_error
+    values, radii = decomposition.values, decomposition.radii + feature_error
     rank = int((values - radii > 0).sum())
     proven = feature_error == 0
     sigma_max = _bounded(float(values[0]), float(radii[0]), proven)
@@ -111,25 +106,6 @@ def _judge(
         f"rounding inside the trunk allowed for: {feature_error:.1e}); the closest features are those of samples {i} and {j}, at "
         f"distance {distance:.1e}; a sharper softplus or a wider last hidden layer raises sigma_min"
     )
-
-
-def _singular_values(matrix: Tensor) -> tuple[Tensor, float, float]:
-    """Descending singular values s and (a, b) such that |sigma_i - s_i| <= a + b s_i, proven."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    count = len(values)
-    residual = float((matrix - (left * values) @ right).norm())
-    defects = [left.T @ left, right @ right.T]
-    for defect in defects:
-        defect.diagonal().sub_(1)
-    squares = left.square().sum(0), right.square().sum(1)
-    sizes = (squares[0] * squares[1]).sqrt()
-    slack = gamma(max(matrix.shape) + 3, torch.float64)
-    sums = 1 + gamma(matrix.numel() + 3, torch.float64)  # the rounding of the norms and sums themselves
-    absolute = (residual + slack * float((values * sizes).sum() + matrix.norm())) * sums
-    relative = sum(
-        float(d.norm()) + slack * (float(s.sum()) + count**0.5) for d, s in zip(defects, squares, strict=True)
-    )
-    return values, absolute, relative * sums
 
 
 def _bounded(value: float, radius: float, proven: bool) -> Bounded:

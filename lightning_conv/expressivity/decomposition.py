@@ -1,0 +1,59 @@
+"""A singular value decomposition and how far the exact singular values may lie from the computed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.precision import gamma
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """U diag(s) V^T, computed, with k = min(rows, columns)."""
+
+    left: Tensor  # U, (rows, k)
+    values: Tensor  # s, (k,), descending
+    right: Tensor  # V^T, (k, columns)
+    radii: Tensor  # |sigma_i - s_i| is at most this, proven
+
+    def solve(self, targets: Tensor) -> Tensor:
+        """Least squares of least norm, as far as singular values are proven to be positive: V diag(1 / s) U^T Y."""
+        kept = int((self.values > self.radii).sum())  # radii decrease with the values, so these are the first ones
+        return self.right[:kept].T @ (self.left[:, :kept].T @ targets / self.values[:kept, None])
+
+
+def decompose(matrix: Tensor) -> Decomposition:
+    r"""Singular value decomposition of A with proven radii.
+
+    With E = A - U diag(s) V^T the exact singular values obey (Weyl; Ostrowski for the loss of orthogonality)
+
+    .. math:: |\sigma_i - s_i| \le \|E\|_F + s_i (\|U^TU - I\|_F + \|V^TV - I\|_F),
+
+    rounding errors of E and of the defects included.
+
+    Args:
+        matrix: A, float64.
+
+    Raises:
+        torch.linalg.LinAlgError: it did not converge.
+
+    Cost: about 20 rows columns k flops, memory 4 rows columns numbers.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    count = len(values)
+    residual = float((matrix - (left * values) @ right).norm())
+    defects = [left.T @ left, right @ right.T]
+    for defect in defects:
+        defect.diagonal().sub_(1)
+    squares = left.square().sum(0), right.square().sum(1)
+    sizes = (squares[0] * squares[1]).sqrt()
+    slack = gamma(max(matrix.shape) + 3, torch.float64)
+    sums = 1 + gamma(matrix.numel() + 3, torch.float64)  # the rounding of the norms and sums themselves
+    absolute = (residual + slack * float((values * sizes).sum() + matrix.norm())) * sums
+    relative = sum(
+        float(d.norm()) + slack * (float(s.sum()) + count**0.5) for d, s in zip(defects, squares, strict=True)
+    )
+    return Decomposition(left, values, right, absolute + relative * sums * values)
