@@ -33,17 +33,20 @@ def equal_parts(report: Report, count: int) -> Iterator[Report]:
 
 
 @contextmanager
-def progress_bar(title: str, seconds: float, wanted: bool | None) -> Iterator[Report]:
+def progress_bar(title: str, seconds: float, wanted: bool | Report | None) -> Iterator[Report]:
     """Show a bar while the block runs.
 
     Args:
         title: stands before the bar.
         seconds: predicted.
-        wanted: None: on a terminal, if it takes ``LONG``.
+        wanted: None: on a terminal, if it takes ``LONG``. A report is used in the place of a bar.
 
     Yields:
         The report that moves the bar.
     """
+    if callable(wanted):
+        yield wanted
+        return
     console = Console(stderr=True)
     if wanted is None:
         wanted = seconds >= LONG and console.is_terminal

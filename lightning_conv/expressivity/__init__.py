@@ -3,8 +3,8 @@
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.certify import Method, certify_expressivity
 from lightning_conv.expressivity.closest import ClosestRows, closest_rows
+from lightning_conv.expressivity.plan import StreamPlan, plan_stream
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows
-from lightning_conv.expressivity.streamed import StreamPlan, plan_stream
 
 __all__ = [
     "ClosestRows",

@@ -22,6 +22,7 @@ class Cost:
     flops: float
     bytes: float  # planned, at most, in memory
     disk_bytes: float = 0.0
+    predicted: float = 0.0  # seconds, as they were expected before it began
 
 
 @dataclass(frozen=True)

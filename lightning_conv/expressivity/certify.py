@@ -20,6 +20,7 @@ from lightning_conv.expressivity.distinct import certify_distinct
 from lightning_conv.expressivity.singular import certify_held, feature_rounding
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows
 from lightning_conv.expressivity.streamed import certify_streamed
+from lightning_conv.progress import Report
 
 Method: TypeAlias = Literal["auto", "singular", "distinct", "alignment"]
 
@@ -39,7 +40,7 @@ def certify_expressivity(
     targets: Tensor | None = None,
     max_memory: int | None = None,
     folder: str | Path | None = None,
-    progress: bool | None = None,
+    progress: bool | Report | None = None,
 ) -> RankCertificate:
     """Certify that the last hidden features h of the whole training set let the last layer reach every target.
 
@@ -67,7 +68,8 @@ def certify_expressivity(
         targets: for ``"alignment"``: Y, (n, C); class numbers count as one-hot rows.
         max_memory: for many samples: bytes that may be used (default a quarter of what is free).
         folder: for many samples: where a computation is kept that goes on after a kill.
-        progress: show a bar on standard error; None: on a terminal, where it takes long.
+        progress: show a bar on standard error; None: on a terminal, where it takes long. A function is told the share that is
+            done, 0 to 1, instead, to write it to a log.
 
     Returns:
         ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: it cannot be n: too narrow, or two equal

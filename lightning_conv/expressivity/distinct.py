@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 
+import torch
 from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.progress import progress_bar
+from lightning_conv.kernels.gemm import calibrated
+from lightning_conv.progress import Report, progress_bar
+
+SHARE = 0.5
+"""Of the calibrated rate of products that the comparison of all pairs reaches."""
 
 
 def certify_distinct(
@@ -18,7 +23,7 @@ def certify_distinct(
     *,
     bias: bool = True,
     feature_error: float = 0.0,
-    progress: bool | None = None,
+    progress: bool | Report | None = None,
 ) -> RankCertificate:
     r"""Certify that rank [sigma(X W^T + b), 1] = n for almost every (W, b), from n distinct rows of X.
 
@@ -40,7 +45,7 @@ def certify_distinct(
         width: units of the wide layer, which is the last hidden one.
         bias: whether the head has a trainable bias.
         feature_error: Frobenius norm of what rounding before the wide layer may have changed in X.
-        progress: show a bar; None: on a terminal, where it takes long.
+        progress: see ``certify_expressivity``.
 
     Returns:
         ``certified``, ``refuted`` (too narrow, or two rows are equal and nothing was rounded: then rank n is impossible at
@@ -60,7 +65,8 @@ def certify_distinct(
         return RankCertificate(
             "refuted", 0, n, width, "distinct", narrow, Cost(0.0, 0.0, 0.0), feature_error=feature_error
         )
-    with progress_bar(f"closest of {n} samples", flops / 5e10, progress) as report:
+    seconds = flops / (SHARE * calibrated("cpu", entering.dtype, torch.get_num_threads())[1])
+    with progress_bar(f"closest of {n} samples, at most about {seconds:.0f} s", seconds, progress) as report:
         found = closest_rows(entering, report=report)
     allowance = 2**0.5 * (1 + 1e-15) * feature_error
     distance = found.distance
@@ -84,7 +90,7 @@ def certify_distinct(
     else:
         verdict, rank = "undecided", 0
         reason = f"{who}, which is not beyond what rounding may move ({allowance:.1e})"
-    cost = Cost(time.perf_counter() - start, found.compared * flops, 16.0 * n * d)
+    cost = Cost(time.perf_counter() - start, found.compared * flops, 24.0 * n * d, predicted=seconds)
     return RankCertificate(
         verdict,
         rank,

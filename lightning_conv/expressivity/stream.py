@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from lightning_conv.progress import Report
 
 STRIP = 2048
 """Features that are multiplied at a time: short sums, and their sums, round less than one long sum."""
+
+
+GramDone: TypeAlias = Sequence[int]
+"""(first, last, row): columns of tiles before ``first`` are done, and those before ``last`` above tile row ``row``."""
 
 
 class FeatureRows(Protocol):
@@ -60,9 +64,9 @@ def stream_gram(
     *,
     bias: bool,
     panel: int,
-    done: int = 0,
+    done: GramDone = (0, 0, 0),
     report: Report,
-    save: Callable[[int], None],
+    save: Callable[[GramDone], None],
 ) -> None:
     r"""Fill ``tiles`` with :math:`G = h h^T + 1 1^T` (without the ones if there is no bias).
 
@@ -74,9 +78,9 @@ def stream_gram(
         tiles: where G goes.
         bias: whether a bias comes along.
         panel: tile rows that are held.
-        done: columns of tiles that ``tiles`` holds already.
+        done: what ``tiles`` holds already.
         report: told the share that is done.
-        save: called with the number of columns of tiles that are done.
+        save: told what is done, after each tile row.
 
     Raises:
         ValueError: features that are no finite float64 matrix of the announced shape.
@@ -84,16 +88,20 @@ def stream_gram(
     Cost: n^2 m_H flops (half of the products), memory (panel + 1) tile rows of features.
     """
     total = tiles.count * (tiles.count + 1) // 2
-    for first in range(done, tiles.count, panel):
-        last = min(first + panel, tiles.count)
+    first, last, row = done
+    while first < tiles.count:
+        if not first < last <= first + panel:  # a new panel, or one that was begun with more memory
+            last, row = min(first + panel, tiles.count), first
         held = [read_rows(source, tiles.rows(j)) for j in range(first, last)]
-        for i in range(first, tiles.count):
+        for i in range(row, tiles.count):
             mine = held[i - first] if i < last else read_rows(source, tiles.rows(i))
             for j in range(first, min(i + 1, last)):
                 _product(mine, held[j - first], bias, tiles[i, j])
             before = first * tiles.count - first * (first - 1) // 2  # tiles in the columns on the left
             report((before + sum(min(k + 1, last) - first for k in range(first, i + 1))) / total)
-        save(last)
+            save((first, last, i + 1))
+        first = last
+        save((first, first, first))
 
 
 def read_rows(source: FeatureRows, rows: slice) -> Tensor:

@@ -17,79 +17,20 @@ from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, too_narrow
 from lightning_conv.expressivity.factor import lowest_eigenvalue, rounding, solve, tiled_cholesky
 from lightning_conv.expressivity.journal import Journal
+from lightning_conv.expressivity.plan import StreamPlan, plan_stream
 from lightning_conv.expressivity.stream import FeatureRows, gram_rounding, read_rows, stream_gram
-from lightning_conv.expressivity.tiles import WORD, Tiles
-from lightning_conv.kernels.gemm import calibrated
-from lightning_conv.kernels.memory import allowed_memory, mebibytes
+from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.kernels.precision import gamma
 from lightning_conv.lanczos import Krylov, lanczos
 from lightning_conv.progress import Report, part, progress_bar
 
-TILE = 1024
 STEPS = 40
+PROBED = 64
+"""Samples whose features are computed beforehand, to know what a sample takes."""
 CLOSE = 0.01
 """Relative distance of the second shift from the Rayleigh quotient: sigma_min is then known to half of that."""
 
 METHOD = "verified Cholesky of the tiled float64 Gram matrix"
-
-
-@dataclass(frozen=True)
-class StreamPlan:
-    """What a certificate will take, known before it begins."""
-
-    samples: int
-    width: int
-    tile: int
-    panel: int  # tile rows of features that are held
-    on_disk: bool
-    flops: float
-    bytes: int  # of memory
-    disk_bytes: int
-    seconds: float  # without computing the features
-
-    def __str__(self) -> str:
-        """One line for people."""
-        disk = f", {mebibytes(self.disk_bytes)} on disk" if self.on_disk else ""
-        return (
-            f"rank of [h, 1], {self.samples} x {self.width + 1}: {self.flops / 1e9:.4g} Gflop, about {self.seconds:.0f} s and the time "
-            f"of computing the features, {mebibytes(self.bytes)} of memory{disk}"
-        )
-
-
-def plan_stream(
-    samples: int, width: int, *, max_memory: int | None = None, folder: Path | None = None, tile: int | None = None
-) -> StreamPlan:
-    """How features of n samples will be gone through.
-
-    Args:
-        samples: n.
-        width: m_H.
-        max_memory: bytes (default a quarter of what is free).
-        folder: where the matrices go; None: memory if they fit into half of ``max_memory``, else a temporary folder.
-        tile: rows of a tile; None: 1,024, fewer for few samples.
-
-    Raises:
-        MemoryError: not even two tile rows of features fit.
-    """
-    tile = min(TILE, max(64, -(-samples // 8))) if tile is None else tile
-    allowed = allowed_memory(max_memory, torch.device("cpu"))
-    matrices = 2 * Tiles.bytes_of(samples, tile)
-    on_disk = folder is not None or matrices > allowed // 2
-    row = WORD * tile * width
-    left = allowed - (0 if on_disk else matrices) - 4 * WORD * tile**2
-    panel = min(left // row - 1, -(-samples // tile))
-    if panel < 1:
-        raise MemoryError(
-            f"max_memory: two strips of {tile} samples take {mebibytes(2 * row)} and {mebibytes(left)} are left for them; allow "
-            f"{mebibytes(allowed - left + 2 * row)}"
-        )
-    flops = float(samples) ** 2 * width + 2 * samples**3 / 3
-    rate = calibrated("cpu", torch.float64, torch.get_num_threads())[1]
-    held = min(panel + 1, -(-samples // tile)) * row
-    used = (0 if on_disk else matrices) + held + 4 * WORD * tile**2
-    return StreamPlan(
-        samples, width, tile, int(panel), on_disk, flops, used, matrices if on_disk else 0, flops / (0.7 * rate)
-    )
 
 
 def certify_streamed(
@@ -100,7 +41,7 @@ def certify_streamed(
     max_memory: int | None = None,
     folder: str | Path | None = None,
     tile: int | None = None,
-    progress: bool | None = None,
+    progress: bool | Report | None = None,
 ) -> RankCertificate:
     r"""Certify rank [h, 1] = n from Cholesky factors of G = h h^T + 1 1^T, with h computed strip by strip and never held.
 
@@ -121,7 +62,7 @@ def certify_streamed(
         folder: where the matrices and the journal are kept. A run that was killed goes on where it was when it is called
             with the same features and folder. None: nothing is kept.
         tile: rows of a tile.
-        progress: show a bar; None: on a terminal, where it takes long.
+        progress: see ``certify_expressivity``.
 
     Raises:
         MemoryError: two strips of features do not fit into ``max_memory``.
@@ -137,18 +78,20 @@ def certify_streamed(
         nothing = Bounded(0.0, 0.0, 0.0, True, "fewer columns than rows")
         return RankCertificate("refuted", 0, samples, width, "singular", narrow, Cost(0.0, 0.0, 0.0), nothing)
     path = None if folder is None else Path(folder)
-    plan = plan_stream(samples, width, max_memory=max_memory, folder=path, tile=tile)
+    row_seconds = _row_seconds(source)
+    plan = plan_stream(samples, width, max_memory=max_memory, folder=path, tile=tile, row_seconds=row_seconds)
     with _place(path, plan) as place, progress_bar(str(plan), plan.seconds, progress) as report:
         journal = Journal(path, _identity(source, plan, bias))
         gram, factor = (Tiles(samples, plan.tile, place and place / f"{name}.tiles") for name in ("gram", "factor"))
-        weight = samples**2 * width / plan.flops
+        # The share of the Gram matrix, the features included.
+        weight = 1 - 2 * samples**3 / 3 / plan.flops * (1 - plan.computed * row_seconds / plan.seconds)
         stream_gram(
-            source, gram, bias=bias, panel=plan.panel, done=journal["gram"], report=part(report, 0, weight),
+            source, gram, bias=bias, panel=plan.panel, done=journal["gram"] or (0, 0, 0), report=part(report, 0, weight),
             save=lambda done: journal.__setitem__("gram", done),
         )  # fmt: skip
         proof = _Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
         verdict, rank, sigma_min, sigma_max, reason = proof.run()
-    cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes)
+    cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes, plan.seconds)
     return RankCertificate(verdict, rank, samples, width, "singular", reason, cost, sigma_min, sigma_max, feature_error)
 
 
@@ -271,6 +214,15 @@ def _place(folder: Path | None, plan: StreamPlan) -> Iterator[Path | None]:
             yield Path(name)
     else:
         yield None
+
+
+def _row_seconds(source: FeatureRows) -> float:
+    """What computing the features of one sample takes, from some of them."""
+    count = min(PROBED, source.samples)
+    read_rows(source, slice(0, 1))  # whatever is set up the first time
+    start = time.perf_counter()
+    read_rows(source, slice(0, count))
+    return (time.perf_counter() - start) / count
 
 
 def _identity(source: FeatureRows, plan: StreamPlan, bias: bool) -> dict[str, object]:

@@ -1,0 +1,86 @@
+"""What a certificate of features that are never held will take, known before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lightning_conv.expressivity.tiles import WORD, Tiles
+from lightning_conv.kernels.gemm import calibrated
+from lightning_conv.kernels.memory import allowed_memory, mebibytes
+
+TILE = 1024
+SHARE = 0.7
+"""Of the calibrated rate of products that a whole certificate reaches."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What a certificate will take, known before it begins."""
+
+    samples: int
+    width: int
+    tile: int
+    panel: int  # tile rows of features that are held
+    on_disk: bool
+    flops: float
+    bytes: int  # of memory
+    disk_bytes: int
+    computed: int  # rows of features that are computed, each sample once for every panel at or before it
+    seconds: float  # of the matrices and, where the time of a row was given, of computing the features
+
+    def __str__(self) -> str:
+        """One line for people."""
+        disk = f", {mebibytes(self.disk_bytes)} on disk" if self.on_disk else ""
+        return (
+            f"rank of [h, 1], {self.samples} x {self.width + 1}: {self.flops / 1e9:.4g} Gflop, about {self.seconds:.0f} s, "
+            f"{mebibytes(self.bytes)} of memory{disk}"
+        )
+
+
+def plan_stream(
+    samples: int,
+    width: int,
+    *,
+    max_memory: int | None = None,
+    folder: Path | None = None,
+    tile: int | None = None,
+    row_seconds: float = 0.0,
+) -> StreamPlan:
+    """How features of n samples will be gone through.
+
+    Args:
+        samples: n.
+        width: m_H.
+        max_memory: bytes (default a quarter of what is free).
+        folder: where the matrices go; None: memory if they fit into half of ``max_memory``, else a temporary folder.
+        tile: rows of a tile; None: 1,024, fewer for few samples.
+        row_seconds: what computing the features of one sample takes.
+
+    Raises:
+        MemoryError: not even two tile rows of features fit.
+    """
+    tile = min(TILE, max(64, -(-samples // 8))) if tile is None else tile
+    allowed = allowed_memory(max_memory, torch.device("cpu"))
+    matrices = 2 * Tiles.bytes_of(samples, tile)
+    on_disk = folder is not None or matrices > allowed // 2
+    row = WORD * tile * width
+    left = allowed - (0 if on_disk else matrices) - 4 * WORD * tile**2
+    count = -(-samples // tile)
+    panel = min(left // row - 1, count)
+    if panel < 1:
+        raise MemoryError(
+            f"max_memory: two strips of {tile} samples take {mebibytes(2 * row)} and {mebibytes(left)} are left for them; allow "
+            f"{mebibytes(allowed - left + 2 * row)}"
+        )
+    flops = float(samples) ** 2 * width + 2 * samples**3 / 3
+    rate = calibrated("cpu", torch.float64, torch.get_num_threads())[1]
+    held = min(panel + 1, count) * row
+    used = (0 if on_disk else matrices) + held + 4 * WORD * tile**2
+    computed = sum(samples - first * tile for first in range(0, count, panel))
+    seconds = flops / (SHARE * rate) + computed * row_seconds
+    return StreamPlan(
+        samples, width, tile, int(panel), on_disk, flops, used, matrices if on_disk else 0, computed, seconds
+    )
