@@ -23,16 +23,19 @@ class LossFacts:
 def loss_facts(loss_fn: object, outputs: Tensor, targets: Tensor) -> LossFacts | None:
     r"""Infimum and smoothness of a mean loss of torch; None for what is not known (a subclass may compute anything).
 
+    With ``reduction="sum"`` the facts are about the sum over n: where C divides below, it then does not.
+
     - squared error, mean over n C numbers: infimum 0, smoothness 2 / C
     - Huber (delta) and smooth L1 (beta): infimum 0, smoothness 1 / C and 1 / (beta C); absolute error: infimum 0, not smooth
     - cross-entropy with target distribution q (one-hot, given, or smoothed): infimum is the entropy of q, smoothness 1/2 (the
       largest eigenvalue of diag(p) - p p^T is at most 1/2)
     - binary cross-entropy of logits with target t: infimum is the entropy of (t, 1 - t), smoothness 1 / (4 C)
 
-    Class weights scale by sample: the infimum is known where it is 0, the smoothness is that of the heaviest class, over the mean weight.
+    Class weights scale by sample: the infimum is known where it is 0, the smoothness is that of the heaviest class, over the mean weight
+    (for a sum not divided).
 
     Args:
-        loss_fn: a loss module with reduction ``"mean"`` or ``"sum"``; the facts are about the mean over samples.
+        loss_fn: a loss module; ``"none"`` is taken as the mean of what it returns.
         outputs: u, (n, C) or (n,); only its shape counts.
         targets: y.
 
@@ -41,7 +44,8 @@ def loss_facts(loss_fn: object, outputs: Tensor, targets: Tensor) -> LossFacts |
         >>> loss_facts(torch.nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.tensor([0, 2]))
         LossFacts(infimum=0.0, smoothness=0.5, attained=False)
     """
-    classes = outputs[0].numel() if outputs.ndim else 1
+    # What a sample's sum over its outputs is divided by.
+    classes = 1 if getattr(loss_fn, "reduction", "mean") == "sum" else outputs[0].numel() if outputs.ndim else 1
     kind = type(loss_fn)
     if isinstance(loss_fn, nn.CrossEntropyLoss) and kind is nn.CrossEntropyLoss:
         return _cross_entropy(loss_fn, outputs, targets)
@@ -67,7 +71,8 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, outputs: Tensor, targets: Tenso
         if not hard or smoothing:
             return None
         weights = loss_fn.weight.double()[targets]
-        return LossFacts(0.0, 0.5 * float(weights.max() / weights.mean()), attained=False)
+        mean = float(weights.mean()) if loss_fn.reduction == "mean" else 1.0
+        return LossFacts(0.0, 0.5 * float(weights.max()) / mean, attained=False)
     q = F.one_hot(targets, outputs.shape[1]).double() if hard else targets.double()
     q = (1 - smoothing) * q + smoothing / outputs.shape[1]
     entropy = -torch.special.xlogy(q, q).sum(1)
@@ -84,7 +89,8 @@ def _binary(loss_fn: nn.BCEWithLogitsLoss, targets: Tensor, classes: int) -> Los
     if bool(((t < 0) | (t > 1)).any()):
         return None  # not bounded from below
     entropy = -(torch.special.xlogy(t, t) + torch.special.xlogy(1 - t, 1 - t))
-    return LossFacts(float(entropy.mean()), 1 / (4 * classes), attained=bool(((t > 0) & (t < 1)).all()))
+    infimum = float(entropy.sum()) / (len(t) * classes)
+    return LossFacts(infimum, 1 / (4 * classes), attained=bool(((t > 0) & (t < 1)).all()))
 
 
 def curvature(smoothness: float, sigma_max: float, samples: int) -> float:

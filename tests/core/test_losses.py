@@ -23,9 +23,20 @@ CASES = {
     "soft targets, smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), soft(4, 3)),
     "targets that do not sum to one": (nn.CrossEntropyLoss(), 1.7 * soft(4, 3)),
     "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)), HARD),
+    "mse, sum": (nn.MSELoss(reduction="sum"), torch.randn(4, 3, dtype=torch.float64)),
+    "class weights, sum": (
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64), reduction="sum"),
+        HARD,
+    ),
+    "binary, sum": (nn.BCEWithLogitsLoss(reduction="sum"), torch.rand(4, 3, dtype=torch.float64)),
     "binary": (nn.BCEWithLogitsLoss(), torch.rand(4, 3, dtype=torch.float64)),
     "binary, hard": (nn.BCEWithLogitsLoss(), torch.randint(0, 2, (4, 3)).double()),
 }
+
+
+def mean_over_samples(loss_fn, outputs, targets):
+    """What the facts are about: a sum is divided by n."""
+    return loss_fn(outputs, targets) / (4 if loss_fn.reduction == "sum" else 1)
 
 
 def minimum(loss_fn, targets):
@@ -42,7 +53,7 @@ def minimum(loss_fn, targets):
         return loss
 
     optimizer.step(closure)
-    return float(loss_fn(outputs, targets))
+    return float(mean_over_samples(loss_fn, outputs, targets).detach())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -65,7 +76,9 @@ def test_smoothness_bounds_every_hessian(case):
         outputs = 3 * torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         if seed == 0:
             outputs = torch.zeros(4, 3, dtype=torch.float64)
-        hessian = torch.autograd.functional.hessian(lambda u: loss_fn(u, targets), outputs).reshape(12, 12)
+        hessian = torch.autograd.functional.hessian(lambda u: mean_over_samples(loss_fn, u, targets), outputs).reshape(
+            12, 12
+        )
         largest = max(largest, 4 * float(torch.linalg.eigvalsh(hessian)[-1]))  # n times that of the mean
     assert largest <= smoothness * (1 + 1e-9)
     assert largest >= 0.2 * smoothness  # and is no wild overestimate
