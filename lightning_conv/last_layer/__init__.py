@@ -1,0 +1,47 @@
+"""Phase 2 as plain torch: the convex problem of the last linear layer, its proven steps and bounds."""
+
+from lightning_conv.last_layer.bounds import (
+    Comparator,
+    gradient_descent_bound,
+    gradient_descent_steps,
+    linear_bound,
+    sgd_bound,
+    sgd_interpolation_bound,
+)
+from lightning_conv.last_layer.comparators import comparator, comparators
+from lightning_conv.last_layer.gram import LeastChange, SingularError, least_change
+from lightning_conv.last_layer.prescribed import prescribed_outputs
+from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.last_layer.sample_loss import SampleLosses
+from lightning_conv.last_layer.sigma import sigma_max, sigma_min
+from lightning_conv.last_layer.step_size import (
+    HeadCurvature,
+    PowerSchedule,
+    batch_curvature,
+    gradient_bound,
+    head_curvature,
+)
+
+__all__ = [
+    "Comparator",
+    "HeadCurvature",
+    "HeadProblem",
+    "LeastChange",
+    "PowerSchedule",
+    "SampleLosses",
+    "SingularError",
+    "batch_curvature",
+    "comparator",
+    "comparators",
+    "gradient_bound",
+    "gradient_descent_bound",
+    "gradient_descent_steps",
+    "head_curvature",
+    "least_change",
+    "linear_bound",
+    "prescribed_outputs",
+    "sgd_bound",
+    "sgd_interpolation_bound",
+    "sigma_max",
+    "sigma_min",
+]

@@ -1,0 +1,181 @@
+r"""The proven bounds of phase 2, as pure functions of numbers.
+
+Throughout, L is the *mean* over samples of a loss that is convex in the outputs, W_0 the last layer at the switch, and
+t counts steps of phase 2. Statements after Kawaguchi & Sun 2021, Theorem 2; the proofs are the textbook's (Nesterov
+2004, section 2.1.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Comparator:
+    """A last layer that the run is compared with."""
+
+    excess: float  # L(comparator) - L*, an upper bound; 0 for a minimiser
+    distance: float  # |W_0 - comparator|_F, an upper bound
+
+
+def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step: float, steps: int) -> float:
+    r"""L(w_t) - L* after t steps of gradient descent, at most.
+
+    .. math:: L(w_t) - L^* \le \min_{\bar w} \; L(\bar w) - L^* + \frac{|w_0 - \bar w|^2}{2 \eta t},
+        \qquad 0 < \eta \le \frac1{L_H}.
+
+    With eta = 1 / L_H and a minimiser this is :math:`L_H R^2 / (2t)`. Any matrix is a comparator: where the infimum is not attained, as of
+    cross-entropy, one that comes close (``comparators``). If W_0 itself is among them, so is everything on the straight
+    lines from it, where L is at most the linear interpolation: the bound then begins at L(w_0) - L* and falls. Proof:
+    by convexity and the descent lemma
+    :math:`2\eta (L(w_{k+1}) - L(\bar w)) \le |w_k - \bar w|^2 - |w_{k+1} - \bar w|^2`; sum, and L(w_k) falls.
+
+    Args:
+        comparators: one or several.
+        step: eta, at most ``HeadCurvature.step``; with a larger one nothing is claimed.
+        steps: t >= 0.
+
+    Raises:
+        ValueError: no comparator, a step that is not positive, a negative number of steps.
+    """
+    family = _family(comparators)
+    _require(step, steps)
+    stay = min((found.excess for found in family if found.distance == 0), default=math.inf)
+    if steps == 0:
+        return stay
+    return min(_between(stay, found, found.distance**2 / (2 * step * steps)) for found in family)
+
+
+def _between(stay: float, found: Comparator, price: float) -> float:
+    """min over s in [0, 1] of (1 - s) stay + s excess + s^2 price."""
+    saved = stay - found.excess
+    if not math.isfinite(stay) or saved >= 2 * price:
+        return found.excess + price
+    return stay - saved**2 / (4 * price) if saved > 0 else stay
+
+
+def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step: float, gap: float) -> float:
+    """Steps after which ``gradient_descent_bound`` is at most ``gap``; infinite if no comparator is that good.
+
+    Args:
+        comparators: one or several.
+        step: eta.
+        gap: L(w_t) - L* to be reached.
+    """
+    family = _family(comparators)
+    _require(step, 0)
+    if min((found.excess for found in family if found.distance == 0), default=math.inf) <= gap:
+        return 0
+    # Enough for a comparator alone; between W_0 and it fewer may do, and the bound falls with the steps.
+    needed = [found.distance**2 / (2 * step * (gap - found.excess)) for found in family if found.excess < gap]
+    if not needed:
+        return math.inf
+    low, high = 0, max(1, math.ceil(min(needed)))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if gradient_descent_bound(family, step, middle) <= gap else (middle, high)
+    return high
+
+
+def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> float:
+    r"""L(w_t) - L* after t steps of gradient descent on a *squared* loss, at most: :math:`(1 - \eta \mu)^{2t} (L(w_0) - L^*)`.
+
+    :math:`\mu = \frac{L_\ell}n \sigma_{\min}([h, 1])^2`. The residual obeys
+
+    .. math:: r \leftarrow (I - \eta \frac{L_\ell}n [h,1][h,1]^T) r,
+
+    whose factor lies in [0, 1 - eta mu] in every direction as long as eta <= 1 / L_H. (The rate 1 - eta mu per step, which strong
+    convexity or the Polyak-Lojasiewicz inequality gives, is the square root.)
+
+    Args:
+        gap: L(w_0) - L*, of the whole problem if rank [h, 1] = n, else above the head's own minimum.
+        step: eta, at most ``HeadCurvature.step``.
+        curvature_min: mu or less, from the n-th singular value of [h, 1] (a narrow head: the D-th), a lower bound of
+        it.
+        steps: t.
+
+    Raises:
+        ValueError: a step or curvature that makes eta mu leave [0, 1].
+    """
+    _require(step, steps)
+    contraction = step * curvature_min
+    if not 0 <= contraction <= 1:
+        raise ValueError(f"curvature_min: eta mu = {contraction}; need 0 <= eta mu <= 1, as for eta <= 1 / L_H")
+    return gap * math.exp(2 * steps * math.log1p(-contraction)) if contraction < 1 else gap * float(steps == 0)
+
+
+def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: float, steps: Tensor) -> float:
+    r"""E[min_{k <= t} L(w_k)] - L* of stochastic gradients, at most: :math:`\frac{R^2 + G^2 \sum \eta_k^2}{2 \sum \eta_k}`.
+
+    For unbiased gradients with :math:`E|g_k|^2 \le G^2` and any steps. The sums run over the steps that were taken, k <
+    t; the minimum over the points at which they were taken, w_0, ..., w_{t-1}. In expectation: one run may lie above.
+
+    Args:
+        comparators: R = |w_0 - comparator|, its excess is added.
+        gradient_bound: G, such as ``step_size.gradient_bound``.
+        steps: eta_0, ..., eta_{t-1}.
+
+    Source: Nemirovski, Juditsky, Lan & Shapiro 2009, section 2.2; Kawaguchi & Sun 2021, Theorem 2.
+
+    Raises:
+        ValueError: no comparator, or steps that are not positive.
+    """
+    total, squares = _sums(steps)
+    family = _family(comparators)
+    return min(f.excess + (f.distance**2 + gradient_bound**2 * squares) / (2 * total) for f in family)
+
+
+def sgd_interpolation_bound(
+    comparators: Comparator | Iterable[Comparator], batch_curvature: float, steps: Tensor
+) -> float:
+    r"""The same where every sample's infimum is reached at once, as with rank [h, 1] = n: constant steps keep the rate O(1/t).
+
+    .. math:: E[\min_{k < t} L(w_k)] - L^* \le \frac{R^2 + 2 \delta \sum \eta_k}{2 \sum \eta_k (1 - \eta_k L_B)},
+        \qquad \eta_k < \frac1{L_B},
+
+    delta the excess of the comparator. Because a batch loss of curvature L_B obeys
+    :math:`|\nabla L_B|^2 \le 2 L_B (L_B(w) - \inf L_B)`, and the mean of the batches' infima is L*, the noise of the
+    gradient dies out with the gap and needs no bound G.
+
+    Args:
+        comparators: see ``sgd_bound``.
+        batch_curvature: L_B, an upper bound for every batch (``step_size.batch_curvature``).
+        steps: eta_0, ..., eta_{t-1}, each below 1 / L_B.
+
+    Source: Vaswani, Bach & Schmidt 2019, section 3 (for the last step); the statement is derived as above.
+
+    Raises:
+        ValueError: no comparator, or a step that is not in (0, 1 / L_B).
+    """
+    total, _ = _sums(steps)
+    family = _family(comparators)
+    if not float(steps.max()) * batch_curvature < 1:
+        raise ValueError(f"steps: up to {float(steps.max()):.3e}; need less than 1 / L_B = {1 / batch_curvature:.3e}")
+    useful = float((steps.double() * (1 - steps.double() * batch_curvature)).sum())
+    return min((f.distance**2 + 2 * f.excess * total) / (2 * useful) for f in family)
+
+
+def _family(comparators: Comparator | Iterable[Comparator]) -> list[Comparator]:
+    family = [comparators] if isinstance(comparators, Comparator) else list(comparators)
+    if not family:
+        raise ValueError("comparators: none; give at least one")
+    return family
+
+
+def _sums(steps: Tensor) -> tuple[float, float]:
+    if steps.ndim != 1 or len(steps) == 0 or not bool((steps > 0).all()):
+        raise ValueError(f"steps: shape {tuple(steps.shape)}; need one positive step or more")
+    exact = steps.to(torch.float64)
+    return float(exact.sum()), float(exact.square().sum())
+
+
+def _require(step: float, steps: int) -> None:
+    if not 0 < step < math.inf:
+        raise ValueError(f"step: {step}; need a positive number")
+    if steps < 0:
+        raise ValueError(f"steps: {steps}; need 0 or more")

@@ -1,0 +1,103 @@
+"""Last layers of known loss and distance from the start: what makes the bound of gradient descent a number."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from lightning_conv.eigenvalues.symmetric import OUTWARD
+from lightning_conv.kernels.precision import gamma, unit_roundoff
+from lightning_conv.last_layer.bounds import Comparator
+from lightning_conv.last_layer.gram import LeastChange, least_change
+from lightning_conv.last_layer.prescribed import prescribed_outputs
+from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.progress import Report, part, silent
+
+PRESCRIBED = 6
+SCALES = (1.05, 1.1, 1.2, 1.4, 1.8, 2.6, 4.2, 7.4)
+
+
+def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | None = None) -> Comparator:
+    """What W = ``w`` proves about a run that begins at ``start``: one pass.
+
+    Args:
+        problem: the head's.
+        start: W_0, (D, C).
+        w: any matrix of that shape.
+        floor: what L is compared with: a lower bound of the infimum that is meant; None: of the loss's,
+        ``problem.infimum``.
+
+    Raises:
+        ValueError: no infimum is known.
+    """
+    if floor is None:
+        if problem.infimum is None:
+            raise ValueError("infimum: not known for this loss; pass infimum= to the problem, or floor=")
+        floor = problem.infimum.lower
+    change = w - start
+    # The difference is rounded too: entrywise by u of itself.
+    distance = float(change.norm()) * (1 + gamma(w.numel() + 4, w.dtype)) * (1 + 2 * unit_roundoff(w.dtype))
+    excess = problem.value(w).upper - floor
+    return Comparator(max(excess, 0.0) * OUTWARD if excess > 0 else 0.0, distance)
+
+
+def comparators(
+    problem: HeadProblem,
+    start: Tensor,
+    *,
+    solver: LeastChange | None = None,
+    smallest: float = 1e-9,
+    report: Report = silent,
+) -> list[Comparator]:
+    r"""A small family of comparators for ``gradient_descent_bound``, from staying at W_0 to nearly the infimum.
+
+    - W_0 itself
+    - where the infimum is not attained, as of cross-entropy: multiples s W_0. Once all samples are classified, they
+      come as close as one likes, at the distance (s - 1) |W_0|.
+    - otherwise, or where these do not reach ``smallest``: for excesses from half the present gap to ``smallest`` the
+      least-norm change of W_0 whose outputs have :math:`\ell_i - \inf \ell_i \le \delta` (``prescribed_outputs``): with
+      rank [h, 1] = n this is what is reached, and for squared loss the minimiser next to W_0.
+
+    Loss and distance of each are computed at the matrix itself, so they are proven whatever way it was found.
+
+    Args:
+        problem: the head's, with one of torch's losses.
+        start: W_0, (D, C).
+        solver: from ``least_change``, if there is one already.
+        smallest: the last excess.
+        report: told the share that is done.
+
+    Raises:
+        SingularError: [h, 1] is numerically singular, and multiples of W_0 are not enough.
+        MemoryError: so, and its Gram matrix does not fit.
+
+    Cost: a pass for each multiple; otherwise the Gram matrix, its factor, and three passes for each of six excesses.
+    """
+    stay = comparator(problem, start, start)
+    found = [stay]
+    if not problem.losses.attained:
+        for scale in SCALES:
+            scaled = comparator(problem, start, start * scale)
+            if scaled.excess >= stay.excess:
+                break
+            found.append(scaled)
+            if scaled.excess <= smallest:
+                return found
+    if solver is None:
+        with least_change(problem, part(report, 0, 0.5)) as made:
+            return found + _prescribed(problem, start, made, smallest, part(report, 0.5, 0.5), stay)
+    return found + _prescribed(problem, start, solver, smallest, report, stay)
+
+
+def _prescribed(
+    problem: HeadProblem, start: Tensor, solver: LeastChange, smallest: float, report: Report, stay: Comparator
+) -> list[Comparator]:
+    outputs, found = problem.outputs(start), []
+    largest = max(stay.excess / 2, smallest)
+    for k in range(PRESCRIBED):
+        excess = largest * math.exp(math.log(smallest / largest) * k / (PRESCRIBED - 1))
+        change = solver(prescribed_outputs(problem.losses, outputs, excess) - outputs, refine=False)
+        found.append(comparator(problem, start, start + change))
+        report((k + 1) / PRESCRIBED)
+    return found

@@ -1,0 +1,254 @@
+"""``HeadProblem``: the loss of a training set as a function of the last linear layer alone, whatever the features' size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.expressivity.certificate import require_features
+from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
+from lightning_conv.kernels.memory import allowed_memory, blocks, mebibytes
+from lightning_conv.kernels.precision import gamma
+from lightning_conv.last_layer.sample_loss import Infimum, SampleLosses
+
+WORD = 8  # bytes of a float64
+
+
+class HeadProblem:
+    r"""The convex problem of phase 2, in float64: :math:`L(W) = \frac1n \sum_i \ell(W^T [h_i, 1], y_i)` over W, (m_H + 1, C).
+
+    After Kawaguchi & Sun 2021, section 1.3 of their algorithm: the trunk is frozen, so the features h are numbers. W
+    holds the layer's weight (transposed) and below it the bias; ``stack`` and ``split`` translate. With rank [h, 1] = n
+    every (n, C) matrix of outputs is reachable and inf_W L is the infimum of the loss, ``infimum``.
+
+    Features that fit into half of ``max_memory`` are held; others pass by in strips, computed anew each time.
+
+    Args:
+        features: h, (n, m_H): a tensor (float32 is taken as the numbers it holds) or ``FeatureRows``.
+        targets: y, (n, ...): one row or number a sample.
+        loss_fn: see ``SampleLosses``.
+        bias: whether the layer has a trained bias.
+        fixed_bias: (C,), added to the outputs of a layer whose bias is not trained.
+        outputs: C, where the targets do not tell (class numbers: default the largest one + 1).
+        infimum: of L over all outputs, if it is not to be looked up: a number, or a function of the targets.
+        smoothness: L_ell, if it is not to be looked up.
+        max_memory: bytes that may be used (default a quarter of what is free).
+
+    Attributes:
+        losses: the ``SampleLosses``.
+        held: whether the features are in memory.
+
+    Raises:
+        ValueError: features that are no finite matrix, or other numbers of targets.
+        TypeError: features of integers.
+        MemoryError: not even one row and its result fit.
+
+    Example:
+        >>> import torch
+        >>> h = torch.eye(3, dtype=torch.float64)
+        >>> problem = HeadProblem(h, torch.tensor([0, 1, 1]), torch.nn.CrossEntropyLoss())
+        >>> round(problem.value(problem.zeros()).value, 6), problem.infimum.value
+        (0.693147, 0.0)
+    """
+
+    def __init__(
+        self,
+        features: Tensor | FeatureRows,
+        targets: Tensor,
+        loss_fn: object,
+        *,
+        bias: bool = True,
+        fixed_bias: Tensor | None = None,
+        outputs: int | None = None,
+        infimum: Infimum | None = None,
+        smoothness: float | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        if bias and fixed_bias is not None:
+            raise ValueError("fixed_bias: given, but bias=True says that the bias is trained; pass bias=False")
+        if isinstance(features, Tensor):
+            require_features(features)
+            if not features.is_floating_point():
+                raise TypeError(f"features: {features.dtype}; need floating point numbers")
+            if features.device.type == "mps":
+                features = features.cpu()  # Apple's GPUs have no float64
+            features = HeldRows(features.detach().double())
+        self.samples, self.width, self.bias = features.samples, features.width, bias
+        if len(targets) != self.samples:
+            raise ValueError(f"targets: {len(targets)} for {self.samples} samples; need one row or number a sample")
+        self.max_memory = max_memory
+        self.allowed = allowed_memory(max_memory, torch.device("cpu"))
+        self.source = self._take(features)
+        self.held = isinstance(self.source, HeldRows)
+        self.device = self.source.features.device if isinstance(self.source, HeldRows) else torch.device("cpu")
+        self.losses = SampleLosses(
+            loss_fn, targets.to(self.device), outputs=outputs, infimum=infimum, smoothness=smoothness
+        )
+        self.outputs_each = self.losses.outputs
+        self.offset = None if fixed_bias is None else fixed_bias.detach().to(self.device, torch.float64)
+        self.strips = self._cut()
+        self.row_norms  # noqa: B018  the first pass also checks the features
+
+    def _take(self, source: FeatureRows) -> FeatureRows:
+        if isinstance(source, HeldRows) or 2 * WORD * self.samples * self.width > self.allowed:
+            return source
+        held = torch.empty(self.samples, self.width, dtype=torch.float64)
+        for rows in blocks(self.samples, max(1, self.allowed // (4 * WORD * self.width))):
+            held[rows] = read_rows(source, rows)
+        return HeldRows(held)
+
+    def _cut(self) -> list[slice]:
+        if self.held:
+            return [slice(0, self.samples)]
+        fixed = WORD * self.columns * self.outputs_each * 4
+        row = 2 * WORD * (self.width + 4 * self.outputs_each)
+        if fixed + row > self.allowed:
+            raise MemoryError(
+                f"max_memory: the last layer and one row of features take {mebibytes(fixed + row)} of the allowed "
+                f"{mebibytes(self.allowed)}; allow more"
+            )
+        return blocks(self.samples, (self.allowed - fixed) // row)
+
+    @property
+    def columns(self) -> int:
+        """D = m_H + 1, or m_H without a trained bias."""
+        return self.width + self.bias
+
+    @property
+    def infimum(self) -> Bounded | None:
+        """(1/n) sum_i inf ell_i: what L can come down to if every output is reachable; None: not known."""
+        return self.losses.infimum
+
+    @property
+    def smoothness(self) -> float | None:
+        """L_ell: Lipschitz constant of the gradient of every sample's loss by its outputs; None: none, or not known."""
+        return self.losses.smoothness
+
+    def zeros(self) -> Tensor:
+        """W = 0, (D, C)."""
+        return torch.zeros(self.columns, self.outputs_each, dtype=torch.float64, device=self.device)
+
+    def stack(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W from a layer's weight (C, m_H) and bias (C,).
+
+        Raises:
+            ValueError: other shapes, or a bias where there is none, or none where there is one.
+        """
+        if tuple(weight.shape) != (self.outputs_each, self.width):
+            raise ValueError(f"weight: shape {tuple(weight.shape)}; need (C, m_H) = {(self.outputs_each, self.width)}")
+        if (bias is not None) != self.bias:
+            raise ValueError(f"bias: {'given' if bias is not None else 'None'}, but the problem has bias={self.bias}")
+        rows = [weight.detach().T] if bias is None else [weight.detach().T, bias.detach()[None]]
+        return torch.cat([part.to(self.device, torch.float64) for part in rows])
+
+    def split(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) of the layer; the inverse of ``stack``."""
+        return w[: self.width].T.contiguous(), w[self.width].clone() if self.bias else None
+
+    def rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """Strips of h, one after the other: one pass over the features."""
+        for strip in self.strips:
+            yield strip, self.source.features if isinstance(self.source, HeldRows) else read_rows(self.source, strip)
+
+    def times(self, h: Tensor, w: Tensor) -> Tensor:
+        """[h, 1] W for some rows, without the fixed bias: 2 m D C flops."""
+        # W^T h^T with a W^T that lies in memory row by row: few columns make h W two to three times as slow.
+        product = (w[: self.width].T.contiguous() @ h.T).T.contiguous()
+        return product.add_(w[self.width]) if self.bias else product
+
+    def transposed(self, h: Tensor, a: Tensor) -> Tensor:
+        """[h, 1]^T A for some rows: 2 m D C flops."""
+        product = (a.T.contiguous() @ h).T.contiguous()  # h^T A is five times as slow
+        return torch.cat([product, a.sum(0, keepdim=True)]) if self.bias else product
+
+    def adjoint(self, a: Tensor) -> Tensor:
+        """[h, 1]^T A, (D, C), for A (n, C): one pass."""
+        return sum(
+            (self.transposed(h, a[strip]) for strip, h in self.rows()), start=a.new_zeros(self.columns, a.shape[1])
+        )
+
+    def product(self, w: Tensor) -> Tensor:
+        """[h, 1] W, (n, C), without the fixed bias: one pass."""
+        return torch.cat([self.times(h, w) for _, h in self.rows()])
+
+    def outputs(self, w: Tensor) -> Tensor:
+        """u = [h, 1] W + fixed bias, (n, C): one pass."""
+        return self._with_offset(self.product(w))
+
+    def _with_offset(self, product: Tensor) -> Tensor:
+        return product if self.offset is None else product + self.offset
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """Upper bounds of |[h_i, 1]|_2, (n,): what one sample's smoothness and rounding go by."""
+        found = []
+        for strip, h in self.rows():
+            norms = h.norm(dim=1)
+            if not bool(torch.isfinite(norms).all()):
+                require_features(h, first=strip.start)
+            found.append((norms.square() + self.bias).sqrt())
+        return torch.cat(found) * (1 + gamma(self.columns + 4, torch.float64))
+
+    def loss_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
+        """L(W) and its gradient [h, 1]^T G / n, G the gradients by the outputs: one pass, 4 n D C flops.
+
+        Args:
+            w: W, (D, C).
+        """
+        total, gradient = 0.0, torch.zeros_like(w)
+        for strip, h in self.rows():
+            part, by_outputs = self.losses.gradients(self._with_offset(self.times(h, w)), strip)
+            total += part
+            gradient += self.transposed(h, by_outputs)
+        return total / self.samples, gradient / self.samples
+
+    def value(self, w: Tensor) -> Bounded:
+        r"""L(W) with what rounding may have done to it: one pass.
+
+        Outputs err by at most :math:`\epsilon_i = \gamma_{D+2} |[h_i, 1]| |W|_F` (Higham 2002, section 3.5;
+        Cauchy-Schwarz), which moves a loss of smoothness L_ell by at most
+        :math:`|\nabla \ell_i| \epsilon_i + \frac{L_\ell}2 \epsilon_i^2`; then come the formula's own rounding
+        (``SampleLosses.rounding``) and gamma_n of the sum. Proven for torch's losses, h and W taken as the numbers they
+        are. For the caller's own loss the formula's rounding is not known and ``certified`` is False.
+
+        Args:
+            w: W, (D, C).
+
+        Raises:
+            ValueError: W has another shape.
+        """
+        if tuple(w.shape) != (self.columns, self.outputs_each):
+            raise ValueError(f"w: shape {tuple(w.shape)}; need (D, C) = {(self.columns, self.outputs_each)}")
+        total = slack = 0.0
+        size = float(w.norm()) * (1 + gamma(w.numel() + 3, torch.float64))
+        known = self.losses.kind != "custom"
+        for strip, h in self.rows():
+            outputs = self._with_offset(self.times(h, w))
+            part, gradients = self.losses.gradients(outputs, strip)
+            moved = gamma(self.columns + 2, torch.float64) * self.row_norms[strip] * size
+            if self.offset is not None:
+                moved = moved + gamma(1, torch.float64) * (outputs.norm(dim=1) + float(self.offset.norm()))
+            total += part
+            slack += float(self._moved_losses(gradients, moved).sum())
+            if known:
+                slack += float(self.losses.rounding(outputs, self.losses.each(outputs, strip), strip).sum())
+        value = total / self.samples
+        if not math.isfinite(value):
+            return Bounded(value, -math.inf, math.inf, certified=False, method="overflow")
+        slack = 1.001 * (slack / self.samples + gamma(self.samples + 3, torch.float64) * abs(value))
+        proven = known and (self.smoothness is not None or self.losses.lipschitz is not None)
+        method = "float64, rounding bounded" if proven else "float64, rounding of the outputs only"
+        return Bounded(value, value - slack, value + slack, certified=proven, method=method)
+
+    def _moved_losses(self, gradients: Tensor, moved: Tensor) -> Tensor:
+        if self.losses.lipschitz is not None:
+            return self.losses.lipschitz * moved
+        # 1e-12: the rounding of the gradients themselves.
+        smoothness = self.smoothness or 0.0
+        slopes: Tensor = 1.001 * gradients.norm(dim=1) + 1e-12 * smoothness
+        return slopes * moved + smoothness / 2 * moved.square()

@@ -1,0 +1,144 @@
+"""Step sizes of phase 2 for which the theorems hold: the largest proven one for gradient descent, a schedule for mini-batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.eigenvalues.symmetric import OUTWARD
+from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.last_layer.sigma import sigma_max
+
+
+@dataclass(frozen=True)
+class HeadCurvature:
+    r"""L_H of a head, the Lipschitz constant of the gradient of :math:`L = \frac1n \sum_i \ell_i`, and the step it allows."""
+
+    value: Bounded  # L_H = (L_ell / n) sigma_max([h, 1])^2
+    sigma_max: Bounded
+    smoothness: float  # L_ell
+
+    @property
+    def step(self) -> float:
+        """1 / L_H with L_H's proven upper bound: the largest step for which ``gradient_descent_bound`` is a theorem."""
+        return 1 / (self.value.upper * OUTWARD) if self.value.upper > 0 else math.inf
+
+
+def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurvature:
+    r"""L_H = (L_ell / n) sigma_max([h, 1])^2, with proven bounds.
+
+    The gradient of L is :math:`\frac1n [h,1]^T G(W)` with rows :math:`\nabla\ell_i(W^T [h_i, 1])`, so that
+    :math:`\|\nabla L(W) - \nabla L(V)\|_F \le \frac1n \sigma_{\max} L_\ell \sigma_{\max} \|W - V\|_F`.
+
+    Args:
+        problem: the head's.
+        tolerance: relative width of sigma_max that is asked for, see ``sigma_max``.
+
+    Raises:
+        ValueError: the loss has no L_ell that is known.
+
+    Cost: that of ``sigma_max``: a dozen passes.
+
+    Source: Kawaguchi & Sun 2021, Theorem 2 (the constant); L is the mean over samples.
+    """
+    smoothness = _smoothness(problem)
+    sigma = sigma_max(problem, tolerance=tolerance)
+    low, value, high = (smoothness / problem.samples * s**2 for s in (sigma.lower, sigma.value, sigma.upper))
+    bounded = Bounded(value, low / OUTWARD, high * OUTWARD, sigma.certified, f"(L_ell / n) sigma_max^2; {sigma.method}")
+    return HeadCurvature(bounded, sigma, smoothness)
+
+
+def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvature | None = None) -> float:
+    r"""An upper bound of the curvature of every mini-batch's mean loss, :math:`\sup_B \frac{L_\ell}{b} \sigma_{\max}([h_B, 1])^2`.
+
+    The smaller of :math:`L_\ell` times the mean of the b largest :math:`|[h_i, 1]|^2` (Frobenius norm) and
+    :math:`\frac nb L_H` (rows of a matrix have no larger sigma_max); for b = 1 the first is sharp, for b = n the
+    second.
+
+    Args:
+        problem: the head's.
+        batch_size: b; smaller batches (the last one) have larger curvature: give the smallest.
+        curvature: ``head_curvature``; None: the first bound only.
+
+    Raises:
+        ValueError: not 1 <= b <= n, or the loss has no L_ell that is known.
+    """
+    if not 1 <= batch_size <= problem.samples:
+        raise ValueError(f"batch_size: {batch_size}; need 1 to n = {problem.samples}")
+    largest = float(torch.topk(problem.row_norms.square(), batch_size).values.mean())
+    bound = _smoothness(problem) * largest * OUTWARD
+    return bound if curvature is None else min(bound, curvature.value.upper * problem.samples / batch_size * OUTWARD)
+
+
+def gradient_bound(problem: HeadProblem) -> float:
+    r"""G with :math:`|\nabla L_B(W)|_F \le G` for every mini-batch B and every W, for cross-entropies and binary ones.
+
+    :math:`|\nabla_u \ell_i| \le \sqrt2` times the sample's weight for cross-entropy (p - q of two distributions), 1 /
+    sqrt(C) for the mean of C binary ones, so that :math:`G = \max_i |\nabla\ell_i||[h_i, 1]|`. With
+    :math:`E|g|^2 \le G^2` it enters ``sgd_bound``.
+
+    Raises:
+        ValueError: the loss's gradient is not bounded (squared losses), or not known to be.
+    """
+    losses, every = problem.losses, slice(0, problem.samples)
+    if losses.kind == "cross-entropy":
+        steepest = 2**0.5 * losses.weights(every)
+    elif losses.kind == "binary":
+        steepest = torch.full_like(problem.row_norms, math.sqrt(1 / losses.outputs if losses.mean else losses.outputs))
+    else:
+        raise ValueError(
+            "loss_fn: its gradient has no bound that is known; pass G of the run, or use sgd_interpolation_bound"
+        )
+    return float((steepest * problem.row_norms).max()) * OUTWARD
+
+
+def _smoothness(problem: HeadProblem) -> float:
+    if problem.smoothness is None:
+        raise ValueError(
+            "smoothness: the loss has no Lipschitz gradient that is known (L1Loss has none), so no step size is proven; pass "
+            "smoothness=L_ell"
+        )
+    return problem.smoothness
+
+
+@dataclass(frozen=True)
+class PowerSchedule:
+    r"""Mini-batch steps :math:`\eta_k = \eta_0 / (1 + k / k_0)^p`, k = 0, 1, ...: sum infinite, sum of squares finite.
+
+    These are the conditions of Robbins & Monro 1951 for :math:`1/2 < p \le 1`.
+
+    Args:
+        first: eta_0; at most 1 / ``batch_curvature``, so that no step overshoots on its own batch.
+        decay: k_0, steps after which the decay sets in.
+        power: p.
+
+    Raises:
+        ValueError: a step or decay that is not positive, or a power outside (1/2, 1].
+
+    Example:
+        >>> schedule = PowerSchedule(0.1, decay=100, power=0.75)
+        >>> schedule(0), round(schedule(100), 4)
+        (0.1, 0.0595)
+    """
+
+    first: float
+    decay: float = 1000.0
+    power: float = 0.75
+
+    def __post_init__(self) -> None:
+        for name, number in (("first", self.first), ("decay", self.decay)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name}: {number}; need a positive number")
+        if not 0.5 < self.power <= 1:
+            raise ValueError(f"power: {self.power}; need one in (1/2, 1]: sum eta_k = inf and sum eta_k^2 < inf")
+
+    def __call__(self, k: int) -> float:
+        """eta_k."""
+        return float(self.first / (1 + k / self.decay) ** self.power)
+
+    def steps(self, count: int) -> torch.Tensor:
+        """eta_0, ..., eta_{count - 1}, float64."""
+        return self.first / (1 + torch.arange(count, dtype=torch.float64) / self.decay) ** self.power
