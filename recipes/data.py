@@ -1,7 +1,7 @@
 """What the recipes' data modules share, and the one that needs no network: scikit-learn's digits.
 
-`InMemoryDataModule` holds tensors scaled to [0, 1] and shuffles them in an order that, in epoch e, is a function of
-(seed, e) alone, so that an interrupted and an uninterrupted run see the same batches.
+`InMemoryDataModule` holds tensors and shuffles (and augments) them in a way that, in epoch e, is a function of (seed, e)
+alone, so that an interrupted and an uninterrupted run see the same batches.
 """
 
 import math
@@ -12,8 +12,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 from typing_extensions import override
+
+from lightning_conv.recipes.augmentation import AugmentedSampler, RandomCrops
 
 
 class Splits(NamedTuple):
@@ -59,33 +61,64 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: samples per batch and process.
-        seed: seed of the split, of the subset and of the shuffling.
+        seed: seed of the split, of the subset, of the shuffling and of the augmentation.
+        normalize: subtract the mean and divide by the standard deviation of each channel over the training split, in both
+            splits; without it the inputs lie in [0, 1].
+        augment: shift training images at random by up to an eighth of their smaller side, and mirror them where `mirrored` says
+            that this leaves the class what it is. The inputs are then no fixed set: a rank certificate is about one draw of them.
 
     Raises:
         MisconfigurationException: if `batch_size` is not positive.
     """
 
-    def __init__(self, batch_size: int, seed: int) -> None:
+    def __init__(self, batch_size: int, seed: int, normalize: bool = False, augment: bool = False) -> None:
         super().__init__()
         if batch_size < 1:
             raise MisconfigurationException(f"batch_size: must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.seed = seed
+        self.normalize = normalize
+        self.augment = augment
         self._splits: Splits | None = None
+        self._training: Dataset[tuple[Tensor, ...]] | None = None
 
     @abstractmethod
     def read(self) -> Splits:
         """Read both splits into memory: inputs float32 in [0, 1] of shape (n, channels, height, width)."""
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether an image's mirror image is of the same class; not so for characters."""
+        return False
+
     @override
     def setup(self, stage: str | None = None) -> None:
         """Read the data once, whatever the stage."""
-        if self._splits is None:
-            self._splits = self.read()
+        if self._splits is not None:
+            return
+        train, test, num_classes = self.read()
+        channels = train.tensors[0].shape[1]
+        mean, std = torch.zeros(channels), torch.ones(channels)
+        if self.normalize:
+            mean, std = channel_moments(train.tensors[0])
+            train, test = (
+                TensorDataset((split.tensors[0] - spread(mean)) / spread(std), split.tensors[1])
+                for split in (train, test)
+            )
+        self._splits = Splits(train, test, num_classes)
+        self._training = train
+        if self.augment:
+            images, labels = train.tensors
+            padding = max(1, min(images.shape[2:]) // 8)
+            # What comes in from beyond the border was black before it was normalized.
+            fill = -mean / std
+            self._training = RandomCrops(
+                images, labels, padding=padding, fill=fill, mirror=self.mirrored, seed=self.seed
+            )
 
     @property
     def splits(self) -> Splits:
-        """Both splits and the number of classes.
+        """Both splits without augmentation, normalized if that is asked for, and the number of classes.
 
         Raises:
             MisconfigurationException: before `setup`.
@@ -113,15 +146,16 @@ class InMemoryDataModule(LightningDataModule, ABC):
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return shuffled training batches; the last one of an epoch may be smaller."""
-        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
-            self.splits.train,
+        training: Dataset[tuple[Tensor, ...]] = self.splits.train if self._training is None else self._training
+        sampler: DistributedSampler[tuple[Tensor, ...]] = (AugmentedSampler if self.augment else DistributedSampler)(
+            training,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
             shuffle=True,
             seed=self.seed,
             drop_last=False,
         )
-        return self._loader(self.splits.train, sampler)
+        return self._loader(training, sampler)
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -134,11 +168,40 @@ class InMemoryDataModule(LightningDataModule, ABC):
         return self._loader(self.splits.test)
 
     def _loader(
-        self, dataset: TensorDataset, sampler: DistributedSampler[tuple[Tensor, ...]] | None = None
+        self, dataset: Dataset[tuple[Tensor, ...]], sampler: DistributedSampler[tuple[Tensor, ...]] | None = None
     ) -> DataLoader[tuple[Tensor, ...]]:
         # Without a generator of its own, every iterator of a DataLoader draws its base seed from the global state.
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, generator=generator)
+
+
+def require_size(name: str, size: int | None) -> None:
+    """Refuse a number of samples that is not positive.
+
+    Raises:
+        MisconfigurationException: with `name`, the value and what is allowed.
+    """
+    if size is not None and size < 1:
+        raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
+
+
+def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel over all images and pixels; 1 for a channel that is constant.
+
+    Args:
+        images: shape (n, channels, height, width).
+
+    Returns:
+        Two tensors of shape (channels,).
+    """
+    exact = images.double()
+    mean, std = exact.mean((0, 2, 3)), exact.std((0, 2, 3), correction=0)
+    return mean.float(), torch.where(std > 0, std, 1.0).float()
+
+
+def spread(moment: Tensor) -> Tensor:
+    """Return numbers of channels in a shape that broadcasts over images."""
+    return moment.reshape(1, -1, 1, 1)
 
 
 class DigitsDataModule(InMemoryDataModule):
@@ -149,17 +212,30 @@ class DigitsDataModule(InMemoryDataModule):
     Args:
         batch_size: samples per batch and process.
         test_fraction: share of the samples held out, in (0, 1); rounded up to whole samples.
-        seed: seed of the split and of the shuffling.
+        n_train: size of a seeded subset of the rest, with the classes nearly in their shares; None: all of it.
+        seed: seed of the split, of the shuffling and of the augmentation.
+        normalize: see `InMemoryDataModule`.
+        augment: shift training images at random by up to one pixel each way.
 
     Raises:
-        MisconfigurationException: if `test_fraction` is not in (0, 1).
+        MisconfigurationException: if `test_fraction` is not in (0, 1), or `n_train` is not positive.
     """
 
-    def __init__(self, batch_size: int = 64, test_fraction: float = 0.2, seed: int = 0) -> None:
-        super().__init__(batch_size, seed)
+    def __init__(
+        self,
+        batch_size: int = 64,
+        test_fraction: float = 0.2,
+        n_train: int | None = None,
+        seed: int = 0,
+        normalize: bool = False,
+        augment: bool = False,
+    ) -> None:
+        super().__init__(batch_size, seed, normalize, augment)
         if not 0.0 < test_fraction < 1.0:
             raise MisconfigurationException(f"test_fraction: must lie in (0, 1), got {test_fraction}")
+        require_size("n_train", n_train)
         self.test_fraction = test_fraction
+        self._n_train = n_train
         self.save_hyperparameters()
 
     @override
@@ -167,6 +243,7 @@ class DigitsDataModule(InMemoryDataModule):
         """Read and split the digits.
 
         Raises:
+            MisconfigurationException: if fewer training samples are left than asked for.
             ModuleNotFoundError: if scikit-learn is not installed.
         """
         try:
@@ -182,4 +259,9 @@ class DigitsDataModule(InMemoryDataModule):
         order = stratified_order(labels, self.seed)
         n_test = math.ceil(self.test_fraction * len(labels))
         test, train = order[:n_test], order[n_test:]
+        if self._n_train is not None and self._n_train > len(train):
+            raise MisconfigurationException(
+                f"n_train: {len(train)} training samples are left beside the test split, got {self._n_train}"
+            )
+        train = train[: self._n_train]
         return Splits(TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test]), 10)

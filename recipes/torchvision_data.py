@@ -13,7 +13,7 @@ from torchvision import datasets
 from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 from typing_extensions import override
 
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, stratified_order
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size, stratified_order
 
 # The classification sets of equally sized images that fit into memory, each with the constructor argument that chooses
 # the split; None: the set is undivided.
@@ -31,6 +31,10 @@ SPLIT_ARGUMENT = {
 }
 
 
+# Those whose objects stay what they are in the mirror; characters and digits do not.
+MIRRORED = {"CIFAR10", "CIFAR100", "EuroSAT", "FashionMNIST", "STL10"}
+
+
 class TorchvisionDataModule(InMemoryDataModule):
     """A torchvision classification data set that already lies on disk; nothing is ever downloaded.
 
@@ -42,7 +46,10 @@ class TorchvisionDataModule(InMemoryDataModule):
         n_train: size of a seeded subset of the training split, with the classes in their shares; None: all of it.
         n_test: the same for the test split.
         batch_size: samples per batch and process.
-        seed: seed of the subsets and of the shuffling.
+        seed: seed of the subsets, of the shuffling and of the augmentation.
+        normalize: subtract the mean and divide by the standard deviation of each channel over the training samples.
+        augment: shift training images at random by up to an eighth of their side; mirror those of CIFAR, EuroSAT, FashionMNIST
+            and STL10.
 
     Raises:
         MisconfigurationException: if `dataset` is none of these names, or a size is not positive.
@@ -56,11 +63,12 @@ class TorchvisionDataModule(InMemoryDataModule):
         n_test: int | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        normalize: bool = False,
+        augment: bool = False,
     ) -> None:
-        super().__init__(batch_size, seed)
-        for name, size in (("n_train", n_train), ("n_test", n_test)):
-            if size is not None and size < 1:
-                raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
+        super().__init__(batch_size, seed, normalize, augment)
+        require_size("n_train", n_train)
+        require_size("n_test", n_test)
         if dataset not in SPLIT_ARGUMENT:
             near = difflib.get_close_matches(dataset.upper(), SPLIT_ARGUMENT, n=3, cutoff=0.5)
             raise MisconfigurationException(
@@ -72,6 +80,12 @@ class TorchvisionDataModule(InMemoryDataModule):
         self.root = root
         self._sizes = (n_train, n_test)
         self.save_hyperparameters()
+
+    @property
+    @override
+    def mirrored(self) -> bool:
+        """Whether a mirror image is of the same class."""
+        return self.dataset in MIRRORED
 
     @override
     def read(self) -> Splits:

@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, map_inputs, sample_count
-from lightning_conv.kernels.recording import (
-    LayerCall,
-    SampleAxis,
-    candidate_axes,
-    layer_gradients,
-    record,
-    signature_of,
-)
-from lightning_conv.kernels.rounding import estimate_jacobian_error, parameter_gradients
+from lightning_conv.kernels.reading_memory import SavedBytes, peak_bytes
+from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
+from lightning_conv.kernels.rounding import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
+from lightning_conv.kernels.sample_axis import close, sample_axes
 from lightning_conv.kernels.sites import (
     Site,
     gradient_by_sample,
@@ -34,6 +29,9 @@ from lightning_conv.kernels.sites import (
 )
 
 READ_SAMPLES = 3
+
+LARGE = 8 * 2**20
+"""Bytes of activations from which on one sample's gradients are looked at: in float64 they take as long as a small kernel."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,21 @@ def read_network(
     with saved:
         outputs, recorder = record(module, few, tracked)
     calls = recorder.calls
+    forward_bytes = -(-(saved.bytes + 3 * recorder.largest) // samples)
     # Independent normals v_ic have E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
     plain = layer_gradients(outputs, mixture, calls, keep=True)
-    weighted = layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False)
-    truth = parameter_gradients(module, names, few, mixture)
-    unused = tuple(name for name in names if truth[name] is None)
     tolerance = torch.finfo(module.dtype).eps ** 0.5
+    axes = sample_axes(
+        calls, plain, layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False), weights, tolerance
+    )
+    # The parameters' gradients of one sample tell enough of a network that is large, unless samples couple.
+    checked = 1 if batch_norm != "batch" and forward_bytes * samples > LARGE else samples
+    probe, combination = map_inputs(lambda tensor: tensor[:checked], few), mixture[:checked]
+    truth = parameter_gradients(module, names, probe, combination)
+    unused = tuple(name for name in names if truth[name] is None)
     why = {name: "it is used by functions without a layer rule" for name in recorder.elsewhere}
-    axes = _sample_axes(calls, plain, weighted, weights, tolerance)
     for index, call in enumerate(calls):
         if plain[index] is not None and index not in axes:
             why |= dict.fromkeys(call.names.values(), "no dimension of a layer's output holds the samples")
@@ -104,104 +107,41 @@ def read_network(
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites = []
     for site in group_calls(calls, axes, allowed):
-        fault = _fault(site, calls, present, samples, truth, tolerance)
+        fault = _fault(site, calls, present, samples, truth, tolerance, checked)
         if fault is None:
             sites.append(_measured(site, calls, present, samples))
         else:
             why |= dict.fromkeys(site.names, fault)
     ruled = {name for site in sites for name in site.names}
     general = {n: why.get(n, "no layer rule covers it") for n in names if n not in ruled and n not in unused}
-    forward_bytes = -(-(saved.bytes + 3 * recorder.largest) // samples)
+    signature, first_outputs = signature_of(calls), outputs.detach()
+    gradient_numel = sum(call.shape.numel() for call in calls) // samples
+    if checked < samples:  # with activations as large as these, nothing is kept that is not needed any more
+        del outputs, plain, present, recorder, calls
+    error = estimate_jacobian_error(
+        module,
+        probe,
+        combination,
+        truth,
+        by_factors=Factored(sites, calls, present) if checked == samples else None,
+        batch_norm=batch_norm,
+        statistics_of=statistics_of,
+    )
     return Anatomy(
         parameters=names,
         sites=tuple(sites),
         general=general,
         unused=unused,
-        outputs=int(outputs.shape[1]),
-        first_outputs=outputs.detach(),
+        outputs=int(first_outputs.shape[1]),
+        first_outputs=first_outputs,
         tracked=tuple(tracked),
-        signature=signature_of(calls),
-        gradient_numel=sum(call.shape.numel() for call in calls) // samples,
+        signature=signature,
+        gradient_numel=gradient_numel,
         forward_bytes=forward_bytes,
-        reading_bytes=reading_bytes(module, names),
+        reading_bytes=peak_bytes(module, names, samples, checked, forward_bytes, gradient_numel),
         general_sizes={name: module.parameters[name].numel() for name in general},
-        jacobian_error=estimate_jacobian_error(
-            module,
-            sites,
-            calls,
-            present,
-            truth,
-            few,
-            mixture,
-            activations=forward_bytes,
-            batch_norm=batch_norm,
-            statistics_of=statistics_of,
-        ),
+        jacobian_error=error,
     )
-
-
-class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for a backward pass, parameters apart."""
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self.bytes = 0
-        self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
-        super().__init__(self._count, lambda tensor: tensor)
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-
-def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
-    """Bytes that ``read_network`` takes.
-
-    Gradients in both precisions, a copy of all parameters in the other one, and temporaries of the largest.
-    """
-    width = torch.finfo(module.dtype).bits // 8
-    total = sum(parameter.numel() for parameter in module.parameters.values())
-    asked = [module.parameters[name].numel() for name in names]
-    return (12 - width) * total + 12 * sum(asked) + 24 * max(asked)
-
-
-def _sample_axes(
-    calls: Sequence[LayerCall],
-    plain: Sequence[Tensor | None],
-    weighted: Sequence[Tensor | None],
-    weights: Tensor,
-    tolerance: float,
-) -> dict[int, SampleAxis]:
-    """Where the samples are in the output of every call that reaches the outputs, as far as that can be told.
-
-    A B of zeros tells nothing (the last steps of a sequence read backwards, of which only the first is used): such a call
-    takes after another one of the same parameters and the same shape.
-    """
-    axes: dict[int, SampleAxis] = {}
-    alike: dict[tuple[object, ...], SampleAxis] = {}
-    for index, (call, p, w) in enumerate(zip(calls, plain, weighted, strict=True)):
-        axis = None if p is None or w is None else _sample_axis(p, w, weights, tolerance)
-        if axis is not None:
-            axes[index] = alike[(*call.names.values(), call.shape)] = axis
-    for index, (call, p) in enumerate(zip(calls, plain, strict=True)):
-        twin = alike.get((*call.names.values(), call.shape))
-        if index not in axes and twin is not None and p is not None and not bool(p.any()):
-            axes[index] = twin
-    return axes
-
-
-def _sample_axis(plain: Tensor, weighted: Tensor, weights: Tensor, tolerance: float) -> SampleAxis | None:
-    """The place along which weighting the samples has weighted B; None where there is none or B is zero."""
-    samples = len(weights)
-    if not bool(plain.any()):
-        return None
-    for axis in candidate_axes(plain.shape, samples):
-        front, after = (axis.to_front(value, samples) for value in (plain, weighted))
-        if _close(after, front * weights.view(-1, *[1] * (front.ndim - 1)), tolerance):
-            return axis
-    return None
 
 
 def _fault(
@@ -211,24 +151,31 @@ def _fault(
     samples: int,
     truth: Mapping[str, Tensor | None],
     tolerance: float,
+    checked: int,
 ) -> str | None:
-    """Why the site's rule may not be used; None where it gives autograd's gradient."""
+    """Why the site's rule may not be used; None where it gives autograd's gradient of the first ``checked`` samples."""
     for name in site.names:
         expected = truth[name]
         assert expected is not None
         try:
-            found, expected = _compared(site, name, calls, gradients, samples, expected)
+            found, expected = _compared(site, name, calls, gradients, samples, expected, checked)
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             return f"its layer rule failed ({type(error).__name__}: {error})"
-        if found.numel() != expected.numel() or not _close(found.reshape(expected.shape), expected, tolerance):
+        if found.numel() != expected.numel() or not close(found.reshape(expected.shape), expected, tolerance):
             return "its layer rule does not give autograd's gradient"
     return None
 
 
 def _compared(
-    site: Site, name: str, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int, truth: Tensor
+    site: Site,
+    name: str,
+    calls: Sequence[LayerCall],
+    gradients: Sequence[Tensor],
+    samples: int,
+    truth: Tensor,
+    checked: int,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient by one parameter, summed over the samples, from the rule and from autograd.
+    """The gradient by one parameter, summed over the first ``checked`` samples, from the rule and from autograd.
 
     A linear weight may have millions of elements: both are multiplied by one random vector, which tells two matrices
     apart with probability one and saves forming the first.
@@ -236,10 +183,10 @@ def _compared(
     first = calls[site.uses[0].call]
     if slot_of(first, name) == ["weight"] and site.linear:
         vector = torch.randn(truth.shape[1], generator=torch.Generator().manual_seed(1)).to(truth)
-        inputs = site_inputs(site, calls, samples).flatten(0, 2)  # (n R, in)
-        outer = site_gradients(site, calls, gradients, samples).flatten(0, 2)
+        inputs = site_inputs(site, calls, samples)[:checked].flatten(0, 2)  # (n R, in)
+        outer = site_gradients(site, calls, gradients, samples)[:checked].flatten(0, 2)
         return outer.T @ (inputs @ vector), truth @ vector
-    return site_rows(prepare(site, calls, samples), name, gradients, samples).sum(0), truth
+    return site_rows(prepare(site, calls, samples), name, gradients, samples)[:checked].sum(0), truth
 
 
 def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Site:
@@ -282,10 +229,6 @@ def check_samples_do_not_couple(few: Tensor, whole: Tensor) -> None:
             "added, so samples couple or the forward is random; remove what mixes samples (batch-wide attention) or what is random in "
             'evaluation mode, or ask for batch_norm="batch", the kernel of the whole batch'
         )
-
-
-def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return bool((found - expected).norm() <= tolerance * expected.norm())
 
 
 def require_float_inputs(inputs: Inputs) -> None:

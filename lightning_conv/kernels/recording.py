@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,43 +32,6 @@ class LayerCall:
 def signature_of(calls: Sequence[LayerCall]) -> tuple[tuple[str, ...], ...]:
     """By which two forwards are compared: the same layers in the same order."""
     return tuple(tuple(call.names.values()) for call in calls)
-
-
-Order: TypeAlias = Literal["whole", "outer", "inner"]
-
-
-@dataclass(frozen=True)
-class SampleAxis:
-    """Where the n samples are in the output of a call: in dimension ``dim``, alone or merged with another one.
-
-    ``"outer"``: index = sample * m + position, as in windows or frames that were flattened into the batch; ``"inner"``:
-    index = position * n + sample, as in a sequence-first tensor that was flattened.
-    """
-
-    dim: int
-    order: Order
-
-    def fits(self, shape: Sequence[int], samples: int) -> bool:
-        """Whether a tensor of ``shape`` can hold the samples this way."""
-        if self.dim >= len(shape):
-            return False
-        size = shape[self.dim]
-        return size == samples if self.order == "whole" else size % samples == 0 and size > 0
-
-    def to_front(self, tensor: Tensor, samples: int) -> Tensor:
-        """(n, ...): samples in dimension 0. Merged ones stay merged along with their dimension: (n, m, ...)."""
-        if self.order == "outer":
-            return torch.unflatten(tensor, self.dim, (samples, -1)).movedim(self.dim, 0)
-        if self.order == "inner":
-            return torch.unflatten(tensor, self.dim, (-1, samples)).movedim(self.dim + 1, 0)
-        return tensor.movedim(self.dim, 0) if self.dim else tensor
-
-
-def candidate_axes(shape: Sequence[int], samples: int) -> list[SampleAxis]:
-    """Where the samples could be, the usual places first."""
-    whole = [SampleAxis(dim, "whole") for dim in range(min(2, len(shape)))]
-    merged = [SampleAxis(0, order) for order in ("outer", "inner")] if shape and shape[0] != samples else []
-    return [axis for axis in (*whole, *merged) if axis.fits(shape, samples)]
 
 
 class Recorder(TorchFunctionMode):

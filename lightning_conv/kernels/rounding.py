@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule
 from lightning_conv.kernels.recording import LayerCall, edges_of, record, signature_of
 from lightning_conv.kernels.sites import Site, site_gradients, site_inputs
 
 SAFETY = 4.0
 
-LARGE = 8 * 2**20
-"""Bytes of activations above which one sample tells enough: a large network in float64 takes as long as a small kernel."""
+
+@dataclass(frozen=True)
+class Factored:
+    """What ``estimate_jacobian_error`` needs to compare linear layers by their factors."""
+
+    sites: Sequence[Site]
+    calls: Sequence[LayerCall]  # of a forward on the samples
+    gradients: Sequence[Tensor]  # B of every call for the mixture
 
 
 def parameter_gradients(
@@ -31,14 +39,11 @@ def parameter_gradients(
 
 def estimate_jacobian_error(
     module: StatelessModule,
-    sites: Sequence[Site],
-    calls: Sequence[LayerCall],
-    gradients: Sequence[Tensor],
-    truth: Mapping[str, Tensor | None],
     inputs: Inputs,
     mixture: Tensor,
+    truth: Mapping[str, Tensor | None],
     *,
-    activations: int,
+    by_factors: Factored | None,
     batch_norm: BatchNormMode,
     statistics_of: Inputs,
 ) -> float:
@@ -48,67 +53,83 @@ def estimate_jacobian_error(
     float32 figure is scaled by 2^-29, the ratio of the unit roundoffs. An estimate, not a bound.
 
     Linear layers at one position are compared by their factors, d(b a^T) <= |db||a| + |b||da|, which saves forming
-    gradients as large as the network; the other parameters by autograd's gradients.
+    gradients as large as the network; the other parameters by autograd's gradients, one after the other.
 
     Args:
         module: the network.
-        sites: what was found in it.
-        calls: of a forward on ``inputs``.
-        gradients: B of every call for ``mixture``.
-        truth: autograd's gradients of sum(mixture * outputs).
         inputs: a few samples.
-        mixture: random combination of the outputs, one standard normal number each.
-        activations: bytes of one sample's.
+        mixture: random combination of their outputs, one standard normal number each.
+        truth: autograd's gradients of sum(mixture * outputs).
+        by_factors: the layers that were found; None: compare every parameter by its gradient.
         batch_norm: of the module.
         statistics_of: samples that give the statistics.
     """
-    if len(mixture) > 1 and activations * len(mixture) > LARGE:
-        inputs, mixture = map_inputs(lambda tensor: tensor[:1], inputs), mixture[:1]
-        sites, calls, gradients = (), (), ()
-        truth = parameter_gradients(module, list(truth), inputs, mixture)
     other = torch.float32 if module.dtype == torch.float64 else torch.float64
     ratio = 2.0**-29 if module.dtype == torch.float64 else 1.0
     unit = 2.0**-24 * ratio
-    by_factors = [site for site in sites if site.linear and site.positions == 1]
-    covered = {name for site in by_factors for name in site.names}
-    rest = [name for name, gradient in truth.items() if name not in covered and gradient is not None]
+    sites = [] if by_factors is None else [s for s in by_factors.sites if s.linear and s.positions == 1]
+    covered = {name for site in sites for name in site.names}
+    rest = {name: gradient for name, gradient in truth.items() if name not in covered and gradient is not None}
+    difference = Difference()
     try:
         twin = StatelessModule(module.model, dtype=other, batch_norm=batch_norm, statistics_of=statistics_of)
         leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
         twin.parameters |= leaves
-        twin_inputs = twin.convert(inputs)
-        outputs, recorder = record(twin, twin_inputs, {name: twin.parameters[name] for name in truth})
-        if by_factors and signature_of(recorder.calls) != signature_of(calls):
+        outputs, recorder = record(twin, twin.convert(inputs), {name: twin.parameters[name] for name in truth})
+        calls = recorder.calls
+        if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
             return SAFETY * 16 * unit
-        wanted = sorted({use.call for site in by_factors for use in site.uses})
+        for name, leaf in leaves.items():
+            leaf.register_hook(partial(difference.add, rest[name]))  # type: ignore[no-untyped-call]
+        wanted = sorted({use.call for site in sites for use in site.uses})
         found = torch.autograd.grad(
             outputs,
-            [*edges_of([recorder.calls[index] for index in wanted]), *leaves.values()],  # type: ignore[arg-type]
+            [*edges_of([calls[index] for index in wanted]), *leaves.values()],  # type: ignore[arg-type]
             mixture.to(outputs),
             allow_unused=True,
         )
     except (TypeError, RuntimeError):  # a forward that works in one type only
         return SAFETY * 16 * unit
-    twin_gradients = dict(zip(wanted, found, strict=False))
-    change = size = 0.0
-    for site in by_factors:
+    theirs = dict(zip(wanted, found, strict=False))
+    for site in sites:
+        assert by_factors is not None
         index, samples = site.uses[0].call, len(mixture)
-        twin_gradient = twin_gradients[index]
-        if twin_gradient is None:
-            continue
-        mine = _factors(site, calls, gradients[index], samples)
-        theirs = _factors(site, recorder.calls, twin_gradient, samples)
-        bias = 1.0 if site.bias is not None else 0.0
+        twin_gradient = theirs[index]
+        if twin_gradient is not None:
+            difference.add_factors(
+                _factors(site, by_factors.calls, by_factors.gradients[index], samples),
+                _factors(site, calls, twin_gradient, samples),
+                bias=site.bias is not None,
+            )
+    return SAFETY * max(difference.relative * ratio, unit)
+
+
+class Difference:
+    """|dJ|_F and |J|_F, added up over the parameters."""
+
+    def __init__(self) -> None:
+        self._change = self._size = 0.0
+
+    @property
+    def relative(self) -> float:
+        """|dJ|_F / |J|_F."""
+        return (self._change / self._size) ** 0.5 if self._size else 0.0
+
+    def add(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """Two gradients of one parameter. A hook of the second's leaf: what takes its place needs no memory."""
+        wide = theirs.detach().double()
+        self._size += float(torch.linalg.vector_norm(wide)) ** 2
+        self._change += float(torch.linalg.vector_norm(wide - mine)) ** 2
+        return theirs.new_zeros(()).expand_as(theirs)
+
+    def add_factors(
+        self, mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]], *, bias: bool
+    ) -> None:
+        """A bound for the gradients b a^T of a linear layer, and b of its bias, from the (a, b) of every sample."""
         for (a, b), (c, d) in zip(mine, theirs, strict=True):
-            change += float(((b - d).norm() * a.norm() + d.norm() * (a - c).norm()) ** 2 + bias * (b - d).norm() ** 2)
-            size += float(d.norm() ** 2 * (c.norm() ** 2 + bias))
-    for name, twin_gradient in zip(rest, found[len(wanted) :], strict=True):
-        mine_gradient = truth[name]
-        if mine_gradient is not None and twin_gradient is not None:
-            change += float((mine_gradient.double() - twin_gradient.double()).square().sum())
-            size += float(twin_gradient.double().square().sum())
-    measured = (change / size) ** 0.5 if size else 0.0
-    return SAFETY * max(measured * ratio, unit)
+            moved = (b - d).norm() * a.norm() + d.norm() * (a - c).norm()
+            self._change += float(moved**2 + bias * (b - d).norm() ** 2)
+            self._size += float(d.norm() ** 2 * (c.norm() ** 2 + bias))
 
 
 def _factors(site: Site, calls: Sequence[LayerCall], gradient: Tensor, samples: int) -> list[tuple[Tensor, Tensor]]:

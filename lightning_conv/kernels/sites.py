@@ -9,8 +9,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.recording import LayerCall, SampleAxis
+from lightning_conv.kernels.recording import LayerCall
 from lightning_conv.kernels.rules import Arguments, EmbeddingRule, OuterRule
+from lightning_conv.kernels.sample_axis import SampleAxis
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from lightning_conv.kernels.discovery import (
     Anatomy,
     check_samples_do_not_couple,
     read_network,
-    reading_bytes,
     require_float_inputs,
 )
 from lightning_conv.kernels.engine import Engine
@@ -25,6 +24,7 @@ from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
+from lightning_conv.kernels.reading_memory import reading_bytes
 from lightning_conv.kernels.result import KernelGram, Outputs
 from lightning_conv.kernels.selection import parameter_names
 from lightning_conv.kernels.sites import layer_of

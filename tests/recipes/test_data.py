@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_conv.recipes import DigitsDataModule, TorchvisionDataModule, WideFC
-from lightning_conv.recipes.data import stratified_order
+from lightning_conv.recipes.data import channel_moments, stratified_order
 
 
 class BatchRecorder(Callback):
@@ -130,6 +130,27 @@ def test_an_unknown_data_set_is_refused_with_near_matches():
 def test_a_subset_larger_than_the_split_is_refused(mnist_root: Path):
     with pytest.raises(MisconfigurationException, match="n_train: MNIST has 60 samples"):
         TorchvisionDataModule("MNIST", root=str(mnist_root), n_train=61).setup()
+
+
+def test_a_subset_of_the_digits_leaves_the_test_split_as_it_is():
+    whole, part = DigitsDataModule(), DigitsDataModule(n_train=200)
+    whole.setup()
+    part.setup()
+    assert part.n_train == 200
+    assert part.splits.train.tensors[1].bincount().min() >= 18
+    assert torch.equal(part.splits.test.tensors[0], whole.splits.test.tensors[0])
+    with pytest.raises(MisconfigurationException, match="n_train: 1437 training samples are left"):
+        DigitsDataModule(n_train=1438).setup()
+    with pytest.raises(MisconfigurationException, match="n_train: must be at least 1"):
+        DigitsDataModule(n_train=0)
+
+
+def test_a_constant_channel_is_centred_and_not_scaled():
+    images = torch.rand(50, 2, 3, 3)
+    images[:, 1] = 0.25
+    mean, std = channel_moments(images)
+    assert mean.tolist() == pytest.approx([float(images[:, 0].mean()), 0.25])
+    assert std.tolist() == pytest.approx([float(images[:, 0].std(correction=0)), 1.0])
 
 
 def test_sizes_before_setup_are_refused():
