@@ -164,6 +164,14 @@ class StatelessModule:
                 )
             self._freeze_statistics(statistics_of)
 
+    def twin(self, dtype: torch.dtype) -> StatelessModule:
+        """The same function in another precision, with the statistics as they are here: none are computed again."""
+        mode: BatchNormMode = "batch" if self.batch_norm == "batch" else "eval"
+        twin = StatelessModule(self.model, dtype=dtype, batch_norm=mode)
+        twin.batch_norm = self.batch_norm
+        twin.buffers = {name: twin._convert(buffer).clone() for name, buffer in self.buffers.items()}
+        return twin
+
     def _convert(self, tensor: Tensor) -> Tensor:
         if tensor.is_inference():  # made under torch.inference_mode, as in a validation loop: autograd cannot save it
             tensor = tensor.clone()

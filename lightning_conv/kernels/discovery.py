@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count
 from lightning_conv.kernels.reading_memory import SavedBytes, peak_bytes
 from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
 from lightning_conv.kernels.rounding import Factored, estimate_jacobian_error, parameter_gradients
@@ -58,8 +58,6 @@ def read_network(
     names: tuple[str, ...],
     inputs: Inputs,
     *,
-    batch_norm: BatchNormMode,
-    statistics_of: Inputs,
     rules: bool = True,
     samples: int = READ_SAMPLES,
 ) -> Anatomy:
@@ -72,8 +70,6 @@ def read_network(
         module: the network as a function.
         names: parameters to differentiate by.
         inputs: samples.
-        batch_norm: of the module, for its twin in the other precision.
-        statistics_of: likewise.
         rules: False: find none, everything goes the general way.
         samples: how many to read it on; all of them, where they couple.
     """
@@ -95,7 +91,7 @@ def read_network(
         calls, plain, layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False), weights, tolerance
     )
     # The parameters' gradients of one sample tell enough of a network that is large, unless samples couple.
-    checked = 1 if batch_norm != "batch" and forward_bytes * samples > LARGE else samples
+    checked = 1 if module.batch_norm != "batch" and forward_bytes * samples > LARGE else samples
     probe, combination = map_inputs(lambda tensor: tensor[:checked], few), mixture[:checked]
     truth = parameter_gradients(module, names, probe, combination)
     unused = tuple(name for name in names if truth[name] is None)
@@ -124,8 +120,6 @@ def read_network(
         combination,
         truth,
         by_factors=Factored(sites, calls, present) if checked == samples else None,
-        batch_norm=batch_norm,
-        statistics_of=statistics_of,
     )
     return Anatomy(
         parameters=names,

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule
+from lightning_conv.evaluation import Inputs, StatelessModule
 from lightning_conv.kernels.recording import LayerCall, edges_of, record, signature_of
 from lightning_conv.kernels.sites import Site, site_gradients, site_inputs
 
@@ -44,8 +44,6 @@ def estimate_jacobian_error(
     truth: Mapping[str, Tensor | None],
     *,
     by_factors: Factored | None,
-    batch_norm: BatchNormMode,
-    statistics_of: Inputs,
 ) -> float:
     """Estimated relative rounding error |dJ|_F / |J|_F of the Jacobian in the module's precision, with a safety factor of 4.
 
@@ -53,7 +51,8 @@ def estimate_jacobian_error(
     float32 figure is scaled by 2^-29, the ratio of the unit roundoffs. An estimate, not a bound.
 
     Linear layers at one position are compared by their factors, d(b a^T) <= |db||a| + |b||da|, which saves forming
-    gradients as large as the network; the other parameters by autograd's gradients, one after the other.
+    gradients as large as the network; the other parameters by autograd's gradients, one after the other. Frozen statistics
+    are taken as they are: rounding averages out in them.
 
     Args:
         module: the network.
@@ -61,8 +60,6 @@ def estimate_jacobian_error(
         mixture: random combination of their outputs, one standard normal number each.
         truth: autograd's gradients of sum(mixture * outputs).
         by_factors: the layers that were found; None: compare every parameter by its gradient.
-        batch_norm: of the module.
-        statistics_of: samples that give the statistics.
     """
     other = torch.float32 if module.dtype == torch.float64 else torch.float64
     ratio = 2.0**-29 if module.dtype == torch.float64 else 1.0
@@ -72,7 +69,7 @@ def estimate_jacobian_error(
     rest = {name: gradient for name, gradient in truth.items() if name not in covered and gradient is not None}
     difference = Difference()
     try:
-        twin = StatelessModule(module.model, dtype=other, batch_norm=batch_norm, statistics_of=statistics_of)
+        twin = module.twin(other)
         leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
         twin.parameters |= leaves
         outputs, recorder = record(twin, twin.convert(inputs), {name: twin.parameters[name] for name in truth})

@@ -85,12 +85,12 @@ class Task:
                 'inputs2: with batch_norm="batch" every set of samples has statistics of its own, so a kernel between two sets is not '
                 'defined; use batch_norm="eval" or "frozen"'
             )
-        self.anatomy = self._read(inputs) if plan is None else plan.reading
+        self.anatomy = self._read() if plan is None else plan.reading
         self.plan = self._plan()
         if plan is not None:
             self._require_same(plan)
 
-    def _read(self, inputs: Inputs) -> Anatomy:
+    def _read(self) -> Anatomy:
         """What there is in the network.
 
         Raises:
@@ -109,8 +109,6 @@ class Task:
             self.module,
             self.names,
             self.inputs,
-            batch_norm=self.request.batch_norm,
-            statistics_of=inputs,
             rules=self.request.engine == "auto" and not self.couples,
             samples=count if self.couples else READ_SAMPLES,
         )

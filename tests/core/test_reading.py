@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
+from lightning_conv.evaluation import StatelessModule, undisturbed
 from lightning_conv.kernels import discovery
 
 
@@ -65,3 +66,19 @@ def test_samples_that_couple_are_all_read_however_large_they_are(monkeypatch):
     # One sample normalised by itself has no gradient, and no rounding error either.
     gram = ntk_gram(model, inputs, batch_norm="batch")
     assert gram.jacobian_error > 4 * 2.0**-24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_twin_in_another_precision_has_the_frozen_statistics_of_the_first(dtype):
+    model, inputs = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(6, 4)
+    with undisturbed(model):
+        module = StatelessModule(model, batch_norm="frozen", statistics_of=inputs)
+        twin = module.twin(dtype)
+        outputs = twin.outputs({}, twin.convert(inputs))
+        assert outputs.dtype == dtype
+        hidden = model[0](inputs)
+        plain = model[3](torch.tanh((hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + model[1].eps).sqrt()))
+    assert torch.allclose(outputs, plain.to(dtype), rtol=1e-5, atol=1e-6)
+    assert torch.equal(twin.buffers["1.running_mean"], module.buffers["1.running_mean"].to(dtype))
+    twin.buffers["1.running_mean"].add_(1)
+    assert not torch.equal(twin.buffers["1.running_mean"], module.buffers["1.running_mean"].to(dtype))
