@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_conv.eigenvalues.bounded import divide, quotient
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
 
@@ -94,12 +95,12 @@ def kernel_drift(
     spectrum = spectrum or kernel_spectrum(gram, method="auto")
     reference_spectrum = reference_spectrum or kernel_spectrum(reference, method="auto")
     spectral = float(torch.linalg.eigvalsh(now - then).abs().max())
-    ratio = _ratio(spectrum.lambda_min, reference_spectrum.lambda_min)
-    floors = sum(_frobenius_floor(g) for g in (gram, reference))
+    ratio = quotient(spectrum.lambda_min, reference_spectrum.lambda_min)
+    floors = sum(frobenius_floor(g) for g in (gram, reference))
     return Drift(
         relative_frobenius=relative_frobenius,
         relative_spectral=spectral / reference_spectrum.lambda_max.value,
-        spectral_over_lambda_min=_divide(spectral, reference_spectrum.lambda_min.value),
+        spectral_over_lambda_min=divide(spectral, reference_spectrum.lambda_min.value),
         alignment=centred_alignment(now, then),
         lambda_min_ratio=ratio,
         du_half=_against_half(ratio),
@@ -118,31 +119,11 @@ def _norm(reference: Tensor) -> float:
     return size
 
 
-def _frobenius_floor(gram: KernelGram | Tensor) -> float:
+def frobenius_floor(gram: KernelGram | Tensor) -> float:
     """Products' floor (its proof holds for the Frobenius norm too) and the first-order effect 2 |J|_2 |dJ|_F of the Jacobian's rounding."""
     if not isinstance(gram, KernelGram):
         return 0.0
     return gram.floor + 2 * gram.jacobian_error * gram.trace
-
-
-def _ratio(now: Bounded, then: Bounded) -> Bounded:
-    if now.lower >= 0:
-        lower = now.lower / then.upper if then.upper > 0 else 0.0
-    else:  # a bare matrix can be indefinite: the quotient is then smallest at the other end
-        lower = now.lower / then.lower if then.lower > 0 else float("-inf")
-    return Bounded(
-        value=_divide(now.value, then.value),
-        lower=lower,
-        upper=now.upper / then.upper if now.upper < 0 < then.upper else _divide(now.upper, then.lower),
-        certified=now.certified and then.certified,
-        method=f"quotient of intervals: {now.method}",
-    )
-
-
-def _divide(numerator: float, denominator: float) -> float:
-    if denominator > 0:
-        return numerator / denominator
-    return float("inf") if numerator > 0 else float("nan")
 
 
 def _against_half(ratio: Bounded) -> Verdict:

@@ -3,7 +3,22 @@
 Every function states the formula, the loss scale and the theorem it belongs to. What comes out as a judgement is a ``Criterion``.
 """
 
+from lightning_conv.theory import du
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most, not_applicable
 from lightning_conv.theory.loss_scale import LossScale, loss_scale
+from lightning_conv.theory.networks import DuConvResNet, DuFC, DuResNet, DuTwoLayer
 
-__all__ = ["Criterion", "LossScale", "Verdict", "at_least", "at_most", "loss_scale", "not_applicable"]
+__all__ = [
+    "Criterion",
+    "DuConvResNet",
+    "DuFC",
+    "DuResNet",
+    "DuTwoLayer",
+    "LossScale",
+    "Verdict",
+    "at_least",
+    "at_most",
+    "du",
+    "loss_scale",
+    "not_applicable",
+]

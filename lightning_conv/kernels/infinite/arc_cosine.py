@@ -1,0 +1,97 @@
+r"""Closed forms for ReLU: E[relu(u) relu(v)] and E[1{u >= 0} 1{v >= 0}] of correlated Gaussians, and H_inf of the two-layer network.
+
+With theta the angle whose cosine is the correlation of (u, v) (Cho & Saul 2009, the arc-cosine kernels of degree 0 and 1):
+
+.. math::
+    E[1\{u \ge 0\} 1\{v \ge 0\}] = \frac{\pi - \theta}{2 \pi}, \qquad
+    E[\mathrm{relu}(u)\, \mathrm{relu}(v)] = \frac{\sqrt{\mathrm{var}(u)\, \mathrm{var}(v)}}{2 \pi}
+    \bigl( \sin\theta + (\pi - \theta) \cos\theta \bigr)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.infinite.correlation import correlations
+
+
+@dataclass(frozen=True)
+class ArcCosineDual:
+    """The dual activation of ReLU, in closed form; see ``HermiteDual`` for what the methods mean."""
+
+    order: int = 0  # of a quadrature: there is none
+
+    def mean(self, variances: Tensor) -> Tensor:
+        """E relu(u) = sqrt(variance / (2 pi))."""
+        return (variances / (2 * math.pi)).sqrt()
+
+    def moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """E[relu(u) relu(v)], the arc-cosine kernel of degree 1 (over 2)."""
+        cosine = correlations(covariance, rows, columns)
+        # sin as sqrt((1 - c)(1 + c)) keeps its digits where 1 - c^2 would lose them.
+        sine = ((1 - cosine) * (1 + cosine)).sqrt()
+        scale = (rows[:, None] * columns[None, :]).sqrt()
+        return scale * (sine + (math.pi - cosine.arccos()) * cosine) / (2 * math.pi)
+
+    def derivative_moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """P(u >= 0, v >= 0), the arc-cosine kernel of degree 0 (over 2)."""
+        return (math.pi - correlations(covariance, rows, columns).arccos()) / (2 * math.pi)
+
+
+def h_infinity(inputs: Tensor) -> Tensor:
+    r"""The limit kernel H_inf of the two-layer ReLU network whose hidden weights are trained.
+
+    .. math::
+        H^\infty_{ij} = E_{w \sim N(0, I)} \bigl[ x_i \cdot x_j \, 1\{w \cdot x_i \ge 0, w \cdot x_j \ge 0\} \bigr]
+        = x_i \cdot x_j \, \frac{\pi - \theta_{ij}}{2 \pi}
+
+    theta is the angle between the inputs, whatever their norms, from :math:`2 \operatorname{atan2}(|a - b|, |a + b|)` of the
+    unit vectors (Kahan): the arc cosine would lose half the digits of nearly parallel inputs.
+
+    Args:
+        inputs: (n, d), or images that are flattened; rows that are not zero.
+
+    Returns:
+        (n, n), float64. Its lambda_min, lambda_0, is positive where no two inputs are parallel (Theorem 3.1); on a part of
+        the data it is an upper bound of lambda_0 on all of them (interlacing).
+
+    Raises:
+        ValueError: no samples, a row that is zero, or one that is not finite.
+
+    Cost: O(n^2 d). Source: Du, Zhai, Poczos, Singh 2019 (1810.02054), Definition of H_inf; closed form: Arora et al. 2019
+    (1901.08584), eq. (3).
+
+    Example:
+        >>> h_infinity(torch.eye(2))  # orthogonal: no coupling
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]], dtype=torch.float64)
+    """
+    x = as_rows(inputs)
+    norms = x.norm(dim=1, keepdim=True)
+    if not bool((norms > 0).all()):
+        raise ValueError(f"inputs: row {int((norms == 0).nonzero()[0, 0])} is zero and has no direction; leave it out")
+    unit = x / norms
+    far, near = (torch.stack([(row + sign * unit).norm(dim=1) for row in unit]) for sign in (-1, 1))
+    theta = 2 * torch.atan2(far, near)
+    kernel = (x @ x.T) * (math.pi - theta) / (2 * math.pi)
+    return (kernel + kernel.T) / 2
+
+
+def as_rows(inputs: Tensor) -> Tensor:
+    """Samples as float64 rows.
+
+    Raises:
+        ValueError: no samples, or some that are not finite.
+    """
+    if inputs.ndim < 2 or inputs.numel() == 0:
+        raise ValueError(
+            f"inputs: shape {tuple(inputs.shape)}; need n samples along dimension 0, each with its numbers"
+        )
+    rows = inputs.detach().double().flatten(1)
+    if not bool(rows.isfinite().all()):
+        raise ValueError("inputs: hold NaN or infinity")
+    return rows
