@@ -22,6 +22,7 @@ commands:
   validate  evaluate on the validation split
   test      evaluate on the test split
   compare   run a recipe with the guard and again without it (same seed, settings and iterations), side by side
+  tables    run the recipes over data sets and seeds, and write tables of ranks and test errors (tables --help)
   lab       run a theorem's own setting on real data and check its inequalities (`lightning-conv lab` lists them)
   version   print the versions in use
 
@@ -43,7 +44,7 @@ examples:
   lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
 """
 
-RUN_COMMANDS = ("fit", "validate", "test", "compare")
+RUN_COMMANDS = ("fit", "validate", "test", "compare", "tables")
 
 
 class UsageError(Exception):
@@ -79,6 +80,11 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
         return _lab(*rest)
     if command not in RUN_COMMANDS:
         raise UsageError(f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, lab, version")
+    if command == "tables" and {"-h", "--help"} & {*rest}:
+        from lightning_conv.recipes.paper_tables.command import parser
+
+        parser().print_help()
+        return 0
     return _run(command, resolve_configs(rest))
 
 
@@ -88,10 +94,13 @@ def _run(command: str, args: list[str]) -> int:
 
     from lightning_conv.callbacks import ExpressivityError
     from lightning_conv.recipes import runs
+    from lightning_conv.recipes.paper_tables import command as tables
 
     try:
         if command == "compare":
             runs.compare(args)
+        elif command == "tables":
+            tables.run(args)
         else:
             runs.RecipeCLI([command, *args])
     except (MisconfigurationException, ExpressivityError, FileNotFoundError, ModuleNotFoundError) as error:

@@ -86,6 +86,10 @@ class InMemoryDataModule(LightningDataModule, ABC):
     def read(self) -> Splits:
         """Read both splits into memory: inputs float32 in [0, 1] of shape (n, channels, height, width)."""
 
+    @abstractmethod
+    def count_train(self) -> int:
+        """Return how many training samples there are, before a subset is taken and without reading the images."""
+
     @property
     def mirrored(self) -> bool:
         """Whether an image's mirror image is of the same class; not so for characters."""
@@ -237,6 +241,11 @@ class DigitsDataModule(InMemoryDataModule):
         self.test_fraction = test_fraction
         self._n_train = n_train
         self.save_hyperparameters()
+
+    @override
+    def count_train(self) -> int:
+        """Return the number of digits that are not held out."""
+        return 1797 - math.ceil(self.test_fraction * 1797)
 
     @override
     def read(self) -> Splits:

@@ -88,6 +88,20 @@ class TorchvisionDataModule(InMemoryDataModule):
         return self.dataset in MIRRORED
 
     @override
+    def count_train(self) -> int:
+        """Return the number of samples of the training split.
+
+        Raises:
+            FileNotFoundError: if the data set is not in `root`.
+        """
+        count = len(self._open(train=True))
+        return count - self._held_out(count)
+
+    def _held_out(self, count: int) -> int:
+        """Return how many samples of the training split go to the test."""
+        return math.ceil(0.2 * count) if SPLIT_ARGUMENT[self.dataset] is None else 0
+
+    @override
     def read(self) -> Splits:
         """Read both splits, or the asked part of them.
 
@@ -99,7 +113,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         train_labels = _labels(train)
         train_order = stratified_order(train_labels, self.seed)
         if SPLIT_ARGUMENT[self.dataset] is None:
-            cut = math.ceil(0.2 * len(train_order))
+            cut = self._held_out(len(train_order))
             test, test_labels, test_order, train_order = train, train_labels, train_order[:cut], train_order[cut:]
         else:
             test = self._open(train=False)

@@ -38,13 +38,13 @@ def test_help_and_version_import_neither_torch_nor_lightning_by_themselves():
         "import sys, lightning_conv\n"
         "before = set(sys.modules)\n"
         "from lightning_conv.recipes.cli import main\n"
-        "assert main(['--help']) == main(['version']) == 0\n"
+        "assert main(['--help']) == main(['version']) == main(['tables', '--help']) == 0\n"
         "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "assert not added & {'torch', 'torchvision', 'lightning', 'jsonargparse', 'rich'}, added\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("fit", "validate", "test", "compare", "version", "wide_fc", "bn_resnet"):
+    for word in ("fit", "validate", "test", "compare", "tables", "version", "wide_fc", "bn_resnet", "--seeds"):
         assert word in done.stdout
     assert f"lightning-conv {lightning_conv.__version__}" in done.stdout
 

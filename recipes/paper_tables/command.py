@@ -1,0 +1,223 @@
+"""The command `lightning-conv tables`: which runs there are, the loop over those that are missing, and the page.
+
+Nothing heavy is imported before the options are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml  # type: ignore[import-untyped]
+from typing_extensions import override
+
+from lightning_conv.recipes.cli import UsageError, recipe_names
+from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
+from lightning_conv.recipes.paper_tables.page import render
+
+DESCRIPTION = """\
+Run the recipes with and without the guard and write the two tables of Kawaguchi & Sun's experiments, as this program measures them:
+the rank of [h, 1] (at initialisation, and certified at the switch), and the test error of the base run against that of the guarded
+run, over seeds, with equal settings and numbers of steps. Finished runs are kept in OUT/paper_tables.json: the same command goes on
+where it was stopped, other commands add to the tables.
+"""
+
+EXAMPLES = """\
+examples:
+  lightning-conv tables --data digits --seeds 3 --out tables
+  lightning-conv tables --data MNIST --root data --n 2000 --epochs 15 --set wide_fc.lr=0.03
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see lightning-conv tables --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    made = _Parser(
+        prog="lightning-conv tables",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--data", default="digits", help="data sets, separated by commas: digits, or torchvision's (default: digits)")
+    add("--root", default="data", help="folder of the torchvision data sets; nothing is downloaded (default: data)")
+    add("--recipes", default="wide_fc,bn_resnet", help="recipes, separated by commas (default: wide_fc,bn_resnet)")
+    add("--seeds", type=_positive, default=3, help="runs with seeds 0, 1, ... (default: 3)")
+    add("--n", type=_positive, help="training samples, at most; the wide layer grows with them (default: all)")
+    add("--n-test", type=_positive, help="test samples of torchvision's data sets (default: all)")
+    add("--epochs", type=_positive, help="of every run (default: the recipe's)")
+    add("--augment", choices=("off", "on", "both"), default="both", help="random shifts (default: both)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="RECIPE.NAME=VALUE",
+        help="another value of a setting of a recipe's model, such as wide_fc.lr=0.03; may be repeated",
+    )
+    add("--accelerator", default="auto", help="of Lightning's trainer (default: auto)")
+    add("--out", default="docs/results", help="folder of paper_tables.md and .json (default: docs/results)")
+    return made
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def run(words: Sequence[str]) -> None:
+    """Run what is missing and write the page after every run.
+
+    Args:
+        words: of the command line, after `tables`.
+
+    Raises:
+        UsageError: if an option is wrong, or the file of results is none.
+    """
+    options = parser().parse_args(list(words))
+    try:
+        ledger = Ledger.read(Path(options.out) / "paper_tables.json")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    page = Path(options.out) / "paper_tables.md"
+    planned = list(plan(options))
+    missing = [cell for cell in planned if ledger.result(cell) is None]
+    _say(f"{len(planned)} runs, of which {len(planned) - len(missing)} are in {ledger.path}")
+    if missing:
+        from lightning_conv.progress import LONG, progress_bar
+        from lightning_conv.recipes.paper_tables.cells import run_cell
+
+        ledger.begin(words)
+        for number, cell in enumerate(missing, 1):
+            with progress_bar(f"{number}/{len(missing)} {cell.title}", LONG, None) as report:
+                result = run_cell(cell, options.root, options.accelerator, report)
+            ledger.keep(cell, result)
+            page.write_text(render(ledger))
+            outcome = f"test error {100 * result['test_error']:.2f} %, {result['seconds']:.0f} s"
+            _say(f"{number}/{len(missing)} {cell.title}: {outcome}")
+    page.write_text(render(ledger))
+    print(page.read_text(), end="")
+    _say(f"written: {page}")
+
+
+def plan(options: argparse.Namespace) -> Iterator[Cell]:
+    """Say which runs the options ask for, after a look at the data.
+
+    Args:
+        options: as the parser gives them.
+
+    Yields:
+        The cells, seed by seed, so that every table has a first version early.
+
+    Raises:
+        UsageError: if a recipe, a data set or a setting is unknown.
+    """
+    recipes, changes = _words(options.recipes), _changes(options.set)
+    for name in [*recipes, *changes]:
+        if name not in recipe_names():
+            raise UsageError(f"recipes: {name!r} is none of the recipes: {', '.join(recipe_names())}")
+    if unused := [name for name in changes if name not in recipes]:
+        raise UsageError(f"set: {unused[0]!r} is not among the recipes that are run: {', '.join(recipes)}")
+    if not recipes or not _words(options.data):
+        raise UsageError("data, recipes: name at least one each")
+    sizes = {name: _size(name, options) for name in map(_data_name, _words(options.data))}
+    augmentations = {"off": (False,), "on": (True,), "both": (False, True)}[options.augment]
+    for augment, seed, data, recipe in product(augmentations, range(options.seeds), sizes, recipes):
+        config = _config(recipe)
+        changed = _checked(recipe, changes.get(recipe, {}), config["model"]["init_args"])
+        # What the tables themselves decide.
+        fixed = {"guard", "diagnostics", "measure_every", "probe_size"}
+        settings = {**config["model"]["init_args"], **changed}
+        for guard in (False, True):
+            yield Cell(
+                data=data,
+                n=sizes[data],
+                n_test=None if data == "digits" else options.n_test,
+                recipe=recipe,
+                settings={name: value for name, value in settings.items() if name not in fixed},
+                changed=changed,
+                batch_size=config["data"]["init_args"]["batch_size"],
+                epochs=options.epochs or config["trainer"]["max_epochs"],
+                augment=augment,
+                seed=seed,
+                guard=guard,
+            )
+
+
+def _words(text: str) -> list[str]:
+    """Return the words between commas, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _data_name(word: str) -> str:
+    """Return `digits` or torchvision's name of a data set, whatever the case."""
+    from lightning_conv.recipes.torchvision_data import SPLIT_ARGUMENT
+
+    known = {name.lower(): name for name in ("digits", *SPLIT_ARGUMENT)}
+    if word.lower() not in known:
+        near = difflib.get_close_matches(word.lower(), known, n=1)
+        hint = f"; did you mean {known[near[0]]}?" if near else ""
+        raise UsageError(f"data: {word!r} is none of {', '.join(known.values())}{hint}")
+    return known[word.lower()]
+
+
+def _size(name: str, options: argparse.Namespace) -> int:
+    """Return how many training samples the runs get; a data set that is not there is missed before the first run."""
+    from lightning_conv.recipes.paper_tables.cells import open_data
+
+    there = open_data(name, options.root).count_train()
+    return min(there, options.n or there)
+
+
+def _config(recipe: str) -> dict[str, Any]:
+    """Return the packaged configuration of a recipe."""
+    text = (files("lightning_conv.recipes.configs") / f"{recipe}.yaml").read_text()
+    config: dict[str, Any] = yaml.safe_load(text)
+    return config
+
+
+def _changes(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return `RECIPE.NAME=VALUE` as {recipe: {name: value}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, equals, value = assignment.partition("=")
+        recipe, dot, name = target.partition(".")
+        if not equals or not dot:
+            raise UsageError(f"set: {assignment!r}; need RECIPE.NAME=VALUE, such as wide_fc.lr=0.03")
+        try:
+            found.setdefault(recipe, {})[name] = json.loads(value)
+        except ValueError:
+            found.setdefault(recipe, {})[name] = value  # a word, such as resnet8
+    return found
+
+
+def _checked(recipe: str, changes: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes that are any, of settings that there are."""
+    for name, value in changes.items():
+        if name not in settings:
+            raise UsageError(f"set: {recipe} has no setting {name!r}; it has {', '.join(settings)}")
+        if name in ("guard", "diagnostics"):
+            raise UsageError(f"set: {name} is what the tables compare, or leave out; it cannot be set")
+        default = settings[name]
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        if default is not None and not isinstance(value, kinds):
+            raise UsageError(f"set: {recipe}.{name}={value!r}; need a value like {default!r}")
+    return {name: value for name, value in changes.items() if value != settings[name]}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""What the tables are made from: runs that are described completely, and a JSON file that keeps the finished ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run, by everything that decides its outcome on a machine; `result` of an equal one can be taken over."""
+
+    data: str  # "digits", or a torchvision data set
+    n: int  # training samples
+    n_test: int | None  # test samples; None: the whole split
+    recipe: str
+    settings: dict[str, Any]  # of the model, all of them
+    changed: dict[str, Any]  # those that differ from the packaged recipe's
+    batch_size: int
+    epochs: int
+    augment: bool
+    seed: int  # of the weights, the split, the order of the batches and the augmentation
+    guard: bool
+
+    @property
+    def title(self) -> str:
+        """What a progress line calls it."""
+        augmented = ", augmented" if self.augment else ""
+        return f"{self.data} {self.recipe}{augmented}, seed {self.seed}, {'guarded' if self.guard else 'base'}"
+
+
+@dataclass
+class Ledger:
+    """Finished cells with their results, and the commands that ran them.
+
+    Every entry of `cells` is `{"cell": Cell as a dict, "run": index into runs, "result": dict}`.
+    """
+
+    path: Path
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Read a ledger; a file that is not there is an empty one.
+
+        Args:
+            path: of the JSON file.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        if not path.exists():
+            return cls(path)
+        try:
+            stored = json.loads(path.read_text())
+            return cls(path, list(stored["runs"]), list(stored["cells"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"out: {path} holds no results of this command ({type(error).__name__}: {error}); move it away, or name another "
+                "folder"
+            ) from error
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """Return what an equal cell gave; None if there is none."""
+        wanted = _plain(cell)
+        found: list[dict[str, Any]] = [entry["result"] for entry in self.cells if entry["cell"] == wanted]
+        return found[0] if found else None
+
+    def begin(self, words: Sequence[str]) -> None:
+        """Note the command that runs the cells from now on, and where; kept with the first of them."""
+        self.runs.append(
+            {
+                "command": shlex.join(["lightning-conv", "tables", *words]),
+                "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+                "machine": machine(),
+                "versions": {name: version(name) for name in ("lightning-conv", "torch", "torchvision", "lightning")},
+                "python": platform.python_version(),
+            }
+        )
+
+    def keep(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Add a finished cell and write the file, whole or not at all."""
+        self.cells.append({"cell": _plain(cell), "run": len(self.runs) - 1, "result": result})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".part")
+        unfinished.write_text(json.dumps({"runs": self.runs, "cells": self.cells}, indent=1) + "\n")
+        os.replace(unfinished, self.path)
+
+
+def machine() -> str:
+    """Return the processor and the number of cores that this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    """Return the cell as it comes out of JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(cell)))
+    return plain
