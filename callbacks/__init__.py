@@ -5,9 +5,23 @@ if __name__ != "lightning_conv.callbacks":
         f"this folder is the package `lightning_conv.callbacks`; import it by that name, not as `{__name__}`"
     )
 
+from lightning_conv.callbacks.clipping import RegularizedGradientClipping
+from lightning_conv.callbacks.criteria import ConvergenceCriteria
+from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics
 from lightning_conv.callbacks.expressivity_guard import ExpressivityError, ExpressivityGuard
 from lightning_conv.callbacks.kernel_stability import KernelStability
 from lightning_conv.callbacks.lambda_min import LambdaMin
 from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.report import ConvergenceReport
 
-__all__ = ["ExpressivityError", "ExpressivityGuard", "KernelStability", "LambdaMin", "Probe"]
+__all__ = [
+    "ConvergenceCriteria",
+    "ConvergenceDiagnostics",
+    "ConvergenceReport",
+    "ExpressivityError",
+    "ExpressivityGuard",
+    "KernelStability",
+    "LambdaMin",
+    "Probe",
+    "RegularizedGradientClipping",
+]

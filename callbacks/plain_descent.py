@@ -19,6 +19,10 @@ class NotPlainError(Exception):
     """The run's step is no plain gradient descent; the message says why."""
 
 
+class ChangesSteps(pl.Callback):
+    """Base of callbacks after which a step is no longer w <- w - eta grad L."""
+
+
 class PlainDescent:
     """Plain SGD on exactly the parameters that a kernel is over.
 
@@ -31,8 +35,12 @@ class PlainDescent:
         chosen = set(parameters)
         self._network = [(name, parameter, name in chosen) for name, parameter in network.named_parameters()]
 
-    def rate(self, trainer: pl.Trainer) -> float:
+    def rate(self, trainer: pl.Trainer, *, clipped: bool = False) -> float:
         """The learning rate that is set now.
+
+        Args:
+            trainer: of the run.
+            clipped: whether ``ChangesSteps`` callbacks are allowed, which scale the step of this rate.
 
         Raises:
             NotPlainError: a step is something else than w <- w - eta grad L on the kernel's parameters.
@@ -52,6 +60,8 @@ class PlainDescent:
             )
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise NotPlainError("the gradient scaler leaves out steps that overflow")
+        if not clipped and (changing := [c for c in trainer.callbacks if isinstance(c, ChangesSteps)]):  # type: ignore[attr-defined]
+            raise NotPlainError(f"{type(changing[0]).__name__} scales the gradients")
         if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise NotPlainError("StochasticWeightAveraging replaces the weights")
         eta = sgd_rate(trainer.optimizers[0])

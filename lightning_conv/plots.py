@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_conv.spectrum import Bounded, Spectrum
+from lightning_conv.theory.observation import Observation
 
 SIZE_INCHES = (4.0, 3.2)
 DPI = 100
@@ -54,6 +55,22 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
     axes.set_ylabel("eigenvalue of the kernel")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False)
+    return figure
+
+
+def plot_observations(history: Sequence[Observation]) -> Figure:
+    """Loss, PL ratio and its running infimum over the steps that were measured, on a logarithmic axis."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    steps = [seen.step for seen in history]
+    ratios = np.array([seen.ratio for seen in history])
+    axes.plot(steps, [seen.loss for seen in history], marker=".", linewidth=1.2, label="loss f")
+    axes.plot(steps, ratios, marker=".", linewidth=1.2, label="PL ratio |grad f|\u00b2 / f")
+    axes.plot(steps, np.fmin.accumulate(ratios), linestyle=":", color="black", linewidth=1, label="its infimum so far")
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
     return figure
 
 

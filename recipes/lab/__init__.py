@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_conv.recipes.lab.report import Report
 
-EXPERIMENTS: dict[str, tuple[str, str]] = {}
+EXPERIMENTS: dict[str, tuple[str, str]] = {
+    "averaged-sgd": (
+        "averaged",
+        "averaged SGD under the NTK: spectrum, degrees of freedom, averaged against last iterate",
+    ),
+    "gclip": ("gclip", "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping"),
+    "threshold": ("threshold", "Threshold networks: the convex optimum, certified, against straight-through training"),
+}
 """Name on the command line -> (module in this folder, one line for the help)."""
 
 

@@ -1,0 +1,63 @@
+"""``ConvergenceDiagnostics``: every monitor of this library by one name, on one shared probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from lightning_conv.callbacks.criteria import ConvergenceCriteria
+from lightning_conv.callbacks.kernel_stability import KernelStability
+from lightning_conv.callbacks.lambda_min import LambdaMin, PerLayer
+from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.report import ConvergenceReport
+from lightning_conv.callbacks.training_loss import LossFn
+
+
+class ConvergenceDiagnostics(pl.Callback):
+    """Brings ``KernelStability``, ``LambdaMin``, ``ConvergenceCriteria`` and ``ConvergenceReport`` on one probe, with one kernel a step.
+
+    They are put behind this one in the trainer's list when a fit begins, and then live as if they had been passed themselves: their values
+    can be monitored, their state is in the checkpoint. One that is in the list already is left as it is and not brought a second time.
+
+    Args:
+        probe: as in the monitors.
+        every_n_steps: as in the monitors.
+        max_overhead: share of wall time of all of them together.
+        which: of ``ConvergenceCriteria``.
+        per_layer: of ``LambdaMin``.
+        loss_fn: of the training step.
+
+    Attributes:
+        callbacks: the four.
+
+    Example::
+
+        trainer = Trainer(callbacks=[ConvergenceDiagnostics(probe=64)])
+    """
+
+    def __init__(
+        self,
+        probe: Probe | int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float = 0.03,
+        which: str | Sequence[str] = "auto",
+        per_layer: PerLayer | None = "traces",
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        self.callbacks: list[pl.Callback] = [
+            KernelStability(probe, every_n_steps, max_overhead),
+            LambdaMin(probe, every_n_steps, max_overhead, per_layer=per_layer, loss_fn=loss_fn),
+            ConvergenceCriteria(which, probe, every_n_steps, max_overhead, loss_fn=loss_fn),
+            ConvergenceReport(),
+        ]
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        present = {type(callback) for callback in listed}
+        missing = [callback for callback in self.callbacks if type(callback) not in present]
+        # Lightning is going through this very list, calling setup: what stands behind this one is called next.
+        place = listed.index(self) + 1
+        listed[place:place] = missing

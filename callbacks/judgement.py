@@ -1,0 +1,187 @@
+"""Evidence of a run against the theorems: which paper asks for what, and the verdicts, ``judge``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_conv.callbacks.hypotheses import EVERYWHERE, Breach, Hypothesis, breached
+from lightning_conv.contraction import is_full
+from lightning_conv.drift import kernel_drift
+from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.expressivity import RankCertificate
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.spectrum import Spectrum
+from lightning_conv.theory.clipping import SOURCE as CLIPPING
+from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most
+from lightning_conv.theory.loss_scale import LossScale
+from lightning_conv.theory.observation import Observation, contraction_criterion, descent_criteria
+
+DU, ALLEN_ZHU, OYMAK, KAWAGUCHI = (
+    "Du et al. 2019 (1811.03804)", "Allen-Zhu, Li & Song 2019 (1811.03962)", "Oymak & Soltanolkotabi 2019 (1812.10004)",
+    "Kawaguchi & Sun 2021 (2104.05785)",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was measured in a run, on the probe."""
+
+    history: Sequence[Observation]
+    gram: KernelGram
+    spectrum: Spectrum
+    first_gram: KernelGram
+    first_spectrum: Spectrum
+    least_lambda: float  # smallest lower bound of lambda_min over the measurements
+    scale: LossScale | None  # of a squared loss on the probe
+    whole_set: bool  # whether the probe is the training set
+    separation: Bounded | None  # delta of the probe's inputs
+    rank: RankCertificate | None  # of the last hidden features now
+    no_rank: str  # why there is none
+    clipped: bool  # whether RegularizedGradientClipping is at work
+
+    def alone(self) -> list[Observation]:
+        """The observations whose step was seen."""
+        return [seen for seen in self.history if not math.isnan(seen.next_loss)]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A theorem and what it asks of a run."""
+
+    source: str
+    asks: frozenset[Hypothesis]
+    criteria: Callable[[Evidence], list[Criterion]]
+
+
+def judge(names: Iterable[str], evidence: Evidence, breaches: Sequence[Breach]) -> list[Criterion]:
+    """The verdicts of the papers called ``names``; where a hypothesis is broken, ``not applicable`` with the measured number.
+
+    Args:
+        names: keys of ``PAPERS``.
+        evidence: what was measured.
+        breaches: hypotheses that do not hold.
+    """
+    found: list[Criterion] = []
+    for paper in (PAPERS[name] for name in names):
+        reason = breached(breaches, paper.asks)
+        found += [_void(each, reason) if reason else each for each in paper.criteria(evidence)]
+    return found
+
+
+def _void(criterion: Criterion, reason: str) -> Criterion:
+    """The same, not applicable: the measured number stays, the bound means nothing."""
+    return replace(criterion, bound=math.nan, verdict="not applicable", reason=reason)
+
+
+def _chatterjee(evidence: Evidence) -> list[Criterion]:
+    return descent_criteria(evidence.history)
+
+
+def _clipping(evidence: Evidence) -> list[Criterion]:
+    steps = [e for seen in evidence.history if not math.isnan(e := seen.efficiency)]
+    asks = "(f_t - f_{t+1}) / (h_t |grad f_t|^2) >= 1/2"
+    if not evidence.clipped:
+        reason = "the run has no RegularizedGradientClipping"
+        return [Criterion("clipping_descent", CLIPPING, asks, math.nan, math.nan, "not applicable", reason)]
+    return [at_least("clipping_descent", CLIPPING, asks, min(steps, default=math.nan), 0.5)]
+
+
+def _du(evidence: Evidence) -> list[Criterion]:
+    gram, first = evidence.gram, evidence.first_gram
+    drift = kernel_drift(gram, first, spectrum=evidence.spectrum, reference_spectrum=evidence.first_spectrum)
+    lambda_0 = evidence.first_spectrum.lambda_min
+    found = [
+        at_least(
+            "lambda_min_ratio", f"{DU}, Lemma B.4", "lambda_min(G(k)) >= lambda_min(G(0)) / 2, all layers", drift.lambda_min_ratio, 0.5
+        ),
+        at_most(
+            "kernel_drift", f"{DU}, Lemma B.4", "|G(k) - G(0)|_2 <= lambda_min(G(0)) / 4, all layers", drift.spectral_over_lambda_min, 0.25
+        ),
+    ]  # fmt: skip
+    seen, source = evidence.alone(), f"{DU}, Theorem 5.1"
+    known = bool(seen) and evidence.scale is not None and not math.isnan(seen[-1].step_size)
+    if not is_full(gram):
+        why = f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
+        found = [_void(each, why) for each in found]
+    elif known:
+        assert evidence.scale is not None
+        step = evidence.scale.step_on_sum(seen[-1].step_size)
+        found.append(
+            contraction_criterion(seen[-1], source=source, step_on_sum=step, lambda_0=max(lambda_0.lower, 0.0))
+        )
+    return found
+
+
+def _oymak(evidence: Evidence) -> list[Criterion]:
+    source = f"{OYMAK}, Theorem 2.1"
+    asks = "(alpha / 4) |w_k - w_0| + |r_k| <= |r_0| with alpha^2 the smallest lambda_min(G) measured"
+    first, last, scale = evidence.history[0], evidence.history[-1], evidence.scale
+    if scale is None or not is_full(evidence.gram) or math.isnan(last.loss):
+        reason = 'needs a squared loss and the full kernel, Probe(outputs="full")'
+        return [Criterion("misfit_and_distance", source, asks, math.nan, math.nan, "not applicable", reason)]
+    alpha = math.sqrt(max(evidence.least_lambda, 0.0))
+    misfit, start = (math.sqrt(2 * max(seen.loss, 0.0) / scale.k) for seen in (last, first))
+    # A distance of zero at the start would compare |r_0| with itself, rounding and all.
+    return [at_most("misfit_and_distance", source, asks, alpha / 4 * last.distance + misfit, start * (1 + 1e-6))]
+
+
+def _allen_zhu(evidence: Evidence) -> list[Criterion]:
+    found = []
+    if evidence.separation is not None:
+        where = "the training set" if evidence.whole_set else "the probe, an upper bound of that of the training set"
+        asks = f"|x_i - x_j| >= delta > 0 on {where}, x = (x/|x|, 1) / sqrt 2"
+        source = f"{ALLEN_ZHU}, assumption on the data"
+        found.append(_positive("separation", source, asks, evidence.separation, proves=evidence.whole_set))
+    steps = evidence.alone()
+    infimum = min((seen.ratio for seen in steps), default=math.nan)
+    source = f"{ALLEN_ZHU}, Theorem 3"
+    return [*found, _positive("gradient_lower_bound", source, "|grad F|^2 / F > 0 wherever it was measured", infimum)]
+
+
+def _positive(name: str, source: str, asks: str, measured: Bounded | float, *, proves: bool = False) -> Criterion:
+    """The criterion measured > 0."""
+    found = at_least(name, source, asks, measured, sys.float_info.min, proves=proves)
+    said = {
+        "certified": f"{found.measured:.4g} is proven to be above 0",
+        "consistent": f"{found.measured:.4g} is above 0",
+        "refuted": f"{found.measured:.4g} is not above 0",
+    }
+    return replace(found, bound=0.0, reason=said.get(found.verdict, found.reason))
+
+
+def _kawaguchi_sun(evidence: Evidence) -> list[Criterion]:
+    source, certificate = f"{KAWAGUCHI}, expressivity condition", evidence.rank
+    asks = "rank [h, 1] = n"
+    if certificate is None:
+        return [Criterion("rank", source, asks, math.nan, math.nan, "not applicable", evidence.no_rank)]
+    verdict: Verdict = certificate.verdict
+    reason = certificate.reason
+    if verdict == "certified" and not evidence.whole_set:
+        verdict, reason = "consistent", f"on the probe's {certificate.n} samples only: {reason}"
+    return [Criterion("rank", source, asks, float(certificate.rank_lower), float(certificate.n), verdict, reason)]
+
+
+PAPERS: dict[str, Paper] = {
+    "chatterjee": Paper("Chatterjee 2022", EVERYWHERE | {"full batch", "whole set", "attained infimum", "smooth"}, _chatterjee),
+    "du": Paper(DU, EVERYWHERE | {"full batch", "whole set", "squared loss"}, _du),
+    "allen_zhu": Paper(ALLEN_ZHU, EVERYWHERE | {"squared loss"}, _allen_zhu),
+    "oymak_soltanolkotabi": Paper(OYMAK, EVERYWHERE | {"full batch", "whole set", "squared loss", "smooth"}, _oymak),
+    "clipping": Paper(CLIPPING, EVERYWHERE - {"unclipped"} | {"full batch", "whole set", "attained infimum", "smooth"}, _clipping),
+    "kawaguchi_sun": Paper(KAWAGUCHI, frozenset({"smooth", "fixed data"}), _kawaguchi_sun),
+}  # fmt: skip
+"""Name -> what it asks for and how it is judged."""
+
+
+def normalised(inputs: Tensor) -> Tensor | None:
+    """X = (x/|x|, 1) / sqrt 2, Allen-Zhu's data, (n, d + 1); None where an input has no direction."""
+    rows = inputs.detach().cpu().double().flatten(1)
+    norms = rows.norm(dim=1, keepdim=True)
+    if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
+        return None
+    return torch.cat([rows / norms, torch.ones_like(norms)], 1) / math.sqrt(2)

@@ -1,0 +1,113 @@
+"""``ConvergenceReport``: the verdicts and the last numbers of a run as a page beside its logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lightning_conv import __version__
+from lightning_conv.callbacks.criteria import ConvergenceCriteria
+from lightning_conv.callbacks.judgement import DU
+from lightning_conv.callbacks.kernel_stability import KernelStability
+from lightning_conv.report import report_json, report_markdown
+from lightning_conv.theory.criterion import Criterion, at_least
+
+GROUPS = ("convergence/", "kernel/", "theory/", "guard/", "clipping/")
+"""Tags of this library's callbacks."""
+
+
+class ConvergenceReport(pl.Callback):
+    """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
+
+    They hold the verdicts of ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the hypotheses that the run breaks,
+    and the last value of everything that the callbacks of this library logged. Place in the list of callbacks does not matter.
+
+    Args:
+        folder: where to write; None: the folder of the first logger, or the trainer's ``default_root_dir`` without one.
+        name: of the files, without their endings.
+
+    Example::
+
+        trainer = Trainer(callbacks=[KernelStability(), LambdaMin(), ConvergenceCriteria(), ConvergenceReport()])
+    """
+
+    def __init__(self, folder: str | None = None, name: str = "convergence") -> None:
+        self.folder = folder
+        self.name = name
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(folder=self.folder, name=self.name)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Later than on_train_end, in which the monitors measure for the last time.
+        self._write(trainer, pl_module, "completed")
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # No collective here: the other processes may be gone.
+        if trainer.training or trainer.validating or trainer.sanity_checking:
+            self._write(trainer, pl_module, f"ended by {type(exception).__name__}")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        try:
+            folder = self._folder(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            criteria = find_criteria(trainer)
+            facts = self._facts(trainer, pl_module, how)
+            metrics = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)
+            }
+            page = folder / f"{self.name}.md"
+            page.write_text(report_markdown("Convergence report", facts, criteria, metrics), encoding="utf-8")
+            (folder / f"{self.name}.json").write_text(report_json(facts, criteria, metrics), encoding="utf-8")
+        except Exception as error:
+            rank_zero_warn(f"ConvergenceReport: nothing was written: {error}")
+            return
+        rank_zero_info(f"ConvergenceReport: {page}")
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        """Of the first logger that has one. Not ``trainer.log_dir``, which asks the other processes."""
+        if self.folder is not None:
+            return Path(self.folder)
+        for logger in trainer.loggers:
+            found = getattr(logger, "log_dir", None) or logger.save_dir
+            if found:
+                return Path(found)
+        return Path(trainer.default_root_dir)
+
+    @staticmethod
+    def _facts(trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "module": type(pl_module).__name__,
+            "run": how,
+            "optimizer steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
+            "lightning_conv": __version__,
+        }
+        broken = [breach.reason for monitor in _monitors(trainer) for breach in monitor.breaches]
+        if broken:
+            facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(broken))
+        return facts
+
+
+def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
+    """The verdicts of the run's callbacks."""
+    found = [each for monitor in _monitors(trainer) for each in monitor.criteria]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, KernelStability) and callback.drift is not None and not found:
+            asks = "lambda_min(G(k)) >= lambda_min(G(0)) / 2, all layers"
+            found.append(at_least("lambda_min_ratio", f"{DU}, Lemma B.4", asks, callback.drift.lambda_min_ratio, 0.5))
+    return found
+
+
+def _monitors(trainer: pl.Trainer) -> list[ConvergenceCriteria]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, ConvergenceCriteria)]  # type: ignore[attr-defined]

@@ -1,0 +1,462 @@
+"""ConvergenceCriteria: it measures what it says, judges what applies, says what does not, and leaves the run alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from lightning_conv.callbacks import (
+    ConvergenceCriteria,
+    ConvergenceDiagnostics,
+    ConvergenceReport,
+    KernelStability,
+    LambdaMin,
+    Probe,
+    RegularizedGradientClipping,
+    probe_kernel,
+)
+
+STEP_TAGS = {"theory/contraction", "theory/curvature", "theory/descent_efficiency"}
+TAGS = {
+    "theory/loss", "theory/gradient_norm", "theory/pl_ratio", "theory/pl_infimum", "theory/distance", "theory/path_length",
+    "theory/refuted", *STEP_TAGS,
+}  # fmt: skip
+
+
+@pytest.fixture
+def one_output(one_hot_digits) -> TensorDataset:
+    inputs, targets = one_hot_digits.tensors
+    return TensorDataset(inputs[:24].double(), (targets[:24, :5].sum(1, keepdim=True) * 2 - 1).double())
+
+
+@pytest.fixture
+def smooth(make_regression):
+    """A smooth network for one output, float64."""
+
+    def make(lr: float = 0.05, **options):
+        torch.manual_seed(0)
+        return make_regression(
+            nn.Sequential(nn.Linear(64, 20), nn.Softplus(5), nn.Linear(20, 1)), lr=lr, **options
+        ).double()
+
+    return make
+
+
+def verdicts(callback: ConvergenceCriteria) -> dict[str, str]:
+    return {each.name: each.verdict for each in callback.criteria}
+
+
+def whole(data: TensorDataset) -> DataLoader:
+    return DataLoader(data, batch_size=len(data))
+
+
+def test_on_plain_descent_every_number_is_that_of_the_run_by_hand(make_trainer, smooth, one_output, recorder):
+    module = smooth()
+    network, (inputs, targets) = copy.deepcopy(module.network), one_output.tensors
+    criteria = ConvergenceCriteria(every_n_steps=1)
+    make_trainer([criteria], max_epochs=6, logger=recorder).fit(module, whole(one_output))
+
+    start = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+    path, ratios = 0.0, []
+    for t in range(6):
+        loss = nn.functional.mse_loss(network(inputs), targets)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        flat = torch.cat([g.flatten() for g in gradients])
+        before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        ratios.append(float(flat @ flat) / float(loss.detach()))
+        with torch.no_grad():
+            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                parameter -= 0.05 * gradient
+            after = float(nn.functional.mse_loss(network(inputs), targets))
+        moved = torch.cat([p.detach().flatten() for p in network.parameters()]) - before
+        expected = {
+            "loss": float(loss.detach()), "gradient_norm": float(flat.norm()), "pl_ratio": ratios[-1], "pl_infimum": min(ratios),
+            "distance": float((before - start).norm()), "path_length": path, "contraction": after / float(loss.detach()),
+            "descent_efficiency": (float(loss.detach()) - after) / (0.05 * float(flat @ flat)),
+            "curvature": 2 * (after - float(loss.detach()) - float(flat @ moved)) / float(moved @ moved),
+        }  # fmt: skip
+        for name, value in expected.items():
+            assert recorder.scalars[f"theory/{name}"][t] == pytest.approx(value, rel=1e-5, abs=1e-12), (t, name)
+        path += 0.05 * float(flat.norm())
+    assert recorder.scalars["theory/path_length"][6] == pytest.approx(path, rel=1e-6)
+
+
+def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_trainer, smooth, one_output):
+    criteria = ConvergenceCriteria(every_n_steps=1)
+    make_trainer([criteria], max_epochs=8).fit(smooth(), whole(one_output))
+    assert criteria.breaches == []
+    found = verdicts(criteria)
+    assert found.pop("clipping_descent") == "not applicable"  # there is no RegularizedGradientClipping
+    assert found.pop("separation") == "certified"
+    assert found.pop("rank") in ("certified", "refuted")
+    assert found.pop("kernel_drift") in ("consistent", "refuted")
+    names = (
+        "descent_efficiency", "linear_rate", "path_length", "lambda_min_ratio", "contraction", "gradient_lower_bound",
+        "misfit_and_distance",
+    )  # fmt: skip
+    assert found == dict.fromkeys(names, "consistent")
+
+
+def test_a_step_that_is_too_long_is_refuted(make_trainer, smooth, one_output):
+    criteria = ConvergenceCriteria("chatterjee", every_n_steps=1)
+    trainer = make_trainer([criteria], max_epochs=12)
+    trainer.fit(smooth(lr=0.35), whole(one_output))
+    assert verdicts(criteria)["descent_efficiency"] == "refuted"
+    assert float(trainer.callback_metrics["theory/refuted"]) >= 1
+
+
+class Augmented(Dataset):
+    """Digits with noise drawn anew at every reading."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        x, y = self.data[index]
+        return x + 0.1 * torch.randn(x.shape), y
+
+
+def test_with_adam_augmentation_and_batchnorm_nothing_applies_the_reasons_are_told_and_the_numbers_are_logged(
+    tmp_path, make_trainer, make_module, make_loader
+):
+    module = make_module()
+    module.configure_optimizers = lambda: torch.optim.Adam(module.parameters(), lr=0.01)
+    criteria = ConvergenceCriteria(every_n_steps=2)
+    trainer = make_trainer([criteria], max_epochs=2, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(module, make_loader(Augmented(make_loader().dataset)))
+    reasons = "; ".join(each.reason for each in criteria.breaches)
+    for said in (
+        "Adam",
+        "augmentation",
+        "BatchNorm",
+        "dropout",
+        "mini-batches: 32 of 96",
+        "CrossEntropyLoss",
+        "no weights attain",
+    ):
+        assert said in reasons
+    found = verdicts(criteria)
+    assert set(found.values()) == {"not applicable"}
+    assert all(each.reason for each in criteria.criteria)
+    logged = EventAccumulator(trainer.logger.log_dir)
+    logged.Reload()
+    tags = logged.Tags()
+    expected = TAGS - {"theory/path_length", "theory/descent_efficiency"}  # of plain descent only
+    assert set(tags["scalars"]) >= expected
+    assert {tag for tag in tags["scalars"] if tag.startswith("theory/")} <= TAGS
+    text = logged.Tensors("theory/criteria/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.startswith("Step 0")
+    assert "\n| verdict |" in text  # not indented, or TensorBoard would show a block of code
+    assert "theory/path" in tags["images"]
+
+
+@pytest.mark.parametrize(
+    ("options", "network", "batch", "hypothesis"),
+    [
+        ({"momentum": 0.9}, None, 24, "descent"),
+        ({"weight_decay": 0.1}, None, 24, "descent"),
+        ({}, nn.ReLU(), 24, "smooth"),
+        ({}, nn.Dropout(0.5), 24, "no dropout"),
+        ({}, nn.BatchNorm1d(20), 24, "no BatchNorm"),
+        ({}, None, 8, "full batch"),
+        ({"loss_fn": nn.L1Loss()}, None, 24, "squared loss"),
+    ],
+)  # fmt: skip
+def test_each_broken_hypothesis_is_found_alone(
+    make_trainer, make_regression, one_output, options, network, batch, hypothesis
+):
+    torch.manual_seed(0)
+    middle = [nn.Softplus()] if network is None else [network]
+    module = make_regression(nn.Sequential(nn.Linear(64, 20), *middle, nn.Linear(20, 1)), lr=0.01, **options).double()
+    criteria = ConvergenceCriteria(every_n_steps=2)
+    make_trainer([criteria], max_epochs=1).fit(module, DataLoader(one_output, batch_size=batch))
+    assert [each.hypothesis for each in criteria.breaches] == [hypothesis]
+
+
+def test_a_probe_that_is_a_part_of_the_set_is_said_to_be_one(make_trainer, smooth, one_output):
+    criteria = ConvergenceCriteria(["du", "kawaguchi_sun"], probe=10, every_n_steps=1)
+    make_trainer([criteria], max_epochs=1).fit(smooth(), whole(one_output))
+    assert "10 of the 24 training samples" in criteria.breaches[0].reason
+    assert verdicts(criteria)["lambda_min_ratio"] == "not applicable"
+    assert verdicts(criteria)["rank"] == "consistent"  # rank 10 on ten samples proves nothing about 24
+
+
+def test_clipped_descent_is_judged_by_its_own_theorem_and_its_path_is_that_of_the_clipped_steps(
+    make_trainer, smooth, one_output
+):
+    clip, criteria = RegularizedGradientClipping(gamma=0.05, delta=0.1), ConvergenceCriteria(every_n_steps=1)
+    make_trainer([clip, criteria], max_epochs=5).fit(smooth(), whole(one_output))
+    assert clip.metrics["clipping/share_full"] < 1
+    found = verdicts(criteria)
+    assert found["clipping_descent"] == "consistent"
+    assert found["descent_efficiency"] == "not applicable"
+    for seen in criteria.history[:-1]:
+        assert seen.moved == pytest.approx(seen.step_size * seen.gradient_norm, rel=1e-6)
+    assert criteria.history[-1].path_length == pytest.approx(
+        sum(seen.moved for seen in criteria.history[:-1]), rel=1e-6
+    )
+
+
+def test_unknown_names_are_refused_with_those_that_are_known():
+    with pytest.raises(MisconfigurationException, match=r"\['nobody'\] is not known; choose from chatterjee, du"):
+        ConvergenceCriteria(["du", "nobody"])
+    with pytest.raises(MisconfigurationException, match="'auto' for all"):
+        ConvergenceCriteria([])
+
+
+def test_a_run_with_it_is_bit_for_bit_the_run_without(make_trainer, make_module, make_loader):
+    def run(callbacks):
+        module = make_module()
+        make_trainer(callbacks, max_epochs=3).fit(module, make_loader(Augmented(make_loader().dataset)))
+        return module, torch.get_rng_state()
+
+    plain, rng = run([])
+    watched, watched_rng = run([ConvergenceDiagnostics(every_n_steps=2)])
+    assert plain.losses == watched.losses
+    assert torch.equal(rng, watched_rng)
+    for (name, a), b in zip(plain.state_dict().items(), watched.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_resumed_run_ends_with_the_same_verdicts_and_history(tmp_path, make_trainer, make_module, make_loader):
+    def run(epochs, seed=0, checkpoint=False, **kwargs):
+        criteria = ConvergenceCriteria(every_n_steps=3, probe=20)
+        trainer = make_trainer([criteria], max_epochs=epochs, checkpoint=checkpoint)
+        trainer.fit(make_module(seed=seed, dropout=0.0, momentum=0.0), make_loader(), **kwargs)
+        return criteria, trainer
+
+    straight, whole_trainer = run(4)
+    run(2, checkpoint=True)
+    resumed, trainer = run(4, seed=5, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert [repr(seen) for seen in resumed.history] == [repr(seen) for seen in straight.history]
+    assert [repr(each) for each in resumed.criteria] == [repr(each) for each in straight.criteria]
+    for name, value in whole_trainer.callback_metrics.items():
+        if name.startswith("theory/"):
+            assert float(trainer.callback_metrics[name]) == float(value), name
+
+
+def test_it_shares_probe_and_kernel_with_the_monitors(monkeypatch, make_trainer, make_module, make_loader):
+    calls = []
+    original = probe_kernel.resolved_spectrum
+    monkeypatch.setattr(probe_kernel, "resolved_spectrum", lambda *a, **k: calls.append(1) or original(*a, **k))
+    same = [LambdaMin(every_n_steps=3), ConvergenceCriteria(every_n_steps=3), KernelStability(every_n_steps=3)]
+    make_trainer(same, max_epochs=2).fit(make_module(), make_loader())
+    assert len(calls) == 3  # steps 0, 3, 6
+
+
+def test_a_measurement_that_fails_is_warned_of_and_the_run_goes_on(monkeypatch, make_trainer, make_module, make_loader):
+    from lightning_conv.callbacks import criteria as module_of_it
+
+    original, calls = module_of_it.SampleLoss, []
+
+    def fails_later(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("broken at a later step")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module_of_it, "SampleLoss", fails_later)
+    module = make_module()
+    with pytest.warns(UserWarning, match="broken at a later step"):
+        make_trainer([ConvergenceCriteria(every_n_steps=3)], max_epochs=2).fit(module, make_loader())
+    assert len(module.losses) == 6
+
+
+def test_without_a_loss_the_user_is_told_and_the_rest_is_measured(make_trainer, make_module, make_loader):
+    module = make_module()
+    loss_fn = module.loss_fn
+    module.loss_fn = None
+    module.training_step = lambda batch, batch_idx: loss_fn(module(batch[0]), batch[1])
+    criteria = ConvergenceCriteria(every_n_steps=3)
+    trainer = make_trainer([criteria], max_epochs=1)
+    trainer.fit(module, make_loader())
+    assert any("pass loss_fn=" in each.reason for each in criteria.breaches)
+    assert float(trainer.callback_metrics["theory/distance"]) > 0
+    assert "theory/loss" not in trainer.callback_metrics
+    given = ConvergenceCriteria(every_n_steps=3, loss_fn=loss_fn)
+    trainer = make_trainer([given], max_epochs=1)
+    trainer.fit(module, make_loader())
+    assert "theory/loss" in trainer.callback_metrics
+
+
+def test_the_report_lies_beside_the_logs_wherever_it_stands_in_the_list(
+    tmp_path, make_trainer, make_module, make_loader
+):
+    criteria = ConvergenceCriteria(every_n_steps=3)
+    trainer = make_trainer([ConvergenceReport(), criteria], max_epochs=2, logger=CSVLogger(tmp_path))
+    trainer.fit(make_module(), make_loader())
+    stored = json.loads((tmp_path / "lightning_logs" / "version_0" / "convergence.json").read_text())
+    assert [each["verdict"] for each in stored["criteria"]] == [each.verdict for each in criteria.criteria]
+    assert stored["facts"]["optimizer steps"] == 6
+    assert stored["metrics"]["theory/loss"] == pytest.approx(criteria.history[-1].loss)
+    page = (tmp_path / "lightning_logs" / "version_0" / "convergence.md").read_text()
+    assert "SGD with momentum=0.9" in page
+    assert "| theory/loss |" in page
+
+
+def test_the_report_is_written_when_a_run_breaks_and_never_breaks_one(tmp_path, make_trainer, make_module, make_loader):
+    module = make_module()
+    step = module.training_step
+
+    def breaks(batch, batch_idx):
+        if len(module.losses) == 4:
+            raise RuntimeError("out of luck")
+        return step(batch, batch_idx)
+
+    module.training_step = breaks
+    report = ConvergenceReport(folder=str(tmp_path / "here"), name="page")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        make_trainer([ConvergenceCriteria(every_n_steps=3), report], max_epochs=2).fit(module, make_loader())
+    assert "ended by RuntimeError" in (tmp_path / "here" / "page.md").read_text()
+    (tmp_path / "file").write_text("")
+    impossible = ConvergenceReport(folder=str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="nothing was written"):
+        make_trainer([impossible], max_epochs=1).fit(make_module(), make_loader())
+
+
+def test_the_report_of_a_kernel_monitor_alone_has_its_verdict(tmp_path, make_trainer, make_module, make_loader):
+    report = ConvergenceReport(folder=str(tmp_path))
+    make_trainer([report, KernelStability(every_n_steps=3)], max_epochs=1).fit(make_module(), make_loader())
+    stored = json.loads((tmp_path / "convergence.json").read_text())
+    assert [each["name"] for each in stored["criteria"]] == ["lambda_min_ratio"]
+
+
+def test_diagnostics_bring_all_monitors_once_with_one_kernel_and_resume(
+    tmp_path, monkeypatch, make_trainer, make_module, make_loader
+):
+    calls = []
+    original = probe_kernel.resolved_spectrum
+    monkeypatch.setattr(probe_kernel, "resolved_spectrum", lambda *a, **k: calls.append(1) or original(*a, **k))
+    own = LambdaMin(every_n_steps=3)
+    diagnostics = ConvergenceDiagnostics(every_n_steps=3)
+    trainer = make_trainer([diagnostics, own], max_epochs=2, checkpoint=True, logger=CSVLogger(tmp_path))
+    trainer.fit(make_module(), make_loader())
+    assert len(calls) == 3
+    kinds = [type(callback).__name__ for callback in trainer.callbacks]
+    assert kinds.count("LambdaMin") == 1
+    assert own in trainer.callbacks
+    assert {"KernelStability", "ConvergenceCriteria", "ConvergenceReport"} <= set(kinds)
+    assert kinds[-1] == "ModelCheckpoint"
+    assert (tmp_path / "lightning_logs" / "version_0" / "convergence.md").exists()
+    assert {"kernel/lambda_min", "theory/loss", "convergence/kernel_change"} <= set(trainer.callback_metrics)
+    again = ConvergenceDiagnostics(every_n_steps=3)
+    second = make_trainer([again], max_epochs=3)
+    second.fit(make_module(), make_loader(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    criteria = next(callback for callback in again.callbacks if isinstance(callback, ConvergenceCriteria))
+    assert [seen.step for seen in criteria.history] == [0, 3, 6, 9]
+
+
+def test_they_pickle_and_a_second_run_starts_anew(make_trainer, smooth, one_output):
+    criteria = ConvergenceCriteria(every_n_steps=1)
+    make_trainer([criteria], max_epochs=2).fit(smooth(), whole(one_output))
+    assert [seen.step for seen in pickle.loads(pickle.dumps(criteria)).history] == [0, 1, 2]
+    make_trainer([criteria], max_epochs=1).fit(smooth(), whole(one_output))
+    assert [seen.step for seen in criteria.history] == [0, 1]
+    pickle.dumps([ConvergenceDiagnostics(), ConvergenceReport()])
+
+
+def test_many_outputs_take_the_full_kernel(make_trainer, make_regression, one_hot_digits):
+    data = TensorDataset(*(tensor[:12] for tensor in one_hot_digits.tensors))
+
+    def run(probe):
+        torch.manual_seed(0)
+        criteria = ConvergenceCriteria(["du", "oymak_soltanolkotabi"], probe=probe, every_n_steps=1)
+        module = make_regression(nn.Sequential(nn.Linear(64, 30), nn.Tanh(), nn.Linear(30, 10)), lr=0.1)
+        make_trainer([criteria], max_epochs=4).fit(module, whole(data))
+        return criteria
+
+    summed = run(Probe(12))
+    assert set(verdicts(summed).values()) == {"not applicable"}
+    assert all('Probe(outputs="full")' in each.reason for each in summed.criteria)
+    full = verdicts(run(Probe(12, outputs="full")))
+    assert full["lambda_min_ratio"] in ("consistent", "undecided")
+    assert full["misfit_and_distance"] == "consistent"
+
+
+def test_gradient_accumulation_is_no_plain_step_and_steps_are_counted_once(make_trainer, smooth, one_output, recorder):
+    criteria = ConvergenceCriteria(every_n_steps=1)
+    trainer = make_trainer([criteria], max_epochs=2, accumulate_grad_batches=3, logger=recorder)
+    trainer.fit(smooth(), DataLoader(one_output, batch_size=8))
+    assert [seen.step for seen in criteria.history] == [0, 1, 2]
+    assert any("accumulate_grad_batches=3" in each.reason for each in criteria.breaches)
+    assert list(recorder.scalars["theory/contraction"]) == [0, 1]
+    assert "theory/path_length" not in recorder.scalars
+
+
+SCRIPT = """
+import sys
+import lightning.pytorch as pl
+import torch
+from pathlib import Path
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_conv.callbacks import ConvergenceCriteria, ConvergenceDiagnostics, ConvergenceReport
+
+torch.set_num_threads(1)
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1)).double()
+        self.loss_fn = nn.MSELoss()
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss_fn(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+pl.seed_everything(0, verbose=False)
+data = TensorDataset(torch.rand(32, 8).double(), torch.rand(32, 1).double())
+options = dict(max_epochs=4, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+options |= dict(enable_checkpointing=False, enable_model_summary=False, default_root_dir=sys.argv[1])
+diagnostics = ConvergenceDiagnostics(every_n_steps=1)
+trainer = pl.Trainer(callbacks=[diagnostics], **options)
+trainer.fit(Net(), DataLoader(data, batch_size=16))
+criteria = next(c for c in diagnostics.callbacks if isinstance(c, ConvergenceCriteria))
+assert criteria.breaches == [], criteria.breaches  # 16 samples on each of 2 ranks are all 32
+seen = torch.tensor([[s.loss, s.gradient_norm, s.moved, s.path_length] for s in criteria.history[:-1]])
+gathered = trainer.strategy.all_gather(seen)
+assert torch.equal(gathered[0], gathered[1]), gathered
+# One rank's step is the gradient of its half; averaged, that of the probe, which is the whole set.
+for s in criteria.history[:-1]:
+    assert abs(s.moved - 0.01 * s.gradient_norm) < 1e-5 * s.moved, s
+assert {c.verdict for c in criteria.criteria if c.name in ("descent_efficiency", "path_length")} == {"consistent"}
+trainer.strategy.barrier()
+assert (Path(sys.argv[1]) / "convergence.json").exists()
+print("rank", trainer.global_rank, "ok")
+"""
+
+
+def test_two_processes_measure_the_same_and_write_one_report(tmp_path):
+    script = tmp_path / "two_processes.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("ok") == 2, done.stdout
+
+
+def test_it_is_a_lightning_callback():
+    assert isinstance(ConvergenceDiagnostics(), pl.Callback)

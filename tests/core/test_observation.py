@@ -1,0 +1,119 @@
+"""A run seen now and then: ratios, efficiency and curvature are what they are called, and the verdicts go both ways."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from lightning_conv.report import criteria_table, report_json, report_markdown, verdict_counts
+from lightning_conv.theory import Criterion, at_least, not_applicable
+from lightning_conv.theory.observation import (
+    Observation,
+    contraction_criterion,
+    descent_criteria,
+    infimum_of_ratios,
+    observed_metrics,
+)
+
+VALUES = torch.tensor([1.0, 3.0, 8.0], dtype=torch.float64)
+
+
+def quadratic(eta: float, steps: int, every: int = 1) -> list[Observation]:
+    """Gradient descent on f = 1/2 sum lambda_i w_i^2, seen at every ``every``-th step."""
+    w = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+    start, length, history = w.clone(), 0.0, []
+
+    def loss(w: torch.Tensor) -> float:
+        return float(0.5 * (VALUES * w * w).sum())
+
+    for t in range(steps):
+        gradient = VALUES * w
+        after = w - eta * gradient
+        if t % every == 0:
+            history.append(
+                Observation(
+                    t, loss(w), float(gradient.norm()), float((w - start).norm()), length, eta, loss(after),
+                    float(gradient @ (after - w)), float((after - w).norm()), noise=1e-15,
+                )
+            )  # fmt: skip
+        length += eta * float(gradient.norm())
+        w = after
+    return history
+
+
+def test_efficiency_and_curvature_of_a_quadratic_are_its_own():
+    """f_{t+1} = f_t - h |g|^2 + (h^2 / 2) g^T A g: curvature g^T A g / |g|^2, efficiency 1 - h / 2 of it."""
+    eta = 0.1
+    w = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+    for seen in quadratic(eta, 12):
+        gradient = VALUES * w
+        curvature = float(gradient @ (VALUES * gradient) / (gradient @ gradient))
+        assert seen.curvature == pytest.approx(curvature, rel=1e-8)
+        assert seen.efficiency == pytest.approx(1 - eta / 2 * curvature, rel=1e-8)
+        assert 2 <= seen.ratio <= 16  # between 2 lambda_min and 2 lambda_max
+        w = w - eta * gradient
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_descent_below_1_over_beta_is_consistent_with_every_consequence(every):
+    verdicts = {c.name: c.verdict for c in descent_criteria(quadratic(1 / 8, 60, every))}
+    assert verdicts == dict.fromkeys(("descent_efficiency", "linear_rate", "path_length"), "consistent")
+
+
+def test_a_step_too_long_refutes_the_descent_and_a_detour_the_length():
+    assert {c.name: c.verdict for c in descent_criteria(quadratic(0.24, 20))}["descent_efficiency"] == "refuted"
+    slow = [Observation(0, 1.0, 1.0, 0.0, 0.0, 0.5, 0.99, -0.5, 0.5), Observation(10, 0.9, 1.0, 1.0, 5.0)]
+    verdicts = {c.name: c.verdict for c in descent_criteria(slow)}
+    assert verdicts["path_length"] == "refuted"  # 2 (1 - sqrt 0.9) / 0.5 = 0.2
+    assert verdicts["linear_rate"] == "refuted"
+
+
+def test_what_was_not_seen_is_undecided_and_rounding_is_not_judged():
+    empty = [Observation(0, math.nan, math.nan, 0.0)]
+    assert {c.verdict for c in descent_criteria(empty)} == {"undecided"}
+    assert {c.verdict for c in descent_criteria([])} == {"undecided"}
+    tiny = Observation(0, 1.0, 1e-4, 0.0, 0.0, 0.01, 1.0 + 1e-9, -1e-10, 1e-6)
+    assert math.isnan(tiny.efficiency)
+    assert math.isnan(tiny.curvature)
+    assert observed_metrics(empty) == {"distance": 0.0}
+
+
+def test_the_running_infimum_and_a_state_that_comes_back():
+    history = quadratic(0.05, 9)
+    assert infimum_of_ratios(history) == min(seen.ratio for seen in history)
+    assert [Observation.from_state(json.loads(json.dumps(seen.state()))) for seen in history] == history
+    assert Observation(3, 0.0, 0.0, 1.0).ratio == math.inf
+
+
+def test_the_contraction_of_a_step_against_dus_rate():
+    """On S = 1/2 |r|^2 of a linear model with kernel diag(VALUES) f shrinks by at least 1 - (1 - eta lambda_min)^2."""
+    seen = quadratic(0.05, 1)[0]
+    kwargs = {"source": "x", "step_on_sum": 0.05}
+    assert contraction_criterion(seen, lambda_0=1.0, **kwargs).verdict == "consistent"
+    assert contraction_criterion(seen, lambda_0=100.0, **kwargs).verdict == "refuted"
+
+
+def test_the_page_and_the_json_hold_the_same_verdicts():
+    why = "momentum, weight decay, mini-batches and many other things that break a hypothesis"
+    criteria: list[Criterion] = [
+        at_least("a|b", "P", "x >= 1", 0.5, 1.0), not_applicable("c", "P", "y", why), not_applicable("d", "P", "z", why, 3.0),
+    ]  # fmt: skip
+    page = report_markdown("Title", {"run": "completed"}, criteria, {"theory/loss": 0.25})
+    assert "| **refuted** | a\\|b | x >= 1 | 0.5 | 1 | 0.5 < 1 | P |" in page
+    assert page.count(why) == 1
+    assert page.count("(a)") == 3  # two rows and the note
+    assert "| theory/loss | 0.25 |" in page
+    stored = json.loads(report_json({"run": "completed"}, criteria, {"theory/loss": 0.25, "bad": math.inf}))
+    assert [each["verdict"] for each in stored["criteria"]] == ["refuted", "not applicable", "not applicable"]
+    assert stored["criteria"][1]["measured"] is None
+    assert stored["metrics"] == {"theory/loss": 0.25, "bad": None}
+    assert verdict_counts(criteria) == {"refuted": 1, "not applicable": 2}
+    assert criteria_table([]) == ""
+
+
+def test_epsilon_is_a_share():
+    with pytest.raises(ValueError, match="epsilon: 1"):
+        descent_criteria([], epsilon=1.0)
