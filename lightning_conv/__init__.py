@@ -35,6 +35,7 @@ from lightning_conv.last_layer import (
     Comparator,
     HeadCurvature,
     HeadProblem,
+    HeadSolution,
     PowerSchedule,
     batch_curvature,
     comparator,
@@ -46,6 +47,7 @@ from lightning_conv.last_layer import (
     linear_bound,
     sgd_bound,
     sgd_interpolation_bound,
+    solve_head,
 )
 from lightning_conv.layers import layer_spectra
 from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
@@ -58,6 +60,7 @@ __all__ = [
     "Head",
     "HeadCurvature",
     "HeadProblem",
+    "HeadSolution",
     "KernelGram",
     "LayerRule",
     "LimitKernel",
@@ -98,6 +101,7 @@ __all__ = [
     "sgd_bound",
     "sgd_interpolation_bound",
     "smallest_eigenvalue",
+    "solve_head",
     "step_in_sum_of_squares",
     "step_size_ratio",
 ]

@@ -9,11 +9,15 @@ from lightning_conv.last_layer.bounds import (
     sgd_interpolation_bound,
 )
 from lightning_conv.last_layer.comparators import comparator, comparators
+from lightning_conv.last_layer.dual import DualBound, HeadDual
 from lightning_conv.last_layer.gram import LeastChange, SingularError, least_change
 from lightning_conv.last_layer.prescribed import prescribed_outputs
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sample_loss import SampleLosses
+from lightning_conv.last_layer.search import SolveMethod
 from lightning_conv.last_layer.sigma import sigma_max, sigma_min
+from lightning_conv.last_layer.solution import HeadSolution
+from lightning_conv.last_layer.solve import solve_head
 from lightning_conv.last_layer.step_size import (
     HeadCurvature,
     PowerSchedule,
@@ -24,12 +28,16 @@ from lightning_conv.last_layer.step_size import (
 
 __all__ = [
     "Comparator",
+    "DualBound",
     "HeadCurvature",
+    "HeadDual",
     "HeadProblem",
+    "HeadSolution",
     "LeastChange",
     "PowerSchedule",
     "SampleLosses",
     "SingularError",
+    "SolveMethod",
     "batch_curvature",
     "comparator",
     "comparators",
@@ -44,4 +52,5 @@ __all__ = [
     "sgd_interpolation_bound",
     "sigma_max",
     "sigma_min",
+    "solve_head",
 ]

@@ -43,6 +43,7 @@ class SampleLosses:
         infimum: (1/n) sum_i inf ell_i with the rounding of its sum, or None: not known.
         smoothness: L_ell or None: none, or not known.
         attained: whether some outputs have the infimum; None: not known.
+        module: the loss in float64; torch's own with ``reduction="none"``.
         mean: whether a sample's loss is a mean over its outputs (``reduction="sum"``: a sum).
 
     Raises:
@@ -76,14 +77,14 @@ class SampleLosses:
                 raise ValueError("targets: NaN or infinity; clean the data")
         self.outputs = self._count(outputs)
         self._require_classes(loss_fn)
-        self._loss = _in_float64(loss_fn)
+        self.module = _in_float64(loss_fn)
         self._reduction = str(getattr(loss_fn, "reduction", "mean"))
         self.mean = self._reduction != "sum"
         facts = loss_facts(loss_fn, torch.empty(1, 1).expand(self.samples, self.outputs), self.targets)
         if facts is None:
             self.kind = "custom"
         elif self.kind != "custom":
-            self._loss.reduction = "none"
+            self.module.reduction = "none"
         self.smoothness = facts.smoothness if smoothness is None and facts is not None else smoothness
         self.attained = None if facts is None or infimum is not None else facts.attained
         self.infimum = self._bounded_infimum(infimum, None if facts is None else facts.infimum)
@@ -138,7 +139,7 @@ class SampleLosses:
 
     def _scale(self) -> float:
         """What a sample's own loss is multiplied by: class weights count relative to their mean, as torch has it."""
-        weight = getattr(self._loss, "weight", None)
+        weight = getattr(self.module, "weight", None)
         if self.kind != "cross-entropy" or weight is None or self._reduction != "mean":
             return 1.0
         return float(1 / weight.to(self.targets.device)[self.targets].mean())
@@ -150,7 +151,7 @@ class SampleLosses:
             outputs: u, (m, C), float64.
             rows: which samples they are of.
         """
-        found: Tensor = self._loss(outputs, self.targets[rows])
+        found: Tensor = self.module(outputs, self.targets[rows])
         if self.kind == "cross-entropy":
             return found * self.scale
         return found.mean(1) if self.mean else found.sum(1)
@@ -163,7 +164,7 @@ class SampleLosses:
         """
         if self.kind != "custom":
             return self.each(outputs, rows).sum()
-        found: Tensor = self._loss(outputs, self.targets[rows])
+        found: Tensor = self.module(outputs, self.targets[rows])
         if found.ndim == 0:
             return found * len(outputs) if self.mean else found
         if len(found) != len(outputs):
@@ -202,7 +203,7 @@ class SampleLosses:
     def weights(self, rows: slice) -> Tensor:
         """Total weight of each sample in a cross-entropy: (m,); 1 but for class weights and targets that do not sum to 1."""
         targets = self.targets[rows]
-        weight = getattr(self._loss, "weight", None)
+        weight = getattr(self.module, "weight", None)
         if targets.is_floating_point():
             return targets.sum(1)
         if weight is not None:
@@ -213,7 +214,7 @@ class SampleLosses:
     def distributions(self, rows: slice) -> Tensor:
         """q, (m, C), with ell_i = -sum_c q_ic log softmax(u_i)_c: of a cross-entropy, smoothing and weights included."""
         targets = self.targets[rows]
-        smoothing = float(getattr(self._loss, "label_smoothing", 0.0))
+        smoothing = float(getattr(self.module, "label_smoothing", 0.0))
         q = targets if targets.is_floating_point() else nn.functional.one_hot(targets.long(), self.outputs).double()
         q = (1 - smoothing) * q + smoothing / self.outputs if smoothing else q
         return q if targets.is_floating_point() else q * self.weights(rows)[:, None]
@@ -234,7 +235,8 @@ class SampleLosses:
     @property
     def lipschitz(self) -> float | None:
         """Lipschitz constant of ell_i itself, of the absolute error, which has no L_ell; None for the others."""
-        if not isinstance(self._loss, nn.L1Loss):
+        loss = self.module
+        if not isinstance(loss, nn.L1Loss) and not (isinstance(loss, nn.SmoothL1Loss) and loss.beta == 0):
             return None
         return math.sqrt(1 / self.outputs if self.mean else self.outputs)
 

@@ -52,7 +52,11 @@ def sigma_min(problem: HeadProblem) -> Bounded:
     Raises:
         MemoryError: the Gram matrix does not fit.
     """
-    gram = small_gram(problem)
+    return gram_sigma_min(small_gram(problem))
+
+
+def gram_sigma_min(gram: SmallGram) -> Bounded:
+    """The same, of a Gram matrix that is there already."""
     smallest = smallest_eigenvalue(gram.matrix)
     return _root(smallest, gram, "smallest eigenvalue of the Gram matrix: " + smallest.method)
 

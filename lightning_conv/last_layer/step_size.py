@@ -56,7 +56,7 @@ def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvat
 
     The smaller of :math:`L_\ell` times the mean of the b largest :math:`|[h_i, 1]|^2` (Frobenius norm) and
     :math:`\frac nb L_H` (rows of a matrix have no larger sigma_max); for b = 1 the first is sharp, for b = n the
-    second.
+    second. Samples count as they do in L: torch divides class weights by those of the batch, which is another loss.
 
     Args:
         problem: the head's.
