@@ -29,7 +29,9 @@ class ClosestRows:
     compared: float  # share of the pairs that were looked at
 
 
-def closest_rows(matrix: Tensor, *, block: int = BLOCK, report: Report = silent) -> ClosestRows:
+def closest_rows(
+    matrix: Tensor, *, labels: Tensor | None = None, block: int = BLOCK, report: Report = silent
+) -> ClosestRows:
     r"""The closest two of n rows x_i and bounds of their Euclidean distance.
 
     Rows are sorted along the direction in which they spread most: with |v| = 1, v^T (x_i - x_j) <= |x_i - x_j|, so of two blocks
@@ -44,23 +46,29 @@ def closest_rows(matrix: Tensor, *, block: int = BLOCK, report: Report = silent)
 
     Args:
         matrix: x, (n, d), float64, n >= 2.
+        labels: (n,); only pairs with different labels count then.
         block: rows of a block.
         report: told the share of the blocks that is done.
 
     Raises:
-        ValueError: fewer than two rows, or not float64.
+        ValueError: fewer than two rows, not float64, or labels that are all the same or not one a row.
 
     Cost: at most n^2 d flops, memory O(block^2 + n d).
     """
     if matrix.ndim != 2 or len(matrix) < 2 or matrix.dtype != torch.float64:
         raise ValueError(f"matrix: {matrix.dtype} of shape {tuple(matrix.shape)}; need at least two rows in float64")
     n, d = matrix.shape
+    if labels is not None and (labels.shape != (n,) or bool((labels == labels[0]).all())):
+        raise ValueError(
+            f"labels: shape {tuple(labels.shape)}; need one for each of the {n} rows, and two different ones"
+        )
     centred = matrix - matrix.mean(0)
     along = centred @ _axis(centred)
     order = along.argsort()
     rows, along = centred[order], along[order]
     norms = torch.linalg.vector_norm(rows, dim=1)
-    search = _Search(matrix, order, rows, norms, gamma(d + 16, torch.float64))
+    classes = None if labels is None else labels.to(matrix.device)[order]
+    search = _Search(matrix, order, rows, norms, gamma(d + 16, torch.float64), classes)
     slack = 4 * gamma(d + 16, torch.float64) * float(norms.max())  # of the projections
     starts = range(0, n, block)
     looked = 0
@@ -91,6 +99,7 @@ class _Search:
     rows: Tensor  # centred, sorted
     norms: Tensor
     relative: float
+    labels: Tensor | None  # sorted like the rows
     best: float = math.inf
     pair: tuple[int, int] = (0, 1)
 
@@ -103,6 +112,8 @@ class _Search:
         own = mine.start == theirs.start
         if own:
             lower[torch.ones_like(lower, dtype=torch.bool).tril()] = math.inf
+        if self.labels is not None:
+            lower[self.labels[mine, None] == self.labels[None, theirs]] = math.inf
         # The most promising pair first: it usually leaves no other in question.
         if lower.numel():
             row, column = divmod(int(lower.argmin()), lower.shape[1])

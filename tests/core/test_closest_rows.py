@@ -41,6 +41,19 @@ def test_agrees_with_all_pairs(n, d, block, seed, offset):
     assert 0 < found.compared <= 1
 
 
+@given(n=st.integers(3, 50), block=st.integers(1, 60), seed=st.integers(0, 1000), classes=st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_with_labels_only_pairs_of_different_ones_count(n, block, seed, classes):
+    matrix = rand(n, 2, seed=seed)
+    labels = torch.randint(classes, (n,), generator=torch.Generator().manual_seed(seed))
+    labels[:2] = torch.tensor([0, 1])
+    found = closest_rows(matrix, labels=labels, block=block)
+    distances = torch.cdist(matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = float(distances[labels[:, None] != labels].min())
+    assert found.distance.lower <= expected <= found.distance.upper
+    assert labels[found.first] != labels[found.second]
+
+
 @pytest.mark.parametrize("distance", [0.0, 1e-14, 1e-9, 1e-3])
 def test_a_planted_pair_is_found(distance):
     matrix = rand(500, 20)

@@ -1,0 +1,51 @@
+"""``BiasedTwoLayer``: one hidden ReLU layer whose biases begin at a constant (Yang et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.theory.networks.initialisation import gaussian, require_sizes, signs
+
+
+class BiasedTwoLayer(nn.Module):
+    r"""f(x) = (1/sqrt m) sum_r a_r relu(w_r . x - b_r), with w_r ~ N(0, I), a_r = +-1 fixed and b_r = B at the start.
+
+    W and b are trained. A unit is active on x where w_r . x > b_r: at the start with probability 1 - Phi(B) for |x| = 1. In torch's
+    parameters the layer's bias is -b.
+
+    Args:
+        inputs: length of x.
+        width: m.
+        threshold: B; 0 is the dense network.
+        seed: of the initialisation; networks that differ only in B get the same w and a.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: a size is not positive.
+
+    Source: Yang, Jiang, Zhang, Liang, Wang 2023 (arXiv 2301.00327).
+    """
+
+    def __init__(
+        self, inputs: int, width: int, threshold: float, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    ) -> None:
+        require_sizes(inputs=inputs, width=width)
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        drawn = gaussian(inputs, width, 1.0, generator, dtype).weight.detach()
+        self.hidden = nn.Linear(inputs, width, dtype=dtype, device="meta").to_empty(device="cpu")
+        with torch.no_grad():
+            self.hidden.weight.copy_(drawn)
+            self.hidden.bias.fill_(-threshold)
+        self.activation = nn.ReLU()
+        self.register_buffer("a", signs(width, generator, dtype))
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs f(x_i), (n, 1), for x (n, inputs)."""
+        h: Tensor = self.activation(self.hidden(x))
+        a: Tensor = self.a  # type: ignore[assignment]
+        return (h @ a)[:, None] / math.sqrt(len(a))
