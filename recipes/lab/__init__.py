@@ -18,6 +18,26 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     ),
     "gclip": ("gclip", "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping"),
     "threshold": ("threshold", "Threshold networks: the convex optimum, certified, against straight-through training"),
+    "frei": (
+        "frei",
+        "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
+    ),
+    "linear-networks": (
+        "linear_networks",
+        "linear networks: balancedness is conserved, the rank of the product grows step by step",
+    ),
+    "linear-regions": (
+        "linear_regions",
+        "linear regions of ReLU networks of one variable, counted exactly, against the bound",
+    ),
+    "bias-ntk": (
+        "bias_ntk",
+        "Yang et al. 2023: sparse activation by a constant bias, its kernel H(B), and training speed",
+    ),
+    "allen-zhu": (
+        "allen_zhu",
+        "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
+    ),
 }
 """Name on the command line -> (module in this folder, one line for the help)."""
 
