@@ -44,6 +44,7 @@ class Anatomy:
     unused: tuple[str, ...]  # parameters the outputs do not depend on
     outputs: int  # C
     first_outputs: Tensor  # of the samples it was read on
+    level: float  # sum of |du/dtheta||theta| over the parameters: the size of what is added up to make an output
     tracked: tuple[str, ...]  # parameters whose uses were recorded
     signature: tuple[tuple[str, ...], ...]  # parameters of the recorded calls, in order
     gradient_numel: int  # numbers in B of one output and sample, all calls together
@@ -111,6 +112,7 @@ def read_network(
     ruled = {name for site in sites for name in site.names}
     general = {n: why.get(n, "no layer rule covers it") for n in names if n not in ruled and n not in unused}
     signature, first_outputs = signature_of(calls), outputs.detach()
+    sizes = [float(g.norm() * module.parameters[name].norm()) for name, g in truth.items() if g is not None]
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # with activations as large as these, nothing is kept that is not needed any more
         del outputs, plain, present, recorder, calls
@@ -128,6 +130,7 @@ def read_network(
         unused=unused,
         outputs=int(first_outputs.shape[1]),
         first_outputs=first_outputs,
+        level=sum(sizes) / float(combination.norm()),
         tracked=tuple(tracked),
         signature=signature,
         gradient_numel=gradient_numel,
@@ -208,16 +211,22 @@ def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor
     return site
 
 
-def check_samples_do_not_couple(few: Tensor, whole: Tensor) -> None:
+def check_samples_do_not_couple(few: Tensor, whole: Tensor, level: float = 0.0) -> None:
     """Refuse a network whose outputs of the first samples change with the rest of the batch.
+
+    Args:
+        few: outputs of the first samples alone.
+        whole: outputs of more samples.
+        level: of what is added up to make an output: where that cancels, what is left is rounding.
 
     Raises:
         ValueError: they do; the kernel of one sample pair would not be defined.
     """
     part = whole[: few.shape[0]]
-    scale = max(float(whole.abs().max()), torch.finfo(few.dtype).tiny)
+    tolerance = torch.finfo(few.dtype).eps ** 0.5
+    scale = max(float(whole.abs().max()), tolerance * level, torch.finfo(few.dtype).tiny)
     change = float((part - few).abs().max()) / scale
-    if change > torch.finfo(few.dtype).eps ** 0.5:
+    if change > tolerance:
         raise ValueError(
             f"model: the outputs of the first {few.shape[0]} samples change by {change:.1e} (relative) when the rest of the batch is "
             "added, so samples couple or the forward is random; remove what mixes samples (batch-wide attention) or what is random in "

@@ -63,7 +63,7 @@ def ntk_gram(
         max_memory: bytes that may be used (default a quarter of what is free). The work is cut to keep to it.
         engine: ``"auto"``: layer rules where they hold. ``"jacobian"``: per-sample Jacobians for everything, slow, for
             comparison.
-        projections: number k of sign vectors.
+        projections: number k of sign vectors. Of k outputs or fewer the trace kernel itself is taken, which costs no more.
         seed: of the sign vectors.
         plan: of an earlier kernel of this model, by ``plan_ntk`` or ``KernelGram.plan``: the network is not read again, which
             is a good part of the time where n is small. Its weights may have changed since, its forward and the shapes of
@@ -97,9 +97,7 @@ def ntk_gram(
         with progress_bar(
             f"tangent kernel of {task.plan.problem.samples} samples", task.plan.seconds, progress
         ) as report:
-            gram = (
-                projected_gram(task, seed, report) if outputs == "projected" else task.gram(task.cotangents(), report)
-            )
+            gram = projected_gram(task, seed, report) if task.projects else task.gram(task.cotangents(), report)
     return replace(gram, seconds=time.perf_counter() - start)
 
 

@@ -116,7 +116,7 @@ class Task:
             with torch.no_grad():
                 # Of three samples or fewer there is no rest of the batch: the first alone is compared with all.
                 few = anatomy.first_outputs if count > READ_SAMPLES else self._outputs(slice(0, max(1, count - 1)))
-                check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))))
+                check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))), anatomy.level)
         return anatomy
 
     def _require_same(self, plan: NTKPlan) -> None:
@@ -142,8 +142,8 @@ class Task:
     def _plan(self) -> NTKPlan:
         request, classes = self.request, self.anatomy.outputs
         # The groups of projections are computed one after the other.
-        groups = error_groups(request.projections)
-        outputs = {"sum": 1, "projected": -(-request.projections // groups)}.get(request.outputs, classes)
+        groups = error_groups(request.projections) if self.projects else 1
+        outputs = 1 if request.outputs == "sum" else -(-request.projections // groups) if self.projects else classes
         problem = Problem(
             samples=sample_count(self.inputs),
             others=None if self.others is None else sample_count(self.others),
@@ -156,12 +156,17 @@ class Task:
             self.anatomy,
             problem,
             precision=request.precision,
-            repeats=groups if request.outputs == "projected" else 1,
-            matrices=(1 + len(layers)) * (2 if request.outputs == "projected" else 1),
+            repeats=groups,
+            matrices=(1 + len(layers)) * (2 if self.projects else 1),
             max_memory=request.max_memory,
             device=self.module.device,
             couples=self.couples,
         )
+
+    @property
+    def projects(self) -> bool:
+        """Whether outputs are projected: of no more of them than there are sign vectors the sum itself is cheaper, and exact."""
+        return self.request.outputs == "projected" and self.anatomy.outputs > self.request.projections
 
     def cotangents(self) -> Tensor:
         """One row for each output, or one of ones for their sum."""

@@ -37,7 +37,7 @@ def told(monkeypatch):
         ({"outputs": "full"}, 7),
         ({"engine": "jacobian"}, None),
         ({"engine": "jacobian"}, 9),
-        ({"outputs": "projected", "projections": 6}, None),
+        ({"outputs": "projected", "projections": 2}, None),
         ({"batch_norm": "batch"}, None),
         ({"batch_norm": "batch", "per_layer": True}, None),
     ],

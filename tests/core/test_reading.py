@@ -82,3 +82,25 @@ def test_the_twin_in_another_precision_has_the_frozen_statistics_of_the_first(dt
     assert torch.equal(twin.buffers["1.running_mean"], module.buffers["1.running_mean"].to(dtype))
     twin.buffers["1.running_mean"].add_(1)
     assert not torch.equal(twin.buffers["1.running_mean"], module.buffers["1.running_mean"].to(dtype))
+
+
+class Antisymmetric(nn.Module):
+    """Two equal halves whose outputs cancel: zero up to rounding, as starts of "lazy training" are."""
+
+    def __init__(self, share=0.0):
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(7, 301), nn.Tanh(), nn.Linear(301, 1))
+        self.other, self.share = copy.deepcopy(self.one), share
+
+    def forward(self, x):
+        return self.one(x) - self.other(x.flip(0)).flip(0) + self.share * x.mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_that_cancel_are_not_taken_for_coupled_samples(dtype, naive_gram):
+    model, inputs = Antisymmetric().to(dtype), torch.randn(20, 7, dtype=dtype)
+    gram = ntk_gram(model, inputs, precision="certified")
+    naive = naive_gram(model, inputs, "trace")
+    assert float((gram.matrix - naive).norm()) <= 1e-9 * float(naive.norm())
+    with pytest.raises(ValueError, match="samples couple"):
+        ntk_gram(Antisymmetric(0.05).to(dtype), inputs)
