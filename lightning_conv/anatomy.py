@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -161,17 +162,32 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
     return features_of(StatelessModule(model, dtype=dtype), head, inputs)
 
 
-def features_of(module: StatelessModule, head: Head, inputs: Inputs) -> Tensor:
+class _Reached(Exception):
+    """The forward has come as far as it is needed."""
+
+
+def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False) -> Tensor:
     """``last_hidden_features`` of a copy that is at hand: for many batches the parameters are converted once.
 
+    Args:
+        module: the network.
+        head: a linear layer of it, the last one or an earlier one.
+        inputs: samples.
+        stop: end the forward where the layer is called, for one that has costly layers behind it; that it is called once
+            is then not seen.
+
     Raises:
-        ValueError: the forward does not call the head exactly once.
+        ValueError: the forward does not call the layer exactly once.
     """
     entered: list[Tensor] = []
-    handle = head.module.register_forward_pre_hook(
-        lambda _, args, kwargs: entered.append(entering(args, kwargs)), with_kwargs=True
-    )
-    watched_forward(module, inputs, [handle])
+
+    def enter(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        entered.append(entering(args, kwargs))
+        if stop:
+            raise _Reached
+
+    with suppress(_Reached):
+        watched_forward(module, inputs, [head.module.register_forward_pre_hook(enter, with_kwargs=True)])
     if len(entered) != 1 or entered[0].ndim != 2:
         shapes = [tuple(tensor.shape) for tensor in entered]
         raise ValueError(

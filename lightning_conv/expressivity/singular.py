@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
 from lightning_conv.expressivity.decomposition import decompose
+from lightning_conv.expressivity.equal import Pair, SameInputs
 
 FEATURE_SAFETY = 16.0
 
@@ -22,7 +22,7 @@ def certify_held(
     *,
     bias: bool = True,
     feature_error: float = 0.0,
-    same_inputs: Callable[[int, int], bool] | None = None,
+    same_inputs: SameInputs | None = None,
 ) -> RankCertificate:
     r"""Certify rank [h, 1] = n from the singular values of float64 features.
 
@@ -84,7 +84,7 @@ def _judge(
     rank: int,
     sigma_min: Bounded,
     feature_error: float,
-    same_inputs: Callable[[int, int], bool] | None,
+    same_inputs: SameInputs | None,
 ) -> tuple[RankVerdict, str]:
     n = len(features)
     if rank == n:
@@ -93,18 +93,14 @@ def _judge(
             f"sigma_min = {sigma_min.value:.3e} is above its rounding bound {sigma_min.value - sigma_min.lower:.1e}",
         )
     closest = closest_rows(features)
-    i, j, distance = closest.first, closest.second, closest.distance.value
-    consequence = f"so rank [h, 1] < n = {n} (at least {rank} is certified); remove duplicate samples"
-    if distance == 0 and feature_error == 0:
-        return "refuted", f"samples {i} and {j} have equal features, {consequence}"
-    # Equal inputs may come out of the trunk a little apart: batches of other sizes round otherwise.
-    if distance <= 2 * feature_error and same_inputs is not None and same_inputs(i, j):
-        return "refuted", f"samples {i} and {j} are equal, {consequence}"
+    pair = Pair(closest.first, closest.second, closest.distance.value)
+    if (equal := pair.refutes(feature_error, same_inputs)) is not None:
+        return "refuted", f"{equal}, so rank [h, 1] < n = {n} (at least {rank} is certified); remove duplicate samples"
     bound = sigma_min.value - max(sigma_min.lower, 0.0) if sigma_min.lower > 0 else sigma_min.upper - sigma_min.value
     return "undecided", (
         f"sigma_min = {sigma_min.value:.3e} is not above its rounding bound {bound:.1e} (rank at least {rank} of {n} is certified, "
-        f"rounding inside the trunk allowed for: {feature_error:.1e}); the closest features are those of samples {i} and {j}, at "
-        f"distance {distance:.1e}; a sharper softplus or a wider last hidden layer raises sigma_min"
+        f"rounding inside the trunk allowed for: {feature_error:.1e}); the closest features are those of samples {pair.first} and "
+        f"{pair.second}, at distance {pair.distance:.1e}; a sharper softplus or a wider last hidden layer raises sigma_min"
     )
 
 

@@ -137,5 +137,10 @@ def gram_rounding(tiles: Tiles, width: int) -> float:
     :math:`|\hat G_{ij} - G_{ij}| \le \gamma_D |h_i||h_j|` with D = min(m, 2048) + m / 2048 + 1 (Higham 2002, section 4.2), and
     the matrix of these has the norm gamma_D sum |h_i|^2 = gamma_D tr G, where tr G <= tr(computed) / (1 - gamma_D).
     """
-    g = gamma(min(width, STRIP) + -(-width // STRIP) + 1, torch.float64)
+    g = gram_relative(width)
     return g / (1 - g) * float(tiles.diagonal().sum()) * (1 + gamma(tiles.size, torch.float64))
+
+
+def gram_relative(width: int) -> float:
+    """gamma_D: an entry is off by at most this times |h_i||h_j|, see ``gram_rounding``."""
+    return gamma(min(width, STRIP) + -(-width // STRIP) + 1, torch.float64)

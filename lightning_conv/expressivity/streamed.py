@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, too_narrow
-from lightning_conv.expressivity.factor import lowest_eigenvalue, rounding, solve, tiled_cholesky
+from lightning_conv.expressivity.equal import SameInputs, closest_pair
 from lightning_conv.expressivity.journal import Journal
 from lightning_conv.expressivity.plan import StreamPlan, plan_stream
-from lightning_conv.expressivity.stream import FeatureRows, gram_rounding, read_rows, stream_gram
+from lightning_conv.expressivity.proof import METHOD, Proof, Proven
+from lightning_conv.expressivity.stream import FeatureRows, read_rows, stream_gram
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.precision import gamma
-from lightning_conv.lanczos import Krylov, lanczos
 from lightning_conv.progress import Report, part, progress_bar
 
-STEPS = 40
 PROBED = 64
 """Samples whose features are computed beforehand, to know what a sample takes."""
-CLOSE = 0.01
-"""Relative distance of the second shift from the Rayleigh quotient: sigma_min is then known to half of that."""
-
-METHOD = "verified Cholesky of the tiled float64 Gram matrix"
 
 
 def certify_streamed(
@@ -42,6 +33,7 @@ def certify_streamed(
     folder: str | Path | None = None,
     tile: int | None = None,
     progress: bool | Report | None = None,
+    same_inputs: SameInputs | None = None,
 ) -> RankCertificate:
     r"""Certify rank [h, 1] = n from Cholesky factors of G = h h^T + 1 1^T, with h computed strip by strip and never held.
 
@@ -63,9 +55,11 @@ def certify_streamed(
             with the same features and folder. None: nothing is kept.
         tile: rows of a tile.
         progress: see ``certify_expressivity``.
+        same_inputs: see ``certify_expressivity``.
 
     Raises:
         MemoryError: two strips of features do not fit into ``max_memory``.
+        OSError: the folder's disk has no room for the matrices.
         ValueError: features that are not finite.
 
     Cost: n^2 m_H + 2 n^3 / 3 flops; see ``plan_stream``.
@@ -89,118 +83,37 @@ def certify_streamed(
             source, gram, bias=bias, panel=plan.panel, done=journal["gram"] or (0, 0, 0), report=part(report, 0, weight),
             save=lambda done: journal.__setitem__("gram", done),
         )  # fmt: skip
-        proof = _Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
-        verdict, rank, sigma_min, sigma_max, reason = proof.run()
+        proof = Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
+        proven = proof.run()
+        verdict, reason, sigma_min = _judge(source, gram, proven, feature_error, same_inputs)
     cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes, plan.seconds)
-    return RankCertificate(verdict, rank, samples, width, "singular", reason, cost, sigma_min, sigma_max, feature_error)
+    return RankCertificate(
+        verdict, proven.rank, samples, width, "singular", reason, cost, sigma_min, proven.sigma_max, feature_error
+    )
 
 
-@dataclass(frozen=True)
-class _Proof:
-    """From the Gram matrix to the bounds."""
-
-    gram: Tiles
-    factor: Tiles
-    width: int
-    feature_error: float
-    journal: Journal
-    report: Report
-
-    def run(self) -> tuple[RankVerdict, int, Bounded, Bounded, str]:
-        gram, n = self.gram, self.gram.size
-        diagonal = gram.diagonal()
-        trace, largest = float(diagonal.sum()), float(diagonal.max())
-        error = gram_rounding(gram, self.width)
-        sigma_max = self._bounded(math.sqrt(trace), 0.0, math.sqrt(trace + error))
-        # Just so that a success proves lambda_min > 0 of the exact matrix.
-        shift = 1.05 * (error + rounding(gram, trace, largest))
-        rows = self._factor("first", shift, part(self.report, 0, 0.5))
-        if rows < n:
-            sigma_min = self._bounded(0.0, 0.0, math.inf)
-            return (
-                "undecided",
-                self._rank(rows),
-                sigma_min,
-                sigma_max,
-                (
-                    f"the Gram matrix is not proven definite beyond its rounding: sigma_min is below about {math.sqrt(shift):.1e} "
-                    f"(rank at least {self._rank(rows)} of {n} is certified)"
-                ),
-            )
-        lower = lowest_eigenvalue(gram, shift) - error
-        value, above = self._rayleigh(error)
-        closer = value * (1 - CLOSE) - error - rounding(gram, trace, largest)
-        if closer > shift and self._factor("second", closer, part(self.report, 0.5, 0.5)) == n:
-            lower = max(lower, lowest_eigenvalue(gram, closer) - error)
-        sigma_min = self._bounded(math.sqrt(max(value, lower, 0.0)), math.sqrt(max(lower, 0.0)), math.sqrt(above))
-        if sigma_min.lower > 0:
-            return (
-                "certified",
-                n,
-                sigma_min,
-                sigma_max,
-                (f"sigma_min = {sigma_min.value:.3e} is at least {sigma_min.lower:.3e}, by {METHOD}"),
-            )
-        return (
-            "undecided",
-            0,
-            sigma_min,
-            sigma_max,
-            (f"sigma_min = {sigma_min.value:.3e} is not above the rounding inside the trunk, {self.feature_error:.1e}"),
-        )
-
-    def _rank(self, rows: int) -> int:
-        """Rows of a leading factor are independent; with rounding inside the trunk that is not carried over."""
-        return rows if self.feature_error == 0 else 0
-
-    def _factor(self, name: str, shift: float, report: Report) -> int:
-        """Rows that have a factor; what an earlier process had done is taken up."""
-        noted = self.journal[name] or {"shift": shift, "columns": 0}
-        if noted.get("rows") is not None and noted["shift"] == shift:
-            return int(noted["rows"])
-        done = noted["columns"] if noted["shift"] == shift else 0
-
-        def save(columns: int) -> None:
-            self.journal[name] = {"shift": shift, "columns": columns}
-
-        rows = tiled_cholesky(self.gram, self.factor, shift, done=done, report=report, save=save)
-        self.journal[name] = {"shift": shift, "columns": self.factor.count, "rows": rows}
-        return rows
-
-    def _rayleigh(self, error: float) -> tuple[float, float]:
-        """Rayleigh quotient next to lambda_min and an upper bound of lambda_min(G)."""
-        if stored := self.journal["rayleigh"]:
-            return stored[0], stored[1]
-
-        def converged(krylov: Krylov) -> bool:
-            if krylov.basis.shape[1] < 6:
-                return False
-            values, _, residuals = krylov.ritz()
-            return float(residuals[-1]) <= 0.1 * CLOSE * float(values[-1])
-
-        n, trace = self.gram.size, float(self.gram.diagonal().sum())
-
-        def inverse(columns: torch.Tensor) -> torch.Tensor:
-            return solve(self.factor, columns) * trace  # of an ordinary size, whatever that of the features is
-
-        krylov = lanczos(
-            inverse, n, steps=min(STEPS, n), seed=0, device=torch.device("cpu"), stop=converged,
-        )  # fmt: skip
-        # One more inverse iteration: what the Ritz vector has of large eigenvalues weighs lambda_max / lambda_min in G.
-        vector = inverse(krylov.basis @ krylov.ritz()[1][:, -1:])
-        vector /= vector.norm()
-        value = float(vector.T @ self.gram.times(vector)) / float(vector.T @ vector)
-        # |fl(x^T A x) - x^T A x| <= gamma_{2n+4} |x|^T |A| |x|, and |A|_F <= tr A for what is semidefinite up to its rounding.
-        slack = 1.01 * gamma(2 * n + 8, torch.float64) * (trace + 2 * error)
-        self.journal["rayleigh"] = [value, value + slack + error]
-        return value, value + slack + error
-
-    def _bounded(self, value: float, lower: float, upper: float) -> Bounded:
-        """Bounds of a singular value: square roots rounded outwards, and the rounding inside the trunk allowed for."""
-        proven = self.feature_error == 0
-        method = METHOD + ("" if proven else " + estimated rounding inside the trunk")
-        low = max(math.nextafter(lower, 0) - self.feature_error, 0.0)
-        return Bounded(value, low, math.nextafter(upper, math.inf) + self.feature_error, proven, method)
+def _judge(
+    source: FeatureRows, gram: Tiles, proven: Proven, feature_error: float, same_inputs: SameInputs | None
+) -> tuple[RankVerdict, str, Bounded]:
+    sigma_min, n = proven.sigma_min, gram.size
+    if sigma_min.lower > 0:
+        how = f"sigma_min = {sigma_min.value:.3e} is at least {sigma_min.lower:.3e}, by {METHOD}"
+        return "certified", how, sigma_min
+    pair = closest_pair(source, gram)
+    # (e_i - e_j) / sqrt(2) is a unit vector, and the column of ones cancels.
+    above = min(sigma_min.upper, pair.distance * (0.5**0.5 + 1e-9) + feature_error)
+    sigma_min = replace(sigma_min, upper=above)
+    rank = f"rank at least {proven.rank} of {n} is certified"
+    if (equal := pair.refutes(feature_error, same_inputs)) is not None:
+        return "refuted", f"{equal}, so rank [h, 1] < n = {n} ({rank}); remove duplicate samples", sigma_min
+    return (
+        "undecided",
+        f"sigma_min is at most {above:.3e} and not proven to be positive: squares in float64 and the rounding inside the trunk "
+        f"({feature_error:.1e}) leave open what is below about {proven.reach:.1e} ({rank}); the closest features are those of samples "
+        f"{pair.first} and {pair.second}, at distance {pair.distance:.1e}; a sharper softplus or a wider last hidden layer raises "
+        "sigma_min",
+        sigma_min,
+    )
 
 
 @contextmanager

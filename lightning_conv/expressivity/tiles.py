@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lightning_conv.kernels.memory import mebibytes
 
 WORD = 8  # bytes of a float64
 
@@ -20,17 +25,20 @@ class Tiles:
         path: of the file that holds them; made if it is not there, otherwise its numbers are taken up. None: memory.
 
     A file is mapped, so the system holds in memory what there is room for. What was written survives a kill of the process.
+
+    Raises:
+        OSError: the disk has no room for the file.
     """
 
     def __init__(self, size: int, tile: int, path: Path | None = None) -> None:
         self.size, self.tile, self.path = size, tile, path
         self.count = -(-size // tile)
         numbers = self.bytes_of(size, tile) // WORD
-        self._numbers = (
-            torch.empty(numbers, dtype=torch.float64)
-            if path is None
-            else torch.from_file(str(path), shared=True, size=numbers, dtype=torch.float64)
-        )
+        if path is None:
+            self._numbers = torch.empty(numbers, dtype=torch.float64)
+        else:
+            _reserve(path, WORD * numbers)
+            self._numbers = torch.from_file(str(path), shared=True, size=numbers, dtype=torch.float64)
 
     @staticmethod
     def bytes_of(size: int, tile: int) -> int:
@@ -74,3 +82,22 @@ class Tiles:
     def dense(self) -> Tensor:
         """The whole symmetric matrix, for tests and small n."""
         return self.times(torch.eye(self.size, dtype=torch.float64))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make room for a file now: one that is mapped and does not fit would end the process by a signal when it is written to.
+
+    Raises:
+        OSError: there is none.
+    """
+    missing = size - (path.stat().st_size if path.exists() else 0)
+    free = shutil.disk_usage(path.parent).free
+    if missing > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"folder: {path.parent} has {mebibytes(free)} free, and {mebibytes(missing)} are needed for {path.name}; choose another "
+            "disk (folder=, or TMPDIR for the temporary one)",
+        )
+    if hasattr(os, "posix_fallocate"):
+        with path.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)

@@ -64,6 +64,16 @@ def test_a_planted_pair_is_found(distance):
     assert found.distance.certified
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-300, 1e150])
+def test_squares_that_underflow_or_overflow_make_no_rows_equal(scale):
+    matrix = rand(30, 5)
+    found, scaled = closest_rows(matrix, block=8), closest_rows(matrix * scale, block=8)
+    assert (scaled.first, scaled.second) == (found.first, found.second)
+    assert scaled.distance.lower / scale <= found.distance.value <= scaled.distance.upper / scale
+    matrix[7] = matrix[3]
+    assert closest_rows(matrix * scale).distance.upper == 0
+
+
 def test_all_rows_equal_and_constant_columns():
     assert closest_rows(torch.ones(300, 4, dtype=torch.float64)).distance.value == 0
     line = torch.arange(100, dtype=torch.float64)[:, None].expand(-1, 3)

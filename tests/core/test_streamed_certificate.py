@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_conv import certify_expressivity
-from lightning_conv.expressivity import HeldRows, plan_stream
+from lightning_conv.expressivity import HeldRows, closest_rows, plan_stream
 from lightning_conv.expressivity.factor import lowest_eigenvalue, solve, tiled_cholesky
 from lightning_conv.expressivity.stream import gram_rounding, stream_gram
 from lightning_conv.expressivity.streamed import certify_streamed
@@ -123,7 +123,8 @@ def test_agrees_with_the_singular_values(bias, tile, exact_singular_values):
     assert certificate.sigma_min.lower >= 0.98 * exact
     assert certificate.sigma_min.upper <= 1.02 * exact
     dense = certify_expressivity(features, bias=bias)
-    assert dense.sigma_max.value <= certificate.sigma_max.upper
+    assert certificate.sigma_max.lower <= dense.sigma_max.value <= certificate.sigma_max.upper
+    assert certificate.sigma_max.lower > 0.5 * dense.sigma_max.value
 
 
 @pytest.mark.parametrize("smallest", [1e-2, 1e-4, 1e-5])
@@ -144,13 +145,34 @@ def test_the_scale_does_not_matter(scale):
     assert certify_streamed(HeldRows(features), bias=False, tile=6).verdict == "certified"
 
 
-def test_equal_rows_are_never_certified():
+@pytest.mark.parametrize(("known", "verdict"), [(None, "undecided"), (False, "undecided"), (True, "refuted")])
+def test_equal_rows_are_named_and_never_certified(known, verdict):
     features = rand(30, 40)
     features[21] = features[4]
     certificate = certify_streamed(HeldRows(features), tile=6)
-    assert certificate.verdict == "undecided"
+    assert certificate.verdict == "refuted"
+    assert "samples 4 and 21 have equal features" in certificate.reason
     assert certificate.rank_lower == 18  # three whole tiles come before sample 21
-    assert certificate.sigma_min.lower == 0
+    assert certificate.sigma_min.lower == certificate.sigma_min.upper == 0
+    asked = []
+    same_inputs = None if known is None else lambda i, j: asked.append((i, j)) or known
+    rounded = certify_streamed(HeldRows(features), tile=6, feature_error=1e-12, same_inputs=same_inputs)
+    assert (rounded.verdict, rounded.rank_lower) == (verdict, 0)
+    assert "samples 4 and 21" in rounded.reason
+    assert asked == ([] if known is None else [(4, 21)])
+
+
+def test_dependent_rows_that_differ_are_left_undecided_with_the_closest_two():
+    features = rand(30, 40)
+    features[21] = (features[4] + features[5]) / 2
+    certificate = certify_streamed(HeldRows(features), tile=6, bias=False)
+    closest = closest_rows(features)
+    assert certificate.verdict == "undecided"
+    assert (
+        f"samples {closest.first} and {closest.second}, at distance {closest.distance.value:.1e}" in certificate.reason
+    )
+    assert certificate.sigma_min.lower == 0 < certificate.sigma_min.upper
+    assert certificate.sigma_min.upper == pytest.approx(closest.distance.value / 2**0.5)
 
 
 def test_nearly_equal_rows_are_certified_as_far_as_squares_reach():
@@ -160,6 +182,13 @@ def test_nearly_equal_rows_are_certified_as_far_as_squares_reach():
         features[21] = features[4] + distance * rand(40, seed=3)
         verdicts[distance] = certify_streamed(HeldRows(features), tile=6).verdict
     assert verdicts == {1e-2: "certified", 1e-5: "certified", 1e-9: "undecided"}
+
+
+def test_more_equal_pairs_than_are_looked_at_are_still_equal():
+    features = rand(40, 50)
+    features[20:] = features[:20]
+    found = certify_streamed(HeldRows(features), tile=7)
+    assert found.verdict == "refuted"
 
 
 def test_rounding_inside_the_trunk_is_subtracted_and_takes_the_certificate_back():

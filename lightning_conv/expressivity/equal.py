@@ -1,0 +1,80 @@
+"""Equal samples: the one way in which rank n is impossible, however wide the layer; found and named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lightning_conv.expressivity.closest import distance_of
+from lightning_conv.expressivity.stream import FeatureRows, gram_relative, read_rows
+from lightning_conv.expressivity.tiles import Tiles
+from lightning_conv.kernels.precision import gamma
+
+SameInputs = Callable[[int, int], bool]
+READ = 16
+"""Pairs whose features are computed once more to know their distance."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two samples and the distance of their features."""
+
+    first: int
+    second: int
+    distance: float
+
+    def refutes(self, feature_error: float, same_inputs: SameInputs | None) -> str | None:
+        """How the two make rank n impossible, or None.
+
+        Args:
+            feature_error: see ``certify_expressivity``.
+            same_inputs: see ``certify_expressivity``.
+        """
+        who = f"samples {self.first} and {self.second}"
+        if self.distance == 0 and feature_error == 0:
+            return f"{who} have equal features"
+        # Equal inputs may come out of the trunk a little apart: batches of other sizes round otherwise.
+        if self.distance <= 2 * feature_error and same_inputs is not None and same_inputs(self.first, self.second):
+            return f"{who} are equal"
+        return None
+
+
+def closest_pair(source: FeatureRows, gram: Tiles) -> Pair:
+    r"""Two samples that are as close as any, up to the rounding of :math:`G_{ii} + G_{jj} - 2 G_{ij} = |h_i - h_j|^2`.
+
+    Equal samples are found for certain as long as there are at most 16 pairs which this rounding leaves in question.
+
+    Args:
+        source: h.
+        gram: h h^T, with or without the ones of a bias, which cancel.
+
+    Cost: n^2 numbers read, and the features of at most 32 samples.
+    """
+    if gram.size < 2:
+        return Pair(0, 0, math.inf)
+    diagonal = gram.diagonal()
+    norms = diagonal.clamp_min(0).sqrt()
+    relative = gram_relative(source.width) + gamma(4, torch.float64)
+    found: list[tuple[float, int, int]] = []
+    for i in range(gram.count):
+        for j in range(i + 1):
+            mine, theirs = gram.rows(i), gram.rows(j)
+            squares = torch.add(diagonal[mine, None] + diagonal[None, theirs], gram[i, j], alpha=-2)
+            # At least: so that what may be equal comes first.
+            squares -= relative * (norms[mine, None] + norms[None, theirs]).square()
+            if i == j:
+                squares[torch.ones_like(squares, dtype=torch.bool).triu()] = math.inf
+            lowest = squares.flatten().topk(min(READ, squares.numel()), largest=False)
+            pairs = zip(lowest.values.tolist(), lowest.indices.tolist(), strict=True)
+            width = squares.shape[1]
+            found += [(s, mine.start + at // width, theirs.start + at % width) for s, at in pairs if s < math.inf]
+        found = sorted(found)[:READ]
+    return min((_read(source, i, j) for _, j, i in found), key=lambda pair: pair.distance)
+
+
+def _read(source: FeatureRows, first: int, second: int) -> Pair:
+    rows = (read_rows(source, slice(k, k + 1)) for k in (first, second))
+    return Pair(first, second, float(distance_of(*rows)))
