@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features
-from lightning_conv.expressivity.decomposition import decompose
+from lightning_conv.expressivity.decomposition import decompose, decomposition_bytes, decomposition_seconds
 from lightning_conv.kernels.precision import gamma
 
 REACHED = 1e-8
@@ -59,8 +59,10 @@ def certify_alignment(
         raise ValueError("targets: all zero, which every last layer reaches; nothing to certify")
     a = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
 
+    flops, predicted = 20.0 * n * width * min(n, width), decomposition_seconds(n, width)
+
     def cost() -> Cost:
-        return Cost(time.perf_counter() - start, 20.0 * n * width * min(n, width), 32.0 * n * width)
+        return Cost(time.perf_counter() - start, flops, decomposition_bytes(n, width), predicted=predicted)
 
     try:
         decomposition = decompose(a)

@@ -16,16 +16,22 @@ from torch import Tensor
 
 from lightning_conv.expressivity.alignment import certify_alignment
 from lightning_conv.expressivity.certificate import RankCertificate, require_features, too_narrow
+from lightning_conv.expressivity.decomposition import decomposition_bytes
 from lightning_conv.expressivity.distinct import certify_distinct
 from lightning_conv.expressivity.singular import certify_held, feature_rounding
-from lightning_conv.expressivity.stream import FeatureRows, HeldRows
+from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.expressivity.streamed import certify_streamed
+from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.progress import Report
 
 Method: TypeAlias = Literal["auto", "singular", "distinct", "alignment"]
 
 HELD_UP_TO = 2048
-"""Samples or features to which all singular values are computed: beyond, two Cholesky factorisations are ten times faster."""
+"""Samples or features to which all singular values may be computed."""
+SINGULAR_UP_TO = 20_000
+"""Samples to which ``"auto"`` prefers the present weights to almost every weight: some minutes; 60,000 take an hour or more."""
+FEW = 512
+"""Samples to which all singular values are computed at once: above, the Cholesky factors are tried first."""
 
 
 def certify_expressivity(
@@ -44,12 +50,14 @@ def certify_expressivity(
 ) -> RankCertificate:
     """Certify that the last hidden features h of the whole training set let the last layer reach every target.
 
-    - ``"singular"``: rank [h, 1] = n at the present weights: from all singular values (``certify_held``), or for many samples
-      from verified Cholesky factors of the Gram matrix, strip by strip (``certify_streamed``).
+    - ``"singular"``: rank [h, 1] = n at the present weights: from verified Cholesky factors of the Gram matrix, strip by strip
+      (``certify_streamed``); for at most 512 samples, and up to 2,048 where the factors leave it undecided, from all singular values
+      (``certify_held``).
     - ``"distinct"``: rank n at almost every weight of a wide last hidden layer, because what enters it is distinct
       (``certify_distinct``).
     - ``"alignment"``: for heads narrower than n, the weaker condition that depends on the targets (``certify_alignment``).
-    - ``"auto"``: alignment where the head is too narrow and there are targets, otherwise singular.
+    - ``"auto"``: alignment where the head is too narrow and there are targets; distinct beyond 20,000 samples where ``entering``
+      is given; otherwise singular.
 
     Args:
         features: h, (n, m_H), one row a training sample, the inputs of the last linear layer: float64, or float32 with
@@ -66,19 +74,22 @@ def certify_expressivity(
             certified, because equal features that went through rounding prove nothing, while equal inputs do.
         entering: for ``"distinct"``: what enters the last hidden layer, (n, d), float64.
         targets: for ``"alignment"``: Y, (n, C); class numbers count as one-hot rows.
-        max_memory: for many samples: bytes that may be used (default a quarter of what is free).
-        folder: for many samples: where a computation is kept that goes on after a kill.
-        progress: show a bar on standard error; None: on a terminal, where it takes long. A function is told the share that is
-            done, 0 to 1, instead, to write it to a log.
+        max_memory: bytes that may be used on top of ``features``, ``entering`` and what computing rows takes (default a quarter
+            of what is free). Matrices that do not fit go to ``folder`` or to a temporary one.
+        folder: where the factors' matrices and a journal are kept: after a kill, the same call goes on where it was.
+        progress: show a bar on standard error, with the predicted time; None: on a terminal, where it takes long. A function is
+            told the share that is done, 0 to 1, instead, to write it to a log.
 
     Returns:
         ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: it cannot be n: too narrow, or two equal
-        samples, named. ``undecided``: sigma_min is not above its rounding bound; the two closest rows are named.
+        samples, named. ``undecided``: sigma_min is not above its rounding bound; the two closest rows are named. With what it took,
+        beside what was predicted, in ``cost``.
 
     Raises:
         ValueError: empty, not a matrix, NaN or infinity, an unknown method, or a method without what it needs.
         TypeError: float32 features without ``recompute``.
         MemoryError: ``max_memory`` cannot be kept.
+        OSError: a disk has no room for the matrices.
 
     Example:
         >>> import torch
@@ -92,27 +103,50 @@ def certify_expressivity(
         features, feature_error = _in_float64(features, recompute, feature_error)
     samples, width = features.shape if isinstance(features, Tensor) else (features.samples, features.width)
     if method == "auto":
-        narrow = too_narrow(samples, width, bias=bias) is not None
-        method = "alignment" if narrow and targets is not None else "singular"
+        method = _chosen(samples, width, bias, entering is not None, targets is not None)
     if method == "distinct":
         if entering is None:
             raise ValueError(
                 'entering: None; method="distinct" needs what enters the last hidden layer, (n, d) in float64'
             )
         return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
+    need = decomposition_bytes(samples, width)
+    fits = need <= allowed_memory(max_memory, torch.device("cpu"))
     if method == "alignment":
         if targets is None:
             raise ValueError(
                 'targets: None; method="alignment" is about the targets of the samples, (n, C) or class numbers'
             )
-        held = features if isinstance(features, Tensor) else features.rows(0, samples)
-        return certify_alignment(held, targets, bias=bias, feature_error=feature_error)
-    if isinstance(features, Tensor) and is_held(samples, width, bias=bias):
-        return certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
-    rows = HeldRows(features) if isinstance(features, Tensor) else features
-    return certify_streamed(
-        rows, bias=bias, feature_error=feature_error, max_memory=max_memory, folder=folder, progress=progress
-    )
+        if not fits:
+            raise MemoryError(
+                f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or take fewer "
+                "samples"
+            )
+        return certify_alignment(_held(features), targets, bias=bias, feature_error=feature_error)
+    held = fits and is_held(samples, width, bias=bias)
+    if held:
+        features = _held(features)
+    if not held or (samples > FEW and too_narrow(samples, width, bias=bias) is None):
+        rows = HeldRows(features) if isinstance(features, Tensor) else features
+        found = certify_streamed(
+            rows, bias=bias, feature_error=feature_error, max_memory=max_memory, folder=folder, progress=progress,
+            same_inputs=same_inputs,
+        )  # fmt: skip
+        if not held or found.verdict != "undecided":
+            return found
+    assert isinstance(features, Tensor)
+    return certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
+
+
+def _chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:
+    """What ``"auto"`` stands for."""
+    if too_narrow(samples, width, bias=bias) is not None:
+        return "alignment" if targets else "singular"
+    return "distinct" if entering and samples > SINGULAR_UP_TO else "singular"
+
+
+def _held(features: Tensor | FeatureRows) -> Tensor:
+    return features if isinstance(features, Tensor) else read_rows(features, slice(0, features.samples))
 
 
 def is_held(samples: int, width: int, *, bias: bool) -> bool:

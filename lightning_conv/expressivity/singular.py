@@ -11,7 +11,7 @@ from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.expressivity.decomposition import decompose
+from lightning_conv.expressivity.decomposition import decompose, decomposition_bytes, decomposition_seconds
 from lightning_conv.expressivity.equal import Pair, SameInputs
 
 FEATURE_SAFETY = 16.0
@@ -38,15 +38,17 @@ def certify_held(
     Raises:
         ValueError: empty, not a matrix, NaN or infinity.
 
-    Cost: one singular value decomposition, about 20 n^2 m_H flops, memory 4 n m_H float64 numbers.
+    Cost: one singular value decomposition, about 20 n^2 m_H flops; memory see ``decomposition_bytes``.
     """
     start = time.perf_counter()
     require_features(features)
     n, width = features.shape
     augmented = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
 
+    flops, predicted = 20.0 * n * width * min(n, width), decomposition_seconds(n, width)
+
     def cost() -> Cost:
-        return Cost(time.perf_counter() - start, 20.0 * n * min(n, width) * max(n, width), 32.0 * n * width)
+        return Cost(time.perf_counter() - start, flops, decomposition_bytes(n, width), predicted=predicted)
 
     try:
         decomposition = decompose(augmented)
