@@ -103,11 +103,15 @@ def certify_expressivity(
         features, feature_error = _in_float64(features, recompute, feature_error)
     samples, width = features.shape if isinstance(features, Tensor) else (features.samples, features.width)
     if method == "auto":
-        method = _chosen(samples, width, bias, entering is not None, targets is not None)
+        method = chosen(samples, width, bias, entering is not None, targets is not None)
     if method == "distinct":
         if entering is None:
             raise ValueError(
                 'entering: None; method="distinct" needs what enters the last hidden layer, (n, d) in float64'
+            )
+        if entering.dtype != torch.float64 or len(entering) != samples:
+            raise ValueError(
+                f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
             )
         return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
     need = decomposition_bytes(samples, width)
@@ -138,7 +142,7 @@ def certify_expressivity(
     return certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
 
 
-def _chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:
+def chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:
     """What ``"auto"`` stands for."""
     if too_narrow(samples, width, bias=bias) is not None:
         return "alignment" if targets else "singular"

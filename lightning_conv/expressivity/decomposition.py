@@ -64,11 +64,11 @@ def decompose(matrix: Tensor) -> Decomposition:
 
 
 def decomposition_bytes(samples: int, width: int) -> int:
-    """Memory that ``decompose`` and its caller take for [h, 1], beside h."""
+    """Memory that h, ``decompose`` of [h, 1] and its caller take together."""
     columns = width + 1
     smaller = min(samples, columns)
-    # The matrix, LAPACK's copy or the residual, the product of the factors; the factors; squares of the smaller side.
-    return 8 * (3 * samples * columns + smaller * (samples + columns) + 4 * smaller**2)
+    # h, the matrix, LAPACK's copy or the residual, the product of the factors; the factors; squares of the smaller side.
+    return 8 * (4 * samples * columns + smaller * (samples + columns) + 4 * smaller**2)
 
 
 def decomposition_seconds(samples: int, width: int) -> float:

@@ -29,13 +29,14 @@ def certify_distinct(
 
     Let sigma be real-analytic and not a polynomial, and the layer at least n - 1 units wide (n without a bias of the head).
 
-    1. Ridge functions :math:`x \mapsto \sigma(w \cdot x + b)` of a continuous sigma that is no polynomial are dense in C(K) (Leshno,
-       Lin, Pinkus, Schocken 1993), and interpolate at any n distinct points (Pinkus 1999, Theorem 5.1): the vectors
-       :math:`(\sigma(w \cdot x_i + b))_i` span R^n.
+    1. The vectors :math:`(\sigma(w \cdot x_i + b))_i` span R^n (Pinkus 1999, Theorem 5.1). For a smooth sigma: along a direction v
+       with distinct :math:`\tau_i = v \cdot x_i`, a c orthogonal to all of them has
+       :math:`\sigma^{(k)}(b) \sum_i c_i \tau_i^k = 0` for all b and k (differentiate in a at w = a v, a = 0), and no derivative of
+       sigma is zero everywhere, so c solves a Vandermonde system: c = 0.
     2. So n of them are a basis, and the vector of ones can be completed to a basis by n - 1 of them (Steinitz): at some (W, b) the
        rank of [h, 1] is n.
-    3. The sum of the squares of all n x n minors of [h, 1] is a real-analytic function of (W, b), and not zero there. The zeros of such a
-       function have measure zero (Mityagin 2015).
+    3. det([h, 1] [h, 1]^T) is a real-analytic function of (W, b), and not zero there. The zeros of such a function have measure
+       zero (Mityagin 2015).
 
     Noise with a density added to (W, b) therefore gives rank n with probability one. The distinctness of the rows is what is
     certified here: their least distance exceeds what rounding may have moved two rows apart, sqrt(2) times ``feature_error``.
@@ -52,7 +53,7 @@ def certify_distinct(
         these weights of the layers before), or ``undecided``. The closest two samples are named.
 
     Raises:
-        ValueError: X is no finite float64 matrix of at least two rows.
+        ValueError: X is no finite float64 matrix.
 
     Cost: n^2 d flops at most, memory O(n d).
     """
@@ -66,6 +67,11 @@ def certify_distinct(
             "refuted", 0, n, width, "distinct", narrow, Cost(0.0, 0.0, 0.0), feature_error=feature_error
         )
     seconds = flops / (SHARE * calibrated("cpu", entering.dtype, torch.get_num_threads())[1])
+    if n == 1:
+        reason = "one sample is distinct from all others"
+        return RankCertificate(
+            "certified", 1, n, width, "distinct", reason, Cost(0.0, 0.0, 0.0), feature_error=feature_error
+        )
     with progress_bar(f"closest of {n} samples, at most about {seconds:.0f} s", seconds, progress) as report:
         found = closest_rows(entering, report=report)
     allowance = 2**0.5 * (1 + 1e-15) * feature_error

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_conv import find_head, last_hidden_features, ntk_gram
-from lightning_conv.anatomy import CalledBy
+from lightning_conv.analytic import find_kinks
+from lightning_conv.anatomy import CalledBy, Head, features_of
+from lightning_conv.evaluation import StatelessModule
 
 
 class Branches(nn.Module):
@@ -200,3 +202,34 @@ def test_called_by_hands_the_inputs_on_as_they_were_given(kind):
     }
     gram = ntk_gram(CalledBy(model, functions[kind]), given)
     torch.testing.assert_close(gram.matrix, ntk_gram(model, x).matrix, rtol=1e-13, atol=0)
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("too far")
+
+
+def hooks_of(model):
+    return [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+
+
+def test_a_forward_can_end_at_the_layer_and_leaves_no_hook_either_way():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), Breaks(), nn.Linear(5, 2)).train()
+    inputs = torch.randn(6, 3)
+    layer = Head("2", model[2])
+    module = StatelessModule(model)
+    assert torch.equal(features_of(module, layer, inputs, stop=True), model[:2](inputs))
+    assert hooks_of(model) == []
+    with pytest.raises(RuntimeError, match="too far"):
+        features_of(module, layer, inputs)
+    assert hooks_of(model) == []
+    assert all(part.training for part in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_looking_at_a_network_leaves_no_hook_when_its_forward_fails():
+    model = nn.Sequential(nn.Linear(3, 4), Breaks())
+    for look in (find_head, find_kinks):
+        with pytest.raises(RuntimeError, match="too far"):
+            look(model, torch.randn(2, 3))
+        assert hooks_of(model) == []

@@ -136,6 +136,11 @@ def test_equal_inputs_are_refuted_by_name_and_rounded_ones_left_open():
     assert certify_expressivity(features, method="distinct", entering=inputs, feature_error=1e-6).verdict == "undecided"
 
 
+def test_one_sample_is_distinct():
+    inputs = rand(1, 3)
+    assert certify_expressivity(inputs.new_zeros(1, 4), method="distinct", entering=inputs).verdict == "certified"
+
+
 def test_polynomial_activations_show_why_the_theorem_asks():
     """h = (w x + b)^2 spans at most the quadratic forms: rank 6 in two dimensions, however wide the layer."""
     inputs = rand(12, 2)
@@ -196,6 +201,8 @@ def test_linearly_dependent_features_leave_the_lower_bound_open():
     [
         ({"method": "guess"}, "method: 'guess'"),
         ({"method": "distinct"}, "entering: None"),
+        ({"method": "distinct", "entering": torch.zeros(20, 3)}, r"entering: torch.float32 of shape \(20, 3\)"),
+        ({"method": "distinct", "entering": torch.zeros(19, 3).double()}, "a row for each of 20 samples"),
         ({"method": "alignment"}, "targets: None"),
         ({"method": "alignment", "targets": torch.zeros(3)}, "targets: 3 for 20 samples"),
         ({"method": "alignment", "targets": torch.zeros(20)}, "all zero"),

@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 
 from lightning_conv import certify_expressivity
 from lightning_conv.expressivity import HeldRows, closest_rows, plan_stream
+from lightning_conv.expressivity.certify import chosen
 from lightning_conv.expressivity.factor import lowest_eigenvalue, solve, tiled_cholesky
 from lightning_conv.expressivity.stream import gram_rounding, stream_gram
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.progress import silent
+from lightning_conv.progress import progress_bar, silent
 
 
 def rand(*shape, seed=0):
@@ -123,6 +125,10 @@ def test_agrees_with_the_singular_values(bias, tile, exact_singular_values):
     assert certificate.sigma_min.lower >= 0.98 * exact
     assert certificate.sigma_min.upper <= 1.02 * exact
     dense = certify_expressivity(features, bias=bias)
+    assert "SVD" in dense.sigma_min.method
+    assert max(certificate.sigma_min.lower, dense.sigma_min.lower) <= min(
+        certificate.sigma_min.upper, dense.sigma_min.upper
+    )
     assert certificate.sigma_max.lower <= dense.sigma_max.value <= certificate.sigma_max.upper
     assert certificate.sigma_max.lower > 0.5 * dense.sigma_max.value
 
@@ -227,6 +233,63 @@ def test_bad_rows_are_named():
         certify_streamed(HeldRows(features), tile=6)
 
 
+# --- which way ------------------------------------------------------------------------------------------------------
+
+
+def test_the_public_call_tries_the_factors_first_and_then_all_singular_values():
+    features = rand(520, 560)
+    assert "Cholesky" in certify_expressivity(features).sigma_min.method
+    features[519] = features[7] + 1e-9 * rand(560, seed=3)
+    fallen_back = certify_expressivity(features)
+    assert fallen_back.verdict == "certified"
+    assert "SVD" in fallen_back.sigma_min.method
+
+
+def test_rows_on_demand_and_held_rows_give_the_same_certificate():
+    for n in (40, 520):
+        features = rand(n, n + 30)
+        held, rows = certify_expressivity(features), certify_expressivity(HeldRows(features))
+        assert (held.verdict, held.sigma_min, held.sigma_max) == (rows.verdict, rows.sigma_min, rows.sigma_max)
+
+
+@pytest.mark.parametrize(
+    ("samples", "width", "entering", "targets", "method"),
+    [
+        (1000, 1100, True, True, "singular"),
+        (20_001, 22_000, True, True, "distinct"),
+        (20_001, 22_000, False, True, "singular"),
+        (1000, 100, True, True, "alignment"),
+        (1000, 100, True, False, "singular"),
+    ],
+)
+def test_auto_chooses_by_size_and_by_what_is_given(samples, width, entering, targets, method):
+    assert chosen(samples, width, True, entering, targets) == method
+
+
+def test_the_prediction_is_shown_before_it_starts_and_told_with_the_result(monkeypatch):
+    shown = []
+
+    def bar(title, seconds, wanted):
+        shown.append((title, seconds))
+        return progress_bar(title, seconds, wanted)
+
+    monkeypatch.setattr("lightning_conv.expressivity.streamed.progress_bar", bar)
+    shares = []
+    found = certify_expressivity(rand(600, 660), progress=shares.append)
+    ((title, seconds),) = shown
+    assert "600 x 661" in title
+    assert f"about {seconds:.0f} s" in title
+    assert found.cost.predicted == seconds > 0
+    assert found.cost.seconds > 0
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+
+
+def test_alignment_without_the_memory_for_it_is_refused_with_the_numbers():
+    with pytest.raises(MemoryError, match=r"600 x 50 features takes .*; allow that"):
+        certify_expressivity(rand(600, 50), targets=rand(600, 2), max_memory=100_000)
+
+
 # --- memory and disk ------------------------------------------------------------------------------------------------
 
 
@@ -259,43 +322,90 @@ def test_a_folder_of_other_features_is_begun_anew(tmp_path):
     assert found.sigma_min == certify_streamed(HeldRows(other), tile=8).sigma_min
 
 
+def test_a_disk_without_room_is_said_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"folder: .* free, and .* are needed for gram.tiles"):
+        certify_streamed(HeldRows(rand(40, 50)), tile=8, folder=tmp_path)
+
+
+# --- after a kill ---------------------------------------------------------------------------------------------------
+
 SCRIPT = """
-import sys, time, torch
-from lightning_conv.expressivity import HeldRows
-from lightning_conv.expressivity.streamed import certify_streamed
+import json, os, signal, sys, torch
+from pathlib import Path
+from lightning_conv import certify_expressivity
 
-class Slow(HeldRows):
+folder, stage = sys.argv[1:]
+asked = shares = 0
+
+class Features:
+    samples, width = 600, 660
     def rows(self, start, stop):
-        time.sleep(float(sys.argv[2]))
-        print("rows", start, flush=True)
-        return super().rows(start, stop)
+        global asked
+        asked += 1
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(600, 660, dtype=torch.float64, generator=generator)[start:stop]
 
-features = torch.randn(300, 330, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-found = certify_streamed(Slow(features), tile=20, folder=sys.argv[1], max_memory=250_000, progress=False)
-print(found.verdict, found.sigma_min.lower.hex(), found.sigma_min.upper.hex())
+def kill(share):
+    global shares
+    shares += 1
+    journal = Path(folder) / "progress.json"
+    stages = json.loads(journal.read_text())["stages"] if journal.exists() else {}
+    half = {"gram": stages.get("gram", [0])[0] >= 2, "first": stages.get("first", {}).get("columns", 0) >= 3,
+            "second": stages.get("second", {}).get("columns", 0) >= 3}
+    if half.get(stage):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+# So little memory that the Gram matrix takes four panels of tile rows.
+found = certify_expressivity(Features(), folder=folder, max_memory=1_500_000, progress=kill)
+print(json.dumps([found.verdict, found.sigma_min.lower.hex(), found.sigma_min.upper.hex(), found.sigma_max.lower.hex(), asked, shares]))
 """
 
 
-def run(folder, pause, lines=None):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), str(pause)], stdout=subprocess.PIPE, text=True
+def run(folder, stage=""):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), stage], capture_output=True, text=True, check=False
     )
-    if lines is not None:
-        for _ in range(lines):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-    out = process.communicate()[0]
-    return process.returncode, out.splitlines()
+    return done.returncode, json.loads(done.stdout) if done.returncode == 0 else None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    _, whole = run(tmp_path / "whole", 0)
-    code, _ = run(tmp_path / "killed", 0.01, lines=32)
-    assert code == -signal.SIGKILL
-    noted = json.loads((tmp_path / "killed" / "progress.json").read_text())["stages"]
-    assert 0 < noted["gram"][0] < 15
-    code, rest = run(tmp_path / "killed", 0)
+def test_runs_killed_in_the_gram_and_in_both_factors_go_on_to_the_same_bits(tmp_path):
+    code, (*whole, asked, shares) = run(tmp_path / "whole")
     assert code == 0
-    assert rest[-1] == whole[-1]
-    assert len(rest) < len(whole)
+    assert whole[0] == "certified"
+    stages = {}
+    for stage in ("gram", "first", "second"):
+        code, _ = run(tmp_path / "killed", stage)
+        assert code == -signal.SIGKILL
+        stages[stage] = json.loads((tmp_path / "killed" / "progress.json").read_text())["stages"]
+    assert 2 <= stages["gram"]["gram"][0] < 8
+    assert "first" not in stages["gram"]
+    assert stages["first"]["gram"][0] == 8
+    assert 3 <= stages["first"]["first"]["columns"] < 8
+    assert stages["second"]["first"]["rows"] == 600
+    assert 3 <= stages["second"]["second"]["columns"] < 8
+    code, (*rest, asked_again, shares_again) = run(tmp_path / "killed")
+    assert code == 0
+    assert rest == whole
+    assert asked_again < asked / 2  # the features that tell whether the folder is theirs
+    assert shares_again < shares / 4
+
+
+def test_a_gram_begun_with_more_memory_goes_on_with_less():
+    features = rand(60, 70)
+    done = []
+    tiles = Tiles(60, 8)
+
+    def stop(where):
+        done.append(where)
+        if where[2] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream_gram(HeldRows(features), tiles, bias=True, panel=5, report=silent, save=stop)
+    for panel in (2, 5, 7):
+        again = Tiles(60, 8)
+        again._numbers.copy_(tiles._numbers)
+        stream_gram(HeldRows(features), again, bias=True, panel=panel, done=done[-1], report=silent, save=nothing)
+        assert torch.equal(again.dense(), gram_tiles(features, 8).dense())
