@@ -1,0 +1,271 @@
+"""Certificates of the expressivity condition on MNIST, predicted and measured; writes docs/results/certificates.md and .json.
+
+    python benchmarks/certificates.py distinct --data PATH
+    python benchmarks/certificates.py ranks --data PATH
+    python benchmarks/certificates.py singular --data PATH --n 2000 5000 10000 --max-memory 8
+    python benchmarks/certificates.py singular --data PATH --n 60000 --max-memory 5 --folder FOLDER --log FILE
+    python benchmarks/certificates.py page --add FILE
+
+PATH holds torchvision's MNIST; without it the digits of scikit-learn are certified and nothing is written. Every run adds its
+lines to the page. A run with ``--folder`` that was killed goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from certificates_page import write_page
+from ntk_bench.calibration import processor
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from lightning_conv import certify_expressivity
+from lightning_conv.anatomy import Head, features_of, find_head
+from lightning_conv.evaluation import StatelessModule
+from lightning_conv.expressivity import RankCertificate
+from lightning_conv.expressivity.singular import feature_rounding
+from lightning_conv.recipes import wide_fc
+from lightning_conv.wide_layer import find_wide_layer, wide_layer_width, widen_head
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+BATCH = 128
+SAMPLED = 512
+"""Samples on which the rounding inside the trunk is measured for the streamed certificate."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What enters a linear layer of a network, computed when it is asked for, in batches that always begin at multiples of 128."""
+
+    module: StatelessModule
+    layer: Head
+    images: Tensor
+    stop: bool = False  # whether the forward ends at the layer
+
+    @property
+    def samples(self) -> int:
+        """n."""
+        return len(self.images)
+
+    @property
+    def width(self) -> int:
+        """Features that enter the layer."""
+        return self.layer.width
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Features of some samples, written where they stay."""
+        found = torch.empty(stop - start, self.width, dtype=self.module.dtype)
+        for first in range(start - start % BATCH, stop, BATCH):
+            batch = features_of(self.module, self.layer, self.images[first : first + BATCH], stop=self.stop)
+            low, high = max(first, start), min(first + BATCH, stop)
+            found[low - start : high - start] = batch[low - first : high - first]
+        return found
+
+
+def images(path: Path | None, n: int) -> Tensor:
+    """The first n training images in [0, 1], (n, 1, side, side), float32."""
+    if path is None:
+        return torch.from_numpy(load_digits().images[:n] / 16).float()[:, None]
+    from torchvision.datasets import MNIST
+
+    return MNIST(str(path), download=False).data[:n].float()[:, None] / 255
+
+
+def fully_connected(x: Tensor, n: int) -> nn.Module:
+    """The recipe's network without a narrow layer: the pixels enter the wide one. PyTorch's own initialisation."""
+    torch.manual_seed(0)
+    return wide_fc(x[0].numel(), 10, width=wide_layer_width(n), hidden=()).eval()
+
+
+def residual(x: Tensor, n: int) -> nn.Module:
+    """ResNet-18 of torchvision at its initialisation, with a wide layer before its head."""
+    from torchvision.models import resnet18
+
+    del x
+    torch.manual_seed(0)
+    network = resnet18(num_classes=10)
+    network.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    return widen_head(network, n).eval()
+
+
+FULLY_CONNECTED = "wide_fc, hidden=()"
+NETWORKS: dict[str, Callable[[Tensor, int], nn.Module]] = {
+    FULLY_CONNECTED: fully_connected,
+    "ResNet-18, widened": residual,
+}
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, int]]:
+    """Largest memory of the process while the block runs: its own, and with the pages of mapped files (Linux), in bytes."""
+    peak = {"own": 0, "resident": 0}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            text = Path("/proc/self/status").read_text().splitlines()
+            kilobytes = {
+                line.split(":")[0]: line.split()[1] for line in text if line.startswith("Rss") or "VmRSS" in line
+            }
+            peak["own"] = max(peak["own"], 1024 * int(kilobytes["RssAnon"]))
+            peak["resident"] = max(peak["resident"], 1024 * int(kilobytes["VmRSS"]))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if Path("/proc/self/status").exists():
+        thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def logged(path: Path | None) -> Callable[[float], None] | None:
+    """A report that writes a line to a file at each percent."""
+    if path is None:
+        return None
+    last = [-1]
+    start = time.perf_counter()
+
+    def report(share: float) -> None:
+        percent = int(100 * share)
+        if percent > last[0]:
+            last[0] = percent
+            with path.open("a") as file:
+                file.write(f"{datetime.now():%F %T} {percent:3d} % after {time.perf_counter() - start:.0f} s\n")
+
+    return report
+
+
+def row(what: str, network: str, found: RankCertificate, **more: Any) -> dict[str, Any]:
+    """What the page says of one certificate."""
+    return {
+        "what": what, "network": network, "date": f"{datetime.now():%F}", "processor": processor(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "certificate": asdict(found), **more,
+    }  # fmt: skip
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a newer measurement replaces."""
+    return row["what"], row["network"], row["certificate"]["n"]
+
+
+def added(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records with newer ones, in which the paths of a machine are only named."""
+    for new in more:
+        new["command"] = re.sub(
+            r"--(data|folder|log|out) \S+", lambda option: f"--{option[1]} {option[1].upper()}", new["command"]
+        )
+        rows = [old for old in rows if key(old) != key(new)] + [new]
+    return rows
+
+
+def distinct(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Existence: what enters the wide layer of each network is distinct."""
+    for name, build in NETWORKS.items():
+        x = images(options.data, (options.n or [60_000])[0])
+        network = build(x, len(x))
+        head = find_head(network, x[:2])
+        wide = find_wide_layer(network, head, x[:2])
+        if isinstance(wide, str):
+            raise SystemExit(wide)
+        layer = Head(wide.name, wide.module)
+        with peak_memory() as peak:
+            start = time.perf_counter()
+            entering, coarse = (
+                Rows(StatelessModule(network, dtype=dtype), layer, x, stop=True).rows(0, len(x))
+                for dtype in (torch.float64, torch.float32)
+            )
+            error = feature_rounding(coarse, entering)
+            features_seconds = time.perf_counter() - start
+            del coarse
+            found = certify_expressivity(
+                Rows(StatelessModule(network), head, x),
+                method="distinct", entering=entering, feature_error=error, progress=logged(options.log),
+            )  # fmt: skip
+        yield row("distinct", name, found, entering=layer.width, features_seconds=features_seconds, peak=peak)
+
+
+def singular(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rank n at the weights of the initialisation, the features never held."""
+    for n in options.n or [2000, 5000, 10_000]:
+        x = images(options.data, n)
+        network = fully_connected(x, len(x))
+        head = find_head(network, x[:2])
+        fine, coarse = (Rows(StatelessModule(network, dtype=d), head, x) for d in (torch.float64, torch.float32))
+        count = min(SAMPLED, len(x))
+        error = feature_rounding(coarse.rows(0, count), fine.rows(0, count)) * (len(x) / count) ** 0.5
+        limit = int(options.max_memory * 2**30)
+        with peak_memory() as peak:
+            found = certify_expressivity(
+                fine,
+                method="singular", feature_error=error, max_memory=limit, folder=options.folder,
+                progress=logged(options.log),
+            )  # fmt: skip
+        yield row("singular", FULLY_CONNECTED, found, max_memory=limit, folder=options.folder is not None, peak=peak)
+
+
+def ranks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What ``torch.linalg.matrix_rank`` makes of features whose rank is certified."""
+    for n in options.n or [500, 1000, 2000]:
+        x = images(options.data, n)
+        network = fully_connected(x, len(x))
+        head = find_head(network, x[:2])
+        fine, coarse = (
+            Rows(StatelessModule(network, dtype=d), head, x).rows(0, len(x)) for d in (torch.float64, torch.float32)
+        )
+        found = certify_expressivity(coarse, recompute=lambda fine=fine: fine)
+        said = {
+            str(h.dtype): int(torch.linalg.matrix_rank(torch.cat([h, torch.ones(len(h), 1, dtype=h.dtype)], 1)))
+            for h in (coarse, fine)
+        }
+        yield row("ranks", FULLY_CONNECTED, found, matrix_rank=said)
+
+
+def main() -> None:
+    """Certify, add to the records, draw the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("all", "distinct", "singular", "ranks", "page"), default="all")
+    parser.add_argument("--data", type=Path, help="folder of torchvision's MNIST")
+    parser.add_argument("--n", type=int, nargs="+", help="training samples; the first of them for distinct")
+    parser.add_argument("--max-memory", type=float, default=8.0, help="GiB, for singular")
+    parser.add_argument("--folder", type=Path, help="where singular keeps its matrices and its journal")
+    parser.add_argument("--log", type=Path, help="file that progress is written to")
+    parser.add_argument(
+        "--add", type=Path, help="with page: a certificates.json whose records are added to those that are there"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of certificates.md and certificates.json")
+    options = parser.parse_args()
+    records = options.out / "certificates.json"
+    rows: list[dict[str, Any]] = json.loads(records.read_text()) if records.exists() else []
+    kinds = {"distinct": distinct, "singular": singular, "ranks": ranks}
+    for kind in kinds if options.what == "all" else [options.what] if options.what in kinds else []:
+        for new in kinds[kind](options):
+            new["command"] = " ".join(["python benchmarks/certificates.py", *sys.argv[1:]])
+            print(json.dumps(new, indent=1), flush=True)
+            if options.data is not None:
+                rows = added(rows, [new])
+                records.parent.mkdir(parents=True, exist_ok=True)
+                records.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.add is not None:
+        rows = added(rows, json.loads(options.add.read_text()))
+        records.write_text(json.dumps(rows, indent=1) + "\n")
+    if rows and (options.data is not None or options.what == "page"):
+        write_page(options.out / "certificates.md", rows)
+
+
+if __name__ == "__main__":
+    main()

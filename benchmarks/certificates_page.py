@@ -1,0 +1,121 @@
+"""The page that `certificates.py` draws from its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HEADER = """# Certificates of the expressivity condition on MNIST, measured
+
+Made by `python benchmarks/certificates.py` (see there for its options). Each row is one run; the table at the end tells its date,
+machine and command. Networks are as initialised with seed 0: `wide_fc` is the recipe's network with PyTorch's own
+initialisation and a softplus of sharpness 100 on pixels in [0, 1], without a narrow layer; ResNet-18 is torchvision's with one
+input channel and `widen_head`. The wide layer has 1.1 n units. Memory is the process's own at its peak, libraries and network
+included, without the pages of mapped files, which the system takes back when it needs them. Seconds are wall-clock on a
+machine that had other work.
+
+"""
+
+
+def write_page(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the page of the records."""
+    kinds = {kind: [row for row in rows if row["what"] == kind] for kind in ("distinct", "singular", "ranks")}
+    for found in kinds.values():
+        found.sort(key=lambda row: (row["network"], row["certificate"]["n"]))
+    parts = [HEADER]
+    if kinds["distinct"]:
+        parts.append(_distinct(kinds["distinct"]))
+    if kinds["singular"]:
+        parts.append(_singular(kinds["singular"]))
+    if kinds["ranks"]:
+        parts.append(_ranks(kinds["ranks"]))
+    parts.append(_runs([row for found in kinds.values() for row in found]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(parts))
+
+
+def _distinct(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "## `distinct`: rank n at almost every weight of the wide layer\n\n"
+        "What enters the wide layer is computed in float64 and in float32 (for its rounding); predicted is the comparison of all pairs,\n"
+        "of which most are never looked at.\n\n"
+        "| network | n | enters | verdict | closest samples | distance | rounding allowed | features | predicted at most | measured "
+        "| memory |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|\n"
+    ]
+    for row in rows:
+        found = row["certificate"]
+        cost, words = found["cost"], found["reason"].replace(",", "").split()
+        lines.append(
+            f"| {row['network']} | {found['n']} | {row['entering']} | **{found['verdict']}** | {words[1]}, {words[3]} "
+            f"| {found['distance']['value']:.4g} | {found['feature_error']:.1e} | {row['features_seconds']:.0f} s "
+            f"| {cost['predicted']:.0f} s | {cost['seconds']:.0f} s | {_gib(row['peak']['own'])} |\n"
+        )
+    return "".join(lines) + "\n"
+
+
+def _singular(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "## `singular`: rank n at these very weights\n\n"
+        "Predicted and measured include computing the features. The proof reaches down to sigma_min / |h|_F of about 7e-7.\n\n"
+        "| n | m_H | verdict | sigma_min | proven at least | sigma_min / \\|h\\|_F | predicted | measured | limit | memory | disk |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|\n"
+    ]
+    points = []
+    for row in rows:
+        found = row["certificate"]
+        cost, low, high = found["cost"], found["sigma_min"], found["sigma_max"]
+        ratio = low["value"] / high["upper"]  # sigma_max is bounded by |[h, 1]|_F
+        if ratio > 0:
+            points.append((math.log(found["n"]), math.log(ratio)))
+        predicted = f"{cost['predicted']:.0f} s" if cost["predicted"] else "-"
+        lines.append(
+            f"| {found['n']} | {found['width']} | **{found['verdict']}** | {low['value']:.3e} | {low['lower']:.3e} | {ratio:.2e} "
+            f"| {predicted} | {cost['seconds']:.0f} s | {_gib(row['max_memory'])} | {_gib(row['peak']['own'])} "
+            f"| {_gib(cost['disk_bytes'])} |\n"
+        )
+    if len(points) > 1:
+        slope, at = _line(points)
+        lines.append(
+            f"\nsigma_min / |h|_F falls like n^{slope:.2f} over these (least squares of the logarithms), which makes "
+            f"{math.exp(at + slope * math.log(60_000)):.1e} at n = 60,000.\n"
+        )
+    return "".join(lines) + "\n"
+
+
+def _ranks(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "## What `torch.linalg.matrix_rank` says of the same features\n\n"
+        "| n | `matrix_rank`, float32 | `matrix_rank`, float64 | certified | sigma_min | of sigma_max |\n|---|---|---|---|---|---|\n"
+    ]
+    for row in rows:
+        found, said = row["certificate"], row["matrix_rank"]
+        low, high = found["sigma_min"], found["sigma_max"]
+        lines.append(
+            f"| {found['n']} | {said['torch.float32']} | {said['torch.float64']} | **{found['rank_lower']}** ({found['verdict']}) "
+            f"| {low['value']:.2e} | {low['value'] / high['value']:.1e} |\n"
+        )
+    return "".join(lines) + "\n"
+
+
+def _runs(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["## Runs\n\n| what | n | date | processor, threads | torch | command |\n|---|---|---|---|---|---|\n"]
+    lines += [
+        f"| {row['what']}, {row['network']} | {row['certificate']['n']} | {row['date']} | {row['processor']}, {row['threads']} "
+        f"| {row['torch']} | `{row['command']}` |\n"
+        for row in rows
+    ]
+    return "".join(lines)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+    return slope, y - slope * x
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count else "-"
