@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import statistics
 import time
 import warnings
@@ -26,9 +27,9 @@ from lightning_conv.two_phase import perturb
 
 EPOCHS, SHARE = 40, 0.6  # of the recipe wide_fc
 SEEDS = (0, 1, 2)
-REPEATS = 5
+REPEATS = 3
 TOL = 1e-6
-PATIENCE = 300  # iterations where L-BFGS and conjugate gradients do not get there
+PATIENCE = 150  # iterations where L-BFGS and conjugate gradients do not get there
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "last_layer.md"
 
 
@@ -128,6 +129,7 @@ def main() -> None:
     """All seeds, then the page."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    loads = [os.getloadavg()[0]]
     rows: dict[str, Row] = {}
     other: dict[str, Row] = {}
     prepared: list[float] = []
@@ -174,6 +176,7 @@ def main() -> None:
             name = f'solve_head(method="{method}")'
             remark = f"{solution.method}, {solution.iterations} iterations, change of norm {solution.distance:.0f}"
             note(rows, name, seconds, solution.rounded_gap.upper, tested(layer, *test), remark)
+        loads.append(os.getloadavg()[0])
         scaled = with_layer(net, 4 * start[0], 4 * start[1])
         note(
             rows,
@@ -202,7 +205,8 @@ def main() -> None:
 
 The recipe `wide_fc` on the digits (n = {problem.samples}, last hidden layer {problem.width} wide, C = 10), {EPOCHS} epochs, switch after
 {SHARE:.0%}, seeds {", ".join(map(str, SEEDS))}, without monitors, logger and checkpoints. Made by `python benchmarks/last_layer.py` on
-{date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.
+{date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__};
+load average during the runs {min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} processors, which all times share.
 
 The gap is the mean loss on the training set minus its infimum, an upper bound with all rounding, for the weights in float32.
 {REPEATS} repeats of each solution a seed. Computing the features in float64 and the problem's first pass come on top:

@@ -25,6 +25,7 @@ from lightning_conv.last_layer import (
     sgd_interpolation_bound,
     sigma_max,
     sigma_min,
+    solve_head,
 )
 from lightning_conv.last_layer.sigma import trace_bound
 
@@ -257,6 +258,37 @@ def test_the_linear_rate_is_attained_in_the_worst_direction():
     least = problem.smoothness / N * float(values[N - 1]) ** 2
     gaps = descend(problem, step, 300, start)
     assert gaps[300] == pytest.approx(linear_bound(gaps[0], step, least, 300), rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["cross-entropy", "binary, soft", "huber"])
+def test_a_narrow_head_obeys_the_bound_above_its_own_infimum(case):
+    """The comparator is a solved head, and what L is compared with its dual bound."""
+    features = torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    problem = problem_of(case, features)
+    solution = solve_head(problem, tol=1e-7, dtype=torch.float64)
+    assert math.isinf(solution.head_infimum.radius)
+    floor = solution.head_infimum.lower
+    assert floor > problem.infimum.value + 1e-3
+    best = comparator(problem, problem.zeros(), problem.stack(solution.weight, solution.bias), floor)
+    assert best.excess <= 1e-7
+    step = head_curvature(problem).step
+    above = problem.infimum.value - floor
+    for t, gap in enumerate(descend(problem, step, 500)):
+        assert (
+            gap + above
+            <= gradient_descent_bound([comparator(problem, problem.zeros(), problem.zeros(), floor), best], step, t)
+            * ROUNDING
+        )
+
+
+def test_squared_loss_of_a_narrow_head_falls_linearly_to_its_own_minimum():
+    problem = problem_of("mse", FEATURES[:, :6])
+    matrix = augmented(FEATURES[:, :6])
+    minimum = float((matrix @ torch.linalg.lstsq(matrix, ONE_HOT).solution - ONE_HOT).square().mean())
+    curvature, smallest = head_curvature(problem), sigma_min(problem)
+    least = problem.smoothness / N * smallest.lower**2
+    gaps = [gap - minimum for gap in descend(problem, curvature.step, 500)]
+    assert all(gap <= linear_bound(gaps[0], curvature.step, least, t) * ROUNDING + 1e-15 for t, gap in enumerate(gaps))
 
 
 def least_norm(problem, outputs):
