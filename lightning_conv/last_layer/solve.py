@@ -33,8 +33,8 @@ def solve_head(
     all heads on these features counts, whose lower bound comes from duality (``HeadDual``). ``reason`` says which one
     it is.
 
-    - ``"lbfgs"``: from ``start``, one pass over the features an iteration. The least change of the layer in the end,
-      and test accuracy stays what it was (measured: docs/last_layer.md).
+    - ``"lbfgs"``: from ``start``, mostly one pass over the features an iteration. With hard labels it changes the layer
+      far less than prescribed outputs do (measured by benchmarks/last_layer.py).
     - ``"cholesky"``: the outputs are prescribed (``prescribed_outputs``), one Cholesky factor of the smaller Gram
       matrix gives the change of least norm that produces them. Exact, and of known duration; for squared loss the
       minimiser next to ``start``, of least squares for narrow heads.
