@@ -112,13 +112,14 @@ def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
     rows = [("phase reached", f"{guard.phase} of 2")]
     certificate = guard.certificate
     if certificate is not None:
-        sigma = certificate.sigma_min
-        assert sigma is not None  # the guard asks for singular values
         rows += [
             ("expressivity condition", certificate.verdict),
             ("rank of [h, 1] / samples", f"{certificate.rank_lower:,} / {certificate.n:,}"),
-            ("sigma_min of [h, 1]", _bounded(sigma.value, sigma.lower, sigma.upper)),
         ]
+        for name in ("sigma_min", "sigma_max"):
+            sigma = getattr(certificate, name)
+            if sigma is not None:
+                rows.append((f"{name} of [h, 1]", _bounded(sigma.value, sigma.lower, sigma.upper)))
         if certificate.verdict != "certified":
             rows.append(("why", str(certificate.reason)))
     if guard.history:

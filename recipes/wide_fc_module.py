@@ -25,8 +25,9 @@ class WideFC(WideClassifier):
     Sizes left at None are read from the data module (`n_train`, `num_classes`, `input_shape`) when a run starts, and
     written to `hparams`: `WideFC.load_from_checkpoint(path)` needs no data.
 
-    The default settings suit the digits: `lr` below about 2 (1 + momentum) / L_H, the limit of stable last-layer
-    steps, with L_H = sigma_max([h, 1])^2 / (2 n) (about 40 there). Larger inputs or widths need a smaller `lr`.
+    The default settings suit the digits: `lr` near 2 (1 + momentum) / L_H, below which last-layer steps on the whole training set
+    cannot diverge, with L_H = sigma_max([h, 1])^2 / (2 n), about 45 there. L_H bounds the curvature for all outputs; where
+    the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
 
     Args:
         hidden: units of the narrow layers; the theorem asks for at least 2 min(m_x, n) each (m_x input features).

@@ -47,6 +47,7 @@ class Ledger:
     path: Path
     runs: list[dict[str, Any]] = field(default_factory=list)
     cells: list[dict[str, Any]] = field(default_factory=list)
+    _run: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
@@ -80,21 +81,23 @@ class Ledger:
 
     def begin(self, words: Sequence[str]) -> None:
         """Note the command that runs the cells from now on, and where; kept with the first of them."""
-        self.runs.append(
-            {
-                "command": shlex.join(["lightning-conv", "tables", *words]),
-                "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-                "machine": machine(),
-                "versions": {name: version(name) for name in ("lightning-conv", "torch", "torchvision", "lightning")},
-                "python": platform.python_version(),
-            }
-        )
+        self._run = {
+            "command": shlex.join(["lightning-conv", "tables", *words]),
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "machine": machine(),
+            "versions": {name: version(name) for name in ("lightning-conv", "torch", "torchvision", "lightning")},
+            "python": platform.python_version(),
+        }
 
     def keep(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Add a finished cell and write the file, whole or not at all."""
-        self.cells.append({"cell": _plain(cell), "run": len(self.runs) - 1, "result": result})
+        """Add a finished cell and write the file, whole or not at all; what another command has added meanwhile stays."""
+        current = Ledger.read(self.path)
+        self.runs, self.cells = current.runs, current.cells
+        if self._run not in self.runs:
+            self.runs.append(self._run)
+        self.cells.append({"cell": _plain(cell), "run": self.runs.index(self._run), "result": result})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".part")
+        unfinished = self.path.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps({"runs": self.runs, "cells": self.cells}, indent=1) + "\n")
         os.replace(unfinished, self.path)
 

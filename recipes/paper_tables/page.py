@@ -30,9 +30,9 @@ ERRORS = """\
 ## What does the guarantee cost in test error?
 
 Test error in per cent after the last step, mean and standard deviation over the seeds (n - 1 in the denominator). Difference: guarded
-minus base, of the pairs with equal seeds, in points. *within*: its mean is at most the larger of the two standard deviations. Loss: mean
-cross-entropy on the training set, without augmentation, after the last step. Certified: runs in which rank n was certified at the
-switch; a run where it was not goes on as the base run does. With augmentation that certificate is about one draw of the inputs."""
+minus base, of the pairs with equal seeds, in points. Means: *within* the larger of the two standard deviations of one another, or *beyond*.
+Loss: mean cross-entropy on the training set, without augmentation, after the last step. Certified: runs in which rank n was certified
+at the switch; a run where it was not goes on as the base run does. With augmentation that certificate is about one draw of the inputs."""
 
 
 def render(ledger: Ledger) -> str:
@@ -54,7 +54,7 @@ RANK_HEADER = (
     "data", "n", "recipe", "m_H", "seeds", "start", "rank / n", "sigma_min", "switch", "rank / n", "sigma_min", "sigma_max",
 )  # fmt: skip
 ERROR_HEADER = (
-    "data", "n", "recipe", "epochs", "augmented", "seeds", "base, %", "guarded, %", "difference", "", "loss, base",
+    "data", "n", "recipe", "epochs", "augmented", "seeds", "base, %", "guarded, %", "difference", "means", "loss, base",
     "loss, guarded", "certified",
 )  # fmt: skip
 
@@ -223,6 +223,6 @@ def _origins(ledger: Ledger) -> list[str]:
             versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
             place = f"{run['machine']}, Python {run['python']}, {versions}"
             used.setdefault(place, []).append(
-                f"- `{run['command']}`: {count} runs, {seconds / 60:.0f} minutes of training, {run['date']}"
+                f"- `{run['command']}`: {count} runs, {seconds / 60:.0f} minutes of training, {run['date'][:10]}"
             )
     return [f"On {place}:\n\n" + "\n".join(lines) for place, lines in used.items()]

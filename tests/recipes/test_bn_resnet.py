@@ -3,12 +3,16 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import seed_everything
 from torch import nn
+from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
 from lightning_conv import find_head
 from lightning_conv.analytic import find_kinks
+from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.recipes import BNResNet, DigitsDataModule, bn_resnet
+from lightning_conv.recipes.data import InMemoryDataModule, Splits
 from lightning_conv.wide_layer import find_wide_layer
 
 
@@ -97,3 +101,26 @@ def test_a_last_batch_of_one_sample_is_refused_before_the_first_epoch(quiet_trai
         quiet_trainer(max_epochs=1).fit(BNResNet(arch="resnet8", channels=4), data)
     data = DigitsDataModule(test_fraction=0.9, batch_size=90)
     quiet_trainer(max_epochs=1).fit(BNResNet(arch="resnet8", channels=4, guard=False, diagnostics=False), data)
+
+
+class ColourImages(InMemoryDataModule):
+    """Random images that are not square."""
+
+    def count_train(self):
+        return 40
+
+    def read(self):
+        generator = torch.Generator().manual_seed(0)
+        images, labels = torch.rand(50, 3, 10, 12, generator=generator), torch.arange(50) % 4
+        return Splits(TensorDataset(images[:40], labels[:40]), TensorDataset(images[40:], labels[40:]), 4)
+
+
+def test_colour_images_of_any_shape_are_trained_on_and_certified(quiet_trainer):
+    seed_everything(0, verbose=False)
+    trainer = quiet_trainer(max_epochs=4)
+    module = BNResNet(arch="resnet8", channels=4, probe_size=8)
+    trainer.fit(module, ColourImages(batch_size=8, seed=0, normalize=True))
+    (guard,) = [callback for callback in trainer.callbacks if isinstance(callback, ExpressivityGuard)]
+    assert (module.hparams["in_channels"], module.hparams["num_classes"], module.hparams["width"]) == (3, 4, 44)
+    assert (guard.phase, guard.certificate.verdict, guard.certificate.rank_lower) == (2, "certified", 40)
+    assert guard.history[-1]["loss"] < guard.history[0]["loss"]

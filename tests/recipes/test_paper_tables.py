@@ -14,7 +14,7 @@ import torch
 from lightning_conv.recipes import BNResNet, DigitsDataModule, bn_resnet
 from lightning_conv.recipes.cli import main
 from lightning_conv.recipes.paper_tables.cells import RECIPES, certificate_at_start
-from lightning_conv.recipes.paper_tables.ledger import Ledger
+from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
 from lightning_conv.recipes.paper_tables.page import judgement, render
 
 TINY = ["--n", "60", "--epochs", "3", "--accelerator", "cpu", "--out", "out"]
@@ -193,14 +193,15 @@ def certificate(verdict, rank, lower, upper):
 def test_the_page_shows_the_worst_certificate_and_why_a_condition_is_undecided():
     ledger = Ledger(Path("nowhere.json"))
     ledger.begin(["--data", "digits"])
-    cell = {"data": "digits", "n": 9, "recipe": "wide_fc", "changed": {}, "epochs": 2, "augment": False}
+    ledger.runs.append(ledger._run)
+    named = {"data": "digits", "n": 9, "recipe": "wide_fc", "changed": {}, "epochs": 2, "augment": False}
     shared = {"width": 10, "test_error": 0.5, "train_loss": 1.0, "seconds": 60.0}
     facts = [certificate("certified", 9, 9e-4, 2e-3), certificate("undecided", 8, 0.0, None)]
     for seed, fact in enumerate(facts):
         guarded = {"start": facts[0], "switch": fact, "phase": 2 - seed, "reason": fact["reason"]}
         for guard in (False, True):
             result = {**shared, **(guarded if guard else {})}
-            ledger.cells.append({"cell": {**cell, "seed": seed, "guard": guard}, "run": 0, "result": result})
+            ledger.cells.append({"cell": {**named, "seed": seed, "guard": guard}, "run": 0, "result": result})
     page = render(ledger)
     cells = row(page, "8 / 9")
     assert cells[5:8] == ["2 of 2 certified", "9 / 9", "1.00e-03 in [9.00e-04, 2.00e-03]"]
@@ -208,6 +209,29 @@ def test_the_page_shows_the_worst_certificate_and_why_a_condition_is_undecided()
     assert "- digits, `wide_fc`, seed 1, switch: undecided: because undecided" in page
     assert row(page, "within")[-1] == "1 of 2"
     assert "4 runs, 4 minutes of training" in page
+
+
+def cell(seed):
+    return Cell(data="digits", n=9, n_test=None, recipe="wide_fc", settings={"hidden": (8,)}, changed={}, batch_size=4, epochs=1,
+                augment=False, seed=seed, guard=False)  # fmt: skip
+
+
+def test_two_commands_may_fill_one_file():
+    first, second = Ledger.read(Path("both.json")), Ledger.read(Path("both.json"))
+    first.begin(["--seeds", "1"])
+    second.begin(["--seeds", "2"])
+    for seed, ledger in enumerate((first, second, first)):
+        ledger.keep(cell(seed), {"test_error": seed})
+    stored = Ledger.read(Path("both.json"))
+    assert [stored.result(cell(seed)) for seed in range(4)] == [
+        {"test_error": 0},
+        {"test_error": 1},
+        {"test_error": 2},
+        None,
+    ]
+    assert [entry["run"] for entry in stored.cells] == [0, 1, 0]
+    assert [run["command"][-1] for run in stored.runs] == ["1", "2"]
+    assert [path.name for path in Path().iterdir()] == ["both.json"]
 
 
 def test_recipes_of_the_tables_are_those_of_the_command():
