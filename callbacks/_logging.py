@@ -31,6 +31,8 @@ LAYOUT = {
             "Multiline",
             ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
         ],
+        "PL ratio |grad f|^2 / f, and its infimum so far": ["Multiline", ["theory/pl_ratio$", "theory/pl_infimum$"]],
+        "distance from the start, and length of the path": ["Multiline", ["theory/distance$", "theory/path_length$"]],
     }
 }
 """One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal.

@@ -20,7 +20,7 @@ from lightning_conv.callbacks._logging import log_figure, log_metrics, log_text
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
 from lightning_conv.callbacks.hypotheses import Breach, find_breaches
-from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge, normalised
+from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge, kernel_criteria, normalised
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
 from lightning_conv.callbacks.probe import Probe
@@ -56,7 +56,7 @@ class ConvergenceCriteria(KernelMonitor):
     over the optimizer step that follows, how far f fell and how far the weights moved. From these come the verdicts of
 
     - ``"chatterjee"``: descent efficiency, linear rate and path length of gradient descent
-    - ``"du"``: lambda_min(G(k)) >= lambda_min(G(0)) / 2, \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 4, and the contraction of a step
+    - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step
     - ``"oymak_soltanolkotabi"``: misfit and distance under one line
     - ``"allen_zhu"``: separation of the data, gradient lower bound
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
@@ -141,6 +141,7 @@ class ConvergenceCriteria(KernelMonitor):
         self._seen: tuple[KernelGram, Spectrum] | None = None
         self._ranked: tuple[RankCertificate | None, str] = None, ""
         self._infimum = 0.0
+        self._of_kernel: list[Criterion] = []
 
     @override
     def forget(self) -> None:
@@ -163,6 +164,7 @@ class ConvergenceCriteria(KernelMonitor):
                 self._seen = self._kernel.at(trainer.global_step, pl_module)
                 self._note_fixed(trainer, pl_module)
                 self._note_rank(pl_module)
+                self._note_kernel(self._seen[0])
                 self._await_step(pl_module, self._gradient(pl_module)[1])
             except Exception as error:
                 rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
@@ -208,6 +210,7 @@ class ConvergenceCriteria(KernelMonitor):
         self._seen = gram, spectrum
         self._note_fixed(trainer, pl_module)
         self._note_rank(pl_module)
+        self._note_kernel(gram)
         # Before the first step nothing has shown yet whether the steps are plain ones.
         self._path_known &= not any(each.hypothesis == "descent" for each in self._of_optimizer(trainer))
         parameters = self._parameters(pl_module)
@@ -215,8 +218,8 @@ class ConvergenceCriteria(KernelMonitor):
             self._start = {name: value.detach().clone() for name, value in parameters.items()}
         moved = {name: value.detach() - self._start[name].to(value) for name, value in parameters.items()}
         self._pending = None
-        if self._has_loss():
-            loss, gradient = self._gradient(pl_module)
+        if (found := self._loss_and_gradient(pl_module)) is not None:
+            loss, gradient = found
             self.history.append(self._observation(trainer, step, loss, norm(gradient), norm(moved)))
             self._await_step(pl_module, gradient)
         else:
@@ -270,9 +273,8 @@ class ConvergenceCriteria(KernelMonitor):
         evidence = Evidence(
             history=self.history,
             gram=gram,
-            spectrum=self._seen[1],
-            first_gram=self._reference[0],
             first_spectrum=self._reference[1],
+            kernel=self._of_kernel,
             least_lambda=self._least_lambda,
             scale=None if targets is None else loss_scale(self._loss(pl_module), gram.n_samples, gram.n_outputs),
             whole_set=not any(each.hypothesis == "whole set" for each in self.breaches),
@@ -310,7 +312,7 @@ class ConvergenceCriteria(KernelMonitor):
         scale = sample_count(kernel.inputs) if getattr(self._loss(pl_module), "reduction", "mean") == "sum" else 1
         self._infimum = 0.0 if facts is None else facts.infimum * scale
         rows = normalised(kernel.inputs) if isinstance(kernel.inputs, Tensor) else None
-        self._separation = None if rows is None else closest_rows(rows).distance
+        self._separation = None if rows is None or len(rows) < 2 else closest_rows(rows).distance
 
     def _of_optimizer(self, trainer: pl.Trainer) -> list[Breach]:
         try:
@@ -361,6 +363,20 @@ class ConvergenceCriteria(KernelMonitor):
         inputs = to_device(self._kernel.inputs, pl_module.device)
         return SampleLoss(self.probe.network(pl_module), inputs, targets, loss_fn, batch_norm=self.probe.batch_norm)
 
+    def _loss_and_gradient(self, pl_module: pl.LightningModule) -> tuple[float, dict[str, Tensor]] | None:
+        """None where the loss is not known, or turns out at the first measurement not to be one of (outputs, targets)."""
+        if not self._has_loss():
+            return None
+        try:
+            return self._gradient(pl_module)
+        except Exception as error:
+            if self.history:
+                raise
+            assert self._fixed is not None
+            why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
+            self._fixed.append(Breach("known loss", why))
+            return None
+
     def _gradient(self, pl_module: pl.LightningModule) -> tuple[float, dict[str, Tensor]]:
         assert self._kernel is not None
         loss, gradient = self._sample_loss(pl_module).gradient(self._kernel.parameters)
@@ -375,6 +391,12 @@ class ConvergenceCriteria(KernelMonitor):
         named = dict(self.probe.network(pl_module).named_parameters())
         return {name: named[name] for name in self._kernel.parameters}
 
+    def _note_kernel(self, gram: KernelGram) -> None:
+        """The verdicts that take eigenvalues, once a measurement."""
+        assert self._reference is not None
+        if "du" in self._papers:
+            self._of_kernel = kernel_criteria(gram, *self._reference)
+
     def _note_rank(self, pl_module: pl.LightningModule) -> None:
         """The rank certificate of the last hidden features at the measured weights, or why there is none."""
         assert self._kernel is not None
@@ -384,20 +406,18 @@ class ConvergenceCriteria(KernelMonitor):
         try:
             head = find_head(network, inputs)
             features = last_hidden_features(network, head, inputs)
-        except (ValueError, TypeError) as error:
-            self._ranked = None, str(error)
-            return
-        exact = features.dtype == torch.float64
-        self._ranked = (
-            certify_expressivity(
+            exact = features.dtype == torch.float64
+            certificate = certify_expressivity(
                 features,
                 method="singular",
                 bias=head.has_bias,
                 recompute=None if exact else lambda: last_hidden_features(network, head, inputs, dtype=torch.float64),
                 progress=False,
-            ),
-            "",
-        )
+            )
+        except Exception as error:  # no linear head, or one that cannot be read: the other theorems do not care
+            self._ranked = None, str(error)
+            return
+        self._ranked = certificate, ""
 
     @override
     def state_dict(self) -> dict[str, Any]:

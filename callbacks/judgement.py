@@ -12,15 +12,15 @@ from torch import Tensor
 
 from lightning_conv.callbacks.hypotheses import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.contraction import is_full
-from lightning_conv.drift import kernel_drift
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most
+from lightning_conv.theory.du import drift_criterion, own_lambda_min_criterion, step_criterion
 from lightning_conv.theory.loss_scale import LossScale
-from lightning_conv.theory.observation import Observation, contraction_criterion, descent_criteria
+from lightning_conv.theory.observation import Observation, descent_criteria
 
 DU, ALLEN_ZHU, OYMAK, KAWAGUCHI = (
     "Du et al. 2019 (1811.03804)", "Allen-Zhu, Li & Song 2019 (1811.03962)", "Oymak & Soltanolkotabi 2019 (1812.10004)",
@@ -34,9 +34,8 @@ class Evidence:
 
     history: Sequence[Observation]
     gram: KernelGram
-    spectrum: Spectrum
-    first_gram: KernelGram
     first_spectrum: Spectrum
+    kernel: Sequence[Criterion]  # ``kernel_criteria``
     least_lambda: float  # smallest lower bound of lambda_min over the measurements
     scale: LossScale | None  # of a squared loss on the probe
     whole_set: bool  # whether the probe is the training set
@@ -92,30 +91,35 @@ def _clipping(evidence: Evidence) -> list[Criterion]:
     return [at_least("clipping_descent", CLIPPING, asks, min(steps, default=math.nan), 0.5)]
 
 
+def kernel_criteria(gram: KernelGram, first: KernelGram, first_spectrum: Spectrum) -> list[Criterion]:
+    """What Du et al. ask of the kernel, with lambda_0 := 4/3 lambda_min(G(0)), as they go from 3/4 lambda_0 at the start."""
+    found = [own_lambda_min_criterion(gram, first), drift_criterion(gram, first, own_lambda_0(first_spectrum))]
+    if is_full(gram):
+        return found
+    why = f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
+    return [_void(each, why) for each in found]
+
+
+def own_lambda_0(spectrum: Spectrum) -> Bounded:
+    """4/3 lambda_min(G(0)): the largest lambda_0 for which lambda_min(G(0)) >= 3/4 lambda_0."""
+    smallest = spectrum.lambda_min
+    value, lower, upper = (4 / 3 * end for end in (smallest.value, smallest.lower, smallest.upper))
+    return replace(smallest, value=value, lower=lower, upper=upper)
+
+
 def _du(evidence: Evidence) -> list[Criterion]:
-    gram, first = evidence.gram, evidence.first_gram
-    drift = kernel_drift(gram, first, spectrum=evidence.spectrum, reference_spectrum=evidence.first_spectrum)
-    lambda_0 = evidence.first_spectrum.lambda_min
-    found = [
-        at_least(
-            "lambda_min_ratio", f"{DU}, Lemma B.4", "lambda_min(G(k)) >= lambda_min(G(0)) / 2, all layers", drift.lambda_min_ratio, 0.5
-        ),
-        at_most(
-            "kernel_drift", f"{DU}, Lemma B.4", "|G(k) - G(0)|_2 <= lambda_min(G(0)) / 4, all layers", drift.spectral_over_lambda_min, 0.25
-        ),
-    ]  # fmt: skip
-    seen, source = evidence.alone(), f"{DU}, Theorem 5.1"
-    known = bool(seen) and evidence.scale is not None and not math.isnan(seen[-1].step_size)
-    if not is_full(gram):
-        why = f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
-        found = [_void(each, why) for each in found]
-    elif known:
-        assert evidence.scale is not None
-        step = evidence.scale.step_on_sum(seen[-1].step_size)
-        found.append(
-            contraction_criterion(seen[-1], source=source, step_on_sum=step, lambda_0=max(lambda_0.lower, 0.0))
-        )
-    return found
+    seen = next((each for each in reversed(evidence.history) if not math.isnan(each.next_loss)), None)
+    if seen is None or evidence.scale is None or math.isnan(seen.step_size) or not is_full(evidence.gram):
+        return list(evidence.kernel)
+    step, lambda_0 = evidence.scale.step_on_sum(seen.step_size), own_lambda_0(evidence.first_spectrum)
+    rate = step * lambda_0.value / 2
+    if seen.resolved and 0 < rate < 1:
+        return [*evidence.kernel, step_criterion(seen.loss, seen.next_loss, step, lambda_0)]
+    why = (
+        "the change of the loss is rounding" if not seen.resolved else f"eta lambda_0 / 2 = {rate:.3g} is not in (0, 1)"
+    )
+    asks = "L(k+1) / L(k) <= 1 - eta lambda_0 / 2"
+    return [*evidence.kernel, Criterion("step_contraction", DU, asks, seen.contraction, math.nan, "undecided", why)]
 
 
 def _oymak(evidence: Evidence) -> list[Criterion]:
@@ -128,7 +132,11 @@ def _oymak(evidence: Evidence) -> list[Criterion]:
     alpha = math.sqrt(max(evidence.least_lambda, 0.0))
     misfit, start = (math.sqrt(2 * max(seen.loss, 0.0) / scale.k) for seen in (last, first))
     # A distance of zero at the start would compare |r_0| with itself, rounding and all.
-    return [at_most("misfit_and_distance", source, asks, alpha / 4 * last.distance + misfit, start * (1 + 1e-6))]
+    found = at_most("misfit_and_distance", source, asks, alpha / 4 * last.distance + misfit, start * (1 + 1e-6))
+    if found.verdict != "refuted":
+        return [found]
+    # alpha is asked for in the whole ball, where it may be smaller than at the weights that were measured.
+    return [replace(found, verdict="undecided", reason=f"{found.reason}; alpha in the whole ball may be smaller")]
 
 
 def _allen_zhu(evidence: Evidence) -> list[Criterion]:

@@ -104,8 +104,8 @@ def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
     found = [each for monitor in _monitors(trainer) for each in monitor.criteria]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, KernelStability) and callback.drift is not None and not found:
-            asks = "lambda_min(G(k)) >= lambda_min(G(0)) / 2, all layers"
-            found.append(at_least("lambda_min_ratio", f"{DU}, Lemma B.4", asks, callback.drift.lambda_min_ratio, 0.5))
+            asks, source = "lambda_min(G(k)) / lambda_min(G(0)) >= 2/3", f"after {DU}, Lemmas B.2 and B.4"
+            found.append(at_least("own_lambda_min_share", source, asks, callback.drift.lambda_min_ratio, 2 / 3))
     return found
 
 

@@ -32,10 +32,15 @@ class StraightThrough:
 
     width: int
     objectives: list[float]
+    sampled: list[float]  # of the convex program on as many random patterns, from the same seeds
 
     def excess(self, optimum: ThresholdOptimum) -> list[float]:
         """Relative to the certified lower bound of the optimum."""
         return [value / optimum.lower - 1 for value in self.objectives]
+
+    def sampled_excess(self, optimum: ThresholdOptimum) -> float:
+        """The median of the convex program on random patterns, likewise."""
+        return statistics.median(self.sampled) / optimum.lower - 1
 
 
 def run(
@@ -67,9 +72,16 @@ def run(
     arrangement = arrangement_patterns(inputs)
     optima = {beta: solve_threshold_network(arrangement.patterns, data.targets, beta) for beta in decay}
     trained = {
-        beta: [StraightThrough(width, _straight_through(inputs, data.targets, beta, width, runs, steps, rate)) for width in widths]
+        beta: [
+            StraightThrough(
+                width,
+                _straight_through(inputs, data.targets, beta, width, runs, steps, rate),
+                _sampled(inputs, data.targets, beta, width, runs),
+            )
+            for width in widths
+        ]
         for beta in decay
-    }  # fmt: skip
+    }
     shattered = two_classes(SHATTERED)
     shatter = arrangement_patterns(shattered.inputs)
     rows = [
@@ -77,6 +89,7 @@ def run(
             "beta": beta, "optimum": optima[beta].objective, "duality gap": optima[beta].gap, "units of it": optima[beta].units,
             "width": each.width, "best run above it": f"{min(each.excess(optima[beta])):.1%}",
             "median run above it": f"{statistics.median(each.excess(optima[beta])):.1%}",
+            "convex program on as many random patterns, median": f"{each.sampled_excess(optima[beta]):.1%}",
         }
         for beta in decay for each in trained[beta]
     ]  # fmt: skip
@@ -91,6 +104,7 @@ def run(
         f"(rate {rate:g}, {steps} steps, {runs} seeds for each width), the derivative of a sigmoid in place of the step's, directions "
         "of norm 1; "
         "counted is the best objective that a run visited, with amplitudes balanced, which can only lower it. "
+        "Beside it the convex program on the patterns of as many random directions, for the output weights alone. "
         f"The shattered case: {SHATTERED} digits in all 64 pixels."
     )
     return Report(
@@ -134,6 +148,17 @@ def _straight_through(
         loss.sum().backward()
         optimizer.step()
     return [float(value) for value in best]
+
+
+def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int) -> list[float]:
+    """Optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
+    found = []
+    for seed in range(runs):
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(inputs.shape[1], width, generator=generator, dtype=torch.float64)
+        patterns = (inputs @ directions >= 0).double().unique(dim=1)
+        found.append(solve_threshold_network(patterns, targets, beta).objective)
+    return found
 
 
 def _arrangement_checks(arrangement: Arrangement, n: int) -> list[Check]:
@@ -225,6 +250,10 @@ def _figure(
             label = f"{each.width} units" if beta == next(iter(trained)) else None
             left.scatter(spread, excess, s=14, alpha=0.7, color=colour, label=label)
             left.hlines(statistics.median(excess), place - 0.35, place + 0.35, color="black", linewidth=1)
+            sampled = "convex program, random patterns" if label and each is widths[-1] else None
+            left.plot(
+                place, 100 * each.sampled_excess(optima[beta]), "kD", markersize=5, fillstyle="none", label=sampled
+            )
             place += 1
         ticks.append((place - (len(widths) + 1) / 2, f"beta = {beta:g}\noptimum: {optima[beta].units} units"))
         place += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     assert found.pop("rank") in ("certified", "refuted")
     assert found.pop("kernel_drift") in ("consistent", "refuted")
     names = (
-        "descent_efficiency", "linear_rate", "path_length", "lambda_min_ratio", "contraction", "gradient_lower_bound",
+        "descent_efficiency", "linear_rate", "path_length", "own_lambda_min_share", "step_contraction", "gradient_lower_bound",
         "misfit_and_distance",
     )  # fmt: skip
     assert found == dict.fromkeys(names, "consistent")
@@ -192,7 +193,7 @@ def test_a_probe_that_is_a_part_of_the_set_is_said_to_be_one(make_trainer, smoot
     criteria = ConvergenceCriteria(["du", "kawaguchi_sun"], probe=10, every_n_steps=1)
     make_trainer([criteria], max_epochs=1).fit(smooth(), whole(one_output))
     assert "10 of the 24 training samples" in criteria.breaches[0].reason
-    assert verdicts(criteria)["lambda_min_ratio"] == "not applicable"
+    assert verdicts(criteria)["own_lambda_min_share"] == "not applicable"
     assert verdicts(criteria)["rank"] == "consistent"  # rank 10 on ten samples proves nothing about 24
 
 
@@ -231,6 +232,13 @@ def test_a_run_with_it_is_bit_for_bit_the_run_without(make_trainer, make_module,
     assert torch.equal(rng, watched_rng)
     for (name, a), b in zip(plain.state_dict().items(), watched.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_it_leaves_the_seed_of_the_environment_alone(monkeypatch, make_trainer, make_module, make_loader):
+    module = make_module()
+    monkeypatch.setenv("PL_GLOBAL_SEED", "77")
+    make_trainer([ConvergenceCriteria(every_n_steps=3)], max_epochs=1).fit(module, make_loader())
+    assert os.environ["PL_GLOBAL_SEED"] == "77"
 
 
 def test_a_resumed_run_ends_with_the_same_verdicts_and_history(tmp_path, make_trainer, make_module, make_loader):
@@ -294,6 +302,18 @@ def test_without_a_loss_the_user_is_told_and_the_rest_is_measured(make_trainer, 
     assert "theory/loss" in trainer.callback_metrics
 
 
+def test_a_loss_that_is_not_one_of_outputs_and_targets_does_not_stop_the_run(make_trainer, make_module, make_loader):
+    module = make_module()
+    module.loss_fn = nn.MSELoss()  # of something else, against ten outputs and class numbers
+    used = nn.CrossEntropyLoss()
+    module.training_step = lambda batch, batch_idx: used(module(batch[0]), batch[1])
+    criteria = ConvergenceCriteria(every_n_steps=3)
+    trainer = make_trainer([criteria], max_epochs=1)
+    trainer.fit(module, make_loader())
+    assert any("could not be evaluated on the probe" in each.reason for each in criteria.breaches)
+    assert "theory/distance" in trainer.callback_metrics
+
+
 def test_the_report_lies_beside_the_logs_wherever_it_stands_in_the_list(
     tmp_path, make_trainer, make_module, make_loader
 ):
@@ -333,7 +353,7 @@ def test_the_report_of_a_kernel_monitor_alone_has_its_verdict(tmp_path, make_tra
     report = ConvergenceReport(folder=str(tmp_path))
     make_trainer([report, KernelStability(every_n_steps=3)], max_epochs=1).fit(make_module(), make_loader())
     stored = json.loads((tmp_path / "convergence.json").read_text())
-    assert [each["name"] for each in stored["criteria"]] == ["lambda_min_ratio"]
+    assert [each["name"] for each in stored["criteria"]] == ["own_lambda_min_share"]
 
 
 def test_diagnostics_bring_all_monitors_once_with_one_kernel_and_resume(
@@ -384,7 +404,7 @@ def test_many_outputs_take_the_full_kernel(make_trainer, make_regression, one_ho
     assert set(verdicts(summed).values()) == {"not applicable"}
     assert all('Probe(outputs="full")' in each.reason for each in summed.criteria)
     full = verdicts(run(Probe(12, outputs="full")))
-    assert full["lambda_min_ratio"] in ("consistent", "undecided")
+    assert full["own_lambda_min_share"] in ("consistent", "undecided")
     assert full["misfit_and_distance"] == "consistent"
 
 

@@ -16,7 +16,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 
 from lightning_conv import kernel_drift, kernel_spectrum, ntk_gram
-from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin, Probe, probe_kernel
+from lightning_conv.callbacks import (
+    ConvergenceCriteria,
+    ExpressivityGuard,
+    KernelStability,
+    LambdaMin,
+    Probe,
+    probe_kernel,
+)
 
 SCALARS = {
     "convergence/kernel_change",
@@ -265,12 +272,16 @@ def test_every_chart_of_the_layout_finds_its_tags(
     trainer.fit(make_module(), make_loader())
     logged = events(trainer.logger.log_dir)
     # Step size and contraction are those of plain SGD on a squared loss.
-    plain = make_trainer([LambdaMin(Probe(8, outputs="full"))], max_epochs=1, logger=TensorBoardLogger(tmp_path))
+    plain = make_trainer(
+        [LambdaMin(Probe(8, outputs="full")), ConvergenceCriteria(probe=8)],
+        max_epochs=1,
+        logger=TensorBoardLogger(tmp_path),
+    )
     plain.fit(make_regression(nn.Linear(64, 10), lr=0.01), make_loader(one_hot_digits))
     tags = logged.Tags()["scalars"] + events(plain.logger.log_dir).Tags()["scalars"]
     content = logged.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     charts = [chart for category in Layout.FromString(content).category for chart in category.chart]
-    assert len(charts) == 5
+    assert len(charts) == 7
     for chart in charts:
         for series in chart.margin.series:
             assert {series.value, series.lower, series.upper} <= set(tags)
