@@ -20,7 +20,7 @@ from lightning_conv.callbacks._logging import log_figure, log_metrics, log_text
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
 from lightning_conv.callbacks.hypotheses import Breach, find_breaches
-from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge, kernel_criteria, normalised
+from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge, kernel_criteria, separation_criteria
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
 from lightning_conv.callbacks.probe import Probe
@@ -28,13 +28,13 @@ from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
 from lightning_conv.callbacks.training_loss import LossFn, find_loss
 from lightning_conv.evaluation import sample_count
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.expressivity.closest import closest_rows
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.loss_gradient import SampleLoss, inner, norm
 from lightning_conv.losses import loss_facts
 from lightning_conv.plots import plot_observations
 from lightning_conv.report import EXPLANATION, criteria_table, verdict_counts
-from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.theory.allen_zhu.semi_smoothness import step_size as largest_spectral_norm
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.loss_scale import loss_scale
 from lightning_conv.theory.observation import NOISE, Observation, observed_metrics
@@ -58,7 +58,7 @@ class ConvergenceCriteria(KernelMonitor):
     - ``"chatterjee"``: descent efficiency, linear rate and path length of gradient descent
     - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step
     - ``"oymak_soltanolkotabi"``: misfit and distance under one line
-    - ``"allen_zhu"``: separation of the data, gradient lower bound
+    - ``"allen_zhu"``: separation of the data, no critical point, semi-smoothness
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
     - ``"kawaguchi_sun"``: rank of the last hidden features on the probe
 
@@ -133,7 +133,7 @@ class ConvergenceCriteria(KernelMonitor):
         self._path: Tensor | float = 0.0
         self._path_known = True
         self._fixed: list[Breach] | None = None
-        self._separation: Bounded | None = None
+        self._separation: list[Criterion] = []
         self._pending: Pending | None = None
         self._resume_pending = False
         self._descent: PlainDescent | None = None
@@ -255,6 +255,7 @@ class ConvergenceCriteria(KernelMonitor):
             next_loss=self._sample_loss(pl_module).value() - self._infimum,
             linear=inner(pending.gradient, moved),
             moved=norm(moved),
+            spectral=largest_spectral_norm(moved) if "allen_zhu" in self._papers else math.nan,
             step_size=pending.rate * self._clip_factor(trainer),
         )
         before = self._metrics
@@ -311,8 +312,8 @@ class ConvergenceCriteria(KernelMonitor):
         facts = None if targets is None else loss_facts(self._loss(pl_module), outputs, targets)
         scale = sample_count(kernel.inputs) if getattr(self._loss(pl_module), "reduction", "mean") == "sum" else 1
         self._infimum = 0.0 if facts is None else facts.infimum * scale
-        rows = normalised(kernel.inputs) if isinstance(kernel.inputs, Tensor) else None
-        self._separation = None if rows is None or len(rows) < 2 else closest_rows(rows).distance
+        if "allen_zhu" in self._papers:
+            self._separation = separation_criteria(kernel.inputs, kernel.targets)
 
     def _of_optimizer(self, trainer: pl.Trainer) -> list[Breach]:
         try:

@@ -7,15 +7,17 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.hypotheses import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.contraction import is_full
 from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.evaluation import Inputs
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.spectrum import Spectrum
+from lightning_conv.theory.allen_zhu import separation
+from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_smoothness
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most
 from lightning_conv.theory.du import drift_criterion, own_lambda_min_criterion, step_criterion
@@ -39,7 +41,7 @@ class Evidence:
     least_lambda: float  # smallest lower bound of lambda_min over the measurements
     scale: LossScale | None  # of a squared loss on the probe
     whole_set: bool  # whether the probe is the training set
-    separation: Bounded | None  # delta of the probe's inputs
+    separation: Sequence[Criterion]  # ``separation_criteria``
     rank: RankCertificate | None  # of the last hidden features now
     no_rank: str  # why there is none
     clipped: bool  # whether RegularizedGradientClipping is at work
@@ -139,27 +141,62 @@ def _oymak(evidence: Evidence) -> list[Criterion]:
     return [replace(found, verdict="undecided", reason=f"{found.reason}; alpha in the whole ball may be smaller")]
 
 
+def separation_criteria(inputs: Inputs, targets: Tensor | None) -> list[Criterion]:
+    """delta of the probe's inputs after Allen-Zhu's normalisation, over all pairs and over those of different classes."""
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        why = "the input is not one tensor of numbers"
+        return [Criterion("separation", ALLEN_ZHU, "|x_i - x_j| >= delta > 0", math.nan, math.nan, "undecided", why)]
+    classes = (
+        targets is not None
+        and not targets.is_floating_point()
+        and targets.ndim == 1
+        and bool((targets != targets[0]).any())
+    )
+    try:
+        return separation(inputs.cpu(), targets.cpu() if classes and targets is not None else None).criteria()
+    except ValueError as error:
+        return [
+            Criterion("separation", ALLEN_ZHU, "|x_i - x_j| >= delta > 0", math.nan, math.nan, "undecided", str(error))
+        ]
+
+
 def _allen_zhu(evidence: Evidence) -> list[Criterion]:
-    found = []
-    if evidence.separation is not None:
-        where = "the training set" if evidence.whole_set else "the probe, an upper bound of that of the training set"
-        asks = f"|x_i - x_j| >= delta > 0 on {where}, x = (x/|x|, 1) / sqrt 2"
-        source = f"{ALLEN_ZHU}, assumption on the data"
-        found.append(_positive("separation", source, asks, evidence.separation, proves=evidence.whole_set))
-    steps = evidence.alone()
-    infimum = min((seen.ratio for seen in steps), default=math.nan)
-    source = f"{ALLEN_ZHU}, Theorem 3"
-    return [*found, _positive("gradient_lower_bound", source, "|grad F|^2 / F > 0 wherever it was measured", infimum)]
+    found = list(evidence.separation)
+    if not evidence.whole_set:
+        where = "; on the probe, whose delta is an upper bound of the training set's"
+        found = [
+            replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
+            for each in found
+        ]
+    infimum = min((seen.ratio for seen in evidence.history if not math.isnan(seen.loss)), default=math.nan)
+    asks = "|grad F|^2 / F > 0 wherever it was measured"
+    return [
+        *found,
+        _positive("no_critical_point", f"{ALLEN_ZHU}, Theorem 3", asks, infimum),
+        _semi_smoothness(evidence.history),
+    ]
 
 
-def _positive(name: str, source: str, asks: str, measured: Bounded | float, *, proves: bool = False) -> Criterion:
+def _semi_smoothness(history: Sequence[Observation]) -> Criterion:
+    """The bound rho <= a sqrt(F) |V| + b |V|^2, fitted to every other observed step, twice that on the steps in between."""
+    clear = [seen for seen in history if not math.isnan(seen.curvature) and seen.spectral > 0]
+    steps = [Residual(seen.loss, seen.next_loss, seen.linear, seen.spectral) for seen in clear]
+    source, asks = (
+        f"{ALLEN_ZHU}, Theorem 4",
+        "rho <= 2 (a sqrt(F) |V| + b |V|^2), a and b fitted to every other observed step",
+    )
+    try:
+        used = fit_semi_smoothness(steps[::2]).use(steps[1::2])
+    except ValueError:
+        why = f"{len(steps)} steps were observed with a residual above rounding; it takes four"
+        return Criterion("semi_smoothness", source, asks, math.nan, math.nan, "undecided", why)
+    return at_most("semi_smoothness", source, asks, max(used, default=math.nan), 2.0)
+
+
+def _positive(name: str, source: str, asks: str, measured: float) -> Criterion:
     """The criterion measured > 0."""
-    found = at_least(name, source, asks, measured, sys.float_info.min, proves=proves)
-    said = {
-        "certified": f"{found.measured:.4g} is proven to be above 0",
-        "consistent": f"{found.measured:.4g} is above 0",
-        "refuted": f"{found.measured:.4g} is not above 0",
-    }
+    found = at_least(name, source, asks, measured, sys.float_info.min)
+    said = {"consistent": f"{measured:.4g} is above 0", "refuted": f"{measured:.4g} is not above 0"}
     return replace(found, bound=0.0, reason=said.get(found.verdict, found.reason))
 
 
@@ -184,12 +221,3 @@ PAPERS: dict[str, Paper] = {
     "kawaguchi_sun": Paper(KAWAGUCHI, frozenset({"smooth", "fixed data"}), _kawaguchi_sun),
 }  # fmt: skip
 """Name -> what it asks for and how it is judged."""
-
-
-def normalised(inputs: Tensor) -> Tensor | None:
-    """X = (x/|x|, 1) / sqrt 2, Allen-Zhu's data, (n, d + 1); None where an input has no direction."""
-    rows = inputs.detach().cpu().double().flatten(1)
-    norms = rows.norm(dim=1, keepdim=True)
-    if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
-        return None
-    return torch.cat([rows / norms, torch.ones_like(norms)], 1) / math.sqrt(2)

@@ -36,6 +36,7 @@ class Observation:
     next_loss: float = math.nan  # f_{t+1}
     linear: float = math.nan  # <grad f_t, w_{t+1} - w_t>
     moved: float = math.nan  # |w_{t+1} - w_t|
+    spectral: float = math.nan  # max over the layers of |W_{t+1} - W_t|_2, spectral
     noise: float = NOISE  # of the loss, relative
 
     @property

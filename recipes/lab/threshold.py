@@ -156,7 +156,7 @@ def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)
         directions = torch.randn(inputs.shape[1], width, generator=generator, dtype=torch.float64)
-        patterns = (inputs @ directions >= 0).double().unique(dim=1)
+        patterns = torch.unique((inputs @ directions >= 0).double(), dim=1)
         found.append(solve_threshold_network(patterns, targets, beta).objective)
     return found
 

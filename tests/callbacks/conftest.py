@@ -93,6 +93,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
             "accelerator": "cpu",
             "devices": 1,
             "log_every_n_steps": 1,
+            "default_root_dir": tmp_path,
         }
         return pl.Trainer(callbacks=callbacks, **(options | kwargs))
 

@@ -104,8 +104,8 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     assert found.pop("rank") in ("certified", "refuted")
     assert found.pop("kernel_drift") in ("consistent", "refuted")
     names = (
-        "descent_efficiency", "linear_rate", "path_length", "own_lambda_min_share", "step_contraction", "gradient_lower_bound",
-        "misfit_and_distance",
+        "descent_efficiency", "linear_rate", "path_length", "own_lambda_min_share", "step_contraction", "no_critical_point",
+        "semi_smoothness", "misfit_and_distance",
     )  # fmt: skip
     assert found == dict.fromkeys(names, "consistent")
 

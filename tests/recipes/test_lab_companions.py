@@ -35,6 +35,7 @@ def test_it_runs_and_writes_its_page_and_nothing_that_must_hold_is_violated(tmp_
         ("gclip", {"threshold": 0.5, "delta": 0.2}, "threshold, delta: 0.5, 0.2"),
         ("gclip", {"steps": 0}, "steps, sweep: 0"),
         ("averaged-sgd", {"runs": 1}, "runs: 1"),
+        ("averaged-sgd", {"noise": 0.6}, "noise: 0.6"),
         ("averaged-sgd", {"n": 5000}, "n: 5000"),
         ("threshold", {"runs": 0}, "runs, steps, decay, widths: 0"),
     ],
