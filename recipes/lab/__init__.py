@@ -16,6 +16,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "averaged",
         "averaged SGD under the NTK: spectrum, degrees of freedom, averaged against last iterate",
     ),
+    "chatterjee": ("chatterjee", "a descent that is certified before its first step (Chatterjee 2022)"),
     "gclip": ("gclip", "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping"),
     "threshold": ("threshold", "Threshold networks: the convex optimum, certified, against straight-through training"),
     "frei": (

@@ -1,0 +1,43 @@
+"""Chatterjee, Convergence of gradient descent for deep neural networks (2203.16462): a local criterion, in numbers.
+
+A non-negative f, a start x_0 and a radius r satisfy it if 4 f(x_0) < r^2 alpha(x_0, r), with alpha the infimum of |grad
+f|^2 / f over the ball. ``ratio`` has the inequalities, ``sampling`` what can refute them, ``certificate`` what can
+prove them, ``positive`` the initialisation that makes the proof succeed, ``path`` what a run says.
+"""
+
+from lightning_conv.theory.chatterjee.certificate import (
+    DescentCertificate,
+    affine_independence,
+    certify_alpha,
+    certify_descent,
+)
+from lightning_conv.theory.chatterjee.path import judge_path
+from lightning_conv.theory.chatterjee.positive import positive_init_, smallest_output_weight
+from lightning_conv.theory.chatterjee.ratio import (
+    ScoreCeiling,
+    alpha_ratio,
+    criterion_score,
+    least_radius,
+    length_bound,
+    score_ceiling,
+)
+from lightning_conv.theory.chatterjee.sampling import SampledInfimum, aligned_points, sampled_alpha
+
+__all__ = [
+    "DescentCertificate",
+    "SampledInfimum",
+    "ScoreCeiling",
+    "affine_independence",
+    "aligned_points",
+    "alpha_ratio",
+    "certify_alpha",
+    "certify_descent",
+    "criterion_score",
+    "judge_path",
+    "least_radius",
+    "length_bound",
+    "positive_init_",
+    "sampled_alpha",
+    "score_ceiling",
+    "smallest_output_weight",
+]
