@@ -1,7 +1,7 @@
 """The laboratory: a file a theorem, each running the theorem's own setting on real data and judging its inequalities.
 
-An experiment is a module with a function ``run(...) -> Report`` whose arguments are its settings. Its name on the command line is in
-``EXPERIMENTS``: `lightning-conv lab NAME --setting value`.
+An experiment is a module with a function ``run(...) -> Report`` whose arguments are its settings. Its name on the
+command line is in ``EXPERIMENTS``: `lightning-conv lab NAME --setting value`.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,8 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     ),
     "chatterjee": ("chatterjee", "a descent that is certified before its first step (Chatterjee 2022)"),
     "gclip": ("gclip", "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping"),
+    "kawaguchi-sun": ("kawaguchi_sun", "the second phase with a certified step and its bounds (Kawaguchi & Sun 2021)"),
+    "oymak": ("oymak", "the line between misfit and distance, proven and broken (Oymak & Soltanolkotabi 2019)"),
     "threshold": ("threshold", "Threshold networks: the convex optimum, certified, against straight-through training"),
     "frei": (
         "frei",

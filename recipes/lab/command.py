@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_conv.recipes.lab import EXPERIMENTS, experiment
@@ -56,5 +57,6 @@ def show(report: Report, console: Console) -> None:
     for column in ("holds", "claim", "seen"):
         table.add_column(column)
     for check in report.checks:
-        table.add_row("yes" if check.holds else "NO" if check.must else "no (need not)", check.claim, check.seen)
+        holds = "yes" if check.holds else "NO" if check.must else "no (need not)"
+        table.add_row(holds, escape(check.claim), escape(check.seen))
     console.print(table)

@@ -1,0 +1,173 @@
+"""Kawaguchi and Sun's expressivity condition and phase-2 rates as numbers and criteria, after 2104.05785.
+
+With last hidden features h (n x m_H) the condition is phi(w) = det([h, 1] [h, 1]^T) != 0, that is rank [h, 1] = n. phi
+itself under- or overflows: its logarithm, the singular values and a certificate of the rank are what can be used. The
+certificates are those of ``lightning_conv.expressivity``, the bounds those of ``lightning_conv.last_layer``; here is
+what they mean for the theorem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
+from lightning_conv.theory.criterion import Criterion, at_most
+
+SOURCE = "Kawaguchi, Sun 2104.05785"
+ALIGNMENT = "Kawaguchi, Zhang, Deng 2106.14836"
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class ExpressivityFacts:
+    """What the singular values of [h, 1] say; float64."""
+
+    certificate: RankCertificate  # of rank n, with sigma_min and sigma_max
+    singular_values: Tensor  # min(n, m_H + 1), descending
+    log_phi: Bounded  # log det([h, 1] [h, 1]^T) = 2 sum log sigma_i; -inf where the rank is below n
+    alignment: RankCertificate | None  # of the targets, where they were given
+
+    @property
+    def condition_number(self) -> float:
+        """sigma_1 / sigma_n; infinite where the rank is below n. Gradient descent on the head takes about its square in steps."""
+        full = len(self.singular_values) == self.certificate.n
+        smallest = float(self.singular_values[-1]) if full else 0.0
+        return float(self.singular_values[0]) / smallest if smallest > 0 else math.inf
+
+    @property
+    def stable_rank(self) -> float:
+        """|[h, 1]|_F^2 / sigma_1^2, between 1 and the rank."""
+        squares = self.singular_values.square()
+        return float(squares.sum() / squares[0])
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank."""
+        share = self.singular_values / self.singular_values.sum()
+        return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+
+
+def expressivity_facts(
+    features: Tensor, targets: Tensor | None = None, *, bias: bool = True, feature_error: float = 0.0
+) -> ExpressivityFacts:
+    """Certificate, log phi, ranks and alignment of the features of n samples.
+
+    The bounds of log phi take the error of sigma_1, the largest of all, for each sigma_i: log phi is then proven, if
+    ``feature_error`` is 0.
+
+    Args:
+        features: h, (n, m_H), float64.
+        targets: Y, (n, C) or class numbers; for the alignment residual |(I - P) Y| / |Y|.
+        bias: whether the last layer has a trained bias.
+        feature_error: see ``certify_expressivity``.
+
+    Raises:
+        ValueError: as ``certify_expressivity``.
+
+    Cost: two or three singular value decompositions of n x (m_H + 1).
+
+    Example:
+        >>> facts = expressivity_facts(torch.eye(3, dtype=torch.float64), bias=False)
+        >>> facts.certificate.verdict, facts.condition_number, facts.stable_rank
+        ('certified', 1.0, 3.0)
+    """
+    certificate = certify_expressivity(features, method="singular", bias=bias, feature_error=feature_error)
+    columns = torch.cat([features, features.new_ones(len(features), 1)], 1) if bias else features
+    values = torch.linalg.svdvals(columns)
+    aligned = None
+    if targets is not None:
+        aligned = certify_expressivity(
+            features, method="alignment", targets=targets, bias=bias, feature_error=feature_error
+        )
+    return ExpressivityFacts(certificate, values, _log_phi(values, certificate), aligned)
+
+
+def _log_phi(values: Tensor, certificate: RankCertificate) -> Bounded:
+    method = "twice the sum of log sigma_i, each within the error of sigma_1"
+    if len(values) < certificate.n:
+        return Bounded(-math.inf, -math.inf, -math.inf, True, "fewer columns than samples")
+    top = certificate.sigma_max
+    if top is None:  # a certificate of many samples knows the smallest alone
+        return Bounded(2 * float(values.log().sum()), -math.inf, math.inf, False, method)
+    # Twice: these values come from a decomposition of their own.
+    radius = 2 * (top.upper - top.value)
+    value, lower, upper = (2 * float((values + shift).clamp(min=0).log().sum()) for shift in (0.0, -radius, radius))
+    slack = 1e-13 * max(abs(value), float(len(values)))
+    return Bounded(value, lower - slack, upper + slack, certificate.feature_error == 0, method)
+
+
+def judge_expressivity(facts: ExpressivityFacts) -> list[Criterion]:
+    """The condition, and its weaker companion for the targets at hand, as criteria.
+
+    Args:
+        facts: of the features.
+
+    Returns:
+        - ``expressivity_condition``: rank [h, 1] = n, with the certificate's verdict; measured is sigma_min
+        - ``alignment``, with targets: |(I - P) Y| <= 1e-8 |Y|: sufficient where rank n fails, and necessary for these
+          targets
+    """
+    found = [
+        _from_certificate(
+            "expressivity_condition", SOURCE, "rank [h, 1] = n, that is sigma_min([h, 1]) > 0",
+            facts.certificate, facts.certificate.sigma_min,
+        )
+    ]  # fmt: skip
+    if facts.alignment is not None:
+        asks = "the targets lie in the range of [h, 1]: |(I - P) Y| / |Y| = 0, here at most 1e-8"
+        found.append(_from_certificate("alignment", ALIGNMENT, asks, facts.alignment, facts.alignment.residual))
+    return found
+
+
+def _from_certificate(
+    name: str, source: str, asks: str, certificate: RankCertificate, measured: Bounded | None
+) -> Criterion:
+    value = measured.value if measured is not None else math.nan
+    # A certificate up to an estimated rounding inside the trunk is no proof.
+    verdict = (
+        "consistent" if certificate.verdict == "certified" and certificate.feature_error > 0 else certificate.verdict
+    )
+    return Criterion(name, source, asks, value, 0.0, verdict, certificate.reason)
+
+
+def judge_phase_two(
+    gaps: Tensor, step: float, comparators: Sequence[Comparator], curvature: HeadCurvature, *, mu: float | None = None
+) -> list[Criterion]:
+    r"""Hold the losses of a head's gradient descent against the theorem's bounds, at every step.
+
+    Args:
+        gaps: L(w_t) - L*, t = 0..T, of the mean loss; steps are constant.
+        step: eta.
+        comparators: by ``lightning_conv.last_layer.comparators``, for the first of these weights.
+        curvature: by ``head_curvature``: the theorem asks for eta <= 1 / L_H.
+        mu: (L_ell / n) sigma_min([h, 1])^2 or less, for a squared loss: adds the linear bound.
+
+    Returns:
+        ``head_step``: eta against 1 / L_H. ``head_bound``: largest share of min over comparators of L(w) - L* + |w_0 -
+        w|^2 / (2 eta t) that is used up; ``head_linear``: the same of (1 - eta mu)^{2t} (L(w_0) - L*).
+
+    Raises:
+        ValueError: fewer than two losses.
+    """
+    if len(gaps) < 2:
+        raise ValueError(f"gaps: {len(gaps)}; need the losses before and after at least one step")
+    values = gaps.tolist()
+    most = 1 + ROUNDING
+    share = max(gap / gradient_descent_bound(comparators, step, t) for t, gap in enumerate(values) if t)
+    asks = "L(w_t) - L* <= min over w of L(w) - L* + |w_0 - w|^2 / (2 eta t), at every t"
+    found = [
+        at_most("head_step", SOURCE, "eta <= 1 / L_H, L_H = (L_ell / n) sigma_max([h, 1])^2", step, curvature.step * most),
+        at_most("head_bound", f"{SOURCE}, Theorem 2", asks, share, most),
+    ]  # fmt: skip
+    if mu is not None:
+        linear = max(gap / linear_bound(values[0], step, mu, t) for t, gap in enumerate(values) if t)
+        asks = "L(w_t) - L* <= (1 - eta mu)^(2 t) (L(w_0) - L*), squared loss, at every t"
+        found.append(at_most("head_linear", f"{SOURCE}, squared loss", asks, linear, most))
+    return found

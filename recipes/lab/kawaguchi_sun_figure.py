@@ -1,0 +1,80 @@
+"""The descents of the Kawaguchi-Sun experiment as curves and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
+from lightning_conv.plots import new_figure
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts
+
+
+@dataclass(frozen=True)
+class HeadDescent:
+    """Gradient descent of one head."""
+
+    name: str
+    gaps: Tensor  # L(w_t) - inf L, (T + 1,)
+    family: list[Comparator]
+    curvature: HeadCurvature
+    mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
+    floor: float  # squared loss: what the head cannot go below
+    criteria: list[Criterion]
+
+
+def _shown(each: HeadDescent) -> list[int]:
+    last = len(each.gaps) - 1
+    return sorted({round((last + 1) ** (k / 99)) - 1 for k in range(100)})
+
+
+def curve(each: HeadDescent) -> dict[str, Any]:
+    """Losses and bounds at a hundred steps, evenly spread on a logarithmic scale."""
+    steps = _shown(each)
+    bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
+    linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
+    return {"step": steps, "loss": each.gaps[steps].tolist(), "bound": bounds, "linear bound": linear}
+
+
+def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts]) -> Figure:
+    """Losses against their bounds, and the singular values behind them."""
+    figure = new_figure()
+    figure.set_size_inches(11, 4.2)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.13, top=0.92, wspace=0.2)
+    left, right = figure.subplots(1, 2)
+    for each, colour in zip(runs, ("tab:blue", "tab:green", "tab:red"), strict=True):
+        shown = curve(each)
+        steps = np.asarray(shown["step"]) + 1
+        left.plot(steps, shown["loss"], color=colour, label=each.name)
+        left.plot(
+            steps, shown["bound"], color=colour, linestyle="--", label="O(1/t) bound" if each is runs[0] else None
+        )
+        if shown["linear bound"]:
+            left.plot(steps, shown["linear bound"], color=colour, linestyle=":", label="linear bound")
+        if each.floor:
+            left.axhline(each.floor, color=colour, linewidth=0.8, linestyle="-.", label="floor: alignment residual")
+    left.set_xscale("log")
+    left.set_yscale("log")
+    left.set_xlabel("step of phase 2 + 1")
+    left.set_title("L(w_t) - inf L and its bounds", fontsize=10)
+    for name, colour in (("wide", "tab:blue"), ("narrow", "tab:red")):
+        values = facts[name].singular_values.numpy()
+        right.semilogy(
+            np.arange(1, len(values) + 1),
+            values,
+            color=colour,
+            label=f"{name}: {len(values)} of n = {facts[name].certificate.n}",
+        )
+    right.axvline(facts["wide"].certificate.n, color="black", linewidth=0.8)
+    right.set_xlabel("index (the line: n)")
+    right.set_title("singular values of [h, 1]", fontsize=10)
+    for axes in (left, right):
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8, loc="lower left")
+    return figure

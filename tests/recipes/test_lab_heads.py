@@ -1,0 +1,45 @@
+"""The Kawaguchi-Sun and Oymak experiments end to end, tiny: what is proven holds, what is not is not claimed."""
+
+import json
+
+import pytest
+
+from lightning_conv.recipes.cli import main
+from lightning_conv.recipes.lab import kawaguchi_sun, oymak
+
+
+def test_phase_two_keeps_its_bounds_and_a_narrow_head_its_floor(tmp_path):
+    report = kawaguchi_sun.run(n=40, width=60, narrow=20, steps=200)
+    assert not report.violated
+    held = {check.claim: check.holds for check in report.checks}
+    assert held["wide: rank [h, 1] = n, that is sigma_min([h, 1]) > 0"]
+    assert not held["narrow: rank [h, 1] = n, that is sigma_min([h, 1]) > 0"]
+    wide, entropy, narrow = report.tables["Descents"]
+    assert wide["loss in the end"] <= min(wide["bound in the end"], wide["linear bound in the end"])
+    assert entropy["loss in the end"] <= entropy["bound in the end"]
+    assert 0 < narrow["floor"] <= narrow["loss in the end"]
+    page = report.write(tmp_path, "made by a test")
+    assert page.with_suffix(".png").stat().st_size > 0
+    json.loads(page.with_suffix(".json").read_text())
+
+
+def test_the_line_is_proven_for_one_network_and_only_claimed_for_another(tmp_path):
+    report = oymak.run(n=4, width=128, output_weight=60.0, until=1e-4, max_steps=4000)
+    assert not report.violated
+    assert report.checks[0].seen.startswith("certified")
+    claimed = [check for check in report.checks if not check.must]
+    assert any(not check.holds for check in claimed)
+    assert all("torch's own" in check.claim for check in claimed)
+    assert report.write(tmp_path, "made by a test").with_suffix(".png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["oymak", "--width", "7"], "width: 7"),
+        (["kawaguchi-sun", "--n", "50", "--width", "30"], "n, width, narrow: 50, 30"),
+    ],
+)
+def test_mistakes_get_one_message(capsys, words, message):
+    assert main(["lab", *words]) == 2
+    assert message in capsys.readouterr().err
