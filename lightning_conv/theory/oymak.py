@@ -261,7 +261,7 @@ def judge_line(path: Descent, hypotheses: Hypotheses, *, scale: float = 1.0) -> 
         raise ValueError("hypotheses: alpha is 0; the theorem says nothing")
     r = misfits(path, scale)
     distance, length = (
-        float((share * hypotheses.alpha * far + r).max()) / hypotheses.misfit
+        float((share * hypotheses.alpha * far + r)[1:].max()) / hypotheses.misfit if path.taken else 1.0
         for share, far in ((0.25, path.distances), (0.5, path.lengths))
     )
     steps = path.steps * scale

@@ -17,7 +17,7 @@ def _invented(monkeypatch):
     def run(size: int = 3, good: bool = True) -> Report:
         if size < 1:
             raise ValueError(f"size: {size}; need 1 or more")
-        checks = [Check("a <= b", "nobody", good, f"size {size}"), Check("c", "nobody", False, "-", must=False)]
+        checks = [Check("a <= b", "nobody", good, f"size {size}"), Check("c [h, 1]", "nobody", False, "-", must=False)]
         return Report("invented", "Invented", "Nothing.", checks, {"numbers": [{"x": 1.5, "y": True}]}, new_figure())
 
     monkeypatch.setitem(lab.EXPERIMENTS, "invented", ("nowhere", "an experiment of the test"))
@@ -35,7 +35,9 @@ def test_a_violated_inequality_ends_with_code_1_and_the_page_says_so(tmp_path, c
     stored = json.loads((tmp_path / "invented.json").read_text())
     assert stored["checks"][0]["seen"] == "size 4"
     assert (tmp_path / "invented.png").stat().st_size > 0
-    assert "a <= b" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a <= b" in printed
+    assert "c [h, 1]" in printed  # brackets are no markup
 
 
 @pytest.mark.usefixtures("_invented")
