@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from lightning_conv import Bounded, fully_connected_limit, h_infinity, kernel_spectrum, ntk_gram
 from lightning_conv.analytic import softplus
-from lightning_conv.theory import DuFC, DuResNet, DuTwoLayer, du, loss_scale
+from lightning_conv.theory import DuConvResNet, DuFC, DuResNet, DuTwoLayer, du, loss_scale
 
 SOFTPLUS = softplus(1.0)
 
@@ -337,3 +338,42 @@ def test_the_fast_descent_refuses_what_it_does_not_cover():
         du.TwoLayerDescent(DuTwoLayer(4, 8, train_output=True), x, y)
     with pytest.raises(ValueError, match=r"x, y: shapes \(5, 4\), \(4,\)"):
         du.TwoLayerDescent(DuTwoLayer(4, 8), x, y[:4])
+
+
+@pytest.mark.parametrize("kind", [DuFC, DuResNet])
+def test_the_sensitivity_is_the_norm_of_the_jacobian_by_autograd(kind):
+    network, x = kind(4, 9, 3), samples(2)
+    weights = {name: p.detach() for name, p in network.named_parameters() if name.startswith("hidden")}
+    for i in range(2):
+        jacobian = torch.func.jacrev(
+            lambda w, i=i: torch.func.functional_call(
+                _Features(network), {f"network.{k}": v for k, v in w.items()}, x[i : i + 1]
+            )
+        )(weights)
+        rows = torch.cat([part.reshape(9, -1) for part in jacobian.values()], 1)
+        norm = float(torch.linalg.matrix_norm(rows, 2))
+        assert float(du.feature_sensitivity(network, x)[i]) == pytest.approx(3 * norm, rel=1e-10)
+
+
+class _Features(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network.states(x)[0][-1][0]
+
+
+def test_the_bound_of_lemma_b3_holds_and_grows_exponentially():
+    x = samples()
+    bounds = []
+    for depth in (1, 2, 3, 4):
+        network = DuFC(4, 60, depth, activation=torch.tanh)
+        bounds.append(du.propagation_bound(network))
+        assert float(du.feature_sensitivity(network, x).max()) <= bounds[-1]
+    assert bounds[0] == pytest.approx(2 * math.sqrt(DuFC(4, 60, 1, activation=torch.tanh).c_sigma))
+    assert all(b / a > 4 for a, b in pairwise(bounds[1:]))
+    with pytest.raises(TypeError, match="DuResNet"):
+        du.propagation_bound(DuResNet(4, 8, 2))
+    with pytest.raises(TypeError, match="DuConvResNet"):
+        du.feature_sensitivity(DuConvResNet(1, (3, 3), 4, 2), torch.ones(1, 1, 3, 3).double())

@@ -116,6 +116,17 @@ def test_relu_through_hermite_agrees_with_the_closed_form_within_its_error():
     assert exact.error < 1e-13
 
 
+def test_closed_forms_say_what_rounding_does_to_nearly_parallel_inputs():
+    """A diagonal is exact; two inputs at an angle of 1e-6 lose some digits in the arc cosine, and the error covers them."""
+    theta = 1e-6
+    x = torch.tensor([[0.7, 0.0], [1.3 * math.cos(theta), 1.3 * math.sin(theta)]], dtype=torch.float64)
+    kernel = fully_connected_limit(x, 1, nn.ReLU())
+    exact = 2 * h_infinity(x)
+    assert torch.allclose(kernel.matrix.diagonal(), torch.tensor([0.49, 1.69], dtype=torch.float64), rtol=1e-15)
+    assert float((kernel.matrix - exact).norm()) <= kernel.error
+    assert 1e-12 < kernel.error < 1e-8
+
+
 def test_c_sigma():
     z = np.linspace(-12, 12, 200_001)
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)

@@ -23,6 +23,8 @@ from lightning_conv.kernels.infinite.correlation import correlations
 class ArcCosineDual:
     """The dual activation of ReLU, in closed form; see ``HermiteDual`` for what the methods mean."""
 
+    nudge: float = 0.0
+    """Relative change of every correlation but 1, to see what their rounding does: the arc cosine turns u into sqrt(u) near 1."""
     order: int = 0  # of a quadrature: there is none
 
     def mean(self, variances: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ class ArcCosineDual:
 
     def moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """E[relu(u) relu(v)], the arc-cosine kernel of degree 1 (over 2)."""
-        cosine = correlations(covariance, rows, columns)
+        cosine = self._correlations(covariance, rows, columns)
         # sin as sqrt((1 - c)(1 + c)) keeps its digits where 1 - c^2 would lose them.
         sine = ((1 - cosine) * (1 + cosine)).sqrt()
         scale = (rows[:, None] * columns[None, :]).sqrt()
@@ -39,7 +41,11 @@ class ArcCosineDual:
 
     def derivative_moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """P(u >= 0, v >= 0), the arc-cosine kernel of degree 0 (over 2)."""
-        return (math.pi - correlations(covariance, rows, columns).arccos()) / (2 * math.pi)
+        return (math.pi - self._correlations(covariance, rows, columns).arccos()) / (2 * math.pi)
+
+    def _correlations(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        cosine = correlations(covariance, rows, columns)
+        return cosine if self.nudge == 0 else torch.where(cosine == 1, cosine, cosine * (1 - self.nudge))
 
 
 def h_infinity(inputs: Tensor) -> Tensor:

@@ -13,5 +13,6 @@ def correlations(covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         rows: var(u_i), (n,).
         columns: var(v_j), (m,).
     """
-    scale = rows.sqrt()[:, None] * columns.sqrt()[None, :]
+    # The root of a square is exact, so a variable's correlation with itself is 1 to the last bit.
+    scale = (rows[:, None] * columns[None, :]).sqrt()
     return (covariance / scale.where(scale > 0, 1.0)).where(scale > 0, 0.0).clamp(-1, 1)

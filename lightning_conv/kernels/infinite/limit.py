@@ -56,7 +56,8 @@ class LimitKernel:
     """K^(0), ..., K^(H-1), the covariances of the pre-activations of layers 1, ..., H: (n, n), or (n p, n p) with row i p + s for
     position s of sample i."""
     error: float
-    """Estimate of |matrix - K^(H)|_F: the change from half the order, plus rounding. No bound, since a function could fool both orders."""
+    """Estimate of |matrix - K^(H)|_F: the change from half the order (for closed forms: from correlations that are off by rounding), plus
+    rounding. No bound, since a function could fool both orders."""
     order: int  # of the quadrature; 0: closed forms
     c_sigma: float
 
@@ -119,7 +120,8 @@ def _doubled(activation: Activation, recursion: Recursion) -> tuple[Tensor, floa
     if is_relu(activation):
         exact = ArcCosineDual()
         matrix, rest = recursion(exact)
-        return matrix, _rounding(matrix, 1, len(rest)), (exact.order, rest)
+        nudged, _ = recursion(ArcCosineDual(nudge=8 * EPS))
+        return matrix, float((nudged - matrix).norm()) + _rounding(matrix, 1, len(rest)), (exact.order, rest)
     before, _ = recursion(HermiteDual(activation, FIRST_ORDER // 2))
     order = FIRST_ORDER
     while True:

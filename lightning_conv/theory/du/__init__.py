@@ -31,6 +31,7 @@ from lightning_conv.theory.du.movement import (
     neuron_radius,
     pattern_changes,
 )
+from lightning_conv.theory.du.propagation import feature_sensitivity, propagation_bound
 from lightning_conv.theory.du.two_layer import TwoLayerDescent
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "TwoLayerDescent",
     "contraction_criterion",
     "drift_criterion",
+    "feature_sensitivity",
     "generalisation_measure",
     "hadamard_gram",
     "initial_criterion",
@@ -59,5 +61,6 @@ __all__ = [
     "own_lambda_min_criterion",
     "pattern_changes",
     "predicted_residuals",
+    "propagation_bound",
     "step_criterion",
 ]

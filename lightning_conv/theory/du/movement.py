@@ -162,10 +162,15 @@ def layer_radius(
     if not isinstance(network, DuFC):
         raise TypeError(f"network: {type(network).__name__}; Lemma B.5 is about the fully connected network, DuFC")
     root = math.sqrt(network.width)
-    c_w = max(float(torch.linalg.matrix_norm(w.weight.detach().double(), 2)) for w in network.hidden) / root  # type: ignore[operator]
     a = float(network.output.weight.detach().double().norm()) / root
-    c_x = 2 * math.sqrt(network.c_sigma) * lipschitz * c_w
+    c_x = 2 * math.sqrt(network.c_sigma) * lipschitz * spectral_size(network)
     return 16 * C_X0 * a * c_x**network.depth * math.sqrt(samples) * initial_residual / (lambda_0 * root)
+
+
+def spectral_size(network: DuFC) -> float:
+    """c_{w,0} = max_h |W^(h)|_2 / sqrt(m), the constant that Lemma B.3 leaves open. Cost: the singular values of every layer."""
+    norms = [float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)) for layer in network.hidden]  # type: ignore[operator]
+    return max(norms) / math.sqrt(network.width)
 
 
 def layer_movement_criterion(movements: list[Movement], radius: float) -> Criterion:

@@ -1,0 +1,88 @@
+"""K^(H) against neural-tangents' analytic kernels, in float64; skipped where `make bench-peers` has not made its environment."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_conv import c_sigma, fully_connected_limit
+from lightning_conv.analytic import softplus
+
+JAX = Path(__file__).parents[2] / ".peers" / "jax" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+# Between two dense layers of variance c_sigma the tangent kernel is nngp + c_sigma theta E[sigma' sigma'], and nngp before the
+# activation is K^(H-1): so both factors of K^(H) come from two kernels of neural-tangents, one with another layer on top.
+ANALYTIC = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+import neural_tangents.stax as stax
+import numpy as np
+
+data = np.load(sys.argv[1] + "/inputs.npz")
+x = jnp.asarray(data["inputs"])
+activations = {
+    "relu": lambda: stax.Relu(),
+    "erf": lambda: stax.Erf(),
+    "softplus": lambda: stax.ElementwiseNumerical(jax.nn.softplus, deg=120),
+}
+
+
+def dense(variance):
+    return stax.Dense(1, W_std=float(np.sqrt(variance)), b_std=None)
+
+
+for name, activation in activations.items():
+    constant = float(data[name])
+    for depth in (1, 2, 3):
+        layers = [dense(x.shape[1])] + [layer for _ in range(depth - 1) for layer in (activation(), dense(constant))]
+        below = stax.serial(*layers)[2](x, None, ("nngp", "ntk"))
+        above = stax.serial(*layers, activation(), dense(constant))[2](x, None, ("nngp", "ntk"))
+        kernel = below.nngp * (above.ntk - above.nngp) / below.ntk
+        np.savez(f"{sys.argv[1]}/{name}-{depth}.npz", kernel=np.asarray(kernel), covariance=np.asarray(below.nngp))
+"""
+
+ACTIVATIONS = {"relu": nn.ReLU(), "erf": torch.erf, "softplus": softplus(1.0)}
+
+
+def samples():
+    x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return x / x.norm(dim=1, keepdim=True) * torch.tensor([[1.0], [1.0], [0.7], [1.3], [1.0]])
+
+
+@pytest.fixture(scope="module")
+def neural_tangents(tmp_path_factory):
+    """K^(H) and K^(H-1) of neural-tangents: (activation, depth) -> two (n, n)."""
+    if not JAX.exists():
+        pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
+    folder = tmp_path_factory.mktemp("neural-tangents")
+    constants = {name: c_sigma(activation) for name, activation in ACTIVATIONS.items()}
+    np.savez(folder / "inputs.npz", inputs=samples().numpy(), **constants)
+    command = [str(JAX), "-c", ANALYTIC, str(folder)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if "No module named" in result.stderr:
+        pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
+    assert result.returncode == 0, result.stderr
+
+    def read(name, depth):
+        with np.load(folder / f"{name}-{depth}.npz") as file:
+            return torch.from_numpy(file["kernel"]), torch.from_numpy(file["covariance"])
+
+    return read
+
+
+# relu: neural-tangents' arc cosine is off by some 1e-9 on the diagonal.
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("name", "tolerance"), [("relu", 1e-8), ("erf", 1e-10), ("softplus", 1e-6)])
+def test_neural_tangents_has_the_same_limit_kernel(name, tolerance, depth, neural_tangents):
+    kernel, covariance = neural_tangents(name, depth)
+    found = fully_connected_limit(samples(), depth, ACTIVATIONS[name])
+    assert torch.linalg.matrix_norm(found.covariances[-1] - covariance) <= tolerance * torch.linalg.matrix_norm(
+        covariance
+    )
+    assert torch.linalg.matrix_norm(found.matrix - kernel) <= tolerance * torch.linalg.matrix_norm(kernel)
