@@ -41,6 +41,12 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "allen_zhu",
         "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
     ),
+    "du": ("du", "Du, Lee, Li, Wang, Zhai 2019: deep limit kernels against finite widths; --depth: what depth costs"),
+    "du2layer": ("du2layer", "Du, Zhai, Poczos, Singh 2019: two layers, the kernel's limit and the rate along a run"),
+    "random-labels": (
+        "random_labels",
+        "Zhang et al. 2017, Arora et al. 2019: true and random labels, measured and predicted",
+    ),
 }
 """Name on the command line -> (module in this folder, one line for the help)."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -40,7 +41,7 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     parser = ArgumentParser(prog=f"lightning-conv lab {name}", description=EXPERIMENTS[name][1], allow_abbrev=False)
     parser.add_argument("--out", type=str, default=str(OUT), help=f"folder of the page (default {OUT})")
     parser.add_function_arguments(run)
-    settings = parser.instantiate(parser.parse_args(list(args))).as_dict()
+    settings = parser.instantiate(parser.parse_args(_said_flags(run, args))).as_dict()
     folder = Path(settings.pop("out"))
     start = time.perf_counter()
     report = run(**settings)
@@ -49,6 +50,17 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     show(report, Console())
     print(f"\nwritten: {page}")
     return 1 if report.violated else 0
+
+
+def _said_flags(run: Callable[..., Report], args: Sequence[str]) -> list[str]:
+    """`--flag` alone, of a setting that is a bool, as `--flag true`."""
+    flags = {f"--{name}" for name, kind in get_type_hints(run).items() if kind is bool}
+    words: list[str] = []
+    for word, following in zip(args, [*args[1:], "--"], strict=True):
+        words.append(word)
+        if word in flags and following.startswith("--"):
+            words.append("true")
+    return words
 
 
 def show(report: Report, console: Console) -> None:

@@ -88,7 +88,7 @@ def markdown_table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["(no rows)"]
     names = list(rows[0])
-    head = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    head = ["| " + " | ".join(map(_cell, names)) + " |", "|" + " --- |" * len(names)]
     return head + ["| " + " | ".join(_cell(_said(row[name])) for name in names) + " |" for row in rows]
 
 

@@ -41,6 +41,13 @@ def test_a_violated_inequality_ends_with_code_1_and_the_page_says_so(tmp_path, c
 
 
 @pytest.mark.usefixtures("_invented")
+@pytest.mark.parametrize("words", [["--good", "--size", "2"], ["--size", "2", "--good"], ["--size=2", "--good=true"]])
+def test_a_flag_can_stand_alone(tmp_path, words):
+    assert main(["lab", "invented", *words, "--out", str(tmp_path)]) == 0
+    assert "size 2" in (tmp_path / "invented.md").read_text()
+
+
+@pytest.mark.usefixtures("_invented")
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["nothing"], "no experiment 'nothing'"), (["invented", "--size", "0"], "size: 0; need 1 or more")],
