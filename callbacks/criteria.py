@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.anatomy import find_head, last_hidden_features
 from lightning_conv.callbacks._logging import log_figure, log_metrics, log_text
 from lightning_conv.callbacks.batch import to_device
+from lightning_conv.callbacks.certificates import (
+    descent_certificate,
+    expressivity_criteria,
+    kernel_criteria,
+    separation_criteria,
+)
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
-from lightning_conv.callbacks.hypotheses import Breach, find_breaches
-from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge, kernel_criteria, separation_criteria
+from lightning_conv.callbacks.hypotheses import Breach, breached, find_breaches
+from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
 from lightning_conv.callbacks.training_loss import LossFn, find_loss
 from lightning_conv.evaluation import sample_count
-from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.loss_gradient import SampleLoss, inner, norm
 from lightning_conv.losses import loss_facts
@@ -55,12 +59,13 @@ class ConvergenceCriteria(KernelMonitor):
     At every measurement: the loss f on the probe and its gradient, the kernel (shared with the other monitors of equal settings), and,
     over the optimizer step that follows, how far f fell and how far the weights moved. From these come the verdicts of
 
-    - ``"chatterjee"``: descent efficiency, linear rate and path length of gradient descent
+    - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); descent efficiency, linear rate and
+      path length of gradient descent
     - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step
     - ``"oymak_soltanolkotabi"``: misfit and distance under one line
     - ``"allen_zhu"``: separation of the data, no critical point, semi-smoothness
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
-    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe
+    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range
 
     A theorem whose hypotheses the run breaks (momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that
     is not squared or whose infimum is not attained, a network that is not smooth, a probe that is a part of the training set) gets
@@ -139,7 +144,8 @@ class ConvergenceCriteria(KernelMonitor):
         self._descent: PlainDescent | None = None
         self._said: list[tuple[str, Verdict]] = []
         self._seen: tuple[KernelGram, Spectrum] | None = None
-        self._ranked: tuple[RankCertificate | None, str] = None, ""
+        self._expressivity: list[Criterion] = []
+        self._certified: list[Criterion] = []
         self._infimum = 0.0
         self._of_kernel: list[Criterion] = []
 
@@ -163,8 +169,7 @@ class ConvergenceCriteria(KernelMonitor):
             try:
                 self._seen = self._kernel.at(trainer.global_step, pl_module)
                 self._note_fixed(trainer, pl_module)
-                self._note_rank(pl_module)
-                self._note_kernel(self._seen[0])
+                self._note_weights(pl_module, self._seen[0])
                 self._await_step(pl_module, self._gradient(pl_module)[1])
             except Exception as error:
                 rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
@@ -209,12 +214,12 @@ class ConvergenceCriteria(KernelMonitor):
         self._least_lambda = min(self._least_lambda, max(spectrum.lambda_min.lower, 0.0))
         self._seen = gram, spectrum
         self._note_fixed(trainer, pl_module)
-        self._note_rank(pl_module)
-        self._note_kernel(gram)
+        self._note_weights(pl_module, gram)
         # Before the first step nothing has shown yet whether the steps are plain ones.
         self._path_known &= not any(each.hypothesis == "descent" for each in self._of_optimizer(trainer))
         parameters = self._parameters(pl_module)
         if not self._start:
+            self._certify_start(trainer, pl_module, gram)
             self._start = {name: value.detach().clone() for name, value in parameters.items()}
         moved = {name: value.detach() - self._start[name].to(value) for name, value in parameters.items()}
         self._pending = None
@@ -280,8 +285,8 @@ class ConvergenceCriteria(KernelMonitor):
             scale=None if targets is None else loss_scale(self._loss(pl_module), gram.n_samples, gram.n_outputs),
             whole_set=not any(each.hypothesis == "whole set" for each in self.breaches),
             separation=self._separation,
-            rank=self._ranked[0],
-            no_rank=self._ranked[1],
+            expressivity=self._expressivity,
+            certified=self._certified,
             clipped=_clipping(trainer) is not None,
         )
         self.criteria = judge(self._papers, evidence, self.breaches)
@@ -392,33 +397,24 @@ class ConvergenceCriteria(KernelMonitor):
         named = dict(self.probe.network(pl_module).named_parameters())
         return {name: named[name] for name in self._kernel.parameters}
 
-    def _note_kernel(self, gram: KernelGram) -> None:
-        """The verdicts that take eigenvalues, once a measurement."""
+    def _note_weights(self, pl_module: pl.LightningModule, gram: KernelGram) -> None:
+        """The verdicts of these weights that take eigenvalues, once a measurement."""
         assert self._reference is not None
+        assert self._kernel is not None
         if "du" in self._papers:
             self._of_kernel = kernel_criteria(gram, *self._reference)
+        if "kawaguchi_sun" in self._papers:
+            network, inputs = self.probe.network(pl_module), to_device(self._kernel.inputs, pl_module.device)
+            self._expressivity = expressivity_criteria(network, inputs, self._kernel.targets)
 
-    def _note_rank(self, pl_module: pl.LightningModule) -> None:
-        """The rank certificate of the last hidden features at the measured weights, or why there is none."""
+    def _certify_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, gram: KernelGram) -> None:
+        """What is proven before the first step, where the theorem covers the run."""
         assert self._kernel is not None
-        if "kawaguchi_sun" not in self._papers:
-            return
-        network, inputs = self.probe.network(pl_module), to_device(self._kernel.inputs, pl_module.device)
-        try:
-            head = find_head(network, inputs)
-            features = last_hidden_features(network, head, inputs)
-            exact = features.dtype == torch.float64
-            certificate = certify_expressivity(
-                features,
-                method="singular",
-                bias=head.has_bias,
-                recompute=None if exact else lambda: last_hidden_features(network, head, inputs, dtype=torch.float64),
-                progress=False,
-            )
-        except Exception as error:  # no linear head, or one that cannot be read: the other theorems do not care
-            self._ranked = None, str(error)
-            return
-        self._ranked = certificate, ""
+        scale = loss_scale(self._loss(pl_module), gram.n_samples, gram.n_outputs)
+        broken = breached([*(self._fixed or []), *self._of_optimizer(trainer)], PAPERS["chatterjee"].asks)
+        if "chatterjee" in self._papers and trainer.global_step == 0 and scale is not None and not broken:
+            step, network = scale.step_on_mean(self._rate(trainer)), self.probe.network(pl_module)
+            self._certified = descent_certificate(network, self._kernel.inputs, self._kernel.targets, step)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -434,6 +430,7 @@ class ConvergenceCriteria(KernelMonitor):
             "path_known": self._path_known,
             "least_lambda": self._least_lambda,
             "reference": reference,
+            "certified": [asdict(each) for each in self._certified],
             "pending": self._pending is not None,
         }
 
@@ -444,6 +441,7 @@ class ConvergenceCriteria(KernelMonitor):
         self._start = dict(state_dict.get("start", {}))
         self._path, self._path_known = float(state_dict.get("path", 0.0)), bool(state_dict.get("path_known", True))
         self._least_lambda = float(state_dict.get("least_lambda", math.inf))
+        self._certified = [Criterion(**each) for each in state_dict.get("certified", [])]
         self._resume_pending = bool(state_dict.get("pending", False))
         if state_dict.get("reference") is not None:
             gram = gram_from_state(state_dict["reference"])

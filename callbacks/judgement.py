@@ -7,27 +7,19 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
+from lightning_conv.callbacks.certificates import ALLEN_ZHU, DU, own_lambda_0, voided
 from lightning_conv.callbacks.hypotheses import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.contraction import is_full
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.evaluation import Inputs
-from lightning_conv.expressivity import RankCertificate
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.spectrum import Spectrum
-from lightning_conv.theory.allen_zhu import separation
 from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_smoothness
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
-from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most
-from lightning_conv.theory.du import drift_criterion, own_lambda_min_criterion, step_criterion
+from lightning_conv.theory.criterion import Criterion, at_least, at_most
+from lightning_conv.theory.du import step_criterion
+from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
 from lightning_conv.theory.loss_scale import LossScale
 from lightning_conv.theory.observation import Observation, descent_criteria
-
-DU, ALLEN_ZHU, OYMAK, KAWAGUCHI = (
-    "Du et al. 2019 (1811.03804)", "Allen-Zhu, Li & Song 2019 (1811.03962)", "Oymak & Soltanolkotabi 2019 (1812.10004)",
-    "Kawaguchi & Sun 2021 (2104.05785)",
-)  # fmt: skip
+from lightning_conv.theory.oymak import SOURCE as OYMAK
 
 
 @dataclass(frozen=True)
@@ -42,8 +34,8 @@ class Evidence:
     scale: LossScale | None  # of a squared loss on the probe
     whole_set: bool  # whether the probe is the training set
     separation: Sequence[Criterion]  # ``separation_criteria``
-    rank: RankCertificate | None  # of the last hidden features now
-    no_rank: str  # why there is none
+    expressivity: Sequence[Criterion]  # ``expressivity_criteria``
+    certified: Sequence[Criterion]  # ``descent_certificate`` of the start
     clipped: bool  # whether RegularizedGradientClipping is at work
 
     def alone(self) -> list[Observation]:
@@ -71,17 +63,12 @@ def judge(names: Iterable[str], evidence: Evidence, breaches: Sequence[Breach]) 
     found: list[Criterion] = []
     for paper in (PAPERS[name] for name in names):
         reason = breached(breaches, paper.asks)
-        found += [_void(each, reason) if reason else each for each in paper.criteria(evidence)]
+        found += [voided(each, reason) if reason else each for each in paper.criteria(evidence)]
     return found
 
 
-def _void(criterion: Criterion, reason: str) -> Criterion:
-    """The same, not applicable: the measured number stays, the bound means nothing."""
-    return replace(criterion, bound=math.nan, verdict="not applicable", reason=reason)
-
-
 def _chatterjee(evidence: Evidence) -> list[Criterion]:
-    return descent_criteria(evidence.history)
+    return [*evidence.certified, *descent_criteria(evidence.history)]
 
 
 def _clipping(evidence: Evidence) -> list[Criterion]:
@@ -91,22 +78,6 @@ def _clipping(evidence: Evidence) -> list[Criterion]:
         reason = "the run has no RegularizedGradientClipping"
         return [Criterion("clipping_descent", CLIPPING, asks, math.nan, math.nan, "not applicable", reason)]
     return [at_least("clipping_descent", CLIPPING, asks, min(steps, default=math.nan), 0.5)]
-
-
-def kernel_criteria(gram: KernelGram, first: KernelGram, first_spectrum: Spectrum) -> list[Criterion]:
-    """What Du et al. ask of the kernel, with lambda_0 := 4/3 lambda_min(G(0)), as they go from 3/4 lambda_0 at the start."""
-    found = [own_lambda_min_criterion(gram, first), drift_criterion(gram, first, own_lambda_0(first_spectrum))]
-    if is_full(gram):
-        return found
-    why = f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
-    return [_void(each, why) for each in found]
-
-
-def own_lambda_0(spectrum: Spectrum) -> Bounded:
-    """4/3 lambda_min(G(0)): the largest lambda_0 for which lambda_min(G(0)) >= 3/4 lambda_0."""
-    smallest = spectrum.lambda_min
-    value, lower, upper = (4 / 3 * end for end in (smallest.value, smallest.lower, smallest.upper))
-    return replace(smallest, value=value, lower=lower, upper=upper)
 
 
 def _du(evidence: Evidence) -> list[Criterion]:
@@ -125,7 +96,7 @@ def _du(evidence: Evidence) -> list[Criterion]:
 
 
 def _oymak(evidence: Evidence) -> list[Criterion]:
-    source = f"{OYMAK}, Theorem 2.1"
+    source = OYMAK
     asks = "(alpha / 4) |w_k - w_0| + |r_k| <= |r_0| with alpha^2 the smallest lambda_min(G) measured"
     first, last, scale = evidence.history[0], evidence.history[-1], evidence.scale
     if scale is None or not is_full(evidence.gram) or math.isnan(last.loss):
@@ -139,25 +110,6 @@ def _oymak(evidence: Evidence) -> list[Criterion]:
         return [found]
     # alpha is asked for in the whole ball, where it may be smaller than at the weights that were measured.
     return [replace(found, verdict="undecided", reason=f"{found.reason}; alpha in the whole ball may be smaller")]
-
-
-def separation_criteria(inputs: Inputs, targets: Tensor | None) -> list[Criterion]:
-    """delta of the probe's inputs after Allen-Zhu's normalisation, over all pairs and over those of different classes."""
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        why = "the input is not one tensor of numbers"
-        return [Criterion("separation", ALLEN_ZHU, "|x_i - x_j| >= delta > 0", math.nan, math.nan, "undecided", why)]
-    classes = (
-        targets is not None
-        and not targets.is_floating_point()
-        and targets.ndim == 1
-        and bool((targets != targets[0]).any())
-    )
-    try:
-        return separation(inputs.cpu(), targets.cpu() if classes and targets is not None else None).criteria()
-    except ValueError as error:
-        return [
-            Criterion("separation", ALLEN_ZHU, "|x_i - x_j| >= delta > 0", math.nan, math.nan, "undecided", str(error))
-        ]
 
 
 def _allen_zhu(evidence: Evidence) -> list[Criterion]:
@@ -201,15 +153,13 @@ def _positive(name: str, source: str, asks: str, measured: float) -> Criterion:
 
 
 def _kawaguchi_sun(evidence: Evidence) -> list[Criterion]:
-    source, certificate = f"{KAWAGUCHI}, expressivity condition", evidence.rank
-    asks = "rank [h, 1] = n"
-    if certificate is None:
-        return [Criterion("rank", source, asks, math.nan, math.nan, "not applicable", evidence.no_rank)]
-    verdict: Verdict = certificate.verdict
-    reason = certificate.reason
-    if verdict == "certified" and not evidence.whole_set:
-        verdict, reason = "consistent", f"on the probe's {certificate.n} samples only: {reason}"
-    return [Criterion("rank", source, asks, float(certificate.rank_lower), float(certificate.n), verdict, reason)]
+    if evidence.whole_set:
+        return list(evidence.expressivity)
+    where = "; on the probe's samples only"
+    return [
+        replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
+        for each in evidence.expressivity
+    ]
 
 
 PAPERS: dict[str, Paper] = {

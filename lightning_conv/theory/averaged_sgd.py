@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.theory.power_law import power_law
+
 SOURCE = "Nitanda & Suzuki 2021"
 
 
@@ -66,15 +68,13 @@ def spectrum_decay(eigenvalues: Tensor, *, first: int = 1, last: int | None = No
             f"first, last: {first}, {last}; need three or more of the {clear} eigenvalues above {floor:.3g}"
         )
     rank = torch.arange(first, last + 1, dtype=torch.float64)
-    x, y = rank.log(), ordered[first - 1 : last].log()
-    centred = x - x.mean()
-    spread = float(centred @ centred)
-    slope = float(centred @ y) / spread
-    intercept = float(y.mean() - slope * x.mean())
-    residual = y - intercept - slope * x
-    left, total = float(residual @ residual), float((y - y.mean()).square().sum())
-    error = math.sqrt(left / (len(x) - 2) / spread) if len(x) > 2 else math.nan
-    return Decay(-slope, error, math.exp(intercept), first, last, 1 - left / total if total > 0 else 1.0)
+    kept = ordered[first - 1 : last]
+    law = power_law(rank.tolist(), kept.tolist())
+    y = kept.log()
+    left = y - math.log(law.factor) - law.exponent * rank.log()
+    total = float((y - y.mean()).square().sum())
+    share = 1 - float(left @ left) / total if total > 0 else 1.0
+    return Decay(-law.exponent, law.error, law.factor, first, last, share)
 
 
 def degrees_of_freedom(eigenvalues: Tensor, penalty: float) -> float:

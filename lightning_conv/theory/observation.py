@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
+from lightning_conv.theory.chatterjee.ratio import length_bound
 from lightning_conv.theory.criterion import Criterion, at_least, at_most
 
 CHATTERJEE = "Chatterjee 2022 (2203.16462)"
@@ -117,8 +118,7 @@ def descent_criteria(history: Sequence[Observation], *, epsilon: float = 0.5) ->
     length = bound = shrunk = rate = math.nan
     if first is not None and last is not None and 0 < infimum < math.inf:
         length = last.path_length
-        gone = math.sqrt(max(first.loss, 0.0)) - math.sqrt(max(last.loss, 0.0))
-        bound = 2 * gone / ((1 - epsilon) * math.sqrt(infimum))
+        bound = length_bound(max(first.loss, 0.0), max(last.loss, 0.0), infimum, epsilon=epsilon)
         steps = [seen.step_size for seen in history if not math.isnan(seen.step_size)]
         taken = last.step - first.step
         if steps and taken and last.loss > 0 and first.loss > 0:

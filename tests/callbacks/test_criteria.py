@@ -28,6 +28,8 @@ from lightning_conv.callbacks import (
     RegularizedGradientClipping,
     probe_kernel,
 )
+from lightning_conv.callbacks.certificates import descent_certificate
+from lightning_conv.theory.chatterjee import certify_descent, positive_init_
 
 STEP_TAGS = {"theory/contraction", "theory/curvature", "theory/descent_efficiency"}
 TAGS = {
@@ -101,13 +103,58 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     found = verdicts(criteria)
     assert found.pop("clipping_descent") == "not applicable"  # there is no RegularizedGradientClipping
     assert found.pop("separation") == "certified"
-    assert found.pop("rank") in ("certified", "refuted")
+    assert found.pop("expressivity_condition") in ("certified", "refuted")
+    assert found.pop("alignment") in ("certified", "refuted", "undecided")
+    assert found.pop("criterion_score_descent") == "undecided"  # this start is not a positive one
     assert found.pop("kernel_drift") in ("consistent", "refuted")
     names = (
         "descent_efficiency", "linear_rate", "path_length", "own_lambda_min_share", "step_contraction", "no_critical_point",
         "semi_smoothness", "misfit_and_distance",
     )  # fmt: skip
     assert found == dict.fromkeys(names, "consistent")
+
+
+def test_a_positive_initialisation_is_certified_before_the_first_step_and_a_resumed_run_remembers(
+    tmp_path, make_trainer, make_regression
+):
+    inputs = torch.eye(4, 6, dtype=torch.float64)
+    data = TensorDataset(inputs, torch.tensor([[0.5], [-0.3], [0.2], [0.1]], dtype=torch.float64))
+
+    def module(lr: float):
+        network = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        positive_init_(network, output_weight=100.0)
+        return make_regression(network, lr=lr).double()
+
+    certificate = certify_descent(module(1.0).network, inputs, data.tensors[1].flatten())
+    assert certificate.holds
+
+    def run(share, epochs, **kwargs):
+        criteria = ConvergenceCriteria("chatterjee", every_n_steps=1)
+        trainer = make_trainer([criteria], max_epochs=epochs, checkpoint=epochs == 2)
+        trainer.fit(module(share * certificate.step), whole(data), **kwargs)
+        return verdicts(criteria)
+
+    assert run(0.9, 2)["criterion_score_descent"] == "certified"
+    resumed = run(0.9, 3, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert resumed["criterion_score_descent"] == "certified"
+    assert resumed["certified_step"] == "consistent"
+    assert run(1.5, 1)["certified_step"] == "undecided"
+
+
+def test_a_network_that_does_more_than_its_child_is_not_certified_as_its_child():
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+
+        def forward(self, x):
+            return self.net(x).abs()
+
+    inputs, targets = torch.eye(4, 6, dtype=torch.float64), torch.full((4,), 0.2, dtype=torch.float64)
+    network = Squared()
+    positive_init_(network.net, output_weight=100.0)  # outputs zero: at these weights the two agree
+    assert descent_certificate(network.net, inputs, targets, 1e-9)
+    assert descent_certificate(network, inputs, targets, 1e-9) == []
 
 
 def test_a_step_that_is_too_long_is_refuted(make_trainer, smooth, one_output):
@@ -194,7 +241,9 @@ def test_a_probe_that_is_a_part_of_the_set_is_said_to_be_one(make_trainer, smoot
     make_trainer([criteria], max_epochs=1).fit(smooth(), whole(one_output))
     assert "10 of the 24 training samples" in criteria.breaches[0].reason
     assert verdicts(criteria)["own_lambda_min_share"] == "not applicable"
-    assert verdicts(criteria)["rank"] == "consistent"  # rank 10 on ten samples proves nothing about 24
+    assert (
+        verdicts(criteria)["expressivity_condition"] == "consistent"
+    )  # rank 10 on ten samples proves nothing about 24
 
 
 def test_clipped_descent_is_judged_by_its_own_theorem_and_its_path_is_that_of_the_clipped_steps(
