@@ -252,8 +252,9 @@ def _draw(cases: list[Case], threshold: float) -> Figure:
         entries.errorbar(*pairs, yerr=error, fmt="o", color=colour, markersize=3, elinewidth=0.8, label=label)
     for level in (-threshold, threshold):
         scores.axhline(level, color="black", linestyle=":", linewidth=1)
-    scores.set_ylim(-1.3 * threshold, 1.3 * threshold)
-    scores.set_xticks(range(len(cases)), [f"{case.network}\nH = {case.depth}" for case in cases], fontsize=7)
+    scores.set_ylim(-1.25 * threshold, 1.45 * threshold)  # room for the legend
+    scores.set_xticks(range(len(cases)), [f"H = {case.depth}" for case in cases], fontsize=8)
+    scores.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
     ends = entries.get_xlim()
     entries.plot(ends, ends, color="black", linewidth=0.8, zorder=0)
     entries.legend(frameon=False, fontsize=9, loc="upper left")

@@ -120,8 +120,8 @@ def _row(each: Depth) -> dict[str, object]:
         "sensitivity": each.sensitivity,
         "Lemma B.3": f"{each.bound:.3g}" if each.network == "FC" else "-",
         "lambda_0": f"{lambda_0.value:.4g}" if each.resolved else f"<= {lambda_0.upper:.1g}",
-        "H^2 lambda_0": each.depth**2 * lambda_0.value if each.resolved else math.nan,
-        "lambda_0 / mean K_ii": lambda_0.value / each.diagonal if each.resolved else math.nan,
+        "H^2 lambda_0": each.depth**2 * lambda_0.value if each.resolved else "-",
+        "lambda_0 / mean K_ii": lambda_0.value / each.diagonal if each.resolved else "-",
         "|G(0)-K|_2 / |K|_2": each.gap,
         "cost": f"{each.cost:.4g}" if each.resolved else f">= {each.cost:.1g}",
     }
