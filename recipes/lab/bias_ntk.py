@@ -34,6 +34,7 @@ class Run:
     share_error: float  # deviation of the active share at the start from 1 - Phi(B), in standard errors
     losses: list[float]
     predicted: list[float]  # by the linearised model with H(B)
+    predicted_steps: int  # until that reaches the loss at which training ended
     probed: list[int]
     mean_active: list[float]
     most_active: list[float]  # of the sample with the largest share
@@ -49,18 +50,20 @@ def run(
     n: int = 60,
     width: int = 8192,
     thresholds: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0),
+    rate: float = 0.5,
     stop_at: float = 0.01,
     max_steps: int = 2000,
     source: Source = "digits",
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train one network for each B, each with its own step size 1 / lambda_max(H(B)), until F has fallen to ``stop_at`` of its start.
+    """Train one network for each B, each with a step size in proportion to 1 / lambda_max(H(B)), until F has fallen far enough.
 
     Args:
         n: samples, half of each of two classes.
         width: m.
         thresholds: B >= 0, the first is what the others are compared with (0: the dense network).
+        rate: the step size is rate / lambda_max(H(B)); in the linearised model 2 is where it diverges.
         stop_at: share of F(0) at which training ends.
         max_steps: at most.
         source: of the data.
@@ -68,24 +71,25 @@ def run(
         seed: of the initialisation, the same w and a for all B.
 
     Raises:
-        ValueError: a threshold is negative, there are fewer than two, or stop_at is not a share.
+        ValueError: a threshold is negative, there are fewer than two, stop_at is not a share, or the rate not between 0 and 2.
     """
-    if len(thresholds) < 2 or min(thresholds) < 0 or not 0 < stop_at < 1 or max_steps < 1:
+    if len(thresholds) < 2 or min(thresholds) < 0 or not 0 < stop_at < 1 or not 0 < rate < 2 or max_steps < 1:
         raise ValueError(
-            f"thresholds, stop_at, max_steps: {thresholds}, {stop_at}, {max_steps}; need two or more B >= 0, a share, a positive number"
+            f"thresholds, rate, stop_at, max_steps: {thresholds}, {rate}, {stop_at}, {max_steps}; need two or more B >= 0, a rate below 2, "
+            "a share and a positive number"
         )
     data = two_classes(n, source=source, root=root)
     runs = []
     with progress_bar("training", 60.0, None) as report:
         for k, threshold in enumerate(thresholds):
             net = BiasedTwoLayer(data.inputs.shape[1], width, threshold, seed=seed)
-            runs.append(_train(net, data.inputs, data.targets, stop_at, max_steps))
+            runs.append(_train(net, data.inputs, data.targets, rate, stop_at, max_steps))
             report((k + 1) / len(thresholds))
     setting = (
         f"{n} images of {source} (3 against 8), unit norm; f = (1/sqrt m) sum a_r relu(w_r . x - b_r), m = "
         f"{width}, b_r = B at the start, w and b trained, a fixed; F = (1/2) sum (f - y)^2 with y = f at the "
         "start -1 or +1, so that every B begins with the same errors; plain gradient descent on all samples, eta "
-        f"= 1 / lambda_max(H(B)) for each B, until F <= {stop_at:g} F(0); float64. The paper's largest B for this "
+        f"= {rate:g} / lambda_max(H(B)) for each B, until F <= {stop_at:g} F(0); float64. The paper's largest B for this "
         f"width is sqrt(0.5 ln m) = {math.sqrt(0.5 * math.log(width)):.2f}. The width that it asks for is not "
         "reached and its constants are unspecified: what is looked at is the mechanism."
     )
@@ -105,10 +109,10 @@ def run(
     )
 
 
-def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, stop_at: float, max_steps: int) -> Run:
+def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, rate: float, stop_at: float, max_steps: int) -> Run:
     kernel = bias_ntk(x, net.threshold)
     values, vectors = torch.linalg.eigh(kernel)
-    eta, weights = 1 / float(values[-1]), (vectors.T @ y).square() / 2
+    eta, weights = rate / float(values[-1]), (vectors.T @ y).square() / 2
     start, width = activation_patterns(net, x), net.hidden.out_features
     with torch.no_grad():
         target = y + net(x).flatten()  # so that the error at the start is y for every B
@@ -131,11 +135,25 @@ def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, stop_at: float, max_steps:
                 parameter.sub_(here.gradient[name], alpha=eta)
     times = torch.arange(len(losses), dtype=torch.float64)[:, None]
     predicted = ((1 - eta * values) ** (2 * times) @ weights).tolist()
-    switched = float(activation_patterns(net, x).changed_fraction(start)[0])
+    later = torch.arange(4 * max_steps, dtype=torch.float64)[:, None]
+    reached = ((1 - eta * values) ** (2 * later) @ weights) <= losses[-1]
+    predicted_steps = max(int(reached.double().argmax()), 1) if bool(reached.any()) else len(later)
     return Run(
-        net.threshold, eta, kernel, smallest_eigenvalue(kernel), float(values[-1]), deviation, share_error, losses, predicted, probed,
-        mean_active, most_active, switched,
-    )  # fmt: skip
+        threshold=net.threshold,
+        eta=eta,
+        kernel=kernel,
+        smallest=smallest_eigenvalue(kernel),
+        largest=float(values[-1]),
+        deviation=deviation,
+        share_error=share_error,
+        losses=losses,
+        predicted=predicted,
+        predicted_steps=predicted_steps,
+        probed=probed,
+        mean_active=mean_active,
+        most_active=most_active,
+        switched=float(activation_patterns(net, x).changed_fraction(start)[0]),
+    )
 
 
 def _standard_errors(
@@ -158,7 +176,8 @@ def _checks(runs: Sequence[Run], max_steps: int) -> list[Check]:
         stays_sparse(max(r.most_active), r.threshold, when=f"B = {r.threshold:g}, every step and sample")
         for r in sparse
     ]
-    off = max(abs(math.log(a / b)) for r in runs for a, b in zip(r.losses, r.predicted, strict=True))
+    off = max(max(r.steps / r.predicted_steps, r.predicted_steps / r.steps) for r in runs)
+    growth = [r.mean_active[-1] / active_probability(r.threshold) for r in runs]
     relative = [r.smallest.value / active_probability(r.threshold) for r in runs]
     return [
         Check("the network's NTK is H(B) up to chance: every entry within 5.5 standard errors", SOURCE, entries < 5.5,
@@ -171,8 +190,10 @@ def _checks(runs: Sequence[Run], max_steps: int) -> list[Check]:
         Check("sparse networks converge as fast as the dense one, each at its own step size", SOURCE,
               all(r.steps <= dense.steps and r.steps < max_steps for r in sparse),
               "steps: " + ", ".join(f"B = {r.threshold:g}: {r.steps}" for r in runs), must=False),
-        Check("the linearised model with H(B) predicts the loss to a factor of 2, at every step", SOURCE, off < math.log(2),
-              f"largest ratio {math.exp(off):.3f}", must=False),
+        Check("the linearised model with H(B) predicts the number of steps to a factor of 1.5", SOURCE, off < 1.5,
+              "predicted: " + ", ".join(f"B = {r.threshold:g}: {r.predicted_steps}" for r in runs), must=False),
+        Check("the share of active units grows by less than a tenth over training", SOURCE, max(growth) < 1.1,
+              "end / (1 - Phi(B)): " + ", ".join(f"{value:.3f}" for value in growth), must=False),
         Check("lambda_min(H(B)) falls no faster than the share of active units", "observed on these data",
               all(b >= a * (1 - 1e-9) for a, b in pairwise(relative)),
               "lambda_min / (1 - Phi(B)): " + ", ".join(f"{v:.4f}" for v in relative), must=False),
@@ -192,6 +213,7 @@ def _row(r: Run) -> dict[str, object]:
         "lambda_max(H(B))": r.largest,
         "condition": r.largest / r.smallest.value,
         "steps": r.steps,
+        "predicted": r.predicted_steps,
     }
 
 
@@ -205,7 +227,7 @@ def _draw(runs: Sequence[Run]) -> Figure:
         active.semilogy(r.probed, r.mean_active, color=colour)
         active.axhline(active_probability(r.threshold), color=colour, linestyle=":", linewidth=1)
     loss.plot([], [], "k:", label="linearised, with H(B)")
-    loss.set(xlabel="step, at 1 / lambda_max(H(B))", ylabel="F / F(0)", title="training loss")
+    loss.set(xlabel="step", ylabel="F / F(0)", title="training loss")
     active.plot([], [], "k:", linewidth=1, label=r"$1 - \Phi(B)$")
     active.set(xlabel="step", ylabel="share of active units", title="activation stays sparse")
     grid = torch.linspace(0, max(r.threshold for r in runs), 61).tolist()

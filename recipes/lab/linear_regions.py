@@ -209,7 +209,13 @@ def _draw(runs: Sequence[Run], folded: dict[int, LinearRegions], x: Tensor, y: T
     fit.plot(x[:, 0], y[:, 0], color="0.7", linewidth=4, label="target")
     for k, r in enumerate(shown):
         assert r.curve is not None
-        fit.plot(r.curve[:, 0], r.curve[:, 1], color=f"C{k}", linewidth=1.1, label=f"{len(r.widths)} hidden layers")
+        fit.plot(
+            r.curve[:, 0],
+            r.curve[:, 1],
+            color=f"C{k}",
+            linewidth=1.1,
+            label=f"{len(r.widths)} hidden layer" + "s" * (len(r.widths) > 1),
+        )
         inside = [kink for kink in r.end.kinks if -0.1 < kink < 1.1]
         fit.plot(inside, [-1.35 - 0.14 * k] * len(inside), "|", color=f"C{k}", markersize=8)
     fit.set(
