@@ -36,7 +36,7 @@ class Residual:
 
     @property
     def value(self) -> float:
-        """Rho, negative where F bends downwards."""
+        """rho, negative where F bends downwards."""
         return self.next_loss - self.loss - self.linear
 
     @property
@@ -101,7 +101,7 @@ class SemiSmoothness:
         return self.condition <= COLLINEAR
 
     def bound(self, step: Residual) -> float:
-        """A sqrt(F) |V| + b |V|^2."""
+        """a sqrt(F) |V| + b |V|^2."""
         return self.a * math.sqrt(step.loss) * step.size + self.b * step.size**2
 
     def use(self, steps: Sequence[Residual]) -> list[float]:

@@ -30,7 +30,7 @@ class AllenZhuNet(nn.Module):
     Raises:
         ValueError: a size is not positive.
 
-    Source: Allen-Zhu, Li, Song 2019 (arXiv 1811.03962), section 2, Definition 2.2.
+    Source: Allen-Zhu, Li, Song 2019 (arXiv 1811.03962), section 2.
 
     Example:
         >>> net = AllenZhuNet(3, 8, 2, 1)
@@ -54,7 +54,7 @@ class AllenZhuNet(nn.Module):
         self.activations = nn.ModuleList(nn.ReLU() for _ in range(depth + 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """U, (n, d), for x (n, inputs)."""
+        """u, (n, d), for x (n, inputs)."""
         for layer, activation in zip([self.first, *self.hidden], self.activations, strict=True):
             x = activation(layer(x))
         u: Tensor = self.last(x)
@@ -87,7 +87,7 @@ class AllenZhuNet(nn.Module):
 
         Cost: 6 n m^2 L flops.
 
-        Source: Allen-Zhu, Li, Song 2019, Fact 2.5 (chain rule with the diagonal sign matrices).
+        Source: Allen-Zhu, Li, Song 2019, section 2: the chain rule with the diagonal sign matrices D.
         """
         h = self.states(x)
         error = h[-1] @ self.last.weight.T - y

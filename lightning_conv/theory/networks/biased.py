@@ -45,7 +45,7 @@ class BiasedTwoLayer(nn.Module):
         self.threshold = threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs f(x_i), (n, 1), for x (n, inputs)."""
+        """f(x_i), (n, 1), for x (n, inputs)."""
         h: Tensor = self.activation(self.hidden(x))
         a: Tensor = self.a  # type: ignore[assignment]
         return (h @ a)[:, None] / math.sqrt(len(a))

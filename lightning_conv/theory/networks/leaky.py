@@ -22,7 +22,7 @@ class SmoothLeakyReLU(nn.Module):
         self.slope = slope
 
     def forward(self, z: Tensor) -> Tensor:
-        """Phi(z), entry by entry."""
+        """phi(z), entry by entry."""
         return self.slope * z + (1 - self.slope) * (nn.functional.softplus(z, threshold=40) - math.log(2))
 
 
@@ -72,12 +72,12 @@ class LeakyTwoLayer(nn.Module):
         return self.hidden.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs f(x_i), (n, 1), for x (n, inputs)."""
+        """f(x_i), (n, 1), for x (n, inputs)."""
         h: Tensor = self.activation(self.hidden(x))
         a: Tensor = self.a  # type: ignore[assignment]
         return (h @ a)[:, None]
 
     def linear_part(self) -> Tensor:
-        """Z = sum_j a_j w_j, (inputs,): where all w_j of one sign of a_j agree, sign f(x) = sign(z . x)."""
+        """z = sum_j a_j w_j, (inputs,): where all w_j of one sign of a_j agree, sign f(x) = sign(z . x)."""
         a: Tensor = self.a  # type: ignore[assignment]
         return a @ self.weight

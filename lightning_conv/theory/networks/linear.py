@@ -65,7 +65,7 @@ class LinearNetwork(nn.Module):
         return [layer.weight.detach() for layer in self.layers]  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
-        """U, (n, outputs), for x (n, inputs)."""
+        """u, (n, outputs), for x (n, inputs)."""
         for layer in self.layers:
             x = layer(x)
         return x
