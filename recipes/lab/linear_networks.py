@@ -167,7 +167,7 @@ def _path(target: Tensor, width: int, depth: int, small: float, most: int, seed:
         loss = float((product - target).square().sum()) / 2
         if step == 0:
             least = 0.01 * loss
-        if step % max(most // 200, 1) == 0 or loss <= least or step == most:
+        if step % max(most // 1000, 1) == 0 or loss <= least or step == most:
             path.time.append(step * eta)
             path.loss.append(loss)
             path.values.append(torch.linalg.svdvals(product))
