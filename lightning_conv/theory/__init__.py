@@ -3,27 +3,45 @@
 Every function states the formula, the loss scale and the theorem it belongs to. What comes out as a judgement is a ``Criterion``.
 """
 
-from lightning_conv.theory import du
+from lightning_conv.theory import allen_zhu, bias_ntk, du, implicit_bias, linear_networks, linear_regions
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most, not_applicable
 from lightning_conv.theory.descent import Descent, gradient_descent
 from lightning_conv.theory.loss_scale import LossScale, loss_scale
-from lightning_conv.theory.networks import DuConvResNet, DuFC, DuResNet, DuTwoLayer
+from lightning_conv.theory.networks import (
+    AllenZhuNet,
+    BiasedTwoLayer,
+    DuConvResNet,
+    DuFC,
+    DuResNet,
+    DuTwoLayer,
+    LeakyTwoLayer,
+    LinearNetwork,
+)
 from lightning_conv.theory.objective import Objective
 
 __all__ = [
+    "AllenZhuNet",
+    "BiasedTwoLayer",
     "Criterion",
     "Descent",
     "DuConvResNet",
     "DuFC",
     "DuResNet",
     "DuTwoLayer",
+    "LeakyTwoLayer",
+    "LinearNetwork",
     "LossScale",
     "Objective",
     "Verdict",
+    "allen_zhu",
     "at_least",
     "at_most",
+    "bias_ntk",
     "du",
     "gradient_descent",
+    "implicit_bias",
+    "linear_networks",
+    "linear_regions",
     "loss_scale",
     "not_applicable",
 ]
