@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from lightning_conv.evaluation import Inputs
@@ -130,6 +129,8 @@ def fit_semi_smoothness(steps: Sequence[Residual]) -> SemiSmoothness:
     Raises:
         ValueError: fewer than two are left.
     """
+    from scipy.optimize import nnls  # takes a tenth of the time of importing torch, and nothing else here needs it
+
     kept = [step for step in steps if step.resolved and step.size > 0 and step.loss > 0]
     if len(kept) < 2:
         raise ValueError(f"steps: {len(kept)} of {len(steps)} stand above rounding; need two or more, or longer steps")
