@@ -155,6 +155,7 @@ class StatelessModule:
         self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
+        self._places = _places(model)
         if batch_norm != "batch":
             _refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
@@ -183,13 +184,14 @@ class StatelessModule:
 
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
         """The model's raw result with ``parameters`` in place of its own."""
-        state = {**self.buffers, **self.parameters, **parameters}
+        given = {**self.buffers, **self.parameters, **parameters}
+        state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
             if isinstance(inputs, Tensor):
-                return functional_call(self.model, state, (inputs,))
+                return functional_call(self.model, state, (inputs,), tie_weights=False)
             if isinstance(inputs, Mapping):
-                return functional_call(self.model, state, (), dict(inputs))
-            return functional_call(self.model, state, inputs)
+                return functional_call(self.model, state, (), dict(inputs), tie_weights=False)
+            return functional_call(self.model, state, inputs, tie_weights=False)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Network outputs u, shape (n, C): one row a sample, everything behind dimension 0 flattened.
@@ -250,6 +252,20 @@ class StatelessModule:
                 f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called more often, '
                 'each time with other statistics; use batch_norm="eval"'
             )
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Where tensors are put, each place once: {name of the place: name of its tensor, which may stand in several places}.
+
+    Of a module with two names (``self.net = nn.Sequential(self.trunk, self.head)``) torch's own tying of weights takes both for places, and
+    puts its copies back in the place of the parameters when the call is over.
+    """
+    names: dict[int, str] = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    places: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        own = (*module.named_parameters("", False, False), *module.named_buffers("", False, False))
+        places |= {f"{prefix}.{name}" if prefix else name: names[id(tensor)] for name, tensor in own}
+    return places
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:
