@@ -46,8 +46,9 @@ def training_samples(trainer: pl.Trainer, cure: str) -> tuple[Dataset[Any], Data
 
 
 def transfer(trainer: pl.Trainer, batch: Any) -> Any:  # a batch is anything
-    """The batch as the training step gets it: on the device, after the module's and the data module's transfer hooks."""
-    return trainer.strategy.batch_to_device(batch)
+    """The batch as the training step gets it: in its precision, on the device, after the module's or the data module's transfer hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    return trainer.strategy.batch_to_device(trainer.lightning_module._on_before_batch_transfer(batch))
 
 
 def take_inputs(batch: Any, input_fn: InputFn | None) -> Inputs:

@@ -27,10 +27,10 @@ from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradi
 from lightning_conv.callbacks.hypotheses import Breach, breached, find_breaches
 from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
+from lightning_conv.callbacks.loss import LossFn, find_loss
 from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
-from lightning_conv.callbacks.training_loss import LossFn, find_loss
 from lightning_conv.evaluation import sample_count
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.loss_gradient import SampleLoss, inner, norm

@@ -10,9 +10,9 @@ from typing_extensions import override
 from lightning_conv.callbacks.criteria import ConvergenceCriteria
 from lightning_conv.callbacks.kernel_stability import KernelStability
 from lightning_conv.callbacks.lambda_min import LambdaMin, PerLayer
+from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.report import ConvergenceReport
-from lightning_conv.callbacks.training_loss import LossFn
 
 
 class ConvergenceDiagnostics(pl.Callback):

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from lightning_conv.callbacks._logging import log_figure, log_histogram, log_text
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
+from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.step_size import StepSize, report
-from lightning_conv.callbacks.training_loss import LossFn
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import PRECISIONS
 from lightning_conv.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares

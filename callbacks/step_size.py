@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_conv.callbacks.loss import LossFn, find_loss
 from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
-from lightning_conv.callbacks.training_loss import LossFn, find_loss
 from lightning_conv.contraction import (
     contracted_energy,
     error_energies,

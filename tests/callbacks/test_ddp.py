@@ -1,4 +1,4 @@
-"""On two processes the monitors measure the same everywhere, and the guard says that it wants one device."""
+"""On two processes the monitors measure the same everywhere, and the guard declines what it would decline on one."""
 
 from __future__ import annotations
 
@@ -62,17 +62,15 @@ values = [float(trainer.callback_metrics[name]) for name in names]
 gathered = trainer.strategy.all_gather(torch.tensor(values))
 assert torch.equal(gathered[0], gathered[1]), gathered
 assert abs(values[0] - values[1]) < 1e-4 * values[1] < 1e-4, values
-try:
-    pl.Trainer(callbacks=[ExpressivityGuard()], **options).fit(Net(), data)
-except Exception as error:
-    assert "use Trainer(devices=1)" in str(error), error
-else:
-    raise AssertionError("the guard ran on two devices")
+guard = ExpressivityGuard()
+data = DataLoader(TensorDataset(torch.rand(64, 8), torch.randint(0, 3, (64,))), batch_size=8)
+pl.Trainer(callbacks=[guard], **options).fit(Net(), data)
+assert guard.phase == 1 and "too narrow" in guard.reason, guard.reason
 print("rank", trainer.global_rank, "ok")
 """
 
 
-def test_monitors_agree_on_both_ranks_and_the_guard_refuses(tmp_path):
+def test_monitors_and_guard_agree_on_both_ranks(tmp_path):
     script = tmp_path / "two_processes.py"
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_conv.anatomy import Head
+from lightning_conv.callbacks.guard.ranks import Ranks
 from lightning_conv.two_phase import fingerprint, freeze
 
 
@@ -16,10 +17,11 @@ class FrozenTrunk:
     Args:
         pl_module: of the run.
         head: its last linear layer.
+        ranks: that hold a copy of it each.
     """
 
-    def __init__(self, pl_module: pl.LightningModule, head: Head) -> None:
-        self._module, self._head = pl_module, head
+    def __init__(self, pl_module: pl.LightningModule, head: Head, ranks: Ranks) -> None:
+        self._module, self._head, self._ranks = pl_module, head, ranks
         self._thawed: list[nn.Parameter] = []
         self._modes: list[tuple[nn.Module, bool]] = []
 
@@ -28,12 +30,18 @@ class FrozenTrunk:
         """The trunk's parameters that are trained now."""
         return {name: p for name, p in self._head.trunk_parameters(self._module).items() if p.requires_grad}
 
+    def state(self) -> dict[str, Tensor]:
+        """All parameters and buffers of the module: what the ranks must agree on before they certify."""
+        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+
     def freeze(self) -> None:
-        """No gradients for the trunk, and eval mode for the whole module."""
+        """No gradients for the trunk, none that other ranks wait for, and eval mode for the whole module."""
         self._thawed = list(self.trainable.values())
         self._modes = [(module, module.training) for module in self._module.modules()]
         freeze(self._thawed)
         self._module.eval()
+        if self._thawed:
+            self._ranks.rewrap()
 
     def keep_still(self) -> None:
         """Back to eval mode, should something have switched modes."""
@@ -58,6 +66,7 @@ class FrozenTrunk:
         return {name: fingerprint({name: tensor}) for name, tensor in tensors.items()}
 
     def moved_since(self, then: dict[str, str]) -> list[str]:
-        """Names of what is not bit for bit what it was when ``then`` was taken."""
+        """Names of what is not bit for bit what it was when ``then`` was taken, on any rank."""
         now = self.fingerprints()
-        return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        moved = {name for name in now.keys() | then.keys() if now.get(name) != then.get(name)}
+        return sorted(set().union(*self._ranks.gather(lambda: moved)))

@@ -1,0 +1,210 @@
+"""What moves the head in phase 2: the optimizer of the run, or gradient steps for which the theorem holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_conv.anatomy import Head
+from lightning_conv.callbacks.guard.training_loss import TrainingLoss
+from lightning_conv.callbacks.guard.training_set import TrainingSet
+from lightning_conv.expressivity import RankCertificate
+from lightning_conv.kernels.memory import available_memory
+from lightning_conv.last_layer import (
+    Comparator,
+    HeadProblem,
+    PowerSchedule,
+    batch_curvature,
+    comparators,
+    gradient_descent_bound,
+    head_curvature,
+    linear_bound,
+)
+
+
+class HeadSteps(Protocol):
+    """A rule for the head; the hooks of phase 2 ask it."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """The gradients are there, the optimizer is about to step."""
+
+    def after_step(self) -> str | None:
+        """The optimizer has stepped: what it should not have done, None if all is well."""
+
+    def measure(self) -> dict[str, float]:
+        """Numbers for the history: loss, gap, bound, step_size, as far as they are known."""
+
+
+class OptimizerSteps:
+    """The optimizer of the run goes on; the loss on the training set is measured."""
+
+    def __init__(self, network: nn.Module, loss: TrainingLoss, data: TrainingSet) -> None:
+        self._network, self._loss, self._data = network, loss, data
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Nothing to do."""
+
+    def after_step(self) -> str | None:
+        """Nothing to say."""
+        return None
+
+    def measure(self) -> dict[str, float]:
+        """Loss and gap, one pass over the training set."""
+        return self._loss.measure(self._network, self._data)
+
+
+def head_problem(network: nn.Module, head: Head, data: TrainingSet, loss: TrainingLoss) -> HeadProblem:
+    """The convex problem of the head on the features of the frozen trunk, in float64.
+
+    All ranks build it and compute with it alike: what is not held passes by in strips, which they compute together.
+    """
+    free = min(data.ranks.gather(lambda: available_memory(torch.device("cpu")))) // 4 // data.ranks.world
+    layer = head.module
+    fixed = layer.bias if layer.bias is not None and not head.has_bias else None
+    return HeadProblem(
+        data.feature_rows(network, head, torch.float64),
+        loss.targets(data),
+        loss.loss_fn,
+        bias=head.has_bias,
+        fixed_bias=fixed,
+        outputs=layer.out_features,
+        infimum=loss.given_infimum,
+        max_memory=free,
+    )
+
+
+class HeadWeights:
+    """W = [weight, bias] of the head, as ``HeadProblem`` stacks it."""
+
+    def __init__(self, head: Head) -> None:
+        self.parameters = [head.module.weight, *([head.module.bias] if head.has_bias else [])]
+
+    def read(self, problem: HeadProblem) -> Tensor:
+        """W, (D, C), float64."""
+        return problem.stack(*self.parameters)
+
+    @torch.no_grad()
+    def write(self, problem: HeadProblem, w: Tensor) -> None:
+        """Into the layer, in its type."""
+        for parameter, part in zip(self.parameters, problem.split(w), strict=False):
+            assert part is not None
+            parameter.copy_(part.to(parameter))
+
+
+class CertifiedSteps:
+    r"""Plain gradient descent on the head, with steps for which phase 2 provably converges.
+
+    If every optimizer step sees the whole training set: :math:`\eta = 1 / L_H`, and
+
+    .. math:: L(w_t) - L^* \le \frac{L_H R^2}{2t}, \qquad \text{squared loss: also } (1 - \eta \mu)^{2t} (L(w_0) - L^*).
+
+    Otherwise :math:`\eta_k = \eta_0 (1 + k / 1000)^{-3/4}` with :math:`\eta_0 = 1 / L_B`, L_B the largest curvature that a mini-batch
+    can have: the sum of the steps is infinite, that of their squares finite.
+
+    The gradient is the run's own (averaged over ranks and accumulated batches), before clipping. The step is made before the
+    optimizer's, which finds no gradient and leaves the head alone.
+
+    Args:
+        trainer: of the run.
+        problem: the head's.
+        weights: of the head.
+        data: the training set.
+        memory: of the rule, in the checkpoint: written here once, and then counted on.
+        certificate: of the trunk; its sigma_min gives the linear rate.
+
+    Raises:
+        ValueError: the loss has no Lipschitz gradient that is known.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        problem: HeadProblem,
+        weights: HeadWeights,
+        data: TrainingSet,
+        memory: dict[str, Any],
+        certificate: RankCertificate | None,
+    ) -> None:
+        self._problem, self._weights, self._memory = problem, weights, memory
+        self._expected: list[Tensor] | None = None
+        if not memory:
+            memory |= data.ranks.gather(lambda: self._plan(trainer, data, certificate))[0]
+        self._comparators = [Comparator(*pair) for pair in memory["comparators"]]
+
+    def _plan(self, trainer: pl.Trainer, data: TrainingSet, certificate: RankCertificate | None) -> dict[str, Any]:
+        problem, start = self._problem, self._weights.read(self._problem)
+        curvature = head_curvature(problem)
+        whole = data.steps_are_whole(trainer.accumulate_grad_batches)
+        first = curvature.step if whole else 1 / batch_curvature(problem, data.smallest_batch, curvature)
+        plan: dict[str, Any] = {"rule": "certified", "whole": whole, "first": first, "taken": 0, "comparators": []}
+        if not whole or problem.infimum is None:
+            return plan
+        plan["gap"] = max(problem.value(start).upper - problem.infimum.lower, 0.0)
+        try:
+            found = comparators(problem, start)
+        except (ArithmeticError, MemoryError, ValueError) as error:
+            plan["no_bound"] = f"{type(error).__name__}: {error}"
+        else:
+            plan["comparators"] = [[c.excess, c.distance] for c in found]
+        proven = certificate is not None and certificate.verdict == "certified"
+        sigma = certificate.sigma_min if certificate is not None and proven else None
+        if problem.losses.kind == "squared" and sigma is not None:
+            plan["mu"] = curvature.smoothness / problem.samples * sigma.lower**2
+        return plan
+
+    @property
+    def step_size(self) -> float:
+        """eta of the next step."""
+        first: float = self._memory["first"]
+        return first if self._memory["whole"] else PowerSchedule(first)(self._memory["taken"])
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """w <- w - eta grad L; the optimizer then finds no gradient."""
+        gradients = [parameter.grad for parameter in self._weights.parameters]
+        present = [gradient for gradient in gradients if gradient is not None]
+        # A gradient scaler leaves out the steps whose gradients overflow.
+        if present and all(bool(torch.isfinite(gradient).all()) for gradient in present):
+            eta = self.step_size
+            for parameter, gradient in zip(self._weights.parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.add_(gradient.to(parameter.dtype), alpha=-eta)
+            self._memory["taken"] += 1
+        for parameter in self._weights.parameters:
+            parameter.grad = None
+        if self._memory["taken"] <= 2:
+            self._expected = [parameter.detach().clone() for parameter in self._weights.parameters]
+
+    def after_step(self) -> str | None:
+        """Whether the optimizer left the head alone; looked at in the first steps."""
+        expected, self._expected = self._expected, None
+        if expected is None or all(torch.equal(a, b) for a, b in zip(expected, self._weights.parameters, strict=True)):
+            return None
+        return "the optimizer of the run moves the head although it has no gradient, so the certified steps are not the only ones"
+
+    def measure(self) -> dict[str, float]:
+        """Loss, gap, the proven bound of the gap, and the step size: one pass over the features."""
+        value, infimum = self._problem.value(self._weights.read(self._problem)), self._problem.infimum
+        found = {"loss": value.value, "step_size": self.step_size}
+        if infimum is not None:
+            found["gap"] = value.value - infimum.value
+        bound = self.bound()
+        return found if bound is None else found | {"bound": bound}
+
+    def bound(self) -> float | None:
+        """L(w_t) - L*, at most, after the steps that were taken; None: nothing is proven, as for mini-batches."""
+        taken, eta = self._memory["taken"], self._memory["first"]
+        known = []
+        if "gap" in self._memory:
+            known.append(self._memory["gap"])  # the loss never rises
+        if self._comparators:
+            known.append(gradient_descent_bound(self._comparators, eta, taken))
+        if "mu" in self._memory:
+            known.append(linear_bound(self._memory["gap"], eta, self._memory["mu"], taken))
+        finite = [bound for bound in known if math.isfinite(bound)]
+        return min(finite) if finite else None

@@ -1,0 +1,175 @@
+"""Phase 2 of a guarded run: the trunk held still, its features cached, the head moved by its rule, the loss measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_conv.anatomy import Head
+from lightning_conv.callbacks._logging import log_text
+from lightning_conv.callbacks.batch import take_inputs
+from lightning_conv.callbacks.guard.caveats import ROUNDED
+from lightning_conv.callbacks.guard.feature_cache import FeatureCache
+from lightning_conv.callbacks.guard.head_steps import (
+    CertifiedSteps,
+    HeadSteps,
+    HeadWeights,
+    OptimizerSteps,
+    head_problem,
+)
+from lightning_conv.callbacks.guard.settings import GuardSettings
+from lightning_conv.callbacks.guard.state import GuardState
+from lightning_conv.callbacks.guard.training_loss import TrainingLoss
+from lightning_conv.callbacks.guard.training_set import TrainingSet
+from lightning_conv.callbacks.guard.trunk import FrozenTrunk
+from lightning_conv.evaluation import StatelessModule, undisturbed
+
+AGREEMENT = 1e-3
+"""Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run."""
+
+
+class PhaseTwo:
+    """What the hooks do in phase 2.
+
+    Args:
+        trainer: of the run.
+        pl_module: of the run.
+        network: that takes the inputs.
+        head: of the network.
+        data: the training set.
+        loss: on it.
+        settings: of the guard.
+        state: its memory.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        network: nn.Module,
+        head: Head,
+        data: TrainingSet,
+        loss: TrainingLoss,
+        settings: GuardSettings,
+        state: GuardState,
+    ) -> None:
+        self._trainer, self._module, self._network, self._head = trainer, pl_module, network, head
+        self._data, self._loss, self._settings, self._state = data, loss, settings, state
+        self.trunk = FrozenTrunk(pl_module, head, data.ranks)
+        self._cache: FeatureCache | None = None
+        self._steps: HeadSteps = OptimizerSteps(network, loss, data)
+        self._compared, self._expected = loss.loss_fn is None, math.nan
+
+    def begin(self) -> None:
+        """Freeze, and set up the rule of the head; at the switch, and when a run resumes in phase 2."""
+        self.trunk.freeze()
+        if self._settings.cache_features:
+            try:
+                self._cache = FeatureCache(self._trainer, self._module, self._network, self._head, self._data)
+            except Exception as error:  # without it the run is the same, only slower
+                self._drop_cache(str(error))
+        if self._settings.step_rule == "base" or self._state.steps.get("rule") == "base":
+            return
+        try:
+            self._set_up_rule()
+        except Exception as error:  # the run goes on by its own optimizer
+            self._state.steps = {"rule": "base"}
+            self.limit(f"step_rule={self._settings.step_rule!r} could not be set up ({type(error).__name__}: {error})")
+
+    def _set_up_rule(self) -> None:
+        problem = head_problem(self._network, self._head, self._data, self._loss)
+        weights, memory, state = HeadWeights(self._head), self._state.steps, self._state
+        self._steps = CertifiedSteps(self._trainer, problem, weights, self._data, memory, state.certificate)
+
+    def before_batch(self, batch: Any) -> None:
+        """Nothing is in train mode; before the first batch its loss is computed by ``loss_fn``."""
+        self.trunk.keep_still()
+        if self._compared:
+            return
+        inputs = take_inputs(batch, self._settings.input_fn)
+        try:
+            with undisturbed(self._network), torch.no_grad():
+                module = StatelessModule(self._network)
+                outputs = module.call({}, module.convert(inputs))
+            assert isinstance(outputs, torch.Tensor)
+            self._expected = self._loss.of(outputs.double().cpu(), self._loss.targets_of(batch).cpu())["loss"]
+        except Exception:  # the loss of the training set cannot be measured either, which is said there
+            self._expected = math.nan
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """The gradients are there."""
+        self._steps.before_step(optimizer)
+
+    def after_batch(self, loss: torch.Tensor | None) -> None:
+        """Check what was done.
+
+        Args:
+            loss: of the training step.
+        """
+        if (said := self._steps.after_step()) is not None:
+            self.limit(said)
+        if self._cache is not None and (why := self._cache.give_up()) is not None:
+            self._drop_cache(why)
+        if not self._compared:
+            self._compared = True
+            self._compare(math.nan if loss is None else float(loss))
+
+    def _compare(self, stepped: float) -> None:
+        allowed = (0.1 if str(self._trainer.precision) in ROUNDED else AGREEMENT) * max(abs(self._expected), 1e-3)
+        apart = abs(stepped - self._expected) > allowed  # not so if one of them is not known
+        if any(self._data.ranks.gather(lambda: apart)):
+            self.limit(
+                f"the training step minimises something else than the mean of {self._loss.name} ({stepped:.6g} instead of "
+                f"{self._expected:.6g} on the first batch of phase 2)"
+            )
+
+    def limit(self, caveat: str) -> None:
+        """Take in a caveat that shows in the run."""
+        state = self._state
+        if caveat in state.caveats:
+            return
+        state.caveats.append(caveat)
+        state.judge()
+        state.reason = f"{state.reason}; {caveat}"
+        rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {caveat}")
+        log_text(self._trainer, "guard/reason", state.reason, self._trainer.global_step)
+
+    def measure(self) -> None:
+        """Add loss, gap and bound to the history."""
+        step = self._trainer.global_step
+        try:
+            measured = self._steps.measure()
+        except Exception as error:  # a figure for the log must not end a training run
+            rank_zero_warn(f"ExpressivityGuard: no training loss at step {step}: {error}")
+            return
+        if measured := self._data.ranks.broadcast(measured):
+            place = {"step": float(step), "epoch": float(self._trainer.current_epoch)}
+            self._state.history.append(place | measured)
+
+    def warn_if_moved(self) -> None:
+        """Compare the trunk with what it was at the switch."""
+        state = self._state
+        if moved := self.trunk.moved_since(state.fingerprints):
+            state.verdict = "undecided"
+            state.reason = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee is void"
+            rank_zero_warn(f"ExpressivityGuard: {state.reason}")
+            log_text(self._trainer, "guard/reason", state.reason, self._trainer.global_step)
+
+    def _drop_cache(self, why: str) -> None:
+        if self._cache is not None:
+            self._cache.release()
+        self._cache = None
+        rank_zero_warn(f"ExpressivityGuard: cache_features: phase 2 goes on without cached features: {why}")
+
+    def release(self) -> None:
+        """Hand the module back as it was."""
+        if self._cache is not None:
+            self._cache.release()
+        self._cache = None
+        self.trunk.release()

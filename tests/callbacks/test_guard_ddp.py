@@ -1,0 +1,213 @@
+"""Two processes follow the two-phase rule as one does: same decisions, same weights, a still trunk, a resume in both phases."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.callbacks.guard.support import require_supported
+
+COMMON = """
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_conv.callbacks import ExpressivityGuard
+
+torch.set_num_threads(1)
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(8, 12), nn.Softplus(10), nn.Linear(12, 40), nn.Softplus(10))
+        self.classifier = nn.Linear(40, 3)
+        self.loss_fn = nn.CrossEntropyLoss()
+
+    def forward(self, x):
+        return self.classifier(self.trunk(x))
+
+    def training_step(self, batch, batch_idx):
+        return self.loss_fn(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def data():
+    generator = torch.Generator().manual_seed(5)
+    return TensorDataset(torch.randn(24, 8, generator=generator), torch.randint(0, 3, (24,), generator=generator))
+
+
+def network():
+    pl.seed_everything(0, verbose=False)
+    return Net()
+
+
+OPTIONS = dict(max_epochs=6, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+"""
+
+SCRIPT = (
+    COMMON
+    + '''
+import sys
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+FOLDER, PART = sys.argv[1], sys.argv[2]
+
+
+class Watch(pl.Callback):
+    """The trunk's bits and gradients in phase 2, and whether the reducer waits for the head alone."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        guard = next(c for c in trainer.callbacks if isinstance(c, ExpressivityGuard))
+        if guard.phase == 2:
+            self.seen.append({k: v.clone() for k, v in pl_module.trunk.state_dict().items()})
+            waited_for = [p for p in trainer.strategy.model.parameters() if p.requires_grad]
+            assert len(waited_for) == 2, len(waited_for)
+            assert all(p.grad is None for p in pl_module.trunk.parameters())
+
+
+def run(name, guard, ckpt=None, batch_norm=False, **options):
+    samples = data()
+    watch, module = Watch(), network()
+    if batch_norm:
+        module.trunk.insert(1, nn.BatchNorm1d(12))
+    save = ModelCheckpoint(dirpath=f"{FOLDER}/{name}", save_top_k=-1, filename="{step}", save_on_train_epoch_end=True)
+    trainer = pl.Trainer(callbacks=[guard, watch, save], devices=2, strategy="ddp", **(OPTIONS | options))
+    trainer.fit(module, DataLoader(samples, batch_size=6, shuffle=True), ckpt_path=ckpt)  # DistributedSampler, seed 0
+    assert all(torch.equal(v, later[k]) for later in watch.seen for k, v in watch.seen[0].items())
+    found = {
+        "weights": module.state_dict(), "history": guard.history, "phase": guard.phase, "reason": guard.reason,
+        "verdict": guard.verdict, "sigma_min": guard.certificate.sigma_min.value, "norm": guard.perturbation.norm,
+    }
+    torch.save(found, f"{FOLDER}/{name}.{trainer.global_rank}.pt")
+    assert all(p.requires_grad for p in module.parameters())
+    return trainer
+'''
+)
+
+PARTS = {
+    "step": """
+run("whole", ExpressivityGuard(switch_at=5))
+run("from_1", ExpressivityGuard(switch_at=5), ckpt=f"{FOLDER}/whole/step=4.ckpt")
+run("from_2", ExpressivityGuard(switch_at=5), ckpt=f"{FOLDER}/whole/step=8.ckpt")
+""",
+    "auto": """
+auto = dict(switch_at="auto", plateau_threshold=0.5, plateau_patience=1, plateau_window=2, cache_features=True)
+run("auto", ExpressivityGuard(**auto))
+run("auto_from", ExpressivityGuard(**auto), ckpt=f"{FOLDER}/auto/step=2.ckpt")
+run("normed", ExpressivityGuard(switch_at=5), batch_norm=True)
+""",
+}
+
+
+class Globally(Sampler):
+    """The samples of both ranks, batch after batch."""
+
+    def __init__(self, samples):
+        self.parts = [DistributedSampler(samples, 2, rank, seed=0) for rank in range(2)]
+
+    def __len__(self):
+        return 24
+
+    def set_epoch(self, epoch):
+        for part in self.parts:
+            part.set_epoch(epoch)
+
+    def __iter__(self):
+        first, second = (list(part) for part in self.parts)
+        for start in range(0, 12, 6):
+            yield from first[start : start + 6]
+            yield from second[start : start + 6]
+
+
+def two_processes(folder, part):
+    script = folder / f"{part}.py"
+    script.write_text(SCRIPT + PARTS[part])
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), part], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    def found(name):
+        return [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return found
+
+
+def one_process(guard):
+    scope = {}
+    exec(COMMON, scope)
+    samples, module = scope["data"](), scope["network"]()
+    trainer = pl.Trainer(callbacks=[guard], devices=1, enable_checkpointing=False, **scope["OPTIONS"])
+    trainer.fit(module, DataLoader(samples, batch_size=12, sampler=Globally(samples)))
+    return module.state_dict(), guard
+
+
+def same(a, b):
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_resume_in_both_phases(tmp_path):
+    found = two_processes(tmp_path, "step")
+    whole = found("whole")
+    expected, guard = one_process(ExpressivityGuard(switch_at=5))
+    assert whole[0]["phase"] == whole[1]["phase"] == guard.phase == 2
+    assert same(whole[0]["weights"], whole[1]["weights"])
+    for name, value in expected.items():
+        assert torch.allclose(whole[0]["weights"][name], value, rtol=0, atol=1e-6), name
+    assert whole[0]["norm"] == whole[1]["norm"] == pytest.approx(guard.perturbation.norm, rel=1e-6)
+    assert whole[0]["sigma_min"] == pytest.approx(guard.certificate.sigma_min.value, rel=1e-3)
+    assert whole[0]["history"] == whole[1]["history"]
+    assert [entry["loss"] for entry in whole[0]["history"]] == pytest.approx(
+        [entry["loss"] for entry in guard.history], abs=1e-6
+    )
+    assert (whole[0]["verdict"], whole[1]["verdict"]) == ("certified", "certified")
+    for start in ("from_1", "from_2"):
+        for resumed, uninterrupted in zip(found(start), whole, strict=True):
+            assert same(resumed["weights"], uninterrupted["weights"]), start
+            assert resumed["history"] == uninterrupted["history"]
+
+
+def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resume(tmp_path):
+    found = two_processes(tmp_path, "auto")
+    auto, resumed, normed = found("auto"), found("auto_from"), found("normed")
+    assert auto[0]["reason"] == auto[1]["reason"]
+    assert auto[0]["phase"] == 2
+    assert same(auto[0]["weights"], auto[1]["weights"])
+    assert same(auto[0]["weights"], resumed[1]["weights"])
+    assert auto[0]["history"] == resumed[0]["history"]
+    expected, guard = one_process(
+        ExpressivityGuard(switch_at="auto", plateau_threshold=0.5, plateau_patience=1, plateau_window=2)
+    )
+    assert guard.history[0]["step"] == auto[0]["history"][0]["step"]
+    for name, value in expected.items():
+        assert torch.allclose(auto[0]["weights"][name], value, rtol=0, atol=1e-6), name
+    # The BatchNorm statistics of the ranks differ until they agree on one set, which is then certified.
+    assert same(normed[0]["weights"], normed[1]["weights"])
+    assert normed[0]["verdict"] == "certified"
+
+
+class Sharded(DDPStrategy):
+    """As DeepSpeed's and XLA's, which derive from it, too."""
+
+
+def test_other_strategies_are_refused_with_what_to_do(make_trainer, make_module):
+    with pytest.raises(MisconfigurationException, match=r'Sharded on 2 devices.*strategy="ddp"'):
+        require_supported(make_trainer(strategy=Sharded(), devices=2), make_module())
+    averaging = DDPStrategy(model_averaging_period=2)
+    with pytest.raises(MisconfigurationException, match="model_averaging_period"):
+        require_supported(make_trainer(strategy=averaging, devices=2), make_module())
+    require_supported(make_trainer(strategy="ddp", devices=2), make_module())
