@@ -34,7 +34,6 @@ class ExpressivityGuard(pl.Callback):
     all weights. The trunk is then bit for bit constant - no gradients, the whole module in eval mode - and is not
     back-propagated through. What limits the argument in a run (random inputs, weight decay on the head, samples left out)
     is warned of and written into the reason. Afterwards, also after an error, the module is trainable again.
-
     Runs on a single device and under ``strategy="ddp"``; docs/guard.md has every setting and what is refused.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
@@ -47,6 +46,7 @@ class ExpressivityGuard(pl.Callback):
       epoch
     - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum
     - ``guard/step_size``, ``guard/bound``: of ``step_rule="certified"``: the step, and what the gap provably is at most
+    - ``guard/best_loss``: what a head that is too narrow can come down to on this trunk
     - text ``guard/reason`` (TensorBoard): what was decided and why
 
     Args:
@@ -55,7 +55,8 @@ class ExpressivityGuard(pl.Callback):
         method: of the certificate, see ``certify_expressivity``. ``"alignment"`` trains a head that is too narrow to its own
             infimum and says how far from the targets that must stay.
         step_rule: what moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
-            size that the proof allows, in place of the optimizer's, for the head only.
+            size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: its convex problem is solved at
+            the switch, and the run ends.
         head: dotted name of the last linear layer; None: it is found.
         noise_scale: standard deviation of the noise, relative to each tensor's root mean square.
         on_undecided: if the condition is not certified: ``"warn"``: take the noise back, warn, and go on training
@@ -68,6 +69,7 @@ class ExpressivityGuard(pl.Callback):
         plateau_patience: ``"auto"``: windows without one.
         plateau_window: ``"auto"``: batches in a window; None: an epoch.
         latest_switch: ``"auto"``: share of the run after which the switch is tried for the last time.
+        tol: gap to which ``step_rule="solve"`` solves.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
             LightningModule.
         infimum: of the mean loss over all outputs, or a function of the targets that gives it for each sample; None: that of torch's
@@ -109,6 +111,7 @@ class ExpressivityGuard(pl.Callback):
         plateau_patience: int = 3,
         plateau_window: int | None = None,
         latest_switch: float = 0.9,
+        tol: float = 1e-6,
     ) -> None:
         self.settings = GuardSettings(
             switch_at=switch_at,
@@ -123,6 +126,7 @@ class ExpressivityGuard(pl.Callback):
             plateau_patience=plateau_patience,
             plateau_window=plateau_window,
             latest_switch=latest_switch,
+            tol=tol,
             loss_fn=loss_fn,
             infimum=infimum,
             input_fn=input_fn,

@@ -24,6 +24,7 @@ from lightning_conv.callbacks.guard.head_steps import (
     head_problem,
 )
 from lightning_conv.callbacks.guard.settings import GuardSettings
+from lightning_conv.callbacks.guard.solved_head import SolvedHead, solved
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
@@ -85,7 +86,29 @@ class PhaseTwo:
     def _set_up_rule(self) -> None:
         problem = head_problem(self._network, self._head, self._data, self._loss)
         weights, memory, state = HeadWeights(self._head), self._state.steps, self._state
-        self._steps = CertifiedSteps(self._trainer, problem, weights, self._data, memory, state.certificate)
+        if self._settings.step_rule == "certified":
+            self._steps = CertifiedSteps(self._trainer, problem, weights, self._data, memory, state.certificate)
+            return
+        fresh = not memory
+        self._steps = found = SolvedHead(problem, weights, self._data.ranks, memory, self._settings.tol)
+        if fresh:
+            state.reason = f"{state.reason}; {found.reason}"
+        self._trainer.should_stop = True
+
+    def note_best_loss(self) -> None:
+        """Of a head that does not reach the targets: what its own problem can come down to, on this trunk."""
+        if self._settings.step_rule == "solve" or self._loss.loss_fn is None or not self._head.last:
+            return
+        try:
+            problem = head_problem(self._network, self._head, self._data, self._loss)
+            found = self._data.ranks.gather(lambda: solved(problem, HeadWeights(self._head), self._settings.tol))[0]
+        except Exception as error:  # a figure for the log
+            self._state.reason += f"; the best loss of this trunk is not known ({type(error).__name__}: {error})"
+            return
+        self._state.best_loss = found.loss.value
+        below = found.head_infimum.lower if found.head_infimum is not None else None
+        least = "" if below is None else f"at least {below:.6g} and "
+        self._state.reason += f"; the best loss of this trunk is {least}at most {found.loss.upper:.6g}"
 
     def before_batch(self, batch: Any) -> None:
         """Nothing is in train mode; before the first batch its loss is computed by ``loss_fn``."""

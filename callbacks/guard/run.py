@@ -206,6 +206,8 @@ class GuardedRun:
         forget_directions(self._trainer.optimizers[0])
         state.fingerprints = self._trunk.fingerprints()
         self._phase_two.begin()
+        if not state.certified and state.certificate is not None and state.certificate.method == "alignment":
+            self._phase_two.note_best_loss()
         rank_zero_info(f"ExpressivityGuard: {state.reason}")
         log_text(self._trainer, "guard/reason", state.report(self.head_name), step)
         self._phase_two.measure()

@@ -16,7 +16,7 @@ from lightning_conv.callbacks.probe import ForwardFn
 from lightning_conv.expressivity import Method
 
 OnUndecided: TypeAlias = Literal["warn", "raise", "continue"]
-StepRule: TypeAlias = Literal["base", "certified"]
+StepRule: TypeAlias = Literal["base", "certified", "solve"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class GuardSettings:
     plateau_patience: int
     plateau_window: int | None
     latest_switch: float
+    tol: float
     loss_fn: LossFn | None
     infimum: float | Callable[[Tensor], Tensor] | None
     input_fn: InputFn | None
@@ -56,7 +57,7 @@ class GuardSettings:
         for name, kind in (("method", Method), ("step_rule", StepRule), ("on_undecided", OnUndecided)):
             if getattr(self, name) not in get_args(kind):
                 self._refuse(name, f"one of {', '.join(get_args(kind))}")
-        for name in ("noise_scale", "plateau_threshold"):
+        for name in ("noise_scale", "plateau_threshold", "tol"):
             if not 0 < getattr(self, name) < math.inf:
                 self._refuse(name, "a positive number, such as 1e-3")
         if self.plateau_patience < 1:
