@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -23,34 +21,21 @@ from lightning_conv.callbacks.certificates import (
     kernel_criteria,
     separation_criteria,
 )
-from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
 from lightning_conv.callbacks.hypotheses import Breach, breached, find_breaches
 from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
-from lightning_conv.callbacks.loss import LossFn, find_loss
-from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
+from lightning_conv.callbacks.loss import LossFn
+from lightning_conv.callbacks.observer import Observer, find_clipping
+from lightning_conv.callbacks.plain_descent import NotPlainError
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
-from lightning_conv.evaluation import sample_count
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.loss_gradient import SampleLoss, inner, norm
-from lightning_conv.losses import loss_facts
 from lightning_conv.plots import plot_observations
 from lightning_conv.report import EXPLANATION, criteria_table, verdict_counts
 from lightning_conv.spectrum import Spectrum, kernel_spectrum
-from lightning_conv.theory.allen_zhu.semi_smoothness import step_size as largest_spectral_norm
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.loss_scale import loss_scale
-from lightning_conv.theory.observation import NOISE, Observation, observed_metrics
-
-
-@dataclass
-class Pending:
-    """An observation that waits for the step after it."""
-
-    weights: dict[str, Tensor]  # a copy of w_t
-    gradient: dict[str, Tensor]
-    rate: float = math.nan  # of the step, noted just before it
+from lightning_conv.theory.observation import Observation, observed_metrics
 
 
 class ConvergenceCriteria(KernelMonitor):
@@ -128,31 +113,29 @@ class ConvergenceCriteria(KernelMonitor):
     def _clear(self) -> None:
         self.criteria: list[Criterion] = []
         """The verdicts of the last measurement."""
-        self.history: list[Observation] = []
-        """What was measured, in order."""
         self.breaches: list[Breach] = []
         """Hypotheses that do not hold in this run."""
-        self._start: dict[str, Tensor] = {}
+        self._observer = Observer(self.loss_fn, spectral="allen_zhu" in self._papers)
         self._reference: tuple[KernelGram, Spectrum] | None = None
         self._least_lambda = math.inf
-        self._path: Tensor | float = 0.0
-        self._path_known = True
-        self._fixed: list[Breach] | None = None
-        self._separation: list[Criterion] = []
-        self._pending: Pending | None = None
-        self._resume_pending = False
-        self._descent: PlainDescent | None = None
-        self._said: list[tuple[str, Verdict]] = []
-        self._seen: tuple[KernelGram, Spectrum] | None = None
-        self._expressivity: list[Criterion] = []
-        self._certified: list[Criterion] = []
-        self._infimum = 0.0
+        self._fixed: list[Breach] | None = None  # what does not change during the run
+        self._gram: KernelGram | None = None
+        self._of_start: list[Criterion] = []
+        self._of_data: list[Criterion] = []
         self._of_kernel: list[Criterion] = []
+        self._of_features: list[Criterion] = []
+        self._said: list[tuple[str, Verdict]] = []
+        self._waited = False  # when the checkpoint was written
 
     @override
     def forget(self) -> None:
         super().forget()
         self._clear()
+
+    @property
+    def history(self) -> list[Observation]:
+        """What was measured, in order."""
+        return self._observer.history
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -161,293 +144,162 @@ class ConvergenceCriteria(KernelMonitor):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._descent, self._fixed, self._pending = None, None, None
+        self._fixed = None
+        self._observer.begin()
         super().on_train_start(trainer, pl_module)
-        at_rest = self.history and self.history[-1].step == trainer.global_step
-        if self._resume_pending and at_rest and self._kernel is not None and self._pending is None:
+        at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
+        if self._waited and at_rest and self._kernel is not None and self._observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
             try:
-                self._seen = self._kernel.at(trainer.global_step, pl_module)
-                self._note_fixed(trainer, pl_module)
-                self._note_weights(pl_module, self._seen[0])
-                self._await_step(pl_module, self._gradient(pl_module)[1])
+                self._note_weights(trainer, pl_module, self._kernel.at(trainer.global_step, pl_module)[0])
+                self._observer.wait(pl_module, self._kernel)
             except Exception as error:
                 rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
-        self._resume_pending = False
+        self._waited = False
 
     @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._kernel is None:
-            return
-        try:
-            rate = self._rate(trainer)
-            if self._pending is not None:
-                self._pending.rate = rate
-            if self._path_known and (gradients := self._gradients(trainer, optimizer)):
-                length = rate * total_norm(gradients)
-                self._path = self._path + (length if length.device.type == "mps" else length.double())
-        except NotPlainError:
-            self._path_known = False
+        if self._kernel is not None:
+            self._observer.note_step(trainer, self._kernel, optimizer, self)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._pending is not None and self.history and trainer.global_step > self.history[-1].step:
+        waits = self._observer.pending is not None and trainer.global_step > self.history[-1].step
+        if waits and self._kernel is not None:
+            step = self.history[-1].step
             try:
-                self._observe_step(trainer, pl_module)
+                if self._observer.observe_step(trainer, self._kernel):
+                    before, self._metrics = self._metrics, self._judged(trainer, step)
+                    log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
             except Exception as error:
-                rank_zero_warn(
-                    f"{type(self).__name__}: the step after step {self.history[-1].step} is not observed: {error}"
-                )
-            self._pending = None
+                rank_zero_warn(f"{type(self).__name__}: the step after step {step} is not observed: {error}")
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
-        pl_module = trainer.lightning_module
         if self._reference is None:
             self._reference = gram, spectrum
         self._least_lambda = min(self._least_lambda, max(spectrum.lambda_min.lower, 0.0))
-        self._seen = gram, spectrum
-        self._note_fixed(trainer, pl_module)
-        self._note_weights(pl_module, gram)
-        # Before the first step nothing has shown yet whether the steps are plain ones.
-        self._path_known &= not any(each.hypothesis == "descent" for each in self._of_optimizer(trainer))
-        parameters = self._parameters(pl_module)
-        if not self._start:
-            self._certify_start(trainer, pl_module, gram)
-            self._start = {name: value.detach().clone() for name, value in parameters.items()}
-        moved = {name: value.detach() - self._start[name].to(value) for name, value in parameters.items()}
-        self._pending = None
-        if (found := self._loss_and_gradient(pl_module)) is not None:
-            loss, gradient = found
-            self.history.append(self._observation(trainer, step, loss, norm(gradient), norm(moved)))
-            self._await_step(pl_module, gradient)
-        else:
-            self.history.append(self._observation(trainer, step, math.nan, math.nan, norm(moved)))
-        self._judge(trainer, pl_module, step)
-        return self._scalars()
+        self._note_weights(trainer, trainer.lightning_module, gram)
+        if not self._observer.started:
+            self._certify_start(trainer, gram)
+        known = not any(each.hypothesis == "known loss" for each in self._fixed or [])
+        try:
+            self._observer.observe(trainer, self._kernel, step, with_loss=known)
+        except Exception as error:
+            if not known or self._observer.measured_loss:
+                raise
+            why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
+            self._fixed = [*(self._fixed or []), Breach("known loss", why)]
+            self._observer.observe(trainer, self._kernel, step, with_loss=False)
+        return self._judged(trainer, step)
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
             log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
 
-    def _observation(self, trainer: pl.Trainer, step: int, loss: float, slope: float, distance: float) -> Observation:
-        float64 = next(trainer.lightning_module.parameters()).dtype == torch.float64
-        return Observation(
-            step=step,
-            loss=loss,
-            gradient_norm=slope,
-            distance=distance,
-            path_length=float(self._path) if self._path_known else math.nan,
-            noise=1e-14 if float64 else NOISE / 10,
-        )
-
-    def _observe_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._pending is not None
-        seen, pending = self.history[-1], self._pending
-        if trainer.global_step != seen.step + 1:
-            return
-        parameters = self._parameters(pl_module)
-        moved = {name: parameters[name].detach() - before for name, before in pending.weights.items()}
-        self.history[-1] = replace(
-            seen,
-            next_loss=self._sample_loss(pl_module).value() - self._infimum,
-            linear=inner(pending.gradient, moved),
-            moved=norm(moved),
-            spectral=largest_spectral_norm(moved) if "allen_zhu" in self._papers else math.nan,
-            step_size=pending.rate * self._clip_factor(trainer),
-        )
-        before = self._metrics
-        self._judge(trainer, pl_module, seen.step)
-        self._metrics = self._scalars()
-        fresh = {name: value for name, value in self._metrics.items() if before.get(name) != value}
-        log_metrics(trainer, fresh, seen.step)
-
-    def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+    def _judged(self, trainer: pl.Trainer, step: int) -> dict[str, float]:
+        """Judge what was observed at ``step``, say it if a verdict has changed, and return the scalars."""
         assert self._reference is not None
-        assert self._seen is not None
+        assert self._gram is not None
         assert self._kernel is not None
-        assert self._fixed is not None
-        targets, gram = self._kernel.targets, self._seen[0]
-        self.breaches = [*self._fixed, *self._of_optimizer(trainer)]
+        gram, loss_fn = self._gram, self._observer.loss(trainer.lightning_module)
+        self.breaches = [*(self._fixed or []), *self._of_optimizer(trainer)]
         evidence = Evidence(
             history=self.history,
             gram=gram,
             first_spectrum=self._reference[1],
             kernel=self._of_kernel,
             least_lambda=self._least_lambda,
-            scale=None if targets is None else loss_scale(self._loss(pl_module), gram.n_samples, gram.n_outputs),
+            scale=None if self._kernel.targets is None else loss_scale(loss_fn, gram.n_samples, gram.n_outputs),
             whole_set=not any(each.hypothesis == "whole set" for each in self.breaches),
-            separation=self._separation,
-            expressivity=self._expressivity,
-            certified=self._certified,
-            clipped=_clipping(trainer) is not None,
+            separation=self._of_data,
+            expressivity=self._of_features,
+            certified=self._of_start,
+            clipped=find_clipping(trainer) is not None,
         )
         self.criteria = judge(self._papers, evidence, self.breaches)
         said = [(each.name, each.verdict) for each in self.criteria]
         if said != self._said:
             counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(self.criteria).items())
-            text = f"Step {step}, on the probe's {gram.n_samples} samples: {counts}.\n\n{criteria_table(self.criteria)}\n\n{EXPLANATION}"
-            log_text(trainer, "theory/criteria", text, step)
+            head = f"Step {step}, on the probe's {gram.n_samples} samples: {counts}."
+            log_text(trainer, "theory/criteria", f"{head}\n\n{criteria_table(self.criteria)}\n\n{EXPLANATION}", step)
             self._said = said
-
-    def _scalars(self) -> dict[str, float]:
         found = {f"theory/{name}": value for name, value in observed_metrics(self.history).items()}
-        found["theory/refuted"] = float(sum(each.verdict == "refuted" for each in self.criteria))
-        return found
+        return found | {"theory/refuted": float(sum(each.verdict == "refuted" for each in self.criteria))}
 
-    def _note_fixed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What holds for the whole run, looked at once."""
-        if self._fixed is not None:
-            return
-        assert self._kernel is not None
-        kernel, network = self._kernel, self.probe.network(pl_module)
-        outputs, targets = kernel.outputs(pl_module), kernel.targets
-        targets = None if targets is None else targets.to(outputs.device)
-        self._fixed = find_breaches(
-            trainer, network, to_device(kernel.inputs, pl_module.device), loss_fn=self._loss(pl_module), outputs=outputs,
-            targets=targets, input_fn=self.probe.input_fn,
-        )  # fmt: skip
-        facts = None if targets is None else loss_facts(self._loss(pl_module), outputs, targets)
-        scale = sample_count(kernel.inputs) if getattr(self._loss(pl_module), "reduction", "mean") == "sum" else 1
-        self._infimum = 0.0 if facts is None else facts.infimum * scale
-        if "allen_zhu" in self._papers:
-            self._separation = separation_criteria(kernel.inputs, kernel.targets)
-
-    def _of_optimizer(self, trainer: pl.Trainer) -> list[Breach]:
-        try:
-            self._rate(trainer)
-        except NotPlainError as error:
-            return [Breach("descent", f"a step is no plain gradient descent: {error}")]
-        if _clipping(trainer) is not None:
-            return [Breach("unclipped", "RegularizedGradientClipping scales the gradients")]
-        return []
-
-    def _rate(self, trainer: pl.Trainer) -> float:
-        assert self._kernel is not None
-        if self._descent is None:
-            self._descent = PlainDescent(self.probe.network(trainer.lightning_module), self._kernel.parameters)
-        return self._descent.rate(trainer, clipped=True)
-
-    @staticmethod
-    def _clip_factor(trainer: pl.Trainer) -> float:
-        """h / eta of the step just taken."""
-        clipping = _clipping(trainer)
-        return 1.0 if clipping is None else clipping.metrics.get("clipping/factor", math.nan)
-
-    def _gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> list[Tensor]:
-        """The gradients of the step, clipped: callbacks run in the trainer's order.
-
-        Raises:
-            NotPlainError: they will be clipped after this one.
-        """
-        clipping, order = _clipping(trainer), trainer.callbacks  # type: ignore[attr-defined]
-        if clipping is not None and order.index(clipping) > order.index(self):
-            raise NotPlainError(
-                "RegularizedGradientClipping stands behind ConvergenceCriteria in Trainer(callbacks=[...])"
-            )
-        return gradients_of(optimizer)
-
-    def _loss(self, pl_module: pl.LightningModule) -> LossFn | nn.Module | None:
-        return self.loss_fn if self.loss_fn is not None else find_loss(pl_module)
-
-    def _has_loss(self) -> bool:
-        assert self._fixed is not None
-        return not any(each.hypothesis == "known loss" for each in self._fixed)
-
-    def _sample_loss(self, pl_module: pl.LightningModule) -> SampleLoss:
-        assert self._kernel is not None
-        loss_fn, targets = self._loss(pl_module), self._kernel.targets
-        assert loss_fn is not None
-        assert targets is not None
-        inputs = to_device(self._kernel.inputs, pl_module.device)
-        return SampleLoss(self.probe.network(pl_module), inputs, targets, loss_fn, batch_norm=self.probe.batch_norm)
-
-    def _loss_and_gradient(self, pl_module: pl.LightningModule) -> tuple[float, dict[str, Tensor]] | None:
-        """None where the loss is not known, or turns out at the first measurement not to be one of (outputs, targets)."""
-        if not self._has_loss():
-            return None
-        try:
-            return self._gradient(pl_module)
-        except Exception as error:
-            if self.history:
-                raise
-            assert self._fixed is not None
-            why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
-            self._fixed.append(Breach("known loss", why))
-            return None
-
-    def _gradient(self, pl_module: pl.LightningModule) -> tuple[float, dict[str, Tensor]]:
-        assert self._kernel is not None
-        loss, gradient = self._sample_loss(pl_module).gradient(self._kernel.parameters)
-        return loss - self._infimum, gradient
-
-    def _await_step(self, pl_module: pl.LightningModule, gradient: dict[str, Tensor]) -> None:
-        weights = {name: value.detach().clone() for name, value in self._parameters(pl_module).items()}
-        self._pending = Pending(weights, gradient)
-
-    def _parameters(self, pl_module: pl.LightningModule) -> dict[str, nn.Parameter]:
-        assert self._kernel is not None
-        named = dict(self.probe.network(pl_module).named_parameters())
-        return {name: named[name] for name in self._kernel.parameters}
-
-    def _note_weights(self, pl_module: pl.LightningModule, gram: KernelGram) -> None:
-        """The verdicts of these weights that take eigenvalues, once a measurement."""
+    def _note_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule, gram: KernelGram) -> None:
+        """What takes eigenvalues, once a measurement, and once a run what does not change."""
         assert self._reference is not None
         assert self._kernel is not None
+        kernel, network = self._kernel, self.probe.network(pl_module)
+        inputs, self._gram = to_device(kernel.inputs, pl_module.device), gram
+        if self._fixed is None:
+            outputs, loss_fn = kernel.outputs(pl_module), self._observer.loss(pl_module)
+            targets = None if kernel.targets is None else kernel.targets.to(outputs.device)
+            self._fixed = find_breaches(
+                trainer,
+                network,
+                inputs,
+                loss_fn=loss_fn,
+                outputs=outputs,
+                targets=targets,
+                input_fn=self.probe.input_fn,
+            )
+            self._observer.note_infimum(pl_module, kernel, outputs)
+            if "allen_zhu" in self._papers:
+                self._of_data = separation_criteria(kernel.inputs, kernel.targets)
         if "du" in self._papers:
             self._of_kernel = kernel_criteria(gram, *self._reference)
         if "kawaguchi_sun" in self._papers:
-            network, inputs = self.probe.network(pl_module), to_device(self._kernel.inputs, pl_module.device)
-            self._expressivity = expressivity_criteria(network, inputs, self._kernel.targets)
+            self._of_features = expressivity_criteria(network, inputs, kernel.targets)
 
-    def _certify_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, gram: KernelGram) -> None:
+    def _certify_start(self, trainer: pl.Trainer, gram: KernelGram) -> None:
         """What is proven before the first step, where the theorem covers the run."""
         assert self._kernel is not None
-        scale = loss_scale(self._loss(pl_module), gram.n_samples, gram.n_outputs)
+        scale = loss_scale(self._observer.loss(trainer.lightning_module), gram.n_samples, gram.n_outputs)
         broken = breached([*(self._fixed or []), *self._of_optimizer(trainer)], PAPERS["chatterjee"].asks)
         if "chatterjee" in self._papers and trainer.global_step == 0 and scale is not None and not broken:
-            step, network = scale.step_on_mean(self._rate(trainer)), self.probe.network(pl_module)
-            self._certified = descent_certificate(network, self._kernel.inputs, self._kernel.targets, step)
+            step = scale.step_on_mean(self._observer.rate(trainer, self._kernel))
+            network = self.probe.network(trainer.lightning_module)
+            self._of_start = descent_certificate(network, self._kernel.inputs, self._kernel.targets, step)
+
+    def _of_optimizer(self, trainer: pl.Trainer) -> list[Breach]:
+        assert self._kernel is not None
+        try:
+            self._observer.rate(trainer, self._kernel)
+        except NotPlainError as error:
+            return [Breach("descent", f"a step is no plain gradient descent: {error}")]
+        if find_clipping(trainer) is not None:
+            return [Breach("unclipped", "RegularizedGradientClipping scales the gradients")]
+        return []
 
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        if not self._start:
+        if not self._observer.started:
             return state
-        path = float(self._path)
-        reference = None if self._reference is None else gram_state(self._reference[0])
         return state | {
-            "history": [seen.state() for seen in self.history],
-            "start": {name: value.cpu() for name, value in self._start.items()},
-            "path": path,
-            "path_known": self._path_known,
+            "observer": self._observer.state_dict(),
             "least_lambda": self._least_lambda,
-            "reference": reference,
-            "certified": [asdict(each) for each in self._certified],
-            "pending": self._pending is not None,
+            "reference": None if self._reference is None else gram_state(self._reference[0]),
+            "of_start": [asdict(each) for each in self._of_start],
+            "waits": self._observer.pending is not None,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.history = [Observation.from_state(seen) for seen in state_dict.get("history", [])]
-        self._start = dict(state_dict.get("start", {}))
-        self._path, self._path_known = float(state_dict.get("path", 0.0)), bool(state_dict.get("path_known", True))
+        self._observer.load_state_dict(state_dict.get("observer", {}))
         self._least_lambda = float(state_dict.get("least_lambda", math.inf))
-        self._certified = [Criterion(**each) for each in state_dict.get("certified", [])]
-        self._resume_pending = bool(state_dict.get("pending", False))
+        self._of_start = [Criterion(**each) for each in state_dict.get("of_start", [])]
+        self._waited = bool(state_dict.get("waits", False))
         if state_dict.get("reference") is not None:
             gram = gram_from_state(state_dict["reference"])
             self._reference = gram, kernel_spectrum(gram)
-
-
-def _clipping(trainer: pl.Trainer) -> RegularizedGradientClipping | None:
-    found = [c for c in trainer.callbacks if isinstance(c, RegularizedGradientClipping)]  # type: ignore[attr-defined]
-    return found[0] if found else None

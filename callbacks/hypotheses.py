@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from lightning_conv.analytic import find_kinks
 from lightning_conv.callbacks.batch import InputFn, take_inputs, training_samples, transfer
 from lightning_conv.evaluation import Inputs, input_tensors, sample_count
-from lightning_conv.losses import loss_facts
+from lightning_conv.losses import LossFacts, loss_facts
 
 Hypothesis: TypeAlias = Literal[
     "descent", "unclipped", "full batch", "whole set", "no BatchNorm", "no dropout", "fixed data", "known loss", "squared loss",
@@ -76,6 +76,14 @@ def find_breaches(
     ]
 
 
+def facts_of(loss_fn: object, outputs: Tensor, targets: Tensor) -> LossFacts | None:
+    """``loss_facts``; None too where the targets are not those of the loss, which is found out when it is evaluated."""
+    try:
+        return loss_facts(loss_fn, outputs, targets)
+    except (ValueError, TypeError, RuntimeError, IndexError):
+        return None
+
+
 def _of_loss(loss_fn: object | None, outputs: Tensor, targets: Tensor | None) -> list[Breach]:
     if loss_fn is None:
         why = "no loss module was found on the LightningModule (pass loss_fn=nn.MSELoss() or what the step uses)"
@@ -87,7 +95,7 @@ def _of_loss(loss_fn: object | None, outputs: Tensor, targets: Tensor | None) ->
     found = []
     if type(loss_fn) is not nn.MSELoss:
         found.append(Breach("squared loss", f"the theorem is about the squared loss, and the run's is {name}"))
-    facts = loss_facts(loss_fn, outputs, targets)
+    facts = facts_of(loss_fn, outputs, targets)
     if facts is None:
         found.append(Breach("attained infimum", f"the infimum of {name} on these targets is not known"))
     elif not facts.attained:

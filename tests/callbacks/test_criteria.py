@@ -317,7 +317,7 @@ def test_it_shares_probe_and_kernel_with_the_monitors(monkeypatch, make_trainer,
 
 
 def test_a_measurement_that_fails_is_warned_of_and_the_run_goes_on(monkeypatch, make_trainer, make_module, make_loader):
-    from lightning_conv.callbacks import criteria as module_of_it
+    from lightning_conv.callbacks import observer as module_of_it
 
     original, calls = module_of_it.SampleLoss, []
 
@@ -351,9 +351,12 @@ def test_without_a_loss_the_user_is_told_and_the_rest_is_measured(make_trainer, 
     assert "theory/loss" in trainer.callback_metrics
 
 
-def test_a_loss_that_is_not_one_of_outputs_and_targets_does_not_stop_the_run(make_trainer, make_module, make_loader):
+@pytest.mark.parametrize("wrong", [nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss(weight=torch.ones(3))])
+def test_a_loss_that_is_not_one_of_outputs_and_targets_does_not_stop_the_run(
+    make_trainer, make_module, make_loader, wrong
+):
     module = make_module()
-    module.loss_fn = nn.MSELoss()  # of something else, against ten outputs and class numbers
+    module.loss_fn = wrong  # of something else, against ten outputs and class numbers
     used = nn.CrossEntropyLoss()
     module.training_step = lambda batch, batch_idx: used(module(batch[0]), batch[1])
     criteria = ConvergenceCriteria(every_n_steps=3)

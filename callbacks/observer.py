@@ -1,0 +1,184 @@
+"""``Observer``: the loss of a run on the probe, its gradient, and what the optimizer step after a measurement does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_conv.callbacks.batch import to_device
+from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
+from lightning_conv.callbacks.hypotheses import facts_of
+from lightning_conv.callbacks.loss import LossFn, find_loss
+from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
+from lightning_conv.callbacks.probe_kernel import ProbeKernel
+from lightning_conv.evaluation import sample_count
+from lightning_conv.loss_gradient import SampleLoss, inner, norm
+from lightning_conv.theory.allen_zhu.semi_smoothness import step_size as largest_spectral_norm
+from lightning_conv.theory.observation import NOISE, Observation
+
+FLOAT64_NOISE = 1e-14
+
+
+@dataclass
+class Pending:
+    """An observation that waits for the step after it."""
+
+    weights: dict[str, Tensor]  # a copy of w_t
+    gradient: dict[str, Tensor]
+    rate: float = math.nan  # of the step, noted just before it
+
+
+class Observer:
+    """Follows one run.
+
+    Args:
+        loss_fn: of the training step; None: the one loss module on the LightningModule.
+        spectral: whether to take the spectral norms of the steps.
+    """
+
+    def __init__(self, loss_fn: LossFn | None, *, spectral: bool) -> None:
+        self.history: list[Observation] = []
+        """What was measured, in order."""
+        self.pending: Pending | None = None
+        self._loss_fn, self._spectral = loss_fn, spectral
+        self._start: dict[str, Tensor] = {}
+        self._path: Tensor | float = 0.0
+        self._path_known = True
+        self._infimum = 0.0
+        self._descent: PlainDescent | None = None
+
+    def begin(self) -> None:
+        """Another run begins, or this one goes on: what is known of its optimizer is no longer so."""
+        self._descent, self.pending = None, None
+
+    @property
+    def started(self) -> bool:
+        """Whether the weights of the start are known."""
+        return bool(self._start)
+
+    @property
+    def measured_loss(self) -> bool:
+        """Whether the loss was measured once."""
+        return any(not math.isnan(seen.loss) for seen in self.history)
+
+    def loss(self, pl_module: pl.LightningModule) -> LossFn | nn.Module | None:
+        """The loss of the training step, or None."""
+        return self._loss_fn if self._loss_fn is not None else find_loss(pl_module)
+
+    def note_infimum(self, pl_module: pl.LightningModule, kernel: ProbeKernel, outputs: Tensor) -> None:
+        """Look up the infimum of the loss on the probe; 0 where it is not known."""
+        loss_fn = self.loss(pl_module)
+        facts = None if kernel.targets is None else facts_of(loss_fn, outputs, kernel.targets.to(outputs.device))
+        scale = sample_count(kernel.inputs) if getattr(loss_fn, "reduction", "mean") == "sum" else 1
+        self._infimum = 0.0 if facts is None else facts.infimum * scale
+
+    def rate(self, trainer: pl.Trainer, kernel: ProbeKernel) -> float:
+        """The learning rate of plain descent, before clipping.
+
+        Raises:
+            NotPlainError: a step is something else.
+        """
+        if self._descent is None:
+            self._descent = PlainDescent(kernel.probe.network(trainer.lightning_module), kernel.parameters)
+        return self._descent.rate(trainer, clipped=True)
+
+    def note_step(self, trainer: pl.Trainer, kernel: ProbeKernel, optimizer: Optimizer, callback: pl.Callback) -> None:
+        """Before an optimizer step: its rate, and what it adds to the path, without waiting for the device."""
+        try:
+            rate = self.rate(trainer, kernel)
+            if self.pending is not None:
+                self.pending.rate = rate
+            clipping, order = find_clipping(trainer), trainer.callbacks  # type: ignore[attr-defined]
+            if clipping is not None and order.index(clipping) > order.index(callback):
+                raise NotPlainError("the gradients will be clipped after they were seen here")
+            if self._path_known and (gradients := gradients_of(optimizer)):
+                length = rate * total_norm(gradients)
+                self._path = self._path + (length if length.device.type == "mps" else length.double())
+        except NotPlainError:
+            self._path_known = False
+
+    def observe(self, trainer: pl.Trainer, kernel: ProbeKernel, step: int, *, with_loss: bool) -> None:
+        """Add an observation of the present weights, which waits for its step."""
+        pl_module = trainer.lightning_module
+        try:  # before the first step nothing has shown yet whether the steps are plain ones
+            self.rate(trainer, kernel)
+        except NotPlainError:
+            self._path_known = False
+        parameters = _parameters(pl_module, kernel)
+        if not self._start:
+            self._start = {name: value.detach().clone() for name, value in parameters.items()}
+        moved = {name: value.detach() - self._start[name].to(value) for name, value in parameters.items()}
+        self.pending = None
+        loss, slope = math.nan, math.nan
+        if with_loss:
+            loss, slope = self.wait(pl_module, kernel)
+        exact = next(pl_module.parameters()).dtype == torch.float64
+        path = float(self._path) if self._path_known else math.nan
+        noise = FLOAT64_NOISE if exact else NOISE / 10
+        self.history.append(Observation(step, loss, slope, norm(moved), path, noise=noise))
+
+    def wait(self, pl_module: pl.LightningModule, kernel: ProbeKernel) -> tuple[float, float]:
+        """Measure loss and gradient, keep them and the weights for the step to come; returns the loss and the gradient's norm."""
+        loss, gradient = self._sample_loss(pl_module, kernel).gradient(kernel.parameters)
+        weights = {name: value.detach().clone() for name, value in _parameters(pl_module, kernel).items()}
+        self.pending = Pending(weights, gradient)
+        return loss - self._infimum, norm(gradient)
+
+    def observe_step(self, trainer: pl.Trainer, kernel: ProbeKernel) -> bool:
+        """After the step that the last observation waited for: what it did. False if another one was done meanwhile."""
+        seen, pending, self.pending = self.history[-1], self.pending, None
+        if pending is None or trainer.global_step != seen.step + 1:
+            return False
+        pl_module, clipping = trainer.lightning_module, find_clipping(trainer)
+        parameters = _parameters(pl_module, kernel)
+        moved = {name: parameters[name].detach() - before for name, before in pending.weights.items()}
+        factor = 1.0 if clipping is None else clipping.metrics.get("clipping/factor", math.nan)
+        self.history[-1] = replace(
+            seen,
+            next_loss=self._sample_loss(pl_module, kernel).value() - self._infimum,
+            linear=inner(pending.gradient, moved),
+            moved=norm(moved),
+            spectral=largest_spectral_norm(moved) if self._spectral else math.nan,
+            step_size=pending.rate * factor,
+        )
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types, for a checkpoint."""
+        return {
+            "history": [seen.state() for seen in self.history],
+            "start": {name: value.cpu() for name, value in self._start.items()},
+            "path": float(self._path),
+            "path_known": self._path_known,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.history = [Observation.from_state(seen) for seen in state.get("history", [])]
+        self._start = dict(state.get("start", {}))
+        self._path, self._path_known = float(state.get("path", 0.0)), bool(state.get("path_known", True))
+
+    def _sample_loss(self, pl_module: pl.LightningModule, kernel: ProbeKernel) -> SampleLoss:
+        loss_fn = self.loss(pl_module)
+        assert loss_fn is not None
+        assert kernel.targets is not None
+        inputs, probe = to_device(kernel.inputs, pl_module.device), kernel.probe
+        return SampleLoss(probe.network(pl_module), inputs, kernel.targets, loss_fn, batch_norm=probe.batch_norm)
+
+
+def find_clipping(trainer: pl.Trainer) -> RegularizedGradientClipping | None:
+    """The run's ``RegularizedGradientClipping``, or None."""
+    found = [c for c in trainer.callbacks if isinstance(c, RegularizedGradientClipping)]  # type: ignore[attr-defined]
+    return found[0] if found else None
+
+
+def _parameters(pl_module: pl.LightningModule, kernel: ProbeKernel) -> dict[str, nn.Parameter]:
+    named = dict(kernel.probe.network(pl_module).named_parameters())
+    return {name: named[name] for name in kernel.parameters}
