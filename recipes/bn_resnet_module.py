@@ -3,7 +3,7 @@
 The file is not called `bn_resnet.py`: that name of the package is the function which builds the network.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -45,7 +45,7 @@ class BNResNet(WideClassifier):
         diagnostics: measure the kernel with `KernelStability` and `LambdaMin`.
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
-        switch_at: when the guard switches: a share of the run (float) or a step (int).
+        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
         in_channels: channels of the images; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """
@@ -67,7 +67,7 @@ class BNResNet(WideClassifier):
         diagnostics: bool = True,
         measure_every: int | None = None,
         probe_size: int = 32,
-        switch_at: int | float = 0.6,
+        switch_at: int | float | Literal["auto"] = 0.6,
         in_channels: int | None = None,
         num_classes: int | None = None,
     ) -> None:

@@ -5,6 +5,7 @@ The file is not called `wide_fc.py`: that name of the package is the function wh
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 from typing_extensions import override
@@ -41,7 +42,7 @@ class WideFC(WideClassifier):
         diagnostics: measure the kernel with `KernelStability` and `LambdaMin`.
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
-        switch_at: when the guard switches: a share of the run (float) or a step (int).
+        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
         in_features: input features m_x after flattening; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """
@@ -61,7 +62,7 @@ class WideFC(WideClassifier):
         diagnostics: bool = True,
         measure_every: int | None = None,
         probe_size: int = 128,
-        switch_at: int | float = 0.6,
+        switch_at: int | float | Literal["auto"] = 0.6,
         in_features: int | None = None,
         num_classes: int | None = None,
     ) -> None:

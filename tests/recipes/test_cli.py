@@ -174,3 +174,9 @@ def test_compare_refuses_a_guard_that_both_runs_would_keep(capsys):
 def test_the_switch_is_a_share_or_a_step(capsys):
     assert main(["fit", "--config", "wide_fc", *QUICK, "--model.switch_at", "4", "--model.diagnostics", "false"]) == 0
     assert lines_with(capsys.readouterr().out, "phase reached", "2 of 2")
+
+
+def test_the_switch_may_be_automatic(capsys):
+    words = ["--model.switch_at", "auto", "--model.diagnostics", "false"]
+    assert main(["fit", "--config", "wide_fc", *QUICK, *words]) == 0
+    assert lines_with(capsys.readouterr().out, "phase reached", "of 2")
