@@ -201,7 +201,7 @@ def distinct(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def singular(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rank n at the weights of the initialisation, the features never held."""
-    for n in options.n or [2000, 5000, 10_000]:
+    for n in options.n or ([2000, 5000, 10_000] if options.data else [1797]):
         x = images(options.data, n)
         network = fully_connected(x, len(x))
         head = find_head(network, x[:2])
@@ -220,7 +220,7 @@ def singular(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def ranks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What ``torch.linalg.matrix_rank`` makes of features whose rank is certified."""
-    for n in options.n or [500, 1000, 2000]:
+    for n in options.n or ([500, 1000, 2000] if options.data else [500, 1000]):
         x = images(options.data, n)
         network = fully_connected(x, len(x))
         head = find_head(network, x[:2])

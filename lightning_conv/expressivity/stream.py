@@ -67,6 +67,7 @@ def stream_gram(
     done: GramDone = (0, 0, 0),
     report: Report,
     save: Callable[[GramDone], None],
+    seen: Callable[[int, Tensor], None] = lambda row, features: None,
 ) -> None:
     r"""Fill ``tiles`` with :math:`G = h h^T + 1 1^T` (without the ones if there is no bias).
 
@@ -81,6 +82,7 @@ def stream_gram(
         done: what ``tiles`` holds already.
         report: told the share that is done.
         save: told what is done, after each tile row.
+        seen: given each tile row of h, with its number, when it is read for the first time.
 
     Raises:
         ValueError: features that are no finite float64 matrix of the announced shape.
@@ -95,6 +97,8 @@ def stream_gram(
         held = [read_rows(source, tiles.rows(j)) for j in range(first, last)]
         for i in range(row, tiles.count):
             mine = held[i - first] if i < last else read_rows(source, tiles.rows(i))
+            if first == 0:
+                seen(i, mine)
             for j in range(first, min(i + 1, last)):
                 _product(mine, held[j - first], bias, tiles[i, j])
             before = first * tiles.count - first * (first - 1) // 2  # tiles in the columns on the left

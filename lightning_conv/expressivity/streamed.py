@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, too_narrow
 from lightning_conv.expressivity.equal import SameInputs, closest_pair
@@ -52,7 +54,8 @@ def certify_streamed(
         feature_error: see ``certify_expressivity``.
         max_memory: bytes (default a quarter of what is free).
         folder: where the matrices and the journal are kept. A run that was killed goes on where it was when it is called
-            with the same features and folder. None: nothing is kept.
+            with the same features and folder: they are read once more to see that they are the same, bit for bit, and if they are
+            not, all is begun anew. None: nothing is kept.
         tile: rows of a tile.
         progress: see ``certify_expressivity``.
         same_inputs: see ``certify_expressivity``.
@@ -75,13 +78,20 @@ def certify_streamed(
     row_seconds = _row_seconds(source)
     plan = plan_stream(samples, width, max_memory=max_memory, folder=path, tile=tile, row_seconds=row_seconds)
     with _place(path, plan) as place, progress_bar(str(plan), plan.seconds, progress) as report:
-        journal = Journal(path, _identity(source, plan, bias))
+        journal = Journal(path, {"samples": samples, "width": width, "tile": plan.tile, "bias": bias})
         gram, factor = (Tiles(samples, plan.tile, place and place / f"{name}.tiles") for name in ("gram", "factor"))
+        if not _are_those_of(journal, source, gram):
+            journal.stages.clear()
+
+        def seen(row: int, features: Tensor) -> None:
+            if path is not None:  # written down by the next ``save``
+                journal.stages.setdefault("rows", {})[str(row)] = _fingerprint(features)
+
         # The share of the Gram matrix, the features included.
         weight = 1 - 2 * samples**3 / 3 / plan.flops * (1 - plan.computed * row_seconds / plan.seconds)
         stream_gram(
             source, gram, bias=bias, panel=plan.panel, done=journal["gram"] or (0, 0, 0), report=part(report, 0, weight),
-            save=lambda done: journal.__setitem__("gram", done),
+            save=lambda done: journal.__setitem__("gram", done), seen=seen,
         )  # fmt: skip
         proof = Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
         proven = proof.run()
@@ -138,12 +148,11 @@ def _row_seconds(source: FeatureRows) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _identity(source: FeatureRows, plan: StreamPlan, bias: bool) -> dict[str, object]:
-    """What the work in a folder belongs to: the shape, the cut, and a few rows of the features themselves."""
-    digest = hashlib.sha256()
-    for row in sorted({0, source.samples // 3, source.samples // 2, source.samples - 1}):
-        digest.update(read_rows(source, slice(row, row + 1)).contiguous().numpy().tobytes())
-    return {
-        "samples": source.samples, "width": source.width, "tile": plan.tile, "bias": bias,
-        "features": digest.hexdigest(),
-    }  # fmt: skip
+def _are_those_of(journal: Journal, source: FeatureRows, gram: Tiles) -> bool:
+    """Whether the features are bit for bit those that the noted work was done on: one changed sample makes another matrix."""
+    noted = journal["rows"] or {}
+    return all(_fingerprint(read_rows(source, gram.rows(int(row)))) == known for row, known in noted.items())
+
+
+def _fingerprint(features: Tensor) -> str:
+    return hashlib.sha256(features.reshape(-1).numpy().data).hexdigest()

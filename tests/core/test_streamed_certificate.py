@@ -330,6 +330,18 @@ def test_a_disk_without_room_is_said_before_anything_is_computed(tmp_path, monke
 
 # --- after a kill ---------------------------------------------------------------------------------------------------
 
+
+def test_one_changed_sample_begins_a_folder_anew(tmp_path):
+    features = rand(40, 50)
+    certify_streamed(HeldRows(features), tile=8, folder=tmp_path)
+    features[17] = features[3]
+    found = certify_streamed(HeldRows(features), tile=8, folder=tmp_path)
+    assert found.verdict == "refuted"
+    features[17, 5] += 1.0
+    found = certify_streamed(HeldRows(features), tile=8, folder=tmp_path)
+    assert found.sigma_min == certify_streamed(HeldRows(features), tile=8).sigma_min
+
+
 SCRIPT = """
 import json, os, signal, sys, torch
 from pathlib import Path
@@ -388,7 +400,7 @@ def test_runs_killed_in_the_gram_and_in_both_factors_go_on_to_the_same_bits(tmp_
     code, (*rest, asked_again, shares_again) = run(tmp_path / "killed")
     assert code == 0
     assert rest == whole
-    assert asked_again < asked / 2  # the features that tell whether the folder is theirs
+    assert asked_again < asked / 2  # each once, to see whether the folder is theirs
     assert shares_again < shares / 4
 
 
