@@ -19,6 +19,7 @@ from lightning_conv.callbacks.probe import Probe, cannot_call
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.schedule import Schedule
 from lightning_conv.evaluation import sample_count
+from lightning_conv.kernels.gemm import keep_product, product_name
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import Precision
 from lightning_conv.spectrum import Spectrum
@@ -193,6 +194,7 @@ class KernelMonitor(pl.Callback):
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
             "precision": str(self._kernel.precision),
+            "product": product_name(),
             "last_step": self._last_step,
             "metrics": dict(self._metrics),
         }
@@ -202,4 +204,5 @@ class KernelMonitor(pl.Callback):
         self.forget()
         self._restored, self._loaded = dict(state_dict), True
         self._last_step = state_dict.get("last_step")
+        keep_product(state_dict.get("product", ""))
         self._metrics = dict(state_dict.get("metrics", {}))

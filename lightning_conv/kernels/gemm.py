@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -35,6 +36,13 @@ def convolution_product(x: Tensor, y: Tensor) -> Tensor:
     return product.permute(0, 2, 3, 1).reshape(x.shape[0], y.shape[0])
 
 
+PRODUCTS: dict[str, Gemm] = {"mm": matrix_product, "convolution": convolution_product}
+
+CHOICE = "LIGHTNING_CONV_PRODUCT"
+"""Environment variable that names the product: for runs that are to agree to the last bit although the machine was busy in one of
+them. What a resumed run began with is kept by ``keep_product``."""
+
+
 @lru_cache(maxsize=8)
 def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm, float]:
     """The fastest float product on this machine and its rate in flops a second; some 20 ms, once in a process.
@@ -50,7 +58,8 @@ def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm
     x, y = (torch.randn(shape, generator=generator).to(device_type, dtype) for _ in range(2))
     candidates: list[Gemm] = [matrix_product]
     if device_type == "cpu" and dtype == torch.float32:
-        candidates.append(convolution_product)
+        named = os.environ.get(CHOICE, "")
+        candidates = [PRODUCTS[named]] if named in PRODUCTS else list(PRODUCTS.values())
     seconds = _seconds(candidates, x, y)
     best = 0
     for index in range(1, len(candidates)):
@@ -84,3 +93,27 @@ def gemm_for(x: Tensor) -> Gemm:
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return matrix_product
     return calibrated("cpu", x.dtype, torch.get_num_threads())[0]
+
+
+def product_name() -> str:
+    """The name of the product that this process uses for float32 on a CPU."""
+    chosen = gemm_for(torch.empty(0))
+    return next(name for name, product in PRODUCTS.items() if product is chosen)
+
+
+def keep_product(name: str) -> None:
+    """Use the product that an earlier process had chosen, so that a resumed run rounds as it did before.
+
+    Does nothing where the environment names one, or nothing of that name is known.
+    """
+    if name not in PRODUCTS or os.environ.get(CHOICE) in PRODUCTS or product_name() == name:
+        return
+    before = os.environ.get(CHOICE)
+    calibrated.cache_clear()
+    os.environ[CHOICE] = name
+    try:
+        calibrated("cpu", torch.float32, torch.get_num_threads())
+    finally:
+        os.environ.pop(CHOICE)
+        if before is not None:
+            os.environ[CHOICE] = before
