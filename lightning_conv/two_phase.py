@@ -80,16 +80,3 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def loss_infimum(loss_fn: object) -> float | None:
-    """inf over all network outputs of a mean loss, 1/n sum_i inf_q ell(q, y_i), where it does not depend on the targets.
-
-    0 for squared and absolute losses, and for cross-entropy with hard labels and no label smoothing (not attained).
-    None: unknown, which a subclass is, too: it may compute anything.
-    """
-    if type(loss_fn) in {nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss}:
-        return 0.0
-    if type(loss_fn) is nn.CrossEntropyLoss and loss_fn.label_smoothing == 0:
-        return 0.0
-    return None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.two_phase import fingerprint, freeze, loss_infimum, perturb
+from lightning_conv.two_phase import fingerprint, freeze, perturb
 
 DENSE_OPTIMIZERS = sorted(
     name
@@ -209,53 +209,3 @@ def test_fingerprint_sees_values_not_memory_layout():
     matrix = torch.randn(4, 6)
     assert fingerprint({"w": matrix.T}) == fingerprint({"w": matrix.T.contiguous()})
     assert fingerprint({"w": torch.tensor(1.5)}) == fingerprint({"w": nn.Parameter(torch.tensor(1.5))})
-
-
-# --- infimum --------------------------------------------------------------------------------------------------------
-
-
-def smallest_loss(loss_fn, targets, steps=4000):
-    """Minimise over the outputs themselves."""
-    outputs = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([outputs], lr=0.2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = loss_fn(outputs, targets)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return float(loss_fn(outputs, targets).detach())
-
-
-@pytest.mark.parametrize(
-    "loss_fn",
-    [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(delta=0.3), nn.CrossEntropyLoss(),
-     nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3, 4]).double())],
-    ids=str,
-)  # fmt: skip
-def test_infimum_is_where_minimising_over_the_outputs_ends(loss_fn):
-    hard = isinstance(loss_fn, nn.CrossEntropyLoss)
-    targets = torch.randint(0, 4, (6,)) if hard else torch.randn(6, 4).double()
-    claimed = loss_infimum(loss_fn)
-    assert claimed is not None
-    found = smallest_loss(loss_fn, targets, 1500)
-    assert claimed <= found <= claimed + 1e-3
-
-
-def test_infimum_is_not_claimed_where_it_is_not_zero():
-    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
-    assert smallest_loss(smoothed, torch.randint(0, 4, (6,)), 1000) > 0.1
-    assert loss_infimum(smoothed) is None
-
-    class Penalised(nn.MSELoss):
-        def forward(self, outputs, targets):
-            return super().forward(outputs, targets) + outputs.square().mean()
-
-    assert smallest_loss(Penalised(), torch.ones(6, 4).double(), 1000) > 0.1
-    assert loss_infimum(Penalised()) is None
-
-
-@pytest.mark.parametrize("loss_fn", [nn.KLDivLoss(), nn.PoissonNLLLoss(), nn.functional.mse_loss, None, "mse"])
-def test_infimum_of_other_losses_is_unknown(loss_fn):
-    assert loss_infimum(loss_fn) is None
