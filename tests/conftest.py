@@ -16,5 +16,6 @@ torch.set_num_threads(2)
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Give each test the same random numbers, whatever ran before it."""
+    """Give each test the same random numbers and threads, whatever ran before it."""
     torch.manual_seed(0)
+    torch.set_num_threads(2)

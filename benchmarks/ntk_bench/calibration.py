@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+
+from lightning_conv.recipes.machine import processor
+
+__all__ = ["gemm_peak", "gemm_rate", "memory_bytes", "processor"]
 
 PEAK_SIZES = (1024, 2048, 3072, 4096)
 
@@ -29,15 +32,6 @@ def gemm_peak(quick: bool) -> float:
     """The best of these rates over several sizes and two passes."""
     sizes = PEAK_SIZES[:2] if quick else PEAK_SIZES
     return max(gemm_rate(size, repeats=5) for _ in range(2) for size in sizes)
-
-
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def memory_bytes() -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+
+from lightning_conv.recipes.machine import processor
 
 Row = Mapping[str, Any]
 
@@ -90,15 +91,6 @@ def markdown_table(rows: Sequence[Row]) -> list[str]:
     names = list(rows[0])
     head = ["| " + " | ".join(map(_cell, names)) + " |", "|" + " --- |" * len(names)]
     return head + ["| " + " | ".join(_cell(_said(row[name])) for name in names) + " |" for row in rows]
-
-
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _said(value: Any) -> str:

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning_conv.recipes.machine import processor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -83,7 +85,7 @@ class Ledger:
         """Note the command that runs the cells from now on, and where; kept with the first of them."""
         self._run = {
             "command": shlex.join(["lightning-conv", "tables", *words]),
-            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "machine": machine(),
             "versions": {name: version(name) for name in ("lightning-conv", "torch", "torchvision", "lightning")},
             "python": platform.python_version(),
@@ -104,13 +106,8 @@ class Ledger:
 
 def machine() -> str:
     """Return the processor and the number of cores that this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{processor()}, {cores} cores"
 
 
 def _plain(cell: Cell) -> dict[str, Any]:

@@ -22,8 +22,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_conv.callbacks import ExpressivityGuard
 
-torch.set_num_threads(1)
-
 
 class Net(pl.LightningModule):
     def __init__(self):
@@ -61,6 +59,7 @@ SCRIPT = (
 import sys
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+torch.set_num_threads(1)
 FOLDER, PART = sys.argv[1], sys.argv[2]
 
 
