@@ -71,7 +71,8 @@ def _distinct(data: TrainingSet, network: nn.Module, head: Head) -> RankCertific
     if isinstance(wide, str):
         raise ValueError(f'method="distinct" does not apply: {wide}; use method="singular"')
     layer = Head(wide.name, wide.module)
-    coarse, exact = (data.features(network, layer, dtype) for dtype in (torch.float32, torch.float64))
+    # The wide layer itself is not computed: in float64 it would take longer than all that lies before it.
+    coarse, exact = (data.features(network, layer, dtype, stop=True) for dtype in (torch.float32, torch.float64))
     error = feature_rounding(coarse, exact)
     rows = data.feature_rows(network, head)  # for their number and width: none is computed
     return data.ranks.once(

@@ -155,13 +155,24 @@ class TrainingSet:
         """The inputs of the first batch."""
         return next(self.batches())[0]
 
-    def features(self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None) -> Tensor:
-        """What enters ``layer`` for all samples, (n, m), computed in ``dtype`` from a copy of the network in that type."""
-        return self.feature_rows(network, layer, dtype).rows(0, self.size)
+    def features(
+        self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
+    ) -> Tensor:
+        """What enters ``layer`` for all samples, (n, m), computed in ``dtype`` from a copy of the network in that type.
 
-    def feature_rows(self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None) -> TrunkRows:
+        Args:
+            network: that takes the inputs.
+            layer: of the network.
+            dtype: of the copy.
+            stop: end the forward there, see ``features_of``.
+        """
+        return self.feature_rows(network, layer, dtype, stop=stop).rows(0, self.size)
+
+    def feature_rows(
+        self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
+    ) -> TrunkRows:
         """The same, computed whenever they are asked for, by all ranks together."""
-        return TrunkRows(self, StatelessModule(network, dtype=dtype), layer)
+        return TrunkRows(self, StatelessModule(network, dtype=dtype), layer, stop)
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Whether samples i and j enter the network as the same tensors, each read anew."""
@@ -186,6 +197,7 @@ class TrunkRows:
     data: TrainingSet
     module: StatelessModule
     layer: Head
+    stop: bool = False  # end the forward at the layer, which is known to be called once
 
     @property
     def samples(self) -> int:
@@ -200,6 +212,8 @@ class TrunkRows:
     def rows(self, start: int, stop: int) -> Tensor:
         """h of some samples."""
         parts = self.data.collect(
-            lambda inputs, _: features_of(self.module, self.layer, inputs).cpu(), start, min(stop, self.samples)
+            lambda inputs, _: features_of(self.module, self.layer, inputs, stop=self.stop).cpu(),
+            start,
+            min(stop, self.samples),
         )
         return torch.cat(parts)

@@ -43,6 +43,10 @@ CHOICE = "LIGHTNING_CONV_PRODUCT"
 them. What a resumed run began with is kept by ``keep_product``."""
 
 
+_kept: dict[str, str] = {}
+"""By ``keep_product``."""
+
+
 @lru_cache(maxsize=8)
 def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm, float]:
     """The fastest float product on this machine and its rate in flops a second; some 20 ms, once in a process.
@@ -58,7 +62,7 @@ def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm
     x, y = (torch.randn(shape, generator=generator).to(device_type, dtype) for _ in range(2))
     candidates: list[Gemm] = [matrix_product]
     if device_type == "cpu" and dtype == torch.float32:
-        named = os.environ.get(CHOICE, "")
+        named = os.environ.get(CHOICE) or _kept.get("product")
         candidates = [PRODUCTS[named]] if named in PRODUCTS else list(PRODUCTS.values())
     seconds = _seconds(candidates, x, y)
     best = 0
@@ -106,14 +110,6 @@ def keep_product(name: str) -> None:
 
     Does nothing where the environment names one, or nothing of that name is known.
     """
-    if name not in PRODUCTS or os.environ.get(CHOICE) in PRODUCTS or product_name() == name:
-        return
-    before = os.environ.get(CHOICE)
-    calibrated.cache_clear()
-    os.environ[CHOICE] = name
-    try:
-        calibrated("cpu", torch.float32, torch.get_num_threads())
-    finally:
-        os.environ.pop(CHOICE)
-        if before is not None:
-            os.environ[CHOICE] = before
+    if name in PRODUCTS and product_name() != name:
+        _kept["product"] = name
+        calibrated.cache_clear()

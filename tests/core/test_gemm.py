@@ -42,6 +42,7 @@ def test_the_environment_names_the_product(name, monkeypatch):
 def test_a_product_chosen_before_is_kept(name, monkeypatch):
     monkeypatch.setattr(gemm, "_seconds", lambda functions, x, y: [1.0, 0.5 if name == "mm" else 2.0][: len(functions)])
     monkeypatch.delenv(gemm.CHOICE, raising=False)
+    monkeypatch.setattr(gemm, "_kept", {})
     gemm.calibrated.cache_clear()
     assert gemm.product_name() != name
     gemm.keep_product(name)
