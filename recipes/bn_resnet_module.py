@@ -9,6 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from typing_extensions import override
 
+from lightning_conv.callbacks.guard.settings import StepRule
+from lightning_conv.expressivity import Method
 from lightning_conv.recipes.models import SMALLEST_IMAGE, Arch, bn_resnet
 from lightning_conv.recipes.wide_classifier import WideClassifier
 
@@ -46,6 +48,9 @@ class BNResNet(WideClassifier):
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
         switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
+        method: of the guard's certificate, see `certify_expressivity`.
+        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see `ExpressivityGuard`.
+        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed every time.
         in_channels: channels of the images; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """
@@ -68,6 +73,9 @@ class BNResNet(WideClassifier):
         measure_every: int | None = None,
         probe_size: int = 32,
         switch_at: int | float | Literal["auto"] = 0.6,
+        method: Method = "auto",
+        step_rule: StepRule = "base",
+        cache_features: bool = True,
         in_channels: int | None = None,
         num_classes: int | None = None,
     ) -> None:

@@ -27,7 +27,7 @@ class WideClassifier(LightningModule):
 
     A subclass names its settings in its constructor, keeps them by `save_hyperparameters`, and makes the network in `build`.
     Among its settings are `width`, `width_factor`, `num_classes`, `lr`, `momentum`, `weight_decay`, `guard`, `diagnostics`,
-    `measure_every`, `probe_size`, `switch_at` and the one that `input_setting` names.
+    `measure_every`, `probe_size`, `switch_at`, `method`, `step_rule`, `cache_features` and the one that `input_setting` names.
     """
 
     input_setting: ClassVar[str]  # the setting that says how large the network's input is
@@ -94,7 +94,8 @@ class WideClassifier(LightningModule):
             probe, every = self.hparams["probe_size"], self.hparams["measure_every"]
             callbacks += [KernelStability(probe, every_n_steps=every), LambdaMin(probe, every_n_steps=every)]
         if self.hparams["guard"]:
-            callbacks.append(ExpressivityGuard(switch_at=self.hparams["switch_at"]))
+            names = ("switch_at", "method", "step_rule", "cache_features")
+            callbacks.append(ExpressivityGuard(**{name: self.hparams[name] for name in names}))
         # Lightning lets the model's callback replace the trainer's of the same type; here the user's must win.
         present: list[Callback] = getattr(self._trainer, "callbacks", [])
         return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in present)]

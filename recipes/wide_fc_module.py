@@ -10,6 +10,8 @@ from typing import Literal
 from torch import nn
 from typing_extensions import override
 
+from lightning_conv.callbacks.guard.settings import StepRule
+from lightning_conv.expressivity import Method
 from lightning_conv.recipes.models import wide_fc
 from lightning_conv.recipes.wide_classifier import WideClassifier
 
@@ -43,6 +45,9 @@ class WideFC(WideClassifier):
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
         switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
+        method: of the guard's certificate, see `certify_expressivity`.
+        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see `ExpressivityGuard`.
+        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed every time.
         in_features: input features m_x after flattening; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """
@@ -63,6 +68,9 @@ class WideFC(WideClassifier):
         measure_every: int | None = None,
         probe_size: int = 128,
         switch_at: int | float | Literal["auto"] = 0.6,
+        method: Method = "auto",
+        step_rule: StepRule = "base",
+        cache_features: bool = True,
         in_features: int | None = None,
         num_classes: int | None = None,
     ) -> None:

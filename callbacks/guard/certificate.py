@@ -58,7 +58,11 @@ def certify_trunk(
     error = feature_rounding(coarse, rows.rows(0, SAMPLED)) * (data.size / SAMPLED) ** 0.5
     led = Led(data.ranks, rows.rows)
     source = rows if data.ranks.world == 1 else LedRows(led, rows)
-    return led.run(lambda: certify_expressivity(source, method=method, bias=head.has_bias, feature_error=error))
+    return led.run(
+        lambda: certify_expressivity(
+            source, method=method, bias=head.has_bias, feature_error=error, same_inputs=data.same_inputs
+        )
+    )
 
 
 def _distinct(data: TrainingSet, network: nn.Module, head: Head) -> RankCertificate:

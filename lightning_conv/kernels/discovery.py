@@ -82,6 +82,9 @@ def read_network(
     with saved:
         outputs, recorder = record(module, few, tracked)
     calls = recorder.calls
+    for call in calls:  # a layer's input is held for the products, also where autograd needs none of it
+        for tensor in call.sampled.values():
+            saved.count(tensor)
     forward_bytes = -(-(saved.bytes + 3 * recorder.largest) // samples)
     # Independent normals v_ic have E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)

@@ -11,14 +11,15 @@ from lightning_conv.evaluation import StatelessModule
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for a backward pass, parameters apart."""
+    """Counts the bytes that autograd keeps for a backward pass, and of further tensors, parameters apart and each once."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.bytes = 0
         self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
-        super().__init__(self._count, lambda tensor: tensor)
+        super().__init__(self.count, lambda tensor: tensor)
 
-    def _count(self, tensor: Tensor) -> Tensor:
+    def count(self, tensor: Tensor) -> Tensor:
+        """Add the storage of ``tensor``, unless it has been counted; gives the tensor back."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -78,14 +79,14 @@ class Watch(pl.Callback):
             assert all(p.grad is None for p in pl_module.trunk.parameters())
 
 
-def run(name, guard, ckpt=None, batch_norm=False, **options):
+def run(name, guard, ckpt=None, batch_norm=False, batch_size=6, **options):
     samples = data()
     watch, module = Watch(), network()
     if batch_norm:
         module.trunk.insert(1, nn.BatchNorm1d(12))
     save = ModelCheckpoint(dirpath=f"{FOLDER}/{name}", save_top_k=-1, filename="{step}", save_on_train_epoch_end=True)
     trainer = pl.Trainer(callbacks=[guard, watch, save], devices=2, strategy="ddp", **(OPTIONS | options))
-    trainer.fit(module, DataLoader(samples, batch_size=6, shuffle=True), ckpt_path=ckpt)  # DistributedSampler, seed 0
+    trainer.fit(module, DataLoader(samples, batch_size=batch_size, shuffle=True), ckpt_path=ckpt)  # DistributedSampler, seed 0
     assert all(torch.equal(v, later[k]) for later in watch.seen for k, v in watch.seen[0].items())
     found = {
         "weights": module.state_dict(), "history": guard.history, "phase": guard.phase, "reason": guard.reason,
@@ -109,13 +110,22 @@ run("auto", ExpressivityGuard(**auto))
 run("auto_from", ExpressivityGuard(**auto), ckpt=f"{FOLDER}/auto/step=2.ckpt")
 run("normed", ExpressivityGuard(switch_at=5), batch_norm=True)
 """,
+    "rules": """
+certified = dict(switch_at=3, step_rule="certified")
+run("by_batch", ExpressivityGuard(**certified))
+run("by_batch_from", ExpressivityGuard(**certified), ckpt=f"{FOLDER}/by_batch/step=6.ckpt")
+run("whole_set", ExpressivityGuard(**certified), batch_size=12)
+run("whole_set_from", ExpressivityGuard(**certified), ckpt=f"{FOLDER}/whole_set/step=4.ckpt", batch_size=12)
+run("solved", ExpressivityGuard(switch_at=3, step_rule="solve", tol=1e-3))
+""",
 }
 
 
 class Globally(Sampler):
     """The samples of both ranks, batch after batch."""
 
-    def __init__(self, samples):
+    def __init__(self, samples, batch_size=6):
+        self.batch_size = batch_size
         self.parts = [DistributedSampler(samples, 2, rank, seed=0) for rank in range(2)]
 
     def __len__(self):
@@ -127,9 +137,9 @@ class Globally(Sampler):
 
     def __iter__(self):
         first, second = (list(part) for part in self.parts)
-        for start in range(0, 12, 6):
-            yield from first[start : start + 6]
-            yield from second[start : start + 6]
+        for start in range(0, 12, self.batch_size):
+            yield from first[start : start + self.batch_size]
+            yield from second[start : start + self.batch_size]
 
 
 def two_processes(folder, part):
@@ -146,12 +156,12 @@ def two_processes(folder, part):
     return found
 
 
-def one_process(guard):
+def one_process(guard, batch_size=6):
     scope = {}
     exec(COMMON, scope)
     samples, module = scope["data"](), scope["network"]()
     trainer = pl.Trainer(callbacks=[guard], devices=1, enable_checkpointing=False, **scope["OPTIONS"])
-    trainer.fit(module, DataLoader(samples, batch_size=12, sampler=Globally(samples)))
+    trainer.fit(module, DataLoader(samples, batch_size=2 * batch_size, sampler=Globally(samples, batch_size)))
     return module.state_dict(), guard
 
 
@@ -197,6 +207,32 @@ def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resum
     # The BatchNorm statistics of the ranks differ until they agree on one set, which is then certified.
     assert same(normed[0]["weights"], normed[1]["weights"])
     assert normed[0]["verdict"] == "certified"
+
+
+def test_two_ranks_take_the_certified_steps_of_one_process_and_resume(tmp_path):
+    found = two_processes(tmp_path, "rules")
+    for name, batch_size in (("by_batch", 6), ("whole_set", 12)):
+        ranks, resumed = found(name), found(f"{name}_from")
+        expected, guard = one_process(ExpressivityGuard(switch_at=3, step_rule="certified"), batch_size)
+        assert ranks[0]["phase"] == guard.phase == 2
+        assert same(ranks[0]["weights"], ranks[1]["weights"])
+        assert same(ranks[0]["weights"], resumed[1]["weights"])
+        assert ranks[0]["history"] == ranks[1]["history"] == resumed[0]["history"]
+        for key, value in expected.items():
+            assert torch.allclose(ranks[0]["weights"][key], value, rtol=0, atol=1e-6), (name, key)
+        gaps = [entry["gap"] for entry in ranks[0]["history"]]
+        assert gaps == pytest.approx([entry["gap"] for entry in guard.history], abs=1e-6)
+        assert len(gaps) > 2
+        assert all(later < earlier for earlier, later in itertools.pairwise(gaps))
+    solved = found("solved")
+    expected, guard = one_process(ExpressivityGuard(switch_at=3, step_rule="solve", tol=1e-3))
+    assert same(solved[0]["weights"], solved[1]["weights"])
+    assert solved[0]["reason"] == solved[1]["reason"]
+    assert all("solved by lbfgs" in reason for reason in (solved[0]["reason"], guard.reason))
+    assert 0 <= solved[0]["history"][-1]["gap"] <= 1e-3
+    for key, value in expected.items():
+        if "classifier" not in key:  # the solution's weights are far out, where the loss hardly depends on them
+            assert torch.allclose(solved[0]["weights"][key], value, rtol=0, atol=1e-6), key
 
 
 class Sharded(DDPStrategy):

@@ -85,6 +85,20 @@ def test_a_callback_of_the_user_takes_precedence(recipe, quiet_trainer, data):
     assert guard.phase == 2
 
 
+def test_the_guards_settings_are_settings_of_the_recipe(recipe):
+    settings = {"switch_at": 7, "method": "distinct", "step_rule": "certified", "cache_features": False}
+    (guard,) = recipe(diagnostics=False, **settings).configure_callbacks()
+    assert {name: getattr(guard.settings, name) for name in settings} == settings
+
+
+def test_phase_two_looks_the_features_up_unless_the_images_are_augmented(recipe, quiet_trainer, recwarn):
+    for augment in (False, True):
+        trainer = quiet_trainer(max_epochs=5)
+        trainer.fit(recipe(diagnostics=False), DigitsDataModule(test_fraction=0.9, augment=augment))
+        assert guard_of(trainer).phase == 2
+        assert any("without cached features" in str(warning.message) for warning in recwarn) == augment
+
+
 def test_guard_and_diagnostics_can_be_left_out(recipe):
     assert recipe(guard=False, diagnostics=False).configure_callbacks() == []
 
