@@ -1,6 +1,6 @@
 """Certificates of the expressivity condition on MNIST, predicted and measured; writes docs/results/certificates.md and .json.
 
-    python benchmarks/certificates.py distinct --data PATH
+    python benchmarks/certificates.py distinct --data PATH --networks "wide_fc*" "bn_resnet*"
     python benchmarks/certificates.py ranks --data PATH
     python benchmarks/certificates.py singular --data PATH --n 2000 5000 10000 --max-memory 8
     python benchmarks/certificates.py singular --data PATH --n 60000 --max-memory 5 --folder FOLDER --log FILE
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from lightning_conv.anatomy import Head, features_of, find_head
 from lightning_conv.evaluation import StatelessModule
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import feature_rounding
-from lightning_conv.recipes import wide_fc
+from lightning_conv.recipes import bn_resnet, wide_fc
 from lightning_conv.wide_layer import find_wide_layer, wide_layer_width, widen_head
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -100,9 +101,16 @@ def residual(x: Tensor, n: int) -> nn.Module:
     return widen_head(network, n).eval()
 
 
+def recipe(x: Tensor, n: int) -> nn.Module:
+    """The recipe `bn_resnet`, ResNet-14 of width 16, at its initialisation."""
+    torch.manual_seed(0)
+    return bn_resnet(x.shape[1], 10, width=wide_layer_width(n)).eval()
+
+
 FULLY_CONNECTED = "wide_fc, hidden=()"
 NETWORKS: dict[str, Callable[[Tensor, int], nn.Module]] = {
     FULLY_CONNECTED: fully_connected,
+    "bn_resnet, ResNet-14": recipe,
     "ResNet-18, widened": residual,
 }
 
@@ -176,6 +184,8 @@ def added(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[s
 def distinct(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Existence: what enters the wide layer of each network is distinct."""
     for name, build in NETWORKS.items():
+        if not any(fnmatch(name, pattern) for pattern in options.networks):
+            continue
         x = images(options.data, (options.n or [60_000])[0])
         network = build(x, len(x))
         head = find_head(network, x[:2])
@@ -240,6 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "distinct", "singular", "ranks", "page"), default="all")
     parser.add_argument("--data", type=Path, help="folder of torchvision's MNIST")
+    parser.add_argument(
+        "--networks", nargs="+", default=["*"], metavar="PATTERN", help=f"for distinct: {', '.join(NETWORKS)}"
+    )
     parser.add_argument("--n", type=int, nargs="+", help="training samples; the first of them for distinct")
     parser.add_argument("--max-memory", type=float, default=8.0, help="GiB, for singular")
     parser.add_argument("--folder", type=Path, help="where singular keeps its matrices and its journal")

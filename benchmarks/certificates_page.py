@@ -11,10 +11,10 @@ HEADER = """# Certificates of the expressivity condition on MNIST, measured
 
 Made by `python benchmarks/certificates.py` (see there for its options). Each row is one run; the table at the end tells its date,
 machine and command. Networks are as initialised with seed 0: `wide_fc` is the recipe's network with PyTorch's own
-initialisation and a softplus of sharpness 100 on pixels in [0, 1], without a narrow layer; ResNet-18 is torchvision's with one
-input channel and `widen_head`. The wide layer has 1.1 n units. Memory is the process's own at its peak, libraries and network
-included, without the pages of mapped files, which the system takes back when it needs them. Seconds are wall-clock on a
-machine that had other work.
+initialisation and a softplus of sharpness 100 on pixels in [0, 1], without a narrow layer; `bn_resnet` is the recipe's network;
+ResNet-18 is torchvision's with one input channel and `widen_head`. The wide layer has 1.1 n units. Memory is the process's own
+at its peak, libraries and network included, without the pages of mapped files, which the system takes back when it needs them.
+Seconds are wall-clock on a machine that had other work.
 
 """
 
