@@ -89,7 +89,7 @@ def main() -> None:
         f"""# What a step of phase 2 costs
 
 The recipes on the digits (1,437 training samples, batches of 64) with their default sizes and `ExpressivityGuard(switch_at=0.5)`, with
-and without `cache_features=True`. A step is everything between the batch and the end of the optimizer's step. Milliseconds, medians over
+and without `cache_features=True`, which is what the recipes have. A step is everything between the batch and the end of the optimizer's step. Milliseconds, medians over
 the steps of a run and over {ROUNDS} runs of each kind in turn. Made by `python benchmarks/phase_two.py` on {date.today()},
 {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.
 

@@ -9,6 +9,7 @@ import torch
 
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import gamma
+from lightning_conv.markdown import markdown_table
 from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
 
 
@@ -69,7 +70,7 @@ def layer_table(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) ->
         smallest: lambda_min of the layers' kernels; may be empty.
     """
     columns = ["layer", "share of the trace"] + (["lambda_min", "at least", "at most"] if smallest else [])
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = []
     best = max(smallest, key=lambda layer: smallest[layer].value, default=None)
     for layer, share in shares.items():
         name = layer or "(the model)"
@@ -78,5 +79,5 @@ def layer_table(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) ->
             bounds = smallest.get(layer)
             numbers = (bounds.value, bounds.lower, bounds.upper) if bounds is not None else (0.0, 0.0, 0.0)
             cells += [f"{number:.3e}" for number in numbers]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(columns, rows)

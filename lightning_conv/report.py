@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
+from lightning_conv.markdown import markdown_table
 from lightning_conv.theory.criterion import Criterion, Verdict
 
 EXPLANATION = (
@@ -36,14 +37,14 @@ def criteria_table(criteria: Sequence[Criterion]) -> str:
     reasons = [each.reason for each in criteria]
     shared = [why for why in dict.fromkeys(reasons) if len(why) > LONG_REASON and reasons.count(why) > 1]
     notes = {why: f"({chr(ord('a') + i)})" for i, why in enumerate(shared[:26])}
-    lines = ["| verdict | criterion | asks | measured | bound | why | source |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for each in criteria:
         verdict = f"**{each.verdict}**" if each.verdict == "refuted" else each.verdict
         why = notes.get(each.reason, each.reason)
-        cells = (verdict, each.name, each.asks, _number(each.measured), _number(each.bound), why, each.source)
-        lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
+        rows.append((verdict, each.name, each.asks, _number(each.measured), _number(each.bound), why, each.source))
     below = [f"{mark} {why}" for why, mark in notes.items()]
-    return "\n\n".join(["\n".join(lines), *below])
+    columns = ("verdict", "criterion", "asks", "measured", "bound", "why", "source")
+    return "\n\n".join([markdown_table(columns, rows), *below])
 
 
 def verdict_counts(criteria: Iterable[Criterion]) -> dict[Verdict, int]:
@@ -68,8 +69,8 @@ def report_markdown(
     if criteria:
         lines += ["## Criteria", "", criteria_table(criteria), "", EXPLANATION, ""]
     if metrics:
-        lines += ["## Last measured", "", "| quantity | value |", "|---|---|"]
-        lines += [f"| {name} | {_number(value)} |" for name, value in sorted(metrics.items())]
+        rows = [(name, _number(value)) for name, value in sorted(metrics.items())]
+        lines += ["## Last measured", "", markdown_table(("quantity", "value"), rows)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -91,7 +92,3 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -9,6 +9,7 @@ from typing import Any
 
 from peers.methods import METHODS, ORACLES, Method
 
+from lightning_conv.markdown import markdown_table
 from ntk_bench.agreement import TOLERANCE, Agreement
 from ntk_bench.measure import CaseResult, Outcome
 
@@ -70,7 +71,7 @@ def _tables(run: Run, figure: str | None) -> list[str]:
 
     def table(cell: Callable[[CaseResult, Outcome], str]) -> list[str]:
         rows = [[r.case.title, *(cell(r, r.outcomes[m.name]) for m in shown)] for r in run.results]
-        return [_table(["case", *(m.label for m in shown)], rows)]
+        return [markdown_table(["case", *(m.label for m in shown)], rows) + "\n"]
 
     peak = run.facts["gemm_peak"]
     parts = ["## Seconds\n", *table(lambda _, outcome: _seconds(outcome))]
@@ -98,7 +99,10 @@ def _tables(run: Run, figure: str | None) -> list[str]:
     naive = [r for r in run.results if any(o.error_naive is not None for o in r.outcomes.values())]
     if naive:
         rows = [[r.case.title, *(_distance(r.outcomes[m.name].error_naive) for m in shown)] for r in naive]
-        parts += ["The same against the double loop:\n", _table(["case", *(m.label for m in shown)], rows)]
+        parts += [
+            "The same against the double loop:\n",
+            markdown_table(["case", *(m.label for m in shown)], rows) + "\n",
+        ]
     return parts + _reasons(run, shown)
 
 
@@ -137,7 +141,7 @@ def _ratios(run: Run, peak: float) -> str:
         "GF",
         "GF/s (share), fast",
     ]
-    return _table([*head, "MiB used / promised, fast", "GF/s beside (spread)"], rows)
+    return markdown_table([*head, "MiB used / promised, fast", "GF/s beside (spread)"], rows) + "\n"
 
 
 def _reasons(run: Run, shown: Sequence[Method]) -> list[str]:
@@ -175,7 +179,7 @@ def _agreement(run: Run) -> list[str]:
         "Small networks with smooth activations, every method run in float64; relative Frobenius distance to the double loop "
         f"of `autograd.grad`. Methods agree up to {TOLERANCE:.0e}: "
         + (f"**not so** {'; '.join(wrong)}.\n" if wrong else "all of them do.\n"),
-        _table(["network", *(m.label for m in names)], rows),
+        markdown_table(["network", *(m.label for m in names)], rows) + "\n",
         *(f"- {text} ({', '.join(cases)})" for text, cases in reasons.items()),
         "",
     ]
@@ -196,14 +200,9 @@ def _notes(run: Run) -> list[str]:
         "another compiler and other matrix products than the rest. Peak memory does not count what a process holds between "
         "calls, nor what compiling takes. The matrix of this library is float64, those of the peers float32. No row is a "
         "statement about GPUs.\n",
-        _table(["method", "as configured"], [[m.label, m.configuration] for m in run.methods]),
+        markdown_table(["method", "as configured"], [[m.label, m.configuration] for m in run.methods]) + "\n",
     ]
     return lines
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def _number(value: float) -> str:

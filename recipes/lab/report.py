@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes.machine import processor
 
 Row = Mapping[str, Any]
@@ -57,13 +58,11 @@ class Report:
         machine = f"{processor()}, {torch.get_num_threads()} threads, torch {version('torch')}"
         lines = [
             f"# {self.title}", "", f"Made by `{command}` on {date.today().isoformat()}, {machine}, in {self.seconds:.0f} s.", "",
-            self.setting.strip(), "", "## Checks", "", "| holds | claim | seen | source |", "| --- | --- | --- | --- |",
+            self.setting.strip(), "", "## Checks", "",
+            markdown_table(("holds", "claim", "seen", "source"), [_checked(check) for check in self.checks]),
         ]  # fmt: skip
-        for check in self.checks:
-            holds = "yes" if check.holds else "**NO**" if check.must else "no (need not)"
-            lines.append(f"| {holds} | {_cell(check.claim)} | {_cell(check.seen)} | {_cell(check.source)} |")
         for caption, rows in self.tables.items():
-            lines += ["", f"## {caption}", "", *markdown_table(rows)]
+            lines += ["", f"## {caption}", "", _table(rows)]
         if self.figure is not None:
             lines += ["", f"![{self.title}]({self.name}.png)"]
         return "\n".join(lines) + "\n"
@@ -84,23 +83,23 @@ class Report:
         return page
 
 
-def markdown_table(rows: Sequence[Row]) -> list[str]:
-    """Lines of a Markdown table; numbers to four digits."""
+def _checked(check: Check) -> tuple[str, str, str, str]:
+    holds = "yes" if check.holds else "**NO**" if check.must else "no (need not)"
+    return holds, check.claim, check.seen, check.source
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Numbers to four digits."""
     if not rows:
-        return ["(no rows)"]
-    names = list(rows[0])
-    head = ["| " + " | ".join(map(_cell, names)) + " |", "|" + " --- |" * len(names)]
-    return head + ["| " + " | ".join(_cell(_said(row[name])) for name in names) + " |" for row in rows]
+        return "(no rows)"
+    columns = list(rows[0])
+    return markdown_table(columns, [[_said(row[name]) for name in columns] for row in rows])
 
 
 def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _plain(value: Any) -> Any:

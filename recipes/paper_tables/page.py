@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes.paper_tables.ledger import Ledger
 
 TITLE = "# Rank of the last hidden features, and test errors"
@@ -207,10 +208,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return "No finished runs yet."
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(header, rows) if rows else "No finished runs yet."
 
 
 def _origins(ledger: Ledger) -> list[str]:
