@@ -89,9 +89,9 @@ def main() -> None:
         f"""# What a step of phase 2 costs
 
 The recipes on the digits (1,437 training samples, batches of 64) with their default sizes and `ExpressivityGuard(switch_at=0.5)`, with
-and without `cache_features=True`, which is what the recipes have. A step is everything between the batch and the end of the optimizer's step. Milliseconds, medians over
-the steps of a run and over {ROUNDS} runs of each kind in turn. Made by `python benchmarks/phase_two.py` on {date.today()},
-{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.
+and without `cache_features=True`, which is what the recipes have. A step is everything between the batch and the end of the
+optimizer's step. Milliseconds, medians over the steps of a run and over {ROUNDS} runs of each kind in turn. Made by
+`python benchmarks/phase_two.py` on {date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.
 
 | recipe | phase 1 | phase 2 | phase 2, cached | phase 2 / phase 1 | cached / phase 1 |
 |---|---|---|---|---|---|
