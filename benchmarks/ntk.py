@@ -116,6 +116,8 @@ def _run(
         "gemm_peak": gemm_peak(asked.quick),
     }
     results, agreements = _kept(out / "ntk.json", facts) if asked.add else ([], [])
+    if asked.cases != ["*"]:  # they were named: measured again
+        results = [result for result in results if result.case.name not in chosen]
     done = {result.case.name for result in results}
 
     def write() -> None:
@@ -138,8 +140,11 @@ def _run(
     for case in everything:
         if case.name in chosen and case.name not in done:
             print(f"{case.name}: {case.title}", flush=True)
-            if "earlier" in facts:
-                facts["command"] = f"{facts.pop('earlier')}; {facts['command']}"
+            earlier = facts.pop("earlier", "")
+            if earlier:
+                facts["command"] = (
+                    earlier if facts["command"] in earlier.split("; ") else f"{earlier}; {facts['command']}"
+                )
             results.append(measure(case, processes, compared, settings, folder, lambda text: print(text, flush=True)))
             results.sort(key=lambda result: [other.name for other in everything].index(result.case.name))
             facts["gemm_peak"] = max(facts["gemm_peak"], gemm_peak(asked.quick))
@@ -161,11 +166,8 @@ def _kept(path: Path, facts: dict[str, Any]) -> tuple[list[CaseResult], list[Agr
             )
     facts["earlier"] = earlier["facts"]["command"]
     facts["gemm_peak"] = max(facts["gemm_peak"], earlier["facts"]["gemm_peak"])
-    facts["date"] = (
-        earlier["facts"]["date"]
-        if earlier["facts"]["date"] == facts["date"]
-        else f"{earlier['facts']['date']} to {facts['date']}"
-    )
+    first, *_ = earlier["facts"]["date"].split(" to ")
+    facts["date"] = first if first == facts["date"] else f"{first} to {facts['date']}"
     results = []
     for one in earlier["cases"]:
         fields = {name: value for name, value in one.items() if name != "medians"}

@@ -83,12 +83,13 @@ def _tables(run: Run, figure: str | None) -> list[str]:
         "Ratio: seconds of the fastest peer over seconds of this library; of `neural-tangents` compiling is not counted, "
         "whose counterpart is `planned`, where the network was read before, as monitors and repeated calls can have it. Reading: "
         "the difference of the two, what a kernel that is computed once pays for finding and checking the layer rules, about as "
-        "much as ten passes of three samples and a float64 copy of the parameters: nothing beside a large kernel, half of the time "
-        "where n is small and the layers are wide. GF: floating-point operations that the "
-        f"library's plan counts; share: of the best rate of `torch.mm` in this call, {peak / 1e9:.0f} GF/s. Beside: median "
+        "much as ten passes of three samples and a float64 copy of the parameters; it grows with the parameters and not with n. GF: "
+        "floating-point operations that the "
+        f"library's plan counts; share: of the best rate of `torch.mm` in the first call, {peak / 1e9:.0f} GF/s. Beside: median "
         "rate of a product of 1024 x 1024 matrices next to the repetitions, and the largest over the smallest rate of the "
         "rounds.\n"
     )
+    parts += _behind(run)
     parts += ["## Peak memory, MiB above the level before\n", *table(lambda _, outcome: _mebibytes(outcome.peak_bytes))]
     parts += ["## Distance to float64\n", *table(lambda _, outcome: _distance(outcome.error))]
     parts.append(
@@ -144,6 +145,27 @@ def _ratios(run: Run, peak: float) -> str:
     return markdown_table([*head, "MiB used / promised, fast", "GF/s beside (spread)"], rows) + "\n"
 
 
+def _behind(run: Run) -> list[str]:
+    """Where a peer is faster, by how much, and what the time goes into."""
+    lines = []
+    for result in run.results:
+        peer, names = best_peer(result), ("library-fast", "library-planned")
+        fast, planned = (result.outcomes.get(name, Outcome()).median for name in names)
+        if peer is None or not fast or not planned or peer[1] >= fast:
+            continue
+        text = f"- {result.case.title}: `fast` takes {fast / peer[1]:.2f} times as long as {METHODS[peer[0]].label}"
+        if planned <= peer[1]:
+            text += f"; {_number(fast - planned)} s of its {_number(fast)} s are reading, without which it takes {planned / peer[1]:.2f}"
+        else:
+            flops = result.plan.get("flops", math.nan)
+            text += (
+                f", without reading {planned / peer[1]:.2f}: {flops / 1e9:.1f} GF are so few that what is around the products counts, the "
+                "sums in float64 and the norms for the error floor, which no peer computes"
+            )
+        lines.append(text)
+    return ["## Where a peer is faster\n", *lines, ""] if lines else []
+
+
 def _reasons(run: Run, shown: Sequence[Method]) -> list[str]:
     cases: dict[str, list[str]] = {}
 
@@ -189,7 +211,7 @@ def _notes(run: Run) -> list[str]:
     facts = run.facts
     lines = [
         "## How it was measured\n",
-        f"One process a method, all in one call: a first call, then turns, one repetition each, {facts['repetitions']} "
+        f"One process a method, all methods of a case in one call: a first one, then turns, one repetition each, {facts['repetitions']} "
         "of them or, from 2 s on, three fifths of that; medians. Before each turn the others are idle for 0.6 s, in the "
         "middle of which a product of two 1024 x 1024 matrices is timed. When these rates differ by more than 20 % between "
         "rounds, the case is repeated, at most twice, and the calmest attempt counts. A first call longer than "
