@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.batch_norm import batch_statistics
+from lightning_conv.float32 import full_float32
 from lightning_conv.recomputation import no_recomputation
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -58,7 +59,7 @@ def sample_count(inputs: Inputs) -> int:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, float32 products in full precision, no autocast; all of it and the RNGs are put back afterwards.
+    """Evaluation mode, float32 in full precision, no autocast; all of it and the RNGs are put back afterwards.
 
     Fused attention is switched off: its fast path has no derivative with respect to the layers inside it, and the fused
     kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
@@ -72,7 +73,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)
         with (
-            _full_float32_products(),
+            full_float32(),
             _as_written(),
             no_recomputation(),
             torch.random.fork_rng(devices=devices),
@@ -92,29 +93,6 @@ def _as_written() -> AbstractContextManager[None]:
     """Run compiled modules eagerly: hooks and per-sample derivatives do not reach into compiled code."""
     # Where dynamo was never loaded nothing is compiled, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-@contextmanager
-def _full_float32_products() -> Iterator[None]:
-    """Float32 matrix products without TF32 or bfloat16, by whichever of torch's two interfaces the run has set them."""
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the run has used torch.backends.*.matmul.fp32_precision; torch refuses to mix the two
-        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        saved = [backend.fp32_precision for backend in backends]
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, saved, strict=True):
-                backend.fp32_precision = precision
-        return
-    try:
-        torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class StatelessModule:
