@@ -13,9 +13,11 @@ from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.eigenvalues.cholesky import factor_memory
 from lightning_conv.eigenvalues.dense import LinAlgError, decompose, eigen_decomposition, residual_radius
 from lightning_conv.eigenvalues.largest import largest
+from lightning_conv.eigenvalues.ritz import ritz_bounds
 from lightning_conv.eigenvalues.smallest import smallest
 from lightning_conv.eigenvalues.symmetric import checked, require_symmetric
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.operator import NTKOperator
 
 __all__ = [
     "Bounded",
@@ -79,12 +81,14 @@ class Spectrum:
         if self.eigenvalues is None:
             raise ValueError(
                 f"{purpose}: needs every eigenvalue, and this spectrum has the outermost two; use kernel_spectrum(..., "
-                'method="dense")'
+                'method="dense"), of an operator its dense() matrix'
             )
         return self.eigenvalues
 
 
-def kernel_spectrum(gram: KernelGram | Tensor, *, method: Method = "dense") -> Spectrum:
+def kernel_spectrum(
+    gram: KernelGram | NTKOperator | Tensor, *, method: Method | None = None, steps: int = 64
+) -> Spectrum:
     """Eigenvalues of a Gram matrix in float64 with bounds on the smallest and the largest.
 
     For a bare symmetric matrix the bounds are proven for that matrix: by ``residual_radius``, or for the outermost two
@@ -94,19 +98,27 @@ def kernel_spectrum(gram: KernelGram | Tensor, *, method: Method = "dense") -> S
     delta. As delta is an estimate, such bounds are ``certified`` only at ``precision="certified"``, where the statement is
     about the Jacobian as computed in float64.
 
+    Of an ``NTKOperator`` the outermost two Ritz values are had, with their residuals: see ``ritz_bounds``. ``lambda_min.upper``
+    and ``lambda_max.lower`` are bounds up to the rounding of the products, for which 4 sqrt(N) eps lambda_max is allowed with eps
+    of the operator's ``precision``; the other two ends assume that the Ritz values are those of the outermost eigenvalues. Neither is
+    ``certified``.
+
     lambda_min on m probe samples is an UPPER bound of lambda_min over a larger set that holds them (interlacing).
 
     Args:
-        gram: a ``KernelGram``, or a symmetric float64 matrix (N, N).
+        gram: a ``KernelGram``, a symmetric float64 matrix (N, N), or an ``NTKOperator``.
         method: ``"dense"``: all eigenvalues. ``"extremes"``: the outermost two, at a fraction of the cost for large N;
-            ``Spectrum.eigenvalues`` and ``radius`` are then None. ``"auto"``: dense up to N = 512, extremes above.
+            ``Spectrum.eigenvalues`` and ``radius`` are then None. ``"auto"``: dense up to N = 512, extremes above. None: dense of a
+            matrix; of an operator there are the extremes only.
+        steps: products with an operator, at most. lambda_max takes about ten; lambda_min of a kernel hundreds.
 
     Raises:
-        ValueError: not square, not symmetric, empty, not float64, or not finite; unknown method.
+        ValueError: not square, not symmetric, empty, not float64, or not finite; unknown method, or one that needs a matrix.
+        TypeError: ``gram`` is none of the three.
         torch.linalg.LinAlgError: the eigensolver failed on the device and on the CPU.
 
-    Cost: about 12 N^3 flops dense; 2 N^3 / 3 and about 300 N^2 for the extremes of a kernel. ``benchmarks/lambda_min.py``
-    measures both.
+    Cost: about 12 N^3 flops dense; 2 N^3 / 3 and about 300 N^2 for the extremes of a kernel (``benchmarks/lambda_min.py``
+    measures both); ``steps`` + 1 products with an operator.
 
     Example:
         >>> import torch
@@ -114,8 +126,12 @@ def kernel_spectrum(gram: KernelGram | Tensor, *, method: Method = "dense") -> S
         >>> spectrum.lambda_min.lower <= 1e-12 <= spectrum.lambda_min.upper
         True
     """
-    if method not in get_args(Method):
+    if method is not None and method not in get_args(Method):
         raise ValueError(f"method: {method!r} is not one of {', '.join(map(repr, get_args(Method)))}")
+    if isinstance(gram, NTKOperator):
+        return _of_an_operator(gram, method, steps)
+    if not isinstance(gram, KernelGram | Tensor):
+        raise TypeError(f"gram: got {type(gram).__name__}; need a KernelGram, a symmetric matrix or an NTKOperator")
     if isinstance(gram, KernelGram) and gram.n_samples2 is not None:
         raise ValueError(
             "gram: a kernel between two sets of samples has no eigenvalues; compute the one of a single set (no inputs2)"
@@ -146,6 +162,29 @@ def _extremes(matrix: Tensor) -> Spectrum:
     memory = factor_memory(a)
     lowest, highest = (a.rescaled(end(a, TOLERANCE, SEED, memory)) for end in (smallest, largest))
     return Spectrum(None, lowest, highest, radius=None, trace=float(matrix.diagonal().sum()))
+
+
+def _of_an_operator(operator: NTKOperator, method: Method | None, steps: int) -> Spectrum:
+    """Ritz values of J J^T, wider by the rounding of its products."""
+    if method == "dense":
+        raise ValueError(
+            "method: 'dense' needs the matrix, and an operator has products; use kernel_spectrum(operator.dense()), or ntk_gram for "
+            "bounds that are proven"
+        )
+    size = operator.shape[0]
+    found = ritz_bounds(operator.matmul, size, steps=steps, seed=SEED, semidefinite=True, device=operator.device)
+    rounding = 4 * math.sqrt(size) * torch.finfo(operator.precision).eps * found.lambda_max.upper
+
+    def widened(end: Bounded) -> Bounded:
+        return replace(
+            end,
+            lower=max(end.lower - rounding, 0.0),
+            upper=end.upper + rounding,
+            method=f"{end.method} + rounding of products",
+            reason="the kernel is known by its products only",
+        )
+
+    return Spectrum(None, widened(found.lambda_min), widened(found.lambda_max), radius=None)
 
 
 def _of_the_kernel(spectrum: Spectrum, gram: KernelGram) -> Spectrum:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from lightning_conv.estimates import (
     estimate_trace,
 )
 from lightning_conv.evaluation import BatchNormMode, Inputs, sample_count
-from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.jacobian_map import JacobianMap
 from lightning_conv.kernels.memory import blocks, memory_budget
 from lightning_conv.spectral_estimates import estimate_effective_rank, estimate_lambda_max
+
+OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
 
 class NTKOperator:
@@ -71,14 +72,18 @@ class NTKOperator:
         inputs: Inputs,
         *,
         parameters: str | Sequence[str] | None = None,
-        outputs: Outputs = "full",
+        outputs: OperatorOutputs = "full",
         batch_norm: BatchNormMode = "eval",
         dtype: torch.dtype | None = None,
         max_memory: int | None = None,
         chunk: int | None = None,
     ) -> None:
+        if str(outputs) == "projected":  # of ntk_gram
+            raise ValueError(
+                "outputs: 'projected' is a kernel of ntk_gram; an operator has 'trace', the kernel that it estimates, or 'full', 'sum'"
+            )
         for name, value, allowed in (
-            ("outputs", outputs, get_args(Outputs)),
+            ("outputs", outputs, get_args(OperatorOutputs)),
             ("batch_norm", batch_norm, get_args(BatchNormMode)),
             ("dtype", dtype, (None, torch.float64)),
         ):

@@ -428,6 +428,11 @@ def test_unknown_options_are_refused_with_what_is_allowed(option):
         NTKOperator(nn.Linear(4, 1), torch.randn(3, 4), **{option: "best"})
 
 
+def test_the_projected_kernel_is_refused_with_the_cure():
+    with pytest.raises(ValueError, match=r"outputs: 'projected' .* has 'trace'"):
+        NTKOperator(nn.Linear(4, 3), torch.randn(3, 4), outputs="projected")
+
+
 @pytest.mark.parametrize(("asked", "message"), [(["nothing.*"], r"\['nothing\.\*'\]"), ([], "an empty list")])
 def test_parameters_that_match_nothing_are_refused(asked, message):
     with pytest.raises(ValueError, match=f"parameters: {message}; need names or patterns"):

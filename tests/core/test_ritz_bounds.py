@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from lightning_conv import NTKOperator, kernel_spectrum, ntk_gram
 from lightning_conv.eigenvalues import ritz_bounds
 
 
@@ -87,3 +89,48 @@ def test_an_operator_that_is_not_symmetric_is_refused():
     matrix = torch.randn(20, 20, dtype=torch.float64)
     with pytest.raises(ValueError, match="matvec: not symmetric"):
         ritz_bounds(lambda v: matrix @ v, 20)
+
+
+# --- of an operator --------------------------------------------------------------------------------------------------
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 2)), torch.randn(12, 5)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("outputs", ["trace", "full", "sum"])
+def test_the_spectrum_of_an_operator_is_that_of_the_dense_kernel(outputs, dtype):
+    model, inputs = small_network()
+    exact = kernel_spectrum(ntk_gram(model, inputs, outputs=outputs, precision="certified"))
+    operator = NTKOperator(model, inputs, outputs=outputs, dtype=dtype)
+    found = kernel_spectrum(operator)
+    for end, true in ((found.lambda_min, exact.lambda_min), (found.lambda_max, exact.lambda_max)):
+        assert end.lower <= true.value <= end.upper
+        assert (end.upper - end.lower) < (1e-4 if dtype is None else 1e-10) * exact.lambda_max.value
+        assert not end.certified
+    assert (found.eigenvalues, found.radius, found.trace) == (None, None, None)
+    for method in ("auto", "extremes"):
+        assert kernel_spectrum(operator, method=method) == found
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_few_products_with_an_operator_bound_from_one_side(steps):
+    model, inputs = small_network()
+    exact = kernel_spectrum(ntk_gram(model, inputs, precision="certified"))
+    found = kernel_spectrum(NTKOperator(model, inputs, outputs="trace"), steps=steps)
+    assert 0 <= found.lambda_min.lower <= found.lambda_min.value
+    assert exact.lambda_min.value <= found.lambda_min.upper
+    assert found.lambda_max.lower <= exact.lambda_max.value
+    assert found.condition_number <= exact.condition_number * (1 + 1e-6)
+
+
+def test_what_needs_a_matrix_is_refused_for_an_operator():
+    operator = NTKOperator(*small_network())
+    with pytest.raises(ValueError, match=r"method: 'dense' needs the matrix.*operator\.dense\(\)"):
+        kernel_spectrum(operator, method="dense")
+    with pytest.raises(ValueError, match=r"effective_rank: needs every eigenvalue.*dense\(\)"):
+        kernel_spectrum(operator).effective_rank  # noqa: B018
+    with pytest.raises(TypeError, match="gram: got ndarray; need a KernelGram, a symmetric matrix or an NTKOperator"):
+        kernel_spectrum(np.eye(3))
