@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from numbers import Real
 
 import torch
 
@@ -25,17 +27,27 @@ def available_memory(device: torch.device) -> int:
         return FALLBACK_MEMORY
 
 
-def allowed_memory(max_memory: int | None, device: torch.device) -> int:
+def whole_bytes(max_memory: object) -> int:
+    """A number of bytes such as ``2**30`` or ``1e9``, as an integer.
+
+    Raises:
+        ValueError: it is not a finite number of at least one byte.
+    """
+    number = isinstance(max_memory, Real) and not isinstance(max_memory, bool)
+    if not (number and math.isfinite(max_memory) and max_memory >= 1):  # type: ignore[arg-type, operator]
+        raise ValueError(
+            f"max_memory: {max_memory!r}; give a positive number of bytes, or None for a quarter of what is free"
+        )
+    return int(max_memory)  # type: ignore[call-overload, no-any-return]
+
+
+def allowed_memory(max_memory: float | None, device: torch.device) -> int:
     """``max_memory``, or a quarter of what is free.
 
     Raises:
-        ValueError: ``max_memory`` is not positive.
+        ValueError: ``max_memory`` is not a positive number.
     """
-    if max_memory is not None and max_memory <= 0:
-        raise ValueError(
-            f"max_memory: {max_memory} bytes; give a positive number, or None for a quarter of what is free"
-        )
-    return available_memory(device) // 4 if max_memory is None else max_memory
+    return available_memory(device) // 4 if max_memory is None else whole_bytes(max_memory)
 
 
 def blocks(samples: int, rows: int) -> list[slice]:
@@ -48,11 +60,11 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def memory_budget(max_memory: int | None, device: torch.device, result_bytes: int) -> int:
+def memory_budget(max_memory: float | None, device: torch.device, result_bytes: int) -> int:
     """Bytes left for working storage beside the result and two temporaries of its size.
 
     Raises:
-        ValueError: ``max_memory`` is not positive.
+        ValueError: ``max_memory`` is not a positive number.
         MemoryError: the result alone does not fit.
     """
     allowed = allowed_memory(max_memory, device)

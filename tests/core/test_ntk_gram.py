@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
-from lightning_conv.kernels import factors, passes, plan_ntk, planning
+from lightning_conv.kernels import NTKOperator, factors, passes, plan_ntk, planning
 from lightning_conv.kernels import task as tasks
 
 
@@ -650,10 +651,21 @@ def test_unknown_options_are_refused_with_what_is_allowed(option):
         ntk_gram(nn.Linear(4, 1), rand(3, 4), **{option: "best"})
 
 
-@pytest.mark.parametrize("memory", [0, -1])
-def test_max_memory_must_be_positive(memory):
-    with pytest.raises(ValueError, match="max_memory: "):
-        ntk_gram(nn.Linear(4, 1), rand(3, 4), max_memory=memory)
+@pytest.mark.parametrize("memory", [0, -1, 0.5, -1e9, float("nan"), float("inf"), "1 GB", True, [2**30]])
+@pytest.mark.parametrize("function", [ntk_gram, plan_ntk, NTKOperator])
+def test_max_memory_must_be_a_positive_number(function, memory):
+    with pytest.raises(ValueError, match=f"max_memory: {re.escape(repr(memory))}; give a positive number of bytes"):
+        function(nn.Linear(4, 1), rand(3, 4), max_memory=memory)
+
+
+@pytest.mark.parametrize("memory", [1e8, np.float64(1e8), np.int64(10**8)])
+def test_max_memory_may_be_any_kind_of_number(memory):
+    model, inputs = nn.Linear(4, 2), rand(3, 4)
+    for batch_norm in ("eval", "batch"):
+        gram = ntk_gram(model, inputs, max_memory=memory, batch_norm=batch_norm)
+        assert gram.plan.max_memory == 10**8
+        assert type(gram.plan.max_memory) is int
+    assert NTKOperator(model, inputs, max_memory=memory).dense().shape == (6, 6)
 
 
 @pytest.mark.parametrize(
