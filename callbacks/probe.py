@@ -15,6 +15,7 @@ from lightning_conv.anatomy import called_by
 from lightning_conv.callbacks.batch import InputFn, TargetFn, take_inputs, take_targets, training_samples, transfer
 from lightning_conv.evaluation import BatchNormMode, Inputs, map_inputs, sample_count
 from lightning_conv.kernels.gram import Outputs
+from lightning_conv.kernels.memory import whole_bytes
 from lightning_conv.kernels.precision import PRECISIONS, Precision
 from lightning_conv.kernels.selection import matching_names
 
@@ -33,15 +34,15 @@ class Probe:
             set's.
         seed: of the draw, and of the sign vectors of ``"projected"``.
         outputs: ``"trace"``: kernel summed over the outputs (m x m). ``"full"``: (m C x m C). ``"sum"``: of the summed
-            output, cheapest. ``"projected"``: the trace kernel estimated from 16 random sign vectors over the outputs, for heads
-            with many classes; all bounds are then those of the estimate.
+            output, cheapest. ``"projected"``: the trace kernel estimated from ``projections`` random sign vectors over the
+            outputs, for heads with many classes; all bounds are then those of the estimate.
         batch_norm: ``"frozen"``: the probe's own batch statistics, held constant. ``"eval"``: running statistics (at
             step 0 these are still (0, 1), so a drift measured against that kernel compares two different networks).
         input_fn: takes the model's input out of a collated batch; default: ``batch[0]``, the batch itself if it is a
             tensor, or the first of the keys x, input(s), image(s), pixel_values, features, data, input_ids of a dict.
         forward_fn: ``forward_fn(module, inputs)`` gives the outputs whose kernel is meant; default: ``module(inputs)``.
         inputs: the samples themselves, for data sets without random access.
-        max_memory: bytes a kernel may use (default: a quarter of what is free).
+        max_memory: bytes a kernel may use, such as ``2**30`` or ``1e9`` (default: a quarter of what is free).
         precision: ``"fast"``, ``"exact"`` or ``"certified"`` (see ``ntk_gram``); None: begin with ``"fast"`` and go up until
             lambda_min stands clear of its error.
         parameters: names in the network, or patterns such as ``"encoder.*"``, of the parameters that the kernel is over; None: those
@@ -49,9 +50,12 @@ class Probe:
         target_fn: takes the targets y out of a collated batch, in the shape of the outputs; default: ``batch[1]`` or one of
             the keys y, target(s), label(s). Only the predicted contraction of ``LambdaMin`` needs them.
         targets: the targets of ``inputs``.
+        projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. A network of k outputs or fewer
+            has its trace kernel taken, so a cheaper probe of 10 classes needs a smaller k; with it grows the standard error,
+            as 1 / sqrt(k).
 
     Raises:
-        MisconfigurationException: ``size`` below 2, an unknown option, no bytes, an empty list of parameters.
+        MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters.
     """
 
     def __init__(
@@ -63,11 +67,12 @@ class Probe:
         input_fn: InputFn | None = None,
         forward_fn: ForwardFn | None = None,
         inputs: Inputs | None = None,
-        max_memory: int | None = None,
+        max_memory: float | None = None,
         precision: Precision | None = None,
         parameters: Sequence[str] | str | None = None,
         target_fn: TargetFn | None = None,
         targets: torch.Tensor | None = None,
+        projections: int = 16,
     ) -> None:
         if size < 2:
             raise MisconfigurationException(f"Probe: size={size}; a kernel needs at least 2 samples")
@@ -80,10 +85,14 @@ class Probe:
                 raise MisconfigurationException(
                     f"Probe: {name}={value!r} is not one of {', '.join(str(a) for a in allowed)}"
                 )
-        if max_memory is not None and (isinstance(max_memory, bool) or max_memory <= 0):
+        if isinstance(projections, bool) or not isinstance(projections, int) or projections < 2:
             raise MisconfigurationException(
-                f"Probe: max_memory={max_memory!r}; need a positive number of bytes, or None for a quarter of what is free"
+                f"Probe: projections={projections!r}; an estimate with its error needs a whole number of at least 2"
             )
+        try:
+            whole = None if max_memory is None else whole_bytes(max_memory)
+        except ValueError as error:
+            raise MisconfigurationException(f"Probe: {error}".replace("max_memory: ", "max_memory=", 1)) from error
         patterns = [parameters] if isinstance(parameters, str) else parameters
         if patterns is not None and not (patterns and all(isinstance(name, str) and name for name in patterns)):
             raise MisconfigurationException(
@@ -98,7 +107,8 @@ class Probe:
         self.input_fn = input_fn
         self.forward_fn = forward_fn
         self.inputs = inputs
-        self.max_memory = max_memory
+        self.max_memory = whole
+        self.projections = projections
         self.precision: Precision | None = precision
         self.parameters = parameters
         self.target_fn = target_fn
@@ -109,7 +119,7 @@ class Probe:
         """What makes two probes the same: callbacks with equal keys share samples and kernels."""
         functions = id(self.input_fn), id(self.forward_fn), id(self.inputs), id(self.target_fn), id(self.targets)
         names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters or ())
-        kernel = self.outputs, self.batch_norm, self.max_memory, self.precision, names
+        kernel = self.outputs, self.projections, self.batch_norm, self.max_memory, self.precision, names
         return self.size, self.seed, *kernel, *functions
 
     def network(self, pl_module: pl.LightningModule) -> nn.Module:

@@ -97,6 +97,7 @@ class ProbeKernel:
             precision=self.probe.precision,
             batch_norm=self.probe.batch_norm,
             max_memory=self.probe.max_memory,
+            projections=self.probe.projections,
             seed=self.probe.seed,
             progress=False,  # training shows a bar of its own
         )

@@ -24,6 +24,7 @@ def resolved_spectrum(
     batch_norm: BatchNormMode = "eval",
     max_memory: int | None = None,
     method: Method = "dense",
+    projections: int = 16,
     seed: int = 0,
     progress: bool | None = None,
 ) -> tuple[KernelGram, Spectrum]:
@@ -44,6 +45,7 @@ def resolved_spectrum(
         batch_norm: see ``ntk_gram``.
         max_memory: see ``ntk_gram``.
         method: see ``kernel_spectrum``.
+        projections: see ``ntk_gram``.
         seed: see ``ntk_gram``.
         progress: see ``ntk_gram``.
 
@@ -61,6 +63,7 @@ def resolved_spectrum(
             precision=each,
             batch_norm=batch_norm,
             max_memory=max_memory,
+            projections=projections,
             seed=seed,
             progress=progress,
         )

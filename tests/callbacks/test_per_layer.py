@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.callbacks import KernelStability, LambdaMin, Probe, probe_kernel
+from lightning_conv.kernels.precision import PRECISIONS
 
 
 def read(board):
@@ -121,3 +122,19 @@ def test_probes_of_projected_outputs_say_how_far_off_they_may_be(make_trainer, m
     trainer.fit(module, make_loader())
     # Of no more outputs than the 16 sign vectors the sum itself is taken.
     assert (trainer.callback_metrics["kernel/projection_error"] > 0) == (outputs > 16)
+
+
+def test_fewer_sign_vectors_make_a_projected_probe_of_few_outputs(make_trainer, make_module, make_loader):
+    module = make_module()
+    probe = Probe(8, outputs="projected", projections=3, max_memory=1e9)
+    monitor = LambdaMin(probe)
+    trainer = make_trainer([monitor], max_epochs=1)
+    trainer.fit(module, make_loader())
+    names, inputs = monitor.state_dict()["parameters"], monitor.state_dict()["inputs"]
+    precision = PRECISIONS[int(trainer.callback_metrics["kernel/precision"])]
+    gram = ntk_gram(
+        module, inputs, outputs="projected", projections=3, parameters=names, precision=precision, batch_norm="frozen"
+    )
+    assert trainer.callback_metrics["kernel/projection_error"] == pytest.approx(gram.projection_error, rel=1e-6)
+    assert trainer.callback_metrics["kernel/trace"] == pytest.approx(gram.trace, rel=1e-6)
+    assert gram.projection_error > 0

@@ -130,6 +130,13 @@ def test_a_bad_schedule_is_named(kwargs):
         {"outputs": "diagonal"},
         {"max_memory": 0},
         {"max_memory": -5},
+        {"max_memory": float("nan")},
+        {"max_memory": float("inf")},
+        {"max_memory": "1 GB"},
+        {"max_memory": True},
+        {"projections": 1},
+        {"projections": 2.5},
+        {"projections": True},
         {"parameters": []},
         {"parameters": ""},
         {"parameters": [3]},
@@ -153,6 +160,7 @@ def test_every_setting_makes_another_probe():
         {"size": 7},
         {"seed": 1},
         {"outputs": "projected"},
+        {"outputs": "projected", "projections": 2},
         {"batch_norm": "eval"},
         {"precision": "exact"},
         {"max_memory": 10**9},
@@ -163,6 +171,7 @@ def test_every_setting_makes_another_probe():
         {"target_fn": function},
     ]
     assert len({Probe(**each).key for each in settings}) == len(settings)
+    assert Probe(max_memory=1e9).key == Probe(max_memory=10**9).key
     assert Probe(parameters=["a", "b"]).key == Probe(parameters=("a", "b")).key
 
 
