@@ -149,7 +149,7 @@ class ExpressivityGuard(pl.Callback):
 
     @property
     def verdict(self) -> Verdict:
-        """Of the claim that the last layer's infimum is the global one of the training loss."""
+        """Of the claim that the last layer's infimum is that of the training loss over all outputs, hence the global one."""
         return self._state.verdict
 
     @property

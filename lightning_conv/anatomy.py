@@ -28,6 +28,11 @@ class Head:
         return self.module.bias is not None and self.module.bias.requires_grad
 
     @property
+    def fixed_bias(self) -> nn.Parameter | None:
+        """A bias that is added and not trained."""
+        return None if self.has_bias else self.module.bias
+
+    @property
     def width(self) -> int:
         """m_H, the number of last hidden features."""
         return self.module.in_features

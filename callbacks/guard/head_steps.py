@@ -65,13 +65,12 @@ def head_problem(network: nn.Module, head: Head, data: TrainingSet, loss: Traini
     """
     free = min(data.ranks.gather(lambda: available_memory(torch.device("cpu")))) // 4 // data.ranks.world
     layer = head.module
-    fixed = layer.bias if layer.bias is not None and not head.has_bias else None
     return HeadProblem(
         data.feature_rows(network, head, torch.float64),
         loss.targets(data),
         loss.loss_fn,
         bias=head.has_bias,
-        fixed_bias=fixed,
+        fixed_bias=head.fixed_bias,
         outputs=layer.out_features,
         infimum=loss.given_infimum,
         max_memory=free,

@@ -29,7 +29,9 @@ from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.callbacks.guard.trunk import FrozenTrunk
+from lightning_conv.callbacks.guard.verdict import SEPARATED, HeadBounds, loss_kind
 from lightning_conv.evaluation import StatelessModule, undisturbed
+from lightning_conv.last_layer import HeadProblem, HeadSolution
 
 AGREEMENT = 1e-3
 """Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run."""
@@ -93,6 +95,8 @@ class PhaseTwo:
         self._steps = found = SolvedHead(problem, weights, self._data.ranks, memory, self._settings.tol)
         if fresh:
             state.reason = f"{state.reason}; {found.reason}"
+        if found.solution is not None:
+            self._judge_by(problem, found.solution)
         self._trainer.should_stop = True
 
     def note_best_loss(self) -> None:
@@ -105,10 +109,26 @@ class PhaseTwo:
         except Exception as error:  # a figure for the log
             self._state.reason += f"; the best loss of this trunk is not known ({type(error).__name__}: {error})"
             return
-        self._state.best_loss = found.loss.value
-        below = found.head_infimum.lower if found.head_infimum is not None else None
-        least = "" if below is None else f"at least {below:.6g} and "
-        self._state.reason += f"; the best loss of this trunk is {least}at most {found.loss.upper:.6g}"
+        state, dual = self._state, found.head_infimum
+        state.best_loss = found.loss.value
+        known = "" if dual is None or math.isinf(dual.lower) else f"{dual.lower:.6g}"
+        if dual is not None and known and math.isfinite(dual.radius):  # a statement about these heads only
+            known += f" (heads with |W|_F <= {dual.radius:.3g})"
+        least = f"at least {known} and " if known else ""
+        state.reason += f"; the best loss of this trunk is {least}at most {found.loss.upper:.6g}"
+        self._judge_by(problem, found)
+
+    def _judge_by(self, problem: HeadProblem, solution: HeadSolution) -> None:
+        """Take in what the solved problem of the head proves."""
+        state = self._state
+        state.loss_kind = loss_kind(self._loss.loss_fn, problem.losses.targets)
+        state.bounds = HeadBounds.of(problem, solution, state.loss_kind)
+        before = state.verdict, state.why
+        state.judge()
+        if state.verdict == "certified" and before[0] != "certified":
+            state.reason += f"; {SEPARATED}"
+        elif state.why and state.why != before[1]:
+            state.reason += f"; {state.why}"
 
     def before_batch(self, batch: Any) -> None:
         """Nothing is in train mode; before the first batch its loss is computed by ``loss_fn``."""

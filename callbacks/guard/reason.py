@@ -21,7 +21,7 @@ def reason_to_switch(state: GuardState, settings: GuardSettings, step: int, foun
         found: the reason of the certificate.
         kinks: what in the network is not real-analytic.
     """
-    said = [f"switched at step {step}: {_claim(state, settings)}", found, *state.caveats]
+    said = [f"switched at step {step}: {_claim(state, settings)}", found, *([state.why] if state.why else []), *state.caveats]
     if kinks:
         shown = ", ".join(kinks[:SHOWN]) + (f" and {len(kinks) - SHOWN} more" if len(kinks) > SHOWN else "")
         said.append(
@@ -37,5 +37,5 @@ def _claim(state: GuardState, settings: GuardSettings) -> str:
             return "the last layer is certified to reach the targets"
         return f"rank [h, 1] = n = {certificate.n} is certified"
     if settings.method == "alignment":
-        return "no global infimum is claimed: the last layer is trained to its own, on this trunk"
+        return "rank n is not certified: the last layer is trained to its own infimum, on this trunk"
     return "NOT certified, on_undecided='continue'"

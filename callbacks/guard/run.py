@@ -24,6 +24,7 @@ from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import forget_directions, require_rule, usable_head
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
+from lightning_conv.callbacks.guard.verdict import loss_kind
 from lightning_conv.expressivity import too_narrow
 from lightning_conv.two_phase import perturb
 
@@ -95,9 +96,9 @@ class GuardedRun:
             f'ExpressivityGuard: head "{self.head_name}" (m_H = {self.head.width}), n = {self._data.size}, switch {when}'
         )
         # Said at the start of a run, not after most of it.
-        narrow = too_narrow(self._data.size, self.head.width, bias=self.head.has_bias)
+        narrow = self._narrow
         if narrow is not None and self._settings.method != "alignment":
-            state.verdict = "refuted"
+            state.verdict = "undecided"
             self._undecided(f"{narrow}, or pass method='alignment' to train this head to its own infimum")
         self.log()
         self._switch_if_due()
@@ -161,6 +162,10 @@ class GuardedRun:
         self._logged_step = self._trainer.global_step
 
     @property
+    def _narrow(self) -> str | None:
+        return too_narrow(self._data.size, self.head.width, bias=self.head.has_bias)
+
+    @property
     def _last_chance(self) -> bool:
         return self._state.switch_step is not None and self._trainer.global_step >= self._state.switch_step
 
@@ -183,8 +188,9 @@ class GuardedRun:
         )
         reason = self._certify()
         state.judge()
+        final = state.plateau is None or self._last_chance or state.hopeless or self._narrow
         if not (state.certified or self._settings.method == "alignment") and not (
-            self._settings.on_undecided == "continue" and (self._last_chance or state.plateau is None)
+            self._settings.on_undecided == "continue" and final
         ):
             with torch.no_grad():
                 for name, tensor in everything.items():
@@ -192,9 +198,10 @@ class GuardedRun:
             state.perturbation = None
             self.log()
             log_text(self._trainer, "guard/reason", f"phase 1 goes on: {reason}", step)
-            if state.plateau is None or self._last_chance or state.verdict == "refuted":
+            if final:
                 self._undecided(reason)
             else:
+                assert state.plateau is not None
                 state.plateau.failed()
                 state.reason = (
                     f"not certified at step {step}, tried again after {state.plateau.resting} windows: {reason}"
@@ -206,7 +213,7 @@ class GuardedRun:
         forget_directions(self._trainer.optimizers[0])
         state.fingerprints = self._trunk.fingerprints()
         self._phase_two.begin()
-        if not state.certified and state.certificate is not None and state.certificate.method == "alignment":
+        if state.certificate is not None and state.certificate.method == "alignment" and state.verdict != "certified":
             self._phase_two.note_best_loss()
         rank_zero_info(f"ExpressivityGuard: {state.reason}")
         log_text(self._trainer, "guard/reason", state.report(self.head_name), step)
@@ -231,10 +238,18 @@ class GuardedRun:
         state, method = self._state, self._settings.method
         state.certificate = None
         try:
-            narrow = too_narrow(self._data.size, self.head.width, bias=self.head.has_bias) is not None
-            asked = method == "alignment" or (method == "auto" and narrow)
-            targets = self._loss.targets(self._data) if asked else None
+            asked = method == "alignment" or (method == "auto" and self._narrow is not None)
+            targets = self._targets() if asked else None
             state.certificate = certify_trunk(self._data, self._network, self.head, method, targets)
         except Exception as error:  # whatever it is, the run goes on without the guarantee
             return f"no certificate could be computed ({type(error).__name__}: {error})"
         return state.certificate.reason
+
+    def _targets(self) -> torch.Tensor:
+        """What the trained part of the head is to reach: numbers for a loss of numbers, less a bias that is not trained."""
+        targets, fixed = self._loss.targets(self._data), self.head.fixed_bias
+        self._state.loss_kind = loss_kind(self._loss.loss_fn, targets)
+        if self._state.loss_kind != "distance":
+            return targets
+        rows = targets.double().reshape(len(targets), -1)
+        return rows if fixed is None else rows - fixed.detach().double().cpu()

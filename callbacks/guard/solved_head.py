@@ -28,9 +28,10 @@ class SolvedHead:
         self, problem: HeadProblem, weights: HeadWeights, ranks: Ranks, memory: dict[str, Any], tol: float
     ) -> None:
         self._problem, self._weights, self._memory = problem, weights, memory
+        self.solution: HeadSolution | None = None  # of this process; a resumed run has its memory only
         if memory:
             return
-        solution = ranks.gather(lambda: solved(problem, weights, tol))[0]
+        self.solution = solution = ranks.gather(lambda: solved(problem, weights, tol))[0]
         weights.write(problem, problem.stack(*solution.layer()))
         gap = solution.rounded_gap
         memory |= {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from lightning_conv.callbacks.guard.switching import Plateau
+from lightning_conv.callbacks.guard.verdict import HeadBounds, LossKind, Verdict, verdict_on
 from lightning_conv.expressivity import Cost, RankCertificate
 from lightning_conv.spectrum import Bounded
 from lightning_conv.two_phase import Perturbation
-
-Verdict: TypeAlias = Literal["not applicable", "certified", "undecided", "refuted"]
 
 MEASURED = ("loss", "gap", "bound", "step_size")
 """What an entry of the history may hold beside its step and epoch."""
@@ -25,6 +24,7 @@ class GuardState:
     verdict: Verdict = (
         "not applicable"  # of the claim that the last layer's infimum is the global one of the training loss
     )
+    why: str = ""  # it is not "certified", where neither the certificate nor a caveat says so
     switch_step: int | None = None  # the step after which phase 1 ends, or is to end at the latest
     declined: bool = False  # the condition was not certified and the run goes on in phase 1
     last_step: int = 0
@@ -34,6 +34,8 @@ class GuardState:
     plateau: Plateau | None = None
     certificate: RankCertificate | None = None
     perturbation: Perturbation | None = None
+    loss_kind: LossKind = "other"
+    bounds: HeadBounds | None = None  # of the head's problem on this trunk, where it was solved
     best_loss: float | None = None  # that a narrow head can reach on this trunk
     steps: dict[str, Any] = field(default_factory=dict)  # of the step rule: numbers and strings
 
@@ -50,6 +52,8 @@ class GuardState:
             known["perturbation"] = Perturbation(**known["perturbation"])
         if known.get("plateau") is not None:
             known["plateau"] = Plateau(**known["plateau"])
+        if known.get("bounds") is not None:
+            known["bounds"] = HeadBounds(**known["bounds"])
         if (certificate := known.get("certificate")) is not None:
             bounds = {
                 name: Bounded(**certificate[name])
@@ -70,11 +74,14 @@ class GuardState:
         return self.certificate is not None and self.certificate.verdict == "certified"
 
     def judge(self) -> None:
-        """Say what is known of the claim that the last layer's infimum is the global one."""
-        if self.certificate is not None and self.certificate.verdict == "refuted":
-            self.verdict = "refuted"
-        else:
-            self.verdict = "certified" if self.certified and not self.caveats else "undecided"
+        """Say what is known of the claim that the last layer's infimum is the global one, see ``verdict_on``."""
+        self.verdict, self.why = verdict_on(self.certificate, self.loss_kind, self.bounds, self.caveats)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether rank n is refuted whatever the weights: too few features, or two equal samples."""
+        certificate = self.certificate
+        return certificate is not None and certificate.method != "alignment" and certificate.verdict == "refuted"
 
     def metrics(self, step: float) -> dict[str, float]:
         """Scalars for the loggers; loss and gap only if they were measured at ``step``."""
@@ -104,7 +111,7 @@ class GuardState:
             "",
             "| quantity | value |",
             "|---|---|",
-            f"| verdict | {self.verdict} |",
+            f"| verdict | {self.verdict}{': ' + self.why if self.why else ''} |",
             f"| head | {head} |",
         ]
         if (certificate := self.certificate) is not None:

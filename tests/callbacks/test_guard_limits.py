@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -256,3 +257,18 @@ def test_a_network_that_cannot_be_called_is_told_about_forward_fn(make_trainer, 
     make_trainer([guard]).fit(TrainingStepOnly(), make_loader())
     assert guard.phase == 2
     assert guard.head_name == "inner.classifier"
+
+
+@pytest.mark.filterwarnings("ignore:Early stopping conditioned on metric")
+def test_the_documented_early_stopping_waits_for_phase_two_and_stops_at_the_gap(make_trainer, make_module, make_loader):
+    page = (Path(__file__).parents[2] / "docs" / "guard.md").read_text()
+    (line,) = [line.strip() for line in page.splitlines() if line.startswith("    EarlyStopping(")]
+    stop = eval(line, {"EarlyStopping": EarlyStopping})
+    assert stop.stopping_threshold == 1e-4
+    stop.stopping_threshold = 2.0  # which ten classes come below at once
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    trainer = make_trainer([guard, stop], max_epochs=50)
+    trainer.fit(make_module(), make_loader())
+    assert guard.phase == 2
+    assert SWITCH <= trainer.global_step < 150
+    assert float(trainer.callback_metrics["guard/gap"]) < 2.0

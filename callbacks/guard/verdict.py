@@ -1,0 +1,136 @@
+"""The guard's verdict: what is known of the claim that the last layer's infimum is that of the loss over all outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.expressivity import RankCertificate
+from lightning_conv.last_layer import HeadProblem, HeadSolution
+
+Verdict: TypeAlias = Literal["not applicable", "certified", "undecided", "refuted"]
+
+LossKind: TypeAlias = Literal["distance", "hard labels", "other"]
+"""How the infimum of a loss depends on its targets y.
+
+``"distance"``: attained at u = y and nowhere else (squared, absolute, Huber); ``"hard labels"``: cross-entropy that is approached where the
+right class scores highest for every sample; ``"other"``: anything else, or not known.
+"""
+
+DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+def loss_kind(loss_fn: object, targets: Tensor) -> LossKind:
+    """Which of them torch's losses are; a subclass may compute anything.
+
+    Args:
+        loss_fn: of the training step.
+        targets: y of all samples.
+    """
+    if type(loss_fn) in DISTANCES:
+        return "distance"
+    if isinstance(loss_fn, nn.CrossEntropyLoss) and type(loss_fn) is nn.CrossEntropyLoss and not loss_fn.label_smoothing:
+        if not targets.is_floating_point():
+            return "other" if bool((targets == loss_fn.ignore_index).any()) else "hard labels"
+        if targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all()) and bool((targets >= 0).all()):
+            return "hard labels"
+    return "other"
+
+
+SEPARATED = "some head on this trunk separates the classes, so the infimum of the last layer is that over all outputs, 0"
+
+
+@dataclass(frozen=True)
+class HeadBounds:
+    """What the solution of the head's problem proves of inf_W L, the infimum over all heads on this trunk."""
+
+    lower: float  # over *all* heads; minus infinity: nothing
+    upper: float
+    infimum: float | None  # (1/n) sum_i inf ell_i, at most; None: not known
+    separated: bool  # whether some head gives the right class of every sample more than half of the probability
+
+    @classmethod
+    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: LossKind) -> HeadBounds:
+        r"""Of a solution.
+
+        With hard labels and equal weights :math:`n L < \ln 2` leaves every sample's loss below ln 2, so its class has more than half
+        of the probability and the largest output; :math:`cW, c \to \infty`, then brings the loss to 0.
+
+        Args:
+            problem: of the head.
+            solution: of it.
+            kind: of the loss.
+        """
+        dual = solution.head_infimum
+        lower = dual.lower if dual is not None and math.isinf(dual.radius) else -math.inf
+        weighted = getattr(problem.losses.module, "weight", None) is not None
+        # A fixed bias would not be scaled.
+        plain = kind == "hard labels" and not weighted and problem.losses.mean and problem.offset is None
+        # A factor of two for rounding inside the trunk, which moves probabilities by far less.
+        separated = plain and problem.samples * solution.loss.upper < math.log(2) / 2
+        infimum = solution.infimum
+        return cls(lower, solution.loss.upper, None if infimum is None else infimum.upper, separated)
+
+
+def verdict_on(
+    certificate: RankCertificate | None, kind: LossKind, bounds: HeadBounds | None, caveats: Sequence[str]
+) -> tuple[Verdict, str]:
+    r"""What is known of :math:`\inf_W L = \frac1n \sum_i \inf_q \ell(q, y_i)`, which no weights of any network can go below.
+
+    Rank n proves it for every loss, but is not needed: a lower rank refutes nothing, whether the head is narrow or samples are equal
+    (with equal labels both come to the same). Of the targets' distance rho from the features' range:
+
+    - a loss that is attained at the targets only: rho = 0 proves it, and rho > 0 refutes it (the infimum over the closed range of
+      [h, 1] is attained, elsewhere)
+    - cross-entropy with hard labels: rho = 0 proves it (c Y, c to infinity); rho > 0 says nothing, as separable features do without
+    - any other loss: neither; of soft labels q, for example, it is log q that would have to be in the range
+
+    What the solved problem of the head proves decides where the certificate does not.
+
+    Args:
+        certificate: of the switch; None: there is none.
+        kind: of the loss.
+        bounds: of the head's problem, where it was solved.
+        caveats: what the run does beside minimising the mean loss of the samples; with them nothing is claimed.
+
+    Returns:
+        The verdict, and why it is not ``"certified"``, unless the certificate or a caveat says so itself.
+    """
+    verdict, why = _by_certificate(certificate, kind)
+    if verdict == "undecided" and bounds is not None:
+        verdict, why = _by_bounds(bounds) or (verdict, why)
+    return ("undecided", "") if caveats and verdict != "undecided" else (verdict, why)
+
+
+def _by_certificate(certificate: RankCertificate | None, kind: LossKind) -> tuple[Verdict, str]:
+    if certificate is None:
+        return "undecided", ""
+    if certificate.method != "alignment":
+        if certificate.verdict == "refuted":
+            return "undecided", "a rank below n does not refute that the last layer's infimum is the global one: that depends on the targets"
+        return certificate.verdict, ""
+    if certificate.verdict == "undecided" or (kind == "distance" and certificate.verdict == "certified"):
+        return certificate.verdict, ""
+    if kind == "distance":
+        return "refuted", "this loss has its infimum at the targets only, and the last layer provably does not reach them"
+    if certificate.verdict == "refuted":
+        return "undecided", (
+            "targets out of the last layer's reach refute nothing for this loss, which may come to its infimum elsewhere (cross-entropy: "
+            "wherever the features are separable)"
+        )
+    if kind == "hard labels":
+        return "certified", ""
+    return "undecided", "that the targets are reached proves nothing for this loss, which is not known to have its infimum there"
+
+
+def _by_bounds(bounds: HeadBounds) -> tuple[Verdict, str] | None:
+    if bounds.separated:
+        return "certified", ""
+    if bounds.infimum is not None and bounds.lower > bounds.infimum:
+        return "refuted", f"the loss of every head on this trunk is at least {bounds.lower:.6g}, the infimum at most {bounds.infimum:.6g}"
+    return None
