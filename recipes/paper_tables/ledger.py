@@ -15,6 +15,12 @@ from typing import Any
 
 from lightning_conv.recipes.machine import processor
 
+BEFORE = {"method": "auto", "step_rule": "base", "cache_features": False}
+"""Settings that the first cells were written without, and what was done then."""
+
+SAME_TRAINING = ("cache_features",)
+"""Settings that change a run by rounding only, so that no cell is run anew for them: not a part of what a cell is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -68,7 +74,8 @@ class Ledger:
             return cls(path)
         try:
             stored = json.loads(path.read_text())
-            return cls(path, list(stored["runs"]), list(stored["cells"]))
+            cells = [entry | {"cell": _completed(entry["cell"])} for entry in stored["cells"]]
+            return cls(path, list(stored["runs"]), cells)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"out: {path} holds no results of this command ({type(error).__name__}: {error}); move it away, or name another "
@@ -76,9 +83,9 @@ class Ledger:
             ) from error
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """Return what an equal cell gave; None if there is none."""
-        wanted = _plain(cell)
-        found: list[dict[str, Any]] = [entry["result"] for entry in self.cells if entry["cell"] == wanted]
+        """Return what an equal cell gave, see `identity`; None if there is none."""
+        wanted = identity(_plain(cell))
+        found: list[dict[str, Any]] = [entry["result"] for entry in self.cells if identity(entry["cell"]) == wanted]
         return found[0] if found else None
 
     def begin(self, words: Sequence[str]) -> None:
@@ -102,6 +109,29 @@ class Ledger:
         unfinished = self.path.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps({"runs": self.runs, "cells": self.cells}, indent=1) + "\n")
         os.replace(unfinished, self.path)
+
+
+def identity(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the outcome of a run up to rounding: the cell without the settings of `SAME_TRAINING`.
+
+    Args:
+        cell: as a dict.
+    """
+    cell = _completed(cell)
+    parts = {
+        part: {name: value for name, value in cell[part].items() if name not in SAME_TRAINING}
+        for part in ("settings", "changed")
+        if part in cell
+    }
+    return cell | parts
+
+
+def _completed(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return the cell with the settings that there were none of when it was run."""
+    if "settings" not in cell:
+        return cell
+    missing = {name: value for name, value in BEFORE.items() if name not in cell["settings"]}
+    return cell | {"settings": cell["settings"] | missing}
 
 
 def machine() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
 from lightning_conv.markdown import markdown_table
-from lightning_conv.recipes.paper_tables.ledger import Ledger
+from lightning_conv.recipes.paper_tables.ledger import Ledger, identity
 
 TITLE = "# Rank of the last hidden features, and test errors"
 
@@ -66,8 +67,8 @@ def _groups(cells: Sequence[dict[str, Any]]) -> list[Group]:
     """Return the cells in groups that differ in nothing but seed and guard, in a fixed order."""
     found: dict[str, Group] = {}
     for entry in cells:
-        rest = {name: value for name, value in entry["cell"].items() if name not in ("seed", "guard")}
-        found.setdefault(repr(sorted(rest.items())), []).append(entry)
+        rest = {name: value for name, value in identity(entry["cell"]).items() if name not in ("seed", "guard")}
+        found.setdefault(json.dumps(rest, sort_keys=True), []).append(entry)
 
     def place(group: Group) -> tuple[Any, ...]:
         cell = group[0]["cell"]

@@ -5,6 +5,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,37 @@ def test_recipes_of_the_tables_are_those_of_the_command():
 
     assert sorted(RECIPES) == recipe_names()
     assert RECIPES["bn_resnet"] is BNResNet
+
+
+COMMITTED = Path(__file__).parents[2] / "docs" / "results"
+
+
+def test_the_committed_tables_are_what_the_command_prints_and_are_not_run_again(capsys):
+    """They were written before the recipes had the guard's method, step rule and feature cache as settings."""
+    Path("out").mkdir()
+    stored = json.loads((COMMITTED / "paper_tables.json").read_text())
+    Path("out", "paper_tables.json").write_text(json.dumps(stored))
+    assert tables("--data", "digits", "--seeds", "5", "--out", "out") == 0
+    done = capsys.readouterr()
+    assert "40 runs, of which 40 are in" in done.err
+    assert done.out == (COMMITTED / "paper_tables.md").read_text()
+
+
+def test_settings_that_cells_were_written_without_are_what_was_done_then_and_a_cache_is_no_other_training():
+    old = cell(0)
+    names = ("method", "step_rule", "cache_features")
+    Path("old.json").write_text(
+        json.dumps({"runs": [{}], "cells": [{"cell": asdict(old), "run": 0, "result": {"test_error": 0.5}}]})
+    )
+    ledger = Ledger.read(Path("old.json"))
+    assert [ledger.cells[0]["cell"]["settings"][name] for name in names] == ["auto", "base", False]
+
+    def now(changed, **settings):
+        new = {"method": "auto", "step_rule": "base", "cache_features": True} | settings
+        return replace(old, settings=old.settings | new, changed=changed)
+
+    assert ledger.result(now({})) == {"test_error": 0.5}
+    assert ledger.result(now({"cache_features": False}, cache_features=False)) == {"test_error": 0.5}
+    assert ledger.result(now({"step_rule": "solve"}, step_rule="solve")) is None
+    assert ledger.result(now({"method": "distinct"}, method="distinct")) is None
+    assert ledger.result(replace(now({}), seed=1)) is None
