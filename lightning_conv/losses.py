@@ -70,7 +70,7 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, outputs: Tensor, targets: Tenso
     if loss_fn.weight is not None:
         if not hard or smoothing:
             return None
-        weights = loss_fn.weight.double()[targets]
+        weights = loss_fn.weight.to(targets.device, torch.float64)[targets]
         mean = float(weights.mean()) if loss_fn.reduction == "mean" else 1.0
         return LossFacts(0.0, 0.5 * float(weights.max()) / mean, attained=False)
     q = F.one_hot(targets, outputs.shape[1]).double() if hard else targets.double()

@@ -57,7 +57,7 @@ class FeatureCache:
 
     Raises:
         NotCachedError: the module is compiled or has hooks, the inputs or the features are random, samples couple, no module ends in
-            the head, or the features take more than a quarter of the free memory.
+            the head, or the features take more than a quarter of the free memory, of the CPU or of the head's device.
 
     Cost: one forward pass; n m_H numbers.
     """
@@ -165,10 +165,8 @@ class FeatureCache:
         half = max(1, len(rows) // 2)
         if not _agree(rows[:half], self._rows_of(map_inputs(lambda tensor: tensor[:half], inputs), seed=1)):
             return "the features of a sample depend on the other samples of its batch"
-        need, free = data.size * rows[0].numel() * rows.element_size(), available_memory(rows.device)
-        if need > free // 4:
-            return f"the features take {mebibytes(need)}, more than a quarter of the free {mebibytes(free)}"
-        return None
+        need = data.size * rows[0].numel() * rows.element_size()
+        return memory_obstacle(need, self._head.module.weight.device, data.ranks.world)
 
     def _rows_of(self, inputs: Inputs, seed: int) -> Tensor:
         with isolate_rng():
@@ -215,6 +213,21 @@ class FeatureCache:
     def _as_in_a_step(self) -> Iterator[None]:
         with isolate_rng(), torch.enable_grad(), self._trainer.precision_plugin.train_step_context():
             yield
+
+
+def memory_obstacle(need: int, device: torch.device, processes: int) -> str | None:
+    """Why the features do not fit: they are put together on the CPU, by every process, and then lie where the head is.
+
+    Args:
+        need: bytes of all features.
+        device: of the head.
+        processes: of the run, which may share the CPU's memory.
+    """
+    for place, copies in ((torch.device("cpu"), processes), (device, 1)):
+        taken, free = need * copies, available_memory(place)
+        if taken > free // 4:
+            return f"the features take {mebibytes(taken)} ({place}), more than a quarter of the free {mebibytes(free)}"
+    return None
 
 
 def sample_keys(given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[bytes] | None:

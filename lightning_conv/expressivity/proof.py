@@ -128,8 +128,11 @@ class Proof:
         """x^T G x / x^T x, computed, and how far that of the exact matrix may be from it."""
         vector = vector / vector.norm()
         value = float(vector.T @ self.gram.times(vector)) / float(vector.T @ vector)
-        # |fl(x^T A x) - x^T A x| <= gamma_{2n+4} |x|^T |A| |x|, and |A|_F <= tr A for what is semidefinite up to its rounding.
-        return value, 1.01 * gamma(2 * self.gram.size + 8, torch.float64) * (trace + 2 * error) + error
+        # |fl(x^T A x) - x^T A x| <= gamma_{2n+4} |x|^T |A| |x|, and |A|_F <= tr A for what is semidefinite up to its rounding;
+        # denominator and division by a relative gamma_{n+1}, as in ``Symmetric.rayleigh``.
+        n = self.gram.size
+        slack = gamma(2 * n + 8, torch.float64) * (trace + 2 * error) + gamma(n + 4, torch.float64) * abs(value)
+        return value, 1.01 * slack + error
 
     def _bounded(self, value: float, lower: float, upper: float) -> Bounded:
         """Bounds of a singular value: square roots rounded outwards, and the rounding inside the trunk allowed for."""

@@ -34,7 +34,7 @@ class FeatureRows(Protocol):
         """m_H."""
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """h of the samples start, ..., stop - 1: (stop - start, m_H), float64, on the CPU."""
+        """h of the samples start, ..., stop - 1: (stop - start, m_H), float64, on any device."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def stream_gram(
 
 
 def read_rows(source: FeatureRows, rows: slice) -> Tensor:
-    """Some rows, checked.
+    """Some rows, checked and on the CPU, where the tiles are.
 
     Raises:
         ValueError: no finite float64 matrix of the announced shape.
     """
-    found = source.rows(rows.start, rows.stop)
+    found = source.rows(rows.start, rows.stop).cpu()
     wanted = (rows.stop - rows.start, source.width)
     if found.dtype != torch.float64 or tuple(found.shape) != wanted:
         raise ValueError(

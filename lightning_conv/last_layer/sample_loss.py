@@ -77,7 +77,7 @@ class SampleLosses:
                 raise ValueError("targets: NaN or infinity; clean the data")
         self.outputs = self._count(outputs)
         self._require_classes(loss_fn)
-        self.module = _in_float64(loss_fn)
+        self.module = _in_float64(loss_fn, self.targets.device)
         self._reduction = str(getattr(loss_fn, "reduction", "mean"))
         self.mean = self._reduction != "sum"
         facts = loss_facts(loss_fn, torch.empty(1, 1).expand(self.samples, self.outputs), self.targets)
@@ -142,7 +142,7 @@ class SampleLosses:
         weight = getattr(self.module, "weight", None)
         if self.kind != "cross-entropy" or weight is None or self._reduction != "mean":
             return 1.0
-        return float(1 / weight.to(self.targets.device)[self.targets].mean())
+        return float(1 / weight[self.targets].mean())
 
     def each(self, outputs: Tensor, rows: slice) -> Tensor:
         """ell_i(u_i) for some samples: (m,). Not for ``"custom"``.
@@ -207,7 +207,7 @@ class SampleLosses:
         if targets.is_floating_point():
             return targets.sum(1)
         if weight is not None:
-            chosen: Tensor = weight.to(targets.device)[targets]
+            chosen: Tensor = weight[targets]
             return chosen * self.scale
         return torch.ones(len(targets), dtype=torch.float64, device=targets.device)
 
@@ -241,9 +241,11 @@ class SampleLosses:
         return math.sqrt(1 / self.outputs if self.mean else self.outputs)
 
 
-def _in_float64(loss_fn: object) -> Any:
-    """The loss with its own weights in float64, apart from the run's."""
-    return copy.deepcopy(loss_fn).double() if isinstance(loss_fn, nn.Module) else loss_fn
+def _in_float64(loss_fn: object, device: torch.device) -> Any:
+    """The loss with its own weights in float64 where the targets are, apart from the run's."""
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    return copy.deepcopy(loss_fn).to(device, torch.float64)
 
 
 def _kind(loss_fn: object) -> Kind:

@@ -191,6 +191,19 @@ def test_too_little_memory_is_said(run, monkeypatch):
     assert calls == steps
 
 
+def test_the_memory_of_the_heads_device_counts_too(monkeypatch):
+    """The rows are put together on the CPU, by each process, and then lie where the head is."""
+    import lightning_conv.callbacks.guard.feature_cache as room
+
+    free = {"cpu": 4000, "cuda": 400}
+    monkeypatch.setattr(room, "available_memory", lambda device: free[device.type])
+    assert room.memory_obstacle(100, torch.device("cuda"), 1) is None
+    assert "(cuda)" in room.memory_obstacle(101, torch.device("cuda"), 1)
+    assert room.memory_obstacle(1000, torch.device("cpu"), 1) is None
+    assert "(cpu)" in room.memory_obstacle(1001, torch.device("cpu"), 1)
+    assert "(cpu)" in room.memory_obstacle(501, torch.device("cpu"), 2)
+
+
 def test_monitors_still_see_the_whole_network(run, make_loader):
     """A kernel that is measured in the middle of phase 2 is that of all parameters."""
     values = []

@@ -171,3 +171,32 @@ def dyadic():
         return torch.from_numpy(signs * eigenvalues @ signs.T / size), np.sort(eigenvalues)
 
     return build
+
+
+class Elsewhere(Tensor):
+    """A tensor as if on another device: mixing it with one that is here raises, as it does on a GPU; numbers and ``to`` bring it here."""
+
+    def __deepcopy__(self, memo):
+        return self.as_subclass(Tensor).clone().as_subclass(Elsewhere)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", str(func)), kwargs or {}
+        plain = [arg.as_subclass(Tensor) if isinstance(arg, cls) else arg for arg in args]
+        if name in ("cpu", "to"):
+            # To its own ``device`` it would stay, but nothing here may ask for that.
+            return getattr(plain[0], name)(
+                *[a.as_subclass(Tensor) if isinstance(a, cls) else a for a in args[1:]], **kwargs
+            )
+        flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])] + list(kwargs.values())
+        here = [a for a in flat if isinstance(a, Tensor) and not isinstance(a, cls) and a.ndim]
+        if here and name != "__getitem__":
+            raise RuntimeError(f"{name}: expected all tensors to be on the same device")
+        if name in ("numpy", "__array__"):
+            raise TypeError("can't convert a tensor of another device to numpy")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.fixture
+def elsewhere():
+    return lambda tensor: tensor.as_subclass(Elsewhere)

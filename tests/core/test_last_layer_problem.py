@@ -302,3 +302,17 @@ def test_another_shape_of_w_is_refused():
         problem.stack(torch.zeros(1, 1), torch.zeros(1))
     with pytest.raises(ValueError, match="bias: None"):
         problem.stack(torch.zeros(CLASSES, WIDTH))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_on_another_device_are_copied_to_the_targets(elsewhere, smoothing):
+    """The run's loss module lies on its GPU, features and targets on the CPU; the module itself stays where it is."""
+    features, labels = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    here = torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)
+    there = torch.nn.CrossEntropyLoss(weight=elsewhere(weight.clone()), label_smoothing=smoothing)
+    found, expected = HeadProblem(features, labels, there), HeadProblem(features, labels, here)
+    w = torch.randn(6, 3, dtype=torch.float64)
+    assert found.value(w) == expected.value(w)
+    assert found.infimum == expected.infimum
+    assert type(there.weight) is not torch.Tensor

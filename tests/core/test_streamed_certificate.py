@@ -16,6 +16,8 @@ from lightning_conv import certify_expressivity
 from lightning_conv.expressivity import HeldRows, closest_rows, plan_stream
 from lightning_conv.expressivity.certify import chosen
 from lightning_conv.expressivity.factor import lowest_eigenvalue, solve, tiled_cholesky
+from lightning_conv.expressivity.journal import Journal
+from lightning_conv.expressivity.proof import Proof
 from lightning_conv.expressivity.stream import gram_rounding, stream_gram
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.expressivity.tiles import Tiles
@@ -421,3 +423,31 @@ def test_a_gram_begun_with_more_memory_goes_on_with_less():
         again._numbers.copy_(tiles._numbers)
         stream_gram(HeldRows(features), again, bias=True, panel=panel, done=done[-1], report=silent, save=nothing)
         assert torch.equal(again.dense(), gram_tiles(features, 8).dense())
+
+
+def test_features_on_another_device_are_multiplied_where_the_tiles_are(elsewhere):
+    features = rand(520, 540)
+    with pytest.raises(RuntimeError, match="same device"):
+        elsewhere(features) @ features.T
+    here, there = certify_expressivity(features), certify_expressivity(elsewhere(features))
+    assert there.verdict == "certified"
+    assert there.sigma_min == here.sigma_min
+
+
+def test_the_rayleigh_quotient_is_within_its_rounding_and_the_bound_counts_every_operation():
+    """Against exact fractions; and against numerator, denominator and division by hand, where the quotient is as large as the trace."""
+    from fractions import Fraction
+
+    n = 60
+    features = rand(n, 1) + 2
+    tiles = gram_tiles(features, 16, bias=False)
+    proof = Proof(tiles, tiles, 1, 0.0, Journal(None, {}), silent)
+    vector, trace = features / features.norm(), float(tiles.diagonal().sum())
+    value, slack = proof._rayleigh(vector, trace, 0.0)
+    x = [Fraction(each) for each in (vector / vector.norm()).flatten().tolist()]
+    rows = [[Fraction(each) for each in row] for row in tiles.dense().tolist()]
+    exact = sum(a * sum(b * c for b, c in zip(row, x, strict=True)) for a, row in zip(x, rows, strict=True))
+    assert abs(value - exact / sum(each * each for each in x)) <= slack
+    u = 2.0**-53
+    by_hand = (2 * n + 1) * u * float(tiles.dense().norm()) + (n + 1) * u * value
+    assert by_hand <= slack <= 2 * by_hand
