@@ -140,7 +140,10 @@ class Smoothed:
 
     model: nn.Module
     swapped: tuple[str, ...]  # dotted names of the activations that are softplus now
-    left: tuple[Kink, ...]  # what could not be swapped; empty if the network is real-analytic now
+    left: tuple[
+        Kink, ...
+    ]  # what could not be swapped; empty if the network is real-analytic now, provided that ``watched``
+    watched: bool = True  # a forward was run, so that functions called inside it are in ``left`` too; False: modules only, by their type
 
 
 def softplus(beta: float) -> nn.Softplus:
@@ -184,7 +187,30 @@ _TWINS: dict[type[nn.Module], Callable[[Any, float], nn.Module]] = {
 }
 
 
-def make_analytic(model: nn.Module, inputs: Inputs, *, beta: float = 100.0) -> Smoothed:
+_POOLS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
+)  # fmt: skip
+_KINKED_MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "ReLU",
+    nn.ReLU6: "hard tanh or ReLU6",
+    nn.Hardtanh: "hard tanh or ReLU6",
+    nn.LeakyReLU: "leaky ReLU",
+    nn.RReLU: "RReLU",
+    nn.PReLU: "PReLU",
+    nn.Threshold: "threshold",
+    nn.ELU: "ELU, SELU or CELU",
+    nn.SELU: "ELU, SELU or CELU",
+    nn.CELU: "ELU, SELU or CELU",
+    nn.Hardswish: "hard swish",
+    nn.Hardsigmoid: "hard sigmoid",
+    nn.Hardshrink: "hard shrink",
+    nn.Softshrink: "soft shrink",
+    **dict.fromkeys(_POOLS, "max pooling"),
+}
+
+
+def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float = 100.0) -> Smoothed:
     """A copy of ``model`` with softplus activations in the place of ReLU, leaky ReLU and ReLU6, and what else has kinks.
 
     Only modules can be swapped; a ``torch.relu`` inside a forward is listed in ``left``, as is max pooling, which has no smooth
@@ -192,7 +218,8 @@ def make_analytic(model: nn.Module, inputs: Inputs, *, beta: float = 100.0) -> S
 
     Args:
         model: any module; it stays as it is.
-        inputs: samples, to see what is left.
+        inputs: samples, to see what is left. None: the modules are swapped all the same, but of what is left only modules are known,
+            by their type, and ``watched`` is False: a ``torch.relu`` inside a forward shows when it runs, and not before.
         beta: sharpness: the activations move by at most ln(2) / beta each.
 
     Raises:
@@ -212,4 +239,12 @@ def make_analytic(model: nn.Module, inputs: Inputs, *, beta: float = 100.0) -> S
         swapped.append(name)
     if type(twin) in _TWINS:
         twin, swapped = _TWINS[type(twin)](twin, beta).train(twin.training), [""]
-    return Smoothed(twin, tuple(swapped), tuple(find_kinks(twin, inputs)))
+    if inputs is not None:
+        return Smoothed(twin, tuple(swapped), tuple(find_kinks(twin, inputs)))
+    kinks = (
+        (name, next((what for kind, what in _KINKED_MODULES.items() if isinstance(m, kind)), None))
+        for name, m in twin.named_modules()
+    )
+    return Smoothed(
+        twin, tuple(swapped), tuple(Kink(name, what) for name, what in kinks if what is not None), watched=False
+    )

@@ -116,7 +116,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         raise ValueError(
             f'head: {name!r} is followed by "{after}", which has parameters; the head must be the last such layer'
         )
-    if _is_shared(model, head) or is_parametrized(head):
+    if shared_with(model, head) is not None or is_parametrized(head):
         why = "is reparametrized" if is_parametrized(head) else "shares its weight with another layer"
         raise ValueError(
             f"head: {name!r} {why}, so the outputs are not linear in what is trained; give the network a plain last nn.Linear"
@@ -216,7 +216,20 @@ def _same(output: Tensor, result: object) -> bool:
     return torch.allclose(output.flatten(), result.detach().flatten(), rtol=0, atol=0, equal_nan=True)
 
 
-def _is_shared(model: nn.Module, head: nn.Linear) -> bool:
-    own = [*head.parameters(recurse=False)]
-    uses = sum(p is mine for module in model.modules() for p in module.parameters(recurse=False) for mine in own)
-    return uses > len(own)
+def shared_with(model: nn.Module, layer: nn.Module) -> str | None:
+    """Where else in the model a parameter of ``layer`` is: a module's name (its own, if it has one twice); None: nowhere.
+
+    Args:
+        model: that holds the layer.
+        layer: of it.
+    """
+    own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    places = [
+        name
+        for module, name in names.items()
+        for parameter in module._parameters.values()
+        if parameter is not None and id(parameter) in own
+    ]
+    elsewhere = next((name for name in places if name != names[layer]), None)
+    return names[layer] if elsewhere is None and len(places) > len(own) else elsewhere

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.analytic import softplus
-from lightning_conv.anatomy import Head
+from lightning_conv.anatomy import Head, shared_with
 from lightning_conv.evaluation import Inputs, StatelessModule
 from lightning_conv.watched import watched_forward
 
@@ -50,7 +50,8 @@ def widen_head(
     """A copy of ``model`` whose head u = W h + b is preceded by a wide layer: u = W' softplus(V h + c) + b'.
 
     What Kawaguchi & Sun 2021 ask of a network: a last hidden layer at least n - 1 units wide, whose activation is
-    real-analytic. Works on every classifier of torchvision, and on any network whose last linear layer is its head.
+    real-analytic. Works on any network whose last linear layer is its head: every classifier of torchvision but SqueezeNet, which ends in
+    a convolution, a ReLU and pooling, so that its outputs are not linear in its last layer.
 
     Args:
         model: the network; it stays as it is.
@@ -71,7 +72,18 @@ def widen_head(
     layers = [name for name, module in twin.named_modules() if type(module) is nn.Linear]
     name = head if head is not None else layers[-1] if layers else ""
     if name not in layers:
-        raise ValueError(f"head: {head!r} is no linear layer of the model; there are {', '.join(layers) or 'none'}")
+        convolutions = [name for name, module in twin.named_modules() if isinstance(module, nn.modules.conv._ConvNd)]
+        cure = (
+            ""
+            if layers or not convolutions
+            else (
+                f"; if it ends in a convolution ({convolutions[-1]!r}?), as SqueezeNet does, end it in pooling, nn.Flatten() and "
+                "nn.Linear(channels, classes) first"
+            )
+        )
+        raise ValueError(
+            f"head: {head!r} is no linear layer of the model; there are {', '.join(layers) or 'none'}{cure}"
+        )
     old = twin.get_submodule(name) if name else twin
     assert isinstance(old, nn.Linear)
     width = wide_layer_width(n, factor)
@@ -102,7 +114,8 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
     """The linear layer and the activation that make the head's features, or why there is none to which the theorem applies.
 
     Found by running the samples: the features must be sigma(z), number by number, for the result z of a linear layer with a bias, and
-    sigma one of softplus, tanh, sigmoid, GELU, SiLU, Mish.
+    sigma one of softplus, tanh, sigmoid, GELU, SiLU, Mish. The layer's weights must be free: trained, not reparametrized, and no other
+    module's (a forward that takes ``layer.weight`` without calling the layer is not seen).
 
     Args:
         model: the network.
@@ -128,19 +141,21 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
         made = [m for m, _, out in calls if isinstance(m, nn.Linear) and m is not head.module and torch.equal(out, z)]
         if len(made) != 1:
             return f"what enters {names[sigma]!r} is not the result of one linear layer"
-        return _usable(names[made[0]], made[0], sigma, calls)
+        return _usable(model, names[made[0]], made[0], sigma, calls)
     kinds_said = ", ".join(kind.__name__ for kind in SEPARATING)
     return f"the features of {head.name!r} are not the result of an activation of a linear layer ({kinds_said})"
 
 
 def _usable(
-    name: str, layer: nn.Module, sigma: nn.Module, calls: list[tuple[nn.Module, Tensor, Tensor]]
+    model: nn.Module, name: str, layer: nn.Module, sigma: nn.Module, calls: list[tuple[nn.Module, Tensor, Tensor]]
 ) -> WideLayer | str:
     assert isinstance(layer, nn.Linear)
     if layer.bias is None:
         return f"{name!r} has no bias, which the theorem asks for"
     if is_parametrized(layer) or sum(called is layer for called, _, _ in calls) != 1:
         return f"{name!r} is reparametrized or called several times, so its weights are not free"
+    if (other := shared_with(model, layer)) is not None:
+        return f"{name!r} shares a parameter with {other!r}, so its weights are not free: what enters it may move with them"
     if not (layer.weight.requires_grad and layer.bias.requires_grad):
         return f"{name!r} is frozen, so no noise is added to its weights"
     return WideLayer(name, layer, sigma)

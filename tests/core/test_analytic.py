@@ -141,3 +141,31 @@ def test_an_activation_alone_and_the_mode():
 def test_beta_must_be_positive():
     with pytest.raises(ValueError, match="beta: 0"):
         make_analytic(nn.ReLU(), torch.ones(1, 3), beta=0)
+
+
+def test_without_inputs_modules_are_swapped_and_what_is_left_is_known_by_type_only():
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    blind, seen = make_analytic(model, beta=100), make_analytic(model, images, beta=100)
+    assert blind.swapped == seen.swapped
+    assert blind.left == seen.left
+    assert (blind.watched, seen.watched) == (False, True)
+    assert torch.equal(blind.model(images), seen.model(images))
+
+
+def test_without_inputs_a_function_inside_a_forward_is_not_seen_and_the_result_says_so():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return torch.relu(x)
+
+    found = make_analytic(nn.Sequential(nn.Linear(3, 3), Inner()))
+    assert found.left == ()
+    assert not found.watched
+
+
+@pytest.mark.parametrize(
+    "activation", [a for a in KINKED if type(a) not in (nn.ReLU, nn.LeakyReLU, nn.ReLU6)], ids=repr
+)
+def test_kinked_modules_are_named_alike_with_and_without_inputs(activation):
+    model = nn.Sequential(nn.Linear(4, 6), activation)
+    assert make_analytic(model).left == make_analytic(model, torch.randn(1, 4)).left != ()

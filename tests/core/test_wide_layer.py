@@ -68,6 +68,10 @@ def test_bad_input_is_named():
         widen_head(nn.Linear(2, 2), 0)
     with pytest.raises(ValueError, match="no linear layer"):
         widen_head(nn.Conv2d(1, 1, 1), 5)
+    with pytest.raises(
+        ValueError, match=r"ends in a convolution \('classifier.1'\?\), as SqueezeNet does, end it in pooling"
+    ):
+        widen_head(torchvision.models.squeezenet1_1(num_classes=4), 30)
     with pytest.raises(ValueError, match="head: 'fc'"):
         widen_head(nn.Linear(2, 2), 5, head="fc")
     with pytest.raises(ValueError, match="width_factor"):
@@ -81,6 +85,18 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return self.head(self.act(self.wide(torch.tanh(self.wide(x)))))
+
+
+class Tied(nn.Module):
+    """An earlier layer has the wide layer's weight (or bias), through another module."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.first, self.wide, self.act, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, 2)
+        setattr(self.first, what, getattr(self.wide, what))
+
+    def forward(self, x):
+        return self.head(self.act(self.wide(torch.tanh(self.first(x)))))
 
 
 def frozen():
@@ -108,6 +124,8 @@ def frozen():
         ),
         (Twice(), "several times"),
         (frozen(), "frozen"),
+        (Tied("weight"), "'wide' shares a parameter with 'first'"),
+        (Tied("bias"), "'wide' shares a parameter with 'first'"),
     ],
 )
 def test_what_the_theorem_does_not_cover_is_said(model, why):
