@@ -14,8 +14,9 @@ from lightning_conv.callbacks._logging import warn_without_logger
 from lightning_conv.callbacks.batch import InputFn, TargetFn
 from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings, OnUndecided, StepRule
-from lightning_conv.callbacks.guard.state import GuardState, Verdict
+from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
+from lightning_conv.callbacks.guard.verdict import Verdict
 from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.probe import ForwardFn
 from lightning_conv.expressivity import Method, RankCertificate

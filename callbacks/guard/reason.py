@@ -21,7 +21,12 @@ def reason_to_switch(state: GuardState, settings: GuardSettings, step: int, foun
         found: the reason of the certificate.
         kinks: what in the network is not real-analytic.
     """
-    said = [f"switched at step {step}: {_claim(state, settings)}", found, *([state.why] if state.why else []), *state.caveats]
+    said = [
+        f"switched at step {step}: {_claim(state, settings)}",
+        found,
+        *([state.why] if state.why else []),
+        *state.caveats,
+    ]
     if kinks:
         shown = ", ".join(kinks[:SHOWN]) + (f" and {len(kinks) - SHOWN} more" if len(kinks) > SHOWN else "")
         said.append(

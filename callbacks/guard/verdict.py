@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from lightning_conv.expressivity import RankCertificate
@@ -34,7 +33,11 @@ def loss_kind(loss_fn: object, targets: Tensor) -> LossKind:
     """
     if type(loss_fn) in DISTANCES:
         return "distance"
-    if isinstance(loss_fn, nn.CrossEntropyLoss) and type(loss_fn) is nn.CrossEntropyLoss and not loss_fn.label_smoothing:
+    if (
+        isinstance(loss_fn, nn.CrossEntropyLoss)
+        and type(loss_fn) is nn.CrossEntropyLoss
+        and not loss_fn.label_smoothing
+    ):
         if not targets.is_floating_point():
             return "other" if bool((targets == loss_fn.ignore_index).any()) else "hard labels"
         if targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all()) and bool((targets >= 0).all()):
@@ -42,7 +45,9 @@ def loss_kind(loss_fn: object, targets: Tensor) -> LossKind:
     return "other"
 
 
-SEPARATED = "some head on this trunk separates the classes, so the infimum of the last layer is that over all outputs, 0"
+SEPARATED = (
+    "some head on this trunk separates the classes, so the infimum of the last layer is that over all outputs, 0"
+)
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,18 @@ def _by_certificate(certificate: RankCertificate | None, kind: LossKind) -> tupl
         return "undecided", ""
     if certificate.method != "alignment":
         if certificate.verdict == "refuted":
-            return "undecided", "a rank below n does not refute that the last layer's infimum is the global one: that depends on the targets"
+            return (
+                "undecided",
+                "a rank below n does not refute that the last layer's infimum is the global one: that depends on the targets",
+            )
         return certificate.verdict, ""
     if certificate.verdict == "undecided" or (kind == "distance" and certificate.verdict == "certified"):
         return certificate.verdict, ""
     if kind == "distance":
-        return "refuted", "this loss has its infimum at the targets only, and the last layer provably does not reach them"
+        return (
+            "refuted",
+            "this loss has its infimum at the targets only, and the last layer provably does not reach them",
+        )
     if certificate.verdict == "refuted":
         return "undecided", (
             "targets out of the last layer's reach refute nothing for this loss, which may come to its infimum elsewhere (cross-entropy: "
@@ -125,12 +136,18 @@ def _by_certificate(certificate: RankCertificate | None, kind: LossKind) -> tupl
         )
     if kind == "hard labels":
         return "certified", ""
-    return "undecided", "that the targets are reached proves nothing for this loss, which is not known to have its infimum there"
+    return (
+        "undecided",
+        "that the targets are reached proves nothing for this loss, which is not known to have its infimum there",
+    )
 
 
 def _by_bounds(bounds: HeadBounds) -> tuple[Verdict, str] | None:
     if bounds.separated:
         return "certified", ""
     if bounds.infimum is not None and bounds.lower > bounds.infimum:
-        return "refuted", f"the loss of every head on this trunk is at least {bounds.lower:.6g}, the infimum at most {bounds.infimum:.6g}"
+        return (
+            "refuted",
+            f"the loss of every head on this trunk is at least {bounds.lower:.6g}, the infimum at most {bounds.infimum:.6g}",
+        )
     return None

@@ -184,8 +184,8 @@ def test_a_bound_over_bounded_heads_says_so(monkeypatch, run, make_loader):
 
 
 def test_a_narrow_head_under_cross_entropy_is_not_refuted_before_anything_is_proven(run, make_loader):
+    guard = ExpressivityGuard(switch_at=SWITCH)
     with pytest.warns(UserWarning, match="too narrow"):
-        guard = ExpressivityGuard(switch_at=SWITCH)
         run(guard, make_loader().dataset, width=20)
     assert (guard.phase, guard.verdict) == (1, "undecided")
 
