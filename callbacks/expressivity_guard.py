@@ -85,8 +85,8 @@ class ExpressivityGuard(pl.Callback):
         ExpressivityError: not certified, with ``on_undecided="raise"``.
 
     Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2 step is
-    cheaper than a phase-1 step: it has no backward pass through the trunk, with ``cache_features`` no forward pass either
-    (then n m_H numbers of memory and one more pass).
+    cheaper than a phase-1 step: it has no backward pass through the trunk. With ``cache_features`` there is no forward pass either, in
+    steps and at the ends of epochs (then n m_H numbers of memory and one more pass).
 
     Example::
 

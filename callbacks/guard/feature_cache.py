@@ -34,6 +34,7 @@ class Recorded:
     rows: Tensor  # what enters the head
     keys: dict[str, list[bytes]]  # of the samples, by the module that they enter
     ends_in_head: dict[str, bool]  # whether the module's result is the head's result, or else what enters it
+    shape: tuple[int, ...]  # of the network's result for one sample
 
 
 class FeatureCache:
@@ -54,6 +55,10 @@ class FeatureCache:
         network: that takes the inputs.
         head: of the network.
         data: the training set.
+
+    Attributes:
+        rows: what enters the head, (n, m_H), in the order of the training set, on the head's device.
+        shape: of the network's result for one sample.
 
     Raises:
         NotCachedError: the module is compiled or has hooks, the inputs or the features are random, samples couple, no module ends in
@@ -78,7 +83,8 @@ class FeatureCache:
         places = [name for name in recorded[0].keys if all(name in batch.keys for batch in recorded)]
         if not places:
             raise NotCachedError(f"no module's result is what enters {head.name!r} or what it returns")
-        self._rows = torch.cat([batch.rows for batch in recorded]).to(head.module.weight.device)
+        self.rows = torch.cat([batch.rows for batch in recorded]).to(head.module.weight.device)
+        self.shape = recorded[0].shape
         for name in _outermost(places, recorded[0].ends_in_head):
             keys = [key for batch in recorded for key in batch.keys[name]]
             known = {key: row for row, key in reversed(list(enumerate(keys)))}
@@ -118,7 +124,7 @@ class FeatureCache:
             places = [known.get(key, -1) for key in keys] if keys is not None else []
             if not places or min(places) < 0:
                 return forward(*args, **kwargs)
-            rows = self._rows[torch.tensor(places, device=self._rows.device)]
+            rows = self.rows[torch.tensor(places, device=self.rows.device)]
             result = self._head.module(rows) if ends_in_head else rows
             if not self._checked:
                 self._checked = self._checking = True  # what is inside this module is not looked up either
@@ -188,11 +194,11 @@ class FeatureCache:
         try:
             with self._as_in_a_step():
                 if isinstance(inputs, Tensor):
-                    self._network(inputs)
+                    made = self._network(inputs)
                 elif isinstance(inputs, Mapping):
-                    self._network(**inputs)
+                    made = self._network(**inputs)
                 else:
-                    self._network(*inputs)
+                    made = self._network(*inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -207,7 +213,8 @@ class FeatureCache:
             found = sample_keys(given) if useful and module is not self._head.module else None
             if found is not None and len(found) == len(features) and sum(module is m for m, _, _ in calls) == 1:
                 keys[self._names[module]], ends[self._names[module]] = found, output is result
-        return Recorded(features.detach().cpu(), keys, ends)
+        shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else ()
+        return Recorded(features.detach().cpu(), keys, ends, shape)
 
     @contextmanager
     def _as_in_a_step(self) -> Iterator[None]:

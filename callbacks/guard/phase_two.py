@@ -23,6 +23,7 @@ from lightning_conv.callbacks.guard.head_steps import (
     OptimizerSteps,
     head_problem,
 )
+from lightning_conv.callbacks.guard.known_outputs import KnownOutputs
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.solved_head import SolvedHead, solved
 from lightning_conv.callbacks.guard.state import GuardState
@@ -75,6 +76,7 @@ class PhaseTwo:
         if self._settings.cache_features:
             try:
                 self._cache = FeatureCache(self._trainer, self._module, self._network, self._head, self._data)
+                self._know_outputs(self._cache)
             except Exception as error:  # without it the run is the same, only slower
                 self._drop_cache(str(error))
         if self._settings.step_rule == "base" or self._state.steps.get("rule") == "base":
@@ -84,6 +86,15 @@ class PhaseTwo:
         except Exception as error:  # the run goes on by its own optimizer
             self._state.steps = {"rule": "base"}
             self.limit(f"step_rule={self._settings.step_rule!r} could not be set up ({type(error).__name__}: {error})")
+
+    def _know_outputs(self, cache: FeatureCache) -> None:
+        """Let the loss on the training set be measured without the trunk, too."""
+        if not self._head.last:  # what follows the head is only known by running the network
+            return
+        try:
+            self._loss.known_outputs = KnownOutputs(self._trainer, self._network, self._head, self._data, cache)
+        except MemoryError as error:
+            rank_zero_warn(f"ExpressivityGuard: cache_features: the loss on the training set is measured without: {error}")
 
     def _set_up_rule(self) -> None:
         problem = head_problem(self._network, self._head, self._data, self._loss)
@@ -207,12 +218,12 @@ class PhaseTwo:
     def _drop_cache(self, why: str) -> None:
         if self._cache is not None:
             self._cache.release()
-        self._cache = None
+        self._cache = self._loss.known_outputs = None
         rank_zero_warn(f"ExpressivityGuard: cache_features: phase 2 goes on without cached features: {why}")
 
     def release(self) -> None:
         """Hand the module back as it was."""
         if self._cache is not None:
             self._cache.release()
-        self._cache = None
+        self._cache = self._loss.known_outputs = None
         self.trunk.release()

@@ -204,6 +204,65 @@ def test_the_memory_of_the_heads_device_counts_too(monkeypatch):
     assert "(cpu)" in room.memory_obstacle(501, torch.device("cpu"), 2)
 
 
+class CountAll(pl.Callback):
+    """Counts every call of the trunk after the first training step of phase 2, until the run is over."""
+
+    def __init__(self):
+        self.calls, self.armed, self.epochs = 0, False, 0
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == SWITCH + 1:
+            self.armed = True
+            forward = pl_module.trunk[0].forward
+            pl_module.trunk[0].forward = lambda x: self.count() or forward(x)
+
+    def count(self):
+        self.calls += 1
+
+    def on_train_epoch_end(self, *args):
+        self.epochs += self.armed
+
+
+def squeezed(module):
+    """One output, whose dimension is dropped."""
+    module.classifier = nn.Linear(module.classifier.in_features, 1)
+    module.forward = lambda x: module.classifier(module.trunk(x)).squeeze(1)
+    module.loss_fn = nn.MSELoss()
+    module.training_step = lambda batch, batch_idx: module.loss_fn(module(batch[0]), batch[1].float())
+
+
+@pytest.mark.parametrize("change", [None, squeezed])
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
+def test_after_the_cache_is_filled_the_trunk_is_never_called_and_the_losses_are_the_same(
+    run, make_loader, precision, change
+):
+    histories, calls = [], []
+    for cached in (False, True):
+        count = CountAll()
+        data = DataLoader(make_loader().dataset, 32)
+        *_, told, guard = run(cached, change, data, [count], precision=precision)
+        assert told == ""
+        assert count.epochs == 6
+        histories.append(guard.history)
+        calls.append(count.calls)
+    assert calls[0] > 0
+    assert calls[1] == 0
+    for plain, known in zip(*histories, strict=True):
+        assert known["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+        assert known.keys() == plain.keys()
+
+
+def test_where_something_follows_the_head_the_loss_is_that_of_the_whole_network(run, make_loader, make_trainer, make_module):
+    losses = []
+    for cached in (False, True):
+        module, guard = make_module(dropout=0.0), ExpressivityGuard(switch_at=SWITCH, head="classifier", cache_features=cached)
+        module.forward = lambda x, module=module: module.classifier(module.trunk(x)).log_softmax(1)
+        module.loss_fn = nn.NLLLoss()
+        make_trainer([guard]).fit(module, DataLoader(make_loader().dataset, 32))
+        losses.append([entry["loss"] for entry in guard.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 def test_monitors_still_see_the_whole_network(run, make_loader):
     """A kernel that is measured in the middle of phase 2 is that of all parameters."""
     values = []
