@@ -53,8 +53,9 @@ class ExpressivityGuard(pl.Callback):
     Args:
         switch_at: tau, a share of the run in (0, 1) or a number of optimizer steps. ``"auto"``: where the training loss has come
             to rest and the condition is certified; tried again with back-off where it is not, until ``latest_switch``.
-        method: of the certificate, see ``certify_expressivity``. ``"alignment"`` trains a head that is too narrow to its own
-            infimum and says how far from the targets that must stay.
+        method: of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where that is
+            predicted to take more than ten minutes, at almost every weight of a wide last hidden layer (``"distinct"``).
+            ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
         step_rule: what moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
             size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: its convex problem is solved at
             the switch, and the run ends.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -30,6 +31,35 @@ def part(report: Report, start: float, share: float) -> Report:
 def equal_parts(report: Report, count: int) -> Iterator[Report]:
     """The reports of ``count`` parts of the work, one after the other."""
     return (part(report, k / count, 1 / count) for k in range(count))
+
+
+class Lines:
+    """A report for logs: a line after every so many per cent, and no more than one in so many seconds.
+
+    Args:
+        say: takes a line.
+        title: its beginning.
+        step: share of the work between two lines.
+        pause: seconds between two lines, at least.
+    """
+
+    def __init__(self, say: Callable[[str], None], title: str, step: float = 0.05, pause: float = 60.0) -> None:
+        self._say, self._title, self._step, self._pause = say, title, step, pause
+        self._began = self._last = time.monotonic()
+        self._start: float | None = None  # what an earlier process had done
+        self._said = 0.0
+
+    def __call__(self, share: float) -> None:
+        """Say how far it is, if it is time."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = self._said = share
+        if share < self._said + self._step or now < self._last + self._pause:
+            return
+        gone = now - self._began
+        left = gone * (1 - share) / max(share - self._start, 1e-9)
+        self._said, self._last = share, now
+        self._say(f"{self._title}: {100 * share:.0f} %, {gone / 60:.0f} minutes gone, about {left / 60:.0f} to go")
 
 
 @contextmanager

@@ -40,7 +40,10 @@ class KnownOutputs:
         self._rows = cache.rows
         if str(trainer.precision) not in ("32-true", "64-true"):
             need = 4 * cache.rows.numel()
-            if why := next(filter(None, data.ranks.gather(lambda: memory_obstacle(need, torch.device("cpu"), data.ranks.world))), None):
+            if why := next(
+                filter(None, data.ranks.gather(lambda: memory_obstacle(need, torch.device("cpu"), data.ranks.world))),
+                None,
+            ):
                 raise MemoryError(why)
             self._rows = data.features(network, head)
 

@@ -94,7 +94,9 @@ class PhaseTwo:
         try:
             self._loss.known_outputs = KnownOutputs(self._trainer, self._network, self._head, self._data, cache)
         except MemoryError as error:
-            rank_zero_warn(f"ExpressivityGuard: cache_features: the loss on the training set is measured without: {error}")
+            rank_zero_warn(
+                f"ExpressivityGuard: cache_features: the loss on the training set is measured without: {error}"
+            )
 
     def _set_up_rule(self) -> None:
         problem = head_problem(self._network, self._head, self._data, self._loss)

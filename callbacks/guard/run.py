@@ -240,7 +240,9 @@ class GuardedRun:
         try:
             asked = method == "alignment" or (method == "auto" and self._narrow is not None)
             targets = self._targets() if asked else None
-            state.certificate = certify_trunk(self._data, self._network, self.head, method, targets)
+            state.certificate = certify_trunk(
+                self._data, self._network, self.head, method, targets, self._trainer.default_root_dir
+            )
         except Exception as error:  # whatever it is, the run goes on without the guarantee
             return f"no certificate could be computed ({type(error).__name__}: {error})"
         return state.certificate.reason

@@ -43,7 +43,9 @@ class TrainingLoss:
         self._target_fn = target_fn
         self.loss_fn = loss_fn if loss_fn is not None else find_loss(pl_module)
         self.given_infimum = infimum
-        self.known_outputs: Callable[[], Tensor] | None = None  # of the network, where they need no pass over the training set
+        self.known_outputs: Callable[[], Tensor] | None = (
+            None  # of the network, where they need no pass over the training set
+        )
         self._known_targets: Tensor | None = None
 
     @property

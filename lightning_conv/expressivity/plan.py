@@ -31,6 +31,11 @@ class StreamPlan:
     computed: int  # rows of features that are computed, each sample once for every panel at or before it
     seconds: float  # of the matrices and, where the time of a row was given, of computing the features
 
+    @property
+    def matrix_bytes(self) -> int:
+        """What the two matrices take, wherever they are."""
+        return 2 * Tiles.bytes_of(self.samples, self.tile)
+
     def __str__(self) -> str:
         """One line for people."""
         disk = f", {mebibytes(self.disk_bytes)} on disk" if self.on_disk else ""

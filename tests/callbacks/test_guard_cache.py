@@ -252,10 +252,15 @@ def test_after_the_cache_is_filled_the_trunk_is_never_called_and_the_losses_are_
         assert known.keys() == plain.keys()
 
 
-def test_where_something_follows_the_head_the_loss_is_that_of_the_whole_network(run, make_loader, make_trainer, make_module):
+def test_where_something_follows_the_head_the_loss_is_that_of_the_whole_network(
+    run, make_loader, make_trainer, make_module
+):
     losses = []
     for cached in (False, True):
-        module, guard = make_module(dropout=0.0), ExpressivityGuard(switch_at=SWITCH, head="classifier", cache_features=cached)
+        module, guard = (
+            make_module(dropout=0.0),
+            ExpressivityGuard(switch_at=SWITCH, head="classifier", cache_features=cached),
+        )
         module.forward = lambda x, module=module: module.classifier(module.trunk(x)).log_softmax(1)
         module.loss_fn = nn.NLLLoss()
         make_trainer([guard]).fit(module, DataLoader(make_loader().dataset, 32))

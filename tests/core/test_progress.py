@@ -89,3 +89,28 @@ def test_a_bar_that_is_there_already_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(Progress, "start", refuse)
     assert ntk_gram(network(), torch.randn(5, 40), progress=True).matrix.shape == (5, 5)
+
+
+def test_lines_for_a_log_come_every_few_per_cent_and_never_too_often(monkeypatch):
+    clock, lines = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    report = progress.Lines(lines.append, "proof", step=1 / 8, pause=60.0)
+    for step in range(129):  # shares that binary numbers have
+        clock[0] = 30.0 * step
+        report(step / 128)
+    assert len(lines) == 8
+    assert lines[3] == "proof: 50 %, 32 minutes gone, about 32 to go"
+    quick = progress.Lines(lines.append, "proof", step=1 / 8, pause=1e9)
+    for step in range(129):
+        quick(step / 128)
+    assert len(lines) == 8
+
+
+def test_lines_of_work_that_goes_on_count_its_own_time_only(monkeypatch):
+    clock, lines = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    report = progress.Lines(lines.append, "proof", step=1 / 16, pause=0.0)
+    report(0.75)  # an earlier process had done that
+    clock[0] = 600.0
+    report(0.875)
+    assert lines == ["proof: 88 %, 10 minutes gone, about 10 to go"]
