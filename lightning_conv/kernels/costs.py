@@ -110,10 +110,17 @@ def general_contribution(name: str, numel: int, reason: str, problem: Problem) -
     return Contribution(layer_of(name), (name,), reason, "torch.func", flops, 0, problem.width * numel)
 
 
-def network_flops(sites: Sequence[Site], problem: Problem) -> float:
-    """Flops of one forward and K backward passes of the layers that are outer products (the rest is negligible).
+def network_flops(sites: Sequence[Site]) -> tuple[float, float]:
+    """Flops of one sample's forward and of one backward, in the layers that are outer products (the rest is negligible).
 
     The first layer has a forward only: nothing below it needs a gradient.
     """
-    backward = sum(site.flops for site in sites if all(use.call for use in site.uses))
-    return problem.rows * (sum(site.flops for site in sites) + problem.outputs * backward)
+    return sum(site.flops for site in sites), sum(site.flops for site in sites if all(use.call for use in site.uses))
+
+
+def samples_passed(problem: Problem, rows: int) -> float:
+    """How many samples go through the network in a pass that holds ``rows`` of them at once: with blocks in pairs, some again."""
+    blocks = -(-problem.samples // rows)
+    if problem.others is not None:
+        return problem.samples + float(blocks * problem.others)
+    return problem.samples * (blocks + 1) / 2

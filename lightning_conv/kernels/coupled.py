@@ -27,8 +27,6 @@ from lightning_conv.kernels.pullback import (
 from lightning_conv.kernels.sums import KernelSum
 from lightning_conv.progress import Report, equal_parts, silent
 
-"""Called with (rows done, rows in all), counting every pass over the rows."""
-
 
 @dataclass(frozen=True)
 class Strip:
@@ -180,6 +178,12 @@ def require_repeatable(module: StatelessModule, inputs: Inputs) -> None:
         )
 
 
+def strip_width(total: int, rows: int, left: int, dtype: torch.dtype, precision: Precision) -> int:
+    """Columns of J, of ``total``, that fit into half of the ``left`` bytes."""
+    width = torch.finfo(dtype).bits // 8 if precision == "fast" else 8
+    return max(1, min(total, left // 2 // (rows * width)))
+
+
 def _plan(
     sizes: Sequence[tuple[str, int]], rows: int, graph: GraphSize, budget: int, dtype: torch.dtype, precision: Precision
 ) -> tuple[int, int]:
@@ -191,7 +195,7 @@ def _plan(
     width = torch.finfo(dtype).bits // 8
     left = budget - graph.saved_bytes
     total, longest = sum(size for _, size in sizes), max((size for _, size in sizes), default=0)
-    limit = max(1, min(total, left // 2 // (rows * (width if precision == "fast" else 8))))
+    limit = strip_width(total, rows, left, dtype, precision)
     # The gradients of all parameters in a strip, twice (found and concatenated), and those of the activations.
     vector = width * (2 * min(total, max(limit, longest)) + WORKING_COPIES * graph.largest)
     if left // 2 < vector:

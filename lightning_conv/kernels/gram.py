@@ -94,9 +94,8 @@ def ntk_gram(
     start = time.perf_counter()
     with undisturbed(model):
         task = Task(model, inputs, inputs2, parameters, request, plan)
-        with progress_bar(
-            f"tangent kernel of {task.plan.problem.samples} samples", task.plan.seconds, progress
-        ) as report:
+        left = task.plan.seconds - task.plan.reading_seconds
+        with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             gram = projected_gram(task, seed, report) if task.projects else task.gram(task.cotangents(), report)
     return replace(gram, seconds=time.perf_counter() - start)
 
@@ -117,7 +116,8 @@ def plan_ntk(
 ) -> NTKPlan:
     """What ``ntk_gram`` with the same arguments would do: its flops, its peak memory, seconds, and the form of every layer.
 
-    Nothing but three samples passes through the network. Arguments and errors are those of ``ntk_gram``.
+    Nothing but a few samples passes through the network (all of them, where they couple), which takes a part of the predicted
+    seconds: ``reading_seconds``. Arguments and errors are those of ``ntk_gram``.
 
     Example:
         >>> import torch

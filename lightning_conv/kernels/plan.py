@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lightning_conv.kernels.costs import Contribution, Problem
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.memory import mebibytes
+from lightning_conv.kernels.pass_flops import PassCost
 from lightning_conv.kernels.precision import Precision
 
 
@@ -34,25 +35,31 @@ class NTKPlan:
     """Bytes of a piece of memory in which gradients are formed."""
     precision: Precision
     flops: float
-    """Of the forward and backward passes and all products, a multiplication and an addition counted as two."""
+    """Of the forward and backward passes and all products, a multiplication and an addition counted as two; not of reading the
+    network."""
     bytes: int
     """Peak of the memory that is taken beyond what was taken before, the result included."""
     result_bytes: int
     reading_bytes: int
     """Of ``bytes``: what looking at the network takes before the passes begin. ``max_memory`` does not bound it."""
     seconds: float
-    """Predicted from the rate of a matrix product measured in this process; within a factor of 3 as a rule."""
+    """Of a call of ``ntk_gram``: ``reading_seconds``, and the flops at the rate of a matrix product measured in this process (the
+    backward passes of a whole batch at the speed of one that was timed); within a factor of 3 as a rule."""
+    reading_seconds: float
+    """Of ``seconds``: what looking at the network took, just now. Zero for a kernel with ``plan=``, and not paid by the next one."""
     max_memory: int
     parameters: tuple[str, ...] = field(repr=False)
     """Names, in the order in which they were read."""
     reading: Anatomy = field(repr=False)
     """What was found in the network."""
+    general_pass: PassCost | None = field(repr=False)
+    """What a pass costs for the parameters without a rule."""
 
     def __str__(self) -> str:
         lines = [
             f"NTK of {self.problem.samples} samples x {self.problem.outputs} outputs: {self.flops / 1e9:.1f} Gflop, "
-            f"at most {mebibytes(self.bytes)} of {mebibytes(self.max_memory)}, about {self.seconds:.2g} s, "
-            f"{len(self.passes)} pass(es)"
+            f"at most {mebibytes(self.bytes)} of {mebibytes(self.max_memory)}, about {self.seconds:.2g} s "
+            f"({self.reading_seconds:.2g} s of them to read the network), {len(self.passes)} pass(es)"
         ]
         width = max((len(c.layer) for c in self.contributions), default=0)
         lines += [

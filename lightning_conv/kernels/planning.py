@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lightning_conv.kernels.costs import Contribution, Problem, contribution, general_contribution, network_flops
+from lightning_conv.kernels.costs import (
+    Contribution,
+    Problem,
+    contribution,
+    general_contribution,
+    network_flops,
+    samples_passed,
+)
+from lightning_conv.kernels.coupled import strip_width
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import TILE
 from lightning_conv.kernels.formed import WIDE_ENOUGH
 from lightning_conv.kernels.gemm import calibrated
 from lightning_conv.kernels.memory import allowed_memory, mebibytes
+from lightning_conv.kernels.pass_flops import PassCost
 from lightning_conv.kernels.passes import FORWARD_TARGET, Cutter
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import DOUBLE_BLOCK, Precision
@@ -26,6 +35,10 @@ memory where that is less)."""
 
 EFFICIENCY = 0.6
 """Share of the calibrated rate that whole kernels reach, for the prediction of seconds."""
+
+FORMED_ENTRY = 300
+"""Flops of a product that take as long as ``torch.func`` needs to form one number of a Jacobian and to put it away (measured:
+290-400)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,8 @@ def make_plan(
     max_memory: int | None,
     device: torch.device,
     couples: bool = False,
+    reading_seconds: float = 0.0,
+    general: PassCost | None = None,
 ) -> NTKPlan:
     """Choose a form for every site and cut the work so that it keeps to ``max_memory``.
 
@@ -69,6 +84,8 @@ def make_plan(
         max_memory: bytes, None: a quarter of what is free.
         device: where.
         couples: samples couple: rows of J come from backward passes over the whole batch, cut by ``coupled_gram`` itself.
+        reading_seconds: that it took to find ``anatomy``.
+        general: what a pass costs for the parameters without a rule, of one sample or, where samples couple, of all.
 
     Raises:
         ValueError: ``max_memory`` is not positive.
@@ -90,7 +107,9 @@ def make_plan(
             f"{mebibytes(allowed)}; {_smaller(problem, allowed, result + temporary)}"
         )
     if couples:
-        found = [replace(one, way="whole batch", kind="samples couple: a backward pass for every row") for one in found]
+        kind = "samples couple: a backward pass for every row"
+        both = problem.samples**2 / problem.pairs  # both triangles are multiplied
+        found = [replace(one, way="whole batch", kind=kind, flops=both * one.flops) for one in found]
         passes: tuple[Pass, ...] = ()
         workspace, at_once, peak = 0, 1, allowed - result - temporary
     else:
@@ -100,25 +119,35 @@ def make_plan(
         working = tile * sizes.structured(at_once) if anatomy.sites else 0
         passes = _passes(found, len(anatomy.sites), problem, left - 2 * workspace - working, sizes, tile)
         peak = 2 * workspace + max((p.bytes + (0 if p.general else working) for p in passes), default=0)
-    flops = sum(c.flops for c in found) + network_flops(anatomy.sites, problem) * _repeats(passes)
-    rate = _rate(device, precision)
+    products, rate = sum(c.flops for c in found), _rate(device, precision)
+    if couples:
+        room = allowed - result - 3 * result // matrices  # as ``memory_budget`` has it
+        per_layer = matrices > (2 if repeats > 1 else 1)
+        strips = _strips(found, problem, anatomy, room, per_layer, precision)
+        flops, seconds = _whole_batch(strips, problem, general)
+    else:
+        flops = sum(_pass_flops(each, anatomy, problem, general) for each in passes)
+        formed = sum(_formed_entries(each, found, problem) for each in passes if each.general)
+        seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
-    flops *= repeats
+    seconds += slower * (products + (0.0 if couples else flops)) / (EFFICIENCY * rate)
     return NTKPlan(
         problem=problem,
         contributions=tuple(found),
         passes=passes,
         outputs_at_once=at_once,
         precision=precision,
-        flops=flops,
+        flops=repeats * (products + flops),
         workspace=workspace,
         bytes=max(result + temporary + peak, anatomy.reading_bytes),
         result_bytes=result,
         reading_bytes=anatomy.reading_bytes,
-        seconds=slower * flops / (EFFICIENCY * rate),
+        seconds=reading_seconds + repeats * seconds,
+        reading_seconds=reading_seconds,
         max_memory=allowed,
         parameters=anatomy.parameters,
         reading=anatomy,
+        general_pass=general,
     )
 
 
@@ -155,8 +184,44 @@ def _rate(device: torch.device, precision: Precision) -> float:
     return calibrated(device.type, dtype, torch.get_num_threads())[1]
 
 
-def _repeats(passes: Sequence[Pass]) -> int:
-    return max(1, len({p.contributions for p in passes if not p.general}))
+def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
+    """Of the network, in one pass of the plan: a forward and a backward for every output."""
+    forward, backward = network_flops(anatomy.sites)
+    if each.general:
+        assert general is not None
+        forward, backward = general.forward, general.backward
+    return samples_passed(problem, each.rows) * (forward + (each.outputs[1] - each.outputs[0]) * backward)
+
+
+def _formed_entries(each: Pass, found: Sequence[Contribution], problem: Problem) -> float:
+    """Numbers of the Jacobian rows that a pass by ``torch.func`` forms."""
+    size = sum(found[index].output_bytes // problem.width for index in each.contributions)
+    return samples_passed(problem, each.rows) * (each.outputs[1] - each.outputs[0]) * size
+
+
+def _strips(
+    found: Sequence[Contribution], problem: Problem, anatomy: Anatomy, room: int, per_layer: bool, precision: Precision
+) -> int:
+    """How often the batch is passed through the network where samples couple: once for every strip of columns of J."""
+    dtype = torch.float64 if problem.width == 8 else torch.float32
+    sizes: dict[str, int] = {}
+    for one in found:
+        layer = one.layer if per_layer else ""
+        sizes[layer] = sizes.get(layer, 0) + sum(anatomy.general_sizes[name] for name in one.parameters)
+    rows = problem.samples * problem.outputs
+    left = max(1, room - problem.samples * anatomy.forward_bytes)
+    return sum(-(-size // strip_width(size, rows, left, dtype, precision)) for size in sizes.values())
+
+
+def _whole_batch(strips: int, problem: Problem, general: PassCost | None) -> tuple[float, float]:
+    """Flops and seconds of the passes where samples couple: for every strip a forward, and a backward for every row of J.
+
+    Strips of a part of the parameters cost less than that: the gradients of the others are not taken.
+    """
+    if general is None:  # the outputs depend on no parameter
+        return 0.0, 0.0
+    rows = problem.samples * problem.outputs
+    return strips * (general.forward + rows * general.backward), strips * rows * general.backward_seconds
 
 
 def _product_bytes(found: Sequence[Contribution], anatomy: Anatomy, problem: Problem, precision: Precision) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -21,6 +22,7 @@ from lightning_conv.kernels.discovery import (
 )
 from lightning_conv.kernels.engine import Engine
 from lightning_conv.kernels.memory import allowed_memory, mebibytes
+from lightning_conv.kernels.pass_flops import PassCost, count_pass
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
@@ -85,7 +87,10 @@ class Task:
                 'inputs2: with batch_norm="batch" every set of samples has statistics of its own, so a kernel between two sets is not '
                 'defined; use batch_norm="eval" or "frozen"'
             )
+        start = time.perf_counter()
         self.anatomy = self._read() if plan is None else plan.reading
+        self._general = self._general_pass() if plan is None else plan.general_pass
+        self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
         if plan is not None:
             self._require_same(plan)
@@ -161,7 +166,16 @@ class Task:
             max_memory=request.max_memory,
             device=self.module.device,
             couples=self.couples,
+            reading_seconds=self._reading_seconds,
+            general=self._general,
         )
+
+    def _general_pass(self) -> PassCost | None:
+        """What a pass costs for the parameters without a rule: of one sample, or of the batch where samples couple."""
+        if not self.anatomy.general:
+            return None
+        inputs = self.inputs if self.couples else map_inputs(lambda tensor: tensor[:1], self.inputs)
+        return count_pass(self.module, tuple(self.anatomy.general), inputs)
 
     @property
     def projects(self) -> bool:
