@@ -81,7 +81,8 @@ def _tables(run: Run, figure: str | None) -> list[str]:
     parts += ["## Against the fastest peer, and against the machine\n", _ratios(run, peak)]
     parts.append(
         "Ratio: seconds of the fastest peer over seconds of this library; of `neural-tangents` compiling is not counted, "
-        "whose counterpart is `planned`, where the network was read before, as monitors and repeated calls can have it. Reading: "
+        "whose counterpart is `planned`, where the network was read before, as calls with `plan=` have it (monitors "
+        "read anew, because the rounding of the Jacobian is measured at the present weights). Reading: "
         "the difference of the two, what a kernel that is computed once pays for finding and checking the layer rules, about as "
         "much as ten passes of three samples and a float64 copy of the parameters; it grows with the parameters and not with n. GF: "
         "floating-point operations that the "
