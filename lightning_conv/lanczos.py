@@ -116,7 +116,8 @@ def lanczos(
         queue, coupling = _next_block(images - known.T @ heights, known, scale)
         relative = float(asymmetry / scale) if scale > 0 else 0.0
         krylov = Krylov(known.T, projected[:filled, :filled], coupling, relative)
-        if len(coupling) == 0 or filled == capacity or (stop is not None and stop(krylov)):
+        # After the last step there may be room for a part of the next block only, where a block before has shrunk.
+        if len(coupling) == 0 or filled + len(coupling) > capacity or (stop is not None and stop(krylov)):
             break
         first, filled = filled, filled + len(coupling)
         projected[first:filled, first - coupling.shape[1] : first] = coupling
