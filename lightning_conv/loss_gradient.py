@@ -28,8 +28,9 @@ class SampleLoss:
         loss_fn: of (outputs, targets), one number; every scale is that of this loss.
         batch_norm: as in ``StatelessModule``; ``"frozen"`` takes the statistics of ``inputs``.
         chunk: samples that go through the network together.
+        dtype: that the network is evaluated in; None: its own, float32 at least.
 
-    Cost: the outputs in the network's own type, the loss in float64.
+    Cost: the outputs in that type, the loss in float64.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class SampleLoss:
         *,
         batch_norm: BatchNormMode = "eval",
         chunk: int = 128,
+        dtype: torch.dtype | None = None,
     ) -> None:
         with undisturbed(network):
-            self._module = StatelessModule(network, batch_norm=batch_norm, statistics_of=inputs)
+            self._module = StatelessModule(network, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
         self._network, self._loss_fn, self._targets = network, loss_fn, targets.to(self._module.device)
         converted, n = self._module.convert(inputs), sample_count(inputs)
         self._parts = [map_inputs(lambda x, s=s: x[s : s + chunk], converted) for s in range(0, n, chunk)]  # type: ignore[misc]
@@ -53,27 +55,34 @@ class SampleLoss:
         with undisturbed(self._network), torch.no_grad():
             return float(self._loss(torch.cat([self._outputs({}, part) for part in self._parts])))
 
-    def gradient(self, names: Sequence[str]) -> tuple[float, dict[str, Tensor]]:
-        """F and its gradient by the parameters called ``names``, in the network's type.
+    def gradient(
+        self, names: Sequence[str], *, at: Mapping[str, Tensor] | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
+        """F and its gradient by the parameters called ``names``, in the type of the evaluation.
+
+        Args:
+            names: of the parameters.
+            at: their values, where they are not the network's own.
 
         One forward and one backward pass; one forward more if there are several chunks.
         """
         with undisturbed(self._network):
             if len(self._parts) == 1:
-                leaves = self._leaves(names)
+                leaves = self._leaves(names, at)
                 loss = self._loss(self._outputs(leaves, self._parts[0]))
                 return float(loss.detach()), _by_name(
                     names, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), leaves
                 )
             with torch.no_grad():
-                outputs = torch.cat([self._outputs({}, part) for part in self._parts])
+                leaves = self._leaves(names, at)
+                outputs = torch.cat([self._outputs(leaves, part) for part in self._parts])
             outputs.requires_grad_()
             loss = self._loss(outputs)
             (cotangent,) = torch.autograd.grad(loss, outputs)
             total: dict[str, Tensor] = {}
             start = 0
             for part in self._parts:
-                leaves = self._leaves(names)
+                leaves = self._leaves(names, at)
                 own = self._outputs(leaves, part)
                 found = torch.autograd.grad(
                     own, list(leaves.values()), cotangent[start : start + len(own)], allow_unused=True
@@ -83,8 +92,10 @@ class SampleLoss:
                     total[name] = total[name] + gradient if name in total else gradient
             return float(loss.detach()), total
 
-    def _leaves(self, names: Sequence[str]) -> dict[str, Tensor]:
-        return {name: self._module.parameters[name].detach().requires_grad_() for name in names}
+    def _leaves(self, names: Sequence[str], at: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        own = self._module.parameters
+        given = own if at is None else {name: at[name].to(own[name]) for name in names}
+        return {name: given[name].detach().requires_grad_() for name in names}
 
     def _outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         result = self._module.call(parameters, inputs)
@@ -124,7 +135,7 @@ def _by_name(
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """<a, b> over all tensors, each product summed in float64 (float32 on devices without it)."""
-    return sum(float((_wide(a[name]) * _wide(b[name])).sum()) for name in a)
+    return sum(float((wide(a[name]) * wide(b[name])).sum()) for name in a)
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
@@ -132,5 +143,6 @@ def norm(a: Mapping[str, Tensor]) -> float:
     return math.sqrt(inner(a, a))
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """In float64; in float32 on devices without it."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
