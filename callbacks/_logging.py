@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +11,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
+
+from lightning_conv.report import EXPLANATION, criteria_table, verdict_counts
+from lightning_conv.theory.criterion import Criterion
 
 LAYOUT = {
     "convergence": {
@@ -90,3 +93,10 @@ def _writers(trainer: pl.Trainer) -> Iterator[Any]:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             yield logger.experiment  # a dummy on all ranks but the first
+
+
+def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int) -> None:
+    """The table of verdicts as the text ``theory/criteria``."""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items())
+    head = f"Step {step}, on the probe's {samples} samples: {counts}."
+    log_text(trainer, "theory/criteria", f"{head}\n\n{criteria_table(criteria)}\n\n{EXPLANATION}", step)

@@ -1,52 +1,31 @@
-"""Criteria of the weights and the data alone, without a step: kernel, separation, expressivity, and what is proven at the start."""
+"""Criteria of the weights and the data alone, without a step: separation, expressivity, and what is proven at the start."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_conv.anatomy import find_head, last_hidden_features
-from lightning_conv.contraction import is_full
-from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.evaluation import Inputs, StatelessModule, undisturbed
-from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.spectrum import Spectrum
+from lightning_conv.expressivity.singular import feature_rounding
 from lightning_conv.theory.allen_zhu import separation
 from lightning_conv.theory.chatterjee import certify_descent
-from lightning_conv.theory.criterion import Criterion, at_most
-from lightning_conv.theory.du import drift_criterion, own_lambda_min_criterion
+from lightning_conv.theory.criterion import Criterion, at_most, not_applicable
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
-from lightning_conv.theory.kawaguchi_sun import expressivity_facts, judge_expressivity
+from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts, expressivity_facts
+from lightning_conv.theory.observation import CHATTERJEE
 
-DU = "Du et al. 2019 (1811.03804)"
 ALLEN_ZHU = "Allen-Zhu, Li & Song 2019 (1811.03962)"
-
-TRUNK_ROUNDING = 16 * 2.0**-29
-"""Of the measured error of float32 features, the allowance for that of float64 ones, as in ``certify_expressivity``."""
 
 
 def voided(criterion: Criterion, reason: str) -> Criterion:
     """The same, not applicable: the measured number stays, the bound means nothing."""
     return replace(criterion, bound=math.nan, verdict="not applicable", reason=reason)
-
-
-def kernel_criteria(gram: KernelGram, first: KernelGram, first_spectrum: Spectrum) -> list[Criterion]:
-    """What Du et al. ask of the kernel, with lambda_0 := 4/3 lambda_min(G(0)), as they go from 3/4 lambda_0 at the start."""
-    found = [own_lambda_min_criterion(gram, first), drift_criterion(gram, first, own_lambda_0(first_spectrum))]
-    if is_full(gram):
-        return found
-    why = f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
-    return [voided(each, why) for each in found]
-
-
-def own_lambda_0(spectrum: Spectrum) -> Bounded:
-    """4/3 lambda_min(G(0)): the largest lambda_0 for which lambda_min(G(0)) >= 3/4 lambda_0."""
-    smallest = spectrum.lambda_min
-    value, lower, upper = (4 / 3 * end for end in (smallest.value, smallest.lower, smallest.upper))
-    return replace(smallest, value=value, lower=lower, upper=upper)
 
 
 def separation_criteria(inputs: Inputs, targets: Tensor | None) -> list[Criterion]:
@@ -68,24 +47,29 @@ def separation_criteria(inputs: Inputs, targets: Tensor | None) -> list[Criterio
         ]
 
 
-def expressivity_criteria(network: nn.Module, inputs: Inputs, targets: Tensor | None) -> list[Criterion]:
+def expressivity(network: nn.Module, inputs: Inputs, targets: Tensor | None) -> ExpressivityFacts | Criterion:
     """Rank [h, 1] = n of the last hidden features in eval mode, and whether the targets lie in their range.
+
+    What rounding inside the trunk changes is estimated from a float32 evaluation, whatever the network's type.
 
     Args:
         network: left as it is.
         inputs: on the network's device.
         targets: numbers or classes, one row a sample; others are left out.
+
+    Returns:
+        The facts, or a criterion that says why there are none.
     """
     try:
         head = find_head(network, inputs)
-        features = last_hidden_features(network, head, inputs, dtype=torch.float64).cpu()
-        own = last_hidden_features(network, head, inputs)
-        error = 0.0 if own.dtype == torch.float64 else TRUNK_ROUNDING * float((own.cpu().double() - features).norm())
-        facts = expressivity_facts(features, _rows(targets, len(features)), bias=head.has_bias, feature_error=error)
+        coarse, features = (
+            last_hidden_features(network, head, inputs, dtype=dtype).cpu() for dtype in (torch.float32, torch.float64)
+        )
+        error = feature_rounding(coarse, features)
+        return expressivity_facts(features, _rows(targets, len(features)), bias=head.has_bias, feature_error=error)
     except Exception as error:  # no linear head, or one that cannot be read: the other theorems do not care
         asks = "rank [h, 1] = n, that is sigma_min([h, 1]) > 0"
-        return [Criterion("expressivity_condition", KAWAGUCHI, asks, math.nan, math.nan, "not applicable", str(error))]
-    return judge_expressivity(facts)
+        return not_applicable("expressivity_condition", KAWAGUCHI, asks, str(error))
 
 
 def _rows(targets: Tensor | None, samples: int) -> Tensor | None:
@@ -98,48 +82,90 @@ def _rows(targets: Tensor | None, samples: int) -> Tensor | None:
     return targets.detach().cpu() if targets.ndim == 1 else None
 
 
-def descent_certificate(network: nn.Module, inputs: Inputs, targets: Tensor | None, step: float) -> list[Criterion]:
-    """What Chatterjee's theorem proves about a smooth MLP with one output before the first step; nothing for other networks.
+SCORE = "4 f(x_0) < r^2 alpha(x_0, r) for some r, alpha proven on the ball"
+
+
+@dataclass(frozen=True)
+class StartCertificate:
+    """What Chatterjee's theorem proves before the first step."""
+
+    criterion: Criterion
+    step: float = math.nan  # the largest on f = (1/n) sum (u - y)^2 that is proven to descend to zero loss; NaN: none
+
+    def criteria(self, largest: float) -> list[Criterion]:
+        """The score, and the largest step that the run has taken against the proven one.
+
+        Args:
+            largest: of all steps so far, on f = (1/n) sum (u - y)^2.
+        """
+        if math.isnan(self.step):
+            return [self.criterion]
+        asks = "h <= 2 eps / sup |Hess f|, the step for which descent to zero loss is proven, at every step"
+        limit = at_most("certified_step", self.criterion.source, asks, largest, self.step)
+        if limit.verdict == "refuted":
+            # A longer step is not proven; that it fails is not proven either.
+            limit = replace(limit, verdict="undecided", reason=f"{limit.reason}, beyond which nothing is proven")
+        return [self.criterion, limit]
+
+    def state(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> StartCertificate:
+        """The inverse of ``state``."""
+        return cls(Criterion(**state["criterion"]), float(state["step"]))
+
+
+def no_certificate(reason: str) -> StartCertificate:
+    """Where the certificate does not cover the run."""
+    return StartCertificate(not_applicable("criterion_score_descent", CHATTERJEE, SCORE, reason))
+
+
+def descent_certificate(network: nn.Module, inputs: Inputs, targets: Tensor | None) -> StartCertificate:
+    """What Chatterjee's theorem proves about a smooth MLP with one output before the first step; not applicable to other networks.
 
     Args:
         network: at the start.
         inputs: the whole training set.
         targets: y.
-        step: of the run, on f = (1/n) sum (u - y)^2.
 
     Cost: some tenths of a second; intervals for about a hundred balls.
     """
     if not isinstance(inputs, Tensor) or targets is None or not targets.is_floating_point():
-        return []
+        return no_certificate("the certificate needs one tensor of inputs, and numbers as targets")
     try:
         found = certify_descent(
-            _sequential(network, inputs),
+            network.get_submodule(sole_child(network, inputs)),
             inputs.detach().cpu().double().flatten(1),
             targets.detach().cpu().double().flatten(),
         )
-    except (ValueError, TypeError, RuntimeError):
-        return []
-    if not found.holds:
-        return [found.criterion]
-    asks = "h <= 2 eps / sup |Hess f|, the step for which descent to zero loss is proven"
-    limit = at_most("certified_step", found.criterion.source, asks, step, found.step)
-    if limit.verdict == "refuted":
-        # A longer step is not proven; that it fails is not proven either.
-        limit = replace(limit, verdict="undecided", reason=f"{limit.reason}, beyond which nothing is proven")
-    return [found.criterion, limit]
+    except (ValueError, TypeError, RuntimeError) as error:
+        return no_certificate(f"the certificate covers smooth fully-connected networks with one output ({error})")
+    return StartCertificate(found.criterion, found.step if found.holds else math.nan)
 
 
-def _sequential(network: nn.Module, inputs: Tensor) -> nn.Module:
-    """The one child to which a module hands its inputs, as ``self.net(x)`` does, if it is the same function of inputs and weights.
+def sole_child(network: nn.Module, inputs: Tensor) -> str:
+    """Name of the module to which this one hands its inputs, as ``self.net(x)`` does, if it is the same function of inputs and weights.
+
+    The way down ends at an ``nn.Sequential``, and at a module with parameters of its own or with several children that have some. An
+    empty name is the network itself.
 
     Raises:
-        ValueError: it gives other outputs, at the present weights or at random ones.
+        ValueError: a child gives other outputs, at the present weights or at random ones.
     """
-    own = {name: child for name, child in network.named_children() if any(True for _ in child.parameters())}
-    if isinstance(network, nn.Sequential) or len(own) != 1:
-        return network
-    ((name, child),) = own.items()
-    generator = torch.Generator().manual_seed(0)
+    path = ""
+    while True:
+        module = network.get_submodule(path)
+        own = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
+        if isinstance(module, nn.Sequential) or len(own) != 1 or any(True for _ in module.parameters(recurse=False)):
+            return path
+        _require_same(module, own[0], inputs)
+        path = f"{path}.{own[0]}" if path else own[0]
+
+
+def _require_same(network: nn.Module, name: str, inputs: Tensor) -> None:
+    child, generator = network.get_submodule(name), torch.Generator().manual_seed(0)
     with undisturbed(network), torch.no_grad():
         whole, part = StatelessModule(network, dtype=torch.float64), StatelessModule(child, dtype=torch.float64)
         rows = whole.convert(inputs)
@@ -153,4 +179,3 @@ def _sequential(network: nn.Module, inputs: Tensor) -> nn.Module:
             outputs = whole.outputs({f"{name}.{key}": value for key, value in weights.items()}, rows)
             if not torch.allclose(outputs, part.outputs(weights, rows), rtol=1e-9, atol=1e-12):
                 raise ValueError(f"model: {type(network).__name__} is not its child {name!r} alone")
-    return child

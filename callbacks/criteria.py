@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,29 +12,27 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.callbacks._logging import log_figure, log_metrics, log_text
+from lightning_conv.callbacks._logging import log_criteria, log_figure, log_metrics
 from lightning_conv.callbacks.batch import to_device
-from lightning_conv.callbacks.certificates import (
-    descent_certificate,
-    expressivity_criteria,
-    kernel_criteria,
-    separation_criteria,
-)
-from lightning_conv.callbacks.hypotheses import Breach, breached, find_breaches
+from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
+from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
+from lightning_conv.callbacks.hypotheses import find_breaches
 from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.loss import LossFn
-from lightning_conv.callbacks.observer import Observer, find_clipping
-from lightning_conv.callbacks.plain_descent import NotPlainError
+from lightning_conv.callbacks.measured import Measured
+from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
 from lightning_conv.callbacks.probe import Probe
-from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
+from lightning_conv.callbacks.quantities import path_quantities, probe_quantities
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.plots import plot_observations
-from lightning_conv.report import EXPLANATION, criteria_table, verdict_counts
-from lightning_conv.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.criterion import Criterion, Verdict
-from lightning_conv.theory.loss_scale import loss_scale
+from lightning_conv.theory.loss_scale import LossScale, loss_scale
 from lightning_conv.theory.observation import Observation, observed_metrics
+
+COMPARED: frozenset[Hypothesis] = EVERYWHERE - {"unclipped"} | {"full batch", "whole set"}
+"""Where all of these hold, a step must be -h grad f with f as it is on the probe."""
 
 
 class ConvergenceCriteria(KernelMonitor):
@@ -46,26 +43,29 @@ class ConvergenceCriteria(KernelMonitor):
 
     - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); descent efficiency, linear rate and
       path length of gradient descent
-    - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step
-    - ``"oymak_soltanolkotabi"``: misfit and distance under one line
-    - ``"allen_zhu"``: separation of the data, no critical point, semi-smoothness
+    - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step; of
+      ``DuFC`` and ``DuResNet`` on inputs of norm 1 what the paper asks itself, of the last hidden layer's kernel and its limit
+    - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
+    - ``"allen_zhu"``: separation of the data, semi-smoothness
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
     - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range
 
+    What a theorem asks for at every step is judged at the worst of those measured, which the reason names.
+
     A theorem whose hypotheses the run breaks (momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that
-    is not squared or whose infimum is not attained, a network that is not smooth, a probe that is a part of the training set) gets
+    is not squared or whose infimum is not attained, a network that is not smooth, a probe that is a part of the training set, an
+    observed step that is not -h grad f whatever the reason) gets
     ``not applicable`` with the reasons; the raw quantities are logged all the same. All are about the probe: for a theorem about the
     training loss to apply, the probe must hold the whole training set, ``Probe(size=len(dataset))``.
 
     Logged, to every logger and to ``trainer.callback_metrics``, in the units of the run's loss (f is the loss minus its infimum where
-    that is known):
+    that is known); ``docs/criteria.md`` has all of them:
 
-    - ``theory/loss``: f; ``theory/gradient_norm``: \|grad f\|
+    - ``theory/loss``: f; ``theory/gradient_norm``: \|grad f\|; ``theory/distance``: \|w_t - w_0\|
     - ``theory/pl_ratio``: \|grad f\|^2 / f; ``theory/pl_infimum``: the smallest so far, an upper bound of the infimum over a ball
-    - ``theory/distance``: \|w_t - w_0\|; ``theory/path_length``: sum of h \|g\| over all steps, of plain SGD only
-    - ``theory/descent_efficiency``: (f_t - f_{t+1}) / (h \|grad f_t\|^2), of plain SGD only
-    - ``theory/curvature``: 2 (f_{t+1} - f_t - <grad f_t, w_{t+1} - w_t>) / \|w_{t+1} - w_t\|^2, the semi-smoothness residual
-    - ``theory/contraction``: f_{t+1} / f_t
+    - of a step: ``theory/contraction``, ``theory/curvature``; of plain SGD also ``theory/path_length``, ``theory/descent_efficiency``
+      and, where it is full-batch descent on the probe, ``theory/step_departure``
+    - layers, hidden states and the rank of the last features against the start, from which no verdict follows
     - ``theory/refuted``: number of criteria that are refuted
     - text ``theory/criteria``: the table of verdicts, when one of them changes; figure ``theory/path`` (TensorBoard)
 
@@ -76,14 +76,15 @@ class ConvergenceCriteria(KernelMonitor):
         probe: the samples, a ``Probe`` or their number (default: 128).
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
-        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. It is taken on trust that
-            the step minimises this and nothing else.
+        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. That a full-batch step
+            minimises this and nothing else is seen; of mini-batches it is taken on trust.
 
     Raises:
         MisconfigurationException: an unknown name in ``which``; otherwise as ``LambdaMin``.
 
-    Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, and one forward pass after the next
-    step. Memory: a copy of the trained parameters for the whole run (also in the checkpoint), two more for the step after a measurement.
+    Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, up to six forward passes of it, and
+    the spectral norm of every layer's change. Memory: a copy of the trained parameters for the whole run (also in the checkpoint), two
+    more for the step after a measurement.
 
     Example::
 
@@ -116,14 +117,10 @@ class ConvergenceCriteria(KernelMonitor):
         self.breaches: list[Breach] = []
         """Hypotheses that do not hold in this run."""
         self._observer = Observer(self.loss_fn, spectral="allen_zhu" in self._papers)
-        self._reference: tuple[KernelGram, Spectrum] | None = None
-        self._least_lambda = math.inf
+        self._measured = Measured(self._papers)
         self._fixed: list[Breach] | None = None  # what does not change during the run
-        self._gram: KernelGram | None = None
-        self._of_start: list[Criterion] = []
-        self._of_data: list[Criterion] = []
-        self._of_kernel: list[Criterion] = []
-        self._of_features: list[Criterion] = []
+        self._certificate: StartCertificate | None = None
+        self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
         self._said: list[tuple[str, Verdict]] = []
         self._waited = False  # when the checkpoint was written
 
@@ -146,13 +143,15 @@ class ConvergenceCriteria(KernelMonitor):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fixed = None
         self._observer.begin()
+        self._measured.begin()
         super().on_train_start(trainer, pl_module)
         at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
         if self._waited and at_rest and self._kernel is not None and self._observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
             try:
-                self._note_weights(trainer, pl_module, self._kernel.at(trainer.global_step, pl_module)[0])
+                self._note_weights(trainer, pl_module, self._kernel.at(trainer.global_step, pl_module))
                 self._observer.wait(pl_module, self._kernel)
+                self._note_quantities(trainer)
             except Exception as error:
                 rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
         self._waited = False
@@ -172,7 +171,8 @@ class ConvergenceCriteria(KernelMonitor):
         if waits and self._kernel is not None:
             step = self.history[-1].step
             try:
-                if self._observer.observe_step(trainer, self._kernel):
+                compared = not breached(self._fixed or [], COMPARED)
+                if self._observer.observe_step(trainer, self._kernel, compared=compared):
                     before, self._metrics = self._metrics, self._judged(trainer, step)
                     log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
             except Exception as error:
@@ -182,12 +182,9 @@ class ConvergenceCriteria(KernelMonitor):
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
-        if self._reference is None:
-            self._reference = gram, spectrum
-        self._least_lambda = min(self._least_lambda, max(spectrum.lambda_min.lower, 0.0))
-        self._note_weights(trainer, trainer.lightning_module, gram)
-        if not self._observer.started:
-            self._certify_start(trainer, gram)
+        self._note_weights(trainer, trainer.lightning_module, (gram, spectrum))
+        if not self._observer.started and "chatterjee" in self._papers:
+            self._certify_start(trainer)
         known = not any(each.hypothesis == "known loss" for each in self._fixed or [])
         try:
             self._observer.observe(trainer, self._kernel, step, with_loss=known)
@@ -197,6 +194,7 @@ class ConvergenceCriteria(KernelMonitor):
             why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
             self._fixed = [*(self._fixed or []), Breach("known loss", why)]
             self._observer.observe(trainer, self._kernel, step, with_loss=False)
+        self._note_quantities(trainer)
         return self._judged(trainer, step)
 
     @override
@@ -206,79 +204,79 @@ class ConvergenceCriteria(KernelMonitor):
 
     def _judged(self, trainer: pl.Trainer, step: int) -> dict[str, float]:
         """Judge what was observed at ``step``, say it if a verdict has changed, and return the scalars."""
-        assert self._reference is not None
-        assert self._gram is not None
         assert self._kernel is not None
-        gram, loss_fn = self._gram, self._observer.loss(trainer.lightning_module)
-        self.breaches = [*(self._fixed or []), *self._of_optimizer(trainer)]
+        self.breaches = [*(self._fixed or []), *optimizer_breaches(self._observer, trainer, self._kernel)]
+        clipping = find_clipping(trainer)
         evidence = Evidence(
             history=self.history,
-            gram=gram,
-            first_spectrum=self._reference[1],
-            kernel=self._of_kernel,
-            least_lambda=self._least_lambda,
-            scale=None if self._kernel.targets is None else loss_scale(loss_fn, gram.n_samples, gram.n_outputs),
+            measured=self._measured,
+            scale=self._scale(trainer),
             whole_set=not any(each.hypothesis == "whole set" for each in self.breaches),
-            separation=self._of_data,
-            expressivity=self._of_features,
-            certified=self._of_start,
-            clipped=find_clipping(trainer) is not None,
+            certificate=self._certificate,
+            largest_rate=self._observer.largest_rate,
+            clipped=clipping is not None,
         )
         self.criteria = judge(self._papers, evidence, self.breaches)
         said = [(each.name, each.verdict) for each in self.criteria]
         if said != self._said:
-            counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(self.criteria).items())
-            head = f"Step {step}, on the probe's {gram.n_samples} samples: {counts}."
-            log_text(trainer, "theory/criteria", f"{head}\n\n{criteria_table(self.criteria)}\n\n{EXPLANATION}", step)
+            log_criteria(trainer, self.criteria, evidence.gram.n_samples, step)
             self._said = said
-        found = {f"theory/{name}": value for name, value in observed_metrics(self.history).items()}
+        raw = observed_metrics(self.history) | self._raw | path_quantities(self.history, clipping)
+        found = {f"theory/{name}": value for name, value in raw.items()}
         return found | {"theory/refuted": float(sum(each.verdict == "refuted" for each in self.criteria))}
 
-    def _note_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule, gram: KernelGram) -> None:
+    def _note_weights(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, measured: tuple[KernelGram, Spectrum]
+    ) -> None:
         """What takes eigenvalues, once a measurement, and once a run what does not change."""
-        assert self._reference is not None
         assert self._kernel is not None
         kernel, network = self._kernel, self.probe.network(pl_module)
-        inputs, self._gram = to_device(kernel.inputs, pl_module.device), gram
+        inputs = to_device(kernel.inputs, pl_module.device)
         if self._fixed is None:
             outputs, loss_fn = kernel.outputs(pl_module), self._observer.loss(pl_module)
             targets = None if kernel.targets is None else kernel.targets.to(outputs.device)
             self._fixed = find_breaches(
-                trainer,
-                network,
-                inputs,
-                loss_fn=loss_fn,
-                outputs=outputs,
-                targets=targets,
-                input_fn=self.probe.input_fn,
+                trainer, network, inputs, loss_fn=loss_fn, outputs=outputs, targets=targets, probe=self.probe
             )
             self._observer.note_infimum(pl_module, kernel, outputs)
-            if "allen_zhu" in self._papers:
-                self._of_data = separation_criteria(kernel.inputs, kernel.targets)
-        if "du" in self._papers:
-            self._of_kernel = kernel_criteria(gram, *self._reference)
-        if "kawaguchi_sun" in self._papers:
-            self._of_features = expressivity_criteria(network, inputs, kernel.targets)
+        self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
 
-    def _certify_start(self, trainer: pl.Trainer, gram: KernelGram) -> None:
+    def _note_quantities(self, trainer: pl.Trainer) -> None:
+        """What no verdict follows from; a network that does not let itself be looked at has fewer of them."""
+        assert self._kernel is not None
+        module, last, scale = trainer.lightning_module, self.history[-1], self._scale(trainer)
+        start = self._observer.weights_at_start(module, self._kernel)
+        try:
+            self._raw = probe_quantities(module, self._kernel, start, self._measured, last, scale)
+        except Exception as error:
+            self._raw = {}
+            rank_zero_warn(
+                f"{type(self).__name__}: distances and hidden states are left out at step {last.step}: {error}"
+            )
+
+    def _scale(self, trainer: pl.Trainer) -> LossScale | None:
+        """Of a squared loss on the probe."""
+        assert self._kernel is not None
+        gram = self._measured.gram
+        if gram is None or self._kernel.targets is None:
+            return None
+        return loss_scale(self._observer.loss(trainer.lightning_module), gram.n_samples, gram.n_outputs)
+
+    def _certify_start(self, trainer: pl.Trainer) -> None:
         """What is proven before the first step, where the theorem covers the run."""
         assert self._kernel is not None
-        scale = loss_scale(self._observer.loss(trainer.lightning_module), gram.n_samples, gram.n_outputs)
-        broken = breached([*(self._fixed or []), *self._of_optimizer(trainer)], PAPERS["chatterjee"].asks)
-        if "chatterjee" in self._papers and trainer.global_step == 0 and scale is not None and not broken:
-            step = scale.step_on_mean(self._observer.rate(trainer, self._kernel))
-            network = self.probe.network(trainer.lightning_module)
-            self._of_start = descent_certificate(network, self._kernel.inputs, self._kernel.targets, step)
-
-    def _of_optimizer(self, trainer: pl.Trainer) -> list[Breach]:
-        assert self._kernel is not None
-        try:
-            self._observer.rate(trainer, self._kernel)
-        except NotPlainError as error:
-            return [Breach("descent", f"a step is no plain gradient descent: {error}")]
-        if find_clipping(trainer) is not None:
-            return [Breach("unclipped", "RegularizedGradientClipping scales the gradients")]
-        return []
+        breaches = [*(self._fixed or []), *optimizer_breaches(self._observer, trainer, self._kernel)]
+        why = breached(breaches, PAPERS["chatterjee"].asks)
+        if trainer.global_step > 0:
+            why = "the run was not seen from its first step on"
+        elif not why and self._scale(trainer) is None:
+            why = "the certificate is about the squared loss, nn.MSELoss"
+        network, inputs, targets = (
+            self.probe.network(trainer.lightning_module),
+            self._kernel.inputs,
+            self._kernel.targets,
+        )
+        self._certificate = no_certificate(why) if why else descent_certificate(network, inputs, targets)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -287,9 +285,8 @@ class ConvergenceCriteria(KernelMonitor):
             return state
         return state | {
             "observer": self._observer.state_dict(),
-            "least_lambda": self._least_lambda,
-            "reference": None if self._reference is None else gram_state(self._reference[0]),
-            "of_start": [asdict(each) for each in self._of_start],
+            "measured": self._measured.state_dict(),
+            "certificate": None if self._certificate is None else self._certificate.state(),
             "waits": self._observer.pending is not None,
         }
 
@@ -297,9 +294,7 @@ class ConvergenceCriteria(KernelMonitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._observer.load_state_dict(state_dict.get("observer", {}))
-        self._least_lambda = float(state_dict.get("least_lambda", math.inf))
-        self._of_start = [Criterion(**each) for each in state_dict.get("of_start", [])]
+        self._measured.load_state_dict(state_dict.get("measured", {}))
+        certificate = state_dict.get("certificate")
+        self._certificate = None if certificate is None else StartCertificate.from_state(certificate)
         self._waited = bool(state_dict.get("waits", False))
-        if state_dict.get("reference") is not None:
-            gram = gram_from_state(state_dict["reference"])
-            self._reference = gram, kernel_spectrum(gram)

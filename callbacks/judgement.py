@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lightning_conv.callbacks.certificates import ALLEN_ZHU, DU, own_lambda_0, voided
-from lightning_conv.callbacks.hypotheses import EVERYWHERE, Breach, Hypothesis, breached
+from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
+from lightning_conv.callbacks.certificates import ALLEN_ZHU, StartCertificate, voided
+from lightning_conv.callbacks.du_kernel import DU, OWN, not_of_the_paper
+from lightning_conv.callbacks.measured import Measured
+from lightning_conv.callbacks.worst import worst_at
 from lightning_conv.contraction import is_full
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_smoothness
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
-from lightning_conv.theory.criterion import Criterion, at_least, at_most
-from lightning_conv.theory.du import step_criterion
+from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
+from lightning_conv.theory.du.descent import THEOREMS
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
 from lightning_conv.theory.loss_scale import LossScale
 from lightning_conv.theory.observation import Observation, descent_criteria
@@ -27,20 +28,18 @@ class Evidence:
     """All that was measured in a run, on the probe."""
 
     history: Sequence[Observation]
-    gram: KernelGram
-    first_spectrum: Spectrum
-    kernel: Sequence[Criterion]  # ``kernel_criteria``
-    least_lambda: float  # smallest lower bound of lambda_min over the measurements
+    measured: Measured
     scale: LossScale | None  # of a squared loss on the probe
     whole_set: bool  # whether the probe is the training set
-    separation: Sequence[Criterion]  # ``separation_criteria``
-    expressivity: Sequence[Criterion]  # ``expressivity_criteria``
-    certified: Sequence[Criterion]  # ``descent_certificate`` of the start
+    certificate: StartCertificate | None
+    largest_rate: float  # of all steps so far, on the run's loss; NaN: none, or not known
     clipped: bool  # whether RegularizedGradientClipping is at work
 
-    def alone(self) -> list[Observation]:
-        """The observations whose step was seen."""
-        return [seen for seen in self.history if not math.isnan(seen.next_loss)]
+    @property
+    def gram(self) -> KernelGram:
+        """The last kernel."""
+        assert self.measured.gram is not None
+        return self.measured.gram
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,11 @@ def judge(names: Iterable[str], evidence: Evidence, breaches: Sequence[Breach]) 
 
 
 def _chatterjee(evidence: Evidence) -> list[Criterion]:
-    return [*evidence.certified, *descent_criteria(evidence.history)]
+    certified: list[Criterion] = []
+    if evidence.certificate is not None:
+        largest = math.nan if evidence.scale is None else evidence.scale.step_on_mean(evidence.largest_rate)
+        certified = evidence.certificate.criteria(largest)
+    return [*certified, *descent_criteria(evidence.history)]
 
 
 def _clipping(evidence: Evidence) -> list[Criterion]:
@@ -81,52 +84,82 @@ def _clipping(evidence: Evidence) -> list[Criterion]:
 
 
 def _du(evidence: Evidence) -> list[Criterion]:
-    seen = next((each for each in reversed(evidence.history) if not math.isnan(each.next_loss)), None)
-    if seen is None or evidence.scale is None or math.isnan(seen.step_size) or not is_full(evidence.gram):
-        return list(evidence.kernel)
-    step, lambda_0 = evidence.scale.step_on_sum(seen.step_size), own_lambda_0(evidence.first_spectrum)
-    rate = step * lambda_0.value / 2
-    if seen.resolved and 0 < rate < 1:
-        return [*evidence.kernel, step_criterion(seen.loss, seen.next_loss, step, lambda_0)]
-    why = (
-        "the change of the loss is rounding" if not seen.resolved else f"eta lambda_0 / 2 = {rate:.3g} is not in (0, 1)"
-    )
+    found, scale, measured = evidence.measured.of_kernel, evidence.scale, evidence.measured
+    seen = [each for each in evidence.history if not math.isnan(each.next_loss) and not math.isnan(each.step_size)]
+    if not seen or scale is None or not is_full(evidence.gram):
+        return found
+    lambda_0 = measured.lambda_0
+    steps = [(each, scale.step_on_sum(each.step_size)) for each in seen]
     asks = "L(k+1) / L(k) <= 1 - eta lambda_0 / 2"
-    return [*evidence.kernel, Criterion("step_contraction", DU, asks, seen.contraction, math.nan, "undecided", why)]
+    judged = [
+        (at_most("step_contraction", THEOREMS, asks, each.contraction, 1 - step * lambda_0.value / 2), each.step)
+        for each, step in steps
+        if each.resolved and lambda_0.value > 0
+    ]
+    if judged:
+        worst = worst_at(*max(judged, key=lambda pair: pair[0].measured - pair[0].bound))
+    else:
+        last = seen[-1]
+        why = "the change of the loss is rounding" if not last.resolved else "lambda_0 is not resolved above 0"
+        worst = Criterion("step_contraction", THEOREMS, asks, last.contraction, math.nan, "undecided", why)
+    if measured.of_the_paper:
+        return [*found, worst]
+    named = replace(worst, source=f"after {worst.source}", asks=f"{worst.asks}, {OWN}")
+    return [*found, not_of_the_paper(named)]
 
 
 def _oymak(evidence: Evidence) -> list[Criterion]:
-    source = OYMAK
-    asks = "(alpha / 4) |w_k - w_0| + |r_k| <= |r_0| with alpha^2 the smallest lambda_min(G) measured"
-    first, last, scale = evidence.history[0], evidence.history[-1], evidence.scale
-    if scale is None or not is_full(evidence.gram) or math.isnan(last.loss):
+    line = "(alpha / 4) |w_k - w_0| + |r_k| <= |r_0| at every k, with alpha^2 the smallest lambda_min(G) measured"
+    steps = "h <= 1 / (2 beta^2) at every step, with beta^2 the largest lambda_max(G) measured"
+    seen = [each for each in evidence.history if not math.isnan(each.loss)]
+    scale, measured = evidence.scale, evidence.measured
+    if scale is None or not is_full(evidence.gram) or not seen:
         reason = 'needs a squared loss and the full kernel, Probe(outputs="full")'
-        return [Criterion("misfit_and_distance", source, asks, math.nan, math.nan, "not applicable", reason)]
-    alpha = math.sqrt(max(evidence.least_lambda, 0.0))
-    misfit, start = (math.sqrt(2 * max(seen.loss, 0.0) / scale.k) for seen in (last, first))
+        return [
+            not_applicable(name, OYMAK, asks, reason)
+            for name, asks in (("oymak_step", steps), ("misfit_and_distance", line))
+        ]
+    # beta is asked for in the whole ball, where it is larger: a step beyond this is beyond the theorem's.
+    allowed = 1 / (2 * measured.greatest_lambda_max) if measured.greatest_lambda_max > 0 else math.nan
+    return [
+        at_most("oymak_step", OYMAK, steps, scale.step_on_sum(evidence.largest_rate), allowed),
+        _line(line, seen, math.sqrt(measured.least_lambda_min), scale.k),
+    ]
+
+
+def _line(asks: str, seen: Sequence[Observation], alpha: float, k: float) -> Criterion:
+    """The line at every observed step."""
+    start, *later = [math.sqrt(2 * max(each.loss, 0.0) / k) for each in seen]
     # A distance of zero at the start would compare |r_0| with itself, rounding and all.
-    found = at_most("misfit_and_distance", source, asks, alpha / 4 * last.distance + misfit, start * (1 + 1e-6))
-    if found.verdict != "refuted":
-        return [found]
-    # alpha is asked for in the whole ball, where it may be smaller than at the weights that were measured.
-    return [replace(found, verdict="undecided", reason=f"{found.reason}; alpha in the whole ball may be smaller")]
+    allowed, name = start * (1 + 1e-6), "misfit_and_distance"
+    if not later:
+        return Criterion(name, OYMAK, asks, math.nan, allowed, "undecided", "no step was taken yet")
+    misfit, step = max(zip(later, [each.step for each in seen[1:]], strict=True))
+    if misfit > allowed:
+        found = at_most(name, OYMAK, asks, misfit, allowed)
+        return worst_at(replace(found, reason=f"|r_k| alone is too large, whatever alpha is: {found.reason}"), step)
+    values = [alpha / 4 * each.distance + r for each, r in zip(seen[1:], later, strict=True)]
+    value, step = max(zip(values, [each.step for each in seen[1:]], strict=True))
+    found = at_most(name, OYMAK, asks, value, allowed)
+    if alpha == 0:
+        why = "lambda_min(G) is not resolved above 0, and with alpha = 0 the line says nothing about the distance"
+        return replace(found, verdict="undecided", reason=why)
+    if found.verdict == "refuted":
+        # alpha is asked for in the whole ball, where it may be smaller than at the weights that were measured.
+        found = replace(found, verdict="undecided", reason=f"{found.reason}; alpha in the whole ball may be smaller")
+    return worst_at(found, step)
 
 
 def _allen_zhu(evidence: Evidence) -> list[Criterion]:
-    found = list(evidence.separation)
+    found = list(evidence.measured.of_data)
     if not evidence.whole_set:
         where = "; on the probe, whose delta is an upper bound of the training set's"
         found = [
             replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
             for each in found
         ]
-    infimum = min((seen.ratio for seen in evidence.history if not math.isnan(seen.loss)), default=math.nan)
-    asks = "|grad F|^2 / F > 0 wherever it was measured"
-    return [
-        *found,
-        _positive("no_critical_point", f"{ALLEN_ZHU}, Theorem 3", asks, infimum),
-        _semi_smoothness(evidence.history),
-    ]
+    # Theorem 3, no critical point near the start, has unspecified constants: its quotients are logged, and no verdict follows.
+    return [*found, _semi_smoothness(evidence.history)]
 
 
 def _semi_smoothness(history: Sequence[Observation]) -> Criterion:
@@ -145,20 +178,13 @@ def _semi_smoothness(history: Sequence[Observation]) -> Criterion:
     return at_most("semi_smoothness", source, asks, max(used, default=math.nan), 2.0)
 
 
-def _positive(name: str, source: str, asks: str, measured: float) -> Criterion:
-    """The criterion measured > 0."""
-    found = at_least(name, source, asks, measured, sys.float_info.min)
-    said = {"consistent": f"{measured:.4g} is above 0", "refuted": f"{measured:.4g} is not above 0"}
-    return replace(found, bound=0.0, reason=said.get(found.verdict, found.reason))
-
-
 def _kawaguchi_sun(evidence: Evidence) -> list[Criterion]:
     if evidence.whole_set:
-        return list(evidence.expressivity)
+        return evidence.measured.of_features
     where = "; on the probe's samples only"
     return [
         replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
-        for each in evidence.expressivity
+        for each in evidence.measured.of_features
     ]
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_conv import __version__
-from lightning_conv.callbacks.certificates import DU
 from lightning_conv.callbacks.criteria import ConvergenceCriteria
+from lightning_conv.callbacks.du_kernel import DU
 from lightning_conv.callbacks.kernel_stability import KernelStability
 from lightning_conv.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion, at_least

@@ -1,0 +1,162 @@
+"""Raw quantities of the theorems that no verdict follows from: how far weights, features and activation patterns are from the start.
+
+Everything here is logged beside the verdicts; what is not defined for a network or a run is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import cast
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.batch import to_device
+from lightning_conv.callbacks.clipping import RegularizedGradientClipping
+from lightning_conv.callbacks.measured import Measured
+from lightning_conv.callbacks.probe_kernel import ProbeKernel
+from lightning_conv.theory.allen_zhu import GradientRatios
+from lightning_conv.theory.chatterjee.ratio import least_radius
+from lightning_conv.theory.clipping import clipped_loss_bound
+from lightning_conv.theory.du import layer_movement
+from lightning_conv.theory.hidden_states import activity
+from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts
+from lightning_conv.theory.loss_scale import LossScale
+from lightning_conv.theory.matrix_norms import distances
+from lightning_conv.theory.networks import DuNetwork
+from lightning_conv.theory.observation import Observation, infimum_of_ratios
+
+
+def probe_quantities(
+    pl_module: pl.LightningModule,
+    kernel: ProbeKernel,
+    start: Mapping[str, Tensor],
+    measured: Measured,
+    seen: Observation,
+    scale: LossScale | None,
+) -> dict[str, float]:
+    """All quantities of one measurement.
+
+    Args:
+        pl_module: with the weights of now.
+        kernel: of the probe.
+        start: weights at the start.
+        measured: what was measured of them.
+        seen: the observation of them.
+        scale: of a squared loss, or None.
+    """
+    network, probe = kernel.probe.network(pl_module), kernel.probe
+    named = dict(network.named_parameters())
+    now = {name: named[name].detach() for name in start}
+    begun = {name: value.to(now[name]) for name, value in start.items()}
+    found = weight_quantities(now, begun) | averaged_movement(network, measured.place, begun)
+    found |= feature_quantities(measured.features)
+    if scale is not None and kernel.targets is not None:
+        found |= largest_share(kernel.outputs(pl_module), kernel.targets, scale.k, seen)
+    looked = activity(network, to_device(kernel.inputs, pl_module.device), begun, batch_norm=probe.batch_norm)
+    return found if looked is None else found | looked.quantities()
+
+
+def weight_quantities(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, float]:
+    """Largest distance of a layer's weight matrix from its start, in two norms, absolute and relative.
+
+    Args:
+        now: weights by name.
+        start: at the start.
+
+    Cost: as ``distances``; some 20 to 80 products with each matrix.
+    """
+    moved = distances(now, start)
+    found = {
+        "layer_distance_spectral": [each.spectral.value for each in moved],
+        "layer_distance_frobenius": [each.frobenius for each in moved],
+        "layer_distance_spectral_relative": [each.relative_spectral for each in moved],
+        "layer_distance_frobenius_relative": [each.relative_frobenius for each in moved],
+    }
+    # A layer that started at zero has no relative distance.
+    largest = {name: max((v for v in values if math.isfinite(v)), default=math.nan) for name, values in found.items()}
+    return _finite(largest)
+
+
+def averaged_movement(network: nn.Module, place: str | None, start: Mapping[str, Tensor]) -> dict[str, float]:
+    """max_h |W^(h)(k) - W^(h)(0)|_F / sqrt(m) of a network of Du et al. (eq. 6); nothing for others.
+
+    Args:
+        network: that the names in ``start`` are of.
+        place: name of the paper's network in it; None: it is none.
+        start: weights at the start.
+    """
+    if place is None:
+        return {}
+    prefix = f"{place}." if place else ""
+    initial = {name.removeprefix(prefix): weight for name, weight in start.items()}
+    own = cast("DuNetwork", network.get_submodule(place))
+    try:
+        return {"averaged_movement": max(each.averaged for each in layer_movement(own, initial))}
+    except ValueError:  # not all of its weights are among those of the kernel
+        return {}
+
+
+def feature_quantities(facts: ExpressivityFacts | object) -> dict[str, float]:
+    """log phi, condition number and ranks of [h, 1], and what the last layer cannot reach of the targets.
+
+    Args:
+        facts: of the last hidden features, or anything else where there are none.
+    """
+    if not isinstance(facts, ExpressivityFacts):
+        return {}
+    found = {
+        "log_phi": facts.log_phi.value,
+        "condition_number": facts.condition_number,
+        "stable_rank": facts.stable_rank,
+        "effective_rank": facts.effective_rank,
+        "rank_share": facts.certificate.rank_lower / facts.certificate.n,
+    }
+    if facts.alignment is not None and facts.alignment.residual is not None:
+        found["alignment_residual"] = facts.alignment.residual.value
+    return _finite(found)
+
+
+def path_quantities(history: Sequence[Observation], clipping: RegularizedGradientClipping | None) -> dict[str, float]:
+    """What follows from the ratios |grad f|^2 / f seen so far.
+
+    Args:
+        history: of the run.
+        clipping: of the run, or None.
+
+    Returns:
+        ``least_radius``: r_min = 2 sqrt(f_0 / inf a), the least for which Chatterjee's criterion can hold. ``clipped_contraction``:
+        1 - eta delta mu / 2 with mu = inf a, the largest f_{t+1} / f_t that delta-GClip promises.
+    """
+    infimum = infimum_of_ratios(history)
+    if not (0 < infimum < math.inf and history[0].loss > 0):
+        return {}
+    found = {"least_radius": least_radius(history[0].loss, infimum)}
+    step = history[-1].step_size
+    if clipping is not None and not math.isnan(step):
+        with suppress(ValueError, KeyError):
+            eta = step / clipping.metrics["clipping/factor"]
+            found["clipped_contraction"] = clipped_loss_bound(1.0, eta=eta, delta=clipping.delta, mu=infimum, steps=1)
+    return _finite(found)
+
+
+def largest_share(outputs: Tensor, targets: Tensor, k: float, seen: Observation) -> dict[str, float]:
+    """|grad f|^2 / max_i f_i with f_i = (k / 2) |u_i - y_i|^2, a sample's share of f = k S.
+
+    Args:
+        outputs: u, a row a sample.
+        targets: y, as many numbers.
+        k: the scale of the squared loss.
+        seen: the observation of these weights.
+    """
+    if targets.numel() != outputs.numel() or math.isnan(seen.gradient_norm):
+        return {}
+    rows = outputs.double() - targets.to(outputs.device).double().reshape(outputs.shape)
+    largest = k / 2 * float(rows.flatten(1).square().sum(1).max())
+    return _finite({"gradient_over_largest": GradientRatios(seen.loss, largest, seen.gradient_norm**2).over_largest})
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}

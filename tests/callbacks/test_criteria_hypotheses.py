@@ -1,0 +1,198 @@
+"""ConvergenceCriteria: hypotheses that look fulfilled and are not are found, on the settings or on the step itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+
+from lightning_conv.callbacks import ConvergenceCriteria, Probe
+from lightning_conv.callbacks.departure import step_departure
+
+
+@pytest.fixture
+def data() -> TensorDataset:
+    torch.manual_seed(2)
+    return TensorDataset(torch.randn(12, 6), torch.randn(12, 1))
+
+
+@pytest.fixture
+def make(make_regression):
+    def made(lr: float = 0.05, network: nn.Module | None = None, **options):
+        torch.manual_seed(0)
+        return make_regression(
+            network or nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 1)), lr=lr, **options
+        )
+
+    return made
+
+
+def hypotheses(callback: ConvergenceCriteria) -> list[str]:
+    return [each.hypothesis for each in callback.breaches]
+
+
+def run(make_trainer, module, data, *, epochs=3, probe=None, loader=None, which="chatterjee", **options):
+    criteria = ConvergenceCriteria(which, probe=probe, every_n_steps=1)
+    make_trainer([criteria], max_epochs=epochs, **options).fit(module, loader or DataLoader(data, batch_size=len(data)))
+    return criteria
+
+
+def test_samples_given_by_hand_are_the_training_set_only_if_they_are(make_trainer, make, data):
+    inputs, targets = data.tensors
+    order = torch.randperm(12)
+    for x, y, broken in (
+        (inputs[order], targets[order], False),
+        (inputs + 0.1, targets, True),
+        (inputs, targets + 0.1, True),
+        (inputs[[*range(11), 0]], targets[[*range(11), 0]], True),  # as many, one of them twice
+        (torch.cat([inputs, inputs]), torch.cat([targets, targets]), True),
+    ):
+        criteria = run(make_trainer, make(), data, probe=Probe(inputs=x, targets=y), epochs=2)
+        assert ("whole set" in hypotheses(criteria)) is broken
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        (lambda data: RandomSampler(data, replacement=True, num_samples=12), "with replacement"),
+        (lambda data: WeightedRandomSampler([1.0] * 12, 12), "with replacement"),
+        (lambda data: RandomSampler(data, num_samples=7), "7 samples a step"),
+        (RandomSampler, None),
+        (lambda data: SubsetRandomSampler(range(12)), None),
+    ],
+)
+def test_a_sampler_that_leaves_samples_out_is_no_full_batch(make_trainer, make, data, sampler, said):
+    loader = DataLoader(data, batch_size=12, sampler=sampler(data))
+    criteria = run(make_trainer, make(), data, loader=loader)
+    assert hypotheses(criteria) == ([] if said is None else ["full batch"])
+    assert said is None or said in criteria.breaches[0].reason
+
+
+def test_half_precision_weights_are_said_to_round_every_step(make_trainer, make, data):
+    criteria = run(make_trainer, make(), data, precision="bf16-true")
+    assert "descent" in hypotheses(criteria)
+    assert "the weights are bfloat16" in criteria.breaches[0].reason
+
+
+def test_a_further_term_in_the_loss_is_seen_on_the_step(tmp_path, make_trainer, make, data):
+    def penalised():
+        module = make()
+        module.training_step = lambda batch, batch_idx: (
+            module.loss_fn(module(batch[0]), batch[1]) + 0.01 * sum(p.square().sum() for p in module.parameters())
+        )
+        return module
+
+    criteria = run(make_trainer, penalised(), data, epochs=2, checkpoint=True)
+    assert hypotheses(criteria) == ["descent"]
+    assert "step 0 differs from -h grad f" in criteria.breaches[0].reason
+    assert {each.verdict for each in criteria.criteria} == {"not applicable"}
+    # It stays known after a resumption without the term.
+    resumed = ConvergenceCriteria("chatterjee", every_n_steps=1)
+    make_trainer([resumed], max_epochs=4).fit(
+        make(), DataLoader(data, batch_size=12), ckpt_path=tmp_path / "checkpoints" / "last.ckpt"
+    )
+    assert hypotheses(resumed) == ["descent"]
+
+
+class FunctionalDropout(nn.Module):
+    """Randomness that no module shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 20), nn.Linear(20, 1)
+
+    def forward(self, x):
+        return self.last(nn.functional.dropout(torch.tanh(self.first(x)), 0.2, self.training))
+
+
+def test_randomness_that_no_module_shows_is_seen_on_the_step(make_trainer, make, data):
+    assert hypotheses(run(make_trainer, make(network=FunctionalDropout()), data)) == ["descent"]
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_descent_to_the_level_of_rounding_is_still_descent(make_trainer, make, data, double):
+    module = make(lr=0.3, network=nn.Linear(6, 1))
+    inputs = torch.linalg.qr(data.tensors[0])[0] * 12**0.5
+    if double:
+        module, inputs = module.double(), inputs.double()
+    reachable = TensorDataset(inputs, inputs.sum(1, keepdim=True) + 1)
+    criteria = run(make_trainer, module, reachable, epochs=300)
+    assert criteria.history[-1].loss < (1e-24 if double else 1e-11)
+    assert hypotheses(criteria) == []
+    seen = [each.departure for each in criteria.history[:20]]
+    assert max(seen) < (1e-10 if double else 1e-4)
+
+
+def test_departure_is_that_of_the_definition():
+    torch.manual_seed(0)
+    before, gradient, extra = ({"w": torch.randn(4, 3, dtype=torch.float64)} for _ in range(3))
+    moved = {"w": -0.1 * gradient["w"] + 0.01 * extra["w"]}
+    departure, rounding = step_departure(moved, before, gradient, 0.1, lambda dtype: {"w": gradient["w"].to(dtype)})
+    assert departure == pytest.approx(0.01 * float(extra["w"].norm()) / (0.1 * float(gradient["w"].norm())))
+    assert rounding < 1e-5
+    same, _ = step_departure({"w": -0.1 * gradient["w"]}, before, gradient, 0.1, lambda dtype: gradient)
+    assert same < 1e-14
+    # A gradient that is mostly rounding explains a large difference.
+    noisy = {"w": gradient["w"].float()}
+    _, explained = step_departure(moved, before, noisy, 0.1, lambda dtype: {"w": 1.5 * gradient["w"]})
+    assert explained > 1
+
+
+SCRIPT = """
+import sys
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_conv.callbacks import ConvergenceCriteria
+
+torch.set_num_threads(1)
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1)).double()
+        self.loss_fn = nn.MSELoss(reduction="sum")
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss_fn(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.002)
+
+
+pl.seed_everything(0, verbose=False)
+data = TensorDataset(torch.rand(32, 8).double(), torch.rand(32, 1).double())
+options = dict(max_epochs=4, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+options |= dict(enable_checkpointing=False, enable_model_summary=False, default_root_dir=sys.argv[1])
+criteria = ConvergenceCriteria(["chatterjee", "oymak_soltanolkotabi"], every_n_steps=1)
+trainer = pl.Trainer(callbacks=[criteria], **options)
+trainer.fit(Net(), DataLoader(data, batch_size=16))
+assert criteria.breaches == [], criteria.breaches
+for s in criteria.history[:-1]:
+    assert s.step_size == 0.001, s  # the mean of two sums: half of the learning rate on their sum
+    assert s.departure < 1e-10, s
+    assert 0 < s.efficiency < 1.01, s
+found = {c.name: c for c in criteria.criteria}
+assert abs(found["oymak_step"].measured - 2 * 0.001) < 1e-12
+assert abs(criteria.history[-1].path_length - sum(s.moved for s in criteria.history[:-1])) < 1e-10
+print("rank", trainer.global_rank, "ok")
+"""
+
+
+def test_sums_that_two_processes_average_are_steps_of_half_the_rate(tmp_path):
+    script = tmp_path / "two_sums.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("ok") == 2, done.stdout
