@@ -219,8 +219,8 @@ class StatelessModule:
         layers = {name: module for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)}
         handles = [layer.register_forward_pre_hook(adopt) for layer in layers.values()]
         try:
-            with torch.no_grad():
-                self.call({}, self.convert(inputs))
+            # Not under no_grad: the forward may differentiate inside, and no parameter asks for a graph.
+            self.call({}, self.convert(inputs))
         finally:
             for handle in handles:
                 handle.remove()

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count
-from lightning_conv.kernels.reading_memory import SavedBytes, peak_bytes
-from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
+from lightning_conv.kernels.first_forward import UNWATCHED, first_forward
+from lightning_conv.kernels.reading_memory import peak_bytes
+from lightning_conv.kernels.recording import LayerCall, layer_gradients, signature_of
 from lightning_conv.kernels.rounding import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
 from lightning_conv.kernels.sample_axis import close, sample_axes
+from lightning_conv.kernels.samples import channels_last, take
 from lightning_conv.kernels.sites import (
     Site,
     gradient_by_sample,
@@ -33,6 +35,9 @@ READ_SAMPLES = 3
 LARGE = 8 * 2**20
 """Bytes of activations from which on one sample's gradients are looked at: in float64 they take as long as a small kernel."""
 
+LAYOUT_ERRORS = (RuntimeError, ValueError, AssertionError)
+"""What a network raises on strides that it was not written for: by ``view``, or a check of its own."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -41,7 +46,7 @@ class Anatomy:
     parameters: tuple[str, ...]  # those that were asked for
     sites: tuple[Site, ...]
     general: Mapping[str, str]  # parameters without a rule, and why
-    unused: tuple[str, ...]  # parameters the outputs do not depend on
+    unused: tuple[str, ...]  # parameters that the outputs of the samples looked at do not depend on
     outputs: int  # C
     first_outputs: Tensor  # of the samples it was read on
     level: float  # sum of |du/dtheta||theta| over the parameters: the size of what is added up to make an output
@@ -52,6 +57,20 @@ class Anatomy:
     reading_bytes: int  # that reading the network takes
     general_sizes: Mapping[str, int]  # elements of the parameters without a rule
     jacobian_error: float  # relative, estimated
+    channels_last: bool  # whether images are given to the layers with their channels innermost; else as they are
+
+    def arranged(self, inputs: Inputs) -> Inputs:
+        """``inputs`` in the layout that the network was read in."""
+        return channels_last(inputs) if self.channels_last else inputs
+
+    def with_general(self, sizes: Mapping[str, int], reason: str) -> Anatomy:
+        """Some of the unused parameters, given by their elements, left to the general engine after all."""
+        return replace(
+            self,
+            unused=tuple(name for name in self.unused if name not in sizes),
+            general={**self.general, **dict.fromkeys(sizes, reason)},
+            general_sizes={**self.general_sizes, **sizes},
+        )
 
 
 def read_network(
@@ -65,7 +84,8 @@ def read_network(
     """Find the layer rules that hold for the parameters ``names``, on the first three samples.
 
     A site is accepted when (1) it gives autograd's own gradient of a random combination of outputs, and (2) weighting
-    the samples weights its B along one dimension, which is then where the samples are.
+    the samples weights its B along one dimension, which is then where the samples are. Images are given with their channels
+    innermost; a forward that cannot take them so (``x.view(len(x), -1)``) gets what the caller gave, then and later.
 
     Args:
         module: the network as a function.
@@ -73,19 +93,34 @@ def read_network(
         inputs: samples.
         rules: False: find none, everything goes the general way.
         samples: how many to read it on; all of them, where they couple.
+
+    Raises:
+        OutOfMemoryError: of the device.
     """
-    few = map_inputs(lambda tensor: tensor[: min(samples, sample_count(inputs))], inputs)
+    few = take(inputs, slice(0, samples))
+    if rules and any(a is not b for a, b in zip(*map(input_tensors, (channels_last(few), few)), strict=True)):
+        try:
+            return _read(module, names, few, rules=True, in_channels_last=True)
+        except torch.OutOfMemoryError:
+            raise
+        except LAYOUT_ERRORS:  # where it was another reason, it comes again
+            pass
+    return _read(module, names, few, rules=rules, in_channels_last=False)
+
+
+def _read(
+    module: StatelessModule, names: tuple[str, ...], few: Inputs, *, rules: bool, in_channels_last: bool
+) -> Anatomy:
+    """Read the network on all of ``few``: the layers in the layout that is said, autograd's own gradients in the caller's.
+
+    Those are for comparison, and a convolution in another layout takes more memory for them.
+    """
     samples = sample_count(few)
     generator = torch.Generator().manual_seed(0)
-    tracked = {name: module.parameters[name] for name in names} if rules else {}
-    saved = SavedBytes(module.parameters)
-    with saved:
-        outputs, recorder = record(module, few, tracked)
-    calls = recorder.calls
-    for call in calls:  # a layer's input is held for the products, also where autograd needs none of it
-        for tensor in call.sampled.values():
-            saved.count(tensor)
-    forward_bytes = -(-(saved.bytes + 3 * recorder.largest) // samples)
+    given = channels_last(few) if in_channels_last else few
+    first = first_forward(module, given, {name: module.parameters[name] for name in names} if rules else {})
+    outputs, recorder, forward_bytes = first.outputs, first.recorder, first.bytes
+    calls, tracked = recorder.calls, tuple(first.tracked)
     # Independent normals v_ic have E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
@@ -99,7 +134,8 @@ def read_network(
     probe, combination = map_inputs(lambda tensor: tensor[:checked], few), mixture[:checked]
     truth = parameter_gradients(module, names, probe, combination)
     unused = tuple(name for name in names if truth[name] is None)
-    why = {name: "it is used by functions without a layer rule" for name in recorder.elsewhere}
+    why = dict.fromkeys(names, UNWATCHED) if rules and not tracked else {}
+    why |= dict.fromkeys(recorder.elsewhere, "it is used by functions without a layer rule")
     for index, call in enumerate(calls):
         if plain[index] is not None and index not in axes:
             why |= dict.fromkeys(call.names.values(), "no dimension of a layer's output holds the samples")
@@ -118,7 +154,7 @@ def read_network(
     sizes = [float(g.norm() * module.parameters[name].norm()) for name, g in truth.items() if g is not None]
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # with activations as large as these, nothing is kept that is not needed any more
-        del outputs, plain, present, recorder, calls
+        del first, outputs, plain, present, recorder, calls
     error = estimate_jacobian_error(
         module,
         probe,
@@ -134,13 +170,14 @@ def read_network(
         outputs=int(first_outputs.shape[1]),
         first_outputs=first_outputs,
         level=sum(sizes) / float(combination.norm()),
-        tracked=tuple(tracked),
+        tracked=tracked,
         signature=signature,
         gradient_numel=gradient_numel,
         forward_bytes=forward_bytes,
         reading_bytes=peak_bytes(module, names, samples, checked, forward_bytes, gradient_numel),
         general_sizes={name: module.parameters[name].numel() for name in general},
         jacobian_error=error,
+        channels_last=in_channels_last and bool(sites),
     )
 
 

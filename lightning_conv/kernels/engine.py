@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count
 from lightning_conv.kernels.collectors import Collector, Store, collectors_of
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import Factor, RowsFactor
@@ -16,7 +16,8 @@ from lightning_conv.kernels.jacobian import jacobian_rows
 from lightning_conv.kernels.memory import blocks
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import gamma
-from lightning_conv.kernels.recording import LayerCall, layer_gradients, record, signature_of
+from lightning_conv.kernels.recording import LayerCall, Recorder, layer_gradients, record, signature_of
+from lightning_conv.kernels.samples import take
 from lightning_conv.kernels.sums import KernelSum
 from lightning_conv.progress import Report, equal_parts, part, silent
 
@@ -64,6 +65,10 @@ class Engine:
         self._workspace = Workspace(plan.workspace)
         # All that were tracked when the network was read, so that the recorded calls are the same ones.
         self._tracked = {name: module.parameters[name] for name in anatomy.tracked}
+        self._ruled = {name for site in anatomy.sites for name in site.names}
+        used = {use.call for site in anatomy.sites for use in site.uses}
+        # Calls of those parameters that the outputs did not depend on.
+        self._idle = [k for k, names in enumerate(anatomy.signature) if k not in used and self._ruled & set(names)]
         self._additions = 0
         self._size = 0.0  # sum over the factors of |m||m'|
 
@@ -71,9 +76,10 @@ class Engine:
         return torch.zeros(*self.shape, dtype=torch.float64, device=self.module.device)
 
     def run(self) -> KernelSum:
-        """All passes."""
-        for number, each in enumerate(self.plan.passes):
-            self._run(each, part(self.report, number / len(self.plan.passes), 1 / len(self.plan.passes)))
+        """All passes; of a plan for more outputs than there are, those that have some."""
+        passes = [each for each in self.plan.passes if each.outputs[0] < len(self.cotangents)]
+        for number, each in enumerate(passes):
+            self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
         self.report(1.0)
         for layer in self.layer_matrices.values():
             self.matrix += layer
@@ -145,8 +151,8 @@ class Engine:
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
             report(tile.start / count)
-            outputs, recorder = record(self.module, map_inputs(channels_last, take(inputs, there)), self._tracked)
-            self._require_same_layers(recorder.calls)
+            outputs, recorder = record(self.module, self.anatomy.arranged(take(inputs, there)), self._tracked)
+            self._require_same_uses(outputs, recorder)
             for _, collector in collectors:
                 collector.add_inputs(tile, recorder.calls)
             for start in range(first, last, self.plan.outputs_at_once):
@@ -189,11 +195,27 @@ class Engine:
                 factors.append((one.layer, RowsFactor([piece], trace=self.trace)))
         return factors
 
-    def _require_same_layers(self, calls: Sequence[LayerCall]) -> None:
+    def _require_same_uses(self, outputs: Tensor, recorder: Recorder) -> None:
+        """Refuse a batch that uses parameters with a rule otherwise than the samples on which the network was read.
+
+        Raises:
+            ValueError: it calls other layers, or such a parameter has a use that no rule covers.
+        """
+        calls, cure = (
+            recorder.calls,
+            "its control flow depends on the data; use engine='jacobian', which goes sample by sample",
+        )
         if signature_of(calls) != self.anatomy.signature:
             raise ValueError(
-                f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or others; its control "
-                "flow depends on the data, which a kernel on a batch cannot follow"
+                f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or others; {cure}"
+            )
+        late = recorder.elsewhere & self._ruled
+        idle = layer_gradients(outputs, torch.ones_like(outputs), [calls[index] for index in self._idle], keep=True)
+        for index, gradient in zip(self._idle, idle, strict=True):
+            late |= set() if gradient is None else self._ruled & set(calls[index].names.values())
+        if late:
+            raise ValueError(
+                f"model: {', '.join(sorted(late))} had fewer uses on the first samples than on others, as {cure}"
             )
 
 
@@ -201,18 +223,6 @@ def _steps(rows: int, columns: int | None) -> int:
     """How often a pass collects factors or multiplies them, for blocks of rows and of columns (None: the same samples)."""
     pairs = rows * (rows + 1) // 2 if columns is None else rows * columns
     return rows + (pairs - rows if columns is None else pairs) + pairs
-
-
-def take(inputs: Inputs, rows: slice) -> Inputs:
-    """Some of the samples."""
-    return map_inputs(lambda tensor: tensor[rows], inputs)
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """Images with their channels innermost, as convolutions on a CPU are fastest (twice, for few channels)."""
-    if tensor.ndim == 4 and tensor.is_floating_point():
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
 
 
 def mirror(matrix: Tensor) -> None:

@@ -116,8 +116,9 @@ def plan_ntk(
 ) -> NTKPlan:
     """What ``ntk_gram`` with the same arguments would do: its flops, its peak memory, seconds, and the form of every layer.
 
-    Nothing but a few samples passes through the network (all of them, where they couple), which takes a part of the predicted
-    seconds: ``reading_seconds``. Arguments and errors are those of ``ntk_gram``.
+    Nothing but a few samples passes through the network (all of them where they couple, and forwards where the few leave a
+    parameter unused), which takes a part of the predicted seconds: ``reading_seconds``. Arguments and errors are those of
+    ``ntk_gram``.
 
     Example:
         >>> import torch

@@ -62,7 +62,9 @@ def _rows_by_loop(
     rows = {name: tensor.new_zeros(count, len(cotangents), tensor.numel()) for name, tensor in group.items()}
     for i in range(count):
         outputs = module.outputs(leaves, map_inputs(lambda tensor, i=i: tensor[i : i + 1], inputs))[0]  # type: ignore[misc]
-        for k, cotangent in enumerate(cotangents):
+        for k, cotangent in enumerate(
+            cotangents if outputs.requires_grad else ()
+        ):  # some samples may reach none of them
             found = torch.autograd.grad(
                 outputs, list(leaves.values()), cotangent, retain_graph=k + 1 < len(cotangents), allow_unused=True
             )

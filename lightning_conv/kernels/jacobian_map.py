@@ -98,9 +98,9 @@ class JacobianMap:
         if self.couples:
             require_repeatable(self.module, self.inputs)
             return
-        with torch.no_grad():
-            counts = min(3, max(1, self.n_samples - 1)), min(16, self.n_samples)
-            few, more = (self.module.outputs({}, self._rows(slice(0, count))) for count in counts)
+        counts = min(3, max(1, self.n_samples - 1)), min(16, self.n_samples)
+        # Not under no_grad: the forward may differentiate inside, and no parameter asks for a graph.
+        few, more = (self.module.outputs({}, self._rows(slice(0, count))).detach() for count in counts)
         check_samples_do_not_couple(few, more)
 
     def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:

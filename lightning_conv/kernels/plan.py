@@ -65,4 +65,6 @@ class NTKPlan:
         lines += [
             f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}" for c in self.contributions
         ]
+        if self.reading.unused:
+            lines.append(f"  no sample reaches {', '.join(self.reading.unused)}")
         return "\n".join(lines)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.evaluation import Inputs, StatelessModule
+from lightning_conv.kernels.samples import bytes_by_storage
 
 BATCH = 32
 """Vectors that go through one vectorised pass."""
@@ -40,6 +41,7 @@ def graph_size(module: StatelessModule, names: Sequence[str], inputs: Inputs, *,
     """
     # What the model holds is there anyway; only what the graph adds counts.
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters.values(), *module.buffers.values())}
+    given = bytes_by_storage(inputs)
     seen: set[int] = set()
     saved, largest = 0, 0
 
@@ -49,7 +51,7 @@ def graph_size(module: StatelessModule, names: Sequence[str], inputs: Inputs, *,
         if storage.data_ptr() not in owned and storage.data_ptr() not in seen:
             largest = max(largest, tensor.numel())
             seen.add(storage.data_ptr())
-            saved += storage.nbytes()
+            saved += given.get(storage.data_ptr(), storage.nbytes())
         if limit is not None and saved > limit:
             raise MemoryError(
                 f"max_memory: the activations of the batch take more than the {limit / 2**20:.3g} MiB that are left for them; "

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lightning_conv.evaluation import StatelessModule
+from lightning_conv.evaluation import Inputs, StatelessModule
+from lightning_conv.kernels.samples import bytes_by_storage
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for a backward pass, and of further tensors, parameters apart and each once."""
+    """Counts the bytes that autograd keeps for a backward pass, and of further tensors, parameters apart and each once.
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    Of a storage that ``inputs`` are a part of, only that part counts.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> None:
         self.bytes = 0
+        self._given = bytes_by_storage(inputs)
         self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
         super().__init__(self.count, lambda tensor: tensor)
 
@@ -23,8 +31,38 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
+            self.bytes += self._given.get(storage.data_ptr(), storage.nbytes())
         return tensor
+
+
+class MadeBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are made, below autograd and ``torch.func``.
+
+    What a forward keeps for its backward pass it has made (parameters and inputs apart), so this is an upper estimate of
+    its graph, where ``SavedBytes`` cannot look.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in _stored((args, kwargs))}
+        made = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _stored(result)}
+        self.bytes += sum(size for address, size in made.items() if address not in given)
+        return result
+
+
+def _stored(nest: object) -> list[Tensor]:
+    """The tensors in a nest that are in memory: zeros that forward derivatives begin with are not."""
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor) and not leaf._is_zerotensor()]
 
 
 def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ class KernelGram:
     proven)."""
     parameters: tuple[str, ...]  # over which J is taken
     structured: tuple[str, ...]  # those of them by a layer rule
-    general: tuple[str, ...]  # those by per-sample Jacobians; the outputs do not depend on the rest
+    general: tuple[str, ...]  # those by per-sample Jacobians
     seconds: float
     layer_traces: Mapping[str, float] = field(default_factory=dict)
     """Trace of every layer's own kernel; they add up to ``trace``. Empty for two sets of samples."""
@@ -42,6 +42,8 @@ class KernelGram:
     """Of ``outputs="projected"``: estimated standard error of the matrix, in the Frobenius norm."""
     n_samples2: int | None = None  # of the columns, for a kernel between two sets of samples
     plan: NTKPlan | None = None
+    unused: tuple[str, ...] = ()
+    """The rest of ``parameters``: no sample's outputs depend on them."""
 
     @property
     def trace(self) -> float:

@@ -72,7 +72,8 @@ def estimate_jacobian_error(
         twin = module.twin(other)
         leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
         twin.parameters |= leaves
-        outputs, recorder = record(twin, twin.convert(inputs), {name: twin.parameters[name] for name in truth})
+        # Without layers to compare nothing is recorded: a forward that differentiates by torch.func cannot be.
+        outputs, recorder = record(twin, twin.convert(inputs), {n: twin.parameters[n] for n in truth if sites})
         calls = recorder.calls
         if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
             return SAFETY * 16 * unit

@@ -33,7 +33,16 @@ class SampleAxis:
         return size == samples if self.order == "whole" else size % samples == 0 and size > 0
 
     def to_front(self, tensor: Tensor, samples: int) -> Tensor:
-        """(n, ...): samples in dimension 0. Merged ones stay merged along with their dimension: (n, m, ...)."""
+        """(n, ...): samples in dimension 0. Merged ones stay merged along with their dimension: (n, m, ...).
+
+        Raises:
+            ValueError: the tensor cannot hold the samples this way.
+        """
+        if not self.fits(tensor.shape, samples):
+            raise ValueError(
+                f"model: a layer has a tensor of shape {tuple(tensor.shape)} for {samples} samples, which were in dimension {self.dim} "
+                "when the network was read; use engine='jacobian', which goes sample by sample"
+            )
         if self.order == "outer":
             return torch.unflatten(tensor, self.dim, (samples, -1)).movedim(self.dim, 0)
         if self.order == "inner":

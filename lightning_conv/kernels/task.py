@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count
 from lightning_conv.kernels.costs import Problem
 from lightning_conv.kernels.coupled import coupled_kernel
 from lightning_conv.kernels.discovery import (
@@ -26,13 +26,18 @@ from lightning_conv.kernels.pass_flops import PassCost, count_pass
 from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.planning import make_plan
 from lightning_conv.kernels.precision import PRECISIONS, Precision
+from lightning_conv.kernels.reach import with_late_parameters
 from lightning_conv.kernels.reading_memory import reading_bytes
 from lightning_conv.kernels.result import KernelGram, Outputs
+from lightning_conv.kernels.samples import joined, take
 from lightning_conv.kernels.selection import parameter_names
 from lightning_conv.kernels.sites import layer_of
 from lightning_conv.progress import Report
 
 EngineName: TypeAlias = Literal["auto", "jacobian"]
+
+COMPARED = 16
+"""Samples whose outputs are compared with those of fewer, to see whether samples couple."""
 
 ERROR_GROUPS = 4
 """Parts into which the projections are divided to see by how much they differ."""
@@ -89,6 +94,10 @@ class Task:
             )
         start = time.perf_counter()
         self.anatomy = self._read() if plan is None else plan.reading
+        if not self.couples:  # a network whose samples couple is read on all of them
+            sets = [self.inputs] if self.others is None else [self.inputs, self.others]
+            allowed = allowed_memory(request.max_memory, self.module.device)
+            self.anatomy = with_late_parameters(self.anatomy, self.module, sets, allowed)
         self._general = self._general_pass() if plan is None else plan.general_pass
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
@@ -101,28 +110,38 @@ class Task:
         Raises:
             MemoryError: reading it takes more than ``max_memory``.
         """
-        count = sample_count(self.inputs)
-        needed, allowed = (
-            reading_bytes(self.module, self.names), allowed_memory(self.request.max_memory, self.module.device)
-        )  # fmt: skip
+        needed = reading_bytes(self.module, self.names)
+        allowed = allowed_memory(self.request.max_memory, self.module.device)
         if needed > allowed:
             raise MemoryError(
                 f"max_memory: reading the network (its gradients and a copy in another precision) takes {mebibytes(needed)} of the allowed "
                 f"{mebibytes(allowed)}; allow more, or choose fewer parameters"
             )
+        inputs = self._reading_samples()
+        count = sample_count(inputs)
         anatomy = read_network(
             self.module,
             self.names,
-            self.inputs,
+            inputs,
             rules=self.request.engine == "auto" and not self.couples,
             samples=count if self.couples else READ_SAMPLES,
         )
         if not self.couples:
-            with torch.no_grad():
-                # Of three samples or fewer there is no rest of the batch: the first alone is compared with all.
-                few = anatomy.first_outputs if count > READ_SAMPLES else self._outputs(slice(0, max(1, count - 1)))
-                check_samples_do_not_couple(few, self._outputs(slice(0, min(16, count))), anatomy.level)
+            # Of three samples or fewer there is no rest of the batch: the first alone is compared with all.
+            few = anatomy.first_outputs if count > READ_SAMPLES else self._outputs(anatomy, inputs, max(1, count - 1))
+            check_samples_do_not_couple(few, self._outputs(anatomy, inputs, min(COMPARED, count)), anatomy.level)
         return anatomy
+
+    def _outputs(self, anatomy: Anatomy, inputs: Inputs, first: int) -> Tensor:
+        """Of the first samples. Not under ``no_grad``: the forward may differentiate inside, and no parameter asks for a graph."""
+        return self.module.outputs({}, anatomy.arranged(take(inputs, slice(0, first)))).detach()
+
+    def _reading_samples(self) -> Inputs:
+        """The rows; where they are few, with columns: one sample does not tell where in a tensor the samples are."""
+        if self.others is None or sample_count(self.inputs) >= READ_SAMPLES:
+            return self.inputs
+        both = joined(self.inputs, take(self.others, slice(0, COMPARED)))
+        return max(self.inputs, self.others, key=sample_count) if both is None else both
 
     def _require_same(self, plan: NTKPlan) -> None:
         """Refuse a plan that was made for another kernel.
@@ -140,9 +159,6 @@ class Task:
                 f"plan: made for {plan.problem}, {plan.precision!r}, but asked for is {self.plan.problem}, "
                 f"{self.plan.precision!r}; make it anew by plan_ntk"
             )
-
-    def _outputs(self, rows: slice) -> Tensor:
-        return self.module.outputs({}, map_inputs(lambda tensor: tensor[rows], self.inputs))
 
     def _plan(self) -> NTKPlan:
         request, classes = self.request, self.anatomy.outputs
@@ -210,6 +226,7 @@ class Task:
             parameters=self.names,
             structured=tuple(n for site in self.anatomy.sites for n in site.names),
             general=tuple(self.anatomy.general),
+            unused=self.anatomy.unused,
             seconds=0.0,
             layer_traces=found.layer_traces,
             layer_matrices=found.layer_matrices,

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import kernel_drift, kernel_spectrum, ntk_gram
 from lightning_conv.callbacks import (
@@ -179,6 +180,29 @@ def test_an_error_before_the_first_step_is_raised_and_a_later_one_only_warned_of
     monkeypatch.setattr(probe_kernel, "resolved_spectrum", fails)
     with pytest.raises(RuntimeError, match="broken from the start"):
         make_trainer([LambdaMin()], max_epochs=1).fit(make_module(), make_loader())
+
+
+class Viewed(nn.Module):
+    """Flattens colour images by ``view``, which takes them channels first only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.view(len(x), -1))
+
+
+def test_a_network_that_views_its_images_is_measured(make_trainer, make_regression, recorder):
+    images, targets = torch.randn(12, 3, 4, 4), torch.randn(12, 2)
+    module, data = make_regression(Viewed(), 0.01), DataLoader(TensorDataset(images, targets), batch_size=4)
+    weights = copy.deepcopy(module)
+    make_trainer([LambdaMin(every_n_steps=1)], max_epochs=1, logger=recorder).fit(module, data)
+    found = recorder.scalars["kernel/lambda_min"]
+    assert set(found) == {0, 1, 2, 3}
+    assert found[0] == pytest.approx(
+        float(torch.linalg.eigvalsh(ntk_gram(weights, images, precision="certified").matrix)[0]), rel=1e-3
+    )
 
 
 def test_a_network_that_diverged_is_warned_of_and_trains_on(make_trainer, make_module, make_loader):

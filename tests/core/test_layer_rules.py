@@ -158,6 +158,24 @@ def test_embeddings(shape, words, padding, n, mode, naive_gram):
     check(Net(layer), torch.randint(0, words, (n, *shape)), mode, naive_gram, rules=["layer.weight"])
 
 
+class Lookup(nn.Module):
+    """Words looked up by the function, which counts a negative ``padding_idx`` from the last row."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.weight, self.padding = nn.Parameter(torch.randn(5, 3)), padding
+
+    def forward(self, words):
+        return F.embedding(words, self.weight, padding_idx=self.padding)
+
+
+@pytest.mark.parametrize("padding", [None, 0, 4, -1, -2])
+def test_padding_of_the_embedding_function(padding, naive_gram):
+    words = torch.tensor([[0, 1], [1, 2], [2, 0], [3, 1], [4, 1], [4, 3]])  # 3 and 4 are not among the first three
+    for mode in ("trace", "full", "sum"):
+        check(Net(Lookup(padding)), words, mode, naive_gram, rules=["layer.weight"])
+
+
 class Bare(nn.Module):
     """Parameters used by hand, in the ways that vision transformers and gated networks use them."""
 

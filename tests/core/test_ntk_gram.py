@@ -849,6 +849,26 @@ def test_projections_estimate_the_trace_kernel_without_bias():
     assert sum(again.layer_traces.values()) == pytest.approx(again.trace, rel=1e-12)
 
 
+@pytest.mark.parametrize("projections", [6, 17])
+def test_groups_of_projections_of_unequal_size_may_be_cut(projections):
+    # Groups of 2, 2, 1, 1 and 5, 4, 4, 4: some passes of a plan for the largest have nothing to do for the smaller ones.
+    model, inputs = mlp(4, 8, 64, 30).double(), rand(120, 4).double()
+    whole = ntk_gram(model, inputs, outputs="projected", projections=projections)
+    budget, ranges = whole.plan.bytes, set()
+    while True:
+        try:
+            cut = ntk_gram(model, inputs, outputs="projected", projections=projections, max_memory=budget)
+        except MemoryError:
+            break
+        assert_same(cut.matrix, whole.matrix, 1e-13)
+        assert cut.projection_error == pytest.approx(whole.projection_error, rel=1e-9)
+        for layer, trace in whole.layer_traces.items():
+            assert cut.layer_traces[layer] == pytest.approx(trace, rel=1e-12)
+        ranges |= {each.outputs for each in cut.plan.passes}
+        budget = int(budget * 0.93)
+    assert any(first >= projections // 4 for first, _ in ranges), "no pass was empty for the smallest group"
+
+
 @pytest.mark.parametrize("outputs", [1, 5])
 def test_no_more_outputs_than_projections_are_summed_exactly(outputs):
     model, inputs = mlp(4, 8, outputs).double(), rand(5, 4).double()

@@ -26,8 +26,9 @@ class EmbeddingRule(LayerRule):
         """(N, R) words, -1 where a position has no derivative (padding)."""
         words: Tensor = arguments["input"].flatten(1) if arguments["input"].ndim > 1 else arguments["input"][:, None]
         padding = arguments.get("padding_idx")
-        if padding is None or padding == -1:  # nn.Embedding passes None, torch's own function -1 for "none"
+        if padding is None:
             return words
+        # A negative row counts from the last (of F.embedding: to torch.embedding, which has no rule, -1 is "none").
         return words.masked_fill(words == padding % arguments["weight"].shape[0], -1)
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
