@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count
 from lightning_conv.kernels.costs import Problem
 from lightning_conv.kernels.coupled import coupled_kernel
 from lightning_conv.kernels.discovery import (
@@ -98,7 +98,8 @@ class Task:
             sets = [self.inputs] if self.others is None else [self.inputs, self.others]
             allowed = allowed_memory(request.max_memory, self.module.device)
             self.anatomy = with_late_parameters(self.anatomy, self.module, sets, allowed)
-        self._general = self._general_pass() if plan is None else plan.general_pass
+        known = plan is not None and self.anatomy.general == plan.reading.general
+        self._general = plan.general_pass if plan is not None and known else self._general_pass()
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
         if plan is not None:

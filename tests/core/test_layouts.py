@@ -108,7 +108,9 @@ def test_the_passes_use_the_layout_that_was_read(refuses):
     read = len(seen)
     gram = ntk_gram(model, torch.randn(6, 3, 5, 5), plan=plan)
     assert set(seen[read:]) == {not refuses}  # the plan is not read again: these are the passes
-    assert set(seen[:read]) == ({False} if refuses else {True, False})  # autograd's gradients are had as the caller gave
+    assert set(seen[:read]) == (
+        {False} if refuses else {True, False}
+    )  # autograd's gradients are had as the caller gave
     assert plan.reading.channels_last == gram.plan.reading.channels_last == (not refuses)
 
 
