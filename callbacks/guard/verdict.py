@@ -122,6 +122,8 @@ def _by_certificate(certificate: RankCertificate | None, kind: LossKind) -> tupl
                 "a rank below n does not refute that the last layer's infimum is the global one: that depends on the targets",
             )
         return certificate.verdict, ""
+    if certificate.rank_lower == certificate.n:  # every matrix of outputs is reached, the targets or not
+        return "certified", ""
     if certificate.verdict == "undecided" or (kind == "distance" and certificate.verdict == "certified"):
         return certificate.verdict, ""
     if kind == "distance":

@@ -118,6 +118,13 @@ def test_targets_in_the_range_prove_nothing_for_soft_labels():
     assert verdict_on(certificate, kind, HeadBounds.of(problem, solution, kind), [])[0] == "refuted"
 
 
+def test_rank_n_proves_the_claim_for_every_loss_whichever_method_found_it():
+    features = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    certificate = certify_expressivity(features, method="alignment", targets=torch.rand(5, 2).double() + 0.1)
+    assert certificate.rank_lower == 5
+    assert verdict_on(certificate, "other", None, [])[0] == "certified"
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "targets", "kind"),
     [
