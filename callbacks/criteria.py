@@ -13,26 +13,17 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conv.callbacks._logging import log_criteria, log_figure, log_metrics
-from lightning_conv.callbacks.batch import to_device
-from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
-from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
-from lightning_conv.callbacks.hypotheses import find_breaches
-from lightning_conv.callbacks.judgement import PAPERS, Evidence, judge
+from lightning_conv.callbacks.breach import Breach
+from lightning_conv.callbacks.judgement import PAPERS, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.loss import LossFn
-from lightning_conv.callbacks.measured import Measured
-from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
 from lightning_conv.callbacks.probe import Probe
-from lightning_conv.callbacks.quantities import path_quantities, probe_quantities
+from lightning_conv.callbacks.run_evidence import RunEvidence
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.plots import plot_observations
 from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.criterion import Criterion, Verdict
-from lightning_conv.theory.loss_scale import LossScale, loss_scale
-from lightning_conv.theory.observation import Observation, observed_metrics
-
-COMPARED: frozenset[Hypothesis] = EVERYWHERE - {"unclipped"} | {"full batch", "whole set"}
-"""Where all of these hold, a step must be -h grad f with f as it is on the probe."""
+from lightning_conv.theory.observation import Observation
 
 
 class ConvergenceCriteria(KernelMonitor):
@@ -116,11 +107,7 @@ class ConvergenceCriteria(KernelMonitor):
         """The verdicts of the last measurement."""
         self.breaches: list[Breach] = []
         """Hypotheses that do not hold in this run."""
-        self._observer = Observer(self.loss_fn, spectral="allen_zhu" in self._papers)
-        self._measured = Measured(self._papers)
-        self._fixed: list[Breach] | None = None  # what does not change during the run
-        self._certificate: StartCertificate | None = None
-        self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
+        self._run = RunEvidence(self._papers, self.loss_fn)
         self._said: list[tuple[str, Verdict]] = []
         self._waited = False  # when the checkpoint was written
 
@@ -132,7 +119,7 @@ class ConvergenceCriteria(KernelMonitor):
     @property
     def history(self) -> list[Observation]:
         """What was measured, in order."""
-        return self._observer.history
+        return self._run.observer.history
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -141,17 +128,15 @@ class ConvergenceCriteria(KernelMonitor):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fixed = None
-        self._observer.begin()
-        self._measured.begin()
+        self._run.begin()
         super().on_train_start(trainer, pl_module)
         at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
-        if self._waited and at_rest and self._kernel is not None and self._observer.pending is None:
+        if self._waited and at_rest and self._kernel is not None and self._run.observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
             try:
-                self._note_weights(trainer, pl_module, self._kernel.at(trainer.global_step, pl_module))
-                self._observer.wait(pl_module, self._kernel)
-                self._note_quantities(trainer)
+                self._run.note_weights(trainer, self._kernel, self._kernel.at(trainer.global_step, pl_module))
+                self._run.observer.wait(pl_module, self._kernel)
+                self._run.note_quantities(trainer, self._kernel)
             except Exception as error:
                 rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
         self._waited = False
@@ -161,18 +146,17 @@ class ConvergenceCriteria(KernelMonitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if self._kernel is not None:
-            self._observer.note_step(trainer, self._kernel, optimizer, self)
+            self._run.observer.note_step(trainer, self._kernel, optimizer, self)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        waits = self._observer.pending is not None and trainer.global_step > self.history[-1].step
+        waits = self._run.observer.pending is not None and trainer.global_step > self.history[-1].step
         if waits and self._kernel is not None:
             step = self.history[-1].step
             try:
-                compared = not breached(self._fixed or [], COMPARED)
-                if self._observer.observe_step(trainer, self._kernel, compared=compared):
+                if self._run.observer.observe_step(trainer, self._kernel, compared=self._run.compared):
                     before, self._metrics = self._metrics, self._judged(trainer, step)
                     log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
             except Exception as error:
@@ -182,19 +166,9 @@ class ConvergenceCriteria(KernelMonitor):
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
-        self._note_weights(trainer, trainer.lightning_module, (gram, spectrum))
-        if not self._observer.started and "chatterjee" in self._papers:
-            self._certify_start(trainer)
-        known = not any(each.hypothesis == "known loss" for each in self._fixed or [])
-        try:
-            self._observer.observe(trainer, self._kernel, step, with_loss=known)
-        except Exception as error:
-            if not known or self._observer.measured_loss:
-                raise
-            why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
-            self._fixed = [*(self._fixed or []), Breach("known loss", why)]
-            self._observer.observe(trainer, self._kernel, step, with_loss=False)
-        self._note_quantities(trainer)
+        self._run.note_weights(trainer, self._kernel, (gram, spectrum))
+        self._run.observe(trainer, self._kernel, step)
+        self._run.note_quantities(trainer, self._kernel)
         return self._judged(trainer, step)
 
     @override
@@ -205,96 +179,25 @@ class ConvergenceCriteria(KernelMonitor):
     def _judged(self, trainer: pl.Trainer, step: int) -> dict[str, float]:
         """Judge what was observed at ``step``, say it if a verdict has changed, and return the scalars."""
         assert self._kernel is not None
-        self.breaches = [*(self._fixed or []), *optimizer_breaches(self._observer, trainer, self._kernel)]
-        clipping = find_clipping(trainer)
-        evidence = Evidence(
-            history=self.history,
-            measured=self._measured,
-            scale=self._scale(trainer),
-            whole_set=not any(each.hypothesis == "whole set" for each in self.breaches),
-            certificate=self._certificate,
-            largest_rate=self._observer.largest_rate,
-            clipped=clipping is not None,
-        )
+        self.breaches = self._run.breaches(trainer, self._kernel)
+        evidence = self._run.evidence(trainer, self._kernel, self.breaches)
         self.criteria = judge(self._papers, evidence, self.breaches)
         said = [(each.name, each.verdict) for each in self.criteria]
         if said != self._said:
             log_criteria(trainer, self.criteria, evidence.gram.n_samples, step)
             self._said = said
-        raw = observed_metrics(self.history) | self._raw | path_quantities(self.history, clipping)
-        found = {f"theory/{name}": value for name, value in raw.items()}
+        found = {f"theory/{name}": value for name, value in self._run.quantities(trainer).items()}
         return found | {"theory/refuted": float(sum(each.verdict == "refuted" for each in self.criteria))}
-
-    def _note_weights(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, measured: tuple[KernelGram, Spectrum]
-    ) -> None:
-        """What takes eigenvalues, once a measurement, and once a run what does not change."""
-        assert self._kernel is not None
-        kernel, network = self._kernel, self.probe.network(pl_module)
-        inputs = to_device(kernel.inputs, pl_module.device)
-        if self._fixed is None:
-            outputs, loss_fn = kernel.outputs(pl_module), self._observer.loss(pl_module)
-            targets = None if kernel.targets is None else kernel.targets.to(outputs.device)
-            self._fixed = find_breaches(
-                trainer, network, inputs, loss_fn=loss_fn, outputs=outputs, targets=targets, probe=self.probe
-            )
-            self._observer.note_infimum(pl_module, kernel, outputs)
-        self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
-
-    def _note_quantities(self, trainer: pl.Trainer) -> None:
-        """What no verdict follows from; a network that does not let itself be looked at has fewer of them."""
-        assert self._kernel is not None
-        module, last, scale = trainer.lightning_module, self.history[-1], self._scale(trainer)
-        start = self._observer.weights_at_start(module, self._kernel)
-        try:
-            self._raw = probe_quantities(module, self._kernel, start, self._measured, last, scale)
-        except Exception as error:
-            self._raw = {}
-            rank_zero_warn(
-                f"{type(self).__name__}: distances and hidden states are left out at step {last.step}: {error}"
-            )
-
-    def _scale(self, trainer: pl.Trainer) -> LossScale | None:
-        """Of a squared loss on the probe."""
-        assert self._kernel is not None
-        gram = self._measured.gram
-        if gram is None or self._kernel.targets is None:
-            return None
-        return loss_scale(self._observer.loss(trainer.lightning_module), gram.n_samples, gram.n_outputs)
-
-    def _certify_start(self, trainer: pl.Trainer) -> None:
-        """What is proven before the first step, where the theorem covers the run."""
-        assert self._kernel is not None
-        breaches = [*(self._fixed or []), *optimizer_breaches(self._observer, trainer, self._kernel)]
-        why = breached(breaches, PAPERS["chatterjee"].asks)
-        if trainer.global_step > 0:
-            why = "the run was not seen from its first step on"
-        elif not why and self._scale(trainer) is None:
-            why = "the certificate is about the squared loss, nn.MSELoss"
-        network, inputs, targets = (
-            self.probe.network(trainer.lightning_module),
-            self._kernel.inputs,
-            self._kernel.targets,
-        )
-        self._certificate = no_certificate(why) if why else descent_certificate(network, inputs, targets)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        if not self._observer.started:
+        if not self._run.observer.started:
             return state
-        return state | {
-            "observer": self._observer.state_dict(),
-            "measured": self._measured.state_dict(),
-            "certificate": None if self._certificate is None else self._certificate.state(),
-            "waits": self._observer.pending is not None,
-        }
+        return state | {"run": self._run.state_dict(), "waits": self._run.observer.pending is not None}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._observer.load_state_dict(state_dict.get("observer", {}))
-        self._measured.load_state_dict(state_dict.get("measured", {}))
-        certificate = state_dict.get("certificate")
-        self._certificate = None if certificate is None else StartCertificate.from_state(certificate)
+        self._run.load_state_dict(state_dict.get("run", {}))
         self._waited = bool(state_dict.get("waits", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,18 +31,28 @@ class Activity:
     units: int = 0  # pairs of sample and unit of the ReLUs and their kin
     active: int = 0
     changed: float = 0.0
-    drift: float = 0.0
-    relative_drift: float = 0.0
-    compared: bool = False  # whether there are hidden states that could be compared with those of the start
+    drifts: list[float] = field(default_factory=list)  # max_i |h_i - h_i(0)| of every layer
+    sizes: list[float] = field(default_factory=list)  # max_i |h_i(0)|
+
+    @property
+    def drift(self) -> float:
+        """The largest of all layers; NaN: there are no hidden states that could be compared."""
+        return max(self.drifts, default=math.nan)
+
+    @property
+    def relative_drift(self) -> float:
+        """The largest over the layers of drift / size."""
+        return max(
+            (drift / size for drift, size in zip(self.drifts, self.sizes, strict=True) if size > 0), default=math.nan
+        )
 
     def quantities(self) -> dict[str, float]:
         """As scalars, those that are defined for the network."""
         found: dict[str, float] = {}
         if self.units:
             found |= {"active_fraction": self.active / self.units, "sign_changes": self.changed / self.units}
-        if self.compared:
-            found |= {"forward_drift": self.drift, "forward_drift_relative": self.relative_drift}
-        return found
+        found |= {"forward_drift": self.drift, "forward_drift_relative": self.relative_drift}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def activity(
@@ -74,12 +85,10 @@ def activity(
             found.units += z.numel()
             found.active += int((z > 0).sum())
             found.changed += pattern_changes(z, z_0) * z.numel()
-        for h, h_0 in zip(now.states, then.states, strict=True):
-            found.compared = True
-            found.drift = max(found.drift, forward_drift([h], [h_0]))
-            size = float(h_0.double().norm(dim=1).max())
-            if size > 0:
-                found.relative_drift = max(found.relative_drift, forward_drift([h], [h_0]) / size)
+        drifts = [forward_drift([h], [h_0]) for h, h_0 in zip(now.states, then.states, strict=True)]
+        sizes = [float(h_0.double().norm(dim=1).max()) for h_0 in then.states]
+        found.drifts = [max(pair) for pair in zip(found.drifts or drifts, drifts, strict=True)]
+        found.sizes = [max(pair) for pair in zip(found.sizes or sizes, sizes, strict=True)]
     return found
 
 

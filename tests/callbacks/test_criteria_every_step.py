@@ -158,7 +158,7 @@ def test_the_papers_networks_are_judged_by_their_last_hidden_layer_and_its_limit
     assert not any(each.source.startswith("after") for each in found.values())
     assert found["limit_distance"].verdict in ("consistent", "refuted")  # the theorem's own lambda_0: a failure counts
     resumed = Measured(["du"])
-    resumed.load_state_dict(criteria.state_dict()["measured"])
+    resumed.load_state_dict(criteria.state_dict()["run"]["measured"])
     assert torch.equal(resumed.state_dict()["hidden_reference"], first)
 
 

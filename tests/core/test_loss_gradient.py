@@ -100,3 +100,20 @@ def test_what_does_not_fit_is_said():
         SampleLoss(network(), INPUTS, torch.zeros(20, 2), nn.MSELoss()).value()
     with pytest.raises(ValueError, match="reduction"):
         SampleLoss(network(), INPUTS, torch.zeros(20, 3), nn.MSELoss(reduction="none")).value()
+
+
+@pytest.mark.parametrize("chunk", [128, 7])
+def test_the_gradient_at_other_weights_in_another_precision_is_that_of_a_network_with_them(chunk):
+    model = network().eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+    names = [name for name, _ in model.named_parameters()]
+    loss = SampleLoss(model, INPUTS, CLASSES, nn.CrossEntropyLoss(), chunk=chunk, dtype=torch.float64)
+    value, gradient = loss.gradient(names, at={name: p.detach() for name, p in other.named_parameters()})
+    exact = nn.functional.cross_entropy(other.double()(INPUTS.double()), CLASSES)
+    expected = torch.autograd.grad(exact, list(other.parameters()))
+    assert value == pytest.approx(float(exact.detach()), rel=1e-12)
+    for name, reference in zip(names, expected, strict=True):
+        torch.testing.assert_close(gradient[name], reference, rtol=1e-10, atol=1e-14)

@@ -114,3 +114,38 @@ def test_the_page_and_the_json_hold_the_same_verdicts():
 def test_epsilon_is_a_share():
     with pytest.raises(ValueError, match="epsilon: 1"):
         descent_criteria([], epsilon=1.0)
+
+
+def test_a_rate_and_a_path_that_were_missed_once_stay_refuted():
+    """f rises at the first step, along a long way, and falls ever after."""
+    losses = [1.0, 4.0, *(0.5**t for t in range(1, 12))]
+    history = [
+        Observation(t, f, f**0.5, 0.0, 3.0 + 0.01 * t if t else 0.0, 0.1, after, -0.1 * f, 0.1, noise=1e-14)
+        for t, (f, after) in enumerate(zip(losses, [*losses[1:], losses[-1] / 2], strict=True))
+    ]
+    found = {each.name: each for each in descent_criteria(history)}
+    assert found["linear_rate"].verdict == "refuted"
+    assert found["linear_rate"].measured == pytest.approx(-math.log(4))
+    assert found["path_length"].verdict == "refuted"
+    assert found["path_length"].measured == pytest.approx(3.01)
+    assert found["path_length"].bound < 0  # a path that leads upwards
+
+
+def test_a_first_step_whose_effect_is_rounding_is_not_held_against_the_rate():
+    losses = [1.0, 1.0 + 1e-7, *(0.9**t for t in range(1, 40))]
+    history = [
+        Observation(t, f, f**0.5, 0.0, 0.0, 1e-7, f * 0.9, -0.1 * f, 0.1, noise=1e-6) for t, f in enumerate(losses)
+    ]
+    rate = {each.name: each for each in descent_criteria(history)}["linear_rate"]
+    assert 0 < rate.bound < 1e-7  # far below the rounding of log f over one step
+    assert rate.measured > 0
+    assert rate.verdict == "consistent"
+
+
+def test_a_departed_step_is_one_beyond_rounding():
+    seen = Observation(0, 1.0, 1.0, 0.0, departure=0.2, rounding=0.1)
+    assert seen.departed
+    assert Observation.from_state(seen.state()) == seen
+    assert observed_metrics([seen])["step_departure"] == 0.2
+    assert not Observation(0, 1.0, 1.0, 0.0, departure=0.05, rounding=0.1).departed
+    assert not Observation(0, 1.0, 1.0, 0.0).departed

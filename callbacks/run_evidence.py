@@ -1,0 +1,149 @@
+"""``RunEvidence``: all that ``ConvergenceCriteria`` gathers in a run, and what of it goes into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_conv.callbacks.batch import to_device
+from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
+from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
+from lightning_conv.callbacks.hypotheses import find_breaches
+from lightning_conv.callbacks.judgement import PAPERS, Evidence
+from lightning_conv.callbacks.loss import LossFn
+from lightning_conv.callbacks.measured import Measured
+from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
+from lightning_conv.callbacks.probe_kernel import ProbeKernel
+from lightning_conv.callbacks.quantities import path_quantities, probe_quantities
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.spectrum import Spectrum
+from lightning_conv.theory.loss_scale import LossScale, loss_scale
+from lightning_conv.theory.observation import observed_metrics
+
+COMPARED: frozenset[Hypothesis] = EVERYWHERE - {"unclipped"} | {"full batch", "whole set"}
+"""Where all of these hold, a step must be -h grad f with f as it is on the probe."""
+
+
+class RunEvidence:
+    """Follows one run.
+
+    Args:
+        papers: whose criteria are wanted.
+        loss_fn: see ``Observer``.
+    """
+
+    def __init__(self, papers: Sequence[str], loss_fn: LossFn | None) -> None:
+        self._papers = tuple(papers)
+        self.observer = Observer(loss_fn, spectral="allen_zhu" in papers)
+        """Of the steps."""
+        self._measured = Measured(papers)
+        self._fixed: list[Breach] | None = None  # what does not change during the run
+        self._certificate: StartCertificate | None = None
+        self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
+
+    def begin(self) -> None:
+        """A run begins, or goes on: its module, data and optimizer are looked at again."""
+        self._fixed = None
+        self.observer.begin()
+        self._measured.begin()
+
+    @property
+    def compared(self) -> bool:
+        """Whether a step can be told from -h grad f."""
+        return not breached(self._fixed or [], COMPARED)
+
+    def note_weights(self, trainer: pl.Trainer, kernel: ProbeKernel, measured: tuple[KernelGram, Spectrum]) -> None:
+        """What takes eigenvalues, once a measurement; once a run what does not change, and what is proven before its first step."""
+        pl_module, network = trainer.lightning_module, kernel.probe.network(trainer.lightning_module)
+        inputs = to_device(kernel.inputs, pl_module.device)
+        if self._fixed is None:
+            outputs, loss_fn = kernel.outputs(pl_module), self.observer.loss(pl_module)
+            targets = None if kernel.targets is None else kernel.targets.to(outputs.device)
+            self._fixed = find_breaches(
+                trainer, network, inputs, loss_fn=loss_fn, outputs=outputs, targets=targets, probe=kernel.probe
+            )
+            self.observer.note_infimum(pl_module, kernel, outputs)
+        self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
+        if not self.observer.started and "chatterjee" in self._papers:
+            self._certificate = self._certify_start(trainer, kernel)
+
+    def observe(self, trainer: pl.Trainer, kernel: ProbeKernel, step: int) -> None:
+        """The loss and its gradient, where the loss is known and can be evaluated on the probe."""
+        known = not any(each.hypothesis == "known loss" for each in self._fixed or [])
+        try:
+            self.observer.observe(trainer, kernel, step, with_loss=known)
+        except Exception as error:
+            if not known or self.observer.measured_loss:
+                raise
+            why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
+            self._fixed = [*(self._fixed or []), Breach("known loss", why)]
+            self.observer.observe(trainer, kernel, step, with_loss=False)
+
+    def note_quantities(self, trainer: pl.Trainer, kernel: ProbeKernel) -> None:
+        """What no verdict follows from; a network that does not let itself be looked at has fewer of them."""
+        module, last = trainer.lightning_module, self.observer.history[-1]
+        start = self.observer.weights_at_start(module, kernel)
+        try:
+            self._raw = probe_quantities(module, kernel, start, self._measured, last, self._scale(trainer, kernel))
+        except Exception as error:
+            self._raw = {}
+            rank_zero_warn(
+                f"ConvergenceCriteria: distances and hidden states are left out at step {last.step}: {error}"
+            )
+
+    def breaches(self, trainer: pl.Trainer, kernel: ProbeKernel) -> list[Breach]:
+        """Hypotheses that do not hold now."""
+        return [*(self._fixed or []), *optimizer_breaches(self.observer, trainer, kernel)]
+
+    def evidence(self, trainer: pl.Trainer, kernel: ProbeKernel, breaches: Sequence[Breach]) -> Evidence:
+        """What there is to judge."""
+        return Evidence(
+            history=self.observer.history,
+            measured=self._measured,
+            scale=self._scale(trainer, kernel),
+            whole_set=not any(each.hypothesis == "whole set" for each in breaches),
+            certificate=self._certificate,
+            largest_rate=self.observer.largest_rate,
+            clipped=find_clipping(trainer) is not None,
+        )
+
+    def quantities(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The scalars of the last observation."""
+        history = self.observer.history
+        return observed_metrics(history) | self._raw | path_quantities(history, find_clipping(trainer))
+
+    def _scale(self, trainer: pl.Trainer, kernel: ProbeKernel) -> LossScale | None:
+        """Of a squared loss on the probe."""
+        gram = self._measured.gram
+        if gram is None or kernel.targets is None:
+            return None
+        return loss_scale(self.observer.loss(trainer.lightning_module), gram.n_samples, gram.n_outputs)
+
+    def _certify_start(self, trainer: pl.Trainer, kernel: ProbeKernel) -> StartCertificate:
+        """What is proven before the first step, where the theorem covers the run."""
+        why = breached(self.breaches(trainer, kernel), PAPERS["chatterjee"].asks)
+        if trainer.global_step > 0:
+            why = "the run was not seen from its first step on"
+        elif not why and self._scale(trainer, kernel) is None:
+            why = "the certificate is about the squared loss, nn.MSELoss"
+        if why:
+            return no_certificate(why)
+        return descent_certificate(kernel.probe.network(trainer.lightning_module), kernel.inputs, kernel.targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types, for a checkpoint."""
+        return {
+            "observer": self.observer.state_dict(),
+            "measured": self._measured.state_dict(),
+            "certificate": None if self._certificate is None else self._certificate.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.observer.load_state_dict(state.get("observer", {}))
+        self._measured.load_state_dict(state.get("measured", {}))
+        certificate = state.get("certificate")
+        self._certificate = None if certificate is None else StartCertificate.from_state(certificate)
