@@ -288,6 +288,20 @@ def test_the_fitted_bound_holds_on_the_steps_it_was_fitted_to():
     assert fit_semi_smoothness(wiggly).a >= 0  # constants are not negative
 
 
+def test_one_positive_residual_among_negative_ones_is_bounded_and_a_violated_zero_bound_is_refuted():
+    """NNLS alone gives a = b = 0 here, which is no bound even on the steps that it was fitted to."""
+    steps = [Residual(1.0, 1.0 + rho, 0.0, size) for rho, size in ((-0.5, 0.5), (-0.3, 1.0), (0.04, 0.2), (0.01, 0.5))]
+    fit = fit_semi_smoothness(steps)
+    assert (fit.a, fit.b) == (0.0, pytest.approx(0.04 / 0.2**2))
+    assert all(step.value <= fit.bound(step) * (1 + 1e-12) for step in steps)
+    assert max(fit.use(steps)) == pytest.approx(1.0)
+    below = fit_semi_smoothness(steps[:2])  # no residual is positive: the linear part is a bound
+    assert (below.a, below.b, below.use(steps[:2])) == (0.0, 0.0, [0.0, 0.0])
+    assert below.judge(steps[:2]).verdict == "consistent"
+    assert below.use(steps) == [0.0, 0.0, math.inf, math.inf]
+    assert below.judge(steps).verdict == "refuted"
+
+
 def test_steps_of_one_length_do_not_tell_the_two_constants_apart():
     steps = [Residual(f, f - 0.1 * f + 0.02 * f, -0.1 * f, 0.3 * math.sqrt(f)) for f in (4.0, 1.0, 0.25)]
     fit = fit_semi_smoothness(steps)
@@ -312,7 +326,10 @@ def test_a_power_law_is_found_with_its_error():
 @pytest.mark.parametrize(("exponent", "verdict"), [(1.0, "consistent"), (2 / 3, "consistent"), (0.5, "refuted")])
 def test_the_lemmas_exponent_is_a_least_one(exponent, verdict):
     omega = [0.01, 0.1, 1.0]
-    assert sign_change_exponent(omega, [0.2 * w**exponent for w in omega]).verdict == verdict
+    found = sign_change_exponent(omega, [0.2 * w**exponent for w in omega], tolerance=0.04)
+    assert found.verdict == verdict
+    assert found.bound == pytest.approx(2 / 3 - 0.04)
+    assert "exponent >= 2/3, less 0.04" in found.asks
 
 
 def test_the_worst_step_attains_the_lemmas_exponent():

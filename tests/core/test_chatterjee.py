@@ -353,6 +353,15 @@ def test_a_path_that_loses_efficiency_or_ratio_is_refuted():
     assert verdicts == {"descent_efficiency": "refuted", "path_length": "consistent", "criterion_score_path": "refuted"}
 
 
+@pytest.mark.parametrize("second", [1.0, 1.2], ids=["no descent", "rises"])
+def test_where_a_step_does_not_lower_the_loss_nothing_bounds_the_length(second):
+    losses, norms = torch.tensor([1.0, second, 0.8]).double(), torch.ones(3).double()
+    path = Descent(losses, norms, torch.tensor([0, 0.1, 0.2]).double(), torch.tensor([0.1, 0.1]).double(), losses)
+    found = {criterion.name: criterion for criterion in judge_path(path)}["path_length"]
+    assert found.verdict == "undecided"
+    assert "did not lower f" in found.reason
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

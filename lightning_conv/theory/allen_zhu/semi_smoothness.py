@@ -85,7 +85,9 @@ class SemiSmoothness:
     r"""rho <= a sqrt(F) |V|_2 + b |V|_2^2 with a, b >= 0 fitted to some steps.
 
     ``a`` and ``b`` are the least-squares fit times ``margin``, the smallest factor with which the bound holds on the steps it was
-    fitted to. Theorem 4 has a = O(omega^{1/3} L^2 sqrt(n m log m / d)), which comes from units that switch, and b = O(n L^2 m / d).
+    fitted to. Where the fit is zero, the residuals being negative on weighted average, and some residual is not, ``b`` is the
+    largest rho / |V|_2^2 and ``a`` zero. Both are zero only if no residual is positive: then the linear part alone is
+    a bound. Theorem 4 has a = O(omega^{1/3} L^2 sqrt(n m log m / d)), which comes from units that switch, and b = O(n L^2 m / d).
     """
 
     a: float
@@ -104,8 +106,11 @@ class SemiSmoothness:
         return self.a * math.sqrt(step.loss) * step.size + self.b * step.size**2
 
     def use(self, steps: Sequence[Residual]) -> list[float]:
-        """rho / bound on each step that is resolved: 1 is where the bound is reached."""
-        return [step.value / self.bound(step) for step in steps if step.resolved and self.bound(step) > 0]
+        """rho / bound on each step that is resolved: 1 is where the bound is reached.
+
+        Over a bound of zero a positive rho counts as infinite, one that is not as 0.
+        """
+        return [_share(step.value, self.bound(step)) for step in steps if step.resolved]
 
     def judge(self, held_out: Sequence[Residual]) -> Criterion:
         """Whether the fitted bound holds on steps that it was not fitted to: ``consistent`` or ``refuted``, never certified.
@@ -138,9 +143,18 @@ def fit_semi_smoothness(steps: Sequence[Residual]) -> SemiSmoothness:
     wanted = np.array([step.value / (math.sqrt(step.loss) * step.size) for step in kept])
     scale = float(np.sqrt(np.mean(length**2)))  # so that both columns have the same length
     columns = np.stack([np.ones_like(length), length / scale], 1)
-    (a, b), _ = nnls(columns, wanted)
-    fitted = columns @ np.array([a, b])
-    if not (fitted > 0).all():  # every residual is negative: the linear part alone is a bound
-        return SemiSmoothness(0.0, 0.0, 1.0, float(np.linalg.cond(columns)), len(kept))
-    margin = max(float(np.max(wanted / fitted)), 1.0)
-    return SemiSmoothness(margin * a, margin * b / scale, margin, float(np.linalg.cond(columns)), len(kept))
+    a, b = (float(each) for each in nnls(columns, wanted)[0])
+    condition = float(np.linalg.cond(columns))
+    if (
+        a == b == 0
+    ):  # negative on weighted average: the least-squares fit is no bound where a single residual is positive
+        largest = max(step.value / step.size**2 for step in kept)
+        return SemiSmoothness(0.0, max(largest, 0.0), 1.0, condition, len(kept))
+    margin = max(float(np.max(wanted / (columns @ np.array([a, b])))), 1.0)
+    return SemiSmoothness(margin * a, margin * b / scale, margin, condition, len(kept))
+
+
+def _share(value: float, bound: float) -> float:
+    if bound > 0:
+        return value / bound
+    return math.inf if value > 0 else 0.0

@@ -84,7 +84,7 @@ def sign_change_exponent(omega: Sequence[float], fraction: Sequence[float], *, t
         tolerance: that the fit may lie below 2/3.
     """
     law = power_law(omega, fraction)
-    asks = "share of switched units <= C omega^(2/3) L, so exponent >= 2/3"
+    asks = f"share of switched units <= C omega^(2/3) L, so exponent >= 2/3, less {tolerance:g} for the fit"
     return at_least("sign_change_exponent", DRIFT, asks, law.exponent, SIGN_EXPONENT - tolerance)
 
 

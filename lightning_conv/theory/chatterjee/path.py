@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from lightning_conv.theory.chatterjee.certificate import SOURCE, DescentCertificate
@@ -32,7 +34,8 @@ def judge_path(
         - ``criterion_score_path``, with a radius: (1 - eps)^2 r^2 a / (4 f_0) with a the smallest ratio on the path:
           below 1 the criterion is refuted at r, since alpha is at most a as long as the path is in the ball
         - ``descent_efficiency``: smallest e_t against 1 - eps
-        - ``path_length``: largest path length over its bound by the smallest ratio and the smallest efficiency
+        - ``path_length``: largest path length over its bound by the smallest ratio and the smallest efficiency; undecided where
+          some step did not lower f, which leaves no bound
         - ``certified_loss``, ``certified_distance``, ``certified_length``, ``certified_ratio``: with a certificate, for
           its step or a smaller one
     """
@@ -41,15 +44,12 @@ def judge_path(
     value = float(path.losses[0])
     least = float(path.efficiencies.min()) if path.taken else 1.0
     lost = max(1 - least, 0.0)
-    pairs = zip(path.losses.tolist(), path.running_infimum.tolist(), strict=True)
-    bounds = path.losses.new_tensor([length_bound(value, now, ratio, epsilon=lost) for now, ratio in pairs])
-    share = float((path.lengths[1:] / bounds[1:]).max()) if path.taken else 0.0
     found = [
-        at_least("descent_efficiency", SOURCE, "f_t - f_{t+1} >= (1 - eps) h |grad f_t|^2 at every step", least, 1 - epsilon),
-        at_most(
-            "path_length", f"{SOURCE}, telescoped", "path length <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps_t) sqrt a_t)", share, 1 + ROUNDING
+        at_least(
+            "descent_efficiency", SOURCE, "f_t - f_{t+1} >= (1 - eps) h |grad f_t|^2 at every step", least, 1 - epsilon
         ),
-    ]  # fmt: skip
+        _path_length(path, value, lost),
+    ]
     if radius is not None:
         inside = path.distances <= radius
         ratio = float(path.ratios[inside].min())
@@ -57,6 +57,20 @@ def judge_path(
         asks = f"(1 - eps)^2 r^2 alpha(x_0, r) > 4 f(x_0) at r = {radius:.4g}"
         found.append(at_least("criterion_score_path", SOURCE, asks, score, 1.0))
     return found + (_promises(path, certificate) if certificate and path.taken else [])
+
+
+def _path_length(path: Descent, value: float, lost: float) -> Criterion:
+    """The telescoped bound of the length, with the smallest efficiency 1 - ``lost`` and the smallest ratio so far in it."""
+    source, asks = f"{SOURCE}, telescoped", "path length <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps_t) sqrt a_t)"
+    pairs = zip(path.losses.tolist(), path.running_infimum.tolist(), strict=True)
+    bounds = path.losses.new_tensor([length_bound(value, now, ratio, epsilon=lost) for now, ratio in pairs])[1:]
+    if path.taken and not bool(bounds.isfinite().all()):
+        why = "a step did not lower f" if lost >= 1 else "the gradient vanished on the way"
+        return Criterion(
+            "path_length", source, asks, math.nan, math.nan, "undecided", f"{why}, so that nothing bounds the length"
+        )
+    share = float((path.lengths[1:] / bounds).max()) if path.taken else 0.0
+    return at_most("path_length", source, asks, share, 1 + ROUNDING)
 
 
 def _promises(path: Descent, certificate: DescentCertificate) -> list[Criterion]:
