@@ -68,7 +68,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path, command: str) -> Path:
-        """Write NAME.md, NAME.json and NAME.png; returns the page's path."""
+        """Write NAME.md, NAME.json (null for what is not a finite number) and NAME.png; returns the page's path."""
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / f"{self.name}.md"
         plain = {
@@ -76,7 +76,7 @@ class Report:
             "seconds": self.seconds, "checks": [asdict(check) for check in self.checks],
             "tables": {caption: [dict(row) for row in rows] for caption, rows in self.tables.items()}, "data": dict(self.data),
         }  # fmt: skip
-        (folder / f"{self.name}.json").write_text(json.dumps(plain, indent=1, default=_plain) + "\n")
+        (folder / f"{self.name}.json").write_text(json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
         if self.figure is not None:
             self.figure.savefig(folder / f"{self.name}.png", dpi=110)
         page.write_text(self.markdown(command))
@@ -102,12 +102,20 @@ def _said(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """What JSON does not know of its own.
+def _finite(value: Any) -> Any:
+    """The same in JSON's types; what is not a finite number is None, as JSON knows neither infinity nor NaN.
 
     Raises:
         TypeError: it is nothing that has numbers.
     """
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,7 +1,10 @@
 """The laboratory's frame: pages are written, violations end with code 1, mistakes get one message."""
 
 import json
+import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +13,8 @@ from lightning_conv.recipes import lab
 from lightning_conv.recipes.cli import main
 from lightning_conv.recipes.lab.data import two_classes
 from lightning_conv.recipes.lab.report import Check, Report
+
+PAGES = Path(__file__).parents[2] / "docs" / "results" / "lab"
 
 
 @pytest.fixture
@@ -38,6 +43,26 @@ def test_a_violated_inequality_ends_with_code_1_and_the_page_says_so(tmp_path, c
     printed = capsys.readouterr().out
     assert "a <= b" in printed
     assert "c [h, 1]" in printed  # brackets are no markup
+
+
+def test_what_is_no_finite_number_is_null_in_the_json(tmp_path):
+    rows = [{"x": math.inf, "y": np.float64(-math.inf), "z": (1, math.nan)}]
+    data = {"curve": torch.tensor([1.0, math.nan]), "flag": np.True_, 7: None}
+    Report("odd", "Odd", "Nothing.", [], {"rows": rows}, data=data).write(tmp_path, "made by a test")
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    stored = json.loads((tmp_path / "odd.json").read_text(), parse_constant=refuse)
+    assert stored["tables"]["rows"] == [{"x": None, "y": None, "z": [1, None]}]
+    assert stored["data"] == {"curve": [1.0, None], "flag": True, "7": None}
+    assert stored["seconds"] is None
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.json")), ids=lambda page: page.stem)
+def test_the_committed_pages_are_valid_json(page):
+    text = page.read_text()
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"{page.name} holds {word}"))
 
 
 @pytest.mark.usefixtures("_invented")
