@@ -60,7 +60,7 @@ def draw(
     for width, fit in fits.items():
         held = [*fit.same_run, *fit.other_runs]
         points = [(fit.bound.bound(s), s.value) for s in held if s.resolved and s.value > 0]
-        axes[1, 2].scatter(*zip(*points, strict=True), s=9, color=colours[width], linewidths=0)
+        axes[1, 2].scatter([b for b, _ in points], [rho for _, rho in points], s=9, color=colours[width], linewidths=0)
     _label(axes[1, 2], r"fitted bound $a \sqrt{F} |V| + b |V|^2$", r"$\rho$ on held-out steps", "semi-smoothness")
     ends = np.array(axes[1, 2].get_xlim())
     axes[1, 2].plot(ends, ends, "k-", linewidth=1, label="the bound")

@@ -18,6 +18,11 @@ SPECTRAL = "|W - W(0)|_2 / |W(0)|_2 at the end, against the width"
 FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
 SWITCHED = "share of switched units at the end, against the width"
 ALONG = "share of switched units against omega, over training"
+MARGIN = 2.0
+"""How far beyond the largest residual that was fitted a held-out one may lie: the largest of some steps is not that of all."""
+
+COMMON = 2.0
+"""How far the constants of two widths may lie apart to count as one constant."""
 
 
 def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
@@ -50,6 +55,15 @@ def checks(
     def said(law: PowerLaw) -> str:
         return f"exponent {law.exponent:.3f} +- {law.error:.3f}"
 
+    def falls(law: PowerLaw) -> bool:
+        return law.exponent + 2 * (0.0 if math.isnan(law.error) else law.error) < 0
+
+    def semi_smooth(used: Sequence[float]) -> tuple[bool, str]:
+        largest = max(used, default=math.nan)
+        return largest <= MARGIN, (
+            f"largest rho / (a sqrt(m F) |V| + b m |V|^2) {largest:.2f} of {len(used)} steps, above 1 in {sum(one > 1 for one in used)}"
+        )
+
     spectral, frobenius, at_end, along = (laws[name][0] for name in (SPECTRAL, FROBENIUS, SWITCHED, ALONG))
     widths = sorted({r.width for r in runs})
     norms = {
@@ -58,32 +72,38 @@ def checks(
     }
     (low, high), narrow = norms[widths[-1]], norms[widths[0]]
     moved = [(r, p) for r in runs for p in r.probes if p.omega > 0]
-    drift = max(drift_constant(p.drift, p.omega, depth=depth, width=r.width) for r, p in moved)
+    drift = {
+        m: max(drift_constant(p.drift, p.omega, depth=depth, width=m) for r, p in moved if r.width == m) for m in widths
+    }
     switched = max(p.changed_layer / (p.omega ** (2 / 3) * depth) for _, p in moved)
     least = {m: min(p.ratios.over_sum / m for r in runs if r.width == m for p in r.probes) for m in widths}
-    use, elsewhere = max(joint.bound.use(joint.same_run)), joint.bound.use(joint.other_runs)
+    (same_holds, same), (other_holds, other) = (
+        semi_smooth(joint.bound.use(steps)) for steps in (joint.same_run, joint.other_runs)
+    )
+    bound = f"rho <= {MARGIN:g} (a sqrt(m F) |V| + b m |V|^2) with one a, b for all widths"
     paper = "Allen-Zhu, Li, Song 2019"
     return [
         *(judged(criterion) for criterion in apart.criteria()),
         Check(f"3/4 <= |h_(i,l)| <= 5/4 at the start, width {widths[-1]}", f"{paper}, Lemma 4.1", low >= 0.75 and high <= 1.25,
               f"{low:.3f} to {high:.3f}; at width {widths[0]}: {narrow[0]:.3f} to {narrow[1]:.3f}", must=False),
-        Check(f"{SPECTRAL}: falls, theory -1/2", f"{paper}, Theorem 3", spectral.exponent < 0, said(spectral), must=False),
-        Check(f"{FROBENIUS}: falls, theory -1", f"{paper}, Theorem 3", frobenius.exponent < 0, said(frobenius), must=False),
-        Check(f"{SWITCHED}: falls", f"{paper}, Lemma 5.2", at_end.exponent < 0, said(at_end), must=False),
+        Check(f"{SPECTRAL}: falls by more than two standard errors of the exponent, theory -1/2", f"{paper}, Theorem 3",
+              falls(spectral), said(spectral)),
+        Check(f"{FROBENIUS}: falls by more than two standard errors of the exponent, theory -1", f"{paper}, Theorem 3",
+              falls(frobenius), said(frobenius)),
+        Check(f"{SWITCHED}: falls by more than two standard errors of the exponent", f"{paper}, Lemma 5.2", falls(at_end), said(at_end)),
         Check("share of switched units <= C omega^(2/3) L in every layer: exponent in omega 2/3 or more", f"{paper}, Lemma 5.2",
               along.exponent >= 2 / 3, f"{said(along)} over training; C = {switched:.3f} at most", must=False),
         Check("the worst step attains the exponent 2/3", "derived: Lemma 5.2 is sharp in omega",
               abs(worst[2].exponent - 2 / 3) < 0.03, said(worst[2])),
-        Check("|h_(i,l) - h_(i,l)(0)| <= C omega L^(5/2) sqrt(ln m), one C for all widths", f"{paper}, Lemma 5.2",
-              drift < 1, f"C = {drift:.3f} at most over all runs and probes", must=False),
+        Check(f"|h_(i,l) - h_(i,l)(0)| <= C omega L^(5/2) sqrt(ln m), one C for all widths: least C of each within a factor {COMMON:g}",
+              f"{paper}, Lemma 5.2", max(drift.values()) <= COMMON * min(drift.values()),
+              "least C by width: " + ", ".join(f"{m}: {value:.3g}" for m, value in drift.items()), must=False),
         Check("|grad F|^2 >= c m F along training with one c for all widths: no critical point on the way", f"{paper}, Theorem 3",
-              least[widths[-1]] >= least[widths[0]] / 2, "least |grad F|^2 / (m F) by width: "
+              least[widths[-1]] >= least[widths[0]] / COMMON, "least |grad F|^2 / (m F) by width: "
               + ", ".join(f"{m}: {value:.3g}" for m, value in least.items()), must=False),
-        Check("rho <= a sqrt(m F) |V| + b m |V|^2 with one a, b for all widths, on held-out steps of the runs that they are from",
-              f"{paper}, Theorem 4", use <= 1, f"largest rho / bound {use:.2f} of {len(joint.same_run)} steps", must=False),
-        Check("the same on other initialisations", f"{paper}, Theorem 4", max(elsewhere, default=0.0) <= 1,
-              f"largest rho / bound {max(elsewhere, default=math.nan):.2f}, above 1 in {sum(one > 1 for one in elsewhere)} of "
-              f"{len(elsewhere)} steps", must=False),
+        Check(f"{bound}, on held-out steps of the runs whose other steps a sqrt(m F) |V| + b m |V|^2 bounds", f"{paper}, Theorem 4",
+              same_holds, same),
+        Check(f"{bound}, on other initialisations", f"{paper}, Theorem 4", other_holds, other, must=False),
     ]  # fmt: skip
 
 
@@ -126,7 +146,7 @@ def fit_row(name: int | str, width: int, fit: Fit) -> dict[str, object]:
     return {
         "width": name, "a / sqrt(m)": bound.a / math.sqrt(width), "b / m": bound.b / width, "margin": bound.margin,
         "condition": bound.condition, "fitted to": bound.steps, "held out, same run": len(same),
-        "largest rho / bound": max(same), "above 1": sum(use > 1 for use in same), "held out, other runs": len(other),
+        "largest rho / bound": max(same, default=math.nan), "above 1": sum(use > 1 for use in same), "held out, other runs": len(other),
         "largest rho / bound there": max(other, default=math.nan), "above 1 there": sum(use > 1 for use in other),
     }  # fmt: skip
 

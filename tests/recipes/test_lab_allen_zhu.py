@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lightning_conv.recipes.cli import main
-from lightning_conv.recipes.lab import allen_zhu, bias_ntk, frei, linear_networks, linear_regions
+from lightning_conv.recipes.lab import allen_zhu, allen_zhu_findings, bias_ntk, frei, linear_networks, linear_regions
 
 TINY = {
     "allen-zhu": ["--n", "8", "--depth", "2", "--widths", "[16,64]", "--seeds", "2", "--max_steps", "60", "--probes", "6"],
@@ -43,6 +44,41 @@ def test_an_experiment_runs_writes_its_page_and_nothing_that_must_hold_is_violat
 def test_settings_that_make_no_sense_get_one_message(words, message, capsys):
     assert main(["lab", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "violated", "told"),
+    [
+        (lambda r, p: {"relative_spectral": 1e-3 * r.width}, allen_zhu_findings.SPECTRAL, None),
+        (lambda r, p: {"relative_frobenius": 1e-3 * r.width}, allen_zhu_findings.FROBENIUS, None),
+        (lambda r, p: {"changed": 1e-3 * r.width}, allen_zhu_findings.SWITCHED, None),
+        (lambda r, p: {"drift": p.drift * r.width}, None, "|h_(i,l) - h_(i,l)(0)| <= C"),
+    ],
+    ids=["spectral distance", "Frobenius distance", "switched units", "drift"],
+)
+def test_what_allen_zhu_has_fall_with_the_width_is_violated_where_it_rises(changes, violated, told, monkeypatch):
+    """Real runs with one quantity exchanged for one that grows with the width."""
+    trained = allen_zhu._train
+
+    def exchanged(*arguments):
+        run = trained(*arguments)
+        return replace(run, probes=[replace(p, **changes(run, p)) if p.step else p for p in run.probes])
+
+    monkeypatch.setattr(allen_zhu, "_train", exchanged)
+    report = allen_zhu.run(n=8, depth=2, widths=(16, 64), seeds=2, max_steps=60, probes=6)
+    if violated:
+        assert any(check.claim.startswith(violated) for check in report.violated)
+    if told:
+        assert [check.holds for check in report.checks if check.claim.startswith(told)] == [False]
+
+
+def test_a_semi_smooth_fit_that_does_not_reach_held_out_steps_is_a_violation(monkeypatch):
+    fitted = allen_zhu.fit_semi_smoothness
+    monkeypatch.setattr(
+        allen_zhu, "fit_semi_smoothness", lambda steps: replace(f := fitted(steps), a=f.a / 9, b=f.b / 9)
+    )
+    report = allen_zhu.run(n=8, depth=2, widths=(16, 64), seeds=2, max_steps=60, probes=6)
+    assert any("held-out steps" in check.claim for check in report.violated)
 
 
 def test_allen_zhu_trains_by_plain_gradient_descent():
