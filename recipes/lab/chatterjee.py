@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_conv.recipes.lab.chatterjee_cases import Case, Laboratory, largest_curvature, positive_twin, tanh_network
 from lightning_conv.recipes.lab.chatterjee_figure import draw
-from lightning_conv.recipes.lab.data import two_classes
+from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.chatterjee import (
     DescentCertificate,
@@ -39,12 +39,14 @@ def run(
     max_steps: int = 200_000,
     small_weight: float = 0.3,
     radii: int = 33,
+    source: Source = "digits",
+    root: str = "data",
     seed: int = 0,
 ) -> Report:
     """Certify descent on a tanh network with positive weights, run it, and set it beside two starts that fail the criterion.
 
     Args:
-        n: digits, half of each of two classes; at most 65 (64 pixels and the bias).
+        n: images, half of each of two classes; at most one more than pixels (digits: 65), for the bias.
         width: units of a hidden layer.
         depth: linear layers, 2 or more.
         epsilon: share of the descent that may be lost to curvature.
@@ -52,14 +54,16 @@ def run(
         max_steps: of each run; one that has not come down to ``until`` by then is told as such.
         small_weight: output weight of the positive start that fails.
         radii: of the balls in which small ratios are searched.
+        source: of the images.
+        root: folder of MNIST.
         seed: of weights, samples and directions.
 
     Raises:
-        ValueError: a depth below 2, or digits that are not independent.
+        ValueError: a depth below 2, or images that are not independent.
     """
     if depth < 2:
         raise ValueError(f"depth: {depth}; need 2 or more linear layers")
-    data = two_classes(n, seed=seed)
+    data = two_classes(n, source=source, root=root, seed=seed)
     model = tanh_network(data.inputs.shape[1], width, depth, seed)
     weight = smallest_output_weight(model, data.inputs, data.targets, epsilon=epsilon, seed=seed)
     positive_init_(model, output_weight=weight, seed=seed)
@@ -86,10 +90,11 @@ def run(
     independence = affine_independence(data.inputs).sigma_min
     assert independence is not None
     setting = (
-        f"{n} digits (3 against 8, unit norm, targets -1 and 1), a tanh network of {depth} linear layers with {width} units in each "
+        f"{n} images of {source} (3 against 8, unit norm, targets -1 and 1), a tanh network of {depth} linear layers with {width} "
+        "units in each "
         f"hidden layer, all weights and biases trained in float64, f = (1/n) sum (u - y)^2. Chatterjee's positive initialisation: first "
         f"layer and biases zero, hidden weights in [1, 1.5], output weights in [A, 1.5 A]; A = {weight:.4g} is the smallest (to one "
-        f"percent) for which the certificate holds. sigma_min([X, 1]) = {independence.value:.4g} is certified, so the digits are affinely "
+        f"percent) for which the certificate holds. sigma_min([X, 1]) = {independence.value:.4g} is certified, so the images are affinely "
         "independent. "
         f"|Hess f(x_0)| = {curvature:.4g} by power iteration; one more run takes {LARGER:g} over that as its step, and is judged "
         f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: nobody promised them "

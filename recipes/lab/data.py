@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_conv.recipes.data import DigitsDataModule
+from lightning_conv.recipes.data import DigitsDataModule, Splits
 from lightning_conv.recipes.torchvision_data import TorchvisionDataModule
 
 Source = Literal["digits", "mnist"]
@@ -22,6 +22,23 @@ class TwoClasses:
     inputs: Tensor  # (n, d), float64, rows of norm 1
     targets: Tensor  # (n,), -1 and 1
     labels: Tensor  # (n,), the classes' own numbers
+
+
+def splits(source: Source, root: str | Path, *, seed: int = 0) -> Splits:
+    """Images and labels of all classes, for training and testing.
+
+    Args:
+        source: scikit-learn's digits, or MNIST that lies on disk.
+        root: folder of MNIST.
+        seed: of the split of the digits, and of the order.
+    """
+    data: DigitsDataModule | TorchvisionDataModule = (
+        DigitsDataModule(seed=seed)
+        if source == "digits"
+        else TorchvisionDataModule(dataset="MNIST", root=str(root), seed=seed)
+    )
+    data.setup()
+    return data.splits
 
 
 def two_classes(
@@ -46,12 +63,7 @@ def two_classes(
     """
     if n < 2 or n % 2:
         raise ValueError(f"n: {n}; need an even number of samples, 2 or more")
-    if source == "digits":
-        data: DigitsDataModule | TorchvisionDataModule = DigitsDataModule(seed=seed)
-    else:
-        data = TorchvisionDataModule(dataset="MNIST", root=str(root), seed=seed)
-    data.setup()
-    images, labels = data.splits.train.tensors
+    images, labels = splits(source, root, seed=seed).train.tensors
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = []
     for label in classes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.progress import progress_bar
-from lightning_conv.recipes.lab.data import two_classes
+from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.clipping import (
     SOURCE,
@@ -59,12 +59,14 @@ def run(
     threshold: float = 0.05,
     steps: int = 3000,
     sweep: int = 10,
+    source: Source = "digits",
+    root: str = "data",
     seed: int = 0,
 ) -> Report:
     """Run delta-GClip on a wide network and on its last layer alone.
 
     Args:
-        n: digits 3 and 8, half of each.
+        n: images of 3 and 8, half of each.
         width: hidden units.
         beta: sharpness of the softplus.
         head_scale: factor on the head's initial weights; a large one makes the curvature at the start large.
@@ -72,6 +74,8 @@ def run(
         threshold: gamma over the norm of the first gradient; below delta, so that the floor is reached.
         steps: of the runs that are checked against their bounds.
         sweep: learning rates of the comparison.
+        source: of the images.
+        root: folder of MNIST.
         seed: of the initial weights.
 
     Raises:
@@ -81,7 +85,7 @@ def run(
         raise ValueError(f"steps, sweep: {steps}, {sweep}; need 1 or more of each")
     if not 0 < threshold < delta <= 1:
         raise ValueError(f"threshold, delta: {threshold}, {delta}; need 0 < threshold < delta <= 1")
-    data = two_classes(n)
+    data = two_classes(n, source=source, root=root)
 
     def wide() -> Problem:
         torch.manual_seed(seed)
@@ -112,8 +116,9 @@ def run(
         ],
     }  # fmt: skip
     setting = (
-        f"{n} digits (3 and 8, rows of norm 1, targets -1 and 1), f = (1 / 2n) sum (u - y)^2, full batch, float64. Network: "
-        f"64 - {width} softplus({beta:g}) - 1, the head's initial weights times {head_scale:g}. gamma = {threshold:g} |grad f_0|, delta = "
+        f"{n} images of {source} (3 and 8, rows of norm 1, targets -1 and 1), f = (1 / 2n) sum (u - y)^2, full batch, float64. Network: "
+        f"{data.inputs.shape[1]} - {width} softplus({beta:g}) - 1, the head's initial weights times {head_scale:g}. gamma = {threshold:g} "
+        "|grad f_0|, delta = "
         f"{delta:g}.\n\n*Last layer alone*: f is a quadratic, beta = lambda_max(G) / n and mu = 2 lambda_min(G) / n are proven bounds, "
         "eta = 1 / beta: every hypothesis of the theorem is proven, so every inequality must hold.\n\n*Wide network*: mu is the smallest "
         "of the proven 2 lambda_min(G_t) / n over all iterates of this very run, so it is known afterwards only; smoothness is not proven, "

@@ -18,7 +18,7 @@ from lightning_conv.last_layer import (
     linear_bound,
 )
 from lightning_conv.progress import progress_bar
-from lightning_conv.recipes.data import DigitsDataModule
+from lightning_conv.recipes.lab.data import Source, splits
 from lightning_conv.recipes.lab.kawaguchi_sun_figure import HeadDescent, curve, draw
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.recipes.models import wide_fc
@@ -42,17 +42,21 @@ def run(
     beta: float = 100.0,
     noise: float = 0.01,
     steps: int = 20_000,
+    source: Source = "digits",
+    root: str = "data",
     seed: int = 0,
 ) -> Report:
     """Certify rank [h, 1] = n, descend on the last layer alone, and hold the losses against the O(1/t) and the linear bound.
 
     Args:
-        n: digits of all ten classes.
+        n: images of all ten classes.
         width: units of the wide last hidden layer; width + 1 >= n.
         narrow: units of the last hidden layer that is too narrow.
         beta: sharpness of the softplus.
         noise: of the switch, relative to each tensor's root mean square.
         steps: of gradient descent.
+        source: of the images.
+        root: folder of MNIST.
         seed: of samples, weights and noise.
 
     Raises:
@@ -60,14 +64,14 @@ def run(
     """
     if not narrow + 1 < n <= width + 1:
         raise ValueError(f"n, width, narrow: {n}, {width}, {narrow}; need narrow + 1 < n <= width + 1")
-    data = DigitsDataModule(seed=seed)
-    data.setup()
-    images, labels = data.splits.train.tensors
+    images, labels = splits(source, root, seed=seed).train.tensors
     if n > len(labels):
-        raise ValueError(f"n: {n}; the training set has {len(labels)} digits")
-    inputs, labels = images[:n].double(), labels[:n]
+        raise ValueError(f"n: {n}; the training set has {len(labels)} images")
+    inputs, labels = images[:n].double().flatten(1), labels[:n]
     targets = F.one_hot(labels, 10).double()
-    trunks = {name: _trunk(size, beta, noise, seed) for name, size in (("wide", width), ("narrow", narrow))}
+    trunks = {
+        name: _trunk(inputs.shape[1], size, beta, noise, seed) for name, size in (("wide", width), ("narrow", narrow))
+    }
     before = {name: fingerprint(dict(trunk.named_parameters())) for name, trunk in trunks.items()}
     features = {name: _features(trunk, inputs) for name, trunk in trunks.items()}
     facts = {name: expressivity_facts(h, targets) for name, h in features.items()}
@@ -87,7 +91,8 @@ def run(
         *(check for each in runs for check in _run_checks(each)),
     ]  # fmt: skip
     setting = (
-        f"{n} digits of ten classes; trunk: 64 pixels, 128 units, then {width} (wide) or {narrow} (narrow) units, softplus of "
+        f"{n} images of {source}, ten classes; trunk: {inputs.shape[1]} pixels, 128 units, then {width} (wide) or {narrow} (narrow) units, "
+        "softplus of "
         f"sharpness {beta:g}, torch's own initialisation, Gaussian noise of {noise:g} of each tensor's root mean square added once "
         f"(the switch), float64, frozen. The head starts at zero and takes {steps} full-batch steps of 1 / L_H, L_H from the proven "
         "sigma_max([h, 1]). L is the mean over samples: squared error averaged over the 10 outputs, or cross-entropy. Nothing here "
@@ -100,10 +105,10 @@ def run(
     )  # fmt: skip
 
 
-def _trunk(width: int, beta: float, noise: float, seed: int) -> nn.Module:
+def _trunk(pixels: int, width: int, beta: float, noise: float, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = wide_fc(64, 10, width=width, beta=beta).get_submodule("trunk").double()
+        trunk = wide_fc(pixels, 10, width=width, beta=beta).get_submodule("trunk").double()
     perturb(dict(trunk.named_parameters()), noise, seed)
     return trunk.requires_grad_(False).eval()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_conv.plots import new_figure
 from lightning_conv.progress import progress_bar
 from lightning_conv.recipes.lab.chatterjee_cases import SECONDS_A_STEP, tanh_network
-from lightning_conv.recipes.lab.data import two_classes
+from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.descent import Descent, gradient_descent
@@ -51,16 +51,20 @@ def run(
     output_weight: float = 30.0,
     until: float = 1e-8,
     max_steps: int = 100_000,
+    source: Source = "digits",
+    root: str = "data",
     seed: int = 0,
 ) -> Report:
     """Prove the theorem's hypotheses for one network and check its line at every step; then a network where it fails.
 
     Args:
-        n: digits, half of each of two classes.
+        n: images, half of each of two classes.
         width: hidden units, even.
         output_weight: |a_j|: the larger, the less the Jacobian changes beside its size.
         until: share of the squared misfit at which the runs stop.
         max_steps: of each run.
+        source: of the images.
+        root: folder of MNIST.
         seed: of samples and weights.
 
     Raises:
@@ -68,7 +72,7 @@ def run(
     """
     if width % 2:
         raise ValueError(f"width: {width}; need an even number, the units come in pairs")
-    data = two_classes(n, seed=seed)
+    data = two_classes(n, source=source, root=root, seed=seed)
     model = _paired(tanh_network(data.inputs.shape[1], width, 2, seed), output_weight)
     certified = certify_hypotheses(model, data.inputs, data.targets)
     if not certified.holds:
@@ -98,7 +102,8 @@ def run(
     ]  # fmt: skip
     cases = [proven, *failing]
     setting = (
-        f"{n} digits (3 against 8, unit norm, targets -1 and 1), two-layer tanh networks with {width} hidden units, all weights trained in "
+        f"{n} images of {source} (3 against 8, unit norm, targets -1 and 1), two-layer tanh networks with {width} hidden units, "
+        "all weights trained in "
         f"float64 by gradient descent on S = 1/2 sum (u - y)^2. Proven: units in pairs with the same input weights and output weights "
         f"+-{output_weight:g}, so that u = 0 at the start; constants proven on the whole ball of radius 2 |r_0| / alpha, and the step they "
         f"allow. Failing: torch's own initialisation, with the singular values of its first Jacobian claimed as alpha and beta, "

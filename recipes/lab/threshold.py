@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_conv.recipes.lab.data import two_classes
+from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.threshold_networks import (
     SOURCE,
@@ -50,23 +50,27 @@ def run(
     runs: int = 20,
     steps: int = 3000,
     rate: float = 0.01,
+    source: Source = "digits",
+    root: str = "data",
 ) -> Report:
-    """Solve the convex program for two principal components of digits and train the same problem by straight-through estimates.
+    """Solve the convex program for two principal components of images and train the same problem by straight-through estimates.
 
     Args:
-        n: digits 3 and 8, half of each.
+        n: images of 3 and 8, half of each.
         decay: values of beta.
         widths: hidden units of the straight-through networks.
         runs: seeds for each width.
         steps: of Adam.
         rate: its learning rate.
+        source: of the images.
+        root: folder of MNIST.
 
     Raises:
         ValueError: no run, width or decay.
     """
     if min(runs, steps, len(decay), len(widths)) < 1:
         raise ValueError(f"runs, steps, decay, widths: {runs}, {steps}, {decay}, {widths}; need at least one of each")
-    data = two_classes(n)
+    data = two_classes(n, source=source, root=root)
     plane = _principal_components(data.inputs, 2)
     inputs = torch.cat([plane, torch.ones(n, 1, dtype=torch.float64)], 1)
     arrangement = arrangement_patterns(inputs)
@@ -82,7 +86,7 @@ def run(
         ]
         for beta in decay
     }
-    shattered = two_classes(SHATTERED)
+    shattered = two_classes(SHATTERED, source=source, root=root)
     shatter = arrangement_patterns(shattered.inputs)
     rows = [
         {
@@ -99,13 +103,14 @@ def run(
     ]
     checks += _shattered_checks(shattered.targets, shatter, decay)
     setting = (
-        f"{n} digits (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; 1/2 |f(X) - y|^2 + beta/2 "
+        f"{n} images of {source} (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; "
+        "1/2 |f(X) - y|^2 + beta/2 "
         "|theta|^2 over two-layer networks with units s_j 1{<v_j, x> >= 0}. Straight-through: Adam "
         f"(rate {rate:g}, {steps} steps, {runs} seeds for each width), the derivative of a sigmoid in place of the step's, directions "
         "of norm 1; "
         "counted is the best objective that a run visited, with amplitudes balanced, which can only lower it. "
         "Beside it the convex program on the patterns of as many random directions, for the output weights alone. "
-        f"The shattered case: {SHATTERED} digits in all 64 pixels."
+        f"The shattered case: {SHATTERED} images in all {shattered.inputs.shape[1]} pixels."
     )
     return Report(
         "threshold", "Threshold networks: the convex optimum and straight-through training", setting, checks,
