@@ -13,7 +13,7 @@ measured is beta, the degrees of freedom Tr(Sigma (Sigma + lambda)^-1) of the va
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,46 @@ def degrees_of_freedom(eigenvalues: Tensor, penalty: float) -> float:
 def largest_step(penalty: float) -> float:
     """eta = 1 / (4 (6 + lambda)), the largest constant step of Theorem 1 (|x| <= 1, kernel at most 12 on the diagonal)."""
     return 1 / (4 * (6 + penalty))
+
+
+def progressive_bound(kernel: Tensor, targets: Tensor, step: float, penalty: float, at: Sequence[int]) -> list[float]:
+    r"""What the losses of SGD on a linear model, each taken on the next sample before it is learned, add up to at most.
+
+    With l_s(w) = 1/2 (<w, phi_s> - y_s)^2 + (lambda/2) |w|^2, w_1 = 0, w_{s+1} = w_s - eta grad l_s(w_s), and
+    L = max |phi_s|^2 + lambda, for every order of the samples:
+
+    .. math:: (1 - \eta L) \sum_{s \le t} l_s(w_s) \le \min_w \sum_{s \le t} l_s(w) + \frac{|w|^2}{2 \eta}
+              = \frac{\mu}{2} \, y^T (K + \mu I)^{-1} y, \qquad \mu = \lambda t + 1 / \eta,
+
+    since |w_{s+1} - w|^2 = |w_s - w|^2 - 2 eta <grad l_s, w_s - w> + eta^2 |grad l_s|^2, l_s is convex, and
+    |grad l_s(w_s)|^2 <= 2 L l_s(w_s). [derived] Where the next sample is one more draw, the mean over t of the left side is
+    in expectation the mean risk of the iterates, which by convexity is at least the risk of their average.
+
+    Args:
+        kernel: K_st = <phi_s, phi_t> in the order of the pass, (n, n).
+        targets: y, (n,).
+        step: eta, with eta L < 1.
+        penalty: lambda.
+        at: numbers t of samples.
+
+    Returns:
+        The bound of the sum up to each t.
+
+    Raises:
+        ValueError: eta L is 1 or more.
+
+    Cost: one Cholesky factorisation of t rows each.
+    """
+    share = step * (float(kernel.diagonal().max()) + penalty)
+    if share >= 1:
+        raise ValueError(f"step: eta (max K_ii + lambda) = {share:.3g}; the bound needs it below 1")
+    found = []
+    for t in at:
+        mu = penalty * t + 1 / step
+        factor = torch.linalg.cholesky(kernel[:t, :t] + mu * torch.eye(t, dtype=kernel.dtype))
+        solved = torch.linalg.solve_triangular(factor, targets[:t, None], upper=False)
+        found.append(mu / 2 * float(solved.square().sum()) / (1 - share))
+    return found
 
 
 class AveragedIterate:

@@ -16,6 +16,7 @@ from lightning_conv.theory.averaged_sgd import (
     SymmetricTwoLayer,
     degrees_of_freedom,
     largest_step,
+    progressive_bound,
     spectrum_decay,
 )
 
@@ -129,3 +130,29 @@ def test_a_wide_network_has_the_limit_kernel():
 
 def test_the_largest_step_is_that_of_the_theorem():
     assert 4 * (6 + 0.3) * largest_step(0.3) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("step", "penalty"), [(0.05, 0.1), (0.3, 0.01)])
+def test_the_progressive_loss_of_sgd_stays_below_its_bound(step, penalty):
+    """SGD in feature space, written out, and the minimum over w by an independent least-squares solve."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(60, 8, generator=generator, dtype=torch.float64) / 3
+    targets = features @ torch.randn(8, generator=generator, dtype=torch.float64)
+    targets += 0.3 * torch.randn(60, generator=generator, dtype=torch.float64)
+    w, losses = torch.zeros(8, dtype=torch.float64), []
+    for phi, y in zip(features, targets, strict=True):
+        error = phi @ w - y
+        losses.append(float(error**2 + penalty * w @ w) / 2)
+        w = w - step * (error * phi + penalty * w)
+    at = [1, 2, 10, 60]
+    found = progressive_bound(features @ features.T, targets, step, penalty, at)
+    share = step * (float(features.square().sum(1).max()) + penalty)
+    for t, bound in zip(at, found, strict=True):
+        weight = math.sqrt(penalty * t + 1 / step)
+        stacked = np.vstack([features[:t].numpy(), weight * np.eye(8)])
+        best, *_ = np.linalg.lstsq(stacked, np.concatenate([targets[:t].numpy(), np.zeros(8)]), rcond=None)
+        left = features[:t].numpy() @ best - targets[:t].numpy()
+        assert bound == pytest.approx((left @ left + weight**2 * best @ best) / 2 / (1 - share), rel=1e-9)
+        assert sum(losses[:t]) <= bound
+    with pytest.raises(ValueError, match="the bound needs it below 1"):
+        progressive_bound(features @ features.T, targets, 10.0, penalty, at)
