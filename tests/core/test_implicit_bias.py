@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from lightning_conv.theory.implicit_bias import linear_agreement, margins, near_orthogonality
+from lightning_conv.theory.implicit_bias import (
+    linear_agreement,
+    margins,
+    near_orthogonality,
+    patterns_settle,
+    stable_rank_bound,
+)
 from lightning_conv.theory.matrix_norms import distances, effective_rank, numerical_rank, spectral_norm, stable_rank
 from lightning_conv.theory.networks import LeakyTwoLayer
 
@@ -130,3 +136,40 @@ def test_the_boundary_is_linear_where_the_units_of_a_sign_agree():
     with torch.no_grad():
         net.hidden.weight.copy_(torch.randn(6, 4, dtype=torch.float64))
     assert linear_agreement(net(x), x, net.linear_part()) < 1.0
+
+
+def test_no_movement_within_its_factors_exceeds_the_bound_of_the_stable_rank():
+    """Random c_ij in [gamma A_i, A_i] and random signs, by singular values."""
+    x, a = torch.randn(6, 9, dtype=torch.float64), torch.tensor([1.0, 1.5, 1.0, 1.2, 1.1, 1.5], dtype=torch.float64)
+    bound = stable_rank_bound(x, 0.4, a)
+    gram = torch.linalg.svdvals(x) ** 2
+    q = 0.4 / 1.5
+    assert bound == pytest.approx(float(gram[0] / gram[-1]) * (1 + q) ** 2 / (4 * q), rel=1e-6)
+    largest = 0.0
+    for _ in range(200):
+        signs = torch.randn(1, 6, dtype=torch.float64).sign()
+        corners = torch.where(torch.rand(12, 6) < 0.5, 0.4, 1.0).double() * a
+        values = torch.linalg.svdvals(torch.randn(12, 1).sign().double() * corners * signs @ x)
+        largest = max(largest, float(values.square().sum() / values[0] ** 2))
+    assert 1 < largest <= bound
+
+
+def test_the_bound_of_the_stable_rank_is_attained_by_orthonormal_inputs():
+    """Every unit with two factors 1 and four 1/2, in all rotations: 9/8."""
+    factors = torch.tensor([1, 1, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64)
+    movement = torch.stack([factors.roll(k) for k in range(6)])
+    assert stable_rank(movement).value == pytest.approx(9 / 8)
+    assert stable_rank_bound(torch.eye(6), 0.5, torch.ones(6)) == pytest.approx(9 / 8)
+    assert stable_rank_bound(torch.ones(2, 3), 0.5, torch.ones(2)) == math.inf
+    assert stable_rank_bound(torch.eye(6), 0.0, torch.ones(6)) == math.inf
+
+
+def test_patterns_settle_when_the_movement_outweighs_start_and_neighbours():
+    """The worst movement that the factors allow, written out for a pair of inputs."""
+    x = torch.tensor([[1.0, 0.05, 0.0], [0.05, 1.0, 0.0]], dtype=torch.float64)
+    near, a = near_orthogonality(x), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    product, square = float(x[0] @ x[1]), float(x[0] @ x[0])
+    worst = 0.3 * (0.5 * 1.0 * square - 2 * 2.0 * product)  # n max A |x_i . x_k| for the sum over the others
+    assert patterns_settle(near, 0.5, a, 0.3, worst - 1e-6)
+    assert not patterns_settle(near, 0.5, a, 0.3, worst + 1e-6)
+    assert not patterns_settle(near, 0.0, a, 0.3, 0.0)
