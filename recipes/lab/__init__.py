@@ -42,6 +42,10 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
     ),
     "du": ("du", "Du, Lee, Li, Wang, Zhai 2019: deep limit kernels against finite widths; --depth: what depth costs"),
+    "du-train": (
+        "du_train",
+        "Du, Lee, Li, Wang, Zhai 2019: deep networks along training, each link of the proof measured",
+    ),
     "du2layer": ("du2layer", "Du, Zhai, Poczos, Singh 2019: two layers, the kernel's limit and the rate along a run"),
     "random-labels": (
         "random_labels",
