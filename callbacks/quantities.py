@@ -50,6 +50,8 @@ def probe_quantities(
     network, probe = kernel.probe.network(pl_module), kernel.probe
     named = dict(network.named_parameters())
     now = {name: named[name].detach() for name in start}
+    # Distances are taken in float64, which Apple's GPUs do not have.
+    now = {name: value.cpu() if value.device.type == "mps" else value for name, value in now.items()}
     begun = {name: value.to(now[name]) for name, value in start.items()}
     found = weight_quantities(now, begun) | averaged_movement(network, measured.place, begun)
     found |= feature_quantities(measured.features)
