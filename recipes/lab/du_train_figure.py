@@ -45,7 +45,7 @@ def draw(runs: Sequence[DeepRun]) -> Figure:
         dress(row[0], f"{name}: the error", "step k + 1", "|r(k)| / |r(0)|")
         dress(row[1], "lambda_min (solid) and drift (dashed)", "step k + 1", "over lambda_0")
         row[1].set_yscale("symlog", linthresh=1.0)
-        row[1].set_ylim(bottom=0)
+        row[1].set_ylim(0, 6 * row[1].get_ylim()[1])  # room for the legend
         dress(row[2], "averaged movement of a layer", "step k + 1", "max_h |W - W(0)|_F / sqrt(m)")
         dress(row[3], "what the linear model leaves out", "step k + 1", "|I_2| / (eta |G r|)")
         for axes in row:
