@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
 from lightning_conv.evaluation import Inputs, input_tensors
 
@@ -40,9 +41,23 @@ def training_samples(trainer: pl.Trainer, cure: str) -> tuple[Dataset[Any], Data
             f"lightning_conv needs random access to single training samples, which {type(samples).__name__} (an iterable or "
             f"a self-batching data set) does not give; {cure}"
         )
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        samples = Subset(samples, loader.sampler.indices)
+    order = unwrapped(sampler_of(loader))
+    if isinstance(order, SubsetRandomSampler):
+        samples = Subset(samples, order.indices)
     return samples, loader
+
+
+def sampler_of(loader: DataLoader[Any]) -> Any | None:
+    """What puts the samples in order; None: a batch sampler of the run's own makes the batches, in a way that is not known.
+
+    ``DataLoader(batch_sampler=...)`` has a ``sampler``, too, which nobody asks.
+    """
+    return loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else None
+
+
+def unwrapped(sampler: Any | None) -> Any | None:
+    """The run's own sampler, of which Lightning gives each rank its part under DDP."""
+    return sampler.dataset._sampler if isinstance(sampler, DistributedSamplerWrapper) else sampler  # type: ignore[attr-defined]
 
 
 def transfer(trainer: pl.Trainer, batch: Any) -> Any:  # a batch is anything

@@ -58,12 +58,12 @@ class ExpressivityGuard(pl.Callback):
             ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
         step_rule: what moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
             size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: its convex problem is solved at
-            the switch, and the run ends.
+            the switch, and the run ends; goes on by the optimizer where ``tol`` is not reached.
         head: dotted name of the last linear layer; None: it is found.
         noise_scale: standard deviation of the noise, relative to each tensor's root mean square.
         on_undecided: if the condition is not certified: ``"warn"``: take the noise back, warn, and go on training
             everything. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
-            guarantee.
+            guarantee; of ``"auto"`` at once where the condition is refuted, else after the last try.
         seed: of the noise.
         cache_features: compute the trunk's forward once in phase 2, and look its results up. Goes on without, and says so, where
             that is not provably the same training (up to rounding).

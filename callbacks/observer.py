@@ -21,7 +21,7 @@ from lightning_conv.callbacks.loss import LossFn, find_loss
 from lightning_conv.callbacks.plain_descent import NotPlainError, PlainDescent
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.evaluation import sample_count
-from lightning_conv.loss_gradient import SampleLoss, inner, norm
+from lightning_conv.loss_gradient import SampleLoss, inner, norm, wide
 from lightning_conv.theory.allen_zhu.semi_smoothness import step_size as largest_spectral_norm
 from lightning_conv.theory.observation import NOISE, Observation
 
@@ -118,8 +118,7 @@ class Observer:
             if clipping is not None and order.index(clipping) > order.index(callback):
                 raise NotPlainError("the gradients will be clipped after they were seen here")
             if self._path_known and (gradients := gradients_of(optimizer)):
-                length = learning_rate * total_norm(gradients)
-                self._path = self._path + (length if length.device.type == "mps" else length.double())
+                self._path = self._path + wide(learning_rate * total_norm(gradients))
         except NotPlainError:
             self._path_known = False
 

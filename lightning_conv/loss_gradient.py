@@ -106,7 +106,7 @@ class SampleLoss:
         return result
 
     def _loss(self, outputs: Tensor) -> Tensor:
-        exact = outputs.double() if outputs.device.type != "mps" else outputs.float()
+        exact = wide(outputs)
         targets = self._targets.to(exact.device)
         if targets.is_floating_point():
             targets = targets.to(exact.dtype)

@@ -16,6 +16,16 @@ ROUNDED = {
 }
 
 
+def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
+    """What the run's own optimizer minimises beside the loss, where it moves the head."""
+    own = {id(parameter) for parameter in head.module.parameters()}
+    decayed = any(
+        group.get("weight_decay") and any(id(p) in own for p in group["params"])
+        for group in trainer.optimizers[0].param_groups
+    )
+    return ["weight decay on the head adds to the loss that is minimised"] if decayed else []
+
+
 def find_caveats(trainer: pl.Trainer, data: TrainingSet, head: Head, own_steps: bool = False) -> list[str]:
     """Every reason why the run minimises something else than the mean loss over the certified samples, or may not be convex.
 
@@ -28,10 +38,8 @@ def find_caveats(trainer: pl.Trainer, data: TrainingSet, head: Head, own_steps: 
     found = data.caveats()
     if not head.last:
         found.append("what follows the head is taken on trust to be convex with the loss")
-    own = {id(parameter) for parameter in head.module.parameters()}
-    for group in trainer.optimizers[0].param_groups:
-        if not own_steps and group.get("weight_decay") and any(id(p) in own for p in group["params"]):
-            found.append("weight decay on the head adds to the loss that is minimised")
+    if not own_steps:
+        found += optimizer_caveats(trainer, head)
     precision = str(trainer.precision)
     if (kind := ROUNDED.get(precision)) is not None:
         name = str(kind).removeprefix("torch.")

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_conv.anatomy import Head
+from lightning_conv.callbacks.guard.caveats import ROUNDED
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.expressivity import RankCertificate
@@ -131,18 +133,43 @@ class CertifiedSteps:
     ) -> None:
         self._problem, self._weights, self._memory = problem, weights, memory
         self._expected: list[Tensor] | None = None
-        if not memory:
-            memory |= data.ranks.gather(lambda: self._plan(trainer, data, certificate))[0]
+        given = data.ranks.broadcast(self._given(trainer, data))
+        if memory.get("given") != given:  # nothing yet, or a plan for other steps or another loss
+            memory.clear()
+            memory |= data.ranks.gather(lambda: self._plan(trainer, given, certificate))[0]
         self._comparators = [Comparator(*pair) for pair in memory["comparators"]]
 
-    def _plan(self, trainer: pl.Trainer, data: TrainingSet, certificate: RankCertificate | None) -> dict[str, Any]:
+    def _given(self, trainer: pl.Trainer, data: TrainingSet) -> dict[str, Any]:
+        """What the plan rests on beside the head: a run that resumes with something else needs another plan."""
+        problem, losses = self._problem, self._problem.losses
+        accumulated = trainer.accumulate_grad_batches
+        # torch divides class weights by those of the batch: the mean over batches is another loss than that of the set.
+        alike = getattr(losses.module, "weight", None) is None
+        whole = (
+            data.steps_are_whole(accumulated)
+            and not any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            and (alike or accumulated * data.ranks.world == 1)
+        )
+        return {
+            "samples": problem.samples,
+            "whole": whole,
+            "smallest": problem.samples if whole else data.smallest_batch if alike else 1,
+            "exact": str(trainer.precision) not in ROUNDED,
+            "loss": losses.kind,
+            "smoothness": losses.smoothness,
+            "infimum": None if problem.infimum is None else problem.infimum.lower,
+        }
+
+    def _plan(self, trainer: pl.Trainer, given: dict[str, Any], certificate: RankCertificate | None) -> dict[str, Any]:
         problem, start = self._problem, self._weights.read(self._problem)
-        curvature = head_curvature(problem)
-        whole = data.steps_are_whole(trainer.accumulate_grad_batches)
-        first = curvature.step if whole else 1 / batch_curvature(problem, data.smallest_batch, curvature)
-        plan: dict[str, Any] = {"rule": "certified", "whole": whole, "first": first, "taken": 0, "comparators": []}
+        curvature, whole = head_curvature(problem), given["whole"]
+        first = curvature.step if whole else 1 / batch_curvature(problem, given["smallest"], curvature)
+        plan: dict[str, Any] = {"rule": "certified", "given": given, "whole": whole, "first": first, "taken": 0}
+        plan["comparators"] = []
         if not whole or problem.infimum is None:
             return plan
+        if not given["exact"]:
+            return plan | {"no_bound": f"the gradients are rounded (precision {str(trainer.precision)!r})"}
         plan["gap"] = max(problem.value(start).upper - problem.infimum.lower, 0.0)
         try:
             found = comparators(problem, start)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_conv.anatomy import Head
-from lightning_conv.callbacks._logging import log_text
+from lightning_conv.callbacks._logging import log_text, publish
 from lightning_conv.callbacks.batch import take_inputs
-from lightning_conv.callbacks.guard.caveats import ROUNDED
+from lightning_conv.callbacks.guard.caveats import ROUNDED, optimizer_caveats
 from lightning_conv.callbacks.guard.feature_cache import FeatureCache
 from lightning_conv.callbacks.guard.head_steps import (
     CertifiedSteps,
@@ -24,8 +24,8 @@ from lightning_conv.callbacks.guard.head_steps import (
     head_problem,
 )
 from lightning_conv.callbacks.guard.known_outputs import KnownOutputs
-from lightning_conv.callbacks.guard.settings import GuardSettings
-from lightning_conv.callbacks.guard.solved_head import SolvedHead, solved
+from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
+from lightning_conv.callbacks.guard.solved_head import SolvedHead, is_solved, memory_of, solve_and_write, solved
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
@@ -69,23 +69,39 @@ class PhaseTwo:
         self._cache: FeatureCache | None = None
         self._steps: HeadSteps = OptimizerSteps(network, loss, data)
         self._compared, self._expected = loss.loss_fn is None, math.nan
+        self._unmoved: list[torch.Tensor] = []  # the head before the first step that nothing has been compared for
+
+    @property
+    def rule(self) -> StepRule:
+        """What moves the head: what was asked for, or the run's optimizer where that went wrong."""
+        memory, asked = self._state.steps, self._settings.step_rule
+        return "base" if memory.get("rule") == "base" and memory.get("asked") == asked else asked
 
     def begin(self) -> None:
         """Freeze, and set up the rule of the head; at the switch, and when a run resumes in phase 2."""
         self.trunk.freeze()
-        if self._settings.cache_features:
+        self._forget_other_rules()
+        if self.rule != "base":
+            try:
+                self._set_up_rule()
+            except Exception as error:  # the run goes on by its own optimizer
+                self.limit(f"step_rule={self.rule!r} could not be set up ({type(error).__name__}: {error})")
+                self._fall_back()
+        if self._settings.cache_features and not isinstance(self._steps, SolvedHead):
             try:
                 self._cache = FeatureCache(self._trainer, self._module, self._network, self._head, self._data)
                 self._know_outputs(self._cache)
             except Exception as error:  # without it the run is the same, only slower
                 self._drop_cache(str(error))
-        if self._settings.step_rule == "base" or self._state.steps.get("rule") == "base":
+
+    def _forget_other_rules(self) -> None:
+        """What a rule remembers is about the steps since its own start: another one in between makes it untrue."""
+        state, asked = self._state, self._settings.step_rule
+        if not state.steps or (state.steps["rule"] == self.rule and asked != "base"):
             return
-        try:
-            self._set_up_rule()
-        except Exception as error:  # the run goes on by its own optimizer
-            self._state.steps = {"rule": "base"}
-            self.limit(f"step_rule={self._settings.step_rule!r} could not be set up ({type(error).__name__}: {error})")
+        if state.steps.get("asked", state.steps["rule"]) != asked:
+            state.reason = f"{state.reason}; resumed with step_rule={asked!r}"
+        state.steps = {}
 
     def _know_outputs(self, cache: FeatureCache) -> None:
         """Let the loss on the training set be measured without the trunk, too."""
@@ -101,16 +117,33 @@ class PhaseTwo:
     def _set_up_rule(self) -> None:
         problem = head_problem(self._network, self._head, self._data, self._loss)
         weights, memory, state = HeadWeights(self._head), self._state.steps, self._state
-        if self._settings.step_rule == "certified":
+        if self.rule == "certified":
             self._steps = CertifiedSteps(self._trainer, problem, weights, self._data, memory, state.certificate)
             return
-        fresh = not memory
-        self._steps = found = SolvedHead(problem, weights, self._data.ranks, memory, self._settings.tol)
-        if fresh:
-            state.reason = f"{state.reason}; {found.reason}"
-        if found.solution is not None:
-            self._judge_by(problem, found.solution)
+        if not memory:
+            tol = self._settings.tol
+            solution = solve_and_write(problem, weights, self._data.ranks, tol)
+            if not is_solved(solution, tol):
+                self._judge_by(problem, solution)
+                said = f"the last layer could not be solved by {solution.method}: {solution.reason}; the run goes on by its own optimizer"
+                state.reason = f"{state.reason}; {said}"
+                rank_zero_warn(f"ExpressivityGuard: step_rule='solve': {said}")
+                self._fall_back()
+                return
+            memory |= memory_of(solution)
+            state.reason = f"{state.reason}; {memory['reason']}"
+            self._judge_by(problem, solution)
+        self._steps = SolvedHead(problem, weights, memory)
         self._trainer.should_stop = True
+
+    def _fall_back(self) -> None:
+        """Go on by the run's own optimizer: nothing is proven of its steps, and what it minimises counts."""
+        self._state.steps = {"rule": "base", "asked": self._settings.step_rule}
+        self._steps = OptimizerSteps(self._network, self._loss, self._data)
+        if "guard/bound" in self._trainer.callback_metrics:
+            publish(self._trainer, {"guard/bound": math.inf})
+        for caveat in optimizer_caveats(self._trainer, self._head):
+            self.limit(caveat)
 
     def note_best_loss(self) -> None:
         """Of a head that does not reach the targets: what its own problem can come down to, on this trunk."""
@@ -148,13 +181,16 @@ class PhaseTwo:
         self.trunk.keep_still()
         if self._compared:
             return
+        self._unmoved = [parameter.detach().clone() for parameter in HeadWeights(self._head).parameters]
         inputs = take_inputs(batch, self._settings.input_fn)
         try:
             with undisturbed(self._network), torch.no_grad():
                 module = StatelessModule(self._network)
                 outputs = module.call({}, module.convert(inputs))
             assert isinstance(outputs, torch.Tensor)
-            self._expected = self._loss.of(outputs.double().cpu(), self._loss.targets_of(batch).cpu())["loss"]
+            self._expected = self._loss.of(outputs.cpu().double(), self._loss.targets_of(batch).cpu())["loss"]
+            if getattr(self._loss.loss_fn, "reduction", "mean") == "sum":
+                self._expected *= len(outputs)
         except Exception:  # the loss of the training set cannot be measured either, which is said there
             self._expected = math.nan
 
@@ -184,6 +220,19 @@ class PhaseTwo:
                 f"the training step minimises something else than the mean of {self._loss.name} ({stepped:.6g} instead of "
                 f"{self._expected:.6g} on the first batch of phase 2)"
             )
+            if self.rule != "base":
+                self._give_up_rule()
+        self._unmoved = []
+
+    def _give_up_rule(self) -> None:
+        """The rule was made for another loss than that of the training step: take its first step back, and go on without."""
+        with torch.no_grad():
+            for parameter, before in zip(HeadWeights(self._head).parameters, self._unmoved, strict=True):
+                parameter.copy_(before)
+        said = f"step_rule={self.rule!r} is for that loss, so the optimizer of the run goes on, and no bound holds"
+        self._state.reason = f"{self._state.reason}; {said}"
+        rank_zero_warn(f"ExpressivityGuard: {said}")
+        self._fall_back()
 
     def limit(self, caveat: str) -> None:
         """Take in a caveat that shows in the run."""

@@ -26,6 +26,7 @@ from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.callbacks.guard.verdict import loss_kind
 from lightning_conv.expressivity import too_narrow
+from lightning_conv.loss_gradient import wide
 from lightning_conv.two_phase import perturb
 
 
@@ -73,9 +74,11 @@ class GuardedRun:
         self._loss.announce(self._data, self.head.module.out_features)
         if settings.step_rule != "base":
             require_rule(settings, self._loss, self.head, trainer, self._data)
-        state.caveats = self._ranks.broadcast(
-            find_caveats(trainer, self._data, self.head, settings.step_rule != "base")
-        )
+        found = self._ranks.broadcast(find_caveats(trainer, self._data, self.head, self._phase_two.rule != "base"))
+        # What limited an earlier part of phase 2 is still in its weights.
+        before = state.caveats if state.phase == 2 else []
+        self._new_caveats = [caveat for caveat in found if caveat not in before]
+        state.caveats = [*before, *self._new_caveats]
         self._kinks = [str(kink) for kink in find_kinks(self._network, inputs)]
 
     def start(self) -> None:
@@ -85,6 +88,8 @@ class GuardedRun:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {'; '.join(state.caveats)}")
         log_layout(self._trainer)
         if state.phase == 2:
+            state.judge()
+            state.reason = "; ".join([state.reason, *self._new_caveats])
             self._phase_two.warn_if_moved()
             self._phase_two.begin()
             publish(self._trainer, state.metrics(state.history[-1]["step"] if state.history else step))
@@ -120,7 +125,7 @@ class GuardedRun:
         state = self._state
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):  # Lightning has divided it by the number of batches that are accumulated
-            loss = loss.detach().double() * self._trainer.accumulate_grad_batches
+            loss = wide(loss.detach()) * self._trainer.accumulate_grad_batches
         else:
             loss = None
         if state.phase == 2:
@@ -177,41 +182,59 @@ class GuardedRun:
 
     def _switch(self) -> None:
         state, step = self._state, self._trainer.global_step
-        everything = self._trunk.state()
-        before = {name: tensor.detach().clone() for name, tensor in everything.items()}
-        self._ranks.agree_on(everything)
-        trunk = self._trunk.trainable
-        if trunk:
-            state.perturbation = perturb(trunk, self._settings.noise_scale, self._settings.seed)
-        rank_zero_info(
-            f"ExpressivityGuard: certifying the rank of [h, 1], {self._data.size} x {self.head.width + 1}, at step {step}"
-        )
-        reason = self._certify()
-        state.judge()
-        final = state.plateau is None or self._last_chance or state.hopeless or self._narrow
-        if not (state.certified or self._settings.method == "alignment") and not (
-            self._settings.on_undecided == "continue" and final
-        ):
-            with torch.no_grad():
-                for name, tensor in everything.items():
-                    tensor.copy_(before[name])
-            state.perturbation = None
-            self.log()
-            log_text(self._trainer, "guard/reason", f"phase 1 goes on: {reason}", step)
-            if final:
-                self._undecided(reason)
+        before = self._trunk.copy()
+        try:
+            self._ranks.agree_on(self._trunk.state())
+            if trunk := self._trunk.trainable:
+                state.perturbation = perturb(trunk, self._settings.noise_scale, self._settings.seed)
+            rank_zero_info(
+                f"ExpressivityGuard: certifying the rank of [h, 1], {self._data.size} x {self.head.width + 1}, at step {step}"
+            )
+            reason = self._certify()
+            state.judge()
+            enters = self._enters_phase_two
+            if enters:
+                state.reason = reason_to_switch(state, self._settings, step, reason, self._kinks)
+                state.fingerprints = self._trunk.fingerprints()
+                forget_directions(self._trainer.optimizers[0])
+                state.phase = 2
             else:
-                assert state.plateau is not None
-                state.plateau.failed()
-                state.reason = (
-                    f"not certified at step {step}, tried again after {state.plateau.resting} windows: {reason}"
-                )
-                rank_zero_info(f"ExpressivityGuard: {state.reason}")
+                self._take_back(before)
+        except BaseException:
+            # Ctrl-C, too: a checkpoint that is saved now resumes in phase 1, and adds the noise then.
+            if state.phase == 1:
+                self._take_back(before)
+            raise
+        if enters:
+            self._begin_phase_two(step)
             return
-        state.phase = 2
-        state.reason = reason_to_switch(state, self._settings, step, reason, self._kinks)
-        forget_directions(self._trainer.optimizers[0])
-        state.fingerprints = self._trunk.fingerprints()
+        self.log()
+        log_text(self._trainer, "guard/reason", f"phase 1 goes on: {reason}", step)
+        if self._settled:
+            self._undecided(reason)
+        elif state.plateau is not None:
+            state.plateau.failed()
+            state.reason = f"not certified at step {step}, tried again after {state.plateau.resting} windows: {reason}"
+            rank_zero_info(f"ExpressivityGuard: {state.reason}")
+
+    @property
+    def _settled(self) -> bool:
+        """Whether what the certificate said is the last word: another try comes too late, or cannot say anything else."""
+        state = self._state
+        return state.plateau is None or self._last_chance or state.hopeless or self._narrow is not None
+
+    @property
+    def _enters_phase_two(self) -> bool:
+        if self._state.certified or self._settings.method == "alignment":
+            return True
+        return self._settings.on_undecided == "continue" and self._settled
+
+    def _take_back(self, before: dict[str, torch.Tensor]) -> None:
+        self._trunk.put_back(before)
+        self._state.perturbation = None
+
+    def _begin_phase_two(self, step: int) -> None:
+        state = self._state
         self._phase_two.begin()
         if state.certificate is not None and state.certificate.method == "alignment" and state.verdict != "certified":
             self._phase_two.note_best_loss()

@@ -12,34 +12,16 @@ from lightning_conv.last_layer import HeadProblem, HeadSolution, solve_head
 
 
 class SolvedHead:
-    """Writes the solution into the head, once, and holds the head there until the run ends.
-
-    All ranks solve alike (what is not held in memory they compute together); rank 0's solution is taken.
+    """Holds the head where it was solved until the run ends.
 
     Args:
         problem: the head's.
-        weights: of the head.
-        ranks: of the run.
-        memory: of the rule, in the checkpoint; empty: not solved yet.
-        tol: gap that is asked for.
+        weights: of the head, solved.
+        memory: of the rule, in the checkpoint; from ``memory_of``.
     """
 
-    def __init__(
-        self, problem: HeadProblem, weights: HeadWeights, ranks: Ranks, memory: dict[str, Any], tol: float
-    ) -> None:
+    def __init__(self, problem: HeadProblem, weights: HeadWeights, memory: dict[str, Any]) -> None:
         self._problem, self._weights, self._memory = problem, weights, memory
-        self.solution: HeadSolution | None = None  # of this process; a resumed run has its memory only
-        if memory:
-            return
-        self.solution = solution = ranks.gather(lambda: solved(problem, weights, tol))[0]
-        weights.write(problem, problem.stack(*solution.layer()))
-        gap = solution.rounded_gap
-        memory |= {
-            "rule": "solve",
-            "verdict": solution.verdict,
-            "reason": f"the last layer is solved by {solution.method}: {solution.reason}; training stops, there is nothing left to train",
-            "bound": None if gap is None or not gap.certified else gap.upper,
-        }
 
     @property
     def reason(self) -> str:
@@ -62,6 +44,41 @@ class SolvedHead:
         if infimum is not None:
             found["gap"] = value.value - infimum.value
         return found if self._memory["bound"] is None else found | {"bound": self._memory["bound"]}
+
+
+def solve_and_write(problem: HeadProblem, weights: HeadWeights, ranks: Ranks, tol: float) -> HeadSolution:
+    """Solve, and write the solution into the head; one that misses ``tol`` only if its loss is lower than the head's.
+
+    All ranks solve alike (what is not held in memory they compute together); rank 0's solution is taken.
+
+    Args:
+        problem: the head's.
+        weights: of the head.
+        ranks: of the run.
+        tol: gap that is asked for.
+    """
+    solution = ranks.gather(lambda: solved(problem, weights, tol))[0]
+    better = solution.rounded_loss.value < problem.value(weights.read(problem)).value
+    if ranks.broadcast(better or is_solved(solution, tol)):
+        weights.write(problem, problem.stack(*solution.layer()))
+    return solution
+
+
+def is_solved(solution: HeadSolution, tol: float) -> bool:
+    """Whether a gap that is asked for is reached: proven, or by the infimum that the caller gave."""
+    gaps = (solution.rounded_gap, solution.rounded_head_gap)
+    return any(gap is not None and gap.upper <= tol for gap in gaps)
+
+
+def memory_of(solution: HeadSolution) -> dict[str, Any]:
+    """What the checkpoint keeps of a solved head."""
+    gap = solution.rounded_gap
+    return {
+        "rule": "solve",
+        "verdict": solution.verdict,
+        "reason": f"the last layer is solved by {solution.method}: {solution.reason}; training stops, there is nothing left to train",
+        "bound": None if gap is None or not gap.certified else gap.upper,
+    }
 
 
 def solved(problem: HeadProblem, weights: HeadWeights, tol: float) -> HeadSolution:

@@ -38,7 +38,8 @@ def require_supported(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Non
         )
     if not pl_module.automatic_optimization:
         raise MisconfigurationException(
-            "ExpressivityGuard: the module optimizes manually, so it may step what is frozen; use automatic optimization"
+            "ExpressivityGuard: the module optimizes manually, so it may step what is frozen, and several optimizers may pull at the head; "
+            "use automatic optimization with one optimizer (its parameter groups give parts of the network their own settings)"
         )
     averaging = [c for c in trainer.callbacks if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]  # type: ignore[attr-defined]
     if averaging:
@@ -59,7 +60,8 @@ def usable_head(
     """
     if len(trainer.optimizers) != 1:
         raise MisconfigurationException(
-            f"ExpressivityGuard: {len(trainer.optimizers)} optimizers; the two-phase rule is for one"
+            f"ExpressivityGuard: {len(trainer.optimizers)} optimizers, but phase 2 is one problem, the head's, for one of them; return one "
+            "from configure_optimizers, with a parameter group for each part of the network that needs its own settings"
         )
     try:
         head = find_head(network, inputs, name)
@@ -81,8 +83,8 @@ def require_rule(
     """Refuse a step rule that has no theorem in this run, before it begins.
 
     Raises:
-        MisconfigurationException: no loss, or none that is smooth; something behind the head; an optimizer that unscales its
-            gradients itself.
+        MisconfigurationException: no loss, or none that is smooth, or a sum over the batch; something behind the head; an optimizer
+            that unscales its gradients itself.
     """
     rule = f"step_rule={settings.step_rule!r}"
     if loss.loss_fn is None:
@@ -93,6 +95,12 @@ def require_rule(
         raise MisconfigurationException(
             f"{rule}: something follows the head {head.name!r}, so that the loss of its own outputs is not known; end the network in the "
             "head and put the rest into the loss, or use step_rule='base'"
+        )
+    if settings.step_rule == "certified" and getattr(loss.loss_fn, "reduction", "mean") == "sum":
+        raise MisconfigurationException(
+            f"{rule}: {loss.name}(reduction='sum') makes the gradient larger by the number of samples in a batch, while the step that is "
+            "proven is for the mean over samples; use reduction='mean' (with a learning rate times the batch size in phase 1), or "
+            "step_rule='base'"
         )
     if settings.step_rule == "certified" and loss.smoothness(data, head.module.out_features) is None:
         raise MisconfigurationException(

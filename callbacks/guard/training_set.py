@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-)
+from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.anatomy import Head, features_of
 from lightning_conv.callbacks.batch import InputFn, take_inputs, training_samples, transfer
+from lightning_conv.callbacks.guard.epoch import Epoch
 from lightning_conv.callbacks.guard.ranks import Ranks
 from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors
 
 T = TypeVar("T")
 
-READ_TWICE = 8
-"""Samples that are read twice, to see whether they are random."""
+PROBED = 32
+"""Samples that are read several times, to see whether they are random."""
+
+TOGETHER = 4
+"""Of them, as many at least go through the collate function at once: it may mix a sample with its neighbours."""
+
+READS = 128
+"""Of single samples, at least: what happens to one in fifty of them is noticed nine times in ten."""
 
 
 class TrainingSet:
@@ -50,14 +51,14 @@ class TrainingSet:
             trainer, cure="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
         )
         self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
+        self.size = len(self._samples)  # type: ignore[arg-type]
+        self._epoch = Epoch(trainer, loader, self.size, ranks.world)
         self._options: dict[str, Any] = {
-            "batch_size": loader.batch_size or 256,
+            "batch_size": self._epoch.batch_size,
             "shuffle": False,
             "collate_fn": loader.collate_fn,
         }
         self._loader = DataLoader(self._samples, **self._options)
-        self.size = len(self._samples)  # type: ignore[arg-type]
-        self._sampler, self._steps, self._drop_last = loader.sampler, len(loader), loader.drop_last
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
         """Walk samples ``start`` to ``stop`` in the data set's order. Global random numbers are put back between batches.
@@ -105,51 +106,39 @@ class TrainingSet:
 
     def caveats(self) -> list[str]:
         """What makes the objective of the run another than the mean loss over these samples as they are read."""
-        found = []
-        sampler = self._sampler
-        if isinstance(sampler, DistributedSamplerWrapper):
-            sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
-        if not isinstance(sampler, (SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler)):
-            found.append(f"{type(sampler).__name__} may weight samples or leave some out")
-        elif isinstance(sampler, RandomSampler) and sampler.replacement:
-            found.append("RandomSampler draws with replacement, so an epoch leaves samples out")
-        fixed = isinstance(sampler, SequentialSampler) or (
-            isinstance(sampler, DistributedSampler) and not sampler.shuffle
-        )
-        if fixed and isinstance(self._sampler, DistributedSampler) and self._sampler.total_size != self.size:
-            found.append(
-                f"the sampler makes {self._sampler.total_size} of {self.size} samples, the same ones in every epoch"
-            )
-        if fixed and self._drop_last and (left := len(self._sampler) % (self._options["batch_size"])):  # type: ignore[arg-type]
-            found.append(f"drop_last leaves out the same {left} samples in every epoch")
-        if self._trainer.num_training_batches < self._steps:
-            found.append(
-                f"only {self._trainer.num_training_batches} of {self._steps} batches are trained on in an epoch"
-            )
-        if self._trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-            found.append("the training data are loaded anew during the run; the certificate is about the first")
-        if self.is_random():
-            found.append("inputs are random when they are read, so the certificate is about one draw of them")
-        return found
+        random_inputs = "inputs are random when they are read, so the certificate is about one draw of them"
+        return self._epoch.caveats() + [random_inputs] * self.is_random()
 
     def steps_are_whole(self, accumulated: int) -> bool:
-        """Whether every optimizer step sees every sample once: the loader makes as many equal batches as are accumulated."""
-        mine, size = len(self._sampler), self._options["batch_size"]  # type: ignore[arg-type]
-        equal = mine == size * accumulated or (accumulated == 1 and mine <= size and not self._drop_last)
-        return equal and mine * self.ranks.world == self.size and self._trainer.num_training_batches == self._steps
+        """Whether every optimizer step sees every sample once, as it is read here.
+
+        Args:
+            accumulated: batches of a rank in a step.
+        """
+        return self._epoch.steps_are_whole(accumulated) and not self.caveats()
 
     @property
     def smallest_batch(self) -> int:
-        """Samples in the smallest batch of an epoch, of all ranks together."""
-        size = self._options["batch_size"]
-        left: int = len(self._sampler) % size  # type: ignore[arg-type]
-        mine: int = size if self._drop_last or not left else left
-        return min(mine * self.ranks.world, self.size)
+        """See ``Epoch``."""
+        return self._epoch.smallest_batch
 
     def is_random(self) -> bool:
-        """Whether one of a few samples enters the network as other tensors when it is read again."""
-        chosen = {self.size * k // READ_TWICE for k in range(READ_TWICE)}
-        return not all(self._same(index, index, seeds=(1, 2)) for index in chosen)
+        """Whether a few samples, some at a time, enter the network as other tensors when they are read again."""
+        return self._random
+
+    @cached_property
+    def _random(self) -> bool:
+        probed = min(self.size, PROBED)
+        chosen = [self.size * k // probed for k in range(probed)]
+        groups = max(1, probed // TOGETHER)
+        # No two reads draw the same numbers: with two seeds for all, what happens with both of them would go unnoticed.
+        seeds = count(1)
+        for group in (chosen[k::groups] for k in range(groups)):
+            first = self._read(group, next(seeds))
+            for _ in range(max(1, READS // probed - 1)):
+                if not _equal(first, self._read(group, next(seeds))):
+                    return True
+        return False
 
     def first_inputs(self) -> Inputs:
         """The inputs of the first batch."""
@@ -176,18 +165,24 @@ class TrainingSet:
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Whether samples i and j enter the network as the same tensors, each read anew."""
-        return self._same(i, j, seeds=(1, 1))
+        return _equal(self._read([i], seed=1), self._read([j], seed=1))
 
-    def _same(self, i: int, j: int, seeds: tuple[int, int]) -> bool:
-        read = []
-        for index, seed in zip((i, j), seeds, strict=True):
-            with isolate_rng():
-                random.seed(seed)
-                np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator
-                torch.manual_seed(seed)
-                batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index]]))
-            read.append(input_tensors(take_inputs(batch, self._input_fn)))
-        return all(torch.equal(a, b) for a, b in zip(*read, strict=True))
+    def _read(self, indices: Sequence[int], seed: int) -> list[Tensor]:
+        """What these samples, collated, enter the network as; whatever is drawn meanwhile comes from ``seed``."""
+        with isolate_rng():
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator
+            torch.manual_seed(seed)
+            batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
+        return list(input_tensors(take_inputs(batch, self._input_fn)))
+
+
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether they hold the same numbers; NaN is what it is."""
+    return len(some) == len(others) and all(
+        a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 @dataclass(frozen=True)

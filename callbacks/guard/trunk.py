@@ -34,6 +34,16 @@ class FrozenTrunk:
         """All parameters and buffers of the module: what the ranks must agree on before they certify."""
         return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
 
+    def copy(self) -> dict[str, Tensor]:
+        """``state``, to be put back."""
+        return {name: tensor.detach().clone() for name, tensor in self.state().items()}
+
+    @torch.no_grad()
+    def put_back(self, before: dict[str, Tensor]) -> None:
+        """Everything as it was when ``copy`` was taken."""
+        for name, tensor in self.state().items():
+            tensor.copy_(before[name])
+
     def freeze(self) -> None:
         """No gradients for the trunk, none that other ranks wait for, and eval mode for the whole module."""
         self._thawed = list(self.trainable.values())

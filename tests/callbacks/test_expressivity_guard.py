@@ -283,7 +283,9 @@ def test_a_share_of_an_endless_run_is_refused(make_trainer, make_module, make_lo
 def test_several_optimizers_and_manual_optimization_are_refused(make_trainer, make_module, make_loader):
     module = make_module()
     module.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match="automatic optimization"):
+    with pytest.raises(
+        MisconfigurationException, match=r"use automatic optimization with one optimizer \(its parameter groups"
+    ):
         make_trainer([ExpressivityGuard()]).fit(module, make_loader())
 
 

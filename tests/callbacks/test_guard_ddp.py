@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.support import require_supported
@@ -121,10 +121,11 @@ run("solved", ExpressivityGuard(switch_at=3, step_rule="solve", tol=1e-3))
 }
 
 
-class Globally(Sampler):
-    """The samples of both ranks, batch after batch."""
+class Globally(DistributedSampler):
+    """The samples of both ranks, batch after batch: each sample once, which of a sampler of one's own nobody would know."""
 
     def __init__(self, samples, batch_size=6):
+        super().__init__(samples, 1, 0)
         self.batch_size = batch_size
         self.parts = [DistributedSampler(samples, 2, rank, seed=0) for rank in range(2)]
 

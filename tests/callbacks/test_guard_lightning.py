@@ -202,6 +202,16 @@ def test_several_optimizers_are_refused(make_trainer, make_module, make_loader):
     module.configure_optimizers = lambda: [torch.optim.SGD([p], lr=0.1) for p in module.classifier.parameters()]
     with pytest.raises(MisconfigurationException, match="use automatic optimization"):
         make_trainer([ExpressivityGuard()]).fit(module, make_loader())
+    module.automatic_optimization = True  # refused by Lightning, before it trains
+    with pytest.raises(RuntimeError, match="multiple optimizers"):
+        make_trainer([ExpressivityGuard()]).fit(module, make_loader())
+
+    class Second(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.strategy.optimizers = 2 * trainer.optimizers
+
+    with pytest.raises(MisconfigurationException, match=r"2 optimizers.*return one from configure_optimizers"):
+        make_trainer([Second(), ExpressivityGuard()]).fit(make_module(), make_loader())
 
 
 def test_the_noise_does_not_depend_on_the_runs_random_numbers_nor_touch_them(watched_run, make_module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,87 @@ def test_what_cannot_be_solved_goes_on_by_the_optimizer_and_is_said(monkeypatch,
     assert trainer.global_step == 12
     assert guard.verdict == "undecided"
     assert guard.history[-1]["loss"] < guard.history[0]["loss"]
+
+
+@pytest.fixture
+def after_one_iteration(monkeypatch):
+    """The solver gives up early."""
+    import lightning_conv.callbacks.guard.solved_head as room
+
+    solve = room.solve_head
+    monkeypatch.setattr(
+        room, "solve_head", lambda *args, **kwargs: solve(*args, **kwargs, max_iterations=1, method="lbfgs")
+    )
+
+
+def test_a_head_that_is_not_solved_goes_on_from_the_better_one_by_the_optimizer(after_one_iteration, solve, data):
+    with pytest.warns(
+        UserWarning, match="the last layer could not be solved by .*the run goes on by its own optimizer"
+    ):
+        guard, _, trainer = solve(data, max_epochs=6)
+    assert trainer.global_step == 18
+    assert "nothing left to train" not in guard.reason
+    assert "could not be solved" in guard.reason
+    assert all("bound" not in entry for entry in guard.history)
+    assert guard.history[-1]["loss"] < guard.history[0]["loss"]
+    # The optimizer that moves the head now decays it.
+    assert (guard.certificate.verdict, guard.verdict) == ("certified", "undecided")
+    assert "weight decay on the head" in guard.reason
+
+
+def test_a_solution_that_is_worse_than_the_head_is_not_taken(monkeypatch, solve, data):
+    import lightning_conv.callbacks.guard.solved_head as room
+
+    find, heads = room.solve_head, []
+
+    def worse(problem, *, start, **options):
+        heads.append(problem.value(problem.stack(*start)).value)
+        found = find(problem, start=start, **options, max_iterations=1, method="lbfgs")
+        far = replace(found, weight=100 * found.weight, bias=100 * found.bias)
+        loss = problem.value(problem.stack(*far.layer()))
+        return replace(far, rounded_loss=loss)
+
+    monkeypatch.setattr(room, "solve_head", worse)
+    with pytest.warns(UserWarning, match="could not be solved"):
+        guard, _, _ = solve(data, max_epochs=4)
+    assert guard.history[0]["loss"] == pytest.approx(heads[0], rel=1e-5)
+
+
+def test_a_loss_of_the_callers_own_is_solved_to_the_infimum_that_he_gives(solve, data, one_hot_digits):
+    def squared(outputs, targets):
+        return (outputs - targets).square().mean()
+
+    def change(module):
+        del module.loss_fn
+        module.loss_fn = squared
+
+    guard = ExpressivityGuard(switch_at=SWITCH, step_rule="solve", tol=1e-2, loss_fn=squared, infimum=0.0)
+    _, _, trainer = solve(one_hot_digits, guard=guard, change=change)
+    assert trainer.global_step == SWITCH
+    assert "numbers that are the caller's word; training stops" in guard.reason
+    assert all("bound" not in entry for entry in guard.history)
+
+
+def test_features_are_cached_only_where_the_run_goes_on(monkeypatch, solve, data, request):
+    import lightning_conv.callbacks.guard.phase_two as room
+
+    filled, cache = [], room.FeatureCache
+
+    def counted(*args):
+        filled.append(1)
+        return cache(*args)
+
+    monkeypatch.setattr(room, "FeatureCache", counted)
+
+    def guard():
+        return ExpressivityGuard(switch_at=SWITCH, step_rule="solve", tol=1e-5, cache_features=True)
+
+    solve(data, guard=guard())
+    assert filled == []
+    request.getfixturevalue("after_one_iteration")
+    with pytest.warns(UserWarning, match="could not be solved"):
+        solve(data, guard=guard(), max_epochs=4)
+    assert filled == [1]
 
 
 def test_features_that_do_not_fit_into_memory_are_streamed(monkeypatch, solve, data):

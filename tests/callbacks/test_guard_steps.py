@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -186,6 +187,61 @@ def test_a_rule_without_a_theorem_is_refused_at_the_start(run, data, one_hot_dig
     guard = ExpressivityGuard(switch_at=SWITCH, step_rule="certified", head="classifier", loss_fn=nn.NLLLoss())
     with pytest.raises(MisconfigurationException, match="something follows the head"):
         run(guard, data, module=module)
+
+
+OTHERS = {
+    "scaled": lambda loss, module: 96 * loss,
+    "with a term of its own": lambda loss, module: loss + 0.1 * module.classifier.weight.square().sum(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_another_loss_in_the_training_step_gives_the_certified_steps_up(run, data, make_module, name, accumulated):
+    """From the head as it was before the first step, by the run's own optimizer."""
+    module, seen = make_module(), []
+    step = type(module).training_step
+
+    def other(batch, batch_idx):
+        seen.append(module.classifier.weight.detach().clone())
+        return OTHERS[name](step(module, batch, batch_idx), module)
+
+    module.training_step = other
+    guard = ExpressivityGuard(switch_at=SWITCH, step_rule="certified")
+    with pytest.warns(UserWarning, match="step_rule='certified' is for that loss, so the optimizer of the run goes on"):
+        _, trainer = run(
+            guard, data, 96 // accumulated, module=module, max_epochs=12, accumulate_grad_batches=accumulated,
+            optimizer=lambda p: torch.optim.SGD(p, lr=1e-4, weight_decay=0.1),
+        )  # fmt: skip
+    assert (guard.phase, guard.verdict) == (2, "undecided")
+    assert "minimises something else" in guard.caveats[0]
+    assert "weight decay on the head" in guard.caveats[1]  # of the optimizer that moves the head after all
+    assert "bound" in guard.history[0]  # at the switch: the gap itself
+    assert all("bound" not in entry and "step_size" not in entry for entry in guard.history[1:])
+    assert float(trainer.callback_metrics["guard/bound"]) == float("inf")
+    at = SWITCH * accumulated
+    if accumulated == 1:
+        assert torch.equal(seen[at], seen[at + 1])  # the step that was taken back
+    assert not torch.equal(seen[at + accumulated], seen[-1])
+    assert float((seen[-1] - seen[at]).norm()) < 0.1 * float(seen[at].norm())
+
+
+def test_the_same_loss_as_a_sum_is_no_other_loss(run, data):
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    run(guard, data, 32, loss_fn=nn.CrossEntropyLoss(reduction="sum"), optimizer=lambda p: torch.optim.SGD(p, lr=1e-3))
+    assert (guard.phase, guard.verdict, guard.caveats) == (2, "certified", [])
+
+
+def test_rounded_gradients_and_scheduled_accumulation_take_no_bound(run, data):
+    guard = ExpressivityGuard(switch_at=SWITCH, step_rule="certified")
+    run(guard, data, max_epochs=10, precision="bf16-mixed")
+    assert guard.phase == 2
+    assert len({entry["step_size"] for entry in guard.history}) == 1
+    assert all("bound" not in entry for entry in guard.history)
+    guard = ExpressivityGuard(switch_at=SWITCH, step_rule="certified")
+    run(guard, data, max_epochs=10, callbacks=[GradientAccumulationScheduler({0: 1, 8: 2})])
+    assert guard.phase == 2
+    assert all("bound" not in entry for entry in guard.history)
 
 
 @pytest.mark.parametrize("batch_size", [96, 32])

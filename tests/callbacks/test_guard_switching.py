@@ -160,6 +160,67 @@ def test_what_is_refuted_for_good_is_not_tried_again(auto_run, make_loader):
     assert len(module.losses) == 36
 
 
+@pytest.fixture
+def certificates(monkeypatch):
+    """The steps at which a certificate was computed."""
+    import lightning_conv.callbacks.guard.run as room
+
+    taken, certify = [], room.certify_trunk
+
+    def counted(data, *args, **options):
+        taken.append(data._trainer.global_step)
+        return certify(data, *args, **options)
+
+    monkeypatch.setattr(room, "certify_trunk", counted)
+    return taken
+
+
+def test_what_is_refuted_enters_phase_two_at_once_where_that_is_asked_for(auto_run, make_loader, certificates):
+    inputs, targets = (tensor.clone() for tensor in make_loader().dataset.tensors)
+    inputs[50] = inputs[3]
+    guard, module = auto_run(data=TensorDataset(inputs, targets), on_undecided="continue", **REST)
+    assert (guard.phase, guard.certificate.verdict) == (2, "refuted")
+    assert "NOT certified" in guard.reason
+    assert certificates == [int(guard.history[0]["step"])] == [6]
+    assert len(module.losses) == 36
+
+
+def test_what_is_undecided_is_tried_again_before_phase_two_begins_without_it(auto_run, monkeypatch):
+    import lightning_conv.callbacks.guard.run as room
+
+    tries = []
+
+    def fail(data, *args, **options):
+        tries.append(data._trainer.global_step)
+        raise ValueError("not yet")
+
+    monkeypatch.setattr(room, "certify_trunk", fail)
+    guard, _ = auto_run(on_undecided="continue", **(REST | {"latest_switch": 0.95}))
+    assert (guard.phase, guard.verdict) == (2, "undecided")
+    assert tries == [6, 9, 15, 27, 35]
+    assert guard.history[0]["step"] == 35
+
+
+def test_a_loss_on_a_device_without_float64_is_observed(monkeypatch, make_trainer, make_module, make_loader):
+    """Apple's GPUs have none: ``double`` raises there."""
+
+    class OnApple(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("mps")
+
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    class Apple(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *args):
+            outputs["loss"] = outputs["loss"].as_subclass(OnApple)
+
+    guard, module = ExpressivityGuard(**REST), make_module(dropout=0.0)
+    make_trainer([Apple(), guard], max_epochs=3).fit(module, make_loader())
+    assert guard.history[0]["step"] == 6
+
+
 @pytest.mark.parametrize("killed_in", [2, 8])
 def test_a_run_killed_before_or_after_the_plateau_resumes_to_the_same_numbers(
     tmp_path, make_trainer, make_module, make_loader, killed_in

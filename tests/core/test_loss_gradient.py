@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.loss_gradient import SampleLoss, inner, norm
+from lightning_conv.loss_gradient import SampleLoss, inner, norm, wide
 
 
 def network() -> nn.Sequential:
@@ -117,3 +117,13 @@ def test_the_gradient_at_other_weights_in_another_precision_is_that_of_a_network
     assert value == pytest.approx(float(exact.detach()), rel=1e-12)
     for name, reference in zip(names, expected, strict=True):
         torch.testing.assert_close(gradient[name], reference, rtol=1e-10, atol=1e-14)
+
+
+def test_numbers_are_as_wide_as_the_device_allows():
+    class OnApple(torch.Tensor):
+        device = torch.device("mps")
+
+    numbers = torch.tensor([1.5, -0.25])
+    assert wide(numbers).dtype == torch.float64
+    assert wide(numbers.half().as_subclass(OnApple)).dtype == torch.float32
+    assert wide(numbers).tolist() == numbers.tolist()
