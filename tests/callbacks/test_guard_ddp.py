@@ -145,7 +145,7 @@ class Globally(DistributedSampler):
 
 def two_processes(folder, part):
     script = folder / f"{part}.py"
-    script.write_text(SCRIPT + PARTS[part])
+    script.write_text(SCRIPT + PARTS[part] + LEAVING)
     done = subprocess.run(
         [sys.executable, str(script), str(folder), part], capture_output=True, text=True, check=False, timeout=300
     )
