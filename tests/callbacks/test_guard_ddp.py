@@ -143,6 +143,13 @@ class Globally(DistributedSampler):
             yield from second[start : start + self.batch_size]
 
 
+# No rank leaves while the other still talks to it: that can abort a process at its very end.
+LEAVING = """
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
 def two_processes(folder, part):
     script = folder / f"{part}.py"
     script.write_text(SCRIPT + PARTS[part] + LEAVING)
