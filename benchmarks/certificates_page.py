@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 HEADER = """# Certificates of the expressivity condition on MNIST, measured
@@ -14,7 +15,7 @@ machine and command. Networks are as initialised with seed 0: `wide_fc` is the r
 initialisation and a softplus of sharpness 100 on pixels in [0, 1], without a narrow layer; `bn_resnet` is the recipe's network;
 ResNet-18 is torchvision's with one input channel and `widen_head`. The wide layer has 1.1 n units. Memory is the process's own
 at its peak, libraries and network included, without the pages of mapped files, which the system takes back when it needs them.
-Seconds are wall-clock on a machine that had other work.
+Seconds are wall-clock on a machine that had other work, for which the longest run was halted several times.
 
 """
 
@@ -29,6 +30,10 @@ def write_page(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         parts.append(_distinct(kinds["distinct"]))
     if kinds["singular"]:
         parts.append(_singular(kinds["singular"]))
+        logs = sorted(path.parent.glob("certificates_*.log"))
+        parts += [
+            f"How far the run of {log.stem.split('_')[1]} samples was, and when: [log]({log.name}).\n\n" for log in logs
+        ]
     if kinds["ranks"]:
         parts.append(_ranks(kinds["ranks"]))
     parts.append(_runs([row for found in kinds.values() for row in found]))
@@ -59,7 +64,7 @@ def _distinct(rows: Sequence[dict[str, Any]]) -> str:
 def _singular(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "## `singular`: rank n at these very weights\n\n"
-        "Predicted and measured include computing the features. The proof reaches down to sigma_min / |h|_F of about 7e-7.\n\n"
+        "Predicted and measured include computing the features. The proof reaches down to sigma_min / |h|_F of about 1e-6.\n\n"
         "| n | m_H | verdict | sigma_min | proven at least | sigma_min / \\|h\\|_F | predicted | measured | limit | memory | disk |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     ]
@@ -77,11 +82,8 @@ def _singular(rows: Sequence[dict[str, Any]]) -> str:
             f"| {_gib(cost['disk_bytes'])} |\n"
         )
     if len(points) > 1:
-        slope, at = _line(points)
-        lines.append(
-            f"\nsigma_min / |h|_F falls like n^{slope:.2f} over these (least squares of the logarithms), which makes "
-            f"{math.exp(at + slope * math.log(60_000)):.1e} at n = 60,000.\n"
-        )
+        slope = linear_regression(*zip(*points, strict=True)).slope
+        lines.append(f"\nsigma_min / |h|_F falls like n^{slope:.2f} over these (least squares of the logarithms).\n")
     return "".join(lines) + "\n"
 
 
@@ -108,13 +110,6 @@ def _runs(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "".join(lines)
-
-
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line."""
-    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return slope, y - slope * x
 
 
 def _gib(count: float) -> str:
