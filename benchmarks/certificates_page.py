@@ -81,6 +81,7 @@ def _singular(rows: Sequence[dict[str, Any]]) -> str:
             f"| {predicted} | {cost['seconds']:.0f} s | {_gib(row['max_memory'])} | {_gib(row['peak']['own'])} "
             f"| {_gib(cost['disk_bytes'])} |\n"
         )
+    lines += [f"\nn = {row['certificate']['n']}: {row['remark']}\n" for row in rows if "remark" in row]
     if len(points) > 1:
         slope = linear_regression(*zip(*points, strict=True)).slope
         lines.append(f"\nsigma_min / |h|_F falls like n^{slope:.2f} over these (least squares of the logarithms).\n")

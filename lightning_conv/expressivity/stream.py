@@ -104,6 +104,8 @@ def stream_gram(
             before = first * tiles.count - first * (first - 1) // 2  # tiles in the columns on the left
             report((before + sum(min(k + 1, last) - first for k in range(first, i + 1))) / total)
             save((first, last, i + 1))
+            del mine  # before the next ones come: panel + 1 are promised
+        held.clear()
         first = last
         save((first, first, first))
 

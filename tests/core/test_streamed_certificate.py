@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,22 @@ def test_the_streamed_gram_is_the_gram(n, width, tile, panel, bias):
     assert float((found - expected).abs().max()) <= 1e-13 * float(expected.abs().max())
     assert torch.equal(tiles.diagonal(), found.diagonal())
     assert gram_rounding(tiles, width) >= float(torch.linalg.matrix_norm(found - expected, 2)) / 2
+
+
+@pytest.mark.parametrize("panel", [1, 2, 3])
+def test_no_more_strips_of_features_are_alive_than_the_plan_counts(panel):
+    alive = []
+
+    def rows(start, stop):
+        strip = rand(stop - start, 30, seed=start)
+        alive.append(weakref.ref(strip))
+        assert sum(each() is not None for each in alive) <= panel + 1
+        return strip
+
+    tiles = Tiles(50, 7)
+    source = SimpleNamespace(samples=50, width=30, rows=rows)
+    stream_gram(source, tiles, bias=True, panel=panel, report=silent, save=nothing)
+    assert len(alive) > tiles.count  # several panels
 
 
 def test_the_rounding_of_the_gram_is_within_its_bound(monkeypatch):
