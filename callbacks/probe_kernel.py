@@ -12,7 +12,7 @@ import torch
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.schedule import Schedule
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
@@ -82,7 +82,7 @@ class ProbeKernel:
             module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
-            parts = [map_inputs(lambda x, s=s: x[s : s + SAMPLES_AT_ONCE], converted) for s in starts]  # type: ignore[misc]
+            parts = [take(converted, slice(s, s + SAMPLES_AT_ONCE)) for s in starts]
             return torch.cat([module.outputs({}, part) for part in parts])
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:

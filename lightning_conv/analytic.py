@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take
 from lightning_conv.watched import watched_forward
 
 KINKED = {
@@ -101,7 +101,7 @@ def find_kinks(model: nn.Module, inputs: Inputs) -> list[Kink]:
         >>> [str(kink) for kink in find_kinks(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()), torch.ones(1, 2))]
         ['ReLU in 1']
     """
-    few = map_inputs(lambda tensor: tensor[: min(1, sample_count(inputs))], inputs)
+    few = take(inputs, slice(min(1, sample_count(inputs))))
     names = {module: name for name, module in model.named_modules()}
     watch = _Watch()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take
 from lightning_conv.watched import entering, watched_forward
 
 
@@ -96,7 +96,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or pass "
         'head="..." if only functions without parameters follow it'
     )
-    few = map_inputs(lambda tensor: tensor[: min(2, sample_count(inputs))], inputs)
+    few = take(inputs, slice(min(2, sample_count(inputs))))
     calls, order, result = _watch(model, few)
     made = {layer: [call for called, call in calls if called is module] for layer, module in layers.items()}
     named = name is not None

@@ -57,6 +57,11 @@ def sample_count(inputs: Inputs) -> int:
     return lengths.pop()
 
 
+def take(inputs: Inputs, rows: slice) -> Inputs:
+    """Some of the samples, as views."""
+    return map_inputs(lambda tensor: tensor[rows], inputs)
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, float32 in full precision, no autocast; all of it and the RNGs are put back afterwards.

@@ -10,7 +10,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.evaluation import (
+    BatchNormMode,
+    Inputs,
+    StatelessModule,
+    sample_count,
+    take,
+    undisturbed,
+)
 
 LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
 
@@ -48,7 +55,7 @@ class SampleLoss:
             self._module = StatelessModule(network, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
         self._network, self._loss_fn, self._targets = network, loss_fn, targets.to(self._module.device)
         converted, n = self._module.convert(inputs), sample_count(inputs)
-        self._parts = [map_inputs(lambda x, s=s: x[s : s + chunk], converted) for s in range(0, n, chunk)]  # type: ignore[misc]
+        self._parts = [take(converted, slice(s, s + chunk)) for s in range(0, n, chunk)]
 
     def value(self) -> float:
         """f. One forward pass."""

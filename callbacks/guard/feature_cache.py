@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks.guard.training_set import TrainingSet
-from lightning_conv.evaluation import Inputs, map_inputs
+from lightning_conv.evaluation import Inputs, take
 from lightning_conv.kernels.memory import available_memory, mebibytes
 
 TRIAL = 3
@@ -169,7 +169,7 @@ class FeatureCache:
         if not torch.equal(rows, self._rows_of(inputs, seed=2)):
             return "the features are random (dropout that is not a module?)"
         half = max(1, len(rows) // 2)
-        if not _agree(rows[:half], self._rows_of(map_inputs(lambda tensor: tensor[:half], inputs), seed=1)):
+        if not _agree(rows[:half], self._rows_of(take(inputs, slice(half)), seed=1)):
             return "the features of a sample depend on the other samples of its batch"
         need = data.size * rows[0].numel() * rows.element_size()
         return memory_obstacle(need, self._head.module.weight.device, data.ranks.world)

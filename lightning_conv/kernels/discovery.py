@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, input_tensors, sample_count, take
 from lightning_conv.kernels.first_forward import UNWATCHED, first_forward
 from lightning_conv.kernels.reading_memory import peak_bytes
 from lightning_conv.kernels.recording import LayerCall, layer_gradients, signature_of
 from lightning_conv.kernels.rounding import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
 from lightning_conv.kernels.sample_axis import close, sample_axes
-from lightning_conv.kernels.samples import channels_last, take
+from lightning_conv.kernels.samples import channels_last
 from lightning_conv.kernels.sites import (
     Site,
     gradient_by_sample,
@@ -131,7 +131,7 @@ def _read(
     )
     # The parameters' gradients of one sample tell enough of a network that is large, unless samples couple.
     checked = 1 if module.batch_norm != "batch" and forward_bytes * samples > LARGE else samples
-    probe, combination = map_inputs(lambda tensor: tensor[:checked], few), mixture[:checked]
+    probe, combination = take(few, slice(checked)), mixture[:checked]
     truth = parameter_gradients(module, names, probe, combination)
     unused = tuple(name for name in names if truth[name] is None)
     why = dict.fromkeys(names, UNWATCHED) if rules and not tracked else {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_conv.evaluation import Inputs, StatelessModule, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take
 from lightning_conv.kernels.collectors import Collector, Store, collectors_of
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.factors import Factor, RowsFactor
@@ -17,7 +17,6 @@ from lightning_conv.kernels.memory import blocks
 from lightning_conv.kernels.plan import NTKPlan, Pass
 from lightning_conv.kernels.precision import gamma
 from lightning_conv.kernels.recording import LayerCall, Recorder, layer_gradients, record, signature_of
-from lightning_conv.kernels.samples import take
 from lightning_conv.kernels.sums import KernelSum
 from lightning_conv.progress import Report, equal_parts, part, silent
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
 
 
 def jacobian_rows(
@@ -61,7 +61,7 @@ def _rows_by_loop(
     count = sample_count(inputs)
     rows = {name: tensor.new_zeros(count, len(cotangents), tensor.numel()) for name, tensor in group.items()}
     for i in range(count):
-        outputs = module.outputs(leaves, map_inputs(lambda tensor, i=i: tensor[i : i + 1], inputs))[0]  # type: ignore[misc]
+        outputs = module.outputs(leaves, take(inputs, slice(i, i + 1)))[0]
         for k, cotangent in enumerate(
             cotangents if outputs.requires_grad else ()
         ):  # some samples may reach none of them

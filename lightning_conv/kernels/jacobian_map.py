@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.evaluation import (
+    BatchNormMode,
+    Inputs,
+    StatelessModule,
+    sample_count,
+    take,
+    undisturbed,
+)
 from lightning_conv.kernels.coupled import require_repeatable
 from lightning_conv.kernels.discovery import READ_SAMPLES, check_samples_do_not_couple, require_float_inputs
 from lightning_conv.kernels.memory import blocks, memory_budget
@@ -92,7 +99,7 @@ class JacobianMap:
         return torch.cat(parts, 1)
 
     def _rows(self, rows: slice) -> Inputs:
-        return map_inputs(lambda tensor: tensor[rows], self.inputs)
+        return take(self.inputs, rows)
 
     def _check(self) -> None:
         if self.couples:

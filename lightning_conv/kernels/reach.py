@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_conv.evaluation import Inputs, StatelessModule, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take
 from lightning_conv.kernels.discovery import Anatomy
 from lightning_conv.kernels.memory import blocks
-from lightning_conv.kernels.samples import take
 
 REACH_TARGET = 64 * 2**20
 """Bytes of activations that pass through the network at once: more is not faster."""

@@ -10,11 +10,6 @@ from torch import Tensor
 from lightning_conv.evaluation import Inputs, input_tensors, map_inputs
 
 
-def take(inputs: Inputs, rows: slice) -> Inputs:
-    """Some of the samples, as views."""
-    return map_inputs(lambda tensor: tensor[rows], inputs)
-
-
 def bytes_by_storage(inputs: Inputs) -> dict[int, int]:
     """The bytes of each tensor of ``inputs`` by the address of its storage, which may hold a larger set of samples."""
     return {t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in input_tensors(inputs)}

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take
 from lightning_conv.kernels.costs import Problem
 from lightning_conv.kernels.coupled import coupled_kernel
 from lightning_conv.kernels.discovery import (
@@ -29,7 +29,7 @@ from lightning_conv.kernels.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reach import with_late_parameters
 from lightning_conv.kernels.reading_memory import reading_bytes
 from lightning_conv.kernels.result import KernelGram, Outputs
-from lightning_conv.kernels.samples import joined, take
+from lightning_conv.kernels.samples import joined
 from lightning_conv.kernels.selection import parameter_names
 from lightning_conv.kernels.sites import layer_of
 from lightning_conv.progress import Report
@@ -191,7 +191,7 @@ class Task:
         """What a pass costs for the parameters without a rule: of one sample, or of the batch where samples couple."""
         if not self.anatomy.general:
             return None
-        inputs = self.inputs if self.couples else map_inputs(lambda tensor: tensor[:1], self.inputs)
+        inputs = self.inputs if self.couples else take(self.inputs, slice(1))
         return count_pass(self.module, tuple(self.anatomy.general), inputs)
 
     @property

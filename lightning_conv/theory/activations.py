@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take
 from lightning_conv.watched import watched_forward
 
 RECTIFIERS = ("relu", "relu_", "leaky_relu", "leaky_relu_")
@@ -114,7 +114,7 @@ def preactivations(model: nn.Module, inputs: Inputs, *, block: int = BLOCK) -> d
 
 
 def _slice(inputs: Inputs, start: int, stop: int) -> Inputs:
-    return map_inputs(lambda tensor: tensor[start:stop], inputs)
+    return take(inputs, slice(start, stop))
 
 
 def _by_block(

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take
 from lightning_conv.theory.allen_zhu import forward_drift
 from lightning_conv.theory.du import pattern_changes
 from lightning_conv.watched import entering, watched_forward
@@ -127,4 +127,4 @@ def _look(module: StatelessModule, inputs: Inputs, weights: Mapping[str, Tensor]
 
 def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:
     for start in range(0, sample_count(inputs), size):
-        yield map_inputs(lambda x, s=start: x[s : s + size], inputs)  # type: ignore[misc]
+        yield take(inputs, slice(start, start + size))

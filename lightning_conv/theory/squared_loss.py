@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.evaluation import Inputs, StatelessModule, map_inputs, sample_count, undisturbed
+from lightning_conv.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
 
 BLOCK = 256
 """Samples passed through the network at once."""
@@ -80,7 +80,7 @@ def half_sum_of_squares(
         total = {name: torch.zeros_like(value) for name, value in moving.items()} if gradient else {}
         per_sample = []
         for start in range(0, n, block):
-            part = module.convert(map_inputs(lambda t, s=start: t[s : s + block], inputs))  # type: ignore[misc]
+            part = module.convert(take(inputs, slice(start, start + block)))
             with torch.set_grad_enabled(gradient):
                 outputs = module.outputs({**values, **moving}, part)
                 wanted = targets[start : start + block].to(module.device, module.dtype)
