@@ -26,19 +26,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.expressivity import certify_expressivity
 from lightning_conv.theory.ball_bounds import ball_bounds
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most
 from lightning_conv.theory.descent import Descent
 from lightning_conv.theory.objective import Objective
-from lightning_conv.theory.smooth_mlp import above, below, outputs_with_error, read_mlp
+from lightning_conv.theory.running_error import jacobian_sigma_min, outputs_with_error
+from lightning_conv.theory.smooth_mlp import above, below, read_mlp
 
 SOURCE = "Oymak, Soltanolkotabi 1812.10004, Theorem 2.1"
 SHARPER = f"{SOURCE}, with halved constants"
 ROUNDING = 1e-9
-
-ALLOWANCE = 2.0**-40
-"""Relative allowance for what float64 rounding inside a network does to its Jacobian: some thousand units of roundoff."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +72,14 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class CertifiedHypotheses:
-    """Hypotheses that are proven on the ball they need, but for an estimate of rounding inside the network, or why they are not."""
+    """Hypotheses that are proven on the ball they need, rounding included, or why they are not."""
 
     hypotheses: Hypotheses
     criterion: Criterion
 
     @property
     def holds(self) -> bool:
-        """Whether they are proven, up to the estimate of the rounding inside the network."""
+        """Whether they are proven."""
         return self.hypotheses.alpha > 0
 
 
@@ -96,35 +93,30 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
 
     is real if sigma_0^2 >= 8 L |r_0|. L = sqrt(n) max_i |Hess u_i| and beta come from ``ball_bounds`` on a ball of
     radius 4 |r_0| / sigma_0, the largest that can be needed; both are computed again on the ball that alpha then gives,
-    as long as it shrinks. sigma_0 comes from the singular values of J_0 in float64,
-    with proven bounds and an allowance of 2^-40 |J_0|_F for the rounding inside the network, which is an estimate. [derived]
+    as long as it shrinks. sigma_0 comes from ``jacobian_sigma_min``. [derived]
 
     Args:
-        model: see ``read_mlp``; all of its parameters are taken as they are trained.
+        model: see ``read_mlp``; J is over its trained parameters.
         inputs: (n, d).
         targets: y, n numbers.
 
     Returns:
-        ``consistent``: proven but for the estimate above, which keeps it from being ``certified``. ``undecided``: sigma_0 is too
-        small for these bounds.
+        ``certified``: proven, rounding included. ``undecided``: sigma_0 is too small for these bounds.
 
     Raises:
         ValueError: a network of another kind.
 
-    Cost: one Jacobian (n, P), its singular value decomposition, and a few ``ball_bounds``.
+    Cost: a forward and a backward pass, the smallest eigenvalue of an n x n matrix, and a few ``ball_bounds``.
     """
     mlp = read_mlp(model)
-    objective = Objective(model, inputs, targets, nn.MSELoss())
-    first = objective.jacobian(objective.start)
-    spectrum = certify_expressivity(first, method="singular", bias=False, feature_error=ALLOWANCE * float(first.norm()))
-    assert spectrum.sigma_min is not None
-    sigma = below(spectrum.sigma_min.lower)
+    spectrum = jacobian_sigma_min(mlp, inputs)
+    sigma = spectrum.lower
     outputs, error = outputs_with_error(mlp, inputs)
     residual = (outputs - targets.detach().cpu().double().flatten()).abs() + error
     misfit = above(float(residual.norm()))
     asks = "sigma_min(J_0)^2 >= 8 L |r_0|, L the Lipschitz constant of J on the ball of radius 2 |r_0| / alpha"
     if sigma == 0:
-        reason = f"sigma_min(J_0) is not proven positive: {spectrum.reason}"
+        reason = f"sigma_min(J_0) is not proven positive: it is {spectrum.value:.4g}, at most {spectrum.upper:.4g}"
         return CertifiedHypotheses(
             Hypotheses(misfit, 0.0, math.inf, math.inf),
             Criterion("jacobian_hypotheses", SOURCE, asks, 0.0, 1.0, "undecided", reason),
@@ -143,11 +135,8 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
         if not above(found.radius) < 0.99 * radius:
             break
         radius = above(found.radius)
-    # Up to an estimated rounding inside the network it is no proof.
-    verdict: Verdict = "consistent" if found else "undecided"
+    verdict: Verdict = "certified" if found else "undecided"
     reason = f"sigma_min(J_0) = {sigma:.4g} at least, and {score:.4g} times what 8 L |r_0| asks of its square"
-    if found:
-        reason += "; proven but for the rounding inside the network, for which 2^-40 |J_0|_F is an estimate"
     if found is None:
         found = Hypotheses(misfit, 0.0, bounds.jacobian_norm, lipschitz)
         reason += "; these bounds leave it open"

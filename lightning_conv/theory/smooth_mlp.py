@@ -18,6 +18,11 @@ OUTWARD = 2.0**-30
 sums and norms of up to 2^20 terms, and a library's exp or cosh that is off by some units in the last place."""
 
 
+SLOPE_ERROR = 2.0**-47
+"""Absolute error of a computed s', if the library's tanh and logistic function are off by no more than 8 units of roundoff 2^-52: then
+tanh^2 errs by 2^-48 and its rounding, and z enters a sigmoid whose slope times |z| is below 1/4."""
+
+
 def above(value: float) -> float:
     """A number that is certainly not smaller than what ``value`` >= 0 is a rounding of."""
     return value * (1 + OUTWARD)
@@ -33,12 +38,18 @@ class SmoothActivation:
     """What the bounds need of an activation s with s' > 0."""
 
     function: nn.Module
+    slope: Callable[[Tensor], Tensor]  # s', as float64 computes it: off by ``SLOPE_ERROR`` at most
     least_slope: Callable[[float], float]  # Z -> min of s' on [-Z, Z], rounded down
     most_slope: float  # sup s'
     most_bend: float  # sup |s''|
     limit: float  # sup |s|
     at_zero: float  # s(0)
     smooth_to: float = math.inf  # twice differentiable for |z| up to here, as torch computes it
+
+
+def _sigmoid_derivative(z: Tensor) -> Tensor:
+    value = torch.sigmoid(z)
+    return value * (1 - value)
 
 
 def _tanh_slope(z: float) -> float:
@@ -60,16 +71,20 @@ def smooth_activation(module: nn.Module) -> SmoothActivation | None:
     linear above its threshold, where its slope jumps: bounds are given only below it.
     """
     if type(module) is nn.Tanh:
-        return SmoothActivation(module, _tanh_slope, 1.0, above(4 / (3 * math.sqrt(3))), 1.0, 0.0)
+        return SmoothActivation(
+            module, lambda z: 1 - torch.tanh(z).square(), _tanh_slope, 1.0, above(4 / (3 * math.sqrt(3))), 1.0, 0.0
+        )
     if type(module) is nn.Sigmoid:
-        return SmoothActivation(module, _sigmoid_slope, 0.25, above(1 / (6 * math.sqrt(3))), 1.0, 0.5)
+        return SmoothActivation(
+            module, _sigmoid_derivative, _sigmoid_slope, 0.25, above(1 / (6 * math.sqrt(3))), 1.0, 0.5
+        )
     if type(module) is nn.Identity:
-        return SmoothActivation(module, lambda _: 1.0, 1.0, 0.0, math.inf, 0.0)
+        return SmoothActivation(module, torch.ones_like, lambda _: 1.0, 1.0, 0.0, math.inf, 0.0)
     if isinstance(module, nn.Softplus) and type(module) is nn.Softplus and module.beta > 0:
         beta = module.beta
         return SmoothActivation(
-            module, lambda z: _softplus_slope(beta * z), 1.0, beta / 4, math.inf, above(math.log(2) / beta),
-            below(module.threshold / beta),
+            module, lambda z: torch.sigmoid(beta * z), lambda z: _softplus_slope(beta * z), 1.0, beta / 4, math.inf,
+            above(math.log(2) / beta), below(module.threshold / beta),
         )  # fmt: skip
     return None
 
@@ -179,30 +194,6 @@ def read_mlp(model: nn.Module) -> SmoothMLP:
     if layers[-1].outputs != 1:
         raise ValueError(f"model: {layers[-1].outputs} outputs; the bounds are for one")
     return SmoothMLP(tuple(layers), tuple(activations))
-
-
-def outputs_with_error(mlp: SmoothMLP, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """U and a bound of its rounding error, both (n,), carried along layer by layer.
-
-    A product W h + b errs by gamma_{m+2} (|W||h| + |b|) (Higham, section 3.1) and passes the error e of h on as |W| e;
-    an activation passes it on by its largest slope and adds 2^-49 of a bound of its value, which allows a library's
-    function 8 units of roundoff.
-
-    Args:
-        mlp: the network.
-        inputs: (n, d).
-    """
-    h = inputs.detach().cpu().double().flatten(1)
-    error = torch.zeros_like(h)
-    for place, layer in enumerate(mlp.layers):
-        size = layer.weight.abs()
-        rounding = gamma(layer.inputs + 3, torch.float64) * (h.abs() @ size.T + layer.bias.abs())
-        h, error = h @ layer.weight.T + layer.bias, (error @ size.T + rounding) * above(1.0)
-        if place < mlp.depth - 1:
-            s = mlp.activations[place]
-            h = s.function(h)
-            error = (s.most_slope * error + 2.0**-49 * h.abs()) * above(1.0)
-    return h[:, 0], error[:, 0]
 
 
 def _flat(model: nn.Module) -> Iterator[nn.Module]:

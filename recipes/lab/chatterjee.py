@@ -66,7 +66,7 @@ def run(
     data = two_classes(n, source=source, root=root, seed=seed)
     model = tanh_network(data.inputs.shape[1], width, depth, seed)
     weight = smallest_output_weight(model, data.inputs, data.targets, epsilon=epsilon, seed=seed)
-    positive_init_(model, output_weight=weight, seed=seed)
+    positive_init_(model, A=weight, seed=seed)
     certificate = certify_descent(model, data.inputs, data.targets, epsilon=epsilon)
     lab = Laboratory(data, radii, max_steps, until, seed)
 
@@ -155,7 +155,7 @@ def _failing_checks(cases: Sequence[Case], until: float) -> list[Check]:
     checks = []
     for case in cases:
         ceiling, last = case.ceiling, float(case.path.losses[-1])
-        refuted = ceiling.refuted_to > 0
+        refuted = ceiling.refuted
         reach = "" if math.isinf(ceiling.refuted_to) else f" up to {ceiling.refuted_to:.3g}"
         seen = f"no radius{reach} scores above {ceiling.score:.3g}"
         if not refuted:

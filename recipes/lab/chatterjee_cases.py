@@ -17,7 +17,7 @@ from lightning_conv.theory.chatterjee import (
     alpha_ratio,
     certify_descent,
     positive_init_,
-    sampled_alpha,
+    sampled_infima,
     score_ceiling,
 )
 from lightning_conv.theory.descent import Descent, gradient_descent
@@ -60,13 +60,10 @@ class Laboratory:
         still = _stationary(objective, self.data.targets)
         farthest = float((still - objective.start).norm()) * 1.2
         radii = torch.logspace(-4, 0, self.count, dtype=torch.float64).mul(farthest).tolist()
-        tried, infima, certificates = [still, *aligned_points(objective)], [], []
-        for radius in radii:
-            found = sampled_alpha(objective, radius, points=8, descents=1, steps=20, candidates=tried, seed=self.seed)
-            tried.append(found.point)
-            infima.append(found.ratio)
-            certificates.append(certify_descent(model, self.data.inputs, self.data.targets, radius=radius))
-        ceiling = score_ceiling(value, alpha_ratio(value, float(gradient.norm())), radii, infima)
+        found = sampled_infima(objective, radii, candidates=[still, *aligned_points(objective)], seed=self.seed)
+        certificates = [certify_descent(model, self.data.inputs, self.data.targets, radius=radius) for radius in radii]
+        points = [(0.0, alpha_ratio(value, float(gradient.norm()))), *((each.distance, each.ratio) for each in found)]
+        ceiling, infima = score_ceiling(value, points), [each.ratio for each in found]
         path = self._path(name, objective, step)
         proven = [each.alpha.lower for each in certificates]
         scores = [each.flow.measured for each in certificates]
@@ -107,7 +104,7 @@ def positive_twin(model: nn.Sequential, weight: float, seed: int) -> nn.Sequenti
     """The same architecture with the positive initialisation."""
     shapes = [module for module in model if isinstance(module, nn.Linear)]
     twin = tanh_network(shapes[0].in_features, shapes[0].out_features, len(shapes), seed)
-    positive_init_(twin, output_weight=weight, seed=seed)
+    positive_init_(twin, A=weight, seed=seed)
     return twin
 
 

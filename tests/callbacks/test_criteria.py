@@ -128,7 +128,7 @@ def test_a_positive_initialisation_is_certified_before_the_first_step_and_a_resu
 
     def module(lr: float):
         network = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).double()
-        positive_init_(network, output_weight=100.0)
+        positive_init_(network, A=100.0)
         return make_regression(network, lr=lr).double()
 
     certificate = certify_descent(module(1.0).network, inputs, data.tensors[1].flatten())
@@ -158,7 +158,7 @@ def test_a_network_that_does_more_than_its_child_is_not_certified_as_its_child()
 
     inputs, targets = torch.eye(4, 6, dtype=torch.float64), torch.full((4,), 0.2, dtype=torch.float64)
     network = Squared()
-    positive_init_(network.net, output_weight=100.0)  # outputs zero: at these weights the two agree
+    positive_init_(network.net, A=100.0)  # outputs zero: at these weights the two agree
     child, whole_network = (descent_certificate(each, inputs, targets) for each in (network.net, network))
     assert child.criterion.verdict == "certified"
     assert child.step > 0

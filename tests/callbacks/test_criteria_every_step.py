@@ -189,7 +189,7 @@ def test_a_rate_that_grows_beyond_the_proven_step_is_no_longer_covered(tmp_path,
 
     def module(factors):
         network = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).double()
-        positive_init_(network, output_weight=100.0)
+        positive_init_(network, A=100.0)
         step = certify_descent(network, inputs, data.tensors[1].flatten()).step
         return scheduled(make_regression(network, lr=step), factors).double()
 

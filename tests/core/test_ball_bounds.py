@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_conv.theory.ball_bounds import ball_bounds
 from lightning_conv.theory.objective import Objective
-from lightning_conv.theory.smooth_mlp import outputs_with_error, read_mlp, smooth_activation, spectral_norm
+from lightning_conv.theory.running_error import outputs_with_error
+from lightning_conv.theory.smooth_mlp import read_mlp, smooth_activation, spectral_norm
 
 ACTIVATIONS = (nn.Tanh(), nn.Sigmoid(), nn.Softplus(beta=2.0, threshold=40), nn.Identity())
 

@@ -17,11 +17,14 @@ from lightning_conv.theory.chatterjee import (
     certify_alpha,
     certify_descent,
     criterion_score,
+    judge_ball,
     judge_path,
+    judge_positive_start,
     least_radius,
     length_bound,
     positive_init_,
     sampled_alpha,
+    sampled_infima,
     score_ceiling,
     smallest_output_weight,
 )
@@ -68,7 +71,7 @@ def test_the_ratio_is_twice_a_rayleigh_quotient_of_the_kernel(naive_gram):
 )
 def test_no_adversary_undercuts_a_certified_alpha(hidden, radius, weight, bias, seed):
     model = tanh_network(6, *hidden, 1, bias=bias)
-    positive_init_(model, output_weight=weight, seed=seed)
+    positive_init_(model, A=weight, seed=seed)
     inputs, targets = independent_data(seed=seed)
     certified = certify_alpha(model, inputs, radius).lower
     objective = Objective(model, inputs, targets, nn.MSELoss())
@@ -82,7 +85,7 @@ def test_no_adversary_undercuts_a_certified_alpha(hidden, radius, weight, bias, 
 def test_a_certified_alpha_loses_little_in_a_small_ball():
     """Wide and with large output weights the first layer is nearly all of the kernel; the adversary gets within two percent."""
     model = tanh_network(6, 50, 1)
-    positive_init_(model, output_weight=20.0)
+    positive_init_(model, A=20.0)
     inputs, targets = independent_data()
     objective = Objective(model, inputs, targets, nn.MSELoss())
     certified = certify_alpha(model, inputs, 0.05).lower
@@ -93,7 +96,7 @@ def test_a_certified_alpha_loses_little_in_a_small_ball():
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_certified_alpha_is_the_formula_evaluated_by_hand(bias):
     model = tanh_network(6, 3, 2, 1, bias=bias)
-    positive_init_(model, output_weight=4.0, hidden_weight=0.7)
+    positive_init_(model, A=4.0, kappa=0.7)
     inputs, _ = independent_data()
     r, n = 0.05, 4
     rows = torch.cat([inputs, torch.ones(n, 1)], 1) if bias else inputs
@@ -111,7 +114,7 @@ def test_the_certified_alpha_is_the_formula_evaluated_by_hand(bias):
 
 def test_dependent_inputs_are_told_and_give_nothing():
     model = tanh_network(3, 4, 1)
-    positive_init_(model, output_weight=100.0)
+    positive_init_(model, A=100.0)
     inputs = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.5, 0.5, 0]]).double()  # affinely dependent
     bound = certify_alpha(model, inputs, 0.1)
     assert bound.lower == 0
@@ -137,7 +140,7 @@ def test_affine_independence_needs_one_dimension_less():
 )
 def test_no_point_of_the_ball_with_a_smaller_loss_is_more_curved_than_certified(hidden, seed, weight):
     model = tanh_network(6, *hidden, 1)
-    positive_init_(model, output_weight=weight, seed=seed)
+    positive_init_(model, A=weight, seed=seed)
     inputs, targets = independent_data(seed=seed)
     radius = 0.3
     certificate = certify_descent(model, inputs, targets, radius=radius)
@@ -154,12 +157,36 @@ def test_no_point_of_the_ball_with_a_smaller_loss_is_more_curved_than_certified(
             assert float(torch.linalg.matrix_norm(hessian, 2)) <= certificate.smoothness
 
 
+def test_a_positive_start_is_told_from_another_one_and_says_why():
+    model = tanh_network(6, 5, 4, 1)
+    positive_init_(model, A=7.0, kappa=0.5)
+    found = judge_positive_start(model)
+    assert found.verdict == "certified"
+    assert found.measured == pytest.approx(float(model[2].weight.detach().min()))
+
+    def broken(change):
+        positive_init_(model, A=7.0)
+        with torch.no_grad():
+            change()
+        other = judge_positive_start(model)
+        assert other.verdict == "not applicable"
+        return other.reason
+
+    assert "W_1" in broken(lambda: model[0].weight[1, 2].fill_(1e-9))
+    assert "biases" in broken(lambda: model[4].bias.fill_(-0.1))
+    assert "not positive" in broken(lambda: model[2].weight[0, 0].fill_(0.0))
+    assert "not positive" in broken(lambda: model[4].weight[0, 3].fill_(-1.0))
+    sigmoid = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 1)).double()
+    positive_init_(sigmoid, A=1.0)
+    assert "s(0)" in judge_positive_start(sigmoid).reason
+
+
 @pytest.mark.parametrize("hidden", [(8,), (6, 4), (3, 3, 3)])
 def test_a_certified_run_keeps_its_promises_at_every_step(hidden):
     model = tanh_network(6, *hidden, 1)
     inputs, targets = independent_data()
     weight = smallest_output_weight(model, inputs, targets)
-    positive_init_(model, output_weight=weight)
+    positive_init_(model, A=weight)
     certificate = certify_descent(model, inputs, targets)
     assert certificate.holds
     assert certificate.flow.verdict == "certified"
@@ -178,7 +205,7 @@ def test_a_certified_run_keeps_its_promises_at_every_step(hidden):
 
 def test_a_larger_step_than_certified_is_not_judged_by_the_certificate():
     model = tanh_network(6, 8, 1)
-    positive_init_(model, output_weight=50.0)
+    positive_init_(model, A=50.0)
     inputs, targets = independent_data()
     certificate = certify_descent(model, inputs, targets)
     path = gradient_descent(Objective(model, inputs, targets, nn.MSELoss()), 1.5 * certificate.step, steps=3)
@@ -193,7 +220,7 @@ def test_the_smallest_output_weight_is_the_smallest_and_moves_no_loss():
     weight = smallest_output_weight(model, inputs, targets, tolerance=0.01)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for factor, holds in ((1.0, True), (0.97, False)):
-        positive_init_(model, output_weight=factor * weight)
+        positive_init_(model, A=factor * weight)
         certificate = certify_descent(model, inputs, targets)
         assert certificate.holds == holds
         assert certificate.value.value == pytest.approx(float(targets.square().mean()), rel=1e-14)
@@ -206,7 +233,7 @@ def test_alpha_grows_as_the_square_of_the_output_weight():
     model, (inputs, _) = tanh_network(6, 5, 1), independent_data()
     bounds = []
     for weight in (1e3, 1e4):
-        positive_init_(model, output_weight=weight)
+        positive_init_(model, A=weight)
         bounds.append(certify_alpha(model, inputs, 0.1).lower)
     assert bounds[1] / bounds[0] == pytest.approx(100, rel=1e-3)
 
@@ -214,14 +241,14 @@ def test_alpha_grows_as_the_square_of_the_output_weight():
 def test_positive_initialisation_is_what_it_says_and_takes_no_global_randomness():
     model = tanh_network(6, 5, 4, 1)
     state = torch.get_rng_state()
-    positive_init_(model, output_weight=7.0, hidden_weight=0.5, spread=0.2, seed=3)
+    positive_init_(model, A=7.0, kappa=0.5, spread=0.2, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert not model[0].weight.any()
     assert not any(layer.bias.any() for layer in model if isinstance(layer, nn.Linear))
     assert 0.5 <= float(model[2].weight.detach().min()) < float(model[2].weight.detach().max()) <= 0.6
     assert 7.0 <= float(model[4].weight.detach().min()) < float(model[4].weight.detach().max()) <= 8.4
-    with pytest.raises(ValueError, match="output_weight"):
-        positive_init_(model, output_weight=-1.0)
+    with pytest.raises(ValueError, match="A, kappa, spread: -1"):
+        positive_init_(model, A=-1.0)
 
 
 def test_a_stationary_point_in_the_ball_is_found_by_descent_on_the_ratio():
@@ -260,25 +287,43 @@ def _value_and_norm(objective, x):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    alphas=st.lists(st.floats(0.0, 10.0), min_size=3, max_size=3),
-    radii=st.lists(st.floats(0.01, 5.0), min_size=3, max_size=3, unique=True),
+    ratios=st.lists(st.floats(0.0, 10.0), min_size=4, max_size=4),
+    distances=st.lists(st.floats(0.01, 5.0), min_size=3, max_size=3, unique=True),
     value=st.floats(0.1, 10.0),
+    radius=st.none() | st.floats(0.05, 8.0),
 )
-def test_no_radius_scores_above_the_ceiling(alphas, radii, value):
-    """Alpha a step function that falls at each radius: the worst case of what is known."""
-    radii, alphas = sorted(radii), sorted(alphas, reverse=True)
-    ceiling = score_ceiling(value, alphas[0], radii, alphas)
-    knots = [0.0, *radii]
-    for r in torch.linspace(0.001, radii[-1], 200, dtype=torch.float64).tolist():
-        last = max(k for k, knot in enumerate(knots) if knot < r or k == 0)
-        alpha = alphas[0] if last == 0 else alphas[last - 1]
+def test_no_radius_scores_above_the_ceiling_and_none_below_refuted_to_passes(ratios, distances, value, radius):
+    """Alpha a step function that falls at each point: the worst case of what is known."""
+    points = list(zip([0.0, *distances], ratios, strict=True))
+    ceiling = score_ceiling(value, points, radius=radius)
+    farthest = max(distances) if radius is None else radius
+    passing = []
+    for r in torch.linspace(0.001, 1.0, 400, dtype=torch.float64).mul(farthest).tolist():
+        alpha = min(ratio for distance, ratio in points if distance <= r * (1 - 1e-12))
         assert criterion_score(value, alpha, r) <= ceiling.score * (1 + 1e-9)
-    if ceiling.score < 1:
-        assert ceiling.refuted_to >= radii[-1]
-        beyond = min(ceiling.refuted_to, 1e6) * (1 - 1e-9)
-        assert beyond <= radii[-1] or criterion_score(value, alphas[-1], beyond) < 1
-    else:
-        assert ceiling.refuted_to == 0
+        if criterion_score(value, alpha, r) > 1 + 1e-9:
+            passing.append(r)
+    assert ceiling.refuted == (ceiling.score <= 1)
+    assert not ceiling.refuted or not passing
+    assert all(r >= ceiling.refuted_to * (1 - 1e-9) for r in passing)
+    inside = [ratio for distance, ratio in points if distance <= ceiling.refuted_to]
+    assert ceiling.refuted_to <= least_radius(value, min(inside)) * (1 + 1e-9)
+
+
+def test_what_is_found_in_a_ball_refutes_where_a_radius_is_asked_about_and_leaves_larger_ones_open():
+    points = [(0.0, 4.0), (0.9, 0.25)]  # f_0 = 1: fails to r = 1 by the first ratio, to r = 4 by the second
+    assert score_ceiling(1.0, points).refuted_to == 4.0
+    within, beyond, open_ended = (judge_ball(1.0, points, radius=r) for r in (3.9, 4.1, None))
+    assert (within.verdict, beyond.verdict, open_ended.verdict) == ("refuted", "undecided", "undecided")
+    assert within.measured == pytest.approx(3.9**2 * 0.25 / 4)
+    assert beyond.measured == pytest.approx(4.1**2 * 0.25 / 4)
+    assert "every r up to 4" in within.reason
+    assert "larger ones are open" in open_ended.reason
+    assert "some r <= 3.9" in within.asks
+    # A point beyond the radius does not count; the first ratio alone leaves r > 1 open.
+    assert judge_ball(1.0, points, radius=0.8).measured == pytest.approx(0.64)
+    gap = score_ceiling(1.0, [(0.0, 4.0), (2.0, 0.25)])  # between r = 1 and 2 nothing is known
+    assert (gap.refuted, gap.score, gap.refuted_to) == (False, 4.0, 1.0)
 
 
 def test_a_random_initialisation_is_refuted_at_every_radius_and_a_certified_one_is_not():
@@ -288,23 +333,27 @@ def test_a_random_initialisation_is_refuted_at_every_radius_and_a_certified_one_
     scores = {}
     for kind in ("random", "positive"):
         if kind == "positive":
-            positive_init_(model, output_weight=1.1 * smallest_output_weight(model, inputs, targets))
+            positive_init_(model, A=1.1 * smallest_output_weight(model, inputs, targets))
         objective = Objective(model, inputs, targets, nn.MSELoss())
         still = torch.zeros(objective.size, dtype=torch.float64)
         still[-1] = targets.mean()
         value, norm = _value_and_norm(objective, objective.start)
         radii = torch.logspace(-2, 1.5, 15).tolist()
-        tried = [*aligned_points(objective), still]
-        found = []
-        for radius in radii:
-            found.append(sampled_alpha(objective, radius, candidates=tried, points=4, descents=1))
-            tried.append(found[-1].point)
-        scores[kind] = score_ceiling(value, alpha_ratio(value, norm), radii, [each.ratio for each in found])
+        found = sampled_infima(
+            objective, radii, points=4, descents=1, steps=30, candidates=[*aligned_points(objective), still]
+        )
+        assert [each.ratio for each in found] == sorted([each.ratio for each in found], reverse=True)
+        for radius, each in zip(radii, found, strict=True):
+            assert float((each.point - objective.start).norm()) == pytest.approx(each.distance)
+            assert each.distance <= radius
+            assert alpha_ratio(*_value_and_norm(objective, each.point)) == each.ratio
+        points = [(0.0, alpha_ratio(value, norm)), *((each.distance, each.ratio) for each in found)]
+        scores[kind] = score_ceiling(value, points)
         flow = certify_descent(model, inputs, targets).flow
-        assert flow.measured <= scores[kind].score
-    assert scores["random"].score < 1
+        assert flow.measured <= score_ceiling(value, points, radius=radii[-1]).score
+    assert scores["random"].refuted
     assert scores["random"].refuted_to > 1e6
-    assert scores["positive"].refuted_to == 0
+    assert not scores["positive"].refuted
 
 
 @settings(max_examples=50, deadline=None)
@@ -371,7 +420,8 @@ def test_where_a_step_does_not_lower_the_loss_nothing_bounds_the_length(second):
         (lambda m, x, y: certify_alpha(m, x, -0.1), "radius: -0.1"),
         (lambda m, x, y: certify_alpha(m.requires_grad_(False), x, 0.1), "frozen"),
         (lambda m, x, y: sampled_alpha(Objective(m, x, y, nn.MSELoss()), 0.0), "radius: 0"),
-        (lambda m, x, y: score_ceiling(1.0, 1.0, [2.0, 1.0], [1.0, 1.0]), "ascend"),
+        (lambda m, x, y: score_ceiling(1.0, [(1.0, 1.0)]), "not x_0 itself"),
+        (lambda m, x, y: score_ceiling(1.0, [(0.0, 1.0)], radius=-1.0), "radius: -1"),
     ],
 )
 def test_mistakes_get_one_clear_error(call, message):

@@ -12,19 +12,27 @@ from lightning_conv.theory.chatterjee.certificate import (
     certify_descent,
 )
 from lightning_conv.theory.chatterjee.path import judge_path
-from lightning_conv.theory.chatterjee.positive import positive_init_, smallest_output_weight
+from lightning_conv.theory.chatterjee.positive import judge_positive_start, positive_init_, smallest_output_weight
 from lightning_conv.theory.chatterjee.ratio import (
     ScoreCeiling,
     alpha_ratio,
     criterion_score,
+    judge_ball,
     least_radius,
     length_bound,
     score_ceiling,
 )
-from lightning_conv.theory.chatterjee.sampling import SampledInfimum, aligned_points, sampled_alpha
+from lightning_conv.theory.chatterjee.sampling import (
+    Landscape,
+    SampledInfimum,
+    aligned_points,
+    sampled_alpha,
+    sampled_infima,
+)
 
 __all__ = [
     "DescentCertificate",
+    "Landscape",
     "SampledInfimum",
     "ScoreCeiling",
     "affine_independence",
@@ -33,11 +41,14 @@ __all__ = [
     "certify_alpha",
     "certify_descent",
     "criterion_score",
+    "judge_ball",
     "judge_path",
+    "judge_positive_start",
     "least_radius",
     "length_bound",
     "positive_init_",
     "sampled_alpha",
+    "sampled_infima",
     "score_ceiling",
     "smallest_output_weight",
 ]

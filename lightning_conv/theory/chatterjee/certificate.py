@@ -1,4 +1,4 @@
-"""Lower bounds of alpha with a proof, for networks with positive weights, and a step size that they certify."""
+"""Lower bounds of alpha with a proof, for smooth networks with one output, and a step size that they certify."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.theory.ball_bounds import BallBounds, ball_bounds
-from lightning_conv.theory.chatterjee.ratio import criterion_score, least_radius
+from lightning_conv.theory.chatterjee.ratio import SOURCE, criterion_score, least_radius
 from lightning_conv.theory.criterion import Criterion, Verdict
-from lightning_conv.theory.smooth_mlp import SmoothMLP, above, below, outputs_with_error, read_mlp
+from lightning_conv.theory.running_error import jacobian_sigma_min, outputs_with_error
+from lightning_conv.theory.smooth_mlp import SmoothMLP, above, below, read_mlp
 
-SOURCE = "Chatterjee 2203.16462"
-METHOD = "first layer's Gram matrix, positive weights"
+POSITIVE = "first layer's Gram matrix, positive weights"
+LIPSCHITZ = "sigma_min(J) at the centre less the Lipschitz constant of J times r"
 
 
 @dataclass(frozen=True)
@@ -77,35 +78,49 @@ def affine_independence(inputs: Tensor, *, bias: bool = True) -> RankCertificate
 
 
 def certify_alpha(
-    model: nn.Module | SmoothMLP, inputs: Tensor, radius: float, *, data: RankCertificate | None = None
+    model: nn.Module | SmoothMLP,
+    inputs: Tensor,
+    radius: float,
+    *,
+    data: RankCertificate | None = None,
+    sigma_min: Bounded | None = None,
 ) -> Bounded:
-    r"""A proven lower bound of alpha(x_0, r) for f = (1/n) sum (u_i - y_i)^2 and an MLP with non-negative weights from layer 3 on.
+    r"""A proven lower bound of alpha(x_0, r) for f = (1/n) sum (u_i - y_i)^2, the larger of two; for L = k f multiply by k.
 
-    With X~ = [X, 1] (X alone without a trained first bias), e = u - y and c_ij = du_i / dz_1j:
+    *Positive weights.* With X~ = [X, 1] (X alone without a trained first bias), e = u - y, c_ij = du_i / dz_1j and weights that are
+    non-negative from layer 3 on:
 
     .. math:: \frac{\partial f}{\partial \tilde W_{1,j}} = \frac2n \sum_i e_i c_{ij} \tilde x_i, \qquad
         |\nabla f|^2 \ge \frac{4}{n^2} \sum_j (c_j \circ e)^T \tilde X \tilde X^T (c_j \circ e)
         \ge \frac4n \lambda_{\min}(\tilde X \tilde X^T) \min_i \sum_j c_{ij}^2 \; f .
 
-    ``ball_bounds`` gives the last factor everywhere in the ball, whatever the targets are. For L = k f multiply by k.
-    [derived]
+    ``ball_bounds`` gives the last factor everywhere in the ball, whatever the targets are.
+
+    *Lipschitz Jacobian.* For any signs, J = du/dtheta moves by at most L |theta - theta_0| in the ball, L = sqrt(n) max_i |Hess u_i|
+    of ``ball_bounds``, so by Weyl's inequality sigma_min(J) >= sigma_min(J_0) - L r, and
+
+    .. math:: |\nabla f|^2 = \frac{4}{n^2} |J^T e|^2 \ge \frac4n (\sigma_{\min}(J_0) - L r)_+^2 \; f .
+
+    [both derived]
 
     Args:
-        model: see ``read_mlp``; the centre of the ball. Its first layer must be trained.
+        model: see ``read_mlp``; the centre of the ball.
         inputs: (n, d).
         radius: r.
         data: ``affine_independence`` of the inputs, if it is there already.
+        sigma_min: ``jacobian_sigma_min``, if it is there already.
 
     Returns:
-        An interval from the proven bound to infinity; ``reason`` says why the bound is 0.
+        An interval from the proven bound to infinity; ``method`` says which of the two it is, ``reason`` why a bound is 0.
 
     Raises:
-        ValueError: a network of another kind, or inputs that do not fit it.
+        ValueError: a network of another kind or without trained weights, or inputs that do not fit it.
     """
     mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
     _require_trained(mlp)
     data = data or affine_independence(inputs, bias=mlp.first.bias_trained)
-    return _alpha(ball_bounds(mlp, inputs, radius), len(inputs), data)
+    bounds = ball_bounds(mlp, inputs, radius)
+    return _alpha(mlp, bounds, len(inputs), data, sigma_min or jacobian_sigma_min(mlp, inputs))
 
 
 def certify_descent(
@@ -143,7 +158,7 @@ def certify_descent(
     Raises:
         ValueError: as in ``certify_alpha``; other numbers of targets, or ``epsilon`` outside (0, 1).
 
-    Cost: a forward, the singular values of the inputs, and small eigenvalue problems for about a hundred radii.
+    Cost: a forward and a backward pass, the singular values of the inputs, and small eigenvalue problems for about a hundred radii.
     """
     mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
     if not 0 < epsilon < 1:
@@ -152,21 +167,30 @@ def certify_descent(
         raise ValueError(f"targets: {targets.numel()} for {len(inputs)} samples; need one number a sample")
     _require_trained(mlp)
     data = data or affine_independence(inputs, bias=mlp.first.bias_trained)
-    value = _loss(mlp, inputs, targets)
+    start = _Start(mlp, inputs, _loss(mlp, inputs, targets), data, jacobian_sigma_min(mlp, inputs))
     if radius is not None:
-        return _certificate(mlp, inputs, value, radius, epsilon, data)
+        return _certificate(start, radius, epsilon)
     scale = max(float(layer.weight.norm()) for layer in mlp.layers) or 1.0
     grid = torch.logspace(math.log10(scale) - 6, math.log10(scale) + 0.5, 66, dtype=torch.float64).tolist()
-    best = _best([_certificate(mlp, inputs, value, r, epsilon, data) for r in grid])
+    best = _best([_certificate(start, r, epsilon) for r in grid])
     fine = torch.logspace(-0.1, 0.1, 21, dtype=torch.float64).tolist()
-    return _best([best, *(_certificate(mlp, inputs, value, best.radius * factor, epsilon, data) for factor in fine)])
+    return _best([best, *(_certificate(start, best.radius * factor, epsilon) for factor in fine)])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What does not depend on the radius."""
+
+    mlp: SmoothMLP
+    inputs: Tensor
+    value: Bounded
+    data: RankCertificate
+    sigma_min: Bounded
 
 
 def _require_trained(mlp: SmoothMLP) -> None:
-    if not mlp.first.weight_trained:
-        raise ValueError(
-            "model: its first layer is frozen, and the bound of alpha comes from that layer's gradient; train it"
-        )
+    if not any(layer.weight_trained or layer.bias_trained for layer in mlp.layers):
+        raise ValueError("model: all of its layers are frozen, so that there is no gradient; train one or more")
 
 
 def _best(found: list[DescentCertificate]) -> DescentCertificate:
@@ -174,21 +198,27 @@ def _best(found: list[DescentCertificate]) -> DescentCertificate:
     return max(found, key=lambda each: (each.holds, each.rate if each.holds else each.score))
 
 
-def _alpha(bounds: BallBounds, samples: int, data: RankCertificate) -> Bounded:
-    if data.verdict != "certified" or data.sigma_min is None:
-        return Bounded(0.0, 0.0, math.inf, True, METHOD, f"the inputs are not proven independent: {data.reason}")
-    smallest = below(data.sigma_min.lower**2)
-    alpha = below(4 / samples * smallest * bounds.first_layer_gain**2)
-    return Bounded(alpha, alpha, math.inf, True, METHOD, bounds.reason)
+def _alpha(mlp: SmoothMLP, bounds: BallBounds, samples: int, data: RankCertificate, sigma_min: Bounded) -> Bounded:
+    """The larger of the two bounds."""
+    smallest = below(data.sigma_min.lower**2) if data.verdict == "certified" and data.sigma_min is not None else 0.0
+    why = bounds.reason if smallest > 0 else f"the inputs are not proven independent: {data.reason}"
+    if not mlp.first.weight_trained:
+        smallest, why = 0.0, "the first layer is frozen"
+    positive = below(4 / samples * smallest * bounds.first_layer_gain**2)
+    lipschitz = above(math.sqrt(samples) * bounds.curvature)
+    left = sigma_min.lower - above(lipschitz * bounds.radius)
+    lazy = below(4 / samples * below(left) ** 2) if left > 0 else 0.0
+    if lazy > positive:
+        return Bounded(lazy, lazy, math.inf, True, LIPSCHITZ)
+    return Bounded(positive, positive, math.inf, True, POSITIVE, "" if positive > 0 else why)
 
 
-def _certificate(
-    mlp: SmoothMLP, inputs: Tensor, value: Bounded, radius: float, epsilon: float, data: RankCertificate
-) -> DescentCertificate:
-    known = None if data.sigma_max is None else data.sigma_max.upper
-    bounds = ball_bounds(mlp, inputs, radius, input_norm=known)
-    alpha = _alpha(bounds, len(inputs), data)
-    smoothness = above(above(2 / len(inputs) * bounds.jacobian_norm**2) + 2 * math.sqrt(value.upper) * bounds.curvature)
+def _certificate(start: _Start, radius: float, epsilon: float) -> DescentCertificate:
+    mlp, n, value = start.mlp, len(start.inputs), start.value
+    known = None if start.data.sigma_max is None else start.data.sigma_max.upper
+    bounds = ball_bounds(mlp, start.inputs, radius, input_norm=known if mlp.first.weight_trained else None)
+    alpha = _alpha(mlp, bounds, n, start.data, start.sigma_min)
+    smoothness = above(above(2 / n * bounds.jacobian_norm**2) + 2 * math.sqrt(value.upper) * bounds.curvature)
     step = below(2 * epsilon / smoothness) if math.isfinite(smoothness) else 0.0
     flow, descent = (_judge(value, alpha, radius, eps) for eps in (0.0, epsilon))
     return DescentCertificate(radius, value, alpha, smoothness, epsilon, step, descent, flow)

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from lightning_conv.theory.chatterjee.certificate import SOURCE, DescentCertificate
-from lightning_conv.theory.chatterjee.ratio import criterion_score, length_bound
+from lightning_conv.theory.chatterjee.certificate import DescentCertificate
+from lightning_conv.theory.chatterjee.ratio import SOURCE, criterion_score, length_bound
 from lightning_conv.theory.criterion import Criterion, at_least, at_most
 from lightning_conv.theory.descent import Descent
 

@@ -6,8 +6,12 @@ With f' = k f everywhere, alpha' = k alpha and steps h' = h / k: scores, radii a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from lightning_conv.theory.criterion import Criterion
+
+SOURCE = "Chatterjee 2203.16462"
 
 
 def alpha_ratio(value: float, gradient_norm: float) -> float:
@@ -82,37 +86,75 @@ def length_bound(value: float, now: float, alpha: float, *, epsilon: float = 0.0
 
 @dataclass(frozen=True)
 class ScoreCeiling:
-    """An upper bound of the score over all radii from 0 to the largest that was tried."""
+    """What ratios at a few points say about the score at every radius: it is at most this."""
 
-    score: float
-    radius: float  # where the ceiling is reached
-    refuted_to: float  # every radius up to here fails the criterion; 0: not refuted
+    score: float  # the largest that is possible at a radius up to the farthest point, or to the radius asked for
+    radius: float  # where
+    refuted_to: float  # every radius up to here fails the criterion
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the criterion fails at every radius that was asked for."""
+        return self.score <= 1
 
 
-def score_ceiling(value: float, ratio_at_start: float, radii: Sequence[float], infima: Sequence[float]) -> ScoreCeiling:
-    """An upper bound of the score at every radius, from upper bounds of alpha at a few: below 1, the criterion is refuted for all of them.
+def score_ceiling(value: float, points: Iterable[tuple[float, float]], *, radius: float | None = None) -> ScoreCeiling:
+    """The largest score that ratios found at points around x_0 leave possible, at any radius: up to 1, the criterion is refuted for all.
 
-    alpha(x_0, r) falls as r grows. So for r between two radii r_k and r_{k+1} the score is at most r_{k+1}^2 alpha(r_k)
-    / (4 f(x_0)), and below r_1 at most r_1^2 a(x_0) / (4 f(x_0)). Beyond the last radius the score stays below 1 up to
-    2 sqrt(f(x_0) / alpha(r_K)): far, if a point of tiny ratio was found.
+    alpha(x_0, r) is at most the ratio of every point within r, so it falls as r grows. Between two points at distances d_k and d_{k+1} the
+    score is therefore below d_{k+1}^2 min(a_0, ..., a_k) / (4 f(x_0)). All radii up to 2 sqrt(f(x_0) / a) fail, with a the least ratio, as
+    far as no gap between the points leaves one open.
 
     Args:
         value: f(x_0).
-        ratio_at_start: a(x_0).
-        radii: ascending.
-        infima: an upper bound of alpha(x_0, r) for each, such as the smallest ratio that was found in the ball.
+        points: (distance from x_0, |grad f|^2 / f) of x_0 itself, at distance 0, and of others.
+        radius: radii up to here are asked about; points farther away do not count. None: up to the farthest point.
 
     Raises:
-        ValueError: other numbers of radii than of infima, or radii that do not ascend.
+        ValueError: no point at distance 0, or a radius that is not positive.
     """
-    if len(radii) != len(infima) or not radii or any(b <= a for a, b in zip([0.0, *radii], radii, strict=False)):
-        raise ValueError(
-            f"radii: {len(radii)} for {len(infima)} infima; need as many, one or more, positive and ascending"
-        )
-    smallest, scores = ratio_at_start, []
-    for radius, infimum in zip(radii, infima, strict=True):
-        scores.append((criterion_score(value, smallest, radius), radius))
-        smallest = min(smallest, infimum)
-    score, radius = max(scores)
-    refuted_to = max(radii[-1], least_radius(value, smallest)) if score < 1 else 0.0
-    return ScoreCeiling(score, radius, refuted_to)
+    if radius is not None and not radius > 0:
+        raise ValueError(f"radius: {radius}; need a positive number")
+    known = sorted((distance, ratio) for distance, ratio in points if radius is None or distance <= radius)
+    if not known or known[0][0] != 0:
+        raise ValueError(f"points: {len(known)} of them, the nearest not x_0 itself; need (0, a(x_0)) among them")
+    farthest = known[-1][0] if radius is None else radius
+    ends = [*(distance for distance, _ in known[1:]), farthest]
+    smallest, best, refuted_to, open_from = math.inf, (0.0, farthest), 0.0, False
+    for (_, ratio), end in zip(known, ends, strict=True):
+        smallest = min(smallest, ratio)
+        best = max(best, (criterion_score(value, smallest, end), end))
+        if not open_from:
+            reach = least_radius(value, smallest)
+            refuted_to, open_from = max(refuted_to, reach), reach < end
+    return ScoreCeiling(*best, refuted_to)
+
+
+def judge_ball(
+    value: float, points: Iterable[tuple[float, float]], *, radius: float | None = None, source: str = SOURCE
+) -> Criterion:
+    """Hold the criterion against ratios that were found at points around x_0: they can refute it, and never support it.
+
+    The criterion asks for *some* r, and a bounded search leaves the larger ones open: the verdict is ``refuted`` only for the radii up to
+    one that was asked about.
+
+    Args:
+        value: f(x_0).
+        points: as in ``score_ceiling``.
+        radius: the largest r asked about.
+        source: of the criterion.
+
+    Returns:
+        ``criterion_in_the_ball`` with the largest score that is left possible, against 1.
+    """
+    ceiling = score_ceiling(value, points, radius=radius)
+    limit = "" if radius is None else f" <= {radius:.4g}"
+    asks = f"4 f(x_0) < r^2 alpha(x_0, r) for some r{limit}, alpha the infimum of |grad f|^2 / f over the ball"
+    reach = f"it fails for every r up to {ceiling.refuted_to:.4g}, by the smallest |grad f|^2 / f found"
+    if radius is None:
+        reason = f"{reach}; larger ones are open"
+        return Criterion("criterion_in_the_ball", source, asks, ceiling.score, 1.0, "undecided", reason)
+    if ceiling.refuted:
+        return Criterion("criterion_in_the_ball", source, asks, ceiling.score, 1.0, "refuted", reach)
+    reason = f"a score of up to {ceiling.score:.4g} is left possible at r = {ceiling.radius:.4g}, which proves nothing; {reach}"
+    return Criterion("criterion_in_the_ball", source, asks, ceiling.score, 1.0, "undecided", reason)

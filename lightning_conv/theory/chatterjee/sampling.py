@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_conv.progress import Report, silent
+from lightning_conv.progress import Report, equal_parts, silent
 from lightning_conv.theory.chatterjee.ratio import alpha_ratio
 from lightning_conv.theory.objective import Objective
+
+
+class Landscape(Protocol):
+    """What a search needs of f: an ``Objective``, or another one with these."""
+
+    start: Tensor  # x_0, (P,), float64
+
+    @property
+    def size(self) -> int:
+        """P."""
+
+    def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        """f(x) and its gradient."""
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Hess f(x) v; it steers the search, no result depends on it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class SampledInfimum:
 
 
 def sampled_alpha(
-    objective: Objective,
+    objective: Landscape,
     radius: float,
     *,
     centre: Tensor | None = None,
@@ -60,11 +77,13 @@ def sampled_alpha(
     Raises:
         ValueError: a radius that is not positive.
 
-    Cost: a gradient a point; a Hessian product and one or more gradients a step.
+    Cost: a gradient a point; a Hessian product and one or more gradients a step. Memory: P numbers for each of the descents.
     """
     if not radius > 0:
         raise ValueError(f"radius: {radius}; need a positive number")
-    search = _Search(objective, objective.start if centre is None else centre.detach().double(), radius)
+    search = _Search(
+        objective, objective.start if centre is None else centre.detach().double(), radius, max(descents, 1)
+    )
     search.look(search.centre)
     for candidate in candidates:
         if float((candidate - search.centre).norm()) <= radius:
@@ -76,12 +95,55 @@ def sampled_alpha(
         share = float(torch.rand((), generator=generator, dtype=torch.float64))
         search.look(search.centre + direction * (share * radius / direction.norm()))
         report((k + 1) / work)
-    starts = sorted(search.seen, key=lambda entry: entry[0])[:descents]
-    for k, (ratio, start) in enumerate(starts):
+    for k, (ratio, start) in enumerate(search.best[:descents]):
         search.descend(start, ratio, steps)
         report((points + (k + 1) * steps) / work)
-    ratio, point = min(search.seen, key=lambda entry: entry[0])
+    ratio, point = search.best[0]
     return SampledInfimum(ratio, radius, float((point - search.centre).norm()), point, search.evaluations)
+
+
+def sampled_infima(
+    objective: Landscape,
+    radii: Sequence[float],
+    *,
+    points: int = 8,
+    descents: int = 1,
+    steps: int = 20,
+    candidates: Sequence[Tensor] = (),
+    seed: int = 0,
+    report: Report = silent,
+) -> list[SampledInfimum]:
+    """``sampled_alpha`` in balls of growing radius, each of which is told the best point of the one before.
+
+    Args:
+        objective: f.
+        radii: ascending.
+        points: random ones in each ball.
+        descents: in each ball.
+        steps: of each descent.
+        candidates: tried in every ball that holds them.
+        seed: of the directions.
+        report: told the share that is done.
+
+    Raises:
+        ValueError: a radius that is not positive.
+    """
+    tried, found = list(candidates), list[SampledInfimum]()
+    for radius, own in zip(radii, equal_parts(report, len(radii)), strict=True):
+        last = [] if not found else [found[-1].point]
+        found.append(
+            sampled_alpha(
+                objective,
+                radius,
+                points=points,
+                descents=descents,
+                steps=steps,
+                candidates=[*tried, *last],
+                seed=seed,
+                report=own,
+            )
+        )
+    return found
 
 
 def aligned_points(objective: Objective, *, centre: Tensor | None = None, shares: int = 12) -> list[Tensor]:
@@ -110,15 +172,15 @@ def aligned_points(objective: Objective, *, centre: Tensor | None = None, shares
 
 
 class _Search:
-    def __init__(self, objective: Objective, centre: Tensor, radius: float) -> None:
-        self.objective, self.centre, self.radius = objective, centre, radius
-        self.seen: list[tuple[float, Tensor]] = []
+    def __init__(self, objective: Landscape, centre: Tensor, radius: float, kept: int) -> None:
+        self.objective, self.centre, self.radius, self._kept = objective, centre, radius, kept
+        self.best: list[tuple[float, Tensor]] = []
         self.evaluations = 0
 
     def look(self, point: Tensor) -> float:
-        """A(x), kept."""
+        """A(x), kept if it is one of the smallest."""
         ratio = self._ratio(point)[0]
-        self.seen.append((ratio, point))
+        self._keep(ratio, point)
         return ratio
 
     def descend(self, point: Tensor, ratio: float, steps: int) -> None:
@@ -143,7 +205,10 @@ class _Search:
                 size /= 2
             else:
                 break
-        self.seen.append((ratio, point))
+        self._keep(ratio, point)
+
+    def _keep(self, ratio: float, point: Tensor) -> None:
+        self.best = sorted([*self.best, (ratio, point)], key=lambda entry: entry[0])[: self._kept]
 
     def _ratio(self, point: Tensor) -> tuple[float, float, Tensor]:
         value, gradient = self.objective.value_and_gradient(point)
