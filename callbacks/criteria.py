@@ -74,7 +74,7 @@ class ConvergenceCriteria(KernelMonitor):
         MisconfigurationException: an unknown name in ``which``; otherwise as ``LambdaMin``.
 
     Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, up to six forward passes of it, and
-    the spectral norm of every layer's change. Memory: a copy of the trained parameters for the whole run (also in the checkpoint), two
+    two spectral norms a layer. Memory: a copy of the trained parameters for the whole run (also in the checkpoint), two
     more for the step after a measurement.
 
     Example::

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping
+from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.theory.allen_zhu import GradientRatios
@@ -24,7 +25,6 @@ from lightning_conv.theory.du import layer_movement
 from lightning_conv.theory.hidden_states import activity
 from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts
 from lightning_conv.theory.loss_scale import LossScale
-from lightning_conv.theory.matrix_norms import distances
 from lightning_conv.theory.networks import DuNetwork
 from lightning_conv.theory.observation import Observation, infimum_of_ratios
 
@@ -34,6 +34,7 @@ def probe_quantities(
     kernel: ProbeKernel,
     start: Mapping[str, Tensor],
     measured: Measured,
+    norms: LayerNorms,
     seen: Observation,
     scale: LossScale | None,
 ) -> dict[str, float]:
@@ -44,6 +45,7 @@ def probe_quantities(
         kernel: of the probe.
         start: weights at the start.
         measured: what was measured of them.
+        norms: of the run's layers.
         seen: the observation of them.
         scale: of a squared loss, or None.
     """
@@ -53,33 +55,12 @@ def probe_quantities(
     # Distances are taken in float64, which Apple's GPUs do not have.
     now = {name: value.cpu() if value.device.type == "mps" else value for name, value in now.items()}
     begun = {name: value.to(now[name]) for name, value in start.items()}
-    found = weight_quantities(now, begun) | averaged_movement(network, measured.place, begun)
+    found = norms.quantities(now, begun) | averaged_movement(network, measured.place, begun)
     found |= feature_quantities(measured.features)
     if scale is not None and kernel.targets is not None:
         found |= largest_share(kernel.outputs(pl_module), kernel.targets, scale.k, seen)
     looked = activity(network, to_device(kernel.inputs, pl_module.device), begun, batch_norm=probe.batch_norm)
     return found if looked is None else found | looked.quantities()
-
-
-def weight_quantities(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, float]:
-    """Largest distance of a layer's weight matrix from its start, in two norms, absolute and relative.
-
-    Args:
-        now: weights by name.
-        start: at the start.
-
-    Cost: as ``distances``; some 20 to 80 products with each matrix.
-    """
-    moved = distances(now, start)
-    found = {
-        "layer_distance_spectral": [each.spectral.value for each in moved],
-        "layer_distance_frobenius": [each.frobenius for each in moved],
-        "layer_distance_spectral_relative": [each.relative_spectral for each in moved],
-        "layer_distance_frobenius_relative": [each.relative_frobenius for each in moved],
-    }
-    # A layer that started at zero has no relative distance.
-    largest = {name: max((v for v in values if math.isfinite(v)), default=math.nan) for name, values in found.items()}
-    return _finite(largest)
 
 
 def averaged_movement(network: nn.Module, place: str | None, start: Mapping[str, Tensor]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, brea
 from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
 from lightning_conv.callbacks.hypotheses import find_breaches
 from lightning_conv.callbacks.judgement import PAPERS, Evidence
+from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
@@ -40,6 +41,7 @@ class RunEvidence:
         self.observer = Observer(loss_fn, spectral="allen_zhu" in papers)
         """Of the steps."""
         self._measured = Measured(papers)
+        self._norms = LayerNorms()
         self._fixed: list[Breach] | None = None  # what does not change during the run
         self._certificate: StartCertificate | None = None
         self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
@@ -87,7 +89,9 @@ class RunEvidence:
         module, last = trainer.lightning_module, self.observer.history[-1]
         start = self.observer.weights_at_start(module, kernel)
         try:
-            self._raw = probe_quantities(module, kernel, start, self._measured, last, self._scale(trainer, kernel))
+            self._raw = probe_quantities(
+                module, kernel, start, self._measured, self._norms, last, self._scale(trainer, kernel)
+            )
         except Exception as error:
             self._raw = {}
             rank_zero_warn(

@@ -65,14 +65,18 @@ def spectral_norm(matrix: Tensor, *, tolerance: float = 1e-6, steps: int = STEPS
     return Bounded(value, lower, upper, certified=False, method="Lanczos; the upper end by its residual")
 
 
-def stable_rank(matrix: Tensor) -> Bounded:
+def stable_rank(matrix: Tensor, norm: Bounded | None = None) -> Bounded:
     """|A|_F^2 / |A|_2^2, between 1 and the rank; the interval is that of ``spectral_norm``. Zero for a zero matrix.
+
+    Args:
+        matrix: A.
+        norm: its ``spectral_norm``, if it is at hand.
 
     Raises:
         ValueError: see ``spectral_norm``.
     """
     a = _checked(matrix)
-    square, norm = float(a.square().sum()), spectral_norm(a)
+    square, norm = float(a.square().sum()), spectral_norm(a) if norm is None else norm
     if square == 0:
         return Bounded(0.0, 0.0, 0.0, certified=True, method="zero matrix")
     return Bounded(
@@ -116,7 +120,9 @@ class Distance:
     relative_frobenius: float  # over |W_0|_F
 
 
-def distances(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> list[Distance]:
+def distances(
+    now: Mapping[str, Tensor], then: Mapping[str, Tensor], norms: Mapping[str, float] | None = None
+) -> list[Distance]:
     """|W - W_0| of every matrix in ``then``, in the spectral and the Frobenius norm.
 
     A convolution's weight counts as the matrix (out channels) x (everything else), which is not the operator that it
@@ -125,11 +131,14 @@ def distances(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> list[Dis
     Args:
         now: weights by name, such as ``dict(model.named_parameters())``.
         then: the same at the start, copied.
+        norms: |W_0|_2 by name, where it is known.
 
     Raises:
         ValueError: a name is missing from ``now``, or shapes differ.
+
+    Cost: two spectral norms a matrix, one where ``norms`` has the other.
     """
-    found = []
+    found, known = [], norms or {}
     for name, start in then.items():
         if start.ndim < 2:
             continue
@@ -141,14 +150,9 @@ def distances(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> list[Dis
         before = start.detach().double().flatten(1)
         moved = now[name].detach().double().flatten(1) - before
         spectral, frobenius = spectral_norm(moved), float(moved.norm())
+        size = known[name] if name in known else spectral_norm(before).value
         found.append(
-            Distance(
-                name,
-                spectral,
-                frobenius,
-                _over(spectral.value, spectral_norm(before).value),
-                _over(frobenius, float(before.norm())),
-            )
+            Distance(name, spectral, frobenius, _over(spectral.value, size), _over(frobenius, float(before.norm())))
         )
     return found
 

@@ -34,7 +34,8 @@ from lightning_conv.theory.chatterjee import certify_descent, positive_init_
 STEP_TAGS = {"theory/contraction", "theory/curvature", "theory/descent_efficiency"}
 RAW_TAGS = {
     "theory/layer_distance_spectral", "theory/layer_distance_frobenius", "theory/layer_distance_spectral_relative",
-    "theory/layer_distance_frobenius_relative", "theory/forward_drift", "theory/forward_drift_relative", "theory/log_phi",
+    "theory/layer_distance_frobenius_relative", "theory/layer_stable_rank_min", "theory/layer_stable_rank_max",
+    "theory/forward_drift", "theory/forward_drift_relative", "theory/log_phi",
     "theory/condition_number", "theory/stable_rank", "theory/effective_rank", "theory/rank_share", "theory/alignment_residual",
     "theory/least_radius",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria, Probe, RegularizedGradientClipping
+from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.theory.hidden_states import activity
 from lightning_conv.theory.networks import DuFC
 
@@ -73,6 +74,8 @@ def test_every_quantity_is_that_of_the_definition(make_trainer, make_regression,
         sizes = [float(torch.linalg.matrix_norm(w_0.detach(), order)) for _, w_0 in weights]
         return max(moved), max(m / s for m, s in zip(moved, sizes, strict=True))
 
+    singular = [torch.linalg.svdvals(w.detach()) for w, _ in weights]
+    ranks = [float((s / s[0]).square().sum()) for s in singular]
     columns = torch.cat([states[-1], torch.ones(9, 1, dtype=torch.float64)], 1)
     sigma = torch.linalg.svdvals(columns)
     share = sigma / sigma.sum()
@@ -84,6 +87,7 @@ def test_every_quantity_is_that_of_the_definition(make_trainer, make_regression,
     expected = {
         "layer_distance_spectral": norms(2)[0], "layer_distance_spectral_relative": norms(2)[1],
         "layer_distance_frobenius": norms("fro")[0], "layer_distance_frobenius_relative": norms("fro")[1],
+        "layer_stable_rank_min": min(ranks), "layer_stable_rank_max": max(ranks),
         "active_fraction": float((z > 0).double().mean()),
         "sign_changes": float(((z >= 0) != (z_0 >= 0)).double().mean()),
         "forward_drift": max(float((h - h_0).norm(dim=1).max()) for h, h_0 in zip(states, states_0, strict=True)),
@@ -110,6 +114,38 @@ def test_every_quantity_is_that_of_the_definition(make_trainer, make_regression,
     assert "theory/averaged_movement" not in recorder.scalars
     assert "theory/clipped_contraction" not in recorder.scalars
     assert all(math.isfinite(v) for tag in recorder.scalars.values() for v in tag.values())
+
+
+def test_the_norm_of_the_start_is_taken_once_a_run_and_that_of_now_once_a_measurement(monkeypatch):
+    from lightning_conv.callbacks import layer_norms
+    from lightning_conv.theory import matrix_norms
+
+    taken: list[torch.Tensor] = []
+    original = matrix_norms.spectral_norm
+    counting = lambda matrix, **options: taken.append(matrix) or original(matrix, **options)  # noqa: E731
+    monkeypatch.setattr(matrix_norms, "spectral_norm", counting)
+    monkeypatch.setattr(layer_norms, "spectral_norm", counting)
+    torch.manual_seed(0)
+    start = {
+        "w": torch.randn(5, 4),
+        "kernel": torch.randn(3, 2, 2, 2),
+        "zero": torch.zeros(2, 2),
+        "bias": torch.ones(5),
+    }
+    norms, counts = LayerNorms(), []
+    for t in range(4):
+        now = {name: value + 0.1 * t * torch.ones_like(value) for name, value in start.items()}
+        taken.clear()
+        found = norms.quantities(now, start)
+        counts.append(len(taken))
+    assert counts == [6, 6, 6, 6]  # three matrices: that of now and the change; at the start the two are one
+    assert found["layer_stable_rank_min"] == pytest.approx(1)  # the one that began at zero is 0.3 everywhere
+    # In a resumed run the start is another matrix than that of now.
+    taken.clear()
+    again = LayerNorms().quantities(now, start)
+    assert len(taken) == 9
+    assert again == found
+    assert "layer_stable_rank_min" not in LayerNorms().quantities({"zero": start["zero"]}, {"zero": start["zero"]})
 
 
 def test_the_movement_of_the_papers_networks_is_averaged_over_their_width(make_trainer, make_regression, recorder):
