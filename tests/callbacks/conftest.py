@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,28 +79,33 @@ def make_loader() -> Callable[..., DataLoader[Any]]:
     return loader
 
 
+def quiet_trainer(
+    folder: Path,
+    callbacks: list[pl.Callback] | None = None,
+    max_epochs: int = 5,
+    checkpoint: bool = False,
+    **kwargs: Any,
+) -> pl.Trainer:
+    callbacks = list(callbacks or [])
+    if checkpoint:
+        callbacks.append(ModelCheckpoint(dirpath=folder / "checkpoints", save_last=True, every_n_epochs=1))
+    options: dict[str, Any] = {
+        "max_epochs": max_epochs,
+        "logger": False,
+        "enable_checkpointing": checkpoint,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "log_every_n_steps": 1,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(callbacks=callbacks, **(options | kwargs))
+
+
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
-    def make(
-        callbacks: list[pl.Callback] | None = None, max_epochs: int = 5, checkpoint: bool = False, **kwargs: Any
-    ) -> pl.Trainer:
-        callbacks = list(callbacks or [])
-        if checkpoint:
-            callbacks.append(ModelCheckpoint(dirpath=tmp_path / "checkpoints", save_last=True, every_n_epochs=1))
-        options: dict[str, Any] = {
-            "max_epochs": max_epochs,
-            "logger": False,
-            "enable_checkpointing": checkpoint,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "accelerator": "cpu",
-            "devices": 1,
-            "log_every_n_steps": 1,
-            "default_root_dir": tmp_path,
-        }
-        return pl.Trainer(callbacks=callbacks, **(options | kwargs))
-
-    return make
+    return partial(quiet_trainer, tmp_path)
 
 
 class Recorder(Logger):
@@ -154,3 +162,44 @@ def one_hot_digits() -> TensorDataset:
     """96 digits with the targets 0 and 1 of squared loss."""
     inputs, labels = digits().tensors
     return TensorDataset(inputs, nn.functional.one_hot(labels, 10).float())
+
+
+ON_EACH_RANK = """
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+folder, room, file, name = sys.argv[1:]
+sys.path.insert(0, room)
+from conftest import Regression, quiet_trainer
+
+torch.set_num_threads(1)
+body = getattr(__import__(file), name)
+found = body(partial(quiet_trainer, Path(folder), devices=2, strategy="ddp"), Regression)
+torch.save(found, f"{folder}/rank{torch.distributed.get_rank()}.pt")
+# No rank leaves while the other still talks to it: that can abort a process at its very end.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def run_on_two_processes(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
+    """Run a test file's function on two processes, as a user's script is, and return what it returned on either rank.
+
+    The function is called as ``body(make_trainer, make_regression)``: the fixtures of these names, save that the trainer has
+    two DDP processes and that each process has one thread. It returns plain types and tensors, and its asserts hold, too.
+    """
+
+    def run(body: Callable[..., Any]) -> tuple[Any, Any]:
+        script, file = tmp_path / "on_each_rank.py", Path(body.__code__.co_filename)
+        script.write_text(ON_EACH_RANK)
+        command = [sys.executable, script, tmp_path, file.parent, file.stem, body.__name__]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+        return first, second
+
+    return run

@@ -6,8 +6,6 @@ import copy
 import json
 import os
 import pickle
-import subprocess
-import sys
 
 import lightning.pytorch as pl
 import pytest
@@ -480,64 +478,31 @@ def test_gradient_accumulation_is_no_plain_step_and_steps_are_counted_once(make_
     assert "theory/path_length" not in recorder.scalars
 
 
-SCRIPT = """
-import sys
-import lightning.pytorch as pl
-import torch
-from pathlib import Path
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from lightning_conv.callbacks import ConvergenceCriteria, ConvergenceDiagnostics, ConvergenceReport
-
-torch.set_num_threads(1)
-
-
-class Net(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1)).double()
-        self.loss_fn = nn.MSELoss()
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, batch_idx):
-        return self.loss_fn(self(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
+def diagnose(make_trainer, make_regression):
+    pl.seed_everything(0, verbose=False)
+    data = TensorDataset(torch.rand(32, 8).double(), torch.rand(32, 1).double())
+    network = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1)).double()
+    diagnostics = ConvergenceDiagnostics(every_n_steps=1)
+    make_trainer([diagnostics], max_epochs=4).fit(make_regression(network, 0.01), DataLoader(data, batch_size=16))
+    criteria = next(c for c in diagnostics.callbacks if isinstance(c, ConvergenceCriteria))
+    return {
+        "breaches": [str(breach) for breach in criteria.breaches],
+        "steps": [(s.loss, s.gradient_norm, s.moved, s.path_length) for s in criteria.history[:-1]],
+        "verdicts": {c.name: c.verdict for c in criteria.criteria},
+    }
 
 
-pl.seed_everything(0, verbose=False)
-data = TensorDataset(torch.rand(32, 8).double(), torch.rand(32, 1).double())
-options = dict(max_epochs=4, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
-options |= dict(enable_checkpointing=False, enable_model_summary=False, default_root_dir=sys.argv[1])
-diagnostics = ConvergenceDiagnostics(every_n_steps=1)
-trainer = pl.Trainer(callbacks=[diagnostics], **options)
-trainer.fit(Net(), DataLoader(data, batch_size=16))
-criteria = next(c for c in diagnostics.callbacks if isinstance(c, ConvergenceCriteria))
-assert criteria.breaches == [], criteria.breaches  # 16 samples on each of 2 ranks are all 32
-seen = torch.tensor([[s.loss, s.gradient_norm, s.moved, s.path_length] for s in criteria.history[:-1]])
-gathered = trainer.strategy.all_gather(seen)
-assert torch.equal(gathered[0], gathered[1]), gathered
-# One rank's step is the gradient of its half; averaged, that of the probe, which is the whole set.
-for s in criteria.history[:-1]:
-    assert abs(s.moved - 0.01 * s.gradient_norm) < 1e-5 * s.moved, s
-assert {c.verdict for c in criteria.criteria if c.name in ("descent_efficiency", "path_length")} == {"consistent"}
-trainer.strategy.barrier()
-assert (Path(sys.argv[1]) / "convergence.json").exists()
-print("rank", trainer.global_rank, "ok")
-"""
-
-
-def test_two_processes_measure_the_same_and_write_one_report(tmp_path):
-    script = tmp_path / "two_processes.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("ok") == 2, done.stdout
+def test_two_processes_measure_the_same_and_write_one_report(tmp_path, run_on_two_processes):
+    found, other = run_on_two_processes(diagnose)
+    assert found["breaches"] == other["breaches"] == []  # 16 samples on each of 2 ranks are all 32
+    assert found["steps"] == other["steps"]
+    assert len(found["steps"]) == 4
+    # One rank's step is the gradient of its half; averaged, that of the probe, which is the whole set.
+    for _, gradient_norm, moved, _ in found["steps"]:
+        assert moved == pytest.approx(0.01 * gradient_norm, rel=1e-5)
+    for verdicts in (found["verdicts"], other["verdicts"]):
+        assert verdicts["descent_efficiency"] == verdicts["path_length"] == "consistent"
+    assert (tmp_path / "convergence.json").exists()
 
 
 def test_it_is_a_lightning_callback():

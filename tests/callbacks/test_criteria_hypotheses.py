@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -142,57 +140,28 @@ def test_departure_is_that_of_the_definition():
     assert explained > 1
 
 
-SCRIPT = """
-import sys
-import lightning.pytorch as pl
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from lightning_conv.callbacks import ConvergenceCriteria
-
-torch.set_num_threads(1)
-
-
-class Net(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1)).double()
-        self.loss_fn = nn.MSELoss(reduction="sum")
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, batch_idx):
-        return self.loss_fn(self(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.002)
+def sums(make_trainer, make_regression):
+    pl.seed_everything(0, verbose=False)
+    data = TensorDataset(torch.rand(32, 8).double(), torch.rand(32, 1).double())
+    network = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 1)).double()
+    criteria = ConvergenceCriteria(["chatterjee", "oymak_soltanolkotabi"], every_n_steps=1)
+    module = make_regression(network, 0.002, nn.MSELoss(reduction="sum"))
+    make_trainer([criteria], max_epochs=4).fit(module, DataLoader(data, batch_size=16))
+    return {
+        "breaches": [str(breach) for breach in criteria.breaches],
+        "steps": [(s.step_size, s.departure, s.efficiency, s.moved) for s in criteria.history[:-1]],
+        "oymak_step": next(c.measured for c in criteria.criteria if c.name == "oymak_step"),
+        "path_length": criteria.history[-1].path_length,
+    }
 
 
-pl.seed_everything(0, verbose=False)
-data = TensorDataset(torch.rand(32, 8).double(), torch.rand(32, 1).double())
-options = dict(max_epochs=4, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
-options |= dict(enable_checkpointing=False, enable_model_summary=False, default_root_dir=sys.argv[1])
-criteria = ConvergenceCriteria(["chatterjee", "oymak_soltanolkotabi"], every_n_steps=1)
-trainer = pl.Trainer(callbacks=[criteria], **options)
-trainer.fit(Net(), DataLoader(data, batch_size=16))
-assert criteria.breaches == [], criteria.breaches
-for s in criteria.history[:-1]:
-    assert s.step_size == 0.001, s  # the mean of two sums: half of the learning rate on their sum
-    assert s.departure < 1e-10, s
-    assert 0 < s.efficiency < 1.01, s
-found = {c.name: c for c in criteria.criteria}
-assert abs(found["oymak_step"].measured - 2 * 0.001) < 1e-12
-assert abs(criteria.history[-1].path_length - sum(s.moved for s in criteria.history[:-1])) < 1e-10
-print("rank", trainer.global_rank, "ok")
-"""
-
-
-def test_sums_that_two_processes_average_are_steps_of_half_the_rate(tmp_path):
-    script = tmp_path / "two_sums.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("ok") == 2, done.stdout
+def test_sums_that_two_processes_average_are_steps_of_half_the_rate(run_on_two_processes):
+    for found in run_on_two_processes(sums):
+        assert found["breaches"] == []
+        assert len(found["steps"]) == 4
+        for step_size, departure, efficiency, _ in found["steps"]:
+            assert step_size == 0.001  # the mean of two sums: half of the learning rate on their sum
+            assert departure < 1e-10
+            assert 0 < efficiency < 1.01
+        assert found["oymak_step"] == pytest.approx(2 * 0.001, abs=1e-12)
+        assert found["path_length"] == pytest.approx(sum(moved for *_, moved in found["steps"]), abs=1e-10)

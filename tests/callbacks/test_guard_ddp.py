@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
+from collections import OrderedDict
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader, DistributedSampler
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.support import require_supported
 
-COMMON = """
-import lightning.pytorch as pl
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from lightning_conv.callbacks import ExpressivityGuard
 
-
-class Net(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(8, 12), nn.Softplus(10), nn.Linear(12, 40), nn.Softplus(10))
-        self.classifier = nn.Linear(40, 3)
-        self.loss_fn = nn.CrossEntropyLoss()
-
-    def forward(self, x):
-        return self.classifier(self.trunk(x))
-
-    def training_step(self, batch, batch_idx):
-        return self.loss_fn(self(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-
-
-def data():
+def samples():
     generator = torch.Generator().manual_seed(5)
     return TensorDataset(torch.randn(24, 8, generator=generator), torch.randint(0, 3, (24,), generator=generator))
 
 
-def network():
+def classifier(make_regression, batch_norm=False):
     pl.seed_everything(0, verbose=False)
-    return Net()
-
-
-OPTIONS = dict(max_epochs=6, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-"""
-
-SCRIPT = (
-    COMMON
-    + '''
-import sys
-from lightning.pytorch.callbacks import ModelCheckpoint
-
-torch.set_num_threads(1)
-FOLDER, PART = sys.argv[1], sys.argv[2]
+    trunk = nn.Sequential(nn.Linear(8, 12), nn.Softplus(10), nn.Linear(12, 40), nn.Softplus(10))
+    network = nn.Sequential(OrderedDict(trunk=trunk, head=nn.Linear(40, 3)))
+    if batch_norm:
+        trunk.insert(1, nn.BatchNorm1d(12))
+    return make_regression(network, 0.1, nn.CrossEntropyLoss(), momentum=0.9)
 
 
 class Watch(pl.Callback):
@@ -73,52 +42,64 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, *args):
         guard = next(c for c in trainer.callbacks if isinstance(c, ExpressivityGuard))
         if guard.phase == 2:
-            self.seen.append({k: v.clone() for k, v in pl_module.trunk.state_dict().items()})
+            trunk = pl_module.network.trunk
+            self.seen.append({k: v.clone() for k, v in trunk.state_dict().items()})
             waited_for = [p for p in trainer.strategy.model.parameters() if p.requires_grad]
             assert len(waited_for) == 2, len(waited_for)
-            assert all(p.grad is None for p in pl_module.trunk.parameters())
+            assert all(p.grad is None for p in trunk.parameters())
 
 
-def run(name, guard, ckpt=None, batch_norm=False, batch_size=6, **options):
-    samples = data()
-    watch, module = Watch(), network()
-    if batch_norm:
-        module.trunk.insert(1, nn.BatchNorm1d(12))
-    save = ModelCheckpoint(dirpath=f"{FOLDER}/{name}", save_top_k=-1, filename="{step}", save_on_train_epoch_end=True)
-    trainer = pl.Trainer(callbacks=[guard, watch, save], devices=2, strategy="ddp", **(OPTIONS | options))
-    trainer.fit(module, DataLoader(samples, batch_size=batch_size, shuffle=True), ckpt_path=ckpt)  # DistributedSampler, seed 0
-    assert all(torch.equal(v, later[k]) for later in watch.seen for k, v in watch.seen[0].items())
-    found = {
-        "weights": module.state_dict(), "history": guard.history, "phase": guard.phase, "reason": guard.reason,
-        "verdict": guard.verdict, "sigma_min": guard.certificate.sigma_min.value, "norm": guard.perturbation.norm,
-    }
-    torch.save(found, f"{FOLDER}/{name}.{trainer.global_rank}.pt")
-    assert all(p.requires_grad for p in module.parameters())
-    return trainer
-'''
-)
+class Runs:
+    """Guarded runs on this rank, each under a name: its checkpoints are in the folder of that name."""
 
-PARTS = {
-    "step": """
-run("whole", ExpressivityGuard(switch_at=5))
-run("from_1", ExpressivityGuard(switch_at=5), ckpt=f"{FOLDER}/whole/step=4.ckpt")
-run("from_2", ExpressivityGuard(switch_at=5), ckpt=f"{FOLDER}/whole/step=8.ckpt")
-""",
-    "auto": """
-auto = dict(switch_at="auto", plateau_threshold=0.5, plateau_patience=1, plateau_window=2, cache_features=True)
-run("auto", ExpressivityGuard(**auto))
-run("auto_from", ExpressivityGuard(**auto), ckpt=f"{FOLDER}/auto/step=2.ckpt")
-run("normed", ExpressivityGuard(switch_at=5), batch_norm=True)
-""",
-    "rules": """
-certified = dict(switch_at=3, step_rule="certified")
-run("by_batch", ExpressivityGuard(**certified))
-run("by_batch_from", ExpressivityGuard(**certified), ckpt=f"{FOLDER}/by_batch/step=6.ckpt")
-run("whole_set", ExpressivityGuard(**certified), batch_size=12)
-run("whole_set_from", ExpressivityGuard(**certified), ckpt=f"{FOLDER}/whole_set/step=4.ckpt", batch_size=12)
-run("solved", ExpressivityGuard(switch_at=3, step_rule="solve", tol=1e-3))
-""",
-}
+    def __init__(self, make_trainer, make_regression):
+        self.make_trainer, self.make_regression = make_trainer, make_regression
+        self.folder = Path(make_trainer().default_root_dir)
+        self.found = {}
+
+    def __call__(self, name, ckpt=None, batch_norm=False, batch_size=6, **options):
+        guard, watch, module = ExpressivityGuard(**options), Watch(), classifier(self.make_regression, batch_norm)
+        save = ModelCheckpoint(self.folder / name, save_top_k=-1, filename="{step}", save_on_train_epoch_end=True)
+        trainer = self.make_trainer([guard, watch, save], max_epochs=6, enable_checkpointing=True)
+        data = DataLoader(samples(), batch_size=batch_size, shuffle=True)  # DistributedSampler, seed 0
+        trainer.fit(module, data, ckpt_path=ckpt and self.folder / ckpt)
+        assert all(torch.equal(v, later[k]) for later in watch.seen for k, v in watch.seen[0].items())
+        assert all(p.requires_grad for p in module.parameters())
+        self.found[name] = {
+            "weights": module.state_dict(), "history": guard.history, "phase": guard.phase, "reason": guard.reason,
+            "verdict": guard.verdict, "sigma_min": guard.certificate.sigma_min.value, "norm": guard.perturbation.norm,
+        }  # fmt: skip
+
+
+AUTO = {"switch_at": "auto", "plateau_threshold": 0.5, "plateau_patience": 1, "plateau_window": 2}
+CERTIFIED = {"switch_at": 3, "step_rule": "certified"}
+SOLVE = {"switch_at": 3, "step_rule": "solve", "tol": 1e-3}
+
+
+def step(make_trainer, make_regression):
+    run = Runs(make_trainer, make_regression)
+    run("whole", switch_at=5)
+    run("from_1", "whole/step=4.ckpt", switch_at=5)
+    run("from_2", "whole/step=8.ckpt", switch_at=5)
+    return run.found
+
+
+def auto(make_trainer, make_regression):
+    run = Runs(make_trainer, make_regression)
+    run("auto", cache_features=True, **AUTO)
+    run("auto_from", "auto/step=2.ckpt", cache_features=True, **AUTO)
+    run("normed", batch_norm=True, switch_at=5)
+    return run.found
+
+
+def rules(make_trainer, make_regression):
+    run = Runs(make_trainer, make_regression)
+    run("by_batch", **CERTIFIED)
+    run("by_batch_from", "by_batch/step=6.ckpt", **CERTIFIED)
+    run("whole_set", batch_size=12, **CERTIFIED)
+    run("whole_set_from", "whole_set/step=4.ckpt", batch_size=12, **CERTIFIED)
+    run("solved", **SOLVE)
+    return run.found
 
 
 class Globally(DistributedSampler):
@@ -143,44 +124,36 @@ class Globally(DistributedSampler):
             yield from second[start : start + self.batch_size]
 
 
-# No rank leaves while the other still talks to it: that can abort a process at its very end.
-LEAVING = """
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+@pytest.fixture
+def one_process(make_trainer, make_regression):
+    def train(batch_size=6, **options):
+        guard, module, data = ExpressivityGuard(**options), classifier(make_regression), samples()
+        loader = DataLoader(data, batch_size=2 * batch_size, sampler=Globally(data, batch_size))
+        make_trainer([guard], max_epochs=6).fit(module, loader)
+        return module.state_dict(), guard
+
+    return train
 
 
-def two_processes(folder, part):
-    script = folder / f"{part}.py"
-    script.write_text(SCRIPT + PARTS[part] + LEAVING)
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), part], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+@pytest.fixture
+def two_processes(run_on_two_processes):
+    def train(body):
+        first, second = run_on_two_processes(body)
+        return {name: (first[name], second[name]) for name in first}
 
-    def found(name):
-        return [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in range(2)]
-
-    return found
-
-
-def one_process(guard, batch_size=6):
-    scope = {}
-    exec(COMMON, scope)
-    samples, module = scope["data"](), scope["network"]()
-    trainer = pl.Trainer(callbacks=[guard], devices=1, enable_checkpointing=False, **scope["OPTIONS"])
-    trainer.fit(module, DataLoader(samples, batch_size=2 * batch_size, sampler=Globally(samples, batch_size)))
-    return module.state_dict(), guard
+    return train
 
 
 def same(a, b):
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_resume_in_both_phases(tmp_path):
-    found = two_processes(tmp_path, "step")
-    whole = found("whole")
-    expected, guard = one_process(ExpressivityGuard(switch_at=5))
+def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_resume_in_both_phases(
+    two_processes, one_process
+):
+    found = two_processes(step)
+    whole = found["whole"]
+    expected, guard = one_process(switch_at=5)
     assert whole[0]["phase"] == whole[1]["phase"] == guard.phase == 2
     assert same(whole[0]["weights"], whole[1]["weights"])
     for name, value in expected.items():
@@ -193,35 +166,33 @@ def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_r
     )
     assert (whole[0]["verdict"], whole[1]["verdict"]) == ("certified", "certified")
     for start in ("from_1", "from_2"):
-        for resumed, uninterrupted in zip(found(start), whole, strict=True):
+        for resumed, uninterrupted in zip(found[start], whole, strict=True):
             assert same(resumed["weights"], uninterrupted["weights"]), start
             assert resumed["history"] == uninterrupted["history"]
 
 
-def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resume(tmp_path):
-    found = two_processes(tmp_path, "auto")
-    auto, resumed, normed = found("auto"), found("auto_from"), found("normed")
-    assert auto[0]["reason"] == auto[1]["reason"]
-    assert auto[0]["phase"] == 2
-    assert same(auto[0]["weights"], auto[1]["weights"])
-    assert same(auto[0]["weights"], resumed[1]["weights"])
-    assert auto[0]["history"] == resumed[0]["history"]
-    expected, guard = one_process(
-        ExpressivityGuard(switch_at="auto", plateau_threshold=0.5, plateau_patience=1, plateau_window=2)
-    )
-    assert guard.history[0]["step"] == auto[0]["history"][0]["step"]
+def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resume(two_processes, one_process):
+    found = two_processes(auto)
+    switched, resumed, normed = found["auto"], found["auto_from"], found["normed"]
+    assert switched[0]["reason"] == switched[1]["reason"]
+    assert switched[0]["phase"] == 2
+    assert same(switched[0]["weights"], switched[1]["weights"])
+    assert same(switched[0]["weights"], resumed[1]["weights"])
+    assert switched[0]["history"] == resumed[0]["history"]
+    expected, guard = one_process(**AUTO)
+    assert guard.history[0]["step"] == switched[0]["history"][0]["step"]
     for name, value in expected.items():
-        assert torch.allclose(auto[0]["weights"][name], value, rtol=0, atol=1e-6), name
+        assert torch.allclose(switched[0]["weights"][name], value, rtol=0, atol=1e-6), name
     # The BatchNorm statistics of the ranks differ until they agree on one set, which is then certified.
     assert same(normed[0]["weights"], normed[1]["weights"])
     assert normed[0]["verdict"] == "certified"
 
 
-def test_two_ranks_take_the_certified_steps_of_one_process_and_resume(tmp_path):
-    found = two_processes(tmp_path, "rules")
+def test_two_ranks_take_the_certified_steps_of_one_process_and_resume(two_processes, one_process):
+    found = two_processes(rules)
     for name, batch_size in (("by_batch", 6), ("whole_set", 12)):
-        ranks, resumed = found(name), found(f"{name}_from")
-        expected, guard = one_process(ExpressivityGuard(switch_at=3, step_rule="certified"), batch_size)
+        ranks, resumed = found[name], found[f"{name}_from"]
+        expected, guard = one_process(batch_size, **CERTIFIED)
         assert ranks[0]["phase"] == guard.phase == 2
         assert same(ranks[0]["weights"], ranks[1]["weights"])
         assert same(ranks[0]["weights"], resumed[1]["weights"])
@@ -232,14 +203,14 @@ def test_two_ranks_take_the_certified_steps_of_one_process_and_resume(tmp_path):
         assert gaps == pytest.approx([entry["gap"] for entry in guard.history], abs=1e-6)
         assert len(gaps) > 2
         assert all(later < earlier for earlier, later in itertools.pairwise(gaps))
-    solved = found("solved")
-    expected, guard = one_process(ExpressivityGuard(switch_at=3, step_rule="solve", tol=1e-3))
+    solved = found["solved"]
+    expected, guard = one_process(**SOLVE)
     assert same(solved[0]["weights"], solved[1]["weights"])
     assert solved[0]["reason"] == solved[1]["reason"]
     assert all("solved by lbfgs" in reason for reason in (solved[0]["reason"], guard.reason))
     assert 0 <= solved[0]["history"][-1]["gap"] <= 1e-3
     for key, value in expected.items():
-        if "classifier" not in key:  # the solution's weights are far out, where the loss hardly depends on them
+        if "head" not in key:  # the solution's weights are far out, where the loss hardly depends on them
             assert torch.allclose(solved[0]["weights"][key], value, rtol=0, atol=1e-6), key
 
 
