@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import convolutional
 from torch import nn
 
 from lightning_conv import ntk_gram
@@ -49,13 +50,6 @@ class Cubed(torch.autograd.Function):
         if not float(gradient.abs().max()) < 1e6:  # vmap cannot read a value
             raise ValueError("too large")
         return 3 * x**2 * gradient
-
-
-def convolutional():
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten(),
-        nn.Linear(12, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2),
-    )  # fmt: skip
 
 
 CASES = {

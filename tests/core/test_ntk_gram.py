@@ -11,35 +11,22 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import (
+    Recurrent,
+    TiedAutoencoder,
+    TiedModules,
+    Transformer,
+    TwoInputs,
+    Words,
+    convolutional,
+    randomise_statistics,
+    to_double,
+)
 from torch import nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.kernels import NTKOperator, factors, passes, plan_ntk, planning
 from lightning_conv.kernels import task as tasks
-
-
-class TiedAutoencoder(nn.Module):
-    """The decoder is the encoder transposed: one weight, once as it is and once through ``t()``."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Linear(5, 3)
-        self.decoder_bias = nn.Parameter(torch.randn(5))
-
-    def forward(self, x):
-        return F.linear(torch.tanh(self.encoder(x)), self.encoder.weight.t(), self.decoder_bias)
-
-
-class TiedModules(nn.Module):
-    """One weight in two linear layers, with a bias each."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
 class CalledTwice(nn.Module):
@@ -61,15 +48,6 @@ class SequenceFirst(nn.Module):
     def forward(self, x):
         hidden = torch.tanh(self.embed(x.transpose(0, 1)))
         return self.head(hidden.cumsum(0)[-1] + hidden[0])
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
 
 
 class ReadsValues(nn.Module):
@@ -118,57 +96,11 @@ class InPlace(nn.Module):
         return self.second(hidden)
 
 
-class Transformer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.head(self.encoder(x).mean(1))
-
-
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, a, b):
-        return self.head(torch.tanh(self.left(a)) * self.right(b))
-
-
-class Words(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 2)
-
-    def forward(self, tokens):
-        return self.head(torch.tanh(self.table(tokens)).sum(1))
-
-
-def randomise_statistics(model):
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return model
-
-
 def mlp(*widths, activation=nn.Tanh):
     layers = []
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
-
-
-def convolutional():
-    return randomise_statistics(
-        nn.Sequential(
-            nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten(),
-            nn.Linear(12, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2),
-        )
-    )  # fmt: skip
 
 
 def partly_frozen():
@@ -214,14 +146,6 @@ CASES = {
     ),
     "dropout is off": lambda: (nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2)), rand(5, 4)),
 }
-
-
-def to_double(inputs):
-    if isinstance(inputs, dict):
-        return {key: to_double(value) for key, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(to_double(value) for value in inputs)
-    return inputs.double() if inputs.is_floating_point() else inputs
 
 
 def build(case):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from small_networks import Recurrent
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -43,15 +44,6 @@ class Applies(nn.Module):
 
     def forward(self, x):
         return self.head(self.function(self.layer(x)))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
 
 
 def reverse_gradient(x):

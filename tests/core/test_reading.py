@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_networks import Words
 from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
@@ -157,31 +158,12 @@ def test_rows_and_columns_that_are_mappings_are_read_together(naive_gram):
     assert float((found - whole[:1, 1:]).abs().max()) <= 1e-12 * float(whole.abs().max())
 
 
-def test_one_row_and_columns_of_another_length_are_read_on_the_columns(naive_gram):
+def test_one_row_and_columns_of_another_length_are_read_on_the_columns(naive_jacobian):
     model = Words()
     rows, columns = torch.randint(0, 5, (1, 2)), torch.randint(0, 5, (4, 3))
     found = ntk_gram(model.double(), rows, columns, outputs="full").matrix
-    gradients = [naive_jacobian_of(model, tokens) for tokens in (rows, columns)]
+    gradients = [naive_jacobian(model, tokens) for tokens in (rows, columns)]
     assert float((found - gradients[0] @ gradients[1].T).abs().max()) <= 1e-12
-
-
-class Words(nn.Module):
-    """A bag of words of any length."""
-
-    def __init__(self):
-        super().__init__()
-        self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 2)
-
-    def forward(self, tokens):
-        return self.head(torch.tanh(self.table(tokens)).mean(1))
-
-
-def naive_jacobian_of(model, tokens):
-    lines = []
-    for output in model(tokens).flatten():
-        found = torch.autograd.grad(output, list(model.parameters()), retain_graph=True)
-        lines.append(torch.cat([gradient.flatten() for gradient in found]))
-    return torch.stack(lines)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
