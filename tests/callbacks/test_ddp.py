@@ -21,13 +21,10 @@ def watch_and_guard(make_trainer, make_regression):
     found = {}
     pl.seed_everything(0, verbose=False)
     labelled = TensorDataset(torch.rand(64, 8), torch.randint(0, 3, (64,)))
-    monitors = [
-        kind(32, max_overhead=0.9) for kind in (KernelStability, LambdaMin)
-    ]  # of half of the samples: the same half
-    trainer = make_trainer(monitors, max_epochs=3)
-    trainer.fit(
-        make_regression(network(), 0.05, nn.CrossEntropyLoss()), DataLoader(labelled, batch_size=8, shuffle=True)
-    )
+    # The probe is half of the samples: the same half on both ranks.
+    trainer = make_trainer([kind(32, max_overhead=0.9) for kind in (KernelStability, LambdaMin)], max_epochs=3)
+    module = make_regression(network(), 0.05, nn.CrossEntropyLoss())
+    trainer.fit(module, DataLoader(labelled, batch_size=8, shuffle=True))
     found["kernel"] = measured(trainer, "lambda_min", "relative_frobenius_change")
 
     data = DataLoader(TensorDataset(torch.rand(64, 8), torch.rand(64, 3)), batch_size=32)  # both ranks: the whole set
