@@ -83,15 +83,22 @@ def averaged_movement(network: nn.Module, place: str | None, start: Mapping[str,
 
 
 def feature_quantities(facts: ExpressivityFacts | object) -> dict[str, float]:
-    """log phi, condition number and ranks of [h, 1], and what the last layer cannot reach of the targets.
+    """log phi, the ends of the spectrum and the ranks of [h, 1], and what the last layer cannot reach of the targets.
+
+    sigma_min is the n-th singular value, 0 where there are fewer columns than samples; its lower bound is proven up to the estimated
+    rounding inside the trunk, and 0 where nothing is.
 
     Args:
         facts: of the last hidden features, or anything else where there are none.
     """
     if not isinstance(facts, ExpressivityFacts):
         return {}
+    certified = facts.certificate.sigma_min
     found = {
         "log_phi": facts.log_phi.value,
+        "sigma_max": facts.sigma_max,
+        "sigma_min": facts.sigma_min,
+        "sigma_min_lower": math.nan if certified is None else certified.lower,
         "condition_number": facts.condition_number,
         "stable_rank": facts.stable_rank,
         "effective_rank": facts.effective_rank,

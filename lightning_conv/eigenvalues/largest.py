@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -83,7 +84,26 @@ def _by_lanczos(a: Symmetric, tolerance: float, seed: int, out: Tensor | None) -
     return Bounded(min(max(value, lower), upper), lower, upper, certified=True, method=method)
 
 
-def complement_bound(a: Symmetric, basis: Tensor) -> float:
+class Operator(Protocol):
+    """What ``complement_bound`` has to know of a symmetric matrix, wherever it is kept."""
+
+    @property
+    def size(self) -> int:
+        """N."""
+
+    @property
+    def norm(self) -> float:
+        """Upper bound of the Frobenius norm."""
+
+    @property
+    def skew(self) -> float:
+        """Upper bound of |A - A^T|_F."""
+
+    def product(self, columns: Tensor) -> Tensor:
+        """A on columns (N, b), every entry a sum of N products in any order."""
+
+
+def complement_bound(a: Operator, basis: Tensor) -> float:
     r"""An upper bound of lambda_max(A) from any orthonormal columns Q (N, k), proven, in 2 N^2 k flops.
 
     Let H = Q^T A Q, R = A Q - Q H, and C the restriction of A to the complement of the range of Q. Take c >= |C|_2 and

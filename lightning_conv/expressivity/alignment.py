@@ -95,8 +95,11 @@ def certify_alignment(
         f"the last layer reaches the targets up to {ratio.value:.3e} of their norm (at least {ratio.lower:.3e}, at most "
         f"{ratio.upper:.3e}); the squared loss of this trunk is at least {ratio.lower**2 * size**2 / n:.3e}"
     )
+    top, radius = float(decomposition.values[0]), float(decomposition.radii[0]) + feature_error
+    method = "residual bound of the float64 SVD" + (" + estimated rounding inside the trunk" if feature_error else "")
+    sigma_max = Bounded(top, max(top - radius, 0.0), top + radius, feature_error == 0, method)
     return RankCertificate(
-        verdict, rank, n, width, "alignment", reason, cost(), feature_error=feature_error, residual=ratio
+        verdict, rank, n, width, "alignment", reason, cost(), None, sigma_max, feature_error, residual=ratio
     )
 
 

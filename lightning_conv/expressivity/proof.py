@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.eigenvalues.largest import complement_bound
+from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.expressivity.factor import lowest_eigenvalue, rounding, solve, tiled_cholesky
 from lightning_conv.expressivity.journal import Journal
 from lightning_conv.expressivity.stream import gram_rounding
@@ -20,6 +22,11 @@ from lightning_conv.progress import Report, part
 STEPS = 40
 CLOSE = 0.01
 """Relative distance of the second shift from the Rayleigh quotient: sigma_min is then known to half of that."""
+
+LARGEST_STEPS = 12
+"""Products with G that sigma_max may take."""
+RESIDUAL = 1e-4
+"""Of the largest Ritz value, relative: the upper bound is above it by about the square, 1e-8."""
 
 METHOD = "verified Cholesky of the tiled float64 Gram matrix"
 
@@ -114,15 +121,31 @@ class Proof:
         return value, value + slack
 
     def _largest(self, trace: float, error: float) -> Bounded:
-        """sigma_max from two steps of the power method below, and from the trace above."""
+        """sigma_max from Lanczos below, and from the Frobenius norm of the rest (``complement_bound``), or the trace, above."""
         stored = self.journal["largest"]
-        if not stored:
-            ones = torch.ones(self.gram.size, 1, dtype=torch.float64)
-            stored = self._rayleigh(self.gram.times(ones / ones.norm()) / trace, trace, error)
-            self.journal["largest"] = list(stored)
-        value, slack = stored
+        if not stored or len(stored) != 3:
+            usual = 2.0**-900 < trace < 2.0**900  # otherwise the products could under- or overflow
+            stored = self._by_lanczos(trace, error) if usual else [0.0, 0.0, trace]
+            self.journal["largest"] = stored
+        value, slack, above = stored
+        above = min(above, trace) + error
         value = min(max(value, 0.0), trace)
-        return self._bounded(math.sqrt(value), math.sqrt(max(value - slack, 0.0)), math.sqrt(trace + error))
+        return self._bounded(math.sqrt(value), math.sqrt(max(value - slack, 0.0)), math.sqrt(above))
+
+    def _by_lanczos(self, trace: float, error: float) -> list[float]:
+        """Rayleigh quotient next to lambda_max(G), its error, and an upper bound of lambda_max of G as computed."""
+
+        def converged(krylov: Krylov) -> bool:
+            values, _, residuals = krylov.ritz()
+            return float(residuals[-1]) <= RESIDUAL * float(values[-1])
+
+        n, a = self.gram.size, Scaled.of(self.gram, trace)
+        # Features of one sign have a top vector close to the ones; those of both signs may have one at a right angle to it.
+        start = torch.ones(n, 1, dtype=torch.float64)
+        start += 0.1 * torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        krylov = lanczos(a.product, n, steps=min(LARGEST_STEPS, n), start=start, stop=converged)
+        value, slack = self._rayleigh(krylov.basis @ krylov.ritz()[1][:, -1:], trace, error)
+        return [value, slack, math.ldexp(complement_bound(a, krylov.basis), a.exponent)]
 
     def _rayleigh(self, vector: Tensor, trace: float, error: float) -> tuple[float, float]:
         """x^T G x / x^T x, computed, and how far that of the exact matrix may be from it."""
@@ -140,3 +163,30 @@ class Proof:
         method = METHOD + ("" if proven else " + estimated rounding inside the trunk")
         low = max(math.nextafter(lower, 0) - self.feature_error, 0.0)
         return Bounded(value, low, math.nextafter(upper, math.inf) + self.feature_error, proven, method)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """2^-exponent G, of an ordinary size, as ``complement_bound`` takes it."""
+
+    tiles: Tiles
+    exponent: int
+    norm: float
+    """Upper bound of the Frobenius norm."""
+    skew: float = 0.0
+    """One triangle says everything."""
+
+    @classmethod
+    def of(cls, tiles: Tiles, trace: float) -> Scaled:
+        """Of G with this trace, which is positive."""
+        exponent, sums = math.frexp(trace)[1], 1 + gamma(tiles.size**2 + 3, torch.float64)
+        return cls(tiles, exponent, tiles.norm(2.0**-exponent) * sums * OUTWARD)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.tiles.size
+
+    def product(self, columns: Tensor) -> Tensor:
+        """On columns (N, b)."""
+        return self.tiles.times(columns) * 2.0**-self.exponent

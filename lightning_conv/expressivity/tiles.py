@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -78,6 +79,16 @@ class Tiles:
                     result[theirs] += block.T @ columns[mine]
                 result[mine] += block @ columns[theirs]
         return result
+
+    def norm(self, scale: float = 1.0) -> float:
+        """Frobenius norm of ``scale`` times the symmetric matrix: one reading."""
+        square: float = 0.0
+        for i in range(self.count):
+            for j in range(i):
+                square += 2 * float((self[i, j] * scale).norm()) ** 2
+            own = self[i, i] * scale
+            square += 2 * float(own.tril(-1).norm()) ** 2 + float(own.diagonal().norm()) ** 2
+        return math.sqrt(square)
 
     def dense(self) -> Tensor:
         """The whole symmetric matrix, for tests and small n."""

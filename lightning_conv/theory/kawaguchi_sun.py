@@ -17,12 +17,14 @@ from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.expressivity.proof import METHOD as CHOLESKY
 from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
 from lightning_conv.theory.criterion import Criterion, at_most
 
 SOURCE = "Kawaguchi, Sun 2104.05785"
 ALIGNMENT = "Kawaguchi, Zhang, Deng 2106.14836"
 ROUNDING = 1e-9
+EPSILON = 2.0**-52
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,20 @@ class ExpressivityFacts:
     alignment: RankCertificate | None  # of the targets, where they were given
 
     @property
+    def sigma_max(self) -> float:
+        """sigma_1; the certificate has its bounds."""
+        return float(self.singular_values[0])
+
+    @property
+    def sigma_min(self) -> float:
+        """sigma_n, the n-th singular value: 0 where there are fewer columns than samples; the certificate has its bounds."""
+        full = len(self.singular_values) == self.certificate.n
+        return float(self.singular_values[-1]) if full else 0.0
+
+    @property
     def condition_number(self) -> float:
         """sigma_1 / sigma_n; infinite where the rank is below n. Gradient descent on the head takes about its square in steps."""
-        full = len(self.singular_values) == self.certificate.n
-        smallest = float(self.singular_values[-1]) if full else 0.0
-        return float(self.singular_values[0]) / smallest if smallest > 0 else math.inf
+        return self.sigma_max / self.sigma_min if self.sigma_min > 0 else math.inf
 
     @property
     def stable_rank(self) -> float:
@@ -60,7 +71,7 @@ def expressivity_facts(
     """Certificate, log phi, ranks and alignment of the features of n samples.
 
     The bounds of log phi take the error of sigma_1, the largest of all, for each sigma_i: log phi is then proven, if
-    ``feature_error`` is 0.
+    ``feature_error`` is 0 and the certificate came from singular values (at most 512 samples); otherwise it is an estimate.
 
     Args:
         features: h, (n, m_H), float64.
@@ -97,10 +108,12 @@ def _log_phi(values: Tensor, certificate: RankCertificate) -> Bounded:
     if top is None:  # a certificate of many samples knows the smallest alone
         return Bounded(2 * float(values.log().sum()), -math.inf, math.inf, False, method)
     # Twice: these values come from a decomposition of their own.
-    radius = 2 * (top.upper - top.value)
+    radius, proven = 2 * (top.upper - top.value), certificate.feature_error == 0
+    if top.method.startswith(CHOLESKY):  # no statement about the rounding of a decomposition, which is then estimated
+        radius, proven = max(radius, certificate.n * EPSILON * top.value), False
     value, lower, upper = (2 * float((values + shift).clamp(min=0).log().sum()) for shift in (0.0, -radius, radius))
     slack = 1e-13 * max(abs(value), float(len(values)))
-    return Bounded(value, lower - slack, upper + slack, certificate.feature_error == 0, method)
+    return Bounded(value, lower - slack, upper + slack, proven, method)
 
 
 def judge_expressivity(facts: ExpressivityFacts) -> list[Criterion]:

@@ -35,7 +35,7 @@ RAW_TAGS = {
     "theory/layer_distance_frobenius_relative", "theory/layer_stable_rank_min", "theory/layer_stable_rank_max",
     "theory/forward_drift", "theory/forward_drift_relative", "theory/log_phi",
     "theory/condition_number", "theory/stable_rank", "theory/effective_rank", "theory/rank_share", "theory/alignment_residual",
-    "theory/least_radius",
+    "theory/least_radius", "theory/sigma_min", "theory/sigma_min_lower", "theory/sigma_max",
 }  # fmt: skip
 TAGS = {
     "theory/loss", "theory/gradient_norm", "theory/pl_ratio", "theory/pl_infimum", "theory/distance", "theory/path_length",

@@ -96,7 +96,7 @@ def test_every_quantity_is_that_of_the_definition(make_trainer, make_regression,
         ),
         "stable_rank": float(columns.square().sum() / sigma[0] ** 2), "effective_rank": math.exp(-float((share * share.log()).sum())),
         "log_phi": float(torch.linalg.slogdet(columns @ columns.T)[1]), "condition_number": float(sigma[0] / sigma[-1]),
-        "rank_share": 1.0,
+        "rank_share": 1.0, "sigma_min": float(sigma[-1]), "sigma_max": float(sigma[0]),
         "least_radius": 2 * math.sqrt(losses[0] / min(ratios)),
         # A sample's share of the mean over 18 numbers.
         "gradient_over_largest": squared / float(((outputs - targets).square().sum(1) / 18).max()),
@@ -106,6 +106,7 @@ def test_every_quantity_is_that_of_the_definition(make_trainer, make_regression,
     assert recorder.scalars["theory/alignment_residual"][7] == pytest.approx(
         float((columns @ solved - targets).norm() / targets.norm()), abs=1e-9
     )
+    assert 0.999 * float(sigma[-1]) < recorder.scalars["theory/sigma_min_lower"][7] <= float(sigma[-1])
     assert recorder.scalars["theory/sign_changes"][7] > 0
     assert recorder.scalars["theory/sign_changes"][0] == recorder.scalars["theory/forward_drift"][0] == 0
     assert recorder.scalars["theory/layer_distance_spectral"][0] == 0
@@ -146,6 +147,16 @@ def test_the_norm_of_the_start_is_taken_once_a_run_and_that_of_now_once_a_measur
     assert len(taken) == 9
     assert again == found
     assert "layer_stable_rank_min" not in LayerNorms().quantities({"zero": start["zero"]}, {"zero": start["zero"]})
+
+
+def test_a_head_narrower_than_the_samples_has_sigma_min_zero(make_trainer, make_regression, data, recorder):
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    trained(make_trainer, make_regression, data, network, recorder, epochs=2)
+    hidden = torch.cat([network[:2](data.tensors[0]).detach(), torch.ones(9, 1, dtype=torch.float64)], 1)
+    assert recorder.scalars["theory/sigma_max"][2] == pytest.approx(float(torch.linalg.svdvals(hidden)[0]), rel=1e-9)
+    assert recorder.scalars["theory/sigma_min"][2] == recorder.scalars["theory/sigma_min_lower"][2] == 0
+    assert "theory/condition_number" not in recorder.scalars
 
 
 def test_the_movement_of_the_papers_networks_is_averaged_over_their_width(make_trainer, make_regression, recorder):

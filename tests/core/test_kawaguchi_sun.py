@@ -40,6 +40,16 @@ def test_phi_itself_underflows_where_its_logarithm_does_not():
     )
 
 
+def test_log_phi_of_many_samples_has_close_bounds_that_are_no_proof():
+    h = torch.randn(520, 560, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
+    facts = expressivity_facts(h)
+    columns = torch.cat([h, torch.ones(520, 1)], 1)
+    exact = float(torch.linalg.slogdet(columns @ columns.T)[1])
+    assert "Cholesky" in facts.certificate.sigma_max.method
+    assert facts.log_phi.lower <= exact <= facts.log_phi.upper < facts.log_phi.lower + 1e-3
+    assert not facts.log_phi.certified
+
+
 def test_ranks_are_their_definitions():
     h = torch.randn(5, 7, dtype=torch.float64)
     facts = expressivity_facts(h)

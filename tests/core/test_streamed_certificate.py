@@ -8,6 +8,7 @@ import sys
 import weakref
 from types import SimpleNamespace
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,7 +150,35 @@ def test_agrees_with_the_singular_values(bias, tile, exact_singular_values):
         certificate.sigma_min.upper, dense.sigma_min.upper
     )
     assert certificate.sigma_max.lower <= dense.sigma_max.value <= certificate.sigma_max.upper
-    assert certificate.sigma_max.lower > 0.5 * dense.sigma_max.value
+    assert certificate.sigma_max.lower > 0.999 * dense.sigma_max.value
+    # A spectrum without a leading value: the Frobenius norm of the Gram matrix is what there is.
+    gram = (features @ features.T + bias).norm()
+    assert certificate.sigma_max.upper <= float(gram) ** 0.5 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sign", ["of one sign", "centred"])
+@pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100])
+def test_sigma_max_of_layers_features_is_known_to_a_millionth_and_its_bounds_hold(sign, scale, exact_singular_values):
+    x = rand(40, 12)
+    hidden = torch.nn.functional.softplus(x @ rand(12, 60, seed=1) / 12**0.5, beta=100)
+    features = scale * (hidden if sign == "of one sign" else torch.tanh(3 * x[:, :1] + 0.3 * hidden))
+    found = certify_streamed(HeldRows(features), bias=False, tile=16).sigma_max
+    exact = exact_singular_values(features)[0]
+    assert found.certified
+    assert found.lower <= exact <= found.upper
+    assert found.upper - found.lower <= 1e-6 * float(exact)
+    assert math.sqrt(float(features.square().sum())) > 1.001 * found.upper  # what the trace alone would say
+
+
+@given(size=st.integers(1, 12), tile=st.integers(1, 5), seed=st.integers(0, 2**16), spread=st.integers(-12, 12))
+def test_sigma_max_bounds_hold_for_any_features(size, tile, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(size, size + 2, generator=generator, dtype=torch.float64)
+    features *= 2.0 ** (spread * torch.rand(size, 1, generator=generator, dtype=torch.float64))
+    found = certify_streamed(HeldRows(features), bias=False, tile=tile).sigma_max
+    with mpmath.workdps(40):
+        exact = max(mpmath.svd_r(mpmath.matrix(features.tolist()), compute_uv=False))
+        assert found.lower <= exact <= found.upper
 
 
 @pytest.mark.parametrize("smallest", [1e-2, 1e-4, 1e-5])
