@@ -1,4 +1,4 @@
-"""Criteria of the weights and the data alone, without a step: separation, expressivity, and what is proven at the start."""
+"""Criteria of the weights alone, without a step: expressivity, and what is proven at the start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_conv.anatomy import find_head, last_hidden_features
 from lightning_conv.evaluation import Inputs, StatelessModule, undisturbed
 from lightning_conv.expressivity.singular import feature_rounding
-from lightning_conv.theory.allen_zhu import separation
 from lightning_conv.theory.chatterjee import certify_descent
 from lightning_conv.theory.criterion import Criterion, at_most, not_applicable
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
@@ -26,25 +25,6 @@ ALLEN_ZHU = "Allen-Zhu, Li & Song 2019 (1811.03962)"
 def voided(criterion: Criterion, reason: str) -> Criterion:
     """The same, not applicable: the measured number stays, the bound means nothing."""
     return replace(criterion, bound=math.nan, verdict="not applicable", reason=reason)
-
-
-def separation_criteria(inputs: Inputs, targets: Tensor | None) -> list[Criterion]:
-    """delta of the probe's inputs after Allen-Zhu's normalisation, over all pairs and over those of different classes."""
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        why = "the input is not one tensor of numbers"
-        return [Criterion("separation", ALLEN_ZHU, "|x_i - x_j| >= delta > 0", math.nan, math.nan, "undecided", why)]
-    classes = (
-        targets is not None
-        and not targets.is_floating_point()
-        and targets.ndim == 1
-        and bool((targets != targets[0]).any())
-    )
-    try:
-        return separation(inputs.cpu(), targets.cpu() if classes and targets is not None else None).criteria()
-    except ValueError as error:
-        return [
-            Criterion("separation", ALLEN_ZHU, "|x_i - x_j| >= delta > 0", math.nan, math.nan, "undecided", str(error))
-        ]
 
 
 def expressivity(network: nn.Module, inputs: Inputs, targets: Tensor | None) -> ExpressivityFacts | Criterion:
@@ -160,11 +140,16 @@ def sole_child(network: nn.Module, inputs: Tensor) -> str:
         own = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
         if isinstance(module, nn.Sequential) or len(own) != 1 or any(True for _ in module.parameters(recurse=False)):
             return path
-        _require_same(module, own[0], inputs)
+        require_same(module, own[0], inputs)
         path = f"{path}.{own[0]}" if path else own[0]
 
 
-def _require_same(network: nn.Module, name: str, inputs: Tensor) -> None:
+def require_same(network: nn.Module, name: str, inputs: Tensor) -> None:
+    """See that a network is its submodule ``name``, the same function of inputs and weights.
+
+    Raises:
+        ValueError: it gives other outputs, at the present weights or at random ones.
+    """
     child, generator = network.get_submodule(name), torch.Generator().manual_seed(0)
     with undisturbed(network), torch.no_grad():
         whole, part = StatelessModule(network, dtype=torch.float64), StatelessModule(child, dtype=torch.float64)

@@ -18,7 +18,7 @@ from lightning_conv.callbacks.judgement import PAPERS, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.probe import Probe
-from lightning_conv.callbacks.run_evidence import RunEvidence
+from lightning_conv.callbacks.run_evidence import ONCE, RunEvidence
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.plots import plot_observations
 from lightning_conv.spectrum import Spectrum
@@ -38,6 +38,7 @@ class ConvergenceCriteria(KernelMonitor):
       ``DuFC`` and ``DuResNet`` on inputs of norm 1 what the paper asks itself, of the last hidden layer's kernel and its limit
     - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
     - ``"allen_zhu"``: separation of the data, semi-smoothness
+    - ``"implicit_bias"``: near orthogonality of the data, which Frei et al. ask for; of ``LeakyTwoLayer``
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
     - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range
 
@@ -56,7 +57,9 @@ class ConvergenceCriteria(KernelMonitor):
     - ``theory/pl_ratio``: \|grad f\|^2 / f; ``theory/pl_infimum``: the smallest so far, an upper bound of the infimum over a ball
     - of a step: ``theory/contraction``, ``theory/curvature``; of plain SGD also ``theory/path_length``, ``theory/descent_efficiency``
       and, where it is full-batch descent on the probe, ``theory/step_departure``
-    - layers, hidden states and the rank of the last features against the start, from which no verdict follows
+    - layers, hidden states and the rank of the last features against the start, from which no verdict follows; of two classes and one
+      output the margins
+    - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``
     - ``theory/refuted``: number of criteria that are refuted
     - text ``theory/criteria``: the table of verdicts, when one of them changes; figure ``theory/path`` (TensorBoard)
 
@@ -81,6 +84,8 @@ class ConvergenceCriteria(KernelMonitor):
 
         trainer = Trainer(callbacks=[ConvergenceCriteria(probe=256), ConvergenceReport()])
     """
+
+    once = frozenset(f"theory/{name}" for name in ONCE)
 
     def __init__(
         self,

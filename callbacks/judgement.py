@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.callbacks.certificates import ALLEN_ZHU, StartCertificate, voided
+from lightning_conv.callbacks.data_facts import DataFacts
 from lightning_conv.callbacks.du_kernel import DU, OWN, not_of_the_paper
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.worst import worst_at
@@ -17,6 +18,7 @@ from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_s
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
 from lightning_conv.theory.du.descent import THEOREMS
+from lightning_conv.theory.implicit_bias import FREI
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
 from lightning_conv.theory.loss_scale import LossScale
 from lightning_conv.theory.observation import Observation, descent_criteria
@@ -33,6 +35,8 @@ class Evidence:
     whole_set: bool  # whether the probe is the training set
     certificate: StartCertificate | None
     largest_rate: float  # of all steps so far, on the run's loss; NaN: none, or not known
+    data: DataFacts
+    leaky: float | str  # gamma of the network of Frei et al., or why the run does not train it
     clipped: bool  # whether RegularizedGradientClipping is at work
 
     @property
@@ -151,13 +155,7 @@ def _line(asks: str, seen: Sequence[Observation], alpha: float, k: float) -> Cri
 
 
 def _allen_zhu(evidence: Evidence) -> list[Criterion]:
-    found = list(evidence.measured.of_data)
-    if not evidence.whole_set:
-        where = "; on the probe, whose delta is an upper bound of the training set's"
-        found = [
-            replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
-            for each in found
-        ]
+    found = evidence.data.of_separation(whole_set=evidence.whole_set)
     # Theorem 3, no critical point near the start, has unspecified constants: its quotients are logged, and no verdict follows.
     return [*found, _semi_smoothness(evidence.history)]
 
@@ -188,12 +186,18 @@ def _kawaguchi_sun(evidence: Evidence) -> list[Criterion]:
     ]
 
 
+def _implicit_bias(evidence: Evidence) -> list[Criterion]:
+    slope, why_not = (evidence.leaky, "") if isinstance(evidence.leaky, float) else (None, evidence.leaky)
+    return [evidence.data.of_orthogonality(slope, whole_set=evidence.whole_set, why_not=why_not)]
+
+
 PAPERS: dict[str, Paper] = {
     "chatterjee": Paper("Chatterjee 2022", EVERYWHERE | {"full batch", "whole set", "attained infimum", "smooth"}, _chatterjee),
     "du": Paper(DU, EVERYWHERE | {"full batch", "whole set", "squared loss"}, _du),
     "allen_zhu": Paper(ALLEN_ZHU, EVERYWHERE | {"squared loss"}, _allen_zhu),
     "oymak_soltanolkotabi": Paper(OYMAK, EVERYWHERE | {"full batch", "whole set", "squared loss", "smooth"}, _oymak),
     "clipping": Paper(CLIPPING, EVERYWHERE - {"unclipped"} | {"full batch", "whole set", "attained infimum", "smooth"}, _clipping),
+    "implicit_bias": Paper(FREI, EVERYWHERE | {"full batch"}, _implicit_bias),
     "kawaguchi_sun": Paper(KAWAGUCHI, frozenset({"smooth", "fixed data"}), _kawaguchi_sun),
 }  # fmt: skip
 """Name -> what it asks for and how it is judged."""

@@ -50,6 +50,9 @@ class KernelMonitor(pl.Callback):
     def _settings(self) -> tuple[object, ...]:
         return *self.probe.key, self.every_n_steps, self.max_overhead
 
+    once: frozenset[str] = frozenset()
+    """Scalars that stay the same for a whole run: loggers get them at the first measurement, ``trainer.callback_metrics`` at every one."""
+
     @property
     def wants_layers(self) -> bool:
         """Whether this monitor needs every layer's own kernel."""
@@ -170,8 +173,10 @@ class KernelMonitor(pl.Callback):
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
         if step != self._last_step:
+            logged = self.once & self._metrics.keys()
             self._metrics = self.record(trainer, gram, spectrum, step)
-            log_metrics(trainer, self._metrics, step)
+            log_metrics(trainer, {name: v for name, v in self._metrics.items() if name not in logged}, step)
+            publish(trainer, self._metrics)
             self._last_step = step
         # A picture costs more than a small kernel: it gets a third of the budget, beside the first and the last one.
         before = time.perf_counter()

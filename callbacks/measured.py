@@ -1,4 +1,4 @@
-"""``Measured``: what the measurements of a run have shown of its kernel, its features and its data, and the worst of it."""
+"""``Measured``: what the measurements of a run have shown of its kernel and its features, and the worst of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.certificates import expressivity, separation_criteria
+from lightning_conv.callbacks.certificates import expressivity
 from lightning_conv.callbacks.du_kernel import (
     hidden_gram,
     limit_kernel,
@@ -45,8 +45,6 @@ class Measured:
         """The smallest lower bound of lambda_min."""
         self.greatest_lambda_max = 0.0
         """The largest lower bound of lambda_max."""
-        self.of_data: list[Criterion] = []
-        """``separation_criteria``."""
         self.features: ExpressivityFacts | Criterion | None = None
         """Of the last hidden layer, or why there are none."""
         self._reference: tuple[KernelGram, Spectrum] | None = None
@@ -87,8 +85,6 @@ class Measured:
         self.greatest_lambda_max = max(self.greatest_lambda_max, spectrum.lambda_max.lower)
         if not self._sought:
             self._sought = True
-            if "allen_zhu" in self._papers:
-                self.of_data = separation_criteria(inputs, targets)
             if "du" in self._papers:
                 self._place = papers_network(network, inputs)
                 if self._place is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping
+from lightning_conv.callbacks.implicit_bias import margin_quantities, signs
 from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
@@ -37,6 +38,7 @@ def probe_quantities(
     norms: LayerNorms,
     seen: Observation,
     scale: LossScale | None,
+    loss_fn: object | None,
 ) -> dict[str, float]:
     """All quantities of one measurement.
 
@@ -48,6 +50,7 @@ def probe_quantities(
         norms: of the run's layers.
         seen: the observation of them.
         scale: of a squared loss, or None.
+        loss_fn: of the training step, or None.
     """
     network, probe = kernel.probe.network(pl_module), kernel.probe
     named = dict(network.named_parameters())
@@ -57,8 +60,12 @@ def probe_quantities(
     begun = {name: value.to(now[name]) for name, value in start.items()}
     found = norms.quantities(now, begun) | averaged_movement(network, measured.place, begun)
     found |= feature_quantities(measured.features)
-    if scale is not None and kernel.targets is not None:
-        found |= largest_share(kernel.outputs(pl_module), kernel.targets, scale.k, seen)
+    targets = kernel.targets
+    if targets is not None and (scale is not None or signs(targets, loss_fn) is not None):
+        outputs = kernel.outputs(pl_module)
+        found |= margin_quantities(outputs, targets, loss_fn)
+        if scale is not None:
+            found |= largest_share(outputs, targets, scale.k, seen)
     looked = activity(network, to_device(kernel.inputs, pl_module.device), begun, batch_norm=probe.batch_norm)
     return found if looked is None else found | looked.quantities()
 

@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
+from lightning_conv.callbacks.data_facts import DataFacts, data_facts
 from lightning_conv.callbacks.hypotheses import find_breaches
+from lightning_conv.callbacks.implicit_bias import leaky_slope
 from lightning_conv.callbacks.judgement import PAPERS, Evidence
 from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.callbacks.loss import LossFn
@@ -26,6 +28,9 @@ from lightning_conv.theory.observation import observed_metrics
 
 COMPARED: frozenset[Hypothesis] = EVERYWHERE - {"unclipped"} | {"full batch", "whole set"}
 """Where all of these hold, a step must be -h grad f with f as it is on the probe."""
+
+ONCE = ("separation", "separation_by_label", "close_pairs", "near_orthogonality")
+"""Quantities that stay the same for a whole run."""
 
 
 class RunEvidence:
@@ -42,6 +47,8 @@ class RunEvidence:
         """Of the steps."""
         self._measured = Measured(papers)
         self._norms = LayerNorms()
+        self._data = DataFacts(0, 0.0, None, None, "not looked at")
+        self._leaky: float | str = "not looked at"
         self._fixed: list[Breach] | None = None  # what does not change during the run
         self._certificate: StartCertificate | None = None
         self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
@@ -68,6 +75,10 @@ class RunEvidence:
                 trainer, network, inputs, loss_fn=loss_fn, outputs=outputs, targets=targets, probe=kernel.probe
             )
             self.observer.note_infimum(pl_module, kernel, outputs)
+            self._data = data_facts(
+                inputs, targets, separated="allen_zhu" in self._papers, orthogonal="implicit_bias" in self._papers
+            )
+            self._leaky = leaky_slope(network, inputs, targets, kernel.parameters, loss_fn)
         self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
         if not self.observer.started and "chatterjee" in self._papers:
             self._certificate = self._certify_start(trainer, kernel)
@@ -90,8 +101,9 @@ class RunEvidence:
         start = self.observer.weights_at_start(module, kernel)
         try:
             self._raw = probe_quantities(
-                module, kernel, start, self._measured, self._norms, last, self._scale(trainer, kernel)
-            )
+                module, kernel, start, self._measured, self._norms, last, self._scale(trainer, kernel),
+                self.observer.loss(module),
+            )  # fmt: skip
         except Exception as error:
             self._raw = {}
             rank_zero_warn(
@@ -111,13 +123,20 @@ class RunEvidence:
             whole_set=not any(each.hypothesis == "whole set" for each in breaches),
             certificate=self._certificate,
             largest_rate=self.observer.largest_rate,
+            data=self._data,
+            leaky=self._leaky,
             clipped=find_clipping(trainer) is not None,
         )
 
     def quantities(self, trainer: pl.Trainer) -> dict[str, float]:
         """The scalars of the last observation."""
         history = self.observer.history
-        return observed_metrics(history) | self._raw | path_quantities(history, find_clipping(trainer))
+        return (
+            observed_metrics(history)
+            | self._data.quantities()
+            | self._raw
+            | path_quantities(history, find_clipping(trainer))
+        )
 
     def _scale(self, trainer: pl.Trainer, kernel: ProbeKernel) -> LossScale | None:
         """Of a squared loss on the probe."""

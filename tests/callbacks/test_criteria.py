@@ -36,6 +36,7 @@ RAW_TAGS = {
     "theory/forward_drift", "theory/forward_drift_relative", "theory/log_phi",
     "theory/condition_number", "theory/stable_rank", "theory/effective_rank", "theory/rank_share", "theory/alignment_residual",
     "theory/least_radius", "theory/sigma_min", "theory/sigma_min_lower", "theory/sigma_max",
+    "theory/separation", "theory/separation_by_label", "theory/close_pairs", "theory/near_orthogonality",
 }  # fmt: skip
 TAGS = {
     "theory/loss", "theory/gradient_norm", "theory/pl_ratio", "theory/pl_infimum", "theory/distance", "theory/path_length",
@@ -108,6 +109,7 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     found = verdicts(criteria)
     assert found.pop("clipping_descent") == "not applicable"  # there is no RegularizedGradientClipping
     assert found.pop("separation") == "certified"
+    assert found.pop("near_orthogonality") == "not applicable"  # another network than the theorem's
     assert found.pop("expressivity_condition") == "refuted"  # 21 columns for 24 samples
     assert found.pop("alignment") == "refuted"
     assert found.pop("criterion_score_descent") == "undecided"  # this start is not a positive one

@@ -13,7 +13,13 @@ from lightning_conv.theory.allen_zhu.semi_smoothness import (
     residual,
     step_size,
 )
-from lightning_conv.theory.allen_zhu.separation import Separation, pairs_within, separation, unit_inputs
+from lightning_conv.theory.allen_zhu.separation import (
+    Separation,
+    direction_rounding,
+    pairs_within,
+    separation,
+    unit_inputs,
+)
 from lightning_conv.theory.allen_zhu.stability import (
     HiddenNorms,
     drift_constant,
@@ -30,6 +36,7 @@ __all__ = [
     "Residual",
     "SemiSmoothness",
     "Separation",
+    "direction_rounding",
     "drift_constant",
     "fit_semi_smoothness",
     "forward_drift",

@@ -50,6 +50,17 @@ def unit_inputs(inputs: Tensor) -> Tensor:
     return torch.cat([x / norms, torch.ones_like(norms)], 1) / math.sqrt(2)
 
 
+def direction_rounding(features: int) -> float:
+    """What the rounding of ``unit_inputs`` may add to a distance: it moves a row by at most gamma_{d+9}, and a distance by twice that.
+
+    Two inputs that are positive multiples of one another in float64 come out this far apart at most.
+
+    Args:
+        features: d, numbers in an input.
+    """
+    return 2 * gamma(features + 9, torch.float64)
+
+
 @dataclass(frozen=True)
 class Separation:
     """How far apart n inputs are, after ``unit_inputs``."""
@@ -108,8 +119,7 @@ def separation(
     """
     x = unit_inputs(inputs)
     parts = 1 + (labels is not None) + bool(below)
-    # Rounding of the normalisation moves a row by at most this much, and so a distance by twice that.
-    moved = 2 * gamma(x.shape[1] + 8, torch.float64)
+    moved = direction_rounding(x.shape[1] - 1)
     delta = _widened(closest_rows(x, block=block, report=lambda done: report(done / parts)), moved)
     by_label = None
     if labels is not None:
