@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from lightning_conv.anatomy import find_head, last_hidden_features
 from lightning_conv.evaluation import Inputs, StatelessModule, undisturbed
+from lightning_conv.expressivity.certificate import RankCertificate
 from lightning_conv.expressivity.singular import feature_rounding
-from lightning_conv.theory.chatterjee import certify_descent
+from lightning_conv.theory.chatterjee import affine_independence, certify_descent, judge_positive_start
 from lightning_conv.theory.criterion import Criterion, at_most, not_applicable
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
 from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts, expressivity_facts
 from lightning_conv.theory.observation import CHATTERJEE
+from lightning_conv.theory.smooth_mlp import read_mlp
 
 ALLEN_ZHU = "Allen-Zhu, Li & Song 2019 (1811.03962)"
 
@@ -71,6 +73,7 @@ class StartCertificate:
 
     criterion: Criterion
     step: float = math.nan  # the largest on f = (1/n) sum (u - y)^2 that is proven to descend to zero loss; NaN: none
+    hypotheses: tuple[Criterion, ...] = ()  # of the theorem on feedforward networks: data and start
 
     def criteria(self, largest: float) -> list[Criterion]:
         """The score, and the largest step that the run has taken against the proven one.
@@ -79,13 +82,13 @@ class StartCertificate:
             largest: of all steps so far, on f = (1/n) sum (u - y)^2.
         """
         if math.isnan(self.step):
-            return [self.criterion]
+            return [*self.hypotheses, self.criterion]
         asks = "h <= 2 eps / sup |Hess f|, the step for which descent to zero loss is proven, at every step"
         limit = at_most("certified_step", self.criterion.source, asks, largest, self.step)
         if limit.verdict == "refuted":
             # A longer step is not proven; that it fails is not proven either.
             limit = replace(limit, verdict="undecided", reason=f"{limit.reason}, beyond which nothing is proven")
-        return [self.criterion, limit]
+        return [*self.hypotheses, self.criterion, limit]
 
     def state(self) -> dict[str, Any]:
         """As plain types."""
@@ -94,7 +97,8 @@ class StartCertificate:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> StartCertificate:
         """The inverse of ``state``."""
-        return cls(Criterion(**state["criterion"]), float(state["step"]))
+        hypotheses = tuple(Criterion(**each) for each in state.get("hypotheses", ()))
+        return cls(Criterion(**state["criterion"]), float(state["step"]), hypotheses)
 
 
 def no_certificate(reason: str) -> StartCertificate:
@@ -114,15 +118,23 @@ def descent_certificate(network: nn.Module, inputs: Inputs, targets: Tensor | No
     """
     if not isinstance(inputs, Tensor) or targets is None or not targets.is_floating_point():
         return no_certificate("the certificate needs one tensor of inputs, and numbers as targets")
+    x, y = inputs.detach().cpu().double().flatten(1), targets.detach().cpu().double().flatten()
     try:
-        found = certify_descent(
-            network.get_submodule(sole_child(network, inputs)),
-            inputs.detach().cpu().double().flatten(1),
-            targets.detach().cpu().double().flatten(),
-        )
+        mlp = read_mlp(network.get_submodule(sole_child(network, inputs)))
+        data = affine_independence(x, bias=mlp.first.bias_trained)
+        found = certify_descent(mlp, x, y, data=data)
     except (ValueError, TypeError, RuntimeError) as error:
         return no_certificate(f"the certificate covers smooth fully-connected networks with one output ({error})")
-    return StartCertificate(found.criterion, found.step if found.holds else math.nan)
+    hypotheses = (_independence(data, bias=mlp.first.bias_trained), judge_positive_start(mlp))
+    return StartCertificate(found.criterion, found.step if found.holds else math.nan, hypotheses)
+
+
+def _independence(data: RankCertificate, *, bias: bool) -> Criterion:
+    """Of the inputs, which the theorem on feedforward networks asks for."""
+    columns = "[X, 1]" if bias else "X"
+    asks = f"the inputs are {'affinely' if bias else 'linearly'} independent: lambda_min({columns} {columns}^T) > 0"
+    measured = math.nan if data.sigma_min is None else data.sigma_min.value**2
+    return Criterion("independent_inputs", CHATTERJEE, asks, measured, 0.0, data.verdict, data.reason)
 
 
 def sole_child(network: nn.Module, inputs: Tensor) -> str:

@@ -32,8 +32,8 @@ class ConvergenceCriteria(KernelMonitor):
     At every measurement: the loss f on the probe and its gradient, the kernel (shared with the other monitors of equal settings), and,
     over the optimizer step that follows, how far f fell and how far the weights moved. From these come the verdicts of
 
-    - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); descent efficiency, linear rate and
-      path length of gradient descent
+    - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); whether points of a ball around the start
+      refute the criterion; descent efficiency, linear rate and path length of gradient descent
     - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step; of
       ``DuFC`` and ``DuResNet`` on inputs of norm 1 what the paper asks itself, of the last hidden layer's kernel and its limit
     - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
@@ -72,13 +72,16 @@ class ConvergenceCriteria(KernelMonitor):
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
         loss_fn: the loss of the training step; None: the one loss module on the LightningModule. That a full-batch step
             minimises this and nothing else is seen; of mini-batches it is taken on trust.
+        radius: of the ball around w_0 in which ``"chatterjee"`` looks for points with small \|grad f\|^2 / f, which refute its criterion
+            for radii up to this one. None: only the run's own path is held against it.
 
     Raises:
-        MisconfigurationException: an unknown name in ``which``; otherwise as ``LambdaMin``.
+        MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.
 
     Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, up to six forward passes of it, and
-    two spectral norms a layer. Memory: a copy of the trained parameters for the whole run (also in the checkpoint), two
-    more for the step after a measurement.
+    two spectral norms a layer; with ``radius`` about 400 gradients of the probe in float64, once. Memory: a copy of the trained
+    parameters for the whole run (also in the checkpoint), two more for the step after a measurement, some ten in float64 during the
+    search.
 
     Example::
 
@@ -94,6 +97,7 @@ class ConvergenceCriteria(KernelMonitor):
         every_n_steps: int | None = None,
         max_overhead: float = 0.03,
         loss_fn: LossFn | None = None,
+        radius: float | None = None,
     ) -> None:
         names = [which] if isinstance(which, str) else list(which)
         unknown = [name for name in names if name not in PAPERS and name != "auto"]
@@ -101,9 +105,12 @@ class ConvergenceCriteria(KernelMonitor):
             raise MisconfigurationException(
                 f"which: {unknown or which!r} is not known; choose from {', '.join(PAPERS)}, or 'auto' for all of them"
             )
+        if radius is not None and not 0 < radius < math.inf:
+            raise MisconfigurationException(f"radius: {radius}; need a positive number, or None to search nothing")
         super().__init__(probe, every_n_steps, max_overhead)
         self.which = which
         self.loss_fn = loss_fn
+        self.radius = radius
         self._papers = tuple(PAPERS) if "auto" in names else tuple(dict.fromkeys(names))
         self._clear()
 
@@ -112,7 +119,7 @@ class ConvergenceCriteria(KernelMonitor):
         """The verdicts of the last measurement."""
         self.breaches: list[Breach] = []
         """Hypotheses that do not hold in this run."""
-        self._run = RunEvidence(self._papers, self.loss_fn)
+        self._run = RunEvidence(self._papers, self.loss_fn, self.radius)
         self._said: list[tuple[str, Verdict]] = []
         self._waited = False  # when the checkpoint was written
 

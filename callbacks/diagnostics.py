@@ -28,6 +28,7 @@ class ConvergenceDiagnostics(pl.Callback):
         which: of ``ConvergenceCriteria``.
         per_layer: of ``LambdaMin``.
         loss_fn: of the training step.
+        radius: of ``ConvergenceCriteria``.
 
     Attributes:
         callbacks: the four.
@@ -45,11 +46,12 @@ class ConvergenceDiagnostics(pl.Callback):
         which: str | Sequence[str] = "auto",
         per_layer: PerLayer | None = "traces",
         loss_fn: LossFn | None = None,
+        radius: float | None = None,
     ) -> None:
         self.callbacks: list[pl.Callback] = [
             KernelStability(probe, every_n_steps, max_overhead),
             LambdaMin(probe, every_n_steps, max_overhead, per_layer=per_layer, loss_fn=loss_fn),
-            ConvergenceCriteria(which, probe, every_n_steps, max_overhead, loss_fn=loss_fn),
+            ConvergenceCriteria(which, probe, every_n_steps, max_overhead, loss_fn=loss_fn, radius=radius),
             ConvergenceReport(),
         ]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from lightning_conv.callbacks.ball_search import BallSearch, ball_criterion
 from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.callbacks.certificates import ALLEN_ZHU, StartCertificate, voided
 from lightning_conv.callbacks.data_facts import DataFacts
@@ -34,6 +35,8 @@ class Evidence:
     scale: LossScale | None  # of a squared loss on the probe
     whole_set: bool  # whether the probe is the training set
     certificate: StartCertificate | None
+    ball: BallSearch | None  # around the start; None: nothing was searched
+    radius: float | None  # radii up to here are asked about
     largest_rate: float  # of all steps so far, on the run's loss; NaN: none, or not known
     data: DataFacts
     leaky: float | str  # gamma of the network of Frei et al., or why the run does not train it
@@ -75,7 +78,8 @@ def _chatterjee(evidence: Evidence) -> list[Criterion]:
     if evidence.certificate is not None:
         largest = math.nan if evidence.scale is None else evidence.scale.step_on_mean(evidence.largest_rate)
         certified = evidence.certificate.criteria(largest)
-    return [*certified, *descent_criteria(evidence.history)]
+    in_the_ball = ball_criterion(evidence.history, evidence.ball, evidence.radius)
+    return [*certified, in_the_ball, *descent_criteria(evidence.history)]
 
 
 def _clipping(evidence: Evidence) -> list[Criterion]:

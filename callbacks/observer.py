@@ -84,6 +84,11 @@ class Observer:
         self._infimum = 0.0 if facts is None else facts.infimum * scale
 
     @property
+    def infimum(self) -> float:
+        """Of the loss on the probe; 0 where it is not known."""
+        return self._infimum
+
+    @property
     def departed(self) -> Observation | None:
         """The first observed step that was no plain descent on f."""
         return next((seen for seen in self.history if seen.departed), None)

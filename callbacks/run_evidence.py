@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_conv.callbacks.ball_search import BallSearch, ProbeLandscape, search_ball
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
@@ -39,10 +40,11 @@ class RunEvidence:
     Args:
         papers: whose criteria are wanted.
         loss_fn: see ``Observer``.
+        radius: of the ball around the start that is searched for small |grad f|^2 / f; None: nothing is searched.
     """
 
-    def __init__(self, papers: Sequence[str], loss_fn: LossFn | None) -> None:
-        self._papers = tuple(papers)
+    def __init__(self, papers: Sequence[str], loss_fn: LossFn | None, radius: float | None = None) -> None:
+        self._papers, self._radius = tuple(papers), radius
         self.observer = Observer(loss_fn, spectral="allen_zhu" in papers)
         """Of the steps."""
         self._measured = Measured(papers)
@@ -51,6 +53,7 @@ class RunEvidence:
         self._leaky: float | str = "not looked at"
         self._fixed: list[Breach] | None = None  # what does not change during the run
         self._certificate: StartCertificate | None = None
+        self._ball: BallSearch | None = None
         self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
 
     def begin(self) -> None:
@@ -82,6 +85,8 @@ class RunEvidence:
         self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
         if not self.observer.started and "chatterjee" in self._papers:
             self._certificate = self._certify_start(trainer, kernel)
+            if self._radius is not None:
+                self._ball = self._search(trainer, kernel, self._radius)
 
     def observe(self, trainer: pl.Trainer, kernel: ProbeKernel, step: int) -> None:
         """The loss and its gradient, where the loss is known and can be evaluated on the probe."""
@@ -122,6 +127,8 @@ class RunEvidence:
             scale=self._scale(trainer, kernel),
             whole_set=not any(each.hypothesis == "whole set" for each in breaches),
             certificate=self._certificate,
+            ball=self._ball,
+            radius=self._radius,
             largest_rate=self.observer.largest_rate,
             data=self._data,
             leaky=self._leaky,
@@ -156,17 +163,40 @@ class RunEvidence:
             return no_certificate(why)
         return descent_certificate(kernel.probe.network(trainer.lightning_module), kernel.inputs, kernel.targets)
 
+    def _search(self, trainer: pl.Trainer, kernel: ProbeKernel, radius: float) -> BallSearch:
+        """Small ratios around w_0, where the theorem covers the run."""
+        if why := breached(self.breaches(trainer, kernel), PAPERS["chatterjee"].asks):
+            return BallSearch((), why)
+        module = trainer.lightning_module
+        loss_fn, targets = self.observer.loss(module), kernel.targets
+        if loss_fn is None or targets is None:
+            return BallSearch((), "the loss is not known")
+        squared = self._scale(trainer, kernel) is not None
+        mean = targets.double().reshape(len(targets), -1).mean(0) if squared else None
+        try:
+            landscape = ProbeLandscape(
+                kernel.probe.network(module), to_device(kernel.inputs, module.device), targets, loss_fn, kernel.parameters,
+                self.observer.infimum,
+            )  # fmt: skip
+            return search_ball(landscape, radius, mean=mean)
+        except Exception as error:  # the run goes on, its own path is judged
+            why = f"the ball around the start was not searched ({type(error).__name__}: {error})"
+            rank_zero_warn(f"ConvergenceCriteria: {why}")
+            return BallSearch((), why)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint."""
         return {
             "observer": self.observer.state_dict(),
             "measured": self._measured.state_dict(),
             "certificate": None if self._certificate is None else self._certificate.state(),
+            "ball": None if self._ball is None else self._ball.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         self.observer.load_state_dict(state.get("observer", {}))
         self._measured.load_state_dict(state.get("measured", {}))
-        certificate = state.get("certificate")
+        certificate, ball = state.get("certificate"), state.get("ball")
+        self._ball = None if ball is None else BallSearch.from_state(ball)
         self._certificate = None if certificate is None else StartCertificate.from_state(certificate)

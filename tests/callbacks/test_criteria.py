@@ -113,6 +113,9 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     assert found.pop("expressivity_condition") == "refuted"  # 21 columns for 24 samples
     assert found.pop("alignment") == "refuted"
     assert found.pop("criterion_score_descent") == "undecided"  # this start is not a positive one
+    assert found.pop("positive_start") == "not applicable"
+    assert found.pop("independent_inputs") == "certified"
+    assert found.pop("criterion_in_the_ball") == "undecided"  # of every radius no observation can tell
     assert found.pop("kernel_drift") == "undecided"  # it is above 1/4, with a lambda_0 that is not the theorem's
     names = (
         "descent_efficiency", "linear_rate", "path_length", "own_lambda_min_share", "step_contraction", "semi_smoothness",

@@ -91,7 +91,7 @@ def sampled_alpha(
     generator = torch.Generator().manual_seed(seed)
     work = points + descents * steps
     for k in range(points):
-        direction = torch.randn(objective.size, generator=generator, dtype=torch.float64)
+        direction = torch.randn(objective.size, generator=generator, dtype=torch.float64).to(search.centre)
         share = float(torch.rand((), generator=generator, dtype=torch.float64))
         search.look(search.centre + direction * (share * radius / direction.norm()))
         report((k + 1) / work)
