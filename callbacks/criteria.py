@@ -37,7 +37,8 @@ class ConvergenceCriteria(KernelMonitor):
     - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step; of
       ``DuFC`` and ``DuResNet`` on inputs of norm 1 what the paper asks itself, of the last hidden layer's kernel and its limit
     - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
-    - ``"allen_zhu"``: separation of the data, semi-smoothness
+    - ``"allen_zhu"``: separation of the data, semi-smoothness; of ``AllenZhuNet`` norms of hidden states at the start, and the exponent
+      with which units switch
     - ``"implicit_bias"``: near orthogonality of the data, which Frei et al. ask for; of ``LeakyTwoLayer``
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
     - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range
@@ -59,7 +60,8 @@ class ConvergenceCriteria(KernelMonitor):
       and, where it is full-batch descent on the probe, ``theory/step_departure``
     - layers, hidden states and the rank of the last features against the start, from which no verdict follows; of two classes and one
       output the margins
-    - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``
+    - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``; of the start
+      ``theory/hidden_norm_min``, ``theory/hidden_norm_max``
     - ``theory/refuted``: number of criteria that are refuted
     - text ``theory/criteria``: the table of verdicts, when one of them changes; figure ``theory/path`` (TensorBoard)
 

@@ -11,6 +11,7 @@ from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, brea
 from lightning_conv.callbacks.certificates import ALLEN_ZHU, StartCertificate, voided
 from lightning_conv.callbacks.data_facts import DataFacts
 from lightning_conv.callbacks.du_kernel import DU, OWN, not_of_the_paper
+from lightning_conv.callbacks.forward_stability import ForwardStability
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.worst import worst_at
 from lightning_conv.contraction import is_full
@@ -40,6 +41,7 @@ class Evidence:
     largest_rate: float  # of all steps so far, on the run's loss; NaN: none, or not known
     data: DataFacts
     leaky: float | str  # gamma of the network of Frei et al., or why the run does not train it
+    stability: ForwardStability
     clipped: bool  # whether RegularizedGradientClipping is at work
 
     @property
@@ -160,6 +162,7 @@ def _line(asks: str, seen: Sequence[Observation], alpha: float, k: float) -> Cri
 
 def _allen_zhu(evidence: Evidence) -> list[Criterion]:
     found = evidence.data.of_separation(whole_set=evidence.whole_set)
+    found += evidence.stability.criteria(from_the_start=evidence.history[0].step == 0)
     # Theorem 3, no critical point near the start, has unspecified constants: its quotients are logged, and no verdict follows.
     return [*found, _semi_smoothness(evidence.history)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
 from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
 from lightning_conv.callbacks.data_facts import DataFacts, data_facts
+from lightning_conv.callbacks.forward_stability import ForwardStability
 from lightning_conv.callbacks.hypotheses import find_breaches
 from lightning_conv.callbacks.implicit_bias import leaky_slope
 from lightning_conv.callbacks.judgement import PAPERS, Evidence
@@ -30,7 +32,9 @@ from lightning_conv.theory.observation import observed_metrics
 COMPARED: frozenset[Hypothesis] = EVERYWHERE - {"unclipped"} | {"full batch", "whole set"}
 """Where all of these hold, a step must be -h grad f with f as it is on the probe."""
 
-ONCE = ("separation", "separation_by_label", "close_pairs", "near_orthogonality")
+ONCE = (
+    "separation", "separation_by_label", "close_pairs", "near_orthogonality", "hidden_norm_min", "hidden_norm_max",
+)  # fmt: skip
 """Quantities that stay the same for a whole run."""
 
 
@@ -51,6 +55,7 @@ class RunEvidence:
         self._norms = LayerNorms()
         self._data = DataFacts(0, 0.0, None, None, "not looked at")
         self._leaky: float | str = "not looked at"
+        self._stability = ForwardStability()
         self._fixed: list[Breach] | None = None  # what does not change during the run
         self._certificate: StartCertificate | None = None
         self._ball: BallSearch | None = None
@@ -82,6 +87,7 @@ class RunEvidence:
                 inputs, targets, separated="allen_zhu" in self._papers, orthogonal="implicit_bias" in self._papers
             )
             self._leaky = leaky_slope(network, inputs, targets, kernel.parameters, loss_fn)
+            self._stability.look(network, inputs, kernel.parameters)
         self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
         if not self.observer.started and "chatterjee" in self._papers:
             self._certificate = self._certify_start(trainer, kernel)
@@ -104,11 +110,13 @@ class RunEvidence:
         """What no verdict follows from; a network that does not let itself be looked at has fewer of them."""
         module, last = trainer.lightning_module, self.observer.history[-1]
         start = self.observer.weights_at_start(module, kernel)
+        scale = self._scale(trainer, kernel)
         try:
             self._raw = probe_quantities(
-                module, kernel, start, self._measured, self._norms, last, self._scale(trainer, kernel),
-                self.observer.loss(module),
-            )  # fmt: skip
+                module, kernel, start, self._measured, self._norms, last, scale, self.observer.loss(module)
+            )
+            k, delta = math.nan if scale is None else scale.k, self._data.quantities().get("separation", math.nan)
+            self._raw |= self._stability.note(self._raw, last, k=k, delta=delta)
         except Exception as error:
             self._raw = {}
             rank_zero_warn(
@@ -132,6 +140,7 @@ class RunEvidence:
             largest_rate=self.observer.largest_rate,
             data=self._data,
             leaky=self._leaky,
+            stability=self._stability,
             clipped=find_clipping(trainer) is not None,
         )
 
@@ -191,6 +200,7 @@ class RunEvidence:
             "measured": self._measured.state_dict(),
             "certificate": None if self._certificate is None else self._certificate.state(),
             "ball": None if self._ball is None else self._ball.state(),
+            "stability": self._stability.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -199,4 +209,5 @@ class RunEvidence:
         self._measured.load_state_dict(state.get("measured", {}))
         certificate, ball = state.get("certificate"), state.get("ball")
         self._ball = None if ball is None else BallSearch.from_state(ball)
+        self._stability.load_state_dict(state.get("stability", {}))
         self._certificate = None if certificate is None else StartCertificate.from_state(certificate)

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take
+from lightning_conv.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, sample_count, take
 from lightning_conv.theory.allen_zhu import forward_drift
 from lightning_conv.theory.du import pattern_changes
 from lightning_conv.watched import entering, watched_forward
@@ -33,6 +34,8 @@ class Activity:
     changed: float = 0.0
     drifts: list[float] = field(default_factory=list)  # max_i |h_i - h_i(0)| of every layer
     sizes: list[float] = field(default_factory=list)  # max_i |h_i(0)|
+    smallest: float = math.inf  # min over i and l of |h_{i,l}(0)|, the input itself left out
+    largest: float = -math.inf
 
     @property
     def drift(self) -> float:
@@ -52,6 +55,8 @@ class Activity:
         if self.units:
             found |= {"active_fraction": self.active / self.units, "sign_changes": self.changed / self.units}
         found |= {"forward_drift": self.drift, "forward_drift_relative": self.relative_drift}
+        if self.smallest <= self.largest:
+            found |= {"hidden_norm_min": self.smallest, "hidden_norm_max": self.largest}
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
@@ -60,8 +65,8 @@ def activity(
 ) -> Activity | None:
     """Active units of ReLUs, leaky ReLUs and PReLUs; the share that has switched since the start; how far hidden states have moved.
 
-    A hidden state is what enters a linear or convolutional layer, a row a sample. The states of the start come from a second forward
-    with the weights of the start, so that nothing has to be kept.
+    A hidden state is what enters a linear or convolutional layer, a row a sample; among the norms of the start the input is not one. The
+    states of the start come from a second forward with the weights of the start, so that nothing has to be kept.
 
     Args:
         network: left as it is.
@@ -86,7 +91,14 @@ def activity(
             found.active += int((z > 0).sum())
             found.changed += pattern_changes(z, z_0) * z.numel()
         drifts = [forward_drift([h], [h_0]) for h, h_0 in zip(now.states, then.states, strict=True)]
-        sizes = [float(h_0.double().norm(dim=1).max()) for h_0 in then.states]
+        norms = [h_0.double().norm(dim=1) for h_0 in then.states]
+        sizes = [float(each.max()) for each in norms]
+        for norm, own_input in zip(norms, then.are_inputs, strict=True):
+            if not own_input:
+                found.smallest, found.largest = (
+                    min(found.smallest, float(norm.min())),
+                    max(found.largest, float(norm.max())),
+                )
         found.drifts = [max(pair) for pair in zip(found.drifts or drifts, drifts, strict=True)]
         found.sizes = [max(pair) for pair in zip(found.sizes or sizes, sizes, strict=True)]
     return found
@@ -96,6 +108,7 @@ def activity(
 class _Seen:
     entering_relu: list[Tensor] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
+    are_inputs: list[bool] = field(default_factory=list)  # whether a state is what the network itself was given
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -118,11 +131,16 @@ def _look(module: StatelessModule, inputs: Inputs, weights: Mapping[str, Tensor]
         state = entering(args, kwargs)
         if state.ndim > 1 and len(state) == n:
             seen.states.append(state.flatten(1).clone())
+            seen.are_inputs.append(any(_same(seen.states[-1], given) for given in input_tensors(inputs)))
 
     layers = [layer for layer in module.model.modules() if isinstance(layer, (nn.Linear, _ConvNd))]
     handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
     watched_forward(module, inputs, handles, parameters=weights, within=_Watch(seen))
     return seen
+
+
+def _same(state: Tensor, given: Tensor) -> bool:
+    return state.numel() == given.numel() and torch.equal(state, given.detach().to(state).reshape(state.shape))
 
 
 def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:

@@ -35,6 +35,7 @@ RAW_TAGS = {
     "theory/layer_distance_frobenius_relative", "theory/layer_stable_rank_min", "theory/layer_stable_rank_max",
     "theory/forward_drift", "theory/forward_drift_relative", "theory/log_phi",
     "theory/condition_number", "theory/stable_rank", "theory/effective_rank", "theory/rank_share", "theory/alignment_residual",
+    "theory/hidden_norm_min", "theory/hidden_norm_max",
     "theory/least_radius", "theory/sigma_min", "theory/sigma_min_lower", "theory/sigma_max",
     "theory/separation", "theory/separation_by_label", "theory/close_pairs", "theory/near_orthogonality",
 }  # fmt: skip
@@ -109,7 +110,8 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     found = verdicts(criteria)
     assert found.pop("clipping_descent") == "not applicable"  # there is no RegularizedGradientClipping
     assert found.pop("separation") == "certified"
-    assert found.pop("near_orthogonality") == "not applicable"  # another network than the theorem's
+    for name in ("near_orthogonality", "hidden_norm_min", "hidden_norm_max", "sign_change_exponent"):
+        assert found.pop(name) == "not applicable"  # another network than the theorem's
     assert found.pop("expressivity_condition") == "refuted"  # 21 columns for 24 samples
     assert found.pop("alignment") == "refuted"
     assert found.pop("criterion_score_descent") == "undecided"  # this start is not a positive one

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
 from lightning_conv.theory.power_law import power_law
 
 NORMS = "Allen-Zhu, Li, Song 2019, Lemma 4.1"
 DRIFT = "Allen-Zhu, Li, Song 2019, Lemma 5.2"
+SIGN_ASKS = "share of switched units <= C omega^(2/3) L, so exponent >= 2/3"
 SIGN_EXPONENT = 2 / 3
 """Lemma 5.2: at most O(m omega^{2/3} L) units switch for |W_l - W_l(0)|_2 <= omega."""
 
@@ -71,7 +73,9 @@ def drift_constant(drift: float, omega: float, *, depth: int, width: int) -> flo
     return drift / (omega * math.sqrt(depth**5 * math.log(max(width, 2))))
 
 
-def sign_change_exponent(omega: Sequence[float], fraction: Sequence[float], *, tolerance: float = 0.05) -> Criterion:
+def sign_change_exponent(
+    omega: Sequence[float], fraction: Sequence[float], *, tolerance: float = 0.05, errors: float = 0.0
+) -> Criterion:
     r"""The exponent p in (share of switched units) ~ omega^p against the 2/3 of Lemma 5.2.
 
     The lemma bounds the share from above by O(omega^{2/3} L) for every W' with |W'|_2 <= omega, so that as omega falls the share may
@@ -82,10 +86,19 @@ def sign_change_exponent(omega: Sequence[float], fraction: Sequence[float], *, t
         omega: max_l |W_l - W_l(0)|_2, at several moments or widths.
         fraction: share of units that switched.
         tolerance: that the fit may lie below 2/3.
+        errors: standard errors of the fit that the exponent gets to either side. They are those of points that scatter independently about
+            the line; the moments of one run do not.
+
+    Raises:
+        ValueError: fewer than two different omega with switched units.
     """
     law = power_law(omega, fraction)
-    asks = f"share of switched units <= C omega^(2/3) L, so exponent >= 2/3, less {tolerance:g} for the fit"
-    return at_least("sign_change_exponent", DRIFT, asks, law.exponent, SIGN_EXPONENT - tolerance)
+    width = errors * law.error if errors and not math.isnan(law.error) else 0.0
+    exponent = Bounded(
+        law.exponent, law.exponent - width, law.exponent + width, certified=False, method="least squares of logarithms"
+    )
+    asks = f"{SIGN_ASKS}, less {tolerance:g} for the fit"
+    return at_least("sign_change_exponent", DRIFT, asks, exponent, SIGN_EXPONENT - tolerance)
 
 
 def worst_step(weight: Tensor, state: Tensor, switched: int) -> Tensor:
