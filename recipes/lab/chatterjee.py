@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_conv.recipes.lab.chatterjee_cases import Case, Laboratory, largest_curvature, positive_twin, tanh_network
 from lightning_conv.recipes.lab.chatterjee_figure import draw
+from lightning_conv.recipes.lab.chatterjee_wide import WideStarts, curve, wide_starts
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.chatterjee import (
@@ -39,11 +40,15 @@ def run(
     max_steps: int = 200_000,
     small_weight: float = 0.3,
     radii: int = 33,
+    widest: int = 16_384,
+    wide_steps: int = 5_000,
     source: Source = "digits",
     root: str = "data",
     seed: int = 0,
 ) -> Report:
     """Certify descent on a tanh network with positive weights, run it, and set it beside two starts that fail the criterion.
+
+    Then random starts of wide two-layer networks: from which width on the criterion is proven, and a descent from the widest.
 
     Args:
         n: images, half of each of two classes; at most one more than pixels (digits: 65), for the bias.
@@ -54,6 +59,8 @@ def run(
         max_steps: of each run; one that has not come down to ``until`` by then is told as such.
         small_weight: output weight of the positive start that fails.
         radii: of the balls in which small ratios are searched.
+        widest: units of the largest network with random weights.
+        wide_steps: of its descent, at most.
         source: of the images.
         root: folder of MNIST.
         seed: of weights, samples and directions.
@@ -81,11 +88,13 @@ def run(
         objective = Objective(start, data.inputs, data.targets, nn.MSELoss())
         failing.append(lab.case(name, start, 0.5 / largest_curvature(objective)))
 
+    wide = wide_starts(data, widest, epsilon=epsilon, steps=wide_steps, until=until, seed=seed)
     cases = [proven, quick, *failing]
     checks = [
         *_certificate_checks(certificate, proven, until),
         *_a_posteriori_checks(certificate, quick),
         *_failing_checks(failing, until),
+        *wide.checks(),
     ]
     independence = affine_independence(data.inputs).sigma_min
     assert independence is not None
@@ -98,12 +107,14 @@ def run(
         "independent. "
         f"|Hess f(x_0)| = {curvature:.4g} by power iteration; one more run takes {LARGER:g} over that as its step, and is judged "
         f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: nobody promised them "
-        "anything."
+        "anything. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so "
+        f"that u = 0 at the start; the widest, {widest} units, descends with its certified step for {wide_steps} steps at most."
     )
     return Report(
         "chatterjee", "Chatterjee's criterion: a certified descent, step by step", setting, checks,
-        {"Runs": [_row(case) for case in cases], "Certificate": [_certificate_row(certificate)]},
-        draw(cases, certificate), _numbers(cases),
+        {"Runs": [_row(case) for case in cases], "Certificate": [_certificate_row(certificate)],
+         "Random weights, by width": wide.rows()},
+        draw(cases, certificate, wide), _numbers(cases, wide),
     )  # fmt: skip
 
 
@@ -188,14 +199,16 @@ def _certificate_row(certificate: DescentCertificate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _numbers(cases: Sequence[Case]) -> dict[str, Any]:
-    curves = {}
+def _numbers(cases: Sequence[Case], wide: WideStarts) -> dict[str, Any]:
+    curves: dict[str, Any] = {}
     for case in cases:
-        last = case.path.taken
-        steps = torch.tensor(sorted({round((last + 1) ** (k / 119)) - 1 for k in range(120)}))
+        steps = torch.tensor(curve(case.path))
         curves[case.name] = {
             "step": steps.tolist(), "loss": case.path.losses[steps].tolist(), "ratio": case.path.ratios[steps].tolist(),
             "distance": case.path.distances[steps].tolist(), "length": case.path.lengths[steps].tolist(),
             "radii": case.radii, "alpha at most": case.infima, "alpha at least": case.proven,
         }  # fmt: skip
+    if wide.path is not None:
+        steps = torch.tensor(curve(wide.path))
+        curves["random weights"] = {"step": steps.tolist(), "loss": wide.path.losses[steps].tolist()}
     return {"curves": curves}

@@ -10,21 +10,24 @@ from matplotlib.figure import Figure
 
 from lightning_conv.plots import new_figure
 from lightning_conv.recipes.lab.chatterjee_cases import Case
+from lightning_conv.recipes.lab.chatterjee_wide import WideStarts
 from lightning_conv.theory.chatterjee import DescentCertificate
 
 COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")
 
 
-def draw(cases: Sequence[Case], certificate: DescentCertificate) -> Figure:
-    """Loss against its bound; scores over the radius; ratios and lengths along the certified path."""
+def draw(cases: Sequence[Case], certificate: DescentCertificate, wide: WideStarts) -> Figure:
+    """Loss against its bound; scores over the radius; ratios and lengths along the certified path; random weights by width."""
     figure = new_figure()
-    figure.set_size_inches(11, 8)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.07, top=0.955, hspace=0.27, wspace=0.2)
-    panels = figure.subplots(2, 2).flat
+    figure.set_size_inches(11, 12)
+    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.05, top=0.97, hspace=0.27, wspace=0.2)
+    panels = figure.subplots(3, 2).flat
     _losses(next(panels), cases, certificate)
     _scores(next(panels), cases)
     _ratios(next(panels), cases, certificate)
     _lengths(next(panels), cases[0], certificate)
+    _widths(next(panels), wide)
+    _wide_losses(next(panels), wide)
     return figure
 
 
@@ -87,6 +90,33 @@ def _lengths(axes: Axes, case: Case, certificate: DescentCertificate) -> None:
     axes.axhline(certificate.radius, color="black", linewidth=1, label="r")
     _dress(axes, "certified run: how far it goes", "step + 1", "")
     axes.legend(fontsize=8)
+
+
+def _widths(axes: Axes, wide: WideStarts) -> None:
+    for name, scores, style in (
+        ("gradient flow", [each.flow.measured for each in wide.certificates], "o-"),
+        (
+            "descent, eps = 1/2" if wide.widest.epsilon == 0.5 else "descent",
+            [each.score for each in wide.certificates],
+            "s--",
+        ),
+    ):
+        axes.plot(wide.widths, scores, style, label=name)
+    axes.axhline(1, color="black", linewidth=1)
+    _dress(axes, "random weights: proven score, at the best radius", "units", "")
+    axes.legend(fontsize=8)
+
+
+def _wide_losses(axes: Axes, wide: WideStarts) -> None:
+    title = f"random weights, {wide.widths[-1]} units"
+    if wide.path is not None:
+        losses, steps = wide.path.losses.numpy(), np.arange(wide.path.taken + 1)
+        axes.plot(steps + 1, losses, label="f(x_k), certified step")
+        axes.plot(
+            steps + 1, losses[0] * np.exp(steps * np.log1p(-wide.widest.rate)), "--", label="proven: (1 - delta)^k f_0"
+        )
+        axes.legend(fontsize=8)
+    _dress(axes, title if wide.path is not None else f"{title}: not certified, no descent", "step + 1", "f(x_k)")
 
 
 def _dress(axes: Axes, title: str, x: str, y: str) -> None:

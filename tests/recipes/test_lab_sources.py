@@ -11,7 +11,20 @@ from lightning_conv.recipes.lab.data import splits
 
 TINY = {
     "averaged-sgd": ["--n", "60", "--width", "16", "--widths", "[16]", "--runs", "2", "--last", "30"],
-    "chatterjee": ["--n", "4", "--width", "8", "--until", "1e-2", "--max_steps", "3000", "--radii", "3"],
+    "chatterjee": [
+        "--n",
+        "4",
+        "--width",
+        "8",
+        "--until",
+        "1e-2",
+        "--max_steps",
+        "3000",
+        "--radii",
+        "3",
+        "--widest",
+        "32",
+    ],
     "gclip": ["--n", "6", "--width", "32", "--steps", "40", "--sweep", "2"],
     "kawaguchi-sun": ["--n", "40", "--width", "60", "--narrow", "20", "--steps", "60"],
     "oymak": ["--n", "4", "--width", "128", "--output_weight", "60", "--until", "1e-1", "--max_steps", "4000"],
