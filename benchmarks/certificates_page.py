@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+from lightning_conv.markdown import markdown_table
+
 HEADER = """# Certificates of the expressivity condition on MNIST, measured
 
 Made by `python benchmarks/certificates.py` (see there for its options). Each row is one run; the table at the end tells its date,
@@ -42,33 +44,37 @@ def write_page(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _distinct(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
+    head = (
         "## `distinct`: rank n at almost every weight of the wide layer\n\n"
         "What enters the wide layer is computed in float64 and in float32 (for its rounding); predicted is the comparison of all pairs,\n"
         "of which most are never looked at.\n\n"
-        "| network | n | enters | verdict | closest samples | distance | rounding allowed | features | predicted at most | measured "
-        "| memory |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n"
-    ]
+    )
+    columns = (
+        "network", "n", "enters", "verdict", "closest samples", "distance", "rounding allowed", "features",
+        "predicted at most", "measured", "memory",
+    )  # fmt: skip
+    cells = []
     for row in rows:
         found = row["certificate"]
         cost, words = found["cost"], found["reason"].replace(",", "").split()
-        lines.append(
-            f"| {row['network']} | {found['n']} | {row['entering']} | **{found['verdict']}** | {words[1]}, {words[3]} "
-            f"| {found['distance']['value']:.4g} | {found['feature_error']:.1e} | {row['features_seconds']:.0f} s "
-            f"| {cost['predicted']:.0f} s | {cost['seconds']:.0f} s | {_gib(row['peak']['own'])} |\n"
-        )
-    return "".join(lines) + "\n"
+        cells.append([
+            row["network"], f"{found['n']}", f"{row['entering']}", f"**{found['verdict']}**", f"{words[1]}, {words[3]}",
+            f"{found['distance']['value']:.4g}", f"{found['feature_error']:.1e}", f"{row['features_seconds']:.0f} s",
+            f"{cost['predicted']:.0f} s", f"{cost['seconds']:.0f} s", _gib(row["peak"]["own"]),
+        ])  # fmt: skip
+    return head + markdown_table(columns, cells) + "\n\n"
 
 
 def _singular(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
+    head = (
         "## `singular`: rank n at these very weights\n\n"
         "Predicted and measured include computing the features. The proof reaches down to sigma_min / |h|_F of about 1e-6.\n\n"
-        "| n | m_H | verdict | sigma_min | proven at least | sigma_min / \\|h\\|_F | predicted | measured | limit | memory | disk |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n"
-    ]
-    points = []
+    )
+    columns = (
+        "n", "m_H", "verdict", "sigma_min", "proven at least", "sigma_min / |h|_F", "predicted", "measured", "limit",
+        "memory", "disk",
+    )  # fmt: skip
+    cells, points = [], []
     for row in rows:
         found = row["certificate"]
         cost, low, high = found["cost"], found["sigma_min"], found["sigma_max"]
@@ -76,11 +82,12 @@ def _singular(rows: Sequence[dict[str, Any]]) -> str:
         if ratio > 0:
             points.append((math.log(found["n"]), math.log(ratio)))
         predicted = f"{cost['predicted']:.0f} s" if cost["predicted"] else "-"
-        lines.append(
-            f"| {found['n']} | {found['width']} | **{found['verdict']}** | {low['value']:.3e} | {low['lower']:.3e} | {ratio:.2e} "
-            f"| {predicted} | {cost['seconds']:.0f} s | {_gib(row['max_memory'])} | {_gib(row['peak']['own'])} "
-            f"| {_gib(cost['disk_bytes'])} |\n"
-        )
+        cells.append([
+            f"{found['n']}", f"{found['width']}", f"**{found['verdict']}**", f"{low['value']:.3e}", f"{low['lower']:.3e}",
+            f"{ratio:.2e}", predicted, f"{cost['seconds']:.0f} s", _gib(row["max_memory"]), _gib(row["peak"]["own"]),
+            _gib(cost["disk_bytes"]),
+        ])  # fmt: skip
+    lines = [head, markdown_table(columns, cells), "\n"]
     lines += [f"\nn = {row['certificate']['n']}: {row['remark']}\n" for row in rows if "remark" in row]
     if len(points) > 1:
         slope = linear_regression(*zip(*points, strict=True)).slope
@@ -89,28 +96,29 @@ def _singular(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _ranks(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "## What `torch.linalg.matrix_rank` says of the same features\n\n"
-        "| n | `matrix_rank`, float32 | `matrix_rank`, float64 | certified | sigma_min | of sigma_max |\n|---|---|---|---|---|---|\n"
-    ]
+    columns = ("n", "`matrix_rank`, float32", "`matrix_rank`, float64", "certified", "sigma_min", "of sigma_max")
+    cells = []
     for row in rows:
         found, said = row["certificate"], row["matrix_rank"]
         low, high = found["sigma_min"], found["sigma_max"]
-        lines.append(
-            f"| {found['n']} | {said['torch.float32']} | {said['torch.float64']} | **{found['rank_lower']}** ({found['verdict']}) "
-            f"| {low['value']:.2e} | {low['value'] / high['value']:.1e} |\n"
-        )
-    return "".join(lines) + "\n"
+        cells.append([
+            f"{found['n']}", f"{said['torch.float32']}", f"{said['torch.float64']}",
+            f"**{found['rank_lower']}** ({found['verdict']})", f"{low['value']:.2e}", f"{low['value'] / high['value']:.1e}",
+        ])  # fmt: skip
+    head = "## What `torch.linalg.matrix_rank` says of the same features\n\n"
+    return head + markdown_table(columns, cells) + "\n\n"
 
 
 def _runs(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["## Runs\n\n| what | n | date | processor, threads | torch | command |\n|---|---|---|---|---|---|\n"]
-    lines += [
-        f"| {row['what']}, {row['network']} | {row['certificate']['n']} | {row['date']} | {row['processor']}, {row['threads']} "
-        f"| {row['torch']} | `{row['command']}` |\n"
+    cells = [
+        [
+            f"{row['what']}, {row['network']}", f"{row['certificate']['n']}", row["date"],
+            f"{row['processor']}, {row['threads']}", row["torch"], f"`{row['command']}`",
+        ]
         for row in rows
-    ]
-    return "".join(lines)
+    ]  # fmt: skip
+    table = markdown_table(("what", "n", "date", "processor, threads", "torch", "command"), cells)
+    return f"## Runs\n\n{table}\n"
 
 
 def _gib(count: float) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from ntk_bench.calibration import processor
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lightning_conv import kernel_spectrum
 from lightning_conv.eigenvalues import smallest_eigenvalue
+from lightning_conv.markdown import markdown_table
 
 SIZES = (500, 1000, 2000, 4000, 8000)
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -96,16 +98,22 @@ def measure(name: str, matrix: Tensor, repeats: int) -> dict[str, object]:
     }
 
 
-def line(row: dict[str, object]) -> str:
+COLUMNS = (
+    "n", "matrix", "`eigvalsh`", "`smallest_eigenvalue`", "faster", "`kernel_spectrum`", "faster", "lambda_min", "width",
+    "excess",
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     seconds, low, high = row["seconds"], row["lambda_min"], row["lambda_max"]
     width = (low["upper"] - low["lower"]) / abs(low["value"])
     excess = high["upper"] / high["lower"] - 1
-    return (
-        f"| {row['n']} | {row['case']} | {seconds['eigvalsh']:.3f} | {seconds['smallest_eigenvalue']:.3f} "
-        f"| **{row['speedup_smallest']:.1f}** | {seconds['kernel_spectrum']:.3f} | **{row['speedup_spectrum']:.1f}** "
-        f"| {low['value']:.3e} | {width:.0e} | {excess:.0e} |"
-    )
+    return [
+        f"{row['n']}", row["case"], f"{seconds['eigvalsh']:.3f}", f"{seconds['smallest_eigenvalue']:.3f}",
+        f"**{row['speedup_smallest']:.1f}**", f"{seconds['kernel_spectrum']:.3f}", f"**{row['speedup_spectrum']:.1f}**",
+        f"{low['value']:.3e}", f"{width:.0e}", f"{excess:.0e}",
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -120,7 +128,7 @@ def main() -> None:
         repeats = 1 if options.quick else 15 if size <= 1000 else 7 if size <= 2000 else 3
         for name, matrix in cases(size):
             rows.append(measure(name, matrix, repeats))
-            print(line(rows[-1]), flush=True)
+            print(*cells(rows[-1]), sep="  ", flush=True)
     text = f"""# The outermost eigenvalues, measured
 
 Seconds, median of interleaved runs in float64, made by `python benchmarks/lambda_min.py` on {date.today()}, {processor()},
@@ -128,11 +136,10 @@ Seconds, median of interleaved runs in float64, made by `python benchmarks/lambd
 with proven bounds, `kernel_spectrum(method="extremes")` lambda_min and lambda_max with proven bounds; "faster" is `eigvalsh`
 over each. Width and excess: relative width of the lambda_min interval, and of the lambda_max interval.
 
-| n | matrix | `eigvalsh` | `smallest_eigenvalue` | faster | `kernel_spectrum` | faster | lambda_min | width | excess |
-|---|---|---|---|---|---|---|---|---|---|
+{markdown_table(COLUMNS, map(cells, rows))}
 """
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "lambda_min.md").write_text(text + "\n".join(line(row) for row in rows) + "\n")
+    (options.out / "lambda_min.md").write_text(text)
     machine = {
         "processor": processor(),
         "threads": torch.get_num_threads(),

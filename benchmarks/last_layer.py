@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_conv import HeadProblem, HeadSolution, find_head, last_hidden_features, solve_head
+from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes import DigitsDataModule, WideFC
 from lightning_conv.two_phase import perturb
 
@@ -67,15 +68,19 @@ class Row:
     losses: list[float] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
-    def line(self) -> str:
-        """As Markdown."""
+    def cells(self) -> list[str]:
+        """Of its line in the table."""
         times = f"{statistics.median(self.seconds):.2f}" if self.seconds else "0"
         accuracies = ", ".join(f"{100 * value:.1f}" for value in self.accuracies)
         remark = statistics.mode(self.remarks) if self.remarks else ""
-        return (
-            f"| {self.name} | {times} | {max(self.gaps):.1e} | {100 * statistics.mean(self.accuracies):.2f} ({accuracies}) | "
-            f"{statistics.mean(self.losses):.3f} | {remark} |"
-        )
+        accuracy = f"{100 * statistics.mean(self.accuracies):.2f} ({accuracies})"
+        return [self.name, times, f"{max(self.gaps):.1e}", accuracy, f"{statistics.mean(self.losses):.3f}", remark]
+
+
+def table(rows: Iterable[Row]) -> str:
+    """As Markdown."""
+    columns = ("way", "seconds, median", "largest gap", "test accuracy in %, mean (seeds)", "test loss", "remark")
+    return markdown_table(columns, [row.cells() for row in rows])
 
 
 def train(seed: int, guard: bool) -> tuple[WideFC, DigitsDataModule, Watch]:
@@ -143,7 +148,7 @@ def main() -> None:
         row.accuracies.append(test[0])
         row.losses.append(test[1])
         row.remarks.append(remark)
-        print(row.line(), flush=True)
+        print(*row.cells(), sep="  ", flush=True)
 
     for seed in SEEDS:
         module, data, watch = train(seed, guard=False)
@@ -199,7 +204,6 @@ def main() -> None:
                 note(
                     other, f"{label}: {method}", [solution.seconds], solution.rounded_gap.upper, tested(layer, *test), remark
                 )  # fmt: skip
-    head = "| way | seconds, median | largest gap | test accuracy in %, mean (seeds) | test loss | remark |\n|---|---|---|---|---|---|"
     PAGE.write_text(
         f"""# Solving the last layer instead of training it
 
@@ -212,14 +216,12 @@ The gap is the mean loss on the training set minus its infimum, an upper bound w
 {REPEATS} repeats of each solution a seed. Computing the features in float64 and the problem's first pass come on top:
 {statistics.median(prepared):.2f} s.
 
-{head}
-{chr(10).join(row.line() for row in rows.values())}
+{table(rows.values())}
 
 The same features and start under other losses, each method for at most {PATIENCE} iterations (test loss: cross-entropy of the outputs as
 they are, whatever was minimised):
 
-{head}
-{chr(10).join(row.line() for row in other.values())}
+{table(other.values())}
 """
     )
     print(PAGE.read_text())

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from ntk_bench.calibration import processor
 
+from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes import DigitsDataModule, WideFC
 
 EPOCHS = 30
@@ -55,6 +56,18 @@ def main() -> None:
     plain = statistics.median(pair[1][0] for pair in pairs)
     between = statistics.median(watched[1] / watched[0] for watched, _ in pairs)
     ends = statistics.median(watched[2] for watched, _ in pairs)
+    rows = [
+        ("run without monitors, median", f"{plain:.1f} s"),
+        (
+            "the monitors' own time between the first and the last measurement, share of the run, median",
+            f"{100 * between:.1f} %",
+        ),
+        ("first and last measurement together, outside the budget, median", f"{ends:.2f} s"),
+        (
+            "ratio of wall times: median (smallest, largest)",
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})",
+        ),
+    ]
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(
         f"""# What the monitors cost
@@ -63,12 +76,7 @@ def main() -> None:
 the same run without. Made by `python benchmarks/overhead.py` on {date.today()}, {processor()}, {torch.get_num_threads()} threads, torch
 {torch.__version__}. {ROUNDS} pairs, in turn.
 
-| quantity | value |
-|---|---|
-| run without monitors, median | {plain:.1f} s |
-| the monitors' own time between the first and the last measurement, share of the run, median | {100 * between:.1f} % |
-| first and last measurement together, outside the budget, median | {ends:.2f} s |
-| ratio of wall times: median (smallest, largest) | {statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f}) |
+{markdown_table(("quantity", "value"), rows)}
 
 The own time is what Lightning's SimpleProfiler books on the monitors' hooks. The ratio of whole runs also holds the machine's unrest.
 """

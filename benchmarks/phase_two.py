@@ -16,6 +16,7 @@ import torch
 from ntk_bench.calibration import processor
 
 from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes import BNResNet, DigitsDataModule, WideFC
 
 ROUNDS = 3
@@ -67,7 +68,7 @@ def run(name: str, cached: bool) -> dict[int, float]:
     return {phase: statistics.median(seconds[WARM_UP:]) for phase, seconds in timer.seconds.items()}
 
 
-def row(name: str) -> str:
+def row(name: str) -> list[str]:
     """One line of the table: rounds in turn, the median of each figure, and of the ratios within a run."""
     plain, cached = [], []
     for _ in range(ROUNDS):
@@ -76,7 +77,8 @@ def row(name: str) -> str:
     first = statistics.median(found[1] for found in plain + cached)
     without, with_cache = (statistics.median(found[2] for found in runs) for runs in (plain, cached))
     ratio, cached_ratio = (statistics.median(found[2] / found[1] for found in runs) for runs in (plain, cached))
-    return f"| `{name}` | {1e3 * first:.2f} | {1e3 * without:.2f} | {1e3 * with_cache:.2f} | {ratio:.2f} | {cached_ratio:.2f} |"
+    milliseconds = [f"{1e3 * seconds:.2f}" for seconds in (first, without, with_cache)]
+    return [f"`{name}`", *milliseconds, f"{ratio:.2f}", f"{cached_ratio:.2f}"]
 
 
 def main() -> None:
@@ -84,7 +86,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     run("wide_fc", cached=True)  # to warm up
-    rows = "\n".join(row(name) for name in RECIPES)
+    columns = ("recipe", "phase 1", "phase 2", "phase 2, cached", "phase 2 / phase 1", "cached / phase 1")
+    table = markdown_table(columns, map(row, RECIPES))
     PAGE.write_text(
         f"""# What a step of phase 2 costs
 
@@ -93,9 +96,7 @@ and without `cache_features=True`, which is what the recipes have. A step is eve
 optimizer's step. Milliseconds, medians over the steps of a run and over {ROUNDS} runs of each kind in turn. Made by
 `python benchmarks/phase_two.py` on {date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.
 
-| recipe | phase 1 | phase 2 | phase 2, cached | phase 2 / phase 1 | cached / phase 1 |
-|---|---|---|---|---|---|
-{rows}
+{table}
 
 Phase 2 has no backward pass through the trunk; with cached features it has no forward pass through it either. The ratios are medians
 of ratios within a run. The pass over the training set that fills the cache, the certificate and the loss at the end of an epoch are

@@ -13,12 +13,17 @@ from sklearn.datasets import load_digits
 
 from lightning_conv import KernelGram, kernel_spectrum, ntk_gram
 from lightning_conv.kernels.precision import PRECISIONS
+from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes import wide_fc
 
 SAMPLES = 128
 WIDTH = 1581
 REPEATS = 15
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "precision.md"
+COLUMNS = (
+    "precision", "time", "floor (proven)", "error of the products", "estimated error of J (relative)",
+    "distance to certified", "lambda_min",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -39,11 +44,11 @@ def main() -> None:
         smallest = kernel_spectrum(gram).lambda_min
         products = torch.linalg.matrix_norm(gram.matrix - grams["exact"].matrix, 2) if precision == "fast" else 0.0
         error = torch.linalg.matrix_norm(gram.matrix - best.matrix, 2)
-        rows.append(
-            f"| {precision} | {statistics.median(seconds[precision]) / statistics.median(seconds['fast']):.2f} "
-            f"| {gram.floor / gram.trace:.1e} | {float(products) / gram.trace:.1e} | {gram.jacobian_error:.1e} "
-            f"| {float(error) / gram.trace:.1e} | {smallest.value:.6f} in [{smallest.lower:.6f}, {smallest.upper:.6f}] |"
-        )
+        rows.append([
+            precision, f"{statistics.median(seconds[precision]) / statistics.median(seconds['fast']):.2f}",
+            f"{gram.floor / gram.trace:.1e}", f"{float(products) / gram.trace:.1e}", f"{gram.jacobian_error:.1e}",
+            f"{float(error) / gram.trace:.1e}", f"{smallest.value:.6f} in [{smallest.lower:.6f}, {smallest.upper:.6f}]",
+        ])  # fmt: skip
     text = f"""# The three precisions, measured
 
 Trace kernel of `wide_fc(64, 10, width={WIDTH})` at initialisation on {SAMPLES} digits, float32 model. Made by
@@ -52,11 +57,10 @@ Trace kernel of `wide_fc(64, 10, width={WIDTH})` at initialisation on {SAMPLES} 
 Errors are spectral norms relative to the trace. Time: median of {REPEATS} interleaved runs relative to `fast`
 ({statistics.median(seconds["fast"]) * 1e3:.0f} ms here).
 
-| precision | time | floor (proven) | error of the products | estimated error of J (relative) | distance to certified | lambda_min |
-|---|---|---|---|---|---|---|
+{markdown_table(COLUMNS, rows)}
 """
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(text + "\n".join(rows) + "\n")
+    PAGE.write_text(text)
     print(PAGE.read_text())
 
 

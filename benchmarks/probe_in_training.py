@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.markdown import markdown_table
 
 BUDGET = 0.03
 """Share of the wall time that probes may take: the monitors' default."""
@@ -138,18 +139,18 @@ def interval(probe: float, epoch: float) -> int:
 
 def render(setting: Setting, networks: list[Network], command: str) -> str:
     """The page as Markdown."""
-    head = (
-        "| network | outputs | n | probe, s | share of an epoch | every .. epochs for 3 % | probes an epoch for 3 % |"
-    )
-    lines = [head, "|---" * 7 + "|"]
+    columns = (
+        "network", "outputs", "n", "probe, s", "share of an epoch", "every .. epochs for 3 %", "probes an epoch for 3 %",
+    )  # fmt: skip
+    rows = []
     for network in networks:
         base = median(network.epochs)
         for probe in network.probes:
             taken = median(probe.seconds)
-            lines.append(
-                f"| ResNet-{network.depth} | {probe.kind} | {probe.samples} | {taken:.3f} | {100 * taken / base:.1f} % "
-                f"| {interval(taken, base)} | {BUDGET / (1 - BUDGET) * base / taken:.2f} |"
-            )
+            rows.append([
+                f"ResNet-{network.depth}", probe.kind, f"{probe.samples}", f"{taken:.3f}", f"{100 * taken / base:.1f} %",
+                f"{interval(taken, base)}", f"{BUDGET / (1 - BUDGET) * base / taken:.2f}",
+            ])  # fmt: skip
     epochs = "; ".join(
         f"ResNet-{n.depth} {median(n.epochs):.2f} s (smallest {min(n.epochs):.2f}, largest {max(n.epochs):.2f}; "
         f"`torch.mm` of 1024 x 1024 beside it {min(n.gemm) / 1e9:.0f} to {max(n.gemm) / 1e9:.0f} GF/s)"
@@ -166,7 +167,7 @@ def render(setting: Setting, networks: list[Network], command: str) -> str:
             'A probe is the kernel (`precision="fast"`, `batch_norm="frozen"`) of n training images and its spectrum with bounds. '
             "Where lambda_min does not stand clear of its error the monitors compute it again in higher precision, which "
             "costs more than this. An epoch of real training, with augmentation and validation, is longer, and the share smaller.\n",
-            *lines,
+            markdown_table(columns, rows),
             "",
         ]
     )
