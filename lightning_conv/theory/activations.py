@@ -95,7 +95,7 @@ def activation_patterns(model: nn.Module, inputs: Inputs, *, block: int = BLOCK)
         [('1', 3)]
     """
     blocks = _by_block(model, inputs, block, pack)
-    sizes = {name: z.shape[1] for name, z in preactivations(model, _slice(inputs, 0, 1)).items()}
+    sizes = {name: z.shape[1] for name, z in preactivations(model, take(inputs, slice(1))).items()}
     return ActivationPatterns(
         tuple(LayerPattern(name, sizes[name], torch.cat([found[name] for found in blocks])) for name in blocks[0])
     )
@@ -111,10 +111,6 @@ def preactivations(model: nn.Module, inputs: Inputs, *, block: int = BLOCK) -> d
     """
     blocks = _by_block(model, inputs, block, lambda z: z)
     return {name: torch.cat([found[name] for found in blocks]) for name in blocks[0]}
-
-
-def _slice(inputs: Inputs, start: int, stop: int) -> Inputs:
-    return take(inputs, slice(start, stop))
 
 
 def _by_block(
@@ -133,7 +129,7 @@ def _by_block(
         watch = _Watch(min(block, n - start), keep)
         handles = [m.register_forward_pre_hook(watch.entering(name)) for m, name in names.items()]
         handles += [m.register_forward_hook(watch.leave, always_call=True) for m in names]
-        watched_forward(module, _slice(inputs, start, start + block), handles, within=watch)
+        watched_forward(module, take(inputs, slice(start, start + block)), handles, within=watch)
         found.append(watch.kept)
     if not found[0]:
         raise ValueError("model: its forward calls no ReLU (relu or leaky_relu); activation patterns are about these")

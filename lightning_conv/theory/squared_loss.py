@@ -1,4 +1,8 @@
-"""``half_sum_of_squares``: the loss of the papers, F = sum_i (1/2) |u_i - y_i|^2, sample by sample, and its gradient."""
+"""``half_sum_of_squares``: the loss of the papers, F = sum_i (1/2) |u_i - y_i|^2, sample by sample, and its gradient.
+
+A sum over the samples is differentiated block by block, in the pass that finds it. ``SampleLoss`` is for any loss of all outputs
+together, which it has to know before the first block can go back: one forward pass more.
+"""
 
 from __future__ import annotations
 
