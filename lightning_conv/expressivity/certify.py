@@ -44,7 +44,7 @@ def certify_expressivity(
     same_inputs: Callable[[int, int], bool] | None = None,
     entering: Tensor | None = None,
     targets: Tensor | None = None,
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     folder: str | Path | None = None,
     progress: bool | Report | None = None,
 ) -> RankCertificate:
@@ -74,8 +74,9 @@ def certify_expressivity(
             certified, because equal features that went through rounding prove nothing, while equal inputs do.
         entering: for ``"distinct"``: what enters the last hidden layer, (n, d), float64.
         targets: for ``"alignment"``: Y, (n, C); class numbers count as one-hot rows.
-        max_memory: bytes that may be used on top of ``features``, ``entering`` and what computing rows takes (default a quarter
-            of what is free). Matrices that do not fit go to ``folder`` or to a temporary one.
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9``, on top of ``features``, ``entering`` and what computing
+            rows takes (default a quarter of what is free). Matrices that do not fit go to ``folder`` or to a temporary one.
+            ``"distinct"`` takes a few times what ``entering`` does, whatever is allowed.
         folder: where the factors' matrices and a journal are kept: after a kill, the same call goes on where it was.
         progress: show a bar on standard error, with the predicted time; None: on a terminal, where it takes long. A function is
             told the share that is done, 0 to 1, instead, to write it to a log.
@@ -86,7 +87,8 @@ def certify_expressivity(
         beside what was predicted, in ``cost``.
 
     Raises:
-        ValueError: empty, not a matrix, NaN or infinity, an unknown method, or a method without what it needs.
+        ValueError: empty, not a matrix, NaN or infinity, an unknown method, a method without what it needs, or ``max_memory``
+            is not a finite number of at least one byte.
         TypeError: float32 features without ``recompute``.
         MemoryError: ``max_memory`` cannot be kept.
         OSError: a disk has no room for the matrices.
@@ -99,6 +101,7 @@ def certify_expressivity(
     """
     if method not in get_args(Method):
         raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
+    allowed = allowed_memory(max_memory, torch.device("cpu"))
     if isinstance(features, Tensor):
         features, feature_error = _in_float64(features, recompute, feature_error)
     samples, width = features.shape if isinstance(features, Tensor) else (features.samples, features.width)
@@ -115,7 +118,7 @@ def certify_expressivity(
             )
         return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
     need = decomposition_bytes(samples, width)
-    fits = need <= allowed_memory(max_memory, torch.device("cpu"))
+    fits = need <= allowed
     if method == "alignment":
         if targets is None:
             raise ValueError(

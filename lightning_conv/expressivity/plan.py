@@ -49,7 +49,7 @@ def plan_stream(
     samples: int,
     width: int,
     *,
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     folder: Path | None = None,
     tile: int | None = None,
     row_seconds: float = 0.0,
@@ -59,13 +59,14 @@ def plan_stream(
     Args:
         samples: n.
         width: m_H.
-        max_memory: bytes (default a quarter of what is free).
+        max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of what is free).
         folder: where the matrices go; None: memory if they fit into half of ``max_memory``, else a temporary folder.
         tile: rows of a tile; None: 1,024, fewer for few samples.
         row_seconds: what computing the features of one sample takes.
 
     Raises:
         MemoryError: not even two tile rows of features fit.
+        ValueError: ``max_memory`` is not a finite number of at least one byte.
     """
     tile = min(TILE, max(64, -(-samples // 8))) if tile is None else tile
     allowed = allowed_memory(max_memory, torch.device("cpu"))

@@ -31,7 +31,7 @@ def certify_streamed(
     *,
     bias: bool = True,
     feature_error: float = 0.0,
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     folder: str | Path | None = None,
     tile: int | None = None,
     progress: bool | Report | None = None,
@@ -52,7 +52,7 @@ def certify_streamed(
         source: h.
         bias: whether a bias comes along.
         feature_error: see ``certify_expressivity``.
-        max_memory: bytes (default a quarter of what is free).
+        max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of what is free).
         folder: where the matrices and the journal are kept. A run that was killed goes on where it was when it is called
             with the same features and folder: they are read once more to see that they are the same, bit for bit, and if they are
             not, all is begun anew. None: nothing is kept.
@@ -63,7 +63,7 @@ def certify_streamed(
     Raises:
         MemoryError: two strips of features do not fit into ``max_memory``.
         OSError: the folder's disk has no room for the matrices.
-        ValueError: features that are not finite.
+        ValueError: features that are not finite; ``max_memory`` is not a finite number of at least one byte.
 
     Cost: n^2 m_H + 2 n^3 / 3 flops; see ``plan_stream``.
 

@@ -68,7 +68,7 @@ def coupled_gram(
     *,
     trace: bool,
     precision: Precision,
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     report: Report = silent,
 ) -> tuple[Tensor, float]:
     r"""Gram matrix of the Jacobian rows of a whole batch: no assumption that a sample's outputs are its own.
@@ -85,8 +85,8 @@ def coupled_gram(
         cotangents: w, (K, C): the identity for all outputs, a row of ones for their sum.
         trace: sum over k = l: (n, n). Otherwise (n K, n K), row i K + k.
         precision: as in ``ntk_gram``; for ``"certified"`` the module must evaluate in float64.
-        max_memory: bytes that may be used (default a quarter of what is free). Columns of J are cut into strips to keep
-            to it, each strip with its own n K backward passes.
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free). Columns of J are
+            cut into strips to keep to it, each strip with its own n K backward passes.
         report: told the share of the rows that is done.
 
     Returns:
@@ -95,7 +95,7 @@ def coupled_gram(
 
     Raises:
         MemoryError: the result, the graph of the batch or one row of J does not fit.
-        ValueError: two forwards of the batch differ.
+        ValueError: two forwards of the batch differ; ``max_memory`` is not a finite number of at least one byte.
 
     Cost: n K backward passes over n samples a strip, which is n times the passes of a network whose samples do not
     couple, and n^2 K P flops (times K if not ``trace``).

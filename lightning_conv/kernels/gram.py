@@ -29,7 +29,7 @@ def ntk_gram(
     per_layer: bool = False,
     precision: Precision = "exact",
     batch_norm: BatchNormMode = "eval",
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     engine: EngineName = "auto",
     projections: int = 16,
     seed: int = 0,
@@ -60,7 +60,8 @@ def ntk_gram(
         batch_norm: ``"eval"``: running statistics; ``"frozen"``: the statistics of ``inputs``, held constant; ``"batch"``:
             the statistics of ``inputs``, differentiated through, as training does: samples couple, and every row of J is
             a backward pass over the whole batch.
-        max_memory: bytes that may be used (default a quarter of what is free). The work is cut to keep to it.
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free). The work is cut to keep
+            to it.
         engine: ``"auto"``: layer rules where they hold. ``"jacobian"``: per-sample Jacobians for everything, slow, for
             comparison.
         projections: number k of sign vectors. Of k outputs or fewer the trace kernel itself is taken, which costs no more.
@@ -74,7 +75,8 @@ def ntk_gram(
         The matrix in float64 with the bound ``floor`` on its rounding error.
 
     Raises:
-        ValueError: no trainable parameter, no or non-finite samples, samples that couple, unknown option.
+        ValueError: no trainable parameter, no or non-finite samples, samples that couple, unknown option, ``max_memory`` is not a
+            finite number of at least one byte.
         TypeError: the model's result is not one floating tensor.
         MemoryError: ``max_memory`` cannot be kept.
 
@@ -110,7 +112,7 @@ def plan_ntk(
     per_layer: bool = False,
     precision: Precision = "exact",
     batch_norm: BatchNormMode = "eval",
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     engine: EngineName = "auto",
     projections: int = 16,
 ) -> NTKPlan:

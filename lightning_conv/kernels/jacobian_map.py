@@ -47,7 +47,7 @@ class JacobianMap:
         parameters: str | Sequence[str] | None,
         batch_norm: BatchNormMode,
         dtype: torch.dtype | None,
-        max_memory: int | None,
+        max_memory: float | None,
         chunk: int | None,
     ) -> None:
         self.n_samples = sample_count(inputs)

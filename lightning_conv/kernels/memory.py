@@ -45,7 +45,7 @@ def allowed_memory(max_memory: float | None, device: torch.device) -> int:
     """``max_memory``, or a quarter of what is free.
 
     Raises:
-        ValueError: ``max_memory`` is not a positive number.
+        ValueError: ``max_memory`` is not a finite number of at least one byte.
     """
     return available_memory(device) // 4 if max_memory is None else whole_bytes(max_memory)
 
@@ -64,7 +64,7 @@ def memory_budget(max_memory: float | None, device: torch.device, result_bytes: 
     """Bytes left for working storage beside the result and two temporaries of its size.
 
     Raises:
-        ValueError: ``max_memory`` is not a positive number.
+        ValueError: ``max_memory`` is not a finite number of at least one byte.
         MemoryError: the result alone does not fit.
     """
     allowed = allowed_memory(max_memory, device)

@@ -46,12 +46,13 @@ class NTKOperator:
         batch_norm: ``"eval"``: running statistics; ``"frozen"``: the statistics of ``inputs``, held constant;
             ``"batch"``: those of ``inputs``, differentiated through.
         dtype: None: the model's own; ``torch.float64``: a converted copy.
-        max_memory: bytes that may be used (default a quarter of what is free): sets ``chunk`` and the vectors in a pass.
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free): sets ``chunk`` and
+            the vectors in a pass.
         chunk: samples that go through the network at once; None: as ``max_memory`` allows. With ``"batch"``, all.
 
     Raises:
         ValueError: unknown option, no parameter, no or non-finite samples, a random forward, samples that couple where
-            ``batch_norm`` is not ``"batch"``.
+            ``batch_norm`` is not ``"batch"``, ``max_memory`` is not a finite number of at least one byte.
         TypeError: the model's result is not one floating tensor.
         MemoryError: ``max_memory`` does not hold one pass.
         RuntimeError: J w can be had neither in forward mode nor by a double backward.
@@ -75,7 +76,7 @@ class NTKOperator:
         outputs: OperatorOutputs = "full",
         batch_norm: BatchNormMode = "eval",
         dtype: torch.dtype | None = None,
-        max_memory: int | None = None,
+        max_memory: float | None = None,
         chunk: int | None = None,
     ) -> None:
         if str(outputs) == "projected":  # of ntk_gram

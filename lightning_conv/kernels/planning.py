@@ -63,7 +63,7 @@ def make_plan(
     precision: Precision,
     matrices: int,
     repeats: int,
-    max_memory: int | None,
+    max_memory: float | None,
     device: torch.device,
     couples: bool = False,
     reading_seconds: float = 0.0,
@@ -81,14 +81,14 @@ def make_plan(
         precision: of the products.
         matrices: number of n x n results that are held.
         repeats: how many times the passes are run, for other combinations of outputs.
-        max_memory: bytes, None: a quarter of what is free.
+        max_memory: bytes, such as ``2**30`` or ``1e9``; None: a quarter of what is free.
         device: where.
         couples: samples couple: rows of J come from backward passes over the whole batch, cut by ``coupled_gram`` itself.
         reading_seconds: that it took to find ``anatomy``.
         general: what a pass costs for the parameters without a rule, of one sample or, where samples couple, of all.
 
     Raises:
-        ValueError: ``max_memory`` is not positive.
+        ValueError: ``max_memory`` is not a finite number of at least one byte.
         MemoryError: it cannot be kept; says what takes the room and what would fit.
     """
     allowed = allowed_memory(max_memory, device)

@@ -22,7 +22,7 @@ def resolved_spectrum(
     start: Precision = "fast",
     precision: Precision | None = None,
     batch_norm: BatchNormMode = "eval",
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     method: Method = "dense",
     projections: int = 16,
     seed: int = 0,

@@ -51,7 +51,7 @@ class Request:
     per_layer: bool
     precision: Precision
     batch_norm: BatchNormMode
-    max_memory: int | None
+    max_memory: float | None
     engine: EngineName
     projections: int
 

@@ -37,14 +37,15 @@ class HeadProblem:
         outputs: C, where the targets do not tell (class numbers: default the largest one + 1).
         infimum: of L over all outputs, if it is not to be looked up: a number, or a function of the targets.
         smoothness: L_ell, if it is not to be looked up.
-        max_memory: bytes that may be used (default a quarter of what is free).
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free).
 
     Attributes:
         losses: the ``SampleLosses``.
         held: whether the features are in memory.
 
     Raises:
-        ValueError: features that are no finite matrix, or other numbers of targets.
+        ValueError: features that are no finite matrix, other numbers of targets, or ``max_memory`` is not a finite number of at
+            least one byte.
         TypeError: features of integers.
         MemoryError: not even one row and its result fit.
 
@@ -67,7 +68,7 @@ class HeadProblem:
         outputs: int | None = None,
         infimum: Infimum | None = None,
         smoothness: float | None = None,
-        max_memory: int | None = None,
+        max_memory: float | None = None,
     ) -> None:
         if bias and fixed_bias is not None:
             raise ValueError("fixed_bias: given, but bias=True says that the bias is trained; pass bias=False")
@@ -81,7 +82,6 @@ class HeadProblem:
         self.samples, self.width, self.bias = features.samples, features.width, bias
         if len(targets) != self.samples:
             raise ValueError(f"targets: {len(targets)} for {self.samples} samples; need one row or number a sample")
-        self.max_memory = max_memory
         self.allowed = allowed_memory(max_memory, torch.device("cpu"))
         self.source = self._take(features)
         self.held = isinstance(self.source, HeldRows)

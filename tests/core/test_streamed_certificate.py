@@ -354,6 +354,15 @@ def test_the_plan_keeps_to_its_memory_and_says_when_it_cannot():
         plan_stream(60_000, 66_000, max_memory=2**30)
 
 
+def test_max_memory_may_be_any_number_of_bytes_and_what_is_none_is_refused_by_every_method():
+    for memory in (1e9, 2**30, 1.5 * 2**30):
+        assert plan_stream(5_000, 5_500, max_memory=memory) == plan_stream(5_000, 5_500, max_memory=int(memory))
+        assert certify_expressivity(rand(600, 660), max_memory=memory).verdict == "certified"
+    for options in ({"method": "singular"}, {"method": "distinct", "entering": rand(6, 3)}, {"targets": rand(6, 2)}):
+        with pytest.raises(ValueError, match=r"max_memory: 0\.5; give a positive number of bytes"):
+            certify_expressivity(rand(6, 4), max_memory=0.5, **options)
+
+
 def test_a_folder_holds_the_matrices_and_a_second_call_only_reads_them(tmp_path, monkeypatch):
     features = rand(40, 50)
     first = certify_streamed(HeldRows(features), tile=8, folder=tmp_path)
