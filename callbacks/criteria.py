@@ -39,6 +39,7 @@ class ConvergenceCriteria(KernelMonitor):
     - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
     - ``"allen_zhu"``: separation of the data, semi-smoothness; of ``AllenZhuNet`` norms of hidden states at the start, and the exponent
       with which units switch
+    - ``"bias_ntk"``: the share of active units at the start and later; of ``BiasedTwoLayer``
     - ``"implicit_bias"``: near orthogonality of the data, which Frei et al. ask for; of ``LeakyTwoLayer``
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
     - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range
@@ -61,7 +62,8 @@ class ConvergenceCriteria(KernelMonitor):
     - layers, hidden states and the rank of the last features against the start, from which no verdict follows; of two classes and one
       output the margins
     - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``; of the start
-      ``theory/hidden_norm_min``, ``theory/hidden_norm_max``
+      ``theory/hidden_norm_min``, ``theory/hidden_norm_max``; of ``BiasedTwoLayer`` ``theory/active_fraction_expected``,
+      ``theory/bias_ntk_lambda_min``
     - ``theory/refuted``: number of criteria that are refuted
     - text ``theory/criteria``: the table of verdicts, when one of them changes; figure ``theory/path`` (TensorBoard)
 

@@ -52,7 +52,7 @@ def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -
     if found.trained != {f"hidden.{k}.weight" for k in range(len(own.hidden))}:
         return "the theorem trains W_1..W_L, all of them and nothing else"
     assert isinstance(inputs, Tensor)
-    last = inputs.detach().cpu().double()[:, -1]
+    last = inputs.detach().cpu().double().flatten(1)[:, -1]
     if not unit_rows(inputs) or bool(((last - 1 / math.sqrt(2)).abs() > UNIT).any()):
         return "the theorem asks for inputs of norm 1 whose last number is 1/sqrt2 (unit_inputs)"
     return Setting(own.weights[0].shape[0], len(own.hidden), own.last.weight.shape[0], len(inputs))

@@ -13,10 +13,12 @@ from lightning_conv.callbacks.data_facts import DataFacts
 from lightning_conv.callbacks.du_kernel import DU, OWN, not_of_the_paper
 from lightning_conv.callbacks.forward_stability import ForwardStability
 from lightning_conv.callbacks.measured import Measured
+from lightning_conv.callbacks.sparse_activation import SparseActivation
 from lightning_conv.callbacks.worst import worst_at
 from lightning_conv.contraction import is_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_smoothness
+from lightning_conv.theory.bias_ntk import SOURCE as YANG
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
 from lightning_conv.theory.du.descent import THEOREMS
@@ -42,6 +44,7 @@ class Evidence:
     data: DataFacts
     leaky: float | str  # gamma of the network of Frei et al., or why the run does not train it
     stability: ForwardStability
+    sparse: SparseActivation
     clipped: bool  # whether RegularizedGradientClipping is at work
 
     @property
@@ -198,6 +201,10 @@ def _implicit_bias(evidence: Evidence) -> list[Criterion]:
     return [evidence.data.of_orthogonality(slope, whole_set=evidence.whole_set, why_not=why_not)]
 
 
+def _bias_ntk(evidence: Evidence) -> list[Criterion]:
+    return evidence.sparse.criteria()
+
+
 PAPERS: dict[str, Paper] = {
     "chatterjee": Paper("Chatterjee 2022", EVERYWHERE | {"full batch", "whole set", "attained infimum", "smooth"}, _chatterjee),
     "du": Paper(DU, EVERYWHERE | {"full batch", "whole set", "squared loss"}, _du),
@@ -205,6 +212,7 @@ PAPERS: dict[str, Paper] = {
     "oymak_soltanolkotabi": Paper(OYMAK, EVERYWHERE | {"full batch", "whole set", "squared loss", "smooth"}, _oymak),
     "clipping": Paper(CLIPPING, EVERYWHERE - {"unclipped"} | {"full batch", "whole set", "attained infimum", "smooth"}, _clipping),
     "implicit_bias": Paper(FREI, EVERYWHERE | {"full batch"}, _implicit_bias),
+    "bias_ntk": Paper(YANG, EVERYWHERE | {"full batch", "squared loss"}, _bias_ntk),
     "kawaguchi_sun": Paper(KAWAGUCHI, frozenset({"smooth", "fixed data"}), _kawaguchi_sun),
 }  # fmt: skip
 """Name -> what it asks for and how it is judged."""

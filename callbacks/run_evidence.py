@@ -24,6 +24,7 @@ from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.quantities import path_quantities, probe_quantities
+from lightning_conv.callbacks.sparse_activation import SparseActivation
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.loss_scale import LossScale, loss_scale
@@ -34,6 +35,7 @@ COMPARED: frozenset[Hypothesis] = EVERYWHERE - {"unclipped"} | {"full batch", "w
 
 ONCE = (
     "separation", "separation_by_label", "close_pairs", "near_orthogonality", "hidden_norm_min", "hidden_norm_max",
+    "active_fraction_expected", "bias_ntk_lambda_min",
 )  # fmt: skip
 """Quantities that stay the same for a whole run."""
 
@@ -55,7 +57,7 @@ class RunEvidence:
         self._norms = LayerNorms()
         self._data = DataFacts(0, 0.0, None, None, "not looked at")
         self._leaky: float | str = "not looked at"
-        self._stability = ForwardStability()
+        self._stability, self._sparse = ForwardStability(), SparseActivation()
         self._fixed: list[Breach] | None = None  # what does not change during the run
         self._certificate: StartCertificate | None = None
         self._ball: BallSearch | None = None
@@ -87,7 +89,8 @@ class RunEvidence:
                 inputs, targets, separated="allen_zhu" in self._papers, orthogonal="implicit_bias" in self._papers
             )
             self._leaky = leaky_slope(network, inputs, targets, kernel.parameters, loss_fn)
-            self._stability.look(network, inputs, kernel.parameters)
+            for each in (self._stability, self._sparse):
+                each.look(network, inputs, kernel.parameters)
         self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
         if not self.observer.started and "chatterjee" in self._papers:
             self._certificate = self._certify_start(trainer, kernel)
@@ -117,6 +120,7 @@ class RunEvidence:
             )
             k, delta = math.nan if scale is None else scale.k, self._data.quantities().get("separation", math.nan)
             self._raw |= self._stability.note(self._raw, last, k=k, delta=delta)
+            self._sparse.note(self._raw, last.step)
         except Exception as error:
             self._raw = {}
             rank_zero_warn(
@@ -141,6 +145,7 @@ class RunEvidence:
             data=self._data,
             leaky=self._leaky,
             stability=self._stability,
+            sparse=self._sparse,
             clipped=find_clipping(trainer) is not None,
         )
 
@@ -150,6 +155,7 @@ class RunEvidence:
         return (
             observed_metrics(history)
             | self._data.quantities()
+            | self._sparse.quantities()
             | self._raw
             | path_quantities(history, find_clipping(trainer))
         )
@@ -201,6 +207,7 @@ class RunEvidence:
             "certificate": None if self._certificate is None else self._certificate.state(),
             "ball": None if self._ball is None else self._ball.state(),
             "stability": self._stability.state_dict(),
+            "sparse": self._sparse.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,4 +217,5 @@ class RunEvidence:
         certificate, ball = state.get("certificate"), state.get("ball")
         self._ball = None if ball is None else BallSearch.from_state(ball)
         self._stability.load_state_dict(state.get("stability", {}))
+        self._sparse.load_state_dict(state.get("sparse", {}))
         self._certificate = None if certificate is None else StartCertificate.from_state(certificate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -107,6 +108,34 @@ def bias_ntk(inputs: Tensor, threshold: float, *, trained_bias: bool = True) -> 
     kernel.diagonal().copy_(torch.full((len(x),), (1 + float(trained_bias)) * active_probability(threshold)))
     symmetric: Tensor = (kernel + kernel.T) / 2
     return symmetric
+
+
+def starts_sparse(active_fraction: float, threshold: float, width: int, *, failure: float = 1e-6) -> Criterion:
+    r"""The share of active units at the start against its expectation 1 - Phi(B).
+
+    The share is a mean over m units of independent numbers in [0, 1] with mean p = 1 - Phi(B), hence of variance p (1 - p) at most,
+    whatever the inputs of norm 1 are. So (Bernstein) the two differ by more than
+
+    .. math:: t = rac{1}{m} \Bigl(rac{\ell}{3} + \sqrt{rac{\ell^2}{9} + 2 m p (1 - p) \ell}\Bigr), \qquad
+        \ell = \ln rac{2}{	ext{failure}},
+
+    with probability ``failure`` at most over w_r ~ N(0, I) and b_r = B.
+
+    Args:
+        active_fraction: mean over the units and one or several inputs.
+        threshold: B.
+        width: m.
+        failure: probability with which weights drawn as the paper's are refuted.
+
+    Example:
+        >>> starts_sparse(0.48, 0.0, 2000).verdict
+        'consistent'
+    """
+    p, log_term = active_probability(threshold), math.log(2 / failure)
+    allowed = (log_term / 3 + math.sqrt(log_term**2 / 9 + 2 * width * p * (1 - p) * log_term)) / width
+    asks = f"|share of active units - (1 - Phi(B))| <= t at the start, t exceeded with probability {failure:g} at most"
+    found = at_most("active_fraction_start", SOURCE, asks, abs(active_fraction - p), allowed)
+    return replace(found, reason=f"{found.reason}; the share is {active_fraction:.4g}, 1 - Phi(B) = {p:.4g}")
 
 
 def stays_sparse(active_fraction: float, threshold: float, *, when: str = "") -> Criterion:

@@ -10,7 +10,13 @@ from scipy.stats import norm
 
 from lightning_conv import ntk_gram
 from lightning_conv.theory.activations import activation_patterns
-from lightning_conv.theory.bias_ntk import active_probability, bias_ntk, both_active_probability, stays_sparse
+from lightning_conv.theory.bias_ntk import (
+    active_probability,
+    bias_ntk,
+    both_active_probability,
+    starts_sparse,
+    stays_sparse,
+)
 from lightning_conv.theory.networks import BiasedTwoLayer
 
 
@@ -104,3 +110,32 @@ def test_what_is_no_unit_vector_is_refused():
         bias_ntk(2 * torch.eye(3), 0.0)
     with pytest.raises(ValueError, match="threshold: -1"):
         stays_sparse(0.1, -1.0)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5])
+def test_the_share_at_the_start_stays_within_its_bound_as_often_as_is_said(threshold):
+    """At a failure probability of 5 % fewer than that of many draws may be outside, and the bound is of the right size."""
+    torch.manual_seed(0)
+    width, x = 100, torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.float64))
+    z = torch.randn(4000, width, 4, dtype=torch.float64) @ x.T
+    shares = (z > threshold).double().mean((1, 2)).tolist()
+    found = [starts_sparse(share, threshold, width, failure=0.05) for share in shares]
+    outside = sum(each.verdict == "refuted" for each in found) / len(found)
+    assert outside < 0.05
+    p = active_probability(threshold)
+    assert found[0].bound == pytest.approx(_bernstein(p, width, 0.05), rel=1e-6)
+    # One input is the worst case; there the bound is at most twice the quantile that the central limit theorem has.
+    assert found[0].bound < 2 * 1.96 * math.sqrt(p * (1 - p) / width) + 2.5 / width
+    assert starts_sparse(p, threshold, width).measured == 0
+
+
+def _bernstein(p: float, width: int, failure: float) -> float:
+    """The t at which 2 exp(-m t^2 / (2 p (1 - p) + 2 t / 3)) is the failure probability, by bisection."""
+    low, high = 0.0, 10.0
+    for _ in range(200):
+        t = (low + high) / 2
+        if 2 * math.exp(-width * t**2 / (2 * p * (1 - p) + 2 * t / 3)) > failure:
+            low = t
+        else:
+            high = t
+    return low
