@@ -13,6 +13,7 @@ from lightning_conv.callbacks._logging import log_figure, log_histogram, log_tex
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.spectral_decay import decay_quantities
 from lightning_conv.callbacks.step_size import StepSize, report
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.precision import PRECISIONS
@@ -51,6 +52,8 @@ class LambdaMin(KernelMonitor):
     - ``kernel/lambda_min`` with ``_lower`` and ``_upper`` (also as the headline ``convergence/lambda_min``)
     - ``kernel/lambda_max``, ``kernel/condition_number``, ``kernel/trace``
     - ``kernel/effective_rank``: exp of the entropy of the spectrum
+    - ``kernel/decay_exponent``: beta of lambda_i ~ i^-beta, from rank max(2, N / 32) to N / 2; ``kernel/degrees_of_freedom``:
+      Tr(K (K + n lambda)^-1) with n lambda = Tr(K) / n, what one sample weighs (Nitanda & Suzuki 2021). Both come with the spectrum
     - ``kernel/floor``: proven bound on the rounding error of the products; ``kernel/precision``: 0 fast, 1 exact, 2
       certified; with ``outputs="projected"`` also ``kernel/projection_error``, the standard error in the Frobenius norm
     - ``kernel/lambda_min_layers``, with ``per_layer="spectra"``: the largest lambda_min of a layer's own kernel
@@ -162,6 +165,7 @@ class LambdaMin(KernelMonitor):
         }
         if gram.outputs == "projected":
             metrics["kernel/projection_error"] = gram.projection_error
+        metrics |= {f"kernel/{name}": value for name, value in decay_quantities(spectrum, gram.n_samples).items()}
         if layers:
             metrics["kernel/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
         metrics |= self._step_size.measure(trainer, self._kernel, gram, spectrum, step)

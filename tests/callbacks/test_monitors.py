@@ -31,6 +31,8 @@ SCALARS = {
     "convergence/lambda_min",
     "kernel/alignment",
     "kernel/condition_number",
+    "kernel/decay_exponent",
+    "kernel/degrees_of_freedom",
     "kernel/drift_floor",
     "kernel/effective_rank",
     "kernel/floor",
