@@ -17,6 +17,7 @@ from lightning_conv.callbacks.breach import Breach
 from lightning_conv.callbacks.judgement import PAPERS, judge
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.loss import LossFn
+from lightning_conv.callbacks.phase_two_criteria import find_guard
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.run_evidence import ONCE, RunEvidence
 from lightning_conv.kernels.gram import KernelGram
@@ -42,7 +43,8 @@ class ConvergenceCriteria(KernelMonitor):
     - ``"bias_ntk"``: the share of active units at the start and later; of ``BiasedTwoLayer``
     - ``"implicit_bias"``: near orthogonality of the data, which Frei et al. ask for; of ``LeakyTwoLayer``
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
-    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range
+    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range; of an
+      ``ExpressivityGuard``'s phase 2, on the training set, the step, the gap under its proven bound, and what its certificate proves
 
     What a theorem asks for at every step is judged at the worst of those measured, which the reason names.
 
@@ -191,6 +193,17 @@ class ConvergenceCriteria(KernelMonitor):
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
             log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The guard measures at the end of an epoch, and looks at the trunk at the end of training: after the last measurement here.
+        if self._kernel is None or "kawaguchi_sun" not in self._papers or find_guard(trainer) is None:
+            return
+        try:
+            before, self._metrics = self._metrics, self._judged(trainer, trainer.global_step)
+            log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, trainer.global_step)
+        except Exception as error:
+            rank_zero_warn(f"{type(self).__name__}: phase 2 is not judged in the end: {error}")
 
     def _judged(self, trainer: pl.Trainer, step: int) -> dict[str, float]:
         """Judge what was observed at ``step``, say it if a verdict has changed, and return the scalars."""

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_conv.callbacks._logging import warn_without_logger
 from lightning_conv.callbacks.batch import InputFn, TargetFn
+from lightning_conv.callbacks.guard.descent import HeadDescent, descent_of
 from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings, OnUndecided, StepRule
 from lightning_conv.callbacks.guard.state import GuardState
@@ -41,12 +42,15 @@ class ExpressivityGuard(pl.Callback):
 
     - ``guard/phase`` (also ``convergence/phase``): 1 or 2, at the start, the switch and the end of every epoch
     - ``guard/rank``, ``guard/samples``: certified rank of [h, 1] and n; ``guard/sigma_min`` with ``_lower``: n-th
-      singular value; ``guard/distance``, ``guard/residual``: of the other methods
+      singular value; ``guard/sigma_max``; ``guard/distance``, ``guard/residual``: of the other methods
+    - ``guard/curvature``, ``guard/largest_step``: L_H of the head's mean loss and 2 / L_H, where they are known
+    - ``guard/rank_at_start``, ``guard/rank_before_noise``, and ``sigma_min`` likewise: with ``track_rank``; the others are after the noise
     - ``guard/noise``: relative norm of the perturbation
     - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
       epoch
     - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum
-    - ``guard/step_size``, ``guard/bound``: of ``step_rule="certified"``: the step, and what the gap provably is at most
+    - ``guard/step_size``: of ``step_rule="certified"``; ``guard/bound``: what the gap provably is at most, while all steps are plain
+      full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
     - ``guard/best_loss``: what a head that is too narrow can come down to on this trunk
     - text ``guard/reason`` (TensorBoard): what was decided and why
 
@@ -72,6 +76,7 @@ class ExpressivityGuard(pl.Callback):
         plateau_window: ``"auto"``: batches in a window; None: an epoch.
         latest_switch: ``"auto"``: share of the run after which the switch is tried for the last time.
         tol: gap to which ``step_rule="solve"`` solves.
+        track_rank: certify the rank at the start and before the noise of the switch, too: a certificate each, for the log.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
             LightningModule.
         infimum: of the mean loss over all outputs, or a function of the targets that gives it for each sample; None: that of torch's
@@ -114,6 +119,7 @@ class ExpressivityGuard(pl.Callback):
         plateau_window: int | None = None,
         latest_switch: float = 0.9,
         tol: float = 1e-6,
+        track_rank: bool = False,
     ) -> None:
         self.settings = GuardSettings(
             switch_at=switch_at,
@@ -124,6 +130,7 @@ class ExpressivityGuard(pl.Callback):
             on_undecided=on_undecided,
             seed=seed,
             cache_features=cache_features,
+            track_rank=track_rank,
             plateau_threshold=plateau_threshold,
             plateau_patience=plateau_patience,
             plateau_window=plateau_window,
@@ -153,6 +160,22 @@ class ExpressivityGuard(pl.Callback):
     def verdict(self) -> Verdict:
         """Of the claim that the last layer's infimum is that of the training loss over all outputs, hence the global one."""
         return self._state.verdict
+
+    @property
+    def why(self) -> str:
+        """The verdict is not ``"certified"``, where neither the certificate nor a caveat says so."""
+        return self._state.why
+
+    @property
+    def declined(self) -> bool:
+        """Whether the condition was not certified and the run goes on training everything."""
+        return self._state.declined
+
+    @property
+    def descent(self) -> HeadDescent:
+        """The head's steps in phase 2: whether a theorem covers them, their gaps and bounds."""
+        state, rule = self._state, self.settings.step_rule
+        return descent_of(state.steps, rule, state.history, state.caveats, state.curvature)
 
     @property
     def caveats(self) -> list[str]:

@@ -46,6 +46,7 @@ class Evidence:
     stability: ForwardStability
     sparse: SparseActivation
     clipped: bool  # whether RegularizedGradientClipping is at work
+    phase_two: Sequence[Criterion]  # of the run's ExpressivityGuard
 
     @property
     def gram(self) -> KernelGram:
@@ -61,6 +62,8 @@ class Paper:
     source: str
     asks: frozenset[Hypothesis]
     criteria: Callable[[Evidence], list[Criterion]]
+    apart: Callable[[Evidence], Sequence[Criterion]] = lambda _: ()
+    """Criteria that know their own hypotheses."""
 
 
 def judge(names: Iterable[str], evidence: Evidence, breaches: Sequence[Breach]) -> list[Criterion]:
@@ -75,6 +78,7 @@ def judge(names: Iterable[str], evidence: Evidence, breaches: Sequence[Breach]) 
     for paper in (PAPERS[name] for name in names):
         reason = breached(breaches, paper.asks)
         found += [voided(each, reason) if reason else each for each in paper.criteria(evidence)]
+        found += paper.apart(evidence)
     return found
 
 
@@ -213,6 +217,6 @@ PAPERS: dict[str, Paper] = {
     "clipping": Paper(CLIPPING, EVERYWHERE - {"unclipped"} | {"full batch", "whole set", "attained infimum", "smooth"}, _clipping),
     "implicit_bias": Paper(FREI, EVERYWHERE | {"full batch"}, _implicit_bias),
     "bias_ntk": Paper(YANG, EVERYWHERE | {"full batch", "squared loss"}, _bias_ntk),
-    "kawaguchi_sun": Paper(KAWAGUCHI, frozenset({"smooth", "fixed data"}), _kawaguchi_sun),
+    "kawaguchi_sun": Paper(KAWAGUCHI, frozenset({"smooth", "fixed data"}), _kawaguchi_sun, lambda evidence: evidence.phase_two),
 }  # fmt: skip
 """Name -> what it asks for and how it is judged."""

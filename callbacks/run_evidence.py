@@ -22,6 +22,7 @@ from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
+from lightning_conv.callbacks.phase_two_criteria import find_guard, phase_two_criteria
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.quantities import path_quantities, probe_quantities
 from lightning_conv.callbacks.sparse_activation import SparseActivation
@@ -147,6 +148,7 @@ class RunEvidence:
             stability=self._stability,
             sparse=self._sparse,
             clipped=find_clipping(trainer) is not None,
+            phase_two=phase_two_criteria(find_guard(trainer)),
         )
 
     def quantities(self, trainer: pl.Trainer) -> dict[str, float]:

@@ -13,19 +13,16 @@ from torch.optim import Optimizer
 
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks.guard.caveats import ROUNDED
+from lightning_conv.callbacks.guard.descent_bound import DescentBound, plan_bound
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.kernels.memory import available_memory
 from lightning_conv.last_layer import (
-    Comparator,
     HeadProblem,
     PowerSchedule,
     batch_curvature,
-    comparators,
-    gradient_descent_bound,
     head_curvature,
-    linear_bound,
 )
 
 
@@ -40,6 +37,9 @@ class HeadSteps(Protocol):
 
     def measure(self) -> dict[str, float]:
         """Numbers for the history: loss, gap, bound, step_size, as far as they are known."""
+
+    def give_up(self, why: str) -> None:
+        """What was proven of the steps holds no longer."""
 
 
 class OptimizerSteps:
@@ -58,6 +58,9 @@ class OptimizerSteps:
     def measure(self) -> dict[str, float]:
         """Loss and gap, one pass over the training set."""
         return self._loss.measure(self._network, self._data)
+
+    def give_up(self, why: str) -> None:
+        """Nothing was."""
 
 
 def head_problem(network: nn.Module, head: Head, data: TrainingSet, loss: TrainingLoss) -> HeadProblem:
@@ -137,7 +140,7 @@ class CertifiedSteps:
         if memory.get("given") != given:  # nothing yet, or a plan for other steps or another loss
             memory.clear()
             memory |= data.ranks.gather(lambda: self._plan(trainer, given, certificate))[0]
-        self._comparators = [Comparator(*pair) for pair in memory["comparators"]]
+        self._bound = DescentBound(problem, memory, memory.get("curvature", [math.inf])[-1])
 
     def _given(self, trainer: pl.Trainer, data: TrainingSet) -> dict[str, Any]:
         """What the plan rests on beside the head: a run that resumes with something else needs another plan."""
@@ -164,24 +167,19 @@ class CertifiedSteps:
         problem, start = self._problem, self._weights.read(self._problem)
         curvature, whole = head_curvature(problem), given["whole"]
         first = curvature.step if whole else 1 / batch_curvature(problem, given["smallest"], curvature)
-        plan: dict[str, Any] = {"rule": "certified", "given": given, "whole": whole, "first": first, "taken": 0}
-        plan["comparators"] = []
-        if not whole or problem.infimum is None:
-            return plan
+        bounds = [curvature.value.lower, curvature.value.value, curvature.value.upper]
+        plan: dict[str, Any] = {
+            "rule": "certified",
+            "given": given,
+            "whole": whole,
+            "first": first,
+            "curvature": bounds,
+        }
+        if not whole:
+            return plan | {"no_bound": "the steps are those of mini-batches, whose bounds hold in expectation"}
         if not given["exact"]:
             return plan | {"no_bound": f"the gradients are rounded (precision {str(trainer.precision)!r})"}
-        plan["gap"] = max(problem.value(start).upper - problem.infimum.lower, 0.0)
-        try:
-            found = comparators(problem, start)
-        except (ArithmeticError, MemoryError, ValueError) as error:
-            plan["no_bound"] = f"{type(error).__name__}: {error}"
-        else:
-            plan["comparators"] = [[c.excess, c.distance] for c in found]
-        proven = certificate is not None and certificate.verdict == "certified"
-        sigma = certificate.sigma_min if certificate is not None and proven else None
-        if problem.losses.kind == "squared" and sigma is not None:
-            plan["mu"] = curvature.smoothness / problem.samples * sigma.lower**2
-        return plan
+        return plan | plan_bound(problem, start, curvature, certificate)
 
     @property
     def step_size(self) -> float:
@@ -196,11 +194,16 @@ class CertifiedSteps:
         present = [gradient for gradient in gradients if gradient is not None]
         # A gradient scaler leaves out the steps whose gradients overflow.
         if present and all(bool(torch.isfinite(gradient).all()) for gradient in present):
-            eta = self.step_size
+            eta, bounded = self.step_size, self._memory["whole"] and self._memory["given"]["exact"]
+            if bounded:
+                self._bound.before(self._weights.read(self._problem), eta)
             for parameter, gradient in zip(self._weights.parameters, gradients, strict=True):
                 if gradient is not None:
                     parameter.add_(gradient.to(parameter.dtype), alpha=-eta)
-            self._memory["taken"] += 1
+            if bounded:
+                self._bound.after(self._weights.read(self._problem), eta)
+            else:
+                self._memory["taken"] += 1
         for parameter in self._weights.parameters:
             parameter.grad = None
         if self._memory["taken"] <= 2:
@@ -215,22 +218,13 @@ class CertifiedSteps:
 
     def measure(self) -> dict[str, float]:
         """Loss, gap, the proven bound of the gap, and the step size: one pass over the features."""
-        value, infimum = self._problem.value(self._weights.read(self._problem)), self._problem.infimum
+        w, infimum = self._weights.read(self._problem), self._problem.infimum
+        value = self._problem.value(w)
         found = {"loss": value.value, "step_size": self.step_size}
         if infimum is not None:
             found["gap"] = value.value - infimum.value
-        bound = self.bound()
-        return found if bound is None else found | {"bound": bound}
+        return found | self._bound.numbers(w, value)
 
-    def bound(self) -> float | None:
-        """L(w_t) - L*, at most, after the steps that were taken; None: nothing is proven, as for mini-batches."""
-        taken, eta = self._memory["taken"], self._memory["first"]
-        known = []
-        if "gap" in self._memory:
-            known.append(self._memory["gap"])  # the loss never rises
-        if self._comparators:
-            known.append(gradient_descent_bound(self._comparators, eta, taken))
-        if "mu" in self._memory:
-            known.append(linear_bound(self._memory["gap"], eta, self._memory["mu"], taken))
-        finite = [bound for bound in known if math.isfinite(bound)]
-        return min(finite) if finite else None
+    def give_up(self, why: str) -> None:
+        """From now on nothing is proven of these steps."""
+        self._bound.give_up(why)

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks._logging import log_text, publish
-from lightning_conv.callbacks.batch import take_inputs
-from lightning_conv.callbacks.guard.caveats import ROUNDED, optimizer_caveats
+from lightning_conv.callbacks.guard.caveats import optimizer_caveats
+from lightning_conv.callbacks.guard.curvature import beyond, known_curvature
 from lightning_conv.callbacks.guard.feature_cache import FeatureCache
+from lightning_conv.callbacks.guard.first_batch import FirstBatch
 from lightning_conv.callbacks.guard.head_steps import (
     CertifiedSteps,
     HeadSteps,
@@ -24,6 +25,7 @@ from lightning_conv.callbacks.guard.head_steps import (
     head_problem,
 )
 from lightning_conv.callbacks.guard.known_outputs import KnownOutputs
+from lightning_conv.callbacks.guard.plain_steps import PlainSteps, head_rate, not_plain
 from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
 from lightning_conv.callbacks.guard.solved_head import SolvedHead, is_solved, memory_of, solve_and_write, solved
 from lightning_conv.callbacks.guard.state import GuardState
@@ -31,11 +33,7 @@ from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.callbacks.guard.trunk import FrozenTrunk
 from lightning_conv.callbacks.guard.verdict import SEPARATED, HeadBounds, loss_kind
-from lightning_conv.evaluation import StatelessModule, undisturbed
 from lightning_conv.last_layer import HeadProblem, HeadSolution
-
-AGREEMENT = 1e-3
-"""Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run."""
 
 
 class PhaseTwo:
@@ -68,8 +66,7 @@ class PhaseTwo:
         self.trunk = FrozenTrunk(pl_module, head, data.ranks)
         self._cache: FeatureCache | None = None
         self._steps: HeadSteps = OptimizerSteps(network, loss, data)
-        self._compared, self._expected = loss.loss_fn is None, math.nan
-        self._unmoved: list[torch.Tensor] = []  # the head before the first step that nothing has been compared for
+        self._first = FirstBatch(trainer, network, head, data, loss, settings.input_fn)
 
     @property
     def rule(self) -> StepRule:
@@ -87,6 +84,8 @@ class PhaseTwo:
             except Exception as error:  # the run goes on by its own optimizer
                 self.limit(f"step_rule={self.rule!r} could not be set up ({type(error).__name__}: {error})")
                 self._fall_back()
+        elif self._settings.step_rule == "base":
+            self._watch_plain_steps()
         if self._settings.cache_features and not isinstance(self._steps, SolvedHead):
             try:
                 self._cache = FeatureCache(self._trainer, self._module, self._network, self._head, self._data)
@@ -97,7 +96,7 @@ class PhaseTwo:
     def _forget_other_rules(self) -> None:
         """What a rule remembers is about the steps since its own start: another one in between makes it untrue."""
         state, asked = self._state, self._settings.step_rule
-        if not state.steps or (state.steps["rule"] == self.rule and asked != "base"):
+        if not state.steps or (state.steps["rule"] == self.rule and state.steps.get("asked", self.rule) == asked):
             return
         if state.steps.get("asked", state.steps["rule"]) != asked:
             state.reason = f"{state.reason}; resumed with step_rule={asked!r}"
@@ -135,6 +134,40 @@ class PhaseTwo:
             self._judge_by(problem, solution)
         self._steps = SolvedHead(problem, weights, memory)
         self._trainer.should_stop = True
+
+    def _watch_plain_steps(self) -> None:
+        """The run's own steps have a proven bound, too, where they are plain gradient descent."""
+        state = self._state
+        why = "; ".join(state.caveats) or not_plain(self._trainer, self._head, self._data, self._loss)
+        if not (why := self._data.ranks.broadcast(why)):
+            try:
+                problem = head_problem(self._network, self._head, self._data, self._loss)
+                if problem.held:
+                    certificate = state.certificate
+                    self._steps = PlainSteps(
+                        self._network, self._loss, self._data, self._head, problem, state.steps, certificate
+                    )
+                    return
+                why = "the features do not fit into memory beside the run; step_rule='certified' gives a bound all the same"
+            except Exception as error:  # a figure for the log
+                why = f"no bound could be set up ({type(error).__name__}: {error})"
+        state.steps = {"rule": "base", "asked": "base", "no_bound": why}
+
+    def note_curvature(self) -> None:
+        """L_H, and whether a rate of plain SGD is beyond 2 / L_H."""
+        state = self._state
+        try:
+            state.curvature = self._data.ranks.broadcast(
+                known_curvature(state.steps, state.certificate, self._head, self._loss, self._data)
+            )
+        except Exception as error:  # a figure for the log
+            rank_zero_warn(f"ExpressivityGuard: no curvature of the head's loss: {error}")
+            return
+        if self.rule == "base" and state.curvature is not None:
+            said = beyond(head_rate(self._trainer.optimizers[0], self._head), state.curvature)
+            if said:
+                state.reason = f"{state.reason}; {said}"
+                rank_zero_warn(f"ExpressivityGuard: {said}")
 
     def _fall_back(self) -> None:
         """Go on by the run's own optimizer: nothing is proven of its steps, and what it minimises counts."""
@@ -179,20 +212,7 @@ class PhaseTwo:
     def before_batch(self, batch: Any) -> None:
         """Nothing is in train mode; before the first batch its loss is computed by ``loss_fn``."""
         self.trunk.keep_still()
-        if self._compared:
-            return
-        self._unmoved = [parameter.detach().clone() for parameter in HeadWeights(self._head).parameters]
-        inputs = take_inputs(batch, self._settings.input_fn)
-        try:
-            with undisturbed(self._network), torch.no_grad():
-                module = StatelessModule(self._network)
-                outputs = module.call({}, module.convert(inputs))
-            assert isinstance(outputs, torch.Tensor)
-            self._expected = self._loss.of(outputs.cpu().double(), self._loss.targets_of(batch).cpu())["loss"]
-            if getattr(self._loss.loss_fn, "reduction", "mean") == "sum":
-                self._expected *= len(outputs)
-        except Exception:  # the loss of the training set cannot be measured either, which is said there
-            self._expected = math.nan
+        self._first.before(batch)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """The gradients are there."""
@@ -208,27 +228,14 @@ class PhaseTwo:
             self.limit(said)
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
-        if not self._compared:
-            self._compared = True
-            self._compare(math.nan if loss is None else float(loss))
-
-    def _compare(self, stepped: float) -> None:
-        allowed = (0.1 if str(self._trainer.precision) in ROUNDED else AGREEMENT) * max(abs(self._expected), 1e-3)
-        apart = abs(stepped - self._expected) > allowed  # not so if one of them is not known
-        if any(self._data.ranks.gather(lambda: apart)):
-            self.limit(
-                f"the training step minimises something else than the mean of {self._loss.name} ({stepped:.6g} instead of "
-                f"{self._expected:.6g} on the first batch of phase 2)"
-            )
+        if (said := self._first.after(math.nan if loss is None else float(loss))) is not None:
+            self.limit(said)
             if self.rule != "base":
                 self._give_up_rule()
-        self._unmoved = []
 
     def _give_up_rule(self) -> None:
         """The rule was made for another loss than that of the training step: take its first step back, and go on without."""
-        with torch.no_grad():
-            for parameter, before in zip(HeadWeights(self._head).parameters, self._unmoved, strict=True):
-                parameter.copy_(before)
+        self._first.take_back()
         said = f"step_rule={self.rule!r} is for that loss, so the optimizer of the run goes on, and no bound holds"
         self._state.reason = f"{self._state.reason}; {said}"
         rank_zero_warn(f"ExpressivityGuard: {said}")
@@ -240,6 +247,7 @@ class PhaseTwo:
         if caveat in state.caveats:
             return
         state.caveats.append(caveat)
+        self._steps.give_up(caveat)
         state.judge()
         state.reason = f"{state.reason}; {caveat}"
         rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {caveat}")
@@ -253,6 +261,8 @@ class PhaseTwo:
         except Exception as error:  # a figure for the log must not end a training run
             rank_zero_warn(f"ExpressivityGuard: no training loss at step {step}: {error}")
             return
+        if "bound" not in measured and "guard/bound" in self._trainer.callback_metrics:
+            publish(self._trainer, {"guard/bound": math.inf})
         if measured := self._data.ranks.broadcast(measured):
             place = {"step": float(step), "epoch": float(self._trainer.current_epoch)}
             self._state.history.append(place | measured)
@@ -263,6 +273,8 @@ class PhaseTwo:
         if moved := self.trunk.moved_since(state.fingerprints):
             state.verdict = "undecided"
             state.reason = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee is void"
+            if state.steps:
+                state.steps.setdefault("given_up", state.reason)
             rank_zero_warn(f"ExpressivityGuard: {state.reason}")
             log_text(self._trainer, "guard/reason", state.reason, self._trainer.global_step)
 

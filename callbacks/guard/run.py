@@ -17,6 +17,7 @@ from lightning_conv.callbacks.guard.caveats import find_caveats
 from lightning_conv.callbacks.guard.certificate import certify_trunk
 from lightning_conv.callbacks.guard.phase_two import PhaseTwo
 from lightning_conv.callbacks.guard.plan import plan_switch
+from lightning_conv.callbacks.guard.rank_track import Moment, rank_at
 from lightning_conv.callbacks.guard.ranks import Ranks
 from lightning_conv.callbacks.guard.reason import reason_to_switch
 from lightning_conv.callbacks.guard.settings import GuardSettings
@@ -105,6 +106,8 @@ class GuardedRun:
         if narrow is not None and self._settings.method != "alignment":
             state.verdict = "undecided"
             self._undecided(f"{narrow}, or pass method='alignment' to train this head to its own infimum")
+        if step == 0 and not state.declined:
+            self._track_rank("at_start")
         self.log()
         self._switch_if_due()
 
@@ -185,6 +188,7 @@ class GuardedRun:
         before = self._trunk.copy()
         try:
             self._ranks.agree_on(self._trunk.state())
+            self._track_rank("before_noise")
             if trunk := self._trunk.trainable:
                 state.perturbation = perturb(trunk, self._settings.noise_scale, self._settings.seed)
             rank_zero_info(
@@ -217,6 +221,10 @@ class GuardedRun:
             state.reason = f"not certified at step {step}, tried again after {state.plateau.resting} windows: {reason}"
             rank_zero_info(f"ExpressivityGuard: {state.reason}")
 
+    def _track_rank(self, moment: Moment) -> None:
+        if self._settings.track_rank:
+            self._state.ranks |= rank_at(moment, self._data, self._network, self.head)
+
     @property
     def _settled(self) -> bool:
         """Whether what the certificate said is the last word: another try comes too late, or cannot say anything else."""
@@ -236,6 +244,7 @@ class GuardedRun:
     def _begin_phase_two(self, step: int) -> None:
         state = self._state
         self._phase_two.begin()
+        self._phase_two.note_curvature()
         if state.certificate is not None and state.certificate.method == "alignment" and state.verdict != "certified":
             self._phase_two.note_best_loss()
         rank_zero_info(f"ExpressivityGuard: {state.reason}")

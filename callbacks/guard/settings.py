@@ -35,6 +35,7 @@ class GuardSettings:
     on_undecided: OnUndecided
     seed: int
     cache_features: bool
+    track_rank: bool
     plateau_threshold: float
     plateau_patience: int
     plateau_window: int | None

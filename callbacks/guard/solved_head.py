@@ -45,6 +45,9 @@ class SolvedHead:
             found["gap"] = value.value - infimum.value
         return found if self._memory["bound"] is None else found | {"bound": self._memory["bound"]}
 
+    def give_up(self, why: str) -> None:
+        """The bound is about the head as it is, not about steps."""
+
 
 def solve_and_write(problem: HeadProblem, weights: HeadWeights, ranks: Ranks, tol: float) -> HeadSolution:
     """Solve, and write the solution into the head; one that misses ``tol`` only if its loss is lower than the head's.

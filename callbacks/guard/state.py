@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lightning_conv.callbacks.guard.curvature import largest_step
 from lightning_conv.callbacks.guard.switching import Plateau
 from lightning_conv.callbacks.guard.verdict import HeadBounds, LossKind, Verdict, verdict_on
 from lightning_conv.expressivity import Cost, RankCertificate
@@ -38,6 +39,8 @@ class GuardState:
     bounds: HeadBounds | None = None  # of the head's problem on this trunk, where it was solved
     best_loss: float | None = None  # that a narrow head can reach on this trunk
     steps: dict[str, Any] = field(default_factory=dict)  # of the step rule: numbers and strings
+    curvature: Bounded | None = None  # L_H of the head's mean loss on this trunk
+    ranks: dict[str, float] = field(default_factory=dict)  # of certificates that decide nothing, by their tag
 
     def as_plain(self) -> dict[str, Any]:
         """All fields as numbers, strings, lists and dicts."""
@@ -54,6 +57,8 @@ class GuardState:
             known["plateau"] = Plateau(**known["plateau"])
         if known.get("bounds") is not None:
             known["bounds"] = HeadBounds(**known["bounds"])
+        if known.get("curvature") is not None:
+            known["curvature"] = Bounded(**known["curvature"])
         if (certificate := known.get("certificate")) is not None:
             bounds = {
                 name: Bounded(**certificate[name])
@@ -90,12 +95,17 @@ class GuardState:
             values |= {"guard/rank": float(certificate.rank_lower), "guard/samples": float(certificate.n)}
             if (sigma_min := certificate.sigma_min) is not None:
                 values |= {"guard/sigma_min": sigma_min.value, "guard/sigma_min_lower": sigma_min.lower}
+            if certificate.sigma_max is not None:
+                values["guard/sigma_max"] = certificate.sigma_max.value
             if certificate.distance is not None:
                 values["guard/distance"] = certificate.distance.value
             if certificate.residual is not None:
                 values["guard/residual"] = certificate.residual.value
         if self.perturbation is not None:
             values["guard/noise"] = self.perturbation.relative
+        values |= {f"guard/{name}": value for name, value in self.ranks.items()}
+        if self.curvature is not None:
+            values |= {"guard/curvature": self.curvature.value, "guard/largest_step": largest_step(self.curvature)}
         if self.best_loss is not None:
             values["guard/best_loss"] = self.best_loss
         if self.history and self.history[-1]["step"] == step:
@@ -124,13 +134,17 @@ class GuardState:
             if (sigma_min := certificate.sigma_min) is not None:
                 lines.append(f"| sigma_min | {sigma_min.value:.6e}, at least {sigma_min.lower:.6e} |")
             if certificate.sigma_max is not None:
-                lines.append(f"| sigma_max | at most {certificate.sigma_max.upper:.6e} |")
+                sigma_max = certificate.sigma_max
+                lines.append(f"| sigma_max | {sigma_max.value:.6e}, at most {sigma_max.upper:.6e} |")
             if (distance := certificate.distance) is not None:
                 lines.append(f"| closest two samples | {distance.value:.6e} apart, at least {distance.lower:.6e} |")
             if (residual := certificate.residual) is not None:
                 lines.append(
                     f"| residual of the targets | {residual.value:.6e}, from {residual.lower:.6e} to {residual.upper:.6e} |"
                 )
+        if self.curvature is not None:
+            lines.append(f"| L_H | {self.curvature.value:.6e}, at most {self.curvature.upper:.6e} |")
+            lines.append(f"| largest safe step 2 / L_H | {largest_step(self.curvature):.6e} |")
         if self.perturbation is not None:
             lines.append(f"| noise, relative norm | {self.perturbation.relative:.3e} |")
         return "\n".join(lines)

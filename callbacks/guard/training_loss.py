@@ -82,9 +82,7 @@ class TrainingLoss:
         if self.loss_fn is None:
             return {}
         if self.known_outputs is not None:
-            if self._known_targets is None:
-                self._known_targets = self.targets(data)
-            return self.of(self.known_outputs(), self._known_targets)
+            return self.of(self.known_outputs(), self.targets(data))
         module = StatelessModule(network)
 
         def outputs_of(inputs: Inputs, batch: Any) -> tuple[Tensor, Tensor]:
@@ -148,5 +146,7 @@ class TrainingLoss:
         )
 
     def targets(self, data: TrainingSet) -> Tensor:
-        """The targets of all samples."""
-        return torch.cat(data.collect(lambda _, batch: self.targets_of(batch).cpu()))
+        """The targets of all samples, read once."""
+        if self._known_targets is None:
+            self._known_targets = torch.cat(data.collect(lambda _, batch: self.targets_of(batch).cpu()))
+        return self._known_targets

@@ -5,6 +5,7 @@ from lightning_conv.last_layer.bounds import (
     gradient_descent_bound,
     gradient_descent_steps,
     linear_bound,
+    rounded_bound,
     sgd_bound,
     sgd_interpolation_bound,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "least_change",
     "linear_bound",
     "prescribed_outputs",
+    "rounded_bound",
     "sgd_bound",
     "sgd_interpolation_bound",
     "sigma_max",

@@ -33,7 +33,8 @@ def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step:
     cross-entropy, one that comes close (``comparators``). If W_0 itself is among them, so is everything on the straight
     lines from it, where L is at most the linear interpolation: the bound then begins at L(w_0) - L* and falls. Proof:
     by convexity and the descent lemma
-    :math:`2\eta (L(w_{k+1}) - L(\bar w)) \le |w_k - \bar w|^2 - |w_{k+1} - \bar w|^2`; sum, and L(w_k) falls.
+    :math:`2\eta (L(w_{k+1}) - L(\bar w)) \le |w_k - \bar w|^2 - |w_{k+1} - \bar w|^2`; sum, and L(w_k) falls. The same sum
+    with steps of different sizes, each at most 1 / L_H, has :math:`\sum \eta_k` for eta t: pass that as ``step``, and 1 as ``steps``.
 
     Args:
         comparators: one or several.
@@ -107,6 +108,25 @@ def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> f
     if not 0 <= contraction <= 1:
         raise ValueError(f"curvature_min: eta mu = {contraction}; need 0 <= eta mu <= 1, as for eta <= 1 / L_H")
     return gap * math.exp(2 * steps * math.log1p(-contraction)) if contraction < 1 else gap * float(steps == 0)
+
+
+def rounded_bound(bound: float, drift: float, curvature: float) -> float:
+    r"""What a bound of gradient descent becomes where step k is off by d_k: :math:`(\sqrt B + \sqrt{L_H / 2} \sum_k d_k)^2`.
+
+    Gradient descent with eta <= 2 / L_H moves no two points apart (Nesterov 2004, Theorem 2.1.5), so that the run and the exact descent
+    from the same start are at most D = sum d_k apart; and :math:`|\nabla L|^2 \le 2 L_H (L - L^*)` makes
+    :math:`\sqrt{L - L^*}` a function of slope :math:`\sqrt{L_H / 2}` at most.
+
+    Args:
+        bound: B, for exact steps.
+        drift: D, the sum of :math:`|w_{k+1} - (w_k - \eta_k \nabla L(w_k))|_F`, or more.
+        curvature: L_H or more.
+
+    Example:
+        >>> rounded_bound(4.0, 0.5, 8.0)
+        9.0
+    """
+    return (math.sqrt(bound) + math.sqrt(curvature / 2) * drift) ** 2
 
 
 def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: float, steps: Tensor) -> float:

@@ -11,6 +11,7 @@ from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sigma import sigma_max
+from lightning_conv.losses import curvature
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,26 @@ class HeadCurvature:
     def step(self) -> float:
         """1 / L_H with L_H's proven upper bound: the largest step for which ``gradient_descent_bound`` is a theorem."""
         return 1 / (self.value.upper * OUTWARD) if self.value.upper > 0 else math.inf
+
+    @property
+    def largest_step(self) -> float:
+        """2 / L_H with that bound: below it no step of gradient descent raises L (Nesterov 2004, section 1.2.3)."""
+        return 2 * self.step
+
+    @classmethod
+    def of(cls, sigma_max: Bounded, smoothness: float, samples: int) -> HeadCurvature:
+        """From the singular value of [h, 1].
+
+        Args:
+            sigma_max: of [h, 1].
+            smoothness: L_ell.
+            samples: n.
+        """
+        low, value, high = (
+            curvature(smoothness, sigma, samples) for sigma in (sigma_max.lower, sigma_max.value, sigma_max.upper)
+        )
+        method = f"(L_ell / n) sigma_max^2; {sigma_max.method}"
+        return cls(Bounded(value, low / OUTWARD, high * OUTWARD, sigma_max.certified, method), sigma_max, smoothness)
 
 
 def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurvature:
@@ -45,10 +66,7 @@ def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurv
     Source: Kawaguchi & Sun 2021, Theorem 2 (the constant); L is the mean over samples.
     """
     smoothness = _smoothness(problem)
-    sigma = sigma_max(problem, tolerance=tolerance)
-    low, value, high = (smoothness / problem.samples * s**2 for s in (sigma.lower, sigma.value, sigma.upper))
-    bounded = Bounded(value, low / OUTWARD, high * OUTWARD, sigma.certified, f"(L_ell / n) sigma_max^2; {sigma.method}")
-    return HeadCurvature(bounded, sigma, smoothness)
+    return HeadCurvature.of(sigma_max(problem, tolerance=tolerance), smoothness, problem.samples)
 
 
 def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvature | None = None) -> float:

@@ -1,15 +1,13 @@
-"""Kawaguchi and Sun's expressivity condition and phase-2 rates as numbers and criteria, after 2104.05785.
+"""Kawaguchi and Sun's expressivity condition as numbers and criteria, after 2104.05785; its rates are in ``theory.phase_two``.
 
 With last hidden features h (n x m_H) the condition is phi(w) = det([h, 1] [h, 1]^T) != 0, that is rank [h, 1] = n. phi
 itself under- or overflows: its logarithm, the singular values and a certificate of the rank are what can be used. The
-certificates are those of ``lightning_conv.expressivity``, the bounds those of ``lightning_conv.last_layer``; here is
-what they mean for the theorem.
+certificates are those of ``lightning_conv.expressivity``; here is what they mean for the theorem.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +16,10 @@ from torch import Tensor
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.expressivity.proof import METHOD as CHOLESKY
-from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
-from lightning_conv.theory.criterion import Criterion, at_most
+from lightning_conv.theory.criterion import Criterion
 
 SOURCE = "Kawaguchi, Sun 2104.05785"
 ALIGNMENT = "Kawaguchi, Zhang, Deng 2106.14836"
-ROUNDING = 1e-9
 EPSILON = 2.0**-52
 
 
@@ -148,39 +144,3 @@ def _from_certificate(
         "consistent" if certificate.verdict == "certified" and certificate.feature_error > 0 else certificate.verdict
     )
     return Criterion(name, source, asks, value, 0.0, verdict, certificate.reason)
-
-
-def judge_phase_two(
-    gaps: Tensor, step: float, comparators: Sequence[Comparator], curvature: HeadCurvature, *, mu: float | None = None
-) -> list[Criterion]:
-    r"""Hold the losses of a head's gradient descent against the theorem's bounds, at every step.
-
-    Args:
-        gaps: L(w_t) - L*, t = 0..T, of the mean loss; steps are constant.
-        step: eta.
-        comparators: by ``lightning_conv.last_layer.comparators``, for the first of these weights.
-        curvature: by ``head_curvature``: the theorem asks for eta <= 1 / L_H.
-        mu: (L_ell / n) sigma_min([h, 1])^2 or less, for a squared loss: adds the linear bound.
-
-    Returns:
-        ``head_step``: eta against 1 / L_H. ``head_bound``: largest share of min over comparators of L(w) - L* + |w_0 -
-        w|^2 / (2 eta t) that is used up; ``head_linear``: the same of (1 - eta mu)^{2t} (L(w_0) - L*).
-
-    Raises:
-        ValueError: fewer than two losses.
-    """
-    if len(gaps) < 2:
-        raise ValueError(f"gaps: {len(gaps)}; need the losses before and after at least one step")
-    values = gaps.tolist()
-    most = 1 + ROUNDING
-    share = max(gap / gradient_descent_bound(comparators, step, t) for t, gap in enumerate(values) if t)
-    asks = "L(w_t) - L* <= min over w of L(w) - L* + |w_0 - w|^2 / (2 eta t), at every t"
-    found = [
-        at_most("head_step", SOURCE, "eta <= 1 / L_H, L_H = (L_ell / n) sigma_max([h, 1])^2", step, curvature.step * most),
-        at_most("head_bound", f"{SOURCE}, Theorem 2", asks, share, most),
-    ]  # fmt: skip
-    if mu is not None:
-        linear = max(gap / linear_bound(values[0], step, mu, t) for t, gap in enumerate(values) if t)
-        asks = "L(w_t) - L* <= (1 - eta mu)^(2 t) (L(w_0) - L*), squared loss, at every t"
-        found.append(at_most("head_linear", f"{SOURCE}, squared loss", asks, linear, most))
-    return found

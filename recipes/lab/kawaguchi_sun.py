@@ -27,8 +27,8 @@ from lightning_conv.theory.kawaguchi_sun import (
     ExpressivityFacts,
     expressivity_facts,
     judge_expressivity,
-    judge_phase_two,
 )
+from lightning_conv.theory.phase_two import judge_phase_two
 from lightning_conv.two_phase import fingerprint, perturb
 
 SECONDS_A_STEP = 5e-4

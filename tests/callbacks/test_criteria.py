@@ -109,6 +109,7 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     assert criteria.breaches == []
     found = verdicts(criteria)
     assert found.pop("clipping_descent") == "not applicable"  # there is no RegularizedGradientClipping
+    assert {found.pop(name) for name in ("head_step", "head_bound", "phase_two_infimum")} == {"not applicable"}
     assert found.pop("separation") == "certified"
     for name in (
         "near_orthogonality", "hidden_norm_min", "hidden_norm_max", "sign_change_exponent", "active_fraction_start", "active_fraction",

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_conv.last_layer import HeadProblem, comparators, head_curvature
-from lightning_conv.theory.kawaguchi_sun import expressivity_facts, judge_expressivity, judge_phase_two
+from lightning_conv.last_layer import HeadProblem, comparators, gradient_descent_bound, head_curvature, rounded_bound
+from lightning_conv.spectrum import Bounded
+from lightning_conv.theory.kawaguchi_sun import expressivity_facts, judge_expressivity
+from lightning_conv.theory.phase_two import HeadGap, judge_head_gaps, judge_head_step, judge_phase_two
 
 
 @settings(max_examples=25, deadline=None)
@@ -128,3 +130,61 @@ def test_a_step_that_is_too_large_and_a_loss_that_stays_are_refuted():
     assert verdicts["head_bound"] == "refuted"
     with pytest.raises(ValueError, match="gaps: 1"):
         judge_phase_two(stuck[:1], curvature.step, family, curvature)
+
+
+def test_a_few_measurements_are_judged_at_the_largest_share_of_their_bound():
+    seen = [HeadGap(0, 4.0, 4.0, 4.0, 4.0), HeadGap(3, 1.0, 2.0, 2.1, 1.0), HeadGap(9, 0.9, 1.0, 1.1, 0.9)]
+    found = judge_head_gaps(seen)
+    assert (found.verdict, found.measured, found.bound) == ("consistent", 0.9, 1.0)
+    assert "0.9 of the bound" in found.reason
+    assert "after 9 steps" in found.reason
+    rounded = judge_head_gaps([*seen, HeadGap(20, 1.05, 1.0, 1.1, 1.05)])
+    assert (rounded.verdict, rounded.measured) == ("undecided", 1.05)
+    # One beyond all rounding counts, however large the share of another is.
+    clear = judge_head_gaps([*seen, HeadGap(20, 5e-9, 1e-9, 1e-8, 5e-9), HeadGap(30, 1.2, 1.0, 1.1, 1.15)])
+    assert (clear.verdict, clear.measured, clear.bound) == ("refuted", 1.2, 1.0)
+    assert judge_head_gaps(seen[:1]).verdict == "undecided"
+    assert judge_head_gaps([HeadGap(5, 0.0, 0.0, 0.0, 0.0)]).verdict == "consistent"
+
+
+def test_a_step_between_the_ends_of_l_h_is_undecided():
+    curvature = Bounded(2.0, 1.6, 2.5, True, "")
+    verdicts = [judge_head_step(step, curvature).verdict for step in (0.4, 0.5, 0.7)]
+    assert verdicts == ["consistent", "undecided", "refuted"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rounded_bound_holds_for_steps_that_err(seed):
+    """Errors that push uphill, of a size that matters, on a random convex quadratic and on a cross-entropy."""
+    generator, squared = torch.Generator().manual_seed(seed), nn.MSELoss()
+    h = torch.randn(8, 12, generator=generator, dtype=torch.float64)
+    for targets, loss_fn in (
+        (torch.randn(8, 3, generator=generator, dtype=torch.float64), squared),
+        (torch.arange(8) % 3, nn.CrossEntropyLoss()),
+    ):
+        problem = HeadProblem(h, targets, loss_fn)
+        curvature, w, drift = head_curvature(problem), problem.zeros(), 0.0
+        family, exceeded = comparators(problem, w), 0
+        for t in range(1, 400):
+            gradient = problem.loss_and_gradient(w)[1]
+            error = gradient / gradient.norm() * 0.1  # uphill
+            w = w - curvature.step * gradient + error
+            drift += float(error.norm())
+            gap = problem.loss_and_gradient(w)[0]
+            bound = gradient_descent_bound(family, curvature.step, t)
+            exceeded += gap > bound
+            assert gap <= rounded_bound(bound, drift, curvature.value.upper)
+        assert exceeded or loss_fn is not squared  # the bound of exact steps does not hold
+
+
+def test_steps_of_different_sizes_keep_the_bound_of_their_sum():
+    generator = torch.Generator().manual_seed(3)
+    h = torch.randn(8, 12, generator=generator, dtype=torch.float64)
+    problem = HeadProblem(h, torch.randn(8, 2, generator=generator, dtype=torch.float64), nn.MSELoss())
+    curvature, w, total = head_curvature(problem), problem.zeros(), 0.0
+    family = comparators(problem, w)
+    for k in range(200):
+        eta = curvature.step * float(torch.rand((), generator=generator))
+        w = w - eta * problem.loss_and_gradient(w)[1]
+        total += eta
+        assert problem.loss_and_gradient(w)[0] <= gradient_descent_bound(family, total, 1), k
