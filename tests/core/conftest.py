@@ -2,12 +2,17 @@
 
 import copy
 import random
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from dense_kernels import reduced
 from scipy.linalg import hadamard
 from torch import Tensor
 
@@ -65,9 +70,7 @@ def naive_gram(model, inputs, outputs="full"):
     for i, left in enumerate(rows):
         for j, right in enumerate(rows[: i + 1]):
             full[i, j] = full[j, i] = sum(float(a.flatten() @ b.flatten()) for a, b in zip(left, right, strict=True))
-    n, c = len(gradients), len(gradients[0])
-    blocks = full.reshape(n, c, n, c)
-    return {"full": full, "trace": blocks.diagonal(dim1=1, dim2=3).sum(-1), "sum": blocks.sum((1, 3))}[outputs]
+    return reduced(full, len(gradients), outputs)
 
 
 def naive_jacobian(model, inputs):
@@ -139,6 +142,50 @@ def exact_singular_values_fixture():
 @pytest.fixture(scope="session", name="snapshot")
 def snapshot_fixture():
     return snapshot
+
+
+@pytest.fixture(scope="session")
+def neural_tangents_says():
+    """What a script prints in neural-tangents' environment, which is one without torch; a test is skipped where there is none."""
+    jax = (
+        Path(__file__).parents[2]
+        / ".peers"
+        / "jax"
+        / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    )
+
+    def run(script, folder):
+        if not jax.exists():
+            pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
+        command = [str(jax), "-c", script, str(folder)]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if "No module named" in result.stderr:
+            pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def leaves_no_trace():
+    """``with leaves_no_trace(model, *tensors)``: amid settings that a computation might change, it changes nothing of all this."""
+
+    @contextmanager
+    def check(model, *tensors):
+        torch.set_float32_matmul_precision("medium")
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+                before, copies = snapshot(model), [tensor.clone() for tensor in tensors]
+                yield
+                assert snapshot(model) == before
+                for tensor, same in zip(tensors, copies, strict=True):
+                    assert torch.equal(tensor, same)
+                    assert not tensor.requires_grad
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -92,3 +92,13 @@ def to_double(inputs):
     if isinstance(inputs, tuple):
         return tuple(to_double(value) for value in inputs)
     return inputs.double() if inputs.is_floating_point() else inputs
+
+
+def lived_in_model():
+    """Gradients, mixed flags, dirty statistics and a hook: what a model looks like in the middle of a run."""
+    model = convolutional().train()
+    model[1].eval()
+    model[8].weight.requires_grad_(False)
+    model(torch.randn(6, 2, 4, 4)).sum().backward()
+    model[2].register_forward_hook(lambda module, args, output: None)
+    return model

@@ -152,15 +152,18 @@ def test_torch_softplus_is_bounded_only_below_its_threshold():
     assert "softplus" in far.reason
 
 
+IN_MANY_DIGITS = {
+    nn.Tanh: mpmath.tanh,
+    nn.Sigmoid: lambda z: 1 / (1 + mpmath.exp(-z)),
+    nn.Softplus: lambda z: mpmath.log(1 + mpmath.exp(2 * z)) / 2,
+    nn.Identity: lambda z: z,
+}
+
+
 @pytest.mark.parametrize("module", ACTIVATIONS)
 def test_activation_facts_agree_with_many_digits(module):
     s = smooth_activation(module)
-    exact = {
-        nn.Tanh: mpmath.tanh,
-        nn.Sigmoid: lambda z: 1 / (1 + mpmath.exp(-z)),
-        nn.Softplus: lambda z: mpmath.log(1 + mpmath.exp(2 * z)) / 2,
-        nn.Identity: lambda z: z,
-    }[type(module)]
+    exact = IN_MANY_DIGITS[type(module)]
     with mpmath.workdps(40):
         slopes = {z: mpmath.diff(exact, z) for z in mpmath.linspace(-12, 12, 97)}
         for reach in (0.25, 1, 3, 12):
@@ -179,12 +182,7 @@ def test_the_running_error_of_the_forward_covers_many_digits(module):
     model = network([5, 4, 3, 1], module, positive=False, scale=3.0)
     inputs = torch.randn(3, 5, dtype=torch.float64)
     computed, error = outputs_with_error(read_mlp(model), inputs)
-    exact = {
-        nn.Tanh: mpmath.tanh,
-        nn.Sigmoid: lambda z: 1 / (1 + mpmath.exp(-z)),
-        nn.Softplus: lambda z: mpmath.log(1 + mpmath.exp(2 * z)) / 2,
-        nn.Identity: lambda z: z,
-    }[type(module)]
+    exact = IN_MANY_DIGITS[type(module)]
     layers = [m for m in model if isinstance(m, nn.Linear)]
     with mpmath.workdps(40):
         for i in range(3):

@@ -1,12 +1,12 @@
 """``coupled_gram`` against train-mode autograd row by row and against finite differences."""
 
-import copy
 
 import pytest
 import torch
+from dense_kernels import reduced_rows, train_mode, train_mode_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import convolutional
+from small_networks import convolutional, lived_in_model
 from torch import nn
 
 from lightning_conv import ntk_gram
@@ -84,30 +84,6 @@ def gram(model, inputs, outputs="full", dtype=None, precision="exact", names=Non
         )  # fmt: skip
 
 
-def train_mode(model):
-    """A copy that trains, but for dropout."""
-    twin = copy.deepcopy(model).double().train()
-    for module in twin.modules():
-        if isinstance(module, nn.Dropout):
-            module.eval()
-    return twin
-
-
-def naive_rows(model, inputs):
-    """J by one autograd.grad for each output of each sample, in train mode over the whole batch."""
-    twin = train_mode(model)
-    parameters = [p for p in twin.parameters() if p.requires_grad]
-    rows = []
-    for output in twin(inputs.double()).flatten():
-        found = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
-        rows.append(
-            torch.cat(
-                [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
-            )
-        )
-    return torch.stack(rows)
-
-
 def difference_rows(model, inputs, step=2e-3):
     """J by central differences of the train-mode forward, Richardson-extrapolated to order step^6."""
     twin = train_mode(model)
@@ -131,12 +107,6 @@ def difference_rows(model, inputs, step=2e-3):
     return torch.stack(columns, 1)
 
 
-def reduced(rows, samples, outputs):
-    full = rows @ rows.T
-    blocks = full.reshape(samples, -1, samples, full.shape[0] // samples)
-    return {"full": full, "trace": blocks.diagonal(dim1=1, dim2=3).sum(-1), "sum": blocks.sum((1, 3))}[outputs]
-
-
 def assert_same(found, expected, tolerance):
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
@@ -147,7 +117,7 @@ def assert_same(found, expected, tolerance):
 def test_agrees_with_train_mode_autograd(case, outputs):
     model, inputs = build(case)
     found, floor = gram(model, inputs, outputs)
-    assert_same(found, reduced(naive_rows(model, inputs), len(inputs), outputs), 1e-9)
+    assert_same(found, reduced_rows(train_mode_rows(model, inputs), len(inputs), outputs), 1e-9)
     assert found.dtype == torch.float64
     assert torch.equal(found, found.T)
     assert 0 < floor <= 1e-11 * float(found.trace())
@@ -158,7 +128,7 @@ def test_agrees_with_finite_differences_of_the_train_mode_network(case):
     model, inputs = build(case)
     rows = difference_rows(model, inputs)
     for outputs in ("full", "trace", "sum"):
-        assert_same(gram(model, inputs, outputs)[0], reduced(rows, len(inputs), outputs), 1e-8)
+        assert_same(gram(model, inputs, outputs)[0], reduced_rows(rows, len(inputs), outputs), 1e-8)
 
 
 def test_has_the_terms_across_samples_that_frozen_statistics_drop():
@@ -224,33 +194,22 @@ def test_floor_bounds_the_products_of_fast(outputs):
     assert 0 < error <= floor + tiny
     assert tiny < 1e-7 * floor
     certified = gram(model, inputs, outputs, dtype=torch.float64, precision="certified")[0]
-    assert_same(certified, reduced(naive_rows(model, inputs), len(inputs), outputs), 1e-12)
+    assert_same(certified, reduced_rows(train_mode_rows(model, inputs), len(inputs), outputs), 1e-12)
     assert_same(exact, certified, 1e-4)
 
 
 @pytest.mark.parametrize("memory", [None, 40_000])
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_leaves_no_trace(dtype, memory, snapshot):
-    model, inputs = convolutional().train(), torch.randn(5, 2, 4, 4)
-    model[1].eval()
-    model[8].weight.requires_grad_(False)
-    model(inputs).sum().backward()
-    model[2].register_forward_hook(lambda module, args, output: None)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-            before, data = snapshot(model), inputs.clone()
-            gram(model, inputs, dtype=dtype, max_memory=memory)
-            assert snapshot(model) == before
-            assert torch.equal(inputs, data)
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def test_leaves_no_trace(dtype, memory, leaves_no_trace):
+    model, inputs = lived_in_model(), torch.randn(5, 2, 4, 4)
+    with leaves_no_trace(model, inputs):
+        gram(model, inputs, dtype=dtype, max_memory=memory)
     assert all(layer.track_running_stats for layer in (model[1], model[6]))
 
 
 def test_subset_of_parameters_and_outputs_that_depend_on_none():
     model, inputs = build("reused")
-    rows = naive_rows(model, inputs)
+    rows = train_mode_rows(model, inputs)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     starts = dict(zip(sizes, torch.tensor([0, *sizes.values()]).cumsum(0).tolist(), strict=False))
     columns = rows[:, starts["shift"] : starts["shift"] + sizes["shift"]]
@@ -281,4 +240,4 @@ def test_a_random_forward_is_refused():
 def test_large_layers_go_one_backward_at_a_time_and_agree():
     model = nn.Sequential(nn.Linear(260, 260), nn.BatchNorm1d(260), nn.ReLU(), nn.Linear(260, 1)).double()
     inputs = torch.randn(4, 260).double()
-    assert_same(gram(model, inputs)[0], reduced(naive_rows(model, inputs), 4, "full"), 1e-12)
+    assert_same(gram(model, inputs)[0], reduced_rows(train_mode_rows(model, inputs), 4, "full"), 1e-12)

@@ -7,9 +7,6 @@ that is another network, whose kernel has no cross terms between the branch and 
 kernels against finite networks instead.
 """
 
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +15,6 @@ from torch import nn
 
 from lightning_conv import c_sigma, fully_connected_limit
 from lightning_conv.analytic import softplus
-
-JAX = Path(__file__).parents[2] / ".peers" / "jax" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 # Between two dense layers of variance c_sigma the tangent kernel is nngp + c_sigma theta E[sigma' sigma'], and nngp before the
 # activation is K^(H-1): so both factors of K^(H) come from two kernels of neural-tangents, one with another layer on top.
@@ -75,18 +70,12 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def neural_tangents(tmp_path_factory):
+def neural_tangents(tmp_path_factory, neural_tangents_says):
     """K^(H) and K^(H-1) of neural-tangents: (activation, depth) -> two (n, n)."""
-    if not JAX.exists():
-        pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
     folder = tmp_path_factory.mktemp("neural-tangents")
     constants = {name: c_sigma(activation) for name, activation in ACTIVATIONS.items()}
     np.savez(folder / "inputs.npz", inputs=samples().numpy(), **constants)
-    command = [str(JAX), "-c", ANALYTIC, str(folder)]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if "No module named" in result.stderr:
-        pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
-    assert result.returncode == 0, result.stderr
+    neural_tangents_says(ANALYTIC, folder)
 
     def read(name, depth):
         with np.load(folder / f"{name}-{depth}.npz") as file:
@@ -95,15 +84,9 @@ def neural_tangents(tmp_path_factory):
     return read
 
 
-def test_neural_tangents_refuses_the_papers_residual_branch(tmp_path):
+def test_neural_tangents_refuses_the_papers_residual_branch(tmp_path, neural_tangents_says):
     """Why the residual kernels are not compared: the sum of a skip and sigma(W x) is refused, for lack of the branch's mean."""
-    if not JAX.exists():
-        pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
-    result = subprocess.run([str(JAX), "-c", RESIDUAL], cwd=tmp_path, capture_output=True, text=True, check=False)
-    if "No module named" in result.stderr:
-        pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
-    assert result.returncode == 0, result.stderr
-    assert "mean-zero Gaussian" in result.stdout
+    assert "mean-zero Gaussian" in neural_tangents_says(RESIDUAL, tmp_path)
 
 
 # relu: neural-tangents' arc cosine is off by some 1e-9 on the diagonal.

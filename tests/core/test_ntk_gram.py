@@ -19,6 +19,7 @@ from small_networks import (
     TwoInputs,
     Words,
     convolutional,
+    lived_in_model,
     randomise_statistics,
     to_double,
 )
@@ -351,30 +352,12 @@ def test_precision_certified_uses_a_copy_and_leaves_the_model_float32():
 # --- the model is left alone ----------------------------------------------------------------------------------------
 
 
-def lived_in_model():
-    """Gradients, mixed flags, dirty statistics and a hook: what a model looks like in the middle of a run."""
-    model = convolutional().train()
-    model[1].eval()
-    model[8].weight.requires_grad_(False)
-    model(rand(6, 2, 4, 4)).sum().backward()
-    model[2].register_forward_hook(lambda module, args, output: None)
-    return model
-
-
 @pytest.mark.parametrize("batch_norm", ["eval", "frozen"])
 @pytest.mark.parametrize("precision", ["fast", "exact", "certified"])
-def test_leaves_no_trace(precision, batch_norm, snapshot):
+def test_leaves_no_trace(precision, batch_norm, leaves_no_trace):
     model, inputs = lived_in_model(), rand(5, 2, 4, 4)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-            before, data = snapshot(model), inputs.clone()
-            ntk_gram(model, inputs, precision=precision, batch_norm=batch_norm)
-            assert snapshot(model) == before
-            assert torch.equal(inputs, data)
-            assert not inputs.requires_grad
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    with leaves_no_trace(model, inputs):
+        ntk_gram(model, inputs, precision=precision, batch_norm=batch_norm)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 5])

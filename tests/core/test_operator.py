@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from dense_kernels import reduced_rows, train_mode_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import (
@@ -15,6 +16,7 @@ from small_networks import (
     TwoInputs,
     Words,
     convolutional,
+    lived_in_model,
     to_double,
 )
 from torch import nn
@@ -44,22 +46,6 @@ CASES = {
 def build(case):
     model, inputs = CASES[case]()
     return model.double(), to_double(inputs)
-
-
-def train_mode_rows(model, inputs):
-    """J of train-mode BatchNorm over the whole batch, one autograd.grad a row."""
-    twin = copy.deepcopy(model).double().train()
-    rows = []
-    for output in twin(inputs).flatten():
-        found = torch.autograd.grad(output, list(twin.parameters()), retain_graph=True)
-        rows.append(torch.cat([gradient.flatten() for gradient in found]))
-    return torch.stack(rows)
-
-
-def reduced(rows, samples, outputs):
-    full = rows @ rows.T
-    blocks = full.reshape(samples, -1, samples, full.shape[0] // samples)
-    return {"full": full, "trace": blocks.diagonal(dim1=1, dim2=3).sum(-1), "sum": blocks.sum((1, 3))}[outputs]
 
 
 def vectors(*shape, seed=1):
@@ -113,7 +99,7 @@ def test_every_batch_norm_mode(mode, outputs):
     model, inputs = build("cnn with batch norm")
     operator = NTKOperator(model, inputs, outputs=outputs, batch_norm=mode)
     if mode == "batch":
-        truth = reduced(train_mode_rows(model, inputs), len(inputs), outputs)
+        truth = reduced_rows(train_mode_rows(model, inputs), len(inputs), outputs)
     else:
         truth = ntk_gram(model, inputs, outputs=outputs, batch_norm=mode).matrix
     assert_same(operator.dense(), truth)
@@ -131,7 +117,7 @@ def test_batch_mode_goes_without_running_statistics_and_with_one_layer_called_tw
 
     model, inputs = Twice().double(), torch.randn(6, 3).double()
     operator = NTKOperator(model, inputs, batch_norm="batch")
-    assert_same(operator.dense(), reduced(train_mode_rows(model, inputs), 6, "full"))
+    assert_same(operator.dense(), reduced_rows(train_mode_rows(model, inputs), 6, "full"))
     assert operator.jvp_method == "forward mode"
 
 
@@ -249,27 +235,15 @@ def test_stays_the_kernel_of_its_moment_while_training_goes_on():
 
 @pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
 @pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_leaves_no_trace(mode, dtype, snapshot):
-    model, inputs = CASES["cnn with batch norm"]()
-    model.train()[1].eval()
-    model[8].weight.requires_grad_(False)
-    model(inputs).sum().backward()
-    model[2].register_forward_hook(lambda module, args, output: None)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-            before, data, given_vector = snapshot(model), inputs.clone(), vectors(12)
-            operator = NTKOperator(model, inputs, batch_norm=mode, dtype=dtype)
-            operator @ given_vector
-            operator.transposed(given_vector)
-            operator.jvp(vectors(operator.n_parameters))
-            operator.effective_rank()
-            operator.trace()
-            assert snapshot(model) == before
-            assert torch.equal(inputs, data)
-            assert torch.equal(given_vector, vectors(12))
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def test_leaves_no_trace(mode, dtype, leaves_no_trace):
+    model, inputs, given_vector = lived_in_model(), torch.randn(6, 2, 4, 4), vectors(12)
+    with leaves_no_trace(model, inputs, given_vector):
+        operator = NTKOperator(model, inputs, batch_norm=mode, dtype=dtype)
+        operator @ given_vector
+        operator.transposed(given_vector)
+        operator.jvp(vectors(operator.n_parameters))
+        operator.effective_rank()
+        operator.trace()
 
 
 @pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])

@@ -4,19 +4,15 @@ Those on PyTorch run in an environment that has them (``.peers/torch/bin/python 
 neural-tangents lives in one without torch and is asked through a process.
 """
 
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dense_kernels import reduced
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import ntk_gram
-
-JAX = Path(__file__).parents[2] / ".peers" / "jax" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 # Weights and inputs come as PyTorch has them; the kernels go back as (n C, n C). Its imports take seconds, hence one call.
 NEURAL_TANGENTS = """
@@ -85,20 +81,14 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def neural_tangents(tmp_path_factory):
+def neural_tangents(tmp_path_factory, neural_tangents_says):
     """Kernels of neural-tangents: (kind, implementation) -> (n C, n C)."""
-    if not JAX.exists():
-        pytest.skip("there is no .peers/jax with neural-tangents; `make bench-peers` makes it")
     folder = tmp_path_factory.mktemp("neural-tangents")
     for kind in ("mlp", "cnn"):
         model, inputs = build(kind)
         state = {name: value.numpy() for name, value in model.state_dict().items()}
         np.savez(folder / f"{kind}.npz", inputs=inputs.numpy(), **state)
-    command = [str(JAX), "-c", NEURAL_TANGENTS, str(folder)]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if "No module named" in result.stderr:
-        pytest.skip(f"neural-tangents is not in .peers/jax: {result.stderr.splitlines()[-1]}")
-    assert result.returncode == 0, result.stderr
+    neural_tangents_says(NEURAL_TANGENTS, folder)
     return lambda kind, implementation: torch.as_tensor(np.load(folder / f"{kind}-{implementation}.npy"))
 
 
@@ -113,10 +103,8 @@ def double_by_default():
 
 def assert_same_kernel(full, model, inputs, precision="certified"):
     """`full`, (n C, n C), is the full kernel, and its blocks give the trace kernel and that of the summed output."""
-    n = len(inputs)
-    blocks = full.reshape(n, len(full) // n, n, len(full) // n)
-    expected = {"full": full, "trace": blocks.diagonal(dim1=1, dim2=3).sum(-1), "sum": blocks.sum((1, 3))}
-    for outputs, matrix in expected.items():
+    for outputs in ("full", "trace", "sum"):
+        matrix = reduced(full, len(inputs), outputs)
         found = ntk_gram(model, inputs, outputs=outputs, precision=precision).matrix
         assert found.shape == matrix.shape, outputs
         assert torch.linalg.matrix_norm(found - matrix) <= 1e-10 * torch.linalg.matrix_norm(matrix), outputs
