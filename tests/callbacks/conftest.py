@@ -66,6 +66,11 @@ def loader(data: Any = None, batch_size: int = 32) -> DataLoader[Any]:
 
 
 @pytest.fixture
+def data() -> TensorDataset:
+    return digits()
+
+
+@pytest.fixture
 def make_module() -> Callable[..., SmallNet]:
     def make(seed: int = 0, **kwargs: Any) -> SmallNet:
         pl.seed_everything(seed, verbose=False)
@@ -123,6 +128,22 @@ class Recorder(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for tag, value in metrics.items():
             self.scalars.setdefault(tag, {})[int(step or 0)] = float(value)
+
+
+@pytest.fixture
+def break_at_second_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], None]:
+    def patch(owner: Any, name: str) -> None:
+        original, calls = getattr(owner, name), []
+
+        def fails_later(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 1:
+                raise RuntimeError("broken at a later step")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, fails_later)
+
+    return patch
 
 
 @pytest.fixture

@@ -334,18 +334,12 @@ def test_it_shares_probe_and_kernel_with_the_monitors(monkeypatch, make_trainer,
     assert len(calls) == 3  # steps 0, 3, 6
 
 
-def test_a_measurement_that_fails_is_warned_of_and_the_run_goes_on(monkeypatch, make_trainer, make_module, make_loader):
+def test_a_measurement_that_fails_is_warned_of_and_the_run_goes_on(
+    break_at_second_call, make_trainer, make_module, make_loader
+):
     from lightning_conv.callbacks import observer as module_of_it
 
-    original, calls = module_of_it.SampleLoss, []
-
-    def fails_later(*args, **kwargs):
-        calls.append(1)
-        if len(calls) > 1:
-            raise RuntimeError("broken at a later step")
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(module_of_it, "SampleLoss", fails_later)
+    break_at_second_call(module_of_it, "SampleLoss")
     module = make_module()
     with pytest.warns(UserWarning, match="broken at a later step"):
         make_trainer([ConvergenceCriteria(every_n_steps=3)], max_epochs=2).fit(module, make_loader())

@@ -171,7 +171,9 @@ def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_r
             assert resumed["history"] == uninterrupted["history"]
 
 
-def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resume(two_processes, one_process):
+def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resume(
+    two_processes, one_process, make_regression
+):
     found = two_processes(auto)
     switched, resumed, normed = found["auto"], found["auto_from"], found["normed"]
     assert switched[0]["reason"] == switched[1]["reason"]
@@ -186,6 +188,12 @@ def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resum
     # The BatchNorm statistics of the ranks differ until they agree on one set, which is then certified.
     assert same(normed[0]["weights"], normed[1]["weights"])
     assert normed[0]["verdict"] == "certified"
+    module = classifier(make_regression, batch_norm=True)
+    module.load_state_dict(normed[0]["weights"])
+    with torch.no_grad():
+        h = module.double().eval().network.trunk(samples().tensors[0].double())
+    sigma_min = torch.linalg.svdvals(torch.cat([h, h.new_ones(24, 1)], 1))[-1]
+    assert normed[0]["sigma_min"] == pytest.approx(float(sigma_min), rel=1e-5)
 
 
 def test_two_ranks_take_the_certified_steps_of_one_process_and_resume(two_processes, one_process):

@@ -33,11 +33,6 @@ class FreshNoise(Dataset):
         return x + 0.01 * torch.randn(x.shape), y
 
 
-@pytest.fixture
-def data(make_loader):
-    return make_loader().dataset
-
-
 def test_a_head_without_bias_needs_rank_n_of_h_alone(make_trainer, make_module, make_loader):
     module = make_module(width=95)  # with the column of ones 96 = n, without it 95
     module.classifier = nn.Linear(95, 10, bias=False)

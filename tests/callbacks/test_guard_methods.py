@@ -14,11 +14,6 @@ SWITCH = 6
 
 
 @pytest.fixture
-def data(make_loader):
-    return make_loader().dataset
-
-
-@pytest.fixture
 def plain_run(make_trainer, make_module, make_loader):
     """A run without weight decay, so that nothing limits the argument."""
 

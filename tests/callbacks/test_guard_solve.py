@@ -17,11 +17,6 @@ SWITCH = 6
 
 
 @pytest.fixture
-def data(make_loader):
-    return make_loader().dataset
-
-
-@pytest.fixture
 def solve(make_trainer, make_module):
     def go(data, loss_fn=None, width=120, callbacks=(), change=None, guard=None, **options):
         module = make_module(width=width)

@@ -55,11 +55,6 @@ def run(make_trainer, make_module):
     return go
 
 
-@pytest.fixture
-def data(make_loader):
-    return make_loader().dataset
-
-
 LOSSES = {"squared": (nn.MSELoss(), 2 / 10), "cross-entropy": (nn.CrossEntropyLoss(), 1 / 2)}
 
 

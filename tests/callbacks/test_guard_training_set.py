@@ -81,11 +81,6 @@ COLLATES = {
 
 
 @pytest.fixture
-def data(make_loader):
-    return make_loader().dataset
-
-
-@pytest.fixture
 def training_set(make_trainer, make_module):
     """The training set of a run that is about to train on ``loader``."""
 

@@ -160,17 +160,9 @@ def test_a_run_with_monitors_is_bit_for_bit_the_run_without(make_trainer, make_m
 
 
 def test_an_error_before_the_first_step_is_raised_and_a_later_one_only_warned_of(
-    monkeypatch, make_trainer, make_module, make_loader
+    monkeypatch, break_at_second_call, make_trainer, make_module, make_loader
 ):
-    original, calls = probe_kernel.resolved_spectrum, []
-
-    def fails_later(*args, **kwargs):
-        calls.append(1)
-        if len(calls) > 1:
-            raise RuntimeError("broken at a later step")
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(probe_kernel, "resolved_spectrum", fails_later)
+    break_at_second_call(probe_kernel, "resolved_spectrum")
     module = make_module()
     with pytest.warns(UserWarning, match="no measurement at step 3: broken at a later step"):
         make_trainer([LambdaMin(every_n_steps=3)], max_epochs=2).fit(module, make_loader())

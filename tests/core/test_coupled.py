@@ -1,6 +1,5 @@
 """``coupled_gram`` against train-mode autograd row by row and against finite differences."""
 
-
 import pytest
 import torch
 from dense_kernels import reduced_rows, train_mode, train_mode_rows

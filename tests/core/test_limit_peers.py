@@ -7,7 +7,6 @@ that is another network, whose kernel has no cross terms between the branch and 
 kernels against finite networks instead.
 """
 
-
 import numpy as np
 import pytest
 import torch

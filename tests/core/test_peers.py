@@ -4,7 +4,6 @@ Those on PyTorch run in an environment that has them (``.peers/torch/bin/python 
 neural-tangents lives in one without torch and is asked through a process.
 """
 
-
 import numpy as np
 import pytest
 import torch
