@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_conv.theory.matrix_norms import distances, spectral_norm, stable_rank
+from lightning_conv.theory.matrix_norms import Distance, distances, spectral_norm
 
 
 class LayerNorms:
@@ -26,20 +26,19 @@ class LayerNorms:
             now: weights by name.
             start: the same at the start of the run.
 
-        Cost: two spectral norms a layer, of which a matrix that has not moved saves one; a third one once a run. Each is all singular
-            values to 96 rows or columns, beyond that 20 to 80 products.
+        Cost: two ``spectral_norm`` a layer, and once a run, where it goes on from a checkpoint, a third one.
         """
-        ranks = []
-        for name, weight in now.items():
-            if weight.ndim < 2:
-                continue
-            norm = spectral_norm(weight.flatten(1))
+        ranks: list[float] = []
+        moved: list[Distance] = []
+        for name in (name for name, weight in now.items() if weight.ndim > 1):
+            # Converted once, and a layer at a time: float64 copies of all of them may be too large.
+            weight, first = now[name].double().flatten(1), start[name].double().flatten(1)
+            norm = spectral_norm(weight)
             if name not in self._start:
-                same = torch.equal(weight, start[name])
-                self._start[name] = norm.value if same else spectral_norm(start[name].flatten(1)).value
+                self._start[name] = norm.value if torch.equal(weight, first) else spectral_norm(first).value
             if norm.value > 0:
-                ranks.append(stable_rank(weight.flatten(1), norm).value)
-        moved = distances(now, start, self._start)
+                ranks.append((float(weight.norm()) / norm.value) ** 2)
+            moved += distances({name: weight}, {name: first}, self._start)
         found = {
             "layer_distance_spectral": [each.spectral.value for each in moved],
             "layer_distance_frobenius": [each.frobenius for each in moved],

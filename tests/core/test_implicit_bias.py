@@ -12,7 +12,14 @@ from lightning_conv.theory.implicit_bias import (
     patterns_settle,
     stable_rank_bound,
 )
-from lightning_conv.theory.matrix_norms import distances, effective_rank, numerical_rank, spectral_norm, stable_rank
+from lightning_conv.theory.matrix_norms import (
+    SMALL,
+    distances,
+    effective_rank,
+    numerical_rank,
+    spectral_norm,
+    stable_rank,
+)
 from lightning_conv.theory.networks import LeakyTwoLayer
 
 
@@ -60,13 +67,15 @@ def test_freis_condition_is_the_papers_inequality():
         assert found.criteria(slope)[1].verdict == ("certified" if holds else "refuted")
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (200, 130), (130, 200), (150, 400)])
+@pytest.mark.parametrize("shape", [(5, 7), (1, 9), (200, 130), (130, 200), (270, 400), (400, 270)])
 def test_the_spectral_norm_is_the_largest_singular_value(shape):
     matrix = torch.randn(shape, dtype=torch.float64)
     exact = float(torch.linalg.svdvals(matrix)[0])
     found = spectral_norm(matrix)
     assert found.lower <= exact <= found.upper * (1 + 1e-12)
     assert found.value == pytest.approx(exact, rel=1e-5)
+    if min(shape) <= SMALL:
+        assert found.upper / found.lower - 1 < 1e-10
     assert spectral_norm(1e-200 * matrix).value == pytest.approx(1e-200 * exact, rel=1e-5)
     assert stable_rank(matrix).value == pytest.approx(float(matrix.square().sum()) / exact**2, rel=1e-4)
 
