@@ -25,7 +25,7 @@ LAYOUT = {
             "Multiline",
             ["kernel/relative_frobenius_change$", "kernel/relative_spectral_change$"],
         ],
-        "gap to the global infimum (phase 2)": ["Multiline", ["guard/gap$"]],
+        "gap to the global infimum (phase 2), and its proven bound": ["Multiline", ["guard/gap$", "guard/bound$"]],
         "step size over its limit 2 / lambda_max (plain SGD, squared loss)": [
             "Multiline",
             ["kernel/step_size_ratio$", "kernel/step_size_ratio_lower$", "kernel/step_size_ratio_upper$"],

@@ -19,10 +19,29 @@ from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.callbacks.plain_descent import OWN_STEPS, ChangesSteps
 from lightning_conv.expressivity import RankCertificate
+from lightning_conv.kernels.gemm import calibrated
 from lightning_conv.last_layer import HeadProblem, head_curvature
 
 AGREEMENT = 1e-4
 """Part of a step's length by which it may differ from -eta grad, beside the rounding of the weights."""
+
+
+AFFORDED = 30.0
+"""Predicted seconds that the bound may take at the switch, which nobody asked for."""
+SHARE = 0.5
+"""Of the calibrated rate of products that they reach."""
+
+
+def predicted_seconds(samples: int, columns: int) -> float:
+    """What the smaller Gram matrix of [h, 1] and its Cholesky factor take, roughly.
+
+    Args:
+        samples: n.
+        columns: D.
+    """
+    smaller = min(samples, columns)
+    flops = 2.0 * samples * columns * smaller + smaller**3 / 3
+    return flops / (SHARE * calibrated("cpu", torch.float64, torch.get_num_threads())[1])
 
 
 def head_rate(optimizer: Optimizer, head: Head) -> float | str:
@@ -77,6 +96,8 @@ def not_plain(trainer: pl.Trainer, head: Head, data: TrainingSet, loss: Training
         return "the steps are those of mini-batches, whose bounds hold in expectation"
     if loss.smoothness(data, head.module.out_features) is None:
         return f"{loss.name} has no Lipschitz gradient that is known"
+    if (seconds := predicted_seconds(data.size, head.width + head.has_bias)) > AFFORDED:
+        return f"the bound would take about {seconds:.0f} s at the switch; step_rule='certified' gives it all the same"
     return ""
 
 

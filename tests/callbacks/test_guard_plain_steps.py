@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_conv.callbacks import ExpressivityGuard, RegularizedGradientClipping
+from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard, RegularizedGradientClipping
 from lightning_conv.callbacks.phase_two_criteria import phase_two_criteria
 
 SWITCH = 5
@@ -90,6 +92,23 @@ def test_plain_sgd_on_whole_batches_keeps_a_bound_by_hand_and_is_not_touched(run
     for before, after in zip(heads.heads[SWITCH:], heads.heads[SWITCH + 1 :], strict=False):
         gradient = 2 / 960 * a.T @ (a @ before - y)
         assert torch.allclose(after, before - 0.02 * gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["base", "certified"])
+def test_the_estimated_drift_holds_what_rounding_really_did(run, one_hot_digits, rule):
+    """The run against exact descent in float64 from the same head: never further apart than the charges say."""
+    guard, heads = ExpressivityGuard(switch_at=SWITCH, step_rule=rule), Heads()
+    module, _ = run(guard, one_hot_digits, callbacks=[heads], epochs=120)
+    a, y = features(module, one_hot_digits), one_hot_digits.tensors[1].double()
+    exact, apart = heads.heads[SWITCH], []
+    for t, w in enumerate(heads.heads[SWITCH:]):
+        apart.append(float((w - exact).norm()))
+        entry, curvature = guard.history[t], guard.descent.curvature.upper
+        drift = (entry["bound_rounded"] ** 0.5 - entry["bound"] ** 0.5) / (curvature / 2) ** 0.5
+        assert apart[-1] <= drift * (1 + 1e-9) + 1e-13
+        exact = exact - guard.descent.step * 2 / 960 * a.T @ (a @ exact - y)
+    assert apart[-1] > 1e-9  # there is something to hold
+    assert drift < 1e-3
 
 
 def test_a_schedule_of_rates_counts_with_the_sum_of_its_steps(run, one_hot_digits):
@@ -213,6 +232,19 @@ def test_what_moves_the_head_between_two_steps_ends_the_bound(run, one_hot_digit
     assert verdicts(guard)["head_bound"] == "not applicable"
 
 
+def test_a_bound_that_nobody_asked_for_is_left_out_where_it_takes_long(run, one_hot_digits, monkeypatch):
+    from lightning_conv.callbacks.guard import plain_steps
+
+    small, large = (plain_steps.predicted_seconds(n, n + 100) for n in (500, 5000))
+    assert 500 * small < large < 2000 * small
+    monkeypatch.setattr(plain_steps, "AFFORDED", 0.0)
+    for rule in ("base", "certified"):
+        guard = ExpressivityGuard(switch_at=SWITCH, step_rule=rule)
+        run(guard, one_hot_digits, epochs=8)
+        assert ("bound" in guard.history[-1]) == (rule == "certified")
+        assert ("s at the switch" in guard.descent.not_covered) == (rule == "base")
+
+
 def test_the_run_is_bit_for_bit_that_of_phase_two_without_a_bound(run, one_hot_digits, monkeypatch):
     from lightning_conv.callbacks.guard import phase_two
 
@@ -226,3 +258,29 @@ def test_the_run_is_bit_for_bit_that_of_phase_two_without_a_bound(run, one_hot_d
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in with_bound.state_dict().items())
     for name in ("loss", "gap", "step"):
         assert [entry[name] for entry in bounded.history] == [entry[name] for entry in without.history]
+
+
+def on_each(make_trainer, make_regression):
+    """One run on this rank, whole batches of 12 of the 24 samples on each of two."""
+    pl.seed_everything(0, verbose=False)
+    generator = torch.Generator().manual_seed(5)
+    data = TensorDataset(torch.randn(24, 8, generator=generator), torch.randint(0, 3, (24,), generator=generator))
+    trunk = nn.Sequential(nn.Linear(8, 12), nn.Softplus(10), nn.Linear(12, 40), nn.Softplus(10))
+    module = make_regression(nn.Sequential(OrderedDict(trunk=trunk, head=nn.Linear(40, 3))), 0.1, nn.CrossEntropyLoss())
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    criteria = ConvergenceCriteria("kawaguchi_sun", probe=24, every_n_steps=2)
+    make_trainer([criteria, guard], max_epochs=12).fit(module, DataLoader(data, batch_size=12, shuffle=True))
+    judged = {each.name: (each.verdict, each.measured, each.bound) for each in criteria.criteria}
+    return {"history": guard.history, "weights": module.state_dict(), "judged": judged, "reason": guard.reason}
+
+
+def test_two_processes_keep_one_bound(run_on_two_processes):
+    first, second = run_on_two_processes(on_each)
+    assert first["history"] == second["history"]
+    assert first["judged"] == second["judged"]
+    assert first["reason"] == second["reason"]
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    assert len(first["history"]) == 12 - SWITCH + 1
+    assert all(entry["gap"] <= entry["bound"] * (1 + 1e-6) for entry in first["history"])
+    assert first["judged"]["head_bound"][0] == "consistent"
+    assert first["judged"]["head_step"][0] == "consistent"

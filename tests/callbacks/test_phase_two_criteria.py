@@ -123,6 +123,23 @@ def test_a_gap_above_its_bound_is_refuted_and_one_that_rounding_explains_is_not(
     assert {each.name: each.verdict for each in phase_two_criteria(guard)}["head_bound"] == "undecided"
 
 
+def test_a_float32_run_that_outlives_its_bound_is_not_refuted(make_trainer, make_regression):
+    """Well-conditioned features: the linear bound falls below what float32 weights can reach."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 2))
+    data = torch.utils.data.TensorDataset(6 * torch.eye(6), torch.randn(6, 2))
+    guard, criteria = (
+        ExpressivityGuard(switch_at=2, step_rule="certified"), ConvergenceCriteria("kawaguchi_sun", every_n_steps=50)
+    )  # fmt: skip
+    make_trainer([guard, criteria], max_epochs=250).fit(make_regression(network, lr=1e-3), DataLoader(data, 6))
+    last = guard.history[-1]
+    assert last["gap"] > 10 * last["bound"]
+    assert last["head_gap_lower"] <= last["bound_rounded"]
+    judged = found(criteria)["head_bound"]
+    assert judged.verdict == "undecided"
+    assert "which the rounding of the steps explains" in judged.reason
+
+
 OPTIMIZERS = {
     "momentum": (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), 96, r"SGD with momentum=0.9"),
     "adam": (lambda p: torch.optim.Adam(p, lr=0.01), 96, "the optimizer is Adam"),
