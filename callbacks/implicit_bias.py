@@ -1,4 +1,4 @@
-"""Frei et al. in a run: whether their theorem is about it, and the margins of a classifier with one output."""
+"""Frei et al. in a run: whether their theorem is about it, the rank of their network, and the margins of a classifier with one output."""
 
 from __future__ import annotations
 
@@ -8,29 +8,55 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.papers_networks import find_network
+from lightning_conv.callbacks.papers_networks import Found, find_network
 from lightning_conv.evaluation import Inputs
 from lightning_conv.theory.implicit_bias import margins
+from lightning_conv.theory.matrix_norms import numerical_rank
 from lightning_conv.theory.networks import LeakyTwoLayer
 
 SETTING = "two layers with a leaky ReLU between them and fixed output weights (LeakyTwoLayer)"
 
 
-def leaky_slope(
-    network: nn.Module, inputs: Inputs, targets: Tensor | None, trained: Collection[str], loss_fn: object
-) -> float | str:
-    """gamma of a ``LeakyTwoLayer`` that the run trains as Frei et al. do; otherwise the reason why they say nothing about the run.
+class ImplicitBias:
+    """Follows one run."""
 
-    Args:
-        network: whose kernel is measured.
-        inputs: of the probe.
-        targets: of the probe.
-        trained: names of the parameters that the kernel is over.
-        loss_fn: of the training step.
-    """
-    found = find_network(network, inputs, LeakyTwoLayer, trained, asks=SETTING)
-    if isinstance(found, str):
-        return found
+    def __init__(self) -> None:
+        self.slope: float | str = "not looked at"
+        """gamma of a ``LeakyTwoLayer`` that the run trains as Frei et al. do; otherwise the reason why they say nothing about the run."""
+        self._place: str | None = None  # of a LeakyTwoLayer in the module
+
+    def look(
+        self, network: nn.Module, inputs: Inputs, targets: Tensor | None, trained: Collection[str], loss_fn: object
+    ) -> None:
+        """A run begins, or goes on.
+
+        Args:
+            network: whose kernel is measured.
+            inputs: of the probe.
+            targets: of the probe.
+            trained: names of the parameters that the kernel is over.
+            loss_fn: of the training step.
+        """
+        found = find_network(network, inputs, LeakyTwoLayer, trained, asks=SETTING)
+        self._place = None if isinstance(found, str) else found.place
+        self.slope = found if isinstance(found, str) else _slope_of(found, targets, loss_fn)
+
+    def quantities(self, network: nn.Module) -> dict[str, float]:
+        """How many singular values of the hidden weights exceed 1e-3 of the largest; of ``LeakyTwoLayer``, where two are left in the limit.
+
+        Args:
+            network: whose kernel is measured.
+
+        Cost: all singular values of one matrix.
+        """
+        if self._place is None:
+            return {}
+        own = network.get_submodule(self._place)
+        assert isinstance(own, LeakyTwoLayer)
+        return {"numerical_rank": float(numerical_rank(own.weight.cpu()))}
+
+
+def _slope_of(found: Found[LeakyTwoLayer], targets: Tensor | None, loss_fn: object) -> float | str:
     if found.trained != {"hidden.weight"}:
         return f"the theorem trains hidden.weight alone, and here it is {', '.join(sorted(found.trained)) or 'nothing'}"
     if not found.network.slope > 0:

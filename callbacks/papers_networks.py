@@ -22,6 +22,7 @@ class Found(Generic[T]):
     """A paper's network in a run."""
 
     network: T
+    place: str  # its name in the module whose kernel is measured; empty: it is the module
     trained: frozenset[str]  # its parameters that the kernel is over, by their names in it
 
 
@@ -45,13 +46,13 @@ def find_network(
         return another
     ((name, own),) = places
     if not name:
-        return Found(own, frozenset(trained))
+        return Found(own, name, frozenset(trained))
     try:
         require_same(network, name, inputs)
     except Exception as error:  # the network cannot be called as its child is: then it does something else
         return f"{another} ({error})"
     inside = [each for each in trained if each.startswith(f"{name}.")]
-    return Found(own, frozenset(each.removeprefix(f"{name}.") for each in inside))
+    return Found(own, name, frozenset(each.removeprefix(f"{name}.") for each in inside))
 
 
 def unit_rows(inputs: Tensor) -> bool:

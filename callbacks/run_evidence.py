@@ -16,7 +16,7 @@ from lightning_conv.callbacks.certificates import StartCertificate, descent_cert
 from lightning_conv.callbacks.data_facts import DataFacts, data_facts
 from lightning_conv.callbacks.forward_stability import ForwardStability
 from lightning_conv.callbacks.hypotheses import find_breaches
-from lightning_conv.callbacks.implicit_bias import leaky_slope
+from lightning_conv.callbacks.implicit_bias import ImplicitBias
 from lightning_conv.callbacks.judgement import PAPERS, Evidence
 from lightning_conv.callbacks.layer_norms import LayerNorms
 from lightning_conv.callbacks.loss import LossFn
@@ -57,7 +57,7 @@ class RunEvidence:
         self._measured = Measured(papers)
         self._norms = LayerNorms()
         self._data = DataFacts(0, 0.0, None, None, "not looked at")
-        self._leaky: float | str = "not looked at"
+        self._bias = ImplicitBias()
         self._stability, self._sparse = ForwardStability(), SparseActivation()
         self._fixed: list[Breach] | None = None  # what does not change during the run
         self._certificate: StartCertificate | None = None
@@ -89,7 +89,7 @@ class RunEvidence:
             self._data = data_facts(
                 inputs, targets, separated="allen_zhu" in self._papers, orthogonal="implicit_bias" in self._papers
             )
-            self._leaky = leaky_slope(network, inputs, targets, kernel.parameters, loss_fn)
+            self._bias.look(network, inputs, targets, kernel.parameters, loss_fn)
             for each in (self._stability, self._sparse):
                 each.look(network, inputs, kernel.parameters)
         self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
@@ -121,6 +121,7 @@ class RunEvidence:
             )
             k, delta = math.nan if scale is None else scale.k, self._data.quantities().get("separation", math.nan)
             self._raw |= self._stability.note(self._raw, last, k=k, delta=delta)
+            self._raw |= self._bias.quantities(kernel.probe.network(module))
             self._sparse.note(self._raw, last.step)
         except Exception as error:
             self._raw = {}
@@ -144,7 +145,7 @@ class RunEvidence:
             radius=self._radius,
             largest_rate=self.observer.largest_rate,
             data=self._data,
-            leaky=self._leaky,
+            leaky=self._bias.slope,
             stability=self._stability,
             sparse=self._sparse,
             clipped=find_clipping(trainer) is not None,

@@ -162,6 +162,8 @@ def test_margins_are_those_of_the_run(make_trainer, make_regression, recorder):
     assert recorder.scalars["theory/margin_min"][40] == pytest.approx(float(values.min()))
     assert recorder.scalars["theory/margin_spread"][40] == pytest.approx(float(values.min() / values.max()))
     assert 0 < recorder.scalars["theory/margin_spread"][40] < 1
+    singular = torch.linalg.svdvals(network.weight)
+    assert recorder.scalars["theory/numerical_rank"][40] == int((singular > 1e-3 * singular[0]).sum())
 
 
 def test_margins_are_left_out_where_the_sign_of_one_output_is_no_class():
