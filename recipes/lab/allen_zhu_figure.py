@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_conv.recipes.lab.allen_zhu_findings import ALONG
+from lightning_conv.recipes.lab.panel import dress
 
 if TYPE_CHECKING:
     from lightning_conv.recipes.lab.allen_zhu import Fit, Run
@@ -36,13 +37,9 @@ def draw(
         moved = [p for p in r.probes if p.omega > 0 and p.changed > 0]
         axes[1, 0].plot([p.omega for p in moved], [p.changed for p in moved], **style)
         axes[1, 1].plot([p.omega for p in r.probes[1:]], [p.drift for p in r.probes[1:]], **style)
-    _label(axes[0, 0], "step (the first point is step 0)", "F / F(0)", "training loss")
-    _label(
-        axes[0, 1],
-        "step (the first point is step 0)",
-        r"$|\nabla F|^2 / (m F)$",
-        "gradient ratio: no critical point on the way",
-    )
+    step = "step (the first point is step 0)"
+    dress(axes[0, 0], "training loss", step, "F / F(0)", log="xy")
+    dress(axes[0, 1], "gradient ratio: no critical point on the way", step, r"$|\nabla F|^2 / (m F)$", log="xy")
     axes[0, 0].legend(frameon=False, fontsize=8)
     _by_width(axes[0, 2], runs, laws)
     omega, share, law = worst
@@ -55,13 +52,21 @@ def draw(
     handles, labels = axes[1, 0].get_legend_handles_labels()
     kept = [(h, t) for h, t in zip(handles, labels, strict=True) if not t.startswith("m =")]
     axes[1, 0].legend(*zip(*kept, strict=True), frameon=False, fontsize=8)
-    _label(axes[1, 0], r"$\omega = \max_l |W_l - W_l(0)|_2$", "share of switched units", "switched units over training")
-    _label(axes[1, 1], r"$\omega$", r"$\max |h_{i,l} - h_{i,l}(0)|$", "forward drift over training")
+    dress(
+        axes[1, 0],
+        "switched units over training",
+        r"$\omega = \max_l |W_l - W_l(0)|_2$",
+        "share of switched units",
+        log="xy",
+    )
+    dress(axes[1, 1], "forward drift over training", r"$\omega$", r"$\max |h_{i,l} - h_{i,l}(0)|$", log="xy")
     for width, fit in fits.items():
         held = [*fit.same_run, *fit.other_runs]
         points = [(fit.bound.bound(s), s.value) for s in held if s.resolved and s.value > 0]
         axes[1, 2].scatter([b for b, _ in points], [rho for _, rho in points], s=9, color=colours[width], linewidths=0)
-    _label(axes[1, 2], r"fitted bound $a \sqrt{F} |V| + b |V|^2$", r"$\rho$ on held-out steps", "semi-smoothness")
+    dress(
+        axes[1, 2], "semi-smoothness", r"fitted bound $a \sqrt{F} |V| + b |V|^2$", r"$\rho$ on held-out steps", log="xy"
+    )
     ends = np.array(axes[1, 2].get_xlim())
     axes[1, 2].plot(ends, ends, "k-", linewidth=1, label="the bound")
     axes[1, 2].legend(frameon=False, fontsize=8)
@@ -80,15 +85,6 @@ def _by_width(axes: Axes, runs: Sequence[Run], laws: Mapping[str, tuple[PowerLaw
         label = rf"{name}: $m^{{{law.exponent:.2f}}}$"
         axes.plot(grid, law.factor * grid**law.exponent, color=f"C{k}", linewidth=1.1, label=label)
     axes.legend(frameon=False, fontsize=8)
-    _label(axes, "width m", "after training", "movement falls with the width")
+    dress(axes, "movement falls with the width", "width m", "after training", log="xy")
     axes.set_xticks(grid, [str(m) for m in grid])
     axes.minorticks_off()
-
-
-def _label(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title, fontsize=10)
-    axes.grid(visible=True, which="major", alpha=0.3)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.recipes.lab.averaged_pass import Pass
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check
 from lightning_conv.theory.averaged_sgd import SOURCE, Decay, largest_step
 from lightning_conv.theory.power_law import power_law
@@ -133,12 +134,8 @@ def draw(
     fitted = torch.tensor([decay.first, decay.last], dtype=torch.float64)
     line = f"$i^{{-{decay.beta:.2f}}}$, fitted"
     spectrum.plot(fitted, decay.constant * fitted**-decay.beta, color="black", linestyle="--", label=line)
-    spectrum.set_xscale("log")
-    spectrum.set_yscale("log")
+    dress(spectrum, "Spectrum of the kernel", "index", "eigenvalue", log="xy")
     spectrum.set_ylim(bottom=float(values[values > 0].min()) / 2)
-    spectrum.set_xlabel("index")
-    spectrum.set_ylabel("eigenvalue")
-    spectrum.set_title("Spectrum of the kernel", fontsize=10)
 
     for axes, (share, runs) in zip((clean, noisy), passes.items(), strict=False):
         for name, curves, colour, style in (
@@ -150,22 +147,15 @@ def draw(
             centre, error = table.mean(0), table.std(0) / math.sqrt(len(table))
             axes.plot(runs[0].steps, centre, color=colour, linestyle=style, label=name)
             axes.fill_between(runs[0].steps, centre - error, centre + error, color=colour, alpha=0.2, linewidth=0)
-        axes.set_xscale("log")
-        axes.set_xlabel("samples seen")
-        axes.set_ylabel("test error")
-        axes.set_title(f"{width} units, {share:.0%} of labels flipped (band: standard error)", fontsize=10)
+        title = f"{width} units, {share:.0%} of labels flipped (band: standard error)"
+        dress(axes, title, "samples seen", "test error", log="x")
 
     gap.plot(list(gaps), list(gaps.values()), marker="o", color="tab:blue", label="measured")
     anchor = next(iter(gaps))
     for power, style in ((-0.5, ":"), (-1.0, "--")):
         law = [gaps[anchor] * (m / anchor) ** power for m in gaps]
         gap.plot(list(gaps), law, color="black", linestyle=style, linewidth=1, label=f"$M^{{{power:g}}}$")
-    gap.set_xscale("log")
-    gap.set_yscale("log")
-    gap.set_xlabel("units M")
-    gap.set_ylabel("distance of the outputs")
-    gap.set_title("Network against its linearisation, averaged", fontsize=10)
+    dress(gap, "Network against its linearisation, averaged", "units M", "distance of the outputs", log="xy")
     for axes in (spectrum, clean, gap, noisy):
-        axes.grid(visible=True, alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from lightning_conv.plots import new_figure
 from lightning_conv.recipes.lab.chatterjee_cases import Case
 from lightning_conv.recipes.lab.chatterjee_wide import WideStarts
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.theory.chatterjee import DescentCertificate
 
 COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")
@@ -40,7 +41,7 @@ def _losses(axes: Axes, cases: Sequence[Case], certificate: DescentCertificate) 
     bound = float(first.losses[0]) * np.exp(steps * np.log1p(-certificate.rate))
     axes.plot(steps + 1, bound, color=COLOURS[0], linestyle="--", label="proven: (1 - delta)^k f_0")
     axes.set_ylim(float(first.losses[-1]) / 10, 10)
-    _dress(axes, "loss", "step + 1", "f(x_k)")
+    dress(axes, "loss", "step + 1", "f(x_k)", log="xy")
     axes.legend(fontsize=8, loc="lower left")
 
 
@@ -63,7 +64,7 @@ def _scores(axes: Axes, cases: Sequence[Case]) -> None:
     axes.axhline(1, color="black", linewidth=1)
     axes.text(0.02, 1.4, "the criterion asks for more than this", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_ylim(1e-7, 1e7)
-    _dress(axes, "score r^2 alpha(x_0, r) / (4 f(x_0))", "radius r of the ball", "")
+    dress(axes, "score r^2 alpha(x_0, r) / (4 f(x_0))", "radius r of the ball", log="xy")
     axes.legend(fontsize=8, loc="upper left")
 
 
@@ -77,7 +78,7 @@ def _ratios(axes: Axes, cases: Sequence[Case], certificate: DescentCertificate) 
         linestyle="--",
         label=f"proven alpha in B(x_0, {certificate.radius:.3g})",
     )
-    _dress(axes, "ratio |grad f|^2 / f along the path", "step + 1", "")
+    dress(axes, "ratio |grad f|^2 / f along the path", "step + 1", log="xy")
     axes.set_ylim(top=1e6)
     axes.legend(fontsize=7, loc="upper left", ncols=2)
 
@@ -88,7 +89,7 @@ def _lengths(axes: Axes, case: Case, certificate: DescentCertificate) -> None:
     axes.plot(steps, case.path.lengths.numpy(), label="path length", color="tab:blue")
     axes.axhline(certificate.length, color="tab:blue", linestyle="--", label="proven bound of the length")
     axes.axhline(certificate.radius, color="black", linewidth=1, label="r")
-    _dress(axes, "certified run: how far it goes", "step + 1", "")
+    dress(axes, "certified run: how far it goes", "step + 1", log="xy")
     axes.legend(fontsize=8)
 
 
@@ -103,7 +104,7 @@ def _widths(axes: Axes, wide: WideStarts) -> None:
     ):
         axes.plot(wide.widths, scores, style, label=name)
     axes.axhline(1, color="black", linewidth=1)
-    _dress(axes, "random weights: proven score, at the best radius", "units", "")
+    dress(axes, "random weights: proven score, at the best radius", "units", log="xy")
     axes.legend(fontsize=8)
 
 
@@ -116,13 +117,6 @@ def _wide_losses(axes: Axes, wide: WideStarts) -> None:
             steps + 1, losses[0] * np.exp(steps * np.log1p(-wide.widest.rate)), "--", label="proven: (1 - delta)^k f_0"
         )
         axes.legend(fontsize=8)
-    _dress(axes, title if wide.path is not None else f"{title}: not certified, no descent", "step + 1", "f(x_k)")
-
-
-def _dress(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(visible=True, alpha=0.3)
+    dress(
+        axes, title if wide.path is not None else f"{title}: not certified, no descent", "step + 1", "f(x_k)", log="xy"
+    )

@@ -24,8 +24,8 @@ from lightning_conv.plots import new_figure
 from lightning_conv.progress import equal_parts, progress_bar
 from lightning_conv.recipes.lab import du_printed as printed
 from lightning_conv.recipes.lab.data import two_classes
-from lightning_conv.recipes.lab.du2layer_figure import dress
 from lightning_conv.recipes.lab.du_depth import run_depth
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory import DuConvResNet, DuFC, DuResNet
 from lightning_conv.theory.du import last_hidden_gram

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.plots import new_figure
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.two_layer_run import Track
 
 
@@ -33,14 +34,6 @@ def draw(
     _smallest(panels[2], tracks, lambda_0)
     _movement(panels[3], tracks)
     return figure
-
-
-def dress(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title, labels and a light grid."""
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(visible=True, alpha=0.3)
 
 
 def _limit(axes: Axes, gaps: Mapping[int, Sequence[float]], slope: float, lambda_0: float) -> None:

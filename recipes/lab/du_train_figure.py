@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_conv.plots import new_figure
-from lightning_conv.recipes.lab.du2layer_figure import dress
+from lightning_conv.recipes.lab.panel import dress
 
 if TYPE_CHECKING:
     from lightning_conv.recipes.lab.du_train_run import DeepRun

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.progress import progress_bar
 from lightning_conv.recipes.lab.data import Source, two_classes
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.clipping import (
     SOURCE,
@@ -258,36 +259,24 @@ def _figure(checked: Checked, relative: Sequence[float], ends: dict[str, list[fl
     left.plot(steps, path.losses, color=COLOURS["delta-GClip"], label="measured")
     left.plot(steps, checked.bounds(), color="black", linestyle="--", label="bound with the steps taken")
     left.plot(steps, rate, color="black", linestyle=":", label="$(1 - \\eta\\delta\\mu/2)^t f_0$")
-    left.set_yscale("log")
-    left.set_xlabel("step")
-    left.set_ylabel("loss")
-    left.set_title("Wide network: the loss and its bounds", fontsize=10)
-    left.legend(frameon=False, fontsize=8)
+    dress(left, "Wide network: the loss and its bounds", "step", "loss", log="y")
 
     for regime, colour in REGIME_COLOURS.items():
         inside = [t for t, each in enumerate(path.regimes) if each == regime]
         factors = [path.steps[t] / path.eta for t in inside]
         middle.scatter([path.norms[t] for t in inside], factors, s=9, color=colour, label=regime)
-    middle.set_xscale("log")
-    middle.set_xlabel("norm of the gradient")
-    middle.set_ylabel("step over learning rate")
+    dress(middle, "Three regimes, in the order of the run", "norm of the gradient", "step over learning rate", log="x")
     middle.set_ylim(0, 1.1)
     middle.invert_xaxis()
-    middle.set_title("Three regimes, in the order of the run", fontsize=10)
-    middle.legend(frameon=False, fontsize=8)
 
     top = 4 * max(1.0, *(loss for losses in ends.values() for loss in losses if math.isfinite(loss)))
     for k, (name, losses) in enumerate(ends.items()):
         right.plot(relative, losses, marker="o", markersize=3, color=COLOURS[name], label=name)
         gone = [rate for rate, loss in zip(relative, losses, strict=True) if math.isinf(loss)]
         right.plot(gone, [top * 0.6**k] * len(gone), linestyle="", marker="x", color=COLOURS[name])
-    right.set_xscale("log")
-    right.set_yscale("log")
-    right.set_xlabel("learning rate / (n / largest eigenvalue)")
-    right.set_ylabel("loss at the end")
+    title, rates = "Learning rates (crosses: diverged)", "learning rate / (n / largest eigenvalue)"
+    dress(right, title, rates, "loss at the end", log="xy")
     right.axvline(2.0, color="black", linewidth=0.8, linestyle=":")
-    right.set_title("Learning rates (crosses: diverged)", fontsize=10)
-    right.legend(frameon=False, fontsize=8)
     for axes in (left, middle, right):
-        axes.grid(visible=True, alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
     return figure

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
 from lightning_conv.plots import new_figure
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts
 
@@ -59,10 +60,7 @@ def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts]) -> Fi
             left.plot(steps, shown["linear bound"], color=colour, linestyle=":", label="linear bound")
         if each.floor:
             left.axhline(each.floor, color=colour, linewidth=0.8, linestyle="-.", label="floor: alignment residual")
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlabel("step of phase 2 + 1")
-    left.set_title("L(w_t) - inf L and its bounds", fontsize=10)
+    dress(left, "L(w_t) - inf L and its bounds", "step of phase 2 + 1", log="xy")
     for name, colour in (("wide", "tab:blue"), ("narrow", "tab:red")):
         values = facts[name].singular_values.numpy()
         right.semilogy(
@@ -72,9 +70,7 @@ def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts]) -> Fi
             label=f"{name}: {len(values)} of n = {facts[name].certificate.n}",
         )
     right.axvline(facts["wide"].certificate.n, color="black", linewidth=0.8)
-    right.set_xlabel("index (the line: n)")
-    right.set_title("singular values of [h, 1]", fontsize=10)
+    dress(right, "singular values of [h, 1]", "index (the line: n)")
     for axes in (left, right):
-        axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize=8, loc="lower left")
     return figure

@@ -15,6 +15,7 @@ from lightning_conv.plots import new_figure
 from lightning_conv.progress import progress_bar
 from lightning_conv.recipes.lab.chatterjee_cases import SECONDS_A_STEP, tanh_network
 from lightning_conv.recipes.lab.data import Source, two_classes
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.descent import Descent, gradient_descent
@@ -230,9 +231,7 @@ def _draw(cases: Sequence[Case]) -> Figure:
                 axes.plot(case.path.lengths.numpy(), r, color=colour, linestyle="--", label="path length")
         axes.set_ylim(0, 1.75 * claimed.misfit)
         axes.set_xlim(0, farthest)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("d: distance |theta_k - theta_0|" + (" or path length" if len(chosen) == 1 else ""))
-        axes.set_ylabel("misfit |r_k|")
-        axes.grid(visible=True, alpha=0.3)
+        along = "d: distance |theta_k - theta_0|" + (" or path length" if len(chosen) == 1 else "")
+        dress(axes, title, along, "misfit |r_k|")
         axes.legend(fontsize=8, loc="upper right")
     return figure

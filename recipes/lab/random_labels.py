@@ -15,7 +15,7 @@ from lightning_conv.kernels.infinite import h_infinity
 from lightning_conv.plots import new_figure
 from lightning_conv.progress import equal_parts, progress_bar
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.du2layer_figure import dress
+from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.recipes.lab.two_layer_run import Track, train
 from lightning_conv.spectrum import kernel_spectrum
