@@ -39,3 +39,10 @@ def reduced(full, samples, outputs):
 def reduced_rows(rows, samples, outputs):
     """The same of the rows of J, (n C, P)."""
     return reduced(rows @ rows.T, samples, outputs)
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    """Each entry, to this share of the largest one."""
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float64
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_kernels import reduced_rows, train_mode, train_mode_rows
+from dense_kernels import assert_same, reduced_rows, train_mode, train_mode_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import convolutional, lived_in_model
@@ -104,11 +104,6 @@ def difference_rows(model, inputs, step=2e-3):
                 first, second = (4 * middle - coarse) / 3, (4 * fine - middle) / 3
                 columns.append((16 * second - first) / 15)
     return torch.stack(columns, 1)
-
-
-def assert_same(found, expected, tolerance):
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("outputs", ["full", "trace", "sum"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from dense_kernels import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import (
@@ -152,11 +153,6 @@ CASES = {
 def build(case):
     model, inputs = CASES[case]()
     return model.double(), to_double(inputs)
-
-
-def assert_same(found, expected, tolerance=1e-9):
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 def spectral_norm(matrix):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from dense_kernels import reduced_rows, train_mode_rows
+from dense_kernels import assert_same, reduced_rows, train_mode_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import (
@@ -50,12 +50,6 @@ def build(case):
 
 def vectors(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def assert_same(found, expected, tolerance=1e-9):
-    assert found.shape == expected.shape
-    assert found.dtype == torch.float64
-    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 # --- products -------------------------------------------------------------------------------------------------------
