@@ -12,7 +12,12 @@ from torch import Tensor
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features
-from lightning_conv.expressivity.decomposition import decompose, decomposition_bytes, decomposition_seconds
+from lightning_conv.expressivity.decomposition import (
+    Decomposition,
+    decompose,
+    decomposition_bytes,
+    decomposition_seconds,
+)
 from lightning_conv.kernels.precision import gamma
 
 REACHED = 1e-8
@@ -33,7 +38,12 @@ def certify_alignment(
     .. math:: \|R\|^2 - \Bigl(\frac{\|A^T R\|}{\sigma_{\min}(A)}\Bigr)^2 \le \|(I - P) Y\|^2 \le \|R\|^2,
 
     because (I - P) Y = (I - P) R and the norm of P R is at most \|A^T R\| / sigma_min(A) where A is proven to have full column
-    rank; otherwise the lower bound is 0.
+    rank; otherwise the lower bound is 0. Where sigma_min(A) is tiny, W is large and so is e; then the projector Q onto the computed left
+    singular vectors bounds from below: of the same rank as P, and with E what the decomposition leaves of A,
+
+    .. math:: \|(I - P) Y\| \ge \|(I - Q) Y\| - \|P - Q\| \|Y\|, \qquad \|P - Q\| = \|(I - Q) P\| \le \|E\| / \sigma_{\min}(A),
+
+    since a unit vector of the range is A z with \|z\| <= 1 / sigma_min(A), and (I - Q) A z = (I - Q) E z.
 
     Args:
         features: h, (n, m_H), float64.
@@ -84,6 +94,9 @@ def certify_alignment(
         inside = (float((a.T @ residual).norm()) + slack + float(a.norm()) * rounding) / smallest
         # sigma_min is that of the least favourable features within the error.
         lower = math.sqrt(max(lower**2 - (inside * sums) ** 2, 0.0)) * (1 - 1e-12) - feature_error * size / smallest
+        lower = max(
+            lower, _outside(decomposition, y) - (decomposition.error + feature_error) / smallest * size * sums**2
+        )
     else:
         lower = 0.0
     lower, upper = max(lower, 0.0) / sums, upper * sums  # that of |Y|
@@ -101,6 +114,21 @@ def certify_alignment(
     return RankCertificate(
         verdict, rank, n, width, "alignment", reason, cost(), None, sigma_max, feature_error, residual=ratio
     )
+
+
+def _outside(decomposition: Decomposition, y: Tensor) -> float:
+    """|(I - Q) Y|_F from below, Q the projector onto the range of the computed U, which is orthonormal up to ``defect``."""
+    left, defect = decomposition.left, decomposition.defect
+    if not defect < 0.5:
+        return 0.0
+    size, inside = float(y.norm()), left.T @ y
+    outside = y - left @ inside
+    # Both products, and the difference; |U|_F^2 is about the number of columns.
+    products = 2 * gamma(max(left.shape) + 3, torch.float64) * float(left.norm()) ** 2 * 2 + 2.0**-52
+    # |U U^T - Q| = |U (I - (U^T U)^-1) U^T| <= |U|^2 defect / (1 - defect).
+    slant = (1 + defect) * defect / (1 - defect)
+    sums = 1 + gamma(y.numel() + 3, torch.float64)
+    return float(outside.norm()) / sums - (products + slant) * size * sums
 
 
 def _rows(targets: Tensor, n: int) -> Tensor:

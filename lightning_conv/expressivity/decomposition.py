@@ -22,6 +22,8 @@ class Decomposition:
     values: Tensor  # s, (k,), descending
     right: Tensor  # V^T, (k, columns)
     radii: Tensor  # |sigma_i - s_i| is at most this, proven
+    error: float  # |A - U diag(s) V^T|_F is at most this, proven
+    defect: float  # and |U^T U - I|_F at most this
 
     def solve(self, targets: Tensor) -> Tensor:
         """Least squares of least norm, as far as singular values are proven to be positive: V diag(1 / s) U^T Y."""
@@ -57,10 +59,10 @@ def decompose(matrix: Tensor) -> Decomposition:
     slack = gamma(max(matrix.shape) + 3, torch.float64)
     sums = 1 + gamma(matrix.numel() + 3, torch.float64)  # the rounding of the norms and sums themselves
     absolute = (residual + slack * float((values * sizes).sum() + matrix.norm())) * sums
-    relative = sum(
-        float(d.norm()) + slack * (float(s.sum()) + count**0.5) for d, s in zip(defects, squares, strict=True)
-    )
-    return Decomposition(left, values, right, absolute + relative * sums * values)
+    relative = [
+        (float(d.norm()) + slack * (float(s.sum()) + count**0.5)) * sums for d, s in zip(defects, squares, strict=True)
+    ]
+    return Decomposition(left, values, right, absolute + sum(relative) * values, absolute, relative[0])
 
 
 def decomposition_bytes(samples: int, width: int) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
 from lightning_conv.plots import new_figure
+from lightning_conv.recipes.lab.kawaguchi_sun_phase_one import PhaseOne
 from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts
@@ -43,12 +45,14 @@ def curve(each: HeadDescent) -> dict[str, Any]:
     return {"step": steps, "loss": each.gaps[steps].tolist(), "bound": bounds, "linear bound": linear}
 
 
-def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts]) -> Figure:
-    """Losses against their bounds, and the singular values behind them."""
+def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:
+    """Ranks over phase 1 and the switch; losses of phase 2 against their bounds, and the singular values behind them."""
     figure = new_figure()
-    figure.set_size_inches(11, 4.2)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.13, top=0.92, wspace=0.2)
-    left, right = figure.subplots(1, 2)
+    figure.set_size_inches(11, 8.2)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.955, wspace=0.2, hspace=0.28)
+    (ranks, smallest), (left, right) = figure.subplots(2, 2)
+    _ranks(ranks, started)
+    _smallest(smallest, started["wide"])
     for each, colour in zip(runs, ("tab:blue", "tab:green", "tab:red"), strict=True):
         shown = curve(each)
         steps = np.asarray(shown["step"]) + 1
@@ -74,3 +78,32 @@ def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts]) -> Fi
     for axes in (left, right):
         axes.legend(fontsize=8, loc="lower left")
     return figure
+
+
+def _ranks(axes: Axes, started: dict[str, PhaseOne]) -> None:
+    for (name, each), colour in zip(started.items(), ("tab:blue", "tab:red"), strict=True):
+        shown, n = each.curve(), each.after.facts.certificate.n
+        steps = np.asarray(shown["step"]) + 1
+        for kind, style in (("rank", "-"), ("effective rank", "--"), ("stable rank", ":")):
+            values = np.asarray(shown[kind]) / n
+            label = f"{name}: {'proven rank' if kind == 'rank' else kind}"
+            axes.plot(steps[:-1], values[:-1], style, color=colour, label=label)
+            axes.plot(steps[-1:], values[-1:], "o", color=colour, markersize=4)
+    dress(axes, "ranks of [h, 1] over n", "step of phase 1 + 1 (dots: after the noise)", log="xy")
+    axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 0.18), ncols=2)
+
+
+def _smallest(axes: Axes, wide: PhaseOne) -> None:
+    shown = wide.curve()
+    steps = np.asarray(shown["step"]) + 1
+    for kind, colour in (("sigma_min", "tab:blue"), ("loss", "tab:orange")):
+        values = np.asarray(shown[kind])
+        axes.plot(
+            steps[:-1],
+            values[:-1],
+            color=colour,
+            label=f"wide: {'n-th singular value' if kind == 'sigma_min' else 'cross-entropy'}",
+        )
+        axes.plot(steps[-1:], values[-1:], "o", color=colour, markersize=4)
+    dress(axes, "sigma_n([h, 1]) and the loss in phase 1", "step of phase 1 + 1 (dots: after the noise)", log="xy")
+    axes.legend(fontsize=8, loc="center left")

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -210,3 +211,33 @@ def test_equal_inputs_in_batches_of_other_sizes_are_refuted_though_their_feature
     certificate = certify_expressivity(features, feature_error=1e-12, same_inputs=lambda i, j: True)
     assert certificate.verdict == "refuted"
     assert "samples 2 and 7 are equal" in certificate.reason
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6, 1e-8, 3e-10])
+def test_the_residual_of_a_nearly_dependent_head_is_bounded_closely_from_below(smallest):
+    """A unit that is almost dead: its column counts, exactly, however small it is; the residual in forty digits."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    features[:, 3] *= smallest
+    targets = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    found = certify_expressivity(features, method="alignment", targets=targets).residual
+    with mpmath.workdps(40):
+        a, y = mpmath.matrix(with_ones(features).tolist()), mpmath.matrix(targets.tolist())
+        left = y - a * (mpmath.inverse(a.T * a) * (a.T * y))
+        exact = mpmath.sqrt(mpmath.mnorm(left, "f") ** 2 / mpmath.mnorm(y, "f") ** 2)
+    assert found.lower <= exact <= found.upper
+    assert found.lower >= float(exact) * (1 - 1e-4)
+
+
+def test_rounding_of_features_widens_the_lower_bound_by_its_share_of_the_smallest_singular_value():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    features[:, 3] *= 1e-4
+    targets = torch.randn(12, 1, generator=generator, dtype=torch.float64)
+    error = 1e-7
+    bound = certify_expressivity(features, method="alignment", targets=targets, feature_error=error).residual
+    for seed in range(30):
+        change = torch.randn(12, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        other = features + change * (error / change.norm())
+        seen = certify_expressivity(other, method="alignment", targets=targets).residual
+        assert bound.lower <= seen.value <= bound.upper

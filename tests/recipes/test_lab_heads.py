@@ -9,8 +9,16 @@ from lightning_conv.recipes.lab import kawaguchi_sun, oymak
 
 
 def test_phase_two_keeps_its_bounds_and_a_narrow_head_its_floor(tmp_path):
-    report = kawaguchi_sun.run(n=40, width=60, narrow=20, steps=200)
+    report = kawaguchi_sun.run(n=40, width=60, narrow=20, first=60, steps=200)
     assert not report.violated
+    features = report.tables["Features"]
+    assert [row["features"] for row in features[:3]] == ["wide, at the start", "wide, at tau", "wide, after the noise"]
+    assert {row["rank at least"] for row in features[:3]} == {40}
+    phase = report.data["phase 1"]["wide"]
+    assert phase["step"][0] == 0
+    assert phase["step"][-2:] == [60, 60]  # at tau, before and after the noise
+    assert phase["loss"][-2] < phase["loss"][0]
+    assert phase["sigma_min"][-1] != phase["sigma_min"][-2]
     held = {check.claim: check.holds for check in report.checks}
     assert held["wide: rank [h, 1] = n, that is sigma_min([h, 1]) > 0"]
     assert not held["narrow: rank [h, 1] = n, that is sigma_min([h, 1]) > 0"]

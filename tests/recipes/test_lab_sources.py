@@ -26,7 +26,7 @@ TINY = {
         "32",
     ],
     "gclip": ["--n", "6", "--width", "32", "--steps", "40", "--sweep", "2"],
-    "kawaguchi-sun": ["--n", "40", "--width", "60", "--narrow", "20", "--steps", "60"],
+    "kawaguchi-sun": ["--n", "40", "--width", "60", "--narrow", "20", "--first", "20", "--steps", "60"],
     "oymak": ["--n", "4", "--width", "128", "--output_weight", "60", "--until", "1e-1", "--max_steps", "4000"],
     "threshold": ["--n", "6", "--decay", "[0.1]", "--widths", "[4]", "--runs", "2", "--steps", "30"],
 }
