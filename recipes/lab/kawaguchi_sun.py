@@ -102,8 +102,8 @@ def run(
         "softplus of "
         f"sharpness {beta:g}, torch's own initialisation, float64. Phase 1: {first} steps of SGD (rate {RATE:g}, momentum {MOMENTUM:g}, "
         f"batches of {BATCH}) on all weights, cross-entropy. Switch: Gaussian noise of {noise:g} of each tensor's root mean square is "
-        f"added to the trunk once, which is frozen from then on. Phase 2: {steps} full-batch steps of 1 / L_H on the head alone, which goes "
-        "on from its weights of phase 1 for cross-entropy and starts at zero for the squared losses, L_H from the proven "
+        f"added to the trunk once, which is frozen from then on. Phase 2: {steps} full-batch steps of 1 / L_H on the head alone, which "
+        "goes on from its weights of phase 1 for cross-entropy and starts at zero for the squared losses, L_H from the proven "
         "sigma_max([h, 1]). L is the mean over samples: squared error averaged over the 10 outputs, or cross-entropy. Nothing here "
         "is fitted to the run: step and bounds are known before it."
     )
