@@ -14,9 +14,8 @@ from lightning_conv.theory.criterion import Criterion, Verdict, not_applicable
 from lightning_conv.theory.kawaguchi_sun import SOURCE
 from lightning_conv.theory.phase_two import EITHER, STEP, THEOREM, judge_head_gaps, judge_head_step
 
-INFIMUM = (
-    "inf of L over the last layer = (1/n) sum_i inf ell_i, below which no weights of any network come (training set)"
-)
+WHERE = ", L the mean loss on the training set"
+INFIMUM = "inf of L over the last layer = (1/n) sum_i inf ell_i, below which no weights of any network come"
 ASKED = {"head_step": (SOURCE, STEP), "head_bound": (THEOREM, EITHER), "phase_two_infimum": (THEOREM, INFIMUM)}
 
 
@@ -37,6 +36,10 @@ def phase_two_criteria(guard: ExpressivityGuard | None) -> list[Criterion]:
         the measured gap that used up the largest share of its bound. Otherwise ``not applicable``, with the last gap. And the guard's
         own verdict, ``consistent`` where it is certified up to an estimated rounding inside the trunk.
     """
+    return [replace(each, asks=each.asks + WHERE) for each in _criteria(guard)]
+
+
+def _criteria(guard: ExpressivityGuard | None) -> list[Criterion]:
     if guard is None:
         return _all_not_applicable("the run has no ExpressivityGuard")
     if guard.phase == 1:

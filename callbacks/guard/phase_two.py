@@ -25,7 +25,7 @@ from lightning_conv.callbacks.guard.head_steps import (
     head_problem,
 )
 from lightning_conv.callbacks.guard.known_outputs import KnownOutputs
-from lightning_conv.callbacks.guard.plain_steps import PlainSteps, head_rate, not_plain
+from lightning_conv.callbacks.guard.plain_steps import head_rate, watched_steps
 from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
 from lightning_conv.callbacks.guard.solved_head import SolvedHead, is_solved, memory_of, solve_and_write, solved
 from lightning_conv.callbacks.guard.state import GuardState
@@ -138,20 +138,11 @@ class PhaseTwo:
     def _watch_plain_steps(self) -> None:
         """The run's own steps have a proven bound, too, where they are plain gradient descent."""
         state = self._state
-        why = "; ".join(state.caveats) or not_plain(self._trainer, self._head, self._data, self._loss)
-        if not (why := self._data.ranks.broadcast(why)):
-            try:
-                problem = head_problem(self._network, self._head, self._data, self._loss)
-                if problem.held:
-                    certificate = state.certificate
-                    self._steps = PlainSteps(
-                        self._network, self._loss, self._data, self._head, problem, state.steps, certificate
-                    )
-                    return
-                why = "the features do not fit into memory beside the run; step_rule='certified' gives a bound all the same"
-            except Exception as error:  # a figure for the log
-                why = f"no bound could be set up ({type(error).__name__}: {error})"
-        state.steps = {"rule": "base", "asked": "base", "no_bound": why}
+        found = watched_steps(self._trainer, self._network, self._head, self._data, self._loss, state)
+        if isinstance(found, str):
+            state.steps = {"rule": "base", "asked": "base", "no_bound": found}
+        else:
+            self._steps = found
 
     def note_curvature(self) -> None:
         """L_H, and whether a rate of plain SGD is beyond 2 / L_H."""

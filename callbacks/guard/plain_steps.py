@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks.guard.caveats import ROUNDED
 from lightning_conv.callbacks.guard.descent_bound import DescentBound, plan_bound
-from lightning_conv.callbacks.guard.head_steps import HeadWeights, OptimizerSteps
+from lightning_conv.callbacks.guard.head_steps import HeadWeights, OptimizerSteps, head_problem
+from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.callbacks.plain_descent import OWN_STEPS, ChangesSteps
@@ -202,3 +203,33 @@ class PlainSteps(OptimizerSteps):
         found = super().measure()
         proven = self._bound.numbers(self._weights.read(self._problem))
         return found | proven
+
+
+def watched_steps(
+    trainer: pl.Trainer,
+    network: nn.Module,
+    head: Head,
+    data: TrainingSet,
+    loss: TrainingLoss,
+    state: GuardState,
+) -> PlainSteps | str:
+    """The run's own steps with their bound; or why there is none. All ranks come to the same.
+
+    Args:
+        trainer: of the run.
+        network: of the run.
+        head: of the network.
+        data: the training set.
+        loss: on it.
+        state: of the guard, whose ``steps`` the plan is written into.
+    """
+    why = data.ranks.broadcast("; ".join(state.caveats) or not_plain(trainer, head, data, loss))
+    if why:
+        return why
+    try:
+        problem = head_problem(network, head, data, loss)
+        if problem.held:
+            return PlainSteps(network, loss, data, head, problem, state.steps, state.certificate)
+    except Exception as error:  # a figure for the log
+        return f"no bound could be set up ({type(error).__name__}: {error})"
+    return "the features do not fit into memory beside the run; step_rule='certified' gives a bound all the same"

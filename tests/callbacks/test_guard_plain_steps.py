@@ -246,11 +246,11 @@ def test_a_bound_that_nobody_asked_for_is_left_out_where_it_takes_long(run, one_
 
 
 def test_the_run_is_bit_for_bit_that_of_phase_two_without_a_bound(run, one_hot_digits, monkeypatch):
-    from lightning_conv.callbacks.guard import phase_two
+    from lightning_conv.callbacks.guard import plain_steps
 
     bounded = ExpressivityGuard(switch_at=SWITCH)
     with_bound, _ = run(bounded, one_hot_digits, epochs=12)
-    monkeypatch.setattr(phase_two, "not_plain", lambda *_: "not looked at")
+    monkeypatch.setattr(plain_steps, "not_plain", lambda *_: "not looked at")
     without = ExpressivityGuard(switch_at=SWITCH)
     plain, _ = run(without, one_hot_digits, epochs=12)
     assert "bound" in bounded.history[-1]

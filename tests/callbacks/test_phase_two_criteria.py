@@ -99,6 +99,7 @@ def test_the_gap_is_held_against_the_bound_that_a_double_loop_gives(run, one_hot
         shares.append(entry["gap"] / entry["bound"])
     assert seen["head_bound"].measured / seen["head_bound"].bound == pytest.approx(max(shares), rel=1e-6)
     assert f"after {1 + shares.index(max(shares))} steps" in seen["head_bound"].reason
+    assert all(seen[name].asks.endswith("on the training set") for name in NAMES)
     # The last measurement of the guard came after that of the criteria.
     assert f"of {len(shares)} measurements" in seen["head_bound"].reason
     assert "up to the rounding inside the trunk" in seen["phase_two_infimum"].reason

@@ -70,6 +70,8 @@ def test_narrow_features_are_refuted_and_their_targets_told():
     assert facts.log_phi.value == -math.inf
     assert facts.condition_number == math.inf
     a = torch.cat([h, torch.ones(6, 1)], 1)
+    largest = facts.alignment.sigma_max
+    assert largest.lower <= float(torch.linalg.matrix_norm(a, 2)) <= largest.upper < largest.lower * (1 + 1e-12)
     residual = y - a @ torch.linalg.pinv(a) @ y
     assert verdicts["alignment"].verdict == "refuted"
     assert verdicts["alignment"].measured == pytest.approx(float(residual.norm() / y.norm()), rel=1e-9)
