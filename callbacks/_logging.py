@@ -34,6 +34,14 @@ LAYOUT = {
             "Multiline",
             ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
         ],
+        "share of the loss that a step removes, to first order and measured": [
+            "Multiline",
+            ["theory/rate_linearised$", "theory/rate$"],
+        ],
+        "error |u - y| as the first kernel foretells it, and measured": [
+            "Multiline",
+            ["theory/residual_predicted$", "theory/residual$"],
+        ],
         "PL ratio |grad f|^2 / f, and its infimum so far": ["Multiline", ["theory/pl_ratio$", "theory/pl_infimum$"]],
         "distance from the start, and length of the path": ["Multiline", ["theory/distance$", "theory/path_length$"]],
     }

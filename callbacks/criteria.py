@@ -21,7 +21,7 @@ from lightning_conv.callbacks.phase_two_criteria import find_guard
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.run_evidence import ONCE, RunEvidence
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.plots import plot_observations
+from lightning_conv.plots import plot_label_projection, plot_observations
 from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.observation import Observation
@@ -36,7 +36,8 @@ class ConvergenceCriteria(KernelMonitor):
     - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); whether points of a ball around the start
       refute the criterion; descent efficiency, linear rate and path length of gradient descent
     - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step; of
-      ``DuFC`` and ``DuResNet`` on inputs of norm 1 what the paper asks itself, of the last hidden layer's kernel and its limit
+      ``DuFC``, ``DuResNet``, ``DuConvResNet`` and ``DuTwoLayer`` on inputs of norm 1 what the papers ask themselves, of the last hidden
+      layer's kernel and its limit, the layers at the start, their movement, and what the linearisation of a step leaves out
     - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
     - ``"allen_zhu"``: separation of the data, semi-smoothness; of ``AllenZhuNet`` norms of hidden states at the start, and the exponent
       with which units switch
@@ -61,13 +62,16 @@ class ConvergenceCriteria(KernelMonitor):
     - ``theory/pl_ratio``: \|grad f\|^2 / f; ``theory/pl_infimum``: the smallest so far, an upper bound of the infimum over a ball
     - of a step: ``theory/contraction``, ``theory/curvature``; of plain SGD also ``theory/path_length``, ``theory/descent_efficiency``
       and, where it is full-batch descent on the probe, ``theory/step_departure``
+    - of a squared loss ``theory/residual``: \|u - y\|; with the full kernel and full-batch descent on the probe what the linearisation
+      makes of it: ``theory/residual_predicted``, ``theory/linearisation_error``, ``theory/rate_linearised``
     - layers, hidden states and the rank of the last features against the start, from which no verdict follows; of two classes and one
       output the margins
     - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``; of the start
       ``theory/hidden_norm_min``, ``theory/hidden_norm_max``; of ``BiasedTwoLayer`` ``theory/active_fraction_expected``,
       ``theory/bias_ntk_lambda_min``
     - ``theory/refuted``: number of criteria that are refuted
-    - text ``theory/criteria``: the table of verdicts, when one of them changes; figure ``theory/path`` (TensorBoard)
+    - text ``theory/criteria``: the table of verdicts, when one of them changes; figures ``theory/path``,
+      ``theory/label_projection`` (TensorBoard)
 
     Quantities of the step from t to t + 1 are logged at t. Those that would be rounding are left out.
 
@@ -85,7 +89,8 @@ class ConvergenceCriteria(KernelMonitor):
         MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.
 
     Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, up to six forward passes of it, and
-    two spectral norms a layer; with ``radius`` about 400 gradients of the probe in float64, once. Memory: a copy of the trained
+    two spectral norms a layer; of ``"du"`` with the full kernel two forward passes in float64 more, and one eigenvalue problem a run;
+    with ``radius`` about 400 gradients of the probe in float64, once. Memory: a copy of the trained
     parameters for the whole run (also in the checkpoint), two more for the step after a measurement, some ten in float64 during the
     search.
 
@@ -152,9 +157,7 @@ class ConvergenceCriteria(KernelMonitor):
         if self._waited and at_rest and self._kernel is not None and self._run.observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
             try:
-                self._run.note_weights(trainer, self._kernel, self._kernel.at(trainer.global_step, pl_module))
-                self._run.observer.wait(pl_module, self._kernel)
-                self._run.note_quantities(trainer, self._kernel)
+                self._run.resume(trainer, self._kernel, self._kernel.at(trainer.global_step, pl_module))
             except Exception as error:
                 rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
         self._waited = False
@@ -164,7 +167,7 @@ class ConvergenceCriteria(KernelMonitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if self._kernel is not None:
-            self._run.observer.note_step(trainer, self._kernel, optimizer, self)
+            self._run.note_step(trainer, self._kernel, optimizer, self)
 
     @override
     def on_train_batch_end(
@@ -174,7 +177,7 @@ class ConvergenceCriteria(KernelMonitor):
         if waits and self._kernel is not None:
             step = self.history[-1].step
             try:
-                if self._run.observer.observe_step(trainer, self._kernel, compared=self._run.compared):
+                if self._run.observe_step(trainer, self._kernel):
                     before, self._metrics = self._metrics, self._judged(trainer, step)
                     log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
             except Exception as error:
@@ -186,6 +189,7 @@ class ConvergenceCriteria(KernelMonitor):
         assert self._kernel is not None
         self._run.note_weights(trainer, self._kernel, (gram, spectrum))
         self._run.observe(trainer, self._kernel, step)
+        self._run.note_errors(trainer, self._kernel)
         self._run.note_quantities(trainer, self._kernel)
         return self._judged(trainer, step)
 
@@ -193,6 +197,14 @@ class ConvergenceCriteria(KernelMonitor):
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
             log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
+        projection = self._run.projection
+        if projection.shares:
+            log_figure(
+                trainer,
+                "theory/label_projection",
+                lambda: plot_label_projection(projection.shares, projection.curve),
+                step,
+            )
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -215,7 +227,7 @@ class ConvergenceCriteria(KernelMonitor):
         if said != self._said:
             log_criteria(trainer, self.criteria, evidence.gram.n_samples, step)
             self._said = said
-        found = {f"theory/{name}": value for name, value in self._run.quantities(trainer).items()}
+        found = {f"theory/{name}": value for name, value in self._run.quantities(trainer, self._kernel).items()}
         return found | {"theory/refuted": float(sum(each.verdict == "refuted" for each in self.criteria))}
 
     @override

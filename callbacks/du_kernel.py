@@ -1,18 +1,31 @@
-"""Du et al. in a run: what they ask of the kernel, of the paper's own networks and, after them, of any other."""
+"""Du et al. in a run: what they ask of the kernel, of the papers' own networks and, after them, of any other."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import replace
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.activation import is_relu
+from lightning_conv.analytic import find_kinks
 from lightning_conv.callbacks.certificates import sole_child, voided
 from lightning_conv.contraction import is_full
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.evaluation import Inputs
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.infinite import LimitKernel, fully_connected_limit, residual_limit
+from lightning_conv.kernels.infinite import (
+    LimitKernel,
+    c_sigma,
+    convolutional_limit,
+    fully_connected_limit,
+    h_infinity,
+    residual_limit,
+)
+from lightning_conv.kernels.memory import allowed_memory, mebibytes
 from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.du import (
@@ -22,7 +35,7 @@ from lightning_conv.theory.du import (
     last_hidden_gram,
     own_lambda_min_criterion,
 )
-from lightning_conv.theory.networks import DuFC, DuNetwork, DuResNet
+from lightning_conv.theory.networks import DuConvResNet, DuFC, DuNetwork, DuResNet, DuTwoLayer
 
 DU = "Du et al. 2019 (1811.03804)"
 
@@ -30,44 +43,106 @@ OWN = "lambda_0 := 4/3 lambda_min(G(0)), all layers"
 """What stands for lambda_0 = lambda_min(K^(H)) where there is no limit kernel."""
 
 UNIT = 1e-4
-"""How far the norm of an input may be from the 1 that the paper asks for."""
+"""How far the norm of an input may be from the 1 that the papers ask for."""
+
+SLOWEST = 60.0
+"""Seconds that a limit kernel may take; it is computed once a run, before the first step."""
+
+PapersNetwork: TypeAlias = DuNetwork | DuTwoLayer
+
+KINDS = (DuFC, DuResNet, DuConvResNet, DuTwoLayer)
+"""What a subclass computes is not known to be theirs."""
 
 
-def papers_network(network: nn.Module, inputs: Inputs) -> str | None:
-    """Name of the ``DuFC`` or ``DuResNet`` that the module is, or hands its inputs to, on inputs of norm 1; None: it is no such network."""
+def papers_network(network: nn.Module, inputs: Inputs, trained: Collection[str]) -> str | None:
+    """Name of the network of Du et al. that the module is, or hands inputs to, as the theorems have it; None: there is none.
+
+    The theorems ask for inputs of norm 1 (images: |x_i|_F); deep networks (``DuFC``, ``DuResNet``, ``DuConvResNet``) for a smooth
+    activation and the training of all weights; the two-layer one (``DuTwoLayer``) for ReLU, a_r in {-1, 1}, and the training of W alone.
+
+    Args:
+        network: whose kernel it is.
+        inputs: of the probe.
+        trained: names, in ``network``, of the parameters that the kernel is over.
+    """
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return None
-    if not any(isinstance(module, (DuFC, DuResNet)) for module in network.modules()):
+    if not any(type(module) in KINDS for module in network.modules()):
         return None
     try:
         name = sole_child(network, inputs)
+        own = network.get_submodule(name)
+        fits = type(own) in KINDS and _as_in_the_paper(cast("PapersNetwork", own), inputs)
     except (ValueError, TypeError, RuntimeError):
         return None
-    unit = bool(((inputs.double().flatten(1).norm(dim=1) - 1).abs() <= UNIT).all())
-    return name if unit and isinstance(network.get_submodule(name), (DuFC, DuResNet)) else None
+    if not fits or bool(((inputs.double().flatten(1).norm(dim=1) - 1).abs() > UNIT).any()):
+        return None
+    weights = [key for key, _ in own.named_parameters() if not (isinstance(own, DuTwoLayer) and key == "output.weight")]
+    prefix = f"{name}." if name else ""
+    return name if {prefix + key for key in weights} == set(trained) else None
 
 
-def limit_kernel(network: DuNetwork, inputs: Tensor) -> LimitKernel:
-    """K^(H) of the network on the inputs."""
+def _as_in_the_paper(network: PapersNetwork, inputs: Tensor) -> bool:
+    if isinstance(network, DuTwoLayer):
+        return is_relu(network.activation) and bool((network.output.weight.detach().abs() == 1).all())
+    return not find_kinks(network, inputs)
+
+
+def limit_kernel(network: PapersNetwork, inputs: Tensor, max_memory: float | None = None) -> LimitKernel:
+    """K^(H) of the network on the inputs, without the covariances that lead to it; of the two-layer network H_inf.
+
+    Args:
+        network: of the papers.
+        inputs: n samples.
+        max_memory: bytes that it may use; None: a quarter of what is free.
+
+    Raises:
+        MemoryError: the convolutional limit, over all pairs of positions of all pairs of images, takes more memory, or more than a minute.
+    """
     x = inputs.detach().cpu().double()
-    if network.c_res is None:
-        return fully_connected_limit(x, network.depth, network.activation)
-    return residual_limit(x, network.depth, network.activation, c_res=network.c_res)
+    if isinstance(network, DuTwoLayer):
+        matrix = h_infinity(x)
+        # Products of d terms, an angle and an arc tangent, each to some units in the last place.
+        error = 2.0**-52 * (x.flatten(1).shape[1] + 32) * float(matrix.norm())
+        return LimitKernel(matrix, (), error, 0, c_sigma(network.activation))
+    if isinstance(network, DuConvResNet):
+        _require_room(network, x, max_memory)
+        assert network.c_res is not None
+        found = convolutional_limit(
+            x, network.depth, network.activation, kernel_size=network.kernel_size, c_res=network.c_res
+        )
+    elif network.c_res is None:
+        found = fully_connected_limit(x, network.depth, network.activation)
+    else:
+        found = residual_limit(x, network.depth, network.activation, c_res=network.c_res)
+    return replace(found, covariances=())
 
 
-def hidden_gram(network: DuNetwork, inputs: Tensor) -> Tensor:
-    """G^(H) on the inputs, on the CPU."""
+def _require_room(network: DuConvResNet, images: Tensor, max_memory: float | None) -> None:
+    rows, depth = len(images) * math.prod(images.shape[2:]), network.depth
+    # Measured: 4 H + 3 matrices of (n p)^2 numbers at the peak, and 2.5e-9 s for each entry of a layer and node of the quadrature.
+    wanted, allowed = 8 * rows**2 * (4 * depth + 3), allowed_memory(max_memory, torch.device("cpu"))
+    seconds = 2.5e-9 * 1024 * rows**2 * (depth - 1)
+    if wanted > allowed or seconds > SLOWEST:
+        raise MemoryError(
+            f"the limit kernel of DuConvResNet on {len(images)} images of {rows // len(images)} positions takes {mebibytes(wanted)} "
+            f"({mebibytes(allowed)} are allowed) and about {seconds:.0f} s ({SLOWEST:.0f} are)"
+        )
+
+
+def hidden_gram(network: PapersNetwork, inputs: Tensor) -> Tensor:
+    """G^(H) on the inputs, on the CPU; of the two-layer network H(k)."""
     with torch.no_grad():
         return last_hidden_gram(network, inputs).cpu()
 
 
 def papers_criteria(gram: Tensor, first: Tensor, limit: LimitKernel) -> list[Criterion]:
-    """What the paper asks of the kernel of the last hidden layer.
+    """What the papers ask of the kernel of the last hidden layer.
 
     Args:
-        gram: G^(H)(k).
-        first: G^(H)(0).
-        limit: K^(H).
+        gram: G^(H)(k), or H(k).
+        first: G^(H)(0), or H(0).
+        limit: K^(H), or H_inf.
     """
     lambda_0 = limit.lambda_0
     return [

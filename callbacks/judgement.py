@@ -47,6 +47,7 @@ class Evidence:
     sparse: SparseActivation
     clipped: bool  # whether RegularizedGradientClipping is at work
     phase_two: Sequence[Criterion]  # of the run's ExpressivityGuard
+    linearised: Sequence[Criterion]  # of the observed steps, for the deep networks of Du et al.
 
     @property
     def gram(self) -> KernelGram:
@@ -101,7 +102,8 @@ def _clipping(evidence: Evidence) -> list[Criterion]:
 
 
 def _du(evidence: Evidence) -> list[Criterion]:
-    found, scale, measured = evidence.measured.of_kernel, evidence.scale, evidence.measured
+    measured, scale = evidence.measured, evidence.scale
+    found = [*measured.du.criteria, *evidence.linearised]
     seen = [each for each in evidence.history if not math.isnan(each.next_loss) and not math.isnan(each.step_size)]
     if not seen or scale is None or not is_full(evidence.gram):
         return found
@@ -119,7 +121,7 @@ def _du(evidence: Evidence) -> list[Criterion]:
         last = seen[-1]
         why = "the change of the loss is rounding" if not last.resolved else "lambda_0 is not resolved above 0"
         worst = Criterion("step_contraction", THEOREMS, asks, last.contraction, math.nan, "undecided", why)
-    if measured.of_the_paper:
+    if measured.du.of_the_paper:
         return [*found, worst]
     named = replace(worst, source=f"after {worst.source}", asks=f"{worst.asks}, {OWN}")
     return [*found, not_of_the_paper(named)]

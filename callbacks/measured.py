@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.certificates import expressivity
-from lightning_conv.callbacks.du_kernel import (
-    hidden_gram,
-    limit_kernel,
-    not_of_the_paper,
-    own_criteria,
-    own_lambda_0,
-    papers_criteria,
-    papers_network,
-)
+from lightning_conv.callbacks.du_evidence import DuEvidence
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
-from lightning_conv.callbacks.worst import Worst
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.evaluation import Inputs
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.spectrum import Spectrum, kernel_spectrum
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts, judge_expressivity
-from lightning_conv.theory.networks import DuNetwork
 
 
 class Measured:
@@ -47,14 +36,11 @@ class Measured:
         """The largest lower bound of lambda_max."""
         self.features: ExpressivityFacts | Criterion | None = None
         """Of the last hidden layer, or why there are none."""
+        self.spectrum: Spectrum | None = None
+        """Of the last kernel."""
         self._reference: tuple[KernelGram, Spectrum] | None = None
-        self._worst = Worst(
-            {"own_lambda_min_share": "least", "lambda_min_share": "least", "kernel_drift": "greatest", "limit_distance": "greatest"}
-        )  # fmt: skip
-        self._hidden_reference: Tensor | None = None  # G^(H)(0), of the paper's networks
-        self._limit: LimitKernel | None = None
-        self._limit_lambda: Bounded | None = None
-        self._place: str | None = None  # of the paper's network in the module
+        self.du = DuEvidence()
+        """Of kernel and weights after Du et al."""
         self._sought = False
 
     def begin(self) -> None:
@@ -68,6 +54,9 @@ class Measured:
         targets: Tensor | None,
         measured: tuple[KernelGram, Spectrum],
         step: int,
+        *,
+        start: Mapping[str, Tensor] | None = None,
+        max_memory: float | None = None,
     ) -> None:
         """A measurement; the same one twice is one.
 
@@ -77,58 +66,28 @@ class Measured:
             targets: of the probe.
             measured: the kernel and its spectrum.
             step: optimizer steps done.
+            start: weights at the start, by their names in the network; None: those of now.
+            max_memory: bytes that a limit kernel may use; None: a quarter of what is free.
         """
         gram, spectrum = measured
-        self.gram = gram
+        self.gram, self.spectrum = gram, spectrum
         self._reference = self._reference or measured
         self.least_lambda_min = min(self.least_lambda_min, max(spectrum.lambda_min.lower, 0.0))
         self.greatest_lambda_max = max(self.greatest_lambda_max, spectrum.lambda_max.lower)
         if not self._sought:
             self._sought = True
             if "du" in self._papers:
-                self._place = papers_network(network, inputs)
-                if self._place is not None:
-                    own = cast("DuNetwork", network.get_submodule(self._place))
-                    self._limit = limit_kernel(own, cast("Tensor", inputs))
-                    self._limit_lambda = self._limit.lambda_0
+                self.du.look(network, inputs, gram.parameters, max_memory)
         if "du" in self._papers:
-            self._worst.note(self._kernel_criteria(network, inputs), step)
+            self.du.note(network, inputs, targets, gram, self._reference, start, step)
         if "kawaguchi_sun" in self._papers:
             self.features = expressivity(network, inputs, targets)
-
-    def _kernel_criteria(self, network: nn.Module, inputs: Inputs) -> list[Criterion]:
-        assert self.gram is not None
-        assert self._reference is not None
-        if self._place is None or self._limit is None:
-            return own_criteria(self.gram, *self._reference)
-        gram = hidden_gram(cast("DuNetwork", network.get_submodule(self._place)), cast("Tensor", inputs))
-        if self._hidden_reference is None:
-            self._hidden_reference = gram
-        return papers_criteria(gram, self._hidden_reference, self._limit)
-
-    @property
-    def place(self) -> str | None:
-        """Name of the network of Du et al. in the module; None: there is none."""
-        return self._place
-
-    @property
-    def of_the_paper(self) -> bool:
-        """Whether the network is one of Du et al., so that lambda_0 is the theorem's."""
-        return self._limit is not None
 
     @property
     def lambda_0(self) -> Bounded:
         """lambda_min(K^(H)) of the paper's networks; of others 4/3 lambda_min(G(0))."""
         assert self._reference is not None
-        return self._limit_lambda or own_lambda_0(self._reference[1])
-
-    @property
-    def of_kernel(self) -> list[Criterion]:
-        """What Du et al. ask of the kernel, at the step where it was worst."""
-        found = self._worst.criteria()
-        if self.of_the_paper:
-            return found
-        return [not_of_the_paper(each) if each.name == "kernel_drift" else each for each in found]
+        return self.du.lambda_0(self._reference[1])
 
     @property
     def of_features(self) -> list[Criterion]:
@@ -141,18 +100,15 @@ class Measured:
         """Plain types, for a checkpoint."""
         return {
             "reference": None if self._reference is None else gram_state(self._reference[0]),
-            "hidden_reference": self._hidden_reference,
             "least_lambda": self.least_lambda_min,
             "greatest_lambda": self.greatest_lambda_max,
-            "worst": self._worst.state_dict(),
-        }
+        } | self.du.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         if state.get("reference") is not None:
             gram = gram_from_state(state["reference"])
             self._reference = gram, kernel_spectrum(gram)
-        self._hidden_reference = state.get("hidden_reference")
         self.least_lambda_min = float(state.get("least_lambda", math.inf))
         self.greatest_lambda_max = float(state.get("greatest_lambda", 0.0))
-        self._worst.load_state_dict(state.get("worst", {}))
+        self.du.load_state_dict(state)

@@ -111,8 +111,9 @@ class Observer:
         summed = getattr(self.loss(trainer.lightning_module), "reduction", "mean") == "sum"
         return trainer.world_size if summed else 1
 
-    def note_step(self, trainer: pl.Trainer, kernel: ProbeKernel, optimizer: Optimizer, callback: pl.Callback) -> None:
-        """Before an optimizer step: its rate, and what it adds to the path, without waiting for the device."""
+    def note_step(self, trainer: pl.Trainer, kernel: ProbeKernel, optimizer: Optimizer, callback: pl.Callback) -> float:
+        """Before an optimizer step: its rate before clipping (NaN: no plain descent), and what it adds to the path, without waiting."""
+        rate = math.nan
         try:
             learning_rate = self._learning_rate(trainer, kernel)
             rate = learning_rate / self._parts(trainer)
@@ -126,6 +127,7 @@ class Observer:
                 self._path = self._path + wide(learning_rate * total_norm(gradients))
         except NotPlainError:
             self._path_known = False
+        return rate
 
     def observe(self, trainer: pl.Trainer, kernel: ProbeKernel, step: int, *, with_loss: bool) -> None:
         """Add an observation of the present weights, which waits for its step."""
@@ -187,6 +189,10 @@ class Observer:
             step_size=step,
         )
         return True
+
+    def exact_outputs(self, pl_module: pl.LightningModule, kernel: ProbeKernel) -> Tensor:
+        """u on the probe in float64, in its BatchNorm mode. One forward pass, and for its time a copy of the weights in float64."""
+        return self._sample_loss(pl_module, kernel, dtype=torch.float64).outputs()
 
     def weights_at_start(self, pl_module: pl.LightningModule, kernel: ProbeKernel) -> dict[str, Tensor]:
         """w_0; the present weights before the first observation."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import cast
 
 import lightning.pytorch as pl
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping
@@ -22,11 +21,9 @@ from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.theory.allen_zhu import GradientRatios
 from lightning_conv.theory.chatterjee.ratio import least_radius
 from lightning_conv.theory.clipping import clipped_loss_bound
-from lightning_conv.theory.du import layer_movement
 from lightning_conv.theory.hidden_states import activity
 from lightning_conv.theory.kawaguchi_sun import ExpressivityFacts
 from lightning_conv.theory.loss_scale import LossScale
-from lightning_conv.theory.networks import DuNetwork
 from lightning_conv.theory.observation import Observation, infimum_of_ratios
 
 
@@ -58,7 +55,7 @@ def probe_quantities(
     # Distances are taken in float64, which Apple's GPUs do not have.
     now = {name: value.cpu() if value.device.type == "mps" else value for name, value in now.items()}
     begun = {name: value.to(now[name]) for name, value in start.items()}
-    found = norms.quantities(now, begun) | averaged_movement(network, measured.place, begun)
+    found = norms.quantities(now, begun) | measured.du.quantities(network, begun)
     found |= feature_quantities(measured.features)
     targets = kernel.targets
     if targets is not None and (scale is not None or signs(targets, loss_fn) is not None):
@@ -68,25 +65,6 @@ def probe_quantities(
             found |= largest_share(outputs, targets, scale.k, seen)
     looked = activity(network, to_device(kernel.inputs, pl_module.device), begun, batch_norm=probe.batch_norm)
     return found if looked is None else found | looked.quantities()
-
-
-def averaged_movement(network: nn.Module, place: str | None, start: Mapping[str, Tensor]) -> dict[str, float]:
-    """max_h |W^(h)(k) - W^(h)(0)|_F / sqrt(m) of a network of Du et al. (eq. 6); nothing for others.
-
-    Args:
-        network: that the names in ``start`` are of.
-        place: name of the paper's network in it; None: it is none.
-        start: weights at the start.
-    """
-    if place is None:
-        return {}
-    prefix = f"{place}." if place else ""
-    initial = {name.removeprefix(prefix): weight for name, weight in start.items()}
-    own = cast("DuNetwork", network.get_submodule(place))
-    try:
-        return {"averaged_movement": max(each.averaged for each in layer_movement(own, initial))}
-    except ValueError:  # not all of its weights are among those of the kernel
-        return {}
 
 
 def feature_quantities(facts: ExpressivityFacts | object) -> dict[str, float]:

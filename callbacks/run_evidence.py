@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_conv.callbacks.ball_search import BallSearch, ProbeLandscape, search_ball
 from lightning_conv.callbacks.batch import to_device
@@ -18,7 +19,9 @@ from lightning_conv.callbacks.forward_stability import ForwardStability
 from lightning_conv.callbacks.hypotheses import find_breaches
 from lightning_conv.callbacks.implicit_bias import ImplicitBias
 from lightning_conv.callbacks.judgement import PAPERS, Evidence
+from lightning_conv.callbacks.label_projection import LabelProjection
 from lightning_conv.callbacks.layer_norms import LayerNorms
+from lightning_conv.callbacks.linearised_run import LinearisedRun
 from lightning_conv.callbacks.loss import LossFn
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.observer import Observer, find_clipping, optimizer_breaches
@@ -55,6 +58,7 @@ class RunEvidence:
         self.observer = Observer(loss_fn, spectral="allen_zhu" in papers)
         """Of the steps."""
         self._measured = Measured(papers)
+        self._linearised = LinearisedRun(self.observer, self._measured)
         self._norms = LayerNorms()
         self._data = DataFacts(0, 0.0, None, None, "not looked at")
         self._bias = ImplicitBias()
@@ -92,7 +96,10 @@ class RunEvidence:
             self._bias.look(network, inputs, targets, kernel.parameters, loss_fn)
             for each in (self._stability, self._sparse):
                 each.look(network, inputs, kernel.parameters)
-        self._measured.note(network, inputs, kernel.targets, measured, trainer.global_step)
+        self._measured.note(
+            network, inputs, kernel.targets, measured, trainer.global_step,
+            start=self.observer.weights_at_start(pl_module, kernel), max_memory=kernel.probe.max_memory,
+        )  # fmt: skip
         if not self.observer.started and "chatterjee" in self._papers:
             self._certificate = self._certify_start(trainer, kernel)
             if self._radius is not None:
@@ -109,6 +116,35 @@ class RunEvidence:
             why = f"the loss could not be evaluated on the probe ({error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
             self._fixed = [*(self._fixed or []), Breach("known loss", why)]
             self.observer.observe(trainer, kernel, step, with_loss=False)
+
+    def note_errors(self, trainer: pl.Trainer, kernel: ProbeKernel) -> None:
+        """After ``observe``: the error on the probe beside that of the linearised run."""
+        if "du" in self._papers:
+            self._linearised.note(trainer, kernel, self._scale(trainer, kernel), self.breaches(trainer, kernel))
+
+    def resume(self, trainer: pl.Trainer, kernel: ProbeKernel, measured: tuple[KernelGram, Spectrum]) -> None:
+        """The weights are those of the last observation: what waits for the step after it is measured again."""
+        self.note_weights(trainer, kernel, measured)
+        self.observer.wait(trainer.lightning_module, kernel)
+        if "du" in self._papers:
+            self._linearised.wait(trainer, kernel, self._scale(trainer, kernel), self.breaches(trainer, kernel))
+        self.note_quantities(trainer, kernel)
+
+    def note_step(self, trainer: pl.Trainer, kernel: ProbeKernel, optimizer: Optimizer, callback: pl.Callback) -> None:
+        """Before an optimizer step."""
+        self._linearised.note_step(self.observer.note_step(trainer, kernel, optimizer, callback))
+
+    def observe_step(self, trainer: pl.Trainer, kernel: ProbeKernel) -> bool:
+        """After the step that the last observation waited for: what it did. False if another one was done meanwhile."""
+        seen = self.observer.observe_step(trainer, kernel, compared=self.compared)
+        if seen:
+            self._linearised.observe_step(trainer, kernel, self._scale(trainer, kernel))
+        return seen
+
+    @property
+    def projection(self) -> LabelProjection:
+        """Of the error on the first kernel's eigenvectors."""
+        return self._linearised.projection
 
     def note_quantities(self, trainer: pl.Trainer, kernel: ProbeKernel) -> None:
         """What no verdict follows from; a network that does not let itself be looked at has fewer of them."""
@@ -150,17 +186,19 @@ class RunEvidence:
             sparse=self._sparse,
             clipped=find_clipping(trainer) is not None,
             phase_two=phase_two_criteria(find_guard(trainer)),
+            linearised=self._linearised.criteria,
         )
 
-    def quantities(self, trainer: pl.Trainer) -> dict[str, float]:
+    def quantities(self, trainer: pl.Trainer, kernel: ProbeKernel) -> dict[str, float]:
         """The scalars of the last observation."""
-        history = self.observer.history
+        history, scale = self.observer.history, self._scale(trainer, kernel) if "du" in self._papers else None
         return (
             observed_metrics(history)
             | self._data.quantities()
             | self._sparse.quantities()
             | self._raw
             | path_quantities(history, find_clipping(trainer))
+            | self._linearised.quantities(scale)
         )
 
     def _scale(self, trainer: pl.Trainer, kernel: ProbeKernel) -> LossScale | None:
@@ -207,6 +245,7 @@ class RunEvidence:
         return {
             "observer": self.observer.state_dict(),
             "measured": self._measured.state_dict(),
+            "linearised": self._linearised.state_dict(),
             "certificate": None if self._certificate is None else self._certificate.state(),
             "ball": None if self._ball is None else self._ball.state(),
             "stability": self._stability.state_dict(),
@@ -221,4 +260,5 @@ class RunEvidence:
         self._ball = None if ball is None else BallSearch.from_state(ball)
         self._stability.load_state_dict(state.get("stability", {}))
         self._sparse.load_state_dict(state.get("sparse", {}))
+        self._linearised.load_state_dict(state.get("linearised", {}))
         self._certificate = None if certificate is None else StartCertificate.from_state(certificate)

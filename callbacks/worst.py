@@ -51,7 +51,9 @@ class Worst:
         self._kept = {name: _Seen(Criterion(**kept["criterion"]), int(kept["step"])) for name, kept in state.items()}
 
     def _badness(self, criterion: Criterion) -> tuple[int, float]:
-        number = criterion.measured if self._sides[criterion.name] == "greatest" else -criterion.measured
+        # A bound may change with the step size: by how much of it is used.
+        share = criterion.measured / criterion.bound if criterion.bound > 0 else criterion.measured
+        number = share if self._sides[criterion.name] == "greatest" else -share
         return _WEIGHT[criterion.verdict], -math.inf if math.isnan(number) else number
 
 

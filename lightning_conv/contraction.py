@@ -111,13 +111,16 @@ def error_energies(eigenvectors: Tensor, residual: Tensor) -> Tensor:
     return (eigenvectors.T @ residual).square()
 
 
-def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> float:
-    r"""|r_k|^2 = sum_i <v_i, r_0>^2 prod_j (1 - eta_j lambda_i)^2, the squared error after gradient descent at a fixed kernel.
+def contracted_energies(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> Tensor:
+    r"""<v_i, r_k>^2 = <v_i, r_0>^2 prod_j (1 - eta_j lambda_i)^2 of every eigenvector, after gradient descent at a fixed kernel.
 
     Args:
         eigenvalues: lambda_i of G, (N,).
         energies: <v_i, r_0>^2, (N,).
         steps: how many steps were taken with each step size eta_j on S; their order does not matter.
+
+    Returns:
+        (N,), float64: what is left along each eigenvector, from which further steps go on.
 
     Cost: O(N) for each different step size. The products are sums of logarithms, so neither under- nor overflow on the way.
     """
@@ -134,7 +137,20 @@ def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[floa
         logs += (count[:, None] * exponent).sum(0)
     # Where there is no error, there is none to blow up: 0 inf would be NaN.
     factors = torch.where(energies > 0, 2 * logs, 0.0).exp()
-    return float((energies.double() * factors).sum())
+    return energies.double() * factors
+
+
+def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> float:
+    r"""|r_k|^2 = sum_i <v_i, r_0>^2 prod_j (1 - eta_j lambda_i)^2, the squared error after gradient descent at a fixed kernel.
+
+    Args:
+        eigenvalues: lambda_i of G, (N,).
+        energies: <v_i, r_0>^2, (N,).
+        steps: how many steps were taken with each step size eta_j on S; their order does not matter.
+
+    Cost: as ``contracted_energies``, whose sum it is.
+    """
+    return float(contracted_energies(eigenvalues, energies, steps).sum())
 
 
 def predicted_contraction(

@@ -57,6 +57,11 @@ class SampleLoss:
         converted, n = self._module.convert(inputs), sample_count(inputs)
         self._parts = [take(converted, slice(s, s + chunk)) for s in range(0, n, chunk)]
 
+    def outputs(self) -> Tensor:
+        """u, in the type of the evaluation. One forward pass."""
+        with undisturbed(self._network), torch.no_grad():
+            return torch.cat([self._outputs({}, part) for part in self._parts])
+
     def value(self) -> float:
         """f. One forward pass."""
         with undisturbed(self._network), torch.no_grad():

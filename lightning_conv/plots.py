@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_conv.spectrum import Bounded, Spectrum
 from lightning_conv.theory.observation import Observation
@@ -71,6 +72,34 @@ def plot_observations(history: Sequence[Observation]) -> Figure:
     axes.set_xlabel("step")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[int, float, float]]) -> Figure:
+    """How fast the first kernel lets the labels be fitted: what of them lies on its leading eigenvectors, and the error it foretells.
+
+    Args:
+        shares: name -> share of its energy on every eigenvector, by descending eigenvalue; drawn as sums over the leading ones.
+        curve: step, |u - y| as measured, and as predicted by the first kernel (NaN: not predicted).
+    """
+    figure = new_figure()
+    figure.subplots_adjust(left=0.14, bottom=0.14, top=0.97, hspace=0.55)
+    above, below = figure.subplots(2, 1)
+    for (name, share), style in zip(shares.items(), ("-", "--", ":"), strict=False):
+        above.plot(range(1, len(share) + 1), share.cumsum(0).cpu().numpy(), linestyle=style, linewidth=1.2, label=name)
+    above.set_xscale("log")
+    above.set_ylim(0, 1.05)
+    above.set_xlabel("leading eigenvectors of the first kernel", fontsize=7)
+    above.set_ylabel("share", fontsize=7)
+    steps = [step for step, _, _ in curve]
+    below.plot(steps, [measured for _, measured, _ in curve], marker=".", linewidth=1.2, label="|u - y|")
+    below.plot(steps, [predicted for _, _, predicted in curve], "--", color="black", linewidth=1, label="predicted")
+    below.set_yscale("log")
+    below.set_xlabel("step", fontsize=7)
+    for axes in (above, below):
+        axes.tick_params(labelsize=7)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(frameon=False, fontsize=7)
     return figure
 
 

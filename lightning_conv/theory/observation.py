@@ -77,6 +77,16 @@ class Observation:
         """f_{t+1} / f_t."""
         return self.next_loss / self.loss if self.loss > 0 else math.nan
 
+    @property
+    def rate(self) -> float:
+        """1 - f_{t+1} / f_t, the share of the loss that the step removed; NaN where its effect is rounding."""
+        return 1 - self.contraction if self.resolved else math.nan
+
+    @property
+    def linearised_rate(self) -> float:
+        """h_t a_t, the share that plain descent removes to first order in h; of a squared loss 2 eta r^T G r / |r|^2."""
+        return self.step_size * self.ratio
+
     def state(self) -> dict[str, float]:
         """As plain numbers."""
         return asdict(self)
@@ -100,7 +110,8 @@ def observed_metrics(history: Sequence[Observation]) -> dict[str, float]:
     found = {
         "loss": last.loss, "gradient_norm": last.gradient_norm, "pl_ratio": last.ratio, "pl_infimum": infimum_of_ratios(history),
         "distance": last.distance, "path_length": last.path_length, "descent_efficiency": last.efficiency,
-        "curvature": last.curvature, "contraction": last.contraction, "step_departure": last.departure,
+        "curvature": last.curvature, "contraction": last.contraction, "step_departure": last.departure, "rate": last.rate,
+        "rate_linearised": last.linearised_rate,
     }  # fmt: skip
     return {name: value for name, value in found.items() if math.isfinite(value)}
 

@@ -29,7 +29,7 @@ from lightning_conv.callbacks import (
 from lightning_conv.callbacks.certificates import descent_certificate
 from lightning_conv.theory.chatterjee import certify_descent, positive_init_
 
-STEP_TAGS = {"theory/contraction", "theory/curvature", "theory/descent_efficiency"}
+STEP_TAGS = {"theory/contraction", "theory/curvature", "theory/descent_efficiency", "theory/rate"}
 RAW_TAGS = {
     "theory/layer_distance_spectral", "theory/layer_distance_frobenius", "theory/layer_distance_spectral_relative",
     "theory/layer_distance_frobenius_relative", "theory/layer_stable_rank_min", "theory/layer_stable_rank_max",

@@ -74,7 +74,7 @@ def test_a_kernel_that_was_bad_once_stays_bad_also_in_a_checkpoint(points):
     resumed = Measured(["du"])
     resumed.load_state_dict(measured.state_dict())
     for kept in (measured, resumed):
-        share, drift = kept.of_kernel
+        share, drift = kept.du.criteria
         assert (share.name, share.verdict) == ("own_lambda_min_share", "refuted")
         assert "at step 1" in share.reason
         assert drift.name == "kernel_drift"
@@ -146,7 +146,10 @@ def test_the_papers_networks_are_judged_by_their_last_hidden_layer_and_its_limit
     criteria = ConvergenceCriteria("du", every_n_steps=1, probe=Probe(forward_fn=lambda m, x: m.network(x)))
     make_trainer([criteria], max_epochs=10, checkpoint=True).fit(module, whole(points))
     found = by_name(criteria)
-    assert set(found) == {"lambda_min_share", "kernel_drift", "limit_distance", "step_contraction"}
+    expected = {
+        "lambda_min_share", "kernel_drift", "limit_distance", "step_contraction", "layer_norms", "linearisation_remainder", "output_change",
+    }  # fmt: skip
+    assert set(found) == expected | ({"layer_movement"} if kind is DuFC else set())
     limit = (fully_connected_limit if kind is DuFC else residual_limit)(inputs, 2, network.activation)
     lambda_0 = float(torch.linalg.eigvalsh(limit.matrix)[0])
     first, last = last_hidden_gram(start, inputs), last_hidden_gram(network, inputs)

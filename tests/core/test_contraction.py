@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.contraction import (
+    contracted_energies,
     contracted_energy,
     error_energies,
     full_lambda_max,
@@ -213,3 +214,16 @@ def test_for_one_output_every_kind_is_the_full_kernel():
     for outputs in ("full", "trace", "sum", "projected"):
         assert is_full(ntk_gram(nn.Linear(3, 1), torch.randn(4, 3), outputs=outputs))
         assert is_full(ntk_gram(nn.Linear(3, 2), torch.randn(4, 3), outputs=outputs)) == (outputs == "full")
+
+
+def test_what_is_left_along_each_eigenvector_is_where_further_steps_go_on():
+    values, energies = torch.tensor([0.1, 1.0, 4.0, 0.0]).double(), torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    steps, more = {0.25: 3, 0.4: 1}, {0.1: 5}
+    left = contracted_energies(values, energies, steps)
+    by_hand = [
+        float(e) * ((1 - 0.25 * v) ** 3 * (1 - 0.4 * v)) ** 2 for v, e in zip(values.tolist(), energies, strict=True)
+    ]
+    assert left.tolist() == pytest.approx(by_hand, rel=1e-12, abs=1e-300)
+    assert contracted_energy(values, left, more) == pytest.approx(
+        contracted_energy(values, energies, steps | more), rel=1e-12
+    )

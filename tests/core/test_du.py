@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_conv import Bounded, fully_connected_limit, h_infinity, kernel_spectrum, ntk_gram
+from lightning_conv.activation import largest_slope
 from lightning_conv.analytic import softplus
 from lightning_conv.theory import DuConvResNet, DuFC, DuResNet, DuTwoLayer, du, loss_scale
 
@@ -187,6 +188,32 @@ def test_the_two_bounds_on_a_step_hold_and_break():
     assert criteria(0.21, 0.6) == ["refuted", "consistent"]
     assert criteria(0.19, 0.64) == ["consistent", "refuted"]
     assert math.isinf(du.Linearisation(1.0, 1.0, 0.0, 1.0).relative)
+
+
+def test_the_rounding_of_a_step_and_the_error_of_lambda_0_are_in_the_verdict():
+    def criteria(rounding, lambda_0):
+        found = du.Linearisation(remainder=0.19, change=0.6, predicted_change=1.0, residual=2.0, rounding=rounding)
+        return [
+            c.verdict for c in du.linearisation_criteria(found, step=0.4, lambda_0=lambda_0)
+        ]  # 0.095, 0.09; bound 0.1
+
+    assert criteria(0.009, exactly(2.0)) == ["consistent", "consistent"]
+    assert criteria(0.011, exactly(2.0)) == ["undecided", "consistent"]  # up to 0.1005
+    assert criteria(0.04, exactly(2.0)) == ["undecided", "undecided"]  # 0.32^2
+    wide = Bounded(2.0, 1.5, 2.5, certified=False, method="")
+    assert criteria(0.0, wide) == ["undecided", "undecided"]  # 0.095 and 0.09 against a bound of 0.075 to 0.125
+    assert criteria(0.0, Bounded(2.0, -0.1, 4.0, certified=False, method="")) == ["undecided", "undecided"]
+    assert not du.Linearisation(0.1, 0.1, 1.0, 1.0, rounding=0.011).resolved
+    assert du.Linearisation(0.1, 0.1, 1.0, 1.0, rounding=0.009).resolved
+
+
+def test_the_error_of_the_kernel_is_a_part_of_the_rounding():
+    network, x, y = DuFC(4, 10, 1), samples(), torch.linspace(-1, 1, 5, dtype=torch.float64)
+    gram = ntk_gram(network, x, precision="fast")
+    before, after = descent(network, x, y, 0.01, lambda u, y: (u - y).square().sum() / 2, 1)
+    found = du.linearisation(before, after, y, gram, 0.01, rounding=1e-3)
+    error = gram.floor + 2 * gram.jacobian_error * gram.trace
+    assert found.rounding == pytest.approx(1e-3 + 0.01 * error * float((before - y).norm()), rel=1e-12)
 
 
 def test_a_wide_network_and_a_small_step_satisfy_the_whole_chain():
@@ -377,3 +404,10 @@ def test_the_bound_of_lemma_b3_holds_and_grows_exponentially():
         du.propagation_bound(DuResNet(4, 8, 2))
     with pytest.raises(TypeError, match="DuConvResNet"):
         du.feature_sensitivity(DuConvResNet(1, (3, 3), 4, 2), torch.ones(1, 1, 3, 3).double())
+
+
+def test_the_largest_slope_is_that_of_a_search():
+    for activation in (nn.SiLU(), nn.GELU(), nn.Tanh(), nn.ReLU(), softplus(5.0)):
+        z = torch.linspace(-30, 30, 2_000_003, dtype=torch.float64)
+        differences = (activation(z[2:]) - activation(z[:-2])) / (z[2:] - z[:-2])
+        assert largest_slope(activation) == pytest.approx(float(differences.abs().max()), rel=1e-6)

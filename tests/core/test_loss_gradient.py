@@ -127,3 +127,16 @@ def test_numbers_are_as_wide_as_the_device_allows():
     assert wide(numbers).dtype == torch.float64
     assert wide(numbers.half().as_subclass(OnApple)).dtype == torch.float32
     assert wide(numbers).tolist() == numbers.tolist()
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "frozen"])
+@pytest.mark.parametrize("chunk", [128, 7])
+def test_outputs_are_those_of_the_network_in_the_given_mode_and_precision(batch_norm, chunk):
+    model = network()
+    model(INPUTS)
+    asked = SampleLoss(
+        model, INPUTS, torch.zeros(20, 3), nn.MSELoss(), batch_norm=batch_norm, chunk=chunk, dtype=torch.float64
+    )
+    reference = copy.deepcopy(model).double().train(batch_norm == "frozen")
+    assert torch.allclose(asked.outputs(), reference(INPUTS.double()), rtol=1e-12, atol=1e-12)
+    assert asked.outputs().dtype == torch.float64

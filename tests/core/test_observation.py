@@ -149,3 +149,15 @@ def test_a_departed_step_is_one_beyond_rounding():
     assert observed_metrics([seen])["step_departure"] == 0.2
     assert not Observation(0, 1.0, 1.0, 0.0, departure=0.05, rounding=0.1).departed
     assert not Observation(0, 1.0, 1.0, 0.0).departed
+
+
+def test_the_rate_tends_to_the_linearised_one_as_the_step_shrinks():
+    for eta in (1e-2, 1e-3):
+        seen = quadratic(eta, 1)[0]
+        w = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+        slope, loss = float((VALUES * w).square().sum()), float((VALUES * w * w).sum()) / 2
+        assert seen.linearised_rate == pytest.approx(eta * slope / loss, rel=1e-12)
+        after = float((VALUES * (w - eta * VALUES * w) ** 2).sum()) / 2
+        assert seen.rate == pytest.approx(1 - after / loss, rel=1e-9)
+        assert abs(seen.rate / seen.linearised_rate - 1) < 8 * eta  # 1 - eta beta / 2 at least, beta = 8
+    assert math.isnan(Observation(0, 1.0, 1.0, 0.0, next_loss=1.0, linear=-1e-9).rate)

@@ -20,6 +20,9 @@ from torch import Tensor
 from lightning_conv.activation import Activation, derivative
 from lightning_conv.kernels.infinite.correlation import correlations
 
+ENTRIES_AT_ONCE = 2**15
+"""Entries of a matrix that a processor's cache holds beside their correlations: q passes over more wait for the memory."""
+
 
 @lru_cache(maxsize=8)
 def gauss_hermite(order: int) -> tuple[Tensor, Tensor]:
@@ -75,10 +78,16 @@ class HermiteDual:
     def _moment(self, function: Activation, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         left = self._coefficients(function, rows)
         right = left if columns is rows else self._coefficients(function, columns)
+        left, right = left.T.contiguous(), right.T.contiguous()  # (q, n): strided columns take three times as long
         rho = correlations(covariance, rows, columns)
         total = torch.zeros_like(covariance)
-        for k in reversed(range(self.order)):  # Horner
-            total.mul_(rho).addr_(left[:, k], right[:, k])
+        on_cpu = covariance.device.type == "cpu"
+        count = max(1, ENTRIES_AT_ONCE // max(1, covariance.shape[1])) if on_cpu else len(covariance)
+        for start in range(0, len(covariance), max(1, count)):
+            rows_now = slice(start, start + count)
+            part, factor, weights = total[rows_now], rho[rows_now], left[:, rows_now]
+            for k in reversed(range(self.order)):  # Horner
+                part.mul_(factor).addr_(weights[k], right[k])
         return total
 
     def _coefficients(self, function: Activation, variances: Tensor) -> Tensor:

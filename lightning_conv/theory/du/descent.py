@@ -13,11 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.drift import frobenius_floor
 from lightning_conv.eigenvalues.bounded import Bounded, divide
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.theory.criterion import Criterion, at_most
 from lightning_conv.theory.du.kernel import DEEP, TWO_LAYER
 
+ASKS_REMAINDER = "|u(k+1) - u(k) + eta G(k) r(k)| / |r(k)| <= eta lambda_0 / 8"
+ASKS_CHANGE = "|u(k+1) - u(k)|^2 / |r(k)|^2 <= eta lambda_0 / 8"
 THEOREMS = f"{DEEP}, Theorems 5.1, 6.1, 7.1; {TWO_LAYER}, Theorem 4.1"
 
 
@@ -93,6 +96,12 @@ class Linearisation:
     change: float  # |u' - u|
     predicted_change: float  # eta |G r|
     residual: float  # |r|
+    rounding: float = 0.0  # estimate of what rounding may contribute to the remainder, and to the change
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the predicted change stands well above rounding: the relative remainder is then known to within 0.01."""
+        return self.predicted_change > 100 * self.rounding
 
     @property
     def relative(self) -> float:
@@ -101,16 +110,23 @@ class Linearisation:
 
 
 def linearisation(
-    before: Tensor, after: Tensor, targets: Tensor, gram: KernelGram | Tensor, step: float
+    before: Tensor,
+    after: Tensor,
+    targets: Tensor,
+    gram: KernelGram | Tensor,
+    step: float,
+    *,
+    rounding: float = 0.0,
 ) -> Linearisation:
     """How far a step is from linear.
 
     Args:
-        before: u(k), (n,).
+        before: u(k), (n,); of C outputs (n, C), for a full kernel with row i C + c.
         after: u(k+1).
         targets: y.
-        gram: G(k) over all trained parameters, (n, n).
+        gram: G(k) over all trained parameters, (n, n), or (n C, n C).
         step: eta on S.
+        rounding: of the change of the outputs; that of the kernel is added to it.
 
     Raises:
         ValueError: the sizes differ.
@@ -120,13 +136,18 @@ def linearisation(
     matrix, r = _matrix_and_residual(gram, before.detach().double() - targets.double())
     change = (after.detach().double() - before.detach().double()).flatten()
     linear = -step * (matrix @ r)
-    return Linearisation(float((change - linear).norm()), float(change.norm()), float(linear.norm()), float(r.norm()))
+    size = float(r.norm())
+    rounding += step * frobenius_floor(gram) * size
+    return Linearisation(
+        float((change.to(linear) - linear).norm()), float(change.norm()), float(linear.norm()), size, rounding
+    )
 
 
 def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded | float) -> tuple[Criterion, Criterion]:
     """|I_2| <= eta lambda_0 / 8 |r| (Lemma B.6) and |u(k+1) - u(k)|^2 <= eta lambda_0 / 8 |r|^2 (Lemma B.7).
 
-    Both are measured over |r| and |r|^2. Together with lambda_min(G) >= lambda_0 / 2 they give the contraction of the step.
+    Both are measured over |r| and |r|^2. Together with lambda_min(G) >= lambda_0 / 2 they give the contraction of the step. The rounding
+    of the step and the error of lambda_0 are in the verdict.
 
     Args:
         found: of the step.
@@ -134,22 +155,23 @@ def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded 
         lambda_0: of the limit kernel.
     """
     bound = step * _value(lambda_0) / 8
+    share, change = divide(found.remainder, found.residual), divide(found.change, found.residual)
+    error = divide(found.rounding, found.residual) if found.rounding > 0 else 0.0
+    squares = (change**2, max(change - error, 0.0) ** 2, (change + error) ** 2)
+    remainder = _within((share, max(share - error, 0.0), share + error), lambda_0)
     return (
-        at_most(
-            "linearisation_remainder",
-            f"{DEEP}, Lemma B.6",
-            "|u(k+1) - u(k) + eta G(k) r(k)| / |r(k)| <= eta lambda_0 / 8",
-            divide(found.remainder, found.residual),
-            bound,
-        ),
-        at_most(
-            "output_change",
-            f"{DEEP}, Lemma B.7",
-            "|u(k+1) - u(k)|^2 / |r(k)|^2 <= eta lambda_0 / 8",
-            divide(found.change**2, found.residual**2),
-            bound,
-        ),
+        at_most("linearisation_remainder", f"{DEEP}, Lemma B.6", ASKS_REMAINDER, remainder, bound),
+        at_most("output_change", f"{DEEP}, Lemma B.7", ASKS_CHANGE, _within(squares, lambda_0), bound),
     )
+
+
+def _within(measured: tuple[float, float, float], lambda_0: Bounded | float) -> Bounded:
+    """A number with its ends, which are moved by what the error of lambda_0 does to the bound that it is held against."""
+    value, lower, upper = measured
+    if isinstance(lambda_0, Bounded):
+        lower = lower * lambda_0.value / lambda_0.upper if lambda_0.upper > 0 else 0.0
+        upper = upper * lambda_0.value / lambda_0.lower if lambda_0.lower > 0 else math.inf
+    return Bounded(value, lower, upper, certified=False, method="rounding of the step, error of lambda_0")
 
 
 def _log_rate(step: float, lambda_0: Bounded | float) -> float:
