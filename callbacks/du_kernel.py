@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_conv.activation import is_relu
 from lightning_conv.analytic import find_kinks
-from lightning_conv.callbacks.certificates import sole_child, voided
+from lightning_conv.callbacks.certificates import voided
+from lightning_conv.callbacks.papers_networks import find_network, unit_rows
 from lightning_conv.contraction import is_full
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.evaluation import Inputs
@@ -42,9 +43,6 @@ DU = "Du et al. 2019 (1811.03804)"
 OWN = "lambda_0 := 4/3 lambda_min(G(0)), all layers"
 """What stands for lambda_0 = lambda_min(K^(H)) where there is no limit kernel."""
 
-UNIT = 1e-4
-"""How far the norm of an input may be from the 1 that the papers ask for."""
-
 SLOWEST = 60.0
 """Seconds that a limit kernel may take; it is computed once a run, before the first step."""
 
@@ -65,27 +63,26 @@ def papers_network(network: nn.Module, inputs: Inputs, trained: Collection[str])
         inputs: of the probe.
         trained: names, in ``network``, of the parameters that the kernel is over.
     """
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        return None
-    if not any(type(module) in KINDS for module in network.modules()):
-        return None
-    try:
-        name = sole_child(network, inputs)
-        own = network.get_submodule(name)
-        fits = type(own) in KINDS and _as_in_the_paper(cast("PapersNetwork", own), inputs)
-    except (ValueError, TypeError, RuntimeError):
-        return None
-    if not fits or bool(((inputs.double().flatten(1).norm(dim=1) - 1).abs() > UNIT).any()):
-        return None
-    weights = [key for key, _ in own.named_parameters() if not (isinstance(own, DuTwoLayer) and key == "output.weight")]
-    prefix = f"{name}." if name else ""
-    return name if {prefix + key for key in weights} == set(trained) else None
+    for kind in (DuNetwork, DuTwoLayer):
+        found = find_network(network, inputs, kind, trained)
+        if isinstance(found, str) or type(found.network) not in KINDS:
+            continue
+        own = cast("PapersNetwork", found.network)
+        # A name outside of the network is that of another weight that is trained.
+        wanted = {name for name, _ in own.named_parameters()} - ({"output.weight"} if kind is DuTwoLayer else set())
+        alone = found.trained == wanted and len(trained) == len(wanted)
+        x = cast("Tensor", inputs)
+        return found.place if alone and unit_rows(x) and _as_in_the_paper(own, x) else None
+    return None
 
 
 def _as_in_the_paper(network: PapersNetwork, inputs: Tensor) -> bool:
     if isinstance(network, DuTwoLayer):
         return is_relu(network.activation) and bool((network.output.weight.detach().abs() == 1).all())
-    return not find_kinks(network, inputs)
+    try:
+        return not find_kinks(network, inputs)
+    except (ValueError, TypeError, RuntimeError):  # whether it is smooth is not known
+        return False
 
 
 def limit_kernel(network: PapersNetwork, inputs: Tensor, max_memory: float | None = None) -> LimitKernel:

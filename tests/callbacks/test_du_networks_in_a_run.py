@@ -193,7 +193,9 @@ def test_the_papers_network_is_found_where_exactly_its_weights_are_trained(point
     assert papers_network(two, x, ["hidden.weight", "output.weight"]) is None
     assert papers_network(deep, x, ["hidden.0.weight", "hidden.1.weight", "output.weight"]) == ""
     assert papers_network(deep, x, ["hidden.1.weight"]) is None
-    assert papers_network(nn.Sequential(two), x, ["0.hidden.weight"]) is None  # the way down ends at a Sequential
+    assert papers_network(nn.Sequential(two), x, ["0.hidden.weight"]) == "0"
+    assert papers_network(nn.Sequential(two, nn.Tanh()), x, ["0.hidden.weight"]) is None  # does more than its child
+    assert papers_network(nn.Sequential(nn.Linear(8, 8).double(), two), x, ["0.weight", "1.hidden.weight"]) is None
     assert papers_network(two, 2 * x, ["hidden.weight"]) is None
     with torch.no_grad():
         two.output.weight *= 2  # a_r is -1 or 1

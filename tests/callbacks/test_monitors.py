@@ -296,10 +296,16 @@ def test_every_chart_of_the_layout_finds_its_tags(
         logger=TensorBoardLogger(tmp_path),
     )
     plain.fit(make_regression(nn.Linear(64, 10), lr=0.01), make_loader(one_hot_digits))
-    tags = logged.Tags()["scalars"] + events(plain.logger.log_dir).Tags()["scalars"]
+    # What the first kernel foretells is about full-batch descent on the probe.
+    few = TensorDataset(*(tensor[:8] for tensor in one_hot_digits.tensors))
+    whole = make_trainer(
+        [ConvergenceCriteria("du", Probe(8, outputs="full"))], max_epochs=1, logger=TensorBoardLogger(tmp_path)
+    )
+    whole.fit(make_regression(nn.Linear(64, 10), lr=0.01), DataLoader(few, batch_size=8))
+    tags = [tag for run in (trainer, plain, whole) for tag in events(run.logger.log_dir).Tags()["scalars"]]
     content = logged.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     charts = [chart for category in Layout.FromString(content).category for chart in category.chart]
-    assert len(charts) == 7
+    assert len(charts) == 9
     for chart in charts:
         for series in chart.margin.series:
             assert {series.value, series.lower, series.upper} <= set(tags)
