@@ -78,9 +78,15 @@ def judge(names: Iterable[str], evidence: Evidence, breaches: Sequence[Breach]) 
     found: list[Criterion] = []
     for paper in (PAPERS[name] for name in names):
         reason = breached(breaches, paper.asks)
-        found += [voided(each, reason) if reason else each for each in paper.criteria(evidence)]
+        found += [_with_breaches(each, reason) if reason else each for each in paper.criteria(evidence)]
         found += paper.apart(evidence)
     return found
+
+
+def _with_breaches(criterion: Criterion, reason: str) -> Criterion:
+    """Not applicable for ``reason``, after that of its own where it was not anyway: another network is the first thing to know."""
+    own = criterion.reason.split("; ") if criterion.verdict == "not applicable" else []
+    return voided(criterion, "; ".join(dict.fromkeys([*own, *reason.split("; ")])))
 
 
 def _chatterjee(evidence: Evidence) -> list[Criterion]:

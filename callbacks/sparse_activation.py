@@ -96,10 +96,13 @@ class SparseActivation:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def criteria(self) -> list[Criterion]:
-        """The share of active units before the first step against 1 - Phi(B), and the largest share against exp(-B^2 / 2)."""
+        """The share of active units before the first step against 1 - Phi(B), and the largest share against exp(-B^2 / 2).
+
+        Of other networks the two are the share before the first step and that of now.
+        """
         if isinstance(self._setting, str):
-            blank = [starts_sparse(self._first, 0.0, 1), stays_sparse(self._last, 0.0)]
-            return [voided(each, self._setting) for each in blank]
+            shares = replace(starts_sparse(self._first, 0.0, 1), measured=self._first), stays_sparse(self._last, 0.0)
+            return [voided(each, self._setting) for each in shares]
         first = starts_sparse(self._first, self._setting.threshold, self._setting.width)
         if math.isnan(self._first):
             first = voided(first, "the run was not seen from its first step on")

@@ -219,6 +219,8 @@ def test_with_adam_augmentation_and_batchnorm_nothing_applies_the_reasons_are_to
     found = verdicts(criteria)
     assert set(found.values()) == {"not applicable"}
     assert all(each.reason for each in criteria.criteria)
+    assert {each.reason.count("Adam") for each in criteria.criteria} == {0, 1}  # said once, if at all
+    assert {each.reason.count("Adam") for each in criteria.criteria if each.name.startswith("criterion_")} == {1}
     logged = EventAccumulator(trainer.logger.log_dir)
     logged.Reload()
     tags = logged.Tags()

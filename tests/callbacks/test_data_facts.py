@@ -124,6 +124,7 @@ def test_near_orthogonality_is_judged_for_the_papers_network_on_the_logistic_los
         ("nothing about the ReLU", judged(network=LeakyTwoLayer(40, 12, slope=0.0))),
         ("not those of two", judged(targets=SIGNS.abs())),
         ("mini-batches", judged(batch=3)),
+        ("trains another network; mini-batches", judged(network=nn.Linear(40, 1), batch=3)),
     ):  # fmt: skip
         assert other.verdict == "not applicable"
         assert said in other.reason

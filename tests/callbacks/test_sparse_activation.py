@@ -100,6 +100,7 @@ def test_other_settings_are_told_and_not_judged(run, data, recorder):
         assert all(said in each.reason for each in found.values())
         assert 0 < found["active_fraction"].measured < 1
     assert found["active_fraction"].measured == recorder.scalars["theory/active_fraction"][4]
+    assert found["active_fraction_start"].measured == recorder.scalars["theory/active_fraction"][0]
     assert "theory/bias_ntk_lambda_min" not in recorder.scalars
     smooth = run(nn.Sequential(nn.Linear(5, 30), nn.Tanh(), nn.Linear(30, 1)).double())
     assert {each.verdict for each in smooth.values()} == {"not applicable"}
