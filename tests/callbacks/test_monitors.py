@@ -285,9 +285,9 @@ def test_every_chart_of_the_layout_finds_its_tags(
     tmp_path, make_trainer, make_module, make_loader, make_regression, one_hot_digits
 ):
     """A Margin chart takes plain tags, a Multiline chart regular expressions that match from the beginning."""
-    callbacks = [LambdaMin(), KernelStability(), ExpressivityGuard(switch_at=3)]
-    trainer = make_trainer(callbacks, max_epochs=2, logger=TensorBoardLogger(tmp_path))
-    trainer.fit(make_module(), make_loader())
+    callbacks = [LambdaMin(), KernelStability(), ExpressivityGuard(switch_at=3, step_rule="certified")]
+    trainer = make_trainer(callbacks, max_epochs=5, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(make_module(), make_loader(batch_size=96))  # whole batches: the gap has a bound
     logged = events(trainer.logger.log_dir)
     # Step size and contraction are those of plain SGD on a squared loss.
     plain = make_trainer(
