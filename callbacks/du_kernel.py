@@ -158,8 +158,12 @@ def own_criteria(gram: KernelGram, first: KernelGram, first_spectrum: Spectrum) 
     ]
     if is_full(gram):
         return found
-    why = f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
-    return [voided(each, why) for each in found]
+    return [voided(each, summed_kernel(gram)) for each in found]
+
+
+def summed_kernel(gram: KernelGram) -> str:
+    """Why nothing follows from a kernel that is no full one."""
+    return f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
 
 
 def own_lambda_0(spectrum: Spectrum) -> Bounded:

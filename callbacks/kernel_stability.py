@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_conv.callbacks._logging import log_figure
+from lightning_conv.callbacks.certificates import voided
+from lightning_conv.callbacks.du_kernel import summed_kernel
 from lightning_conv.callbacks.kernel_monitor import KernelMonitor
 from lightning_conv.callbacks.probe import Probe
 from lightning_conv.callbacks.probe_kernel import gram_from_state, gram_state
+from lightning_conv.callbacks.worst import Worst
+from lightning_conv.contraction import is_full
 from lightning_conv.drift import Drift, kernel_drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.plots import plot_spectra
 from lightning_conv.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.du import lambda_min_share_criterion
 
 
 class KernelStability(KernelMonitor):
@@ -60,6 +67,13 @@ class KernelStability(KernelMonitor):
         self.drift: Drift | None = None
         self._reference: tuple[KernelGram, Spectrum] | None = None
         self._reference_step = 0
+        self._worst = Worst({"own_lambda_min_share": "least"})
+
+    @property
+    def criteria(self) -> list[Criterion]:
+        """What is asked of lambda_min after Du et al., where it was worst; whether the run is one of theirs is not looked at."""
+        why = "; what breaks a hypothesis in this run, ConvergenceCriteria would tell"
+        return [replace(each, reason=each.reason + why) for each in self._worst.criteria()]
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
@@ -68,6 +82,8 @@ class KernelStability(KernelMonitor):
         reference, reference_spectrum = self._reference
         drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)
         self.drift = drift
+        judged = lambda_min_share_criterion(drift.lambda_min_ratio)
+        self._worst.note([judged if is_full(gram) else voided(judged, summed_kernel(gram))], step)
         return {
             "convergence/kernel_change": drift.relative_frobenius,
             "kernel/relative_frobenius_change": drift.relative_frobenius,
@@ -90,12 +106,14 @@ class KernelStability(KernelMonitor):
     def forget(self) -> None:
         super().forget()
         self.drift, self._reference, self._reference_step = None, None, 0
+        self._worst = Worst({"own_lambda_min_share": "least"})
 
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self._reference is not None:
             state |= {"reference": gram_state(self._reference[0]), "reference_step": self._reference_step}
+            state |= {"worst": self._worst.state_dict()}
         return state
 
     @override
@@ -105,3 +123,4 @@ class KernelStability(KernelMonitor):
             gram = gram_from_state(state_dict["reference"])
             self._reference = gram, kernel_spectrum(gram)
             self._reference_step = int(state_dict.get("reference_step", 0))
+        self._worst.load_state_dict(state_dict.get("worst", {}))

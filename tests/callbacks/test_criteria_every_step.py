@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import kernel_spectrum, ntk_gram
-from lightning_conv.callbacks import ConvergenceCriteria, Probe
+from lightning_conv.callbacks import ConvergenceCriteria, KernelStability, Probe
 from lightning_conv.callbacks.measured import Measured
 from lightning_conv.callbacks.worst import Worst
 from lightning_conv.kernels.infinite import fully_connected_limit, residual_limit
@@ -27,6 +28,39 @@ def whole(data: TensorDataset) -> DataLoader:
 
 def by_name(callback: ConvergenceCriteria) -> dict:
     return {each.name: each for each in callback.criteria}
+
+
+class Shrink(pl.Callback):
+    """Makes the weights small after one step, and undoes it after the next."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        factor = {1: 0.1, 2: 10.0}.get(trainer.global_step, 1.0)
+        with torch.no_grad():
+            for parameter in pl_module.parameters():
+                parameter.mul_(factor)
+
+
+@pytest.mark.parametrize("kind", ["full", "trace"])
+def test_the_kernel_monitor_alone_remembers_its_worst_step(kind, tmp_path, make_trainer, make_regression, points):
+    torch.manual_seed(0)
+    inputs, targets = points.tensors
+    data = TensorDataset(inputs, targets.repeat(1, 2))
+
+    def run(epochs, **kwargs):
+        module = make_regression(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2)), lr=1e-3).double()
+        stability = KernelStability(Probe(size=5, outputs=kind), every_n_steps=1)
+        trainer = make_trainer([Shrink(), stability], max_epochs=epochs, checkpoint=epochs == 3)
+        trainer.fit(module, whole(data), **kwargs)
+        return stability
+
+    run(3)
+    resumed = run(4, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    (judged,) = resumed.criteria
+    assert resumed.drift.lambda_min_ratio.value > 0.9  # it has come back
+    assert judged.measured < 0.1
+    assert "at step 1" in judged.reason
+    assert judged.verdict == ("refuted" if kind == "full" else "not applicable")
+    assert kind == "full" or "summed over 2 outputs" in judged.reason
 
 
 def scheduled(module, factors):

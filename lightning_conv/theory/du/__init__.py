@@ -16,6 +16,7 @@ from lightning_conv.theory.du.kernel import (
     drift_criterion,
     initial_criterion,
     lambda_min_criterion,
+    lambda_min_share_criterion,
     own_lambda_min_criterion,
 )
 from lightning_conv.theory.du.labels import generalisation_measure, label_energies, predicted_residuals
@@ -46,6 +47,7 @@ __all__ = [
     "initial_criterion",
     "label_energies",
     "lambda_min_criterion",
+    "lambda_min_share_criterion",
     "last_hidden_gram",
     "layer_movement",
     "layer_movement_criterion",

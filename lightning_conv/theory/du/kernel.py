@@ -110,13 +110,17 @@ def own_lambda_min_criterion(gram: KernelGram | Tensor, initial: KernelGram | Te
     """
     require_comparable(gram, initial)
     now, then = (kernel_spectrum(each, method="auto").lambda_min for each in (gram, initial))
-    return at_least(
-        "own_lambda_min_share",
-        f"after {DEEP}, Lemmas B.2 and B.4",
-        "lambda_min(G(k)) / lambda_min(G(0)) >= 2/3",
-        quotient(now, then),
-        2 / 3,
-    )
+    return lambda_min_share_criterion(quotient(now, then))
+
+
+def lambda_min_share_criterion(share: Bounded) -> Criterion:
+    """``own_lambda_min_criterion`` where the quotient is at hand.
+
+    Args:
+        share: lambda_min(G(k)) / lambda_min(G(0)).
+    """
+    source = f"after {DEEP}, Lemmas B.2 and B.4"
+    return at_least("own_lambda_min_share", source, "lambda_min(G(k)) / lambda_min(G(0)) >= 2/3", share, 2 / 3)
 
 
 def _distance(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> Bounded:
