@@ -302,7 +302,13 @@ def test_every_chart_of_the_layout_finds_its_tags(
         [ConvergenceCriteria("du", Probe(8, outputs="full"))], max_epochs=1, logger=TensorBoardLogger(tmp_path)
     )
     whole.fit(make_regression(nn.Linear(64, 10), lr=0.01), DataLoader(few, batch_size=8))
-    tags = [tag for run in (trainer, plain, whole) for tag in events(run.logger.log_dir).Tags()["scalars"]]
+    # A bound is proven for steps of the size that the proof allows.
+    proven = make_trainer(
+        [ExpressivityGuard(switch_at=1, step_rule="certified")], max_epochs=2, logger=TensorBoardLogger(tmp_path)
+    )
+    network = nn.Sequential(nn.Linear(64, 20), nn.Softplus(), nn.Linear(20, 10))
+    proven.fit(make_regression(network, lr=0.01), DataLoader(few, batch_size=8))
+    tags = [tag for run in (trainer, plain, whole, proven) for tag in events(run.logger.log_dir).Tags()["scalars"]]
     content = logged.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     charts = [chart for category in Layout.FromString(content).category for chart in category.chart]
     assert len(charts) == 9
