@@ -97,7 +97,7 @@ def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[in
     below.set_yscale("log")
     below.set_xlabel("step", fontsize=7)
     for axes in (above, below):
-        axes.tick_params(labelsize=7)
+        axes.tick_params(which="both", labelsize=7)
         axes.grid(visible=True, alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
     return figure

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_conv import ntk_gram
 from lightning_conv.callbacks import ConvergenceCriteria, LambdaMin, Probe, RegularizedGradientClipping
 from lightning_conv.callbacks.du_steps import LinearisedSteps
 from lightning_conv.callbacks.label_projection import LabelProjection
@@ -297,13 +298,42 @@ def test_shares_are_those_of_the_labels_on_the_leading_eigenvectors(follow, data
         assert criteria._run.projection.shares[name].tolist() == pytest.approx(shares.tolist(), rel=1e-3, abs=1e-6)
 
 
+def test_the_run_is_bit_for_bit_the_same(make_trainer, make_regression, data):
+    def run(callbacks):
+        torch.manual_seed(0)
+        module = make_regression(two_outputs().float(), lr=0.3)
+        few = TensorDataset(*(each.float() for each in data.tensors))
+        make_trainer(callbacks, max_epochs=6).fit(module, DataLoader(few, batch_size=6, shuffle=True))
+        return module.losses, module.state_dict(), torch.get_rng_state()
+
+    plain = run([])
+    watched = run([criteria := ConvergenceCriteria("du", every_n_steps=1, probe=Probe(6, outputs="full"))])
+    assert math.isfinite(criteria._run.projection.curve[-1][2])
+    assert plain[0] == watched[0]
+    assert all(torch.equal(value, watched[1][name]) for name, value in plain[1].items())
+    assert torch.equal(plain[2], watched[2])
+
+
+def test_an_error_on_the_way_leaves_these_numbers_out_and_nothing_else(
+    monkeypatch, make_trainer, make_regression, data
+):
+    from lightning_conv.callbacks.observer import Observer
+
+    def broken(*_):
+        raise RuntimeError("no float64 here")
+
+    monkeypatch.setattr(Observer, "exact_outputs", broken)
+    criteria = ConvergenceCriteria("du", every_n_steps=1, probe=Probe(6, outputs="full"))
+    trainer = make_trainer([criteria], max_epochs=2)
+    with pytest.warns(UserWarning, match="the linearised error is left out at step 0: no float64 here"):
+        trainer.fit(make_regression(two_outputs(), lr=0.1), DataLoader(data, batch_size=6))
+    assert {"theory/loss", "theory/contraction", "theory/rate"} <= set(trainer.callback_metrics)
+    assert not {"theory/linearisation_error", "theory/residual_predicted"} & set(trainer.callback_metrics)
+
+
 def test_steps_that_were_not_seen_end_the_prediction():
     projection = LabelProjection()
-    with torch.no_grad():
-        from lightning_conv import ntk_gram
-
-        gram = ntk_gram(nn.Linear(3, 1), torch.eye(3))
-    projection.begin(gram, torch.ones(3), torch.ones(3), 1.0, 5)
+    projection.begin(ntk_gram(nn.Linear(3, 1), torch.eye(3)), torch.ones(3), torch.ones(3), 1.0, 5)
     projection.measure(5, math.sqrt(3))
     projection.note_step(0.1)
     projection.measure(6, 1.0)
