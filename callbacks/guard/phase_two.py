@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks._logging import log_text, publish
 from lightning_conv.callbacks.guard.caveats import optimizer_caveats
+from lightning_conv.callbacks.guard.compared_loss import ComparedLoss
 from lightning_conv.callbacks.guard.curvature import beyond, known_curvature
 from lightning_conv.callbacks.guard.feature_cache import FeatureCache
-from lightning_conv.callbacks.guard.first_batch import FirstBatch
 from lightning_conv.callbacks.guard.head_steps import (
     CertifiedSteps,
     HeadSteps,
@@ -66,7 +66,7 @@ class PhaseTwo:
         self.trunk = FrozenTrunk(pl_module, head, data.ranks)
         self._cache: FeatureCache | None = None
         self._steps: HeadSteps = OptimizerSteps(network, loss, data)
-        self._first = FirstBatch(trainer, network, head, data, loss, settings.input_fn)
+        self._compared = ComparedLoss(trainer, network, head, data, loss, settings.input_fn)
 
     @property
     def rule(self) -> StepRule:
@@ -201,9 +201,9 @@ class PhaseTwo:
             state.reason += f"; {state.why}"
 
     def before_batch(self, batch: Any) -> None:
-        """Nothing is in train mode; before the first batch its loss is computed by ``loss_fn``."""
+        """Nothing is in train mode; before the first batch of an epoch its loss is computed by ``loss_fn``."""
         self.trunk.keep_still()
-        self._first.before(batch)
+        self._compared.before(batch)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """The gradients are there."""
@@ -219,14 +219,14 @@ class PhaseTwo:
             self.limit(said)
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
-        if (said := self._first.after(math.nan if loss is None else float(loss))) is not None:
+        if (said := self._compared.after(loss)) is not None:
             self.limit(said)
             if self.rule != "base":
                 self._give_up_rule()
 
     def _give_up_rule(self) -> None:
-        """The rule was made for another loss than that of the training step: take its first step back, and go on without."""
-        self._first.take_back()
+        """The rule was made for another loss than that of the training step: take the step back, and go on without."""
+        self._compared.take_back()
         said = f"step_rule={self.rule!r} is for that loss, so the optimizer of the run goes on, and no bound holds"
         self._state.reason = f"{self._state.reason}; {said}"
         rank_zero_warn(f"ExpressivityGuard: {said}")
@@ -245,7 +245,8 @@ class PhaseTwo:
         log_text(self._trainer, "guard/reason", state.reason, self._trainer.global_step)
 
     def measure(self) -> None:
-        """Add loss, gap and bound to the history."""
+        """Add loss, gap and bound to the history; the next batch is one whose loss is compared."""
+        self._compared.again()
         step = self._trainer.global_step
         try:
             measured = self._steps.measure()
@@ -280,4 +281,5 @@ class PhaseTwo:
         if self._cache is not None:
             self._cache.release()
         self._cache = self._loss.known_outputs = None
+        self._compared.release()
         self.trunk.release()

@@ -261,6 +261,25 @@ def test_another_loss_in_the_training_step_is_found_out(make_trainer, make_modul
     assert "minimises something else" in guard.reason
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_another_loss_that_sets_in_later_in_phase_2_is_found_out(make_trainer, make_module, make_loader, cache):
+    module = make_module()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.05)
+    step = type(module).training_step
+
+    def training_step(batch, batch_idx):
+        late = module.trainer.current_epoch >= 3
+        return step(module, batch, batch_idx) + late * 0.1 * module.classifier.weight.norm()
+
+    module.training_step = training_step
+    guard = ExpressivityGuard(switch_at=SWITCH, cache_features=cache)
+    with pytest.warns(UserWarning, match="minimises something else than the mean of CrossEntropyLoss"):
+        make_trainer([guard], max_epochs=5).fit(module, make_loader())
+    assert (guard.phase, guard.verdict) == (2, "undecided")
+    assert len([each for each in guard.caveats if "minimises something else" in each]) == 1
+    assert "at step 10)" in guard.reason  # the first of the fourth epoch of three batches
+
+
 def test_a_clean_run_is_certified(make_trainer, make_module, make_loader):
     module = make_module()
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
