@@ -10,10 +10,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_conv.callbacks.ball_search import BallSearch, ProbeLandscape, search_ball
 from lightning_conv.callbacks.batch import to_device
 from lightning_conv.callbacks.breach import EVERYWHERE, Breach, Hypothesis, breached
-from lightning_conv.callbacks.certificates import StartCertificate, descent_certificate, no_certificate
 from lightning_conv.callbacks.data_facts import DataFacts, data_facts
 from lightning_conv.callbacks.forward_stability import ForwardStability
 from lightning_conv.callbacks.hypotheses import find_breaches
@@ -29,6 +27,7 @@ from lightning_conv.callbacks.phase_two_criteria import find_guard, phase_two_cr
 from lightning_conv.callbacks.probe_kernel import ProbeKernel
 from lightning_conv.callbacks.quantities import path_quantities, probe_quantities
 from lightning_conv.callbacks.sparse_activation import SparseActivation
+from lightning_conv.callbacks.start_evidence import StartEvidence
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.spectrum import Spectrum
 from lightning_conv.theory.loss_scale import LossScale, loss_scale
@@ -54,7 +53,7 @@ class RunEvidence:
     """
 
     def __init__(self, papers: Sequence[str], loss_fn: LossFn | None, radius: float | None = None) -> None:
-        self._papers, self._radius = tuple(papers), radius
+        self._papers = tuple(papers)
         self.observer = Observer(loss_fn, spectral="allen_zhu" in papers)
         """Of the steps."""
         self._measured = Measured(papers)
@@ -64,8 +63,7 @@ class RunEvidence:
         self._bias = ImplicitBias()
         self._stability, self._sparse = ForwardStability(), SparseActivation()
         self._fixed: list[Breach] | None = None  # what does not change during the run
-        self._certificate: StartCertificate | None = None
-        self._ball: BallSearch | None = None
+        self._start = StartEvidence(radius)
         self._raw: dict[str, float] = {}  # quantities of the last measurement that no verdict follows from
 
     def begin(self) -> None:
@@ -101,9 +99,9 @@ class RunEvidence:
             start=self.observer.weights_at_start(pl_module, kernel), max_memory=kernel.probe.max_memory,
         )  # fmt: skip
         if not self.observer.started and "chatterjee" in self._papers:
-            self._certificate = self._certify_start(trainer, kernel)
-            if self._radius is not None:
-                self._ball = self._search(trainer, kernel, self._radius)
+            why = breached(self.breaches(trainer, kernel), PAPERS["chatterjee"].asks)
+            squared = self._scale(trainer, kernel) is not None
+            self._start.look(trainer, kernel, self.observer, squared=squared, why=why)
 
     def observe(self, trainer: pl.Trainer, kernel: ProbeKernel, step: int) -> None:
         """The loss and its gradient, where the loss is known and can be evaluated on the probe."""
@@ -176,9 +174,9 @@ class RunEvidence:
             measured=self._measured,
             scale=self._scale(trainer, kernel),
             whole_set=not any(each.hypothesis == "whole set" for each in breaches),
-            certificate=self._certificate,
-            ball=self._ball,
-            radius=self._radius,
+            certificate=self._start.certificate,
+            ball=self._start.ball,
+            radius=self._start.radius,
             largest_rate=self.observer.largest_rate,
             data=self._data,
             leaky=self._bias.slope,
@@ -208,46 +206,13 @@ class RunEvidence:
             return None
         return loss_scale(self.observer.loss(trainer.lightning_module), gram.n_samples, gram.n_outputs)
 
-    def _certify_start(self, trainer: pl.Trainer, kernel: ProbeKernel) -> StartCertificate:
-        """What is proven before the first step, where the theorem covers the run."""
-        why = breached(self.breaches(trainer, kernel), PAPERS["chatterjee"].asks)
-        if trainer.global_step > 0:
-            why = "the run was not seen from its first step on"
-        elif not why and self._scale(trainer, kernel) is None:
-            why = "the certificate is about the squared loss, nn.MSELoss"
-        if why:
-            return no_certificate(why)
-        return descent_certificate(kernel.probe.network(trainer.lightning_module), kernel.inputs, kernel.targets)
-
-    def _search(self, trainer: pl.Trainer, kernel: ProbeKernel, radius: float) -> BallSearch:
-        """Small ratios around w_0, where the theorem covers the run."""
-        if why := breached(self.breaches(trainer, kernel), PAPERS["chatterjee"].asks):
-            return BallSearch((), why)
-        module = trainer.lightning_module
-        loss_fn, targets = self.observer.loss(module), kernel.targets
-        if loss_fn is None or targets is None:
-            return BallSearch((), "the loss is not known")
-        squared = self._scale(trainer, kernel) is not None
-        mean = targets.double().reshape(len(targets), -1).mean(0) if squared else None
-        try:
-            landscape = ProbeLandscape(
-                kernel.probe.network(module), to_device(kernel.inputs, module.device), targets, loss_fn, kernel.parameters,
-                self.observer.infimum,
-            )  # fmt: skip
-            return search_ball(landscape, radius, mean=mean)
-        except Exception as error:  # the run goes on, its own path is judged
-            why = f"the ball around the start was not searched ({type(error).__name__}: {error})"
-            rank_zero_warn(f"ConvergenceCriteria: {why}")
-            return BallSearch((), why)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint."""
         return {
             "observer": self.observer.state_dict(),
             "measured": self._measured.state_dict(),
             "linearised": self._linearised.state_dict(),
-            "certificate": None if self._certificate is None else self._certificate.state(),
-            "ball": None if self._ball is None else self._ball.state(),
+            "start": self._start.state_dict(),
             "stability": self._stability.state_dict(),
             "sparse": self._sparse.state_dict(),
         }
@@ -256,9 +221,7 @@ class RunEvidence:
         """The inverse of ``state_dict``."""
         self.observer.load_state_dict(state.get("observer", {}))
         self._measured.load_state_dict(state.get("measured", {}))
-        certificate, ball = state.get("certificate"), state.get("ball")
-        self._ball = None if ball is None else BallSearch.from_state(ball)
+        self._start.load_state_dict(state.get("start", {}))
         self._stability.load_state_dict(state.get("stability", {}))
         self._sparse.load_state_dict(state.get("sparse", {}))
         self._linearised.load_state_dict(state.get("linearised", {}))
-        self._certificate = None if certificate is None else StartCertificate.from_state(certificate)

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_conv.callbacks import ConvergenceCriteria, run_evidence
+from lightning_conv.callbacks import ConvergenceCriteria, start_evidence
 from lightning_conv.callbacks.ball_search import BallSearch, ProbeLandscape, ball_criterion, search_ball
 from lightning_conv.theory.chatterjee import certify_descent, positive_init_
 from lightning_conv.theory.objective import Objective
@@ -133,7 +133,7 @@ def test_the_search_leaves_the_run_alone_and_is_done_once(tmp_path, make_trainer
         searches.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(run_evidence, "search_ball", counted)
+    monkeypatch.setattr(start_evidence, "search_ball", counted)
 
     def run(epochs, radius=None, checkpoint=False, **kwargs):
         module = smooth()
@@ -160,7 +160,7 @@ def test_the_search_leaves_the_run_alone_and_is_done_once(tmp_path, make_trainer
 
 
 def test_where_the_theorem_does_not_cover_the_run_nothing_is_searched(make_trainer, smooth, one_output, monkeypatch):
-    monkeypatch.setattr(run_evidence, "search_ball", lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr(start_evidence, "search_ball", lambda *_, **__: pytest.fail("searched"))
     criteria = ConvergenceCriteria("chatterjee", every_n_steps=1, radius=1.0)
     make_trainer([criteria], max_epochs=1).fit(smooth(momentum=0.9), whole(one_output))
     assert found(criteria).verdict == "not applicable"
@@ -171,7 +171,7 @@ def test_a_search_that_fails_ends_no_run(make_trainer, smooth, one_output, monke
     def broken(*args, **kwargs):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(run_evidence, "search_ball", broken)
+    monkeypatch.setattr(start_evidence, "search_ball", broken)
     criteria = ConvergenceCriteria("chatterjee", every_n_steps=1, radius=1.0)
     with pytest.warns(UserWarning, match="was not searched"):
         make_trainer([criteria], max_epochs=2).fit(smooth(), whole(one_output))
