@@ -22,6 +22,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of the radius: the balls that are searched, each from the best point of the one before."""
 
 POINTS, STEPS, GRADIENTS_A_STEP = 8, 20, 4
+FLOAT64 = 2.0**-52
 SLACK = 1000.0
 """On the rounding of a loss: what a measured ratio may be too small by, relative."""
 
@@ -78,11 +79,13 @@ class ProbeLandscape:
         return self.start.numel()
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """f(x) - inf f, and the gradient."""
+        """f(x) - inf f, and the gradient. The difference is 0, whose ratio is infinite and refutes nothing, where it is rounding."""
         parts = torch.split(x, [shape.numel() for shape in self._shapes])
         at = {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
         value, gradient = self._loss.gradient(self._names, at=at)
-        return max(value - self._infimum, 0.0), torch.cat([gradient[name].flatten() for name in self._names])
+        above = value - self._infimum
+        clear = self._infimum == 0 or above > SLACK * FLOAT64 * max(abs(value), abs(self._infimum))
+        return (max(above, 0.0) if clear else 0.0), torch.cat([gradient[name].flatten() for name in self._names])
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Hess f(x) v by central differences of the gradient, to about nine digits: it only steers the search."""
@@ -125,13 +128,16 @@ def search_ball(landscape: ProbeLandscape, radius: float, *, mean: Tensor | None
     return BallSearch(((0.0, at_start), *((each.distance, each.ratio) for each in found)))
 
 
-def ball_criterion(history: Sequence[Observation], search: BallSearch | None, radius: float | None) -> Criterion:
+def ball_criterion(
+    history: Sequence[Observation], search: BallSearch | None, radius: float | None, *, infimum: float = 0.0
+) -> Criterion:
     """Chatterjee's criterion against everything that was found around w_0, by the search and by the run itself.
 
     Args:
         history: of the run, from w_0 on.
         search: before its first step, or None.
         radius: radii up to here are asked about; None: all.
+        infimum: of the loss, which the losses of the history are above.
 
     Returns:
         ``refuted`` at most for radii up to ``radius``; never supported.
@@ -144,7 +150,8 @@ def ball_criterion(history: Sequence[Observation], search: BallSearch | None, ra
     first = known[0]
     slack = SLACK * first.noise
     # Near its infimum a loss, and its gradient with it, is a difference that rounding has a share in.
-    clear = [seen for seen in known if seen.loss > first.noise * first.loss]
+    least = max(first.noise * first.loss, slack * abs(infimum))
+    clear = [seen for seen in known if seen is first or seen.loss > least]
     points = [(seen.distance * (1 + slack), seen.ratio * (1 + slack)) for seen in clear]
     searched = () if search is None else search.points
     return judge_ball(first.loss * (1 - slack), [*points, *searched], radius=radius, source=CHATTERJEE)

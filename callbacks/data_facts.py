@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.certificates import ALLEN_ZHU
 from lightning_conv.evaluation import Inputs
-from lightning_conv.theory.allen_zhu import Separation, direction_rounding, separation
+from lightning_conv.theory.allen_zhu import Separation, are_unit_inputs, direction_rounding, separation
 from lightning_conv.theory.criterion import Criterion, not_applicable
 from lightning_conv.theory.implicit_bias import FREI, NearOrthogonality, near_orthogonality
 
@@ -106,7 +106,9 @@ def data_facts(inputs: Inputs, targets: Tensor | None, *, separated: bool = True
     rounding = direction_rounding(x[0].numel())
     apart, orthogonality = None, None
     try:
-        apart = separation(x, _classes(targets, len(x)), below=(rounding, CLOSE)) if separated else None
+        if separated:
+            labels, normalised = _classes(targets, len(x)), are_unit_inputs(x)
+            apart = separation(x, labels, below=(rounding, CLOSE), normalised=normalised)
     except Exception as error:  # an input without a direction, or no room
         why.append(str(error))
     try:

@@ -10,9 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.certificates import voided
-from lightning_conv.callbacks.papers_networks import UNIT, find_network, unit_rows
+from lightning_conv.callbacks.papers_networks import find_network
 from lightning_conv.evaluation import Inputs
-from lightning_conv.theory.allen_zhu import GradientRatios, HiddenNorms, drift_constant, sign_change_exponent
+from lightning_conv.theory.allen_zhu import (
+    GradientRatios,
+    HiddenNorms,
+    are_unit_inputs,
+    drift_constant,
+    sign_change_exponent,
+)
 from lightning_conv.theory.allen_zhu.stability import DRIFT, SIGN_ASKS
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import AllenZhuNet
@@ -52,8 +58,7 @@ def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -
     if found.trained != {f"hidden.{k}.weight" for k in range(len(own.hidden))}:
         return "the theorem trains W_1..W_L, all of them and nothing else"
     assert isinstance(inputs, Tensor)
-    last = inputs.detach().cpu().double().flatten(1)[:, -1]
-    if not unit_rows(inputs) or bool(((last - 1 / math.sqrt(2)).abs() > UNIT).any()):
+    if not are_unit_inputs(inputs.cpu()):
         return "the theorem asks for inputs of norm 1 whose last number is 1/sqrt2 (unit_inputs)"
     return Setting(own.weights[0].shape[0], len(own.hidden), own.last.weight.shape[0], len(inputs))
 

@@ -21,7 +21,7 @@ from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_s
 from lightning_conv.theory.bias_ntk import SOURCE as YANG
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
-from lightning_conv.theory.du.descent import THEOREMS
+from lightning_conv.theory.du.descent import step_contraction_criterion
 from lightning_conv.theory.implicit_bias import FREI
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
 from lightning_conv.theory.loss_scale import LossScale
@@ -40,6 +40,7 @@ class Evidence:
     certificate: StartCertificate | None
     ball: BallSearch | None  # around the start; None: nothing was searched
     radius: float | None  # radii up to here are asked about
+    infimum: float  # of the loss; 0 where it is not known
     largest_rate: float  # of all steps so far, on the run's loss; NaN: none, or not known
     data: DataFacts
     leaky: float | str  # gamma of the network of Frei et al., or why the run does not train it
@@ -94,7 +95,7 @@ def _chatterjee(evidence: Evidence) -> list[Criterion]:
     if evidence.certificate is not None:
         largest = math.nan if evidence.scale is None else evidence.scale.step_on_mean(evidence.largest_rate)
         certified = evidence.certificate.criteria(largest)
-    in_the_ball = ball_criterion(evidence.history, evidence.ball, evidence.radius)
+    in_the_ball = ball_criterion(evidence.history, evidence.ball, evidence.radius, infimum=evidence.infimum)
     return [*certified, in_the_ball, *descent_criteria(evidence.history)]
 
 
@@ -107,17 +108,26 @@ def _clipping(evidence: Evidence) -> list[Criterion]:
     return [at_least("clipping_descent", CLIPPING, asks, min(steps, default=math.nan), 0.5)]
 
 
+OF_THE_START = frozenset(
+    {"own_lambda_min_share", "kernel_drift", "limit_distance", "layer_norms", "layer_movement", "neuron_movement"}
+)
+"""Criteria of Du et al. that hold something against the start."""
+
+LATE = "the run was not seen from its first step on, and the lemmas are about its initialisation"
+
+
 def _du(evidence: Evidence) -> list[Criterion]:
     measured, scale = evidence.measured, evidence.scale
     found = [*measured.du.criteria, *evidence.linearised]
+    if evidence.history[0].step != 0:
+        found = [voided(each, LATE) if each.name in OF_THE_START else each for each in found]
     seen = [each for each in evidence.history if not math.isnan(each.next_loss) and not math.isnan(each.step_size)]
     if not seen or scale is None or not is_full(evidence.gram):
         return found
     lambda_0 = measured.lambda_0
     steps = [(each, scale.step_on_sum(each.step_size)) for each in seen]
-    asks = "L(k+1) / L(k) <= 1 - eta lambda_0 / 2"
     judged = [
-        (at_most("step_contraction", THEOREMS, asks, each.contraction, 1 - step * lambda_0.value / 2), each.step)
+        (step_contraction_criterion(each.contraction, step, lambda_0), each.step)
         for each, step in steps
         if each.resolved and lambda_0.value > 0
     ]
@@ -126,7 +136,8 @@ def _du(evidence: Evidence) -> list[Criterion]:
     else:
         last = seen[-1]
         why = "the change of the loss is rounding" if not last.resolved else "lambda_0 is not resolved above 0"
-        worst = Criterion("step_contraction", THEOREMS, asks, last.contraction, math.nan, "undecided", why)
+        unseen = step_contraction_criterion(last.contraction, math.nan, lambda_0)
+        worst = replace(unseen, measured=last.contraction, verdict="undecided", reason=why)
     if measured.du.of_the_paper:
         return [*found, worst]
     named = replace(worst, source=f"after {worst.source}", asks=f"{worst.asks}, {OWN}")

@@ -177,6 +177,7 @@ class RunEvidence:
             certificate=self._start.certificate,
             ball=self._start.ball,
             radius=self._start.radius,
+            infimum=self.observer.infimum,
             largest_rate=self.observer.largest_rate,
             data=self._data,
             leaky=self._bias.slope,

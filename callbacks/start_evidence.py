@@ -37,11 +37,10 @@ class StartEvidence:
             squared: whether the loss is a multiple of the squared one.
             why: the theorem does not cover the run; empty if it does.
         """
-        network, unproven = kernel.probe.network(trainer.lightning_module), why
+        network = kernel.probe.network(trainer.lightning_module)
         if trainer.global_step > 0:
-            unproven = "the run was not seen from its first step on"
-        elif not why and not squared:
-            unproven = "the certificate is about the squared loss, nn.MSELoss"
+            why = "the run was not seen from its first step on"
+        unproven = why or ("" if squared else "the certificate is about the squared loss, nn.MSELoss")
         self.certificate = (
             no_certificate(unproven) if unproven else descent_certificate(network, kernel.inputs, kernel.targets)
         )

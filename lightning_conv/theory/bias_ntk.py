@@ -116,8 +116,8 @@ def starts_sparse(active_fraction: float, threshold: float, width: int, *, failu
     The share is a mean over m units of independent numbers in [0, 1] with mean p = 1 - Phi(B), hence of variance p (1 - p) at most,
     whatever the inputs of norm 1 are. So (Bernstein) the two differ by more than
 
-    .. math:: t = rac{1}{m} \Bigl(rac{\ell}{3} + \sqrt{rac{\ell^2}{9} + 2 m p (1 - p) \ell}\Bigr), \qquad
-        \ell = \ln rac{2}{	ext{failure}},
+    .. math:: t = \frac{1}{m} \Bigl(\frac{\ell}{3} + \sqrt{\frac{\ell^2}{9} + 2 m p (1 - p) \ell}\Bigr), \qquad
+        \ell = \ln \frac{2}{\text{failure}},
 
     with probability ``failure`` at most over w_r ~ N(0, I) and b_r = B.
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.expressivity.proof import METHOD as CHOLESKY
+from lightning_conv.expressivity.decomposition import decompose
 from lightning_conv.theory.criterion import Criterion
 
 SOURCE = "Kawaguchi, Sun 2104.05785"
 ALIGNMENT = "Kawaguchi, Zhang, Deng 2106.14836"
 EPSILON = 2.0**-52
+FEW = 512
+"""Samples up to which log phi is proven, from a decomposition with radii."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def expressivity_facts(
 ) -> ExpressivityFacts:
     """Certificate, log phi, ranks and alignment of the features of n samples.
 
-    The bounds of log phi take the error of sigma_1, the largest of all, for each sigma_i: log phi is then proven, if
-    ``feature_error`` is 0 and the certificate came from singular values (at most 512 samples); otherwise it is an estimate.
+    log phi of up to 512 samples is within the proven radii of all singular values, so it is proven if ``feature_error`` is 0; of more it
+    is an estimate.
 
     Args:
         features: h, (n, m_H), float64.
@@ -87,27 +89,29 @@ def expressivity_facts(
     """
     certificate = certify_expressivity(features, method="singular", bias=bias, feature_error=feature_error)
     columns = torch.cat([features, features.new_ones(len(features), 1)], 1) if bias else features
-    values = torch.linalg.svdvals(columns)
+    radii = None
+    if len(columns) <= FEW:
+        decomposition = decompose(columns)
+        values, radii = decomposition.values, decomposition.radii
+    else:
+        values = torch.linalg.svdvals(columns)
     aligned = None
     if targets is not None:
         aligned = certify_expressivity(
             features, method="alignment", targets=targets, bias=bias, feature_error=feature_error
         )
-    return ExpressivityFacts(certificate, values, _log_phi(values, certificate), aligned)
+    return ExpressivityFacts(certificate, values, _log_phi(values, radii, certificate), aligned)
 
 
-def _log_phi(values: Tensor, certificate: RankCertificate) -> Bounded:
-    method = "twice the sum of log sigma_i, each within the error of sigma_1"
+def _log_phi(values: Tensor, radii: Tensor | None, certificate: RankCertificate) -> Bounded:
+    method = "twice the sum of log sigma_i, each within its error"
     if len(values) < certificate.n:
         return Bounded(-math.inf, -math.inf, -math.inf, True, "fewer columns than samples")
-    top = certificate.sigma_max
-    if top is None:  # a certificate of many samples knows the smallest alone
-        return Bounded(2 * float(values.log().sum()), -math.inf, math.inf, False, method)
-    # Twice: these values come from a decomposition of their own.
-    radius, proven = 2 * (top.upper - top.value), certificate.feature_error == 0
-    if top.method.startswith(CHOLESKY):  # no statement about the rounding of a decomposition, which is then estimated
-        radius, proven = max(radius, certificate.n * EPSILON * top.value), False
-    value, lower, upper = (2 * float((values + shift).clamp(min=0).log().sum()) for shift in (0.0, -radius, radius))
+    proven = radii is not None and certificate.feature_error == 0
+    if radii is None:  # no statement about the rounding of a decomposition, which is then estimated
+        radii = torch.full_like(values, certificate.n * EPSILON * float(values[0]))
+    radii = radii + certificate.feature_error
+    value, lower, upper = (2 * float((values + sign * radii).clamp(min=0).log().sum()) for sign in (0, -1, 1))
     slack = 1e-13 * max(abs(value), float(len(values)))
     return Bounded(value, lower - slack, upper + slack, proven, method)
 

@@ -41,12 +41,15 @@ def spectral_norm(matrix: Tensor, *, tolerance: float = 1e-6, steps: int = STEPS
     """
     a = _checked(matrix)
     rows, columns = a.shape
-    frobenius = float(a.norm())
-    if frobenius == 0:
+    largest = float(a.abs().max())
+    if largest == 0:
         return Bounded(0.0, 0.0, 0.0, certified=True, method="zero matrix")
     if rows < columns:
         a = a.T
-    scaled = a / frobenius  # the squares below then neither overflow nor vanish
+    # Squares then neither overflow nor vanish.
+    scaled = a / largest
+    shape = float(scaled.norm())
+    scaled, frobenius = scaled / shape, largest * shape
     if min(rows, columns) <= SMALL:
         square = float(torch.linalg.eigvalsh(scaled.T @ scaled)[-1])
         error = gamma(max(rows, columns) + 2, torch.float64) + 8 * min(rows, columns) * 2.0**-53

@@ -104,11 +104,13 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
         ``certified``: proven, rounding included. ``undecided``: sigma_0 is too small for these bounds.
 
     Raises:
-        ValueError: a network of another kind.
+        ValueError: a network of another kind, or other numbers of targets.
 
     Cost: a forward and a backward pass, the smallest eigenvalue of an n x n matrix, and a few ``ball_bounds``.
     """
     mlp = read_mlp(model)
+    if targets.numel() != len(inputs):
+        raise ValueError(f"targets: {targets.numel()} for {len(inputs)} samples; need one number a sample")
     spectrum = jacobian_sigma_min(mlp, inputs)
     sigma = spectrum.lower
     outputs, error = outputs_with_error(mlp, inputs)
@@ -116,7 +118,8 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
     misfit = above(float(residual.norm()))
     asks = "sigma_min(J_0)^2 >= 8 L |r_0|, L the Lipschitz constant of J on the ball of radius 2 |r_0| / alpha"
     if sigma == 0:
-        reason = f"sigma_min(J_0) is not proven positive: it is {spectrum.value:.4g}, at most {spectrum.upper:.4g}"
+        seen = spectrum.reason or f"it is {spectrum.value:.4g}, at most {spectrum.upper:.4g}"
+        reason = f"sigma_min(J_0) is not proven positive: {seen}"
         return CertifiedHypotheses(
             Hypotheses(misfit, 0.0, math.inf, math.inf),
             Criterion("jacobian_hypotheses", SOURCE, asks, 0.0, 1.0, "undecided", reason),
@@ -128,7 +131,7 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
         lipschitz = above(math.sqrt(len(inputs)) * bounds.curvature)
         room = below(sigma**2) - above(8 * lipschitz * misfit)
         score = sigma**2 / (8 * lipschitz * misfit) if lipschitz * misfit > 0 else math.inf
-        if room < 0:
+        if not room >= 0:  # NaN where nothing bounds the curvature
             break
         alpha = below((sigma + math.sqrt(room)) / 2)
         found = Hypotheses(misfit, alpha, bounds.jacobian_norm, lipschitz)

@@ -63,11 +63,15 @@ def jacobian_sigma_min(mlp: SmoothMLP, inputs: Tensor) -> Bounded:
 
     Returns:
         The interval of sigma_min. It is resolved down to about 1e-8 of the largest singular value, since the kernel's
-        eigenvalues are its squares.
+        eigenvalues are its squares. All of [0, inf) where a pre-activation lies beyond the point where torch's softplus becomes linear.
 
     Cost: one forward and one backward, n^2 (sum of widths) products, and ``smallest_eigenvalue`` of an n x n matrix.
     """
     forward = _forward(mlp, inputs)
+    # The slope is that of softplus itself; torch's is 1 there.
+    largest = [float((z.abs() + e_z).max()) for z, e_z in forward.pre_activations[:-1]]
+    if any(z > s.smooth_to for z, s in zip(largest, mlp.activations, strict=True)):
+        return Bounded(0.0, 0.0, math.inf, True, METHOD, "a pre-activation is where torch's softplus is linear")
     n = len(forward.entering[0][0])
     g, e_g = torch.ones(n, 1, dtype=torch.float64), torch.zeros(n, 1, dtype=torch.float64)
     gram, trace, off = torch.zeros(n, n, dtype=torch.float64), 0.0, 0.0

@@ -170,7 +170,8 @@ def read_mlp(model: nn.Module) -> SmoothMLP:
             come first. Its weights are copied.
 
     Raises:
-        ValueError: it is not of that kind; the message names the module.
+        ValueError: it is not of that kind; the message names the module. Weights that are shared between layers, computed from other
+            parameters (pruning, weight or spectral norm), and forward hooks make it another function of its parameters.
     """
     chain = linear_chain(model)
     kinds = "nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity"
@@ -178,6 +179,7 @@ def read_mlp(model: nn.Module) -> SmoothMLP:
         raise ValueError(
             f"model: {len(chain)} modules in a row; need nn.Sequential(Linear, activation, Linear, ..., Linear), activations {kinds}"
         )
+    _require_plain(model)
     layers, activations = [], []
     for place, module in enumerate(chain):
         if place % 2:
@@ -202,6 +204,27 @@ def _flat(model: nn.Module) -> Iterator[nn.Module]:
             yield from _flat(child)
     else:
         yield model
+
+
+def _require_plain(model: nn.Module) -> None:
+    """Every weight is a parameter of its own layer and of no other, and no hook has a hand in the forward."""
+    seen: set[int] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        for kind in ("weight", "bias") if isinstance(module, nn.Linear) else ():
+            value = getattr(module, kind)
+            if value is not None and module._parameters.get(kind) is not value:
+                raise ValueError(
+                    f"model: {kind} of {name} is no parameter but computed from others (pruning, weight_norm, ...); make it one"
+                )
+            if value is not None and id(value) in seen:
+                raise ValueError(
+                    f"model: {kind} of {name} is that of another layer, too; the bounds are for layers of their own"
+                )
+            seen.add(id(value))
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"model: {name or type(module).__name__} has forward hooks, which may compute anything; remove them"
+            )
 
 
 def _affine(module: nn.Linear) -> AffineLayer:

@@ -200,3 +200,24 @@ def test_the_state_is_plain_and_comes_back():
 def test_a_radius_that_is_none_is_refused(radius):
     with pytest.raises(MisconfigurationException, match="radius: "):
         ConvergenceCriteria(radius=radius)
+
+
+def test_near_an_infimum_above_zero_a_difference_that_is_rounding_refutes_nothing():
+    """Cross-entropy with soft targets attains its infimum, 0.61; the ratio tends to 2 p (1 - p) = 0.42 there."""
+    network = nn.Linear(1, 1, bias=False).double()
+    target, loss_fn = torch.tensor([[0.3]]).double(), nn.BCEWithLogitsLoss()
+    best = math.log(0.3 / 0.7)
+    with torch.no_grad():
+        network.weight.fill_(best)
+    infimum = float(loss_fn(network(torch.ones(1, 1).double()), target))
+    landscape = ProbeLandscape(network, torch.ones(1, 1).double(), target, loss_fn, ["weight"], infimum)
+    ratios = []
+    for distance in (1e-2, 1e-4, 1e-6, 1e-7, 1e-8, 1e-9):
+        value, gradient = landscape.value_and_gradient(torch.tensor([best + distance]).double())
+        if value > 0:
+            ratios.append(float(gradient.square().sum()) / value)
+    assert ratios
+    assert min(ratios) > 0.4
+    history = [Observation(0, 1.0, 1.0, 0.0, noise=1e-14), Observation(1, 1e-13, 1e-9, 1.0, noise=1e-14)]
+    assert ball_criterion(history, None, 3.0).measured == pytest.approx(0.25, rel=1e-6)
+    assert ball_criterion(history, None, 3.0, infimum=0.61).measured == pytest.approx(9 / 4, rel=1e-6)

@@ -271,3 +271,17 @@ def test_inputs_in_float32_are_judged_too(follow, points):
     data = TensorDataset(*(each.float() for each in points.tensors))
     criteria, *_ = follow(DuFC(8, width=30, depth=2, dtype=torch.float32), data, probe=Probe(5))
     assert {"layer_norms", "layer_movement", "linearisation_remainder"} <= set(by_name(criteria))
+
+
+def test_a_run_that_was_not_seen_from_its_start_is_not_held_against_it(tmp_path, make_trainer, make_regression, points):
+    network, loader = DuFC(8, width=40, depth=2), DataLoader(points, batch_size=len(points))
+    make_trainer([], max_epochs=2, checkpoint=True).fit(make_regression(network, lr=0.2), loader)
+    criteria = ConvergenceCriteria("du", every_n_steps=1)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    make_trainer([criteria], max_epochs=4).fit(make_regression(copy.deepcopy(network), lr=0.2), loader, ckpt_path=last)
+    found = by_name(criteria)
+    for name in ("layer_norms", "limit_distance", "kernel_drift", "layer_movement"):
+        assert found[name].verdict == "not applicable"
+        assert "not seen from its first step on" in found[name].reason
+    assert found["lambda_min_share"].verdict != "not applicable"
+    assert found["step_contraction"].verdict != "not applicable"

@@ -11,6 +11,7 @@ from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.theory.activations import activation_patterns, preactivations
 from lightning_conv.theory.allen_zhu import (
     Residual,
+    are_unit_inputs,
     drift_constant,
     fit_semi_smoothness,
     forward_drift,
@@ -351,3 +352,17 @@ def test_the_worst_step_attains_the_lemmas_exponent():
     assert law.exponent == pytest.approx(2 / 3, abs=0.04)
     with pytest.raises(ValueError, match="switched: 0"):
         worst_step(weight, h, 0)
+
+
+def test_inputs_that_are_normalised_already_keep_their_distance():
+    x = unit_inputs(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    assert are_unit_inputs(x)
+    assert not are_unit_inputs(x[:, :-1])
+    by_hand = min(float((x[i] - x[j]).norm()) for i in range(6) for j in range(i))
+    assert separation(x, normalised=True).delta.distance.value == pytest.approx(by_hand, rel=1e-12)
+    assert separation(x).delta.distance.value == pytest.approx(by_hand / math.sqrt(2), rel=1e-12)  # normalised twice
+
+
+def test_two_points_have_no_error_and_so_no_verdict_beyond_it():
+    assert sign_change_exponent([1.0, 2.0], [1.0, 2**0.5]).verdict == "refuted"
+    assert sign_change_exponent([1.0, 2.0], [1.0, 2**0.5], errors=2).verdict == "undecided"

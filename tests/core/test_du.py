@@ -411,3 +411,10 @@ def test_the_largest_slope_is_that_of_a_search():
         z = torch.linspace(-30, 30, 2_000_003, dtype=torch.float64)
         differences = (activation(z[2:]) - activation(z[:-2])) / (z[2:] - z[:-2])
         assert largest_slope(activation) == pytest.approx(float(differences.abs().max()), rel=1e-6)
+
+
+def test_the_error_of_lambda_0_is_in_the_verdict_of_a_step():
+    lambda_0 = Bounded(2.0, 1.0, 3.0, False, "test")  # the bound on L(k+1) / L(k) lies between 0.85 and 0.95
+    verdicts = [du.step_contraction_criterion(ratio, 0.1, lambda_0).verdict for ratio in (0.84, 0.86, 0.94, 0.96)]
+    assert verdicts == ["consistent", "undecided", "undecided", "refuted"]
+    assert du.step_contraction_criterion(0.84, math.nan, lambda_0).verdict == "undecided"

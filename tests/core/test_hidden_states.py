@@ -36,7 +36,11 @@ def test_units_are_counted_over_all_parts_by_a_naive_loop():
 
 def test_at_the_start_nothing_has_moved_and_smooth_units_are_not_counted():
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    found = activity(network, torch.randn(5, 3), named(network)).quantities()
+    x = torch.randn(5, 3)
+    found = activity(network, x, named(network)).quantities()
+    norms = network[:2](x).norm(dim=1)
+    assert found.pop("hidden_norm_min") == pytest.approx(float(norms.min().detach()))
+    assert found.pop("hidden_norm_max") == pytest.approx(float(norms.max().detach()))
     assert found == {"forward_drift": 0.0, "forward_drift_relative": 0.0}
 
 

@@ -182,3 +182,12 @@ def test_patterns_settle_when_the_movement_outweighs_start_and_neighbours():
     assert patterns_settle(near, 0.5, a, 0.3, worst - 1e-6)
     assert not patterns_settle(near, 0.5, a, 0.3, worst + 1e-6)
     assert not patterns_settle(near, 0.0, a, 0.3, 0.0)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-170, 1e170, 1e200])
+def test_the_spectral_norm_of_tiny_and_huge_entries_neither_vanishes_nor_overflows(size):
+    found = spectral_norm(size * torch.tensor([[3.0, 0.0], [0.0, 4.0]]).double())
+    assert found.lower <= 4 * size * (1 + 1e-12)
+    assert found.upper >= 4 * size * (1 - 1e-12)
+    assert found.value == pytest.approx(4 * size, rel=1e-12)
+    assert not found.certified

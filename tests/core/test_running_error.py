@@ -11,11 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from lightning_conv.theory.chatterjee import alpha_ratio, certify_alpha, certify_descent, judge_path, sampled_alpha
 from lightning_conv.theory.chatterjee.certificate import LIPSCHITZ
 from lightning_conv.theory.descent import gradient_descent
 from lightning_conv.theory.objective import Objective
+from lightning_conv.theory.oymak import certify_hypotheses
 from lightning_conv.theory.running_error import jacobian_sigma_min
 from lightning_conv.theory.smooth_mlp import read_mlp
 
@@ -104,7 +106,7 @@ def test_the_interval_holds_the_singular_value_in_forty_digits(hidden, activatio
     top = float(
         torch.linalg.matrix_norm(Objective(model, inputs, torch.zeros(3), nn.MSELoss()).jacobian(_start(model)), 2)
     )
-    assert bound.upper - bound.lower <= 1e-6 * top  # squares: half of the digits
+    assert bound.reason or bound.upper - bound.lower <= 1e-6 * top  # squares: half of the digits
 
 
 def _start(model):
@@ -188,3 +190,69 @@ def test_equal_inputs_give_nothing():
     bound = jacobian_sigma_min(read_mlp(model), inputs)
     assert bound.lower == 0
     assert not math.isnan(bound.value)
+
+
+def refused(model, message):
+    inputs, targets = torch.eye(2).double(), torch.full((2,), 0.01).double()
+    with pytest.raises(ValueError, match=message):
+        read_mlp(model)
+    with pytest.raises(ValueError, match=message):
+        certify_hypotheses(model, inputs, targets)
+
+
+def test_tied_layers_are_refused_whose_gradient_can_vanish_away_from_a_minimum():
+    shared = nn.Linear(2, 2, bias=False)
+    last = nn.Linear(2, 1, bias=False)
+    model = nn.Sequential(shared, nn.Identity(), shared, nn.Identity(), last).double()
+    with torch.no_grad():
+        shared.weight.copy_(torch.diag(torch.tensor([1.0, -1.0])))
+        last.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    last.requires_grad_(False)
+    loss = (model(torch.tensor([[0.0, 1.0]]).double()) - 0.01).square().mean()
+    (gradient,) = torch.autograd.grad(loss, shared.weight)
+    assert loss.detach() > 0
+    assert not gradient.any()
+    refused(model, "that of another layer")
+    same = nn.Linear(2, 2)
+    twin = nn.Linear(2, 2)
+    twin.weight = same.weight
+    refused(nn.Sequential(same, nn.Tanh(), twin, nn.Tanh(), nn.Linear(2, 1)).double(), "that of another layer")
+
+
+def test_weights_that_are_computed_from_others_and_hooks_are_refused():
+    def plain():
+        return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+
+    pruned = plain()
+    prune.random_unstructured(pruned[0], "weight", amount=0.5)
+    refused(pruned, "pruning")
+    hooked = plain()
+    hooked[2].register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    refused(hooked, "forward hooks")
+    hooked = plain()
+    hooked.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    refused(hooked, "forward hooks")
+    normed = plain()
+    nn.utils.parametrizations.weight_norm(normed[0])
+    refused(normed, "computed from others")
+
+
+def test_where_softplus_is_linear_nothing_is_claimed():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Softplus(threshold=1.0), nn.Linear(3, 1)).double()
+    with torch.no_grad():
+        model[0].bias.add_(2.0)
+    inputs = torch.eye(2).double()
+    bound = jacobian_sigma_min(read_mlp(model), inputs)
+    assert (bound.lower, bound.upper) == (0.0, math.inf)
+    certified = certify_hypotheses(model, inputs, torch.zeros(2).double())
+    assert certified.criterion.verdict == "undecided"
+    assert "softplus is linear" in certified.criterion.reason
+    with torch.no_grad():  # |r_0| = 0 and nothing bounds the curvature
+        model[2].weight.zero_()
+        model[2].bias.zero_()
+    assert certify_hypotheses(model, inputs, torch.zeros(2).double()).criterion.verdict == "undecided"
+
+
+def test_one_target_for_several_samples_is_refused():
+    with pytest.raises(ValueError, match="targets: 1 for 3 samples"):
+        certify_hypotheses(lazy(width=8)[0], lazy(width=8)[1], torch.zeros(1))

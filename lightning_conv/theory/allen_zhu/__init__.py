@@ -15,6 +15,7 @@ from lightning_conv.theory.allen_zhu.semi_smoothness import (
 )
 from lightning_conv.theory.allen_zhu.separation import (
     Separation,
+    are_unit_inputs,
     direction_rounding,
     pairs_within,
     separation,
@@ -36,6 +37,7 @@ __all__ = [
     "Residual",
     "SemiSmoothness",
     "Separation",
+    "are_unit_inputs",
     "direction_rounding",
     "drift_constant",
     "fit_semi_smoothness",

@@ -61,6 +61,18 @@ def direction_rounding(features: int) -> float:
     return 2 * gamma(features + 9, torch.float64)
 
 
+def are_unit_inputs(inputs: Tensor, *, tolerance: float = 1e-4) -> bool:
+    """Whether the rows have norm 1 and the last coordinate 1/sqrt2, as ``unit_inputs`` gives them.
+
+    Args:
+        inputs: (n, ...).
+        tolerance: of both.
+    """
+    x = inputs.detach().double().flatten(1)
+    off = torch.stack([torch.linalg.vector_norm(x, dim=1) - 1, x[:, -1] - 1 / math.sqrt(2)]).abs()
+    return bool((off <= tolerance).all())
+
+
 @dataclass(frozen=True)
 class Separation:
     """How far apart n inputs are, after ``unit_inputs``."""
@@ -94,6 +106,7 @@ def separation(
     labels: Tensor | None = None,
     *,
     below: Sequence[float] = (),
+    normalised: bool = False,
     block: int = BLOCK,
     report: Report = silent,
 ) -> Separation:
@@ -107,6 +120,7 @@ def separation(
         inputs: (n, ...), before normalisation.
         labels: (n,), classes.
         below: thresholds to count pairs at.
+        normalised: the inputs are ``unit_inputs`` already, and are taken as they are.
         block: samples compared at once.
         report: told the share of the work that is done.
 
@@ -117,7 +131,7 @@ def separation(
 
     Source: Allen-Zhu, Li, Song 2019, Assumption 2.1; by label: Zou, Cao, Zhou, Gu 2020.
     """
-    x = unit_inputs(inputs)
+    x = inputs.detach().double().flatten(1) if normalised else unit_inputs(inputs)
     parts = 1 + (labels is not None) + bool(below)
     moved = direction_rounding(x.shape[1] - 1)
     delta = _widened(closest_rows(x, block=block, report=lambda done: report(done / parts)), moved)

@@ -93,7 +93,8 @@ def sign_change_exponent(
         ValueError: fewer than two different omega with switched units.
     """
     law = power_law(omega, fraction)
-    width = errors * law.error if errors and not math.isnan(law.error) else 0.0
+    # Two points have no error that could be told.
+    width = errors * (math.inf if math.isnan(law.error) else law.error) if errors else 0.0
     exponent = Bounded(
         law.exponent, law.exponent - width, law.exponent + width, certified=False, method="least squares of logarithms"
     )

@@ -9,6 +9,7 @@ from lightning_conv.theory.du.descent import (
     linearisation,
     linearisation_criteria,
     linearised_rate,
+    step_contraction_criterion,
     step_criterion,
 )
 from lightning_conv.theory.du.gram import hadamard_gram, last_hidden_gram
@@ -64,5 +65,6 @@ __all__ = [
     "pattern_changes",
     "predicted_residuals",
     "propagation_bound",
+    "step_contraction_criterion",
     "step_criterion",
 ]

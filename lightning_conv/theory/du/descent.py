@@ -67,8 +67,25 @@ def step_criterion(before: float, after: float, step: float, lambda_0: Bounded |
     Raises:
         ValueError: eta lambda_0 / 2 outside (0, 1).
     """
-    bound = math.exp(_log_rate(step, lambda_0))
-    return at_most("step_contraction", THEOREMS, "L(k+1) / L(k) <= 1 - eta lambda_0 / 2", divide(after, before), bound)
+    _log_rate(step, lambda_0)
+    return step_contraction_criterion(divide(after, before), step, lambda_0)
+
+
+def step_contraction_criterion(contraction: float, step: float, lambda_0: Bounded | float) -> Criterion:
+    """``step_criterion`` where the quotient is at hand; the error of lambda_0 is in the verdict.
+
+    Args:
+        contraction: L(k+1) / L(k).
+        step: eta on S; NaN: not known.
+        lambda_0: of the limit kernel.
+    """
+    lower = upper = contraction
+    if isinstance(lambda_0, Bounded):
+        lower -= step * (lambda_0.value - lambda_0.lower) / 2
+        upper += step * (lambda_0.upper - lambda_0.value) / 2
+    measured = Bounded(contraction, lower, upper, certified=False, method="error of lambda_0")
+    bound = 1 - step * _value(lambda_0) / 2
+    return at_most("step_contraction", THEOREMS, "L(k+1) / L(k) <= 1 - eta lambda_0 / 2", measured, bound)
 
 
 def linearised_rate(gram: KernelGram | Tensor, residual: Tensor, step: float) -> float:
