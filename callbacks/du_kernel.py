@@ -48,9 +48,6 @@ SLOWEST = 60.0
 
 PapersNetwork: TypeAlias = DuNetwork | DuTwoLayer
 
-KINDS = (DuFC, DuResNet, DuConvResNet, DuTwoLayer)
-"""What a subclass computes is not known to be theirs."""
-
 
 def papers_network(network: nn.Module, inputs: Inputs, trained: Collection[str]) -> str | None:
     """Name of the network of Du et al. that the module is, or hands inputs to, as the theorems have it; None: there is none.
@@ -63,15 +60,14 @@ def papers_network(network: nn.Module, inputs: Inputs, trained: Collection[str])
         inputs: of the probe.
         trained: names, in ``network``, of the parameters that the kernel is over.
     """
-    for kind in (DuNetwork, DuTwoLayer):
-        found = find_network(network, inputs, kind, trained)
-        if isinstance(found, str) or type(found.network) not in KINDS:
+    kinds: tuple[tuple[type[PapersNetwork], ...], ...] = ((DuFC, DuResNet, DuConvResNet), (DuTwoLayer,))
+    for several in kinds:
+        found = find_network(network, inputs, several, trained)
+        if isinstance(found, str):
             continue
-        own = cast("PapersNetwork", found.network)
-        # A name outside of the network is that of another weight that is trained.
-        wanted = {name for name, _ in own.named_parameters()} - ({"output.weight"} if kind is DuTwoLayer else set())
-        alone = found.trained == wanted and len(trained) == len(wanted)
-        x = cast("Tensor", inputs)
+        own, x = found.network, cast("Tensor", inputs)
+        fixed = {"output.weight"} if isinstance(own, DuTwoLayer) else set()
+        alone = found.trained == {name for name, _ in own.named_parameters()} - fixed
         return found.place if alone and unit_rows(x) and _as_in_the_paper(own, x) else None
     return None
 
