@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.papers_networks import Found, find_network
@@ -81,6 +80,8 @@ def is_logistic(loss_fn: object) -> bool:
 def signs(targets: Tensor, loss_fn: object) -> Tensor | None:
     """The targets as y_i = -1 and 1, where both are among them; None: they are not two classes that one output's sign tells apart.
 
+    One number a sample: dense targets are not looked through.
+
     ``nn.BCEWithLogitsLoss`` has the classes 0 and 1 and compares its outputs with 0. Every other loss is read with -1 and 1: to a squared
     loss 0 and 1 are values, and its outputs would be compared with 1/2.
 
@@ -88,11 +89,14 @@ def signs(targets: Tensor, loss_fn: object) -> Tensor | None:
         targets: of the probe.
         loss_fn: of the training step.
     """
+    if targets.ndim == 0 or targets.numel() != len(targets):
+        return None
     y = targets.detach().cpu().double().flatten()
-    values = set(torch.unique(y).tolist())
     if isinstance(loss_fn, nn.BCEWithLogitsLoss):
-        return 2 * y - 1 if values == {0.0, 1.0} else None
-    return y if values == {-1.0, 1.0} else None
+        y = 2 * y - 1
+    positive, negative = y == 1, y == -1
+    two_classes = (positive | negative).all() and positive.any() and negative.any()
+    return y if bool(two_classes) else None
 
 
 def margin_quantities(outputs: Tensor, targets: Tensor, loss_fn: object) -> dict[str, float]:

@@ -43,6 +43,7 @@ class KernelMonitor(pl.Callback):
         self._restored: dict[str, Any] = {}
         self._last_step: int | None = None
         self._metrics: dict[str, float] = {}
+        self._shown: frozenset[str] = frozenset()  # of ``once``, in this fit
         self._drawn: tuple[int, float, float] | None = None  # step, when, and what it cost
         self._loaded = False  # the state is that of a checkpoint for the run that begins next
 
@@ -51,7 +52,8 @@ class KernelMonitor(pl.Callback):
         return *self.probe.key, self.every_n_steps, self.max_overhead
 
     once: frozenset[str] = frozenset()
-    """Scalars that stay the same for a whole run: loggers get them at the first measurement, ``trainer.callback_metrics`` at every one."""
+    """Scalars that stay the same for a whole run: loggers get them at the first measurement of a fit, also of a resumed one, whose loggers
+    may be others; ``trainer.callback_metrics`` at every one."""
 
     @property
     def wants_layers(self) -> bool:
@@ -86,6 +88,7 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shown = frozenset()
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         peers = [c for c in trainer.callbacks if isinstance(c, KernelMonitor) and c._settings == self._settings]  # type: ignore[attr-defined]
@@ -173,9 +176,9 @@ class KernelMonitor(pl.Callback):
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
         if step != self._last_step:
-            logged = self.once & self._metrics.keys()
             self._metrics = self.record(trainer, gram, spectrum, step)
-            log_metrics(trainer, {name: v for name, v in self._metrics.items() if name not in logged}, step)
+            log_metrics(trainer, {name: v for name, v in self._metrics.items() if name not in self._shown}, step)
+            self._shown |= self.once & self._metrics.keys()
             publish(trainer, self._metrics)
             self._last_step = step
         # A picture costs more than a small kernel: it gets a third of the budget, beside the first and the last one.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria
 from lightning_conv.callbacks.data_facts import CLOSE, data_facts
-from lightning_conv.callbacks.implicit_bias import margin_quantities
+from lightning_conv.callbacks.implicit_bias import margin_quantities, signs
 from lightning_conv.theory.networks import LeakyTwoLayer
 
 
@@ -150,8 +150,11 @@ def test_facts_of_the_data_are_logged_once_and_can_always_be_monitored(
     assert {tag: set(recorder.scalars[tag]) for tag in once} == {tag: {0} for tag in once}
     assert set(recorder.scalars["theory/loss"]) == {0, 1, 2}
     assert float(trainer.callback_metrics["theory/close_pairs"]) == 3
-    resumed = fit(3, type(recorder)(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    other = type(recorder)()
+    resumed = fit(4, other, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert float(resumed.callback_metrics["theory/close_pairs"]) == 3
+    assert {tag: other.scalars[tag] for tag in once} == {tag: {3: recorder.scalars[tag][0]} for tag in once}
+    assert set(other.scalars["theory/loss"]) == {3, 4}
 
 
 def test_margins_are_those_of_the_run(make_trainer, make_regression, recorder):
@@ -176,3 +179,33 @@ def test_margins_are_left_out_where_the_sign_of_one_output_is_no_class():
     assert margin_quantities(outputs, zero_one, nn.MSELoss()) == {}  # compared with 1/2
     assert margin_quantities(outputs, torch.ones(3, 1), bce) == {}  # one class only
     assert margin_quantities(torch.ones(3, 2), zero_one, bce) == {}
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss_fn", "expected"),
+    [
+        ([1.0, -1.0, 1.0], nn.MSELoss(), [1.0, -1.0, 1.0]),
+        ([[1], [-1]], nn.SoftMarginLoss(), [1.0, -1.0]),
+        ([1.0, 0.0], nn.BCEWithLogitsLoss(), [1.0, -1.0]),
+        ([[1.0, -1.0], [-1.0, 1.0]], nn.MSELoss(), None),  # dense: two numbers a sample
+        ([1.0, -1.0], nn.BCEWithLogitsLoss(), None),
+        ([1.0, 0.0], nn.MSELoss(), None),
+        ([1.0, -1.0, 0.5], nn.MSELoss(), None),
+        ([1.0, -1.0, math.nan], nn.MSELoss(), None),
+        ([1.0, 1.0], nn.MSELoss(), None),
+        ([-1.0], nn.MSELoss(), None),
+        (1.0, nn.MSELoss(), None),
+    ],
+)
+def test_signs_are_those_of_two_classes_with_one_number_a_sample(targets, loss_fn, expected):
+    found = signs(torch.tensor(targets), loss_fn)
+    assert found is None if expected is None else found.tolist() == expected
+
+
+def test_dense_targets_are_not_looked_through(monkeypatch):
+    def looked(*args, **kwargs):
+        raise AssertionError
+
+    for name in ("cpu", "double", "unique"):
+        monkeypatch.setattr(torch.Tensor, name, looked)
+    assert signs(torch.zeros(4, 3, 8, 8), nn.L1Loss()) is None
