@@ -125,7 +125,10 @@ def descent_certificate(network: nn.Module, inputs: Inputs, targets: Tensor | No
         found = certify_descent(mlp, x, y, data=data)
     except (ValueError, TypeError, RuntimeError) as error:
         return no_certificate(f"the certificate covers smooth fully-connected networks with one output ({error})")
-    hypotheses = (_independence(data, bias=mlp.first.bias_trained), judge_positive_start(mlp))
+    independent, positive = _independence(data, bias=mlp.first.bias_trained), judge_positive_start(mlp)
+    if positive.verdict == "not applicable":  # the theorem on feedforward networks is about that start alone
+        independent = voided(independent, positive.reason)
+    hypotheses = (independent, positive)
     return StartCertificate(found.criterion, found.step if found.holds else math.nan, hypotheses)
 
 

@@ -59,6 +59,8 @@ class ConvergenceReport(pl.Callback):
         try:
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
+            for monitor in _monitors(trainer):
+                monitor.finish(trainer)  # its own on_fit_end may come later than this one
             criteria = find_criteria(trainer)
             facts = self._facts(trainer, pl_module, how)
             metrics = {

@@ -114,15 +114,29 @@ def test_what_is_proven_is_not_refuted_and_its_hypotheses_are_told(make_trainer,
     assert found(criteria, "positive_start").verdict == "certified"
 
 
-def test_more_samples_than_dimensions_are_refuted_as_a_hypothesis(make_trainer, make_regression):
+@pytest.mark.parametrize("positive", [True, False])
+def test_more_samples_than_dimensions_refute_a_hypothesis_of_a_positive_start_and_no_run_fails_by_it(
+    make_trainer, make_regression, positive
+):
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(9, 3).double(), torch.randn(9, 1).double())
     criteria = ConvergenceCriteria("chatterjee", every_n_steps=1)
     network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
-    make_trainer([criteria], max_epochs=1).fit(make_regression(network, lr=0.01).double(), whole(data))
-    assert found(criteria, "independent_inputs").verdict == "refuted"
-    assert found(criteria, "positive_start").verdict == "not applicable"
-    assert "W_1 is not 0" in found(criteria, "positive_start").reason
+    if positive:
+        positive_init_(network, A=1.0)
+    make_trainer([criteria], max_epochs=1).fit(make_regression(network, lr=1e-3).double(), whole(data))
+    independent, start = found(criteria, "independent_inputs"), found(criteria, "positive_start")
+    smallest = torch.linalg.eigvalsh((wide := torch.cat([data.tensors[0], torch.ones(9, 1)], 1)) @ wide.T)[0]
+    assert independent.measured == pytest.approx(float(smallest), abs=1e-12)  # 4 columns for 9 samples
+    if positive:
+        assert (independent.verdict, start.verdict) == ("refuted", "certified")
+    else:
+        assert (independent.verdict, start.verdict) == ("not applicable", "not applicable")
+        assert independent.reason == start.reason
+        assert independent.reason.startswith("another start: ")
+        assert "W_1 is not 0" in start.reason
+    failed = {each.name for each in criteria.criteria if each.verdict == "refuted"} - {"independent_inputs"}
+    assert criteria.metrics["theory/refuted"] == len(failed)
 
 
 def test_the_search_leaves_the_run_alone_and_is_done_once(tmp_path, make_trainer, smooth, one_output, monkeypatch):

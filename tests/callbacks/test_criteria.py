@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import time
 
 import lightning.pytorch as pl
 import pytest
@@ -27,6 +28,8 @@ from lightning_conv.callbacks import (
     probe_kernel,
 )
 from lightning_conv.callbacks.certificates import descent_certificate
+from lightning_conv.callbacks.run_evidence import RunEvidence
+from lightning_conv.callbacks.schedule import Schedule
 from lightning_conv.theory.chatterjee import certify_descent, positive_init_
 
 STEP_TAGS = {"theory/contraction", "theory/curvature", "theory/descent_efficiency", "theory/rate"}
@@ -119,7 +122,7 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     assert found.pop("alignment") == "refuted"
     assert found.pop("criterion_score_descent") == "undecided"  # this start is not a positive one
     assert found.pop("positive_start") == "not applicable"
-    assert found.pop("independent_inputs") == "certified"
+    assert found.pop("independent_inputs") == "not applicable"  # it is asked for of a positive start
     assert found.pop("criterion_in_the_ball") == "undecided"  # of every radius no observation can tell
     assert found.pop("kernel_drift") == "undecided"  # it is above 1/4, with a lambda_0 that is not the theorem's
     names = (
@@ -301,6 +304,27 @@ def test_a_run_with_it_is_bit_for_bit_the_run_without(make_trainer, make_module,
     assert torch.equal(rng, watched_rng)
     for (name, a), b in zip(plain.state_dict().items(), watched.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_the_step_after_a_measurement_is_paid_for_too(monkeypatch, make_trainer, make_module, make_loader):
+    paid: dict[int, float] = {}
+    spend, observe = Schedule.spend, RunEvidence.observe_step
+
+    def noted(self, step, seconds):
+        paid[step] = paid.get(step, 0.0) + seconds
+        spend(self, step, seconds)
+
+    def slow(self, trainer, kernel):
+        time.sleep(0.05)
+        return observe(self, trainer, kernel)
+
+    monkeypatch.setattr(Schedule, "spend", noted)
+    monkeypatch.setattr(RunEvidence, "observe_step", slow)
+    criteria = ConvergenceCriteria(every_n_steps=4)
+    make_trainer([criteria], max_epochs=2).fit(make_module(), make_loader())
+    assert [seen.step for seen in criteria.history] == [0, 4, 6]
+    assert set(paid) == {0, 1, 4, 5, 6}
+    assert min(paid[1], paid[5]) >= 0.05
 
 
 def test_it_leaves_the_seed_of_the_environment_alone(monkeypatch, make_trainer, make_module, make_loader):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard
+from lightning_conv.callbacks import ConvergenceCriteria, ConvergenceReport, ExpressivityGuard
 from lightning_conv.callbacks.phase_two_criteria import phase_two_criteria
 
 SWITCH = 4
@@ -213,6 +216,42 @@ def test_what_limits_the_guard_limits_the_criteria(run, one_hot_digits):
     assert "weight decay" in found(criteria)["head_bound"].reason
     assert "weight decay" in found(criteria)["phase_two_infimum"].reason
     assert found(criteria)["phase_two_infimum"].verdict == "undecided"
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_report_has_what_the_guard_finds_out_at_the_end_wherever_it_stands_in_the_list(
+    tmp_path, make_trainer, make_module, one_hot_digits, moved
+):
+    class Meddler(pl.Callback):
+        """Moves the trunk after the last measurement of the criteria."""
+
+        def on_train_end(self, trainer, pl_module):
+            if moved:
+                with torch.no_grad():
+                    pl_module.trunk[0].weight.mul_(1.5)
+
+    module = make_module(dropout=0.0)
+    module.loss_fn = nn.MSELoss()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.05)
+    criteria, guard = (
+        ConvergenceCriteria("kawaguchi_sun", probe=16, every_n_steps=3),
+        ExpressivityGuard(switch_at=SWITCH, step_rule="certified"),
+    )
+    report = ConvergenceReport(folder=str(tmp_path))
+    order = [report, criteria, Meddler(), guard]
+    warns = pytest.warns(UserWarning, match="the trunk moved") if moved else contextlib.nullcontext()
+    with warns:
+        make_trainer(order, max_epochs=8).fit(module, DataLoader(one_hot_digits, 96))
+    stored = json.loads((tmp_path / "convergence.json").read_text())
+    written = {each["name"]: (each["verdict"], each["reason"]) for each in stored["criteria"]}
+    assert written == {each.name: (each.verdict, each.reason) for each in criteria.criteria}
+    verdict, reason = written["phase_two_infimum"]
+    assert (verdict == "undecided") == moved
+    assert ("the trunk moved" in reason) == moved
+    assert stored["metrics"]["theory/refuted"] == criteria.metrics["theory/refuted"]
+    last = list(criteria.criteria)
+    criteria.finish(None)  # after the run there is nothing to judge again
+    assert criteria.criteria == last
 
 
 @pytest.mark.parametrize("rule", ["certified", "base"])
