@@ -70,8 +70,8 @@ def _residual(network: PapersNetwork, inputs: Tensor, targets: Tensor | None) ->
     if targets is None or not targets.is_floating_point() or targets.numel() != len(inputs):
         return math.nan
     with torch.no_grad():
-        outputs = network(inputs.to(next(network.parameters()))).double()
-    return float((outputs - targets.to(outputs.device).double().flatten()).norm())
+        outputs = network(inputs.to(next(network.parameters())))
+    return float((outputs.cpu().double() - targets.cpu().double().flatten()).norm())
 
 
 def movement_criteria(network: PapersNetwork, start: Mapping[str, Tensor], radius: float) -> list[Criterion]:

@@ -13,6 +13,7 @@ from lightning_conv import Bounded, fully_connected_limit, h_infinity, kernel_sp
 from lightning_conv.activation import largest_slope
 from lightning_conv.analytic import softplus
 from lightning_conv.theory import DuConvResNet, DuFC, DuResNet, DuTwoLayer, du, loss_scale
+from lightning_conv.theory.du.movement import spectral_size
 
 SOFTPLUS = softplus(1.0)
 
@@ -323,6 +324,22 @@ def test_the_radius_of_lemma_b5_is_its_formula_with_this_networks_constants():
     assert du.layer_radius(network, 0.7, 9, 0.3) == pytest.approx(expected, rel=1e-10)
     with pytest.raises(TypeError, match="DuResNet"):
         du.layer_radius(DuResNet(4, 50, 3), 0.7, 9, 0.3)
+
+
+def test_the_constant_of_wide_layers_is_a_bound_from_above_without_their_singular_values(monkeypatch):
+    network = DuFC(4, 400, 2)
+    exact = max(np.linalg.svd(w.detach().numpy(), compute_uv=False)[0] for w in network.parameters()) / 20
+
+    def small_alone(real):
+        def checked(matrix, *args, **kwargs):
+            assert min(matrix.shape) < 100  # what Lanczos does inside
+            return real(matrix, *args, **kwargs)
+
+        return checked
+
+    for name in ("matrix_norm", "svdvals", "svd"):
+        monkeypatch.setattr(torch.linalg, name, small_alone(getattr(torch.linalg, name)))
+    assert exact <= spectral_size(network) <= exact * (1 + 1e-6)
 
 
 def test_norms_of_features_are_held_against_one_half_and_two():

@@ -13,6 +13,12 @@ from lightning_conv.activation import derivative
 from lightning_conv.theory.networks import DuConvResNet, DuNetwork, DuTwoLayer
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The numbers in float64; on the CPU where its device has none, as Apple's GPUs."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def hadamard_gram(inputs: Tensor, cotangents: Tensor) -> Tensor:
     r"""The kernel of one linear layer z = W x: (X X^T) o (D D^T), with D_i = du_i / dz_i.
 
@@ -42,7 +48,7 @@ def hadamard_gram(inputs: Tensor, cotangents: Tensor) -> Tensor:
             "or (n, p, m) for (n, p, d)"
         )
     n = len(inputs)
-    x, d = (t.detach().double().reshape(-1, t.shape[-1]) for t in (inputs, cotangents))
+    x, d = (in_float64(t).reshape(-1, t.shape[-1]) for t in (inputs, cotangents))
     product = (x @ x.T) * (d @ d.T)
     if inputs.ndim == 3:
         product = product.view(n, inputs.shape[1], n, inputs.shape[1]).sum((1, 3))
@@ -59,7 +65,7 @@ def last_hidden_gram(network: DuNetwork | DuTwoLayer, x: Tensor) -> Tensor:
     with s^2 = c_sigma / m (fully connected), c_res^2 / (H^2 m) (a residual branch) or 1 / m (two layers, where a_r^2 = 1). In the
     convolutional network x is a patch, and the sum goes over all pairs of positions, with a_r(s) a_r(t) for a_r^2.
 
-    Computed in float64 from the network's own weights, whatever their type.
+    Computed in float64 from the network's own weights, whatever their type; on Apple's GPUs, which have none, on the CPU.
 
     Args:
         network: one of the modules of ``lightning_conv.theory``.
@@ -70,8 +76,9 @@ def last_hidden_gram(network: DuNetwork | DuTwoLayer, x: Tensor) -> Tensor:
     parameters=...)`` gives the same matrix for any network.
     """
     if any(p.dtype != torch.float64 for p in network.parameters()):
-        network = copy.deepcopy(network).double()
-    x = x.double()
+        network = copy.deepcopy(network)
+        network = (network.cpu() if network.output.weight.device.type == "mps" else network).double()
+    x = in_float64(x)
     a = network.output.weight.detach()
     with torch.no_grad():
         if isinstance(network, DuTwoLayer):
