@@ -20,12 +20,13 @@ from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.theory.allen_zhu.semi_smoothness import Residual, fit_semi_smoothness
 from lightning_conv.theory.bias_ntk import SOURCE as YANG
 from lightning_conv.theory.clipping import SOURCE as CLIPPING
+from lightning_conv.theory.clipping import clipped_path_bound
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
 from lightning_conv.theory.du.descent import step_contraction_criterion
 from lightning_conv.theory.implicit_bias import FREI
 from lightning_conv.theory.kawaguchi_sun import SOURCE as KAWAGUCHI
 from lightning_conv.theory.loss_scale import LossScale
-from lightning_conv.theory.observation import Observation, descent_criteria
+from lightning_conv.theory.observation import Observation, descent_criteria, every_step, infimum_of_ratios
 from lightning_conv.theory.oymak import SOURCE as OYMAK
 
 
@@ -100,12 +101,30 @@ def _chatterjee(evidence: Evidence) -> list[Criterion]:
 
 
 def _clipping(evidence: Evidence) -> list[Criterion]:
-    steps = [e for seen in evidence.history if not math.isnan(e := seen.efficiency)]
-    asks = "(f_t - f_{t+1}) / (h_t |grad f_t|^2) >= 1/2"
+    asked = {
+        "clipping_descent": "(f_t - f_{t+1}) / (h_t |grad f_t|^2) >= 1/2",
+        "clipping_step_rate": "f_{t+1} / f_t <= 1 - h_t mu / 2, h_t >= eta delta, mu the smallest |grad f|^2 / f measured",
+        "clipping_length": "sum_t h_t |grad f_t| <= 4 sqrt(f_0 / mu), mu the smallest |grad f|^2 / f measured",
+    }
     if not evidence.clipped:
         reason = "the run has no RegularizedGradientClipping"
-        return [Criterion("clipping_descent", CLIPPING, asks, math.nan, math.nan, "not applicable", reason)]
-    return [at_least("clipping_descent", CLIPPING, asks, min(steps, default=math.nan), 0.5)]
+        return [not_applicable(name, CLIPPING, asks, reason) for name, asks in asked.items()]
+    history, mu = evidence.history, infimum_of_ratios(evidence.history)
+    (descent, descends), (rate, shrinks), (length, bounded) = asked.items()
+    clear = [seen for seen in history if not math.isnan(seen.efficiency)]
+    found = [at_least(descent, CLIPPING, descends, min((seen.efficiency for seen in clear), default=math.nan), 0.5)]
+    judged = [
+        (at_most(rate, CLIPPING, shrinks, seen.contraction, 1 - seen.step_size * mu / 2), seen.step)
+        for seen in clear
+        if math.isfinite(mu)
+    ]
+    unseen = at_most(rate, CLIPPING, shrinks, math.nan, math.nan)
+    found.append(worst_at(*max(judged, key=lambda pair: pair[0].measured - pair[0].bound)) if judged else unseen)
+    longest = clipped_path_bound(max(history[0].loss, 0.0), mu) if mu > 0 else math.nan
+    path = at_most(length, CLIPPING, bounded, history[-1].path_length, longest)
+    if path.verdict == "refuted" and not every_step(history):
+        path = replace(path, verdict="undecided", reason=f"{path.reason}; between the steps measured mu may be smaller")
+    return [*found, path]
 
 
 OF_THE_START = frozenset(

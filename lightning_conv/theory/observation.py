@@ -102,6 +102,11 @@ def infimum_of_ratios(history: Sequence[Observation]) -> float:
     return min((seen.ratio for seen in history), default=math.nan)
 
 
+def every_step(history: Sequence[Observation]) -> bool:
+    """Whether no step between the first and the last observation was left out."""
+    return all(later.step == earlier.step + 1 for earlier, later in pairwise(history))
+
+
 def observed_metrics(history: Sequence[Observation]) -> dict[str, float]:
     """The scalars of the last observation, those that are numbers."""
     if not history:
@@ -153,8 +158,7 @@ def descent_criteria(history: Sequence[Observation], *, epsilon: float = 0.5) ->
             "sum h |grad f| <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt inf a) at every t, inf over the steps measured", length, bound,
         ),
     ]  # fmt: skip
-    every = all(later.step == earlier.step + 1 for earlier, later in pairwise(history))
-    if every:
+    if every_step(history):
         return found
     # Between the steps measured the ratio may be smaller, and with it what the last two ask for.
     why = "; not every step was measured, and the infimum over all of them may be smaller"

@@ -111,7 +111,8 @@ def test_where_every_hypothesis_holds_the_verdicts_are_about_the_theorems(make_t
     make_trainer([criteria], max_epochs=8).fit(smooth(), whole(one_output))
     assert criteria.breaches == []
     found = verdicts(criteria)
-    assert found.pop("clipping_descent") == "not applicable"  # there is no RegularizedGradientClipping
+    for name in ("clipping_descent", "clipping_step_rate", "clipping_length"):
+        assert found.pop(name) == "not applicable"  # there is no RegularizedGradientClipping
     assert {found.pop(name) for name in ("head_step", "head_bound", "phase_two_infimum")} == {"not applicable"}
     assert found.pop("separation") == "certified"
     for name in (
@@ -276,13 +277,26 @@ def test_clipped_descent_is_judged_by_its_own_theorem_and_its_path_is_that_of_th
     make_trainer([clip, criteria], max_epochs=5).fit(smooth(), whole(one_output))
     assert clip.metrics["clipping/share_full"] < 1
     found = verdicts(criteria)
-    assert found["clipping_descent"] == "consistent"
+    assert {found[name] for name in ("clipping_descent", "clipping_step_rate", "clipping_length")} == {"consistent"}
     assert found["descent_efficiency"] == "not applicable"
+    mu = min(seen.ratio for seen in criteria.history)
+    shares = [seen.next_loss / seen.loss - (1 - seen.step_size * mu / 2) for seen in criteria.history[:-1]]
+    rate = next(each for each in criteria.criteria if each.name == "clipping_step_rate")
+    assert rate.measured - rate.bound == pytest.approx(max(shares), rel=1e-9)
+    length = next(each for each in criteria.criteria if each.name == "clipping_length")
+    assert length.bound == pytest.approx(4 * (criteria.history[0].loss / mu) ** 0.5, rel=1e-9)
     for seen in criteria.history[:-1]:
         assert seen.moved == pytest.approx(seen.step_size * seen.gradient_norm, rel=1e-6)
     assert criteria.history[-1].path_length == pytest.approx(
         sum(seen.moved for seen in criteria.history[:-1]), rel=1e-6
     )
+
+
+def test_clipped_steps_that_are_too_long_are_refuted(make_trainer, smooth, one_output):
+    clip, criteria = RegularizedGradientClipping(gamma=5.0, delta=0.9), ConvergenceCriteria("clipping", every_n_steps=1)
+    make_trainer([clip, criteria], max_epochs=12).fit(smooth(lr=0.4), whole(one_output))
+    assert verdicts(criteria)["clipping_descent"] == "refuted"
+    assert verdicts(criteria)["clipping_step_rate"] == "refuted"
 
 
 def test_unknown_names_are_refused_with_those_that_are_known():
