@@ -223,7 +223,7 @@ def test_near_an_infimum_above_zero_a_difference_that_is_rounding_refutes_nothin
     best = math.log(0.3 / 0.7)
     with torch.no_grad():
         network.weight.fill_(best)
-    infimum = float(loss_fn(network(torch.ones(1, 1).double()), target))
+    infimum = float(loss_fn(network(torch.ones(1, 1).double()), target).detach())
     landscape = ProbeLandscape(network, torch.ones(1, 1).double(), target, loss_fn, ["weight"], infimum)
     ratios = []
     for distance in (1e-2, 1e-4, 1e-6, 1e-7, 1e-8, 1e-9):
