@@ -20,7 +20,7 @@ from lightning_conv.theory.allen_zhu import (
     sign_change_exponent,
 )
 from lightning_conv.theory.allen_zhu.stability import DRIFT, SIGN_ASKS
-from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.criterion import Criterion, not_applicable
 from lightning_conv.theory.networks import AllenZhuNet
 from lightning_conv.theory.observation import Observation
 
@@ -64,7 +64,7 @@ def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -
 
 
 class ForwardStability:
-    """Follows one run; of other networks than the paper's the numbers are told and not judged."""
+    """Follows one run; of other networks than the paper's the norms are told and not judged, and no exponent is fitted."""
 
     def __init__(self) -> None:
         self._setting: Setting | str = "not looked at"
@@ -92,12 +92,11 @@ class ForwardStability:
         """
         if "hidden_norm_min" in raw:
             self._norms = HiddenNorms(raw["hidden_norm_min"], raw["hidden_norm_max"])
-        omega, share = raw.get("layer_distance_spectral", math.nan), raw.get("sign_changes", math.nan)
-        if omega > 0 and share > 0:
-            self._points[seen.step] = omega, share
         if isinstance(self._setting, str):
             return {}
-        sizes = self._setting
+        sizes, omega = self._setting, raw.get("layer_distance_spectral", math.nan)
+        if omega > 0 and (share := raw.get("sign_changes", math.nan)) > 0:
+            self._points[seen.step] = omega, share
         found = {
             "drift_constant": drift_constant(
                 raw.get("forward_drift", math.nan), omega, depth=sizes.depth, width=sizes.width
@@ -124,7 +123,11 @@ class ForwardStability:
         if not why and not from_the_start:
             why = "the run was not seen from its first step on, and the lemmas are about its initialisation"
         norms = (self._norms or HiddenNorms(math.nan, math.nan)).criteria(papers_network=not why)
-        return [voided(each, why) if why else each for each in [*norms, self._exponent()]]
+        if isinstance(self._setting, str):
+            exponent = not_applicable("sign_change_exponent", DRIFT, SIGN_ASKS, why)
+        else:
+            exponent = self._exponent()
+        return [voided(each, why) if why else each for each in [*norms, exponent]]
 
     def _exponent(self) -> Criterion:
         omegas, shares = [each[0] for each in self._points.values()], [each[1] for each in self._points.values()]

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_conv.callbacks import ConvergenceCriteria
+from lightning_conv.callbacks import ConvergenceCriteria, forward_stability
 from lightning_conv.callbacks.forward_stability import ForwardStability
-from lightning_conv.theory.allen_zhu import gradient_ratios, separation, unit_inputs
+from lightning_conv.theory.allen_zhu import gradient_ratios, unit_inputs
 from lightning_conv.theory.networks import AllenZhuNet
 from lightning_conv.theory.observation import Observation
 
@@ -51,7 +51,7 @@ def test_on_the_papers_network_every_number_is_that_of_the_definition(make_train
     expected = {"drift_constant": drift / (omega * 2**2.5 * math.sqrt(math.log(300)))}
     # Theorem 3 on F, by the closed form of the gradient; the run's loss is F / 8.
     ratios = gradient_ratios(network.objective(inputs, targets))
-    delta = separation(inputs).delta.distance.value
+    delta = float(torch.pdist(inputs).min())  # of unit_inputs, which are taken as they are
     expected |= {
         "gradient_lower_constant": ratios.over_largest * 2 * 8 / (delta * 300),
         "gradient_upper_constant": ratios.over_sum * 2 / (2 * 8 * 300),
@@ -123,6 +123,33 @@ def test_the_exponent_is_judged_from_below(exponent, verdict, said):
     late = stability.criteria(from_the_start=False)[-1]
     assert late.verdict == "not applicable"
     assert "from its first step on" in late.reason
+
+
+def test_of_another_network_the_norms_are_told_and_no_points_are_gathered(monkeypatch):
+    stability = ForwardStability()
+    stability.look(nn.Linear(4, 1), unit_inputs(torch.randn(3, 3)), ["weight", "bias"])
+    for step in range(1, 9):
+        raw = {
+            "layer_distance_spectral": 0.01 * step,
+            "sign_changes": 0.1 * step,
+            "hidden_norm_min": 0.9,
+            "hidden_norm_max": 1.1,
+        }
+        assert stability.note(raw, Observation(step, 1.0, 1.0, 0.1)) == {}
+    assert stability.state_dict()["points"] == []
+    stability.load_state_dict(
+        {"norms": [0.9, 1.1], "points": [[t, 0.01 * 2**t, 0.1] for t in range(5)]}
+    )  # of an older version
+
+    def fitted(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(forward_stability, "sign_change_exponent", fitted)
+    least, greatest, exponent = stability.criteria(from_the_start=True)
+    assert (least.measured, greatest.measured) == (0.9, 1.1)
+    assert math.isnan(exponent.measured)
+    assert {each.verdict for each in (least, greatest, exponent)} == {"not applicable"}
+    assert "trains another network" in exponent.reason
 
 
 def test_a_scattered_fit_a_short_path_and_few_points_decide_nothing():
