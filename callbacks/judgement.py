@@ -113,13 +113,12 @@ def _clipping(evidence: Evidence) -> list[Criterion]:
     (descent, descends), (rate, shrinks), (length, bounded) = asked.items()
     clear = [seen for seen in history if not math.isnan(seen.efficiency)]
     found = [at_least(descent, CLIPPING, descends, min((seen.efficiency for seen in clear), default=math.nan), 0.5)]
-    judged = [
-        (at_most(rate, CLIPPING, shrinks, seen.contraction, 1 - seen.step_size * mu / 2), seen.step)
-        for seen in clear
-        if math.isfinite(mu)
-    ]
-    unseen = at_most(rate, CLIPPING, shrinks, math.nan, math.nan)
-    found.append(worst_at(*max(judged, key=lambda pair: pair[0].measured - pair[0].bound)) if judged else unseen)
+    if clear and math.isfinite(mu):
+        seen = max(clear, key=lambda each: each.contraction + each.step_size * mu / 2)
+        rated = at_most(rate, CLIPPING, shrinks, seen.contraction, 1 - seen.step_size * mu / 2)
+        found.append(worst_at(rated, seen.step))
+    else:
+        found.append(at_most(rate, CLIPPING, shrinks, math.nan, math.nan))
     longest = clipped_path_bound(max(history[0].loss, 0.0), mu) if mu > 0 else math.nan
     path = at_most(length, CLIPPING, bounded, history[-1].path_length, longest)
     if path.verdict == "refuted" and not every_step(history):
@@ -145,13 +144,10 @@ def _du(evidence: Evidence) -> list[Criterion]:
         return found
     lambda_0 = measured.lambda_0
     steps = [(each, scale.step_on_sum(each.step_size)) for each in seen]
-    judged = [
-        (step_contraction_criterion(each.contraction, step, lambda_0), each.step)
-        for each, step in steps
-        if each.resolved and lambda_0.value > 0
-    ]
+    judged = [pair for pair in steps if pair[0].resolved and lambda_0.value > 0]
     if judged:
-        worst = worst_at(*max(judged, key=lambda pair: pair[0].measured - pair[0].bound))
+        each, step = max(judged, key=lambda pair: pair[0].contraction + pair[1] * lambda_0.value / 2)
+        worst = worst_at(step_contraction_criterion(each.contraction, step, lambda_0), each.step)
     else:
         last = seen[-1]
         why = "the change of the loss is rounding" if not last.resolved else "lambda_0 is not resolved above 0"
