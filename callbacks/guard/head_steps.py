@@ -14,16 +14,20 @@ from torch.optim import Optimizer
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks.guard.caveats import ROUNDED
 from lightning_conv.callbacks.guard.descent_bound import DescentBound, plan_bound
+from lightning_conv.callbacks.guard.ranks import Ranks
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
-from lightning_conv.callbacks.guard.training_set import TrainingSet
+from lightning_conv.callbacks.guard.training_set import TrainingSet, TrunkRows
 from lightning_conv.expressivity import RankCertificate
-from lightning_conv.kernels.memory import available_memory
+from lightning_conv.expressivity.stream import read_rows
+from lightning_conv.kernels.memory import available_memory, blocks
 from lightning_conv.last_layer import (
     HeadProblem,
     PowerSchedule,
     batch_curvature,
     head_curvature,
 )
+from lightning_conv.last_layer.problem import WORD
+from lightning_conv.last_layer.sample_loss import SampleLosses
 
 
 class HeadSteps(Protocol):
@@ -63,23 +67,67 @@ class OptimizerSteps:
         """Nothing was."""
 
 
-def head_problem(network: nn.Module, head: Head, data: TrainingSet, loss: TrainingLoss) -> HeadProblem:
+def head_memory(data: TrainingSet) -> int:
+    """Bytes that the head's problem may take in each process, the same number on all ranks."""
+    return min(data.ranks.gather(lambda: available_memory(torch.device("cpu")))) // 4 // data.ranks.world
+
+
+def holds_features(data: TrainingSet, head: Head, allowed: int) -> bool:
+    """Whether ``head_problem`` holds the features, in float64: those that take half of what is allowed.
+
+    Args:
+        data: the training set.
+        head: of the network.
+        allowed: bytes.
+    """
+    return 2 * WORD * data.size * head.width <= allowed
+
+
+def head_problem(
+    network: nn.Module, head: Head, data: TrainingSet, loss: TrainingLoss, allowed: int | None = None
+) -> HeadProblem:
     """The convex problem of the head on the features of the frozen trunk, in float64.
 
     All ranks build it and compute with it alike: what is not held passes by in strips, which they compute together.
+
+    Args:
+        network: of the run.
+        head: of the network.
+        data: the training set.
+        loss: on it.
+        allowed: bytes that it may take, the same on all ranks; None: ``head_memory``.
+
+    Raises:
+        RuntimeError: it went wrong on one of several ranks; raised on all of them.
     """
-    free = min(data.ranks.gather(lambda: available_memory(torch.device("cpu")))) // 4 // data.ranks.world
-    layer = head.module
-    return HeadProblem(
-        data.feature_rows(network, head, torch.float64),
-        loss.targets(data),
-        loss.loss_fn,
-        bias=head.has_bias,
-        fixed_bias=head.fixed_bias,
-        outputs=layer.out_features,
-        infimum=loss.given_infimum,
-        max_memory=free,
-    )
+    ranks, layer, targets = data.ranks, head.module, loss.targets(data)
+    allowed = head_memory(data) if allowed is None else allowed
+    named: dict[str, Any] = {"outputs": layer.out_features, "infimum": loss.given_infimum}
+    # What may go wrong on one rank alone comes before the walks that all of them take part in.
+    ranks.alike(lambda: SampleLosses(loss.loss_fn, targets, **named))
+    rows = ranks.alike(lambda: data.feature_rows(network, head, torch.float64))
+    held = _held(rows, ranks, allowed) if holds_features(data, head, allowed) else None
+
+    def build() -> HeadProblem:
+        return HeadProblem(
+            rows if held is None else held,
+            targets,
+            loss.loss_fn,
+            bias=head.has_bias,
+            fixed_bias=head.fixed_bias,
+            max_memory=allowed,
+            **named,
+        )
+
+    return build() if held is None else ranks.alike(build)
+
+
+def _held(source: TrunkRows, ranks: Ranks, allowed: int) -> Tensor:
+    """All rows, read some at a time."""
+    held = ranks.alike(lambda: torch.empty(source.samples, source.width, dtype=torch.float64))
+    for some in blocks(source.samples, max(1, allowed // (4 * WORD * source.width))):
+        held[some] = read_rows(source, some)
+    return held
 
 
 class HeadWeights:

@@ -84,14 +84,15 @@ class PhaseTwo:
             except Exception as error:  # the run goes on by its own optimizer
                 self.limit(f"step_rule={self.rule!r} could not be set up ({type(error).__name__}: {error})")
                 self._fall_back()
-        elif self._settings.step_rule == "base":
-            self._watch_plain_steps()
         if self._settings.cache_features and not isinstance(self._steps, SolvedHead):
             try:
                 self._cache = FeatureCache(self._trainer, self._module, self._network, self._head, self._data)
                 self._know_outputs(self._cache)
             except Exception as error:  # without it the run is the same, only slower
                 self._drop_cache(str(error))
+        # After the cache, which was asked for: the features in float64 take what it leaves.
+        if self._settings.step_rule == "base":
+            self._watch_plain_steps()
 
     def _forget_other_rules(self) -> None:
         """What a rule remembers is about the steps since its own start: another one in between makes it untrue."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +16,13 @@ from torch.optim import Optimizer
 from lightning_conv.anatomy import Head
 from lightning_conv.callbacks.guard.caveats import ROUNDED
 from lightning_conv.callbacks.guard.descent_bound import DescentBound, plan_bound
-from lightning_conv.callbacks.guard.head_steps import HeadWeights, OptimizerSteps, head_problem
+from lightning_conv.callbacks.guard.head_steps import (
+    HeadWeights,
+    OptimizerSteps,
+    head_memory,
+    head_problem,
+    holds_features,
+)
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
@@ -27,6 +35,7 @@ AGREEMENT = 1e-4
 """Part of a step's length by which it may differ from -eta grad, beside the rounding of the weights."""
 
 
+TOO_LARGE = "the features do not fit into memory beside the run; step_rule='certified' gives a bound all the same"
 AFFORDED = 30.0
 """Predicted seconds that the bound may take at the switch, which nobody asked for."""
 SHARE = 0.5
@@ -65,7 +74,9 @@ def head_rate(optimizer: Optimizer, head: Head) -> float | str:
 
 
 def not_plain(trainer: pl.Trainer, head: Head, data: TrainingSet, loss: TrainingLoss) -> str:
-    """Why the steps of the run are not those of full-batch gradient descent on a mean loss of the head that is smooth; empty if they are.
+    """Why the steps of the run are not those of full-batch gradient descent on a mean loss of the head; empty if they are.
+
+    Each rank looks at its own part of the run, and does not communicate.
 
     Args:
         trainer: of the run.
@@ -95,11 +106,53 @@ def not_plain(trainer: pl.Trainer, head: Head, data: TrainingSet, loss: Training
         return f"{type(changing[0]).__name__} changes the steps"
     if not data.steps_are_whole(trainer.accumulate_grad_batches):
         return "the steps are those of mini-batches, whose bounds hold in expectation"
-    if loss.smoothness(data, head.module.out_features) is None:
-        return f"{loss.name} has no Lipschitz gradient that is known"
-    if (seconds := predicted_seconds(data.size, head.width + head.has_bias)) > AFFORDED:
-        return f"the bound would take about {seconds:.0f} s at the switch; step_rule='certified' gives it all the same"
     return ""
+
+
+def not_affordable(head: Head, data: TrainingSet, loss: TrainingLoss) -> str:
+    """Why plain steps get no bound all the same: no L_ell, or it takes too long; empty if they do. All ranks come to the same.
+
+    Args:
+        head: of the network.
+        data: the training set, whose targets are read.
+        loss: on it.
+    """
+    loss.targets(data)  # by all ranks together; what comes after is local
+
+    def mine() -> str:
+        if loss.smoothness(data, head.module.out_features) is None:
+            return f"{loss.name} has no Lipschitz gradient that is known"
+        if (seconds := predicted_seconds(data.size, head.width + head.has_bias)) > AFFORDED:
+            return (
+                f"the bound would take about {seconds:.0f} s at the switch; step_rule='certified' gives it all the same"
+            )
+        return ""
+
+    return first_of(data.ranks.gather(mine))
+
+
+def first_of(reasons: Iterable[str]) -> str:
+    """The first that is not empty."""
+    return next((reason for reason in reasons if reason), "")
+
+
+def is_step(weight: Tensor, was: Tensor, gradient: Tensor, rate: float) -> bool:
+    """Whether a tensor is was - rate * gradient, up to rounding in its type.
+
+    Args:
+        weight: after the step.
+        was: before it.
+        gradient: by it.
+        rate: eta.
+    """
+    now, before, step = exact(weight), exact(was), rate * exact(gradient)
+    rounding = torch.finfo(weight.dtype).eps * float(before.norm() + step.norm())
+    return float((now - before + step).norm()) <= AGREEMENT * float(step.norm()) + rounding
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class PlainSteps(OptimizerSteps):
@@ -157,12 +210,24 @@ class PlainSteps(OptimizerSteps):
         """From now on nothing is proven of these steps."""
         self._bound.give_up(why)
 
-    @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Keep what the step should be made of."""
         self._due = None
-        if "given_up" in self.memory:
-            return
+        if "given_up" not in self.memory:
+            with self._giving_up():
+                self._keep(optimizer)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """What goes wrong ends the bound, and nothing else."""
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:  # a figure for the log
+            self._due = None
+            self.give_up(f"a step could not be followed ({type(error).__name__}: {error})")
+
+    def _keep(self, optimizer: Optimizer) -> None:
         rate = head_rate(optimizer, self._head)
         gradients = [parameter.grad for parameter in self._weights.parameters]
         present = [gradient.detach().clone() for gradient in gradients if gradient is not None]
@@ -179,30 +244,27 @@ class PlainSteps(OptimizerSteps):
             self._bound.before(self._weights.read(self._problem), rate)
             self._due = [parameter.detach().clone() for parameter in self._weights.parameters], present, rate
 
-    @torch.no_grad()
     def after_step(self) -> str | None:
         """Hold what the optimizer did against w - eta g."""
         due, self._due = self._due, None
-        if due is None:
-            return None
-        before, gradients, rate = due
-        for parameter, was, gradient in zip(self._weights.parameters, before, gradients, strict=True):
-            step = rate * gradient.double()
-            rounding = torch.finfo(parameter.dtype).eps * float(was.double().norm() + step.norm())
-            if (
-                not float((parameter.double() - was.double() + step).norm())
-                <= AGREEMENT * float(step.norm()) + rounding
-            ):
-                self.give_up("a step of the optimizer was not w - eta grad")
-                return None
-        self._bound.after(self._weights.read(self._problem), rate)
+        if due is not None:
+            with self._giving_up():
+                self._compare(*due)
         return None
+
+    def _compare(self, before: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+        for parameter, was, gradient in zip(self._weights.parameters, before, gradients, strict=True):
+            if not is_step(parameter, was, gradient, rate):
+                self.give_up("a step of the optimizer was not w - eta grad")
+                return
+        self._bound.after(self._weights.read(self._problem), rate)
 
     def measure(self) -> dict[str, float]:
         """Loss and gap of the network, the proven bound, and the learning rate of the last step."""
         found = super().measure()
-        proven = self._bound.numbers(self._weights.read(self._problem))
-        return found | proven
+        with self._giving_up():
+            return found | self._bound.numbers(self._weights.read(self._problem))
+        return found
 
 
 def watched_steps(
@@ -223,13 +285,14 @@ def watched_steps(
         loss: on it.
         state: of the guard, whose ``steps`` the plan is written into.
     """
-    why = data.ranks.broadcast("; ".join(state.caveats) or not_plain(trainer, head, data, loss))
-    if why:
-        return why
     try:
-        problem = head_problem(network, head, data, loss)
-        if problem.held:
-            return PlainSteps(network, loss, data, head, problem, state.steps, state.certificate)
+        why = first_of(data.ranks.gather(lambda: "; ".join(state.caveats) or not_plain(trainer, head, data, loss)))
+        if why := why or not_affordable(head, data, loss):
+            return why
+        # Said before the features are computed: that takes a pass through the trunk in float64.
+        if not holds_features(data, head, allowed := head_memory(data)):
+            return TOO_LARGE
+        problem = head_problem(network, head, data, loss, allowed)
+        return PlainSteps(network, loss, data, head, problem, state.steps, state.certificate)
     except Exception as error:  # a figure for the log
         return f"no bound could be set up ({type(error).__name__}: {error})"
-    return "the features do not fit into memory beside the run; step_rule='certified' gives a bound all the same"

@@ -57,6 +57,16 @@ class Ranks:
             raise RuntimeError("; ".join(failed))
         return [value for value, _ in found]
 
+    def alike(self, compute: Callable[[], T]) -> T:
+        """What each rank computes for itself, where it went well on all of them; ``compute`` must not communicate.
+
+        Raises:
+            RuntimeError: it went wrong on one of several ranks; raised on all of them.
+        """
+        made: list[T] = []
+        self.gather(lambda: made.append(compute()))
+        return made[0]
+
     def once(self, compute: Callable[[], T]) -> T:
         """What rank 0 computes, on all ranks; ``compute`` must not communicate.
 
