@@ -56,14 +56,16 @@ class ComparedLoss:
 
     def again(self) -> None:
         """Compare on the next batch, too: a term of the loss may set in later."""
+        self.release()
         self._wanted = self._known
 
     def before(self, batch: Any) -> None:
         """Compute the batch's loss by ``loss_fn``, if it is to be compared: by a forward pass, later by what the training step makes."""
         if not self._wanted:
             return
+        self.release()  # a batch that was skipped (``on_train_batch_start`` gave -1) has no end
         self._before = [parameter.detach().clone() for parameter in HeadWeights(self._head).parameters]
-        self._expected, self._seen = math.nan, []
+        self._expected = math.nan
         try:
             self._targets = self._loss.targets_of(batch)
             if self._shape is not None and self._head.last:
@@ -114,10 +116,10 @@ class ComparedLoss:
         )
 
     def release(self) -> None:
-        """Leave nothing on the head."""
+        """Leave nothing on the head, and keep nothing that it made."""
         if self._hook is not None:
             self._hook.remove()
-            self._hook = None
+        self._hook, self._seen = None, []
 
     @torch.no_grad()
     def take_back(self) -> None:
