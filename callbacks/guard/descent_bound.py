@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.callbacks.guard.step_rounding import relative_error, step_rounding
+from lightning_conv.eigenvalues.bounded import Bounded, divide
 from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.last_layer import (
@@ -24,6 +25,8 @@ from lightning_conv.last_layer import (
 
 OFTEN = 64
 """Every so many steps one is compared with the exact gradient, and while there are few steps at powers of two."""
+STRAY = 1e-2
+"""Part of its length by which a compared step may be off, beside rounding: beyond, it is a step of something else than L."""
 CHARGED = 2.0
 """Factor on the larger of two compared steps' errors, which the steps between them are charged with."""
 
@@ -67,20 +70,28 @@ class DescentBound:
     step, :math:`d_k = |w_{k+1} - w_k + \eta_k \nabla L(w_k)|_F` in float64 (one pass over the features); those in between are charged
     with twice the larger of the compared ones. That is an estimate, and goes into ``rounded`` (``rounded_bound``), not into ``bound``.
 
+    A compared step that is off by more than 1 % of its length and than ``step_rounding`` explains was not made of the gradient of L:
+    something changed that (a hook, a callback, a loss with another gradient). It ends what is proven.
+
     Args:
         problem: the head's.
         memory: with a plan of ``plan_bound``; kept in the checkpoint, and counted on here.
         curvature: L_H, at most.
+        weight: of the head, for its type and device.
     """
 
-    def __init__(self, problem: HeadProblem, memory: MutableMapping[str, Any], curvature: float) -> None:
+    def __init__(
+        self, problem: HeadProblem, memory: MutableMapping[str, Any], curvature: float, weight: Tensor
+    ) -> None:
         self._problem, self._memory, self._curvature = problem, memory, curvature
         self._comparators = [Comparator(*pair) for pair in memory.get("comparators", [])]
         # Steps of a checkpoint that counted nothing else are not known to have erred little.
         memory.setdefault("drift", math.inf if memory.get("taken", 0) else 0.0)
         for name, start in (("taken", 0), ("total", 0.0), ("logarithm", 0.0), ("error", 0.0), ("largest", 0.0)):
             memory.setdefault(name, start)
+        self._relative = relative_error(weight)
         self._exact: Tensor | None = None  # w_k - eta_k grad L(w_k)
+        self._length = self._rounding = 0.0  # of that step
         self._left: Tensor | None = None  # W as the last step left it
 
     @property
@@ -97,16 +108,20 @@ class DescentBound:
         """
         self._require_unmoved(w)
         due = self.taken % OFTEN == 0 or (self.taken & (self.taken - 1)) == 0
-        self._exact = w - eta * self._problem.loss_and_gradient(w)[1] if due else None
+        self._exact = None
+        if due:
+            loss, gradient = self._problem.loss_and_gradient(w)
+            self._exact, self._length = w - eta * gradient, eta * float(gradient.norm())
+            self._rounding = step_rounding(self._problem, w, loss, eta, self._relative)
 
-    def after(self, w: Tensor, eta: float) -> None:
-        """A step was taken.
+    def after(self, w: Tensor, eta: float) -> str | None:
+        """A step was taken; what to say if it was none on L.
 
         Args:
             w: W after it, compared where ``before`` computed what it should be.
             eta: of the step.
         """
-        memory, mu = self._memory, self._memory.get("mu")
+        memory, mu, said = self._memory, self._memory.get("mu"), None
         self._left = w
         if self._exact is not None:
             error, self._exact = float((w - self._exact).norm()) * OUTWARD, None
@@ -115,6 +130,10 @@ class DescentBound:
                 self.taken - memory.get("compared", -1) - 1
             )
             memory["error"], memory["compared"] = error, self.taken
+            if not error <= max(STRAY * self._length, self._rounding):
+                share = divide(error, self._length)
+                said = f"a step was not -eta grad L of the training set (it is off by {share:.2g} of its length)"
+                self.give_up(said)
         else:
             memory["drift"] += CHARGED * memory["error"]
         memory["taken"] += 1
@@ -122,6 +141,7 @@ class DescentBound:
         memory["largest"] = max(memory["largest"], eta)
         if mu is not None:
             memory["logarithm"] += 2 * math.log1p(-eta * mu) if eta * mu < 1 else -math.inf
+        return said
 
     def numbers(self, w: Tensor, value: Bounded | None = None) -> dict[str, float]:
         """For an entry of the history: the bound and, of the problem in float64, the gap; empty where nothing is proven.
@@ -154,9 +174,10 @@ class DescentBound:
             return None
         known = [memory["gap"]]  # the loss never rises
         total = memory["total"] * (1 - (taken + 1) * 2.0**-52)  # the rounding of the sum
-        if self._comparators and taken:
+        moved = total > 0  # steps of rate 0 change nothing
+        if self._comparators and moved:
             known.append(gradient_descent_bound(self._comparators, total, 1))
-        if "mu" in memory and taken:
+        if "mu" in memory and moved:
             even = memory["largest"] * taken <= memory["total"] * (1 + 1e-12)
             if even:
                 known.append(linear_bound(memory["gap"], memory["largest"], memory["mu"], taken))

@@ -184,11 +184,12 @@ class CertifiedSteps:
     ) -> None:
         self._problem, self._weights, self._memory = problem, weights, memory
         self._expected: list[Tensor] | None = None
+        self._said: str | None = None
         given = data.ranks.broadcast(self._given(trainer, data))
         if memory.get("given") != given:  # nothing yet, or a plan for other steps or another loss
             memory.clear()
             memory |= data.ranks.gather(lambda: self._plan(trainer, given, certificate))[0]
-        self._bound = DescentBound(problem, memory, memory.get("curvature", [math.inf])[-1])
+        self._bound = DescentBound(problem, memory, memory.get("curvature", [math.inf])[-1], weights.parameters[0])
 
     def _given(self, trainer: pl.Trainer, data: TrainingSet) -> dict[str, Any]:
         """What the plan rests on beside the head: a run that resumes with something else needs another plan."""
@@ -249,7 +250,7 @@ class CertifiedSteps:
                 if gradient is not None:
                     parameter.add_(gradient.to(parameter.dtype), alpha=-eta)
             if bounded:
-                self._bound.after(self._weights.read(self._problem), eta)
+                self._said = self._bound.after(self._weights.read(self._problem), eta)
             else:
                 self._memory["taken"] += 1
         for parameter in self._weights.parameters:
@@ -258,10 +259,11 @@ class CertifiedSteps:
             self._expected = [parameter.detach().clone() for parameter in self._weights.parameters]
 
     def after_step(self) -> str | None:
-        """Whether the optimizer left the head alone; looked at in the first steps."""
+        """Whether the optimizer left the head alone, looked at in the first steps; and what was wrong with the step itself."""
         expected, self._expected = self._expected, None
+        said, self._said = self._said, None
         if expected is None or all(torch.equal(a, b) for a, b in zip(expected, self._weights.parameters, strict=True)):
-            return None
+            return said
         return "the optimizer of the run moves the head although it has no gradient, so the certified steps are not the only ones"
 
     def measure(self) -> dict[str, float]:

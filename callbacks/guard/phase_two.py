@@ -216,14 +216,15 @@ class PhaseTwo:
         Args:
             loss: of the training step.
         """
-        if (said := self._steps.after_step()) is not None:
-            self.limit(said)
+        stepped = self._steps.after_step()
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
         if (said := self._compared.after(loss)) is not None:
             self.limit(said)
             if self.rule != "base":
                 self._give_up_rule()
+        elif stepped is not None:  # another loss has another gradient, which need not be said, too
+            self.limit(stepped)
 
     def _give_up_rule(self) -> None:
         """The rule was made for another loss than that of the training step: take the step back, and go on without."""

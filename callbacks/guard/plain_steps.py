@@ -194,7 +194,7 @@ class PlainSteps(OptimizerSteps):
         if memory.get("given") != given:
             memory.clear()
             memory |= data.ranks.gather(lambda: self._plan(certificate))[0] | {"given": given}
-        self._bound = DescentBound(problem, memory, memory["curvature"][-1])
+        self._bound = DescentBound(problem, memory, memory["curvature"][-1], self._weights.parameters[0])
         self._due: tuple[list[Tensor], list[Tensor], float] | None = (
             None  # weights, gradients and rate of a step to come
         )
@@ -249,15 +249,15 @@ class PlainSteps(OptimizerSteps):
         due, self._due = self._due, None
         if due is not None:
             with self._giving_up():
-                self._compare(*due)
+                return self._compare(*due)
         return None
 
-    def _compare(self, before: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+    def _compare(self, before: list[Tensor], gradients: list[Tensor], rate: float) -> str | None:
         for parameter, was, gradient in zip(self._weights.parameters, before, gradients, strict=True):
             if not is_step(parameter, was, gradient, rate):
                 self.give_up("a step of the optimizer was not w - eta grad")
-                return
-        self._bound.after(self._weights.read(self._problem), rate)
+                return None
+        return self._bound.after(self._weights.read(self._problem), rate)
 
     def measure(self) -> dict[str, float]:
         """Loss and gap of the network, the proven bound, and the learning rate of the last step."""
