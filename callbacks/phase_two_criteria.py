@@ -32,9 +32,10 @@ def phase_two_criteria(guard: ExpressivityGuard | None) -> list[Criterion]:
         guard: of the run, or None.
 
     Returns:
-        Where every step was a plain full-batch gradient step on the head, of a proven size: whether the step was at most 1 / L_H, and
-        the measured gap that used up the largest share of its bound. Otherwise ``not applicable``, with the last gap. And the guard's
-        own verdict, ``consistent`` where it is certified up to an estimated rounding inside the trunk.
+        Where every step was a plain full-batch gradient step on the head, of a proven size: whether the step was at most 1 / L_H
+        (``undecided`` beyond it, of which the theorem is silent), and the measured gap that used up the largest share of its bound.
+        Otherwise ``not applicable``, with the last gap. And the guard's own verdict, ``consistent`` where it is certified up to an
+        estimated rounding inside the trunk.
     """
     return [replace(each, asks=each.asks + WHERE) for each in _criteria(guard)]
 
@@ -56,9 +57,13 @@ def _all_not_applicable(reason: str) -> list[Criterion]:
 
 def _of_steps(descent: HeadDescent) -> list[Criterion]:
     found = []
-    if descent.curvature is None or math.isnan(descent.step):
+    if descent.curvature is None or (math.isnan(descent.step) and descent.not_covered):
         why = descent.not_covered or "L_H of the head's loss is not known"
         found.append(not_applicable("head_step", *ASKED["head_step"], why, descent.step))
+    elif math.isnan(descent.step):
+        taken = bool(descent.gaps) and descent.gaps[-1].steps > 0
+        why = "every step of phase 2 had rate 0 so far" if taken else "no step of phase 2 was taken yet"
+        found.append(Criterion("head_step", *ASKED["head_step"], math.nan, math.nan, "undecided", why))
     else:
         step = judge_head_step(descent.step, descent.curvature)
         # A step that is too long is what ends the cover: it stays what it is.

@@ -48,7 +48,9 @@ def share_used(gap: float, bound: float) -> float:
 
 
 def judge_head_step(step: float, curvature: Bounded) -> Criterion:
-    """``head_step``: eta against 1 / L_H. Beyond L_H's upper bound nothing is proven; beyond the lower one it is refuted.
+    """``head_step``: eta against 1 / L_H, the theorem's hypothesis: ``consistent`` up to there, ``undecided`` beyond.
+
+    The theorem is silent about longer steps: that they fail is not shown. Up to 2 / L_H the loss still never rises (descent lemma).
 
     Args:
         step: eta, on the mean loss; the largest that was taken.
@@ -56,10 +58,16 @@ def judge_head_step(step: float, curvature: Bounded) -> Criterion:
     """
     most = 1 + ROUNDING
     allowed, surely = (divide(most, end) for end in (curvature.upper, curvature.lower))
+    falls = divide(2.0, curvature.upper)
     found = at_most("head_step", SOURCE, STEP, step, allowed)
-    if found.verdict != "refuted" or step > surely:
+    if found.verdict != "refuted":
         return found
-    said = f"{step:.4g} lies between 1 / L_H with L_H from above, {allowed:.4g}, and from below, {surely:.4g}"
+    if step <= surely:
+        said = f"{step:.4g} lies between 1 / L_H with L_H from above, {allowed:.4g}, and from below, {surely:.4g}"
+    elif step <= falls:
+        said = f"{found.reason}, beyond which the bound is not proven; up to 2 / L_H = {falls:.4g} the loss still never rises"
+    else:
+        said = f"{found.reason}, beyond which the bound is not proven, and above 2 / L_H = {falls:.4g}, beyond which nothing is"
     return replace(found, verdict="undecided", reason=said)
 
 
@@ -102,8 +110,9 @@ def judge_phase_two(
         mu: (L_ell / n) sigma_min([h, 1])^2 or less, for a squared loss: adds the linear bound.
 
     Returns:
-        ``head_step``: eta against 1 / L_H. ``head_bound``: largest share of min over comparators of L(w) - L* + |w_0 -
-        w|^2 / (2 eta t) that is used up; ``head_linear``: the same of (1 - eta mu)^{2t} (L(w_0) - L*).
+        ``head_step``: eta against 1 / L_H, here ``refuted`` beyond it, as whoever chose the step claims that it is shorter.
+        ``head_bound``: largest share of min over comparators of L(w) - L* + |w_0 - w|^2 / (2 eta t) that is used up; ``head_linear``:
+        the same of (1 - eta mu)^{2t} (L(w_0) - L*).
 
     Raises:
         ValueError: fewer than two losses.
@@ -114,7 +123,10 @@ def judge_phase_two(
     most = 1 + ROUNDING
     later = list(enumerate(values))[1:]
     share = max(share_used(gap, gradient_descent_bound(comparators, step, t)) for t, gap in later)
-    found = [judge_head_step(step, curvature.value), at_most("head_bound", THEOREM, SUBLINEAR, share, most)]
+    chosen = judge_head_step(step, curvature.value)
+    if step > divide(most, curvature.value.lower):
+        chosen = replace(chosen, verdict="refuted")
+    found = [chosen, at_most("head_bound", THEOREM, SUBLINEAR, share, most)]
     if mu is not None:
         linear = max(share_used(gap, linear_bound(values[0], step, mu, t)) for t, gap in later)
         found.append(at_most("head_linear", f"{SOURCE}, squared loss", LINEAR, linear, most))

@@ -131,6 +131,30 @@ def test_a_schedule_of_rates_counts_with_the_sum_of_its_steps(run, one_hot_digit
     assert verdicts(guard)["head_bound"] == "consistent"
 
 
+def test_steps_of_rate_zero_keep_the_bound_where_it_is(run, one_hot_digits):
+    def stopped(parameters):
+        optimizer = torch.optim.SGD(parameters, lr=0.02)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: float(not 5 <= epoch < 8))]
+
+    seen = []
+
+    class Judge(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append({each.name: each for each in phase_two_criteria(guard)})
+
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    run(guard, one_hot_digits, optimizer=stopped, epochs=12, callbacks=[Judge()])
+    assert len(guard.history) == 12 - SWITCH + 1
+    first, *rest = guard.history
+    assert all({"loss", "gap", "bound"} <= entry.keys() for entry in rest)
+    assert [entry["bound"] for entry in rest[:3]] == [first["bound"]] * 3
+    assert rest[3]["bound"] < first["bound"]
+    # Judged in the epoch of the switch, before and after steps of rate 0, and after one that counts.
+    assert [each["head_step"].verdict for each in seen[SWITCH - 1 :]] == ["undecided"] * 4 + ["consistent"] * 4
+    assert seen[SWITCH - 1]["head_step"].reason == "no step of phase 2 was taken yet"
+    assert seen[SWITCH]["head_step"].reason == "every step of phase 2 had rate 0 so far"
+
+
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_a_rate_above_one_over_l_h_has_no_bound_and_one_above_two_is_warned_of(run, one_hot_digits, loss):
     inputs, targets = one_hot_digits.tensors
@@ -158,7 +182,8 @@ def test_a_rate_above_one_over_l_h_has_no_bound_and_one_above_two_is_warned_of(r
         assert guard.phase == 2
         assert ("is above 2 / L_H" in guard.reason) == warned
         judged = {each.name: each for each in phase_two_criteria(guard)}
-        assert judged["head_step"].verdict == "refuted"
+        assert judged["head_step"].verdict == "undecided"  # the theorem is silent there
+        assert ("beyond which nothing is" in judged["head_step"].reason) == warned
         assert judged["head_bound"].verdict == "not applicable"
         assert "is above 1 / L_H" in judged["head_bound"].reason
         assert "bound" in guard.history[0]

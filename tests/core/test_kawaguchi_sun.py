@@ -149,10 +149,14 @@ def test_a_few_measurements_are_judged_at_the_largest_share_of_their_bound():
     assert judge_head_gaps([HeadGap(5, 0.0, 0.0, 0.0, 0.0)]).verdict == "consistent"
 
 
-def test_a_step_between_the_ends_of_l_h_is_undecided():
+def test_of_a_step_beyond_one_over_l_h_the_theorem_is_silent():
     curvature = Bounded(2.0, 1.6, 2.5, True, "")
-    verdicts = [judge_head_step(step, curvature).verdict for step in (0.4, 0.5, 0.7)]
-    assert verdicts == ["consistent", "undecided", "refuted"]
+    said = [judge_head_step(step, curvature) for step in (0.4, 0.5, 0.7, 0.9)]
+    assert [each.verdict for each in said] == ["consistent", "undecided", "undecided", "undecided"]
+    assert "lies between 1 / L_H" in said[1].reason
+    assert "the loss still never rises" in said[2].reason
+    assert "beyond which nothing is" in said[3].reason
+    assert {each.bound for each in said} == {said[0].bound}
 
 
 @pytest.mark.parametrize("seed", range(5))
