@@ -26,14 +26,10 @@ LAYOUT = {
             ["kernel/relative_frobenius_change$", "kernel/relative_spectral_change$"],
         ],
         "gap to the global infimum (phase 2), and its proven bound": ["Multiline", ["guard/gap$", "guard/bound$"]],
-        "step size over its limit 2 / lambda_max (plain SGD, squared loss)": [
-            "Multiline",
-            ["kernel/step_size_ratio$", "kernel/step_size_ratio_lower$", "kernel/step_size_ratio_upper$"],
-        ],
-        "squared error over the one measured before, predicted and measured": [
-            "Multiline",
-            ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
-        ],
+    },
+    "path of the weights (ConvergenceCriteria)": {
+        "PL ratio |grad f|^2 / f, and its infimum so far": ["Multiline", ["theory/pl_ratio$", "theory/pl_infimum$"]],
+        "distance from the start, and length of the path": ["Multiline", ["theory/distance$", "theory/path_length$"]],
         "share of the loss that a step removes, to first order and measured": [
             "Multiline",
             ["theory/rate_linearised$", "theory/rate$"],
@@ -42,9 +38,17 @@ LAYOUT = {
             "Multiline",
             ["theory/residual_predicted$", "theory/residual$"],
         ],
-        "PL ratio |grad f|^2 / f, and its infimum so far": ["Multiline", ["theory/pl_ratio$", "theory/pl_infimum$"]],
-        "distance from the start, and length of the path": ["Multiline", ["theory/distance$", "theory/path_length$"]],
-    }
+    },
+    "steps of plain SGD on a squared loss (LambdaMin)": {
+        "step size over its limit 2 / lambda_max": [
+            "Multiline",
+            ["kernel/step_size_ratio$", "kernel/step_size_ratio_lower$", "kernel/step_size_ratio_upper$"],
+        ],
+        "squared error over the one measured before, predicted and measured": [
+            "Multiline",
+            ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
+        ],
+    },
 }
 """One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal.
 
