@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.evaluation import Inputs
+from lightning_conv.float64 import in_float64
 from lightning_conv.loss_gradient import LossFn, SampleLoss
 from lightning_conv.progress import progress_bar
 from lightning_conv.theory.chatterjee import judge_ball, sampled_infima
@@ -67,11 +68,10 @@ class ProbeLandscape:
     ) -> None:
         self._loss = SampleLoss(network, inputs, targets, loss_fn, dtype=torch.float64)
         named = dict(network.named_parameters())
-        own = {name: named[name].detach() for name in names}
-        own = {name: value.cpu() if value.device.type == "mps" else value for name, value in own.items()}
+        own = [in_float64(named[name]) for name in names]
         self._names, self._infimum = tuple(names), infimum
-        self._shapes = [value.shape for value in own.values()]
-        self.start = torch.cat([value.double().flatten() for value in own.values()])
+        self._shapes = [value.shape for value in own]
+        self.start = torch.cat([value.flatten() for value in own])
 
     @property
     def size(self) -> int:

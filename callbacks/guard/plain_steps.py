@@ -28,6 +28,7 @@ from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.training_set import TrainingSet
 from lightning_conv.callbacks.plain_descent import OWN_STEPS, ChangesSteps
 from lightning_conv.expressivity import RankCertificate
+from lightning_conv.float64 import in_float64
 from lightning_conv.kernels.gemm import calibrated
 from lightning_conv.last_layer import HeadProblem, head_curvature
 
@@ -145,14 +146,9 @@ def is_step(weight: Tensor, was: Tensor, gradient: Tensor, rate: float) -> bool:
         gradient: by it.
         rate: eta.
     """
-    now, before, step = exact(weight), exact(was), rate * exact(gradient)
+    now, before, step = in_float64(weight), in_float64(was), rate * in_float64(gradient)
     rounding = torch.finfo(weight.dtype).eps * float(before.norm() + step.norm())
     return float((now - before + step).norm()) <= AGREEMENT * float(step.norm()) + rounding
-
-
-def exact(tensor: Tensor) -> Tensor:
-    """In float64; on the CPU where the device has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class PlainSteps(OptimizerSteps):

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.expressivity.certify import FEW
 from lightning_conv.expressivity.decomposition import decompose
 from lightning_conv.theory.criterion import Criterion
 
 SOURCE = "Kawaguchi, Sun 2104.05785"
 ALIGNMENT = "Kawaguchi, Zhang, Deng 2106.14836"
 EPSILON = 2.0**-52
-FEW = 512
-"""Samples up to which log phi is proven, from a decomposition with radii."""
 
 
 @dataclass(frozen=True)

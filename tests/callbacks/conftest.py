@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,3 +224,58 @@ def run_on_two_processes(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
         return first, second
 
     return run
+
+
+class OnApple(torch.Tensor):
+    """Says that it is on a device without float64, and behaves so."""
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.fixture
+def on_apple() -> type[OnApple]:
+    return OnApple
+
+
+@pytest.fixture
+def with_rates() -> Callable[..., Any]:
+    def scheduled(module: Any, factors: Sequence[float]) -> Any:
+        """The module with its rate multiplied by ``factors``, one a step."""
+
+        def configure() -> Any:
+            optimizer = torch.optim.SGD(module.parameters(), lr=module.lr)
+            rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: factors[min(t, len(factors) - 1)])
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+        module.configure_optimizers = configure
+        return module
+
+    return scheduled
+
+
+@pytest.fixture
+def shrinking_sgd() -> Callable[[float], type[torch.optim.SGD]]:
+    def make(share: float) -> type[torch.optim.SGD]:
+        class Shrinks(torch.optim.SGD):
+            """Looks like plain SGD, and multiplies what is trained by ``share`` after every step."""
+
+            @torch.no_grad()
+            def step(self, closure: Any = None) -> Any:
+                loss = super().step(closure)
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        if parameter.requires_grad:
+                            parameter.mul_(share)
+                return loss
+
+        return Shrinks
+
+    return make

@@ -63,18 +63,6 @@ def test_the_kernel_monitor_alone_remembers_its_worst_step(kind, tmp_path, make_
     assert kind == "full" or "summed over 2 outputs" in judged.reason
 
 
-def scheduled(module, factors):
-    """The module with its rate multiplied by ``factors``, one a step."""
-
-    def configure():
-        optimizer = torch.optim.SGD(module.parameters(), lr=module.lr)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: factors[min(t, len(factors) - 1)])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
-
-    module.configure_optimizers = configure
-    return module
-
-
 @pytest.fixture
 def points() -> TensorDataset:
     torch.manual_seed(3)
@@ -123,10 +111,10 @@ def test_a_kernel_that_was_bad_once_stays_bad_also_in_a_checkpoint(points):
 
 
 @pytest.fixture
-def overshot(make_trainer, make_regression, points):
+def overshot(make_trainer, make_regression, with_rates, points):
     """A linear model whose first step is far too long, and whose later ones are short."""
     torch.manual_seed(1)
-    module = scheduled(make_regression(nn.Linear(8, 1), lr=1.0), [4.0] + [0.2] * 100).double()
+    module = with_rates(make_regression(nn.Linear(8, 1), lr=1.0), [4.0] + [0.2] * 100).double()
     criteria = ConvergenceCriteria(["chatterjee", "du", "oymak_soltanolkotabi"], every_n_steps=1)
     make_trainer([criteria], max_epochs=60).fit(module, whole(points))
     assert criteria.history[1].loss > criteria.history[0].loss > criteria.history[-1].loss
@@ -220,7 +208,9 @@ def test_features_in_float64_are_no_proof_either(make_trainer, make_regression, 
     assert {found[name].verdict for name in ("expressivity_condition", "alignment")} == {"consistent"}
 
 
-def test_a_rate_that_grows_beyond_the_proven_step_is_no_longer_covered(tmp_path, make_trainer, make_regression):
+def test_a_rate_that_grows_beyond_the_proven_step_is_no_longer_covered(
+    tmp_path, make_trainer, make_regression, with_rates
+):
     inputs = torch.eye(4, 6, dtype=torch.float64)
     data = TensorDataset(inputs, torch.tensor([[0.5], [-0.3], [0.2], [0.1]], dtype=torch.float64))
 
@@ -228,7 +218,7 @@ def test_a_rate_that_grows_beyond_the_proven_step_is_no_longer_covered(tmp_path,
         network = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)).double()
         positive_init_(network, A=100.0)
         step = certify_descent(network, inputs, data.tensors[1].flatten()).step
-        return scheduled(make_regression(network, lr=step), factors).double()
+        return with_rates(make_regression(network, lr=step), factors).double()
 
     def run(factors, epochs, **kwargs):
         criteria = ConvergenceCriteria("chatterjee", every_n_steps=1)

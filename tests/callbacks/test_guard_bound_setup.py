@@ -67,24 +67,10 @@ def test_batches_without_targets_end_no_run(make_trainer, tmp_path):
     assert known.descent.not_covered == ""
 
 
-class OnApple(torch.Tensor):
-    """Says that it is on a device without float64, and behaves so."""
-
-    @property
-    def device(self):
-        return torch.device("mps")
-
-    def double(self):
-        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
-
-    def cpu(self):
-        return self.as_subclass(torch.Tensor)
-
-
-def test_a_step_is_compared_on_devices_without_float64():
+def test_a_step_is_compared_on_devices_without_float64(on_apple):
     was, gradient = torch.randn(3, 4), torch.randn(3, 4)
     moved = was - 0.1 * gradient
-    for made in (lambda t: t, lambda t: t.as_subclass(OnApple)):
+    for made in (lambda t: t, lambda t: t.as_subclass(on_apple)):
         assert plain_steps.is_step(made(moved), made(was), made(gradient), 0.1)
         assert not plain_steps.is_step(made(moved), made(was), made(gradient), 0.101)
 

@@ -208,21 +208,9 @@ def test_l_h_and_the_largest_step_are_logged_at_the_switch_whatever_the_optimize
     assert "guard/largest_step" not in trainer.callback_metrics
 
 
-def test_steps_that_are_something_else_end_the_bound(run, one_hot_digits):
-    class Shrinks(torch.optim.SGD):
-        """Looks like plain SGD and is not."""
-
-        @torch.no_grad()
-        def step(self, closure=None):
-            loss = super().step(closure)
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.requires_grad:
-                        parameter.mul_(0.99)
-            return loss
-
+def test_steps_that_are_something_else_end_the_bound(run, one_hot_digits, shrinking_sgd):
     guard = ExpressivityGuard(switch_at=SWITCH)
-    run(guard, one_hot_digits, optimizer=lambda p: Shrinks(p, lr=0.02), epochs=9)
+    run(guard, one_hot_digits, optimizer=lambda p: shrinking_sgd(0.99)(p, lr=0.02), epochs=9)
     assert "Shrinks" in guard.descent.not_covered
     real = torch.optim.SGD.step
     guard = ExpressivityGuard(switch_at=SWITCH)

@@ -143,20 +143,10 @@ def test_the_optimizer_and_its_clipping_do_not_touch_the_head(run, data, kind, o
     assert guard.verdict == "certified"
 
 
-def test_an_optimizer_that_moves_what_has_no_gradient_is_found_out(run, data):
-    class Shrinks(torch.optim.SGD):
-        @torch.no_grad()
-        def step(self, closure=None):
-            loss = super().step(closure)
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.requires_grad:
-                        parameter.mul_(0.999)
-            return loss
-
+def test_an_optimizer_that_moves_what_has_no_gradient_is_found_out(run, data, shrinking_sgd):
     guard = ExpressivityGuard(switch_at=SWITCH, step_rule="certified")
     with pytest.warns(UserWarning, match="moves the head although it has no gradient"):
-        run(guard, data, optimizer=lambda p: Shrinks(p, lr=0.05))
+        run(guard, data, optimizer=lambda p: shrinking_sgd(0.999)(p, lr=0.05))
     assert guard.verdict == "undecided"
 
 

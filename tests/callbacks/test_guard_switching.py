@@ -201,20 +201,12 @@ def test_what_is_undecided_is_tried_again_before_phase_two_begins_without_it(aut
     assert guard.history[0]["step"] == 35
 
 
-def test_a_loss_on_a_device_without_float64_is_observed(monkeypatch, make_trainer, make_module, make_loader):
+def test_a_loss_on_a_device_without_float64_is_observed(on_apple, make_trainer, make_module, make_loader):
     """Apple's GPUs have none: ``double`` raises there."""
-
-    class OnApple(torch.Tensor):
-        @property
-        def device(self):
-            return torch.device("mps")
-
-        def double(self):
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
 
     class Apple(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, *args):
-            outputs["loss"] = outputs["loss"].as_subclass(OnApple)
+            outputs["loss"] = outputs["loss"].as_subclass(on_apple)
 
     guard, module = ExpressivityGuard(**REST), make_module(dropout=0.0)
     make_trainer([Apple(), guard], max_epochs=3).fit(module, make_loader())

@@ -38,27 +38,15 @@ def two_outputs() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 2)).double()
 
 
-def rates(module, factors):
-    """The module with its rate multiplied by ``factors``, one a step."""
-
-    def configure():
-        optimizer = torch.optim.SGD(module.parameters(), lr=module.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: factors[min(t, len(factors) - 1)])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    module.configure_optimizers = configure
-    return module
-
-
 @pytest.fixture
-def follow(make_trainer, make_regression, data):
+def follow(make_trainer, make_regression, with_rates, data):
     def run(
         network=None, *, lr=0.4, factors=(1.0,), epochs=5, batch=6, every=1, probe=None, callbacks=(), fit=None, on=None, **options
     ):  # fmt: skip
         network = two_outputs() if network is None else network
         criteria = ConvergenceCriteria("du", every_n_steps=every, probe=probe or Probe(6, outputs="full"))
         known = {key: options.pop(key) for key in ("loss_fn", "momentum", "weight_decay") if key in options}
-        module = rates(make_regression(network, lr=lr, **known), list(factors)) if not set(known) - {"loss_fn"} else (
+        module = with_rates(make_regression(network, lr=lr, **known), list(factors)) if not set(known) - {"loss_fn"} else (
             make_regression(network, lr=lr, **known)
         )  # fmt: skip
         trainer = make_trainer([*callbacks, criteria], max_epochs=epochs, **options)

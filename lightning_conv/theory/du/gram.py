@@ -10,13 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_conv.activation import derivative
+from lightning_conv.float64 import in_float64
 from lightning_conv.theory.networks import DuConvResNet, DuNetwork, DuTwoLayer
-
-
-def in_float64(tensor: Tensor) -> Tensor:
-    """The numbers in float64; on the CPU where its device has none, as Apple's GPUs."""
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def hadamard_gram(inputs: Tensor, cotangents: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from lightning_conv.float64 import in_float64
 from lightning_conv.theory.criterion import Criterion, at_most
-from lightning_conv.theory.du.gram import in_float64
 from lightning_conv.theory.du.kernel import DEEP, TWO_LAYER
 from lightning_conv.theory.matrix_norms import spectral_norm
 from lightning_conv.theory.networks import DuFC, DuNetwork
