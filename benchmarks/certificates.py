@@ -33,12 +33,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_conv import certify_expressivity
-from lightning_conv.anatomy import Head, features_of, find_head
-from lightning_conv.evaluation import StatelessModule
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import feature_rounding
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.head import Head, features_of, find_head
+from lightning_conv.networks.wide_layer import find_wide_layer, wide_layer_width, widen_head
 from lightning_conv.recipes import bn_resnet, wide_fc
-from lightning_conv.wide_layer import find_wide_layer, wide_layer_width, widen_head
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 BATCH = 128

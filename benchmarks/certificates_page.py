@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-from lightning_conv.markdown import markdown_table
+from lightning_conv.reporting.markdown import markdown_table
 
 HEADER = """# Certificates of the expressivity condition on MNIST, measured
 

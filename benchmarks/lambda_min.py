@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from lightning_conv import kernel_spectrum
-from lightning_conv.eigenvalues import smallest_eigenvalue
-from lightning_conv.markdown import markdown_table
+from lightning_conv.linalg.eigenvalues import smallest_eigenvalue
+from lightning_conv.reporting.markdown import markdown_table
 
 SIZES = (500, 1000, 2000, 4000, 8000)
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

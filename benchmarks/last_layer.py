@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_conv import HeadProblem, HeadSolution, find_head, last_hidden_features, solve_head
-from lightning_conv.markdown import markdown_table
+from lightning_conv.networks.perturbation import perturb
 from lightning_conv.recipes import DigitsDataModule, WideFC
-from lightning_conv.two_phase import perturb
+from lightning_conv.reporting.markdown import markdown_table
 
 EPOCHS, SHARE = 40, 0.6  # of the recipe wide_fc
 SEEDS = (0, 1, 2)

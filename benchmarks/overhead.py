@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from ntk_bench.calibration import processor
 
-from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes import DigitsDataModule, WideFC
+from lightning_conv.reporting.markdown import markdown_table
 
 EPOCHS = 30
 ROUNDS = 4

@@ -16,8 +16,8 @@ import torch
 from ntk_bench.calibration import processor
 
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes import BNResNet, DigitsDataModule, WideFC
+from lightning_conv.reporting.markdown import markdown_table
 
 ROUNDS = 3
 WARM_UP = 4

@@ -12,9 +12,9 @@ from ntk_bench.calibration import processor
 from sklearn.datasets import load_digits
 
 from lightning_conv import KernelGram, kernel_spectrum, ntk_gram
-from lightning_conv.kernels.precision import PRECISIONS
-from lightning_conv.markdown import markdown_table
+from lightning_conv.kernels.products.precision import PRECISIONS
 from lightning_conv.recipes import wide_fc
+from lightning_conv.reporting.markdown import markdown_table
 
 SAMPLES = 128
 WIDTH = 1581

@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
-from lightning_conv.markdown import markdown_table
+from lightning_conv.reporting.markdown import markdown_table
 
 BUDGET = 0.03
 """Share of the wall time that probes may take: the monitors' default."""

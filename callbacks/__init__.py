@@ -6,13 +6,13 @@ if __name__ != "lightning_conv.callbacks":
     )
 
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping
-from lightning_conv.callbacks.criteria import ConvergenceCriteria
+from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics
-from lightning_conv.callbacks.expressivity_guard import ExpressivityError, ExpressivityGuard
-from lightning_conv.callbacks.kernel_stability import KernelStability
-from lightning_conv.callbacks.lambda_min import LambdaMin
-from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.guard.callback import ExpressivityError, ExpressivityGuard
+from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.report import ConvergenceReport
+from lightning_conv.callbacks.run.probe import Probe
 
 __all__ = [
     "ConvergenceCriteria",

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.callbacks._logging import log_metrics
-from lightning_conv.callbacks.plain_descent import ChangesSteps, NotPlainError, sgd_rate
-from lightning_conv.theory.clipping import clipping_factor, clipping_regime, require_clipping
+from lightning_conv.callbacks.run.logging import log_metrics
+from lightning_conv.callbacks.run.steps import ChangesSteps, NotPlainError, sgd_rate
+from lightning_conv.theory.papers.clipping import clipping_factor, clipping_regime, require_clipping
 
 
 class RegularizedGradientClipping(ChangesSteps):
@@ -76,7 +76,7 @@ class RegularizedGradientClipping(ChangesSteps):
             (
                 not pl_module.automatic_optimization,
                 "the module optimizes manually, so no hook stands before its steps; scale the gradients in training_step by "
-                "lightning_conv.theory.clipping.clipping_factor",
+                "lightning_conv.theory.papers.clipping.clipping_factor",
             ),
             (
                 bool(trainer.gradient_clip_val),

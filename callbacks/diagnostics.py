@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_conv.callbacks.criteria import ConvergenceCriteria
-from lightning_conv.callbacks.kernel_stability import KernelStability
-from lightning_conv.callbacks.lambda_min import LambdaMin, PerLayer
-from lightning_conv.callbacks.loss import LossFn
-from lightning_conv.callbacks.probe import Probe
+from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
 from lightning_conv.callbacks.report import ConvergenceReport
+from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.probe import Probe
 
 
 class ConvergenceDiagnostics(pl.Callback):

@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_conv import __version__
-from lightning_conv.callbacks.criteria import ConvergenceCriteria
-from lightning_conv.callbacks.kernel_stability import KernelStability
-from lightning_conv.report import report_json, report_markdown
+from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
 
 GROUPS = ("convergence/", "kernel/", "theory/", "guard/", "clipping/")

@@ -1,16 +1,12 @@
 """Convergence theory diagnostics for PyTorch networks: the mathematics, without Lightning."""
 
-from lightning_conv import _checkout
+from lightning_conv import _checkout, _moved
 
 _checkout.install()
+_moved.install()
 
 __version__ = "0.1.0"
 
-from lightning_conv.anatomy import Head, find_head, last_hidden_features
-from lightning_conv.contraction import predicted_contraction, step_in_sum_of_squares, step_size_ratio
-from lightning_conv.drift import Drift, centred_alignment, kernel_drift
-from lightning_conv.eigenvalues import RitzBounds, largest_eigenvalue, ritz_bounds, smallest_eigenvalue
-from lightning_conv.estimates import Estimate
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.kernels import (
     KernelGram,
@@ -22,6 +18,8 @@ from lightning_conv.kernels import (
     plan_ntk,
     register_rule,
 )
+from lightning_conv.kernels.contraction import predicted_contraction, step_in_sum_of_squares, step_size_ratio
+from lightning_conv.kernels.drift import Drift, centred_alignment, kernel_drift
 from lightning_conv.kernels.infinite import (
     LimitKernel,
     c_sigma,
@@ -30,6 +28,7 @@ from lightning_conv.kernels.infinite import (
     h_infinity,
     residual_limit,
 )
+from lightning_conv.kernels.layers import layer_spectra
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.last_layer import (
     Comparator,
@@ -49,8 +48,10 @@ from lightning_conv.last_layer import (
     sgd_interpolation_bound,
     solve_head,
 )
-from lightning_conv.layers import layer_spectra
-from lightning_conv.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.linalg.eigenvalues import RitzBounds, largest_eigenvalue, ritz_bounds, smallest_eigenvalue
+from lightning_conv.linalg.estimates import Estimate
+from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.networks.head import Head, find_head, last_hidden_features
 
 __all__ = [
     "Bounded",

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_conv.analytic import make_analytic
+    from lightning_conv.networks.analytic import make_analytic
+    from lightning_conv.networks.wide_layer import widen_head
     from lightning_conv.recipes.bn_resnet_module import BNResNet
     from lightning_conv.recipes.data import DigitsDataModule
     from lightning_conv.recipes.models import bn_resnet, wide_fc
     from lightning_conv.recipes.torchvision_data import TorchvisionDataModule
     from lightning_conv.recipes.wide_fc_module import WideFC
-    from lightning_conv.wide_layer import widen_head
 
 __all__ = [
     "BNResNet",
@@ -35,9 +35,9 @@ _HOME = {
     "TorchvisionDataModule": "lightning_conv.recipes.torchvision_data",
     "WideFC": "lightning_conv.recipes.wide_fc_module",
     "bn_resnet": "lightning_conv.recipes.models",
-    "make_analytic": "lightning_conv.analytic",
+    "make_analytic": "lightning_conv.networks.analytic",
     "wide_fc": "lightning_conv.recipes.models",
-    "widen_head": "lightning_conv.wide_layer",
+    "widen_head": "lightning_conv.networks.wide_layer",
 }
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from lightning_conv.analytic import make_analytic, softplus
-from lightning_conv.wide_layer import widen_head
+from lightning_conv.networks.analytic import make_analytic, softplus
+from lightning_conv.networks.wide_layer import widen_head
 
 Arch: TypeAlias = Literal["resnet8", "resnet14", "resnet20", "resnet18"]
 

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin
-from lightning_conv.wide_layer import wide_layer_width
+from lightning_conv.networks.wide_layer import wide_layer_width
 
 Batch = tuple[Tensor, Tensor]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from peers.methods import METHODS, ORACLES, Method
 
-from lightning_conv.markdown import markdown_table
+from lightning_conv.reporting.markdown import markdown_table
 from ntk_bench.agreement import TOLERANCE, Agreement
 from ntk_bench.measure import CaseResult, Outcome
 

@@ -10,25 +10,25 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_conv.analytic import find_kinks
-from lightning_conv.anatomy import called_by
-from lightning_conv.callbacks._logging import log_layout, log_metrics, log_text, publish
-from lightning_conv.callbacks.guard.caveats import find_caveats
-from lightning_conv.callbacks.guard.certificate import certify_trunk
-from lightning_conv.callbacks.guard.phase_two import PhaseTwo
-from lightning_conv.callbacks.guard.plan import plan_switch
-from lightning_conv.callbacks.guard.rank_track import Moment, rank_at
-from lightning_conv.callbacks.guard.ranks import Ranks
-from lightning_conv.callbacks.guard.reason import reason_to_switch
+from lightning_conv.callbacks.guard.certify.caveats import find_caveats
+from lightning_conv.callbacks.guard.certify.certificate import certify_trunk
+from lightning_conv.callbacks.guard.certify.rank_track import Moment, rank_at
+from lightning_conv.callbacks.guard.certify.verdict import loss_kind
+from lightning_conv.callbacks.guard.head.phase_two import PhaseTwo
+from lightning_conv.callbacks.guard.head.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import forget_directions, require_rule, usable_head
-from lightning_conv.callbacks.guard.training_loss import TrainingLoss
-from lightning_conv.callbacks.guard.training_set import TrainingSet
-from lightning_conv.callbacks.guard.verdict import loss_kind
+from lightning_conv.callbacks.guard.switch.plan import plan_switch
+from lightning_conv.callbacks.guard.switch.reason import reason_to_switch
+from lightning_conv.callbacks.run.logging import log_layout, log_metrics, log_text, publish
+from lightning_conv.callbacks.run.ranks import Ranks
+from lightning_conv.callbacks.run.training_set import TrainingSet
 from lightning_conv.expressivity import too_narrow
-from lightning_conv.loss_gradient import wide
-from lightning_conv.two_phase import perturb
+from lightning_conv.losses.gradient import wide
+from lightning_conv.networks.analytic import find_kinks
+from lightning_conv.networks.head import called_by
+from lightning_conv.networks.perturbation import perturb
 
 
 class ExpressivityError(RuntimeError):

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias, get_args
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_conv.callbacks.batch import InputFn, TargetFn
-from lightning_conv.callbacks.loss import LossFn
-from lightning_conv.callbacks.probe import ForwardFn
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn
+from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.probe import ForwardFn
 from lightning_conv.expressivity import Method
 
 OnUndecided: TypeAlias = Literal["warn", "raise", "continue"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lightning_conv.callbacks.guard.curvature import largest_step
-from lightning_conv.callbacks.guard.switching import Plateau
-from lightning_conv.callbacks.guard.verdict import HeadBounds, LossKind, Verdict, verdict_on
+from lightning_conv.callbacks.guard.certify.verdict import HeadBounds, LossKind, Verdict, verdict_on
+from lightning_conv.callbacks.guard.head.curvature import largest_step
+from lightning_conv.callbacks.guard.switch.moment import Plateau
 from lightning_conv.expressivity import Cost, RankCertificate
-from lightning_conv.spectrum import Bounded
-from lightning_conv.two_phase import Perturbation
+from lightning_conv.linalg.spectrum import Bounded
+from lightning_conv.networks.perturbation import Perturbation
 
 MEASURED = ("loss", "gap", "bound", "step_size")
 """What an entry of the history may hold beside its step and epoch."""

@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
-from lightning_conv.anatomy import Head, find_head
+from lightning_conv.callbacks.guard.head.training_loss import TrainingLoss
 from lightning_conv.callbacks.guard.settings import GuardSettings
-from lightning_conv.callbacks.guard.training_loss import TrainingLoss
-from lightning_conv.callbacks.guard.training_set import TrainingSet
-from lightning_conv.callbacks.probe import cannot_call
-from lightning_conv.evaluation import Inputs
+from lightning_conv.callbacks.run.probe import cannot_call
+from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.head import Head, find_head
 
 
 def require_supported(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features
 from lightning_conv.expressivity.decomposition import (
     Decomposition,
@@ -18,7 +16,9 @@ from lightning_conv.expressivity.decomposition import (
     decomposition_bytes,
     decomposition_seconds,
 )
-from lightning_conv.kernels.precision import gamma
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.dense import LinAlgError
 
 REACHED = 1e-8
 """Relative residual up to which the targets count as reached: what float32 weights can express."""

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 RankVerdict: TypeAlias = Literal["certified", "undecided", "refuted"]
 RankMethod: TypeAlias = Literal["singular", "distinct", "alignment"]

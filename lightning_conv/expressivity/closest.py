@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.kernels.precision import gamma
-from lightning_conv.progress import Report, silent
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.reporting.progress import Report, silent
 
 BLOCK = 1024
 AT_ONCE = 4096

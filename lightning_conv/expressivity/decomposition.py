@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.gemm import calibrated
-from lightning_conv.kernels.precision import gamma
+from lightning_conv.kernels.products.gemm import calibrated
+from lightning_conv.kernels.products.precision import gamma
 
 SHARE = 0.25
 """Of the calibrated rate of products that a singular value decomposition reaches."""

@@ -7,11 +7,11 @@ import time
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.kernels.gemm import calibrated
-from lightning_conv.progress import Report, progress_bar
+from lightning_conv.kernels.products.gemm import calibrated
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.reporting.progress import Report, progress_bar
 
 SHARE = 0.5
 """Of the calibrated rate of products that the comparison of all pairs reaches."""

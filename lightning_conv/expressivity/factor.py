@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.precision import gamma, unit_roundoff
-from lightning_conv.progress import Report
+from lightning_conv.kernels.products.precision import gamma, unit_roundoff
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.reporting.progress import Report
 
 
 def tiled_cholesky(

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.eigenvalues.largest import complement_bound
-from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.expressivity.factor import lowest_eigenvalue, rounding, solve, tiled_cholesky
 from lightning_conv.expressivity.journal import Journal
 from lightning_conv.expressivity.stream import gram_rounding
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.precision import gamma
-from lightning_conv.lanczos import Krylov, lanczos
-from lightning_conv.progress import Report, part
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.largest import complement_bound
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.lanczos import Krylov, lanczos
+from lightning_conv.reporting.progress import Report, part
 
 STEPS = 40
 CLOSE = 0.01

@@ -7,12 +7,12 @@ import time
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.eigenvalues.dense import LinAlgError
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
 from lightning_conv.expressivity.decomposition import decompose, decomposition_bytes, decomposition_seconds
 from lightning_conv.expressivity.equal import Pair, SameInputs
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.dense import LinAlgError
 
 FEATURE_SAFETY = 16.0
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.precision import gamma
-from lightning_conv.progress import Report
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.reporting.progress import Report
 
 STRIP = 2048
 """Features that are multiplied at a time: short sums, and their sums, round less than one long sum."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, too_narrow
 from lightning_conv.expressivity.equal import SameInputs, closest_pair
 from lightning_conv.expressivity.journal import Journal
@@ -20,7 +19,8 @@ from lightning_conv.expressivity.plan import StreamPlan, plan_stream
 from lightning_conv.expressivity.proof import METHOD, Proof, Proven
 from lightning_conv.expressivity.stream import FeatureRows, read_rows, stream_gram
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.progress import Report, part, progress_bar
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.reporting.progress import Report, part, progress_bar
 
 PROBED = 64
 """Samples whose features are computed beforehand, to know what a sample takes."""

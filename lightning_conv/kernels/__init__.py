@@ -3,7 +3,7 @@
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram, plan_ntk
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.kernels.plan import NTKPlan
-from lightning_conv.kernels.precision import Precision
+from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.rules import LayerRule, OuterRule, register_rule
 
 __all__ = [

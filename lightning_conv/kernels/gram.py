@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs, undisturbed
+from lightning_conv.kernels.engine.projection import projected_gram
 from lightning_conv.kernels.plan import NTKPlan
-from lightning_conv.kernels.precision import Precision
-from lightning_conv.kernels.projection import projected_gram
+from lightning_conv.kernels.planning.task import EngineName, Request, Task
+from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.result import KernelGram, Outputs
-from lightning_conv.kernels.task import EngineName, Request, Task
-from lightning_conv.progress import progress_bar
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, undisturbed
+from lightning_conv.reporting.progress import progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram", "plan_ntk"]
 

@@ -8,17 +8,17 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.estimates import (
+from lightning_conv.kernels.planning.memory import blocks, memory_budget
+from lightning_conv.kernels.products.jacobian_map import JacobianMap
+from lightning_conv.linalg.estimates import (
     Estimate,
     estimate_alignment,
     estimate_frobenius_norm,
     estimate_target_alignment,
     estimate_trace,
 )
-from lightning_conv.evaluation import BatchNormMode, Inputs, sample_count
-from lightning_conv.kernels.jacobian_map import JacobianMap
-from lightning_conv.kernels.memory import blocks, memory_budget
-from lightning_conv.spectral_estimates import estimate_effective_rank, estimate_lambda_max
+from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
 
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 

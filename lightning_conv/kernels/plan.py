@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightning_conv.kernels.costs import Contribution, Problem
-from lightning_conv.kernels.discovery import Anatomy
-from lightning_conv.kernels.memory import mebibytes
-from lightning_conv.kernels.pass_flops import PassCost
-from lightning_conv.kernels.precision import Precision
+from lightning_conv.kernels.planning.costs import Contribution, Problem
+from lightning_conv.kernels.planning.memory import mebibytes
+from lightning_conv.kernels.planning.pass_flops import PassCost
+from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.reading.discovery import Anatomy
 
 
 @dataclass(frozen=True)

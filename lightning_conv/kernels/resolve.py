@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lightning_conv.evaluation import BatchNormMode, Inputs
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
-from lightning_conv.kernels.precision import PRECISIONS, Precision
-from lightning_conv.spectrum import Method, Spectrum, kernel_spectrum
+from lightning_conv.kernels.products.precision import PRECISIONS, Precision
+from lightning_conv.linalg.spectrum import Method, Spectrum, kernel_spectrum
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs
 
 
 def resolved_spectrum(

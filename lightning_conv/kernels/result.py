@@ -8,9 +8,9 @@ from typing import Any, Literal, Self, TypeAlias
 
 from torch import Tensor
 
-from lightning_conv.evaluation import BatchNormMode
 from lightning_conv.kernels.plan import NTKPlan
-from lightning_conv.kernels.precision import Precision
+from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.networks.evaluation import BatchNormMode
 
 Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
 

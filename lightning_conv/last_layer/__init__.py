@@ -14,7 +14,6 @@ from lightning_conv.last_layer.dual import DualBound, HeadDual
 from lightning_conv.last_layer.gram import LeastChange, SingularError, least_change
 from lightning_conv.last_layer.prescribed import prescribed_outputs
 from lightning_conv.last_layer.problem import HeadProblem
-from lightning_conv.last_layer.sample_loss import SampleLosses
 from lightning_conv.last_layer.search import SolveMethod
 from lightning_conv.last_layer.sigma import sigma_max, sigma_min
 from lightning_conv.last_layer.solution import HeadSolution
@@ -26,6 +25,7 @@ from lightning_conv.last_layer.step_size import (
     gradient_bound,
     head_curvature,
 )
+from lightning_conv.losses.per_sample import SampleLosses
 
 __all__ = [
     "Comparator",

@@ -6,13 +6,13 @@ import math
 
 from torch import Tensor
 
-from lightning_conv.eigenvalues.symmetric import OUTWARD
-from lightning_conv.kernels.precision import gamma, unit_roundoff
+from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.last_layer.bounds import Comparator
 from lightning_conv.last_layer.gram import LeastChange, least_change
 from lightning_conv.last_layer.prescribed import prescribed_outputs
 from lightning_conv.last_layer.problem import HeadProblem
-from lightning_conv.progress import Report, part, silent
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.reporting.progress import Report, part, silent
 
 PRESCRIBED = 6
 SCALES = (1.05, 1.1, 1.2, 1.4, 1.8, 2.6, 4.2, 7.4)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.symmetric import OUTWARD
-from lightning_conv.kernels.precision import gamma, unit_roundoff
-from lightning_conv.last_layer.conjugate import Conjugate
+from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.last_layer.gram import SmallGram, small_gram
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sigma import gram_sigma_min
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.losses.conjugate import Conjugate
 
 RIDGE = 1e-11
 """Of the trace, added to the Gram matrix: rank-deficient features have a factor too, and refinement takes its effect away."""

@@ -17,10 +17,10 @@ from lightning_conv.expressivity.factor import solve as solve_tiled
 from lightning_conv.expressivity.factor import tiled_cholesky
 from lightning_conv.expressivity.stream import stream_gram
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.memory import mebibytes
-from lightning_conv.kernels.precision import gamma
+from lightning_conv.kernels.planning.memory import mebibytes
+from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.last_layer.problem import WORD, HeadProblem
-from lightning_conv.progress import Report, part, silent
+from lightning_conv.reporting.progress import Report, part, silent
 
 REFINEMENTS = 3
 DONE = 1e-13

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.precision import unit_roundoff
+from lightning_conv.kernels.products.precision import unit_roundoff
 from lightning_conv.last_layer.problem import HeadProblem
 
 HISTORY = 20

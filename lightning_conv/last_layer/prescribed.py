@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_conv.last_layer.sample_loss import SampleLosses
+from lightning_conv.losses.per_sample import SampleLosses
 
 BISECTIONS = 40
 

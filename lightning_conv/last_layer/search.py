@@ -14,7 +14,7 @@ from lightning_conv.last_layer.iterations import Iterate, conjugate_gradients, l
 from lightning_conv.last_layer.prescribed import prescribed_outputs
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.solution import judge
-from lightning_conv.progress import Report, part
+from lightning_conv.reporting.progress import Report, part
 
 SolveMethod: TypeAlias = Literal["auto", "cholesky", "lbfgs", "cg"]
 

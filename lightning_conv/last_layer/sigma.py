@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.eigenvalues.largest import largest_eigenvalue
-from lightning_conv.eigenvalues.smallest import smallest_eigenvalue
-from lightning_conv.eigenvalues.symmetric import OUTWARD
-from lightning_conv.kernels.precision import gamma
-from lightning_conv.lanczos import lanczos
+from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.last_layer.gram import SmallGram, small_gram
 from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.largest import largest_eigenvalue
+from lightning_conv.linalg.eigenvalues.smallest import smallest_eigenvalue
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.lanczos import lanczos
 
 STEPS = 12
 

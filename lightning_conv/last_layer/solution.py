@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.last_layer.dual import DualBound
 from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 SolutionVerdict: TypeAlias = Literal["certified", "undecided"]
 

@@ -9,11 +9,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.search import Search, SolveMethod
 from lightning_conv.last_layer.solution import HeadSolution, Judgement, SolutionVerdict
-from lightning_conv.progress import progress_bar
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.reporting.progress import progress_bar
 
 
 def solve_head(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.eigenvalues.symmetric import OUTWARD
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sigma import sigma_max
-from lightning_conv.losses import curvature
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.losses.facts import curvature
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conv.drift import (
+from lightning_conv.kernels.drift import (
     Drift,
     centred_alignment,
     kernel_drift,
@@ -16,8 +16,8 @@ from lightning_conv.drift import (
     require_comparable,
 )
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.spectrum import require_symmetric
 from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of, only, place
-from lightning_conv.spectrum import require_symmetric
 
 
 class ReferenceMetric(KernelMetric):

@@ -3,10 +3,9 @@
 Every function states the formula, the loss scale and the theorem it belongs to. What comes out as a judgement is a ``Criterion``.
 """
 
-from lightning_conv.theory import allen_zhu, bias_ntk, du, implicit_bias, linear_networks, linear_regions
+from lightning_conv.losses.objective import Objective
+from lightning_conv.losses.scale import LossScale, loss_scale
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most, not_applicable
-from lightning_conv.theory.descent import Descent, gradient_descent
-from lightning_conv.theory.loss_scale import LossScale, loss_scale
 from lightning_conv.theory.networks import (
     AllenZhuNet,
     BiasedTwoLayer,
@@ -17,7 +16,9 @@ from lightning_conv.theory.networks import (
     LeakyTwoLayer,
     LinearNetwork,
 )
-from lightning_conv.theory.objective import Objective
+from lightning_conv.theory.papers import allen_zhu, bias_ntk, du, linear_networks, linear_regions
+from lightning_conv.theory.papers import frei as implicit_bias
+from lightning_conv.theory.tools.descent import Descent, gradient_descent
 
 __all__ = [
     "AllenZhuNet",

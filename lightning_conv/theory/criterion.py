@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lightning_conv.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", "not applicable"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes.machine import processor
+from lightning_conv.reporting.markdown import markdown_table
 
 Row = Mapping[str, Any]
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_conv import RankCertificate, certify_expressivity, find_head
-from lightning_conv.anatomy import features_of
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.head import features_of
 from lightning_conv.recipes.bn_resnet_module import BNResNet
 from lightning_conv.recipes.data import DigitsDataModule, InMemoryDataModule
 from lightning_conv.recipes.paper_tables.ledger import Cell

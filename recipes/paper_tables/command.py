@@ -98,8 +98,8 @@ def run(words: Sequence[str]) -> None:
     missing = [cell for cell in planned if ledger.result(cell) is None]
     _say(f"{len(planned)} runs, of which {len(planned) - len(missing)} are in {ledger.path}")
     if missing:
-        from lightning_conv.progress import LONG, progress_bar
         from lightning_conv.recipes.paper_tables.cells import run_cell
+        from lightning_conv.reporting.progress import LONG, progress_bar
 
         ledger.begin(words)
         for number, cell in enumerate(missing, 1):

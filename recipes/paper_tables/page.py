@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from lightning_conv.markdown import markdown_table
 from lightning_conv.recipes.paper_tables.ledger import Ledger, identity
+from lightning_conv.reporting.markdown import markdown_table
 
 TITLE = "# Rank of the last hidden features, and test errors"
 

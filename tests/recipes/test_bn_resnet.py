@@ -9,11 +9,11 @@ from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
 from lightning_conv import find_head
-from lightning_conv.analytic import find_kinks
 from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.networks.analytic import find_kinks
+from lightning_conv.networks.wide_layer import find_wide_layer
 from lightning_conv.recipes import BNResNet, DigitsDataModule, bn_resnet
 from lightning_conv.recipes.data import InMemoryDataModule, Splits
-from lightning_conv.wide_layer import find_wide_layer
 
 
 @pytest.mark.parametrize(

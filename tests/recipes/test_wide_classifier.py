@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin
+from lightning_conv.networks.wide_layer import wide_layer_width
 from lightning_conv.recipes import BNResNet, DigitsDataModule, WideFC
-from lightning_conv.wide_layer import wide_layer_width
 
 
 def small_wide_fc(**settings):

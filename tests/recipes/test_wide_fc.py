@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_conv.networks.wide_layer import wide_layer_width
 from lightning_conv.recipes import wide_fc
-from lightning_conv.wide_layer import wide_layer_width
 
 
 @pytest.mark.parametrize(("n", "factor", "width"), [(1437, 1.1, 1581), (10, 1.1, 11), (100, 1.1, 110), (7, 0.5, 4)])

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_conv.activation import Activation
 from lightning_conv.kernels.infinite.limit import Dual, LimitKernel, c_sigma, limit_kernel
 from lightning_conv.kernels.infinite.recursions import of_pairs, require_c_res, require_depth
+from lightning_conv.networks.activation import Activation
 
 
 def convolutional_limit(

@@ -17,8 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_conv.activation import Activation, derivative
 from lightning_conv.kernels.infinite.correlation import correlations
+from lightning_conv.networks.activation import Activation, derivative
 
 ENTRIES_AT_ONCE = 2**15
 """Entries of a matrix that a processor's cache holds beside their correlations: q passes over more wait for the memory."""

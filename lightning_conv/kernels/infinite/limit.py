@@ -9,11 +9,11 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.activation import Activation, is_relu
-from lightning_conv.eigenvalues.bounded import Bounded
 from lightning_conv.kernels.infinite.arc_cosine import ArcCosineDual
 from lightning_conv.kernels.infinite.hermite import HermiteDual
-from lightning_conv.spectrum import kernel_spectrum
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.spectrum import kernel_spectrum
+from lightning_conv.networks.activation import Activation, is_relu
 
 FIRST_ORDER, LARGEST_ORDER = 32, 1024
 TOLERANCE = 1e-12

@@ -27,9 +27,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lightning_conv.activation import Activation
 from lightning_conv.kernels.infinite.arc_cosine import as_rows
 from lightning_conv.kernels.infinite.limit import Dual, LimitKernel, c_sigma, limit_kernel
+from lightning_conv.networks.activation import Activation
 
 
 def fully_connected_limit(inputs: Tensor, depth: int, activation: Activation) -> LimitKernel:

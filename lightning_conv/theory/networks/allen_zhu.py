@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.losses.squared import HalfSumOfSquares
 from lightning_conv.theory.networks.initialisation import gaussian, require_sizes
-from lightning_conv.theory.squared_loss import HalfSumOfSquares
 
 
 class AllenZhuNet(nn.Module):

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.activation import Activation
-from lightning_conv.analytic import softplus
 from lightning_conv.kernels.infinite import c_sigma
 from lightning_conv.kernels.infinite.recursions import require_c_res, require_depth
+from lightning_conv.networks.activation import Activation
+from lightning_conv.networks.analytic import softplus
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 

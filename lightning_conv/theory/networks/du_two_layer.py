@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.activation import Activation
+from lightning_conv.networks.activation import Activation
 from lightning_conv.theory.networks.du import undrawn
 
 

@@ -1,0 +1,267 @@
+"""``ConvergenceCriteria``: which inequalities of the theorems hold in this run, and which theorems do not cover it, and why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_conv.callbacks.criteria.judgement import PAPERS, judge
+from lightning_conv.callbacks.criteria.papers.kawaguchi_sun_phase_two import find_guard
+from lightning_conv.callbacks.criteria.run_evidence import ONCE, RunEvidence
+from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.run.assumptions import Breach
+from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
+from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.reporting.plots import plot_label_projection, plot_observations
+from lightning_conv.theory.criterion import Criterion, Verdict
+from lightning_conv.theory.tools.observation import Observation
+
+ASKED_OF_DATA_AND_START = frozenset({"separation", "separation_by_label", "near_orthogonality", "independent_inputs"})
+"""Hypotheses of theorems: where one is refuted, the theorem is not about the run, and the run has failed in nothing."""
+
+
+class ConvergenceCriteria(KernelMonitor):
+    r"""Holds the run against the theorems: measures what their inequalities are about, judges it, and says what breaks a hypothesis.
+
+    At every measurement: the loss f on the probe and its gradient, the kernel (shared with the other monitors of equal settings), and,
+    over the optimizer step that follows, how far f fell and how far the weights moved. From these come the verdicts of
+
+    - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); whether points of a ball around the start
+      refute the criterion; descent efficiency, linear rate and path length of gradient descent
+    - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step; of
+      ``DuFC``, ``DuResNet``, ``DuConvResNet`` and ``DuTwoLayer`` on inputs of norm 1 what the papers ask themselves, of the last hidden
+      layer's kernel and its limit, the layers at the start, their movement, and what the linearisation of a step leaves out
+    - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
+    - ``"allen_zhu"``: separation of the data, semi-smoothness; of ``AllenZhuNet`` norms of hidden states at the start, and the exponent
+      with which units switch
+    - ``"bias_ntk"``: the share of active units at the start and later; of ``BiasedTwoLayer``
+    - ``"implicit_bias"``: near orthogonality of the data, which Frei et al. ask for; of ``LeakyTwoLayer``
+    - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
+    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range; of an
+      ``ExpressivityGuard``'s phase 2, on the training set, the step, the gap under its proven bound, and what its certificate proves
+
+    What a theorem asks for at every step is judged at the worst of those measured, which the reason names.
+
+    A theorem whose hypotheses the run breaks (momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that
+    is not squared or whose infimum is not attained, a network that is not smooth, a probe that is a part of the training set, an
+    observed step that is not -h grad f whatever the reason) gets
+    ``not applicable`` with the reasons; the raw quantities are logged all the same. All are about the probe: for a theorem about the
+    training loss to apply, the probe must hold the whole training set, ``Probe(size=len(dataset))``.
+
+    Logged, to every logger and to ``trainer.callback_metrics``, in the units of the run's loss (f is the loss minus its infimum where
+    that is known); ``docs/criteria.md`` has all of them:
+
+    - ``theory/loss``: f; ``theory/gradient_norm``: \|grad f\|; ``theory/distance``: \|w_t - w_0\|
+    - ``theory/pl_ratio``: \|grad f\|^2 / f; ``theory/pl_infimum``: the smallest so far, an upper bound of the infimum over a ball
+    - of a step: ``theory/contraction``, ``theory/curvature``; of plain SGD also ``theory/path_length``, ``theory/descent_efficiency``
+      and, where it is full-batch descent on the probe, ``theory/step_departure``
+    - of a squared loss ``theory/residual``: \|u - y\|; with the full kernel and full-batch descent on the probe what the linearisation
+      makes of it: ``theory/residual_predicted``, ``theory/linearisation_error``, ``theory/rate_linearised``
+    - layers, hidden states and the rank of the last features against the start, from which no verdict follows; of two classes and one
+      output the margins
+    - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``; of the start
+      ``theory/hidden_norm_min``, ``theory/hidden_norm_max``; of ``BiasedTwoLayer`` ``theory/active_fraction_expected``,
+      ``theory/bias_ntk_lambda_min``
+    - ``theory/refuted``: number of criteria that are refuted, hypotheses on the data and the start left out
+    - text ``theory/criteria``: the table of verdicts, when one of them changes; figures ``theory/path``,
+      ``theory/label_projection`` (TensorBoard)
+
+    Quantities of the step from t to t + 1 are logged at t. Those that would be rounding are left out.
+
+    Args:
+        which: names of the papers above, one or a list of them; ``"auto"``: all.
+        probe: the samples, a ``Probe`` or their number (default: 128).
+        every_n_steps: measure at multiples of it; None: within ``max_overhead``.
+        max_overhead: share of wall time that measuring may take. First and last step are always measured.
+        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. That a full-batch step
+            minimises this and nothing else is seen; of mini-batches it is taken on trust.
+        radius: of the ball around w_0 in which ``"chatterjee"`` looks for points with small \|grad f\|^2 / f, which refute its criterion
+            for radii up to this one. None: only the run's own path is held against it.
+
+    Raises:
+        MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.
+
+    Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, up to six forward passes of it, and
+    two spectral norms a layer; of ``"du"`` with the full kernel two forward passes in float64 more, and one eigenvalue problem a run;
+    with ``radius`` about 400 gradients of the probe in float64, once. Memory: a copy of the trained
+    parameters for the whole run (also in the checkpoint), two more for the step after a measurement, some ten in float64 during the
+    search.
+
+    Example::
+
+        trainer = Trainer(callbacks=[ConvergenceCriteria(probe=256), ConvergenceReport()])
+    """
+
+    once = frozenset(f"theory/{name}" for name in ONCE)
+
+    def __init__(
+        self,
+        which: str | Sequence[str] = "auto",
+        probe: Probe | int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float = 0.03,
+        loss_fn: LossFn | None = None,
+        radius: float | None = None,
+    ) -> None:
+        names = [which] if isinstance(which, str) else list(which)
+        unknown = [name for name in names if name not in PAPERS and name != "auto"]
+        if unknown or not names:
+            raise MisconfigurationException(
+                f"which: {unknown or which!r} is not known; choose from {', '.join(PAPERS)}, or 'auto' for all of them"
+            )
+        if radius is not None and not 0 < radius < math.inf:
+            raise MisconfigurationException(f"radius: {radius}; need a positive number, or None to search nothing")
+        super().__init__(probe, every_n_steps, max_overhead)
+        self.which = which
+        self.loss_fn = loss_fn
+        self.radius = radius
+        self._papers = tuple(PAPERS) if "auto" in names else tuple(dict.fromkeys(names))
+        self._clear()
+
+    def _clear(self) -> None:
+        self.criteria: list[Criterion] = []
+        """The verdicts of the last measurement."""
+        self.breaches: list[Breach] = []
+        """Hypotheses that do not hold in this run."""
+        self._run = RunEvidence(self._papers, self.loss_fn, self.radius)
+        self._said: list[tuple[str, Verdict]] = []
+        self._waited = False  # when the checkpoint was written
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._clear()
+
+    @property
+    def history(self) -> list[Observation]:
+        """What was measured, in order."""
+        return self._run.observer.history
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The scalars of the last measurement."""
+        return dict(self._metrics)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._run.begin()
+        super().on_train_start(trainer, pl_module)
+        at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
+        if self._waited and at_rest and self._kernel is not None and self._run.observer.pending is None:
+            # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
+            try:
+                self._run.resume(trainer, self._kernel, self._kernel.at(trainer.global_step, pl_module))
+            except Exception as error:
+                rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
+        self._waited = False
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._kernel is not None:
+            self._run.note_step(trainer, self._kernel, optimizer, self)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        waits = self._run.observer.pending is not None and trainer.global_step > self.history[-1].step
+        if waits and self._kernel is not None:
+            begun, step = time.perf_counter(), self.history[-1].step
+            try:
+                if self._run.observe_step(trainer, self._kernel):
+                    before, self._metrics = self._metrics, self._judged(trainer, step)
+                    log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
+            except Exception as error:
+                rank_zero_warn(f"{type(self).__name__}: the step after step {step} is not observed: {error}")
+            self._kernel.schedule.spend(trainer.global_step, time.perf_counter() - begun)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
+        assert self._kernel is not None
+        self._run.note_weights(trainer, self._kernel, (gram, spectrum))
+        self._run.observe(trainer, self._kernel, step)
+        self._run.note_errors(trainer, self._kernel)
+        self._run.note_quantities(trainer, self._kernel)
+        return self._judged(trainer, step)
+
+    @override
+    def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+        if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
+            log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
+        projection = self._run.projection
+        if projection.shares:
+            log_figure(
+                trainer,
+                "theory/label_projection",
+                lambda: plot_label_projection(projection.shares, projection.curve),
+                step,
+            )
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.finish(trainer)
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Judge again what an ``ExpressivityGuard`` has found out since the last measurement; a second time it changes nothing.
+
+        The guard measures at the end of an epoch, and looks at the trunk at the end of training. Who reads ``criteria`` when the fit
+        ends, as ``ConvergenceReport`` does, calls this first. No collective.
+
+        Args:
+            trainer: of the run.
+        """
+        if (
+            not self.criteria
+            or self._kernel is None
+            or "kawaguchi_sun" not in self._papers
+            or find_guard(trainer) is None
+        ):
+            return
+        try:
+            before, self._metrics = self._metrics, self._judged(trainer, trainer.global_step)
+            log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, trainer.global_step)
+        except Exception as error:
+            rank_zero_warn(f"{type(self).__name__}: phase 2 is not judged in the end: {error}")
+
+    def _judged(self, trainer: pl.Trainer, step: int) -> dict[str, float]:
+        """Judge what was observed at ``step``, say it if a verdict has changed, and return the scalars."""
+        assert self._kernel is not None
+        self.breaches = self._run.breaches(trainer, self._kernel)
+        evidence = self._run.evidence(trainer, self._kernel, self.breaches)
+        self.criteria = judge(self._papers, evidence, self.breaches)
+        said = [(each.name, each.verdict) for each in self.criteria]
+        if said != self._said:
+            log_criteria(trainer, self.criteria, evidence.gram.n_samples, step)
+            self._said = said
+        found = {f"theory/{name}": value for name, value in self._run.quantities(trainer, self._kernel).items()}
+        failed = [
+            each for each in self.criteria if each.verdict == "refuted" and each.name not in ASKED_OF_DATA_AND_START
+        ]
+        return found | {"theory/refuted": float(len(failed))}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if not self._run.observer.started:
+            return state
+        return state | {"run": self._run.state_dict(), "waits": self._run.observer.pending is not None}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._run.load_state_dict(state_dict.get("run", {}))
+        self._waited = bool(state_dict.get("waits", False))

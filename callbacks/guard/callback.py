@@ -1,0 +1,278 @@
+"""``ExpressivityGuard``: train everything, perturb, certify that the last hidden features have full rank, then train the head only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_conv.callbacks.guard.certify.verdict import Verdict
+from lightning_conv.callbacks.guard.head.descent import HeadDescent, descent_of
+from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
+from lightning_conv.callbacks.guard.settings import GuardSettings, OnUndecided, StepRule
+from lightning_conv.callbacks.guard.state import GuardState
+from lightning_conv.callbacks.guard.support import require_supported
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn
+from lightning_conv.callbacks.run.logging import warn_without_logger
+from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.probe import ForwardFn
+from lightning_conv.expressivity import Method, RankCertificate
+from lightning_conv.networks.perturbation import Perturbation
+
+__all__ = ["ExpressivityError", "ExpressivityGuard"]
+
+
+class ExpressivityGuard(pl.Callback):
+    """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
+
+    Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank of
+    [h, 1] (last hidden features of the whole training set in eval mode, and the bias column if a bias is trained) is
+    certified in float64. If it is n, phase 2 begins: only the last linear layer learns. For a loss
+    that is convex in the outputs this problem is convex, and its infimum is the global infimum of the training loss over
+    all weights. The trunk is then bit for bit constant - no gradients, the whole module in eval mode - and is not
+    back-propagated through. What limits the argument in a run (random inputs, weight decay on the head, samples left out)
+    is warned of and written into the reason. Afterwards, also after an error, the module is trainable again.
+    Runs on a single device and under ``strategy="ddp"``; docs/guard.md has every setting and what is refused.
+
+    Logged, to every logger and to ``trainer.callback_metrics``:
+
+    - ``guard/phase`` (also ``convergence/phase``): 1 or 2, at the start, the switch and the end of every epoch
+    - ``guard/rank``, ``guard/samples``: certified rank of [h, 1] and n; ``guard/sigma_min`` with ``_lower``: n-th
+      singular value; ``guard/sigma_max``; ``guard/distance``, ``guard/residual``: of the other methods
+    - ``guard/curvature``, ``guard/largest_step``: L_H of the head's mean loss and 2 / L_H, where they are known
+    - ``guard/rank_at_start``, ``guard/rank_before_noise``, and ``sigma_min`` likewise: with ``track_rank``; the others are after the noise
+    - ``guard/noise``: relative norm of the perturbation
+    - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
+      epoch
+    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum
+    - ``guard/step_size``: of ``step_rule="certified"``; ``guard/bound``: what the gap provably is at most, while all steps are plain
+      full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
+    - ``guard/best_loss``: what a head that is too narrow can come down to on this trunk
+    - text ``guard/reason`` (TensorBoard): what was decided and why
+
+    Args:
+        switch_at: tau, a share of the run in (0, 1) or a number of optimizer steps. ``"auto"``: where the training loss has come
+            to rest and the condition is certified; tried again with back-off where it is not, until ``latest_switch``.
+        method: of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where that is
+            predicted to take more than ten minutes, at almost every weight of a wide last hidden layer (``"distinct"``).
+            ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
+        step_rule: what moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
+            size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: its convex problem is solved at
+            the switch, and the run ends; goes on by the optimizer where ``tol`` is not reached.
+        head: dotted name of the last linear layer; None: it is found.
+        noise_scale: standard deviation of the noise, relative to each tensor's root mean square.
+        on_undecided: if the condition is not certified: ``"warn"``: take the noise back, warn, and go on training
+            everything. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
+            guarantee; of ``"auto"`` at once where the condition is refuted, else after the last try.
+        seed: of the noise.
+        cache_features: compute the trunk's forward once in phase 2, and look its results up. Goes on without, and says so, where
+            that is not provably the same training (up to rounding).
+        plateau_threshold: ``"auto"``: relative improvement of the mean training loss of a window that counts.
+        plateau_patience: ``"auto"``: windows without one.
+        plateau_window: ``"auto"``: batches in a window; None: an epoch.
+        latest_switch: ``"auto"``: share of the run after which the switch is tried for the last time.
+        tol: gap to which ``step_rule="solve"`` solves.
+        track_rank: certify the rank at the start and before the noise of the switch, too: a certificate each, for the log.
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
+            LightningModule.
+        infimum: of the mean loss over all outputs, or a function of the targets that gives it for each sample; None: that of torch's
+            losses (0, or the entropy of soft or smoothed targets); for others the gap is not logged.
+        input_fn: takes the model's input out of a batch, see ``Probe``.
+        target_fn: takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
+        forward_fn: ``forward_fn(module, inputs)`` gives the outputs; default ``module(inputs)``.
+
+    Raises:
+        MisconfigurationException: several optimizers, manual optimization, a strategy other than DDP on several devices, weight
+            averaging, an endless run with a share for ``switch_at``, no usable linear head, a network that cannot be called, bad arguments.
+        ExpressivityError: not certified, with ``on_undecided="raise"``.
+
+    Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2 step is
+    cheaper than a phase-1 step: it has no backward pass through the trunk. With ``cache_features`` there is no forward pass either, in
+    steps and at the ends of epochs (then n m_H numbers of memory and one more pass).
+
+    Example::
+
+        trainer = Trainer(max_epochs=50, callbacks=[ExpressivityGuard(switch_at=0.6)])
+    """
+
+    def __init__(
+        self,
+        switch_at: int | float | Literal["auto"] = 0.6,
+        head: str | None = None,
+        noise_scale: float = 1e-3,
+        on_undecided: OnUndecided = "warn",
+        seed: int = 0,
+        loss_fn: LossFn | None = None,
+        infimum: float | Callable[[Tensor], Tensor] | None = None,
+        input_fn: InputFn | None = None,
+        target_fn: TargetFn | None = None,
+        forward_fn: ForwardFn | None = None,
+        method: Method = "auto",
+        step_rule: StepRule = "base",
+        cache_features: bool = False,
+        plateau_threshold: float = 0.01,
+        plateau_patience: int = 3,
+        plateau_window: int | None = None,
+        latest_switch: float = 0.9,
+        tol: float = 1e-6,
+        track_rank: bool = False,
+    ) -> None:
+        self.settings = GuardSettings(
+            switch_at=switch_at,
+            method=method,
+            step_rule=step_rule,
+            head=head,
+            noise_scale=noise_scale,
+            on_undecided=on_undecided,
+            seed=seed,
+            cache_features=cache_features,
+            track_rank=track_rank,
+            plateau_threshold=plateau_threshold,
+            plateau_patience=plateau_patience,
+            plateau_window=plateau_window,
+            latest_switch=latest_switch,
+            tol=tol,
+            loss_fn=loss_fn,
+            infimum=infimum,
+            input_fn=input_fn,
+            target_fn=target_fn,
+            forward_fn=forward_fn,
+        )
+        self._state = GuardState()
+        self._run: GuardedRun | None = None
+        self._head_name = head
+
+    @property
+    def phase(self) -> int:
+        """1: everything is trained; 2: the head only."""
+        return self._state.phase
+
+    @property
+    def reason(self) -> str:
+        """Why the run is in this phase."""
+        return self._state.reason
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the claim that the last layer's infimum is that of the training loss over all outputs, hence the global one."""
+        return self._state.verdict
+
+    @property
+    def why(self) -> str:
+        """The verdict is not ``"certified"``, where neither the certificate nor a caveat says so."""
+        return self._state.why
+
+    @property
+    def declined(self) -> bool:
+        """Whether the condition was not certified and the run goes on training everything."""
+        return self._state.declined
+
+    @property
+    def descent(self) -> HeadDescent:
+        """The head's steps in phase 2: whether a theorem covers them, their gaps and bounds."""
+        state, rule = self._state, self.settings.step_rule
+        return descent_of(state.steps, rule, state.history, state.caveats, state.curvature)
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the argument does not cover in this run."""
+        return self._state.caveats
+
+    @property
+    def certificate(self) -> RankCertificate | None:
+        """The certificate of the switch, once taken."""
+        return self._state.certificate
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """The noise of the switch, once added."""
+        return self._state.perturbation
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Loss and gap on the training set, by step and epoch."""
+        return self._state.history
+
+    @property
+    def head_name(self) -> str | None:
+        """Dotted name of the last linear layer, once it is known."""
+        return self._head_name
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            require_supported(trainer, pl_module)
+            warn_without_logger(trainer, self, "phase, rank and gap")
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.global_step < self._state.last_step:
+            self._state.forget()  # used for another run
+        self._run = GuardedRun(trainer, pl_module, self.settings, self._state)
+        self._head_name = self._run.head_name
+        self._run.start()
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.before_batch()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run is not None:
+            self._run.before_batch(batch)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._run is not None:
+            self._run.before_step(optimizer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run is not None:
+            self._run.after_batch(outputs)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.after_epoch()
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.end()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._release()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._release()  # Lightning skips teardown then
+
+    def _release(self) -> None:
+        if self._run is not None:
+            self._run.release()
+        self._run = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._state.as_plain()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = GuardState.from_plain(state_dict)
+        self._run = None

@@ -1,0 +1,1 @@
+"""The certificate of the switch, and the verdict that follows from it."""

@@ -1,0 +1,50 @@
+"""What the argument of the two-phase rule does not cover in a run, in words."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.networks.head import Head
+
+ROUNDED = {
+    "16-true": torch.float16,
+    "bf16-true": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "bf16-mixed": torch.bfloat16,
+}
+
+
+def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
+    """What the run's own optimizer minimises beside the loss, where it moves the head."""
+    own = {id(parameter) for parameter in head.module.parameters()}
+    decayed = any(
+        group.get("weight_decay") and any(id(p) in own for p in group["params"])
+        for group in trainer.optimizers[0].param_groups
+    )
+    return ["weight decay on the head adds to the loss that is minimised"] if decayed else []
+
+
+def find_caveats(trainer: pl.Trainer, data: TrainingSet, head: Head, own_steps: bool = False) -> list[str]:
+    """Every reason why the run minimises something else than the mean loss over the certified samples, or may not be convex.
+
+    Args:
+        trainer: of the run.
+        data: its training set.
+        head: of its network.
+        own_steps: the head is moved by the guard in phase 2, not by the run's optimizer.
+    """
+    found = data.caveats()
+    if not head.last:
+        found.append("what follows the head is taken on trust to be convex with the loss")
+    if not own_steps:
+        found += optimizer_caveats(trainer, head)
+    precision = str(trainer.precision)
+    if (kind := ROUNDED.get(precision)) is not None:
+        name = str(kind).removeprefix("torch.")
+        found.append(
+            f"the run computes in {name} (precision {precision!r}): its steps see features and outputs that are rounded to "
+            f"{torch.finfo(kind).eps:.0e} of their size, while the certificate is about the float64 features of the same weights"
+        )
+    return found

@@ -1,0 +1,64 @@
+"""``HeadDescent``: what a guard knows of the head's steps in phase 2, for whoever holds them against the theorem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_conv.callbacks.guard.settings import StepRule
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.theory.papers.kawaguchi_sun.phase_two import HeadGap
+
+
+@dataclass(frozen=True)
+class HeadDescent:
+    """The steps since the rule that takes them was set up."""
+
+    not_covered: str  # why they are not plain full-batch gradient steps with a proven bound; empty: they are
+    step: float  # eta, the largest; NaN: not known
+    curvature: Bounded | None  # L_H
+    gaps: list[HeadGap]  # of the measurements with a bound
+    last_gap: float  # L - L* at the last measurement; NaN: not known
+
+
+def descent_of(
+    steps: Mapping[str, Any],
+    rule: StepRule,
+    history: Sequence[Mapping[str, float]],
+    caveats: Sequence[str],
+    curvature: Bounded | None,
+) -> HeadDescent:
+    """Of a guard's memory.
+
+    Args:
+        steps: of the rule.
+        rule: that was asked for.
+        history: loss, gap and bound by step.
+        caveats: what the run does beside the mean loss.
+        curvature: L_H.
+    """
+    gaps: list[HeadGap] = []
+    for entry in history:
+        if "head_steps" not in entry:
+            continue
+        taken = int(entry["head_steps"])
+        if gaps and taken <= gaps[-1].steps:  # another plan, from another start
+            gaps = []
+        gaps.append(HeadGap(taken, entry["head_gap"], entry["bound"], entry["bound_rounded"], entry["head_gap_lower"]))
+    step = max(float(steps.get("largest", 0.0)), float(steps.get("first", 0.0))) or math.nan
+    gap = next((entry["gap"] for entry in reversed(history) if "gap" in entry), math.nan)
+    return HeadDescent(_why_not(steps, rule, caveats), step, curvature, gaps, gap)
+
+
+def _why_not(steps: Mapping[str, Any], rule: StepRule, caveats: Sequence[str]) -> str:
+    if caveats:
+        return "; ".join(caveats)
+    if steps.get("rule") == "solve":
+        return "the head's problem was solved at the switch, there are no steps"
+    if (why := steps.get("given_up")) is not None:
+        return str(why)
+    if "gap" in steps:  # a bound, be it that of the start alone
+        return ""
+    return str(steps.get("no_bound", f"nothing is known of the steps of step_rule={rule!r}"))

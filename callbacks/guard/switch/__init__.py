@@ -1,0 +1,1 @@
+"""When phase 1 ends, and what is said about it."""

@@ -1,0 +1,126 @@
+"""``KernelStability``: does the neural tangent kernel stay what it was at the start?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from lightning_conv.callbacks.criteria.certificates import voided
+from lightning_conv.callbacks.criteria.papers.du_kernel import summed_kernel
+from lightning_conv.callbacks.criteria.worst import Worst
+from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.run.logging import log_figure
+from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state
+from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.kernels.contraction import is_full
+from lightning_conv.kernels.drift import Drift, kernel_drift
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.reporting.plots import plot_spectra
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.papers.du import lambda_min_share_criterion
+
+
+class KernelStability(KernelMonitor):
+    """Compares the empirical NTK on a fixed probe with the one at the first measured step.
+
+    In the lazy regime of Du et al. 2019 the kernel barely moves (|G(k) - G(0)|_2 <= lambda_0 / 4) and lambda_min(G(k))
+    stays above lambda_0 / 2; a network that learns features shows a growing change and a falling alignment. The kernel is
+    over the parameters that were trainable at the start, also when some are frozen later. Du's network has one output; for
+    more, ``Probe(outputs="full")`` is the kernel that the argument is about, and the trace kernel (the default) a summary.
+
+    Logged, to every logger and to ``trainer.callback_metrics``:
+
+    - ``kernel/relative_frobenius_change``: |G - G_0|_F / |G_0|_F (also as the headline ``convergence/kernel_change``)
+    - ``kernel/relative_spectral_change``: |G - G_0|_2 / |G_0|_2
+    - ``kernel/spectral_change_over_lambda_min``: |G - G_0|_2 / lambda_min(G_0), against Du's 1/4
+    - ``kernel/alignment``: centred kernel alignment with G_0
+    - ``kernel/lambda_min_ratio`` with ``_lower`` and ``_upper``: lambda_min(G) / lambda_min(G_0) on the probe, against
+      Du's 1/2
+    - ``kernel/drift_floor``: relative changes below this are rounding
+    - figure ``kernel/spectrum_against_start`` (TensorBoard): both spectra
+
+    Args:
+        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel a
+            step.
+        every_n_steps: measure at multiples of it; None: within ``max_overhead``.
+        max_overhead: share of wall time that measuring may take. First and last step are always measured.
+
+    Raises:
+        MisconfigurationException: sharded strategies, data without random access, no recognisable input.
+
+    Cost: one ``ntk_gram`` (again in higher precision where lambda_min asks for it) and two eigenvalue problems of the
+    probe's size.
+
+    Example::
+
+        trainer = Trainer(callbacks=[KernelStability(every_n_steps=50)])
+    """
+
+    def __init__(
+        self, probe: Probe | int | None = None, every_n_steps: int | None = None, max_overhead: float = 0.03
+    ) -> None:
+        super().__init__(probe, every_n_steps, max_overhead)
+        self.drift: Drift | None = None
+        self._reference: tuple[KernelGram, Spectrum] | None = None
+        self._reference_step = 0
+        self._worst = Worst({"own_lambda_min_share": "least"})
+
+    @property
+    def criteria(self) -> list[Criterion]:
+        """What is asked of lambda_min after Du et al., where it was worst; whether the run is one of theirs is not looked at."""
+        why = "; what breaks a hypothesis in this run, ConvergenceCriteria would tell"
+        return [replace(each, reason=each.reason + why) for each in self._worst.criteria()]
+
+    @override
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
+        if self._reference is None:
+            self._reference, self._reference_step = (gram, spectrum), step
+        reference, reference_spectrum = self._reference
+        drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)
+        self.drift = drift
+        judged = lambda_min_share_criterion(drift.lambda_min_ratio)
+        self._worst.note([judged if is_full(gram) else voided(judged, summed_kernel(gram))], step)
+        return {
+            "convergence/kernel_change": drift.relative_frobenius,
+            "kernel/relative_frobenius_change": drift.relative_frobenius,
+            "kernel/relative_spectral_change": drift.relative_spectral,
+            "kernel/spectral_change_over_lambda_min": drift.spectral_over_lambda_min,
+            "kernel/alignment": drift.alignment,
+            "kernel/lambda_min_ratio": drift.lambda_min_ratio.value,
+            "kernel/lambda_min_ratio_lower": drift.lambda_min_ratio.lower,
+            "kernel/lambda_min_ratio_upper": drift.lambda_min_ratio.upper,
+            "kernel/drift_floor": drift.floor,
+        }
+
+    @override
+    def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+        assert self._reference is not None
+        spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": spectrum}
+        log_figure(trainer, "kernel/spectrum_against_start", lambda: plot_spectra(spectra), step)
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self.drift, self._reference, self._reference_step = None, None, 0
+        self._worst = Worst({"own_lambda_min_share": "least"})
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self._reference is not None:
+            state |= {"reference": gram_state(self._reference[0]), "reference_step": self._reference_step}
+            state |= {"worst": self._worst.state_dict()}
+        return state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("reference") is not None:
+            gram = gram_from_state(state_dict["reference"])
+            self._reference = gram, kernel_spectrum(gram)
+            self._reference_step = int(state_dict.get("reference_step", 0))
+        self._worst.load_state_dict(state_dict.get("worst", {}))

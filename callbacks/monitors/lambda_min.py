@@ -1,0 +1,207 @@
+"""``LambdaMin``: the smallest eigenvalue of the neural tangent kernel over training, with bounds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
+from lightning_conv.callbacks.monitors.step_size import StepSize, report
+from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
+from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares
+from lightning_conv.kernels.products.precision import PRECISIONS
+from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.reporting.plots import plot_layers, plot_spectra
+
+PerLayer: TypeAlias = Literal["traces", "spectra"]
+
+
+class LambdaMin(KernelMonitor):
+    """Tracks lambda_min, lambda_max and the shape of the spectrum of the empirical NTK on a fixed probe.
+
+    For one output, or ``outputs="full"``, and S = 1/2 sum |u - y|^2 over the probe, 2 lambda_min <= |grad S|^2 / S <= 2
+    lambda_max: with lambda_min above zero the gradient vanishes only where the loss does. The trace kernel of C outputs (the
+    default, C times cheaper) bounds that from above only: lambda_min(trace) >= C lambda_min(full). On m probe samples
+    lambda_min is an UPPER bound of lambda_min on the whole training set (interlacing). The kernel is over the parameters
+    that were trainable at the start. It is computed again in higher precision until it stands clear of its rounding error;
+    the precision is logged.
+
+    The kernel is a sum over the layers, G = sum_l G_l, each positive semidefinite: lambda_min(G) is at least the sum of the
+    layers' (Du et al. 2019, section 4, use the largest one). With ``per_layer="spectra"`` that sum of lower bounds is taken
+    for ``_lower`` where it is the better one.
+
+    For plain SGD (one rate, no momentum, weight decay, clipping or accumulation) on ``nn.MSELoss`` the learning rate eta
+    is converted to S exactly, eta_S = 2 eta / N over the probe's N = m C numbers. In the linearised model one step of
+    full-batch gradient descent changes r = u - y by r <- (I - eta_S G) r: it is stable if and only if eta_S < 2 /
+    lambda_max(G), and k steps make of |r|^2 the predicted sum_i <v_i, r>^2 prod_j (1 - eta_j lambda_i)^2. That is exact for a
+    linear model when the batch and the probe are the training set. Otherwise it is an estimate: a mini-batch's gradient is
+    the mean one plus noise, the probe is a sample of the training set (G / m estimates the whole set's kernel over n;
+    lambda_max / m is too large on average), the kernel moves, and dropout and BatchNorm train another function. With
+    several outputs the contraction needs ``Probe(outputs="full")``; the trace kernel gives bounds of the ratio.
+
+    Logged, to every logger and to ``trainer.callback_metrics``:
+
+    - ``kernel/lambda_min`` with ``_lower`` and ``_upper`` (also as the headline ``convergence/lambda_min``)
+    - ``kernel/lambda_max``, ``kernel/condition_number``, ``kernel/trace``
+    - ``kernel/effective_rank``: exp of the entropy of the spectrum
+    - ``kernel/decay_exponent``: beta of lambda_i ~ i^-beta, from rank max(2, N / 32) to N / 2; ``kernel/degrees_of_freedom``:
+      Tr(K (K + n lambda)^-1) with n lambda = Tr(K) / n, what one sample weighs (Nitanda & Suzuki 2021). Both come with the spectrum
+    - ``kernel/floor``: proven bound on the rounding error of the products; ``kernel/precision``: 0 fast, 1 exact, 2
+      certified; with ``outputs="projected"`` also ``kernel/projection_error``, the standard error in the Frobenius norm
+    - ``kernel/lambda_min_layers``, with ``per_layer="spectra"``: the largest lambda_min of a layer's own kernel
+    - ``kernel/step_size_ratio``: eta_S lambda_max / 2 with the rate that is set when it is measured; below 1 is stable in the
+      linearised model. ``_lower``, ``_upper``: its bounds, the only ones with the trace kernel of several outputs (the lower
+      one only with ``"sum"``). Only for plain SGD on a squared loss
+    - ``kernel/contraction_predicted``, ``kernel/contraction_measured``: |r|^2 on the probe over its value at the measurement
+      before. Only where a ratio is known and the probe has targets
+    - histogram ``kernel/log10_eigenvalues`` of those above their error, figures ``kernel/spectrum`` and ``kernel/per_layer``,
+      texts ``kernel/layers`` (which layer has how much) and ``kernel/step_size`` (what does not apply, and why; when that
+      changes) (TensorBoard)
+
+    Args:
+        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel a
+            step.
+        every_n_steps: measure at multiples of it; None: within ``max_overhead``.
+        max_overhead: share of wall time that measuring may take. First and last step are always measured.
+        per_layer: ``"traces"``: every layer's share of the trace, which comes with the kernel. ``"spectra"``: its lambda_min too, at
+            the price of one more matrix and one more eigenvalue problem a layer. None: neither.
+        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. It is taken on trust that
+            the step minimises this and nothing else.
+
+    Raises:
+        MisconfigurationException: sharded strategies, data without random access, no recognisable input, parameters that the
+            network does not have, a kernel for which there is no room, another value of ``per_layer``.
+
+    Cost: one ``ntk_gram`` (again in higher precision where needed) and one eigenvalue problem of the probe's size; one more, and
+    one forward pass, where the contraction is predicted.
+
+    Example::
+
+        trainer = Trainer(callbacks=[LambdaMin(probe=64), EarlyStopping("kernel/lambda_min", mode="max")])
+    """
+
+    def __init__(
+        self,
+        probe: Probe | int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float = 0.03,
+        per_layer: PerLayer | None = "traces",
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        if per_layer is not None and per_layer not in get_args(PerLayer):
+            raise MisconfigurationException(
+                f"per_layer: {per_layer!r} is not one of {', '.join(get_args(PerLayer))}, or None"
+            )
+        super().__init__(probe, every_n_steps, max_overhead)
+        self.per_layer = per_layer
+        self.loss_fn = loss_fn
+        self.spectrum: Spectrum | None = None
+        self._forget_own()
+
+    def _forget_own(self) -> None:
+        self._layers: tuple[int, dict[str, Spectrum]] | None = None  # step, and the layers' spectra
+        self._step_size = StepSize(self.loss_fn)
+        self._said: tuple[str, ...] | None = None
+
+    @property
+    @override
+    def wants_layers(self) -> bool:
+        return self.per_layer == "spectra"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Why step size or contraction are not logged; empty if they are."""
+        return self._step_size.remarks
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self.spectrum = None
+        self._forget_own()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step_size.end()  # what is known of the optimizer is that of an earlier run
+        super().on_train_start(trainer, pl_module)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._kernel is not None:
+            self._step_size.note_step(trainer, self._kernel)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._step_size.end()
+
+    @override
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
+        assert self._kernel is not None
+        self.spectrum = spectrum
+        layers = self._spectra(gram, step)
+        lower = max(spectrum.lambda_min.lower, min(lambda_min_from_layers(layers), spectrum.lambda_min.upper))
+        value = max(spectrum.lambda_min.value, lower)
+        metrics = {
+            "convergence/lambda_min": value,
+            "kernel/lambda_min": value,
+            "kernel/lambda_min_lower": lower,
+            "kernel/lambda_min_upper": spectrum.lambda_min.upper,
+            "kernel/lambda_max": spectrum.lambda_max.value,
+            "kernel/condition_number": spectrum.condition_number,
+            "kernel/trace": gram.trace,
+            "kernel/effective_rank": spectrum.effective_rank,
+            "kernel/floor": gram.floor,
+            "kernel/precision": float(PRECISIONS.index(gram.precision)),
+        }
+        if gram.outputs == "projected":
+            metrics["kernel/projection_error"] = gram.projection_error
+        metrics |= {f"kernel/{name}": value for name, value in decay_quantities(spectrum, gram.n_samples).items()}
+        if layers:
+            metrics["kernel/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
+        metrics |= self._step_size.measure(trainer, self._kernel, gram, spectrum, step)
+        if self._said != self.remarks:
+            log_text(trainer, "kernel/step_size", report(self.remarks), step)
+            self._said = self.remarks
+        # Zeros and values below their own error would make a wall at the left of the histogram.
+        values = spectrum.all_eigenvalues("kernel/log10_eigenvalues")
+        clear = values[values > spectrum.lambda_min.upper - spectrum.lambda_min.value]
+        if len(clear):
+            log_histogram(trainer, "kernel/log10_eigenvalues", clear.log10(), step)
+        return metrics
+
+    @override
+    def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+        log_figure(trainer, "kernel/spectrum", lambda: plot_spectra({f"step {step}": spectrum}), step)
+        if self.per_layer is None or not (shares := trace_shares(gram)):
+            return
+        smallest = {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()}
+        log_figure(trainer, "kernel/per_layer", lambda: plot_layers(shares, smallest, spectrum.lambda_min), step)
+        log_text(trainer, "kernel/layers", layer_table(shares, smallest), step)
+
+    def _spectra(self, gram: KernelGram, step: int) -> dict[str, Spectrum]:
+        """The layers' spectra at ``step``, computed once; empty if they were not asked for."""
+        if not self.wants_layers:
+            return {}
+        if self._layers is None or self._layers[0] != step:
+            self._layers = step, layer_spectra(gram)
+        return self._layers[1]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state | {"step_size": self._step_size.state_dict()} if state else state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._step_size.load_state_dict(state_dict.get("step_size", {}))

@@ -1,0 +1,114 @@
+"""Send values to every logger and to ``trainer.callback_metrics``, and pictures where a logger can show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
+
+from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
+from lightning_conv.theory.criterion import Criterion
+
+LAYOUT = {
+    "convergence": {
+        "smallest kernel eigenvalue, with bounds": [
+            "Margin",
+            ["kernel/lambda_min", "kernel/lambda_min_lower", "kernel/lambda_min_upper"],
+        ],
+        "change of the kernel since the start": [
+            "Multiline",
+            ["kernel/relative_frobenius_change$", "kernel/relative_spectral_change$"],
+        ],
+        "gap to the global infimum (phase 2), and its proven bound": ["Multiline", ["guard/gap$", "guard/bound$"]],
+    },
+    "path of the weights (ConvergenceCriteria)": {
+        "PL ratio |grad f|^2 / f, and its infimum so far": ["Multiline", ["theory/pl_ratio$", "theory/pl_infimum$"]],
+        "distance from the start, and length of the path": ["Multiline", ["theory/distance$", "theory/path_length$"]],
+        "share of the loss that a step removes, to first order and measured": [
+            "Multiline",
+            ["theory/rate_linearised$", "theory/rate$"],
+        ],
+        "error |u - y| as the first kernel foretells it, and measured": [
+            "Multiline",
+            ["theory/residual_predicted$", "theory/residual$"],
+        ],
+    },
+    "steps of plain SGD on a squared loss (LambdaMin)": {
+        "step size over its limit 2 / lambda_max": [
+            "Multiline",
+            ["kernel/step_size_ratio$", "kernel/step_size_ratio_lower$", "kernel/step_size_ratio_upper$"],
+        ],
+        "squared error over the one measured before, predicted and measured": [
+            "Multiline",
+            ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
+        ],
+    },
+}
+"""One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal.
+
+A Multiline chart takes regular expressions, which match prefixes unless anchored; a Margin chart takes plain tags.
+"""
+
+
+def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -> None:
+    """Say what a run without a logger will not show; ``what`` still reaches ``trainer.callback_metrics``."""
+    if not trainer.loggers:
+        rank_zero_warn(
+            f"{type(callback).__name__}: the trainer has no logger, so nothing will be drawn; {what} still reach "
+            "trainer.callback_metrics. Pass Trainer(logger=TensorBoardLogger('runs')) to see them"
+        )
+
+
+def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Log at ``step`` = number of optimizer steps done: the value belongs to the weights after that many steps."""
+    for logger in trainer.loggers:
+        logger.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+    publish(trainer, metrics)
+
+
+def publish(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Put values where EarlyStopping and ModelCheckpoint look; a logger alone would leave them without."""
+    trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+
+
+def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
+    """Show a figure where a logger can; drawn only if one can."""
+    for writer in _writers(trainer):
+        writer.add_figure(tag, draw(), global_step=step)
+
+
+def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
+    """Show a histogram where a logger can."""
+    for writer in _writers(trainer):
+        writer.add_histogram(tag, values, global_step=step)
+
+
+def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
+    """Show Markdown where a logger can."""
+    for writer in _writers(trainer):
+        writer.add_text(tag, text, global_step=step)
+
+
+def log_layout(trainer: pl.Trainer) -> None:
+    """Lay out the custom-scalars tab."""
+    for writer in _writers(trainer):
+        writer.add_custom_scalars(LAYOUT)
+
+
+def _writers(trainer: pl.Trainer) -> Iterator[Any]:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            yield logger.experiment  # a dummy on all ranks but the first
+
+
+def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int) -> None:
+    """The table of verdicts as the text ``theory/criteria``."""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items())
+    head = f"Step {step}, on the probe's {samples} samples: {counts}."
+    log_text(trainer, "theory/criteria", f"{head}\n\n{criteria_table(criteria)}\n\n{EXPLANATION}", step)

@@ -1,0 +1,115 @@
+"""One kernel a step on one probe, shared by all monitors of equal settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.resolve import resolved_spectrum
+from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+
+WARM_UP_SECONDS = 1.0
+
+SAMPLES_AT_ONCE = 128
+"""Samples that go through the network together for its outputs alone."""
+
+
+class ProbeKernel:
+    """The kernel on a probe's samples: computed at most once for each step, whoever asks.
+
+    Args:
+        probe: settings.
+        inputs: the samples.
+        targets: their targets, or None.
+        parameters: names, in ``probe.network(...)``, of those that the kernel is over. They stay the same when some are frozen
+            later, because kernels over different parameters cannot be compared.
+        schedule: decides when to measure.
+        per_layer: whether some monitor wants every layer's own kernel.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        inputs: Inputs,
+        targets: torch.Tensor | None,
+        parameters: Sequence[str],
+        schedule: Schedule,
+        *,
+        per_layer: bool,
+    ) -> None:
+        self.probe, self.inputs, self.targets = probe, inputs, targets
+        self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
+        self.precision: Precision = "fast"  # the one that resolved lambda_min last
+        self._decisions: dict[int, bool] = {}
+        self._measured: tuple[int, KernelGram, Spectrum] | None = None
+
+    def due(self, step: int, trainer: pl.Trainer) -> bool:
+        """One decision a step, the same for all callbacks and ranks."""
+        if step not in self._decisions:
+            decision = self.schedule.due(step)
+            if self.schedule.every_n_steps is None and trainer.world_size > 1:
+                decision = bool(trainer.strategy.broadcast(decision))
+            self._decisions = {step: decision}
+        return self._decisions[step]
+
+    def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
+        """Kernel and spectrum of the weights after ``step`` optimizer steps."""
+        if self._measured is None or self._measured[0] != step:
+            seconds, gram, spectrum = self._compute(pl_module)
+            by_time = self.schedule.every_n_steps is None
+            if by_time and self._measured is None and seconds < WARM_UP_SECONDS:
+                # The first call pays for one-off set-up as well; once more tells what the next one will cost.
+                seconds = self._compute(pl_module)[0]
+            self.schedule.expect(seconds)
+            self._measured = step, gram, spectrum
+        return self._measured[1:]
+
+    def outputs(self, pl_module: pl.LightningModule) -> torch.Tensor:
+        """u on the probe, (m, C), of the same function as the kernel (its BatchNorm mode, no dropout), in the network's type."""
+        network = self.probe.network(pl_module)
+        inputs = to_device(self.inputs, pl_module.device)
+        with undisturbed(network), torch.no_grad():
+            module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
+            converted = module.convert(inputs)
+            starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
+            parts = [take(converted, slice(s, s + SAMPLES_AT_ONCE)) for s in starts]
+            return torch.cat([module.outputs({}, part) for part in parts])
+
+    def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
+        start = time.perf_counter()
+        gram, spectrum = resolved_spectrum(
+            self.probe.network(pl_module),
+            to_device(self.inputs, pl_module.device),
+            outputs=self.probe.outputs,
+            parameters=self.parameters,
+            per_layer=self.per_layer,
+            start=self.precision,
+            precision=self.probe.precision,
+            batch_norm=self.probe.batch_norm,
+            max_memory=self.probe.max_memory,
+            projections=self.probe.projections,
+            seed=self.probe.seed,
+            progress=False,  # training shows a bar of its own
+        )
+        self.precision = gram.precision
+        return time.perf_counter() - start, gram, spectrum
+
+
+def gram_state(gram: KernelGram) -> dict[str, Any]:
+    """A Gram matrix as plain types, for a checkpoint: without the plan and the layers' matrices."""
+    return gram.facts() | {"matrix": gram.matrix.cpu()}
+
+
+def gram_from_state(state: dict[str, Any]) -> KernelGram:
+    """The inverse of ``gram_state``."""
+    return KernelGram.from_facts(state["matrix"], state)

@@ -1,0 +1,175 @@
+"""The probe: a fixed set of training samples on which kernels are measured, taken without touching the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets, training_samples, transfer
+from lightning_conv.kernels.gram import Outputs
+from lightning_conv.kernels.planning.memory import whole_bytes
+from lightning_conv.kernels.planning.selection import matching_names
+from lightning_conv.kernels.products.precision import PRECISIONS, Precision
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, map_inputs, sample_count
+from lightning_conv.networks.head import called_by
+
+ForwardFn: TypeAlias = Callable[[nn.Module, Any], torch.Tensor]
+
+
+class Probe:
+    """Which samples, which outputs, which parameters and which BatchNorm mode a kernel monitor looks at.
+
+    The samples are drawn once, by a generator of their own, from the training data set (not from its loader, whose
+    iteration would consume global random numbers); they are stored in the checkpoint, so a resumed run measures on the
+    same ones. So are the names of the parameters: kernels over different ones cannot be compared.
+
+    Args:
+        size: number of samples m; all of a smaller training set. lambda_min on them is an upper bound of the whole
+            set's.
+        seed: of the draw, and of the sign vectors of ``"projected"``.
+        outputs: ``"trace"``: kernel summed over the outputs (m x m). ``"full"``: (m C x m C). ``"sum"``: of the summed
+            output, cheapest. ``"projected"``: the trace kernel estimated from ``projections`` random sign vectors over the
+            outputs, for heads with many classes; all bounds are then those of the estimate.
+        batch_norm: ``"frozen"``: the probe's own batch statistics, held constant. ``"eval"``: running statistics (at
+            step 0 these are still (0, 1), so a drift measured against that kernel compares two different networks).
+        input_fn: takes the model's input out of a collated batch; default: ``batch[0]``, the batch itself if it is a
+            tensor, or the first of the keys x, input(s), image(s), pixel_values, features, data, input_ids of a dict.
+        forward_fn: ``forward_fn(module, inputs)`` gives the outputs whose kernel is meant; default: ``module(inputs)``.
+        inputs: the samples themselves, for data sets without random access.
+        max_memory: bytes a kernel may use, such as ``2**30`` or ``1e9`` (default: a quarter of what is free).
+        precision: ``"fast"``, ``"exact"`` or ``"certified"`` (see ``ntk_gram``); None: begin with ``"fast"`` and go up until
+            lambda_min stands clear of its error.
+        parameters: names in the network, or patterns such as ``"encoder.*"``, of the parameters that the kernel is over; None: those
+            that are trainable when the run starts. With ``forward_fn`` the names begin with ``module.``.
+        target_fn: takes the targets y out of a collated batch, in the shape of the outputs; default: ``batch[1]`` or one of
+            the keys y, target(s), label(s). Only the predicted contraction of ``LambdaMin`` needs them.
+        targets: the targets of ``inputs``.
+        projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. A network of k outputs or fewer
+            has its trace kernel taken, so a cheaper probe of 10 classes needs a smaller k; with it grows the standard error,
+            as 1 / sqrt(k).
+
+    Raises:
+        MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters.
+    """
+
+    def __init__(
+        self,
+        size: int = 128,
+        seed: int = 0,
+        outputs: Outputs = "trace",
+        batch_norm: Literal["frozen", "eval"] = "frozen",
+        input_fn: InputFn | None = None,
+        forward_fn: ForwardFn | None = None,
+        inputs: Inputs | None = None,
+        max_memory: float | None = None,
+        precision: Precision | None = None,
+        parameters: Sequence[str] | str | None = None,
+        target_fn: TargetFn | None = None,
+        targets: torch.Tensor | None = None,
+        projections: int = 16,
+    ) -> None:
+        if size < 2:
+            raise MisconfigurationException(f"Probe: size={size}; a kernel needs at least 2 samples")
+        for name, value, allowed in (
+            ("outputs", outputs, get_args(Outputs)),
+            ("batch_norm", batch_norm, ("frozen", "eval")),
+            ("precision", precision, (None, *PRECISIONS)),
+        ):
+            if value not in allowed:
+                raise MisconfigurationException(
+                    f"Probe: {name}={value!r} is not one of {', '.join(str(a) for a in allowed)}"
+                )
+        if isinstance(projections, bool) or not isinstance(projections, int) or projections < 2:
+            raise MisconfigurationException(
+                f"Probe: projections={projections!r}; an estimate with its error needs a whole number of at least 2"
+            )
+        try:
+            whole = None if max_memory is None else whole_bytes(max_memory)
+        except ValueError as error:
+            raise MisconfigurationException(f"Probe: {error}".replace("max_memory: ", "max_memory=", 1)) from error
+        patterns = [parameters] if isinstance(parameters, str) else parameters
+        if patterns is not None and not (patterns and all(isinstance(name, str) and name for name in patterns)):
+            raise MisconfigurationException(
+                f"Probe: parameters={parameters!r}; need names or patterns such as 'encoder.*', or None for all that are trainable"
+            )
+        if targets is not None and (inputs is None or len(targets) != sample_count(inputs)):
+            raise MisconfigurationException("Probe: targets= goes with inputs=, one row for each of its samples")
+        self.size = size
+        self.seed = seed
+        self.outputs: Outputs = outputs
+        self.batch_norm: BatchNormMode = batch_norm
+        self.input_fn = input_fn
+        self.forward_fn = forward_fn
+        self.inputs = inputs
+        self.max_memory = whole
+        self.projections = projections
+        self.precision: Precision | None = precision
+        self.parameters = parameters
+        self.target_fn = target_fn
+        self.targets = targets
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two probes the same: callbacks with equal keys share samples and kernels."""
+        functions = id(self.input_fn), id(self.forward_fn), id(self.inputs), id(self.target_fn), id(self.targets)
+        names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters or ())
+        kernel = self.outputs, self.projections, self.batch_norm, self.max_memory, self.precision, names
+        return self.size, self.seed, *kernel, *functions
+
+    def network(self, pl_module: pl.LightningModule) -> nn.Module:
+        """The module whose kernel is meant."""
+        return called_by(pl_module, self.forward_fn)
+
+    def parameter_names(self, pl_module: pl.LightningModule) -> list[str]:
+        """Names, in ``network(pl_module)``, of the parameters that the kernel is over.
+
+        Raises:
+            MisconfigurationException: a name or pattern matches nothing, or nothing is trainable.
+        """
+        named = dict(self.network(pl_module).named_parameters())
+        try:
+            if self.parameters is not None and self.parameters != "requires_grad":
+                return list(matching_names(named, self.parameters))
+        except ValueError as error:
+            raise MisconfigurationException(f"Probe: {error}") from error
+        trainable = [name for name, parameter in named.items() if parameter.requires_grad]
+        if not trainable:
+            raise MisconfigurationException(
+                f"Probe: {type(pl_module).__name__} has no trainable parameter; name those that are meant: Probe(parameters=...)"
+            )
+        return trainable
+
+    def collect(self, trainer: pl.Trainer) -> tuple[Inputs, torch.Tensor | None]:
+        """The probe's samples and, where they are found, their targets, as CPU tensors.
+
+        Raises:
+            MisconfigurationException: no random access to the data, or no recognisable input in a batch.
+        """
+
+        def kept(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[: self.size].detach().cpu().clone()
+
+        if self.inputs is not None:
+            return map_inputs(kept, self.inputs), None if self.targets is None else kept(self.targets)
+        samples, loader = training_samples(trainer, cure="pass Probe(inputs=...)")
+        count = len(samples)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(self.seed)
+        indices = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
+        with isolate_rng():
+            batch = transfer(trainer, loader.collate_fn([samples[index] for index in indices]))
+            inputs, targets = take_inputs(batch, self.input_fn), take_targets(batch, self.target_fn)
+        return map_inputs(kept, inputs), None if targets is None else kept(targets)
+
+
+def cannot_call(pl_module: pl.LightningModule, error: Exception) -> str:
+    """What to say when the network does not take its inputs or does not return its outputs as a tensor."""
+    return (
+        f"{type(pl_module).__name__} could not be evaluated on its inputs ({type(error).__name__}: {error or 'no message'}); pass "
+        "forward_fn=lambda module, inputs: ... (and input_fn, if the inputs are more than batch[0])"
+    )

@@ -1,0 +1,214 @@
+"""Walk the whole training set in order, without touching the run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from lightning_conv.callbacks.run.batch import InputFn, take_inputs, training_samples, transfer
+from lightning_conv.callbacks.run.ranks import Ranks
+from lightning_conv.callbacks.run.sampling import Epoch
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors
+from lightning_conv.networks.head import Head, features_of
+
+T = TypeVar("T")
+
+PROBED = 32
+"""Samples that are read several times, to see whether they are random."""
+
+TOGETHER = 4
+"""Of them, as many at least go through the collate function at once: it may mix a sample with its neighbours."""
+
+READS = 128
+"""Of single samples, at least: what happens to one in fifty of them is noticed nine times in ten."""
+
+
+class TrainingSet:
+    """The data set of the run's training loader, batch by batch in its own order, on the module's device.
+
+    Args:
+        trainer: of the run.
+        input_fn: see ``Probe``.
+        ranks: the processes that divide a walk among them.
+
+    Raises:
+        MisconfigurationException: the data have no random access.
+    """
+
+    def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None, ranks: Ranks) -> None:
+        self._samples, loader = training_samples(
+            trainer, cure="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
+        )
+        self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
+        self.size = len(self._samples)  # type: ignore[arg-type]
+        self._epoch = Epoch(trainer, loader, self.size, ranks.world)
+        self._options: dict[str, Any] = {
+            "batch_size": self._epoch.batch_size,
+            "shuffle": False,
+            "collate_fn": loader.collate_fn,
+        }
+        self._loader = DataLoader(self._samples, **self._options)
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
+        """Walk samples ``start`` to ``stop`` in the data set's order. Global random numbers are put back between batches.
+
+        Args:
+            start: first sample.
+            stop: the sample after the last; None: all.
+
+        Yields:
+            (inputs, whole batch).
+        """
+        chosen = range(start, self.size if stop is None else stop)
+        loader = (
+            self._loader if len(chosen) == self.size else DataLoader(Subset(self._samples, chosen), **self._options)
+        )
+        with isolate_rng():
+            iterator = iter(loader)
+        while True:
+            with isolate_rng():
+                batch = next(iterator, None)
+                if batch is None:
+                    return
+                batch = transfer(self._trainer, batch)
+            yield take_inputs(batch, self._input_fn), batch
+
+    def collect(self, compute: Callable[[Inputs, Any], T], start: int = 0, stop: int | None = None) -> list[T]:
+        """``compute(inputs, batch)`` of every batch, in order, on every rank; each computes its share.
+
+        Args:
+            compute: gives what can be sent to another process: tensors on the CPU.
+            start: first sample.
+            stop: the sample after the last; None: all.
+
+        Raises:
+            RuntimeError: it went wrong on one of several ranks; raised on all of them.
+        """
+        mine = self.ranks.share(start, self.size if stop is None else stop)
+
+        def part() -> list[T]:
+            if not mine:
+                return []
+            return [compute(inputs, batch) for inputs, batch in self.batches(mine.start, mine.stop)]
+
+        return [made for parts in self.ranks.gather(part) for made in parts]
+
+    def caveats(self) -> list[str]:
+        """What makes the objective of the run another than the mean loss over these samples as they are read."""
+        random_inputs = "inputs are random when they are read, so the certificate is about one draw of them"
+        return self._epoch.caveats() + [random_inputs] * self.is_random()
+
+    def steps_are_whole(self, accumulated: int) -> bool:
+        """Whether every optimizer step sees every sample once, as it is read here.
+
+        Args:
+            accumulated: batches of a rank in a step.
+        """
+        return self._epoch.steps_are_whole(accumulated) and not self.caveats()
+
+    @property
+    def smallest_batch(self) -> int:
+        """See ``Epoch``."""
+        return self._epoch.smallest_batch
+
+    def is_random(self) -> bool:
+        """Whether a few samples, some at a time, enter the network as other tensors when they are read again."""
+        return self._random
+
+    @cached_property
+    def _random(self) -> bool:
+        probed = min(self.size, PROBED)
+        chosen = [self.size * k // probed for k in range(probed)]
+        groups = max(1, probed // TOGETHER)
+        # No two reads draw the same numbers: with two seeds for all, what happens with both of them would go unnoticed.
+        seeds = count(1)
+        for group in (chosen[k::groups] for k in range(groups)):
+            first = self._read(group, next(seeds))
+            for _ in range(max(1, READS // probed - 1)):
+                if not _equal(first, self._read(group, next(seeds))):
+                    return True
+        return False
+
+    def first_inputs(self) -> Inputs:
+        """The inputs of the first batch."""
+        return next(self.batches())[0]
+
+    def features(
+        self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
+    ) -> Tensor:
+        """What enters ``layer`` for all samples, (n, m), computed in ``dtype`` from a copy of the network in that type.
+
+        Args:
+            network: that takes the inputs.
+            layer: of the network.
+            dtype: of the copy.
+            stop: end the forward there, see ``features_of``.
+        """
+        return self.feature_rows(network, layer, dtype, stop=stop).rows(0, self.size)
+
+    def feature_rows(
+        self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
+    ) -> TrunkRows:
+        """The same, computed whenever they are asked for, by all ranks together."""
+        return TrunkRows(self, StatelessModule(network, dtype=dtype), layer, stop)
+
+    def same_inputs(self, i: int, j: int) -> bool:
+        """Whether samples i and j enter the network as the same tensors, each read anew."""
+        return _equal(self._read([i], seed=1), self._read([j], seed=1))
+
+    def _read(self, indices: Sequence[int], seed: int) -> list[Tensor]:
+        """What these samples, collated, enter the network as; whatever is drawn meanwhile comes from ``seed``."""
+        with isolate_rng():
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator
+            torch.manual_seed(seed)
+            batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
+        return list(input_tensors(take_inputs(batch, self._input_fn)))
+
+
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether they hold the same numbers; NaN is what it is."""
+    return len(some) == len(others) and all(
+        a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class TrunkRows:
+    """Features of a training set that are computed strip by strip, from a copy of the trunk, by all ranks together."""
+
+    data: TrainingSet
+    module: StatelessModule
+    layer: Head
+    stop: bool = False  # end the forward at the layer, which is known to be called once
+
+    @property
+    def samples(self) -> int:
+        """n."""
+        return self.data.size
+
+    @property
+    def width(self) -> int:
+        """m_H."""
+        return self.layer.width
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """h of some samples."""
+        parts = self.data.collect(
+            lambda inputs, _: features_of(self.module, self.layer, inputs, stop=self.stop).cpu(),
+            start,
+            min(stop, self.samples),
+        )
+        return torch.cat(parts)

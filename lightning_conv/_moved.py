@@ -1,0 +1,92 @@
+"""Lets modules be imported by the names that they had before they moved; a ``DeprecationWarning`` names the new one.
+
+The module of an old name is the module of the new one, not a copy: classes and registries exist once.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# New package -> (old package, modules that kept their names).
+_SAME_NAME = {
+    "linalg": ("", "eigenvalues lanczos estimates spectral_estimates spectrum"),
+    "kernels": ("", "layers drift contraction"),
+    "networks": ("", "evaluation batch_norm wide_layer analytic float32 float64 recomputation watched activation"),
+    "reporting": ("", "report markdown plots progress"),
+    "kernels.reading": ("kernels", "discovery first_forward reach recording rounding sample_axis sites"),
+    "kernels.planning": ("kernels", "costs passes memory pass_flops task selection"),
+    "kernels.engine": ("kernels", "collectors factors formed coupled sums jacobian samples projection"),
+    "kernels.products": ("kernels", "gemm precision jacobian_map pullback pushforward"),
+    "losses": ("theory", "objective"),
+    "theory.tools": (
+        "theory",
+        "activations ball_bounds descent hidden_states matrix_norms observation power_law running_error smooth_mlp",
+    ),
+    "theory.papers": (
+        "theory",
+        "allen_zhu chatterjee du averaged_sgd bias_ntk clipping linear_networks linear_regions oymak",
+    ),
+    "callbacks.run": ("callbacks", "batch probe schedule"),
+    "callbacks.monitors": ("callbacks", "kernel_stability lambda_min step_size spectral_decay"),
+}
+_RENAMED = {
+    "anatomy": "networks.head",
+    "two_phase": "networks.perturbation",
+    "loss_gradient": "losses.gradient",
+    "theory.loss_scale": "losses.scale",
+    "theory.squared_loss": "losses.squared",
+    "theory.implicit_bias": "theory.papers.frei",
+    "theory.kawaguchi_sun": "theory.papers.kawaguchi_sun.expressivity",
+    "theory.phase_two": "theory.papers.kawaguchi_sun.phase_two",
+    "theory.threshold_networks": "theory.papers.threshold",
+    "callbacks.expressivity_guard": "callbacks.guard.callback",
+    "callbacks.kernel_monitor": "callbacks.monitors.base",
+}
+
+
+def _table() -> dict[str, str]:
+    moved = {f"lightning_conv.{old}": f"lightning_conv.{new}" for old, new in _RENAMED.items()}
+    for new, (old, names) in _SAME_NAME.items():
+        for name in names.split():
+            moved[f"lightning_conv.{old}.{name}" if old else f"lightning_conv.{name}"] = f"lightning_conv.{new}.{name}"
+    return moved
+
+
+MOVED = _table()
+"""Old name -> new name; submodules of a moved package move with it."""
+
+
+class _Alias(Loader):
+    """Puts the module of the new name into ``sys.modules`` under the old one."""
+
+    def __init__(self, new: str) -> None:
+        self._new = new
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Replace the empty module that the import system has made."""
+        warnings.warn(f"{module.__name__} has moved to {self._new}", DeprecationWarning, stacklevel=2)
+        sys.modules[module.__name__] = import_module(self._new)
+
+
+class MovedFinder(MetaPathFinder):
+    """Finds modules by their old names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of a moved module, or None for any other name."""
+        new = MOVED.get(fullname)
+        if new is None:
+            package, _, name = fullname.rpartition(".")
+            new = f"{MOVED[package]}.{name}" if package in MOVED else None
+        return None if new is None else ModuleSpec(fullname, _Alias(new), is_package=True)
+
+
+def install() -> None:
+    """Register the finder, once, behind all others: it is asked only about names that nothing else has."""
+    if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.append(MovedFinder())

@@ -1,8 +1,0 @@
-"""Eigenvalues of symmetric matrices and operators, each with bounds and the method that gives them."""
-
-from lightning_conv.eigenvalues.bounded import Bounded
-from lightning_conv.eigenvalues.largest import largest_eigenvalue
-from lightning_conv.eigenvalues.ritz import RitzBounds, ritz_bounds
-from lightning_conv.eigenvalues.smallest import smallest_eigenvalue
-
-__all__ = ["Bounded", "RitzBounds", "largest_eigenvalue", "ritz_bounds", "smallest_eigenvalue"]

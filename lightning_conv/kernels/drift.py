@@ -1,0 +1,156 @@
+"""How far a kernel has moved from a reference: ``kernel_drift``, ``relative_frobenius_change``, ``centred_alignment``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.eigenvalues.bounded import divide, quotient
+from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
+
+Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", "not applicable"]
+
+DU_SHARE = 0.5
+"""Du et al. 2019, Lemma B.4: lambda_min(G(k)) >= lambda_0 / 2 throughout training."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Change of a Gram matrix G against a reference G_0."""
+
+    relative_frobenius: float  # |G - G_0|_F / |G_0|_F
+    relative_spectral: float  # |G - G_0|_2 / |G_0|_2
+    spectral_over_lambda_min: float  # |G - G_0|_2 / lambda_min(G_0); Du et al. ask for at most 1/4
+    alignment: float  # centred kernel alignment (CKA), 1: equal up to scale after centring
+    lambda_min_ratio: Bounded  # lambda_min(G) / lambda_min(G_0)
+    du_half: Verdict  # the ratio against 1/2
+    floor: float  # relative Frobenius changes below this are rounding
+
+
+def centred_alignment(x: Tensor, y: Tensor) -> float:
+    r"""CKA <HxH, HyH>_F / (|HxH|_F |HyH|_F) with H = I - 11^T/N (Cortes, Mohri, Rostamizadeh 2012, Definition 4).
+
+    NaN where a centred matrix is zero: alignment is not defined there.
+    """
+    left, right = (_centre(matrix) for matrix in (x, y))
+    scale = float(left.norm() * right.norm())
+    return float((left * right).sum()) / scale if scale > 0 else float("nan")
+
+
+def _centre(matrix: Tensor) -> Tensor:
+    return matrix - matrix.mean(0, keepdim=True) - matrix.mean(1, keepdim=True) + matrix.mean()
+
+
+def relative_frobenius_change(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> float:
+    """|G - G_0|_F / |G_0|_F, of ``kernel_drift`` the number that needs no eigenvalues. Cost: O(N^2).
+
+    Args:
+        gram: kernel now: a ``KernelGram`` or a symmetric float64 matrix (N, N).
+        reference: kernel then, on the same samples and outputs.
+
+    Raises:
+        ValueError: not symmetric, not float64 or not finite; shapes, outputs, BatchNorm modes or parameters differ; the
+            reference is zero.
+    """
+    require_comparable(gram, reference)
+    now, then = _matrix(gram), _matrix(reference)
+    require_symmetric(now)
+    require_symmetric(then, "reference")
+    then = then.to(now.device)
+    return float((now - then).norm()) / _norm(then)
+
+
+def kernel_drift(
+    gram: KernelGram | Tensor,
+    reference: KernelGram | Tensor,
+    *,
+    spectrum: Spectrum | None = None,
+    reference_spectrum: Spectrum | None = None,
+) -> Drift:
+    """Relative change, centred alignment and the lambda_min ratio of ``gram`` against ``reference``.
+
+    Du et al. 2019 (Lemma B.4) need |G(k) - G(0)|_2 <= lambda_0 / 4 and conclude lambda_min(G(k)) >= lambda_0 / 2. The
+    ratio is tested against 1/2 with lambda_0 := lambda_min(G(0)), on these samples and over all layers: ``consistent``
+    (its lower bound is at least 1/2), ``refuted`` (its upper bound is below) or ``undecided``. It tests that
+    inequality, not the theorem.
+
+    Args:
+        gram: kernel now: a ``KernelGram`` or a symmetric float64 matrix (N, N).
+        reference: kernel then, on the same samples and outputs.
+        spectrum: ``kernel_spectrum(gram)`` if it is at hand (saves computing it again).
+        reference_spectrum: likewise for the reference.
+
+    Raises:
+        ValueError: as ``relative_frobenius_change``.
+
+    Cost: one symmetric eigenvalue problem (the difference), and the ends of two spectra unless they are given.
+    """
+    relative_frobenius = relative_frobenius_change(gram, reference)
+    now = _matrix(gram)
+    then = _matrix(reference).to(now.device)
+    spectrum = spectrum or kernel_spectrum(gram, method="auto")
+    reference_spectrum = reference_spectrum or kernel_spectrum(reference, method="auto")
+    spectral = float(torch.linalg.eigvalsh(now - then).abs().max())
+    ratio = quotient(spectrum.lambda_min, reference_spectrum.lambda_min)
+    floors = sum(frobenius_floor(g) for g in (gram, reference))
+    return Drift(
+        relative_frobenius=relative_frobenius,
+        relative_spectral=spectral / reference_spectrum.lambda_max.value,
+        spectral_over_lambda_min=divide(spectral, reference_spectrum.lambda_min.value),
+        alignment=centred_alignment(now, then),
+        lambda_min_ratio=ratio,
+        du_half=_against_half(ratio),
+        floor=floors / _norm(then),
+    )
+
+
+def _matrix(gram: KernelGram | Tensor) -> Tensor:
+    return gram.matrix if isinstance(gram, KernelGram) else gram
+
+
+def _norm(reference: Tensor) -> float:
+    size = float(reference.norm())
+    if size == 0:
+        raise ValueError("reference: the matrix is zero, so a relative change is not defined; take a later reference")
+    return size
+
+
+def frobenius_floor(gram: KernelGram | Tensor) -> float:
+    """Products' floor (its proof holds for the Frobenius norm too) and the first-order effect 2 |J|_2 |dJ|_F of the Jacobian's rounding."""
+    if not isinstance(gram, KernelGram):
+        return 0.0
+    return gram.floor + 2 * gram.jacobian_error * gram.trace
+
+
+def _against_half(ratio: Bounded) -> Verdict:
+    if ratio.lower >= DU_SHARE:
+        return "consistent"
+    return "refuted" if ratio.upper < DU_SHARE else "undecided"
+
+
+def require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> None:
+    """Refuse two kernels whose difference is no drift.
+
+    Raises:
+        ValueError: shapes, outputs, BatchNorm modes or parameters differ.
+    """
+    shapes = [tuple(_matrix(g).shape) for g in (gram, reference)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"reference: shape {shapes[1]} against {shapes[0]}; both kernels must be on the same samples and outputs"
+        )
+    if isinstance(gram, KernelGram) and isinstance(reference, KernelGram):
+        for name in ("outputs", "batch_norm", "n_outputs"):
+            here, there = getattr(gram, name), getattr(reference, name)
+            if here != there:
+                raise ValueError(f"reference: {name}={there!r} against {here!r}; the two are different kernels")
+        if set(gram.parameters) != set(reference.parameters):
+            other = ", ".join(sorted(set(gram.parameters) ^ set(reference.parameters)))
+            raise ValueError(
+                f"reference: the kernels are over different parameters (only one of them over {other}), so their difference is no drift; "
+                "pass the same parameters= to ntk_gram"
+            )

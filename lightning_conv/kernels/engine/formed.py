@@ -1,0 +1,135 @@
+"""Per-sample gradients that are formed when they are multiplied, some output channels at a time, and never kept.
+
+Where a layer has many parameters and few positions, A and B are far smaller than the gradients formed from them. The
+products are taken from a workspace that stays in cache and is used over and over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.engine.factors import Factor, RowsFactor
+from lightning_conv.kernels.products.precision import Precision, product_gamma
+from lightning_conv.kernels.products.precision import gamma as gamma_k
+from lightning_conv.kernels.reading.recording import LayerCall
+from lightning_conv.kernels.reading.sites import Site, site_inputs
+
+WIDE_ENOUGH = 64
+"""Rows from which a product that forms per-sample gradients runs at full speed: narrow layers take several outputs at once."""
+
+
+class Workspace:
+    """Memory for the gradients that are being multiplied: allocated once, handed out again and again.
+
+    Args:
+        limit: bytes that one piece should not exceed.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._pieces: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def piece(self, number: int, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A tensor of ``shape`` with arbitrary contents; what the same ``number`` gave before is overwritten."""
+        size = int(torch.Size(shape).numel())
+        key = number, like.dtype
+        if key not in self._pieces or self._pieces[key].numel() < size:
+            self._pieces[key] = like.new_empty(size)
+        return self._pieces[key][:size].view(*shape)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The calls of a site on one tile of samples."""
+
+    rows: slice
+    calls: Mapping[int, LayerCall]
+
+
+class FormedFactor(Factor):
+    """A as recorded, B kept, and the gradients B^T A formed block by block of output channels.
+
+    Args:
+        site: whose; a weight of outer products, one group.
+        pieces: what was recorded, tile by tile.
+        gradients: B, (n, R, K, out) for the trace, else (n, K, R, out).
+        workspace: where gradients are formed.
+        trace: see ``Factor``.
+    """
+
+    def __init__(
+        self, site: Site, pieces: Sequence[Piece], gradients: Tensor, workspace: Workspace, *, trace: bool
+    ) -> None:
+        super().__init__(gradients.shape[0], gradients.shape[2 if trace else 1], trace=trace)
+        self.site, self.pieces, self.gradients, self.workspace = site, tuple(pieces), gradients, workspace
+        self.channels = gradients.shape[3]
+        each = self.samples * self.outputs * site.inputs * gradients.element_size()
+        # Blocks of equal size: a narrow last one would be formed at a lower rate.
+        count = -(-self.channels // max(1, workspace.limit // each))
+        self.step = -(-self.channels // count)
+
+    @property
+    def rows_per_sample(self) -> int:
+        """One, or K."""
+        return self.stride
+
+    @property
+    def tight(self) -> bool:
+        """Yes: |g_i|^2."""
+        return True
+
+    def form(self, first: int, number: int) -> RowsFactor:
+        """The gradients of channels ``first`` to ``first + step`` of all samples."""
+        last = min(first + self.step, self.channels)
+        width, k = self.site.inputs, self.outputs
+        size = (last - first) * width
+        shape = (self.samples, k, size) if self.trace else (k, self.samples, size)
+        rows = self.workspace.piece(number, shape, self.gradients)
+        for piece in self.pieces:
+            count = piece.rows.stop - piece.rows.start
+            inputs = site_inputs(self.site, piece.calls, count)[:, :, 0]
+            outer = self.gradients[piece.rows][..., first:last]
+            if self.trace:
+                target = rows[piece.rows].view(count, k * (last - first), width)
+                torch.bmm(outer.flatten(2).transpose(1, 2), inputs, out=target)
+                continue
+            for index in range(k):
+                target = rows[index, piece.rows].view(count, last - first, width)
+                torch.bmm(outer[:, index].transpose(1, 2), inputs, out=target)
+        return RowsFactor([rows], trace=self.trace)
+
+    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
+        """Block by block of channels; ``add_gram`` forms each of them once instead."""
+        total: Tensor | None = None
+        assert isinstance(other, FormedFactor)
+        for first in range(0, self.channels, self.step):
+            left = self.form(first, 0)
+            part = left.block(mine, left if other is self else other.form(first, 1), theirs, precision)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
+        """See ``Factor.add_gram``."""
+        assert isinstance(other, FormedFactor)
+        step = min(self.step, other.step)
+        self.step = other.step = step
+        for first in range(0, self.channels, step):
+            left = self.form(first, 0)
+            left.add_gram(left if other is self else other.form(first, 1), target, precision)
+
+    def gamma(self, precision: Precision) -> float:
+        """Of the products of a block, and of the sum over blocks."""
+        terms = self.step * self.site.inputs * (self.outputs if self.trace else 1)
+        of_products = product_gamma(terms, self.gradients.dtype, precision)
+        # The blocks are added to the matrix one by one: at most one rounding each.
+        return (1 + of_products) * (1 + gamma_k(self.channels, torch.float64)) - 1
+
+    def magnitudes(self) -> Tensor:
+        """|g_i|, formed once more."""
+        squares = [self.form(first, 0).magnitudes().square() for first in range(0, self.channels, self.step)]
+        return torch.stack(squares).sum(0).sqrt()

@@ -1,0 +1,74 @@
+"""Per-sample Jacobians by ``torch.func`` for the parameters that no layer rule covers, a parameter group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
+
+
+def jacobian_rows(
+    module: StatelessModule, names: tuple[str, ...], inputs: Inputs, cotangents: Tensor
+) -> dict[str, Tensor]:
+    """Rows c^T du_i/d(names) for every sample i and every cotangent c.
+
+    Args:
+        module: the network as a function.
+        names: parameters, P elements together.
+        inputs: t samples.
+        cotangents: (K, C), one row for each combination of outputs.
+
+    Returns:
+        For each parameter a tensor of shape (t, K, P). Cost: one forward and K backwards over t samples; memory t K P elements, plus
+        activations.
+
+    Raises:
+        OutOfMemoryError: of the device; any other failure of vmap falls back to a loop over samples.
+    """
+    group = {name: module.parameters[name] for name in names}
+    try:
+        return _rows_by_vmap(module, group, inputs, cotangents)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError):
+        # vmap has no rule for some operators (packed sequences, data-dependent control flow); autograd has.
+        return _rows_by_loop(module, group, inputs, cotangents)
+
+
+def _rows_by_vmap(
+    module: StatelessModule, group: dict[str, Tensor], inputs: Inputs, cotangents: Tensor
+) -> dict[str, Tensor]:
+    def rows(sample: Inputs) -> dict[str, Tensor]:
+        def outputs(parameters: Mapping[str, Tensor]) -> Tensor:
+            return module.outputs(parameters, map_inputs(lambda tensor: tensor[None], sample))[0]
+
+        pullback = vjp(outputs, group)[1]
+        gradients = vmap(pullback)(cotangents)[0]
+        return {name: gradients[name].reshape(len(cotangents), -1) for name in group}
+
+    found: dict[str, Tensor] = vmap(rows)(inputs)
+    return {name: value.detach() for name, value in found.items()}
+
+
+def _rows_by_loop(
+    module: StatelessModule, group: dict[str, Tensor], inputs: Inputs, cotangents: Tensor
+) -> dict[str, Tensor]:
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in group.items()}
+    count = sample_count(inputs)
+    rows = {name: tensor.new_zeros(count, len(cotangents), tensor.numel()) for name, tensor in group.items()}
+    for i in range(count):
+        outputs = module.outputs(leaves, take(inputs, slice(i, i + 1)))[0]
+        for k, cotangent in enumerate(
+            cotangents if outputs.requires_grad else ()
+        ):  # some samples may reach none of them
+            found = torch.autograd.grad(
+                outputs, list(leaves.values()), cotangent, retain_graph=k + 1 < len(cotangents), allow_unused=True
+            )
+            for name, gradient in zip(leaves, found, strict=True):
+                if gradient is not None:
+                    rows[name][i, k] = gradient.flatten()
+    return rows

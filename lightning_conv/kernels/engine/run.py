@@ -1,0 +1,234 @@
+"""Run a plan: pass the samples through the network, keep each site's factors, and add up the Gram blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.engine.collectors import Collector, Store, collectors_of
+from lightning_conv.kernels.engine.factors import Factor, RowsFactor
+from lightning_conv.kernels.engine.formed import Workspace
+from lightning_conv.kernels.engine.jacobian import jacobian_rows
+from lightning_conv.kernels.engine.sums import KernelSum
+from lightning_conv.kernels.plan import NTKPlan, Pass
+from lightning_conv.kernels.planning.memory import blocks
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.kernels.reading.discovery import Anatomy
+from lightning_conv.kernels.reading.recording import LayerCall, Recorder, layer_gradients, record, signature_of
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.reporting.progress import Report, equal_parts, part, silent
+
+MIRRORED = 512
+"""Rows that are copied to the other triangle at a time."""
+
+
+class Engine:
+    """Adds up the Gram matrix, one pass of the plan after the other.
+
+    Args:
+        module: the network as a function.
+        anatomy: what was found in it.
+        plan: how to go about it.
+        cotangents: (K, C), the combinations of outputs, one row each.
+        inputs: samples of the rows.
+        others: samples of the columns; None: the same.
+        per_layer: keep one matrix for each layer.
+        report: told how much is done.
+    """
+
+    def __init__(
+        self,
+        module: StatelessModule,
+        anatomy: Anatomy,
+        plan: NTKPlan,
+        cotangents: Tensor,
+        inputs: Inputs,
+        others: Inputs | None,
+        *,
+        per_layer: bool,
+        report: Report = silent,
+    ) -> None:
+        self.report = report
+        self.module, self.anatomy, self.plan, self.cotangents = module, anatomy, plan, cotangents
+        self.inputs, self.others = inputs, others
+        self.trace = plan.problem.trace
+        self.stride = 1 if self.trace else len(cotangents)
+        self.shape = [self.stride * sample_count(x) for x in (inputs, inputs if others is None else others)]
+        layers = list(dict.fromkeys(c.layer for c in plan.contributions))
+        self.matrix = self._zeros()
+        self.layer_matrices = {layer: self._zeros() for layer in layers} if per_layer else {}
+        self.layer_traces = dict.fromkeys(layers, 0.0) if others is None else {}
+        self.floor = 0.0
+        self._workspace = Workspace(plan.workspace)
+        # All that were tracked when the network was read, so that the recorded calls are the same ones.
+        self._tracked = {name: module.parameters[name] for name in anatomy.tracked}
+        self._ruled = {name for site in anatomy.sites for name in site.names}
+        used = {use.call for site in anatomy.sites for use in site.uses}
+        # Calls of those parameters that the outputs did not depend on.
+        self._idle = [k for k, names in enumerate(anatomy.signature) if k not in used and self._ruled & set(names)]
+        self._additions = 0
+        self._size = 0.0  # sum over the factors of |m||m'|
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(*self.shape, dtype=torch.float64, device=self.module.device)
+
+    def run(self) -> KernelSum:
+        """All passes; of a plan for more outputs than there are, those that have some."""
+        passes = [each for each in self.plan.passes if each.outputs[0] < len(self.cotangents)]
+        for number, each in enumerate(passes):
+            self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
+        self.report(1.0)
+        for layer in self.layer_matrices.values():
+            self.matrix += layer
+        # Sums over factors: gamma_k of the sum of their magnitudes.
+        self.floor += gamma(self._additions + 1, torch.float64) * self._size
+        if self.others is None:
+            for matrix in (self.matrix, *self.layer_matrices.values()):
+                mirror(matrix)
+        return KernelSum(self.matrix, self.floor, self.layer_traces, self.layer_matrices)
+
+    def _run(self, each: Pass, report: Report) -> None:
+        rows = blocks(sample_count(self.inputs), each.rows)
+        columns = rows if self.others is None else blocks(sample_count(self.others), each.rows)
+        reports = equal_parts(report, _steps(len(rows), None if self.others is None else len(columns)))
+        left_sizes: dict[int, float] = {}
+        right_sizes: dict[int, float] = {}
+        for first, mine in enumerate(rows):
+            left = self._collect(each, self.inputs, mine, next(reports))
+            for second, theirs in enumerate(columns):
+                if self.others is None and second < first:
+                    continue
+                own = self.others is None and second == first
+                source = self.inputs if self.others is None else self.others
+                right = left if own else self._collect(each, source, theirs, next(reports))
+                products = next(reports)
+                for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
+                    products(index / len(left))
+                    diagonal = self._add(layer, one, other, mine, theirs)
+                    if own:
+                        left_sizes[index] = left_sizes.get(index, 0.0) + one.size(diagonal, self.plan.precision)
+                    elif self.others is not None:
+                        if second == 0:
+                            left_sizes[index] = left_sizes.get(index, 0.0) + one.size(None, self.plan.precision)
+                        if first == 0:
+                            right_sizes[index] = right_sizes.get(index, 0.0) + other.size(None, self.plan.precision)
+        for index, (_, factor) in enumerate(left):
+            # |E_ij| <= gamma m_i m'_j in every entry, hence |E|_2 <= gamma |m||m'|.
+            size = (left_sizes[index] * (right_sizes or left_sizes)[index]) ** 0.5
+            self.floor += factor.gamma(self.plan.precision) * size
+            self._size += size
+        self._additions += len(left)
+
+    def _add(self, layer: str, one: Factor, other: Factor, mine: slice, theirs: slice) -> float | None:
+        """Add the block of two factors; returns what it adds to the trace, for a block on the diagonal."""
+        rows, columns = (slice(s.start * self.stride, s.stop * self.stride) for s in (mine, theirs))
+        target = self.layer_matrices.get(layer, self.matrix)[rows, columns]
+        if one is not other:
+            one.add_gram(other, target, self.plan.precision)
+            return None
+        before = target.diagonal().clone()
+        one.add_gram(other, target, self.plan.precision)
+        added = float((target.diagonal() - before).sum())
+        self.layer_traces[layer] += added
+        return added
+
+    def _collect(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
+        form = self._by_jacobian if each.general else self._by_rule
+        return form(each, inputs, block, report)
+
+    def _by_rule(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
+        first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))
+        count = block.stop - block.start
+        collectors: list[tuple[str, Collector]] = []
+        for index in each.contributions:
+            site, planned = self.anatomy.sites[index], self.plan.contributions[index]
+            found = collectors_of(site, planned, count, last - first, self._workspace, trace=self.trace)
+            collectors += [(planned.layer, one) for one in found]
+        wanted = sorted({use.call for index in each.contributions for use in self.anatomy.sites[index].uses})
+        for tile in blocks(count, each.tile):
+            there = slice(block.start + tile.start, block.start + tile.stop)
+            report(tile.start / count)
+            outputs, recorder = record(self.module, self.anatomy.arranged(take(inputs, there)), self._tracked)
+            self._require_same_uses(outputs, recorder)
+            for _, collector in collectors:
+                collector.add_inputs(tile, recorder.calls)
+            for start in range(first, last, self.plan.outputs_at_once):
+                stop = min(start + self.plan.outputs_at_once, last)
+                gradients = [
+                    self._gradients(outputs, recorder.calls, wanted, self.cotangents[k], keep=k + 1 < last)
+                    for k in range(start, stop)
+                ]
+                for _, collector in collectors:
+                    collector.add_gradients(tile, start - first, recorder.calls, gradients)
+        return [(layer, collector.factor()) for layer, collector in collectors]
+
+    def _gradients(
+        self, outputs: Tensor, calls: Sequence[LayerCall], wanted: Sequence[int], cotangent: Tensor, *, keep: bool
+    ) -> Mapping[int, Tensor]:
+        chosen = [calls[index] for index in wanted]
+        found = layer_gradients(outputs, cotangent, chosen, keep=keep)
+        return {
+            index: outputs.new_zeros(call.shape) if gradient is None else gradient
+            for index, call, gradient in zip(wanted, chosen, found, strict=True)
+        }
+
+    def _by_jacobian(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
+        first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))
+        count = block.stop - block.start
+        planned = [self.plan.contributions[index] for index in each.contributions]
+        names = tuple(name for one in planned for name in one.parameters)
+        stores = {name: Store(count) for name in names}
+        for tile in blocks(count, each.tile):
+            there = slice(block.start + tile.start, block.start + tile.stop)
+            report(tile.start / count)
+            rows = jacobian_rows(self.module, names, take(inputs, there), self.cotangents[first:last])
+            for name in names:
+                stores[name].put(tile, rows[name])
+        factors: list[tuple[str, Factor]] = []
+        for one in planned:
+            for name in one.parameters:
+                found = stores[name].whole
+                piece = found if self.trace else found.transpose(0, 1).contiguous()
+                factors.append((one.layer, RowsFactor([piece], trace=self.trace)))
+        return factors
+
+    def _require_same_uses(self, outputs: Tensor, recorder: Recorder) -> None:
+        """Refuse a batch that uses parameters with a rule otherwise than the samples on which the network was read.
+
+        Raises:
+            ValueError: it calls other layers, or such a parameter has a use that no rule covers.
+        """
+        calls, cure = (
+            recorder.calls,
+            "its control flow depends on the data; use engine='jacobian', which goes sample by sample",
+        )
+        if signature_of(calls) != self.anatomy.signature:
+            raise ValueError(
+                f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or others; {cure}"
+            )
+        late = recorder.elsewhere & self._ruled
+        idle = layer_gradients(outputs, torch.ones_like(outputs), [calls[index] for index in self._idle], keep=True)
+        for index, gradient in zip(self._idle, idle, strict=True):
+            late |= set() if gradient is None else self._ruled & set(calls[index].names.values())
+        if late:
+            raise ValueError(
+                f"model: {', '.join(sorted(late))} had fewer uses on the first samples than on others, as {cure}"
+            )
+
+
+def _steps(rows: int, columns: int | None) -> int:
+    """How often a pass collects factors or multiplies them, for blocks of rows and of columns (None: the same samples)."""
+    pairs = rows * (rows + 1) // 2 if columns is None else rows * columns
+    return rows + (pairs - rows if columns is None else pairs) + pairs
+
+
+def mirror(matrix: Tensor) -> None:
+    """Copy the upper triangle to the lower one, in place and without a second matrix."""
+    for rows in blocks(len(matrix), MIRRORED):
+        corner = matrix[rows, rows]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        for columns in blocks(len(matrix), MIRRORED):
+            if columns.start > rows.start:
+                matrix[columns, rows] = matrix[rows, columns].T

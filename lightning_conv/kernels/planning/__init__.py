@@ -1,0 +1,1 @@
+"""Plan a kernel before it is computed: forms, passes, flops and bytes."""

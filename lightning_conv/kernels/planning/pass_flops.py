@@ -1,0 +1,72 @@
+"""What a pass through the network costs where no layer rule tells: counted on a few samples, ``count_pass``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """One forward of the samples it was counted on and one backward of one combination of their outputs."""
+
+    forward: float  # flops
+    backward: float  # flops
+    backward_seconds: float
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the flops of matrix products, convolutions and attention, by torch's own formulas."""
+
+    # ``FlopCounterMode`` has the same formulas; its module tracker takes a second to load.
+    supports_higher_order_operators = True  # flex attention: what is inside counts nothing
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(getattr(func, "overloadpacket", None))
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def count_pass(module: StatelessModule, names: Sequence[str], inputs: Inputs) -> PassCost:
+    """Flops of a forward and of a backward for the parameters ``names``, a multiplication and an addition counted as two.
+
+    Elementwise work and fused recurrent layers count nothing. Call inside ``undisturbed(module.model)``.
+
+    Cost: two forwards and two backwards of ``inputs``.
+    """
+    leaves = {name: module.parameters[name].detach().requires_grad_() for name in names}
+
+    def back(outputs: torch.Tensor) -> None:
+        if outputs.requires_grad:
+            torch.autograd.grad(outputs.sum(), list(leaves.values()), allow_unused=True)
+
+    def now() -> float:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        return time.perf_counter()
+
+    outputs = module.outputs(leaves, inputs)
+    start = now()
+    back(outputs)
+    seconds = now() - start
+    with _Counter() as counter:
+        outputs = module.outputs(leaves, inputs)
+        forward = counter.flops
+        back(outputs)
+    return PassCost(forward, counter.flops - forward, seconds)

@@ -1,0 +1,137 @@
+"""``JacobianMap``: the Jacobian of a model's outputs on samples as a linear map, in chunks of samples and within a memory bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.kernels.engine.coupled import require_repeatable
+from lightning_conv.kernels.planning.memory import blocks, memory_budget
+from lightning_conv.kernels.planning.selection import parameter_names
+from lightning_conv.kernels.products.pullback import (
+    BATCH,
+    WORKING_COPIES,
+    GraphSize,
+    Pullback,
+    graph_size,
+    pays_to_batch,
+)
+from lightning_conv.kernels.products.pushforward import choose_push
+from lightning_conv.kernels.reading.discovery import READ_SAMPLES, check_samples_do_not_couple, require_float_inputs
+from lightning_conv.networks.evaluation import (
+    BatchNormMode,
+    Inputs,
+    StatelessModule,
+    sample_count,
+    take,
+    undisturbed,
+)
+
+FULL_PASS = 16
+"""Samples that a pass should hold before it is given more vectors instead."""
+
+
+class JacobianMap:
+    """J of a copy of the model's parameters: ``pull`` is J^T, ``push`` is J, both on several vectors at once.
+
+    Args and errors are those of ``NTKOperator``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        *,
+        parameters: str | Sequence[str] | None,
+        batch_norm: BatchNormMode,
+        dtype: torch.dtype | None,
+        max_memory: float | None,
+        chunk: int | None,
+    ) -> None:
+        self.n_samples = sample_count(inputs)
+        self.couples = batch_norm == "batch"
+        require_float_inputs(inputs)
+        self.model = model
+        with undisturbed(model):
+            self.module = StatelessModule(model, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
+            self.module.parameters = {name: tensor.clone() for name, tensor in self.module.parameters.items()}
+            self.names = parameter_names(self.module, parameters)
+            self.inputs = self.module.convert(inputs)
+            few = self._rows(slice(0, self.n_samples if self.couples else min(READ_SAMPLES, self.n_samples)))
+            self._check()
+            budget = memory_budget(max_memory, self.module.device, 0)
+            graph = graph_size(self.module, self.names, few, limit=budget)
+            self.n_outputs = graph.outputs
+            self.push_rule = choose_push(self.module, self.names, few)
+        self.chunk, self.block = self._plan(graph, sample_count(few), budget, chunk)
+        longest = max(self.module.parameters[name].numel() for name in self.names)
+        largest = max(longest, graph.largest * self.chunk // sample_count(few))
+        self.batched = pays_to_batch(largest, self.module.device)
+        self.pull_reason: str | None = None  # why J^T is taken one vector at a time where vectorised passes would pay
+
+    def pull(self, cotangents: Tensor) -> dict[str, Tensor]:
+        """J^T of each vector (b, n, C): (b, *shape) for each parameter, summed over chunks in float64."""
+        total: dict[str, Tensor] = {}
+        cuts = blocks(self.n_samples, self.chunk)
+        with undisturbed(self.model):
+            for cut in cuts:
+                pullback = Pullback(
+                    self.module, self.names, self._rows(cut), batched=self.batched and not self.pull_reason
+                )
+                for name, part in pullback(cotangents[:, cut].to(self.module.dtype)).items():
+                    if name in total:
+                        total[name] += part
+                    else:
+                        total[name] = part if len(cuts) == 1 else part.double()
+                self.pull_reason = self.pull_reason or pullback.reason
+        return total
+
+    def push(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """J of each direction, (b, *shape) for each parameter: float64 (b, n, C)."""
+        inside = {name: direction.to(self.module.dtype) for name, direction in directions.items()}
+        with undisturbed(self.model):
+            parts = [
+                self.push_rule(self.module, self._rows(cut), inside, batched=self.batched).double()
+                for cut in blocks(self.n_samples, self.chunk)
+            ]
+        return torch.cat(parts, 1)
+
+    def _rows(self, rows: slice) -> Inputs:
+        return take(self.inputs, rows)
+
+    def _check(self) -> None:
+        if self.couples:
+            require_repeatable(self.module, self.inputs)
+            return
+        counts = min(3, max(1, self.n_samples - 1)), min(16, self.n_samples)
+        # Not under no_grad: the forward may differentiate inside, and no parameter asks for a graph.
+        few, more = (self.module.outputs({}, self._rows(slice(0, count))).detach() for count in counts)
+        check_samples_do_not_couple(few, more)
+
+    def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:
+        """(samples, vectors) in a pass.
+
+        Raises:
+            MemoryError: one vector and one sample (all, where they couple) do not fit.
+        """
+        width = torch.finfo(self.module.dtype).bits // 8
+        numel = sum(self.module.parameters[name].numel() for name in self.names)
+        # J^T v as found, its float64 sum over chunks, and what it is converted to for the way back.
+        vector = numel * (2 * width + (0 if self.couples else 8))
+        graphs = 1 if self.push_rule.method == "forward mode" else 3
+        least = self.n_samples if self.couples else chunk or 1
+        block = BATCH
+        while True:
+            sample = (graphs * graph.saved_bytes + block * WORKING_COPIES * graph.largest * width) / measured
+            fit = int(max(0, budget - block * vector) / sample)
+            if fit >= (max(least, min(FULL_PASS, self.n_samples)) if block > 1 else least):
+                return chunk or min(fit, self.n_samples), block
+            if block == 1:
+                raise MemoryError(
+                    f"max_memory: a pass takes {vector / 2**20:.3g} MiB for a vector in parameter space and {least * sample / 2**20:.3g} "
+                    f"MiB for {least} samples, but {budget / 2**20:.3g} MiB are allowed; use fewer parameters"
+                    f"{' or samples' if self.couples else ', a smaller chunk'} or a larger max_memory"
+                )
+            block //= 2

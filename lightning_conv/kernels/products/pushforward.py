@@ -1,0 +1,161 @@
+"""J W, the derivatives of a batch's outputs along directions in parameter space: ``choose_push``.
+
+By forward mode where the network has it, and by the double backward where it has not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from lightning_conv.kernels.products.pullback import Pullback
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+
+Directions: TypeAlias = Mapping[str, Tensor]
+PushMethod: TypeAlias = Literal["forward mode", "double backward"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """How J w is computed for a network."""
+
+    method: PushMethod
+    reason: str | None  # why it is not forward mode
+    vectorises: bool  # whether several directions can go through one pass
+
+    def __call__(self, module: StatelessModule, inputs: Inputs, directions: Directions, *, batched: bool) -> Tensor:
+        """Derivatives (b, n, C) along ``directions``, (b, *shape) for each name."""
+        if self.method == "double backward":
+            return push_by_double_backward(module, inputs, directions)
+        return push_forward(module, inputs, directions, batched=batched and self.vectorises)
+
+
+def push_forward(module: StatelessModule, inputs: Inputs, directions: Directions, *, batched: bool) -> Tensor:
+    """J W in forward mode.
+
+    Raises:
+        RuntimeError: an operator of the network has no forward derivative, or no rule for vmap where ``batched``.
+
+    Cost: about two forwards a direction; no graph is kept.
+    """
+    point = {name: module.parameters[name] for name in directions}
+
+    def along(direction: Directions) -> Tensor:
+        derivative: Tensor = jvp(lambda parameters: module.outputs(parameters, inputs), (point,), (direction,))[1]
+        return derivative.detach()
+
+    if batched:
+        together: Tensor = vmap(along)(dict(directions))
+        return together
+    return torch.stack([along(direction) for direction in _one_by_one(directions)])
+
+
+def push_by_double_backward(module: StatelessModule, inputs: Inputs, directions: Directions) -> Tensor:
+    """J W from two backwards: g(u) = J^T u is linear in u, and J w is the gradient of <g(u), w> by u.
+
+    Raises:
+        RuntimeError: the backward of an operator cannot be differentiated.
+
+    Cost: a forward and a backward, and about two backwards a direction; the graphs of both are kept meanwhile.
+    """
+    # cuDNN's recurrent layers have no derivative of their backward; the plain kernels have.
+    on_gpu = module.device.type == "cuda"
+    plain: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False) if on_gpu else nullcontext()
+    with plain:
+        leaves = {name: module.parameters[name].detach().requires_grad_() for name in directions}
+        outputs = module.outputs(leaves, inputs)
+        count = len(next(iter(directions.values())))
+        nothing = outputs.new_zeros(count, *outputs.shape)
+        if not outputs.requires_grad:
+            return nothing
+        dummy = torch.zeros_like(outputs).requires_grad_()
+        pulled = torch.autograd.grad(outputs, list(leaves.values()), dummy, create_graph=True, allow_unused=True)
+        linear = {n: g for n, g in zip(leaves, pulled, strict=True) if g is not None and g.requires_grad}
+        if not linear:
+            return nothing
+        return torch.stack(
+            [
+                torch.autograd.grad(list(linear.values()), dummy, [w[n] for n in linear], retain_graph=True)[0]
+                for w in _one_by_one(directions)
+            ]
+        )
+
+
+def choose_push(module: StatelessModule, names: Sequence[str], inputs: Inputs) -> Push:
+    """Forward mode if it works and is the transpose of the backward on ``inputs``; otherwise the double backward.
+
+    The two can differ: a hook on a tensor or a custom backward changes gradients and not forward derivatives. The kernel
+    is that of the backward, the gradients that train the network.
+
+    Raises:
+        RuntimeError: neither works; the message holds both reasons.
+        OutOfMemoryError: of the device.
+
+    Cost: a backward and a few forwards over ``inputs``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pullback = Pullback(module, names, inputs, batched=False)
+    left = torch.randn(1, *pullback.outputs.shape, generator=generator).to(pullback.outputs)
+    directions = {n: torch.randn(2, *p.shape, generator=generator).to(p) for n, p in pullback.leaves.items()}
+    single = {name: w[:1] for name, w in directions.items()}
+    gradient = pullback(left)
+    tolerance = torch.finfo(module.dtype).eps ** 0.5
+
+    def refuted(method: Callable[[], Tensor]) -> str | None:
+        try:
+            image = method()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}"
+        return _disagreement(left, image, gradient, single, tolerance)
+
+    with warnings.catch_warnings():
+        # Torch's rules for forward mode compile themselves on first use, by what torch itself has deprecated.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        reason = refuted(lambda: push_forward(module, inputs, single, batched=False))
+    if reason is None:
+        return Push("forward mode", None, _vectorises(module, inputs, directions))
+    # A backward that can be differentiated once only drops out of the second one without a word: checked likewise.
+    second = refuted(lambda: push_by_double_backward(module, inputs, single))
+    if second is None:
+        return Push("double backward", reason, vectorises=False)
+    raise RuntimeError(
+        f"model: J w can be had neither in forward mode ({reason}) nor by a double backward ({second}); use ntk_gram, "
+        "which needs first derivatives only"
+    )
+
+
+def _vectorises(module: StatelessModule, inputs: Inputs, directions: Directions) -> bool:
+    try:
+        push_forward(module, inputs, directions, batched=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
+    return True
+
+
+def _disagreement(
+    left: Tensor, image: Tensor, gradient: Directions, direction: Directions, tolerance: float
+) -> str | None:
+    """None if <u, J w> = <J^T u, w> up to rounding."""
+    pushed = float((image.double() * left.double()).sum())
+    pulled = sum(float((gradient[name].double() * w.double()).sum()) for name, w in direction.items())
+    scale = float(image.double().norm() * left.double().norm())
+    scale += sum(float(gradient[name].double().norm() * w.double().norm()) for name, w in direction.items())
+    if abs(pushed - pulled) <= tolerance * scale:
+        return None
+    return f"it gives <u, J w> = {pushed:.6g} where the backward gives <J^T u, w> = {pulled:.6g}"
+
+
+def _one_by_one(directions: Directions) -> Iterator[dict[str, Tensor]]:
+    for k in range(len(next(iter(directions.values())))):
+        yield {name: direction[k] for name, direction in directions.items()}

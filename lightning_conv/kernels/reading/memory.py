@@ -1,0 +1,100 @@
+"""What reading a network takes in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_conv.kernels.engine.samples import bytes_by_storage
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for a backward pass, and of further tensors, parameters apart and each once.
+
+    Of a storage that ``inputs`` are a part of, only that part counts.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> None:
+        self.bytes = 0
+        self._given = bytes_by_storage(inputs)
+        self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
+        super().__init__(self.count, lambda tensor: tensor)
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """Add the storage of ``tensor``, unless it has been counted; gives the tensor back."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += self._given.get(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+
+class MadeBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are made, below autograd and ``torch.func``.
+
+    What a forward keeps for its backward pass it has made (parameters and inputs apart), so this is an upper estimate of
+    its graph, where ``SavedBytes`` cannot look.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in _stored((args, kwargs))}
+        made = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _stored(result)}
+        self.bytes += sum(size for address, size in made.items() if address not in given)
+        return result
+
+
+def _stored(nest: object) -> list[Tensor]:
+    """The tensors in a nest that are in memory: zeros that forward derivatives begin with are not."""
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor) and not leaf._is_zerotensor()]
+
+
+def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
+    """Bytes that ``read_network`` takes beside the activations of its samples.
+
+    Gradients, a copy of all parameters in the other precision, and the largest gradient in that with temporaries.
+    """
+    width = torch.finfo(module.dtype).bits // 8
+    total = sum(parameter.numel() for parameter in module.parameters.values())
+    asked = [module.parameters[name].numel() for name in names]
+    return (12 - width) * total + width * sum(asked) + 24 * max(asked)
+
+
+def peak_bytes(
+    module: StatelessModule, names: Sequence[str], samples: int, checked: int, forward: int, gradients: int
+) -> int:
+    """Bytes that ``read_network`` takes at most: looking at the layers, at the parameters, and in the other precision.
+
+    Args:
+        module: the network.
+        names: parameters.
+        samples: that it was read on.
+        checked: of them, those whose parameter gradients were looked at.
+        forward: bytes of one sample's forward with its graph.
+        gradients: numbers in B of one sample, all calls together.
+    """
+    width = torch.finfo(module.dtype).bits // 8
+    kept = samples * (forward + width * gradients)
+    asked = width * sum(module.parameters[name].numel() for name in names)
+    twin = checked * (12 - width) * (forward + width * gradients) // width
+    return max(
+        kept + samples * width * gradients,
+        kept + checked * forward + asked,
+        kept + twin + reading_bytes(module, names),  # what was given back may not have gone back to the system
+    )

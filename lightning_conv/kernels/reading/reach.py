@@ -1,0 +1,50 @@
+"""Whether parameters that a few samples do not reach are reached by others, as an expert is to which only some are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lightning_conv.kernels.planning.memory import blocks
+from lightning_conv.kernels.reading.discovery import Anatomy
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+
+REACH_TARGET = 64 * 2**20
+"""Bytes of activations that pass through the network at once: more is not faster."""
+
+LATE = "the first samples do not reach it, others do"
+
+
+def with_late_parameters(anatomy: Anatomy, module: StatelessModule, sets: Sequence[Inputs], max_memory: int) -> Anatomy:
+    """The anatomy with those unused parameters given to the general engine that some sample of ``sets`` reaches.
+
+    A parameter is reached where autograd's graph leads from the outputs to it, whatever the value of its derivative: one
+    that stays unused here has the derivative zero on every sample, exactly.
+
+    Args:
+        anatomy: of the first samples.
+        module: the network that was read.
+        sets: all samples of the kernel.
+        max_memory: bytes that may be used.
+
+    Cost: none where all parameters are used; else one forward over all samples, which builds a graph only from those.
+    """
+    unused = list(anatomy.unused)
+    rows = max(1, min(REACH_TARGET, max_memory // 4) // max(1, anatomy.forward_bytes))
+    late: list[str] = []
+    for inputs in sets:
+        for block in blocks(sample_count(inputs), rows):
+            if unused:
+                late += (found := _reached(module, unused, anatomy.arranged(take(inputs, block))))
+                unused = [name for name in unused if name not in found]
+    return anatomy.with_general({name: module.parameters[name].numel() for name in late}, LATE) if late else anatomy
+
+
+def _reached(module: StatelessModule, names: Sequence[str], inputs: Inputs) -> list[str]:
+    leaves = {name: module.parameters[name].detach().requires_grad_() for name in names}
+    outputs = module.outputs(leaves, inputs)
+    if not outputs.requires_grad:
+        return []
+    found = torch.autograd.grad(outputs.sum(), list(leaves.values()), allow_unused=True)
+    return [name for name, gradient in zip(names, found, strict=True) if gradient is not None]

@@ -1,0 +1,167 @@
+"""Record the layers of one forward: what went in, and where to ask autograd for the gradient of what came out."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from lightning_conv.kernels.rules import UNROLLED, Arguments, LayerRule, rule_of
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+
+
+@dataclass
+class LayerCall:
+    """One call of a function that has a layer rule, with a tracked parameter."""
+
+    rule: LayerRule
+    names: Mapping[str, str]  # parameter by slot: {"weight": "encoder.weight"}
+    arguments: Arguments  # by name, tensors detached
+    sampled: Mapping[str, Tensor]  # those that have one row a sample
+    edge: GradientEdge | None  # where B is read from the graph; None once it is done with
+    shape: torch.Size  # of the output
+
+
+def signature_of(calls: Sequence[LayerCall]) -> tuple[tuple[str, ...], ...]:
+    """By which two forwards are compared: the same layers in the same order."""
+    return tuple(tuple(call.names.values()) for call in calls)
+
+
+class Recorder(TorchFunctionMode):
+    """Records every call that uses a tracked parameter and has a rule; notes the parameters that have other uses.
+
+    A parameter in ``elsewhere`` has a use that no rule sees (a transposed decoder, a parametrization, a packed
+    sequence): it belongs to the general engine.
+
+    Args:
+        parameters: the tracked tensors by name. The recorder knows them by identity.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in parameters.items()}
+        self.calls: list[LayerCall] = []
+        self.elsewhere: set[str] = set()
+        self.largest = 0  # bytes of the largest result of any function
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        rule = rule_of(func)
+        if rule is not None:
+            arguments = rule.read(args, kwargs)
+            names = {slot: name for slot in rule.parameters if (name := self._names.get(id(arguments.get(slot))))}
+            if names and rule.holds(arguments):
+                return self._record(func, rule, arguments, names)
+            if rule.rewrites and not names:
+                return rule.call(func, arguments)
+        used = self._tracked((args, kwargs))
+        if used and _is_composite(func):
+            # Written in Python of other functions: look inside.
+            with self:
+                return _undispatched(func)(*args, **kwargs)
+        if used and func in UNROLLED:
+            with self:
+                unrolled = UNROLLED[func](*args, **kwargs)
+            if unrolled is not NotImplemented:
+                return unrolled
+        result = func(*args, **kwargs)
+        if used and _holds_tensor(result):
+            self.elsewhere |= used
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel() * result.element_size())
+        return result
+
+    def _record(
+        self, func: Callable[..., Any], rule: LayerRule, arguments: dict[str, Any], names: dict[str, str]
+    ) -> Tensor:
+        self.elsewhere |= self._tracked([value for slot, value in arguments.items() if slot not in names])
+        output = rule.call(func, arguments)
+        if not output.requires_grad:
+            if not torch.is_grad_enabled():
+                return output  # no derivative flows through here
+            # A first layer: nothing below it needs a gradient, so it must be told to begin a graph.
+            output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        self.largest = max(self.largest, output.numel() * output.element_size())
+        detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        # The edge, not the tensor: what an in-place activation does to the tensor later is not this layer's.
+        edge = get_gradient_edge(output)
+        self.calls.append(LayerCall(rule, names, detached, rule.sampled(detached, output.detach()), edge, output.shape))
+        return output
+
+    def _tracked(self, value: object) -> set[str]:
+        """Names of the tracked parameters in a nest of arguments."""
+        if isinstance(value, Tensor):
+            name = self._names.get(id(value))
+            return set() if name is None else {name}
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        return set().union(*map(self._tracked, value)) if isinstance(value, (list, tuple)) else set()
+
+
+def record(module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor]) -> tuple[Tensor, Recorder]:
+    """One forward with the layers of ``tracked`` parameters recorded: outputs (n, C) and the recorder."""
+    with Recorder(tracked) as recorder:
+        outputs = module.outputs({}, inputs)
+    return outputs, recorder
+
+
+def edges_of(calls: Sequence[LayerCall]) -> list[GradientEdge]:
+    """Where to read B of the calls from."""
+    return [call.edge for call in calls if call.edge is not None]
+
+
+def layer_gradients(
+    outputs: Tensor, cotangent: Tensor, calls: Sequence[LayerCall], *, keep: bool
+) -> list[Tensor | None]:
+    """B of every call for the scalar sum(cotangent * outputs); None where a layer does not reach it."""
+    if not calls or not outputs.requires_grad:
+        return [None] * len(calls)
+    grad_outputs = cotangent.to(outputs).expand_as(outputs)
+    return list(
+        torch.autograd.grad(
+            outputs,
+            edges_of(calls),
+            grad_outputs,
+            retain_graph=keep,
+            allow_unused=True,
+        )
+    )
+
+
+def _holds_tensor(result: object) -> bool:
+    if isinstance(result, Tensor):
+        return True
+    return isinstance(result, (list, tuple)) and any(_holds_tensor(value) for value in result)
+
+
+def _is_composite(func: Callable[..., Any]) -> bool:
+    return isinstance(func, types.FunctionType) and func.__module__ == F.__name__
+
+
+_NO_DISPATCH = {
+    name: (lambda *_: False)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+}
+
+
+def _undispatched(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The same Python function with its own dispatch switched off, so that the functions inside it are seen instead."""
+    assert isinstance(func, types.FunctionType)
+    twin = types.FunctionType(
+        func.__code__, {**func.__globals__, **_NO_DISPATCH}, func.__name__, func.__defaults__, func.__closure__
+    )
+    twin.__kwdefaults__ = func.__kwdefaults__
+    return twin

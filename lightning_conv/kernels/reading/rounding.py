@@ -1,0 +1,138 @@
+"""How much rounding inside the network there is in its Jacobian: measured against the same network in the other precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.reading.recording import LayerCall, edges_of, record, signature_of
+from lightning_conv.kernels.reading.sites import Site, site_gradients, site_inputs
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+
+SAFETY = 4.0
+
+
+@dataclass(frozen=True)
+class Factored:
+    """What ``estimate_jacobian_error`` needs to compare linear layers by their factors."""
+
+    sites: Sequence[Site]
+    calls: Sequence[LayerCall]  # of a forward on the samples
+    gradients: Sequence[Tensor]  # B of every call for the mixture
+
+
+def parameter_gradients(
+    module: StatelessModule, names: Sequence[str], inputs: Inputs, mixture: Tensor
+) -> dict[str, Tensor | None]:
+    """Autograd's own gradients of sum(mixture * outputs) by the named parameters; None for those it does not reach."""
+    leaves = {name: module.parameters[name].detach().requires_grad_() for name in names}
+    outputs = module.outputs(leaves, inputs)
+    if not outputs.requires_grad:
+        return dict.fromkeys(names)
+    found = torch.autograd.grad((outputs * mixture.to(outputs)).sum(), list(leaves.values()), allow_unused=True)
+    return dict(zip(names, found, strict=True))
+
+
+def estimate_jacobian_error(
+    module: StatelessModule,
+    inputs: Inputs,
+    mixture: Tensor,
+    truth: Mapping[str, Tensor | None],
+    *,
+    by_factors: Factored | None,
+) -> float:
+    """Estimated relative rounding error |dJ|_F / |J|_F of the Jacobian in the module's precision, with a safety factor of 4.
+
+    Measured: the same random combination of Jacobian rows in float32 and in float64. For a float64 evaluation the measured
+    float32 figure is scaled by 2^-29, the ratio of the unit roundoffs. An estimate, not a bound.
+
+    Linear layers at one position are compared by their factors, d(b a^T) <= |db||a| + |b||da|, which saves forming
+    gradients as large as the network; the other parameters by autograd's gradients, one after the other. Frozen statistics
+    are taken as they are: rounding averages out in them.
+
+    Args:
+        module: the network.
+        inputs: a few samples.
+        mixture: random combination of their outputs, one standard normal number each.
+        truth: autograd's gradients of sum(mixture * outputs).
+        by_factors: the layers that were found; None: compare every parameter by its gradient.
+    """
+    other = torch.float32 if module.dtype == torch.float64 else torch.float64
+    ratio = 2.0**-29 if module.dtype == torch.float64 else 1.0
+    unit = 2.0**-24 * ratio
+    sites = [] if by_factors is None else [s for s in by_factors.sites if s.linear and s.positions == 1]
+    covered = {name for site in sites for name in site.names}
+    rest = {name: gradient for name, gradient in truth.items() if name not in covered and gradient is not None}
+    difference = Difference()
+    try:
+        twin = module.twin(other)
+        leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
+        twin.parameters |= leaves
+        # Without layers to compare nothing is recorded: a forward that differentiates by torch.func cannot be.
+        outputs, recorder = record(twin, twin.convert(inputs), {n: twin.parameters[n] for n in truth if sites})
+        calls = recorder.calls
+        if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
+            return SAFETY * 16 * unit
+        for name, leaf in leaves.items():
+            leaf.register_hook(partial(difference.add, rest[name]))  # type: ignore[no-untyped-call]
+        wanted = sorted({use.call for site in sites for use in site.uses})
+        found = torch.autograd.grad(
+            outputs,
+            [*edges_of([calls[index] for index in wanted]), *leaves.values()],  # type: ignore[arg-type]
+            mixture.to(outputs),
+            allow_unused=True,
+        )
+    except (TypeError, RuntimeError):  # a forward that works in one type only
+        return SAFETY * 16 * unit
+    theirs = dict(zip(wanted, found, strict=False))
+    for site in sites:
+        assert by_factors is not None
+        index, samples = site.uses[0].call, len(mixture)
+        twin_gradient = theirs[index]
+        if twin_gradient is not None:
+            difference.add_factors(
+                _factors(site, by_factors.calls, by_factors.gradients[index], samples),
+                _factors(site, calls, twin_gradient, samples),
+                bias=site.bias is not None,
+            )
+    return SAFETY * max(difference.relative * ratio, unit)
+
+
+class Difference:
+    """|dJ|_F and |J|_F, added up over the parameters."""
+
+    def __init__(self) -> None:
+        self._change = self._size = 0.0
+
+    @property
+    def relative(self) -> float:
+        """|dJ|_F / |J|_F."""
+        return (self._change / self._size) ** 0.5 if self._size else 0.0
+
+    def add(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """Two gradients of one parameter. A hook of the second's leaf: what takes its place needs no memory."""
+        wide = theirs.detach().double()
+        self._size += float(torch.linalg.vector_norm(wide)) ** 2
+        self._change += float(torch.linalg.vector_norm(wide - mine)) ** 2
+        return theirs.new_zeros(()).expand_as(theirs)
+
+    def add_factors(
+        self, mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]], *, bias: bool
+    ) -> None:
+        """A bound for the gradients b a^T of a linear layer, and b of its bias, from the (a, b) of every sample."""
+        for (a, b), (c, d) in zip(mine, theirs, strict=True):
+            moved = (b - d).norm() * a.norm() + d.norm() * (a - c).norm()
+            self._change += float(moved**2 + bias * (b - d).norm() ** 2)
+            self._size += float(d.norm() ** 2 * (c.norm() ** 2 + bias))
+
+
+def _factors(site: Site, calls: Sequence[LayerCall], gradient: Tensor, samples: int) -> list[tuple[Tensor, Tensor]]:
+    """(a, b) of every sample, in float64."""
+    call = site.uses[0].call
+    inputs = site_inputs(site, calls, samples).flatten(1).double()
+    outer = site_gradients(site, calls, {call: gradient}, samples).flatten(1).double()
+    return list(zip(inputs, outer, strict=True))

@@ -1,0 +1,247 @@
+"""Sites: a parameter (a weight with its bias) together with all calls that use it, and the factors it contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.reading.recording import LayerCall
+from lightning_conv.kernels.reading.sample_axis import SampleAxis
+from lightning_conv.kernels.rules import Arguments, EmbeddingRule, OuterRule
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a site: its place in the recorded sequence and where its samples are."""
+
+    call: int
+    axis: SampleAxis
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weight and the bias that always comes along with it (or one parameter alone), and their uses.
+
+    A shared parameter is one site of several uses: its derivatives are summed before the product, cross terms and all.
+    """
+
+    layer: str
+    weight: str | None
+    bias: str | None
+    uses: tuple[Use, ...]
+    sizes: Mapping[str, int]  # elements of each parameter
+    kind: str  # name of the rule, for the plan
+    bias_in_product: bool = True  # whether the bias is a weight on an input that is always 1
+    positions: int = 0  # R, all uses together; 0: no outer product
+    groups: int = 1
+    inputs: int = 0  # numbers in a, a group
+    gradients: int = 0  # numbers in b, a group
+    input_numel: int = 0  # numbers in the layers' own inputs
+    tokens: bool = False  # whether a is a one-hot word, of which there are no numbers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a plain linear layer that is called once."""
+        return self.kind == "linear" and len(self.uses) == 1 and self.weight is not None
+
+    @property
+    def flops(self) -> float:
+        """Of the product of one sample's B and A, which are those of the layer's own forward."""
+        return 2.0 * self.positions * self.groups * self.inputs * self.gradients
+
+    @property
+    def numel(self) -> int:
+        """Elements of all its parameters."""
+        return sum(self.sizes.values())
+
+
+def layer_of(parameter: str) -> str:
+    """The module that a parameter belongs to; a parameter of the model itself is a layer of its own."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def slot_of(call: LayerCall, name: str) -> list[str]:
+    """Which arguments of the call the parameter is (both factors of p * p)."""
+    return [slot for slot, other in call.names.items() if other == name]
+
+
+def arguments_by_sample(call: LayerCall, axis: SampleAxis, samples: int) -> tuple[dict[str, object], int]:
+    """The call's arguments with samples in front, and how many rows of the function's batch make one sample.
+
+    Merged samples are left in one dimension, (n m, ...) with the sample outermost, as the rule expects its batch.
+    """
+    moved = {}
+    for name, tensor in call.sampled.items():
+        moved[name] = _batch(axis.to_front(tensor, samples), axis)
+    for slot in call.names:
+        moved.pop(slot, None)
+    return {**call.arguments, **moved}, _merged(call, axis, samples)
+
+
+def _merged(call: LayerCall, axis: SampleAxis, samples: int) -> int:
+    return 1 if axis.order == "whole" else call.shape[axis.dim] // samples
+
+
+def _batch(front: Tensor, axis: SampleAxis) -> Tensor:
+    """(n, ...) or (n, m, ...) -> (n, ...) or (n m, ...)."""
+    return front if axis.order == "whole" else front.flatten(0, 1)
+
+
+def gradient_by_sample(gradient: Tensor, axis: SampleAxis, samples: int) -> Tensor:
+    """B of one output in the layout of ``arguments_by_sample``."""
+    return _batch(axis.to_front(gradient, samples), axis)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One use of a site on one batch: its arguments, ready for the rule, and the rows of the batch that make a sample."""
+
+    use: Use
+    call: LayerCall
+    arguments: Arguments
+    merged: int
+
+
+def prepare(site: Site, calls: Sequence[LayerCall], samples: int) -> list[Prepared]:
+    """The uses of a site, with everything that does not depend on the outputs."""
+    prepared = []
+    for use in site.uses:
+        call = calls[use.call]
+        arguments, merged = arguments_by_sample(call, use.axis, samples)
+        prepared.append(Prepared(use, call, call.rule.prepare(arguments), merged))
+    return prepared
+
+
+def site_rows(
+    prepared: Sequence[Prepared], name: str, gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
+) -> Tensor:
+    """Per-sample derivatives of one parameter of a site for one output, (n, P), summed over its uses.
+
+    Args:
+        prepared: uses of the site.
+        name: the parameter.
+        gradients: B of the output by call.
+        samples: n.
+    """
+    total: Tensor | None = None
+    for one in prepared:
+        moved = gradient_by_sample(gradients[one.use.call], one.use.axis, samples)[:, None]
+        for slot in slot_of(one.call, name):
+            rows = one.call.rule.rows(one.arguments, slot, moved).reshape(len(moved), -1)
+            if one.merged > 1:
+                rows = torch.unflatten(rows, 0, (samples, one.merged)).sum(1)
+            total = rows if total is None else total + rows
+    assert total is not None
+    return total
+
+
+def site_inputs(site: Site, calls: Mapping[int, LayerCall] | Sequence[LayerCall], samples: int) -> Tensor:
+    """A: (n, R, groups, in), positions of all uses one after the other."""
+    parts = []
+    for use in site.uses:
+        rule = calls[use.call].rule
+        assert isinstance(rule, OuterRule)
+        arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
+        parts.append(_merge_positions(rule.factor_inputs(arguments), samples, merged))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def site_gradients(
+    site: Site, calls: Sequence[LayerCall], gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
+) -> Tensor:
+    """B of one output: (n, R, groups, out), in the order of ``site_inputs``."""
+    parts = []
+    for use in site.uses:
+        call = calls[use.call]
+        assert isinstance(call.rule, OuterRule)
+        moved = gradient_by_sample(gradients[use.call], use.axis, samples)
+        # Of the arguments this needs shapes only, so they need not be moved.
+        factor = call.rule.factor_gradients(call.arguments, moved)
+        parts.append(_merge_positions(factor, samples, _merged(call, use.axis, samples)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def site_tokens(site: Site, calls: Sequence[LayerCall], samples: int) -> Tensor:
+    """Words of an embedding: (n, R)."""
+    parts = []
+    for use in site.uses:
+        rule = calls[use.call].rule
+        assert isinstance(rule, EmbeddingRule)
+        arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
+        parts.append(_merge_positions(rule.tokens(arguments), samples, merged))
+    return torch.cat(parts, 1)
+
+
+def token_gradients(
+    site: Site, calls: Sequence[LayerCall], gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
+) -> Tensor:
+    """B of an embedding for one output: (n, R, d)."""
+    parts = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
+    return torch.cat([part.reshape(samples, -1, part.shape[-1]) for part in parts], 1)
+
+
+def _merge_positions(values: Tensor, samples: int, merged: int) -> Tensor:
+    """(n m, R, ...) -> (n, m R, ...)."""
+    return values if merged == 1 else torch.unflatten(values, 0, (samples, merged)).flatten(1, 2)
+
+
+def group_calls(calls: Sequence[LayerCall], axes: Mapping[int, SampleAxis], allowed: set[str]) -> list[Site]:
+    """Sites of the allowed parameters, in the order of their first use.
+
+    Args:
+        calls: of one forward.
+        axes: where the samples are in the calls that reach the output; the others contribute nothing.
+        allowed: parameters all of whose uses are among these calls.
+    """
+    uses: dict[str, list[int]] = {}
+    for index, call in enumerate(calls):
+        if index in axes:
+            for name in dict.fromkeys(call.names.values()):
+                if name in allowed:
+                    uses.setdefault(name, []).append(index)
+    sites, done = [], set()
+    for name, indices in uses.items():
+        if name in done:
+            continue
+        first = calls[indices[0]]
+        partner = _partner(first, name)
+        if partner not in allowed or uses.get(partner or "") != indices:
+            partner = None
+        weight, bias = (name, partner) if first.names.get("bias") != name else (partner, name)
+        done |= {name, *([] if partner is None else [partner])}
+        sites.append(_site(weight, bias, indices, calls, axes))
+    return sites
+
+
+def _partner(call: LayerCall, name: str) -> str | None:
+    """The bias of a weight, or the weight of a bias."""
+    other = {"weight": "bias", "bias": "weight"}
+    slots = slot_of(call, name)
+    return call.names.get(other.get(slots[0], "")) if len(slots) == 1 else None
+
+
+def _site(
+    weight: str | None,
+    bias: str | None,
+    indices: Sequence[int],
+    calls: Sequence[LayerCall],
+    axes: Mapping[int, SampleAxis],
+) -> Site:
+    uses = tuple(Use(index, axes[index]) for index in indices)
+    rules = [calls[index].rule for index in indices]
+    names = [name for name in (weight, bias) if name is not None]
+    sizes = {}
+    for name in names:
+        call = calls[indices[0]]
+        sizes[name] = prod(call.arguments[slot_of(call, name)[0]].shape)
+    kind = type(rules[0]).__name__.removesuffix("Rule").lower()
+    return Site(layer_of(names[0]), weight, bias, uses, sizes, kind)

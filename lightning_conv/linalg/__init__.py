@@ -1,0 +1,1 @@
+"""Numerical linear algebra with error bounds: eigenvalues, spectra and stochastic estimates."""

@@ -1,0 +1,105 @@
+"""``ritz_bounds``: what Lanczos tells about the ends of the spectrum of an operator that is known only by its products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.lanczos import Matvec, lanczos
+
+METHOD = "Lanczos residual"
+ASYMMETRY = 1e-3
+"""Above this, relative to the largest product, an operator is not symmetric; float32 products stay well below."""
+
+
+@dataclass(frozen=True)
+class RitzBounds:
+    """Ritz values of an operator and what they say about the two ends of its spectrum."""
+
+    lambda_min: Bounded
+    lambda_max: Bounded
+    values: Tensor  # all Ritz values, (k,), ascending
+    residuals: Tensor  # (k,): within this distance of each there is an eigenvalue
+    invariant: bool
+    """The Krylov space is invariant up to rounding: it holds every eigenvalue whose eigenvectors the start was not orthogonal
+    to."""
+
+
+def ritz_bounds(
+    matvec: Matvec,
+    size: int,
+    *,
+    steps: int = 64,
+    block: int = 1,
+    seed: int = 0,
+    start: Tensor | None = None,
+    semidefinite: bool = False,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> RitzBounds:
+    r"""Ritz values and residuals of a symmetric operator: lambda_min from above, lambda_max from below.
+
+    For a Ritz pair (theta, y), |y| = 1, with residual r = A y - theta y, it is proven in exact arithmetic that
+
+    - lambda_min <= theta <= lambda_max (Courant-Fischer), for every theta: ``lambda_min.upper`` is the smallest Ritz
+      value, ``lambda_max.lower`` the largest;
+    - some eigenvalue lies in [theta - |r|, theta + |r|] (Parlett 1998, Theorem 4.5.1). It need not be the smallest or the
+      largest one: ``lambda_min.lower`` = theta - |r| and ``lambda_max.upper`` = theta + |r| are estimates, which a start
+      vector nearly orthogonal to the eigenvector defeats.
+
+    The residuals of the two ends are computed anew by one more product. The operator's own rounding is not known here,
+    so an allowance of 4 sqrt(N) eps max|A q| is added to each side, and neither interval is ``certified``.
+    ``smallest_eigenvalue`` certifies, but needs the matrix.
+
+    Args:
+        matvec: v -> A v for a symmetric A, on columns (N, b).
+        size: N.
+        steps: products at most. A well separated lambda_max takes about ten; lambda_min of a kernel, whose spectrum
+            crowds there, hundreds.
+        block: start vectors; b of them see an eigenvalue up to b times, and cost b columns a step.
+        seed: of the start.
+        start: see ``lanczos``.
+        semidefinite: A is known to be positive semidefinite, such as J J^T: lower ends are then at least zero.
+        dtype: see ``lanczos``.
+        device: see ``lanczos``.
+
+    Raises:
+        ValueError: A is not symmetric; see ``lanczos`` for the rest.
+
+    Cost: ``steps`` + 1 products with A, 4 N k^2 flops and N k numbers for k <= block steps Ritz values.
+
+    Example:
+        >>> import torch
+        >>> diagonal = torch.arange(1.0, 101.0, dtype=torch.float64)[:, None]
+        >>> found = ritz_bounds(lambda v: diagonal * v, 100, steps=50)
+        >>> found.lambda_min.lower <= 1 <= found.lambda_min.upper, found.lambda_max.lower <= 100 <= found.lambda_max.upper
+        (True, True)
+    """
+    krylov = lanczos(matvec, size, steps=steps, start=start, block=block, seed=seed, dtype=dtype, device=device)
+    if krylov.asymmetry > ASYMMETRY:
+        raise ValueError(
+            f"matvec: not symmetric (<x, A y> and <y, A x> differ by {krylov.asymmetry:.1e} of the largest product); Lanczos needs A = A^T"
+        )
+    values, coordinates, residuals = krylov.ritz()
+    ends = krylov.basis @ coordinates[:, [0, -1]]
+    ends = ends / ends.norm(dim=0)
+    images = matvec(ends)
+    thetas = (ends * images).sum(0)
+    distances = (images - ends * thetas).norm(dim=0)
+    allowance = 4 * size**0.5 * torch.finfo(values.dtype).eps * float(images.norm(dim=0).max())
+    floor = 0.0 if semidefinite else -float("inf")
+    (low, high), (below, above) = thetas.tolist(), distances.tolist()
+    return RitzBounds(
+        lambda_min=_bounded(low, low - below - allowance, low + allowance, floor),
+        lambda_max=_bounded(high, high - allowance, high + above + allowance, floor),
+        values=values,
+        residuals=residuals,
+        invariant=krylov.invariant,
+    )
+
+
+def _bounded(value: float, lower: float, upper: float, floor: float) -> Bounded:
+    return Bounded(max(value, floor), max(lower, floor), max(upper, floor), certified=False, method=METHOD)

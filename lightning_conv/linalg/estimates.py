@@ -1,0 +1,211 @@
+"""Trace, Frobenius norm and alignment of a symmetric operator from a few products with it: ``Estimate``.
+
+Each comes as an ``Estimate``: a value with a standard error. An estimate is not a bound; where a bound is needed, compute
+the matrix and ``kernel_spectrum``. Where the size is no larger than the products that are allowed, all products are taken
+with the identity, the value is exact up to rounding and its standard error is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.linalg.lanczos import Matvec
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimated number. Not a bound: about one value in three lies more than one standard error away, one in twenty two."""
+
+    value: float
+    standard_error: float  # estimated from the same samples, so itself uncertain where they are few
+    samples: int  # products with the operator, each with one vector
+    method: str
+
+
+def estimate_trace(
+    matvec: Matvec, size: int, *, products: int = 30, seed: int = 0, device: torch.device | str = "cpu"
+) -> Estimate:
+    r"""Trace by Hutch++: exact on the range of a sketch, random signs on the rest. Unbiased.
+
+    .. math:: \mathrm{tr}(Q^T A Q) + \frac1l \sum_{i=1}^{l} z_i^T A z_i, \qquad Q = \mathrm{orth}(A S), \; z_i = (I - Q Q^T) g_i
+
+    Exact for a rank of at most ``products // 3``.
+
+    Args:
+        matvec: v -> A v for a symmetric A, on float64 columns (N, b).
+        size: N.
+        products: with the operator; a third each for the sketch, its image and the random vectors.
+        seed: of the random vectors, drawn on the CPU.
+        device: of the columns.
+
+    Raises:
+        ValueError: fewer than 6 products.
+
+    Source: Meyer, Musco, Musco, Woodruff 2021, Algorithm 1; its error falls as 1/products for a positive semidefinite A.
+
+    Example:
+        >>> estimate_trace(lambda v: 2 * v, 20, products=20).value
+        40.0
+    """
+    split = _split([matvec], size, products, seed, device)
+    value, error = split.sum_of(lambda x, images: x * images[0])
+    return Estimate(value, error, split.products, split.method("Hutch++"))
+
+
+def estimate_frobenius_norm(
+    matvec: Matvec, size: int, *, products: int = 30, seed: int = 0, device: torch.device | str = "cpu"
+) -> Estimate:
+    r"""Frobenius norm, from |A|_F^2 = |A Q|_F^2 + E |A (I - Q Q^T) g|^2 with the sketch of Hutch++.
+
+    The square is unbiased; its root is biased low by about standard_error^2 / (2 value).
+
+    Args:
+        matvec: v -> A v for a symmetric A, on float64 columns (N, b).
+        size: N.
+        products: with the operator.
+        seed: of the random vectors.
+        device: of the columns.
+
+    Raises:
+        ValueError: fewer than 6 products.
+
+    Source: Hutch++ (Meyer et al. 2021) applied to A^2, whose quadratic forms cost one product with A each.
+    """
+    split = _split([matvec], size, products, seed, device)
+    square, error = split.sum_of(lambda _, images: images[0].square())
+    value = math.sqrt(square)
+    return Estimate(
+        value, error / (2 * value) if value else 0.0, split.products, split.method("root of Hutch++ on A^2")
+    )
+
+
+def estimate_target_alignment(
+    matvec: Matvec, size: int, targets: Tensor, *, products: int = 30, seed: int = 0
+) -> Estimate:
+    r"""Alignment <A, Y Y^T>_F / (|A|_F |Y Y^T|_F) with targets Y; only |A|_F is estimated.
+
+    Args:
+        matvec: v -> A v for a symmetric A, on float64 columns (N, b).
+        size: N.
+        targets: Y, (N, k) float64, on the device of the columns.
+        products: with the operator for |A|_F, beside the k with Y.
+        seed: of the random vectors.
+
+    Raises:
+        ValueError: the shape of ``targets``, or fewer than 6 products.
+
+    Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola 2001 (kernel-target alignment, not centred).
+    """
+    if targets.ndim != 2 or len(targets) != size or targets.numel() == 0:
+        raise ValueError(f"targets: shape {tuple(targets.shape)}; need ({size}, k), a row for each of the operator's")
+    norm = estimate_frobenius_norm(matvec, size, products=products, seed=seed, device=targets.device)
+    inner = float((targets * matvec(targets)).sum())
+    scale = norm.value * float((targets.T @ targets).norm())
+    value = inner / scale if scale else math.nan
+    error = abs(value) * norm.standard_error / norm.value if scale else math.nan
+    return Estimate(value, error, norm.samples + targets.shape[1], f"exact numerator over the {norm.method}")
+
+
+def estimate_alignment(
+    matvec: Matvec,
+    other: Matvec,
+    size: int,
+    *,
+    products: int = 30,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Estimate:
+    r"""Alignment <A, B>_F / (|A|_F |B|_F) of two operators, all three from the same vectors.
+
+    The errors of numerator and denominator cancel to first order where A and B are nearly multiples of each other.
+
+    Args:
+        matvec: v -> A v for a symmetric A, on float64 columns (N, b).
+        other: v -> B v likewise.
+        size: N.
+        products: with each of the two.
+        seed: of the random vectors.
+        device: of the columns.
+
+    Raises:
+        ValueError: fewer than 8 products.
+
+    Source: as ``estimate_frobenius_norm``, with <A, B>_F = <A Q, B Q>_F + E (A z) . (B z); the standard error by the
+    delta method.
+    """
+    split = _split([matvec, other], size, products, seed, device)
+    pairs = ((0, 1), (0, 0), (1, 1))
+    bases, samples = zip(*(split.parts_of(lambda _, i, p=p: i[p[0]] * i[p[1]]) for p in pairs), strict=True)  # type: ignore[misc]
+    inner, left, right = (base + mean_of(sample) for base, sample in zip(bases, samples, strict=True))
+    scale = math.sqrt(left * right)
+    if scale == 0:
+        return Estimate(math.nan, math.nan, 2 * split.products, "an operator is zero")
+    value = inner / scale
+    change = samples[0] / scale - value / 2 * (samples[1] / left + samples[2] / right)
+    method = split.method("Hutch++ on A B, A^2 and B^2")
+    return Estimate(value, standard_error_of(change), 2 * split.products, method)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Orthonormal columns Q on which everything is exact, random vectors z orthogonal to them, and the images of both."""
+
+    basis: Tensor  # Q, (N, d)
+    basis_images: Sequence[Tensor]  # A Q for each operator
+    rest: Tensor  # z, (N, l)
+    rest_images: Sequence[Tensor]
+    products: int  # with each operator
+
+    def method(self, name: str) -> str:
+        return name if self.rest.shape[1] else "products with the identity"
+
+    def parts_of(self, term: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> tuple[float, Tensor]:
+        """Sum of ``term(x, images of x)`` over Q, and its sums over the columns of z, (l,)."""
+        return float(term(self.basis, self.basis_images).sum()), term(self.rest, self.rest_images).sum(0)
+
+    def sum_of(self, term: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> tuple[float, float]:
+        """Estimated sum over an orthonormal basis of the whole space, and its standard error."""
+        base, samples = self.parts_of(term)
+        return base + mean_of(samples), standard_error_of(samples)
+
+
+def _split(matvecs: Sequence[Matvec], size: int, products: int, seed: int, device: torch.device | str) -> _Split:
+    least = 4 + 2 * len(matvecs)
+    if products < least:
+        raise ValueError(f"products: {products}; need at least {least}")
+    if size <= products:
+        basis = torch.eye(size, dtype=torch.float64, device=device)
+        rest = basis[:, :0]
+        return _Split(basis, [matvec(basis) for matvec in matvecs], rest, [rest] * len(matvecs), size)
+    # Each operator's image of the sketch goes into Q: a part for the sketch, one for Q a operator, one for the rest.
+    part = products // (2 + len(matvecs))
+    generator = torch.Generator().manual_seed(seed)
+    sketch = random_signs(size, part, generator, device)
+    basis = torch.linalg.qr(torch.cat([matvec(sketch) for matvec in matvecs], 1))[0]
+    rest = project_out(basis, random_signs(size, products - part - basis.shape[1], generator, device))
+    return _Split(basis, [m(basis) for m in matvecs], rest, [m(rest) for m in matvecs], products)
+
+
+def random_signs(size: int, count: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+    """Columns of independent signs, (size, count) in float64: E g g^T = I."""
+    return (2 * torch.randint(0, 2, (size, count), generator=generator) - 1).to(device, torch.float64)
+
+
+def project_out(basis: Tensor, vectors: Tensor) -> Tensor:
+    """(I - Q Q^T) V for orthonormal columns Q."""
+    return vectors - basis @ (basis.T @ vectors)
+
+
+def mean_of(samples: Tensor) -> float:
+    """Mean; zero where there is nothing."""
+    return float(samples.mean()) if len(samples) else 0.0
+
+
+def standard_error_of(samples: Tensor) -> float:
+    """Of the mean, from two samples on; zero where nothing is random."""
+    return float(samples.std()) / math.sqrt(len(samples)) if len(samples) else 0.0

@@ -1,0 +1,259 @@
+"""The loss of one sample as a convex function of its outputs: value, gradient, rounding, infimum."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.kernels.products.precision import gamma, unit_roundoff
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.losses.facts import loss_facts
+
+Kind: TypeAlias = Literal["squared", "elementwise", "cross-entropy", "binary", "custom"]
+Infimum: TypeAlias = float | Callable[[Tensor], Tensor]
+
+PIECEWISE = (nn.HuberLoss, nn.SmoothL1Loss, nn.L1Loss)
+U = unit_roundoff(torch.float64)
+
+
+class SampleLosses:
+    r"""The losses :math:`\ell_i` of n samples, :math:`L = \frac1n \sum_i \ell_i(u_i)`, in float64.
+
+    What torch's losses are is known (``loss_facts``): squared, Huber, smooth L1 and absolute error (a mean over the C
+    outputs of a sample), cross-entropy with class numbers or distributions, smoothed or weighted, and binary
+    cross-entropy of logits. Anything else is the caller's word: ``loss_fn(outputs, targets)`` must be convex in the
+    outputs and a mean over samples, or one number a sample. ``reduction="sum"`` is taken as n L.
+
+    Args:
+        loss_fn: a loss module, or any function of (outputs, targets).
+        targets: y, one row or number a sample.
+        outputs: C; None: as many as the targets have columns, for class numbers the largest one + 1.
+        infimum: of L over all outputs where it is not known or to be another: a number, or a function of the targets
+        that gives
+            one a sample (or their mean). None: what ``loss_facts`` says.
+        smoothness: L_ell, the Lipschitz constant of every gradient of :math:`\ell_i`; None: what ``loss_facts`` says.
+
+    Attributes:
+        kind: which formula it is; ``"custom"``: the caller's.
+        infimum: (1/n) sum_i inf ell_i with the rounding of its sum, or None: not known.
+        smoothness: L_ell or None: none, or not known.
+        attained: whether some outputs have the infimum; None: not known.
+        module: the loss in float64; torch's own with ``reduction="none"``.
+        mean: whether a sample's loss is a mean over its outputs (``reduction="sum"``: a sum).
+
+    Raises:
+        ValueError: no targets, NaN among them, class numbers outside 0, ..., C - 1, samples that ``ignore_index``
+        leaves out.
+    """
+
+    def __init__(
+        self,
+        loss_fn: object,
+        targets: Tensor,
+        *,
+        outputs: int | None = None,
+        infimum: Infimum | None = None,
+        smoothness: float | None = None,
+    ) -> None:
+        if not callable(loss_fn):
+            raise TypeError(
+                f"loss_fn: {loss_fn!r} cannot be called; pass nn.CrossEntropyLoss() or a function of (outputs, targets)"
+            )
+        if targets.ndim == 0 or len(targets) == 0:
+            raise ValueError(f"targets: shape {tuple(targets.shape)}; need one row or number a sample")
+        self.samples = len(targets)
+        self.kind: Kind = _kind(loss_fn)
+        self.targets = targets.detach()
+        if self.kind in ("squared", "elementwise", "binary"):
+            self.targets = self.targets.reshape(self.samples, -1)
+        if self.targets.is_floating_point() or self.kind in ("squared", "elementwise", "binary"):
+            self.targets = self.targets.double()
+            if not bool(torch.isfinite(self.targets).all()):
+                raise ValueError("targets: NaN or infinity; clean the data")
+        self.outputs = self._count(outputs)
+        self._require_classes(loss_fn)
+        self.module = _in_float64(loss_fn, self.targets.device)
+        self._reduction = str(getattr(loss_fn, "reduction", "mean"))
+        self.mean = self._reduction != "sum"
+        facts = loss_facts(loss_fn, torch.empty(1, 1).expand(self.samples, self.outputs), self.targets)
+        if facts is None:
+            self.kind = "custom"
+        elif self.kind != "custom":
+            self.module.reduction = "none"
+        self.smoothness = facts.smoothness if smoothness is None and facts is not None else smoothness
+        self.attained = None if facts is None or infimum is not None else facts.attained
+        self.infimum = self._bounded_infimum(infimum, None if facts is None else facts.infimum)
+        self.scale = self._scale()
+
+    def _count(self, outputs: int | None) -> int:
+        hard = self.kind == "cross-entropy" and not self.targets.is_floating_point()
+        if self.targets.ndim > 1:
+            found = self.targets[0].numel()
+            if outputs is not None and outputs != found and self.kind != "custom":
+                raise ValueError(f"outputs: {outputs}, but the targets have {found} numbers a sample; they must agree")
+            return found if outputs is None else outputs
+        if outputs is None:
+            outputs = int(self.targets.max()) + 1 if not self.targets.is_floating_point() else 1
+        if outputs < 1 or (hard and outputs < 2):
+            raise ValueError(f"outputs: {outputs}; need one number at least, for cross-entropy two; pass outputs=C")
+        return outputs
+
+    def _require_classes(self, loss_fn: object) -> None:
+        if not isinstance(loss_fn, nn.CrossEntropyLoss) or self.kind != "cross-entropy":
+            return
+        if self.targets.is_floating_point():
+            if bool((self.targets < 0).any()):
+                raise ValueError("targets: negative probabilities, for which cross-entropy is not convex")
+            return
+        ignored = self.targets == loss_fn.ignore_index
+        if bool(ignored.any()):
+            raise ValueError(
+                f"targets: {int(ignored.sum())} samples have the class {loss_fn.ignore_index} that ignore_index leaves out; leave these "
+                "samples out"
+            )
+        smallest, largest = int(self.targets.min()), int(self.targets.max())
+        if smallest < 0 or largest >= self.outputs:
+            raise ValueError(f"targets: classes {smallest} to {largest} for {self.outputs} outputs; pass outputs=C")
+
+    def _bounded_infimum(self, given: Infimum | None, known: float | None) -> Bounded | None:
+        if given is not None:
+            value = float(given(self.targets).double().mean()) if callable(given) else float(given)
+            return Bounded(value, value, value, certified=False, method="the caller's number")
+        if known is None:
+            return None
+        if known == 0:
+            return Bounded(
+                0.0, 0.0, 0.0, certified=True, method="the loss is never below 0 and comes as close as one likes"
+            )
+        # An entropy: sums of nonnegative terms, each good to a few units, of distributions that were rounded too.
+        terms = self.samples * (self.outputs if self.kind == "binary" else 1) + 4 * self.outputs + 64
+        slack = gamma(terms, torch.float64) * (known + 2) * max(1.0, float(self.targets.abs().max()))
+        return Bounded(
+            known, max(known - slack, 0.0), known + slack, certified=True, method="mean entropy of the targets"
+        )
+
+    def _scale(self) -> float:
+        """What a sample's own loss is multiplied by: class weights count relative to their mean, as torch has it."""
+        weight = getattr(self.module, "weight", None)
+        if self.kind != "cross-entropy" or weight is None or self._reduction != "mean":
+            return 1.0
+        return float(1 / weight[self.targets].mean())
+
+    def each(self, outputs: Tensor, rows: slice) -> Tensor:
+        """ell_i(u_i) for some samples: (m,). Not for ``"custom"``.
+
+        Args:
+            outputs: u, (m, C), float64.
+            rows: which samples they are of.
+        """
+        found: Tensor = self.module(outputs, self.targets[rows])
+        if self.kind == "cross-entropy":
+            return found * self.scale
+        return found.mean(1) if self.mean else found.sum(1)
+
+    def total(self, outputs: Tensor, rows: slice) -> Tensor:
+        """sum_i ell_i(u_i) over some samples, a number that autograd knows.
+
+        Raises:
+            ValueError: the caller's loss gives neither one number nor one a sample.
+        """
+        if self.kind != "custom":
+            return self.each(outputs, rows).sum()
+        found: Tensor = self.module(outputs, self.targets[rows])
+        if found.ndim == 0:
+            return found * len(outputs) if self.mean else found
+        if len(found) != len(outputs):
+            raise ValueError(
+                f"loss_fn: returned shape {tuple(found.shape)} for {len(outputs)} samples; need one number, or one a sample"
+            )
+        return found.reshape(len(outputs), -1).mean(1).sum()
+
+    def gradients(self, outputs: Tensor, rows: slice) -> tuple[float, Tensor]:
+        """sum_i ell_i(u_i) and the gradients of ell_i by u_i, (m, C)."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            total = self.total(leaf, rows)
+            (gradient,) = torch.autograd.grad(total, leaf)
+        return float(total.detach()), gradient
+
+    def rounding(self, outputs: Tensor, values: Tensor, rows: slice) -> Tensor:
+        r"""Bounds (m,) on what computing ell_i in float64 errs by at exactly these outputs.
+
+        - squared, Huber, ...: every term is nonnegative and good to a few u, so the whole errs by gamma_{C+10} of
+          itself
+        - cross-entropy: entries of log-softmax err by at most u (2 C + 32 + 8 max|u|), in whatever order max, sum and
+          logarithm are taken off, times the total weight of the sample; then a sum of C nonnegative terms
+        - binary: entries by at most u (24 + 8 max|u|)
+
+        Assumed: exp and log good to 4 units in the last place.
+        """
+        relative = gamma(self.outputs + 10, torch.float64) * values
+        largest = outputs.abs().amax(1)
+        if self.kind == "binary":
+            return relative + U * (24 + 8 * largest) * (1 if self.mean else self.outputs)
+        if self.kind == "cross-entropy":
+            return relative + self.weights(rows) * U * (2 * self.outputs + 32 + 8 * largest)
+        return relative
+
+    def weights(self, rows: slice) -> Tensor:
+        """Total weight of each sample in a cross-entropy: (m,); 1 but for class weights and targets that do not sum to 1."""
+        targets = self.targets[rows]
+        weight = getattr(self.module, "weight", None)
+        if targets.is_floating_point():
+            return targets.sum(1)
+        if weight is not None:
+            chosen: Tensor = weight[targets]
+            return chosen * self.scale
+        return torch.ones(len(targets), dtype=torch.float64, device=targets.device)
+
+    def distributions(self, rows: slice) -> Tensor:
+        """q, (m, C), with ell_i = -sum_c q_ic log softmax(u_i)_c: of a cross-entropy, smoothing and weights included."""
+        targets = self.targets[rows]
+        smoothing = float(getattr(self.module, "label_smoothing", 0.0))
+        q = targets if targets.is_floating_point() else nn.functional.one_hot(targets.long(), self.outputs).double()
+        q = (1 - smoothing) * q + smoothing / self.outputs if smoothing else q
+        return q if targets.is_floating_point() else q * self.weights(rows)[:, None]
+
+    def infima(self, rows: slice) -> Tensor:
+        """inf ell_i, (m,): of torch's losses. An entropy for targets that are distributions, else 0."""
+        targets = self.targets[rows]
+        if self.kind == "cross-entropy":
+            q = self.distributions(rows)
+            total = q.sum(1)
+            found: Tensor = torch.special.xlogy(total, total) - torch.special.xlogy(q, q).sum(1)
+            return found.clamp(min=0)
+        if self.kind == "binary":
+            entropy: Tensor = -torch.special.xlogy(targets, targets) - torch.special.xlogy(1 - targets, 1 - targets)
+            return entropy.mean(1) if self.mean else entropy.sum(1)
+        return torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+
+    @property
+    def lipschitz(self) -> float | None:
+        """Lipschitz constant of ell_i itself, of the absolute error, which has no L_ell; None for the others."""
+        loss = self.module
+        if not isinstance(loss, nn.L1Loss) and not (isinstance(loss, nn.SmoothL1Loss) and loss.beta == 0):
+            return None
+        return math.sqrt(1 / self.outputs if self.mean else self.outputs)
+
+
+def _in_float64(loss_fn: object, device: torch.device) -> Any:
+    """The loss with its own weights in float64 where the targets are, apart from the run's."""
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+    return copy.deepcopy(loss_fn).to(device, torch.float64)
+
+
+def _kind(loss_fn: object) -> Kind:
+    kind = type(loss_fn)
+    if kind is nn.MSELoss:
+        return "squared"
+    if kind in PIECEWISE:
+        return "elementwise"
+    if kind is nn.CrossEntropyLoss:
+        return "cross-entropy"
+    return "binary" if kind is nn.BCEWithLogitsLoss else "custom"

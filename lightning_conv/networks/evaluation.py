@@ -1,0 +1,261 @@
+"""Evaluate a module as a pure function, leaving no trace on it.
+
+Everything in this project looks at a network through ``StatelessModule``: parameters and buffers are passed in from
+outside (``torch.func.functional_call``), so gradients, buffers, flags and random numbers of the run stay bit for bit
+what they were.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_conv.networks.batch_norm import batch_statistics
+from lightning_conv.networks.float32 import full_float32
+from lightning_conv.networks.recomputation import no_recomputation
+
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
+
+
+def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Apply ``function`` to every tensor of ``inputs`` (a tensor, a tuple of positional or a mapping of keyword arguments)."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: function(value) for key, value in inputs.items()}
+    return tuple(function(value) for value in inputs)
+
+
+def input_tensors(inputs: Inputs) -> list[Tensor]:
+    """The tensors of ``inputs`` in order; refuses anything else by name of its type."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    values: Sequence[object] = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors or len(tensors) != len(values):
+        kinds = ", ".join(type(value).__name__ for value in values) or "nothing"
+        raise TypeError(f"inputs: expected a tensor, a tuple or a mapping of tensors, got {kinds}; pass tensors only")
+    return tensors
+
+
+def sample_count(inputs: Inputs) -> int:
+    """Number of samples n: the common length of dimension 0."""
+    lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in input_tensors(inputs)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}"
+        )
+    return lengths.pop()
+
+
+def take(inputs: Inputs, rows: slice) -> Inputs:
+    """Some of the samples, as views."""
+    return map_inputs(lambda tensor: tensor[rows], inputs)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, float32 in full precision, no autocast; all of it and the RNGs are put back afterwards.
+
+    Fused attention is switched off: its fast path has no derivative with respect to the layers inside it, and the fused
+    kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    device_type = next((p.device.type for p in model.parameters()), "cpu")
+    devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []
+    try:
+        for module, _ in flags:
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            full_float32(),
+            _as_written(),
+            no_recomputation(),
+            torch.random.fork_rng(devices=devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device_type, enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, flag in flags:
+            module.training = flag
+
+
+def _as_written() -> AbstractContextManager[None]:
+    """Run compiled modules eagerly: hooks and per-sample derivatives do not reach into compiled code."""
+    # Where dynamo was never loaded nothing is compiled, and loading it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+class StatelessModule:
+    """A module as the function ``outputs(parameters, inputs)`` of detached copies of its parameters and buffers.
+
+    ``parameters`` share memory with the model where no conversion is needed and are never written to; buffers are
+    cloned, so a forward that writes to them writes to the clones. Call only inside ``undisturbed(model)``.
+
+    Args:
+        model: any module whose outputs are one tensor with the samples along dimension 0.
+        dtype: floating type to evaluate in; ``None`` keeps the model's own (at least float32).
+        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``statistics_of``, held constant:
+            the function that train mode computes on exactly this batch, without the derivative through mean and
+            variance. ``"batch"``: the statistics of the very batch that is evaluated, and derivatives go through them:
+            train-mode BatchNorm, with everything else in eval mode. Samples then couple.
+        statistics_of: the batch that gives the statistics; needed for ``"frozen"``.
+
+    Raises:
+        ValueError: BatchNorm without running statistics (unless ``"batch"``), or one that is called twice under
+            ``"frozen"``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        dtype: torch.dtype | None = None,
+        batch_norm: BatchNormMode = "eval",
+        statistics_of: Inputs | None = None,
+    ) -> None:
+        self.model, self.batch_norm = model, batch_norm
+        floating = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
+        self.device = floating[0].device if floating else torch.device("cpu")
+        self.model_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self.dtype = dtype or (torch.float64 if self.model_dtype == torch.float64 else torch.float32)
+        if self.device.type == "mps":
+            self.device = torch.device("cpu")  # Apple's GPUs have no float64, which every sum here is taken in
+        self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
+        self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+        self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
+        self._places = _places(model)
+        if batch_norm != "batch":
+            _refuse_batch_statistics(model)
+        if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            if statistics_of is None:
+                raise ValueError(
+                    'statistics_of: batch_norm="frozen" needs the batch that gives the statistics, got None'
+                )
+            self._freeze_statistics(statistics_of)
+
+    def twin(self, dtype: torch.dtype) -> StatelessModule:
+        """The same function in another precision, with the statistics as they are here: none are computed again."""
+        mode: BatchNormMode = "batch" if self.batch_norm == "batch" else "eval"
+        twin = StatelessModule(self.model, dtype=dtype, batch_norm=mode)
+        twin.batch_norm = self.batch_norm
+        twin.buffers = {name: twin._convert(buffer).clone() for name, buffer in self.buffers.items()}
+        return twin
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        if tensor.is_inference():  # made under torch.inference_mode, as in a validation loop: autograd cannot save it
+            tensor = tensor.clone()
+        return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
+
+    def convert(self, inputs: Inputs) -> Inputs:
+        """``inputs`` on the device and, where floating, in the type of this evaluation."""
+        return map_inputs(lambda tensor: self._convert(tensor.detach()), inputs)
+
+    def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
+        """The model's raw result with ``parameters`` in place of its own."""
+        given = {**self.buffers, **self.parameters, **parameters}
+        state = {place: given[name] for place, name in self._places.items()}
+        with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
+            if isinstance(inputs, Tensor):
+                return functional_call(self.model, state, (inputs,), tie_weights=False)
+            if isinstance(inputs, Mapping):
+                return functional_call(self.model, state, (), dict(inputs), tie_weights=False)
+            return functional_call(self.model, state, inputs, tie_weights=False)
+
+    def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """Network outputs u, shape (n, C): one row a sample, everything behind dimension 0 flattened.
+
+        Raises:
+            TypeError: the result is not one floating tensor of the evaluation's type.
+            ValueError: dimension 0 of the result is not the number of samples.
+        """
+        result = self.call(parameters, inputs)
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            kind = str(result.dtype) if isinstance(result, Tensor) else type(result).__name__
+            raise TypeError(
+                f"model: returned {kind}, need one floating tensor; wrap the model (or pass forward_fn to the Probe) so that "
+                "it returns the tensor whose kernel is meant"
+            )
+        if result.dtype != self.dtype:
+            raise TypeError(
+                f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or do not ask "
+                "for this precision"
+            )
+        samples = input_tensors(inputs)[0].shape[0]
+        if result.ndim == 0 or result.shape[0] != samples:
+            raise ValueError(
+                f"model: returned shape {tuple(result.shape)} for {samples} samples; dimension 0 of the result must be the sample"
+            )
+        return result.reshape(samples, -1)
+
+    def _freeze_statistics(self, inputs: Inputs) -> None:
+        """Overwrite the cloned running statistics by those of ``inputs`` (biased variance, as train mode normalises).
+
+        Raises:
+            ValueError: a layer is called twice.
+        """
+        calls: dict[nn.Module, int] = {}
+
+        def adopt(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, _BatchNorm)
+            calls[module] = calls.get(module, 0) + 1
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            axes = [axis for axis in range(args[0].ndim) if axis != 1]
+            variance, mean = torch.var_mean(args[0].detach(), dim=axes, correction=0)
+            # functional_call has put the clones in place of the model's own buffers here.
+            module.running_mean.copy_(mean)
+            module.running_var.copy_(variance)
+
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)}
+        handles = [layer.register_forward_pre_hook(adopt) for layer in layers.values()]
+        try:
+            # Not under no_grad: the forward may differentiate inside, and no parameter asks for a graph.
+            self.call({}, self.convert(inputs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        repeated = [name for name, layer in layers.items() if calls.get(layer, 0) > 1]
+        if repeated:
+            raise ValueError(
+                f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called more often, '
+                'each time with other statistics; use batch_norm="eval"'
+            )
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Where tensors are put, each place once: {name of the place: name of its tensor, which may stand in several places}.
+
+    Of a module with two names (``self.net = nn.Sequential(self.trunk, self.head)``) torch's own tying of weights takes both for places, and
+    puts its copies back in the place of the parameters when the call is over.
+    """
+    names: dict[int, str] = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    places: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        own = (*module.named_parameters("", False, False), *module.named_buffers("", False, False))
+        places |= {f"{prefix}.{name}" if prefix else name: names[id(tensor)] for name, tensor in own}
+    return places
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    untracked = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if untracked:
+        raise ValueError(
+            f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so that a "
+            'kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or ask for batch_norm="batch", '
+            "the kernel of the whole batch"
+        )

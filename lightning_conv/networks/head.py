@@ -1,0 +1,235 @@
+"""Read a model: its last linear layer (the head) and the features that enter it (the trunk's output)."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.watched import entering, watched_forward
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer of a model: u = W h + b."""
+
+    name: str
+    module: nn.Linear
+    last: bool = True
+    """Whether its result is the model's result. If not, convexity of what follows it is not checked."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is trained, so that [h, 1] and not h alone counts."""
+        return self.module.bias is not None and self.module.bias.requires_grad
+
+    @property
+    def fixed_bias(self) -> nn.Parameter | None:
+        """A bias that is added and not trained."""
+        return None if self.has_bias else self.module.bias
+
+    @property
+    def width(self) -> int:
+        """m_H, the number of last hidden features."""
+        return self.module.in_features
+
+    def trunk_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Every parameter of ``model`` that is not the head's, by name."""
+        own = {id(p) for p in self.module.parameters()}
+        return {name: p for name, p in model.named_parameters() if id(p) not in own}
+
+
+class CalledBy(nn.Module):
+    """``forward_fn(module, inputs)`` as a module, so that custom calls go through the same machinery."""
+
+    def __init__(self, module: nn.Module, forward_fn: object) -> None:
+        super().__init__()
+        self.module = module
+        self._forward_fn = forward_fn
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Call the function on the module and the inputs as they were given (tensor, tuple or mapping)."""
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        result: Tensor = self._forward_fn(self.module, inputs)  # type: ignore[operator]
+        return result
+
+
+def called_by(module: nn.Module, forward_fn: object | None) -> nn.Module:
+    """``module`` itself, or, given ``forward_fn``, the module that calls it by that function."""
+    return module if forward_fn is None else CalledBy(module, forward_fn)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers by name: the candidates for a head."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
+    """The linear layer that produces the model's output, or the one called ``name``.
+
+    The layer is found by running two samples: the head is the linear layer, called once on a matrix of features, whose
+    result is the model's result, with its weights as they are and with their signs changed (a ReLU behind it would not show
+    on positive outputs). It must not share its weight and must not be reparametrized: the outputs would not be
+    linear in what is trained.
+
+    Args:
+        model: any module.
+        inputs: samples; the first two are used.
+        name: dotted name of the layer when it cannot be found, because something without parameters (a softmax, say) follows
+            it; the result then has ``last=False``.
+
+    Raises:
+        ValueError: none was found, or ``name`` is no linear layer, is not the last layer with parameters, is shared or
+            reparametrized.
+    """
+    layers = linear_layers(model)
+    candidates = ", ".join(f'"{candidate}"' for candidate in layers) or "the model has none"
+    if name is not None and name not in layers:
+        raise ValueError(
+            f"head: {name!r} is not an nn.Linear of the model (candidates: {candidates}); pass one of these"
+        )
+    nothing = (
+        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or pass "
+        'head="..." if only functions without parameters follow it'
+    )
+    few = take(inputs, slice(min(2, sample_count(inputs))))
+    calls, order, result = _watch(model, few)
+    made = {layer: [call for called, call in calls if called is module] for layer, module in layers.items()}
+    named = name is not None
+    if name is None:
+        found = [
+            layer
+            for layer, its_calls in made.items()
+            if len(its_calls) == 1 and its_calls[0][0].ndim == 2 and _same(its_calls[0][1], result)
+        ]
+        if len(found) != 1:
+            raise ValueError(nothing)
+        name = found[0]
+    head = layers[name]
+    _require_usable(name, made[name])
+    if order[-1] is not head:
+        after = next(other for other, module in model.named_modules() if module is order[-1])
+        raise ValueError(
+            f'head: {name!r} is followed by "{after}", which has parameters; the head must be the last such layer'
+        )
+    if shared_with(model, head) is not None or is_parametrized(head):
+        why = "is reparametrized" if is_parametrized(head) else "shares its weight with another layer"
+        raise ValueError(
+            f"head: {name!r} {why}, so the outputs are not linear in what is trained; give the network a plain last nn.Linear"
+        )
+    (flipped,), _, changed = _watch(model, few, only=head, sign=-1)
+    last = _same(made[name][0][1], result) and _same(flipped[1][1], changed)
+    if not last and not named:
+        raise ValueError(nothing)
+    return Head(name, head, last=last)
+
+
+_Call = tuple[nn.Module, tuple[Tensor, Tensor]]
+
+
+def _watch(
+    model: nn.Module, inputs: Inputs, only: nn.Linear | None = None, sign: int = 1
+) -> tuple[list[_Call], list[nn.Module], object]:
+    """One forward: the calls of linear layers, the layers with parameters in the order they were done, and the result.
+
+    With ``only`` that layer alone is watched, and its weights are multiplied by ``sign``.
+    """
+    calls: list[_Call] = []
+    order: list[nn.Module] = []
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+        order.append(module)
+        if isinstance(module, nn.Linear):
+            # A copy: what follows may work in place.
+            calls.append((module, (entering(args, kwargs), output.detach().clone())))
+
+    leaves = [m for m in model.modules() if isinstance(m, nn.Linear) or (not [*m.children()] and [*m.parameters()])]
+    watched = leaves if only is None else [only]
+    module = StatelessModule(model)
+    own = {id(parameter) for parameter in (only.parameters() if only is not None else ())}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in watched]
+    signed = {name: sign * module.parameters[name] for name in names}
+    result = watched_forward(module, inputs, handles, parameters=signed)
+    return calls, order, result
+
+
+def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype: torch.dtype | None = None) -> Tensor:
+    """h = what enters the head, shape (n, m_H), in eval mode; ``dtype=torch.float64`` computes it from a float64 copy of the model.
+
+    Raises:
+        ValueError: the forward does not call the head exactly once.
+    """
+    return features_of(StatelessModule(model, dtype=dtype), head, inputs)
+
+
+class _Reached(Exception):
+    """The forward has come as far as it is needed."""
+
+
+def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False) -> Tensor:
+    """``last_hidden_features`` of a copy that is at hand: for many batches the parameters are converted once.
+
+    Args:
+        module: the network.
+        head: a linear layer of it, the last one or an earlier one.
+        inputs: samples.
+        stop: end the forward where the layer is called, for one that has costly layers behind it; that it is called once
+            is then not seen.
+
+    Raises:
+        ValueError: the forward does not call the layer exactly once.
+    """
+    entered: list[Tensor] = []
+
+    def enter(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        entered.append(entering(args, kwargs))
+        if stop:
+            raise _Reached
+
+    with suppress(_Reached):
+        watched_forward(module, inputs, [head.module.register_forward_pre_hook(enter, with_kwargs=True)])
+    if len(entered) != 1 or entered[0].ndim != 2:
+        shapes = [tuple(tensor.shape) for tensor in entered]
+        raise ValueError(
+            f"head: {head.name!r} was called {len(entered)} times with {shapes}; need one call on (n, m_H) features"
+        )
+    return entered[0]
+
+
+def _require_usable(name: str, made: list[tuple[Tensor, Tensor]]) -> None:
+    if len(made) != 1 or made[0][0].ndim != 2:
+        shapes = [tuple(inputs.shape) for inputs, _ in made]
+        raise ValueError(
+            f"head: {name!r} was called {len(made)} times with {shapes}; need one call on a matrix of features"
+        )
+
+
+def _same(output: Tensor, result: object) -> bool:
+    if not isinstance(result, Tensor) or output.numel() != result.numel():
+        return False
+    # A diverged network has a head too.
+    return torch.allclose(output.flatten(), result.detach().flatten(), rtol=0, atol=0, equal_nan=True)
+
+
+def shared_with(model: nn.Module, layer: nn.Module) -> str | None:
+    """Where else in the model a parameter of ``layer`` is: a module's name (its own, if it has one twice); None: nowhere.
+
+    Args:
+        model: that holds the layer.
+        layer: of it.
+    """
+    own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    places = [
+        name
+        for module, name in names.items()
+        for parameter in module._parameters.values()
+        if parameter is not None and id(parameter) in own
+    ]
+    elsewhere = next((name for name in places if name != names[layer]), None)
+    return names[layer] if elsewhere is None and len(places) > len(own) else elsewhere

@@ -1,0 +1,161 @@
+"""The wide last hidden layer: insert one before a head, or recognise the one that is there."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_conv.networks.analytic import softplus
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.head import Head, shared_with
+from lightning_conv.networks.watched import watched_forward
+
+SEPARATING = (nn.Softplus, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Mish)
+"""Activations that are real-analytic on the whole line and no polynomials."""
+
+
+def wide_layer_width(n_train: int, factor: float = 1.1) -> int:
+    """Return the width m_H = ceil(factor * n) of a last hidden layer over n training samples.
+
+    With the bias column the last hidden features [h, 1] are an n x (m_H + 1) matrix, and the expressivity condition
+    rank [h, 1] = n needs m_H + 1 >= n: below a factor of 1 it must fail, above it there is room for a well conditioned
+    matrix.
+
+    Args:
+        n_train: number n of training samples.
+        factor: width per training sample.
+
+    Returns:
+        The width, a number of units.
+
+    Raises:
+        ValueError: if `factor` is not positive.
+    """
+    if factor <= 0:
+        raise ValueError(f"width_factor: must be positive, got {factor}")
+    # Rounded first: in binary, 1.1 * 10 lies just above 11.
+    return max(1, math.ceil(round(factor * n_train, 9)))
+
+
+def widen_head(
+    model: nn.Module, n: int, factor: float = 1.1, *, beta: float = 100.0, head: str | None = None
+) -> nn.Module:
+    """A copy of ``model`` whose head u = W h + b is preceded by a wide layer: u = W' softplus(V h + c) + b'.
+
+    What Kawaguchi & Sun 2021 ask of a network: a last hidden layer at least n - 1 units wide, whose activation is
+    real-analytic. Works on any network whose last linear layer is its head: every classifier of torchvision but SqueezeNet, which ends in
+    a convolution, a ReLU and pooling, so that its outputs are not linear in its last layer.
+
+    Args:
+        model: the network; it stays as it is.
+        n: training samples.
+        factor: width of the new layer per training sample.
+        beta: sharpness of its softplus.
+        head: dotted name of the head; None: the linear layer that was made last.
+
+    Returns:
+        The copy. The head's place is taken by ``Sequential(wide, activation, head)``; its name is ``<head>.head`` now.
+
+    Raises:
+        ValueError: no linear layer, no layer of that name, or a width that is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"n: {n}; need the number of training samples")
+    twin = copy.deepcopy(model)
+    layers = [name for name, module in twin.named_modules() if type(module) is nn.Linear]
+    name = head if head is not None else layers[-1] if layers else ""
+    if name not in layers:
+        convolutions = [name for name, module in twin.named_modules() if isinstance(module, nn.modules.conv._ConvNd)]
+        cure = (
+            ""
+            if layers or not convolutions
+            else (
+                f"; if it ends in a convolution ({convolutions[-1]!r}?), as SqueezeNet does, end it in pooling, nn.Flatten() and "
+                "nn.Linear(channels, classes) first"
+            )
+        )
+        raise ValueError(
+            f"head: {head!r} is no linear layer of the model; there are {', '.join(layers) or 'none'}{cure}"
+        )
+    old = twin.get_submodule(name) if name else twin
+    assert isinstance(old, nn.Linear)
+    width = wide_layer_width(n, factor)
+    like: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+    parts = OrderedDict(
+        wide=nn.Linear(old.in_features, width, **like),
+        activation=softplus(beta),
+        head=nn.Linear(width, old.out_features, bias=old.bias is not None, **like),
+    )
+    new = nn.Sequential(parts).train(old.training)
+    if not name:
+        return new
+    parent, _, last = name.rpartition(".")
+    setattr(twin.get_submodule(parent), last, new)
+    return twin
+
+
+@dataclass(frozen=True)
+class WideLayer:
+    """h = sigma(W x + b): the layer whose result enters the head."""
+
+    name: str
+    module: nn.Linear
+    activation: nn.Module
+
+
+def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer | str:
+    """The linear layer and the activation that make the head's features, or why there is none to which the theorem applies.
+
+    Found by running the samples: the features must be sigma(z), number by number, for the result z of a linear layer with a bias, and
+    sigma one of softplus, tanh, sigmoid, GELU, SiLU, Mish. The layer's weights must be free: trained, not reparametrized, and no other
+    module's (a forward that takes ``layer.weight`` without calling the layer is not seen).
+
+    Args:
+        model: the network.
+        head: its head.
+        inputs: a few samples.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            calls.append((module, args[0].detach().clone(), output.detach().clone()))
+
+    kinds = (nn.Linear, *SEPARATING)
+    module = StatelessModule(model)
+    watched_forward(module, inputs, [m.register_forward_hook(record) for m in model.modules() if isinstance(m, kinds)])
+    features = next((x for called, x, _ in calls if called is head.module), None)
+    if features is None:
+        return f"the head {head.name!r} was not called"
+    names = {module: name for name, module in model.named_modules()}
+    for sigma, z, h in calls:
+        if not isinstance(sigma, SEPARATING) or not torch.equal(h, features):
+            continue
+        made = [m for m, _, out in calls if isinstance(m, nn.Linear) and m is not head.module and torch.equal(out, z)]
+        if len(made) != 1:
+            return f"what enters {names[sigma]!r} is not the result of one linear layer"
+        return _usable(model, names[made[0]], made[0], sigma, calls)
+    kinds_said = ", ".join(kind.__name__ for kind in SEPARATING)
+    return f"the features of {head.name!r} are not the result of an activation of a linear layer ({kinds_said})"
+
+
+def _usable(
+    model: nn.Module, name: str, layer: nn.Module, sigma: nn.Module, calls: list[tuple[nn.Module, Tensor, Tensor]]
+) -> WideLayer | str:
+    assert isinstance(layer, nn.Linear)
+    if layer.bias is None:
+        return f"{name!r} has no bias, which the theorem asks for"
+    if is_parametrized(layer) or sum(called is layer for called, _, _ in calls) != 1:
+        return f"{name!r} is reparametrized or called several times, so its weights are not free"
+    if (other := shared_with(model, layer)) is not None:
+        return f"{name!r} shares a parameter with {other!r}, so its weights are not free: what enters it may move with them"
+    if not (layer.weight.requires_grad and layer.bias.requires_grad):
+        return f"{name!r} is frozen, so no noise is added to its weights"
+    return WideLayer(name, layer, sigma)

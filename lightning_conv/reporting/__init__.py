@@ -1,0 +1,1 @@
+"""Reports for people: Markdown, figures and progress bars."""

@@ -1,0 +1,175 @@
+"""Matplotlib figures of the numbers, 4 x 3.2 inches at 100 dpi: readable in a TensorBoard card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_conv.linalg.spectrum import Bounded, Spectrum
+from lightning_conv.theory.tools.observation import Observation
+
+SIZE_INCHES = (4.0, 3.2)
+DPI = 100
+
+MOST_BARS = 12
+LONGEST_NAME = 16
+"""Characters of a layer's name that fit beside a card's bars."""
+
+
+def new_figure() -> Figure:
+    """An empty figure of the house's size, outside pyplot's global state."""
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
+    # Fixed margins: a layout engine draws every figure twice.
+    figure.subplots_adjust(left=0.17, right=0.97, bottom=0.15, top=0.96)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
+    """Eigenvalues in descending order on a logarithmic axis, one line a spectrum, with the error bounds of the smallest one.
+
+    Eigenvalues at or below zero (rounding) are left out; the bar shows where the smallest one lies.
+
+    Raises:
+        ValueError: a spectrum without all of its eigenvalues.
+    """
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for label, spectrum in spectra.items():
+        values = spectrum.all_eigenvalues("plot_spectra").flip(0).cpu().numpy()
+        index = np.arange(1, len(values) + 1)
+        positive = values > 0
+        (line,) = axes.plot(index[positive], values[positive], linewidth=1.2, label=label)
+        smallest = spectrum.lambda_min
+        if smallest.value > 0:
+            bars = [[smallest.value - smallest.lower], [smallest.upper - smallest.value]]
+            axes.errorbar(
+                [len(values)], [smallest.value], yerr=bars, color=line.get_color(), capsize=3, fmt="o", markersize=3
+            )
+    axes.set_yscale("log")
+    axes.set_xlabel("index")
+    axes.set_ylabel("eigenvalue of the kernel")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_observations(history: Sequence[Observation]) -> Figure:
+    """Loss, PL ratio and its running infimum over the steps that were measured, on a logarithmic axis."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    steps = [seen.step for seen in history]
+    ratios = np.array([seen.ratio for seen in history])
+    axes.plot(steps, [seen.loss for seen in history], marker=".", linewidth=1.2, label="loss f")
+    axes.plot(steps, ratios, marker=".", linewidth=1.2, label="PL ratio |grad f|\u00b2 / f")
+    axes.plot(steps, np.fmin.accumulate(ratios), linestyle=":", color="black", linewidth=1, label="its infimum so far")
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[int, float, float]]) -> Figure:
+    """How fast the first kernel lets the labels be fitted: what of them lies on its leading eigenvectors, and the error it foretells.
+
+    Args:
+        shares: name -> share of its energy on every eigenvector, by descending eigenvalue; drawn as sums over the leading ones.
+        curve: step, |u - y| as measured, and as predicted by the first kernel (NaN: not predicted).
+    """
+    figure = new_figure()
+    figure.subplots_adjust(left=0.14, bottom=0.14, top=0.97, hspace=0.55)
+    above, below = figure.subplots(2, 1)
+    for (name, share), style in zip(shares.items(), ("-", "--", ":"), strict=False):
+        above.plot(range(1, len(share) + 1), share.cumsum(0).cpu().numpy(), linestyle=style, linewidth=1.2, label=name)
+    above.set_xscale("log")
+    above.set_ylim(0, 1.05)
+    above.set_xlabel("leading eigenvectors of the first kernel", fontsize=7)
+    above.set_ylabel("share", fontsize=7)
+    steps = [step for step, _, _ in curve]
+    below.plot(steps, [measured for _, measured, _ in curve], marker=".", linewidth=1.2, label="|u - y|")
+    below.plot(steps, [predicted for _, _, predicted in curve], "--", color="black", linewidth=1, label="predicted")
+    below.set_yscale("log")
+    below.set_xlabel("step", fontsize=7)
+    for axes in (above, below):
+        axes.tick_params(which="both", labelsize=7)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def plot_layers(
+    shares: Mapping[str, float], smallest: Mapping[str, Bounded] | None = None, whole: Bounded | None = None
+) -> Figure:
+    """Bars on a logarithmic axis, one a layer: its share of the trace, and the smallest eigenvalue of its own kernel.
+
+    A filled bar ends at lambda_min; a hollow one at its upper bound, where rounding leaves no more to say (a layer with
+    fewer parameters than samples has lambda_min = 0). A dotted line marks the whole kernel's lambda_min, which is at
+    least that of every layer.
+
+    Args:
+        shares: by layer, in the network's order. Of more than 12 layers those with the largest shares are drawn, and those
+            with the largest lambda_min.
+        smallest: lambda_min of the layers' kernels; None: one panel only.
+        whole: lambda_min of the sum.
+    """
+    smallest = smallest or {}
+    kept = _most_telling(shares, smallest)
+    rows = np.arange(len(kept))[::-1]
+    figure = new_figure()
+    figure.subplots_adjust(left=0.31)
+    panels = figure.subplots(1, 2 if smallest else 1, sharey=True, squeeze=False)[0]
+    panels[0].barh(rows, [shares.get(layer, 0.0) for layer in kept], height=0.7)
+    panels[0].set_yticks(rows, [_short(layer) for layer in kept])
+    _dress(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
+    left_out = len(shares) - len(kept)
+    if left_out > 0:
+        panels[0].set_title(f"{left_out} of {len(shares)} layers left out", fontsize=7, loc="left", pad=2)
+    if smallest:
+        drawn = [(row, smallest[layer]) for row, layer in zip(rows, kept, strict=True) if layer in smallest]
+        clear = [(row, each.value) for row, each in drawn if each.lower > 0]
+        unclear = [(row, each.upper) for row, each in drawn if each.lower <= 0 < each.upper]
+        panels[1].barh([row for row, _ in clear], [value for _, value in clear], height=0.7, color="tab:orange")
+        panels[1].barh(
+            [row for row, _ in unclear],
+            [value for _, value in unclear],
+            height=0.7,
+            facecolor="none",
+            edgecolor="tab:orange",
+        )
+        values = [value for _, value in (*clear, *unclear)]
+        if whole is not None and whole.value > 0:
+            panels[1].axvline(whole.value, color="black", linestyle=":", linewidth=1)
+            values.append(whole.value)
+        _dress(panels[1], values, "lambda_min (hollow: <=)")
+    return figure
+
+
+def _most_telling(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) -> list[str]:
+    """At most ``MOST_BARS`` layers: by share, and a few by lambda_min, in the network's order."""
+    by_share = sorted(shares, key=lambda layer: -shares[layer])
+    by_value = [layer for layer in sorted(smallest, key=lambda layer: -smallest[layer].lower) if layer in shares]
+    chosen = dict.fromkeys([*by_value[: MOST_BARS // 3], *by_share])
+    kept = set(list(chosen)[:MOST_BARS])
+    return [layer for layer in shares if layer in kept]
+
+
+def _short(layer: str) -> str:
+    name = layer or "(the model)"
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+
+
+def _dress(axes: Axes, values: Sequence[float], label: str) -> None:
+    positive = [value for value in values if value > 0]
+    if positive:
+        axes.set_xscale("log")
+        # Bars on a logarithmic axis need a left end.
+        axes.set_xlim(min(positive) / 3, max(positive) * 2)
+    axes.set_xlabel(label, fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.grid(visible=True, axis="x", alpha=0.3)

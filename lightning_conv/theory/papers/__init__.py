@@ -1,0 +1,1 @@
+"""The theorems, one module or folder per paper."""

@@ -1,0 +1,52 @@
+"""The gradient bounds of Allen-Zhu, Li & Song 2019, Theorem 3, as ratios: no critical points near the initialisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_conv.losses.squared import HalfSumOfSquares
+
+SOURCE = "Allen-Zhu, Li, Song 2019, Theorem 3"
+
+
+@dataclass(frozen=True)
+class GradientRatios:
+    r"""|grad F|_F^2 against F = sum_i F_i and against max_i F_i, with F_i = (1/2) |u_i - y_i|^2.
+
+    Theorem 3 says that near the initialisation, with high probability over it,
+
+    .. math:: \Omega\Bigl(\frac{\delta m}{d n}\Bigr) \max_i F_i \le |\nabla F|_F^2 \le O\Bigl(\frac{L n m}{d}\Bigr) F ,
+
+    and hence |grad F|^2 >= Omega(delta m / (d n^2)) F. The constants are unspecified: the ratios are told, their
+    constancy over training and over widths can be looked at, and no verdict follows.
+    """
+
+    loss: float  # F
+    largest: float  # max_i F_i
+    squared_gradient: float  # |grad F|_F^2
+
+    @property
+    def over_sum(self) -> float:
+        """|grad F|^2 / F, the PL ratio; between 2 lambda_min and 2 lambda_max of the NTK Gram matrix."""
+        return self.squared_gradient / self.loss if self.loss > 0 else float("nan")
+
+    @property
+    def over_largest(self) -> float:
+        """|grad F|^2 / max_i F_i."""
+        return self.squared_gradient / self.largest if self.largest > 0 else float("nan")
+
+    def lower_constant(self, *, width: int, samples: int, outputs: int, delta: float) -> float:
+        """|grad F|^2 / max_i F_i over delta m / (d n): what stands for Omega(1) in the lower bound. NaN for delta = 0."""
+        return self.over_largest * outputs * samples / (delta * width) if delta > 0 else float("nan")
+
+    def upper_constant(self, *, width: int, samples: int, outputs: int, depth: int) -> float:
+        """|grad F|^2 / F over L n m / d: what stands for O(1) in the upper bound."""
+        return self.over_sum * outputs / (depth * samples * width)
+
+
+def gradient_ratios(objective: HalfSumOfSquares) -> GradientRatios:
+    """The ratios, from ``half_sum_of_squares`` of any module or from ``AllenZhuNet.objective``.
+
+    For a run on L = k F divide the ratio of L by k: the ratio of k F is k times that of F.
+    """
+    return GradientRatios(objective.loss, objective.largest, objective.squared_gradient)

@@ -1,0 +1,194 @@
+"""The data of Allen-Zhu, Li & Song 2019: their normalisation of the inputs, and how far apart inputs are."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_conv.expressivity.closest import ClosestRows, closest_rows
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.reporting.progress import Report, silent
+from lightning_conv.theory.criterion import Criterion, at_least
+
+BLOCK = 1024
+AT_ONCE = 65_536
+"""Pairs whose distance is computed from their difference at a time."""
+
+SOURCE = "Allen-Zhu, Li, Song 2019, Assumption 2.1"
+SOURCE_BY_LABEL = "Zou, Cao, Zhou, Gu 2020, data separation"
+
+
+def unit_inputs(inputs: Tensor) -> Tensor:
+    r"""x~ = (x / (sqrt2 |x|), 1 / sqrt2): rows of norm 1 whose last coordinate is 1/sqrt2, (n, d + 1), float64.
+
+    The last coordinate takes the place of a bias in the first layer. Two rows become equal where one input is a positive
+    multiple of the other: |x~ - x~'| = |x/|x| - x'/|x'|| / sqrt2.
+
+    Args:
+        inputs: (n, ...); everything behind the first dimension is flattened.
+
+    Raises:
+        ValueError: an input is zero or not finite.
+
+    Example:
+        >>> unit_inputs(torch.tensor([[3.0, 4.0]])).square().sum(1)
+        tensor([1.0000], dtype=torch.float64)
+    """
+    x = inputs.detach().double().flatten(1)
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    bad = ~(torch.isfinite(norms) & (norms > 0))
+    if bool(bad.any()):
+        raise ValueError(
+            f"inputs: sample {int(bad.flatten().nonzero()[0])} has norm {float(norms[bad][0])}; it has no direction"
+        )
+    return torch.cat([x / norms, torch.ones_like(norms)], 1) / math.sqrt(2)
+
+
+def direction_rounding(features: int) -> float:
+    """What the rounding of ``unit_inputs`` may add to a distance: it moves a row by at most gamma_{d+9}, and a distance by twice that.
+
+    Two inputs that are positive multiples of one another in float64 come out this far apart at most.
+
+    Args:
+        features: d, numbers in an input.
+    """
+    return 2 * gamma(features + 9, torch.float64)
+
+
+def are_unit_inputs(inputs: Tensor, *, tolerance: float = 1e-4) -> bool:
+    """Whether the rows have norm 1 and the last coordinate 1/sqrt2, as ``unit_inputs`` gives them.
+
+    Args:
+        inputs: (n, ...).
+        tolerance: of both.
+    """
+    x = inputs.detach().double().flatten(1)
+    off = torch.stack([torch.linalg.vector_norm(x, dim=1) - 1, x[:, -1] - 1 / math.sqrt(2)]).abs()
+    return bool((off <= tolerance).all())
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How far apart n inputs are, after ``unit_inputs``."""
+
+    delta: ClosestRows  # over all pairs: |x~_i - x~_j| >= delta
+    by_label: ClosestRows | None  # over pairs with different labels (Zou et al.); None without labels
+    below: dict[float, int]  # threshold -> pairs at that distance or closer
+
+    def criteria(self, least: float = 0.0) -> list[Criterion]:
+        """Separation over all pairs, and by label where labels were given, each against ``least``.
+
+        0 asks for no two inputs that point the same way, which is what the theorem needs; ``certified`` means proven for the
+        inputs as float64 numbers.
+        """
+        bound = max(least, sys.float_info.min)
+        found = [
+            at_least(
+                "separation", SOURCE, "|x_i - x_j| >= delta for all i != j", self.delta.distance, bound, proves=True
+            )
+        ]
+        if self.by_label is not None:
+            asks = "|x_i - x_j| >= phi where y_i != y_j"
+            found.append(
+                at_least("separation_by_label", SOURCE_BY_LABEL, asks, self.by_label.distance, bound, proves=True)
+            )
+        return found
+
+
+def separation(
+    inputs: Tensor,
+    labels: Tensor | None = None,
+    *,
+    below: Sequence[float] = (),
+    normalised: bool = False,
+    block: int = BLOCK,
+    report: Report = silent,
+) -> Separation:
+    """delta of the data, proven, with the pair that attains it, and how many pairs lie closer than some thresholds.
+
+    Duplicates, and inputs that are multiples of one another, have delta = 0, and one such pair voids the hypothesis; so does
+    a delta far below 1/L for a width that is polynomial in 1/delta. The number of close pairs tells whether it is
+    one odd pair or the rule (augmented copies).
+
+    Args:
+        inputs: (n, ...), before normalisation.
+        labels: (n,), classes.
+        below: thresholds to count pairs at.
+        normalised: the inputs are ``unit_inputs`` already, and are taken as they are.
+        block: samples compared at once.
+        report: told the share of the work that is done.
+
+    Raises:
+        ValueError: fewer than two inputs, one without a direction, or labels that are all the same.
+
+    Cost: at most n^2 d flops for each of delta, by_label and all thresholds together; memory O(block^2 + n d).
+
+    Source: Allen-Zhu, Li, Song 2019, Assumption 2.1; by label: Zou, Cao, Zhou, Gu 2020.
+    """
+    x = inputs.detach().double().flatten(1) if normalised else unit_inputs(inputs)
+    parts = 1 + (labels is not None) + bool(below)
+    moved = direction_rounding(x.shape[1] - 1)
+    delta = _widened(closest_rows(x, block=block, report=lambda done: report(done / parts)), moved)
+    by_label = None
+    if labels is not None:
+        found = closest_rows(x, labels=labels, block=block, report=lambda done: report((1 + done) / parts))
+        by_label = _widened(found, moved)
+    counts = pairs_within(x, below, block=block) if below else {}
+    return Separation(delta, by_label, counts)
+
+
+def pairs_within(matrix: Tensor, distances: Sequence[float], *, block: int = BLOCK) -> dict[float, int]:
+    r"""How many pairs of rows lie at each distance or closer, every pair once.
+
+    Squares come from a matrix product of the centred rows, whose error is at most gamma_{d+16} (|y_i| + |y_j|)^2; pairs that this
+    leaves in question are computed from their difference. So a pair is counted on the wrong side only if its distance agrees
+    with the threshold to a relative gamma_{d+4}, some 1e-14.
+
+    Args:
+        matrix: (n, d), float64.
+        distances: thresholds, 0 or larger. 0 counts rows that are equal.
+        block: rows compared at once.
+
+    Raises:
+        ValueError: a threshold is negative or NaN.
+
+    Cost: n^2 d flops, memory O(block^2).
+    """
+    if any(not distance >= 0 for distance in distances):
+        raise ValueError(f"distances: {list(distances)}; need numbers from 0 on")
+    rows = matrix - matrix.mean(0)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    relative = gamma(matrix.shape[1] + 16, torch.float64)
+    counts = dict.fromkeys(distances, 0)
+    for first in range(0, len(rows), block):
+        mine = slice(first, first + block)
+        for second in range(first, len(rows), block):
+            theirs = slice(second, second + block)
+            squares = torch.addmm(
+                norms[mine, None].square() + norms[None, theirs].square(), rows[mine], rows[theirs].T, alpha=-2
+            )
+            error = relative * (norms[mine, None] + norms[None, theirs]).square()
+            if first == second:
+                squares[torch.ones_like(squares, dtype=torch.bool).tril()] = math.inf
+            for distance in counts:
+                below = squares + error <= distance**2
+                in_question = ((squares - error <= distance**2) & ~below).nonzero()
+                counts[distance] += int(below.sum())
+                for pairs in in_question.split(AT_ONCE):
+                    gaps = matrix[pairs[:, 0] + first] - matrix[pairs[:, 1] + second]
+                    counts[distance] += int((torch.linalg.vector_norm(gaps, dim=1) <= distance).sum())
+    return counts
+
+
+def _widened(found: ClosestRows, by: float) -> ClosestRows:
+    distance = found.distance
+    wider = Bounded(
+        distance.value, max(distance.lower - by, 0.0), distance.upper + by, certified=True, method=distance.method
+    )
+    return replace(found, distance=wider)

@@ -1,0 +1,58 @@
+"""Chatterjee, Convergence of gradient descent for deep neural networks (2203.16462): a local criterion, in numbers.
+
+A non-negative f, a start x_0 and a radius r satisfy it if 4 f(x_0) < r^2 alpha(x_0, r), with alpha the infimum of |grad
+f|^2 / f over the ball. ``ratio`` has the inequalities, ``sampling`` what can refute them, ``certificate`` what can
+prove them, ``positive`` the initialisation that makes the proof succeed, ``path`` what a run says.
+"""
+
+from lightning_conv.theory.papers.chatterjee.certificate import (
+    DescentCertificate,
+    affine_independence,
+    certify_alpha,
+    certify_descent,
+)
+from lightning_conv.theory.papers.chatterjee.path import judge_path
+from lightning_conv.theory.papers.chatterjee.positive import (
+    judge_positive_start,
+    positive_init_,
+    smallest_output_weight,
+)
+from lightning_conv.theory.papers.chatterjee.ratio import (
+    ScoreCeiling,
+    alpha_ratio,
+    criterion_score,
+    judge_ball,
+    least_radius,
+    length_bound,
+    score_ceiling,
+)
+from lightning_conv.theory.papers.chatterjee.sampling import (
+    Landscape,
+    SampledInfimum,
+    aligned_points,
+    sampled_alpha,
+    sampled_infima,
+)
+
+__all__ = [
+    "DescentCertificate",
+    "Landscape",
+    "SampledInfimum",
+    "ScoreCeiling",
+    "affine_independence",
+    "aligned_points",
+    "alpha_ratio",
+    "certify_alpha",
+    "certify_descent",
+    "criterion_score",
+    "judge_ball",
+    "judge_path",
+    "judge_positive_start",
+    "least_radius",
+    "length_bound",
+    "positive_init_",
+    "sampled_alpha",
+    "sampled_infima",
+    "score_ceiling",
+    "smallest_output_weight",
+]

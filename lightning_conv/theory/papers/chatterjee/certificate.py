@@ -1,0 +1,248 @@
+"""Lower bounds of alpha with a proof, for smooth networks with one output, and a step size that they certify."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.theory.criterion import Criterion, Verdict
+from lightning_conv.theory.papers.chatterjee.ratio import SOURCE, criterion_score, least_radius
+from lightning_conv.theory.tools.ball_bounds import BallBounds, ball_bounds
+from lightning_conv.theory.tools.running_error import jacobian_sigma_min, outputs_with_error
+from lightning_conv.theory.tools.smooth_mlp import SmoothMLP, above, below, read_mlp
+
+POSITIVE = "first layer's Gram matrix, positive weights"
+LIPSCHITZ = "sigma_min(J) at the centre less the Lipschitz constant of J times r"
+
+
+@dataclass(frozen=True)
+class DescentCertificate:
+    """What is proven about gradient descent on f = (1/n) sum (u_i - y_i)^2 from the network's present weights.
+
+    With ``holds``: descent with any constant step up to ``step`` stays within ``radius``, obeys f_k <= (1 - delta)^k
+    f_0 with delta = (1 - eps) alpha h, and converges to zero loss.
+    """
+
+    radius: float
+    value: Bounded  # f(x_0)
+    alpha: Bounded  # lower: proven on the ball
+    smoothness: float  # proven upper bound of |Hess f|_2 where the path can be: in the ball, at losses up to f(x_0)
+    epsilon: float
+    step: float  # 2 eps / smoothness, rounded down
+    criterion: Criterion
+    flow: Criterion  # the same for gradient flow, eps = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the criterion for descent is proven."""
+        return self.criterion.verdict == "certified"
+
+    @property
+    def score(self) -> float:
+        """(1 - eps)^2 r^2 alpha / (4 f_0), proven; above 1 the certificate holds."""
+        return self.criterion.measured
+
+    @property
+    def rate(self) -> float:
+        """Share of the loss that a step of size ``step`` certainly takes away: (1 - eps) alpha h."""
+        return below(below((1 - self.epsilon) * self.alpha.lower * self.step))
+
+    @property
+    def length(self) -> float:
+        """No path is longer: 2 sqrt(f_0 / alpha) / (1 - eps)."""
+        return above(least_radius(self.value.upper, self.alpha.lower, epsilon=self.epsilon))
+
+
+def affine_independence(inputs: Tensor, *, bias: bool = True) -> RankCertificate:
+    """Whether the n inputs are proven to be affinely (without ``bias``: linearly) independent: rank [X, 1] = n, which needs n <= d + 1.
+
+    It is the expressivity condition of the input layer; ``sigma_min.lower`` squared bounds lambda_min([X, 1][X, 1]^T)
+    from below.
+
+    Args:
+        inputs: (n, ...), flattened to (n, d), taken as the numbers they are.
+        bias: whether the first layer's bias is trained.
+
+    Cost: a singular value decomposition of n x (d + 1).
+
+    Example:
+        >>> affine_independence(torch.eye(4, 3)).verdict, affine_independence(torch.eye(4, 3), bias=False).verdict
+        ('certified', 'refuted')
+    """
+    return certify_expressivity(inputs.detach().cpu().double().flatten(1), method="singular", bias=bias)
+
+
+def certify_alpha(
+    model: nn.Module | SmoothMLP,
+    inputs: Tensor,
+    radius: float,
+    *,
+    data: RankCertificate | None = None,
+    sigma_min: Bounded | None = None,
+) -> Bounded:
+    r"""A proven lower bound of alpha(x_0, r) for f = (1/n) sum (u_i - y_i)^2, the larger of two; for L = k f multiply by k.
+
+    *Positive weights.* With X~ = [X, 1] (X alone without a trained first bias), e = u - y, c_ij = du_i / dz_1j and weights that are
+    non-negative from layer 3 on:
+
+    .. math:: \frac{\partial f}{\partial \tilde W_{1,j}} = \frac2n \sum_i e_i c_{ij} \tilde x_i, \qquad
+        |\nabla f|^2 \ge \frac{4}{n^2} \sum_j (c_j \circ e)^T \tilde X \tilde X^T (c_j \circ e)
+        \ge \frac4n \lambda_{\min}(\tilde X \tilde X^T) \min_i \sum_j c_{ij}^2 \; f .
+
+    ``ball_bounds`` gives the last factor everywhere in the ball, whatever the targets are.
+
+    *Lipschitz Jacobian.* For any signs, J = du/dtheta moves by at most L |theta - theta_0| in the ball, L = sqrt(n) max_i |Hess u_i|
+    of ``ball_bounds``, so by Weyl's inequality sigma_min(J) >= sigma_min(J_0) - L r, and
+
+    .. math:: |\nabla f|^2 = \frac{4}{n^2} |J^T e|^2 \ge \frac4n (\sigma_{\min}(J_0) - L r)_+^2 \; f .
+
+    [both derived]
+
+    Args:
+        model: see ``read_mlp``; the centre of the ball.
+        inputs: (n, d).
+        radius: r.
+        data: ``affine_independence`` of the inputs, if it is there already.
+        sigma_min: ``jacobian_sigma_min``, if it is there already.
+
+    Returns:
+        An interval from the proven bound to infinity; ``method`` says which of the two it is, ``reason`` why a bound is 0.
+
+    Raises:
+        ValueError: a network of another kind or without trained weights, or inputs that do not fit it.
+    """
+    mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
+    _require_trained(mlp)
+    data = data or affine_independence(inputs, bias=mlp.first.bias_trained)
+    bounds = ball_bounds(mlp, inputs, radius)
+    return _alpha(mlp, bounds, len(inputs), data, sigma_min or jacobian_sigma_min(mlp, inputs))
+
+
+def certify_descent(
+    model: nn.Module | SmoothMLP,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    radius: float | None = None,
+    epsilon: float = 0.5,
+    data: RankCertificate | None = None,
+) -> DescentCertificate:
+    r"""Prove, before the first step, that gradient descent on f = (1/n) sum (u_i - y_i)^2 reaches zero loss, and with which step.
+
+    Let 4 f_0 < (1 - eps)^2 r^2 alpha with alpha as in ``certify_alpha``, and let |Hess f| <= M at all points of B(x_0,
+    r) with f <= f_0. Then descent with h <= 2 eps / M obeys f_{k+1} <= f_k - (1 - eps) h |grad f_k|^2, stays in the
+    ball and converges at the rate (1 - eps) alpha h. Proof: walk along a step, x(t) = x_k - t grad f_k. As long as x(t)
+    is in the ball with f <= f_0, Taylor gives f(x(t)) <= f_k - t (1 - t M / 2) |grad f_k|^2 <= f_k - (1 - eps) t |grad
+    f_k|^2, so f falls, and ``length_bound`` keeps the path so far strictly shorter than 2 sqrt(f_0 / alpha) / (1 - eps)
+    < r. Hence the walk cannot leave that set before t = h. [derived; the paper bounds the Hessian on B(x_0, 2r)
+    instead, and the step by r / sup |grad f| too]
+
+    M comes from the residual: |e| <= sqrt(n f_0) there, so with ``ball_bounds``
+
+    .. math:: |\nabla^2 f| = \frac2n \Bigl| J^T J + \sum_i e_i \nabla^2 u_i \Bigr| \le \frac2n |J|^2 + 2 \sqrt{f_0} \,
+    \max_i |\nabla^2 u_i| .
+
+    Args:
+        model: as in ``certify_alpha``.
+        inputs: (n, d).
+        targets: y, n numbers.
+        radius: r; None: the one with the fastest certified rate, or if there is none with the largest score.
+        epsilon: between 0 and 1: half is the best for the rate, less is easier to certify.
+        data: as in ``certify_alpha``.
+
+    Raises:
+        ValueError: as in ``certify_alpha``; other numbers of targets, or ``epsilon`` outside (0, 1).
+
+    Cost: a forward and a backward pass, the singular values of the inputs, and small eigenvalue problems for about a hundred radii.
+    """
+    mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon: {epsilon}; need a number between 0 and 1")
+    if targets.numel() != len(inputs):
+        raise ValueError(f"targets: {targets.numel()} for {len(inputs)} samples; need one number a sample")
+    _require_trained(mlp)
+    data = data or affine_independence(inputs, bias=mlp.first.bias_trained)
+    start = _Start(mlp, inputs, _loss(mlp, inputs, targets), data, jacobian_sigma_min(mlp, inputs))
+    if radius is not None:
+        return _certificate(start, radius, epsilon)
+    scale = max(float(layer.weight.norm()) for layer in mlp.layers) or 1.0
+    grid = torch.logspace(math.log10(scale) - 6, math.log10(scale) + 0.5, 66, dtype=torch.float64).tolist()
+    best = _best([_certificate(start, r, epsilon) for r in grid])
+    fine = torch.logspace(-0.1, 0.1, 21, dtype=torch.float64).tolist()
+    return _best([best, *(_certificate(start, best.radius * factor, epsilon) for factor in fine)])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What does not depend on the radius."""
+
+    mlp: SmoothMLP
+    inputs: Tensor
+    value: Bounded
+    data: RankCertificate
+    sigma_min: Bounded
+
+
+def _require_trained(mlp: SmoothMLP) -> None:
+    if not any(layer.weight_trained or layer.bias_trained for layer in mlp.layers):
+        raise ValueError("model: all of its layers are frozen, so that there is no gradient; train one or more")
+
+
+def _best(found: list[DescentCertificate]) -> DescentCertificate:
+    """The fastest of those that hold; if none does, the one with the largest score."""
+    return max(found, key=lambda each: (each.holds, each.rate if each.holds else each.score))
+
+
+def _alpha(mlp: SmoothMLP, bounds: BallBounds, samples: int, data: RankCertificate, sigma_min: Bounded) -> Bounded:
+    """The larger of the two bounds."""
+    smallest = below(data.sigma_min.lower**2) if data.verdict == "certified" and data.sigma_min is not None else 0.0
+    why = bounds.reason if smallest > 0 else f"the inputs are not proven independent: {data.reason}"
+    if not mlp.first.weight_trained:
+        smallest, why = 0.0, "the first layer is frozen"
+    positive = below(4 / samples * smallest * bounds.first_layer_gain**2)
+    lipschitz = above(math.sqrt(samples) * bounds.curvature)
+    left = sigma_min.lower - above(lipschitz * bounds.radius)
+    lazy = below(4 / samples * below(left) ** 2) if left > 0 else 0.0
+    if lazy > positive:
+        return Bounded(lazy, lazy, math.inf, True, LIPSCHITZ)
+    return Bounded(positive, positive, math.inf, True, POSITIVE, "" if positive > 0 else why)
+
+
+def _certificate(start: _Start, radius: float, epsilon: float) -> DescentCertificate:
+    mlp, n, value = start.mlp, len(start.inputs), start.value
+    known = None if start.data.sigma_max is None else start.data.sigma_max.upper
+    bounds = ball_bounds(mlp, start.inputs, radius, input_norm=known if mlp.first.weight_trained else None)
+    alpha = _alpha(mlp, bounds, n, start.data, start.sigma_min)
+    smoothness = above(above(2 / n * bounds.jacobian_norm**2) + 2 * math.sqrt(value.upper) * bounds.curvature)
+    step = below(2 * epsilon / smoothness) if math.isfinite(smoothness) else 0.0
+    flow, descent = (_judge(value, alpha, radius, eps) for eps in (0.0, epsilon))
+    return DescentCertificate(radius, value, alpha, smoothness, epsilon, step, descent, flow)
+
+
+def _judge(value: Bounded, alpha: Bounded, radius: float, epsilon: float) -> Criterion:
+    """The bound of alpha is one from below: it proves the criterion or leaves it open."""
+    score = below(below(criterion_score(value.upper, alpha.lower, radius, epsilon=epsilon)))
+    asks = f"{'(1 - eps)^2 ' if epsilon else ''}r^2 alpha(x_0, r) / (4 f(x_0)) > 1 for some r"
+    verdict: Verdict = "certified" if score > 1 else "undecided"
+    reason = f"at r = {radius:.4g} the score is at least {score:.4g}"
+    if verdict == "undecided":
+        reason += ", which leaves it open: the proven alpha is a lower bound" + (
+            f"; {alpha.reason}" if alpha.reason else ""
+        )
+    name = "criterion_score_descent" if epsilon else "criterion_score"
+    return Criterion(name, SOURCE, asks, score, 1.0, verdict, reason)
+
+
+def _loss(mlp: SmoothMLP, inputs: Tensor, targets: Tensor) -> Bounded:
+    """F at the centre, the rounding of the forward bounded."""
+    outputs, error = outputs_with_error(mlp, inputs)
+    residual = (outputs - targets.detach().cpu().double().flatten()).abs()
+    value = float(residual.square().mean())
+    upper = above(float((residual + error).square().mean()))
+    lower = below(float((residual - error).clamp(min=0).square().mean()))
+    return Bounded(value, lower, upper, True, "running error of the forward")

@@ -1,0 +1,214 @@
+"""What the proofs say about the steps: contraction of the error, and the size of what the linearisation leaves out.
+
+r = u - y, S = 1/2 |r|^2, and a step size eta on S. A run on another squared loss k S converts by ``loss_scale(...).step_on_sum(eta)``;
+ratios of losses do not depend on k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.drift import frobenius_floor
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.eigenvalues.bounded import Bounded, divide
+from lightning_conv.theory.criterion import Criterion, at_most
+from lightning_conv.theory.papers.du.kernel import DEEP, TWO_LAYER
+
+ASKS_REMAINDER = "|u(k+1) - u(k) + eta G(k) r(k)| / |r(k)| <= eta lambda_0 / 8"
+ASKS_CHANGE = "|u(k+1) - u(k)|^2 / |r(k)|^2 <= eta lambda_0 / 8"
+THEOREMS = f"{DEEP}, Theorems 5.1, 6.1, 7.1; {TWO_LAYER}, Theorem 4.1"
+
+
+def contraction_criterion(losses: Sequence[float] | Tensor, step: float, lambda_0: Bounded | float) -> Criterion:
+    """L(k) <= (1 - eta lambda_0 / 2)^k L(0) at every k: the theorems' conclusion, held against a whole run.
+
+    Args:
+        losses: L(0), L(1), ... of consecutive steps of gradient descent, in any scale of the squared loss.
+        step: eta on S.
+        lambda_0: of the limit kernel.
+
+    Returns:
+        What is measured is the largest ratio of the two sides over all k >= 1, in logarithm, so that nothing underflows; the bound is 0.
+
+    Raises:
+        ValueError: fewer than two losses, some that are not positive or not finite at the start, or eta lambda_0 / 2 outside
+            (0, 1).
+
+    Source: deep, Theorems 5.1, 6.1, 7.1; two layers, Theorem 4.1.
+    """
+    values = torch.as_tensor(losses, dtype=torch.float64).flatten()
+    if len(values) < 2 or not (float(values[0]) > 0 and bool((values >= 0).all())):
+        raise ValueError(f"losses: {len(values)} numbers; need two or more, none negative or NaN, the first above zero")
+    k = torch.arange(1, len(values), dtype=torch.float64)
+    excess = (values[1:] / values[0]).log() - k * _log_rate(step, lambda_0)
+    return at_most(
+        "contraction",
+        THEOREMS,
+        "log L(k) / L(0) - k log(1 - eta lambda_0 / 2) <= 0 at every step k",
+        float(excess.max()),
+        0.0,
+    )
+
+
+def step_criterion(before: float, after: float, step: float, lambda_0: Bounded | float) -> Criterion:
+    """L(k+1) / L(k) <= 1 - eta lambda_0 / 2 for one step. More than the theorems conclude, and what their induction shows.
+
+    Args:
+        before: L(k), in any scale of the squared loss.
+        after: L(k+1).
+        step: eta on S.
+        lambda_0: of the limit kernel.
+
+    Raises:
+        ValueError: eta lambda_0 / 2 outside (0, 1).
+    """
+    _log_rate(step, lambda_0)
+    return step_contraction_criterion(divide(after, before), step, lambda_0)
+
+
+def step_contraction_criterion(contraction: float, step: float, lambda_0: Bounded | float) -> Criterion:
+    """``step_criterion`` where the quotient is at hand; the error of lambda_0 is in the verdict.
+
+    Args:
+        contraction: L(k+1) / L(k).
+        step: eta on S; NaN: not known.
+        lambda_0: of the limit kernel.
+    """
+    lower = upper = contraction
+    if isinstance(lambda_0, Bounded):
+        lower -= step * (lambda_0.value - lambda_0.lower) / 2
+        upper += step * (lambda_0.upper - lambda_0.value) / 2
+    measured = Bounded(contraction, lower, upper, certified=False, method="error of lambda_0")
+    bound = 1 - step * _value(lambda_0) / 2
+    return at_most("step_contraction", THEOREMS, "L(k+1) / L(k) <= 1 - eta lambda_0 / 2", measured, bound)
+
+
+def linearised_rate(gram: KernelGram | Tensor, residual: Tensor, step: float) -> float:
+    r"""2 eta r^T G r / |r|^2, the share of the loss that a step removes to first order in eta, at the present kernel.
+
+    Between 2 eta lambda_min and 2 eta lambda_max of G, always.
+
+    Args:
+        gram: G over all trained parameters, (n, n).
+        residual: r = u - y, (n,).
+        step: eta on S.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    matrix, r = _matrix_and_residual(gram, residual)
+    return 2 * step * divide(float(r @ matrix @ r), float(r @ r))
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """One step u -> u' of gradient descent beside its linearisation u - eta G r."""
+
+    remainder: float  # |I_2| = |u' - u + eta G r|
+    change: float  # |u' - u|
+    predicted_change: float  # eta |G r|
+    residual: float  # |r|
+    rounding: float = 0.0  # estimate of what rounding may contribute to the remainder, and to the change
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the predicted change stands well above rounding: the relative remainder is then known to within 0.01."""
+        return self.predicted_change > 100 * self.rounding
+
+    @property
+    def relative(self) -> float:
+        """The remainder over the predicted change."""
+        return divide(self.remainder, self.predicted_change)
+
+
+def linearisation(
+    before: Tensor,
+    after: Tensor,
+    targets: Tensor,
+    gram: KernelGram | Tensor,
+    step: float,
+    *,
+    rounding: float = 0.0,
+) -> Linearisation:
+    """How far a step is from linear.
+
+    Args:
+        before: u(k), (n,); of C outputs (n, C), for a full kernel with row i C + c.
+        after: u(k+1).
+        targets: y.
+        gram: G(k) over all trained parameters, (n, n), or (n C, n C).
+        step: eta on S.
+        rounding: of the change of the outputs; that of the kernel is added to it.
+
+    Raises:
+        ValueError: the sizes differ.
+
+    Source: deep, proof of Lemma B.6: u(k+1) - u(k) = I_1 + I_2 with I_1 = -eta G(k) r(k).
+    """
+    matrix, r = _matrix_and_residual(gram, before.detach().double() - targets.double())
+    change = (after.detach().double() - before.detach().double()).flatten()
+    linear = -step * (matrix @ r)
+    size = float(r.norm())
+    rounding += step * frobenius_floor(gram) * size
+    return Linearisation(
+        float((change.to(linear) - linear).norm()), float(change.norm()), float(linear.norm()), size, rounding
+    )
+
+
+def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded | float) -> tuple[Criterion, Criterion]:
+    """|I_2| <= eta lambda_0 / 8 |r| (Lemma B.6) and |u(k+1) - u(k)|^2 <= eta lambda_0 / 8 |r|^2 (Lemma B.7).
+
+    Both are measured over |r| and |r|^2. Together with lambda_min(G) >= lambda_0 / 2 they give the contraction of the step. The rounding
+    of the step and the error of lambda_0 are in the verdict.
+
+    Args:
+        found: of the step.
+        step: eta on S.
+        lambda_0: of the limit kernel.
+    """
+    bound = step * _value(lambda_0) / 8
+    share, change = divide(found.remainder, found.residual), divide(found.change, found.residual)
+    error = divide(found.rounding, found.residual) if found.rounding > 0 else 0.0
+    squares = (change**2, max(change - error, 0.0) ** 2, (change + error) ** 2)
+    remainder = _within((share, max(share - error, 0.0), share + error), lambda_0)
+    return (
+        at_most("linearisation_remainder", f"{DEEP}, Lemma B.6", ASKS_REMAINDER, remainder, bound),
+        at_most("output_change", f"{DEEP}, Lemma B.7", ASKS_CHANGE, _within(squares, lambda_0), bound),
+    )
+
+
+def _within(measured: tuple[float, float, float], lambda_0: Bounded | float) -> Bounded:
+    """A number with its ends, which are moved by what the error of lambda_0 does to the bound that it is held against."""
+    value, lower, upper = measured
+    if isinstance(lambda_0, Bounded):
+        lower = lower * lambda_0.value / lambda_0.upper if lambda_0.upper > 0 else 0.0
+        upper = upper * lambda_0.value / lambda_0.lower if lambda_0.lower > 0 else math.inf
+    return Bounded(value, lower, upper, certified=False, method="rounding of the step, error of lambda_0")
+
+
+def _log_rate(step: float, lambda_0: Bounded | float) -> float:
+    share = step * _value(lambda_0) / 2
+    if not 0 < share < 1:
+        raise ValueError(
+            f"step: eta lambda_0 / 2 = {share:.3g}; the rate 1 - eta lambda_0 / 2 needs it between 0 and 1"
+        )
+    return math.log1p(-share)
+
+
+def _value(lambda_0: Bounded | float) -> float:
+    return lambda_0.value if isinstance(lambda_0, Bounded) else lambda_0
+
+
+def _matrix_and_residual(gram: KernelGram | Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    matrix = gram.matrix if isinstance(gram, KernelGram) else gram
+    r = residual.detach().double().flatten()
+    if len(r) != len(matrix):
+        raise ValueError(
+            f"residual: {len(r)} numbers for a kernel of {len(matrix)} rows; need one for each sample and output"
+        )
+    return matrix, r.to(matrix.device)

@@ -1,0 +1,205 @@
+"""Nearly orthogonal data and low rank (Frei et al. 2023; Kou, Chen & Gu 2023): the condition on the data, margins, the linear boundary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.theory.criterion import Criterion, at_least
+
+BLOCK = 1024
+FREI = "Frei, Vardi, Bartlett, Srebro, Hu 2023 (2210.07082)"
+KOU = "Kou, Chen, Gu 2023 (2310.18935)"
+
+
+@dataclass(frozen=True)
+class NearOrthogonality:
+    """How close n inputs are to being orthogonal."""
+
+    kappa: Bounded  # min_i |x_i|^2 / (n max_{i != k} |x_i . x_k|); infinite for orthogonal inputs
+    pair: tuple[int, int]  # with the largest |x_i . x_k|
+    smallest: float  # R_min = min |x_i|
+    largest: float  # R_max
+
+    def criteria(self, slope: float, *, constant: float = 1.0) -> list[Criterion]:
+        r"""Frei et al.: R_min^2 >= 3 gamma^{-3} (R_max/R_min)^2 n max |x_i . x_k|, that is kappa >= 3 gamma^{-3} (R_max/R_min)^2.
+
+        Kou et al.: kappa >= C with C unspecified; ``constant`` is what it is held against. ``certified``: proven for the inputs as
+        float64 numbers. Data that are not nearly orthogonal refute the hypothesis, not the conclusion.
+
+        Args:
+            slope: gamma of the leaky ReLU; at 0 (the ReLU) Frei et al. say nothing.
+            constant: C.
+        """
+        asks = "|x_i|^2 >= C n max |x_i . x_k|"
+        found = [
+            at_least("near_orthogonality_kou", KOU, f"{asks}, C = {constant:g}", self.kappa, constant, proves=True)
+        ]
+        if slope > 0:
+            bound = 3 / slope**3 * (self.largest / self.smallest) ** 2 if self.smallest > 0 else math.inf
+            found.append(
+                at_least(
+                    "near_orthogonality",
+                    FREI,
+                    f"{asks}, C = 3 gamma^-3 (R_max/R_min)^2",
+                    self.kappa,
+                    bound,
+                    proves=True,
+                )
+            )
+        return found
+
+
+def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonality:
+    r"""kappa = min_i |x_i|^2 / (n max_{i != k} |x_i . x_k|) of n inputs, with a proven interval.
+
+    A product of d terms errs by at most gamma_d |x_i||x_k|.
+
+    Args:
+        inputs: (n, ...), n >= 2; flattened, computed in float64.
+        block: rows multiplied at once.
+
+    Raises:
+        ValueError: fewer than two inputs, or NaN or infinity among them.
+
+    Cost: n^2 d flops, memory O(block^2 + n d).
+
+    Example:
+        >>> near_orthogonality(torch.tensor([[2.0, 0.0], [1.0, 2.0]])).kappa.value
+        1.0
+    """
+    if inputs.ndim < 2 or len(inputs) < 2:
+        raise ValueError(f"inputs: shape {tuple(inputs.shape)}; need two or more samples along dimension 0")
+    x = inputs.detach().double().flatten(1)
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("inputs: NaN or infinity among them")
+    n, d = x.shape
+    relative = gamma(d + 2, torch.float64)
+    squares = x.square().sum(1)
+    norms = squares.sqrt()
+    largest, upper, lower, pair = -1.0, 0.0, 0.0, (0, 1)
+    for first in range(0, n, block):
+        mine = slice(first, first + block)
+        for second in range(first, n, block):
+            theirs = slice(second, second + block)
+            products = (x[mine] @ x[theirs].T).abs()
+            error = relative * norms[mine, None] * norms[None, theirs] * (1 + relative)
+            if first == second:
+                above = torch.ones_like(products, dtype=torch.bool).tril()
+                products[above], error[above] = -1.0, 0.0
+            upper = max(upper, float((products + error).max()))
+            lower = max(lower, float((products - error).max()))
+            row, column = divmod(int(products.argmax()), products.shape[1])
+            if float(products[row, column]) > largest:
+                largest, pair = float(products[row, column]), (first + row, second + column)
+    least = float(squares.min())
+    kappa = Bounded(
+        _over(least, n * largest), _over(least * (1 - 2 * relative), n * upper), _over(least * (1 + 2 * relative), n * lower),
+        certified=True, method="all products, with their rounding",
+    )  # fmt: skip
+    return NearOrthogonality(kappa, pair, math.sqrt(least), float(norms.max()))
+
+
+def _over(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.inf
+
+
+def stable_rank_bound(inputs: Tensor, slope: float, weights: Tensor) -> float:
+    r"""Stable rank that the movement of a two-layer leaky ReLU network cannot exceed, whatever its units do.
+
+    Gradient descent moves w_j by a_j sum_i y_i c_ij x_i with c_ij between gamma A_i and A_i, where A_i is the sum of sample i's loss
+    derivatives |l'(y_i f(x_i))| over the steps. With q = gamma min A / max A,
+
+    .. math:: \frac{|W - W_0|_F^2}{|W - W_0|_2^2} \le
+              \frac{\lambda_{\max}(X X^T)}{\lambda_{\min}(X X^T)} \cdot \frac{(1 + q)^2}{4 q}:
+
+    |sum_i y_i c_i x_i|^2 is at most lambda_max |c|^2; its part along X_y^T (X_y X_y^T)^{-1} 1 is at least (sum c_i)^2 lambda_min / n; and
+    n |c|^2 <= (1 + q)^2 / (4 q) (sum c_i)^2 for numbers within a factor q (Kantorovich). [derived] For orthonormal inputs and
+    gamma = 1/2 it is 9/8 times what unequal A_i cost: Frei et al.'s low stable rank from the first step on, with its constant.
+
+    Args:
+        inputs: X, (n, d).
+        slope: gamma, in (0, 1].
+        weights: A_i > 0, n numbers.
+
+    Returns:
+        The bound; infinite where X X^T is singular or gamma is 0.
+    """
+    x, a = inputs.detach().double().flatten(1), weights.detach().double()
+    eigenvalues = torch.linalg.eigvalsh(x @ x.T)
+    q = slope * float(a.min() / a.max())
+    error = gamma(x.shape[1] + len(x), torch.float64) * float(eigenvalues.sum())
+    least, most = float(eigenvalues[0]) - error, float(eigenvalues[-1]) + error
+    return most / least * (1 + q) ** 2 / (4 * q) if q > 0 and least > 0 else math.inf
+
+
+def patterns_settle(
+    orthogonality: NearOrthogonality, slope: float, weights: Tensor, scale: float, start: float
+) -> bool:
+    r"""Whether it is certain that every unit's sign on every sample is sign(a_j y_i).
+
+    By the movement in ``stable_rank_bound``, y_i sign(a_j) w_j . x_i is at least
+    scale (gamma A_i |x_i|^2 - sum_{k != i} A_k |x_k . x_i|) less its size at the start. From then on all units with one sign of
+    a_j get the same gradient over a_j, so that further movement has rank two at most: the leaky ReLU's rank two, at a finite step.
+
+    Args:
+        orthogonality: of the inputs.
+        slope: gamma.
+        weights: A_i, the sums of loss derivatives so far, n numbers.
+        scale: step size times |a_j| times 1/n.
+        start: max |w_j(0) . x_i|.
+    """
+    least, most = float(weights.min()), float(weights.max())
+    across = orthogonality.smallest**2 / orthogonality.kappa.lower * most  # n max |x_k . x_i| <= R_min^2 / kappa
+    return scale * (slope * least * orthogonality.smallest**2 - across) > start
+
+
+@dataclass(frozen=True)
+class Margins:
+    """y_i f(x_i) over the samples."""
+
+    smallest: float
+    largest: float
+
+    @property
+    def spread(self) -> float:
+        """Smallest over largest: 1 where all samples have the same margin, negative where one is on the wrong side."""
+        return self.smallest / self.largest if self.largest != 0 else math.nan
+
+
+def margins(outputs: Tensor, targets: Tensor, *, norm: float = 1.0) -> Margins:
+    """Margins of a classifier with outputs f and targets -1 and 1.
+
+    Frei et al.: in the limit of gradient flow every sample is a support vector, y_i f(x_i) = const, so that ``spread`` tends to 1 (after
+    Theorem 3.2); Kou et al. have it for gradient descent.
+
+    Args:
+        outputs: f(x_i), n numbers.
+        targets: y_i, -1 or 1.
+        norm: divides them: |W|_F for the normalised margins of a network that is homogeneous of degree 1 in W.
+
+    Raises:
+        ValueError: targets other than -1 and 1, or not as many as outputs.
+    """
+    f, y = outputs.detach().double().flatten(), targets.detach().double().flatten()
+    if f.shape != y.shape or not bool((y.abs() == 1).all()):
+        raise ValueError(f"targets: {len(y)} for {len(f)} outputs; need -1 or 1 for each")
+    m = y * f / norm
+    return Margins(float(m.min()), float(m.max()))
+
+
+def linear_agreement(outputs: Tensor, inputs: Tensor, direction: Tensor) -> float:
+    """Share of the samples on which sign f(x) = sign(z . x): 1 for a linear decision boundary with normal z.
+
+    Args:
+        outputs: f(x_i), n numbers.
+        inputs: (n, d).
+        direction: z, (d,), such as ``LeakyTwoLayer.linear_part()``.
+    """
+    x = inputs.detach().double().flatten(1)
+    return float(((x @ direction.double() > 0) == (outputs.detach().double().flatten() > 0)).double().mean())

@@ -1,0 +1,149 @@
+"""Kawaguchi and Sun's expressivity condition as numbers and criteria, after 2104.05785; its rates are in ``theory.phase_two``.
+
+With last hidden features h (n x m_H) the condition is phi(w) = det([h, 1] [h, 1]^T) != 0, that is rank [h, 1] = n. phi
+itself under- or overflows: its logarithm, the singular values and a certificate of the rank are what can be used. The
+certificates are those of ``lightning_conv.expressivity``; here is what they mean for the theorem.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.expressivity.certify import FEW
+from lightning_conv.expressivity.decomposition import decompose
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.theory.criterion import Criterion
+
+SOURCE = "Kawaguchi, Sun 2104.05785"
+ALIGNMENT = "Kawaguchi, Zhang, Deng 2106.14836"
+EPSILON = 2.0**-52
+
+
+@dataclass(frozen=True)
+class ExpressivityFacts:
+    """What the singular values of [h, 1] say; float64."""
+
+    certificate: RankCertificate  # of rank n, with sigma_min and sigma_max
+    singular_values: Tensor  # min(n, m_H + 1), descending
+    log_phi: Bounded  # log det([h, 1] [h, 1]^T) = 2 sum log sigma_i; -inf where the rank is below n
+    alignment: RankCertificate | None  # of the targets, where they were given
+
+    @property
+    def sigma_max(self) -> float:
+        """sigma_1; the certificate has its bounds."""
+        return float(self.singular_values[0])
+
+    @property
+    def sigma_min(self) -> float:
+        """sigma_n, the n-th singular value: 0 where there are fewer columns than samples; the certificate has its bounds."""
+        full = len(self.singular_values) == self.certificate.n
+        return float(self.singular_values[-1]) if full else 0.0
+
+    @property
+    def condition_number(self) -> float:
+        """sigma_1 / sigma_n; infinite where the rank is below n. Gradient descent on the head takes about its square in steps."""
+        return self.sigma_max / self.sigma_min if self.sigma_min > 0 else math.inf
+
+    @property
+    def stable_rank(self) -> float:
+        """|[h, 1]|_F^2 / sigma_1^2, between 1 and the rank."""
+        squares = self.singular_values.square()
+        return float(squares.sum() / squares[0])
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank."""
+        share = self.singular_values / self.singular_values.sum()
+        return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+
+
+def expressivity_facts(
+    features: Tensor, targets: Tensor | None = None, *, bias: bool = True, feature_error: float = 0.0
+) -> ExpressivityFacts:
+    """Certificate, log phi, ranks and alignment of the features of n samples.
+
+    log phi of up to 512 samples is within the proven radii of all singular values, so it is proven if ``feature_error`` is 0; of more it
+    is an estimate.
+
+    Args:
+        features: h, (n, m_H), float64.
+        targets: Y, (n, C) or class numbers; for the alignment residual |(I - P) Y| / |Y|.
+        bias: whether the last layer has a trained bias.
+        feature_error: see ``certify_expressivity``.
+
+    Raises:
+        ValueError: as ``certify_expressivity``.
+
+    Cost: two or three singular value decompositions of n x (m_H + 1).
+
+    Example:
+        >>> facts = expressivity_facts(torch.eye(3, dtype=torch.float64), bias=False)
+        >>> facts.certificate.verdict, facts.condition_number, facts.stable_rank
+        ('certified', 1.0, 3.0)
+    """
+    certificate = certify_expressivity(features, method="singular", bias=bias, feature_error=feature_error)
+    columns = torch.cat([features, features.new_ones(len(features), 1)], 1) if bias else features
+    radii = None
+    if len(columns) <= FEW:
+        decomposition = decompose(columns)
+        values, radii = decomposition.values, decomposition.radii
+    else:
+        values = torch.linalg.svdvals(columns)
+    aligned = None
+    if targets is not None:
+        aligned = certify_expressivity(
+            features, method="alignment", targets=targets, bias=bias, feature_error=feature_error
+        )
+    return ExpressivityFacts(certificate, values, _log_phi(values, radii, certificate), aligned)
+
+
+def _log_phi(values: Tensor, radii: Tensor | None, certificate: RankCertificate) -> Bounded:
+    method = "twice the sum of log sigma_i, each within its error"
+    if len(values) < certificate.n:
+        return Bounded(-math.inf, -math.inf, -math.inf, True, "fewer columns than samples")
+    proven = radii is not None and certificate.feature_error == 0
+    if radii is None:  # no statement about the rounding of a decomposition, which is then estimated
+        radii = torch.full_like(values, certificate.n * EPSILON * float(values[0]))
+    radii = radii + certificate.feature_error
+    value, lower, upper = (2 * float((values + sign * radii).clamp(min=0).log().sum()) for sign in (0, -1, 1))
+    slack = 1e-13 * max(abs(value), float(len(values)))
+    return Bounded(value, lower - slack, upper + slack, proven, method)
+
+
+def judge_expressivity(facts: ExpressivityFacts) -> list[Criterion]:
+    """The condition, and its weaker companion for the targets at hand, as criteria.
+
+    Args:
+        facts: of the features.
+
+    Returns:
+        - ``expressivity_condition``: rank [h, 1] = n, with the certificate's verdict; measured is sigma_min
+        - ``alignment``, with targets: |(I - P) Y| <= 1e-8 |Y|: sufficient where rank n fails, and necessary for these
+          targets
+    """
+    found = [
+        _from_certificate(
+            "expressivity_condition", SOURCE, "rank [h, 1] = n, that is sigma_min([h, 1]) > 0",
+            facts.certificate, facts.certificate.sigma_min,
+        )
+    ]  # fmt: skip
+    if facts.alignment is not None:
+        asks = "the targets lie in the range of [h, 1]: |(I - P) Y| / |Y| = 0, here at most 1e-8"
+        found.append(_from_certificate("alignment", ALIGNMENT, asks, facts.alignment, facts.alignment.residual))
+    return found
+
+
+def _from_certificate(
+    name: str, source: str, asks: str, certificate: RankCertificate, measured: Bounded | None
+) -> Criterion:
+    value = measured.value if measured is not None else math.nan
+    # A certificate up to an estimated rounding inside the trunk is no proof.
+    verdict = (
+        "consistent" if certificate.verdict == "certified" and certificate.feature_error > 0 else certificate.verdict
+    )
+    return Criterion(name, source, asks, value, 0.0, verdict, certificate.reason)

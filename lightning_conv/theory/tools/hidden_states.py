@@ -1,0 +1,148 @@
+"""What forwards of a network show beside those with the weights of the start: units that are active or have switched, states that moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, sample_count, take
+from lightning_conv.networks.watched import entering, watched_forward
+from lightning_conv.theory.papers.allen_zhu import forward_drift
+from lightning_conv.theory.papers.du import pattern_changes
+
+SAMPLES_AT_ONCE = 128
+"""Samples that go through the network together."""
+
+KINKED_AT_ZERO = frozenset({"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "_prelu_kernel"})
+"""Activations of aten whose units are active or not."""
+
+
+@dataclass
+class Activity:
+    """What one forward of all samples shows, summed over parts of them."""
+
+    units: int = 0  # pairs of sample and unit of the ReLUs and their kin
+    active: int = 0
+    changed: float = 0.0
+    drifts: list[float] = field(default_factory=list)  # max_i |h_i - h_i(0)| of every layer
+    sizes: list[float] = field(default_factory=list)  # max_i |h_i(0)|
+    smallest: float = math.inf  # min over i and l of |h_{i,l}(0)|, the input itself left out
+    largest: float = -math.inf
+
+    @property
+    def drift(self) -> float:
+        """The largest of all layers; NaN: there are no hidden states that could be compared."""
+        return max(self.drifts, default=math.nan)
+
+    @property
+    def relative_drift(self) -> float:
+        """The largest over the layers of drift / size."""
+        return max(
+            (drift / size for drift, size in zip(self.drifts, self.sizes, strict=True) if size > 0), default=math.nan
+        )
+
+    def quantities(self) -> dict[str, float]:
+        """As scalars, those that are defined for the network."""
+        found: dict[str, float] = {}
+        if self.units:
+            found |= {"active_fraction": self.active / self.units, "sign_changes": self.changed / self.units}
+        found |= {"forward_drift": self.drift, "forward_drift_relative": self.relative_drift}
+        if self.smallest <= self.largest:
+            found |= {"hidden_norm_min": self.smallest, "hidden_norm_max": self.largest}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def activity(
+    network: nn.Module, inputs: Inputs, start: Mapping[str, Tensor], *, batch_norm: BatchNormMode = "frozen"
+) -> Activity | None:
+    """Active units of ReLUs, leaky ReLUs and PReLUs; the share that has switched since the start; how far hidden states have moved.
+
+    A hidden state is what enters a linear or convolutional layer, a row a sample; among the norms of the start the input is not one. The
+    states of the start come from a second forward with the weights of the start, so that nothing has to be kept.
+
+    Args:
+        network: left as it is.
+        inputs: n samples, on the network's device.
+        start: w_0 by name.
+        batch_norm: ``"frozen"``: each set of weights with its own statistics of these samples. ``"eval"``: None is returned for a
+            network with BatchNorm, whose running statistics at the start are not known.
+
+    Cost: two forwards; memory for the hidden states of 128 samples, or of all where the network has BatchNorm.
+    """
+    normalised = any(isinstance(module, _BatchNorm) for module in network.modules())
+    if normalised and batch_norm == "eval":
+        return None
+    # In one forward of all samples their own statistics are those that "frozen" holds.
+    module = StatelessModule(network, batch_norm="batch" if normalised else "eval")
+    first = {name: value.to(module.parameters[name]) for name, value in start.items()}
+    found, n = Activity(), sample_count(inputs)
+    for part in _parts(inputs, n if normalised else SAMPLES_AT_ONCE):
+        now, then = (_look(module, part, weights) for weights in ({}, first))
+        for z, z_0 in zip(now.entering_relu, then.entering_relu, strict=True):
+            found.units += z.numel()
+            found.active += int((z > 0).sum())
+            found.changed += pattern_changes(z, z_0) * z.numel()
+        drifts = [forward_drift([h], [h_0]) for h, h_0 in zip(now.states, then.states, strict=True)]
+        norms = [h_0.double().norm(dim=1) for h_0 in then.states]
+        sizes = [float(each.max()) for each in norms]
+        for norm, own_input in zip(norms, then.are_inputs, strict=True):
+            if not own_input:
+                found.smallest, found.largest = (
+                    min(found.smallest, float(norm.min())),
+                    max(found.largest, float(norm.max())),
+                )
+        found.drifts = [max(pair) for pair in zip(found.drifts or drifts, drifts, strict=True)]
+        found.sizes = [max(pair) for pair in zip(found.sizes or sizes, sizes, strict=True)]
+    return found
+
+
+@dataclass
+class _Seen:
+    entering_relu: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    are_inputs: list[bool] = field(default_factory=list)  # whether a state is what the network itself was given
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, seen: _Seen) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket.__name__ in KINKED_AT_ZERO:
+            self._seen.entering_relu.append(args[0].detach().clone())  # a copy: it may work in place
+        return func(*args, **(kwargs or {}))
+
+
+def _look(module: StatelessModule, inputs: Inputs, weights: Mapping[str, Tensor]) -> _Seen:
+    seen, n = _Seen(), sample_count(inputs)
+
+    def enter(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        state = entering(args, kwargs)
+        if state.ndim > 1 and len(state) == n:
+            seen.states.append(state.flatten(1).clone())
+            seen.are_inputs.append(any(_same(seen.states[-1], given) for given in input_tensors(inputs)))
+
+    layers = [layer for layer in module.model.modules() if isinstance(layer, (nn.Linear, _ConvNd))]
+    handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    watched_forward(module, inputs, handles, parameters=weights, within=_Watch(seen))
+    return seen
+
+
+def _same(state: Tensor, given: Tensor) -> bool:
+    return state.numel() == given.numel() and torch.equal(state, given.detach().to(state).reshape(state.shape))
+
+
+def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    for start in range(0, sample_count(inputs), size):
+        yield take(inputs, slice(start, start + size))

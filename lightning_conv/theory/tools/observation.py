@@ -1,0 +1,214 @@
+r"""A run seen now and then: the loss, its gradient and what one step did, at some of the steps, and what follows from them.
+
+Notation: f is the run's loss on fixed samples minus its infimum, w_t the weights after t steps, h_t a step of plain descent.
+
+- a_t = |grad f|^2 / f, the PL ratio. Its smallest value over the path is an *upper* bound of the infimum over any ball around it
+- e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2), the descent efficiency: 1 for a tiny step, 1 - h_t beta / 2 at least on a beta-smooth f
+- rho_t = f_{t+1} - f_t - <grad f_t, w_{t+1} - w_t>, the semi-smoothness residual; 2 rho_t / |w_{t+1} - w_t|^2 is the mean curvature
+  along the step, which for plain descent is at the edge of stability where it reaches 2 / h_t
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+from lightning_conv.theory.criterion import Criterion, at_least, at_most
+from lightning_conv.theory.papers.chatterjee.ratio import length_bound
+
+CHATTERJEE = "Chatterjee 2022 (2203.16462)"
+
+NOISE = 1e-5
+"""Changes of the loss below this share of it are rounding where the network is float32."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was measured at one step; what concerns the step that follows is NaN where it was not seen."""
+
+    step: int  # t, optimizer steps done
+    loss: float  # f_t: above its infimum where that is known
+    gradient_norm: float  # |grad f_t|
+    distance: float  # |w_t - w_0|
+    path_length: float = math.nan  # sum_{s < t} h_s |g_s|; NaN: the steps were no plain descent
+    step_size: float = math.nan  # h_t
+    next_loss: float = math.nan  # f_{t+1}
+    linear: float = math.nan  # <grad f_t, w_{t+1} - w_t>
+    moved: float = math.nan  # |w_{t+1} - w_t|
+    spectral: float = math.nan  # max over the layers of |W_{t+1} - W_t|_2, spectral
+    noise: float = NOISE  # of the loss, relative
+    departure: float = (
+        math.nan
+    )  # |w_{t+1} - w_t + h_t grad f_t| / (h_t |grad f_t|); NaN: not a step of known size on all samples
+    rounding: float = math.nan  # what rounding may contribute to it
+
+    @property
+    def departed(self) -> bool:
+        """Whether the step was seen to be no plain descent on f."""
+        return self.departure > self.rounding
+
+    @property
+    def ratio(self) -> float:
+        """a_t, in the units of the loss; infinite where f = 0."""
+        return self.gradient_norm**2 / self.loss if self.loss > 0 else math.inf
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the change that the step should make stands well above the rounding of the loss."""
+        return abs(self.linear) > 100 * self.noise * self.loss
+
+    @property
+    def efficiency(self) -> float:
+        """e_t of plain descent; NaN where the step is unknown or its effect is rounding."""
+        expected = self.step_size * self.gradient_norm**2
+        return (self.loss - self.next_loss) / expected if expected > 0 and self.resolved else math.nan
+
+    @property
+    def curvature(self) -> float:
+        """2 rho_t / |w_{t+1} - w_t|^2, whatever made the step; NaN where it is rounding."""
+        residual = self.next_loss - self.loss - self.linear
+        clear = abs(residual) > 10 * self.noise * max(self.loss, self.next_loss)
+        return 2 * residual / self.moved**2 if self.moved > 0 and clear else math.nan
+
+    @property
+    def contraction(self) -> float:
+        """f_{t+1} / f_t."""
+        return self.next_loss / self.loss if self.loss > 0 else math.nan
+
+    @property
+    def rate(self) -> float:
+        """1 - f_{t+1} / f_t, the share of the loss that the step removed; NaN where its effect is rounding."""
+        return 1 - self.contraction if self.resolved else math.nan
+
+    @property
+    def linearised_rate(self) -> float:
+        """h_t a_t, the share that plain descent removes to first order in h; of a squared loss 2 eta r^T G r / |r|^2."""
+        return self.step_size * self.ratio
+
+    def state(self) -> dict[str, float]:
+        """As plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, float]) -> Observation:
+        """The inverse of ``state``."""
+        return cls(**{**state, "step": int(state["step"])})  # type: ignore[arg-type]
+
+
+def infimum_of_ratios(history: Sequence[Observation]) -> float:
+    """Smallest a_t seen: an upper bound of alpha(w_0, r) for every ball that holds the observed points."""
+    return min((seen.ratio for seen in history), default=math.nan)
+
+
+def every_step(history: Sequence[Observation]) -> bool:
+    """Whether no step between the first and the last observation was left out."""
+    return all(later.step == earlier.step + 1 for earlier, later in pairwise(history))
+
+
+def observed_metrics(history: Sequence[Observation]) -> dict[str, float]:
+    """The scalars of the last observation, those that are numbers."""
+    if not history:
+        return {}
+    last = history[-1]
+    found = {
+        "loss": last.loss, "gradient_norm": last.gradient_norm, "pl_ratio": last.ratio, "pl_infimum": infimum_of_ratios(history),
+        "distance": last.distance, "path_length": last.path_length, "descent_efficiency": last.efficiency,
+        "curvature": last.curvature, "contraction": last.contraction, "step_departure": last.departure, "rate": last.rate,
+        "rate_linearised": last.linearised_rate,
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def descent_criteria(history: Sequence[Observation], *, epsilon: float = 0.5) -> list[Criterion]:
+    """The consequences of Chatterjee's criterion for gradient descent, held against what was seen.
+
+    The last two are judged at the step, of those measured, where they come nearest to failing or fail most.
+
+    The infimum over the steps measured is an upper bound of that over all steps; unless every step was measured, a rate or a length that
+    fails against it is ``undecided``. That the criterion itself holds, 4 f_0 < r^2 alpha(w_0, r) for some r, no observation can show:
+    alpha is an infimum over a ball.
+
+    Args:
+        history: observations from the first step on, in order.
+        epsilon: of the theorem, in (0, 1): the share of the descent that a step may lose to curvature.
+
+    Raises:
+        ValueError: epsilon is out of range.
+    """
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon: {epsilon}; need a share in (0, 1)")
+    efficiency = min((e for seen in history if not math.isnan(e := seen.efficiency)), default=math.nan)
+    infimum = infimum_of_ratios(history)
+    shrunk, rate = _slowest(history, infimum, epsilon)
+    length, bound = _longest(history, infimum, epsilon)
+    found = [
+        at_least(
+            "descent_efficiency", f"{CHATTERJEE}, Theorem on gradient descent",
+            f"(f_t - f_{{t+1}}) / (h |grad f_t|^2) >= 1 - eps, eps = {epsilon:g}", efficiency, 1 - epsilon,
+        ),
+        at_least(
+            "linear_rate", f"{CHATTERJEE}, Theorem on gradient descent",
+            "mean decrease of log f a step, from the start to any step >= -log(1 - (1 - eps) h inf a), inf over the steps measured",
+            shrunk, rate,
+        ),
+        at_most(
+            "path_length", f"{CHATTERJEE}, Theorem on gradient descent",
+            "sum h |grad f| <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt inf a) at every t, inf over the steps measured", length, bound,
+        ),
+    ]  # fmt: skip
+    if every_step(history):
+        return found
+    # Between the steps measured the ratio may be smaller, and with it what the last two ask for.
+    why = "; not every step was measured, and the infimum over all of them may be smaller"
+    return [
+        found[0],
+        *(
+            replace(each, verdict="undecided", reason=each.reason + why) if each.verdict == "refuted" else each
+            for each in found[1:]
+        ),
+    ]
+
+
+def _slowest(history: Sequence[Observation], infimum: float, epsilon: float) -> tuple[float, float]:
+    """The smallest mean decrease of log f from the start to a later step, and the rate that the theorem promises."""
+    steps = [seen.step_size for seen in history if not math.isnan(seen.step_size)]
+    if not (steps and 0 < infimum < math.inf and history[0].loss > 0):
+        return math.nan, math.nan
+    first, rate = history[0], -math.log1p(-min((1 - epsilon) * min(steps) * infimum, 1 - 1e-16))
+    slowest = math.nan
+    for seen in history[1:]:
+        taken = seen.step - first.step
+        if not (seen.loss > 0 and taken > 0):
+            continue
+        decrease, rounding = -math.log(seen.loss / first.loss) / taken, 10 * seen.noise / taken
+        clear = _clear(first, seen) or decrease + rounding < rate or seen is history[-1]
+        if clear and not decrease >= slowest:
+            slowest = decrease
+    return slowest, rate
+
+
+def _longest(history: Sequence[Observation], infimum: float, epsilon: float) -> tuple[float, float]:
+    """Path length and its bound at the step where their quotient is largest; at the start both are 0."""
+    if not (history and 0 < infimum < math.inf):
+        return math.nan, math.nan
+    first, worst, largest = history[0], (math.nan, math.nan), -math.inf
+    start = max(first.loss, 0.0)
+    for seen in history:
+        if math.isnan(seen.path_length) or math.isnan(seen.loss):
+            continue
+        now, slack = max(seen.loss, 0.0), 10 * seen.noise
+        bound = length_bound(start, now, infimum, epsilon=epsilon)
+        loose = length_bound(start * (1 + slack), now * (1 - slack), infimum, epsilon=epsilon)
+        if not (_clear(first, seen) or seen.path_length > loose or seen is history[-1]):
+            continue
+        share = seen.path_length / bound if bound > 0 else (math.inf if seen.path_length > 0 else 0.0)
+        if share > largest:
+            worst, largest = (seen.path_length, bound), share
+    return worst
+
+
+def _clear(first: Observation, seen: Observation) -> bool:
+    """Whether the loss has changed by far more than its rounding since the start."""
+    return abs(first.loss - seen.loss) > 100 * seen.noise * first.loss

@@ -1,0 +1,125 @@
+r"""A smooth network's outputs and Jacobian as float64 computes them, with bounds of their rounding that are carried along: running errors.
+
+Every number x^ that is computed comes with e such that \|x^ - x\| <= e for the exact x, entry by entry.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues import smallest_eigenvalue
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.theory.tools.smooth_mlp import SLOPE_ERROR, SmoothMLP, above, below
+
+UNIT = 2.0**-53
+METHOD = "kernel J J^T of the layers, its rounding and that of J taken off"
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """By layer l = 1..L: what enters it, and z_l; each with its error, (n, units)."""
+
+    entering: list[tuple[Tensor, Tensor]]
+    pre_activations: list[tuple[Tensor, Tensor]]
+
+
+def outputs_with_error(mlp: SmoothMLP, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """U and a bound of its rounding error, both (n,).
+
+    A product W h + b errs by gamma_{m+2} (|W||h| + |b|) (Higham, section 3.1) and passes the error e of h on as |W| e;
+    an activation passes it on by its largest slope and adds 2^-49 of a bound of its value, which allows a library's
+    function 8 units of roundoff.
+
+    Args:
+        mlp: the network.
+        inputs: (n, d).
+    """
+    outputs, error = _forward(mlp, inputs).pre_activations[-1]
+    return outputs[:, 0], error[:, 0]
+
+
+def jacobian_sigma_min(mlp: SmoothMLP, inputs: Tensor) -> Bounded:
+    r"""Smallest singular value of J = du/dtheta over the trained weights, (n, P) with n <= P, with proven bounds; J is not formed.
+
+    With g_l = du/dz_l and h_{l-1} what enters layer l, the rows of J are the g_l (x) (h_{l-1}, 1), so
+
+    .. math:: J J^T = \sum_l (H_{l-1} H_{l-1}^T + 1 1^T) \circ (g_l g_l^T) .
+
+    The computed h and g have errors e_h and e_g, so the J that they belong to is within
+
+    .. math:: |\delta J|_F^2 \le \sum_{l, i} (|g||e_h| + |e_g||h| + |e_g||e_h|)^2 + |e_g|^2
+
+    of the exact one, and an entry of the sum errs by at most gamma_K times the product of two norms of rows. Weyl's inequality takes
+    off both. Slopes s'(z) have the error sup |s''| e_z + 2^-47. [derived]
+
+    Args:
+        mlp: the network.
+        inputs: (n, d).
+
+    Returns:
+        The interval of sigma_min. It is resolved down to about 1e-8 of the largest singular value, since the kernel's
+        eigenvalues are its squares. All of [0, inf) where a pre-activation lies beyond the point where torch's softplus becomes linear.
+
+    Cost: one forward and one backward, n^2 (sum of widths) products, and ``smallest_eigenvalue`` of an n x n matrix.
+    """
+    forward = _forward(mlp, inputs)
+    # The slope is that of softplus itself; torch's is 1 there.
+    largest = [float((z.abs() + e_z).max()) for z, e_z in forward.pre_activations[:-1]]
+    if any(z > s.smooth_to for z, s in zip(largest, mlp.activations, strict=True)):
+        return Bounded(0.0, 0.0, math.inf, True, METHOD, "a pre-activation is where torch's softplus is linear")
+    n = len(forward.entering[0][0])
+    g, e_g = torch.ones(n, 1, dtype=torch.float64), torch.zeros(n, 1, dtype=torch.float64)
+    gram, trace, off = torch.zeros(n, n, dtype=torch.float64), 0.0, 0.0
+    for place in range(mlp.depth - 1, -1, -1):
+        layer, (h, e_h) = mlp.layers[place], forward.entering[place]
+        of_g, of_e = g.norm(dim=1), e_g.norm(dim=1)
+        if layer.weight_trained:
+            of_h, of_e_h = h.norm(dim=1), e_h.norm(dim=1)
+            gram += (h @ h.T) * (g @ g.T)
+            trace += float((of_h * of_g).square().sum())
+            off += float((of_g * of_e_h + of_e * of_h + of_e * of_e_h).square().sum())
+        if layer.bias_trained:
+            gram += g @ g.T
+            trace += float(of_g.square().sum())
+            off += float(of_e.square().sum())
+        if place:
+            g, e_g = _back(mlp, place, g, e_g, forward.pre_activations[place - 1])
+    widest = max(layer.inputs + layer.outputs for layer in mlp.layers)
+    rounding = above(gamma(widest + 2 * mlp.depth + 8, torch.float64) * above(trace))
+    found = smallest_eigenvalue((gram + gram.T) / 2)
+    lower = below(math.sqrt(max(found.lower - rounding, 0.0))) - above(math.sqrt(off))
+    upper = above(math.sqrt(max(found.upper, 0.0) + rounding)) + above(math.sqrt(off))
+    value = min(max(math.sqrt(max(found.value, 0.0)), lower), upper)
+    return Bounded(value, max(lower, 0.0), upper, found.certified, METHOD)
+
+
+def _forward(mlp: SmoothMLP, inputs: Tensor) -> _Forward:
+    h = inputs.detach().cpu().double().flatten(1)
+    error = torch.zeros_like(h)
+    entering, pre_activations = [(h, error)], []
+    for place, layer in enumerate(mlp.layers):
+        size = layer.weight.abs()
+        rounding = gamma(layer.inputs + 3, torch.float64) * (h.abs() @ size.T + layer.bias.abs())
+        h, error = h @ layer.weight.T + layer.bias, (error @ size.T + rounding) * above(1.0)
+        pre_activations.append((h, error))
+        if place < mlp.depth - 1:
+            s = mlp.activations[place]
+            h = s.function(h)
+            error = (s.most_slope * error + 2.0**-49 * h.abs()) * above(1.0)
+            entering.append((h, error))
+    return _Forward(entering, pre_activations)
+
+
+def _back(mlp: SmoothMLP, place: int, g: Tensor, e_g: Tensor, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """g_l with its error, from g_{l+1}; ``place`` is that of layer l + 1."""
+    weight, s = mlp.layers[place].weight, mlp.activations[place - 1]
+    size = weight.abs()
+    a, e_a = g @ weight, e_g @ size + gamma(len(weight) + 2, torch.float64) * (g.abs() @ size)
+    slope, e_s = s.slope(z[0]), s.most_bend * z[1] + SLOPE_ERROR
+    error = a.abs() * e_s + e_a * (slope.abs() + e_s) + UNIT * (a * slope).abs()
+    return a * slope, error * above(1.0)

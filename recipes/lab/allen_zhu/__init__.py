@@ -1,0 +1,1 @@
+"""Allen-Zhu, Li & Song 2019 in the laboratory."""

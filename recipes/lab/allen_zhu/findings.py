@@ -1,0 +1,162 @@
+"""What `lightning-conv lab allen-zhu` concludes from its runs: exponents, checks and rows of the tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_conv.recipes.lab.report import Check
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.papers.allen_zhu import Separation, drift_constant
+from lightning_conv.theory.tools.power_law import PowerLaw, power_law
+
+if TYPE_CHECKING:
+    from lightning_conv.recipes.lab.allen_zhu.experiment import Fit, Run
+
+SPECTRAL = "|W - W(0)|_2 / |W(0)|_2 at the end, against the width"
+FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
+SWITCHED = "share of switched units at the end, against the width"
+ALONG = "share of switched units against omega, over training"
+MARGIN = 2.0
+"""How far beyond the largest residual that was fitted a held-out one may lie: the largest of some steps is not that of all."""
+
+COMMON = 2.0
+"""How far the constants of two widths may lie apart to count as one constant."""
+
+
+def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
+    """How distances and switched units depend on the width and on omega, and what theory says of each exponent."""
+    widths = [r.width for r in runs]
+
+    def against_omega(least: int) -> PowerLaw:
+        moved = [p for r in runs if r.width >= least for p in r.probes if p.omega > 0]
+        return power_law([p.omega for p in moved], [p.changed for p in moved])
+
+    return {
+        SPECTRAL: (power_law(widths, [r.last.relative_spectral for r in runs]), "-1/2"),
+        FROBENIUS: (power_law(widths, [r.last.relative_frobenius for r in runs]), "-1"),
+        SWITCHED: (power_law(widths, [r.last.changed for r in runs]), "-1/3 or faster, if omega falls as width^(-1/2)"),
+        ALONG: (against_omega(0), "2/3 or more as omega falls"),
+        f"{ALONG}, width {max(widths)} alone": (against_omega(max(widths)), "2/3 or more as omega falls"),
+    }
+
+
+def checks(
+    apart: Separation, runs: Sequence[Run], joint: Fit, laws: dict[str, tuple[PowerLaw, str]],
+    worst: tuple[list[float], list[float], PowerLaw], depth: int,
+) -> list[Check]:  # fmt: skip
+    """The inequalities, in the order in which the proof uses them."""
+
+    def judged(criterion: Criterion) -> Check:
+        holds = criterion.verdict in ("certified", "consistent")
+        return Check(criterion.asks, criterion.source, holds, f"{criterion.verdict}: {criterion.reason}")
+
+    def said(law: PowerLaw) -> str:
+        return f"exponent {law.exponent:.3f} +- {law.error:.3f}"
+
+    def falls(law: PowerLaw) -> bool:
+        return law.exponent + 2 * (0.0 if math.isnan(law.error) else law.error) < 0
+
+    def semi_smooth(used: Sequence[float]) -> tuple[bool, str]:
+        largest = max(used, default=math.nan)
+        return largest <= MARGIN, (
+            f"largest rho / (a sqrt(m F) |V| + b m |V|^2) {largest:.2f} of {len(used)} steps, above 1 in {sum(one > 1 for one in used)}"
+        )
+
+    spectral, frobenius, at_end, along = (laws[name][0] for name in (SPECTRAL, FROBENIUS, SWITCHED, ALONG))
+    widths = sorted({r.width for r in runs})
+    norms = {
+        m: (min(r.norms[0] for r in runs if r.width == m), max(r.norms[1] for r in runs if r.width == m))
+        for m in widths
+    }
+    (low, high), narrow = norms[widths[-1]], norms[widths[0]]
+    moved = [(r, p) for r in runs for p in r.probes if p.omega > 0]
+    drift = {
+        m: max(drift_constant(p.drift, p.omega, depth=depth, width=m) for r, p in moved if r.width == m) for m in widths
+    }
+    switched = max(p.changed_layer / (p.omega ** (2 / 3) * depth) for _, p in moved)
+    least = {m: min(p.ratios.over_sum / m for r in runs if r.width == m for p in r.probes) for m in widths}
+    (same_holds, same), (other_holds, other) = (
+        semi_smooth(joint.bound.use(steps)) for steps in (joint.same_run, joint.other_runs)
+    )
+    bound = f"rho <= {MARGIN:g} (a sqrt(m F) |V| + b m |V|^2) with one a, b for all widths"
+    paper = "Allen-Zhu, Li, Song 2019"
+    return [
+        *(judged(criterion) for criterion in apart.criteria()),
+        Check(f"3/4 <= |h_(i,l)| <= 5/4 at the start, width {widths[-1]}", f"{paper}, Lemma 4.1", low >= 0.75 and high <= 1.25,
+              f"{low:.3f} to {high:.3f}; at width {widths[0]}: {narrow[0]:.3f} to {narrow[1]:.3f}", must=False),
+        Check(f"{SPECTRAL}: falls by more than two standard errors of the exponent, theory -1/2", f"{paper}, Theorem 3",
+              falls(spectral), said(spectral)),
+        Check(f"{FROBENIUS}: falls by more than two standard errors of the exponent, theory -1", f"{paper}, Theorem 3",
+              falls(frobenius), said(frobenius)),
+        Check(f"{SWITCHED}: falls by more than two standard errors of the exponent", f"{paper}, Lemma 5.2", falls(at_end), said(at_end)),
+        Check("share of switched units <= C omega^(2/3) L in every layer: exponent in omega 2/3 or more", f"{paper}, Lemma 5.2",
+              along.exponent >= 2 / 3, f"{said(along)} over training; C = {switched:.3f} at most", must=False),
+        Check("the worst step attains the exponent 2/3", "derived: Lemma 5.2 is sharp in omega",
+              abs(worst[2].exponent - 2 / 3) < 0.03, said(worst[2])),
+        Check(f"|h_(i,l) - h_(i,l)(0)| <= C omega L^(5/2) sqrt(ln m), one C for all widths: least C of each within a factor {COMMON:g}",
+              f"{paper}, Lemma 5.2", max(drift.values()) <= COMMON * min(drift.values()),
+              "least C by width: " + ", ".join(f"{m}: {value:.3g}" for m, value in drift.items()), must=False),
+        Check("|grad F|^2 >= c m F along training with one c for all widths: no critical point on the way", f"{paper}, Theorem 3",
+              least[widths[-1]] >= least[widths[0]] / COMMON, "least |grad F|^2 / (m F) by width: "
+              + ", ".join(f"{m}: {value:.3g}" for m, value in least.items()), must=False),
+        Check(f"{bound}, on held-out steps of the runs whose other steps a sqrt(m F) |V| + b m |V|^2 bounds", f"{paper}, Theorem 4",
+              same_holds, same),
+        Check(f"{bound}, on other initialisations", f"{paper}, Theorem 4", other_holds, other, must=False),
+    ]  # fmt: skip
+
+
+def data_row(apart: Separation) -> dict[str, object]:
+    """The table of the data."""
+    by_label = apart.by_label
+    row: dict[str, object] = {"delta": apart.delta.distance.value, "pair": f"{apart.delta.first}, {apart.delta.second}"}
+    if by_label is not None:
+        row["by label"] = by_label.distance.value
+    return {**row, **{f"pairs within {d:g}": count for d, count in apart.below.items()}}
+
+
+def row_of(runs: Sequence[Run], width: int, n: int, depth: int, apart: Separation) -> dict[str, object]:
+    """One width after training."""
+    mine = [r for r in runs if r.width == width]
+    delta = apart.delta.distance.value
+    lower = [p.ratios.lower_constant(width=width, samples=n, outputs=1, delta=delta) for r in mine for p in r.probes]
+    upper = [p.ratios.upper_constant(width=width, samples=n, outputs=1, depth=depth) for r in mine for p in r.probes]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    return {
+        "width": width,
+        "steps": round(mean([r.last.step for r in mine])),
+        "F": mean([r.last.ratios.loss for r in mine]),
+        "omega": mean([r.last.omega for r in mine]),
+        "relative, spectral": mean([r.last.relative_spectral for r in mine]),
+        "relative, Frobenius": mean([r.last.relative_frobenius for r in mine]),
+        "switched units": mean([r.last.changed for r in mine]),
+        "drift of h": mean([r.last.drift for r in mine]),
+        "grad^2 / max F_i over delta m/(d n), least": min(lower),
+        "grad^2 / F over L n m/d, most": max(upper),
+    }
+
+
+def fit_row(name: int | str, width: int, fit: Fit) -> dict[str, object]:
+    """Semi-smoothness of one width, or of all (``width`` 1: |V| in units of 1 / sqrt(m))."""
+    bound, same, other = fit.bound, fit.bound.use(fit.same_run), fit.bound.use(fit.other_runs)
+    return {
+        "width": name, "a / sqrt(m)": bound.a / math.sqrt(width), "b / m": bound.b / width, "margin": bound.margin,
+        "condition": bound.condition, "fitted to": bound.steps, "held out, same run": len(same),
+        "largest rho / bound": max(same, default=math.nan), "above 1": sum(use > 1 for use in same), "held out, other runs": len(other),
+        "largest rho / bound there": max(other, default=math.nan), "above 1 there": sum(use > 1 for use in other),
+    }  # fmt: skip
+
+
+def plain(r: Run) -> dict[str, object]:
+    """A run as numbers for the JSON."""
+    keys = ("step", "omega", "relative_spectral", "relative_frobenius", "changed", "changed_layer", "drift")
+    rows = {key: [getattr(p, key) for p in r.probes] for key in keys}
+    losses = {
+        "loss": [p.ratios.loss for p in r.probes],
+        "squared_gradient": [p.ratios.squared_gradient for p in r.probes],
+    }
+    return {"width": r.width, "seed": r.seed, "eta": r.eta, "norms": r.norms, **rows, **losses}

@@ -1,0 +1,1 @@
+"""Nitanda & Suzuki 2021 in the laboratory."""

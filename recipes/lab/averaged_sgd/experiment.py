@@ -1,0 +1,99 @@
+"""Averaged SGD in one pass over the digits: the decay of the NTK's spectrum, and the averaged iterate beside the last one."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_conv.recipes.lab.averaged_sgd.findings import checks_of, draw, mean
+from lightning_conv.recipes.lab.averaged_sgd.one_pass import Pass, network_of, one_pass, parity
+from lightning_conv.recipes.lab.data import Source
+from lightning_conv.recipes.lab.report import Report
+from lightning_conv.reporting.progress import progress_bar
+from lightning_conv.theory.papers.averaged_sgd import degrees_of_freedom, largest_step, spectrum_decay
+
+
+def run(
+    n: int = 1437,
+    width: int = 1024,
+    widths: tuple[int, ...] = (64, 256, 1024),
+    noise: float = 0.3,
+    sharpness: float = 64.0,
+    runs: int = 5,
+    penalty: float | None = None,
+    first: int = 3,
+    last: int = 200,
+    source: Source = "digits",
+    root: str = "data",
+) -> Report:
+    """One pass of SGD over n images, several times.
+
+    Args:
+        n: training samples = steps.
+        width: M of the runs that are compared.
+        widths: M of the runs that are held against the linearised network.
+        noise: share of training labels that are flipped in the second comparison.
+        sharpness: beta of the softplus; |s''| <= beta / 4, as the theorem asks for a bound.
+        runs: seeds of the order and of the initialisation.
+        penalty: lambda; None: T^(-beta / (2 r beta + 1)) of Corollary 1 with r = 1/2 and the measured beta.
+        first: rank of the first eigenvalue that the decay is fitted to.
+        last: of the last one.
+        source: of the images.
+        root: folder of MNIST.
+
+    Raises:
+        ValueError: fewer than two runs, or too few samples.
+    """
+    if not 0 <= noise < 0.5:
+        raise ValueError(f"noise: {noise}; need a share in [0, 0.5), beyond which the labels mean their opposite")
+    if runs < 2:
+        raise ValueError(f"runs: {runs}; need two or more to say how far they scatter")
+    data = parity(n, source, root)
+    n = len(data.inputs)
+    network = network_of(data, max(widths), sharpness, torch.Generator().manual_seed(0))
+    eigenvalues = torch.linalg.eigvalsh(network.kernel(data.inputs) / n)
+    floor = n * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
+    decay = spectrum_decay(eigenvalues, first=first, last=min(last, n // 2), floor=floor)
+    penalty = decay.penalty(n) if penalty is None else penalty
+    passes: dict[int, list[Pass]] = {}
+    total = runs * (len({*widths, width}) + 1)
+    with progress_bar("averaged SGD", 2.0 * total, None) as report:
+        for size in sorted({*widths, width}):
+            passes[size] = []
+            for seed in range(runs):
+                passes[size].append(one_pass(data, size, sharpness, penalty, 0.0, seed))
+                report(sum(map(len, passes.values())) / total)
+        noisy = [one_pass(data, width, sharpness, penalty, noise, seed) for seed in range(runs)]
+    chosen = passes[width]
+    gaps = {size: mean([each.gap for each in passes[size]]) for size in widths}
+    start = float(network(data.test_inputs).detach().abs().max())
+    checks = checks_of(decay, eigenvalues, penalty, {0.0: chosen, noise: noisy}, gaps, start)
+    rows = [
+        {
+            "width": size, "labels flipped": f"{share:.0%}",
+            "test error, last": mean([p.last[-1] for p in each]), "test error, averaged": mean([p.averaged[-1] for p in each]),
+            "wrong signs, last": mean([p.wrong[0] for p in each]), "wrong signs, averaged": mean([p.wrong[1] for p in each]),
+            "distance to start": mean([p.distance for p in each]), "gap to the linearised network": mean([p.gap for p in each]),
+        }
+        for size, share, each in [*((size, 0.0, each) for size, each in passes.items()), (width, noise, noisy)]
+    ]  # fmt: skip
+    freedom = [
+        {
+            "lambda": value, "degrees of freedom": degrees_of_freedom(eigenvalues, value),
+            "bound Tr(K/n) / lambda": float(eigenvalues.sum()) / value,
+        }
+        for value in (1.0, 0.1, penalty, 1e-3, 1e-4)
+    ]  # fmt: skip
+    setting = (
+        f"Even against odd images of {source} (targets 1 and -1, rows of norm 1), {n} for training and {len(data.test_inputs)} for "
+        "testing. Two "
+        f"layers of M softplus({sharpness:g}) units with the symmetric initialisation, all parameters trained; one pass of SGD, a sample "
+        f"a step, on 1/2 (g(x) - y)^2 + (lambda/2) |theta - theta_0|^2 with lambda = {penalty:.4g} and the largest constant step of the "
+        f"theorem, eta = {largest_step(penalty):.4g}. Errors are means of (g(x) - g_rho(x))^2 on the test set, over {runs} seeds; g_rho is "
+        "the mean label, y itself or, where a share p of the training labels is flipped, (1 - 2p) y. The linearised network is the same "
+        "SGD on g's tangent at theta_0, exactly, through its kernel."
+    )
+    return Report(
+        "averaged-sgd", "Averaged SGD under the NTK", setting, checks,
+        {"By width": rows, "Degrees of freedom of the kernel on the training set": freedom},
+        draw(eigenvalues, decay, {0.0: chosen, noise: noisy}, gaps, width), {"beta": decay.beta, "gaps": gaps, "steps": chosen[0].steps},
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Yang et al. 2023 in the laboratory."""

@@ -1,0 +1,1 @@
+"""Chatterjee 2022 in the laboratory."""

@@ -1,0 +1,126 @@
+"""Starts of a tanh network, what is found in the balls around each, and the descents from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.losses.objective import Objective
+from lightning_conv.recipes.lab.data import TwoClasses
+from lightning_conv.reporting.progress import progress_bar
+from lightning_conv.theory.papers.chatterjee import (
+    DescentCertificate,
+    ScoreCeiling,
+    aligned_points,
+    alpha_ratio,
+    certify_descent,
+    positive_init_,
+    sampled_infima,
+    score_ceiling,
+)
+from lightning_conv.theory.tools.descent import Descent, gradient_descent
+
+SECONDS_A_STEP = 3e-4
+"""About; decides whether a bar is shown."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One start: what was found in the balls around it, and the descent from it."""
+
+    name: str
+    objective: Objective
+    path: Descent
+    step: float
+    radii: list[float]
+    infima: list[float]  # smallest ratio found in each ball: alpha is at most this
+    proven: list[float]  # alpha is at least this
+    scores: list[float]  # r^2 alpha / (4 f_0) is at least this
+    ceiling: ScoreCeiling
+    certificate: DescentCertificate | None  # whose step the path takes
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """The data, and how far to look and to go."""
+
+    data: TwoClasses
+    count: int
+    max_steps: int
+    until: float
+    seed: int
+
+    def case(self, name: str, model: nn.Module, step: float, certified: DescentCertificate | None = None) -> Case:
+        """Search the balls around a start, and descend from it."""
+        objective = Objective(model, self.data.inputs, self.data.targets, nn.MSELoss())
+        value, gradient = objective.value_and_gradient(objective.start)
+        still = _stationary(objective, self.data.targets)
+        farthest = float((still - objective.start).norm()) * 1.2
+        radii = torch.logspace(-4, 0, self.count, dtype=torch.float64).mul(farthest).tolist()
+        found = sampled_infima(objective, radii, candidates=[still, *aligned_points(objective)], seed=self.seed)
+        certificates = [certify_descent(model, self.data.inputs, self.data.targets, radius=radius) for radius in radii]
+        points = [(0.0, alpha_ratio(value, float(gradient.norm()))), *((each.distance, each.ratio) for each in found)]
+        ceiling, infima = score_ceiling(value, points), [each.ratio for each in found]
+        path = self._path(name, objective, step)
+        proven = [each.alpha.lower for each in certificates]
+        scores = [each.flow.measured for each in certificates]
+        return Case(name, objective, path, step, radii, infima, proven, scores, ceiling, certified)
+
+    def descend(self, name: str, start: Case, step: float) -> Case:
+        """The same start and balls, another step."""
+        path = self._path(name, start.objective, step)
+        return Case(
+            name,
+            start.objective,
+            path,
+            step,
+            start.radii,
+            start.infima,
+            start.proven,
+            start.scores,
+            start.ceiling,
+            None,
+        )
+
+    def _path(self, name: str, objective: Objective, step: float) -> Descent:
+        with progress_bar(name, SECONDS_A_STEP * self.max_steps, None) as report:
+            return gradient_descent(objective, step, steps=self.max_steps, until=self.until, report=report)
+
+
+def tanh_network(inputs: int, width: int, depth: int, seed: int) -> nn.Sequential:
+    """``depth`` linear layers with torch's own initialisation, in float64; the global random numbers stay."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        modules: list[nn.Module] = []
+        for wide, narrow in pairwise([inputs, *[width] * (depth - 1), 1]):
+            modules += [nn.Linear(wide, narrow), nn.Tanh()]
+        return nn.Sequential(*modules[:-1]).double()
+
+
+def positive_twin(model: nn.Sequential, weight: float, seed: int) -> nn.Sequential:
+    """The same architecture with the positive initialisation."""
+    shapes = [module for module in model if isinstance(module, nn.Linear)]
+    twin = tanh_network(shapes[0].in_features, shapes[0].out_features, len(shapes), seed)
+    positive_init_(twin, A=weight, seed=seed)
+    return twin
+
+
+def _stationary(objective: Objective, targets: Tensor) -> Tensor:
+    """All weights zero and the output bias the mean target: no gradient, and a loss of the targets' variance."""
+    point = torch.zeros_like(objective.start)
+    point[-1] = targets.mean()
+    return point
+
+
+def largest_curvature(objective: Objective, steps: int = 100) -> float:
+    """|Hess f|_2 at the start by power iteration: an estimate from below."""
+    v = torch.ones(objective.size, dtype=torch.float64) / objective.size**0.5
+    size = 0.0
+    for _ in range(steps):
+        product = objective.hessian_product(objective.start, v)
+        size = float(product.norm())
+        v = product / size
+    return size

@@ -1,0 +1,1 @@
+"""Tucat et al. 2025 (delta-GClip) in the laboratory."""

@@ -1,0 +1,282 @@
+"""delta-GClip on real digits: its three regimes, its bounds at every step, and where it helps, beside descent and plain clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.recipes.lab.data import Source, two_classes
+from lightning_conv.recipes.lab.panel import dress
+from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.reporting.progress import progress_bar
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.papers.clipping import (
+    SOURCE,
+    ClippedPath,
+    clipped_loss_bound,
+    clipping_criteria,
+    clipping_factor,
+)
+
+DIVERGED = 1e6
+"""A loss beyond this is cut off."""
+
+COLOURS = {"gradient descent": "tab:gray", "clipping": "tab:orange", "delta-GClip": "tab:blue"}
+REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mean of half squared errors over n samples, f = (1 / 2n) sum (u - y)^2 = S / n."""
+
+    network: nn.Module
+    inputs: Tensor
+    targets: Tensor
+
+    def loss(self) -> Tensor:
+        """f."""
+        residual: Tensor = self.network(self.inputs)[:, 0] - self.targets
+        return residual.square().sum() / (2 * len(self.targets))
+
+    def constants(self) -> tuple[float, float]:
+        """Proven 2 lambda_min / n from below, and lambda_max / n from above, of the kernel at the present weights."""
+        spectrum = kernel_spectrum(ntk_gram(self.network, self.inputs, precision="certified"))
+        n = len(self.targets)
+        return 2 * spectrum.lambda_min.lower / n, spectrum.lambda_max.upper / n
+
+
+def run(
+    n: int = 20,
+    width: int = 512,
+    beta: float = 20.0,
+    head_scale: float = 5.0,
+    delta: float = 0.2,
+    threshold: float = 0.05,
+    steps: int = 3000,
+    sweep: int = 10,
+    source: Source = "digits",
+    root: str = "data",
+    seed: int = 0,
+) -> Report:
+    """Run delta-GClip on a wide network and on its last layer alone.
+
+    Args:
+        n: images of 3 and 8, half of each.
+        width: hidden units.
+        beta: sharpness of the softplus.
+        head_scale: factor on the head's initial weights; a large one makes the curvature at the start large.
+        delta: floor of the clipping factor.
+        threshold: gamma over the norm of the first gradient; below delta, so that the floor is reached.
+        steps: of the runs that are checked against their bounds.
+        sweep: learning rates of the comparison.
+        source: of the images.
+        root: folder of MNIST.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: no step, or a threshold that is not below delta.
+    """
+    if steps < 1 or sweep < 1:
+        raise ValueError(f"steps, sweep: {steps}, {sweep}; need 1 or more of each")
+    if not 0 < threshold < delta <= 1:
+        raise ValueError(f"threshold, delta: {threshold}, {delta}; need 0 < threshold < delta <= 1")
+    data = two_classes(n, source=source, root=root)
+
+    def wide() -> Problem:
+        torch.manual_seed(seed)
+        first, head = nn.Linear(data.inputs.shape[1], width), nn.Linear(width, 1)
+        with torch.no_grad():
+            head.weight.mul_(head_scale)
+        network = nn.Sequential(first, nn.Softplus(beta), head).double()
+        return Problem(network, data.inputs, data.targets)
+
+    def last_layer() -> Problem:
+        whole = wide()
+        with torch.no_grad():
+            features = whole.network[:2](data.inputs)  # type: ignore[index]
+        return Problem(whole.network[2], features, data.targets)  # type: ignore[index]
+
+    with torch.random.fork_rng(devices=[]):
+        linear = _checked(last_layer(), delta, threshold, steps, proven=True)
+        network = _checked(wide(), delta, threshold, steps, proven=False)
+        relative = torch.logspace(-1, 2, sweep, dtype=torch.float64).tolist()
+        rates = [rate / wide().constants()[1] for rate in relative]
+        ends = _sweep(wide(), rates, network.path.gamma, delta, min(steps, 1000))
+    checks = [*linear.checks("last layer alone"), *network.checks("wide network")]
+    checks.append(_comparison(ends))
+    tables = {
+        "The two runs": [linear.row("last layer alone"), network.row("wide network")],
+        "Loss after the sweep's steps": [
+            {"eta lambda_max / n": rate} | {name: values[i] for name, values in ends.items()} for i, rate in enumerate(relative)
+        ],
+    }  # fmt: skip
+    setting = (
+        f"{n} images of {source} (3 and 8, rows of norm 1, targets -1 and 1), f = (1 / 2n) sum (u - y)^2, full batch, float64. Network: "
+        f"{data.inputs.shape[1]} - {width} softplus({beta:g}) - 1, the head's initial weights times {head_scale:g}. gamma = {threshold:g} "
+        "|grad f_0|, delta = "
+        f"{delta:g}.\n\n*Last layer alone*: f is a quadratic, beta = lambda_max(G) / n and mu = 2 lambda_min(G) / n are proven bounds, "
+        "eta = 1 / beta: every hypothesis of the theorem is proven, so every inequality must hold.\n\n*Wide network*: mu is the smallest "
+        "of the proven 2 lambda_min(G_t) / n over all iterates of this very run, so it is known afterwards only; smoothness is not proven, "
+        "eta = 1 / (2 beta_0) with beta_0 = lambda_max(G_0) / n, and the descent that it would give is measured at every step instead.\n\n"
+        f"*Sweep*: the wide network, {min(steps, 1000)} steps with each learning rate."
+    )
+    return Report(
+        "gclip", "delta-GClip: three regimes, one rate", setting, checks, tables, _figure(network, relative, ends),
+        {"losses": network.path.losses[:: max(1, steps // 500)], "sweep": ends},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run beside its bounds."""
+
+    path: ClippedPath
+    mu: float
+    criteria: Sequence[Criterion]
+    proven: bool  # whether the hypotheses are
+
+    def checks(self, where: str) -> list[Check]:
+        """Every inequality; those of the conclusion must hold wherever those of the hypotheses do."""
+        found = [
+            Check(
+                f"{where}: {each.asks}",
+                each.source,
+                each.verdict == "consistent",
+                f"{each.measured:.6g} against {each.bound:.6g}",
+            )
+            for each in self.criteria
+        ]
+        regimes = self.path.regimes
+        shares = ", ".join(f"{name} {regimes.count(name)}" for name in REGIME_COLOURS)  # type: ignore[arg-type]
+        return [
+            *found,
+            Check(f"{where}: all three regimes occur", SOURCE, len(set(regimes)) == 3, f"steps: {shares}", must=False),
+        ]
+
+    def row(self, where: str) -> dict[str, object]:
+        """For the table."""
+        steps = len(self.path.norms)
+        bound = clipped_loss_bound(
+            self.path.losses[0], eta=self.path.eta, delta=self.path.delta, mu=self.mu, steps=steps
+        )
+        return {
+            "run": where,
+            "hypotheses proven": self.proven,
+            "eta": self.path.eta,
+            "mu": self.mu,
+            "f_0": self.path.losses[0],
+            "f_T": self.path.losses[-1],
+            "bound of f_T": bound,
+            "bound with the steps taken": self.bounds()[-1],
+            "path length": self.path.length,
+            "bound of it": 4 * math.sqrt(self.path.losses[0] / self.mu),
+        }
+
+    def bounds(self) -> list[float]:
+        """prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
+        bound, found = self.path.losses[0], [self.path.losses[0]]
+        for step in self.path.steps:
+            bound *= 1 - step * self.mu / 2
+            found.append(bound)
+        return found
+
+
+def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, proven: bool) -> Checked:
+    mu, smoothness = problem.constants()
+    eta = 1 / smoothness if proven else 0.5 / smoothness
+    gamma = threshold * descend(problem, eta, 1.0, 1.0, 1).norms[0]
+    smallest = [mu]
+    with progress_bar("delta-GClip, lambda_min at every step", 0.01 * steps, None) as report:
+
+        def measure() -> None:
+            smallest.append(problem.constants()[0])
+            report(len(smallest) / steps)
+
+        path = descend(problem, eta, gamma, delta, steps, each=None if proven else measure)
+    if min(smallest) <= 0:
+        raise ValueError(
+            "n, width: lambda_min of the kernel is not above its rounding error, so there is no mu; take fewer samples"
+        )
+    return Checked(path, min(smallest), clipping_criteria(path, min(smallest)), proven)
+
+
+def descend(
+    problem: Problem, eta: float, gamma: float, delta: float, steps: int, each: Callable[[], None] | None = None
+) -> ClippedPath:
+    """delta-GClip on the full batch from the network's present weights, which are put back; ``each`` is called after every step."""
+    parameters = [p for p in problem.network.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    losses, norms = [], []
+    for _ in range(steps):
+        loss = problem.loss()
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        losses.append(float(loss.detach()))
+        norms.append(norm)
+        if not losses[-1] < DIVERGED:
+            break
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(gradient, alpha=eta * clipping_factor(norm, gamma=gamma, delta=delta))
+        if each is not None:
+            each()
+    losses.append(float(problem.loss().detach()))
+    with torch.no_grad():
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(old)
+    return ClippedPath(eta, gamma, delta, losses, norms)
+
+
+def _sweep(problem: Problem, rates: Sequence[float], gamma: float, delta: float, steps: int) -> dict[str, list[float]]:
+    """The loss after ``steps`` steps for every learning rate; infinite where the run diverged."""
+    methods = {"gradient descent": (gamma, 1.0), "clipping": (gamma, 0.0), "delta-GClip": (gamma, delta)}
+    ends: dict[str, list[float]] = {}
+    for name, (level, floor) in methods.items():
+        last = [descend(problem, rate, level, floor, steps).losses[-1] for rate in rates]
+        ends[name] = [loss if loss < DIVERGED else math.inf for loss in last]
+    return ends
+
+
+def _comparison(ends: dict[str, list[float]]) -> Check:
+    best = {name: min(losses) for name, losses in ends.items()}
+    usable = {name: sum(loss < 0.5 for loss in losses) for name, losses in ends.items()}
+    seen = "; ".join(f"{name}: best {best[name]:.3g}, {usable[name]} rates end below 0.5" for name in ends)
+    holds = usable["delta-GClip"] > usable["gradient descent"]
+    return Check("delta-GClip bears more learning rates than gradient descent", SOURCE, holds, seen, must=False)
+
+
+def _figure(checked: Checked, relative: Sequence[float], ends: dict[str, list[float]]) -> Figure:
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    path, steps = checked.path, range(len(checked.path.losses))
+    rate = [clipped_loss_bound(path.losses[0], eta=path.eta, delta=path.delta, mu=checked.mu, steps=t) for t in steps]
+    left.plot(steps, path.losses, color=COLOURS["delta-GClip"], label="measured")
+    left.plot(steps, checked.bounds(), color="black", linestyle="--", label="bound with the steps taken")
+    left.plot(steps, rate, color="black", linestyle=":", label="$(1 - \\eta\\delta\\mu/2)^t f_0$")
+    dress(left, "Wide network: the loss and its bounds", "step", "loss", log="y")
+
+    for regime, colour in REGIME_COLOURS.items():
+        inside = [t for t, each in enumerate(path.regimes) if each == regime]
+        factors = [path.steps[t] / path.eta for t in inside]
+        middle.scatter([path.norms[t] for t in inside], factors, s=9, color=colour, label=regime)
+    dress(middle, "Three regimes, in the order of the run", "norm of the gradient", "step over learning rate", log="x")
+    middle.set_ylim(0, 1.1)
+    middle.invert_xaxis()
+
+    top = 4 * max(1.0, *(loss for losses in ends.values() for loss in losses if math.isfinite(loss)))
+    for k, (name, losses) in enumerate(ends.items()):
+        right.plot(relative, losses, marker="o", markersize=3, color=COLOURS[name], label=name)
+        gone = [rate for rate, loss in zip(relative, losses, strict=True) if math.isinf(loss)]
+        right.plot(gone, [top * 0.6**k] * len(gone), linestyle="", marker="x", color=COLOURS[name])
+    title, rates = "Learning rates (crosses: diverged)", "learning rate / (n / largest eigenvalue)"
+    dress(right, title, rates, "loss at the end", log="xy")
+    right.axvline(2.0, color="black", linewidth=0.8, linestyle=":")
+    for axes in (left, middle, right):
+        axes.legend(frameon=False, fontsize=8)
+    return figure

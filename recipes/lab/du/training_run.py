@@ -1,0 +1,187 @@
+"""A run of a deep network of Du et al. by plain gradient descent, with the quantities of Lemmas B.1 to B.7 on the way."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_conv import ntk_gram
+from lightning_conv.kernels.infinite import LimitKernel
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.spectrum import kernel_spectrum
+from lightning_conv.reporting.progress import Report, silent
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.networks import DuFC, DuResNet
+from lightning_conv.theory.papers.du import (
+    Movement,
+    contraction_criterion,
+    drift_criterion,
+    initial_criterion,
+    lambda_min_criterion,
+    last_hidden_gram,
+    layer_movement,
+    layer_movement_criterion,
+    layer_norms,
+    layer_norms_criterion,
+    layer_radius,
+    linearisation,
+    linearisation_criteria,
+    linearised_rate,
+    step_criterion,
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured at one step k."""
+
+    step: int
+    lambda_min: Criterion  # lambda_min(G^(H)(k)) / lambda_0 against 1/2
+    drift: Criterion  # |G^(H)(k) - G^(H)(0)|_2 / lambda_0 against 1/4
+    whole: Bounded  # lambda_min of G(k) over all layers
+    last: Bounded  # lambda_min of G^(H)(k)
+    movement: float  # max_h |W^(h)(k) - W^(h)(0)|_F / sqrt(m)
+    remainder: float  # |u(k+1) - u(k) + eta G(k) r(k)| / (eta |G(k) r(k)|)
+    linearised: float  # 2 eta r^T G r / |r|^2
+    measured: float  # 1 - |r(k+1)|^2 / |r(k)|^2
+    small: tuple[Criterion, Criterion]  # Lemmas B.6 and B.7
+    contracts: Criterion  # this step against 1 - eta lambda_0 / 2
+
+
+@dataclass
+class DeepRun:
+    """One network, trained."""
+
+    name: str
+    width: int
+    seed: int
+    eta: float
+    lambda_0: Bounded
+    norms: Criterion  # Lemma B.1
+    start: Criterion  # |G^(H)(0) - K^(H)|_2 / lambda_0 against 1/4, Lemma B.2
+    radius: float  # R' of Lemma B.5; NaN for the ResNet, whose constants are others
+    losses: list[float] = field(default_factory=list)  # |r(k)|^2 / 2 at k = 0, 1, ...
+    probes: list[Probe] = field(default_factory=list)
+
+    @property
+    def contraction(self) -> Criterion:
+        """The theorem's rate against every step."""
+        return contraction_criterion(self.losses, self.eta, self.lambda_0)
+
+    @property
+    def share(self) -> float:
+        """Smallest lambda_min(G^(H)(k)) / lambda_0 over the probes."""
+        return min(probe.lambda_min.measured for probe in self.probes)
+
+    @property
+    def largest_drift(self) -> float:
+        """Largest |G^(H)(k) - G^(H)(0)|_2 / lambda_0 over the probes."""
+        return max(probe.drift.measured for probe in self.probes)
+
+    @property
+    def moved(self) -> float:
+        """Averaged movement of the layer that moved most at the end, over |r(0)|, to which R' is proportional."""
+        return self.probes[-1].movement / math.sqrt(2 * self.losses[0])
+
+    @property
+    def remainder(self) -> float:
+        """Largest relative linearisation error over the probes."""
+        return max(probe.remainder for probe in self.probes)
+
+
+def train(
+    network: DuFC | DuResNet,
+    x: Tensor,
+    y: Tensor,
+    limit: LimitKernel,
+    *,
+    seed: int,
+    steps: int,
+    probes: int,
+    rate: float = 1.0,
+    report: Report = silent,
+) -> DeepRun:
+    """Gradient descent on S = 1/2 sum (u - y)^2 over all layers, the output a included, as the theorems have it.
+
+    Args:
+        network: at its start; trained in place.
+        x: (n, d), of norm 1.
+        y: (n,), -1 and 1.
+        limit: K^(H) on x.
+        seed: that the network is of, to be told.
+        steps: of gradient descent.
+        probes: steps that are measured, evenly on a logarithmic axis.
+        rate: eta lambda_max(G(0)), G over all layers.
+        report: told the share of the steps.
+    """
+    initial = copy.deepcopy(network.state_dict())
+    lambda_0, gram = limit.lambda_0, last_hidden_gram(network, x)
+    eta = rate / kernel_spectrum(ntk_gram(network, x), method="auto").lambda_max.value
+    outputs = network(x).detach()
+    radius = (
+        layer_radius(network, float((y - outputs).norm()), len(x), lambda_0.value)
+        if isinstance(network, DuFC)
+        else math.nan
+    )
+    run = DeepRun(
+        type(network).__name__, network.width, seed, eta, lambda_0, layer_norms_criterion(layer_norms(network, x)),
+        initial_criterion(gram, limit), radius,
+    )  # fmt: skip
+    moments = {0, steps} | {round(steps ** (k / max(probes - 2, 1))) for k in range(max(probes - 1, 1))}
+    parameters = list(network.parameters())
+    for step in range(steps + 1):
+        u = network(x)
+        run.losses.append(float((u.detach() - y).square().sum()) / 2)
+        gradients = torch.autograd.grad((u - y).square().sum() / 2, parameters)
+        if step in moments:
+            run.probes.append(_probe(network, x, y, gram, initial, gradients, step, eta, lambda_0))
+        if step < steps:
+            descend(network, gradients, eta)
+        report(step / steps)
+    return run
+
+
+@torch.no_grad()
+def descend(network: DuFC | DuResNet, gradients: tuple[Tensor, ...], eta: float) -> None:
+    """One step of plain gradient descent."""
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.sub_(gradient, alpha=eta)
+
+
+def _probe(
+    network: DuFC | DuResNet, x: Tensor, y: Tensor, start: Tensor, initial: dict[str, Tensor], gradients: tuple[Tensor, ...], step: int,
+    eta: float, lambda_0: Bounded,
+) -> Probe:  # fmt: skip
+    whole, last = ntk_gram(network, x), last_hidden_gram(network, x)
+    after = copy.deepcopy(network)
+    descend(after, gradients, eta)
+    with torch.no_grad():
+        before, behind = network(x), after(x)
+    residual, next_residual = before - y, behind - y
+    found = linearisation(before, behind, y, whole, eta)
+    losses = [float(r.square().sum()) / 2 for r in (residual, next_residual)]
+    return Probe(
+        step=step,
+        lambda_min=lambda_min_criterion(last, lambda_0),
+        drift=drift_criterion(last, start, lambda_0),
+        whole=kernel_spectrum(whole, method="auto").lambda_min,
+        last=kernel_spectrum(last, method="auto").lambda_min,
+        movement=max(each.averaged for each in layer_movement(network, initial)),
+        remainder=found.relative,
+        linearised=linearised_rate(whole, residual, eta),
+        measured=1 - losses[1] / losses[0],
+        small=linearisation_criteria(found, eta, lambda_0),
+        contracts=step_criterion(losses[0], losses[1], eta, lambda_0),
+    )
+
+
+def movement_verdict(run: DeepRun) -> Criterion | None:
+    """Whether no layer moved farther than R' at any probe (Lemma B.5); None where there is no R'."""
+    if math.isnan(run.radius):
+        return None
+    farthest = max(probe.movement for probe in run.probes)
+    return layer_movement_criterion([Movement("largest", farthest * math.sqrt(run.width), farthest)], run.radius)

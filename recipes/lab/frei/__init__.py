@@ -1,0 +1,1 @@
+"""Frei et al. 2023 in the laboratory."""

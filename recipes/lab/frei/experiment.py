@@ -1,0 +1,198 @@
+"""Frei et al. 2023 and Kou, Chen & Gu 2023: nearly orthogonal data give a network of low rank, after a single step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_conv.recipes.lab.data import Source, two_classes
+from lightning_conv.recipes.lab.frei.findings import checks_of, data_row, draw, plain, row
+from lightning_conv.recipes.lab.report import Report
+from lightning_conv.reporting.progress import progress_bar
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.networks import LeakyTwoLayer
+from lightning_conv.theory.papers.frei import (
+    Margins,
+    NearOrthogonality,
+    linear_agreement,
+    margins,
+    near_orthogonality,
+    patterns_settle,
+    stable_rank_bound,
+)
+from lightning_conv.theory.tools.matrix_norms import numerical_rank, stable_rank
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Training and test inputs after one map, rows of norm 1 in training."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    orthogonality: NearOrthogonality
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network on one data set."""
+
+    data: DataSet
+    slope: float
+    steps: list[int]
+    stable_ranks: list[float]
+    spreads: list[float]  # smallest over largest margin
+    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
+    bounds: list[float]  # of it, by ``stable_rank_bound``
+    settled: int | None  # step from which on ``patterns_settle`` holds to the end; None: never certain
+    third: float  # third over first singular value of what moved since then; NaN: never certain
+    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
+    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
+    margins: Margins  # at the end, over |W|_F
+    linear: float  # share of the test samples on which sign f = sign of the linear part
+
+    @property
+    def criterion(self) -> Criterion:
+        """Whether the data satisfy the condition: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
+        return self.data.orthogonality.criteria(self.slope)[-1]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the hypothesis about the data holds."""
+        return self.criterion.verdict == "certified"
+
+
+def run(
+    n: int = 20,
+    test: int = 60,
+    width: int = 256,
+    slopes: tuple[float, ...] = (0.5, 0.0),
+    std: float = 1e-4,
+    eta: float = 2.0,
+    steps: int = 2000,
+    features: int = 4096,
+    source: Source = "digits",
+    root: str = "data",
+    seed: int = 0,
+) -> Report:
+    """Train LeakyTwoLayer with the logistic loss (1/n) sum ln(1 + exp(-y f)) by plain gradient descent on four versions of the same images.
+
+    Args:
+        n: training samples, half of each of two classes.
+        test: further samples, for the decision boundary.
+        width: m.
+        slopes: gamma of the leaky ReLU; 0 is the ReLU.
+        std: of the initial weights. The theorems ask for a small one.
+        eta: step size.
+        steps: of gradient descent.
+        features: random Fourier features, for one of the versions.
+        source: of the images.
+        root: folder of MNIST.
+        seed: of the initialisation and of the features.
+
+    Raises:
+        ValueError: steps is below 2.
+    """
+    if steps < 2:
+        raise ValueError(f"steps: {steps}; need 2 or more")
+    images = two_classes(n + test, source=source, root=root)
+    y = images.targets[:n]
+    sets = data_sets(images.inputs, n, features, seed)
+    runs = []
+    with progress_bar("training", 60.0, None) as report:
+        for k, (data, slope) in enumerate((data, slope) for slope in slopes for data in sets):
+            net = LeakyTwoLayer(data.train.shape[1], width, slope=slope, std=std, seed=seed)
+            runs.append(_train(net, data, y, eta, steps))
+            report((k + 1) / len(sets) / len(slopes))
+    setting = (
+        f"{n} images of {source} (3 against 8) in four versions: as they are; less their mean; whitened (x -> "
+        f"(X^T X)^(-1/2) x, which makes the training inputs orthonormal); and {features} random Fourier features "
+        "of a bandwidth so narrow that they keep little but each image's identity. All inputs are scaled to norm "
+        f"1. f = sum a_j phi(w_j . x), a_j = +-1/sqrt m fixed, m = {width}, phi = max(gamma z, z), w_j ~ N(0, "
+        f"{std:g}^2 I); logistic loss, mean over the samples, plain gradient descent, eta = {eta:g}, {steps} "
+        "steps; float64. Images as they are are far from orthogonal: for them the theorems are not applicable, "
+        "and what happens to them is told beside. Frei et al. prove their limit for gradient flow (rank at most "
+        "two, equal margins), and a low stable rank from the first step on for gradient descent with a smoothed "
+        "leaky ReLU and a small start; Kou et al. treat gradient descent and the ReLU too. What must hold here at every finite step is "
+        "derived "
+        "beside: a bound of the stable rank of W - W(0) from the spectrum of X X^T, and rank two of what moves once every unit's sign on "
+        "every sample is certain."
+    )
+    return Report(
+        name="frei",
+        title="Frei et al. 2023: nearly orthogonal data, low rank",
+        setting=setting,
+        checks=checks_of(runs),
+        tables={"Data": [data_row(data, slopes) for data in sets], "Training": [row(r) for r in runs]},
+        figure=draw(runs),
+        data={"runs": [plain(r) for r in runs]},
+    )
+
+
+def data_sets(images: Tensor, n: int, features: int, seed: int) -> list[DataSet]:
+    """The four versions; every map is made from the first n images and applied to all."""
+    mean = images[:n].mean(0)
+    values, vectors = torch.linalg.eigh(images[:n].T @ images[:n])
+    kept = values > 1e-10 * values[-1]
+    whitening = vectors[:, kept] / values[kept].sqrt() @ vectors[:, kept].T
+    generator = torch.Generator().manual_seed(seed)
+    frequencies = 30 * torch.randn(images.shape[1], features, generator=generator, dtype=torch.float64)
+    phases = 2 * math.pi * torch.rand(features, generator=generator, dtype=torch.float64)
+    versions = {
+        "images": images,
+        "centred": images - mean,
+        "whitened": images @ whitening,
+        "Fourier features": torch.cos(images @ frequencies + phases),
+    }
+    found = []
+    for name, x in versions.items():
+        unit = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        found.append(DataSet(name, unit[:n], unit[n:], near_orthogonality(unit[:n])))
+    return found
+
+
+def _stable_rank(matrix: Tensor) -> float:
+    """By all singular values: beside a bound that is nearly attained, an estimate of |A|_2 from below will not do."""
+    squares = torch.linalg.svdvals(matrix).square()
+    return float(squares.sum() / squares[0])
+
+
+def _train(net: LeakyTwoLayer, data: DataSet, y: Tensor, eta: float, steps: int) -> Run:
+    x = data.train
+    probes = {0, 1, 2, steps} | {round(steps ** (k / 24)) for k in range(25)}
+    looked = {0: 0, 1: 0, steps: 0}
+    times, ranks, spreads, movement, bounds = [], [], [], [], []
+    weight = net.hidden.weight
+    start, then = net.weight.clone(), net.weight.clone()
+    scale, reach = eta / len(x) / math.sqrt(len(start)), float((start @ x.T).abs().max())
+    derivatives = torch.zeros(len(x), dtype=torch.float64)  # A_i
+    settled: int | None = None
+    for step in range(steps + 1):
+        f = net(x).flatten()
+        if step and not patterns_settle(data.orthogonality, net.slope, derivatives, scale, reach):
+            settled = None
+        elif step and settled is None:
+            settled, then = step, net.weight.clone()
+        if step in probes:
+            times.append(step)
+            ranks.append(stable_rank(weight).value)
+            spreads.append(margins(f, y).spread)
+            movement.append(_stable_rank(net.weight - start) if step else math.nan)
+            bounds.append(stable_rank_bound(x, net.slope, derivatives) if step else math.nan)
+        if step in looked:
+            looked[step] = numerical_rank(weight)
+        if step < steps:
+            derivatives += torch.sigmoid(-y * f.detach())
+            (gradient,) = torch.autograd.grad(torch.nn.functional.softplus(-y * f).mean(), weight)
+            with torch.no_grad():
+                weight.sub_(gradient, alpha=eta)
+    with torch.no_grad():
+        final = margins(net(x), y, norm=float(weight.norm()))
+        linear = linear_agreement(net(data.test), data.test, net.linear_part())
+    values = torch.linalg.svdvals(net.weight - then)
+    third = float(values[2] / values[0]) if settled is not None and settled < steps else math.nan
+    turned = int((net.weight @ x.T * net.a[:, None] * y <= 0).sum())  # type: ignore[index]
+    return Run(data, net.slope, times, ranks, spreads, movement, bounds, settled, third, turned, looked, final, linear)

@@ -1,0 +1,121 @@
+"""What `lab frei` concludes from its runs: checks, rows of the tables and the figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from lightning_conv.recipes.lab.report import Check
+from lightning_conv.theory.papers.frei import FREI, KOU
+
+if TYPE_CHECKING:
+    from lightning_conv.recipes.lab.frei.experiment import DataSet, Run
+
+
+def checks_of(runs: Sequence[Run]) -> list[Check]:
+    """What holds by proof at every step, and what the theorems say of the limit.
+
+    Args:
+        runs: of all data sets and slopes.
+    """
+    covered, others = [r for r in runs if r.covered], [r for r in runs if not r.covered]
+    leaky = [r for r in covered if r.slope > 0]
+
+    def said(chosen: Sequence[Run], value: Callable[[Run], str]) -> str:
+        return "; ".join(f"{r.data.name}, gamma {r.slope:g}: {value(r)}" for r in chosen) or "no run"
+
+    def ranks(r: Run) -> str:
+        early, late = r.stable_ranks[r.steps.index(1)], max(r.stable_ranks[1:])
+        return f"{r.stable_ranks[0]:.1f} before, {early:.2f} after, {late:.2f} at most later"
+
+    def moved(r: Run) -> str:
+        pairs = list(zip(r.movement[1:], r.bounds[1:], strict=True))
+        return f"{max(rank for rank, _ in pairs):.3f} at most, bound {min(bound for _, bound in pairs):.4g} at least"
+
+    slanted = [r for r in runs if r.slope > 0]
+    certain = [r for r in slanted if r.settled is not None and not math.isnan(r.third)]
+    most = max((max(r.stable_ranks[1:]) for r in covered), default=math.nan)
+    flow, descent = f"{FREI}, theorem on gradient flow (in the limit)", f"{FREI}, theorem on gradient descent; {KOU}"
+    return [
+        # Where the condition on the data is not met the theorems say nothing: no check, only the tables.
+        Check("some data satisfy the condition on near-orthogonality (for the others: not applicable)", f"{FREI}; {KOU}", bool(leaky),
+              "not applicable: " + said(others, lambda r: f"kappa {r.criterion.measured:.3g}, needs {r.criterion.bound:.3g}")),
+        Check("leaky ReLU, any data: the stable rank of W - W(0) is at most lambda_max / lambda_min of X X^T times (1 + q)^2 / (4 q), "
+              "q = gamma min A / max A, at every step looked at", f"derived; {FREI}, theorem on gradient descent",
+              all(rank <= bound * (1 + 1e-9) for r in slanted for rank, bound in zip(r.movement[1:], r.bounds[1:], strict=True)),
+              said(slanted, moved)),
+        Check("leaky ReLU, data that satisfy the condition: once every sign of w_j . x_i is certain to be that of a_j y_i it is so, "
+              "and what "
+              "moves has rank two (third singular value below 1e-9 of the first)", f"derived; {FREI}, theorem on gradient flow",
+              all(r.third <= 1e-9 and r.turned == 0 for r in certain),
+              said(certain, lambda r: f"certain from step {r.settled} on, {r.turned} other signs, third over first {r.third:.1e}")),
+        Check("one step brings the stable rank to 4 or less, and there it stays", descent, most <= 4, said(covered, ranks), must=False),
+        Check("two singular values at most above 1e-3 of the largest at the end (leaky ReLU)", flow,
+              bool(leaky) and all(r.ranks[r.steps[-1]] <= 2 for r in leaky), said(leaky, lambda r: f"{r.ranks[r.steps[-1]]}"), must=False),
+        Check("the margins of all samples agree to 5 % at the end", f"{FREI}; {KOU} (in the limit)",
+              bool(covered) and all(r.spreads[-1] > 0.95 for r in covered), said(covered, lambda r: f"{r.spreads[-1]:.4f}"), must=False),
+        Check("the boundary is linear: sign f(x) = sign(sum a_j w_j . x) on all test images (leaky ReLU)", flow,
+              bool(leaky) and all(r.linear == 1 for r in leaky), said(leaky, lambda r: f"{r.linear:.3f}"), must=False),
+    ]  # fmt: skip
+
+
+def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
+    """One data set: kappa and the verdicts on the conditions."""
+    found = data.orthogonality
+    row: dict[str, object] = {"data": data.name, "dimension": data.train.shape[1], "kappa": found.kappa.value}
+    for slope in slopes:
+        for criterion in found.criteria(slope):
+            if slope > 0 or criterion.source == KOU:
+                row[f"{criterion.name}, {criterion.bound:.3g}"] = criterion.verdict
+    return row
+
+
+def row(r: Run) -> dict[str, object]:
+    """One run."""
+    at_one = r.steps.index(1)
+    return {
+        "data": r.data.name,
+        "gamma": r.slope,
+        "hypothesis": "holds" if r.covered else "not applicable",
+        "stable rank, start": r.stable_ranks[0],
+        "after one step": r.stable_ranks[at_one],
+        "end": r.stable_ranks[-1],
+        "rank (1e-3), start": r.ranks[0],
+        "rank, one step": r.ranks[1],
+        "rank, end": r.ranks[r.steps[-1]],
+        "margin / |W|_F, least": r.margins.smallest,
+        "margin spread": r.margins.spread,
+        "linear on test": r.linear,
+    }
+
+
+def plain(r: Run) -> dict[str, object]:
+    """Its numbers for the JSON."""
+    return {"data": r.data.name, "slope": r.slope, "steps": r.steps, "stable_rank": r.stable_ranks, "spread": r.spreads,
+            "movement": r.movement, "bound": r.bounds}  # fmt: skip
+
+
+def draw(runs: Sequence[Run]) -> Figure:
+    """Stable ranks and margins along the runs, a row a slope."""
+    slopes = sorted({r.slope for r in runs}, reverse=True)
+    figure = Figure(figsize=(10.5, 3.6 * len(slopes)), layout="constrained")
+    panels = figure.subplots(len(slopes), 2, squeeze=False)
+    names = list(dict.fromkeys(r.data.name for r in runs))
+    for row, slope in zip(panels, slopes, strict=True):
+        for r in (r for r in runs if r.slope == slope):
+            style = {"color": f"C{names.index(r.data.name)}", "linestyle": "-" if r.covered else "--", "linewidth": 1.4}
+            steps = [max(step, 0.5) for step in r.steps]
+            row[0].plot(steps, r.stable_ranks, label=r.data.name + ("" if r.covered else " (not applicable)"), **style)
+            row[1].plot(steps, r.spreads, **style)
+        kind = f"leaky ReLU, gamma = {slope:g}" if slope else "ReLU"
+        row[0].set(xscale="log", yscale="log", ylabel=r"stable rank $|W|_F^2 / |W|_2^2$", title=kind)
+        row[1].set(xscale="log", ylim=(-0.05, 1.05), ylabel="smallest / largest margin", title=kind)
+        row[0].legend(frameon=False, fontsize=8)
+        for axes in row:
+            axes.set_xlabel("step (0.5 stands for the start)")
+            axes.grid(visible=True, alpha=0.3)
+            axes.title.set_fontsize(10)
+    return figure

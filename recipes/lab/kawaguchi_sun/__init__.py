@@ -1,0 +1,1 @@
+"""Kawaguchi & Sun 2021 in the laboratory."""

@@ -1,0 +1,109 @@
+"""The descents of the Kawaguchi-Sun experiment as curves and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
+from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import PhaseOne
+from lightning_conv.recipes.lab.panel import dress
+from lightning_conv.reporting.plots import new_figure
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts
+
+
+@dataclass(frozen=True)
+class HeadDescent:
+    """Gradient descent of one head."""
+
+    name: str
+    gaps: Tensor  # L(w_t) - inf L, (T + 1,)
+    family: list[Comparator]
+    curvature: HeadCurvature
+    mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
+    floor: float  # squared loss: what the head cannot go below
+    criteria: list[Criterion]
+
+
+def _shown(each: HeadDescent) -> list[int]:
+    last = len(each.gaps) - 1
+    return sorted({round((last + 1) ** (k / 99)) - 1 for k in range(100)})
+
+
+def curve(each: HeadDescent) -> dict[str, Any]:
+    """Losses and bounds at a hundred steps, evenly spread on a logarithmic scale."""
+    steps = _shown(each)
+    bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
+    linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
+    return {"step": steps, "loss": each.gaps[steps].tolist(), "bound": bounds, "linear bound": linear}
+
+
+def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:
+    """Ranks over phase 1 and the switch; losses of phase 2 against their bounds, and the singular values behind them."""
+    figure = new_figure()
+    figure.set_size_inches(11, 8.2)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.955, wspace=0.2, hspace=0.28)
+    (ranks, smallest), (left, right) = figure.subplots(2, 2)
+    _ranks(ranks, started)
+    _smallest(smallest, started["wide"])
+    for each, colour in zip(runs, ("tab:blue", "tab:green", "tab:red"), strict=True):
+        shown = curve(each)
+        steps = np.asarray(shown["step"]) + 1
+        left.plot(steps, shown["loss"], color=colour, label=each.name)
+        left.plot(
+            steps, shown["bound"], color=colour, linestyle="--", label="O(1/t) bound" if each is runs[0] else None
+        )
+        if shown["linear bound"]:
+            left.plot(steps, shown["linear bound"], color=colour, linestyle=":", label="linear bound")
+        if each.floor:
+            left.axhline(each.floor, color=colour, linewidth=0.8, linestyle="-.", label="floor: alignment residual")
+    dress(left, "L(w_t) - inf L and its bounds", "step of phase 2 + 1", log="xy")
+    for name, colour in (("wide", "tab:blue"), ("narrow", "tab:red")):
+        values = facts[name].singular_values.numpy()
+        right.semilogy(
+            np.arange(1, len(values) + 1),
+            values,
+            color=colour,
+            label=f"{name}: {len(values)} of n = {facts[name].certificate.n}",
+        )
+    right.axvline(facts["wide"].certificate.n, color="black", linewidth=0.8)
+    dress(right, "singular values of [h, 1]", "index (the line: n)")
+    for axes in (left, right):
+        axes.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def _ranks(axes: Axes, started: dict[str, PhaseOne]) -> None:
+    for (name, each), colour in zip(started.items(), ("tab:blue", "tab:red"), strict=True):
+        shown, n = each.curve(), each.after.facts.certificate.n
+        steps = np.asarray(shown["step"]) + 1
+        for kind, style in (("rank", "-"), ("effective rank", "--"), ("stable rank", ":")):
+            values = np.asarray(shown[kind]) / n
+            label = f"{name}: {'proven rank' if kind == 'rank' else kind}"
+            axes.plot(steps[:-1], values[:-1], style, color=colour, label=label)
+            axes.plot(steps[-1:], values[-1:], "o", color=colour, markersize=4)
+    dress(axes, "ranks of [h, 1] over n", "step of phase 1 + 1 (dots: after the noise)", log="xy")
+    axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 0.18), ncols=2)
+
+
+def _smallest(axes: Axes, wide: PhaseOne) -> None:
+    shown = wide.curve()
+    steps = np.asarray(shown["step"]) + 1
+    for kind, colour in (("sigma_min", "tab:blue"), ("loss", "tab:orange")):
+        values = np.asarray(shown[kind])
+        axes.plot(
+            steps[:-1],
+            values[:-1],
+            color=colour,
+            label=f"wide: {'n-th singular value' if kind == 'sigma_min' else 'cross-entropy'}",
+        )
+        axes.plot(steps[-1:], values[-1:], "o", color=colour, markersize=4)
+    dress(axes, "sigma_n([h, 1]) and the loss in phase 1", "step of phase 1 + 1 (dots: after the noise)", log="xy")
+    axes.legend(fontsize=8, loc="center left")

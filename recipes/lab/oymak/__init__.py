@@ -1,0 +1,1 @@
+"""Oymak & Soltanolkotabi 2019 in the laboratory."""

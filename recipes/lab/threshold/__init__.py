@@ -1,0 +1,1 @@
+"""Ergen et al. 2023 (threshold networks) in the laboratory."""

@@ -1,0 +1,171 @@
+"""What is not real-analytic is found wherever it is called, and activations are swapped for smooth ones."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from lightning_conv.networks.analytic import find_kinks, make_analytic
+
+
+def kinks(model, *shape):
+    return [(kink.module, kink.what) for kink in find_kinks(model, torch.randn(2, *shape))]
+
+
+SMOOTH = [
+    nn.Softplus(beta=100, threshold=40),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.LayerNorm(6),
+    nn.Softmax(1),
+]
+KINKED = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.LeakyReLU(),
+    nn.PReLU(),
+    nn.ELU(),
+    nn.SELU(),
+    nn.CELU(),
+    nn.ReLU6(),
+    nn.Hardtanh(),
+    nn.Hardswish(),
+    nn.Hardsigmoid(),
+    nn.Softshrink(),
+    nn.Hardshrink(),
+    nn.Threshold(0.1, 0.0),
+]
+
+
+@pytest.mark.parametrize("activation", SMOOTH, ids=repr)
+def test_smooth_activations_have_none(activation):
+    assert kinks(nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 2)), 4) == []
+
+
+@pytest.mark.parametrize("activation", KINKED, ids=repr)
+def test_kinked_activations_are_named(activation):
+    assert [name for name, _ in kinks(nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 2)), 4)] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (torch.relu, "ReLU"),
+        (torch.abs, "absolute value"),
+        (lambda x: x.clamp(min=0), "clamp"),
+        (lambda x: x.max(1, keepdim=True).values, "maximum"),
+        (lambda x: torch.maximum(x, -x), "maximum"),
+        (lambda x: x.sort().values, "sorting"),
+        (torch.round, "rounding"),
+        (lambda x: F.max_pool1d(x[:, None], 2)[:, 0], "max pooling"),
+        (lambda x: torch.where(x > 0, x, 0.1 * x), "comparison"),
+    ],
+)
+def test_functions_inside_a_forward_are_seen(function, what):
+    class Inner(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    assert ("1", what) in kinks(nn.Sequential(nn.Linear(4, 6), Inner()), 4)
+
+
+def test_integer_work_is_none_of_its_business():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(5, 3)
+
+        def forward(self, words):
+            return self.table(words.clamp(max=4)).sum(1)
+
+    assert find_kinks(Words(), torch.randint(0, 5, (2, 3))) == []
+
+
+def test_transformers_with_gelu_are_analytic_and_with_relu_not():
+    for activation, expected in (("gelu", []), ("relu", [("layers.0", "ReLU")])):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, activation=activation, batch_first=True)
+        assert kinks(nn.TransformerEncoder(layer, 1), 3, 8) == expected
+
+
+def test_the_model_is_left_alone():
+    model = torchvision.models.resnet18(num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = kinks(model, 3, 32, 32)
+    assert ("maxpool", "max pooling") in found
+    assert ("layer1.0.relu", "ReLU") in found
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_resnet_is_smooth_but_for_its_pooling():
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    found = make_analytic(model, torch.randn(2, 3, 32, 32))
+    assert len(found.swapped) == 9
+    assert [(kink.module, kink.what) for kink in found.left] == [("maxpool", "max pooling")]
+    assert any(isinstance(module, nn.ReLU) for module in model.modules())
+    found.model.maxpool = nn.Identity()
+    assert find_kinks(found.model, torch.randn(1, 3, 32, 32)) == []
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.ReLU6()], ids=repr)
+@pytest.mark.parametrize("beta", [10.0, 100.0])
+def test_smooth_twins_are_close(activation, beta):
+    z = torch.linspace(-3, 9, 1001, dtype=torch.float64)
+    found = make_analytic(nn.Sequential(activation), z[None], beta=beta)
+    assert found.left == ()
+    assert found.swapped == ("0",)
+    assert float((found.model(z) - activation(z)).abs().max()) <= 1.0001 * math.log(2) / beta
+
+
+def test_one_activation_in_two_places_stays_one():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared)
+    found = make_analytic(model, torch.ones(1, 3)).model
+    assert isinstance(found[1], nn.Softplus)
+    assert found[1] is found[3]
+
+
+def test_an_activation_alone_and_the_mode():
+    found = make_analytic(nn.ReLU().eval(), torch.ones(1, 3))
+    assert isinstance(found.model, nn.Softplus)
+    assert not found.model.training
+
+
+def test_beta_must_be_positive():
+    with pytest.raises(ValueError, match="beta: 0"):
+        make_analytic(nn.ReLU(), torch.ones(1, 3), beta=0)
+
+
+def test_without_inputs_modules_are_swapped_and_what_is_left_is_known_by_type_only():
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    blind, seen = make_analytic(model, beta=100), make_analytic(model, images, beta=100)
+    assert blind.swapped == seen.swapped
+    assert blind.left == seen.left
+    assert (blind.watched, seen.watched) == (False, True)
+    assert torch.equal(blind.model(images), seen.model(images))
+
+
+def test_without_inputs_a_function_inside_a_forward_is_not_seen_and_the_result_says_so():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return torch.relu(x)
+
+    found = make_analytic(nn.Sequential(nn.Linear(3, 3), Inner()))
+    assert found.left == ()
+    assert not found.watched
+
+
+@pytest.mark.parametrize(
+    "activation", [a for a in KINKED if type(a) not in (nn.ReLU, nn.LeakyReLU, nn.ReLU6)], ids=repr
+)
+def test_kinked_modules_are_named_alike_with_and_without_inputs(activation):
+    model = nn.Sequential(nn.Linear(4, 6), activation)
+    assert make_analytic(model).left == make_analytic(model, torch.randn(1, 4)).left != ()
