@@ -192,8 +192,8 @@ from pathlib import Path
 
 import torch
 
-folder, room, file, name = sys.argv[1:]
-sys.path.insert(0, room)
+folder, fixtures, room, file, name = sys.argv[1:]
+sys.path[:0] = [fixtures, room]
 from conftest import Regression, quiet_trainer
 
 torch.set_num_threads(1)
@@ -217,7 +217,8 @@ def run_on_two_processes(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
     def run(body: Callable[..., Any]) -> tuple[Any, Any]:
         script, file = tmp_path / "on_each_rank.py", Path(body.__code__.co_filename)
         script.write_text(ON_EACH_RANK)
-        command = [sys.executable, script, tmp_path, file.parent, file.stem, body.__name__]
+        fixtures = Path(__file__).parent
+        command = [sys.executable, script, tmp_path, fixtures, file.parent, file.stem, body.__name__]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
