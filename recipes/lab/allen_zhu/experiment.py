@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 
 from torch import Tensor
 
 from lightning_conv import largest_eigenvalue, ntk_gram
 from lightning_conv.recipes.lab.allen_zhu.figure import draw
-from lightning_conv.recipes.lab.allen_zhu.findings import checks, data_row, fit_row, laws, plain, row_of
+from lightning_conv.recipes.lab.allen_zhu.findings import (
+    Fit,
+    Probe,
+    Run,
+    checks_of,
+    data_row,
+    fit_row,
+    laws,
+    plain,
+    row_of,
+)
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.networks import AllenZhuNet
 from lightning_conv.theory.papers.allen_zhu import (
-    GradientRatios,
     Residual,
-    SemiSmoothness,
     fit_semi_smoothness,
     forward_drift,
     gradient_ratios,
@@ -34,46 +42,6 @@ from lightning_conv.theory.tools.power_law import PowerLaw, power_law
 
 LENGTHS = (0.25, 1.0, 4.0)
 """The step of gradient descent, shorter and longer, for the residual: one length would not tell a from b."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What was measured at one step."""
-
-    step: int
-    ratios: GradientRatios
-    omega: float  # max_l |W_l - W_l(0)|_2
-    relative_spectral: float  # max_l |W_l - W_l(0)|_2 / |W_l(0)|_2
-    relative_frobenius: float
-    changed: float  # share of units that switched, mean over samples and trained layers
-    changed_layer: float  # of the layer with the largest share
-    drift: float  # max |h_{i,l} - h_{i,l}(0)|
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that it is judged on."""
-
-    bound: SemiSmoothness
-    same_run: list[Residual]  # the other probes
-    other_runs: list[Residual]  # all probes of the other initialisations
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network, trained."""
-
-    width: int
-    seed: int
-    eta: float
-    norms: tuple[float, float]  # smallest and largest |h_{i,l}| at the start
-    probes: list[Probe] = field(default_factory=list)
-    steps: list[Residual] = field(default_factory=list)
-
-    @property
-    def last(self) -> Probe:
-        """After training."""
-        return self.probes[-1]
 
 
 def run(
@@ -134,7 +102,7 @@ def run(
         name="allen-zhu",
         title="Allen-Zhu, Li & Song 2019: little movement, few switched units, an almost smooth loss",
         setting=setting,
-        checks=checks(apart, runs, joint, found, worst, depth),
+        checks=checks_of(apart, runs, joint, found, worst, depth),
         tables={
             "Data": [data_row(apart)],
             "After training, means over the initialisations": [

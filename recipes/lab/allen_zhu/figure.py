@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_conv.recipes.lab.allen_zhu.findings import ALONG
+from lightning_conv.recipes.lab.allen_zhu.findings import ALONG, Fit, Run
 from lightning_conv.recipes.lab.panel import dress
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.allen_zhu.experiment import Fit, Run
-    from lightning_conv.theory.tools.power_law import PowerLaw
+from lightning_conv.theory.tools.power_law import PowerLaw
 
 
 def draw(

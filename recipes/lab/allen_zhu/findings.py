@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from lightning_conv.recipes.lab.report import Check
 from lightning_conv.theory.criterion import Criterion
-from lightning_conv.theory.papers.allen_zhu import Separation, drift_constant
+from lightning_conv.theory.papers.allen_zhu import GradientRatios, Residual, SemiSmoothness, Separation, drift_constant
 from lightning_conv.theory.tools.power_law import PowerLaw, power_law
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.allen_zhu.experiment import Fit, Run
 
 SPECTRAL = "|W - W(0)|_2 / |W(0)|_2 at the end, against the width"
 FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
@@ -42,7 +39,7 @@ def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
     }
 
 
-def checks(
+def checks_of(
     apart: Separation, runs: Sequence[Run], joint: Fit, laws: dict[str, tuple[PowerLaw, str]],
     worst: tuple[list[float], list[float], PowerLaw], depth: int,
 ) -> list[Check]:  # fmt: skip
@@ -160,3 +157,43 @@ def plain(r: Run) -> dict[str, object]:
         "squared_gradient": [p.ratios.squared_gradient for p in r.probes],
     }
     return {"width": r.width, "seed": r.seed, "eta": r.eta, "norms": r.norms, **rows, **losses}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured at one step."""
+
+    step: int
+    ratios: GradientRatios
+    omega: float  # max_l |W_l - W_l(0)|_2
+    relative_spectral: float  # max_l |W_l - W_l(0)|_2 / |W_l(0)|_2
+    relative_frobenius: float
+    changed: float  # share of units that switched, mean over samples and trained layers
+    changed_layer: float  # of the layer with the largest share
+    drift: float  # max |h_{i,l} - h_{i,l}(0)|
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that it is judged on."""
+
+    bound: SemiSmoothness
+    same_run: list[Residual]  # the other probes
+    other_runs: list[Residual]  # all probes of the other initialisations
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network, trained."""
+
+    width: int
+    seed: int
+    eta: float
+    norms: tuple[float, float]  # smallest and largest |h_{i,l}| at the start
+    probes: list[Probe] = field(default_factory=list)
+    steps: list[Residual] = field(default_factory=list)
+
+    @property
+    def last(self) -> Probe:
+        """After training."""
+        return self.probes[-1]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.recipes.lab.averaged_sgd.one_pass import Pass
-from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check
 from lightning_conv.theory.papers.averaged_sgd import SOURCE, Decay, largest_step
 from lightning_conv.theory.tools.power_law import power_law
@@ -120,42 +117,3 @@ def _slope(one: Pass) -> float:
     """Exponent of the averaged iterate's error over the last tenfold of samples."""
     late = [(t, error) for t, error in zip(one.steps, one.averaged, strict=True) if 10 * t >= one.steps[-1]]
     return power_law([t for t, _ in late], [error for _, error in late]).exponent
-
-
-def draw(
-    eigenvalues: Tensor, decay: Decay, passes: dict[float, list[Pass]], gaps: dict[int, float], width: int
-) -> Figure:
-    """Spectrum, errors of the iterates by samples seen, and the distance of the network from its linearisation by width."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    ((spectrum, clean), (gap, noisy)) = figure.subplots(2, 2)
-    values = eigenvalues.flip(0)
-    rank = torch.arange(1, len(values) + 1)
-    spectrum.plot(rank, values.clamp(min=1e-300), color="tab:blue", linewidth=1.2, label="NTK Gram / n")
-    fitted = torch.tensor([decay.first, decay.last], dtype=torch.float64)
-    line = f"$i^{{-{decay.beta:.2f}}}$, fitted"
-    spectrum.plot(fitted, decay.constant * fitted**-decay.beta, color="black", linestyle="--", label=line)
-    dress(spectrum, "Spectrum of the kernel", "index", "eigenvalue", log="xy")
-    spectrum.set_ylim(bottom=float(values[values > 0].min()) / 2)
-
-    for axes, (share, runs) in zip((clean, noisy), passes.items(), strict=False):
-        for name, curves, colour, style in (
-            ("last iterate", [each.last for each in runs], "tab:gray", "-"),
-            ("averaged iterate", [each.averaged for each in runs], "tab:blue", "-"),
-            ("averaged, linearised", [each.linear for each in runs], "tab:orange", "--"),
-        ):
-            table = torch.tensor(curves, dtype=torch.float64)
-            centre, error = table.mean(0), table.std(0) / math.sqrt(len(table))
-            axes.plot(runs[0].steps, centre, color=colour, linestyle=style, label=name)
-            axes.fill_between(runs[0].steps, centre - error, centre + error, color=colour, alpha=0.2, linewidth=0)
-        title = f"{width} units, {share:.0%} of labels flipped (band: standard error)"
-        dress(axes, title, "samples seen", "test error", log="x")
-
-    gap.plot(list(gaps), list(gaps.values()), marker="o", color="tab:blue", label="measured")
-    anchor = next(iter(gaps))
-    for power, style in ((-0.5, ":"), (-1.0, "--")):
-        law = [gaps[anchor] * (m / anchor) ** power for m in gaps]
-        gap.plot(list(gaps), law, color="black", linestyle=style, linewidth=1, label=f"$M^{{{power:g}}}$")
-    dress(gap, "Network against its linearisation, averaged", "units M", "distance of the outputs", log="xy")
-    for axes in (spectrum, clean, gap, noisy):
-        axes.legend(frameon=False, fontsize=8)
-    return figure

@@ -7,28 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.recipes.lab.clipping.figure import draw
+from lightning_conv.recipes.lab.clipping.findings import DIVERGED, Checked, comparison
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.clipping import (
-    SOURCE,
     ClippedPath,
-    clipped_loss_bound,
     clipping_criteria,
     clipping_factor,
 )
-
-DIVERGED = 1e6
-"""A loss beyond this is cut off."""
-
-COLOURS = {"gradient descent": "tab:gray", "clipping": "tab:orange", "delta-GClip": "tab:blue"}
-REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def run(
         rates = [rate / wide().constants()[1] for rate in relative]
         ends = _sweep(wide(), rates, network.path.gamma, delta, min(steps, 1000))
     checks = [*linear.checks("last layer alone"), *network.checks("wide network")]
-    checks.append(_comparison(ends))
+    checks.append(comparison(ends))
     tables = {
         "The two runs": [linear.row("last layer alone"), network.row("wide network")],
         "Loss after the sweep's steps": [
@@ -127,64 +118,9 @@ def run(
         f"*Sweep*: the wide network, {min(steps, 1000)} steps with each learning rate."
     )
     return Report(
-        "gclip", "delta-GClip: three regimes, one rate", setting, checks, tables, _figure(network, relative, ends),
+        "gclip", "delta-GClip: three regimes, one rate", setting, checks, tables, draw(network, relative, ends),
         {"losses": network.path.losses[:: max(1, steps // 500)], "sweep": ends},
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A run beside its bounds."""
-
-    path: ClippedPath
-    mu: float
-    criteria: Sequence[Criterion]
-    proven: bool  # whether the hypotheses are
-
-    def checks(self, where: str) -> list[Check]:
-        """Every inequality; those of the conclusion must hold wherever those of the hypotheses do."""
-        found = [
-            Check(
-                f"{where}: {each.asks}",
-                each.source,
-                each.verdict == "consistent",
-                f"{each.measured:.6g} against {each.bound:.6g}",
-            )
-            for each in self.criteria
-        ]
-        regimes = self.path.regimes
-        shares = ", ".join(f"{name} {regimes.count(name)}" for name in REGIME_COLOURS)  # type: ignore[arg-type]
-        return [
-            *found,
-            Check(f"{where}: all three regimes occur", SOURCE, len(set(regimes)) == 3, f"steps: {shares}", must=False),
-        ]
-
-    def row(self, where: str) -> dict[str, object]:
-        """For the table."""
-        steps = len(self.path.norms)
-        bound = clipped_loss_bound(
-            self.path.losses[0], eta=self.path.eta, delta=self.path.delta, mu=self.mu, steps=steps
-        )
-        return {
-            "run": where,
-            "hypotheses proven": self.proven,
-            "eta": self.path.eta,
-            "mu": self.mu,
-            "f_0": self.path.losses[0],
-            "f_T": self.path.losses[-1],
-            "bound of f_T": bound,
-            "bound with the steps taken": self.bounds()[-1],
-            "path length": self.path.length,
-            "bound of it": 4 * math.sqrt(self.path.losses[0] / self.mu),
-        }
-
-    def bounds(self) -> list[float]:
-        """prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
-        bound, found = self.path.losses[0], [self.path.losses[0]]
-        for step in self.path.steps:
-            bound *= 1 - step * self.mu / 2
-            found.append(bound)
-        return found
 
 
 def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, proven: bool) -> Checked:
@@ -241,42 +177,3 @@ def _sweep(problem: Problem, rates: Sequence[float], gamma: float, delta: float,
         last = [descend(problem, rate, level, floor, steps).losses[-1] for rate in rates]
         ends[name] = [loss if loss < DIVERGED else math.inf for loss in last]
     return ends
-
-
-def _comparison(ends: dict[str, list[float]]) -> Check:
-    best = {name: min(losses) for name, losses in ends.items()}
-    usable = {name: sum(loss < 0.5 for loss in losses) for name, losses in ends.items()}
-    seen = "; ".join(f"{name}: best {best[name]:.3g}, {usable[name]} rates end below 0.5" for name in ends)
-    holds = usable["delta-GClip"] > usable["gradient descent"]
-    return Check("delta-GClip bears more learning rates than gradient descent", SOURCE, holds, seen, must=False)
-
-
-def _figure(checked: Checked, relative: Sequence[float], ends: dict[str, list[float]]) -> Figure:
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    path, steps = checked.path, range(len(checked.path.losses))
-    rate = [clipped_loss_bound(path.losses[0], eta=path.eta, delta=path.delta, mu=checked.mu, steps=t) for t in steps]
-    left.plot(steps, path.losses, color=COLOURS["delta-GClip"], label="measured")
-    left.plot(steps, checked.bounds(), color="black", linestyle="--", label="bound with the steps taken")
-    left.plot(steps, rate, color="black", linestyle=":", label="$(1 - \\eta\\delta\\mu/2)^t f_0$")
-    dress(left, "Wide network: the loss and its bounds", "step", "loss", log="y")
-
-    for regime, colour in REGIME_COLOURS.items():
-        inside = [t for t, each in enumerate(path.regimes) if each == regime]
-        factors = [path.steps[t] / path.eta for t in inside]
-        middle.scatter([path.norms[t] for t in inside], factors, s=9, color=colour, label=regime)
-    dress(middle, "Three regimes, in the order of the run", "norm of the gradient", "step over learning rate", log="x")
-    middle.set_ylim(0, 1.1)
-    middle.invert_xaxis()
-
-    top = 4 * max(1.0, *(loss for losses in ends.values() for loss in losses if math.isfinite(loss)))
-    for k, (name, losses) in enumerate(ends.items()):
-        right.plot(relative, losses, marker="o", markersize=3, color=COLOURS[name], label=name)
-        gone = [rate for rate, loss in zip(relative, losses, strict=True) if math.isinf(loss)]
-        right.plot(gone, [top * 0.6**k] * len(gone), linestyle="", marker="x", color=COLOURS[name])
-    title, rates = "Learning rates (crosses: diverged)", "learning rate / (n / largest eigenvalue)"
-    dress(right, title, rates, "loss at the end", log="xy")
-    right.axvline(2.0, color="black", linewidth=0.8, linestyle=":")
-    for axes in (left, middle, right):
-        axes.legend(frameon=False, fontsize=8)
-    return figure

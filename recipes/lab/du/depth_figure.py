@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_conv.recipes.lab.du.depth_findings import Depth
 from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.reporting.plots import new_figure
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.du.depth import Depth
 
 COLOURS = {"softplus": "tab:blue", "tanh": "tab:red", "relu": "tab:green"}
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
 from lightning_conv.kernels.infinite import (
-    LimitKernel,
     convolutional_limit,
     fully_connected_limit,
     residual_limit,
@@ -23,9 +17,10 @@ from lightning_conv.networks.analytic import softplus
 from lightning_conv.recipes.lab.data import two_classes
 from lightning_conv.recipes.lab.du import printed
 from lightning_conv.recipes.lab.du.depth import run_depth
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.recipes.lab.report import Check, Report
-from lightning_conv.reporting.plots import new_figure
+from lightning_conv.recipes.lab.du.depth_findings import _checks, _row
+from lightning_conv.recipes.lab.du.limit_figure import _draw
+from lightning_conv.recipes.lab.du.limit_findings import DEFINITIONS, Case, _compared
+from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import equal_parts, progress_bar
 from lightning_conv.theory import DuConvResNet, DuFC, DuResNet
 from lightning_conv.theory.papers.du import last_hidden_gram
@@ -36,39 +31,6 @@ Inputs = Literal["random", "digits"]
 
 LEVEL = 1e-3
 """Probability with which right kernels would fail the check of one architecture, over all its entries and depths (Bonferroni)."""
-
-DEFINITIONS = {"FC": "Definition 5.1", "ResNet": "Definition 6.1", "ConvResNet": "Definition 7.1"}
-COLOURS = {"FC": "tab:blue", "ResNet": "tab:orange", "ConvResNet": "tab:green"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One architecture and depth: the limit, and the kernels of random networks."""
-
-    network: str
-    depth: int
-    limit: LimitKernel
-    scale: float  # of the last line: c_sigma, or (c_res / H)^2
-    draws: Tensor  # (draws, n, n)
-
-    @property
-    def standard_errors(self) -> Tensor:
-        """Of the mean of every entry, (n, n)."""
-        return self.draws.std(0) / math.sqrt(len(self.draws))
-
-    def z(self, kernel: Tensor) -> Tensor:
-        """(mean - kernel) / standard error of the entries i <= j."""
-        upper = torch.triu_indices(*kernel.shape)
-        return ((self.draws.mean(0) - kernel) / self.standard_errors)[upper[0], upper[1]]
-
-    def largest_z(self, kernel: Tensor) -> float:
-        """Largest |z|."""
-        return float(self.z(kernel).abs().max())
-
-    @property
-    def distance(self) -> float:
-        """|mean - K|_F / |K|_F."""
-        return float((self.draws.mean(0) - self.limit.matrix).norm() / self.limit.matrix.norm())
 
 
 def run(
@@ -178,86 +140,3 @@ def _case(name: str, depth: int, rows: Tensor, width: int, draws: int, c_res: fl
         grams.append(last_hidden_gram(network, x))
     scale = limit.c_sigma if name == "FC" else (c_res / depth) ** 2
     return Case(name, depth, limit, scale, torch.stack(grams))
-
-
-def _compared(
-    cases: list[Case], covariance: list[printed.Rival], pairing: list[printed.Rival]
-) -> list[tuple[str, str, str, list[printed.Rival]]]:
-    """(claim, its short name, source, a rival for each depth) of every place that is looked at."""
-
-    def of(name: str, kernel: Callable[[Case], Tensor], *, scaled: bool = False) -> list[printed.Rival]:
-        mine = (case for case in cases if case.network == name)
-        return [printed.Rival(name, c.depth, c.limit.matrix, kernel(c), c.draws, scaled) for c in mine]
-
-    fully = of("FC", lambda c: printed.covariance_before(c.limit, c.scale, SOFTPLUS, len(c.limit.matrix)))
-    unscaled = of("ConvResNet", lambda c: c.limit.matrix / c.scale, scaled=True)
-    found = [
-        ("FC: the covariance of one layer before in the last line, as the definition prints it", "covariance", DEFINITIONS["FC"], fully),
-        ("ResNet: the covariance of one layer before in the last line, as the definition prints it", "covariance", DEFINITIONS["ResNet"],
-         covariance),
-        ("ResNet, inputs of unequal norms: b_i E sigma(u) + b_j E sigma(v), as the definition prints it", "pairing",
-         DEFINITIONS["ResNet"], pairing),
-        ("ConvResNet: the last line without c_res^2 / H^2, as the definition prints it", "scale", DEFINITIONS["ConvResNet"], unscaled),
-    ]  # fmt: skip
-    return [(claim, what, f"{SOURCE}, {source}", rivals) for claim, what, source, rivals in found if rivals]
-
-
-def _row(case: Case) -> dict[str, object]:
-    z = case.z(case.limit.matrix)
-    along = (case.draws * case.limit.matrix).sum((1, 2)) / case.limit.matrix.square().sum()
-    return {
-        "network": case.network,
-        "H": case.depth,
-        "|mean - K|_F / |K|_F": case.distance,
-        "Monte Carlo error of it": float(case.standard_errors.norm() / case.limit.matrix.norm()),
-        "largest |z|": float(z.abs().max()),
-        "root mean square z": float(z.square().mean().sqrt()),
-        "z of <G, K>": float(along.mean() - 1) / (float(along.std()) / math.sqrt(len(along))),
-        "lambda_0": case.limit.lambda_0.value,
-        "order": case.limit.order,
-    }
-
-
-def _checks(cases: list[Case], threshold: float) -> list[Check]:
-    checks = []
-    for name, definition in DEFINITIONS.items():
-        mine = [case for case in cases if case.network == name]
-        found = [case.largest_z(case.limit.matrix) for case in mine]
-        checks.append(
-            Check(
-                f"{name}: every entry of the mean of G^(H) is within Monte Carlo error of K^(H), largest |z| <= {threshold:.2f}",
-                f"{SOURCE}, {definition}",
-                max(found) <= threshold,
-                ", ".join(f"H = {case.depth}: {z:.2f}" for case, z in zip(mine, found, strict=True)),
-            )
-        )
-    return checks
-
-
-def _draw(cases: list[Case], threshold: float) -> Figure:
-    """z-scores of all entries, and means against limits."""
-    figure = new_figure()
-    figure.set_size_inches(11, 4.4)
-    figure.subplots_adjust(left=0.065, right=0.985, bottom=0.13, top=0.92, wspace=0.2)
-    scores, entries = figure.subplots(1, 2)
-    generator = np.random.default_rng(0)
-    for place, case in enumerate(cases):
-        colour, shift = COLOURS[case.network], generator.uniform(-0.25, 0.25, len(case.z(case.limit.matrix)))
-        label = case.network if case.depth == cases[0].depth else None
-        scores.plot(place + shift, case.z(case.limit.matrix), "o", color=colour, markersize=4, alpha=0.7, label=label)
-        upper = torch.triu_indices(*case.limit.matrix.shape)
-        size = float(case.limit.matrix.diagonal().mean())
-        pairs = [(m / size)[upper[0], upper[1]].numpy() for m in (case.limit.matrix, case.draws.mean(0))]
-        error = 2 * (case.standard_errors / size)[upper[0], upper[1]].numpy()
-        entries.errorbar(*pairs, yerr=error, fmt="o", color=colour, markersize=3, elinewidth=0.8, label=label)
-    for level in (-threshold, threshold):
-        scores.axhline(level, color="black", linestyle=":", linewidth=1)
-    scores.set_ylim(-1.25 * threshold, 1.45 * threshold)  # room for the legend
-    scores.set_xticks(range(len(cases)), [f"H = {case.depth}" for case in cases], fontsize=8)
-    scores.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
-    ends = entries.get_xlim()
-    entries.plot(ends, ends, color="black", linewidth=0.8, zorder=0)
-    entries.legend(frameon=False, fontsize=9, loc="upper left")
-    dress(scores, f"z of every entry (dotted: {threshold:.2f})", "", "(mean - K) / standard error")
-    dress(entries, "mean of G^(H) (bars: 2 standard errors) against K^(H)", "K_ij / mean K_ii", "mean G_ij / mean K_ii")
-    return figure

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_conv.recipes.lab.du.training_run import DeepRun
 from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.reporting.plots import new_figure
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.du.training_run import DeepRun
 
 
 def draw(runs: Sequence[DeepRun]) -> Figure:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.frei.findings import checks_of, data_row, draw, plain, row
+from lightning_conv.recipes.lab.frei.findings import DataSet, Run, checks_of, data_row, draw, plain, row
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import LeakyTwoLayer
 from lightning_conv.theory.papers.frei import (
-    Margins,
-    NearOrthogonality,
     linear_agreement,
     margins,
     near_orthogonality,
@@ -24,45 +20,6 @@ from lightning_conv.theory.papers.frei import (
     stable_rank_bound,
 )
 from lightning_conv.theory.tools.matrix_norms import numerical_rank, stable_rank
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Training and test inputs after one map, rows of norm 1 in training."""
-
-    name: str
-    train: Tensor
-    test: Tensor
-    orthogonality: NearOrthogonality
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network on one data set."""
-
-    data: DataSet
-    slope: float
-    steps: list[int]
-    stable_ranks: list[float]
-    spreads: list[float]  # smallest over largest margin
-    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
-    bounds: list[float]  # of it, by ``stable_rank_bound``
-    settled: int | None  # step from which on ``patterns_settle`` holds to the end; None: never certain
-    third: float  # third over first singular value of what moved since then; NaN: never certain
-    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
-    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
-    margins: Margins  # at the end, over |W|_F
-    linear: float  # share of the test samples on which sign f = sign of the linear part
-
-    @property
-    def criterion(self) -> Criterion:
-        """Whether the data satisfy the condition: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
-        return self.data.orthogonality.criteria(self.slope)[-1]
-
-    @property
-    def covered(self) -> bool:
-        """Whether the hypothesis about the data holds."""
-        return self.criterion.verdict == "certified"
 
 
 def run(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_conv.recipes.lab.report import Check
-from lightning_conv.theory.papers.frei import FREI, KOU
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.frei.experiment import DataSet, Run
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.papers.frei import FREI, KOU, Margins, NearOrthogonality
 
 
 def checks_of(runs: Sequence[Run]) -> list[Check]:
@@ -98,24 +96,40 @@ def plain(r: Run) -> dict[str, object]:
             "movement": r.movement, "bound": r.bounds}  # fmt: skip
 
 
-def draw(runs: Sequence[Run]) -> Figure:
-    """Stable ranks and margins along the runs, a row a slope."""
-    slopes = sorted({r.slope for r in runs}, reverse=True)
-    figure = Figure(figsize=(10.5, 3.6 * len(slopes)), layout="constrained")
-    panels = figure.subplots(len(slopes), 2, squeeze=False)
-    names = list(dict.fromkeys(r.data.name for r in runs))
-    for row, slope in zip(panels, slopes, strict=True):
-        for r in (r for r in runs if r.slope == slope):
-            style = {"color": f"C{names.index(r.data.name)}", "linestyle": "-" if r.covered else "--", "linewidth": 1.4}
-            steps = [max(step, 0.5) for step in r.steps]
-            row[0].plot(steps, r.stable_ranks, label=r.data.name + ("" if r.covered else " (not applicable)"), **style)
-            row[1].plot(steps, r.spreads, **style)
-        kind = f"leaky ReLU, gamma = {slope:g}" if slope else "ReLU"
-        row[0].set(xscale="log", yscale="log", ylabel=r"stable rank $|W|_F^2 / |W|_2^2$", title=kind)
-        row[1].set(xscale="log", ylim=(-0.05, 1.05), ylabel="smallest / largest margin", title=kind)
-        row[0].legend(frameon=False, fontsize=8)
-        for axes in row:
-            axes.set_xlabel("step (0.5 stands for the start)")
-            axes.grid(visible=True, alpha=0.3)
-            axes.title.set_fontsize(10)
-    return figure
+@dataclass(frozen=True)
+class DataSet:
+    """Training and test inputs after one map, rows of norm 1 in training."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    orthogonality: NearOrthogonality
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network on one data set."""
+
+    data: DataSet
+    slope: float
+    steps: list[int]
+    stable_ranks: list[float]
+    spreads: list[float]  # smallest over largest margin
+    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
+    bounds: list[float]  # of it, by ``stable_rank_bound``
+    settled: int | None  # step from which on ``patterns_settle`` holds to the end; None: never certain
+    third: float  # third over first singular value of what moved since then; NaN: never certain
+    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
+    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
+    margins: Margins  # at the end, over |W|_F
+    linear: float  # share of the test samples on which sign f = sign of the linear part
+
+    @property
+    def criterion(self) -> Criterion:
+        """Whether the data satisfy the condition: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
+        return self.data.orthogonality.criteria(self.slope)[-1]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the hypothesis about the data holds."""
+        return self.criterion.verdict == "certified"

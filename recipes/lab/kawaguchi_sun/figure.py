@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
+from lightning_conv.recipes.lab.kawaguchi_sun.findings import HeadDescent, curve
 from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import PhaseOne
 from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.reporting.plots import new_figure
-from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts
-
-
-@dataclass(frozen=True)
-class HeadDescent:
-    """Gradient descent of one head."""
-
-    name: str
-    gaps: Tensor  # L(w_t) - inf L, (T + 1,)
-    family: list[Comparator]
-    curvature: HeadCurvature
-    mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
-    floor: float  # squared loss: what the head cannot go below
-    criteria: list[Criterion]
-
-
-def _shown(each: HeadDescent) -> list[int]:
-    last = len(each.gaps) - 1
-    return sorted({round((last + 1) ** (k / 99)) - 1 for k in range(100)})
-
-
-def curve(each: HeadDescent) -> dict[str, Any]:
-    """Losses and bounds at a hundred steps, evenly spread on a logarithmic scale."""
-    steps = _shown(each)
-    bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
-    linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
-    return {"step": steps, "loss": each.gaps[steps].tolist(), "bound": bounds, "linear bound": linear}
 
 
 def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:

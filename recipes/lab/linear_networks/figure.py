@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.linear_networks.experiment import Drift, Path
-    from lightning_conv.theory.tools.power_law import PowerLaw
+from lightning_conv.recipes.lab.linear_networks.findings import Drift, Path
+from lightning_conv.theory.tools.power_law import PowerLaw
 
 
 def draw(drifts: Sequence[Drift], law: PowerLaw, paths: Sequence[Path], modes: Tensor, exact: Tensor) -> Figure:
