@@ -1,8 +1,9 @@
-"""Yang et al. 2023: a constant initial bias makes activation sparse, the kernel another one, and training no slower."""
+"""Yang et al. 2023: a constant initial bias makes the activation sparse, changes the kernel, and does not slow training down."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.networks import BiasedTwoLayer
 from lightning_conv.theory.papers.bias_ntk import active_probability, bias_ntk
 from lightning_conv.theory.tools.activations import activation_patterns
+
+SMALL: dict[str, Any] = {"n": 10, "width": 256, "thresholds": (0.0, 1.0), "max_steps": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -34,14 +38,14 @@ def run(
 
     Args:
         n: samples, half of each of two classes.
-        width: m.
-        thresholds: B >= 0, the first is what the others are compared with (0: the dense network).
-        rate: the step size is rate / lambda_max(H(B)); in the linearised model 2 is where it diverges.
+        width: number m of units.
+        thresholds: values of B >= 0; the others are compared with the first (0: the dense network).
+        rate: the step size is rate / lambda_max(H(B)); the linearised model diverges from 2 on.
         stop_at: share of F(0) at which training ends.
-        max_steps: at most.
+        max_steps: largest number of steps.
         source: of the data.
         root: folder of MNIST.
-        seed: of the initialisation, the same w and a for all B.
+        seed: of the initialisation; w and a are the same for all B.
 
     Raises:
         ValueError: a threshold is negative, there are fewer than two, stop_at is not a share, or the rate not between 0 and 2.
@@ -67,7 +71,7 @@ def run(
         "reached and its constants are unspecified: what is looked at is the mechanism."
     )
     return Report(
-        name="bias-ntk",
+        name="bias_ntk",
         title="Yang et al. 2023: sparse activation by a constant bias, and its kernel",
         setting=setting,
         checks=checks_of(runs, max_steps),
@@ -83,6 +87,7 @@ def run(
 
 
 def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, rate: float, stop_at: float, max_steps: int) -> Run:
+    """Train the network of one threshold B until F has fallen to ``stop_at`` of its start."""
     kernel = bias_ntk(x, net.threshold)
     values, vectors = torch.linalg.eigh(kernel)
     eta, weights = rate / float(values[-1]), (vectors.T @ y).square() / 2
@@ -132,7 +137,7 @@ def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, rate: float, stop_at: floa
 def _standard_errors(
     gram: Tensor, kernel: Tensor, x: Tensor, active: Tensor, threshold: float, width: int
 ) -> tuple[float, float]:
-    """Deviations of the finite network from its limit, over the standard error of m units."""
+    """Return the deviations of the finite network from its limit, over the standard error of m units."""
     size = x @ x.T + 1
     p = kernel / size
     error = size * (p * (1 - p) / width).sqrt()

@@ -8,12 +8,13 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_conv.recipes.lab.bias_ntk.findings import Run
+from lightning_conv.recipes.lab.panel import dress, sheet
 from lightning_conv.theory.papers.bias_ntk import active_probability
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(13.5, 4), layout="constrained")
-    loss, active, kernel = figure.subplots(1, 3)
+    """Draw the loss, the share of active units, and the spectrum of the kernel by threshold."""
+    figure, (loss, active, kernel) = sheet(13.5, 4, 1, 3)
     for k, r in enumerate(runs):
         colour = f"C{k}"
         loss.semilogy([value / r.losses[0] for value in r.losses], color=colour, label=f"B = {r.threshold:g}")
@@ -21,17 +22,13 @@ def draw(runs: Sequence[Run]) -> Figure:
         active.semilogy(r.probed, r.mean_active, color=colour)
         active.axhline(active_probability(r.threshold), color=colour, linestyle=":", linewidth=1)
     loss.plot([], [], "k:", label="linearised, with H(B)")
-    loss.set(xlabel="step", ylabel="F / F(0)", title="training loss")
+    dress(loss, "training loss", "step", "F / F(0)", legend="best")
     active.plot([], [], "k:", linewidth=1, label=r"$1 - \Phi(B)$")
-    active.set(xlabel="step", ylabel="share of active units", title="activation stays sparse")
+    dress(active, "activation stays sparse", "step", "share of active units", legend="best")
     grid = torch.linspace(0, max(r.threshold for r in runs), 61).tolist()
     kernel.semilogy(grid, [active_probability(b) for b in grid], color="k", linestyle=":", label=r"$1 - \Phi(B)$")
     thresholds = [r.threshold for r in runs]
     kernel.semilogy(thresholds, [r.smallest.value for r in runs], "o-", label=r"$\lambda_{\min}(H(B))$")
     kernel.semilogy(thresholds, [r.largest for r in runs], "s-", label=r"$\lambda_{\max}(H(B))$")
-    kernel.set(xlabel="B", title="the kernel shrinks with the activation")
-    for axes in (loss, active, kernel):
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
-        axes.title.set_fontsize(10)
+    dress(kernel, "the kernel shrinks with the activation", "B", legend="best")
     return figure

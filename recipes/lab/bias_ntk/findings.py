@@ -1,4 +1,4 @@
-"""What `lightning-conv lab bias_ntk` concludes from its runs: checks and rows of the table."""
+"""The conclusions of `lightning-conv lab bias_ntk` from its runs: checks and rows of the table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from lightning_conv import Bounded
-from lightning_conv.recipes.lab.report import Check
+from lightning_conv.recipes.lab.report import Check, with_verdict
 from lightning_conv.theory.papers.bias_ntk import SOURCE, active_probability, stays_sparse
 
 
 @dataclass(frozen=True)
 class Run:
-    """One threshold B, trained."""
+    """The trained network of one threshold B."""
 
     threshold: float
     eta: float
@@ -35,11 +35,12 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Of gradient descent, until the loss was reached."""
+        """Number of steps of gradient descent until the loss was reached."""
         return len(self.losses) - 1
 
 
 def checks_of(runs: Sequence[Run], max_steps: int) -> list[Check]:
+    """Check the limit kernel, the sparsity and the speed of all thresholds."""
     dense, sparse = runs[0], runs[1:]
     entries = max(r.deviation for r in runs)
     shares = max(r.share_error for r in runs)
@@ -55,7 +56,7 @@ def checks_of(runs: Sequence[Run], max_steps: int) -> list[Check]:
               f"largest deviation of {len(runs)} kernels: {entries:.2f} standard errors"),
         Check("active share at the start = 1 - Phi(B), every sample within 5 standard errors", SOURCE, shares < 5,
               f"largest deviation {shares:.2f} standard errors"),
-        *(Check(c.asks, c.source, c.verdict == "consistent", f"{c.verdict}: {c.reason}", must=False) for c in criteria),
+        *(Check.of(c, seen=with_verdict(c), must=False) for c in criteria),
         Check("lambda_min(H(B)) > 0", SOURCE, all(r.smallest.lower > 0 for r in runs),
               "proven for the kernel as computed: " + ", ".join(f"B = {r.threshold:g}: {r.smallest.value:.4g}" for r in runs)),
         Check("sparse networks converge as fast as the dense one, each at its own step size", SOURCE,
@@ -72,6 +73,7 @@ def checks_of(runs: Sequence[Run], max_steps: int) -> list[Check]:
 
 
 def row(r: Run) -> dict[str, object]:
+    """Return the row of one threshold."""
     return {
         "B": r.threshold,
         "1 - Phi(B)": active_probability(r.threshold),

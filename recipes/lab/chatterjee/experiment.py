@@ -1,6 +1,8 @@
-"""Chatterjee's criterion on real digits: proven before the first step, obeyed at every step, and refuted where it fails."""
+"""Chatterjee 2022 on real digits: the criterion is proven before the first step, obeyed at every step, and refuted where it fails."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -29,6 +31,10 @@ LARGER = 1.9
 """Of the step that is not certified, in units of 1 / |Hess f(x_0)|: close to where a quadratic would diverge."""
 
 
+SMALL: dict[str, Any] = {"n": 4, "width": 8, "until": 1e-2, "max_steps": 3000, "radii": 3, "widest": 32}
+"""Settings with which `run` takes seconds."""
+
+
 def run(
     *,
     n: int = 10,
@@ -50,22 +56,22 @@ def run(
     Then random starts of wide two-layer networks: from which width on the criterion is proven, and a descent from the widest.
 
     Args:
-        n: images, half of each of two classes; at most one more than pixels (digits: 65), for the bias.
-        width: units of a hidden layer.
-        depth: linear layers, 2 or more.
+        n: images, half of them of each of two classes; at most one more than there are pixels (digits: 65), for the bias.
+        width: units per hidden layer.
+        depth: number of linear layers, 2 or more.
         epsilon: share of the descent that may be lost to curvature.
         until: loss at which the runs stop.
-        max_steps: of each run; one that has not come down to ``until`` by then is told as such.
+        max_steps: largest number of steps of each run; a run that has not reached ``until`` by then is reported as such.
         small_weight: output weight of the positive start that fails.
-        radii: of the balls in which small ratios are searched.
+        radii: number of balls in which small ratios are searched.
         widest: units of the largest network with random weights.
-        wide_steps: of its descent, at most.
+        wide_steps: largest number of steps of its descent.
         source: of the images.
         root: folder of MNIST.
         seed: of weights, samples and directions.
 
     Raises:
-        ValueError: a depth below 2, or images that are not independent.
+        ValueError: the depth is below 2, or the images are not proven affinely independent.
     """
     if depth < 2:
         raise ValueError(f"depth: {depth}; need 2 or more linear layers")

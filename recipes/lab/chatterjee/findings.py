@@ -1,4 +1,4 @@
-"""What `lightning-conv lab chatterjee` concludes from its runs: checks, rows of the tables and curves."""
+"""The conclusions of `lightning-conv lab chatterjee` from its runs: checks, rows of the tables and curves."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from lightning_conv.recipes.lab.chatterjee.cases import Case
-from lightning_conv.recipes.lab.chatterjee.wide import WideStarts, curve
-from lightning_conv.recipes.lab.report import Check
+from lightning_conv.recipes.lab.chatterjee.wide import WideStarts
+from lightning_conv.recipes.lab.report import Check, log_spaced
 from lightning_conv.theory.papers.chatterjee import DescentCertificate, judge_path
-from lightning_conv.theory.tools.descent import Descent
 
 SOURCE = "Chatterjee 2203.16462"
 
 
 def certificate_checks(certificate: DescentCertificate, case: Case, until: float) -> list[Check]:
+    """Check the certificate, and that the certified descent keeps every promise of it."""
     path, flow, last = case.path, certificate.flow, float(case.path.losses[-1])
-    checks = [
+    return [
         Check(flow.asks, SOURCE, flow.verdict == "certified", f"{flow.verdict}: {flow.reason}"),
         Check(certificate.criterion.asks, SOURCE, certificate.holds, f"{certificate.criterion.verdict}: {certificate.criterion.reason}"),
-        *_as_checks(path, certificate),
+        *(Check.of(criterion) for criterion in judge_path(path, certificate=certificate)),
         Check(f"f <= {until:.0e} in the end", SOURCE, last <= until, f"{last:.3g} after {path.taken} steps"),
         Check(
             "no ratio found in a ball lies below the proven alpha", "sampling against the proof",
@@ -30,18 +30,10 @@ def certificate_checks(certificate: DescentCertificate, case: Case, until: float
             f"smallest found / proven: {min(a / b for a, b in zip(case.infima, case.proven, strict=True) if b):.4g}",
         ),
     ]  # fmt: skip
-    return checks
-
-
-def _as_checks(path: Descent, certificate: DescentCertificate) -> list[Check]:
-    return [
-        Check(criterion.asks, criterion.source, criterion.verdict == "consistent", criterion.reason)
-        for criterion in judge_path(path, certificate=certificate)
-    ]
 
 
 def a_posteriori_checks(certificate: DescentCertificate, case: Case) -> list[Check]:
-    """What alpha on the ball promises to any steps whose descent was looked at: no smoothness bound is needed."""
+    """Check what alpha on the ball promises for any steps whose descent was measured; no smoothness bound is needed."""
     path = case.path
     least = float(path.efficiencies.min())
     lost = torch.log1p(-(1 - certificate.epsilon) * certificate.alpha.lower * path.steps).cumsum(0)
@@ -62,6 +54,7 @@ def a_posteriori_checks(certificate: DescentCertificate, case: Case) -> list[Che
 
 
 def failing_checks(cases: Sequence[Case], until: float) -> list[Check]:
+    """Check that the criterion is refuted for the other starts, and report where they arrive."""
     checks = []
     for case in cases:
         ceiling, last = case.ceiling, float(case.path.losses[-1])
@@ -81,6 +74,7 @@ def failing_checks(cases: Sequence[Case], until: float) -> list[Check]:
 
 
 def row(case: Case) -> dict[str, Any]:
+    """Return the row of one run."""
     path = case.path
     return {
         "run": case.name, "step": case.step, "steps": path.taken, "f(x_0)": float(path.losses[0]), "f in the end": float(path.losses[-1]),
@@ -91,6 +85,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def certificate_row(certificate: DescentCertificate) -> dict[str, Any]:
+    """Return the row of the certificate."""
     return {
         "r": certificate.radius, "alpha >=": certificate.alpha.lower, "Hessian <=": certificate.smoothness,
         "step h": certificate.step, "delta per step": certificate.rate, "score (flow)": certificate.flow.measured,
@@ -99,15 +94,16 @@ def certificate_row(certificate: DescentCertificate) -> dict[str, Any]:
 
 
 def numbers(cases: Sequence[Case], wide: WideStarts) -> dict[str, Any]:
+    """Return the curves for the JSON."""
     curves: dict[str, Any] = {}
     for case in cases:
-        steps = torch.tensor(curve(case.path))
+        steps = torch.tensor(log_spaced(case.path.taken, 120))
         curves[case.name] = {
             "step": steps.tolist(), "loss": case.path.losses[steps].tolist(), "ratio": case.path.ratios[steps].tolist(),
             "distance": case.path.distances[steps].tolist(), "length": case.path.lengths[steps].tolist(),
             "radii": case.radii, "alpha at most": case.infima, "alpha at least": case.proven,
         }  # fmt: skip
     if wide.path is not None:
-        steps = torch.tensor(curve(wide.path))
+        steps = torch.tensor(log_spaced(wide.path.taken, 120))
         curves["random weights"] = {"step": steps.tolist(), "loss": wide.path.losses[steps].tolist()}
     return {"curves": curves}

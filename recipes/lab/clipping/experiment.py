@@ -1,10 +1,11 @@
-"""delta-GClip on real digits: its three regimes, its bounds at every step, and where it helps, beside descent and plain clipping."""
+"""Tucat et al. 2025 on real digits: the three regimes of delta-GClip, its bounds at every step, and where it helps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +25,26 @@ from lightning_conv.theory.papers.clipping import (
 
 @dataclass(frozen=True)
 class Problem:
-    """A mean of half squared errors over n samples, f = (1 / 2n) sum (u - y)^2 = S / n."""
+    """The mean of half squared errors over n samples, f = (1 / 2n) sum (u - y)^2 = S / n."""
 
     network: nn.Module
     inputs: Tensor
     targets: Tensor
 
     def loss(self) -> Tensor:
-        """f."""
+        """Return f."""
         residual: Tensor = self.network(self.inputs)[:, 0] - self.targets
         return residual.square().sum() / (2 * len(self.targets))
 
     def constants(self) -> tuple[float, float]:
-        """Proven 2 lambda_min / n from below, and lambda_max / n from above, of the kernel at the present weights."""
+        """Return proven bounds, 2 lambda_min / n from below and lambda_max / n from above, of the kernel at the present weights."""
         spectrum = kernel_spectrum(ntk_gram(self.network, self.inputs, precision="certified"))
         n = len(self.targets)
         return 2 * spectrum.lambda_min.lower / n, spectrum.lambda_max.upper / n
+
+
+SMALL: dict[str, Any] = {"n": 6, "width": 32, "steps": 40, "sweep": 2}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -58,20 +63,20 @@ def run(
     """Run delta-GClip on a wide network and on its last layer alone.
 
     Args:
-        n: images of 3 and 8, half of each.
+        n: images of the digits 3 and 8, half of them of each.
         width: hidden units.
         beta: sharpness of the softplus.
         head_scale: factor on the head's initial weights; a large one makes the curvature at the start large.
         delta: floor of the clipping factor.
-        threshold: gamma over the norm of the first gradient; below delta, so that the floor is reached.
-        steps: of the runs that are checked against their bounds.
-        sweep: learning rates of the comparison.
+        threshold: gamma over the norm of the first gradient, below delta, so that the floor is reached.
+        steps: number of steps of the runs that are checked against their bounds.
+        sweep: number of learning rates in the comparison.
         source: of the images.
         root: folder of MNIST.
         seed: of the initial weights.
 
     Raises:
-        ValueError: no step, or a threshold that is not below delta.
+        ValueError: there is no step or no learning rate, or the threshold is not below delta.
     """
     if steps < 1 or sweep < 1:
         raise ValueError(f"steps, sweep: {steps}, {sweep}; need 1 or more of each")
@@ -118,12 +123,13 @@ def run(
         f"*Sweep*: the wide network, {min(steps, 1000)} steps with each learning rate."
     )
     return Report(
-        "gclip", "delta-GClip: three regimes, one rate", setting, checks, tables, draw(network, relative, ends),
+        "clipping", "delta-GClip: three regimes, one rate", setting, checks, tables, draw(network, relative, ends),
         {"losses": network.path.losses[:: max(1, steps // 500)], "sweep": ends},
     )  # fmt: skip
 
 
 def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, proven: bool) -> Checked:
+    """Run delta-GClip and judge it; mu is the smallest of all iterates unless the hypotheses are proven beforehand."""
     mu, smoothness = problem.constants()
     eta = 1 / smoothness if proven else 0.5 / smoothness
     gamma = threshold * descend(problem, eta, 1.0, 1.0, 1).norms[0]
@@ -137,7 +143,7 @@ def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, pr
         path = descend(problem, eta, gamma, delta, steps, each=None if proven else measure)
     if min(smallest) <= 0:
         raise ValueError(
-            "n, width: lambda_min of the kernel is not above its rounding error, so there is no mu; take fewer samples"
+            "n, width: lambda_min of the kernel is not above its rounding error, so there is no mu; use fewer samples"
         )
     return Checked(path, min(smallest), clipping_criteria(path, min(smallest)), proven)
 
@@ -145,7 +151,7 @@ def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, pr
 def descend(
     problem: Problem, eta: float, gamma: float, delta: float, steps: int, each: Callable[[], None] | None = None
 ) -> ClippedPath:
-    """delta-GClip on the full batch from the network's present weights, which are put back; ``each`` is called after every step."""
+    """Run delta-GClip on the full batch from the network's present weights, which are put back; call ``each`` after every step."""
     parameters = [p for p in problem.network.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     losses, norms = [], []
@@ -170,7 +176,7 @@ def descend(
 
 
 def _sweep(problem: Problem, rates: Sequence[float], gamma: float, delta: float, steps: int) -> dict[str, list[float]]:
-    """The loss after ``steps`` steps for every learning rate; infinite where the run diverged."""
+    """Return the loss after ``steps`` steps for every learning rate; infinite where the run diverged."""
     methods = {"gradient descent": (gamma, 1.0), "clipping": (gamma, 0.0), "delta-GClip": (gamma, delta)}
     ends: dict[str, list[float]] = {}
     for name, (level, floor) in methods.items():

@@ -1,4 +1,4 @@
-"""What `lightning-conv lab clipping` concludes from its runs: bounds, checks and rows of the tables."""
+"""The conclusions of `lightning-conv lab clipping` from its runs: bounds, checks and rows of the tables."""
 
 from __future__ import annotations
 
@@ -14,29 +14,21 @@ REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue
 
 
 DIVERGED = 1e6
-"""A loss beyond this is cut off."""
+"""Loss from which on a run counts as diverged."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A run beside its bounds."""
+    """A run and its bounds."""
 
     path: ClippedPath
     mu: float
     criteria: Sequence[Criterion]
-    proven: bool  # whether the hypotheses are
+    proven: bool  # whether the hypotheses are proven
 
     def checks(self, where: str) -> list[Check]:
-        """Every inequality; those of the conclusion must hold wherever those of the hypotheses do."""
-        found = [
-            Check(
-                f"{where}: {each.asks}",
-                each.source,
-                each.verdict == "consistent",
-                f"{each.measured:.6g} against {each.bound:.6g}",
-            )
-            for each in self.criteria
-        ]
+        """Check every inequality; the conclusions must hold wherever the hypotheses do."""
+        found = [Check.of(each, where, seen=f"{each.measured:.6g} against {each.bound:.6g}") for each in self.criteria]
         regimes = self.path.regimes
         shares = ", ".join(f"{name} {regimes.count(name)}" for name in REGIME_COLOURS)  # type: ignore[arg-type]
         return [
@@ -45,7 +37,7 @@ class Checked:
         ]
 
     def row(self, where: str) -> dict[str, object]:
-        """For the table."""
+        """Return the row of the table."""
         steps = len(self.path.norms)
         bound = clipped_loss_bound(
             self.path.losses[0], eta=self.path.eta, delta=self.path.delta, mu=self.mu, steps=steps
@@ -64,7 +56,7 @@ class Checked:
         }
 
     def bounds(self) -> list[float]:
-        """prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
+        """Return prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
         bound, found = self.path.losses[0], [self.path.losses[0]]
         for step in self.path.steps:
             bound *= 1 - step * self.mu / 2
@@ -73,6 +65,7 @@ class Checked:
 
 
 def comparison(ends: dict[str, list[float]]) -> Check:
+    """Compare how many learning rates each method tolerates."""
     best = {name: min(losses) for name, losses in ends.items()}
     usable = {name: sum(loss < 0.5 for loss in losses) for name, losses in ends.items()}
     seen = "; ".join(f"{name}: best {best[name]:.3g}, {usable[name]} rates end below 0.5" for name in ends)

@@ -1,46 +1,61 @@
-"""`lab du --depth`: what depth costs, in the fully connected network and in the residual one."""
+"""What depth costs: the fully connected network and the residual one of Du, Lee, Li, Wang, Zhai 2019, against depth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.infinite import fully_connected_limit, residual_limit
 from lightning_conv.recipes.lab.data import two_classes
+from lightning_conv.recipes.lab.du.architectures import limit_kernel, network, require_ascending
 from lightning_conv.recipes.lab.du.depth_figure import draw
 from lightning_conv.recipes.lab.du.depth_findings import (
     ACTIVATIONS,
     DRAWS,
     Depth,
-    _checks,
-    _law_row,
-    _row,
+    checks_of,
     cost_law,
+    law_row,
     of,
+    row,
     sensitivity_law,
 )
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import equal_parts, progress_bar
-from lightning_conv.theory import DuFC, DuResNet
+from lightning_conv.theory import DuFC
 from lightning_conv.theory.papers.du import feature_sensitivity, last_hidden_gram, propagation_bound
 
 SAMPLES = 3
-"""Samples whose sensitivity is computed, the costly part."""
+"""Number of samples whose sensitivity is computed, which is the expensive part."""
 
 
-def run_depth(*, n: int, width: int, depths: Sequence[int], c_res: float, seed: int) -> Report:
-    """Sensitivity of the last features, lambda_0 and the distance to the limit, against depth.
+SMALL: dict[str, Any] = {"n": 4, "width": 48, "depths": (2, 4, 8)}
+"""Settings with which `run` takes seconds."""
+
+
+def run(
+    *,
+    n: int = 10,
+    width: int = 256,
+    depths: tuple[int, ...] = (2, 4, 8, 16, 32),
+    c_res: float = 0.5,
+    seed: int = 0,
+) -> Report:
+    """Measure the sensitivity of the last features, lambda_0 and the distance to the limit against depth.
 
     Args:
-        n: samples.
-        width: m.
-        depths: H.
+        n: number of samples.
+        width: number m of units per layer.
+        depths: values of H, ascending, each 2 or more.
         c_res: of the residual network.
         seed: of data and weights.
+
+    Raises:
+        ValueError: the depths are not ascending from 2 on.
     """
+    require_ascending(depths)
     x = two_classes(n, seed=seed).inputs
     found: list[Depth] = []
     cases = [(net, act, h) for net in ("FC", "ResNet") for act in ACTIVATIONS for h in depths]
@@ -50,14 +65,14 @@ def run_depth(*, n: int, width: int, depths: Sequence[int], c_res: float, seed: 
             found.append(_measure(net, act, h, x, width, c_res, seed))
             report(1.0)
     return Report(
-        name="du-depth",
+        name="du_depth",
         title="What depth costs: the fully connected network pays, the residual one does not",
         setting=_setting(n, width, c_res),
-        checks=_checks(found),
+        checks=checks_of(found),
         tables={
-            "Each network": [_row(each) for each in found],
+            "Each network": [row(each) for each in found],
             "Exponential or power law, fitted to all depths": [
-                _law_row(net, act, what, law(of(found, net, act)))
+                law_row(net, act, what, law(of(found, net, act)))
                 for net in ("FC", "ResNet")
                 for act in ACTIVATIONS
                 for what, law in (("sensitivity", sensitivity_law), ("cost", cost_law))
@@ -69,23 +84,16 @@ def run_depth(*, n: int, width: int, depths: Sequence[int], c_res: float, seed: 
 
 
 def _measure(net: str, act: str, depth: int, x: Tensor, width: int, c_res: float, seed: int) -> Depth:
+    """Measure one architecture, activation and depth."""
     activation = ACTIVATIONS[act]
-    limit = (
-        fully_connected_limit(x, depth, activation)
-        if net == "FC"
-        else residual_limit(x, depth, activation, c_res=c_res)
-    )
+    limit = limit_kernel(net, x, depth, activation, c_res)
     size, gaps, sensitivity, bound = float(torch.linalg.matrix_norm(limit.matrix, 2)), [], 0.0, math.nan
     for k in range(DRAWS):
-        network = (
-            DuFC(x.shape[1], width, depth, activation=activation, seed=seed + k)
-            if net == "FC"
-            else DuResNet(x.shape[1], width, depth, activation=activation, c_res=c_res, seed=seed + k)
-        )
-        gaps.append(float(torch.linalg.matrix_norm(last_hidden_gram(network, x) - limit.matrix, 2)) / size)
+        drawn = network(net, x.shape[1], width, depth, activation, c_res, seed + k)
+        gaps.append(float(torch.linalg.matrix_norm(last_hidden_gram(drawn, x) - limit.matrix, 2)) / size)
         if k == 0:
-            sensitivity = float(feature_sensitivity(network, x[:SAMPLES]).max())
-            bound = propagation_bound(network) if isinstance(network, DuFC) else math.nan
+            sensitivity = float(feature_sensitivity(drawn, x[:SAMPLES]).max())
+            bound = propagation_bound(drawn) if isinstance(drawn, DuFC) else math.nan
     return Depth(net, act, depth, sensitivity, bound, limit, sum(gaps) / DRAWS)
 
 

@@ -1,4 +1,4 @@
-"""What `lightning-conv lab du_depth` concludes from its networks: checks and rows of the tables."""
+"""The conclusions of `lightning-conv lab du_depth` from its networks: checks and rows of the tables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.infinite import LimitKernel
-from lightning_conv.networks.analytic import softplus
+from lightning_conv.recipes.lab.du.architectures import SOFTPLUS, SOURCE
 from lightning_conv.recipes.lab.du.depth_laws import DepthLaw, depth_law
 from lightning_conv.recipes.lab.report import Check
 
-SOURCE = "Du, Lee, Li, Wang, Zhai 2019 (1811.03804)"
-
-
 DRAWS = 8
-"""Networks at each depth, for means over the initialisation."""
+"""Number of networks at each depth, for means over the initialisation."""
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus(1.0), "tanh": torch.tanh, "relu": torch.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": SOFTPLUS, "tanh": torch.tanh, "relu": torch.relu}
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,18 @@ class Depth:
 
     @property
     def resolved(self) -> bool:
-        """Whether lambda_0 stands above its error."""
+        """Whether lambda_0 is larger than its error."""
         return self.limit.lambda_0.resolved
 
     @property
     def cost(self) -> float:
-        """Sensitivity over relative lambda_0, from below where lambda_0 is not resolved."""
+        """Sensitivity over relative lambda_0; a lower bound where lambda_0 is not resolved."""
         lambda_0 = self.limit.lambda_0
         return self.sensitivity * self.diagonal / (lambda_0.value if self.resolved else lambda_0.upper)
 
 
-def _row(each: Depth) -> dict[str, object]:
+def row(each: Depth) -> dict[str, object]:
+    """Return the row of one network."""
     lambda_0 = each.limit.lambda_0
     return {
         "network": each.network,
@@ -69,22 +67,23 @@ def _row(each: Depth) -> dict[str, object]:
 
 
 def of(found: Sequence[Depth], network: str, activation: str) -> list[Depth]:
-    """The depths of one network and activation."""
+    """Return the depths of one network and activation."""
     return [each for each in found if (each.network, each.activation) == (network, activation)]
 
 
 def sensitivity_law(cases: Sequence[Depth]) -> DepthLaw:
-    """How the sensitivity depends on depth."""
+    """Fit how the sensitivity depends on depth."""
     return depth_law([each.depth for each in cases], [each.sensitivity for each in cases])
 
 
 def cost_law(cases: Sequence[Depth]) -> DepthLaw:
-    """How sensitivity over relative lambda_0 depends on depth, where lambda_0 is resolved."""
+    """Fit how sensitivity over relative lambda_0 depends on depth, where lambda_0 is resolved."""
     clear = [each for each in cases if each.resolved]
     return depth_law([each.depth for each in clear], [each.cost for each in clear])
 
 
-def _law_row(net: str, act: str, what: str, law: DepthLaw) -> dict[str, object]:
+def law_row(net: str, act: str, what: str, law: DepthLaw) -> dict[str, object]:
+    """Return the row of one fitted law."""
     return {
         "network": net, "sigma": act, "quantity": what, "depths": law.points, "largest / smallest": law.spread,
         "exp: rate a layer": law.rate, "exp: residual in ln": law.exponential_residual, "power: exponent": law.exponent,
@@ -96,7 +95,8 @@ def _spread(values: Sequence[float]) -> float:
     return max(values) / min(values)
 
 
-def _checks(found: Sequence[Depth]) -> list[Check]:
+def checks_of(found: Sequence[Depth]) -> list[Check]:
+    """Check what the paper says about depth."""
     shallow, deep = found[0].depth, found[-1].depth
     span = f"H = {shallow} to {deep}"
     sensitivity, scaled, growth = {}, {}, {}

@@ -1,41 +1,40 @@
-"""`lab du`: the limit kernels K^(H) of Du, Lee, Li, Wang, Zhai 2019 against the mean of finite widths; `--depth`: what depth costs."""
+"""The limit kernels K^(H) of Du, Lee, Li, Wang, Zhai 2019 against the mean of networks of finite width."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_conv.kernels.infinite import (
-    convolutional_limit,
-    fully_connected_limit,
-    residual_limit,
-)
-from lightning_conv.networks.analytic import softplus
 from lightning_conv.recipes.lab.data import two_classes
 from lightning_conv.recipes.lab.du import printed
-from lightning_conv.recipes.lab.du.depth import run_depth
-from lightning_conv.recipes.lab.du.depth_findings import _checks, _row
-from lightning_conv.recipes.lab.du.limit_figure import _draw
-from lightning_conv.recipes.lab.du.limit_findings import DEFINITIONS, Case, _compared
+from lightning_conv.recipes.lab.du.architectures import (
+    SOFTPLUS,
+    convolutional_network,
+    limit_kernel,
+    network,
+    require_ascending,
+)
+from lightning_conv.recipes.lab.du.limit_figure import draw
+from lightning_conv.recipes.lab.du.limit_findings import DEFINITIONS, Case, checks_of, comparisons, row
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import equal_parts, progress_bar
-from lightning_conv.theory import DuConvResNet, DuFC, DuResNet
 from lightning_conv.theory.papers.du import last_hidden_gram
 
-SOURCE = "Du, Lee, Li, Wang, Zhai 2019 (1811.03804)"
-SOFTPLUS = softplus(1.0)
 Inputs = Literal["random", "digits"]
 
 LEVEL = 1e-3
 """Probability with which right kernels would fail the check of one architecture, over all its entries and depths (Bonferroni)."""
 
 
+SMALL: dict[str, Any] = {"n": 4, "width": 128, "draws": 8, "depths": (2, 3)}
+"""Settings with which `run` takes seconds."""
+
+
 def run(
     *,
-    depth: bool = False,
     inputs: Inputs = "random",
     n: int = 6,
     width: int = 1024,
@@ -44,29 +43,21 @@ def run(
     c_res: float = 0.5,
     seed: int = 0,
 ) -> Report:
-    """Limit kernels against finite widths, for softplus; with --depth, what depth costs.
+    """Compare limit kernels with the mean of finite networks, for softplus.
 
     Args:
-        depth: run the other experiment: sensitivity and lambda_0 against depth. Its own defaults are --n 10, --width 256 and
-            depths 2, 4, 8, 16, 32, for settings that are left at the defaults here.
         inputs: random directions, which tell the two covariances apart, or digits, whose directions are close.
-        n: samples of norm 1.
-        width: m; the mean over draws is off by some 1 / m, which has to stay below the Monte Carlo error.
-        draws: networks for each mean.
-        depths: H, each 2 or more.
+        n: number of samples, of norm 1.
+        width: number m of units; the mean over draws is off by about 1 / m, which has to stay below the Monte Carlo error.
+        draws: number of networks per mean.
+        depths: values of H, ascending, each 2 or more.
         c_res: of the residual branches.
         seed: of data and weights.
 
     Raises:
-        ValueError: fewer than 4 draws, or depths that are not ascending from 2 on.
+        ValueError: there are fewer than 4 draws, or the depths are not ascending from 2 on.
     """
-    if list(depths) != sorted(set(depths)) or depths[0] < 2:
-        raise ValueError(f"depths: {list(depths)}; need ascending ones of 2 or more")
-    if depth:
-        chosen = (2, 4, 8, 16, 32) if depths == (2, 3, 4) else depths
-        return run_depth(
-            n=10 if n == 6 else n, width=256 if width == 1024 else width, depths=chosen, c_res=c_res, seed=seed
-        )
+    require_ascending(depths)
     if draws < 4:
         raise ValueError(f"draws: {draws}; need 4 or more")
     rows = two_classes(n, seed=seed).inputs if inputs == "digits" else _random_directions(n, seed)
@@ -79,7 +70,7 @@ def run(
             report(1.0)
         many = printed.MORE_DRAWS * draws
         covariance, pairing = printed.residual_rivals(rows, depths, max(width // 2, 1), many, SOFTPLUS, seed, last)
-    compared = _compared(cases, covariance, pairing)
+    compared = comparisons(cases, covariance, pairing)
     threshold = float(stats.t.ppf(1 - LEVEL / (len(depths) * n * (n + 1)), draws - 1))
     return Report(
         name="du",
@@ -97,14 +88,14 @@ def run(
             "covariances are those of FC, so it is compared from H = 3 on."
         ),
         checks=[
-            *_checks(cases, threshold),
+            *checks_of(cases, threshold),
             *(printed.check(claim, source, rivals) for claim, _, source, rivals in compared),
         ],
         tables={
-            "Each network": [_row(case) for case in cases],
+            "Each network": [row(case) for case in cases],
             "What is printed": [printed.row(what, rival) for _, what, _, rivals in compared for rival in rivals],
         },
-        figure=_draw(cases, threshold),
+        figure=draw(cases, threshold),
         data={
             f"{case.network} {case.depth}": {"z": case.z(case.limit.matrix), "K": case.limit.matrix} for case in cases
         },
@@ -112,31 +103,24 @@ def run(
 
 
 def _random_directions(n: int, seed: int) -> Tensor:
-    """Unit vectors in R^64, uniform on the sphere."""
+    """Return unit vectors in R^64, uniform on the sphere."""
     rows = torch.randn(n, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
     return unit
 
 
 def _case(name: str, depth: int, rows: Tensor, width: int, draws: int, c_res: float, seed: int) -> Case:
+    """Compute the limit kernel of one architecture and depth, and the kernels of random networks."""
     images = rows.view(len(rows), 1, 8, 8)
     x = images if name == "ConvResNet" else rows
-    if name == "FC":
-        limit = fully_connected_limit(x, depth, SOFTPLUS)
-    elif name == "ResNet":
-        limit = residual_limit(x, depth, SOFTPLUS, c_res=c_res)
-    else:
-        limit = convolutional_limit(x, depth, SOFTPLUS, c_res=c_res)
-    grams = []
-    for k in range(draws):
-        network: DuFC | DuResNet | DuConvResNet
-        if name == "FC":
-            network = DuFC(64, width, depth, seed=seed + k)
-        elif name == "ResNet":
-            network = DuResNet(64, width, depth, c_res=c_res, seed=seed + k)
-        else:
+    limit, grams = limit_kernel(name, x, depth, SOFTPLUS, c_res), []
+    for seed_k in range(seed, seed + draws):
+        drawn = (
             # A quarter of the width: its 64 positions average too, and a draw costs 64 times as much.
-            network = DuConvResNet(1, (8, 8), width // 4, depth, c_res=c_res, seed=seed + k)
-        grams.append(last_hidden_gram(network, x))
+            convolutional_network(width // 4, depth, SOFTPLUS, c_res, seed_k)
+            if name == "ConvResNet"
+            else network(name, 64, width, depth, SOFTPLUS, c_res, seed_k)
+        )
+        grams.append(last_hidden_gram(drawn, x))
     scale = limit.c_sigma if name == "FC" else (c_res / depth) ** 2
     return Case(name, depth, limit, scale, torch.stack(grams))

@@ -7,18 +7,14 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_conv.recipes.lab.du.limit_findings import Case
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
+from lightning_conv.recipes.lab.panel import dress, sheet
 
 COLOURS = {"FC": "tab:blue", "ResNet": "tab:orange", "ConvResNet": "tab:green"}
 
 
-def _draw(cases: list[Case], threshold: float) -> Figure:
-    """z-scores of all entries, and means against limits."""
-    figure = new_figure()
-    figure.set_size_inches(11, 4.4)
-    figure.subplots_adjust(left=0.065, right=0.985, bottom=0.13, top=0.92, wspace=0.2)
-    scores, entries = figure.subplots(1, 2)
+def draw(cases: list[Case], threshold: float) -> Figure:
+    """Draw the z-scores of all entries, and means against limits."""
+    figure, (scores, entries) = sheet(11, 4.4, 1, 2)
     generator = np.random.default_rng(0)
     for place, case in enumerate(cases):
         colour, shift = COLOURS[case.network], generator.uniform(-0.25, 0.25, len(case.z(case.limit.matrix)))

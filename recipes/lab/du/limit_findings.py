@@ -1,4 +1,4 @@
-"""What `lightning-conv lab du` concludes from its networks: comparisons, checks and rows of the table."""
+"""The conclusions of `lightning-conv lab du` from its networks: comparisons, checks and rows of the table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.recipes.lab.du import printed
-from lightning_conv.recipes.lab.du.depth_findings import SOURCE
-from lightning_conv.recipes.lab.du.limit import SOFTPLUS
+from lightning_conv.recipes.lab.du.architectures import SOFTPLUS, SOURCE
 from lightning_conv.recipes.lab.report import Check
 
 DEFINITIONS = {"FC": "Definition 5.1", "ResNet": "Definition 6.1", "ConvResNet": "Definition 7.1"}
@@ -20,7 +19,7 @@ DEFINITIONS = {"FC": "Definition 5.1", "ResNet": "Definition 6.1", "ConvResNet":
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture and depth: the limit, and the kernels of random networks."""
+    """The limit kernel of one architecture and depth, and the kernels of random networks."""
 
     network: str
     depth: int
@@ -30,16 +29,16 @@ class Case:
 
     @property
     def standard_errors(self) -> Tensor:
-        """Of the mean of every entry, (n, n)."""
+        """Standard error of the mean of every entry, (n, n)."""
         return self.draws.std(0) / math.sqrt(len(self.draws))
 
     def z(self, kernel: Tensor) -> Tensor:
-        """(mean - kernel) / standard error of the entries i <= j."""
+        """Return (mean - kernel) / standard error of the entries i <= j."""
         upper = torch.triu_indices(*kernel.shape)
         return ((self.draws.mean(0) - kernel) / self.standard_errors)[upper[0], upper[1]]
 
     def largest_z(self, kernel: Tensor) -> float:
-        """Largest |z|."""
+        """Return the largest |z|."""
         return float(self.z(kernel).abs().max())
 
     @property
@@ -48,10 +47,10 @@ class Case:
         return float((self.draws.mean(0) - self.limit.matrix).norm() / self.limit.matrix.norm())
 
 
-def _compared(
+def comparisons(
     cases: list[Case], covariance: list[printed.Rival], pairing: list[printed.Rival]
 ) -> list[tuple[str, str, str, list[printed.Rival]]]:
-    """(claim, its short name, source, a rival for each depth) of every place that is looked at."""
+    """Return (claim, its short name, source, one rival per depth) for every printed kernel that is tested."""
 
     def of(name: str, kernel: Callable[[Case], Tensor], *, scaled: bool = False) -> list[printed.Rival]:
         mine = (case for case in cases if case.network == name)
@@ -70,7 +69,8 @@ def _compared(
     return [(claim, what, f"{SOURCE}, {source}", rivals) for claim, what, source, rivals in found if rivals]
 
 
-def _row(case: Case) -> dict[str, object]:
+def row(case: Case) -> dict[str, object]:
+    """Return the row of one network."""
     z = case.z(case.limit.matrix)
     along = (case.draws * case.limit.matrix).sum((1, 2)) / case.limit.matrix.square().sum()
     return {
@@ -86,7 +86,8 @@ def _row(case: Case) -> dict[str, object]:
     }
 
 
-def _checks(cases: list[Case], threshold: float) -> list[Check]:
+def checks_of(cases: list[Case], threshold: float) -> list[Check]:
+    """Check that every entry of every mean is within Monte Carlo error of its limit."""
     checks = []
     for name, definition in DEFINITIONS.items():
         mine = [case for case in cases if case.network == name]

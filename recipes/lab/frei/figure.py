@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from lightning_conv.recipes.lab.frei.findings import Run
+from lightning_conv.recipes.lab.panel import dress, sheet
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Stable ranks and margins along the runs, a row a slope."""
+    """Draw stable ranks and margins along the runs, one row per slope."""
     slopes = sorted({r.slope for r in runs}, reverse=True)
-    figure = Figure(figsize=(10.5, 3.6 * len(slopes)), layout="constrained")
-    panels = figure.subplots(len(slopes), 2, squeeze=False)
+    figure, panels = sheet(10.5, 3.6 * len(slopes), len(slopes), 2, squeeze=False)
     names = list(dict.fromkeys(r.data.name for r in runs))
     for row, slope in zip(panels, slopes, strict=True):
         for r in (r for r in runs if r.slope == slope):
@@ -22,11 +22,8 @@ def draw(runs: Sequence[Run]) -> Figure:
             row[0].plot(steps, r.stable_ranks, label=r.data.name + ("" if r.covered else " (not applicable)"), **style)
             row[1].plot(steps, r.spreads, **style)
         kind = f"leaky ReLU, gamma = {slope:g}" if slope else "ReLU"
-        row[0].set(xscale="log", yscale="log", ylabel=r"stable rank $|W|_F^2 / |W|_2^2$", title=kind)
-        row[1].set(xscale="log", ylim=(-0.05, 1.05), ylabel="smallest / largest margin", title=kind)
-        row[0].legend(frameon=False, fontsize=8)
-        for axes in row:
-            axes.set_xlabel("step (0.5 stands for the start)")
-            axes.grid(visible=True, alpha=0.3)
-            axes.title.set_fontsize(10)
+        step = "step (0.5 stands for the start)"
+        dress(row[0], kind, step, r"stable rank $|W|_F^2 / |W|_2^2$", log="xy", legend="best")
+        dress(row[1], kind, step, "smallest / largest margin", log="x")
+        row[1].set_ylim(-0.05, 1.05)
     return figure

@@ -1,4 +1,4 @@
-"""What `lab frei` concludes from its runs: checks, rows of the tables and the figure."""
+"""The conclusions of `lightning-conv lab frei` from its runs: checks and rows of the tables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_conv.theory.papers.frei import FREI, KOU, Margins, NearOrthogonal
 
 
 def checks_of(runs: Sequence[Run]) -> list[Check]:
-    """What holds by proof at every step, and what the theorems say of the limit.
+    """Check what is proven to hold at every step, and what the theorems say about the limit.
 
     Args:
-        runs: of all data sets and slopes.
+        runs: the runs of all data sets and slopes.
     """
     covered, others = [r for r in runs if r.covered], [r for r in runs if not r.covered]
     leaky = [r for r in covered if r.slope > 0]
@@ -61,7 +61,7 @@ def checks_of(runs: Sequence[Run]) -> list[Check]:
 
 
 def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
-    """One data set: kappa and the verdicts on the conditions."""
+    """Return the row of one data set: kappa and the verdicts on the conditions."""
     found = data.orthogonality
     row: dict[str, object] = {"data": data.name, "dimension": data.train.shape[1], "kappa": found.kappa.value}
     for slope in slopes:
@@ -72,7 +72,7 @@ def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
 
 
 def row(r: Run) -> dict[str, object]:
-    """One run."""
+    """Return the row of one run."""
     at_one = r.steps.index(1)
     return {
         "data": r.data.name,
@@ -91,14 +91,14 @@ def row(r: Run) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
-    """Its numbers for the JSON."""
+    """Return a run as numbers for the JSON."""
     return {"data": r.data.name, "slope": r.slope, "steps": r.steps, "stable_rank": r.stable_ranks, "spread": r.spreads,
             "movement": r.movement, "bound": r.bounds}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Training and test inputs after one map, rows of norm 1 in training."""
+    """Training and test inputs after one map; the rows of the training inputs have norm 1."""
 
     name: str
     train: Tensor
@@ -108,7 +108,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Run:
-    """One network on one data set."""
+    """One network trained on one data set."""
 
     data: DataSet
     slope: float
@@ -116,9 +116,9 @@ class Run:
     stable_ranks: list[float]
     spreads: list[float]  # smallest over largest margin
     movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
-    bounds: list[float]  # of it, by ``stable_rank_bound``
-    settled: int | None  # step from which on ``patterns_settle`` holds to the end; None: never certain
-    third: float  # third over first singular value of what moved since then; NaN: never certain
+    bounds: list[float]  # of the movement, by ``stable_rank_bound``
+    settled: int | None  # step from which on ``patterns_settle`` is true; None: never certain
+    third: float  # third over first singular value of the movement since then; NaN: never certain
     turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
     ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
     margins: Margins  # at the end, over |W|_F
@@ -126,10 +126,10 @@ class Run:
 
     @property
     def criterion(self) -> Criterion:
-        """Whether the data satisfy the condition: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
+        """The condition on the data: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
         return self.data.orthogonality.criteria(self.slope)[-1]
 
     @property
     def covered(self) -> bool:
-        """Whether the hypothesis about the data holds."""
+        """Whether the data satisfy the hypothesis."""
         return self.criterion.verdict == "certified"

@@ -1,6 +1,8 @@
-"""Kawaguchi and Sun's algorithm on real digits: trained, perturbed, rank certified, head descended with a proven step, bounds held."""
+"""Kawaguchi & Sun 2021 on real digits: train, perturb, certify the rank, descend on the head with a proven step and bounds."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,10 @@ from lightning_conv.last_layer import (
 )
 from lightning_conv.networks.perturbation import fingerprint
 from lightning_conv.recipes.lab.data import Source, splits
-from lightning_conv.recipes.lab.kawaguchi_sun.figure import HeadDescent, curve, draw
+from lightning_conv.recipes.lab.kawaguchi_sun.figure import draw
 from lightning_conv.recipes.lab.kawaguchi_sun.findings import (
+    HeadDescent,
+    curve,
     facts_row,
     moments,
     phase_one_checks,
@@ -37,6 +41,10 @@ SECONDS_A_STEP = 5e-4
 SECONDS_OF_PHASE_ONE = 10.0
 
 
+SMALL: dict[str, Any] = {"n": 40, "width": 60, "narrow": 20, "first": 20, "steps": 60}
+"""Settings with which `run` takes seconds."""
+
+
 def run(
     *,
     n: int = 200,
@@ -50,22 +58,22 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train everything, perturb, certify rank [h, 1] = n, descend on the last layer alone, and hold the losses against the bounds.
+    """Train everything, perturb, certify rank [h, 1] = n, descend on the last layer alone, and compare the losses with their bounds.
 
     Args:
         n: images of all ten classes.
         width: units of the wide last hidden layer; width + 1 >= n.
         narrow: units of the last hidden layer that is too narrow.
         beta: sharpness of the softplus.
-        noise: of the switch, relative to each tensor's root mean square.
+        noise: size of the noise of the switch, relative to the root mean square of each tensor.
         first: steps of phase 1, in which everything is trained.
-        steps: of phase 2, gradient descent on the last layer.
+        steps: steps of phase 2, gradient descent on the last layer.
         source: of the images.
         root: folder of MNIST.
         seed: of samples, weights and noise.
 
     Raises:
-        ValueError: n outside the training set's size, or a width that makes no sense.
+        ValueError: n is larger than the training set, or not between the two widths.
     """
     if not narrow + 1 < n <= width + 1:
         raise ValueError(f"n, width, narrow: {n}, {width}, {narrow}; need narrow + 1 < n <= width + 1")
@@ -113,7 +121,7 @@ def run(
         facts_row(f"{name}, {when}", each) for name, own in started.items() for when, each in moments(own, facts[name])
     ]
     return Report(
-        "kawaguchi-sun", "Kawaguchi and Sun: two phases, the second with a certified step", setting, checks,
+        "kawaguchi_sun", "Kawaguchi and Sun: two phases, the second with a certified step", setting, checks,
         {"Features": rows, "Descents": [run_row(each) for each in runs]}, draw(runs, facts, started),
         {"curves": {each.name: curve(each) for each in runs}, "phase 1": {name: each.curve() for name, each in started.items()}},
     )  # fmt: skip
@@ -141,6 +149,7 @@ def _descend(
     facts: ExpressivityFacts,
     start: Tensor | None = None,
 ) -> HeadDescent:
+    """Run gradient descent on one head and judge it."""
     problem = HeadProblem(features, targets, loss_fn)
     curvature = head_curvature(problem)
     w = problem.zeros() if start is None else start
@@ -172,7 +181,7 @@ def _descend(
 
 
 def _narrow_family(problem: HeadProblem, start: Tensor, features: Tensor, targets: Tensor) -> list[Comparator]:
-    """Staying, and the least-squares head, whose loss is above zero."""
+    """Return two comparators: the start, and the least-squares head, whose loss is above zero."""
     h = torch.cat([features, features.new_ones(len(features), 1)], 1)
     best = torch.linalg.lstsq(h, targets, driver="gelsd").solution
     return [comparator(problem, start, start), comparator(problem, start, best)]

@@ -1,4 +1,4 @@
-"""The descents of the Kawaguchi-Sun experiment as curves and as a figure."""
+"""The figure of `lightning-conv lab kawaguchi_sun`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from matplotlib.figure import Figure
 
 from lightning_conv.recipes.lab.kawaguchi_sun.findings import HeadDescent, curve
 from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import PhaseOne
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
+from lightning_conv.recipes.lab.panel import dress, sheet
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts
 
 
 def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:
-    """Ranks over phase 1 and the switch; losses of phase 2 against their bounds, and the singular values behind them."""
-    figure = new_figure()
-    figure.set_size_inches(11, 8.2)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.955, wspace=0.2, hspace=0.28)
-    (ranks, smallest), (left, right) = figure.subplots(2, 2)
+    """Draw the ranks in phase 1 and at the switch, and the losses of phase 2 with their bounds and the singular values behind them."""
+    figure, ((ranks, smallest), (left, right)) = sheet(11, 8.2, 2, 2)
     _ranks(ranks, started)
     _smallest(smallest, started["wide"])
     for each, colour in zip(runs, ("tab:blue", "tab:green", "tab:red"), strict=True):

@@ -1,4 +1,4 @@
-"""What `lightning-conv lab kawaguchi_sun` concludes from its runs: checks, rows of the tables and curves."""
+"""The conclusions of `lightning-conv lab kawaguchi_sun` from its runs: checks, rows of the tables and curves."""
 
 from __future__ import annotations
 
@@ -9,39 +9,34 @@ from torch import Tensor
 
 from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
 from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import PhaseOne
-from lightning_conv.recipes.lab.report import Check
+from lightning_conv.recipes.lab.report import Check, log_spaced, with_verdict
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts, judge_expressivity
 
 
 @dataclass(frozen=True)
 class HeadDescent:
-    """Gradient descent of one head."""
+    """The gradient descent of one head."""
 
     name: str
     gaps: Tensor  # L(w_t) - inf L, (T + 1,)
     family: list[Comparator]
     curvature: HeadCurvature
     mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
-    floor: float  # squared loss: what the head cannot go below
+    floor: float  # squared loss: the smallest that any head reaches
     criteria: list[Criterion]
 
 
-def _shown(each: HeadDescent) -> list[int]:
-    last = len(each.gaps) - 1
-    return sorted({round((last + 1) ** (k / 99)) - 1 for k in range(100)})
-
-
 def curve(each: HeadDescent) -> dict[str, Any]:
-    """Losses and bounds at a hundred steps, evenly spread on a logarithmic scale."""
-    steps = _shown(each)
+    """Return losses and bounds at about a hundred steps, evenly spaced on a logarithmic axis."""
+    steps = log_spaced(len(each.gaps) - 1, 100)
     bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
     linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
     return {"step": steps, "loss": each.gaps[steps].tolist(), "bound": bounds, "linear bound": linear}
 
 
 def phase_one_checks(wide: PhaseOne) -> list[Check]:
-    """Rank n at one weight vector makes it rank n at almost every one, so nothing but rounding can hide it on the way."""
+    """Check phase 1. Rank n at one weight vector makes it rank n at almost every one, so only rounding can hide it."""
     n = wide.after.facts.certificate.n
     ranks = [look.facts.certificate.rank_lower for look in wide.looks]
     lost = n - wide.looks[-1].facts.certificate.rank_lower
@@ -59,24 +54,20 @@ def phase_one_checks(wide: PhaseOne) -> list[Check]:
 
 
 def moments(each: PhaseOne, after: ExpressivityFacts) -> list[tuple[str, ExpressivityFacts]]:
+    """Return the moments at which the features are reported, with their facts."""
     return [("at the start", each.looks[0].facts), ("at tau", each.looks[-1].facts), ("after the noise", after)]
 
 
 def rank_checks(facts: dict[str, ExpressivityFacts]) -> list[Check]:
+    """Check the rank of the wide layer, and report that of the narrow one."""
     wide, narrow = (judge_expressivity(facts[name]) for name in ("wide", "narrow"))
-    return [_check("wide", wide[0]), *(_check("narrow", criterion, must=False) for criterion in narrow)]
-
-
-def _check(name: str, criterion: Criterion, *, must: bool = True) -> Check:
-    seen = f"{criterion.verdict}: {criterion.reason}"
-    return Check(f"{name}: {criterion.asks}", criterion.source, criterion.verdict == "certified", seen, must=must)
+    judged = [("wide", wide[0], True), *(("narrow", criterion, False) for criterion in narrow)]
+    return [Check.of(c, name, verdicts=("certified",), seen=with_verdict(c), must=must) for name, c, must in judged]
 
 
 def run_checks(each: HeadDescent) -> list[Check]:
-    checks = [
-        Check(f"{each.name}: {criterion.asks}", criterion.source, criterion.verdict == "consistent", criterion.reason)
-        for criterion in each.criteria
-    ]
+    """Check the bounds of one descent, and its floor if it has one."""
+    checks = [Check.of(criterion, each.name) for criterion in each.criteria]
     if each.floor:
         lowest = float(each.gaps.min())
         seen = f"floor {each.floor:.6g}, lowest loss {lowest:.6g}"
@@ -93,6 +84,7 @@ def run_checks(each: HeadDescent) -> list[Check]:
 
 
 def facts_row(name: str, facts: ExpressivityFacts) -> dict[str, Any]:
+    """Return the row of the features at one moment."""
     certificate, residual = facts.certificate, facts.alignment.residual if facts.alignment else None
     return {
         "features": name, "verdict": certificate.verdict, "rank at least": certificate.rank_lower, "n": certificate.n,
@@ -104,6 +96,7 @@ def facts_row(name: str, facts: ExpressivityFacts) -> dict[str, Any]:
 
 
 def run_row(each: HeadDescent) -> dict[str, Any]:
+    """Return the row of one descent."""
     last = len(each.gaps) - 1
     return {
         "run": each.name, "step 1 / L_H": each.curvature.step, "loss at the start": float(each.gaps[0]),

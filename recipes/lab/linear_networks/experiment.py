@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ from lightning_conv.theory.tools.power_law import power_law
 Gradients = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
+SMALL: dict[str, Any] = {"samples": 200, "width": 12, "duration": 2.0, "etas": (0.2, 0.1), "rank_steps": 100}
+"""Settings with which `run` takes seconds."""
+
+
 def run(
     samples: int = 1000,
     width: int = 32,
@@ -41,18 +46,18 @@ def run(
     """Regress the ten one-hot labels of digits on whitened pixels with a product of matrices.
 
     Args:
-        samples: images.
-        width: of the hidden layers.
-        depth: L of the network whose balancedness is followed.
+        samples: number of images.
+        width: units per hidden layer.
+        depth: number L of layers of the network whose balancedness is followed.
         duration: T, the time (steps times eta) of every run for the balancedness.
         etas: step sizes, the largest first.
         small: size of the singular values of the product at the start, for the rank.
-        depths: L of the networks whose rank is followed.
-        rank_steps: at most, of those.
+        depths: values of L of the networks whose rank is followed.
+        rank_steps: largest number of steps of these networks.
         seed: of the initialisations.
 
     Raises:
-        ValueError: depth is below 2, or fewer than two step sizes.
+        ValueError: the depth is below 2, or there are fewer than two step sizes.
     """
     if depth < 2 or len(etas) < 2 or min(depths) < 1:
         raise ValueError(
@@ -71,7 +76,7 @@ def run(
         f"size. Rank: balanced random start, singular values of the product {small:g}."
     )
     return Report(
-        name="linear-networks",
+        name="linear_networks",
         title="Linear networks: balancedness is conserved, rank grows step by step",
         setting=setting,
         checks=checks_of(drifts, law, paths, off),
@@ -85,7 +90,7 @@ def run(
 
 
 def _target(samples: int, seed: int) -> Tensor:
-    """M = Y^T X / n for whitened inputs: what the product is drawn to."""
+    """Return M = Y^T X / n for whitened inputs, the matrix that the product is fitted to."""
     data = DigitsDataModule(seed=seed)
     data.setup()
     images, labels = data.splits.train.tensors
@@ -99,7 +104,7 @@ def _target(samples: int, seed: int) -> Tensor:
 
 
 def gradients_for(target: Tensor) -> Gradients:
-    """dL/dW_l of L = (1/2)|W_L...W_1 - M|_F^2: A^T (P - M) B^T with P = A W_l B."""
+    """Return the function that computes dL/dW_l of L = (1/2)|W_L...W_1 - M|_F^2: A^T (P - M) B^T with P = A W_l B."""
 
     def gradients(weights: Sequence[Tensor]) -> list[Tensor]:
         before = [torch.eye(weights[0].shape[1], dtype=target.dtype)]
@@ -115,6 +120,7 @@ def gradients_for(target: Tensor) -> Gradients:
 
 
 def _drift(target: Tensor, width: int, depth: int, duration: float, eta: float, seed: int) -> Drift:
+    """Measure the change of the balancedness over one run of a fixed time."""
     sizes = [target.shape[1], *[width] * (depth - 1), target.shape[0]]
     weights = [w.clone() for w in LinearNetwork(sizes, std=0.5 / math.sqrt(width), seed=seed).weights]
     gradients = gradients_for(target)
@@ -132,6 +138,7 @@ def _drift(target: Tensor, width: int, depth: int, duration: float, eta: float, 
 
 
 def _path(target: Tensor, width: int, depth: int, small: float, most: int, seed: int) -> Path:
+    """Follow the rank of the product of one network in training."""
     sizes = [target.shape[1], *[width] * (depth - 1), target.shape[0]]
     net = LinearNetwork(sizes, std=small ** (1 / depth), balanced=True, seed=seed)
     weights, gradients = [w.clone() for w in net.weights], gradients_for(target)
@@ -155,7 +162,7 @@ def _path(target: Tensor, width: int, depth: int, small: float, most: int, seed:
 
 
 def _modes(target: Tensor, small: float, eta: float = 0.01) -> tuple[Tensor, Tensor, float]:
-    """Singular values of a two-layer product started aligned with M, measured and in closed form, and their largest difference over s."""
+    """Return the modes of a two-layer product aligned with M, measured and in closed form, and their largest difference over s."""
     left, strength, right = torch.linalg.svd(target, full_matrices=False)
     k = int((strength > 1e-6 * strength[0]).sum())
     weights = [math.sqrt(small) * right[:k], math.sqrt(small) * left[:, :k]]

@@ -1,4 +1,4 @@
-"""What `lightning-conv lab linear_networks` concludes from its runs: checks and rows of the tables."""
+"""The conclusions of `lightning-conv lab linear_networks` from its runs: checks and rows of the tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_conv.theory.tools.power_law import PowerLaw
 
 @dataclass(frozen=True)
 class Drift:
-    """Balancedness over one run of fixed length in time."""
+    """The change of the balancedness over one run of fixed length in time."""
 
     eta: float
     steps: int
@@ -28,7 +28,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Path:
-    """The product of one network over training."""
+    """The product of one network in training."""
 
     depth: int
     time: list[float]
@@ -38,6 +38,7 @@ class Path:
 
 
 def checks_of(drifts: Sequence[Drift], law: PowerLaw, paths: Sequence[Path], off: float) -> list[Check]:
+    """Check the conservation of the balancedness, the modes in closed form, and the rank by depth."""
     half = {p.depth: _at_half(p) for p in paths}
     falls = all(a > b for a, b in pairwise(half[d] for d in sorted(half)))
     return [
@@ -63,6 +64,7 @@ def _at_half(path: Path) -> float:
 
 
 def row(path: Path) -> dict[str, object]:
+    """Return the row of the rank of one network."""
     at = [
         next(k for k, loss in enumerate(path.loss) if loss <= share * path.loss[0] or k == len(path.loss) - 1)
         for share in (0.75, 0.5, 0.25)
@@ -82,6 +84,7 @@ def row(path: Path) -> dict[str, object]:
 
 
 def drift_row(d: Drift) -> dict[str, object]:
+    """Return the row of the balancedness of one step size."""
     return {
         "eta": d.eta,
         "steps": d.steps,
@@ -93,4 +96,5 @@ def drift_row(d: Drift) -> dict[str, object]:
 
 
 def plain(path: Path) -> dict[str, object]:
+    """Return a path as numbers for the JSON."""
     return {"depth": path.depth, "time": path.time, "rank": path.rank, "loss": path.loss}

@@ -1,9 +1,10 @@
-"""Linear regions of ReLU networks of one variable: counted exactly, before and after training, and the most that is possible."""
+"""Linear regions of ReLU networks of one variable: counted exactly, before and after training, and compared with the bound."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from lightning_conv.recipes.lab.linear_regions.findings import Run, checks_of, f
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.papers.linear_regions import LinearRegions, linear_regions
+
+SMALL: dict[str, Any] = {"width": 5, "depths": (1, 2), "seeds": 2, "steps": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -26,12 +30,12 @@ def run(
     """Fit sin(6 pi x) on [0, 1] with ReLU networks of one input, by Adam on all points, and count their pieces exactly.
 
     Args:
-        width: of every hidden layer.
+        width: units per hidden layer.
         depths: numbers of hidden layers.
-        seeds: initialisations (torch's default: uniform weights and biases).
-        points: of the target.
-        steps: of Adam.
-        lr: its rate.
+        seeds: number of initialisations (torch's default: uniform weights and biases).
+        points: number of points of the target.
+        steps: steps of Adam.
+        lr: learning rate of Adam.
 
     Raises:
         ValueError: a setting is not positive.
@@ -49,14 +53,14 @@ def run(
             report((k + 1) / len(depths) / seeds)
     folded = {depth: linear_regions(sawtooth(depth)) for depth in (1, 2, 3, 4, 5, 6)}
     setting = (
-        f"Networks of one input with {width} units a hidden layer, fitted to sin(6 pi x) at {points} points of "
-        f"[0, 1] by Adam ({steps} steps, rate {lr:g}); {seeds} initialisations a depth. Every breakpoint on the "
+        f"Networks of one input with {width} units per hidden layer, fitted to sin(6 pi x) at {points} points of "
+        f"[0, 1] by Adam ({steps} steps, rate {lr:g}); {seeds} initialisations per depth. Every breakpoint on the "
         "whole line is found in rational arithmetic: the weights are rational numbers, so are the breakpoints, "
         "and every count is exact. Beside them the folding network (width 2, x -> |2x - 1| repeated), whose "
         "pieces double with each layer."
     )
     return Report(
-        name="linear-regions",
+        name="linear_regions",
         title="Linear regions of a network of one variable: far fewer than possible",
         setting=setting,
         checks=checks_of(runs, folded, width),
@@ -70,7 +74,7 @@ def run(
 
 
 def network(widths: Sequence[int]) -> nn.Sequential:
-    """1 -> widths -> 1 with ReLUs, float64."""
+    """Return a network 1 -> widths -> 1 with ReLUs, in float64."""
     layers: list[nn.Module] = []
     sizes = [1, *widths]
     for before, after in pairwise(sizes):
@@ -80,7 +84,7 @@ def network(widths: Sequence[int]) -> nn.Sequential:
 
 @torch.no_grad()
 def sawtooth(depth: int) -> nn.Sequential:
-    """x -> |2x - 1| applied ``depth`` times, with width 2: |2x - 1| = relu(2x - 1) + relu(1 - 2x); 2^depth pieces.
+    """Return x -> |2x - 1| applied ``depth`` times, with width 2: |2x - 1| = relu(2x - 1) + relu(1 - 2x); 2^depth pieces.
 
     Source: Telgarsky 2016 (with a fold in the place of his tent map).
     """
@@ -98,6 +102,7 @@ def sawtooth(depth: int) -> nn.Sequential:
 
 
 def _train(widths: tuple[int, ...], seed: int, x: Tensor, y: Tensor, steps: int, lr: float) -> Run:
+    """Train one network and count its pieces before and after."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = network(widths)
@@ -116,9 +121,10 @@ def _train(widths: tuple[int, ...], seed: int, x: Tensor, y: Tensor, steps: int,
 
 @torch.no_grad()
 def off_the_line(net: nn.Sequential, found: LinearRegions) -> float:
-    """How far the network leaves the straight line between neighbouring kinks, at three points of each piece, over its largest value there.
+    """Return how far the network leaves the straight line between neighbouring kinks, over its largest value there.
 
-    A missing kink would show. Pieces of a width below 1e-9 are skipped: rounding of the points hides them.
+    Each piece is tested at three points, so that a missing kink would show. Pieces of a width below 1e-9 are skipped: rounding of
+    the points hides them.
     """
     kinks = torch.tensor(found.kinks, dtype=torch.float64)
     if len(kinks) < 2:

@@ -1,4 +1,4 @@
-"""What `lightning-conv lab linear_regions` concludes from its networks: checks and rows of the tables."""
+"""The conclusions of `lightning-conv lab linear_regions` from its networks: checks and rows of the tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE = "Montufar et al. 2014; Serra et al. 2018"
 
 @dataclass(frozen=True)
 class Run:
-    """One network, trained."""
+    """One trained network."""
 
     widths: tuple[int, ...]
     seed: int
@@ -27,6 +27,7 @@ class Run:
 
 
 def checks_of(runs: Sequence[Run], folded: dict[int, LinearRegions], width: int) -> list[Check]:
+    """Check the counts against the bounds and the networks themselves."""
     off = max(r.off for r in runs)
     most = max(max(r.start.pieces, r.end.pieces) / most_regions(r.widths) for r in runs)
     ratio = [r.start.activation_regions / typical_regions(r.widths) for r in runs]
@@ -45,6 +46,7 @@ def checks_of(runs: Sequence[Run], folded: dict[int, LinearRegions], width: int)
 
 
 def row(runs: Sequence[Run], depth: int) -> dict[str, object]:
+    """Return the row of one depth."""
     mine = [r for r in runs if len(r.widths) == depth]
 
     def mean(values: Sequence[float]) -> float:
@@ -64,6 +66,7 @@ def row(runs: Sequence[Run], depth: int) -> dict[str, object]:
 
 
 def folded_row(depth: int, found: LinearRegions) -> dict[str, object]:
+    """Return the row of one folding network."""
     return {
         "hidden layers": depth,
         "pieces": found.pieces,
@@ -73,5 +76,6 @@ def folded_row(depth: int, found: LinearRegions) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
+    """Return a run as numbers for the JSON."""
     counts = {"start": r.start.pieces, "end": r.end.pieces, "kinks": r.end.kinks}
     return {"widths": r.widths, "seed": r.seed, **counts, "loss": r.loss}

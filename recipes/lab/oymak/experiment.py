@@ -1,6 +1,8 @@
-"""Oymak and Soltanolkotabi's line between misfit and distance: proven and kept by one network, broken by another."""
+"""Oymak & Soltanolkotabi 2019: the line between misfit and distance, proven and kept by one network, broken by another."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,10 @@ from lightning_conv.theory.tools.descent import gradient_descent
 SNAPSHOTS = 6
 
 
+SMALL: dict[str, Any] = {"n": 4, "width": 128, "output_weight": 60.0, "until": 1e-1, "max_steps": 4000}
+"""Settings with which `run` takes seconds."""
+
+
 def run(
     *,
     n: int = 10,
@@ -35,20 +41,20 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Prove the theorem's hypotheses for one network and check its line at every step; then a network where it fails.
+    """Prove the theorem's hypotheses for one network and check its line at every step; then run a network for which it fails.
 
     Args:
         n: images, half of each of two classes.
-        width: hidden units, even.
-        output_weight: |a_j|: the larger, the less the Jacobian changes beside its size.
-        until: share of the squared misfit at which the runs stop.
-        max_steps: of each run.
+        width: number of hidden units, even.
+        output_weight: |a_j|; the larger it is, the less the Jacobian changes relative to its size.
+        until: share of the first squared misfit at which the runs stop.
+        max_steps: largest number of steps of each run.
         source: of the images.
         root: folder of MNIST.
         seed: of samples and weights.
 
     Raises:
-        ValueError: an odd width, or output weights for which the hypotheses are not proven.
+        ValueError: the width is odd, or the hypotheses are not proven for the output weights.
     """
     if width % 2:
         raise ValueError(f"width: {width}; need an even number, the units come in pairs")
@@ -57,7 +63,7 @@ def run(
     certified = certify_hypotheses(model, data.inputs, data.targets)
     if not certified.holds:
         raise ValueError(
-            f"output_weight: {output_weight:g}; nothing is proven: {certified.criterion.reason}; take a larger one, or a larger width"
+            f"output_weight: {output_weight:g}; nothing is proven: {certified.criterion.reason}; use a larger one, or a larger width"
         )
     objective = Objective(model, data.inputs, data.targets, _half_sum)
     proven = _case(
@@ -76,8 +82,7 @@ def run(
     checks = [
         *proven_checks(certified, proven, until),
         *(
-            Check(f"{case.name}: {each.asks}", each.source, each.verdict == "consistent", each.reason, must=False)
-            for case in failing for each in case.criteria
+            Check.of(each, case.name, must=False) for case in failing for each in case.criteria
         ),
     ]  # fmt: skip
     cases = [proven, *failing]
@@ -97,12 +102,13 @@ def run(
 
 
 def _half_sum(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return S."""
     return (outputs - targets).square().sum() / 2
 
 
 @torch.no_grad()
 def _paired(model: nn.Sequential, output_weight: float) -> nn.Sequential:
-    """Unit j + m/2 is unit j with the other sign: the network is zero, its Jacobian is not."""
+    """Give unit j + m/2 the input weights of unit j and the opposite output weight: the network is zero, its Jacobian is not."""
     first, last = model[0], model[2]
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
@@ -116,7 +122,7 @@ def _paired(model: nn.Sequential, output_weight: float) -> nn.Sequential:
 
 
 def _at_the_start(objective: Objective) -> Hypotheses:
-    """The constants that the first Jacobian has, as if it did not change."""
+    """Return the constants of the first Jacobian, as if it did not change."""
     sizes = torch.linalg.svdvals(objective.jacobian(objective.start))
     with torch.no_grad():
         misfit = float(objective.residual(objective.start).norm())
@@ -126,6 +132,7 @@ def _at_the_start(objective: Objective) -> Hypotheses:
 def _case(
     name: str, objective: Objective, claimed: Hypotheses, step: float, until: float, max_steps: int, seed: int
 ) -> Case:
+    """Descend on S and judge the claimed constants and the line."""
     stored: list[Tensor] = []
 
     def observe(t: int, x: Tensor) -> None:

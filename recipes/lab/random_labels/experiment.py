@@ -1,6 +1,8 @@
-"""`lab random-labels`: Zhang et al. 2017 explained by Arora et al. 2019: one network fits true and random labels, at predicted speeds."""
+"""Zhang et al. 2017 explained by Arora et al. 2019: one network fits true and random labels, at predicted speeds."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -14,6 +16,9 @@ from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import equal_parts, progress_bar
 from lightning_conv.theory import DuTwoLayer
 from lightning_conv.theory.papers.du import generalisation_measure, label_energies, predicted_residuals
+
+SMALL: dict[str, Any] = {"n": 10, "tests": 20, "width": 4096, "steps": 600}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -29,23 +34,23 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """The same network, from the same start, on true and on random labels of the same images.
+    """Train the same network, from the same start, on true and on random labels of the same images.
 
     Args:
         n: training samples of two classes, scaled to norm 1.
         tests: test samples of the same classes.
-        width: m.
+        width: number m of units.
         kappa: scale of the hidden weights at the start. The theorem needs u(0) near 0, by a small one; here u(0) = 0 at any,
             since neurons come in pairs with opposite output weights, and activation patterns change less at a larger one.
-        steps: of gradient descent at most.
-        stop_below: end where |u - y| is this share of |y|.
+        steps: largest number of steps of gradient descent.
+        stop_below: share of |y| at which |u - y| ends the run.
         classes: of the data.
-        source: digits, or mnist that lies on disk.
-        root: folder of mnist.
+        source: of the images.
+        root: folder of MNIST.
         seed: of the data's order, the weights and the random labels.
 
     Raises:
-        ValueError: steps below 1, or odd numbers of samples.
+        ValueError: there is no step, or the number of samples is odd.
     """
     if steps < 1:
         raise ValueError(f"steps: {steps}; need 1 or more")
@@ -76,7 +81,7 @@ def run(
                 test_error=float(wrong.double().mean()),
             )
     return Report(
-        name="random-labels",
+        name="random_labels",
         title="One network fits true and random labels, and the kernel says how fast",
         setting=(
             f"The two-layer ReLU network of {width:,} units (output weights fixed, hidden ones from N(0, {kappa**2:g}), neurons in pairs "

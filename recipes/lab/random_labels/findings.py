@@ -1,4 +1,4 @@
-"""What `lightning-conv lab random_labels` concludes from its runs: checks and rows of the table."""
+"""The conclusions of `lightning-conv lab random_labels` from its runs: checks and rows of the table."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ZHANG = "Zhang, Bengio, Hardt, Recht, Vinyals 2017 (1611.03530)"
 
 
 FACTOR = 1.5
-"""Between the measured and the predicted number of steps to a share of |y|, for the prediction to count as one."""
+"""Ratio of the measured and the predicted number of steps to a share of |y| up to which the prediction counts as right."""
 
 
 SHARES = (0.5, 0.2, 0.1)
-"""Of |y|, at which the numbers of steps are compared."""
+"""Shares of |y| at which the numbers of steps are compared."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One label vector, and what became of it."""
+    """One vector of labels, and the run that fits it."""
 
     labels: Tensor
     track: Track
@@ -44,12 +44,12 @@ class Fit:
         return float((measured - self.predicted).abs().max() / self.labels.norm())
 
     def steps_to(self, share: float, curve: Sequence[float]) -> int | None:
-        """The first step at which a curve is at most that share of |y|."""
+        """Return the first step at which a curve is at most that share of |y|; None if there is none."""
         target = share * float(self.labels.norm())
         return next((k for k, value in enumerate(curve) if value <= target), None)
 
     def paces(self) -> dict[float, tuple[int | None, int | None]]:
-        """Share of |y| -> steps to it, measured and predicted; what neither curve reaches is left out."""
+        """Return the steps to each share of |y|, measured and predicted; shares that neither curve reaches are left out."""
         curves = self.track.residuals, self.predicted.tolist()
         found = {share: (self.steps_to(share, curves[0]), self.steps_to(share, curves[1])) for share in SHARES}
         return {share: pair for share, pair in found.items() if pair != (None, None)}
@@ -63,6 +63,7 @@ class Fit:
 
 
 def row(name: str, fit: Fit) -> dict[str, object]:
+    """Return the row of one vector of labels."""
     return {
         "labels": name,
         "steps": len(fit.track.residuals) - 1,
@@ -80,6 +81,7 @@ def row(name: str, fit: Fit) -> dict[str, object]:
 
 
 def checks_of(fits: dict[str, Fit]) -> list[Check]:
+    """Check that both are fitted, at the predicted speed, and that random labels are harder."""
     true, random = fits["true"], fits["random"]
     checks = [
         Check(

@@ -1,8 +1,9 @@
-"""Threshold networks on a few digits: the convex optimum, certified, against straight-through training."""
+"""Ergen et al. 2023: threshold networks on a few digits, the certified convex optimum against straight-through training."""
 
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ from lightning_conv.theory.papers.threshold import (
 )
 
 SHATTERED = 8
-"""Samples of the shattered case: 2^8 patterns."""
+"""Number of samples of the shattered case, with 2^8 patterns."""
+
+
+SMALL: dict[str, Any] = {"n": 6, "decay": (0.1,), "widths": (4,), "runs": 2, "steps": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -35,20 +40,20 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Solve the convex program for two principal components of images and train the same problem by straight-through estimates.
+    """Solve the convex program for two principal components of images, and train the same problem by straight-through estimates.
 
     Args:
-        n: images of 3 and 8, half of each.
+        n: images of the digits 3 and 8, half of them of each.
         decay: values of beta.
         widths: hidden units of the straight-through networks.
-        runs: seeds for each width.
-        steps: of Adam.
-        rate: its learning rate.
+        runs: seeds per width.
+        steps: steps of Adam.
+        rate: learning rate of Adam.
         source: of the images.
         root: folder of MNIST.
 
     Raises:
-        ValueError: no run, width or decay.
+        ValueError: there is no run, step, width or decay.
     """
     if min(runs, steps, len(decay), len(widths)) < 1:
         raise ValueError(f"runs, steps, decay, widths: {runs}, {steps}, {decay}, {widths}; need at least one of each")
@@ -102,7 +107,7 @@ def run(
 
 
 def _principal_components(inputs: Tensor, count: int) -> Tensor:
-    """Coordinates of the centred rows, (n, count), scaled to a largest one of 1."""
+    """Return the coordinates of the centred rows, (n, count), scaled so that the largest is 1."""
     centred = inputs - inputs.mean(0)
     scores = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:count].T
     scaled: Tensor = scores / scores.abs().max()
@@ -112,7 +117,7 @@ def _principal_components(inputs: Tensor, count: int) -> Tensor:
 def _straight_through(
     inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int, steps: int, rate: float
 ) -> list[float]:
-    """The smallest balanced objective that each of ``runs`` networks visits; all of them are trained side by side."""
+    """Return the smallest balanced objective that each of ``runs`` networks visits; all are trained side by side."""
     generator = torch.Generator().manual_seed(width)
 
     def normal(*shape: int) -> Tensor:
@@ -138,7 +143,7 @@ def _straight_through(
 
 
 def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int) -> list[float]:
-    """Optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
+    """Return the optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
     found = []
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_conv.recipes.lab.panel import dress, sheet
 from lightning_conv.recipes.lab.threshold.findings import StraightThrough
 from lightning_conv.theory.papers.threshold import Arrangement, ThresholdOptimum
 
@@ -19,8 +20,8 @@ def draw(
     optima: dict[float, ThresholdOptimum],
     trained: dict[float, list[StraightThrough]],
 ) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
+    """Draw how far the trained networks stay above the optimum, and the output of one optimal network."""
+    figure, (left, right) = sheet(10, 4, 1, 2, width_ratios=(1.3, 1))
     generator = torch.Generator().manual_seed(0)
     ticks, place = [], 0.0
     for beta, widths in trained.items():
@@ -40,13 +41,11 @@ def draw(
         ticks.append((place - (len(widths) + 1) / 2, f"beta = {beta:g}\noptimum: {optima[beta].units} units"))
         place += 1
     left.set_xticks([x for x, _ in ticks], [name for _, name in ticks])
-    left.set_ylabel("objective above the certified optimum, %")
+    title = "Straight-through runs (line: median)"
+    dress(left, title, "", "objective above the certified optimum, %", legend="best")
     left.set_yscale("symlog", linthresh=1)
     left.set_ylim(bottom=-0.1)
     left.axhline(0, color="black", linewidth=0.8)
-    left.grid(visible=True, axis="y", alpha=0.3)
-    left.legend(frameon=False, fontsize=8)
-    left.set_title("Straight-through runs (line: median)", fontsize=10)
 
     beta = sorted(optima)[len(optima) // 2]
     axis = torch.linspace(-1.2, 1.2, 400, dtype=torch.float64)
@@ -62,8 +61,6 @@ def draw(
         colour = "tab:blue" if target < 0 else "tab:red"
         right.scatter(*plane[chosen].T, marker=marker, color=colour, edgecolor="white", label=f"digit {name}")
     figure.colorbar(shown, ax=right, label="output of the optimal network")
-    right.set_xlabel("first principal component")
-    right.set_ylabel("second principal component")
-    right.set_title(f"A global optimum, beta = {beta:g}", fontsize=10)
+    dress(right, f"A global optimum, beta = {beta:g}", "first principal component", "second principal component")
     right.legend(frameon=True, fontsize=8, loc="lower left")
     return figure

@@ -1,4 +1,4 @@
-"""What `lightning-conv lab threshold` concludes from its runs: the checks."""
+"""The conclusions of `lightning-conv lab threshold` from its runs: the checks."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from lightning_conv.theory.papers.threshold import (
 
 @dataclass(frozen=True)
 class StraightThrough:
-    """Runs of one width from several seeds, each at the best objective that it visited."""
+    """The runs of one width from several seeds, each with the best objective that it visited."""
 
     width: int
     objectives: list[float]
     sampled: list[float]  # of the convex program on as many random patterns, from the same seeds
 
     def excess(self, optimum: ThresholdOptimum) -> list[float]:
-        """Relative to the certified lower bound of the optimum."""
+        """Return the objectives relative to the certified lower bound of the optimum, less 1."""
         return [value / optimum.lower - 1 for value in self.objectives]
 
     def sampled_excess(self, optimum: ThresholdOptimum) -> float:
-        """The median of the convex program on random patterns, likewise."""
+        """Return the median of the convex program on random patterns, relative to the same bound, less 1."""
         return statistics.median(self.sampled) / optimum.lower - 1
 
 
 def arrangement_checks(arrangement: Arrangement, n: int) -> list[Check]:
+    """Check the number of patterns."""
     expected = cell_count(n, 3)
     return [
         Check(
@@ -54,6 +55,7 @@ def optimum_checks(
     optima: dict[float, ThresholdOptimum],
     trained: dict[float, list[StraightThrough]],
 ) -> list[Check]:
+    """Check the certified optimum, and that no trained network is below it."""
     gaps = max(optimum.gap / optimum.objective for optimum in optima.values())
     lowest = min(min(each.excess(optima[beta])) for beta, widths in trained.items() for each in widths)
     reached = max(
@@ -78,7 +80,7 @@ def optimum_checks(
 def _network_loss(
     inputs: Tensor, targets: Tensor, arrangement: Arrangement, optimum: ThresholdOptimum, beta: float
 ) -> float:
-    """1/2 |f(X) - y|^2 + beta/2 |theta|^2 of the network itself, evaluated as one."""
+    """Return 1/2 |f(X) - y|^2 + beta/2 |theta|^2, evaluated on the network itself."""
     used = optimum.weights != 0
     directions = arrangement.directions[:, used]
     directions = 1e-8 * directions / directions.norm(dim=0).clamp(min=1e-300)
@@ -89,6 +91,7 @@ def _network_loss(
 
 
 def shattered_checks(targets: Tensor, arrangement: Arrangement, decay: Sequence[float]) -> list[Check]:
+    """Check the closed form of the optimum where all patterns exist."""
     worst = 0.0
     for beta in decay:
         closed, optimum = (
