@@ -1,16 +1,15 @@
-"""The command `lightning-conv`: reads the first word, resolves configuration names, reports errors of the user.
+"""The command `lightning-conv`: it reads the first word, runs that command, and reports mistakes of the user in one message.
 
-Nothing heavy is imported here, so that help and version answer at once; `runs` does the work.
+Nothing heavy is imported before a command needs it, so that help and version answer at once.
 """
 
 import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
-from importlib.resources import files
-from pathlib import Path
 
 from lightning_conv import __version__
+from lightning_conv.recipes.usage import UsageError, recipe_names, resolve_configs
 
 HELP = """\
 usage: lightning-conv COMMAND [options]
@@ -47,10 +46,6 @@ examples:
 RUN_COMMANDS = ("fit", "validate", "test", "compare", "tables")
 
 
-class UsageError(Exception):
-    """A mistake in the command line, told in one message."""
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -58,7 +53,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after `lightning-conv`; None: those of the running process.
 
     Returns:
-        The exit code: 0 after a completed run, 2 after an error of the user, whose message went to stderr.
+        The exit code: 0 after a completed run, 1 if an inequality of `lab` is violated that must hold, 2 after a mistake of the
+        user, whose message went to stderr.
     """
     try:
         return _dispatch(*(sys.argv[1:] if args is None else args))
@@ -68,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str = "--help", *rest: str) -> int:
-    """Answer at once, or run a command that needs torch."""
+    """Print help or version, or run a command that needs torch."""
     if command in ("-h", "--help", "help"):
         print(HELP.format(recipes=", ".join(recipe_names())), end="")
         return 0
@@ -89,7 +85,11 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
 
 
 def _run(command: str, args: list[str]) -> int:
-    """Run a command that needs torch; turn what the user can cure into a `UsageError`."""
+    """Run a command that needs torch.
+
+    Raises:
+        UsageError: for a mistake that the user can correct.
+    """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from lightning_conv.callbacks import ExpressivityError
@@ -106,67 +106,31 @@ def _run(command: str, args: list[str]) -> int:
     except (MisconfigurationException, ExpressivityError, FileNotFoundError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
     except SystemExit as stop:  # help and --print_config leave this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _exit_code(stop)
     return 0
 
 
 def _lab(name: str = "--help", *settings: str) -> int:
-    """List the experiments, or run one; turn what the user can cure into a `UsageError`."""
-    from lightning_conv.recipes.lab import EXPERIMENTS
+    """List the experiments, or run one.
+
+    Raises:
+        UsageError: for a mistake that the user can correct.
+    """
     from lightning_conv.recipes.lab import command as lab
 
     if name in ("-h", "--help", "help", "list"):
         print(lab.overview(), end="")
         return 0
-    if name not in EXPERIMENTS:
-        raise UsageError(f"lab: there is no experiment {name!r}; choose one of: {', '.join(sorted(EXPERIMENTS))}")
     try:
         return lab.run_lab(name, settings)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise UsageError(f"lab {name}: {error}") from error
     except SystemExit as stop:  # help leaves this way, and so does an argument that cannot be read
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _exit_code(stop)
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the packaged configurations."""
-    folder = files("lightning_conv.recipes.configs")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def resolve_configs(args: Sequence[str]) -> list[str]:
-    """Replace the name of a packaged recipe after `--config` by the path of its YAML file.
-
-    Args:
-        args: words of the command line.
-
-    Returns:
-        The words, with every `--config` naming an existing file.
-
-    Raises:
-        UsageError: if a value names neither a recipe nor a file.
-    """
-    resolved: list[str] = []
-    for word in args:
-        option, separator, value = word.partition("=")
-        if option in ("-c", "--config") and separator:
-            resolved.append(f"--config={_config_path(value)}")
-        elif resolved and resolved[-1] in ("-c", "--config"):
-            resolved.append(_config_path(word))
-        else:
-            resolved.append(word)
-    return resolved
-
-
-def _config_path(value: str) -> str:
-    if value in recipe_names():
-        return str(files("lightning_conv.recipes.configs") / f"{value}.yaml")
-    if Path(value).is_file():
-        return value
-    raise UsageError(
-        f"--config: {value!r} is neither a recipe nor a file; recipes: {', '.join(recipe_names())}; "
-        f"a file would be {Path(value).resolve()}"
-    )
+def _exit_code(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The laboratory: a file a theorem, each running the theorem's own setting on real data and judging its inequalities.
+"""The laboratory: each experiment runs a theorem's own setting on real data and checks the theorem's inequalities.
 
-An experiment is a module with a function ``run(...) -> Report`` whose arguments are its settings. Its name on the
-command line is in ``EXPERIMENTS``: `lightning-conv lab NAME --setting value`.
+An experiment is a module with a function ``run(...) -> Report``, whose arguments are its settings, and a dictionary ``SMALL`` of
+settings with which it takes seconds. Its name on the command line is in ``EXPERIMENTS``: `lightning-conv lab NAME --setting value`.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,50 +13,99 @@ if TYPE_CHECKING:
     from lightning_conv.recipes.lab.report import Report
 
 EXPERIMENTS: dict[str, tuple[str, str]] = {
-    "averaged-sgd": (
-        "averaged_sgd.experiment",
-        "averaged SGD under the NTK: spectrum, degrees of freedom, averaged against last iterate",
+    "allen_zhu": (
+        "allen_zhu.experiment",
+        "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
     ),
-    "chatterjee": ("chatterjee.experiment", "a descent that is certified before its first step (Chatterjee 2022)"),
-    "gclip": ("clipping.experiment", "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping"),
-    "kawaguchi-sun": ("kawaguchi_sun.experiment", "the second phase with a certified step and its bounds (Kawaguchi & Sun 2021)"),
-    "oymak": ("oymak.experiment", "the line between misfit and distance, proven and broken (Oymak & Soltanolkotabi 2019)"),
-    "threshold": ("threshold.experiment", "Threshold networks: the convex optimum, certified, against straight-through training"),
+    "averaged_sgd": (
+        "averaged_sgd.experiment",
+        "Nitanda, Suzuki 2021: averaged SGD under the NTK, the averaged iterate against the last one",
+    ),
+    "bias_ntk": (
+        "bias_ntk.experiment",
+        "Yang et al. 2023: sparse activation by a constant bias, its kernel H(B), and training speed",
+    ),
+    "chatterjee": (
+        "chatterjee.experiment",
+        "Chatterjee 2022: gradient descent whose convergence is certified before its first step",
+    ),
+    "clipping": (
+        "clipping.experiment",
+        "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping",
+    ),
+    "du": ("du.limit", "Du, Lee, Li, Wang, Zhai 2019: the limit kernels of deep networks against finite widths"),
+    "du_depth": ("du.depth", "Du, Lee, Li, Wang, Zhai 2019: what depth costs, with and without skip connections"),
+    "du_train": (
+        "du.training",
+        "Du, Lee, Li, Wang, Zhai 2019: deep networks in training, each link of the proof measured",
+    ),
+    "du_two_layer": (
+        "du.two_layer",
+        "Du, Zhai, Poczos, Singh 2019: two layers, the limit of the kernel and the rate of a whole run",
+    ),
     "frei": (
         "frei.experiment",
         "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
     ),
-    "linear-networks": (
+    "kawaguchi_sun": (
+        "kawaguchi_sun.experiment",
+        "Kawaguchi, Sun 2021: the second phase with a certified step, and its bounds",
+    ),
+    "linear_networks": (
         "linear_networks.experiment",
         "linear networks: balancedness is conserved, the rank of the product grows step by step",
     ),
-    "linear-regions": (
+    "linear_regions": (
         "linear_regions.experiment",
         "linear regions of ReLU networks of one variable, counted exactly, against the bound",
     ),
-    "bias-ntk": (
-        "bias_ntk.experiment",
-        "Yang et al. 2023: sparse activation by a constant bias, its kernel H(B), and training speed",
+    "oymak": (
+        "oymak.experiment",
+        "Oymak, Soltanolkotabi 2019: the line between misfit and distance, proven for one network, broken by another",
     ),
-    "allen-zhu": (
-        "allen_zhu.experiment",
-        "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
-    ),
-    "du": ("du.limit", "Du, Lee, Li, Wang, Zhai 2019: deep limit kernels against finite widths; --depth: what depth costs"),
-    "du-train": (
-        "du.training",
-        "Du, Lee, Li, Wang, Zhai 2019: deep networks along training, each link of the proof measured",
-    ),
-    "du2layer": ("du.two_layer", "Du, Zhai, Poczos, Singh 2019: two layers, the kernel's limit and the rate along a run"),
-    "random-labels": (
+    "random_labels": (
         "random_labels.experiment",
         "Zhang et al. 2017, Arora et al. 2019: true and random labels, measured and predicted",
+    ),
+    "threshold": (
+        "threshold.experiment",
+        "Ergen et al. 2023: threshold networks, the certified convex optimum against straight-through training",
     ),
 }
 """Name on the command line -> (module in this folder, one line for the help)."""
 
+ALIASES = {"gclip": "clipping", "du2layer": "du_two_layer", "du --depth": "du_depth"}
+"""Former name, or name and flag -> name in ``EXPERIMENTS``. Hyphens count as underscores, so that such names need no entry."""
+
+
+def resolve(name: str, words: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """Return the name in ``EXPERIMENTS`` and the settings of an experiment that may be called by a former name.
+
+    Args:
+        name: as on the command line.
+        words: settings as on the command line.
+
+    Raises:
+        ValueError: no experiment has this name; the message suggests similar ones.
+    """
+    slug, rest = name.replace("-", "_"), list(words)
+    for flag in rest:
+        if f"{slug} {flag}" in ALIASES:
+            rest.remove(flag)
+            return ALIASES[f"{slug} {flag}"], rest
+    slug = ALIASES.get(slug, slug)
+    if slug not in EXPERIMENTS:
+        near = difflib.get_close_matches(slug, EXPERIMENTS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"there is no experiment {name!r}; {hint}choose one of: {', '.join(sorted(EXPERIMENTS))}")
+    return slug, rest
+
 
 def experiment(name: str) -> "Callable[..., Report]":
-    """The function behind a name of ``EXPERIMENTS``; nothing heavy is imported before."""
-    run: Callable[..., Report] = import_module(f"{__name__}.{EXPERIMENTS[name][0]}").run
+    """Return the function of an experiment; its module is imported only here.
+
+    Args:
+        name: as on the command line.
+    """
+    run: Callable[..., Report] = import_module(f"{__name__}.{EXPERIMENTS[resolve(name)[0]][0]}").run
     return run

@@ -1,28 +1,31 @@
-"""`lightning-conv lab`: run an experiment, print its checks, write its page; exit code 1 if what must hold does not."""
+"""`lightning-conv lab`: run an experiment, print its checks, write its page; exit code 1 if an inequality that must hold does not."""
 
 from __future__ import annotations
 
+import inspect
 import shlex
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_conv.recipes.lab import EXPERIMENTS, experiment
+from lightning_conv.recipes.lab import EXPERIMENTS, experiment, resolve
 from lightning_conv.recipes.lab.report import Report
+from lightning_conv.recipes.small import is_small
 
 OUT = Path("runs") / "lab"
 
 
 def overview() -> str:
-    """The experiments, a line each."""
-    width = max((len(name) for name in EXPERIMENTS), default=0)
+    """Return the help: one line per experiment."""
+    width = max(map(len, EXPERIMENTS))
     lines = [f"  {name:<{width}}  {line}" for name, (_, line) in sorted(EXPERIMENTS.items())]
     return "usage: lightning-conv lab NAME [--out FOLDER] [settings]\n\n" + "\n".join(lines) + "\n"
 
@@ -31,17 +34,28 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     """Run one experiment.
 
     Args:
-        name: of ``EXPERIMENTS``.
-        args: its settings as words of a command line, and --out.
+        name: of the experiment, as on the command line.
+        args: its settings and `--out`, as on the command line.
 
     Returns:
         0, or 1 if an inequality that must hold is violated.
+
+    Raises:
+        ValueError: there is no such experiment, or a setting is impossible.
     """
-    run = experiment(name)
-    parser = ArgumentParser(prog=f"lightning-conv lab {name}", description=EXPERIMENTS[name][1], allow_abbrev=False)
+    slug, words = resolve(name, args)
+    run = experiment(slug)
+    parser = ArgumentParser(prog=f"lightning-conv lab {slug}", description=EXPERIMENTS[slug][1], allow_abbrev=False)
     parser.add_argument("--out", type=str, default=str(OUT), help=f"folder of the page (default {OUT})")
-    parser.add_function_arguments(run)
-    settings = parser.instantiate(parser.parse_args(_said_flags(run, args))).as_dict()
+    flags = {setting for setting, kind in get_type_hints(run).items() if kind is bool}
+    parser.add_function_arguments(run, skip=flags)
+    for flag in sorted(flags):  # `--flag` alone means true
+        parser.add_argument(
+            f"--{flag}", action=ActionYesNo, nargs="?", default=inspect.signature(run).parameters[flag].default
+        )
+    if is_small():
+        parser.set_defaults(sys.modules[run.__module__].SMALL)
+    settings = parser.instantiate(parser.parse_args(words)).as_dict()
     folder = Path(settings.pop("out"))
     start = time.perf_counter()
     report = run(**settings)
@@ -52,23 +66,11 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     return 1 if report.violated else 0
 
 
-def _said_flags(run: Callable[..., Report], args: Sequence[str]) -> list[str]:
-    """`--flag` alone, of a setting that is a bool, as `--flag true`."""
-    flags = {f"--{name}" for name, kind in get_type_hints(run).items() if kind is bool}
-    words: list[str] = []
-    for word, following in zip(args, [*args[1:], "--"], strict=True):
-        words.append(word)
-        if word in flags and following.startswith("--"):
-            words.append("true")
-    return words
-
-
 def show(report: Report, console: Console) -> None:
-    """Print the checks."""
+    """Print the checks of a report as a table."""
     table = Table(title=report.title)
     for column in ("holds", "claim", "seen"):
         table.add_column(column)
     for check in report.checks:
-        holds = "yes" if check.holds else "NO" if check.must else "no (need not)"
-        table.add_row(holds, escape(check.claim), escape(check.seen))
+        table.add_row(check.answer, escape(check.claim), escape(check.seen))
     console.print(table)

@@ -21,14 +21,14 @@ class TwoClasses:
 
     inputs: Tensor  # (n, d), float64, rows of norm 1
     targets: Tensor  # (n,), -1 and 1
-    labels: Tensor  # (n,), the classes' own numbers
+    labels: Tensor  # (n,), the numbers of the classes
 
 
 def splits(source: Source, root: str | Path, *, seed: int = 0) -> Splits:
-    """Images and labels of all classes, for training and testing.
+    """Return images and labels of all classes, for training and testing.
 
     Args:
-        source: scikit-learn's digits, or MNIST that lies on disk.
+        source: the digits of scikit-learn, or MNIST, which must be on disk.
         root: folder of MNIST.
         seed: of the split of the digits, and of the order.
     """
@@ -49,12 +49,12 @@ def two_classes(
     root: str | Path = "data",
     seed: int = 0,
 ) -> TwoClasses:
-    """The first n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
+    """Return the first n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
 
     Args:
         n: samples, even.
-        classes: of the first the target is -1, of the second 1.
-        source: scikit-learn's digits, or MNIST that lies on disk.
+        classes: the targets of the first are -1, those of the second 1.
+        source: the digits of scikit-learn, or MNIST, which must be on disk.
         root: folder of MNIST.
         seed: of the order.
 

@@ -1,21 +1,48 @@
-"""What the panels of the laboratory's figures look like: ``dress``."""
+"""How the figures of the laboratory look: ``sheet`` makes their panels, ``dress`` labels one."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
-def dress(axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "") -> None:
-    """Title, labels and a light grid.
+def sheet(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    """Make a figure of several panels, outside the global state of pyplot.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        rows: of panels.
+        columns: of panels.
+        options: of `Figure.subplots`.
+
+    Returns:
+        The figure, and its panels as `Figure.subplots` returns them.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def dress(
+    axes: Axes,
+    title: str,
+    x: str,
+    y: str = "",
+    *,
+    log: Literal["", "x", "y", "xy"] = "",
+    legend: str = "",
+) -> None:
+    """Give a panel its title, labels, scales, a light grid and a legend.
 
     Args:
         axes: the panel.
         title: of the panel.
         x: label.
         y: label.
-        log: the axes on which the scale is logarithmic (base 10).
+        log: the axes whose scale is logarithmic (base 10).
+        legend: its location; empty: no legend.
     """
     if "x" in log:
         axes.set_xscale("log")
@@ -25,3 +52,5 @@ def dress(axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", 
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(visible=True, alpha=0.3)
+    if legend:
+        axes.legend(frameon=False, fontsize=8, loc=legend)

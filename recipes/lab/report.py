@@ -1,4 +1,4 @@
-"""What an experiment found: checks, tables and a figure, written as Markdown, JSON and PNG."""
+"""The outcome of an experiment: checks, tables and a figure, written as Markdown, JSON and PNG."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 
 from lightning_conv.recipes.machine import processor
 from lightning_conv.reporting.markdown import markdown_table
+from lightning_conv.theory.criterion import Criterion, Verdict
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One inequality, and whether it held in this experiment."""
+    """One inequality, and whether it was satisfied in this experiment."""
 
     claim: str  # in words and symbols
     source: str  # paper and theorem
@@ -30,14 +31,52 @@ class Check:
     seen: str  # the numbers behind it
     must: bool = True  # False: an observation; a theorem that says "exists" or O(.) promises nothing here
 
+    @classmethod
+    def of(
+        cls,
+        criterion: Criterion,
+        where: str = "",
+        *,
+        verdicts: Sequence[Verdict] = ("consistent",),
+        seen: str | None = None,
+        must: bool = True,
+    ) -> Check:
+        """Return the check of a criterion.
+
+        Args:
+            criterion: the judged inequality.
+            where: the run that it is about, put before the claim.
+            verdicts: with which the check counts as satisfied.
+            seen: the numbers behind it; None: the reason of the criterion.
+            must: see the attribute.
+        """
+        claim = f"{where}: {criterion.asks}" if where else criterion.asks
+        told = criterion.reason if seen is None else seen
+        return cls(claim, criterion.source, criterion.verdict in verdicts, told, must)
+
+    @property
+    def answer(self) -> str:
+        """Whether it was satisfied, in a word."""
+        return "yes" if self.holds else "NO" if self.must else "no (need not)"
+
+
+def with_verdict(criterion: Criterion) -> str:
+    """Return the verdict of a criterion and its reason."""
+    return f"{criterion.verdict}: {criterion.reason}"
+
+
+def log_spaced(last: int, points: int) -> list[int]:
+    """Return at most ``points`` steps from 0 to ``last``, evenly spaced on the logarithmic axis of step + 1."""
+    return sorted({round((last + 1) ** (k / (points - 1))) - 1 for k in range(points)})
+
 
 @dataclass(frozen=True)
 class Report:
     """The outcome of one experiment."""
 
-    name: str  # file name of what is written
+    name: str  # of the experiment; the names of the written files begin with it
     title: str
-    setting: str  # what was run, in a few sentences
+    setting: str  # a description of the run in a few sentences
     checks: Sequence[Check]
     tables: Mapping[str, Sequence[Row]]  # caption -> rows, each with the same keys
     figure: Figure | None = None
@@ -46,36 +85,40 @@ class Report:
 
     @property
     def violated(self) -> list[Check]:
-        """The checks that must hold and do not."""
+        """The checks that must be satisfied and are not."""
         return [check for check in self.checks if check.must and not check.holds]
 
     def markdown(self, command: str) -> str:
-        """The page.
+        """Return the page.
 
         Args:
-            command: that made it.
+            command: that produced the report.
         """
         machine = f"{processor()}, {torch.get_num_threads()} threads, torch {version('torch')}"
-        lines = [
-            f"# {self.title}", "", f"Made by `{command}` on {date.today().isoformat()}, {machine}, in {self.seconds:.0f} s.", "",
-            self.setting.strip(), "", "## Checks", "",
-            markdown_table(("holds", "claim", "seen", "source"), [_checked(check) for check in self.checks]),
-        ]  # fmt: skip
+        made = f"Made by `{command}` on {date.today().isoformat()}, {machine}, in {self.seconds:.0f} s."
+        answers = [(c.answer.replace("NO", "**NO**"), c.claim, c.seen, c.source) for c in self.checks]
+        parts = [f"# {self.title}", made, self.setting.strip(), "## Checks"]
+        parts.append(markdown_table(("holds", "claim", "seen", "source"), answers))
         for caption, rows in self.tables.items():
-            lines += ["", f"## {caption}", "", _table(rows)]
+            parts += [f"## {caption}", _table(rows)]
         if self.figure is not None:
-            lines += ["", f"![{self.title}]({self.name}.png)"]
-        return "\n".join(lines) + "\n"
+            parts.append(f"![{self.title}]({self.name}.png)")
+        return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path, command: str) -> Path:
-        """Write NAME.md, NAME.json (null for what is not a finite number) and NAME.png; returns the page's path."""
+        """Write NAME.md, NAME.json (with null for what is not a finite number) and NAME.png, and return the path of the page."""
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / f"{self.name}.md"
         plain = {
-            "name": self.name, "command": command, "date": date.today().isoformat(), "processor": processor(),
-            "seconds": self.seconds, "checks": [asdict(check) for check in self.checks],
-            "tables": {caption: [dict(row) for row in rows] for caption, rows in self.tables.items()}, "data": dict(self.data),
-        }  # fmt: skip
+            "name": self.name,
+            "command": command,
+            "date": date.today().isoformat(),
+            "processor": processor(),
+            "seconds": self.seconds,
+            "checks": [asdict(check) for check in self.checks],
+            "tables": self.tables,
+            "data": self.data,
+        }
         (folder / f"{self.name}.json").write_text(json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
         if self.figure is not None:
             self.figure.savefig(folder / f"{self.name}.png", dpi=110)
@@ -83,13 +126,8 @@ class Report:
         return page
 
 
-def _checked(check: Check) -> tuple[str, str, str, str]:
-    holds = "yes" if check.holds else "**NO**" if check.must else "no (need not)"
-    return holds, check.claim, check.seen, check.source
-
-
 def _table(rows: Sequence[Row]) -> str:
-    """Numbers to four digits."""
+    """Return a table with numbers to four digits."""
     if not rows:
         return "(no rows)"
     columns = list(rows[0])
@@ -103,10 +141,10 @@ def _said(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same in JSON's types; what is not a finite number is None, as JSON knows neither infinity nor NaN.
+    """Return a value in the types of JSON, which has neither infinity nor NaN: they become None.
 
     Raises:
-        TypeError: it is nothing that has numbers.
+        TypeError: the value has a type that cannot be written as JSON.
     """
     if isinstance(value, Mapping):
         return {str(key): _finite(each) for key, each in value.items()}

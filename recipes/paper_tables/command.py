@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import yaml  # type: ignore[import-untyped]
 from typing_extensions import override
 
-from lightning_conv.recipes.cli import UsageError, recipe_names
 from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
 from lightning_conv.recipes.paper_tables.page import render
+from lightning_conv.recipes.usage import UsageError, recipe_names
 
 DESCRIPTION = """\
 Run the recipes with and without the guard and write the two tables of Kawaguchi & Sun's experiments, as this program measures them:

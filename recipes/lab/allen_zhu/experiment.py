@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from torch import Tensor
 
 from lightning_conv import largest_eigenvalue, ntk_gram
 from lightning_conv.recipes.lab.allen_zhu.figure import draw
-from lightning_conv.recipes.lab.allen_zhu.findings import checks, data_row, fit_row, laws, plain, row_of
+from lightning_conv.recipes.lab.allen_zhu.findings import (
+    Fit,
+    Probe,
+    Run,
+    checks_of,
+    data_row,
+    fit_row,
+    laws,
+    plain,
+    row_of,
+)
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.networks import AllenZhuNet
 from lightning_conv.theory.papers.allen_zhu import (
-    GradientRatios,
     Residual,
-    SemiSmoothness,
     fit_semi_smoothness,
     forward_drift,
     gradient_ratios,
@@ -33,47 +42,11 @@ from lightning_conv.theory.tools.matrix_norms import distances
 from lightning_conv.theory.tools.power_law import PowerLaw, power_law
 
 LENGTHS = (0.25, 1.0, 4.0)
-"""The step of gradient descent, shorter and longer, for the residual: one length would not tell a from b."""
+"""Lengths, in steps of gradient descent, at which the residual is measured: one length could not tell a from b."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What was measured at one step."""
-
-    step: int
-    ratios: GradientRatios
-    omega: float  # max_l |W_l - W_l(0)|_2
-    relative_spectral: float  # max_l |W_l - W_l(0)|_2 / |W_l(0)|_2
-    relative_frobenius: float
-    changed: float  # share of units that switched, mean over samples and trained layers
-    changed_layer: float  # of the layer with the largest share
-    drift: float  # max |h_{i,l} - h_{i,l}(0)|
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that it is judged on."""
-
-    bound: SemiSmoothness
-    same_run: list[Residual]  # the other probes
-    other_runs: list[Residual]  # all probes of the other initialisations
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network, trained."""
-
-    width: int
-    seed: int
-    eta: float
-    norms: tuple[float, float]  # smallest and largest |h_{i,l}| at the start
-    probes: list[Probe] = field(default_factory=list)
-    steps: list[Residual] = field(default_factory=list)
-
-    @property
-    def last(self) -> Probe:
-        """After training."""
-        return self.probes[-1]
+SMALL: dict[str, Any] = {"n": 8, "depth": 2, "widths": (16, 64), "seeds": 2, "max_steps": 60, "probes": 6}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -90,13 +63,13 @@ def run(
     """Train at each width until F has fallen to ``stop_at`` of its start, with eta = 1 / lambda_max of the NTK Gram matrix at the start.
 
     Args:
-        n: samples, half of each of two classes.
-        depth: L, trained hidden layers.
-        widths: m.
-        seeds: initialisations a width.
-        stop_at: share of F(0) at which training ends, the same for all widths so that distances compare.
-        max_steps: at most.
-        probes: measurements a run, evenly spaced in the logarithm of the step.
+        n: samples, half of them of each of two classes.
+        depth: number L of trained hidden layers.
+        widths: values of m.
+        seeds: initialisations per width.
+        stop_at: share of F(0) at which training ends, the same for all widths, so that distances can be compared.
+        max_steps: largest number of steps.
+        probes: measurements per run, evenly spaced in the logarithm of the step.
         source: of the data.
         root: folder of MNIST.
 
@@ -126,15 +99,15 @@ def run(
         f"{n} images of {source} (3 against 8) as unit vectors with last coordinate 1/sqrt2, targets -1 and 1; "
         f"h_0 = relu(A x), h_l = relu(W_l h_(l-1)), u = B h_L with L = {depth}, A and B fixed; F = (1/2) sum (u - "
         f"y)^2; plain gradient descent, all samples, eta = 1 / lambda_max(G(0)), until F <= {stop_at:g} F(0) or "
-        f"{max_steps} steps; {seeds} initialisations a width; float64. The theorems hold for widths of the order "
+        f"{max_steps} steps; {seeds} initialisations per width; float64. The theorems hold for widths of the order "
         "of n^24 with unspecified constants, so none of them applies here: what is looked at is whether the "
         "quantities in their proofs behave at practical widths as the proofs have them."
     )
     return Report(
-        name="allen-zhu",
+        name="allen_zhu",
         title="Allen-Zhu, Li & Song 2019: little movement, few switched units, an almost smooth loss",
         setting=setting,
-        checks=checks(apart, runs, joint, found, worst, depth),
+        checks=checks_of(apart, runs, joint, found, worst, depth),
         tables={
             "Data": [data_row(apart)],
             "After training, means over the initialisations": [
@@ -158,6 +131,7 @@ def run(
 
 
 def _train(net: AllenZhuNet, x: Tensor, y: Tensor, seed: int, stop_at: float, max_steps: int, probes: int) -> Run:
+    """Train one network until its loss is at most ``stop_at`` of its first one, and measure it on the way."""
     eta = 1 / largest_eigenvalue(ntk_gram(net, x).matrix).value
     start = {f"hidden.{k}.weight": weight.clone() for k, weight in enumerate(net.weights)}
     patterns, states = activation_patterns(net, x), net.states(x)
@@ -193,19 +167,20 @@ def _train(net: AllenZhuNet, x: Tensor, y: Tensor, seed: int, stop_at: float, ma
 
 
 def _log_spaced(last: int, count: int) -> Iterator[int]:
+    """Yield 0 and ``count`` steps, evenly spaced in the logarithm, up to the last one."""
     yield 0
     for k in range(count):
         yield round(last ** (k / max(count - 1, 1)))
 
 
 def _fit(steps: Sequence[Sequence[Residual]]) -> Fit:
-    """The bound of one width, from the residuals of its runs."""
+    """Fit the bound of one width to the residuals of its runs."""
     even, odd = _halves(steps[0])
     return Fit(fit_semi_smoothness(even), odd, [s for other in steps[1:] for s in other])
 
 
 def _joint(runs: Sequence[Run]) -> Fit:
-    """One bound rho <= a sqrt(m F) |V| + b m |V|^2 for all widths, as the theorem has it: its constants do not depend on m."""
+    """Fit one bound rho <= a sqrt(m F) |V| + b m |V|^2 to all widths: the constants of the theorem do not depend on m."""
     fitted, held, others = [], [], []
     for run in runs:
         steps = [replace(s, size=s.size * run.width**0.5) for s in run.steps]
@@ -219,14 +194,14 @@ def _joint(runs: Sequence[Run]) -> Fit:
 
 
 def _halves(steps: Sequence[Residual]) -> tuple[list[Residual], list[Residual]]:
-    """The residuals of every other probe, and the rest."""
+    """Return the residuals of every other probe, and the others."""
     at_once = len(LENGTHS)
     even = [s for k, s in enumerate(steps) if (k // at_once) % 2 == 0]
     return even, [s for k, s in enumerate(steps) if (k // at_once) % 2 == 1]
 
 
 def _worst(inputs: Tensor) -> tuple[list[float], list[float], PowerLaw]:
-    """omega and share of switched units of the worst step for each of a few samples, at the start and at a large width."""
+    """Return omega and the share of switched units of the worst step for each of a few samples, at the start and at a large width."""
     net = AllenZhuNet(inputs.shape[1], 4096, 1, 1)
     states = net.states(inputs)[0]
     reached = states @ net.weights[0].T

@@ -1,21 +1,17 @@
-"""The figure of `lightning-conv lab allen-zhu`."""
+"""The figure of `lightning-conv lab allen_zhu`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_conv.recipes.lab.allen_zhu.findings import ALONG
-from lightning_conv.recipes.lab.panel import dress
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.allen_zhu.experiment import Fit, Run
-    from lightning_conv.theory.tools.power_law import PowerLaw
+from lightning_conv.recipes.lab.allen_zhu.findings import ALONG, Fit, Run
+from lightning_conv.recipes.lab.panel import dress, sheet
+from lightning_conv.theory.tools.power_law import PowerLaw
 
 
 def draw(
@@ -24,11 +20,10 @@ def draw(
     worst: tuple[list[float], list[float], PowerLaw],
     laws: Mapping[str, tuple[PowerLaw, str]],
 ) -> Figure:
-    """Six panels: loss, gradient ratio, distances and switched units by width, switched units by omega, drift, semi-smoothness."""
+    """Draw loss, gradient ratio, movement by width, switched units by omega, drift, and semi-smoothness."""
     widths = sorted({r.width for r in runs})
     colours = {m: colormaps["viridis"](0.9 * k / max(len(widths) - 1, 1)) for k, m in enumerate(widths)}
-    figure = Figure(figsize=(13.5, 7.6), layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure, axes = sheet(13.5, 7.6, 2, 3)
     for r in runs:
         steps = [max(p.step, 0.7) for p in r.probes]
         style = {"color": colours[r.width], "linewidth": 1.1, "label": f"m = {r.width}" if r.seed == 0 else None}

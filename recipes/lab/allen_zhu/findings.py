@@ -1,32 +1,28 @@
-"""What `lightning-conv lab allen-zhu` concludes from its runs: exponents, checks and rows of the tables."""
+"""The conclusions of `lightning-conv lab allen_zhu` from its runs: exponents, checks and rows of the tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
-from lightning_conv.recipes.lab.report import Check
-from lightning_conv.theory.criterion import Criterion
-from lightning_conv.theory.papers.allen_zhu import Separation, drift_constant
+from lightning_conv.recipes.lab.report import Check, with_verdict
+from lightning_conv.theory.papers.allen_zhu import GradientRatios, Residual, SemiSmoothness, Separation, drift_constant
 from lightning_conv.theory.tools.power_law import PowerLaw, power_law
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.allen_zhu.experiment import Fit, Run
 
 SPECTRAL = "|W - W(0)|_2 / |W(0)|_2 at the end, against the width"
 FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
 SWITCHED = "share of switched units at the end, against the width"
 ALONG = "share of switched units against omega, over training"
 MARGIN = 2.0
-"""How far beyond the largest residual that was fitted a held-out one may lie: the largest of some steps is not that of all."""
+"""Factor by which a held-out residual may exceed the largest fitted one: the largest of some steps is not that of all."""
 
 COMMON = 2.0
-"""How far the constants of two widths may lie apart to count as one constant."""
+"""Factor up to which the constants of two widths count as one constant."""
 
 
 def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
-    """How distances and switched units depend on the width and on omega, and what theory says of each exponent."""
+    """Fit how distances and switched units depend on the width and on omega, and name the exponent of the theory."""
     widths = [r.width for r in runs]
 
     def against_omega(least: int) -> PowerLaw:
@@ -42,15 +38,11 @@ def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
     }
 
 
-def checks(
+def checks_of(
     apart: Separation, runs: Sequence[Run], joint: Fit, laws: dict[str, tuple[PowerLaw, str]],
     worst: tuple[list[float], list[float], PowerLaw], depth: int,
 ) -> list[Check]:  # fmt: skip
-    """The inequalities, in the order in which the proof uses them."""
-
-    def judged(criterion: Criterion) -> Check:
-        holds = criterion.verdict in ("certified", "consistent")
-        return Check(criterion.asks, criterion.source, holds, f"{criterion.verdict}: {criterion.reason}")
+    """Check the inequalities, in the order in which the proof uses them."""
 
     def said(law: PowerLaw) -> str:
         return f"exponent {law.exponent:.3f} +- {law.error:.3f}"
@@ -83,7 +75,7 @@ def checks(
     bound = f"rho <= {MARGIN:g} (a sqrt(m F) |V| + b m |V|^2) with one a, b for all widths"
     paper = "Allen-Zhu, Li, Song 2019"
     return [
-        *(judged(criterion) for criterion in apart.criteria()),
+        *(Check.of(c, verdicts=("certified", "consistent"), seen=with_verdict(c)) for c in apart.criteria()),
         Check(f"3/4 <= |h_(i,l)| <= 5/4 at the start, width {widths[-1]}", f"{paper}, Lemma 4.1", low >= 0.75 and high <= 1.25,
               f"{low:.3f} to {high:.3f}; at width {widths[0]}: {narrow[0]:.3f} to {narrow[1]:.3f}", must=False),
         Check(f"{SPECTRAL}: falls by more than two standard errors of the exponent, theory -1/2", f"{paper}, Theorem 3",
@@ -108,7 +100,7 @@ def checks(
 
 
 def data_row(apart: Separation) -> dict[str, object]:
-    """The table of the data."""
+    """Return the table of the data."""
     by_label = apart.by_label
     row: dict[str, object] = {"delta": apart.delta.distance.value, "pair": f"{apart.delta.first}, {apart.delta.second}"}
     if by_label is not None:
@@ -117,7 +109,7 @@ def data_row(apart: Separation) -> dict[str, object]:
 
 
 def row_of(runs: Sequence[Run], width: int, n: int, depth: int, apart: Separation) -> dict[str, object]:
-    """One width after training."""
+    """Return the row of one width after training."""
     mine = [r for r in runs if r.width == width]
     delta = apart.delta.distance.value
     lower = [p.ratios.lower_constant(width=width, samples=n, outputs=1, delta=delta) for r in mine for p in r.probes]
@@ -141,7 +133,7 @@ def row_of(runs: Sequence[Run], width: int, n: int, depth: int, apart: Separatio
 
 
 def fit_row(name: int | str, width: int, fit: Fit) -> dict[str, object]:
-    """Semi-smoothness of one width, or of all (``width`` 1: |V| in units of 1 / sqrt(m))."""
+    """Return the row of the semi-smoothness of one width, or of all (``width`` 1: |V| in units of 1 / sqrt(m))."""
     bound, same, other = fit.bound, fit.bound.use(fit.same_run), fit.bound.use(fit.other_runs)
     return {
         "width": name, "a / sqrt(m)": bound.a / math.sqrt(width), "b / m": bound.b / width, "margin": bound.margin,
@@ -152,7 +144,7 @@ def fit_row(name: int | str, width: int, fit: Fit) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
-    """A run as numbers for the JSON."""
+    """Return a run as numbers for the JSON."""
     keys = ("step", "omega", "relative_spectral", "relative_frobenius", "changed", "changed_layer", "drift")
     rows = {key: [getattr(p, key) for p in r.probes] for key in keys}
     losses = {
@@ -160,3 +152,43 @@ def plain(r: Run) -> dict[str, object]:
         "squared_gradient": [p.ratios.squared_gradient for p in r.probes],
     }
     return {"width": r.width, "seed": r.seed, "eta": r.eta, "norms": r.norms, **rows, **losses}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The measurements at one step."""
+
+    step: int
+    ratios: GradientRatios
+    omega: float  # max_l |W_l - W_l(0)|_2
+    relative_spectral: float  # max_l |W_l - W_l(0)|_2 / |W_l(0)|_2
+    relative_frobenius: float
+    changed: float  # share of units that switched, mean over samples and trained layers
+    changed_layer: float  # of the layer with the largest share
+    drift: float  # max |h_{i,l} - h_{i,l}(0)|
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that it is judged on."""
+
+    bound: SemiSmoothness
+    same_run: list[Residual]  # the other probes
+    other_runs: list[Residual]  # all probes of the other initialisations
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network."""
+
+    width: int
+    seed: int
+    eta: float
+    norms: tuple[float, float]  # smallest and largest |h_{i,l}| at the start
+    probes: list[Probe] = field(default_factory=list)
+    steps: list[Residual] = field(default_factory=list)
+
+    @property
+    def last(self) -> Probe:
+        """The measurements after training."""
+        return self.probes[-1]

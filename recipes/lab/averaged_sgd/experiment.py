@@ -1,15 +1,22 @@
-"""Averaged SGD in one pass over the digits: the decay of the NTK's spectrum, and the averaged iterate beside the last one."""
+"""Nitanda & Suzuki 2021: averaged SGD in one pass over the digits, the spectrum of the NTK, and the averaged iterate beside the last one."""
 
 from __future__ import annotations
 
+from statistics import fmean
+from typing import Any
+
 import torch
 
-from lightning_conv.recipes.lab.averaged_sgd.findings import checks_of, draw, mean
+from lightning_conv.recipes.lab.averaged_sgd.figure import draw
+from lightning_conv.recipes.lab.averaged_sgd.findings import checks_of
 from lightning_conv.recipes.lab.averaged_sgd.one_pass import Pass, network_of, one_pass, parity
 from lightning_conv.recipes.lab.data import Source
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.papers.averaged_sgd import degrees_of_freedom, largest_step, spectrum_decay
+
+SMALL: dict[str, Any] = {"n": 60, "width": 16, "widths": (16,), "runs": 2, "last": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -25,18 +32,18 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """One pass of SGD over n images, several times.
+    """Make one pass of SGD over n images, several times.
 
     Args:
-        n: training samples = steps.
-        width: M of the runs that are compared.
-        widths: M of the runs that are held against the linearised network.
+        n: training samples, and so steps.
+        width: number M of units of the runs that are compared.
+        widths: values of M at which the network is compared with its linearisation.
         noise: share of training labels that are flipped in the second comparison.
-        sharpness: beta of the softplus; |s''| <= beta / 4, as the theorem asks for a bound.
-        runs: seeds of the order and of the initialisation.
+        sharpness: beta of the softplus s; the theorem asks for a bound of s'', and |s''| <= beta / 4.
+        runs: number of seeds, of the order and of the initialisation.
         penalty: lambda; None: T^(-beta / (2 r beta + 1)) of Corollary 1 with r = 1/2 and the measured beta.
         first: rank of the first eigenvalue that the decay is fitted to.
-        last: of the last one.
+        last: rank of the last one.
         source: of the images.
         root: folder of MNIST.
 
@@ -44,9 +51,9 @@ def run(
         ValueError: fewer than two runs, or too few samples.
     """
     if not 0 <= noise < 0.5:
-        raise ValueError(f"noise: {noise}; need a share in [0, 0.5), beyond which the labels mean their opposite")
+        raise ValueError(f"noise: {noise}; need a share in [0, 0.5); from 0.5 on the labels say the opposite")
     if runs < 2:
-        raise ValueError(f"runs: {runs}; need two or more to say how far they scatter")
+        raise ValueError(f"runs: {runs}; need two or more to estimate how far they scatter")
     data = parity(n, source, root)
     n = len(data.inputs)
     network = network_of(data, max(widths), sharpness, torch.Generator().manual_seed(0))
@@ -64,15 +71,15 @@ def run(
                 report(sum(map(len, passes.values())) / total)
         noisy = [one_pass(data, width, sharpness, penalty, noise, seed) for seed in range(runs)]
     chosen = passes[width]
-    gaps = {size: mean([each.gap for each in passes[size]]) for size in widths}
+    gaps = {size: fmean([each.gap for each in passes[size]]) for size in widths}
     start = float(network(data.test_inputs).detach().abs().max())
     checks = checks_of(decay, eigenvalues, penalty, {0.0: chosen, noise: noisy}, gaps, start)
     rows = [
         {
             "width": size, "labels flipped": f"{share:.0%}",
-            "test error, last": mean([p.last[-1] for p in each]), "test error, averaged": mean([p.averaged[-1] for p in each]),
-            "wrong signs, last": mean([p.wrong[0] for p in each]), "wrong signs, averaged": mean([p.wrong[1] for p in each]),
-            "distance to start": mean([p.distance for p in each]), "gap to the linearised network": mean([p.gap for p in each]),
+            "test error, last": fmean([p.last[-1] for p in each]), "test error, averaged": fmean([p.averaged[-1] for p in each]),
+            "wrong signs, last": fmean([p.wrong[0] for p in each]), "wrong signs, averaged": fmean([p.wrong[1] for p in each]),
+            "distance to start": fmean([p.distance for p in each]), "gap to the linearised network": fmean([p.gap for p in each]),
         }
         for size, share, each in [*((size, 0.0, each) for size, each in passes.items()), (width, noise, noisy)]
     ]  # fmt: skip
@@ -93,7 +100,7 @@ def run(
         "SGD on g's tangent at theta_0, exactly, through its kernel."
     )
     return Report(
-        "averaged-sgd", "Averaged SGD under the NTK", setting, checks,
+        "averaged_sgd", "Averaged SGD under the NTK", setting, checks,
         {"By width": rows, "Degrees of freedom of the kernel on the training set": freedom},
         draw(eigenvalues, decay, {0.0: chosen, noise: noisy}, gaps, width), {"beta": decay.beta, "gaps": gaps, "steps": chosen[0].steps},
     )  # fmt: skip

@@ -1,29 +1,22 @@
-"""What `lab averaged-sgd` concludes from its passes: checks and figure."""
+"""The conclusions of `lightning-conv lab averaged_sgd` from its passes: the checks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.recipes.lab.averaged_sgd.one_pass import Pass
-from lightning_conv.recipes.lab.panel import dress
 from lightning_conv.recipes.lab.report import Check
 from lightning_conv.theory.papers.averaged_sgd import SOURCE, Decay, largest_step
 from lightning_conv.theory.tools.power_law import power_law
 
 
-def mean(values: Sequence[float]) -> float:
-    """Of some seeds."""
-    return math.fsum(values) / len(values)
-
-
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of some seeds."""
-    centre = mean(values)
+    """Return the standard error of the mean over some seeds."""
+    centre = fmean(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
@@ -35,14 +28,14 @@ def checks_of(
     gaps: dict[int, float],
     start: float,
 ) -> list[Check]:
-    """What the theorem presupposes, what holds by proof, and what its rate promises.
+    """Check what the theorem presupposes, what is proven to hold, and what its rate promises.
 
     Args:
         decay: of the spectrum.
         eigenvalues: of the Gram matrix over n.
         penalty: lambda.
-        passes: by share of flipped labels.
-        gaps: width -> distance of the network from its linearisation.
+        passes: the passes, by share of flipped labels.
+        gaps: distance of the network from its linearisation, by width.
         start: largest |g_0| on the test set.
     """
     gains = {share: [each.last[-1] - each.averaged[-1] for each in runs] for share, runs in passes.items()}
@@ -52,7 +45,7 @@ def checks_of(
     diagonal = max(each.diagonal for runs in passes.values() for each in runs)
     clean = passes[0.0]
     lost = [
-        mean([each.linear[k] for each in clean]) / 2 / mean([each.promised[k] for each in clean])
+        fmean([each.linear[k] for each in clean]) / 2 / fmean([each.promised[k] for each in clean])
         for k in range(len(clean[0].steps))
     ]
     slopes = [_slope(each) for each in clean]
@@ -70,8 +63,8 @@ def checks_of(
                 "derived: regret of gradient descent on smooth losses",
                 max(pair[0] / pair[1] for each in runs for pair in zip(each.progressive, each.promised, strict=True)) <= 1 + 1e-9,
                 ", ".join(
-                    f"t = {runs[0].steps[k]}: {mean([each.progressive[k] for each in runs]):.4f} <= "
-                    f"{mean([each.promised[k] for each in runs]):.4f}"
+                    f"t = {runs[0].steps[k]}: {fmean([each.progressive[k] for each in runs]):.4f} <= "
+                    f"{fmean([each.promised[k] for each in runs]):.4f}"
                     for k in (len(runs[0].steps) // 3, 2 * len(runs[0].steps) // 3, -1)
                 ) + f" (means of {len(runs)} seeds)",
             )
@@ -85,8 +78,8 @@ def checks_of(
         ),
         Check(
             f"the averaged iterate's error falls like T^-{decay.rate():.2f} or faster (r = 1/2; lambda as for T = n throughout)",
-            f"{SOURCE}, Corollary 1", mean(slopes) - 2 * standard_error(slopes) <= -decay.rate(),
-            f"T^({mean(slopes):.3f} +- {standard_error(slopes):.3f}) over the last tenfold of samples, standard error of "
+            f"{SOURCE}, Corollary 1", fmean(slopes) - 2 * standard_error(slopes) <= -decay.rate(),
+            f"T^({fmean(slopes):.3f} +- {standard_error(slopes):.3f}) over the last tenfold of samples, standard error of "
             f"{len(slopes)} seeds; "
             f"predicted exponents {-decay.rate():.2f} (r = 1/2) to {-decay.rate(1.0):.2f} (r = 1), up to constants",
             must=False,
@@ -104,8 +97,8 @@ def checks_of(
         *(
             Check(
                 f"the averaged iterate has the smaller test error, {share:.0%} of labels flipped", f"{SOURCE}, Theorem 1",
-                mean(gain) > 2 * standard_error(gain),
-                f"last minus averaged {mean(gain):.4f} +- {standard_error(gain):.4f} (standard error of {len(gain)} seeds)", must=False,
+                fmean(gain) > 2 * standard_error(gain),
+                f"last minus averaged {fmean(gain):.4f} +- {standard_error(gain):.4f} (standard error of {len(gain)} seeds)", must=False,
             )
             for share, gain in gains.items()
         ),
@@ -117,45 +110,6 @@ def checks_of(
 
 
 def _slope(one: Pass) -> float:
-    """Exponent of the averaged iterate's error over the last tenfold of samples."""
+    """Fit the exponent of the averaged iterate's error over the last tenfold of samples."""
     late = [(t, error) for t, error in zip(one.steps, one.averaged, strict=True) if 10 * t >= one.steps[-1]]
     return power_law([t for t, _ in late], [error for _, error in late]).exponent
-
-
-def draw(
-    eigenvalues: Tensor, decay: Decay, passes: dict[float, list[Pass]], gaps: dict[int, float], width: int
-) -> Figure:
-    """Spectrum, errors of the iterates by samples seen, and the distance of the network from its linearisation by width."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    ((spectrum, clean), (gap, noisy)) = figure.subplots(2, 2)
-    values = eigenvalues.flip(0)
-    rank = torch.arange(1, len(values) + 1)
-    spectrum.plot(rank, values.clamp(min=1e-300), color="tab:blue", linewidth=1.2, label="NTK Gram / n")
-    fitted = torch.tensor([decay.first, decay.last], dtype=torch.float64)
-    line = f"$i^{{-{decay.beta:.2f}}}$, fitted"
-    spectrum.plot(fitted, decay.constant * fitted**-decay.beta, color="black", linestyle="--", label=line)
-    dress(spectrum, "Spectrum of the kernel", "index", "eigenvalue", log="xy")
-    spectrum.set_ylim(bottom=float(values[values > 0].min()) / 2)
-
-    for axes, (share, runs) in zip((clean, noisy), passes.items(), strict=False):
-        for name, curves, colour, style in (
-            ("last iterate", [each.last for each in runs], "tab:gray", "-"),
-            ("averaged iterate", [each.averaged for each in runs], "tab:blue", "-"),
-            ("averaged, linearised", [each.linear for each in runs], "tab:orange", "--"),
-        ):
-            table = torch.tensor(curves, dtype=torch.float64)
-            centre, error = table.mean(0), table.std(0) / math.sqrt(len(table))
-            axes.plot(runs[0].steps, centre, color=colour, linestyle=style, label=name)
-            axes.fill_between(runs[0].steps, centre - error, centre + error, color=colour, alpha=0.2, linewidth=0)
-        title = f"{width} units, {share:.0%} of labels flipped (band: standard error)"
-        dress(axes, title, "samples seen", "test error", log="x")
-
-    gap.plot(list(gaps), list(gaps.values()), marker="o", color="tab:blue", label="measured")
-    anchor = next(iter(gaps))
-    for power, style in ((-0.5, ":"), (-1.0, "--")):
-        law = [gaps[anchor] * (m / anchor) ** power for m in gaps]
-        gap.plot(list(gaps), law, color="black", linestyle=style, linewidth=1, label=f"$M^{{{power:g}}}$")
-    dress(gap, "Network against its linearisation, averaged", "units M", "distance of the outputs", log="xy")
-    for axes in (spectrum, clean, gap, noisy):
-        axes.legend(frameon=False, fontsize=8)
-    return figure

@@ -1,4 +1,4 @@
-"""One pass of SGD over even against odd digits, beside the same pass of the linearised network: what `lab averaged-sgd` measures."""
+"""One pass of SGD over even against odd digits, beside the same pass of the linearised network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the samples: errors on the test set at some steps, by iterate."""
+    """The errors of each iterate on the test set at some steps of one pass over the samples."""
 
     steps: list[int]
     last: list[float]  # mean squared error of theta_t
@@ -37,25 +37,23 @@ class Pass:
     linear: list[float]  # of the averaged iterate of the linearised network
     wrong: tuple[float, float]  # share of wrong signs at the end: last, averaged
     distance: float  # |theta_T - theta_0|
-    progressive: list[
-        float
-    ]  # mean loss of the linearised network on the next sample, before it is learned, up to these steps
-    promised: list[float]  # what it is at most, by ``progressive_bound``
+    progressive: list[float]  # linearised network: mean loss up to these steps on each sample, before it is learned
+    promised: list[float]  # its upper bound, by ``progressive_bound``
     diagonal: float  # max |grad g(x; theta_0)|^2 over the samples
     gap: float  # root mean square on the test set between network and linearised network, both averaged
 
 
 def parity(n: int, source: Source = "digits", root: str = "data", tests: int = 1000) -> Parity:
-    """The first n training images and the test images.
+    """Return the first n training images and the test images.
 
     Args:
-        n: for training.
+        n: number of training images.
         source: of the images.
         root: folder of MNIST.
-        tests: images of the test split, at most.
+        tests: largest number of test images.
 
     Raises:
-        ValueError: n is below 10, or there are not as many.
+        ValueError: n is below 10, or larger than the training set.
     """
     found = splits(source, root)
 
@@ -72,16 +70,16 @@ def parity(n: int, source: Source = "digits", root: str = "data", tests: int = 1
 def network_of(
     data: Parity, width: int, sharpness: float, generator: torch.Generator | None = None
 ) -> SymmetricTwoLayer:
-    """M softplus units with the symmetric initialisation."""
+    """Return M softplus units with the symmetric initialisation."""
     return SymmetricTwoLayer(data.inputs.shape[1], width, activation=nn.Softplus(sharpness), generator=generator)
 
 
 def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: float, seed: int) -> Pass:
-    """One pass of SGD over the samples in an order of its own.
+    """Make one pass of SGD over the samples, in an order drawn from the seed.
 
     Args:
         data: the samples.
-        width: M.
+        width: number M of units.
         sharpness: of the softplus.
         penalty: lambda.
         noise: share of training labels that are flipped.
@@ -140,7 +138,7 @@ def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: 
 
 
 def _moments(total: int) -> set[int]:
-    """Steps that are evaluated: about 25, evenly on a logarithmic axis, and the last one."""
+    """Return the steps that are evaluated: about 25, evenly spaced on a logarithmic axis, and the last one."""
     return {round(total ** (k / 24)) for k in range(25)} | {total}
 
 

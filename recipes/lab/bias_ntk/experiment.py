@@ -1,49 +1,26 @@
-"""Yang et al. 2023: a constant initial bias makes activation sparse, the kernel another one, and training no slower."""
+"""Yang et al. 2023: a constant initial bias makes the activation sparse, changes the kernel, and does not slow training down."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_conv import Bounded, ntk_gram, smallest_eigenvalue
+from lightning_conv import ntk_gram, smallest_eigenvalue
 from lightning_conv.losses.squared import half_sum_of_squares
+from lightning_conv.recipes.lab.bias_ntk.figure import draw
+from lightning_conv.recipes.lab.bias_ntk.findings import Run, checks_of, row
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.networks import BiasedTwoLayer
-from lightning_conv.theory.papers.bias_ntk import SOURCE, active_probability, bias_ntk, stays_sparse
+from lightning_conv.theory.papers.bias_ntk import active_probability, bias_ntk
 from lightning_conv.theory.tools.activations import activation_patterns
 
-
-@dataclass(frozen=True)
-class Run:
-    """One threshold B, trained."""
-
-    threshold: float
-    eta: float
-    kernel: Tensor  # H(B)
-    smallest: Bounded  # lambda_min(H(B))
-    largest: float
-    deviation: float  # largest |G_ij - H(B)_ij| in standard errors of a network of this width
-    share_error: float  # deviation of the active share at the start from 1 - Phi(B), in standard errors
-    losses: list[float]
-    predicted: list[float]  # by the linearised model with H(B)
-    predicted_steps: int  # until that reaches the loss at which training ended
-    probed: list[int]
-    mean_active: list[float]
-    most_active: list[float]  # of the sample with the largest share
-    switched: float  # share of units that changed over the whole training
-
-    @property
-    def steps(self) -> int:
-        """Of gradient descent, until the loss was reached."""
-        return len(self.losses) - 1
+SMALL: dict[str, Any] = {"n": 10, "width": 256, "thresholds": (0.0, 1.0), "max_steps": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -61,14 +38,14 @@ def run(
 
     Args:
         n: samples, half of each of two classes.
-        width: m.
-        thresholds: B >= 0, the first is what the others are compared with (0: the dense network).
-        rate: the step size is rate / lambda_max(H(B)); in the linearised model 2 is where it diverges.
+        width: number m of units.
+        thresholds: values of B >= 0; the others are compared with the first (0: the dense network).
+        rate: the step size is rate / lambda_max(H(B)); the linearised model diverges from 2 on.
         stop_at: share of F(0) at which training ends.
-        max_steps: at most.
+        max_steps: largest number of steps.
         source: of the data.
         root: folder of MNIST.
-        seed: of the initialisation, the same w and a for all B.
+        seed: of the initialisation; w and a are the same for all B.
 
     Raises:
         ValueError: a threshold is negative, there are fewer than two, stop_at is not a share, or the rate not between 0 and 2.
@@ -94,12 +71,12 @@ def run(
         "reached and its constants are unspecified: what is looked at is the mechanism."
     )
     return Report(
-        name="bias-ntk",
+        name="bias_ntk",
         title="Yang et al. 2023: sparse activation by a constant bias, and its kernel",
         setting=setting,
-        checks=_checks(runs, max_steps),
-        tables={"By threshold": [_row(r) for r in runs]},
-        figure=_draw(runs),
+        checks=checks_of(runs, max_steps),
+        tables={"By threshold": [row(r) for r in runs]},
+        figure=draw(runs),
         data={
             "runs": [
                 {"threshold": r.threshold, "losses": r.losses, "probed": r.probed, "active": r.mean_active}
@@ -110,6 +87,7 @@ def run(
 
 
 def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, rate: float, stop_at: float, max_steps: int) -> Run:
+    """Train the network of one threshold B until F has fallen to ``stop_at`` of its start."""
     kernel = bias_ntk(x, net.threshold)
     values, vectors = torch.linalg.eigh(kernel)
     eta, weights = rate / float(values[-1]), (vectors.T @ y).square() / 2
@@ -159,85 +137,10 @@ def _train(net: BiasedTwoLayer, x: Tensor, y: Tensor, rate: float, stop_at: floa
 def _standard_errors(
     gram: Tensor, kernel: Tensor, x: Tensor, active: Tensor, threshold: float, width: int
 ) -> tuple[float, float]:
-    """Deviations of the finite network from its limit, over the standard error of m units."""
+    """Return the deviations of the finite network from its limit, over the standard error of m units."""
     size = x @ x.T + 1
     p = kernel / size
     error = size * (p * (1 - p) / width).sqrt()
     q = active_probability(threshold)
     share = float((active - q).abs().max()) / math.sqrt(q * (1 - q) / width)
     return float(((gram - kernel).abs() / error).max()), share
-
-
-def _checks(runs: Sequence[Run], max_steps: int) -> list[Check]:
-    dense, sparse = runs[0], runs[1:]
-    entries = max(r.deviation for r in runs)
-    shares = max(r.share_error for r in runs)
-    criteria = [
-        stays_sparse(max(r.most_active), r.threshold, when=f"B = {r.threshold:g}, every step and sample")
-        for r in sparse
-    ]
-    off = max(max(r.steps / r.predicted_steps, r.predicted_steps / r.steps) for r in runs)
-    growth = [r.mean_active[-1] / active_probability(r.threshold) for r in runs]
-    relative = [r.smallest.value / active_probability(r.threshold) for r in runs]
-    return [
-        Check("the network's NTK is H(B) up to chance: every entry within 5.5 standard errors", SOURCE, entries < 5.5,
-              f"largest deviation of {len(runs)} kernels: {entries:.2f} standard errors"),
-        Check("active share at the start = 1 - Phi(B), every sample within 5 standard errors", SOURCE, shares < 5,
-              f"largest deviation {shares:.2f} standard errors"),
-        *(Check(c.asks, c.source, c.verdict == "consistent", f"{c.verdict}: {c.reason}", must=False) for c in criteria),
-        Check("lambda_min(H(B)) > 0", SOURCE, all(r.smallest.lower > 0 for r in runs),
-              "proven for the kernel as computed: " + ", ".join(f"B = {r.threshold:g}: {r.smallest.value:.4g}" for r in runs)),
-        Check("sparse networks converge as fast as the dense one, each at its own step size", SOURCE,
-              all(r.steps <= dense.steps and r.steps < max_steps for r in sparse),
-              "steps: " + ", ".join(f"B = {r.threshold:g}: {r.steps}" for r in runs), must=False),
-        Check("the linearised model with H(B) predicts the number of steps to a factor of 1.5", SOURCE, off < 1.5,
-              "predicted: " + ", ".join(f"B = {r.threshold:g}: {r.predicted_steps}" for r in runs), must=False),
-        Check("the share of active units grows by less than a tenth over training", SOURCE, max(growth) < 1.1,
-              "end / (1 - Phi(B)): " + ", ".join(f"{value:.3f}" for value in growth), must=False),
-        Check("lambda_min(H(B)) falls no faster than the share of active units", "observed on these data",
-              all(b >= a * (1 - 1e-9) for a, b in pairwise(relative)),
-              "lambda_min / (1 - Phi(B)): " + ", ".join(f"{v:.4f}" for v in relative), must=False),
-    ]  # fmt: skip
-
-
-def _row(r: Run) -> dict[str, object]:
-    return {
-        "B": r.threshold,
-        "1 - Phi(B)": active_probability(r.threshold),
-        "active, start": r.mean_active[0],
-        "active, end": r.mean_active[-1],
-        "active, most": max(r.most_active),
-        "exp(-B^2/2)": math.exp(-(r.threshold**2) / 2),
-        "switched units": r.switched,
-        "lambda_min(H(B))": r.smallest.value,
-        "lambda_max(H(B))": r.largest,
-        "condition": r.largest / r.smallest.value,
-        "steps": r.steps,
-        "predicted": r.predicted_steps,
-    }
-
-
-def _draw(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(13.5, 4), layout="constrained")
-    loss, active, kernel = figure.subplots(1, 3)
-    for k, r in enumerate(runs):
-        colour = f"C{k}"
-        loss.semilogy([value / r.losses[0] for value in r.losses], color=colour, label=f"B = {r.threshold:g}")
-        loss.semilogy([value / r.predicted[0] for value in r.predicted], color=colour, linestyle=":")
-        active.semilogy(r.probed, r.mean_active, color=colour)
-        active.axhline(active_probability(r.threshold), color=colour, linestyle=":", linewidth=1)
-    loss.plot([], [], "k:", label="linearised, with H(B)")
-    loss.set(xlabel="step", ylabel="F / F(0)", title="training loss")
-    active.plot([], [], "k:", linewidth=1, label=r"$1 - \Phi(B)$")
-    active.set(xlabel="step", ylabel="share of active units", title="activation stays sparse")
-    grid = torch.linspace(0, max(r.threshold for r in runs), 61).tolist()
-    kernel.semilogy(grid, [active_probability(b) for b in grid], color="k", linestyle=":", label=r"$1 - \Phi(B)$")
-    thresholds = [r.threshold for r in runs]
-    kernel.semilogy(thresholds, [r.smallest.value for r in runs], "o-", label=r"$\lambda_{\min}(H(B))$")
-    kernel.semilogy(thresholds, [r.largest for r in runs], "s-", label=r"$\lambda_{\max}(H(B))$")
-    kernel.set(xlabel="B", title="the kernel shrinks with the activation")
-    for axes in (loss, active, kernel):
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
-        axes.title.set_fontsize(10)
-    return figure

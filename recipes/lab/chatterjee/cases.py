@@ -1,8 +1,8 @@
-"""Starts of a tanh network, what is found in the balls around each, and the descents from it."""
+"""Starts of a tanh network, the smallest ratios in the balls around each, and the descents from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -24,28 +24,28 @@ from lightning_conv.theory.papers.chatterjee import (
 from lightning_conv.theory.tools.descent import Descent, gradient_descent
 
 SECONDS_A_STEP = 3e-4
-"""About; decides whether a bar is shown."""
+"""An estimate, which decides whether a progress bar is shown."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One start: what was found in the balls around it, and the descent from it."""
+    """One start: the bounds of alpha in the balls around it, and the descent from it."""
 
     name: str
     objective: Objective
     path: Descent
     step: float
     radii: list[float]
-    infima: list[float]  # smallest ratio found in each ball: alpha is at most this
-    proven: list[float]  # alpha is at least this
-    scores: list[float]  # r^2 alpha / (4 f_0) is at least this
+    infima: list[float]  # smallest ratio found in each ball, an upper bound of alpha
+    proven: list[float]  # lower bound of alpha in each ball
+    scores: list[float]  # lower bound of r^2 alpha / (4 f_0) in each ball
     ceiling: ScoreCeiling
-    certificate: DescentCertificate | None  # whose step the path takes
+    certificate: DescentCertificate | None  # the path takes its step
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """The data, and how far to look and to go."""
+    """The data, the number of balls, and the limits of a descent."""
 
     data: TwoClasses
     count: int
@@ -70,20 +70,9 @@ class Laboratory:
         return Case(name, objective, path, step, radii, infima, proven, scores, ceiling, certified)
 
     def descend(self, name: str, start: Case, step: float) -> Case:
-        """The same start and balls, another step."""
+        """Descend from the start of another case, whose balls are taken over, with another step."""
         path = self._path(name, start.objective, step)
-        return Case(
-            name,
-            start.objective,
-            path,
-            step,
-            start.radii,
-            start.infima,
-            start.proven,
-            start.scores,
-            start.ceiling,
-            None,
-        )
+        return replace(start, name=name, path=path, step=step, certificate=None)
 
     def _path(self, name: str, objective: Objective, step: float) -> Descent:
         with progress_bar(name, SECONDS_A_STEP * self.max_steps, None) as report:
@@ -91,7 +80,7 @@ class Laboratory:
 
 
 def tanh_network(inputs: int, width: int, depth: int, seed: int) -> nn.Sequential:
-    """``depth`` linear layers with torch's own initialisation, in float64; the global random numbers stay."""
+    """Return ``depth`` linear layers with tanh between them and torch's own initialisation, in float64, without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         modules: list[nn.Module] = []
@@ -101,7 +90,7 @@ def tanh_network(inputs: int, width: int, depth: int, seed: int) -> nn.Sequentia
 
 
 def positive_twin(model: nn.Sequential, weight: float, seed: int) -> nn.Sequential:
-    """The same architecture with the positive initialisation."""
+    """Return a network of the same architecture with the positive initialisation."""
     shapes = [module for module in model if isinstance(module, nn.Linear)]
     twin = tanh_network(shapes[0].in_features, shapes[0].out_features, len(shapes), seed)
     positive_init_(twin, A=weight, seed=seed)
@@ -109,14 +98,14 @@ def positive_twin(model: nn.Sequential, weight: float, seed: int) -> nn.Sequenti
 
 
 def _stationary(objective: Objective, targets: Tensor) -> Tensor:
-    """All weights zero and the output bias the mean target: no gradient, and a loss of the targets' variance."""
+    """Return the point with all weights zero and the mean target as output bias: no gradient, and the variance of the targets as loss."""
     point = torch.zeros_like(objective.start)
     point[-1] = targets.mean()
     return point
 
 
 def largest_curvature(objective: Objective, steps: int = 100) -> float:
-    """|Hess f|_2 at the start by power iteration: an estimate from below."""
+    """Estimate |Hess f|_2 at the start from below, by power iteration."""
     v = torch.ones(objective.size, dtype=torch.float64) / objective.size**0.5
     size = 0.0
     for _ in range(steps):

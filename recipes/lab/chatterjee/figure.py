@@ -1,4 +1,4 @@
-"""The figure of the Chatterjee experiment."""
+"""The figure of `lightning-conv lab chatterjee`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,21 @@ from matplotlib.figure import Figure
 
 from lightning_conv.recipes.lab.chatterjee.cases import Case
 from lightning_conv.recipes.lab.chatterjee.wide import WideStarts
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
+from lightning_conv.recipes.lab.panel import dress, sheet
 from lightning_conv.theory.papers.chatterjee import DescentCertificate
 
 COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")
 
 
 def draw(cases: Sequence[Case], certificate: DescentCertificate, wide: WideStarts) -> Figure:
-    """Loss against its bound; scores over the radius; ratios and lengths along the certified path; random weights by width."""
-    figure = new_figure()
-    figure.set_size_inches(11, 12)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.05, top=0.97, hspace=0.27, wspace=0.2)
-    panels = figure.subplots(3, 2).flat
-    _losses(next(panels), cases, certificate)
-    _scores(next(panels), cases)
-    _ratios(next(panels), cases, certificate)
-    _lengths(next(panels), cases[0], certificate)
-    _widths(next(panels), wide)
-    _wide_losses(next(panels), wide)
+    """Draw losses and their bound, scores by radius, ratios and lengths along the certified path, and random weights by width."""
+    figure, panels = sheet(11, 12, 3, 2)
+    _losses(panels[0, 0], cases, certificate)
+    _scores(panels[0, 1], cases)
+    _ratios(panels[1, 0], cases, certificate)
+    _lengths(panels[1, 1], cases[0], certificate)
+    _widths(panels[2, 0], wide)
+    _wide_losses(panels[2, 1], wide)
     return figure
 
 

@@ -1,8 +1,7 @@
-"""Random starts of wide networks: from which width on Chatterjee's criterion is proven for them, and a descent that keeps the promise."""
+"""Random starts of wide networks: the width from which on Chatterjee's criterion is proven, and a certified descent from the widest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,12 @@ from lightning_conv.theory.tools.power_law import power_law
 
 SECONDS_A_WEIGHT_AND_STEP = 1e-8
 SHARES = (16, 8, 4, 2, 1)
-"""Widths are the largest over these."""
+"""The widths are the largest one divided by these."""
 
 
 @dataclass(frozen=True)
 class WideStarts:
-    """Certificates by width, and the descent from the widest start with the certified step, if there is one."""
+    """The certificates by width, and the descent from the widest start with the certified step, if there is one."""
 
     widths: list[int]
     certificates: list[DescentCertificate]
@@ -33,16 +32,16 @@ class WideStarts:
 
     @property
     def widest(self) -> DescentCertificate:
-        """Of the largest width."""
+        """The certificate of the largest width."""
         return self.certificates[-1]
 
     @property
     def exponent(self) -> float:
-        """P in score ~ width^p, of gradient flow."""
+        """Exponent p of score ~ width^p, for gradient flow."""
         return power_law(self.widths, [each.flow.measured for each in self.certificates]).exponent
 
     def checks(self) -> list[Check]:
-        """The criterion is proven at the largest width; what it promises; the score grows with the width."""
+        """Check that the criterion is proven at the largest width, what it promises, and that the score grows with the width."""
         widest, width = self.widest, self.widths[-1]
         found = [
             Check(
@@ -56,18 +55,12 @@ class WideStarts:
         ]  # fmt: skip
         if self.path is not None:
             found += [
-                Check(
-                    f"random weights, certified step: {each.asks}",
-                    each.source,
-                    each.verdict == "consistent",
-                    each.reason,
-                )
-                for each in judge_path(self.path, certificate=widest)
+                Check.of(each, "random weights, certified step") for each in judge_path(self.path, certificate=widest)
             ]
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a width."""
+        """Return one row per width."""
         return [
             {
                 "units": width, "r": each.radius, "alpha >=": each.alpha.lower, "by": each.alpha.method,
@@ -109,7 +102,7 @@ def wide_starts(data: TwoClasses, widest: int, *, epsilon: float, steps: int, un
 
 @torch.no_grad()
 def gaussian_pairs(inputs: int, width: int, seed: int) -> nn.Sequential:
-    """Two tanh layers with weights from N(0, 1) and no bias at the start; unit j + m/2 is unit j with the other sign, so that u = 0."""
+    """Return two layers with weights from N(0, 1) and no bias; unit j + m/2 is unit j with the other sign, so that u = 0."""
     generator = torch.Generator().manual_seed(seed)
     first, last = nn.Linear(inputs, width).double(), nn.Linear(width, 1).double()
     half = torch.randn(width // 2, inputs, generator=generator, dtype=torch.float64)
@@ -119,8 +112,3 @@ def gaussian_pairs(inputs: int, width: int, seed: int) -> nn.Sequential:
     for layer in (first, last):
         layer.bias.zero_()
     return nn.Sequential(first, nn.Tanh(), last)
-
-
-def curve(path: Descent, points: int = 120) -> Sequence[int]:
-    """Steps of a path, as many a decade."""
-    return sorted({round((path.taken + 1) ** (k / (points - 1))) - 1 for k in range(points)})

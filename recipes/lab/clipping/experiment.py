@@ -1,54 +1,50 @@
-"""delta-GClip on real digits: its three regimes, its bounds at every step, and where it helps, beside descent and plain clipping."""
+"""Tucat et al. 2025 on real digits: the three regimes of delta-GClip, its bounds at every step, and where it helps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.recipes.lab.clipping.figure import draw
+from lightning_conv.recipes.lab.clipping.findings import DIVERGED, Checked, comparison
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.clipping import (
-    SOURCE,
     ClippedPath,
-    clipped_loss_bound,
     clipping_criteria,
     clipping_factor,
 )
 
-DIVERGED = 1e6
-"""A loss beyond this is cut off."""
-
-COLOURS = {"gradient descent": "tab:gray", "clipping": "tab:orange", "delta-GClip": "tab:blue"}
-REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue"}
-
 
 @dataclass(frozen=True)
 class Problem:
-    """A mean of half squared errors over n samples, f = (1 / 2n) sum (u - y)^2 = S / n."""
+    """The mean of half squared errors over n samples, f = (1 / 2n) sum (u - y)^2 = S / n."""
 
     network: nn.Module
     inputs: Tensor
     targets: Tensor
 
     def loss(self) -> Tensor:
-        """f."""
+        """Return f."""
         residual: Tensor = self.network(self.inputs)[:, 0] - self.targets
         return residual.square().sum() / (2 * len(self.targets))
 
     def constants(self) -> tuple[float, float]:
-        """Proven 2 lambda_min / n from below, and lambda_max / n from above, of the kernel at the present weights."""
+        """Return proven bounds, 2 lambda_min / n from below and lambda_max / n from above, of the kernel at the present weights."""
         spectrum = kernel_spectrum(ntk_gram(self.network, self.inputs, precision="certified"))
         n = len(self.targets)
         return 2 * spectrum.lambda_min.lower / n, spectrum.lambda_max.upper / n
+
+
+SMALL: dict[str, Any] = {"n": 6, "width": 32, "steps": 40, "sweep": 2}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -67,20 +63,20 @@ def run(
     """Run delta-GClip on a wide network and on its last layer alone.
 
     Args:
-        n: images of 3 and 8, half of each.
+        n: images of the digits 3 and 8, half of them of each.
         width: hidden units.
         beta: sharpness of the softplus.
         head_scale: factor on the head's initial weights; a large one makes the curvature at the start large.
         delta: floor of the clipping factor.
-        threshold: gamma over the norm of the first gradient; below delta, so that the floor is reached.
-        steps: of the runs that are checked against their bounds.
-        sweep: learning rates of the comparison.
+        threshold: gamma over the norm of the first gradient, below delta, so that the floor is reached.
+        steps: number of steps of the runs that are checked against their bounds.
+        sweep: number of learning rates in the comparison.
         source: of the images.
         root: folder of MNIST.
         seed: of the initial weights.
 
     Raises:
-        ValueError: no step, or a threshold that is not below delta.
+        ValueError: there is no step or no learning rate, or the threshold is not below delta.
     """
     if steps < 1 or sweep < 1:
         raise ValueError(f"steps, sweep: {steps}, {sweep}; need 1 or more of each")
@@ -109,7 +105,7 @@ def run(
         rates = [rate / wide().constants()[1] for rate in relative]
         ends = _sweep(wide(), rates, network.path.gamma, delta, min(steps, 1000))
     checks = [*linear.checks("last layer alone"), *network.checks("wide network")]
-    checks.append(_comparison(ends))
+    checks.append(comparison(ends))
     tables = {
         "The two runs": [linear.row("last layer alone"), network.row("wide network")],
         "Loss after the sweep's steps": [
@@ -127,67 +123,13 @@ def run(
         f"*Sweep*: the wide network, {min(steps, 1000)} steps with each learning rate."
     )
     return Report(
-        "gclip", "delta-GClip: three regimes, one rate", setting, checks, tables, _figure(network, relative, ends),
+        "clipping", "delta-GClip: three regimes, one rate", setting, checks, tables, draw(network, relative, ends),
         {"losses": network.path.losses[:: max(1, steps // 500)], "sweep": ends},
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A run beside its bounds."""
-
-    path: ClippedPath
-    mu: float
-    criteria: Sequence[Criterion]
-    proven: bool  # whether the hypotheses are
-
-    def checks(self, where: str) -> list[Check]:
-        """Every inequality; those of the conclusion must hold wherever those of the hypotheses do."""
-        found = [
-            Check(
-                f"{where}: {each.asks}",
-                each.source,
-                each.verdict == "consistent",
-                f"{each.measured:.6g} against {each.bound:.6g}",
-            )
-            for each in self.criteria
-        ]
-        regimes = self.path.regimes
-        shares = ", ".join(f"{name} {regimes.count(name)}" for name in REGIME_COLOURS)  # type: ignore[arg-type]
-        return [
-            *found,
-            Check(f"{where}: all three regimes occur", SOURCE, len(set(regimes)) == 3, f"steps: {shares}", must=False),
-        ]
-
-    def row(self, where: str) -> dict[str, object]:
-        """For the table."""
-        steps = len(self.path.norms)
-        bound = clipped_loss_bound(
-            self.path.losses[0], eta=self.path.eta, delta=self.path.delta, mu=self.mu, steps=steps
-        )
-        return {
-            "run": where,
-            "hypotheses proven": self.proven,
-            "eta": self.path.eta,
-            "mu": self.mu,
-            "f_0": self.path.losses[0],
-            "f_T": self.path.losses[-1],
-            "bound of f_T": bound,
-            "bound with the steps taken": self.bounds()[-1],
-            "path length": self.path.length,
-            "bound of it": 4 * math.sqrt(self.path.losses[0] / self.mu),
-        }
-
-    def bounds(self) -> list[float]:
-        """prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
-        bound, found = self.path.losses[0], [self.path.losses[0]]
-        for step in self.path.steps:
-            bound *= 1 - step * self.mu / 2
-            found.append(bound)
-        return found
-
-
 def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, proven: bool) -> Checked:
+    """Run delta-GClip and judge it; mu is the smallest of all iterates unless the hypotheses are proven beforehand."""
     mu, smoothness = problem.constants()
     eta = 1 / smoothness if proven else 0.5 / smoothness
     gamma = threshold * descend(problem, eta, 1.0, 1.0, 1).norms[0]
@@ -201,7 +143,7 @@ def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, pr
         path = descend(problem, eta, gamma, delta, steps, each=None if proven else measure)
     if min(smallest) <= 0:
         raise ValueError(
-            "n, width: lambda_min of the kernel is not above its rounding error, so there is no mu; take fewer samples"
+            "n, width: lambda_min of the kernel is not above its rounding error, so there is no mu; use fewer samples"
         )
     return Checked(path, min(smallest), clipping_criteria(path, min(smallest)), proven)
 
@@ -209,7 +151,7 @@ def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, pr
 def descend(
     problem: Problem, eta: float, gamma: float, delta: float, steps: int, each: Callable[[], None] | None = None
 ) -> ClippedPath:
-    """delta-GClip on the full batch from the network's present weights, which are put back; ``each`` is called after every step."""
+    """Run delta-GClip on the full batch from the network's present weights, which are put back; call ``each`` after every step."""
     parameters = [p for p in problem.network.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     losses, norms = [], []
@@ -234,49 +176,10 @@ def descend(
 
 
 def _sweep(problem: Problem, rates: Sequence[float], gamma: float, delta: float, steps: int) -> dict[str, list[float]]:
-    """The loss after ``steps`` steps for every learning rate; infinite where the run diverged."""
+    """Return the loss after ``steps`` steps for every learning rate; infinite where the run diverged."""
     methods = {"gradient descent": (gamma, 1.0), "clipping": (gamma, 0.0), "delta-GClip": (gamma, delta)}
     ends: dict[str, list[float]] = {}
     for name, (level, floor) in methods.items():
         last = [descend(problem, rate, level, floor, steps).losses[-1] for rate in rates]
         ends[name] = [loss if loss < DIVERGED else math.inf for loss in last]
     return ends
-
-
-def _comparison(ends: dict[str, list[float]]) -> Check:
-    best = {name: min(losses) for name, losses in ends.items()}
-    usable = {name: sum(loss < 0.5 for loss in losses) for name, losses in ends.items()}
-    seen = "; ".join(f"{name}: best {best[name]:.3g}, {usable[name]} rates end below 0.5" for name in ends)
-    holds = usable["delta-GClip"] > usable["gradient descent"]
-    return Check("delta-GClip bears more learning rates than gradient descent", SOURCE, holds, seen, must=False)
-
-
-def _figure(checked: Checked, relative: Sequence[float], ends: dict[str, list[float]]) -> Figure:
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    path, steps = checked.path, range(len(checked.path.losses))
-    rate = [clipped_loss_bound(path.losses[0], eta=path.eta, delta=path.delta, mu=checked.mu, steps=t) for t in steps]
-    left.plot(steps, path.losses, color=COLOURS["delta-GClip"], label="measured")
-    left.plot(steps, checked.bounds(), color="black", linestyle="--", label="bound with the steps taken")
-    left.plot(steps, rate, color="black", linestyle=":", label="$(1 - \\eta\\delta\\mu/2)^t f_0$")
-    dress(left, "Wide network: the loss and its bounds", "step", "loss", log="y")
-
-    for regime, colour in REGIME_COLOURS.items():
-        inside = [t for t, each in enumerate(path.regimes) if each == regime]
-        factors = [path.steps[t] / path.eta for t in inside]
-        middle.scatter([path.norms[t] for t in inside], factors, s=9, color=colour, label=regime)
-    dress(middle, "Three regimes, in the order of the run", "norm of the gradient", "step over learning rate", log="x")
-    middle.set_ylim(0, 1.1)
-    middle.invert_xaxis()
-
-    top = 4 * max(1.0, *(loss for losses in ends.values() for loss in losses if math.isfinite(loss)))
-    for k, (name, losses) in enumerate(ends.items()):
-        right.plot(relative, losses, marker="o", markersize=3, color=COLOURS[name], label=name)
-        gone = [rate for rate, loss in zip(relative, losses, strict=True) if math.isinf(loss)]
-        right.plot(gone, [top * 0.6**k] * len(gone), linestyle="", marker="x", color=COLOURS[name])
-    title, rates = "Learning rates (crosses: diverged)", "learning rate / (n / largest eigenvalue)"
-    dress(right, title, rates, "loss at the end", log="xy")
-    right.axvline(2.0, color="black", linewidth=0.8, linestyle=":")
-    for axes in (left, middle, right):
-        axes.legend(frameon=False, fontsize=8)
-    return figure

@@ -1,56 +1,36 @@
-"""The figure of `lightning-conv lab du --depth`."""
+"""The figure of `lightning-conv lab du_depth`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.du.depth import Depth
+from lightning_conv.recipes.lab.du.depth_findings import Depth, of
+from lightning_conv.recipes.lab.panel import dress, sheet
 
 COLOURS = {"softplus": "tab:blue", "tanh": "tab:red", "relu": "tab:green"}
 
 
 def draw(found: Sequence[Depth]) -> Figure:
-    """Sensitivity, lambda_0, the distance to the limit and the cost, against depth."""
-    figure = new_figure()
-    figure.set_size_inches(11, 8)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.07, top=0.955, hspace=0.28, wspace=0.22)
-    sensitivity, smallest, gap, cost = figure.subplots(2, 2).flat
+    """Draw sensitivity, lambda_0, the distance to the limit and the cost, against depth."""
+    figure, ((sensitivity, smallest), (gap, cost)) = sheet(11, 8, 2, 2)
     for act, colour in COLOURS.items():
         for net, style in (("FC", "o-"), ("ResNet", "s--")):
-            each = _chosen(found, net, act)
-            depths = [d.depth for d in each]
-            sensitivity.plot(
-                depths, [d.sensitivity for d in each], style, color=colour, label=f"{net}, {act}", markersize=4
-            )
-            gap.plot(depths, [d.gap for d in each], style, color=colour, markersize=4)
-            clear = [d for d in each if d.resolved]
-            smallest.plot(
-                [d.depth for d in clear],
-                [d.limit.lambda_0.value / d.diagonal for d in clear],
-                style,
-                color=colour,
-                markersize=4,
-            )
-            unclear = [d for d in each if not d.resolved]
-            smallest.plot(
-                [d.depth for d in unclear],
-                [d.limit.lambda_0.upper / d.diagonal for d in unclear],
-                "v",
-                color=colour,
-                mfc="none",
-            )
-            cost.plot([d.depth for d in clear], [d.cost for d in clear], style, color=colour, markersize=4)
-            cost.plot([d.depth for d in unclear], [d.cost for d in unclear], "^", color=colour, mfc="none")
-    bounds = _chosen(found, "FC", "tanh")
+            each = of(found, net, act)
+            depths, filled = [d.depth for d in each], {"color": colour, "markersize": 4}
+            sensitivity.plot(depths, [d.sensitivity for d in each], style, label=f"{net}, {act}", **filled)
+            gap.plot(depths, [d.gap for d in each], style, **filled)
+            clear, unclear = ([d for d in each if d.resolved is known] for known in (True, False))
+            depths, hollow = [d.depth for d in clear], {"color": colour, "mfc": "none"}
+            smallest.plot(depths, [d.limit.lambda_0.value / d.diagonal for d in clear], style, **filled)
+            cost.plot(depths, [d.cost for d in clear], style, **filled)
+            depths = [d.depth for d in unclear]
+            smallest.plot(depths, [d.limit.lambda_0.upper / d.diagonal for d in unclear], "v", **hollow)
+            cost.plot(depths, [d.cost for d in unclear], "^", **hollow)
+    bounds = of(found, "FC", "tanh")
     limits = sensitivity.get_ylim()
     sensitivity.plot(
         [d.depth for d in bounds], [d.bound for d in bounds], ":", color="black", label="Lemma B.3 (FC, tanh)"
@@ -73,10 +53,6 @@ def draw(found: Sequence[Depth]) -> Figure:
         "sensitivity * mean K_ii / lambda_0",
     )
     return figure
-
-
-def _chosen(found: Sequence[Depth], network: str, activation: str) -> list[Depth]:
-    return [each for each in found if (each.network, each.activation) == (network, activation)]
 
 
 def _logarithmic(axes: Axes, depths: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a quantity grows with depth exponentially or like a power: both laws fitted to all depths, their residuals compared."""
+"""Whether a quantity grows with depth exponentially or like a power: both laws are fitted to all depths and their residuals compared."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 CLEAR = 0.5
-"""Residual of one law over that of the other up to which the first is said to fit; above, the two are not told apart."""
+"""Ratio of the residuals of two laws up to which the better one counts as fitting; above it the two are not told apart."""
 
 FLAT = 1.5
-"""Largest over smallest value up to which a quantity is said not to depend on depth."""
+"""Ratio of the largest and the smallest value up to which a quantity counts as independent of depth."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DepthLaw:
 
     @property
     def better(self) -> str:
-        """What the depths speak for: "flat", "exponential", "power", or where they do not tell the two apart, "nearer" one of them."""
+        """The law that fits: "flat", "exponential", "power", or, where the depths do not tell the two apart, "nearer" and one of them."""
         if self.spread <= FLAT:
             return "flat"
         if not self.points > 2:
@@ -38,7 +38,7 @@ class DepthLaw:
         return name if small <= CLEAR * large else f"nearer {name}"
 
     def __str__(self) -> str:
-        """Both laws with their residuals."""
+        """Return both laws with their residuals."""
         if self.points < 3:
             return f"{self.points} depths, too few"
         return (
@@ -48,7 +48,7 @@ class DepthLaw:
 
 
 def depth_law(depths: Sequence[int], values: Sequence[float]) -> DepthLaw:
-    """Both laws for one quantity. With fewer than three depths both fit.
+    """Fit both laws to one quantity. With fewer than three depths both fit.
 
     Args:
         depths: H.

@@ -1,4 +1,4 @@
-"""`lab du`, second part: where Definitions 5.1, 6.1 and 7.1 print another kernel than networks tend to, told apart by simulation."""
+"""Where Definitions 5.1, 6.1 and 7.1 print another kernel than the one that networks tend to, told apart by simulation."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ LEVEL = 1e-3
 """Probability with which right kernels would look refuted, over all depths of one comparison (Bonferroni)."""
 
 C_RES = 0.9
-"""Of the residual networks here: the skip connections hide the difference, the less the larger the branches are."""
+"""c_res of the networks here. The skip connections hide the difference, and the less the larger the branches are."""
 
 MORE_DRAWS = 8
-"""Residual networks a depth, in units of ``draws``, at half the width: the noise falls like 1 / sqrt(draws m), the work grows like m^2."""
+"""Residual networks per depth, in units of ``draws``, at half the width: the noise falls like 1 / sqrt(draws m), the work grows like m^2."""
 
 SPREAD = 4.0
-"""Largest over smallest norm of the inputs on which the pairing is compared; for equal norms it is no difference."""
+"""Ratio of the largest and the smallest norm of the inputs for the pairing; for equal norms the two kernels are equal."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Two kernels for the same networks: the one that the recursion gives, and the one that is printed."""
+    """Two kernels for the same networks: the one of the recursion, and the printed one."""
 
     network: str
     depth: int
@@ -42,20 +42,20 @@ class Rival:
 
     @property
     def direction(self) -> Tensor:
-        """D = printed - right, less its part along the right kernel, where the networks' noise is largest."""
+        """D = printed - right, without its part along the right kernel, where the noise of the networks is largest."""
         difference = self.printed - self.right
         if self.scaled:
             return difference
         return difference - (difference * self.right).sum() / self.right.square().sum() * self.right
 
     def z(self, kernel: Tensor) -> float:
-        """(mean of <G, D> - <kernel, D>) / standard error."""
+        """Return (mean of <G, D> - <kernel, D>) / standard error."""
         values = (self.draws * self.direction).sum((1, 2))
         return float(values.mean() - (kernel * self.direction).sum()) / (float(values.std()) / math.sqrt(len(values)))
 
 
 def covariance_before(limit: LimitKernel, scale: float, activation: Activation, n: int) -> Tensor:
-    """K^(H) with the expectation of sigma' sigma' over the covariance K^(H-2), as the definitions print it.
+    """Return K^(H) with the expectation of sigma' sigma' over the covariance K^(H-2), as the definitions print it.
 
     Args:
         limit: the right kernel.
@@ -71,12 +71,12 @@ def covariance_before(limit: LimitKernel, scale: float, activation: Activation, 
 
 
 def paired_as_printed(x: Tensor, limit: LimitKernel, depth: int, activation: Activation, c_res: float) -> Tensor:
-    """K^(H) of the residual network with b_i E sigma(u) + b_j E sigma(v) in the recursion, as Definition 6.1 prints it.
+    """Return K^(H) of the residual network with b_i E sigma(u) + b_j E sigma(v) in the recursion, as Definition 6.1 prints it.
 
     Args:
         x: inputs of any norm, (n, d).
         limit: the right kernel.
-        depth: H, 2 or more.
+        depth: number H of layers, 2 or more.
         activation: sigma.
         c_res: of the branches.
     """
@@ -101,16 +101,16 @@ def residual_rivals(
     seed: int,
     report: Callable[[float], None],
 ) -> tuple[list[Rival], list[Rival]]:
-    """The covariance and the pairing of Definition 6.1, from H = 3 on: below, there is no skip connection under the last layer.
+    """Simulate covariance and pairing of Definition 6.1, from H = 3 on: below, no skip connection lies under the last layer.
 
     Args:
         x: inputs of norm 1, (n, d); for the pairing they are stretched to norms ``SPREAD`` apart.
-        depths: H.
-        width: m.
-        draws: networks a depth.
+        depths: values of H.
+        width: number m of units.
+        draws: number of networks per depth.
         activation: sigma.
         seed: of the weights.
-        report: told the share that is done.
+        report: called with the share that is done.
     """
     n = len(x)
     exponents = torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
@@ -134,17 +134,17 @@ def residual_rivals(
 
 
 def threshold(rivals: Sequence[Rival]) -> float:
-    """|z| above which a kernel is refuted: Student's t, Bonferroni over the depths."""
+    """Return the |z| above which a kernel is refuted: Student's t, Bonferroni over the depths."""
     return float(stats.t.ppf(1 - LEVEL / (2 * len(rivals)), len(rivals[0].draws) - 1))
 
 
 def check(claim: str, source: str, rivals: Sequence[Rival]) -> Check:
-    """Whether what is printed is refuted at every depth, and the right kernel at none.
+    """Check that what is printed is refuted at every depth, and the right kernel at none.
 
     Args:
         claim: what is printed, in words.
         source: the definition.
-        rivals: a depth each.
+        rivals: one per depth.
     """
     limit = threshold(rivals)
     pairs = [(rival, rival.z(rival.printed), rival.z(rival.right)) for rival in rivals]
@@ -159,7 +159,7 @@ def check(claim: str, source: str, rivals: Sequence[Rival]) -> Check:
 
 
 def row(what: str, rival: Rival) -> dict[str, object]:
-    """One comparison, for the table."""
+    """Return the row of one comparison."""
     return {
         "network": rival.network, "H": rival.depth, "printed": what, "networks": len(rival.draws),
         "z of the printed kernel": rival.z(rival.printed), "z of the kernel here": rival.z(rival.right),

@@ -1,29 +1,31 @@
-"""`lab du-train`: deep networks of Du, Lee, Li, Wang, Zhai 2019 along training, with every link of the proof measured on the way."""
+"""Deep networks of Du, Lee, Li, Wang, Zhai 2019 in training, with every link of the proof measured on the way."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.infinite import LimitKernel, fully_connected_limit, residual_limit
-from lightning_conv.networks.analytic import softplus
+from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.recipes.lab.data import Source, two_classes
+from lightning_conv.recipes.lab.du.architectures import SOFTPLUS, SOURCE, limit_kernel, network
 from lightning_conv.recipes.lab.du.training_figure import draw
 from lightning_conv.recipes.lab.du.training_run import DeepRun, movement_verdict, train
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory import DuFC, DuResNet
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.tools.power_law import power_law
 
-SOURCE = "Du, Lee, Li, Wang, Zhai 2019 (1811.03804)"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "softplus": softplus(1.0)}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "softplus": SOFTPLUS}
 THEOREMS = {"DuFC": "Theorem 5.1", "DuResNet": "Theorem 6.1"}
+
+
+SMALL: dict[str, Any] = {"n": 6, "widths": (32, 128), "seeds": 2, "steps": 40, "probes": 6}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -40,23 +42,23 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Train DuFC and DuResNet at some widths and hold every link of the proof against the run.
+    """Train DuFC and DuResNet at several widths and compare every link of the proof with the runs.
 
     Args:
         n: samples of two classes, scaled to norm 1.
-        depth: H, 2 or more.
-        widths: m, ascending.
-        seeds: initialisations a width.
-        steps: of gradient descent.
-        probes: steps at which the kernels are measured, evenly on a logarithmic axis.
-        rate: eta lambda_max(G(0)); below 2, or the linearised model diverges.
+        depth: number H of hidden layers, 2 or more.
+        widths: values of m, ascending.
+        seeds: initialisations per width.
+        steps: steps of gradient descent.
+        probes: number of steps at which the kernels are measured, evenly spaced on a logarithmic axis.
+        rate: eta lambda_max(G(0)); the linearised model diverges from 2 on.
         c_res: of the residual branches.
         activation: smooth, as the theorems ask.
         source: of the images.
         root: folder of MNIST.
 
     Raises:
-        ValueError: fewer than two widths or widths that do not ascend, or another setting out of range.
+        ValueError: there are fewer than two widths, they do not ascend, or another setting is out of range.
     """
     if len(widths) < 2 or list(widths) != sorted(set(widths)):
         raise ValueError(f"widths: {list(widths)}; need two or more, ascending")
@@ -67,25 +69,18 @@ def run(
         )
     data, sigma = two_classes(n, source=source, root=root), ACTIVATIONS[activation]
     x, y = data.inputs, data.targets
-    limits = {
-        "DuFC": fully_connected_limit(x, depth, sigma),
-        "DuResNet": residual_limit(x, depth, sigma, c_res=c_res),
-    }
+    limits = {f"Du{name}": limit_kernel(name, x, depth, sigma, c_res) for name in ("FC", "ResNet")}
     runs: list[DeepRun] = []
     costs = [float(m * m) for _ in limits for m in widths for _ in range(seeds)]
     with progress_bar("gradient descent", steps * sum(costs) * depth * 4e-9, None) as bar:
         for name, limit in limits.items():
             for m, seed in product(widths, range(seeds)):
-                network: DuFC | DuResNet = (
-                    DuFC(x.shape[1], m, depth, activation=sigma, seed=seed)
-                    if name == "DuFC"
-                    else DuResNet(x.shape[1], m, depth, activation=sigma, c_res=c_res, seed=seed)
-                )
+                drawn = network(name.removeprefix("Du"), x.shape[1], m, depth, sigma, c_res, seed)
                 before, share = sum(costs[: len(runs)]) / sum(costs), costs[len(runs)] / sum(costs)
                 part = _part(bar, before, share)
-                runs.append(train(network, x, y, limit, seed=seed, steps=steps, probes=probes, rate=rate, report=part))
+                runs.append(train(drawn, x, y, limit, seed=seed, steps=steps, probes=probes, rate=rate, report=part))
     return Report(
-        name="du-train",
+        name="du_train",
         title="Deep networks along training: each link of the proof, measured",
         setting=_setting(n, depth, seeds, steps, probes, rate, c_res, activation, source, limits),
         checks=_checks(runs),
@@ -100,7 +95,7 @@ def _part(bar: Callable[[float], None], before: float, share: float) -> Callable
 
 
 def _checks(runs: Sequence[DeepRun]) -> list[Check]:
-    """What holds by proof, then what the theorem concludes at the largest width, then what its O(.) leave open."""
+    """Check what is proven to hold, then what the theorem concludes at the largest width, then what its O(.) leave open."""
     probes = [(run, probe) for run in runs for probe in run.probes]
     chain = [
         probe.lambda_min.verdict == "consistent"
@@ -127,6 +122,7 @@ def _checks(runs: Sequence[DeepRun]) -> list[Check]:
 
 
 def _network_checks(name: str, theorem: str, mine: Sequence[DeepRun]) -> list[Check]:
+    """Check the conclusions of the theorem for one architecture."""
     widths = sorted({run.width for run in mine})
     widest = [run for run in mine if run.width == widths[-1]]
     at = f"m = {widths[-1]}, every initialisation"
@@ -207,7 +203,7 @@ def _setting(
     return (
         f"{n} images of {source} (3 against 8) of norm 1, targets -1 and 1; H = {depth} hidden layers, {activation}, c_res = {c_res}; all "
         "layers and the output trained by gradient descent on S = 1/2 sum (u - y)^2, all samples, float64, "
-        f"{steps} steps of eta = {rate:g} / lambda_max(G(0)), G over all layers; {seeds} initialisations a width. The kernels are measured "
+        f"{steps} steps of eta = {rate:g} / lambda_max(G(0)), G over all layers; {seeds} initialisations per width. The kernels are measured "
         f"at about {probes} steps, the loss at all. G^(H): of the last hidden layer, the part of G that the proof keeps; lambda_0 = "
         f"lambda_min(K^(H)) of its limit: {smallest}. The theorems' widths (n^4 / lambda_0^4, unspecified constants) and steps "
         "(lambda_0 / n^2) are far away: what is checked is the chain of the proof, and whether its conclusions hold at practical widths."

@@ -1,29 +1,22 @@
-"""The figure of `lightning-conv lab du-train`."""
+"""The figure of `lightning-conv lab du_train`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.du.training_run import DeepRun
+from lightning_conv.recipes.lab.du.training_run import DeepRun
+from lightning_conv.recipes.lab.panel import dress, sheet
 
 
 def draw(runs: Sequence[DeepRun]) -> Figure:
-    """A row a network: the error under the theorem's bound, lambda_min and drift, movement, linearisation error."""
+    """Draw, one row per network, the error under the theorem's bound, lambda_min and drift, movement, and linearisation error."""
     names = list(dict.fromkeys(run.name for run in runs))
-    figure = new_figure()
-    figure.set_size_inches(14, 3.6 * len(names))
-    figure.subplots_adjust(left=0.055, right=0.99, bottom=0.09, top=0.94, hspace=0.42, wspace=0.28)
-    panels = figure.subplots(len(names), 4, squeeze=False)
+    figure, panels = sheet(14, 3.6 * len(names), len(names), 4, squeeze=False)
     for row, name in zip(panels, names, strict=True):
         mine = [run for run in runs if run.name == name]
         widths = sorted({run.width for run in mine})

@@ -1,4 +1,4 @@
-"""A run of a deep network of Du et al. by plain gradient descent, with the quantities of Lemmas B.1 to B.7 on the way."""
+"""One run of a deep network of Du et al. by plain gradient descent, with the quantities of Lemmas B.1 to B.7 on the way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lightning_conv.theory.papers.du import (
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured at one step k."""
+    """The measurements at one step k."""
 
     step: int
     lambda_min: Criterion  # lambda_min(G^(H)(k)) / lambda_0 against 1/2
@@ -54,7 +54,7 @@ class Probe:
 
 @dataclass
 class DeepRun:
-    """One network, trained."""
+    """One trained network."""
 
     name: str
     width: int
@@ -63,13 +63,13 @@ class DeepRun:
     lambda_0: Bounded
     norms: Criterion  # Lemma B.1
     start: Criterion  # |G^(H)(0) - K^(H)|_2 / lambda_0 against 1/4, Lemma B.2
-    radius: float  # R' of Lemma B.5; NaN for the ResNet, whose constants are others
+    radius: float  # R' of Lemma B.5; NaN for the ResNet, which has other constants
     losses: list[float] = field(default_factory=list)  # |r(k)|^2 / 2 at k = 0, 1, ...
     probes: list[Probe] = field(default_factory=list)
 
     @property
     def contraction(self) -> Criterion:
-        """The theorem's rate against every step."""
+        """The theorem's rate, judged at every step."""
         return contraction_criterion(self.losses, self.eta, self.lambda_0)
 
     @property
@@ -105,18 +105,18 @@ def train(
     rate: float = 1.0,
     report: Report = silent,
 ) -> DeepRun:
-    """Gradient descent on S = 1/2 sum (u - y)^2 over all layers, the output a included, as the theorems have it.
+    """Run gradient descent on S = 1/2 sum (u - y)^2 over all layers, the output layer a included, as in the theorems.
 
     Args:
-        network: at its start; trained in place.
+        network: initialised; it is trained in place.
         x: (n, d), of norm 1.
         y: (n,), -1 and 1.
         limit: K^(H) on x.
-        seed: that the network is of, to be told.
-        steps: of gradient descent.
-        probes: steps that are measured, evenly on a logarithmic axis.
+        seed: of the network, for the report.
+        steps: steps of gradient descent.
+        probes: number of steps that are measured, evenly spaced on a logarithmic axis.
         rate: eta lambda_max(G(0)), G over all layers.
-        report: told the share of the steps.
+        report: called with the share of the steps that is done.
     """
     initial = copy.deepcopy(network.state_dict())
     lambda_0, gram = limit.lambda_0, last_hidden_gram(network, x)
@@ -147,7 +147,7 @@ def train(
 
 @torch.no_grad()
 def descend(network: DuFC | DuResNet, gradients: tuple[Tensor, ...], eta: float) -> None:
-    """One step of plain gradient descent."""
+    """Take one step of plain gradient descent."""
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.sub_(gradient, alpha=eta)
 
@@ -180,7 +180,7 @@ def _probe(
 
 
 def movement_verdict(run: DeepRun) -> Criterion | None:
-    """Whether no layer moved farther than R' at any probe (Lemma B.5); None where there is no R'."""
+    """Judge whether no layer moved farther than R' at any probe (Lemma B.5); None where there is no R'."""
     if math.isnan(run.radius):
         return None
     farthest = max(probe.movement for probe in run.probes)

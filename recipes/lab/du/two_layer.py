@@ -1,10 +1,11 @@
-"""`lab du2layer`: Du, Zhai, Poczos, Singh 2019 on real data: the kernel's limit, and the rate along a whole run."""
+"""Du, Zhai, Poczos, Singh 2019 on real data: the limit of the kernel of two layers, and the rate along a whole run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ from lightning_conv.theory.papers.du import contraction_criterion, last_hidden_g
 
 SOURCE = "Du, Zhai, Poczos, Singh 2019 (1810.02054)"
 MEASURED = 100
-"""How often the kernel is measured along a run."""
+"""Number of measurements of the kernel along a run."""
+
+
+SMALL: dict[str, Any] = {"n": 10, "widths": (128, 512, 2048), "draws": 8, "steps": 40}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -37,21 +42,21 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """The two-layer ReLU network, full-batch gradient descent on S = 1/2 sum (u - y)^2, at several widths.
+    """Train the two-layer ReLU network by full-batch gradient descent on S = 1/2 sum (u - y)^2, at several widths.
 
     Args:
         n: samples of two classes, scaled to norm 1.
-        widths: m, two or more, ascending.
-        draws: of the initial kernel at each width.
-        steps: of gradient descent.
-        eta: step size on S; by default 1 / lambda_max(H_inf).
+        widths: two or more values of m, ascending.
+        draws: draws of the initial kernel at each width.
+        steps: steps of gradient descent.
+        eta: step size on S; None: 1 / lambda_max(H_inf).
         classes: of the data.
-        source: digits, or mnist that lies on disk.
-        root: folder of mnist.
+        source: of the images.
+        root: folder of MNIST.
         seed: of the data's order and the weights.
 
     Raises:
-        ValueError: fewer than two widths or draws, or no steps.
+        ValueError: there are fewer than two widths or draws, the widths do not ascend, or there is no step.
     """
     if len(widths) < 2 or list(widths) != sorted(set(widths)):
         raise ValueError(f"widths: {list(widths)}; need two or more, ascending")
@@ -76,7 +81,7 @@ def run(
     rows = [_row(track, gaps[track.width], eta, lambda_0, n) for track in tracks]
     predicted = predicted_residuals(limit, tracks[-1].outputs - data.targets, eta, range(len(tracks[-1].residuals)))
     return Report(
-        name="du2layer",
+        name="du_two_layer",
         title="Two layers: the kernel tends to its limit, and the error shrinks at the theorem's rate",
         setting=_setting(n, classes, source, eta, lambda_0, lambda_max, steps, draws),
         checks=_checks(rows, tracks[-1], slope, slope_error, lambda_0, eta, predicted),
@@ -100,7 +105,7 @@ def run(
 
 
 def _gaps(x: Tensor, limit: Tensor, width: int, draws: int, seed: int) -> list[float]:
-    """|H(0) - H_inf|_2 of several draws."""
+    """Return |H(0) - H_inf|_2 of several draws."""
     return [
         float(
             torch.linalg.eigvalsh(last_hidden_gram(DuTwoLayer(x.shape[1], width, seed=seed + k), x) - limit).abs().max()
@@ -110,7 +115,7 @@ def _gaps(x: Tensor, limit: Tensor, width: int, draws: int, seed: int) -> list[f
 
 
 def fit_slope(gaps: dict[int, list[float]]) -> tuple[float, float]:
-    """Exponent of gap ~ m^slope by least squares of the logarithms over all draws, and its standard error."""
+    """Fit the exponent of gap ~ m^slope by least squares of the logarithms over all draws, and its standard error."""
     points = [(math.log(m), math.log(gap)) for m, values in gaps.items() for gap in values]
     x, y = torch.tensor(points, dtype=torch.float64).T
     x = x - x.mean()
@@ -222,7 +227,7 @@ def _setting(
         f"u = (1/sqrt m) sum_r a_r relu(w_r . x), a_r = -1 or 1 and not trained, w_r ~ N(0, I); {n} samples of {source}, classes "
         f"{classes[0]} (y = -1) and {classes[1]} (y = 1), scaled to norm 1; gradient descent on S = 1/2 sum (u - y)^2 in float64, "
         f"{steps:,} steps of eta = {eta:.4g}. H_inf has lambda_0 = {lambda_0.value:.6g} (proven within "
-        f"{lambda_0.upper - lambda_0.value:.1g}) and lambda_max = {lambda_max:.4g}. The kernel at the start is from {draws} draws a "
+        f"{lambda_0.upper - lambda_0.value:.1g}) and lambda_max = {lambda_max:.4g}. The kernel at the start is from {draws} draws per "
         "width, training from one. The theorem's own widths (n^6 / lambda_0^4 and constants) and step sizes (lambda_0 / n^2) are far "
         "away: what is checked is its mechanism."
     )

@@ -1,4 +1,4 @@
-"""The figure of the two-layer experiment."""
+"""The figure of `lightning-conv lab du_two_layer`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.recipes.lab.du.two_layer_run import Track
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
+from lightning_conv.recipes.lab.panel import dress, sheet
 
 
 def draw(
@@ -24,15 +23,12 @@ def draw(
     eta: float,
     predicted: Tensor,
 ) -> Figure:
-    """Distance to the limit; the error and its bound; lambda_min along training; movement against the width."""
-    figure = new_figure()
-    figure.set_size_inches(11, 8)
-    figure.subplots_adjust(left=0.075, right=0.93, bottom=0.07, top=0.955, hspace=0.28, wspace=0.24)
-    panels = figure.subplots(2, 2).flat
-    _limit(panels[0], gaps, slope, lambda_0)
-    _error(panels[1], tracks[-1], lambda_0, eta, predicted)
-    _smallest(panels[2], tracks, lambda_0)
-    _movement(panels[3], tracks)
+    """Draw the distance to the limit, the error and its bound, lambda_min along training, and the movement by width."""
+    figure, panels = sheet(11, 8, 2, 2)
+    _limit(panels[0, 0], gaps, slope, lambda_0)
+    _error(panels[0, 1], tracks[-1], lambda_0, eta, predicted)
+    _smallest(panels[1, 0], tracks, lambda_0)
+    _movement(panels[1, 1], tracks)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""A run of the two-layer network by exact gradient descent, with everything that Du et al. and Arora et al. say about it on the way."""
+"""One run of the two-layer network by exact gradient descent, with the quantities of Du et al. and Arora et al. on the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_conv.theory.papers.du import TwoLayerDescent
 
 @dataclass
 class Track:
-    """What was measured: at every step, and at every ``every``-th."""
+    """The measurements at every step, and at every ``every``-th."""
 
     width: int
     residuals: list[float] = field(default_factory=list)  # |u(k) - y| at k = 0, 1, ...
@@ -40,17 +40,17 @@ def train(
     stop_below: float = 0.0,
     report: Report = silent,
 ) -> Track:
-    """Gradient descent on S = 1/2 sum (u - y)^2.
+    """Run gradient descent on S = 1/2 sum (u - y)^2.
 
     Args:
-        network: at its start.
+        network: initialised.
         x: (n, d).
         y: (n,), -1 and 1.
-        eta: on S.
-        steps: at most.
-        every: measure the kernel at each so many steps, and at the last; 0: never.
-        stop_below: end where |u - y| / |y| is below this.
-        report: told the share of the steps.
+        eta: step size on S.
+        steps: largest number of steps.
+        every: number of steps between two measurements of the kernel; the last step is measured too; 0: never.
+        stop_below: value of |u - y| / |y| at which the run ends.
+        report: called with the share of the steps that is done.
     """
     run, track = TwoLayerDescent(network, x, y), Track(network.width)
     track.outputs = run.outputs.clone()

@@ -1,22 +1,20 @@
-"""Frei et al. 2023 and Kou, Chen & Gu 2023: nearly orthogonal data give a network of low rank, after a single step."""
+"""Frei et al. 2023; Kou, Chen & Gu 2023: nearly orthogonal data give a network of low rank after a single step."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.frei.findings import checks_of, data_row, draw, plain, row
+from lightning_conv.recipes.lab.frei.figure import draw
+from lightning_conv.recipes.lab.frei.findings import DataSet, Run, checks_of, data_row, plain, row
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import LeakyTwoLayer
 from lightning_conv.theory.papers.frei import (
-    Margins,
-    NearOrthogonality,
     linear_agreement,
     margins,
     near_orthogonality,
@@ -25,44 +23,8 @@ from lightning_conv.theory.papers.frei import (
 )
 from lightning_conv.theory.tools.matrix_norms import numerical_rank, stable_rank
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """Training and test inputs after one map, rows of norm 1 in training."""
-
-    name: str
-    train: Tensor
-    test: Tensor
-    orthogonality: NearOrthogonality
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network on one data set."""
-
-    data: DataSet
-    slope: float
-    steps: list[int]
-    stable_ranks: list[float]
-    spreads: list[float]  # smallest over largest margin
-    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
-    bounds: list[float]  # of it, by ``stable_rank_bound``
-    settled: int | None  # step from which on ``patterns_settle`` holds to the end; None: never certain
-    third: float  # third over first singular value of what moved since then; NaN: never certain
-    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
-    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
-    margins: Margins  # at the end, over |W|_F
-    linear: float  # share of the test samples on which sign f = sign of the linear part
-
-    @property
-    def criterion(self) -> Criterion:
-        """Whether the data satisfy the condition: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
-        return self.data.orthogonality.criteria(self.slope)[-1]
-
-    @property
-    def covered(self) -> bool:
-        """Whether the hypothesis about the data holds."""
-        return self.criterion.verdict == "certified"
+SMALL: dict[str, Any] = {"n": 6, "test": 6, "width": 16, "steps": 40, "features": 200}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -78,17 +40,17 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train LeakyTwoLayer with the logistic loss (1/n) sum ln(1 + exp(-y f)) by plain gradient descent on four versions of the same images.
+    """Train LeakyTwoLayer by gradient descent on the logistic loss (1/n) sum ln(1 + exp(-y f)), on four versions of the same images.
 
     Args:
         n: training samples, half of each of two classes.
         test: further samples, for the decision boundary.
-        width: m.
-        slopes: gamma of the leaky ReLU; 0 is the ReLU.
-        std: of the initial weights. The theorems ask for a small one.
+        width: number m of units.
+        slopes: values of gamma of the leaky ReLU; 0 is the ReLU.
+        std: standard deviation of the initial weights. The theorems ask for a small one.
         eta: step size.
-        steps: of gradient descent.
-        features: random Fourier features, for one of the versions.
+        steps: steps of gradient descent.
+        features: number of random Fourier features, for one of the versions.
         source: of the images.
         root: folder of MNIST.
         seed: of the initialisation and of the features.
@@ -133,7 +95,7 @@ def run(
 
 
 def data_sets(images: Tensor, n: int, features: int, seed: int) -> list[DataSet]:
-    """The four versions; every map is made from the first n images and applied to all."""
+    """Return the four versions; every map is computed from the first n images and applied to all."""
     mean = images[:n].mean(0)
     values, vectors = torch.linalg.eigh(images[:n].T @ images[:n])
     kept = values > 1e-10 * values[-1]
@@ -155,12 +117,13 @@ def data_sets(images: Tensor, n: int, features: int, seed: int) -> list[DataSet]
 
 
 def _stable_rank(matrix: Tensor) -> float:
-    """By all singular values: beside a bound that is nearly attained, an estimate of |A|_2 from below will not do."""
+    """Return |A|_F^2 / |A|_2^2 from all singular values: an estimate of |A|_2 from below is too coarse beside a bound that is nearly attained."""
     squares = torch.linalg.svdvals(matrix).square()
     return float(squares.sum() / squares[0])
 
 
 def _train(net: LeakyTwoLayer, data: DataSet, y: Tensor, eta: float, steps: int) -> Run:
+    """Train one network on one data set, and measure it on the way."""
     x = data.train
     probes = {0, 1, 2, steps} | {round(steps ** (k / 24)) for k in range(25)}
     looked = {0: 0, 1: 0, steps: 0}

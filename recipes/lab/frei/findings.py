@@ -1,25 +1,23 @@
-"""What `lab frei` concludes from its runs: checks, rows of the tables and the figure."""
+"""The conclusions of `lightning-conv lab frei` from its runs: checks and rows of the tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_conv.recipes.lab.report import Check
-from lightning_conv.theory.papers.frei import FREI, KOU
-
-if TYPE_CHECKING:
-    from lightning_conv.recipes.lab.frei.experiment import DataSet, Run
+from lightning_conv.theory.criterion import Criterion
+from lightning_conv.theory.papers.frei import FREI, KOU, Margins, NearOrthogonality
 
 
 def checks_of(runs: Sequence[Run]) -> list[Check]:
-    """What holds by proof at every step, and what the theorems say of the limit.
+    """Check what is proven to hold at every step, and what the theorems say about the limit.
 
     Args:
-        runs: of all data sets and slopes.
+        runs: the runs of all data sets and slopes.
     """
     covered, others = [r for r in runs if r.covered], [r for r in runs if not r.covered]
     leaky = [r for r in covered if r.slope > 0]
@@ -63,7 +61,7 @@ def checks_of(runs: Sequence[Run]) -> list[Check]:
 
 
 def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
-    """One data set: kappa and the verdicts on the conditions."""
+    """Return the row of one data set: kappa and the verdicts on the conditions."""
     found = data.orthogonality
     row: dict[str, object] = {"data": data.name, "dimension": data.train.shape[1], "kappa": found.kappa.value}
     for slope in slopes:
@@ -74,7 +72,7 @@ def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
 
 
 def row(r: Run) -> dict[str, object]:
-    """One run."""
+    """Return the row of one run."""
     at_one = r.steps.index(1)
     return {
         "data": r.data.name,
@@ -93,29 +91,45 @@ def row(r: Run) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
-    """Its numbers for the JSON."""
+    """Return a run as numbers for the JSON."""
     return {"data": r.data.name, "slope": r.slope, "steps": r.steps, "stable_rank": r.stable_ranks, "spread": r.spreads,
             "movement": r.movement, "bound": r.bounds}  # fmt: skip
 
 
-def draw(runs: Sequence[Run]) -> Figure:
-    """Stable ranks and margins along the runs, a row a slope."""
-    slopes = sorted({r.slope for r in runs}, reverse=True)
-    figure = Figure(figsize=(10.5, 3.6 * len(slopes)), layout="constrained")
-    panels = figure.subplots(len(slopes), 2, squeeze=False)
-    names = list(dict.fromkeys(r.data.name for r in runs))
-    for row, slope in zip(panels, slopes, strict=True):
-        for r in (r for r in runs if r.slope == slope):
-            style = {"color": f"C{names.index(r.data.name)}", "linestyle": "-" if r.covered else "--", "linewidth": 1.4}
-            steps = [max(step, 0.5) for step in r.steps]
-            row[0].plot(steps, r.stable_ranks, label=r.data.name + ("" if r.covered else " (not applicable)"), **style)
-            row[1].plot(steps, r.spreads, **style)
-        kind = f"leaky ReLU, gamma = {slope:g}" if slope else "ReLU"
-        row[0].set(xscale="log", yscale="log", ylabel=r"stable rank $|W|_F^2 / |W|_2^2$", title=kind)
-        row[1].set(xscale="log", ylim=(-0.05, 1.05), ylabel="smallest / largest margin", title=kind)
-        row[0].legend(frameon=False, fontsize=8)
-        for axes in row:
-            axes.set_xlabel("step (0.5 stands for the start)")
-            axes.grid(visible=True, alpha=0.3)
-            axes.title.set_fontsize(10)
-    return figure
+@dataclass(frozen=True)
+class DataSet:
+    """Training and test inputs after one map; the rows of the training inputs have norm 1."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    orthogonality: NearOrthogonality
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network trained on one data set."""
+
+    data: DataSet
+    slope: float
+    steps: list[int]
+    stable_ranks: list[float]
+    spreads: list[float]  # smallest over largest margin
+    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
+    bounds: list[float]  # of the movement, by ``stable_rank_bound``
+    settled: int | None  # step from which on ``patterns_settle`` is true; None: never certain
+    third: float  # third over first singular value of the movement since then; NaN: never certain
+    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
+    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
+    margins: Margins  # at the end, over |W|_F
+    linear: float  # share of the test samples on which sign f = sign of the linear part
+
+    @property
+    def criterion(self) -> Criterion:
+        """The condition on the data: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
+        return self.data.orthogonality.criteria(self.slope)[-1]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the data satisfy the hypothesis."""
+        return self.criterion.verdict == "certified"

@@ -1,56 +1,22 @@
-"""The descents of the Kawaguchi-Sun experiment as curves and as a figure."""
+"""The figure of `lightning-conv lab kawaguchi_sun`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from lightning_conv.last_layer import Comparator, HeadCurvature, gradient_descent_bound, linear_bound
+from lightning_conv.recipes.lab.kawaguchi_sun.findings import HeadDescent, curve
 from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import PhaseOne
-from lightning_conv.recipes.lab.panel import dress
-from lightning_conv.reporting.plots import new_figure
-from lightning_conv.theory.criterion import Criterion
+from lightning_conv.recipes.lab.panel import dress, sheet
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts
 
 
-@dataclass(frozen=True)
-class HeadDescent:
-    """Gradient descent of one head."""
-
-    name: str
-    gaps: Tensor  # L(w_t) - inf L, (T + 1,)
-    family: list[Comparator]
-    curvature: HeadCurvature
-    mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
-    floor: float  # squared loss: what the head cannot go below
-    criteria: list[Criterion]
-
-
-def _shown(each: HeadDescent) -> list[int]:
-    last = len(each.gaps) - 1
-    return sorted({round((last + 1) ** (k / 99)) - 1 for k in range(100)})
-
-
-def curve(each: HeadDescent) -> dict[str, Any]:
-    """Losses and bounds at a hundred steps, evenly spread on a logarithmic scale."""
-    steps = _shown(each)
-    bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
-    linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
-    return {"step": steps, "loss": each.gaps[steps].tolist(), "bound": bounds, "linear bound": linear}
-
-
 def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:
-    """Ranks over phase 1 and the switch; losses of phase 2 against their bounds, and the singular values behind them."""
-    figure = new_figure()
-    figure.set_size_inches(11, 8.2)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.955, wspace=0.2, hspace=0.28)
-    (ranks, smallest), (left, right) = figure.subplots(2, 2)
+    """Draw the ranks in phase 1 and at the switch, and the losses of phase 2 with their bounds and the singular values behind them."""
+    figure, ((ranks, smallest), (left, right)) = sheet(11, 8.2, 2, 2)
     _ranks(ranks, started)
     _smallest(smallest, started["wide"])
     for each, colour in zip(runs, ("tab:blue", "tab:green", "tab:red"), strict=True):

@@ -1,4 +1,4 @@
-"""Phase 1 of Kawaguchi and Sun's algorithm and its switch: everything is trained, and what [h, 1] is like is looked at on the way."""
+"""Phase 1 of Kawaguchi and Sun's algorithm and its switch: everything is trained, and [h, 1] is measured on the way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.networks.perturbation import perturb
+from lightning_conv.recipes.lab.report import log_spaced
 from lightning_conv.recipes.models import wide_fc
 from lightning_conv.reporting.progress import Report, silent
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts, expressivity_facts
@@ -20,7 +21,7 @@ LOOKS = 24
 
 @dataclass(frozen=True)
 class Look:
-    """[h, 1] of all samples, and the loss, after so many steps of phase 1."""
+    """The facts about [h, 1] of all samples, and the loss, after some steps of phase 1."""
 
     step: int
     loss: float
@@ -29,7 +30,7 @@ class Look:
 
 @dataclass(frozen=True)
 class PhaseOne:
-    """A network that was trained, and then perturbed: the trunk is frozen from here on."""
+    """A network that was trained and then perturbed; its trunk is frozen from then on."""
 
     network: nn.Sequential
     looks: list[Look]  # at the start, ..., at tau
@@ -48,7 +49,7 @@ class PhaseOne:
         return torch.cat([layer.weight.detach().T, layer.bias.detach()[None]])
 
     def curve(self) -> dict[str, Any]:
-        """What was seen, by step; the last entry is after the noise, at the same step."""
+        """Return the measurements by step; the last entry is after the noise, at the same step."""
         seen = [*self.looks, self.after]
         return {
             "step": [look.step for look in seen], "loss": [look.loss for look in seen],
@@ -74,12 +75,12 @@ def phase_one(
     Args:
         inputs: (n, pixels), float64.
         labels: classes 0..9.
-        width: m_H.
+        width: number m_H of units.
         beta: sharpness of the softplus.
         steps: tau, steps of mini-batches.
-        noise: relative to each tensor's root mean square.
-        seed: of weights, batches and noise; the global random numbers stay.
-        report: told the share that is done.
+        noise: size of the noise, relative to the root mean square of each tensor.
+        seed: of weights, batches and noise; the global generator is not touched.
+        report: called with the share that is done.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,7 +93,7 @@ def phase_one(
         with torch.no_grad():
             return Look(step, float(loss_fn(network(inputs), labels)), expressivity_facts(trunk(inputs)))
 
-    wanted = sorted({round((steps + 1) ** (k / (LOOKS - 1))) - 1 for k in range(LOOKS)})
+    wanted = log_spaced(steps, LOOKS)
     looks, batches = [look(0)], _batches(len(labels), generator)
     for step in range(1, steps + 1):
         rows = batches()
@@ -108,7 +109,7 @@ def phase_one(
 
 
 def _batches(samples: int, generator: torch.Generator) -> Callable[[], Tensor]:
-    """The next batch of an order that is drawn anew every epoch."""
+    """Return a function that gives the next batch of an order that is drawn anew every epoch."""
     waiting: list[Tensor] = []
 
     def draw() -> Tensor:

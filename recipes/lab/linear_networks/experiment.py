@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_conv.recipes.data import DigitsDataModule
 from lightning_conv.recipes.lab.linear_networks.figure import draw
-from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.recipes.lab.linear_networks.findings import Drift, Path, checks_of, drift_row, plain, row
+from lightning_conv.recipes.lab.report import Report
 from lightning_conv.theory.networks import LinearNetwork
 from lightning_conv.theory.papers.linear_networks import (
-    SOURCE,
     balancedness,
     balancedness_step,
     drift_bound,
@@ -23,32 +22,14 @@ from lightning_conv.theory.papers.linear_networks import (
     mode_strength,
     stays_balanced,
 )
-from lightning_conv.theory.tools.matrix_norms import effective_rank, numerical_rank
-from lightning_conv.theory.tools.power_law import PowerLaw, power_law
+from lightning_conv.theory.tools.matrix_norms import effective_rank
+from lightning_conv.theory.tools.power_law import power_law
 
 Gradients = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-@dataclass(frozen=True)
-class Drift:
-    """Balancedness over one run of fixed length in time."""
-
-    eta: float
-    steps: int
-    moved: float  # max_l |D_l(T) - D_l(0)|_2
-    bound: float
-    identity: float  # |D(T) - D(0) - sum of the steps' own changes| over |D(0)|
-
-
-@dataclass(frozen=True)
-class Path:
-    """The product of one network over training."""
-
-    depth: int
-    time: list[float]
-    loss: list[float]
-    values: list[Tensor]  # singular values of the product
-    rank: list[float]  # effective
+SMALL: dict[str, Any] = {"samples": 200, "width": 12, "duration": 2.0, "etas": (0.2, 0.1), "rank_steps": 100}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -65,18 +46,18 @@ def run(
     """Regress the ten one-hot labels of digits on whitened pixels with a product of matrices.
 
     Args:
-        samples: images.
-        width: of the hidden layers.
-        depth: L of the network whose balancedness is followed.
+        samples: number of images.
+        width: units per hidden layer.
+        depth: number L of layers of the network whose balancedness is followed.
         duration: T, the time (steps times eta) of every run for the balancedness.
         etas: step sizes, the largest first.
         small: size of the singular values of the product at the start, for the rank.
-        depths: L of the networks whose rank is followed.
-        rank_steps: at most, of those.
+        depths: values of L of the networks whose rank is followed.
+        rank_steps: largest number of steps of these networks.
         seed: of the initialisations.
 
     Raises:
-        ValueError: depth is below 2, or fewer than two step sizes.
+        ValueError: the depth is below 2, or there are fewer than two step sizes.
     """
     if depth < 2 or len(etas) < 2 or min(depths) < 1:
         raise ValueError(
@@ -95,21 +76,21 @@ def run(
         f"size. Rank: balanced random start, singular values of the product {small:g}."
     )
     return Report(
-        name="linear-networks",
+        name="linear_networks",
         title="Linear networks: balancedness is conserved, rank grows step by step",
         setting=setting,
-        checks=_checks(drifts, law, paths, off),
+        checks=checks_of(drifts, law, paths, off),
         tables={
-            f"Balancedness at time {duration:g}": [_drift_row(d) for d in drifts],
-            "Rank of the product": [_row(path) for path in paths],
+            f"Balancedness at time {duration:g}": [drift_row(d) for d in drifts],
+            "Rank of the product": [row(path) for path in paths],
         },
         figure=draw(drifts, law, paths, modes, exact),
-        data={"singular_values_of_M": torch.linalg.svdvals(target), "paths": [_plain(p) for p in paths]},
+        data={"singular_values_of_M": torch.linalg.svdvals(target), "paths": [plain(p) for p in paths]},
     )
 
 
 def _target(samples: int, seed: int) -> Tensor:
-    """M = Y^T X / n for whitened inputs: what the product is drawn to."""
+    """Return M = Y^T X / n for whitened inputs, the matrix that the product is fitted to."""
     data = DigitsDataModule(seed=seed)
     data.setup()
     images, labels = data.splits.train.tensors
@@ -123,7 +104,7 @@ def _target(samples: int, seed: int) -> Tensor:
 
 
 def gradients_for(target: Tensor) -> Gradients:
-    """dL/dW_l of L = (1/2)|W_L...W_1 - M|_F^2: A^T (P - M) B^T with P = A W_l B."""
+    """Return the function that computes dL/dW_l of L = (1/2)|W_L...W_1 - M|_F^2: A^T (P - M) B^T with P = A W_l B."""
 
     def gradients(weights: Sequence[Tensor]) -> list[Tensor]:
         before = [torch.eye(weights[0].shape[1], dtype=target.dtype)]
@@ -139,6 +120,7 @@ def gradients_for(target: Tensor) -> Gradients:
 
 
 def _drift(target: Tensor, width: int, depth: int, duration: float, eta: float, seed: int) -> Drift:
+    """Measure the change of the balancedness over one run of a fixed time."""
     sizes = [target.shape[1], *[width] * (depth - 1), target.shape[0]]
     weights = [w.clone() for w in LinearNetwork(sizes, std=0.5 / math.sqrt(width), seed=seed).weights]
     gradients = gradients_for(target)
@@ -156,6 +138,7 @@ def _drift(target: Tensor, width: int, depth: int, duration: float, eta: float, 
 
 
 def _path(target: Tensor, width: int, depth: int, small: float, most: int, seed: int) -> Path:
+    """Follow the rank of the product of one network in training."""
     sizes = [target.shape[1], *[width] * (depth - 1), target.shape[0]]
     net = LinearNetwork(sizes, std=small ** (1 / depth), balanced=True, seed=seed)
     weights, gradients = [w.clone() for w in net.weights], gradients_for(target)
@@ -179,7 +162,7 @@ def _path(target: Tensor, width: int, depth: int, small: float, most: int, seed:
 
 
 def _modes(target: Tensor, small: float, eta: float = 0.01) -> tuple[Tensor, Tensor, float]:
-    """Singular values of a two-layer product started aligned with M, measured and in closed form, and their largest difference over s."""
+    """Return the modes of a two-layer product aligned with M, measured and in closed form, and their largest difference over s."""
     left, strength, right = torch.linalg.svd(target, full_matrices=False)
     k = int((strength > 1e-6 * strength[0]).sum())
     weights = [math.sqrt(small) * right[:k], math.sqrt(small) * left[:, :k]]
@@ -197,62 +180,3 @@ def _modes(target: Tensor, small: float, eta: float = 0.01) -> tuple[Tensor, Ten
     exact = torch.stack([mode_strength(time, small, float(s)) for s in strength[:k]], 1)
     off = float(((found - exact).abs() / strength[:k]).max())
     return torch.cat([time[:, None], found], 1), exact, off
-
-
-def _checks(drifts: Sequence[Drift], law: PowerLaw, paths: Sequence[Path], off: float) -> list[Check]:
-    half = {p.depth: _at_half(p) for p in paths}
-    falls = all(a > b for a, b in pairwise(half[d] for d in sorted(half)))
-    return [
-        Check("a step changes D_l by exactly eta^2 (G_(l+1)^T G_(l+1) - G_l G_l^T)", "derived: first order cancels",
-              all(d.identity < 1e-11 for d in drifts), f"over whole runs, off by {max(d.identity for d in drifts):.1e} of |D(0)|_F"),
-        Check("max_l |D_l(T) - D_l(0)|_2 <= sum eta^2 max |G_l|_F^2", SOURCE, all(d.moved <= d.bound for d in drifts),
-              "; ".join(f"eta {d.eta:g}: {d.moved:.3g} <= {d.bound:.3g}" for d in drifts)),
-        Check("the drift at a fixed time falls as eta: exponent 1 (gradient flow conserves D)", SOURCE, abs(law.exponent - 1) < 0.15,
-              f"exponent {law.exponent:.3f} +- {law.error:.3f}", must=False),
-        Check("modes of two layers grow as s / (1 + (s/a_0 - 1) e^(-2 s t)), to 2 % of s", "Saxe, McClelland, Ganguli 2014", off < 0.02,
-              f"largest difference {off:.4f} s, with eta = 0.01 in place of the flow"),
-        Check("the deeper, the lower the rank of the product at half of the loss", "observed; Arora, Cohen, Hu, Luo 2019",
-              falls, "effective rank: " + ", ".join(f"L = {d}: {r:.2f}" for d, r in half.items()), must=False),
-    ]  # fmt: skip
-
-
-def _at_half(path: Path) -> float:
-    return next(
-        rank
-        for rank, loss in zip(path.rank, path.loss, strict=True)
-        if loss <= path.loss[0] / 2 or loss == path.loss[-1]
-    )
-
-
-def _row(path: Path) -> dict[str, object]:
-    at = [
-        next(k for k, loss in enumerate(path.loss) if loss <= share * path.loss[0] or k == len(path.loss) - 1)
-        for share in (0.75, 0.5, 0.25)
-    ]
-    ranks = {
-        f"effective rank at {share} of the loss": path.rank[k]
-        for share, k in zip(("3/4", "1/2", "1/4"), at, strict=True)
-    }
-    final = torch.diag(path.values[-1])
-    return {
-        "L": path.depth,
-        **ranks,
-        "at the end": path.rank[-1],
-        "rank at the end (1e-3)": numerical_rank(final),
-        "loss at the end / start": path.loss[-1] / path.loss[0],
-    }
-
-
-def _drift_row(d: Drift) -> dict[str, object]:
-    return {
-        "eta": d.eta,
-        "steps": d.steps,
-        "max |D(T) - D(0)|": d.moved,
-        "bound": d.bound,
-        "moved / eta": d.moved / d.eta,
-        "identity off by": d.identity,
-    }
-
-
-def _plain(path: Path) -> dict[str, object]:
-    return {"depth": path.depth, "time": path.time, "rank": path.rank, "loss": path.loss}

@@ -1,33 +1,22 @@
-"""Linear regions of ReLU networks of one variable: counted exactly, before and after training, and the most that is possible."""
+"""Linear regions of ReLU networks of one variable: counted exactly, before and after training, and compared with the bound."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.recipes.lab.linear_regions.figure import draw
+from lightning_conv.recipes.lab.linear_regions.findings import Run, checks_of, folded_row, plain, row
+from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.papers.linear_regions import LinearRegions, linear_regions, most_regions, typical_regions
+from lightning_conv.theory.papers.linear_regions import LinearRegions, linear_regions
 
-SOURCE = "Montufar et al. 2014; Serra et al. 2018"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network, trained."""
-
-    widths: tuple[int, ...]
-    seed: int
-    start: LinearRegions
-    end: LinearRegions
-    loss: float
-    off: float  # largest difference between the network and the line through its kinks, over the size of the values
-    curve: Tensor | None = None  # (points, 2), of the first seed
+SMALL: dict[str, Any] = {"width": 5, "depths": (1, 2), "seeds": 2, "steps": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -41,12 +30,12 @@ def run(
     """Fit sin(6 pi x) on [0, 1] with ReLU networks of one input, by Adam on all points, and count their pieces exactly.
 
     Args:
-        width: of every hidden layer.
+        width: units per hidden layer.
         depths: numbers of hidden layers.
-        seeds: initialisations (torch's default: uniform weights and biases).
-        points: of the target.
-        steps: of Adam.
-        lr: its rate.
+        seeds: number of initialisations (torch's default: uniform weights and biases).
+        points: number of points of the target.
+        steps: steps of Adam.
+        lr: learning rate of Adam.
 
     Raises:
         ValueError: a setting is not positive.
@@ -64,28 +53,28 @@ def run(
             report((k + 1) / len(depths) / seeds)
     folded = {depth: linear_regions(sawtooth(depth)) for depth in (1, 2, 3, 4, 5, 6)}
     setting = (
-        f"Networks of one input with {width} units a hidden layer, fitted to sin(6 pi x) at {points} points of "
-        f"[0, 1] by Adam ({steps} steps, rate {lr:g}); {seeds} initialisations a depth. Every breakpoint on the "
+        f"Networks of one input with {width} units per hidden layer, fitted to sin(6 pi x) at {points} points of "
+        f"[0, 1] by Adam ({steps} steps, rate {lr:g}); {seeds} initialisations per depth. Every breakpoint on the "
         "whole line is found in rational arithmetic: the weights are rational numbers, so are the breakpoints, "
         "and every count is exact. Beside them the folding network (width 2, x -> |2x - 1| repeated), whose "
         "pieces double with each layer."
     )
     return Report(
-        name="linear-regions",
+        name="linear_regions",
         title="Linear regions of a network of one variable: far fewer than possible",
         setting=setting,
-        checks=_checks(runs, folded, width),
+        checks=checks_of(runs, folded, width),
         tables={
-            "By depth, means over the initialisations": [_row(runs, depth) for depth in depths],
-            "The folding network": [_folded_row(depth, found) for depth, found in folded.items()],
+            "By depth, means over the initialisations": [row(runs, depth) for depth in depths],
+            "The folding network": [folded_row(depth, found) for depth, found in folded.items()],
         },
-        figure=_draw(runs, folded, x, y),
-        data={"runs": [_plain(r) for r in runs]},
+        figure=draw(runs, folded, x, y),
+        data={"runs": [plain(r) for r in runs]},
     )
 
 
 def network(widths: Sequence[int]) -> nn.Sequential:
-    """1 -> widths -> 1 with ReLUs, float64."""
+    """Return a network 1 -> widths -> 1 with ReLUs, in float64."""
     layers: list[nn.Module] = []
     sizes = [1, *widths]
     for before, after in pairwise(sizes):
@@ -95,7 +84,7 @@ def network(widths: Sequence[int]) -> nn.Sequential:
 
 @torch.no_grad()
 def sawtooth(depth: int) -> nn.Sequential:
-    """x -> |2x - 1| applied ``depth`` times, with width 2: |2x - 1| = relu(2x - 1) + relu(1 - 2x); 2^depth pieces.
+    """Return x -> |2x - 1| applied ``depth`` times, with width 2: |2x - 1| = relu(2x - 1) + relu(1 - 2x); 2^depth pieces.
 
     Source: Telgarsky 2016 (with a fold in the place of his tent map).
     """
@@ -113,6 +102,7 @@ def sawtooth(depth: int) -> nn.Sequential:
 
 
 def _train(widths: tuple[int, ...], seed: int, x: Tensor, y: Tensor, steps: int, lr: float) -> Run:
+    """Train one network and count its pieces before and after."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = network(widths)
@@ -131,9 +121,10 @@ def _train(widths: tuple[int, ...], seed: int, x: Tensor, y: Tensor, steps: int,
 
 @torch.no_grad()
 def off_the_line(net: nn.Sequential, found: LinearRegions) -> float:
-    """How far the network leaves the straight line between neighbouring kinks, at three points of each piece, over its largest value there.
+    """Return how far the network leaves the straight line between neighbouring kinks, over its largest value there.
 
-    A missing kink would show. Pieces of a width below 1e-9 are skipped: rounding of the points hides them.
+    Each piece is tested at three points, so that a missing kink would show. Pieces of a width below 1e-9 are skipped: rounding of
+    the points hides them.
     """
     kinks = torch.tensor(found.kinks, dtype=torch.float64)
     if len(kinks) < 2:
@@ -149,94 +140,3 @@ def off_the_line(net: nn.Sequential, found: LinearRegions) -> float:
         line = ends[0] + share * (ends[1] - ends[0])
         worst = max(worst, float(((inside - line).abs() / scale).max()))
     return worst
-
-
-def _checks(runs: Sequence[Run], folded: dict[int, LinearRegions], width: int) -> list[Check]:
-    off = max(r.off for r in runs)
-    most = max(max(r.start.pieces, r.end.pieces) / most_regions(r.widths) for r in runs)
-    ratio = [r.start.activation_regions / typical_regions(r.widths) for r in runs]
-    grown = max(r.end.pieces / typical_regions(r.widths) for r in runs)
-    kogan = "Hanin, Rolnick 2019; Kogan, Jananthan, Kepner 2025 (infinite width)"
-    return [
-        Check("between two neighbouring kinks the network is straight", "the count itself", off < 1e-9, f"off by {off:.1e} of its size"),
-        Check("pieces <= product of (width + 1)", SOURCE, most <= 1, f"at most {most:.3g} of the bound is used"),
-        Check("the folding network has 2^depth pieces", "Telgarsky 2016", all(f.pieces == 2**d for d, f in folded.items()),
-              ", ".join(f"{d}: {f.pieces}" for d, f in folded.items())),
-        Check("at the start about one breakpoint a unit at any depth (to 25 %)", kogan, all(0.75 <= value <= 1.25 for value in ratio),
-              f"regions over (sum of widths + 1): {min(ratio):.2f} to {max(ratio):.2f}", must=False),
-        Check("trained networks have fewer than 3 (sum of widths + 1) pieces", "observed; Hanin, Rolnick 2019", grown < 3,
-              f"at most {grown:.2f} times, at width {width}", must=False),
-    ]  # fmt: skip
-
-
-def _row(runs: Sequence[Run], depth: int) -> dict[str, object]:
-    mine = [r for r in runs if len(r.widths) == depth]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    return {
-        "hidden layers": depth,
-        "units": sum(mine[0].widths),
-        "pieces, start": mean([r.start.pieces for r in mine]),
-        "pieces, end": mean([r.end.pieces for r in mine]),
-        "of them in [0, 1]": mean([r.end.within(0, 1) for r in mine]),
-        "activation regions, end": mean([r.end.activation_regions for r in mine]),
-        "sum of widths + 1": typical_regions(mine[0].widths),
-        "most possible": most_regions(mine[0].widths),
-        "mean squared error": mean([r.loss for r in mine]),
-    }
-
-
-def _folded_row(depth: int, found: LinearRegions) -> dict[str, object]:
-    return {
-        "hidden layers": depth,
-        "pieces": found.pieces,
-        "2^depth": 2**depth,
-        "most possible": most_regions(found.widths),
-    }
-
-
-def _plain(r: Run) -> dict[str, object]:
-    counts = {"start": r.start.pieces, "end": r.end.pieces, "kinks": r.end.kinks}
-    return {"widths": r.widths, "seed": r.seed, **counts, "loss": r.loss}
-
-
-def _draw(runs: Sequence[Run], folded: dict[int, LinearRegions], x: Tensor, y: Tensor) -> Figure:
-    figure = Figure(figsize=(13.5, 4), layout="constrained")
-    fit, by_depth = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    shown = [r for r in runs if r.curve is not None]
-    fit.plot(x[:, 0], y[:, 0], color="0.7", linewidth=4, label="target")
-    for k, r in enumerate(shown):
-        assert r.curve is not None
-        fit.plot(
-            r.curve[:, 0],
-            r.curve[:, 1],
-            color=f"C{k}",
-            linewidth=1.1,
-            label=f"{len(r.widths)} hidden layer" + "s" * (len(r.widths) > 1),
-        )
-        inside = [kink for kink in r.end.kinks if -0.1 < kink < 1.1]
-        fit.plot(inside, [-1.35 - 0.14 * k] * len(inside), "|", color=f"C{k}", markersize=8)
-    fit.set(
-        xlabel="x (ticks below: kinks of each network)", ylabel="f(x)", title="fits and their kinks", ylim=(-1.8, 1.9)
-    )
-    depths = sorted({len(r.widths) for r in runs})
-    for r in runs:
-        shift = 0.08 * (r.seed % 5 - 2)
-        by_depth.plot(len(r.widths) + shift, r.start.pieces, "o", color="C0", markersize=4, mfc="none")
-        by_depth.plot(len(r.widths) + shift, r.end.pieces, "o", color="C1", markersize=4)
-    width = runs[0].widths[0]
-    by_depth.plot(depths, [most_regions([width] * d) for d in depths], "k-", label="most possible")
-    by_depth.plot(depths, [typical_regions([width] * d) for d in depths], "k:", label="sum of widths + 1")
-    by_depth.plot(
-        list(folded), [f.pieces for f in folded.values()], "x--", color="C2", label="folding network, width 2"
-    )
-    by_depth.plot([], [], "o", color="C0", mfc="none", label="start")
-    by_depth.plot([], [], "o", color="C1", label="trained")
-    by_depth.set(yscale="log", xlabel="hidden layers", ylabel="linear pieces", title="pieces by depth")
-    for axes in (fit, by_depth):
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(frameon=False, fontsize=8, ncols=2 if axes is fit else 1)
-        axes.title.set_fontsize(10)
-    return figure

@@ -1,48 +1,33 @@
-"""Oymak and Soltanolkotabi's line between misfit and distance: proven and kept by one network, broken by another."""
+"""Oymak & Soltanolkotabi 2019: the line between misfit and distance, proven and kept by one network, broken by another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_conv.losses.objective import Objective
 from lightning_conv.recipes.lab.chatterjee.cases import SECONDS_A_STEP, tanh_network
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.panel import dress
+from lightning_conv.recipes.lab.oymak.figure import draw
+from lightning_conv.recipes.lab.oymak.findings import Case, constants, curve, proven_checks, row
 from lightning_conv.recipes.lab.report import Check, Report
-from lightning_conv.reporting.plots import new_figure
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.oymak import (
-    CertifiedHypotheses,
     Hypotheses,
-    SampledHypotheses,
     certify_hypotheses,
     judge_hypotheses,
     judge_line,
-    misfits,
     sampled_hypotheses,
 )
-from lightning_conv.theory.tools.descent import Descent, gradient_descent
+from lightning_conv.theory.tools.descent import gradient_descent
 
 SNAPSHOTS = 6
 
 
-@dataclass(frozen=True)
-class Case:
-    """One run of descent on S, and the constants that are claimed for it."""
-
-    name: str
-    path: Descent
-    claimed: Hypotheses
-    seen: SampledHypotheses
-    criteria: list[Criterion]  # of the constants, then of the line
+SMALL: dict[str, Any] = {"n": 4, "width": 128, "output_weight": 60.0, "until": 1e-1, "max_steps": 4000}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -56,20 +41,20 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Prove the theorem's hypotheses for one network and check its line at every step; then a network where it fails.
+    """Prove the theorem's hypotheses for one network and check its line at every step; then run a network for which it fails.
 
     Args:
         n: images, half of each of two classes.
-        width: hidden units, even.
-        output_weight: |a_j|: the larger, the less the Jacobian changes beside its size.
-        until: share of the squared misfit at which the runs stop.
-        max_steps: of each run.
+        width: number of hidden units, even.
+        output_weight: |a_j|; the larger it is, the less the Jacobian changes relative to its size.
+        until: share of the first squared misfit at which the runs stop.
+        max_steps: largest number of steps of each run.
         source: of the images.
         root: folder of MNIST.
         seed: of samples and weights.
 
     Raises:
-        ValueError: an odd width, or output weights for which the hypotheses are not proven.
+        ValueError: the width is odd, or the hypotheses are not proven for the output weights.
     """
     if width % 2:
         raise ValueError(f"width: {width}; need an even number, the units come in pairs")
@@ -78,7 +63,7 @@ def run(
     certified = certify_hypotheses(model, data.inputs, data.targets)
     if not certified.holds:
         raise ValueError(
-            f"output_weight: {output_weight:g}; nothing is proven: {certified.criterion.reason}; take a larger one, or a larger width"
+            f"output_weight: {output_weight:g}; nothing is proven: {certified.criterion.reason}; use a larger one, or a larger width"
         )
     objective = Objective(model, data.inputs, data.targets, _half_sum)
     proven = _case(
@@ -95,10 +80,9 @@ def run(
         for s in (1, 2)
     ]
     checks = [
-        *_proven_checks(certified, proven, until),
+        *proven_checks(certified, proven, until),
         *(
-            Check(f"{case.name}: {each.asks}", each.source, each.verdict == "consistent", each.reason, must=False)
-            for case in failing for each in case.criteria
+            Check.of(each, case.name, must=False) for case in failing for each in case.criteria
         ),
     ]  # fmt: skip
     cases = [proven, *failing]
@@ -112,18 +96,19 @@ def run(
     )
     return Report(
         "oymak", "Oymak and Soltanolkotabi: misfit against distance", setting, checks,
-        {"Runs": [_row(case) for case in cases], "Constants": [_constants(case) for case in cases]},
-        _draw(cases), {"curves": {case.name: _curve(case) for case in cases}},
+        {"Runs": [row(case) for case in cases], "Constants": [constants(case) for case in cases]},
+        draw(cases), {"curves": {case.name: curve(case) for case in cases}},
     )  # fmt: skip
 
 
 def _half_sum(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return S."""
     return (outputs - targets).square().sum() / 2
 
 
 @torch.no_grad()
 def _paired(model: nn.Sequential, output_weight: float) -> nn.Sequential:
-    """Unit j + m/2 is unit j with the other sign: the network is zero, its Jacobian is not."""
+    """Give unit j + m/2 the input weights of unit j and the opposite output weight: the network is zero, its Jacobian is not."""
     first, last = model[0], model[2]
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
@@ -137,7 +122,7 @@ def _paired(model: nn.Sequential, output_weight: float) -> nn.Sequential:
 
 
 def _at_the_start(objective: Objective) -> Hypotheses:
-    """The constants that the first Jacobian has, as if it did not change."""
+    """Return the constants of the first Jacobian, as if it did not change."""
     sizes = torch.linalg.svdvals(objective.jacobian(objective.start))
     with torch.no_grad():
         misfit = float(objective.residual(objective.start).norm())
@@ -147,6 +132,7 @@ def _at_the_start(objective: Objective) -> Hypotheses:
 def _case(
     name: str, objective: Objective, claimed: Hypotheses, step: float, until: float, max_steps: int, seed: int
 ) -> Case:
+    """Descend on S and judge the claimed constants and the line."""
     stored: list[Tensor] = []
 
     def observe(t: int, x: Tensor) -> None:
@@ -160,78 +146,3 @@ def _case(
     radius = min(claimed.radius, 2 * float(path.distances.max())) if claimed.radius > 0 else 1.0
     seen = sampled_hypotheses(objective, radius, points=SNAPSHOTS, path=points, seed=seed)
     return Case(name, path, claimed, seen, [*judge_hypotheses(claimed, seen), *judge_line(path, claimed)])
-
-
-def _proven_checks(certified: CertifiedHypotheses, case: Case, until: float) -> list[Check]:
-    first, share = certified.criterion, float(case.path.losses[-1] / case.path.losses[0])
-    return [
-        Check(first.asks, first.source, certified.holds, f"{first.verdict}: {first.reason}"),
-        *(
-            Check(f"{case.name}: {each.asks}", each.source, each.verdict == "consistent", each.reason)
-            for each in case.criteria
-        ),
-        Check(f"|r|^2 falls to {until:.0e} of its start", first.source, share <= until, f"{share:.3g} after {case.path.taken} steps"),
-    ]  # fmt: skip
-
-
-def _row(case: Case) -> dict[str, Any]:
-    path, r = case.path, misfits(case.path, 1.0)
-    return {
-        "run": case.name, "step on S": float(path.steps[0]), "steps": path.taken, "misfit at the start": float(r[0]),
-        "largest misfit": float(r.max()), "misfit in the end": float(r[-1]), "farthest": float(path.distances.max()),
-        "path length": float(path.lengths[-1]),
-    }  # fmt: skip
-
-
-def _constants(case: Case) -> dict[str, Any]:
-    return {
-        "run": case.name, "alpha": case.claimed.alpha, "least sigma_min(J) seen": case.seen.sigma_min, "beta": case.claimed.beta,
-        "largest sigma_max(J) seen": case.seen.sigma_max, "L": case.claimed.lipschitz, "largest slope of J seen": case.seen.lipschitz,
-        "radius": case.claimed.radius,
-    }  # fmt: skip
-
-
-def _curve(case: Case) -> dict[str, Any]:
-    last, r = case.path.taken, misfits(case.path, 1.0)
-    steps = sorted({round((last + 1) ** (k / 149)) - 1 for k in range(150)})
-    return {
-        "step": steps, "misfit": r[steps].tolist(), "distance": case.path.distances[steps].tolist(),
-        "length": case.path.lengths[steps].tolist(),
-    }  # fmt: skip
-
-
-def _draw(cases: Sequence[Case]) -> Figure:
-    figure = new_figure()
-    figure.set_size_inches(11, 4.4)
-    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.13, top=0.92, wspace=0.2)
-    panels = figure.subplots(1, 2)
-    for axes, chosen, title in zip(
-        panels, (cases[:1], cases[1:]), ("constants proven", "constants of the first Jacobian"), strict=True
-    ):
-        claimed = chosen[0].claimed
-        farthest = max(
-            1.3 * float(case.path.lengths[-1]) if case is cases[0] else 1.3 * float(case.path.distances.max())
-            for case in chosen
-        )
-        reach = np.linspace(0, farthest, 50)
-        axes.plot(
-            reach, claimed.misfit - claimed.alpha * reach / 4, color="black", label="the line: |r_0| - alpha d / 4"
-        )
-        axes.plot(
-            reach,
-            claimed.misfit - claimed.alpha * reach / 2,
-            color="black",
-            linestyle=":",
-            label="halved constants: |r_0| - alpha d / 2",
-        )
-        for case, colour in zip(chosen, ("tab:blue",) if len(chosen) == 1 else ("tab:orange", "tab:red"), strict=True):
-            r = misfits(case.path, 1.0).numpy()
-            axes.plot(case.path.distances.numpy(), r, color=colour, label=f"{case.name}: distance")
-            if len(chosen) == 1:
-                axes.plot(case.path.lengths.numpy(), r, color=colour, linestyle="--", label="path length")
-        axes.set_ylim(0, 1.75 * claimed.misfit)
-        axes.set_xlim(0, farthest)
-        along = "d: distance |theta_k - theta_0|" + (" or path length" if len(chosen) == 1 else "")
-        dress(axes, title, along, "misfit |r_k|")
-        axes.legend(fontsize=8, loc="upper right")
-    return figure

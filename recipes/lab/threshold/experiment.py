@@ -1,46 +1,33 @@
-"""Threshold networks on a few digits: the convex optimum, certified, against straight-through training."""
+"""Ergen et al. 2023: threshold networks on a few digits, the certified convex optimum against straight-through training."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.recipes.lab.data import Source, two_classes
-from lightning_conv.recipes.lab.report import Check, Report
+from lightning_conv.recipes.lab.report import Report
+from lightning_conv.recipes.lab.threshold.figure import draw
+from lightning_conv.recipes.lab.threshold.findings import (
+    StraightThrough,
+    arrangement_checks,
+    optimum_checks,
+    shattered_checks,
+)
 from lightning_conv.theory.papers.threshold import (
-    SOURCE,
-    Arrangement,
-    ThresholdOptimum,
     arrangement_patterns,
-    cell_count,
-    shattered_optimum,
     solve_threshold_network,
 )
 
 SHATTERED = 8
-"""Samples of the shattered case: 2^8 patterns."""
+"""Number of samples of the shattered case, with 2^8 patterns."""
 
 
-@dataclass(frozen=True)
-class StraightThrough:
-    """Runs of one width from several seeds, each at the best objective that it visited."""
-
-    width: int
-    objectives: list[float]
-    sampled: list[float]  # of the convex program on as many random patterns, from the same seeds
-
-    def excess(self, optimum: ThresholdOptimum) -> list[float]:
-        """Relative to the certified lower bound of the optimum."""
-        return [value / optimum.lower - 1 for value in self.objectives]
-
-    def sampled_excess(self, optimum: ThresholdOptimum) -> float:
-        """The median of the convex program on random patterns, likewise."""
-        return statistics.median(self.sampled) / optimum.lower - 1
+SMALL: dict[str, Any] = {"n": 6, "decay": (0.1,), "widths": (4,), "runs": 2, "steps": 30}
+"""Settings with which `run` takes seconds."""
 
 
 def run(
@@ -53,20 +40,20 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Solve the convex program for two principal components of images and train the same problem by straight-through estimates.
+    """Solve the convex program for two principal components of images, and train the same problem by straight-through estimates.
 
     Args:
-        n: images of 3 and 8, half of each.
+        n: images of the digits 3 and 8, half of them of each.
         decay: values of beta.
         widths: hidden units of the straight-through networks.
-        runs: seeds for each width.
-        steps: of Adam.
-        rate: its learning rate.
+        runs: seeds per width.
+        steps: steps of Adam.
+        rate: learning rate of Adam.
         source: of the images.
         root: folder of MNIST.
 
     Raises:
-        ValueError: no run, width or decay.
+        ValueError: there is no run, step, width or decay.
     """
     if min(runs, steps, len(decay), len(widths)) < 1:
         raise ValueError(f"runs, steps, decay, widths: {runs}, {steps}, {decay}, {widths}; need at least one of each")
@@ -98,10 +85,10 @@ def run(
         for beta in decay for each in trained[beta]
     ]  # fmt: skip
     checks = [
-        *_arrangement_checks(arrangement, n),
-        *_optimum_checks(inputs, data.targets, arrangement, optima, trained),
+        *arrangement_checks(arrangement, n),
+        *optimum_checks(inputs, data.targets, arrangement, optima, trained),
     ]
-    checks += _shattered_checks(shattered.targets, shatter, decay)
+    checks += shattered_checks(shattered.targets, shatter, decay)
     setting = (
         f"{n} images of {source} (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; "
         "1/2 |f(X) - y|^2 + beta/2 "
@@ -114,13 +101,13 @@ def run(
     )
     return Report(
         "threshold", "Threshold networks: the convex optimum and straight-through training", setting, checks,
-        {"Objectives": rows}, _figure(plane, data.targets, arrangement, optima, trained),
+        {"Objectives": rows}, draw(plane, data.targets, arrangement, optima, trained),
         {"excess": {f"{beta:g}": {each.width: each.excess(optima[beta]) for each in trained[beta]} for beta in decay}},
     )  # fmt: skip
 
 
 def _principal_components(inputs: Tensor, count: int) -> Tensor:
-    """Coordinates of the centred rows, (n, count), scaled to a largest one of 1."""
+    """Return the coordinates of the centred rows, (n, count), scaled so that the largest is 1."""
     centred = inputs - inputs.mean(0)
     scores = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:count].T
     scaled: Tensor = scores / scores.abs().max()
@@ -130,7 +117,7 @@ def _principal_components(inputs: Tensor, count: int) -> Tensor:
 def _straight_through(
     inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int, steps: int, rate: float
 ) -> list[float]:
-    """The smallest balanced objective that each of ``runs`` networks visits; all of them are trained side by side."""
+    """Return the smallest balanced objective that each of ``runs`` networks visits; all are trained side by side."""
     generator = torch.Generator().manual_seed(width)
 
     def normal(*shape: int) -> Tensor:
@@ -156,7 +143,7 @@ def _straight_through(
 
 
 def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int) -> list[float]:
-    """Optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
+    """Return the optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
     found = []
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)
@@ -164,129 +151,3 @@ def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int
         patterns = torch.unique((inputs @ directions >= 0).double(), dim=1)
         found.append(solve_threshold_network(patterns, targets, beta).objective)
     return found
-
-
-def _arrangement_checks(arrangement: Arrangement, n: int) -> list[Check]:
-    expected = cell_count(n, 3)
-    return [
-        Check(
-            "the patterns are 2 sum_{k < r} C(n - 1, k) for samples in general position", "Cover 1965",
-            arrangement.count == expected or not arrangement.general_position,
-            f"n = {n}, r = 3: {arrangement.count} patterns, formula {expected}, general position: {arrangement.general_position}",
-        ),
-    ]  # fmt: skip
-
-
-def _optimum_checks(
-    inputs: Tensor,
-    targets: Tensor,
-    arrangement: Arrangement,
-    optima: dict[float, ThresholdOptimum],
-    trained: dict[float, list[StraightThrough]],
-) -> list[Check]:
-    gaps = max(optimum.gap / optimum.objective for optimum in optima.values())
-    lowest = min(min(each.excess(optima[beta])) for beta, widths in trained.items() for each in widths)
-    reached = max(
-        abs(_network_loss(inputs, targets, arrangement, optimum, beta) / optimum.objective - 1)
-        for beta, optimum in optima.items()
-    )
-    units = max(optimum.units for optimum in optima.values())
-    return [
-        Check("the LASSO is solved: duality gap below 1e-6 of the optimum", SOURCE, gaps < 1e-6, f"largest {gaps:.1e}"),
-        Check("no straight-through network is below the certified optimum", SOURCE, lowest >= 0, f"closest: {lowest:.2%} above"),
-        Check(
-            "a network built from the solution has the optimum as its weight-decay loss", SOURCE, reached < 1e-9,
-            f"relative difference {reached:.1e}, with directions of norm 1e-8",
-        ),
-        Check("the optimum needs at most n units", SOURCE, units <= len(targets), f"{units} for n = {len(targets)}"),
-        Check(
-            "straight-through training finds the optimum to 1 %", SOURCE, lowest < 0.01, f"best run {lowest:.2%} above", must=False
-        ),
-    ]  # fmt: skip
-
-
-def _network_loss(
-    inputs: Tensor, targets: Tensor, arrangement: Arrangement, optimum: ThresholdOptimum, beta: float
-) -> float:
-    """1/2 |f(X) - y|^2 + beta/2 |theta|^2 of the network itself, evaluated as one."""
-    used = optimum.weights != 0
-    directions = arrangement.directions[:, used]
-    directions = 1e-8 * directions / directions.norm(dim=0).clamp(min=1e-300)
-    root = optimum.weights[used].abs().sqrt()
-    outputs = ((inputs @ directions >= 0).double() * root) @ (root * optimum.weights[used].sign())
-    decay = directions.square().sum() + 2 * root.square().sum()
-    return float(0.5 * (outputs - targets).square().sum() + beta / 2 * decay)
-
-
-def _shattered_checks(targets: Tensor, arrangement: Arrangement, decay: Sequence[float]) -> list[Check]:
-    worst = 0.0
-    for beta in decay:
-        closed, optimum = (
-            shattered_optimum(targets, beta)[1],
-            solve_threshold_network(arrangement.patterns, targets, beta),
-        )
-        worst = max(worst, abs(closed / optimum.objective - 1))
-    n = len(targets)
-    return [
-        Check(f"{n} linearly independent digits are shattered", SOURCE, arrangement.count == 2**n, f"{arrangement.count} patterns"),
-        Check(
-            "their optimum is min_d 1/2 |d - y|^2 + beta (max (d)_+ + max (-d)_+)", SOURCE, worst < 1e-6, f"relative difference {worst:.1e}"
-        ),
-    ]  # fmt: skip
-
-
-def _figure(
-    plane: Tensor,
-    targets: Tensor,
-    arrangement: Arrangement,
-    optima: dict[float, ThresholdOptimum],
-    trained: dict[float, list[StraightThrough]],
-) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
-    generator = torch.Generator().manual_seed(0)
-    ticks, place = [], 0.0
-    for beta, widths in trained.items():
-        for each, colour in zip(
-            widths, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple") * 9, strict=False
-        ):
-            excess = [100 * value for value in each.excess(optima[beta])]
-            spread = place + 0.5 * (torch.rand(len(excess), generator=generator) - 0.5)
-            label = f"{each.width} units" if beta == next(iter(trained)) else None
-            left.scatter(spread, excess, s=14, alpha=0.7, color=colour, label=label)
-            left.hlines(statistics.median(excess), place - 0.35, place + 0.35, color="black", linewidth=1)
-            sampled = "convex program, random patterns" if label and each is widths[-1] else None
-            left.plot(
-                place, 100 * each.sampled_excess(optima[beta]), "kD", markersize=5, fillstyle="none", label=sampled
-            )
-            place += 1
-        ticks.append((place - (len(widths) + 1) / 2, f"beta = {beta:g}\noptimum: {optima[beta].units} units"))
-        place += 1
-    left.set_xticks([x for x, _ in ticks], [name for _, name in ticks])
-    left.set_ylabel("objective above the certified optimum, %")
-    left.set_yscale("symlog", linthresh=1)
-    left.set_ylim(bottom=-0.1)
-    left.axhline(0, color="black", linewidth=0.8)
-    left.grid(visible=True, axis="y", alpha=0.3)
-    left.legend(frameon=False, fontsize=8)
-    left.set_title("Straight-through runs (line: median)", fontsize=10)
-
-    beta = sorted(optima)[len(optima) // 2]
-    axis = torch.linspace(-1.2, 1.2, 400, dtype=torch.float64)
-    first, second = torch.meshgrid(axis, axis, indexing="xy")
-    grid = torch.stack([first.flatten(), second.flatten(), torch.ones(first.numel(), dtype=torch.float64)], 1)
-    used = optima[beta].weights != 0
-    values = (grid @ arrangement.directions[:, used] >= 0).double() @ optima[beta].weights[used]
-    shown = right.pcolormesh(
-        axis, axis, values.reshape(first.shape), cmap="coolwarm", vmin=-1.3, vmax=1.3, alpha=0.8, rasterized=True
-    )
-    for target, marker, name in ((-1.0, "o", "3"), (1.0, "s", "8")):
-        chosen = targets == target
-        colour = "tab:blue" if target < 0 else "tab:red"
-        right.scatter(*plane[chosen].T, marker=marker, color=colour, edgecolor="white", label=f"digit {name}")
-    figure.colorbar(shown, ax=right, label="output of the optimal network")
-    right.set_xlabel("first principal component")
-    right.set_ylabel("second principal component")
-    right.set_title(f"A global optimum, beta = {beta:g}", fontsize=10)
-    right.legend(frameon=True, fontsize=8, loc="lower left")
-    return figure
