@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conv.callbacks.run.logging import log_metrics
-from lightning_conv.callbacks.run.steps import ChangesSteps, NotPlainError, sgd_rate
+from lightning_conv.callbacks.run.steps import ChangesSteps, describe_optimizer
 from lightning_conv.theory.papers.clipping import clipping_factor, clipping_regime, require_clipping
 
 
@@ -107,12 +106,10 @@ class RegularizedGradientClipping(ChangesSteps):
                     f"RegularizedGradientClipping: {type(optimizer).__name__}(fused=True) undoes the scaling of mixed precision "
                     "inside its step, so the gradient before it is not the true one; use fused=False"
                 )
-        try:
-            for optimizer in trainer.optimizers:
-                sgd_rate(optimizer)
-        except NotPlainError as error:
+        reasons = [reason for optimizer in trainer.optimizers if (reason := describe_optimizer(optimizer).reason)]
+        if reasons:
             rank_zero_warn(
-                f"RegularizedGradientClipping: {error}; the gradients are clipped all the same, but the rate of convergence is "
+                f"RegularizedGradientClipping: {reasons[0]}; the gradients are clipped all the same, but the rate of convergence is "
                 "that of plain SGD with one learning rate"
             )
 
@@ -132,8 +129,8 @@ class RegularizedGradientClipping(ChangesSteps):
             for gradient in gradients:
                 gradient.mul_(factor)
         self._last = {"clipping/gradient_norm": norm, "clipping/factor": factor}
-        with suppress(NotPlainError):
-            self._last["clipping/step_size"] = factor * sgd_rate(optimizer)
+        if (rate := describe_optimizer(optimizer).rate) is not None:
+            self._last["clipping/step_size"] = factor * rate
 
     @override
     def on_train_batch_end(

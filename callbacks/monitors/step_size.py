@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from lightning_conv.callbacks.run.loss import LossFn, find_loss
 from lightning_conv.callbacks.run.measurement import ProbeKernel
-from lightning_conv.callbacks.run.steps import NotPlainError, PlainDescent
+from lightning_conv.callbacks.run.sampling import describe_sampling
+from lightning_conv.callbacks.run.steps import NotPlainError, Parameters, describe_steps
 from lightning_conv.kernels.contraction import (
     contracted_energy,
     error_energies,
@@ -24,6 +25,7 @@ from lightning_conv.kernels.contraction import (
 )
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum, eigen_decomposition
+from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.evaluation import sample_count
 
 
@@ -53,12 +55,12 @@ class StepSize:
         self.loss_fn = loss_fn
         self.remarks: tuple[str, ...] = ()
         """What does not apply, and why."""
-        self._descent: PlainDescent | None = None
+        self._parameters: Parameters | None = None
         self._interval: Interval | None = None
 
     def end(self) -> None:
         """Let go of the run's network; the interval stays, for a run that goes on."""
-        self._descent = None
+        self._parameters = None
 
     def note_step(self, trainer: pl.Trainer, kernel: ProbeKernel) -> None:
         """Before an optimizer step: the rate that it takes, as a scheduler may change it right after."""
@@ -113,19 +115,19 @@ class StepSize:
 
     def _step(self, trainer: pl.Trainer, kernel: ProbeKernel, *, numbers: int) -> float:
         """The step size on S over the probe's ``numbers`` that the run's next step has."""
-        if self._descent is None:
+        if self._parameters is None:
             network = kernel.probe.network(trainer.lightning_module)
-            self._descent = PlainDescent(network, kernel.parameters)
-        eta = self._descent.rate(trainer)
-        loss = find_loss(trainer.lightning_module) if self.loss_fn is None else self.loss_fn
-        if loss is None:
+            self._parameters = Parameters.of(network, kernel.parameters)
+        eta = describe_steps(trainer, self._parameters).required_rate()
+        loss = loss_kind(find_loss(trainer.lightning_module) if self.loss_fn is None else self.loss_fn)
+        if loss.kind == "unknown":
             raise NotPlainError(
                 "there is no loss module on the LightningModule; pass loss_fn=nn.MSELoss() if that is the loss"
             )
-        if type(loss) is not nn.MSELoss or loss.reduction not in ("mean", "sum"):
-            raise NotPlainError(f"the loss is {_name(loss)}, not a squared loss (nn.MSELoss)")
-        if loss.reduction == "sum":
-            # A batch's sum is the mean times its numbers, of which the probe has numbers / m a sample.
+        if loss.scale(samples=1, outputs=1) is None:
+            raise NotPlainError(f"the loss is {loss.described}, not a squared loss (nn.MSELoss)")
+        if loss.summed:
+            # The sum over a batch is the mean times the numbers in it, of which there are numbers / m per sample.
             eta *= _batch_size(trainer) * numbers / sample_count(kernel.inputs)
         return step_in_sum_of_squares(eta, loss="mean", numbers=numbers)
 
@@ -174,14 +176,12 @@ def _residual(pl_module: pl.LightningModule, kernel: ProbeKernel, gram: KernelGr
 
 
 def _batch_size(trainer: pl.Trainer) -> int:
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+    try:
+        size = describe_sampling(trainer).largest_batch
+    except MisconfigurationException:
+        size = None
+    if size is None:
         raise NotPlainError(
             "with MSELoss(reduction='sum') the step depends on the batch size, which the training loader does not tell"
         )
-    return min(loader.batch_size, len(loader.dataset))  # type: ignore[arg-type]
-
-
-def _name(loss: object) -> str:
-    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
-    return f"{name}(reduction={loss.reduction!r})" if type(loss) is nn.MSELoss else str(name)
+    return size

@@ -1,4 +1,4 @@
-"""Read the run's training samples and what is in a batch of them, without touching the run."""
+"""Take inputs and targets out of a batch, as the training step gets it, without touching the run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any, TypeAlias
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
 from lightning_conv.networks.evaluation import Inputs, input_tensors
 
@@ -19,45 +17,6 @@ TargetFn: TypeAlias = Callable[[Any], Any]
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "images", "pixel_values", "features", "data", "input_ids")
 TARGET_KEYS = ("y", "target", "targets", "label", "labels")
-
-
-def training_samples(trainer: pl.Trainer, cure: str) -> tuple[Dataset[Any], DataLoader[Any]]:
-    """The samples that the run trains on, by index, and its one training loader.
-
-    Of a ``SubsetRandomSampler`` only its subset counts.
-
-    Raises:
-        MisconfigurationException: there are several loaders, or the data set is iterable or batches itself; ``cure`` says
-            what to do.
-    """
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader):
-        raise MisconfigurationException(
-            f"lightning_conv reads the samples of one DataLoader, but the training loader is {type(loader).__name__}; {cure}"
-        )
-    samples = loader.dataset
-    if isinstance(samples, IterableDataset) or loader.batch_sampler is None or not hasattr(samples, "__len__"):
-        raise MisconfigurationException(
-            f"lightning_conv needs random access to single training samples, which {type(samples).__name__} (an iterable or "
-            f"a self-batching data set) does not give; {cure}"
-        )
-    order = unwrapped(sampler_of(loader))
-    if isinstance(order, SubsetRandomSampler):
-        samples = Subset(samples, order.indices)
-    return samples, loader
-
-
-def sampler_of(loader: DataLoader[Any]) -> Any | None:
-    """What puts the samples in order; None: a batch sampler of the run's own makes the batches, in a way that is not known.
-
-    ``DataLoader(batch_sampler=...)`` has a ``sampler``, too, which nobody asks.
-    """
-    return loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else None
-
-
-def unwrapped(sampler: Any | None) -> Any | None:
-    """The run's own sampler, of which Lightning gives each rank its part under DDP."""
-    return sampler.dataset._sampler if isinstance(sampler, DistributedSamplerWrapper) else sampler  # type: ignore[attr-defined]
 
 
 def transfer(trainer: pl.Trainer, batch: Any) -> Any:  # a batch is anything

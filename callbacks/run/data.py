@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks.run.assumptions import Breach
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs, take_targets, training_samples, transfer
+from lightning_conv.callbacks.run.batch import InputFn, take_inputs, take_targets, transfer
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.evaluation import Inputs, input_tensors, sample_count
 
 
@@ -32,10 +33,9 @@ def data_breaches(trainer: pl.Trainer, inputs: Inputs, targets: Tensor | None, p
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None or not hasattr(loader.dataset, "__len__"):
         why = f"the training data ({type(loader).__name__}) have no random access, so that a step on all of them cannot be told"
         return [Breach("full batch", why), Breach("whole set", why)]
-    samples, _ = training_samples(trainer, cure="")
-    size: int = len(samples)  # type: ignore[arg-type]
+    samples, _ = training_samples(trainer, hint="")
     found = []
-    if why := _partial(trainer, loader, size):
+    if why := describe_sampling(trainer).not_whole:
         found.append(Breach("full batch", why))
     if why := _not_all(trainer, samples, loader, inputs, targets, probe):
         found.append(Breach("whole set", why))
@@ -48,24 +48,6 @@ def data_breaches(trainer: pl.Trainer, inputs: Inputs, targets: Tensor | None, p
             Breach("fixed data", "augmentation: an input differs when it is read again, so every step has another loss")
         )
     return found
-
-
-def _partial(trainer: pl.Trainer, loader: DataLoader[Any], size: int) -> str:
-    """Why a step is not one on every sample once; empty if it is, as far as the sampler tells."""
-    world = trainer.world_size
-    batch = world * (loader.batch_size or 1)
-    if trainer.num_training_batches != 1 or batch < size:
-        return f"mini-batches: {min(batch, size)} of {size} samples a step"
-    sampler = loader.sampler
-    sampler = getattr(
-        getattr(sampler, "dataset", None), "_sampler", sampler
-    )  # Lightning wraps it for several processes
-    if isinstance(sampler, WeightedRandomSampler) or (isinstance(sampler, RandomSampler) and sampler.replacement):
-        return f"{type(sampler).__name__} draws with replacement: a step has some samples twice and others not at all"
-    drawn = world * len(loader.sampler) if isinstance(loader.sampler, Sized) else size
-    if drawn != size:
-        return f"the sampler draws {drawn} samples a step, of a training set of {size}"
-    return ""
 
 
 def _not_all(

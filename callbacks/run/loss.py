@@ -1,18 +1,16 @@
-"""Which loss a run trains, where its module tells."""
+"""``find_loss``: the loss that a run trains, where its module tells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
 import lightning.pytorch as pl
-from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
+from torch import nn
 
-LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
+from lightning_conv.losses.kind import LossFn, is_loss_module
+
+__all__ = ["LossFn", "find_loss"]
 
 
 def find_loss(pl_module: pl.LightningModule) -> nn.Module | None:
-    """The one loss module that hangs on the LightningModule (``self.loss_fn = nn.CrossEntropyLoss()``), or None."""
-    found = [module for module in pl_module.children() if isinstance(module, _Loss)]
+    """Return the one loss module that is an attribute of the LightningModule (``self.loss_fn = nn.CrossEntropyLoss()``), or None."""
+    found = [module for module in pl_module.children() if is_loss_module(module)]
     return found[0] if len(found) == 1 else None

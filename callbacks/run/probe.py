@@ -11,7 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets, training_samples, transfer
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets, transfer
+from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.planning.memory import whole_bytes
 from lightning_conv.kernels.planning.selection import matching_names
@@ -157,7 +158,7 @@ class Probe:
 
         if self.inputs is not None:
             return map_inputs(kept, self.inputs), None if self.targets is None else kept(self.targets)
-        samples, loader = training_samples(trainer, cure="pass Probe(inputs=...)")
+        samples, loader = training_samples(trainer, hint="pass Probe(inputs=...)")
         count = len(samples)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed)
         indices = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()

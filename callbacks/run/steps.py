@@ -1,18 +1,23 @@
-"""Is a step of the run plain gradient descent, w <- w - eta grad L, and with which eta?"""
+"""``describe_steps``: is a step of the run plain gradient descent, w <- w - eta grad L, and with which eta?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
 OWN_STEPS = ("optimizer_step", "configure_gradient_clipping")
 """Hooks of a LightningModule that may change what a step does."""
+
+NOT_PLAIN = ("momentum", "weight_decay", "nesterov", "maximize")
+"""Settings of SGD with which a step is not w <- w - eta grad L."""
 
 
 class NotPlainError(Exception):
@@ -21,6 +26,138 @@ class NotPlainError(Exception):
 
 class ChangesSteps(pl.Callback):
     """Base of callbacks after which a step is no longer w <- w - eta grad L."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the next optimizer step does to some parameters, by the settings of the run."""
+
+    rate: float | None  # eta of w <- w - eta grad L; None: the step is something else
+    reason: str = ""  # why the step is something else; empty if it is not
+
+    def required_rate(self) -> float:
+        """Return the rate.
+
+        Raises:
+            NotPlainError: the step is something else.
+        """
+        if self.rate is None:
+            raise NotPlainError(self.reason)
+        return self.rate
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters that a question about steps concerns, by name."""
+
+    trained: Mapping[str, nn.Parameter]  # must all be trained
+    fixed: Mapping[str, nn.Parameter] | None = None  # must not be trained; None: all others may be, in whatever way
+
+    @classmethod
+    def of(cls, network: nn.Module, names: Iterable[str]) -> Parameters:
+        """Return the parameters of a network: those with these names must be trained, and no others."""
+        chosen, named = set(names), dict(network.named_parameters())
+        return cls(
+            {name: value for name, value in named.items() if name in chosen},
+            {name: value for name, value in named.items() if name not in chosen},
+        )
+
+
+def describe_steps(
+    trainer: pl.Trainer, parameters: Parameters, *, clipped: bool = False, accumulated: bool = False
+) -> Steps:
+    """Describe the run's next step on these parameters, by the settings that are in force now.
+
+    Args:
+        trainer: of the run.
+        parameters: those that the step is about.
+        clipped: whether ``ChangesSteps`` callbacks are allowed; they scale the step of the rate that is returned.
+        accumulated: whether a step may accumulate the gradients of several batches.
+
+    Cost: no tensor is read; a few dictionary look-ups per parameter, so it may be called before every optimizer step.
+    """
+    if why := _changed_steps(trainer, clipped=clipped, accumulated=accumulated):
+        return Steps(None, why)
+    optimizer = trainer.optimizers[0]
+    steps = describe_optimizer(optimizer, None if parameters.fixed is not None else parameters.trained.values())
+    mismatch = "" if steps.rate is None else _mismatch(optimizer, parameters)
+    return Steps(None, mismatch) if mismatch else steps
+
+
+def _changed_steps(trainer: pl.Trainer, *, clipped: bool, accumulated: bool) -> str:
+    """Return what stands between the optimizer and a step w <- w - eta grad L; empty if nothing does."""
+    module = trainer.lightning_module
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not module.automatic_optimization:
+        return "the module optimizes manually"
+    if own := [name for name in OWN_STEPS if is_overridden(name, module)]:
+        return f"the module has its own {own[0]}"
+    if len(trainer.optimizers) != 1:
+        return f"{len(trainer.optimizers)} optimizers"
+    if trainer.gradient_clip_val:
+        return f"gradients are clipped (gradient_clip_val={trainer.gradient_clip_val})"
+    if trainer.accumulate_grad_batches != 1 and not accumulated:
+        return (
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches}: the batches that are left over at the end of an epoch make a "
+            "smaller step"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        return "the gradient scaler leaves out steps that overflow"
+    for callback in callbacks:
+        if isinstance(callback, ChangesSteps) and not clipped:
+            return f"{type(callback).__name__} scales the gradients"
+        if isinstance(callback, StochasticWeightAveraging):
+            return "StochasticWeightAveraging replaces the weights"
+        if isinstance(callback, GradientAccumulationScheduler) and accumulated:
+            return "GradientAccumulationScheduler changes the steps"
+    return ""
+
+
+def _mismatch(optimizer: Optimizer, parameters: Parameters) -> str:
+    """Return which parameter is trained though it should not be, or the other way round; empty if there is none."""
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    alone = parameters.fixed is not None
+    for name, parameter in parameters.trained.items():
+        if not (parameter.requires_grad and id(parameter) in optimized):
+            return f"the parameter {name} {'belongs to the kernel but ' if alone else ''}is not trained"
+    for name, parameter in (parameters.fixed or {}).items():
+        if parameter.requires_grad and id(parameter) in optimized:
+            return f"the parameter {name} is trained but not among those of the kernel"
+    return ""
+
+
+def describe_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter] | None = None) -> Steps:
+    """Describe what the optimizer's own rule does, whatever the trainer does around it.
+
+    Args:
+        optimizer: of the run.
+        parameters: those that count; groups without any of them may do as they like. None: all.
+    """
+    if type(optimizer) is not torch.optim.SGD:
+        return Steps(None, f"the optimizer is {type(optimizer).__name__}, not torch.optim.SGD")
+    groups = optimizer.param_groups if parameters is None else _groups_with(optimizer, parameters)
+    for group in groups:
+        for name in NOT_PLAIN:
+            if group.get(name):
+                return Steps(None, f"SGD with {name}={group[name]}")
+    rates = {float(group["lr"]) for group in groups}
+    if len(rates) == 1:
+        return Steps(rates.pop())
+    return Steps(None, f"groups of parameters with different learning rates ({', '.join(map(str, sorted(rates)))})")
+
+
+def decays(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> bool:
+    """Return whether the optimizer's weight decay acts on any of these parameters."""
+    return any(group.get("weight_decay") for group in _groups_with(optimizer, parameters))
+
+
+def _groups_with(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return the groups that hold any of these parameters."""
+    own = {id(parameter) for parameter in parameters}
+    return [group for group in optimizer.param_groups if any(id(each) in own for each in group["params"])]
+
+
+# The names that the callers had before ``describe_steps``.
 
 
 class PlainDescent:
@@ -32,70 +169,12 @@ class PlainDescent:
     """
 
     def __init__(self, network: nn.Module, parameters: Iterable[str]) -> None:
-        chosen = set(parameters)
-        self._network = [(name, parameter, name in chosen) for name, parameter in network.named_parameters()]
+        self._parameters = Parameters.of(network, parameters)
 
     def rate(self, trainer: pl.Trainer, *, clipped: bool = False) -> float:
-        """The learning rate that is set now.
-
-        Args:
-            trainer: of the run.
-            clipped: whether ``ChangesSteps`` callbacks are allowed, which scale the step of this rate.
+        """Return the learning rate that is set now, see ``describe_steps``.
 
         Raises:
             NotPlainError: a step is something else than w <- w - eta grad L on the kernel's parameters.
         """
-        module = trainer.lightning_module
-        if not module.automatic_optimization:
-            raise NotPlainError("the module optimizes manually")
-        if own := [name for name in OWN_STEPS if is_overridden(name, module)]:
-            raise NotPlainError(f"the module has its own {own[0]}")
-        if len(trainer.optimizers) != 1:
-            raise NotPlainError(f"{len(trainer.optimizers)} optimizers")
-        if trainer.gradient_clip_val:
-            raise NotPlainError(f"gradients are clipped (gradient_clip_val={trainer.gradient_clip_val})")
-        if trainer.accumulate_grad_batches != 1:
-            raise NotPlainError(
-                f"accumulate_grad_batches={trainer.accumulate_grad_batches}: what is left over at the end of an epoch makes a smaller step"
-            )
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise NotPlainError("the gradient scaler leaves out steps that overflow")
-        if not clipped and (changing := [c for c in trainer.callbacks if isinstance(c, ChangesSteps)]):  # type: ignore[attr-defined]
-            raise NotPlainError(f"{type(changing[0]).__name__} scales the gradients")
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise NotPlainError("StochasticWeightAveraging replaces the weights")
-        eta = sgd_rate(trainer.optimizers[0])
-        self._require_same_parameters(trainer.optimizers[0])
-        return eta
-
-    def _require_same_parameters(self, optimizer: Optimizer) -> None:
-        optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for name, parameter, chosen in self._network:
-            trained = parameter.requires_grad and id(parameter) in optimized
-            if trained != chosen:
-                how = (
-                    "is trained but not among those of the kernel"
-                    if trained
-                    else "belongs to the kernel but is not trained"
-                )
-                raise NotPlainError(f"the parameter {name} {how}")
-
-
-def sgd_rate(optimizer: Optimizer) -> float:
-    """The one learning rate of plain SGD.
-
-    Raises:
-        NotPlainError: another optimizer, momentum, weight decay, ascent, or groups with different rates.
-    """
-    if type(optimizer) is not torch.optim.SGD:
-        raise NotPlainError(f"the optimizer is {type(optimizer).__name__}, not torch.optim.SGD")
-    for group in optimizer.param_groups:
-        for name in ("momentum", "weight_decay", "nesterov", "maximize"):
-            if group.get(name):
-                raise NotPlainError(f"SGD with {name}={group[name]}")
-    rates = {float(group["lr"]) for group in optimizer.param_groups}
-    if len(rates) != 1:
-        raise NotPlainError(
-            f"groups of parameters with different learning rates ({', '.join(map(str, sorted(rates)))})"
-        )
-    return rates.pop()
+        return describe_steps(trainer, self._parameters, clipped=clipped).required_rate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs, training_samples, transfer
+from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.sampling import Epoch
+from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors
 from lightning_conv.networks.head import Head, features_of
 
@@ -48,13 +48,13 @@ class TrainingSet:
 
     def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None, ranks: Ranks) -> None:
         self._samples, loader = training_samples(
-            trainer, cure="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
+            trainer, hint="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
         )
         self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
         self.size = len(self._samples)  # type: ignore[arg-type]
-        self._epoch = Epoch(trainer, loader, self.size, ranks.world)
+        self.sampling = describe_sampling(trainer)
         self._options: dict[str, Any] = {
-            "batch_size": self._epoch.batch_size,
+            "batch_size": self.sampling.batch_size,
             "shuffle": False,
             "collate_fn": loader.collate_fn,
         }
@@ -107,7 +107,7 @@ class TrainingSet:
     def caveats(self) -> list[str]:
         """What makes the objective of the run another than the mean loss over these samples as they are read."""
         random_inputs = "inputs are random when they are read, so the certificate is about one draw of them"
-        return self._epoch.caveats() + [random_inputs] * self.is_random()
+        return list(self.sampling.caveats) + [random_inputs] * self.is_random()
 
     def steps_are_whole(self, accumulated: int) -> bool:
         """Whether every optimizer step sees every sample once, as it is read here.
@@ -115,12 +115,12 @@ class TrainingSet:
         Args:
             accumulated: batches of a rank in a step.
         """
-        return self._epoch.steps_are_whole(accumulated) and not self.caveats()
+        return replace(self.sampling, accumulated=accumulated).whole and not self.caveats()
 
     @property
     def smallest_batch(self) -> int:
-        """See ``Epoch``."""
-        return self._epoch.smallest_batch
+        """See ``Sampling``."""
+        return self.sampling.smallest_batch
 
     def is_random(self) -> bool:
         """Whether a few samples, some at a time, enter the network as other tensors when they are read again."""

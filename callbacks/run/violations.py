@@ -12,6 +12,7 @@ from lightning_conv.callbacks.run.assumptions import Breach
 from lightning_conv.callbacks.run.data import data_breaches
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.losses.facts import LossFacts, loss_facts
+from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.analytic import find_kinks
 from lightning_conv.networks.evaluation import Inputs
 
@@ -58,18 +59,18 @@ def _of_loss(loss_fn: object | None, outputs: Tensor, targets: Tensor | None) ->
     if loss_fn is None:
         why = "no loss module was found on the LightningModule (pass loss_fn=nn.MSELoss() or what the step uses)"
         return [Breach("known loss", why), Breach("squared loss", why), Breach("attained infimum", why)]
-    name = type(loss_fn).__name__
+    loss = loss_kind(loss_fn)
     if targets is None:
         why = "no targets were found in a batch (pass Probe(target_fn=lambda batch: ...))"
         return [Breach("known loss", why)]
     found = []
-    if type(loss_fn) is not nn.MSELoss:
-        found.append(Breach("squared loss", f"the theorem is about the squared loss, and the run's is {name}"))
+    if loss.kind != "squared":
+        found.append(Breach("squared loss", f"the theorem is about the squared loss, and the run's is {loss.name}"))
     facts = facts_of(loss_fn, outputs, targets)
     if facts is None:
-        found.append(Breach("attained infimum", f"the infimum of {name} on these targets is not known"))
+        found.append(Breach("attained infimum", f"the infimum of {loss.name} on these targets is not known"))
     elif not facts.attained:
-        found.append(Breach("attained infimum", f"no weights attain the infimum of {name} on these targets"))
+        found.append(Breach("attained infimum", f"no weights attain the infimum of {loss.name} on these targets"))
     return found
 
 

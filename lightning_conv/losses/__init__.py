@@ -1,6 +1,7 @@
 """Loss functions: their kind, scale, infimum and smoothness, and their value and gradient as functions of the weights."""
 
 from lightning_conv.losses.facts import LossFacts, curvature, loss_facts
+from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.scale import LossScale, loss_scale
 
-__all__ = ["LossFacts", "LossScale", "curvature", "loss_facts", "loss_scale"]
+__all__ = ["LossFacts", "LossFn", "LossKind", "LossScale", "curvature", "loss_facts", "loss_kind", "loss_scale"]

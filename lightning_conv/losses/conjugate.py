@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.losses.per_sample import SampleLosses
 
@@ -30,13 +30,14 @@ class Conjugate:
 
     def _quadratic(self) -> tuple[float, float]:
         """(c, B): y alpha + c alpha^2, |alpha| <= B."""
-        loss = self._losses.module
-        if isinstance(loss, nn.HuberLoss):
-            return 1 / (2 * self._s), self._s * loss.delta
-        if isinstance(loss, nn.SmoothL1Loss):
-            return loss.beta / (2 * self._s), self._s
-        if isinstance(loss, nn.L1Loss):
-            return 0.0, self._s
+        module = self._losses.module
+        match self._losses.loss.kind:
+            case "huber":
+                return 1 / (2 * self._s), self._s * module.delta
+            case "smooth_l1":
+                return module.beta / (2 * self._s), self._s
+            case "absolute":
+                return 0.0, self._s
         return 1 / (4 * self._s), math.inf
 
     def _probabilities(self, a: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,15 @@
-"""What is known of a loss: its infimum over the outputs for given targets, and how steep its gradient is."""
+"""``loss_facts``: the infimum of a loss over the outputs for given targets, and the Lipschitz constant of its gradient."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_conv.losses.torch_loss import reduction, torch_loss
 
 
 @dataclass(frozen=True)
@@ -14,16 +17,14 @@ class LossFacts:
     """A loss L(u) = (1/n) sum_i ell(u_i, y_i), convex in the outputs u."""
 
     infimum: float  # (1/n) sum_i inf_q ell(q, y_i)
-    smoothness: (
-        float | None
-    )  # Lipschitz constant of grad ell(., y_i) in the Euclidean norm; None: not bounded or not known
-    attained: bool  # whether some outputs have the infimum
+    smoothness: float | None  # Lipschitz constant of grad ell(., y_i), Euclidean norm; None: unbounded or not known
+    attained: bool  # whether some outputs attain the infimum
 
 
-def loss_facts(loss_fn: object, outputs: Tensor, targets: Tensor) -> LossFacts | None:
-    r"""Infimum and smoothness of a mean loss of torch; None for what is not known (a subclass may compute anything).
+def loss_facts(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | None:
+    r"""Return infimum and smoothness of a mean loss of torch; None where they are not known (a subclass may compute anything).
 
-    With ``reduction="sum"`` the facts are about the sum over n: where C divides below, it then does not.
+    With ``reduction="sum"`` the facts are about that sum divided by n; the divisions by C below are then left out.
 
     - squared error, mean over n C numbers: infimum 0, smoothness 2 / C
     - Huber (delta) and smooth L1 (beta): infimum 0, smoothness 1 / C and 1 / (beta C); absolute error: infimum 0, not smooth
@@ -31,8 +32,8 @@ def loss_facts(loss_fn: object, outputs: Tensor, targets: Tensor) -> LossFacts |
       largest eigenvalue of diag(p) - p p^T is at most 1/2)
     - binary cross-entropy of logits with target t: infimum is the entropy of (t, 1 - t), smoothness 1 / (4 C)
 
-    Class weights scale by sample: the infimum is known where it is 0, the smoothness is that of the heaviest class, over the mean weight
-    (for a sum not divided).
+    Class weights scale the loss of each sample: the infimum is known where it is 0, and the smoothness is that of the heaviest class,
+    divided by the mean weight (for a sum: not divided).
 
     Args:
         loss_fn: a loss module; ``"none"`` is taken as the mean of what it returns.
@@ -45,26 +46,26 @@ def loss_facts(loss_fn: object, outputs: Tensor, targets: Tensor) -> LossFacts |
         LossFacts(infimum=0.0, smoothness=0.5, attained=False)
     """
     # What a sample's sum over its outputs is divided by.
-    classes = 1 if getattr(loss_fn, "reduction", "mean") == "sum" else outputs[0].numel() if outputs.ndim else 1
-    kind = type(loss_fn)
-    if isinstance(loss_fn, nn.CrossEntropyLoss) and kind is nn.CrossEntropyLoss:
-        return _cross_entropy(loss_fn, outputs, targets)
-    if isinstance(loss_fn, nn.BCEWithLogitsLoss) and kind is nn.BCEWithLogitsLoss:
-        return _binary(loss_fn, targets, classes)
-    if kind is nn.MSELoss:
-        return LossFacts(0.0, 2 / classes, attained=True)
-    if kind is nn.HuberLoss:
-        return LossFacts(0.0, 1 / classes, attained=True)
-    if isinstance(loss_fn, nn.SmoothL1Loss) and kind is nn.SmoothL1Loss:
-        return LossFacts(0.0, 1 / (loss_fn.beta * classes) if loss_fn.beta > 0 else None, attained=True)
-    if kind is nn.L1Loss:
-        return LossFacts(0.0, None, attained=True)
+    divisor = 1 if reduction(loss_fn) == "sum" else outputs[0].numel() if outputs.ndim else 1
+    match torch_loss(loss_fn):
+        case "cross_entropy":
+            return _cross_entropy(loss_fn, outputs, targets)
+        case "binary_cross_entropy":
+            return _binary(loss_fn, targets, divisor)
+        case "squared":
+            return LossFacts(0.0, 2 / divisor, attained=True)
+        case "huber":
+            return LossFacts(0.0, 1 / divisor, attained=True)
+        case "smooth_l1":
+            return LossFacts(0.0, 1 / (loss_fn.beta * divisor) if loss_fn.beta > 0 else None, attained=True)
+        case "absolute":
+            return LossFacts(0.0, None, attained=True)
     return None
 
 
-def _cross_entropy(loss_fn: nn.CrossEntropyLoss, outputs: Tensor, targets: Tensor) -> LossFacts | None:
+def _cross_entropy(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | None:
     if outputs.ndim != 2 or bool((targets == loss_fn.ignore_index).any()):
-        return None  # several positions a sample, or samples that do not count
+        return None  # several positions per sample, or samples that do not count
     hard = not targets.is_floating_point()
     smoothing = loss_fn.label_smoothing
     if loss_fn.weight is not None:
@@ -82,20 +83,21 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, outputs: Tensor, targets: Tenso
     return LossFacts(max(infimum, 0.0), 0.5 * float(total.max()), attained=bool((q > 0).all()))
 
 
-def _binary(loss_fn: nn.BCEWithLogitsLoss, targets: Tensor, classes: int) -> LossFacts | None:
+def _binary(loss_fn: Any, targets: Tensor, divisor: int) -> LossFacts | None:
     if loss_fn.weight is not None or loss_fn.pos_weight is not None:
         return None
     t = targets.double()
     if bool(((t < 0) | (t > 1)).any()):
         return None  # not bounded from below
     entropy = -(torch.special.xlogy(t, t) + torch.special.xlogy(1 - t, 1 - t))
-    infimum = float(entropy.sum()) / (len(t) * classes)
-    return LossFacts(infimum, 1 / (4 * classes), attained=bool(((t > 0) & (t < 1)).all()))
+    infimum = float(entropy.sum()) / (len(t) * divisor)
+    return LossFacts(infimum, 1 / (4 * divisor), attained=bool(((t > 0) & (t < 1)).all()))
 
 
 def curvature(smoothness: float, sigma_max: float, samples: int) -> float:
-    r"""L_H = (L_ell / n) sigma_max([h, 1])^2: Lipschitz constant of the gradient of L by the last layer (Kawaguchi & Sun 2021, Theorem 2).
+    r"""Return L_H = (L_ell / n) sigma_max([h, 1])^2, the Lipschitz constant of the gradient of L by the last layer.
 
-    Gradient descent with eta = 1 / L_H obeys L(w_t) - L* <= L_H R^2 / (2 t), R the distance of the start from a minimiser.
+    Gradient descent with eta = 1 / L_H obeys L(w_t) - L* <= L_H R^2 / (2 t), where R is the distance of the start from a
+    minimiser (Kawaguchi & Sun 2021, Theorem 2).
     """
     return smoothness / samples * sigma_max**2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.losses.kind import LossFn, loss_kind
 from lightning_conv.networks.evaluation import (
     BatchNormMode,
     Inputs,
@@ -18,11 +18,6 @@ from lightning_conv.networks.evaluation import (
     take,
     undisturbed,
 )
-
-LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
-
-ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
-"""Losses whose targets have the shape of the outputs; (n, 1) against (n,) would broadcast to n x n."""
 
 
 class SampleLoss:
@@ -122,7 +117,7 @@ class SampleLoss:
         targets = self._targets.to(exact.device)
         if targets.is_floating_point():
             targets = targets.to(exact.dtype)
-        if isinstance(self._loss_fn, ELEMENTWISE):
+        if loss_kind(self._loss_fn).elementwise:
             if targets.numel() != exact.numel():
                 raise ValueError(
                     f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(exact.shape)}; bring them into one shape "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+from lightning_conv.losses.kind import LossFn
 
 
 class Objective:
@@ -39,7 +38,7 @@ class Objective:
         (5.0, [3.0, 1.0])
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFunction | nn.Module) -> None:
+    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
         self._model = copy.deepcopy(model).double().eval()
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         if not trained:

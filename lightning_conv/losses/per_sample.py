@@ -12,12 +12,21 @@ from torch import Tensor, nn
 
 from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.losses.facts import loss_facts
+from lightning_conv.losses.kind import loss_kind
 
 Kind: TypeAlias = Literal["squared", "elementwise", "cross-entropy", "binary", "custom"]
 Infimum: TypeAlias = float | Callable[[Tensor], Tensor]
 
-PIECEWISE = (nn.HuberLoss, nn.SmoothL1Loss, nn.L1Loss)
+FORMULAS: dict[str, Kind] = {
+    "squared": "squared",
+    "huber": "elementwise",
+    "smooth_l1": "elementwise",
+    "absolute": "elementwise",
+    "cross_entropy": "cross-entropy",
+    "binary_cross_entropy": "binary",
+}
+"""The formula by ``LossKind.kind``; a loss that is not among them is ``"custom"``."""
+
 U = unit_roundoff(torch.float64)
 
 
@@ -39,6 +48,7 @@ class SampleLosses:
         smoothness: L_ell, the Lipschitz constant of every gradient of :math:`\ell_i`; None: what ``loss_facts`` says.
 
     Attributes:
+        loss: what is known of ``loss_fn``.
         kind: which formula it is; ``"custom"``: the caller's.
         infimum: (1/n) sum_i inf ell_i with the rounding of its sum, or None: not known.
         smoothness: L_ell or None: none, or not known.
@@ -67,7 +77,8 @@ class SampleLosses:
         if targets.ndim == 0 or len(targets) == 0:
             raise ValueError(f"targets: shape {tuple(targets.shape)}; need one row or number a sample")
         self.samples = len(targets)
-        self.kind: Kind = _kind(loss_fn)
+        self.loss = loss_kind(loss_fn)
+        self.kind: Kind = FORMULAS.get(self.loss.kind, "custom")
         self.targets = targets.detach()
         if self.kind in ("squared", "elementwise", "binary"):
             self.targets = self.targets.reshape(self.samples, -1)
@@ -76,11 +87,10 @@ class SampleLosses:
             if not bool(torch.isfinite(self.targets).all()):
                 raise ValueError("targets: NaN or infinity; clean the data")
         self.outputs = self._count(outputs)
-        self._require_classes(loss_fn)
+        self._require_classes()
         self.module = _in_float64(loss_fn, self.targets.device)
-        self._reduction = str(getattr(loss_fn, "reduction", "mean"))
-        self.mean = self._reduction != "sum"
-        facts = loss_facts(loss_fn, torch.empty(1, 1).expand(self.samples, self.outputs), self.targets)
+        self.mean = not self.loss.summed
+        facts = self.loss.facts(torch.empty(1, 1).expand(self.samples, self.outputs), self.targets)
         if facts is None:
             self.kind = "custom"
         elif self.kind != "custom":
@@ -103,17 +113,18 @@ class SampleLosses:
             raise ValueError(f"outputs: {outputs}; need one number at least, for cross-entropy two; pass outputs=C")
         return outputs
 
-    def _require_classes(self, loss_fn: object) -> None:
-        if not isinstance(loss_fn, nn.CrossEntropyLoss) or self.kind != "cross-entropy":
+    def _require_classes(self) -> None:
+        if self.kind != "cross-entropy":
             return
         if self.targets.is_floating_point():
             if bool((self.targets < 0).any()):
                 raise ValueError("targets: negative probabilities, for which cross-entropy is not convex")
             return
-        ignored = self.targets == loss_fn.ignore_index
+        ignore_index = self.loss.loss_fn.ignore_index
+        ignored = self.targets == ignore_index
         if bool(ignored.any()):
             raise ValueError(
-                f"targets: {int(ignored.sum())} samples have the class {loss_fn.ignore_index} that ignore_index leaves out; leave these "
+                f"targets: {int(ignored.sum())} samples have the class {ignore_index} that ignore_index leaves out; leave these "
                 "samples out"
             )
         smallest, largest = int(self.targets.min()), int(self.targets.max())
@@ -140,7 +151,7 @@ class SampleLosses:
     def _scale(self) -> float:
         """What a sample's own loss is multiplied by: class weights count relative to their mean, as torch has it."""
         weight = getattr(self.module, "weight", None)
-        if self.kind != "cross-entropy" or weight is None or self._reduction != "mean":
+        if self.kind != "cross-entropy" or weight is None or self.loss.reduction != "mean":
             return 1.0
         return float(1 / weight[self.targets].mean())
 
@@ -235,8 +246,8 @@ class SampleLosses:
     @property
     def lipschitz(self) -> float | None:
         """Lipschitz constant of ell_i itself, of the absolute error, which has no L_ell; None for the others."""
-        loss = self.module
-        if not isinstance(loss, nn.L1Loss) and not (isinstance(loss, nn.SmoothL1Loss) and loss.beta == 0):
+        absolute = self.loss.kind == "absolute" or (self.loss.kind == "smooth_l1" and self.module.beta == 0)
+        if not absolute:
             return None
         return math.sqrt(1 / self.outputs if self.mean else self.outputs)
 
@@ -246,14 +257,3 @@ def _in_float64(loss_fn: object, device: torch.device) -> Any:
     if not isinstance(loss_fn, nn.Module):
         return loss_fn
     return copy.deepcopy(loss_fn).to(device, torch.float64)
-
-
-def _kind(loss_fn: object) -> Kind:
-    kind = type(loss_fn)
-    if kind is nn.MSELoss:
-        return "squared"
-    if kind in PIECEWISE:
-        return "elementwise"
-    if kind is nn.CrossEntropyLoss:
-        return "cross-entropy"
-    return "binary" if kind is nn.BCEWithLogitsLoss else "custom"

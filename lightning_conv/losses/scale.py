@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from lightning_conv.losses.torch_loss import reduction, torch_loss
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class LossScale:
 
     @property
     def per_mean(self) -> float:
-        """L / f with f = (1/n) sum |u - y|^2: k n / 2."""
+        """Ratio L / f with f = (1/n) sum |u - y|^2: k n / 2."""
         return self.k * self.samples / 2
 
     def step_on_sum(self, eta: float) -> float:
-        """The step on S (Du et al., Allen-Zhu et al., Oymak & Soltanolkotabi) that eta on L is."""
+        """Return the step on S (Du et al., Allen-Zhu et al., Oymak & Soltanolkotabi) that equals a step eta on L."""
         return eta * self.k
 
     def step_on_mean(self, eta: float) -> float:
-        """The step on f = (1/n) sum |u - y|^2 (Chatterjee) that eta on L is."""
+        """Return the step on f = (1/n) sum |u - y|^2 (Chatterjee) that equals a step eta on L."""
         return eta * self.per_mean
 
 
 def loss_scale(loss_fn: object, samples: int, outputs: int) -> LossScale | None:
-    """The scale of a squared loss of torch on n samples of C numbers; None for any other loss.
+    """Return the scale of a squared loss of torch on n samples of C numbers; None for any other loss.
 
     ``nn.MSELoss`` is (1 / (n C)) sum |u - y|^2 = (2 / (n C)) S with reduction "mean", and 2 S with "sum".
 
@@ -48,13 +48,13 @@ def loss_scale(loss_fn: object, samples: int, outputs: int) -> LossScale | None:
         ValueError: n or C is not positive.
 
     Example:
-        >>> loss_scale(nn.MSELoss(), samples=10, outputs=1)
+        >>> import torch
+        >>> loss_scale(torch.nn.MSELoss(), samples=10, outputs=1)
         LossScale(k=0.2, samples=10)
     """
     if samples < 1 or outputs < 1:
         raise ValueError(f"samples, outputs: {samples}, {outputs}; need at least one of each")
-    if type(loss_fn) is not nn.MSELoss:  # a subclass may compute anything
+    if torch_loss(loss_fn) != "squared":
         return None
-    if loss_fn.reduction == "mean":
-        return LossScale(2 / (samples * outputs), samples)
-    return LossScale(2.0, samples) if loss_fn.reduction == "sum" else None
+    factor = {"mean": 2 / (samples * outputs), "sum": 2.0}.get(reduction(loss_fn))
+    return None if factor is None else LossScale(factor, samples)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.losses.gradient import LossFn, SampleLoss
+from lightning_conv.losses.gradient import SampleLoss
+from lightning_conv.losses.kind import LossFn
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.networks.float64 import in_float64
 from lightning_conv.reporting.progress import progress_bar

@@ -1,0 +1,116 @@
+"""``loss_kind``: all that the rest of the project asks about a loss function, in one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_conv.losses.facts import LossFacts, loss_facts
+from lightning_conv.losses.scale import LossScale, loss_scale
+from lightning_conv.losses.torch_loss import (
+    LossFn,
+    TorchLoss,
+    has_classes_0_and_1,
+    is_elementwise,
+    is_loss_module,
+    reduction,
+    torch_loss,
+)
+
+__all__ = ["LossFn", "LossKind", "TorchLoss", "is_loss_module", "loss_kind"]
+
+
+@dataclass(frozen=True)
+class LossKind:
+    """A loss function, and what is known of it by its type and settings."""
+
+    loss_fn: Any  # the loss itself; None: not known
+    kind: TorchLoss  # which of torch's losses it is; "other": any other, a subclass too; "unknown": there is none
+    reduction: str  # "mean", "sum" or "none"; "mean" for a loss that has no such setting
+
+    @property
+    def name(self) -> str:
+        """Name for messages, such as ``"MSELoss"``."""
+        return "not known" if self.loss_fn is None else getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
+
+    @property
+    def described(self) -> str:
+        """Name and reduction for messages, such as ``"MSELoss(reduction='sum')"``; the reduction is left out if it is the mean."""
+        return self.name if self.reduction == "mean" else f"{self.name}(reduction={self.reduction!r})"
+
+    @property
+    def summed(self) -> bool:
+        """Whether the loss is a sum over the samples of a batch, so that its gradient grows with the batch."""
+        return self.reduction == "sum"
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the loss is a mean over the samples of a batch."""
+        return self.reduction == "mean"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the loss has class weights; torch divides their sum batch by batch."""
+        return getattr(self.loss_fn, "weight", None) is not None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether the targets must have the shape of the outputs; true for subclasses of such losses, too."""
+        return is_elementwise(self.loss_fn)
+
+    @property
+    def distance(self) -> bool:
+        """Whether the loss attains its infimum at u = y and nowhere else: squared, absolute, Huber, smooth L1."""
+        return self.kind in ("squared", "absolute", "huber", "smooth_l1")
+
+    @property
+    def logistic(self) -> bool:
+        """Whether the loss is log(1 + exp(-y f)) with equal weights for all samples."""
+        if self.kind == "binary_cross_entropy":
+            return self.loss_fn.weight is None and self.loss_fn.pos_weight is None
+        return self.kind == "soft_margin"
+
+    @property
+    def classes_0_and_1(self) -> bool:
+        """Whether the loss numbers two classes 0 and 1, rather than -1 and 1; true for subclasses, too."""
+        return has_classes_0_and_1(self.loss_fn)
+
+    def hard_labels(self, targets: Tensor) -> bool:
+        """Return whether this is a cross-entropy whose targets name one class per sample.
+
+        The infimum, 0, is then approached wherever the right class scores highest for every sample.
+
+        Args:
+            targets: class numbers, (n, ...), none of them equal to ``ignore_index``, or rows with a single non-zero entry.
+        """
+        if self.kind != "cross_entropy" or self.loss_fn.label_smoothing:
+            return False
+        if not targets.is_floating_point():
+            return not bool((targets == self.loss_fn.ignore_index).any())
+        one_hot = targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all())
+        return one_hot and bool((targets >= 0).all())
+
+    def scale(self, samples: int, outputs: int) -> LossScale | None:
+        """Return k of a squared loss L = k S on n samples of C numbers; None for any other loss. See ``loss_scale``."""
+        return loss_scale(self.loss_fn, samples, outputs)
+
+    def facts(self, outputs: Tensor, targets: Tensor) -> LossFacts | None:
+        """Return infimum and smoothness, and whether the infimum is attained; None: not known. See ``loss_facts``."""
+        return loss_facts(self.loss_fn, outputs, targets)
+
+
+def loss_kind(loss_fn: object) -> LossKind:
+    """Describe a loss function.
+
+    Args:
+        loss_fn: a loss module, any other function of (outputs, targets), or None where the loss is not known.
+
+    Example:
+        >>> import torch
+        >>> kind = loss_kind(torch.nn.MSELoss(reduction="sum"))
+        >>> kind.kind, kind.summed, kind.scale(samples=10, outputs=1)
+        ('squared', True, LossScale(k=2.0, samples=10))
+    """
+    return LossKind(loss_fn, torch_loss(loss_fn), reduction(loss_fn))

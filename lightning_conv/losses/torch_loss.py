@@ -1,0 +1,62 @@
+"""``torch_loss``: which of torch's loss functions a loss is, decided by its type and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+
+LossFn: TypeAlias = Callable[[Tensor, Any], Tensor]
+"""A loss as a function of (outputs, targets)."""
+
+TorchLoss: TypeAlias = Literal[
+    "squared",
+    "absolute",
+    "huber",
+    "smooth_l1",
+    "cross_entropy",
+    "binary_cross_entropy",
+    "soft_margin",
+    "other",
+    "unknown",
+]
+
+_KINDS: dict[type, TorchLoss] = {
+    nn.MSELoss: "squared",
+    nn.L1Loss: "absolute",
+    nn.HuberLoss: "huber",
+    nn.SmoothL1Loss: "smooth_l1",
+    nn.CrossEntropyLoss: "cross_entropy",
+    nn.BCEWithLogitsLoss: "binary_cross_entropy",
+    nn.SoftMarginLoss: "soft_margin",
+    type(None): "unknown",
+}
+
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+
+
+def torch_loss(loss_fn: object) -> TorchLoss:
+    """Return which of torch's losses this is: ``"other"`` for anything else, as a subclass may compute anything."""
+    return _KINDS.get(type(loss_fn), "other")
+
+
+def reduction(loss_fn: object) -> str:
+    """Return ``"mean"``, ``"sum"`` or ``"none"``; a loss without a ``reduction`` is taken to be a mean over samples."""
+    return str(getattr(loss_fn, "reduction", "mean"))
+
+
+def is_elementwise(loss_fn: object) -> bool:
+    """Return whether the targets must have the outputs' shape: (n, 1) against (n,) would broadcast to n x n."""
+    return isinstance(loss_fn, _ELEMENTWISE)
+
+
+def has_classes_0_and_1(loss_fn: object) -> bool:
+    """Return whether the loss numbers two classes 0 and 1 and compares its outputs, which are logits, with 0."""
+    return isinstance(loss_fn, nn.BCEWithLogitsLoss)
+
+
+def is_loss_module(module: object) -> bool:
+    """Return whether a module is one of torch's loss modules, or derived from one."""
+    return isinstance(module, _Loss)
