@@ -17,10 +17,22 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "averaged SGD under the NTK: spectrum, degrees of freedom, averaged against last iterate",
     ),
     "chatterjee": ("chatterjee.experiment", "a descent that is certified before its first step (Chatterjee 2022)"),
-    "gclip": ("clipping.experiment", "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping"),
-    "kawaguchi-sun": ("kawaguchi_sun.experiment", "the second phase with a certified step and its bounds (Kawaguchi & Sun 2021)"),
-    "oymak": ("oymak.experiment", "the line between misfit and distance, proven and broken (Oymak & Soltanolkotabi 2019)"),
-    "threshold": ("threshold.experiment", "Threshold networks: the convex optimum, certified, against straight-through training"),
+    "gclip": (
+        "clipping.experiment",
+        "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping",
+    ),
+    "kawaguchi-sun": (
+        "kawaguchi_sun.experiment",
+        "the second phase with a certified step and its bounds (Kawaguchi & Sun 2021)",
+    ),
+    "oymak": (
+        "oymak.experiment",
+        "the line between misfit and distance, proven and broken (Oymak & Soltanolkotabi 2019)",
+    ),
+    "threshold": (
+        "threshold.experiment",
+        "Threshold networks: the convex optimum, certified, against straight-through training",
+    ),
     "frei": (
         "frei.experiment",
         "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
@@ -41,12 +53,18 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "allen_zhu.experiment",
         "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
     ),
-    "du": ("du.limit", "Du, Lee, Li, Wang, Zhai 2019: deep limit kernels against finite widths; --depth: what depth costs"),
+    "du": (
+        "du.limit",
+        "Du, Lee, Li, Wang, Zhai 2019: deep limit kernels against finite widths; --depth: what depth costs",
+    ),
     "du-train": (
         "du.training",
         "Du, Lee, Li, Wang, Zhai 2019: deep networks along training, each link of the proof measured",
     ),
-    "du2layer": ("du.two_layer", "Du, Zhai, Poczos, Singh 2019: two layers, the kernel's limit and the rate along a run"),
+    "du2layer": (
+        "du.two_layer",
+        "Du, Zhai, Poczos, Singh 2019: two layers, the kernel's limit and the rate along a run",
+    ),
     "random-labels": (
         "random_labels.experiment",
         "Zhang et al. 2017, Arora et al. 2019: true and random labels, measured and predicted",
