@@ -15,7 +15,7 @@ from types import ModuleType
 _SAME_NAME = {
     "linalg": ("", "eigenvalues lanczos estimates spectral_estimates spectrum"),
     "kernels": ("", "layers drift contraction"),
-    "networks": ("", "evaluation batch_norm wide_layer analytic float32 float64 recomputation watched activation"),
+    "networks": ("", "evaluation batch_norm wide_layer analytic recomputation watched activation"),
     "reporting": ("", "report markdown plots progress"),
     "kernels.reading": ("kernels", "discovery first_forward reach recording rounding sample_axis sites"),
     "kernels.planning": ("kernels", "costs passes memory pass_flops task selection"),
@@ -35,6 +35,8 @@ _SAME_NAME = {
 }
 _RENAMED = {
     "anatomy": "networks.head",
+    "float32": "networks.precision",
+    "float64": "networks.precision",
     "two_phase": "networks.perturbation",
     "loss_gradient": "losses.gradient",
     "theory.loss_scale": "losses.scale",

@@ -1,4 +1,4 @@
-"""The expressivity condition: whether the last hidden features let the last layer reach every target, and the proof of it."""
+"""The expressivity condition: a proof whether the last hidden features let the last layer reach every target."""
 
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.certify import Method, certify_expressivity

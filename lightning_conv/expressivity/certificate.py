@@ -1,4 +1,4 @@
-"""What a certificate says, and the checks that all methods share."""
+"""``RankCertificate``, the result of every certification method, and the checks that all methods share."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ RankMethod: TypeAlias = Literal["singular", "distinct", "alignment"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a certificate took."""
+    """Cost of a certificate."""
 
     seconds: float
     flops: float
-    bytes: float  # planned, at most, in memory
+    bytes: float  # planned maximum of memory
     disk_bytes: float = 0.0
-    predicted: float = 0.0  # seconds, as they were expected before it began
+    predicted: float = 0.0  # seconds, as predicted before the computation
 
 
 @dataclass(frozen=True)
 class RankCertificate:
     """What is proven about the rank of [h, 1] on n samples."""
 
-    verdict: RankVerdict  # of the claim rank = n, for "alignment" of the claim that the features reach the targets
-    rank_lower: int  # the rank is at least this: at these weights, for "distinct" at almost every weight
+    verdict: RankVerdict
+    """Of the claim rank = n; for "alignment" of the claim that the features reach the targets."""
+    rank_lower: int
+    """Lower bound of the rank at these weights, for "distinct" at almost every weight."""
     n: int
     width: int  # m_H
     method: RankMethod
     reason: str
     cost: Cost
-    sigma_min: Bounded | None = (
-        None  # n-th singular value of [h, 1] (0 where there are fewer than n); None: not asked for
-    )
+    sigma_min: Bounded | None = None
+    """N-th singular value of [h, 1], 0 if there are fewer than n; None: not computed."""
     sigma_max: Bounded | None = None
     feature_error: float = 0.0  # allowance for the rounding inside the trunk, Frobenius norm
-    distance: Bounded | None = None  # "distinct": of the closest two samples
+    distance: Bounded | None = None  # "distinct": distance of the closest two samples
     residual: Bounded | None = None  # "alignment": |(I - P) Y| / |Y|
 
 
 def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:
-    """Why ``width`` features cannot have rank n = ``samples``, and what to do; None if they can."""
+    """Explain why ``width`` features cannot have rank n = ``samples``, with a hint; return None if they can."""
     columns = width + bias
     if columns >= samples:
         return None
@@ -58,14 +59,14 @@ def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:
 
 
 def require_features(features: Tensor, first: int = 0) -> None:
-    """Refuse what is no matrix of features.
+    """Check that ``features`` is a non-empty finite matrix.
 
     Args:
-        features: rows of samples.
-        first: number of the first one.
+        features: one row per sample.
+        first: number of the first sample, for the message.
 
     Raises:
-        ValueError: empty, not a matrix, NaN or infinity.
+        ValueError: it is empty, not a matrix, or has NaN or infinite entries.
     """
     if features.ndim != 2 or features.numel() == 0:
         raise ValueError(f"features: shape {tuple(features.shape)}; need a non-empty matrix (n samples, m_H features)")

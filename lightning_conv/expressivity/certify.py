@@ -1,8 +1,8 @@
-"""The expressivity condition, certified by whichever method the size asks for: ``certify_expressivity``.
+"""``certify_expressivity``: the expressivity condition, certified by the method that fits the size.
 
-After Kawaguchi & Sun 2021 (2104.05785): with last hidden features h (n x m_H), the condition is rank [h, 1] = n, the
-bias column included. Features that are real-analytic in the trunk's weights satisfy it at almost every weight as soon
-as they do at one, so one certified rank proves it for this architecture and these data.
+After Kawaguchi & Sun 2021 (2104.05785): with last hidden features h (n x m_H), the condition is rank [h, 1] = n, where
+the column of ones stands for the bias. Features that are real-analytic in the trunk's weights satisfy it at almost every
+weight if they satisfy it at one weight. So one certified rank proves the condition for this architecture and these data.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lightning_conv.reporting.progress import Report
 Method: TypeAlias = Literal["auto", "singular", "distinct", "alignment"]
 
 HELD_UP_TO = 2048
-"""Samples or features to which all singular values may be computed."""
+"""Number of samples or features up to which all singular values may be computed."""
 SINGULAR_UP_TO = 20_000
-"""Samples to which ``"auto"`` prefers the present weights to almost every weight: some minutes; 60,000 take an hour or more."""
+"""Number of samples up to which ``"auto"`` certifies the present weights: some minutes (60,000 take an hour or more)."""
 FEW = 512
-"""Samples to which all singular values are computed at once: above, the Cholesky factors are tried first."""
+"""Number of samples up to which all singular values are computed at once. Beyond, the Cholesky factors are tried first."""
 
 
 def certify_expressivity(
@@ -50,47 +50,48 @@ def certify_expressivity(
 ) -> RankCertificate:
     """Certify that the last hidden features h of the whole training set let the last layer reach every target.
 
-    - ``"singular"``: rank [h, 1] = n at the present weights: from verified Cholesky factors of the Gram matrix, strip by strip
-      (``certify_streamed``); for at most 512 samples, and up to 2,048 where the factors leave it undecided, from all singular values
-      (``certify_held``).
-    - ``"distinct"``: rank n at almost every weight of a wide last hidden layer, because what enters it is distinct
-      (``certify_distinct``).
+    - ``"singular"``: rank [h, 1] = n at the present weights. The proof uses verified Cholesky factors of the Gram matrix,
+      strip by strip (``certify_streamed``). For at most 512 samples, and up to 2,048 where the factors leave the rank
+      undecided, it uses all singular values (``certify_held``).
+    - ``"distinct"``: rank n at almost every weight of a wide last hidden layer, because the inputs of that layer are
+      distinct (``certify_distinct``).
     - ``"alignment"``: for heads narrower than n, the weaker condition that depends on the targets (``certify_alignment``).
-    - ``"auto"``: alignment where the head is too narrow and there are targets; distinct beyond 20,000 samples where ``entering``
+    - ``"auto"``: alignment if the head is too narrow and there are targets; distinct beyond 20,000 samples if ``entering``
       is given; otherwise singular.
 
     Args:
-        features: h, (n, m_H), one row a training sample, the inputs of the last linear layer: float64, or float32 with
-            ``recompute``; or ``FeatureRows``, which are computed strip by strip and never held.
+        features: h, (n, m_H), one row per training sample, the inputs of the last linear layer. Either float64, or float32
+            with ``recompute``, or ``FeatureRows``, which are computed strip by strip and never held in memory at once.
         method: see above.
         bias: whether the last layer has a trainable bias; without one the matrix is h alone.
-        recompute: gives the same features from a float64 copy of the trunk; called when ``features`` are not float64,
-            because a float32 rank says nothing (rounding fills every direction to about 1e-7 of the largest).
-        feature_error: Frobenius norm of what rounding inside the trunk may have changed in float64 features (for ``"distinct"``
-            in ``entering``). With ``recompute`` it is estimated as 16 * 2^-29 |h_32 - h_64|_F, the measured float32
-            error scaled by the ratio of the unit roundoffs, with a safety factor of 16. Zero: the certificate is about the matrix
-            as given.
-        same_inputs: tells whether samples i and j are the same input; asked for the two closest rows when rank n is not
-            certified, because equal features that went through rounding prove nothing, while equal inputs do.
-        entering: for ``"distinct"``: what enters the last hidden layer, (n, d), float64.
+        recompute: function that returns the same features from a float64 copy of the trunk. It is called if ``features``
+            are not float64, because a float32 rank says nothing: rounding fills every direction to about 1e-7 of the
+            largest.
+        feature_error: Frobenius norm of the change that rounding inside the trunk may have made to float64 features (for
+            ``"distinct"``, to ``entering``). With ``recompute`` it is estimated as 16 * 2^-29 |h_32 - h_64|_F, the measured
+            float32 error scaled by the ratio of the unit roundoffs, with a safety factor of 16. With zero the certificate
+            is about the matrix as given.
+        same_inputs: function that tells whether samples i and j are the same input. It is asked about the two closest rows
+            if rank n is not certified, because equal inputs refute rank n, while equal features after rounding do not.
+        entering: for ``"distinct"``: the inputs of the last hidden layer, (n, d), float64.
         targets: for ``"alignment"``: Y, (n, C); class numbers count as one-hot rows.
-        max_memory: bytes that may be used, such as ``2**30`` or ``1e9``, on top of ``features``, ``entering`` and what computing
-            rows takes (default a quarter of what is free). Matrices that do not fit go to ``folder`` or to a temporary one.
-            ``"distinct"`` takes a few times what ``entering`` does, whatever is allowed.
-        folder: where the factors' matrices and a journal are kept: after a kill, the same call goes on where it was.
-        progress: show a bar on standard error, with the predicted time; None: on a terminal, where it takes long. A function is
-            told the share that is done, 0 to 1, instead, to write it to a log.
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9``, in addition to ``features``, ``entering`` and the
+            computation of rows (default a quarter of the free memory). Matrices that do not fit go to ``folder`` or to a
+            temporary one. ``"distinct"`` takes a few times the memory of ``entering`` in any case.
+        folder: folder of the factors' matrices and of a journal. After a kill, the same call continues where it was.
+        progress: whether to show a bar on standard error with the predicted time; None: on a terminal, if it takes long. A
+            function is called with the share that is done, 0 to 1, instead, for instance to write it to a log.
 
     Returns:
-        ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: it cannot be n: too narrow, or two equal
-        samples, named. ``undecided``: sigma_min is not above its rounding bound; the two closest rows are named. With what it took,
-        beside what was predicted, in ``cost``.
+        The certificate. ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: the rank cannot be n,
+        because the head is too narrow or two samples, which are named, are equal. ``undecided``: sigma_min is not above its
+        rounding bound; the two closest rows are named. The field ``cost`` has the actual and the predicted cost.
 
     Raises:
-        ValueError: empty, not a matrix, NaN or infinity, an unknown method, a method without what it needs, or ``max_memory``
-            is not a finite number of at least one byte.
-        TypeError: float32 features without ``recompute``.
-        MemoryError: ``max_memory`` cannot be kept.
+        ValueError: the features are empty, not a matrix or not finite, the method is unknown or lacks an argument, or
+            ``max_memory`` is not a finite number of at least one byte.
+        TypeError: the features are float32 and ``recompute`` is missing.
+        MemoryError: ``max_memory`` does not suffice.
         OSError: a disk has no room for the matrices.
 
     Example:
@@ -110,11 +111,12 @@ def certify_expressivity(
     if method == "distinct":
         if entering is None:
             raise ValueError(
-                'entering: None; method="distinct" needs what enters the last hidden layer, (n, d) in float64'
+                'entering: None; method="distinct" needs the inputs of the last hidden layer, (n, d) in float64'
             )
         if entering.dtype != torch.float64 or len(entering) != samples:
             raise ValueError(
-                f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
+                f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of "
+                f"{samples} samples"
             )
         return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
     need = decomposition_bytes(samples, width)
@@ -122,31 +124,35 @@ def certify_expressivity(
     if method == "alignment":
         if targets is None:
             raise ValueError(
-                'targets: None; method="alignment" is about the targets of the samples, (n, C) or class numbers'
+                'targets: None; method="alignment" needs the targets of the samples, (n, C) or class numbers'
             )
         if not fits:
             raise MemoryError(
-                f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or take fewer "
-                "samples"
+                f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or use "
+                "fewer samples"
             )
         return certify_alignment(_held(features), targets, bias=bias, feature_error=feature_error)
     held = fits and is_held(samples, width, bias=bias)
     if held:
         features = _held(features)
     if not held or (samples > FEW and too_narrow(samples, width, bias=bias) is None):
-        rows = HeldRows(features) if isinstance(features, Tensor) else features
-        found = certify_streamed(
-            rows, bias=bias, feature_error=feature_error, max_memory=max_memory, folder=folder, progress=progress,
+        certificate = certify_streamed(
+            HeldRows(features) if isinstance(features, Tensor) else features,
+            bias=bias,
+            feature_error=feature_error,
+            max_memory=max_memory,
+            folder=folder,
+            progress=progress,
             same_inputs=same_inputs,
-        )  # fmt: skip
-        if not held or found.verdict != "undecided":
-            return found
+        )
+        if not held or certificate.verdict != "undecided":
+            return certificate
     assert isinstance(features, Tensor)
     return certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
 
 
 def chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:
-    """What ``"auto"`` stands for."""
+    """Return the method that ``"auto"`` stands for."""
     if too_narrow(samples, width, bias=bias) is not None:
         return "alignment" if targets else "singular"
     return "distinct" if entering and samples > SINGULAR_UP_TO else "singular"
@@ -157,7 +163,7 @@ def _held(features: Tensor | FeatureRows) -> Tensor:
 
 
 def is_held(samples: int, width: int, *, bias: bool) -> bool:
-    """Whether ``"singular"`` computes all singular values, of features that are held: also of narrow ones, for their rank."""
+    """Return whether ``"singular"`` may compute all singular values: for small matrices, and for narrow ones, whose rank it gives."""
     return min(samples, width) <= HELD_UP_TO or too_narrow(samples, width, bias=bias) is not None
 
 
@@ -167,8 +173,8 @@ def _in_float64(features: Tensor, recompute: Callable[[], Tensor] | None, featur
         return features, feature_error
     if recompute is None:
         raise TypeError(
-            f"features: {features.dtype}; a rank needs float64 features from a float64 copy of the trunk: pass recompute=, or use "
-            "last_hidden_features(..., dtype=torch.float64)"
+            f"features: {features.dtype}; a rank needs float64 features from a float64 copy of the trunk: pass recompute=, or "
+            "use last_hidden_features(..., dtype=torch.float64)"
         )
     exact = recompute()
     require_features(exact)

@@ -1,4 +1,4 @@
-"""The two closest rows of a matrix, with a proven distance, without looking at all pairs one by one."""
+"""The two closest rows of a matrix, with a proven distance, without computing every pair from its difference."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from lightning_conv.reporting.progress import Report, silent
 
 BLOCK = 1024
 AT_ONCE = 4096
-"""Pairs whose distance is computed from their difference at a time."""
+"""Number of pairs whose distance is computed from their difference at a time."""
 
 AXIS_STEPS = 5
 UNDERFLOW = 1e-300
-"""Above what underflow can take from a square."""
+"""Upper bound of what underflow can take from a square."""
 
 
 @dataclass(frozen=True)
 class ClosestRows:
-    """Two rows and their distance, which is that of no other two rows undercut."""
+    """Two rows and their distance, which is the smallest of all pairs."""
 
     first: int
     second: int
     distance: Bounded
-    compared: float  # share of the pairs that were looked at
+    compared: float  # share of the pairs that were compared
 
 
 def closest_rows(
     matrix: Tensor, *, labels: Tensor | None = None, block: int = BLOCK, report: Report = silent
 ) -> ClosestRows:
-    r"""The closest two of n rows x_i and bounds of their Euclidean distance.
+    r"""Find the two closest of n rows x_i, with bounds of their Euclidean distance.
 
-    Rows are sorted along the direction in which they spread most: with |v| = 1, v^T (x_i - x_j) <= |x_i - x_j|, so of two blocks
-    whose gap along v exceeds the best distance so far nothing needs to be computed. Otherwise the squares come from a matrix
-    product, y_i = x_i - mean,
+    Rows are sorted along the direction v in which they spread most. With |v| = 1, v^T (x_i - x_j) <= |x_i - x_j|, so two
+    blocks whose gap along v exceeds the best distance so far need not be compared. For all others the squared distances
+    come from a matrix product. With y_i = x_i - mean,
 
     .. math:: s_{ij} = |y_i|^2 + |y_j|^2 - 2 y_i \cdot y_j, \qquad
         \bigl|\hat s_{ij} - |x_i - x_j|^2\bigr| \le \gamma_{d+16} (|y_i| + |y_j|)^2,
 
-    (the rounding of y, of the product and of the sums), and only pairs which these bounds leave in question are computed from their
-    difference, whose relative error is gamma_{d+4}. So the bounds hold for all pairs.
+    which covers the rounding of y, of the product and of the sums. Only pairs that these bounds leave open are computed
+    from their difference, whose relative error is gamma_{d+4}. So the bounds are valid for all pairs.
 
     Args:
         matrix: x, (n, d), float64, n >= 2.
-        labels: (n,); only pairs with different labels count then.
-        block: rows of a block.
-        report: told the share of the blocks that is done.
+        labels: (n,); if given, only pairs with different labels count.
+        block: number of rows per block.
+        report: called with the share of the blocks that is done.
 
     Raises:
-        ValueError: fewer than two rows, not float64, or labels that are all the same or not one a row.
+        ValueError: there are fewer than two rows, they are not float64, or the labels are all the same or not one per row.
 
     Cost: at most n^2 d flops, memory O(block^2 + n d).
     """
@@ -71,10 +71,10 @@ def closest_rows(
     norms = torch.linalg.vector_norm(rows, dim=1)
     classes = None if labels is None else labels.to(matrix.device)[order]
     search = _Search(matrix, order, rows, norms, gamma(d + 16, torch.float64), classes)
-    slack = 4 * gamma(d + 16, torch.float64) * float(norms.max())  # of the projections
+    slack = 4 * gamma(d + 16, torch.float64) * float(norms.max())  # rounding of the projections
     starts = range(0, n, block)
     looked = 0
-    # Neighbours first: a small distance at once spares most of the rest.
+    # Neighbours first, because a small distance early on saves most of the rest.
     for start in starts:
         looked += search.look(slice(start, start + block), slice(start, start + block))
         if search.best == 0:
@@ -106,7 +106,7 @@ class _Search:
     pair: tuple[int, int] = (0, 1)
 
     def look(self, mine: slice, theirs: slice) -> int:
-        """Compare two blocks (or one with itself); returns the number of pairs."""
+        """Compare two blocks, or a block with itself, and return the number of pairs."""
         left, right = self.rows[mine], self.rows[theirs]
         here, there = self.norms[mine, None], self.norms[None, theirs]
         squares = torch.addmm(here.square() + there.square(), left, right.T, alpha=-2)
@@ -116,7 +116,7 @@ class _Search:
             lower[torch.ones_like(lower, dtype=torch.bool).tril()] = math.inf
         if self.labels is not None:
             lower[self.labels[mine, None] == self.labels[None, theirs]] = math.inf
-        # The most promising pair first: it usually leaves no other in question.
+        # The most promising pair first, because it usually settles all others.
         if lower.numel():
             row, column = divmod(int(lower.argmin()), lower.shape[1])
             if math.isfinite(float(lower[row, column])):
@@ -138,7 +138,7 @@ class _Search:
 
 
 def distance_of(first: Tensor, second: Tensor) -> Tensor:
-    """|x_i - y_i|, row by row, with a relative error of gamma_{d+4}: zero only where the rows are equal, however small they are."""
+    """Compute |x_i - y_i| row by row with a relative error of gamma_{d+4}; it is zero only where the rows are equal."""
     difference = first - second
     scale = difference.abs().amax(1)
     unit = difference / torch.where(scale > 0, scale, 1.0)[:, None]
@@ -147,7 +147,7 @@ def distance_of(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _axis(centred: Tensor) -> Tensor:
-    """A unit vector along which the rows spread most, roughly: what it is decides about speed only."""
+    """Estimate the unit vector along which the rows spread most; it affects the speed only."""
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(centred.shape[1], generator=generator, dtype=torch.float64).to(centred.device)
     for _ in range(AXIS_STEPS):

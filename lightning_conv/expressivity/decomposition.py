@@ -1,22 +1,25 @@
-"""A singular value decomposition and how far the exact singular values may lie from the computed ones."""
+"""The singular value decomposition with proven error bounds of the singular values, and its cost."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_conv.expressivity.certificate import Cost
 from lightning_conv.kernels.products.gemm import calibrated
 from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 SHARE = 0.25
-"""Of the calibrated rate of products that a singular value decomposition reaches."""
+"""Share of the calibrated rate of matrix products that a singular value decomposition reaches."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """U diag(s) V^T, computed, with k = min(rows, columns)."""
+    """The computed decomposition U diag(s) V^T, with k = min(rows, columns)."""
 
     left: Tensor  # U, (rows, k)
     values: Tensor  # s, (k,), descending
@@ -26,25 +29,25 @@ class Decomposition:
     defect: float  # and |U^T U - I|_F at most this
 
     def solve(self, targets: Tensor) -> Tensor:
-        """Least squares of least norm, as far as singular values are proven to be positive: V diag(1 / s) U^T Y."""
-        kept = int((self.values > self.radii).sum())  # radii decrease with the values, so these are the first ones
+        """Return the least-squares solution of least norm, V diag(1 / s) U^T Y, over the provably positive singular values."""
+        kept = int((self.values > self.radii).sum())  # the radii decrease with the values, so these are the first ones
         return self.right[:kept].T @ (self.left[:, :kept].T @ targets / self.values[:kept, None])
 
 
 def decompose(matrix: Tensor) -> Decomposition:
-    r"""Singular value decomposition of A with proven radii.
+    r"""Compute the singular value decomposition of A with proven error bounds (radii) of the singular values.
 
-    With E = A - U diag(s) V^T the exact singular values obey (Weyl; Ostrowski for the loss of orthogonality)
+    With E = A - U diag(s) V^T the exact singular values satisfy (Weyl; Ostrowski for the loss of orthogonality)
 
     .. math:: |\sigma_i - s_i| \le \|E\|_F + s_i (\|U^TU - I\|_F + \|V^TV - I\|_F),
 
-    rounding errors of E and of the defects included.
+    with the rounding errors of E and of the defects included.
 
     Args:
         matrix: A, float64.
 
     Raises:
-        torch.linalg.LinAlgError: it did not converge.
+        torch.linalg.LinAlgError: the decomposition did not converge.
 
     Cost: about 20 rows columns k flops, memory ``decomposition_bytes``.
     """
@@ -66,14 +69,27 @@ def decompose(matrix: Tensor) -> Decomposition:
 
 
 def decomposition_bytes(samples: int, width: int) -> int:
-    """Memory that h, ``decompose`` of [h, 1] and its caller take together."""
+    """Return the memory, in bytes, of h, ``decompose`` of [h, 1] and its caller together."""
     columns = width + 1
     smaller = min(samples, columns)
     # h, the matrix, LAPACK's copy or the residual, the product of the factors; the factors; squares of the smaller side.
     return 8 * (4 * samples * columns + smaller * (samples + columns) + 4 * smaller**2)
 
 
-def decomposition_seconds(samples: int, width: int) -> float:
-    """What ``decompose`` takes, roughly."""
+def decomposition_cost(samples: int, width: int, start: float) -> Cost:
+    """Return the cost of a certificate by ``decompose`` of [h, 1] that began at ``start`` (``time.perf_counter``)."""
     flops = 20.0 * samples * width * min(samples, width)
-    return flops / (SHARE * calibrated("cpu", torch.float64, torch.get_num_threads())[1])
+    predicted = flops / (SHARE * calibrated("cpu", torch.float64, torch.get_num_threads())[1])
+    return Cost(time.perf_counter() - start, flops, decomposition_bytes(samples, width), predicted=predicted)
+
+
+def bounded_value(value: float, radius: float, *, proven: bool) -> Bounded:
+    """Return a singular value with the bounds that its radius gives.
+
+    Args:
+        value: the computed singular value.
+        radius: error bound, from ``Decomposition.radii`` and the features' own rounding.
+        proven: False if the rounding inside the trunk is an estimate.
+    """
+    method = "residual bound of the float64 SVD" + ("" if proven else " + estimated rounding inside the trunk")
+    return Bounded(value, max(value - radius, 0.0), value + radius, certified=proven, method=method)

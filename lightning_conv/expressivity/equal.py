@@ -1,4 +1,4 @@
-"""Equal samples: the one way in which rank n is impossible, however wide the layer; found and named."""
+"""Equal samples, which make rank n impossible however wide the layer is: find them and name them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_conv.kernels.products.precision import gamma
 
 SameInputs = Callable[[int, int], bool]
 READ = 16
-"""Pairs whose features are computed once more to know their distance."""
+"""Number of pairs whose features are computed once more to get their distance."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pair:
     distance: float
 
     def refutes(self, feature_error: float, same_inputs: SameInputs | None) -> str | None:
-        """How the two make rank n impossible, or None.
+        """Explain how the two samples make rank n impossible, or return None.
 
         Args:
             feature_error: see ``certify_expressivity``.
@@ -36,22 +36,22 @@ class Pair:
         who = f"samples {self.first} and {self.second}"
         if self.distance == 0 and feature_error == 0:
             return f"{who} have equal features"
-        # Equal inputs may come out of the trunk a little apart: batches of other sizes round otherwise.
+        # The features of equal inputs may differ a little, because rounding depends on the size of the batch.
         if self.distance <= 2 * feature_error and same_inputs is not None and same_inputs(self.first, self.second):
             return f"{who} are equal"
         return None
 
 
 def closest_pair(source: FeatureRows, gram: Tiles) -> Pair:
-    r"""Two samples that are as close as any, up to the rounding of :math:`G_{ii} + G_{jj} - 2 G_{ij} = |h_i - h_j|^2`.
+    r"""Find the closest two samples, up to the rounding of :math:`G_{ii} + G_{jj} - 2 G_{ij} = |h_i - h_j|^2`.
 
-    Equal samples are found for certain as long as there are at most 16 pairs which this rounding leaves in question.
+    Equal samples are certain to be found if this rounding leaves at most 16 pairs open.
 
     Args:
         source: h.
         gram: h h^T, with or without the ones of a bias, which cancel.
 
-    Cost: n^2 numbers read, and the features of at most 32 samples.
+    Cost: reads n^2 numbers, and computes the features of at most 32 samples.
     """
     if gram.size < 2:
         return Pair(0, 0, math.inf)
@@ -63,7 +63,7 @@ def closest_pair(source: FeatureRows, gram: Tiles) -> Pair:
         for j in range(i + 1):
             mine, theirs = gram.rows(i), gram.rows(j)
             squares = torch.add(diagonal[mine, None] + diagonal[None, theirs], gram[i, j], alpha=-2)
-            # At least: so that what may be equal comes first.
+            # A lower bound of the squared distance, so that pairs that may be equal come first.
             squares -= relative * (norms[mine, None] + norms[None, theirs]).square()
             if i == j:
                 squares[torch.ones_like(squares, dtype=torch.bool).triu()] = math.inf

@@ -1,4 +1,4 @@
-"""How far a long computation has come, on disk, so that a killed one goes on where it was."""
+"""The progress of a long computation, kept on disk so that a killed computation can continue."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NAME = "progress.json"
 
 
 class Journal:
-    """Numbers of finished parts by stage, kept in a folder together with what they were computed from.
+    """Finished parts by stage, kept in a folder together with the identity of the task.
 
     Args:
-        folder: where; None: nowhere, nothing outlives the process.
-        identity: of the task. A folder that holds another one's work is begun anew.
+        folder: folder of the journal; None: nothing is kept.
+        identity: facts that identify the task. The journal of another task is discarded.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
@@ -33,11 +33,11 @@ class Journal:
             self.stages = stored["stages"]
 
     def __getitem__(self, stage: str) -> Any:
-        """What was noted of a stage; 0 before anything was."""
+        """Return the recorded value of a stage, or 0."""
         return self.stages.get(stage, 0)
 
     def __setitem__(self, stage: str, value: Any) -> None:
-        """Note it; the file is replaced in one go."""
+        """Record the value of a stage; the file is replaced atomically."""
         self.stages[stage] = value
         if self.folder is None:
             return

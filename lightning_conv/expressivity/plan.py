@@ -1,4 +1,4 @@
-"""What a certificate of features that are never held will take, known before it begins."""
+"""The plan of a streamed certificate: memory, disk and time, predicted before it begins."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from lightning_conv.kernels.products.gemm import calibrated
 
 TILE = 1024
 SHARE = 0.7
-"""Of the calibrated rate of products that a whole certificate reaches."""
+"""Share of the calibrated rate of matrix products that a whole certificate reaches."""
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What a certificate will take, known before it begins."""
+    """Predicted cost of a certificate."""
 
     samples: int
     width: int
     tile: int
-    panel: int  # tile rows of features that are held
+    panel: int  # number of tile rows of features that are held in memory
     on_disk: bool
     flops: float
     bytes: int  # of memory
     disk_bytes: int
-    computed: int  # rows of features that are computed, each sample once for every panel at or before it
-    seconds: float  # of the matrices and, where the time of a row was given, of computing the features
+    computed: int
+    """Number of rows of features that are computed, each sample once for every panel at or before it."""
+    seconds: float
+    """For the matrices and, if the time per row was given, for computing the features."""
 
     @property
     def matrix_bytes(self) -> int:
-        """What the two matrices take, wherever they are."""
+        """Size of the two matrices, in memory or on disk."""
         return 2 * Tiles.bytes_of(self.samples, self.tile)
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return the plan in one line."""
         disk = f", {mebibytes(self.disk_bytes)} on disk" if self.on_disk else ""
         return (
             f"rank of [h, 1], {self.samples} x {self.width + 1}: {self.flops / 1e9:.4g} Gflop, about {self.seconds:.0f} s, "
@@ -54,18 +56,18 @@ def plan_stream(
     tile: int | None = None,
     row_seconds: float = 0.0,
 ) -> StreamPlan:
-    """How features of n samples will be gone through.
+    """Plan how the features of n samples are processed.
 
     Args:
         samples: n.
         width: m_H.
-        max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of what is free).
-        folder: where the matrices go; None: memory if they fit into half of ``max_memory``, else a temporary folder.
-        tile: rows of a tile; None: 1,024, fewer for few samples.
-        row_seconds: what computing the features of one sample takes.
+        max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of the free memory).
+        folder: folder of the matrices; None: memory if they fit into half of ``max_memory``, else a temporary folder.
+        tile: rows per tile; None: 1,024, or fewer for few samples.
+        row_seconds: time to compute the features of one sample.
 
     Raises:
-        MemoryError: not even two tile rows of features fit.
+        MemoryError: two tile rows of features do not fit.
         ValueError: ``max_memory`` is not a finite number of at least one byte.
     """
     tile = min(TILE, max(64, -(-samples // 8))) if tile is None else tile

@@ -1,4 +1,4 @@
-"""From a Gram matrix in tiles to proven bounds of the singular values: two verified Cholesky factors and inverse Lanczos."""
+"""Proven bounds of singular values from a tiled Gram matrix, by two verified Cholesky factors and inverse Lanczos."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from lightning_conv.reporting.progress import Report, part
 
 STEPS = 40
 CLOSE = 0.01
-"""Relative distance of the second shift from the Rayleigh quotient: sigma_min is then known to half of that."""
+"""Relative distance of the second shift from the Rayleigh quotient; it determines sigma_min to half of that."""
 
 LARGEST_STEPS = 12
-"""Products with G that sigma_max may take."""
+"""Number of products with G that sigma_max may take."""
 RESIDUAL = 1e-4
-"""Of the largest Ritz value, relative: the upper bound is above it by about the square, 1e-8."""
+"""Relative residual of the largest Ritz value; the upper bound exceeds it by about the square, 1e-8."""
 
 METHOD = "verified Cholesky of the tiled float64 Gram matrix"
 
 
 @dataclass(frozen=True)
 class Proven:
-    """What the factors prove of [h, 1]."""
+    """What the factors prove about [h, 1]."""
 
-    rank: int  # at least
-    sigma_min: Bounded  # the n-th singular value; up to infinity where the first factor failed
+    rank: int  # lower bound
+    sigma_min: Bounded  # the n-th singular value; the upper bound is infinite if the first factor failed
     sigma_max: Bounded
-    reach: float  # sigma_min that rounding lets be proven, at least
+    reach: float  # smallest sigma_min that can be proven despite rounding
 
 
 @dataclass(frozen=True)
 class Proof:
-    """From the Gram matrix to the bounds.
+    """The computation of the bounds from the Gram matrix.
 
     Args:
         gram: G as computed.
-        factor: where the factors go.
+        factor: tiles that receive the factors.
         width: m_H, on which the rounding of G depends.
         feature_error: see ``certify_expressivity``.
-        journal: of what is done.
-        report: told the share that is done.
+        journal: record of the finished parts.
+        report: called with the share that is done.
     """
 
     gram: Tiles
@@ -62,18 +62,18 @@ class Proof:
     report: Report
 
     def run(self) -> Proven:
-        """The first factor is the proof; the second brings the lower bound of sigma_min to within a percent."""
+        """Compute the bounds: the first factor proves the rank, the second one sharpens sigma_min to within a percent."""
         gram, n = self.gram, self.gram.size
         diagonal = gram.diagonal()
         trace, largest = float(diagonal.sum()), float(diagonal.max())
         error = gram_rounding(gram, self.width)
         sigma_max = self._largest(trace, error)
-        # Just so that a success proves lambda_min > 0 of the exact matrix.
+        # Just large enough for a success to prove lambda_min > 0 of the exact matrix.
         shift = 1.05 * (error + rounding(gram, trace, largest))
         reach = math.sqrt(shift) + self.feature_error
         rows = self._factor("first", shift, part(self.report, 0, 0.5))
         if rows < n:
-            # Rows of a leading factor are independent; with rounding inside the trunk that is not carried over.
+            # The rows of a leading factor are independent. With rounding inside the trunk this does not carry over.
             rank = rows if self.feature_error == 0 else 0
             return Proven(rank, self._bounded(0.0, 0.0, math.inf), sigma_max, reach)
         lower = lowest_eigenvalue(gram, shift) - error
@@ -85,7 +85,7 @@ class Proof:
         return Proven(n if sigma_min.lower > 0 else 0, sigma_min, sigma_max, reach)
 
     def _factor(self, name: str, shift: float, report: Report) -> int:
-        """Rows that have a factor; what an earlier process had done is taken up."""
+        """Return the number of rows that have a factor, continuing the work of an earlier process."""
         noted = self.journal[name] or {"shift": shift, "columns": 0}
         if noted.get("rows") is not None and noted["shift"] == shift:
             return int(noted["rows"])
@@ -99,7 +99,7 @@ class Proof:
         return rows
 
     def _smallest(self, trace: float, error: float) -> tuple[float, float]:
-        """Rayleigh quotient next to lambda_min and an upper bound of lambda_min(G)."""
+        """Return a Rayleigh quotient close to lambda_min, and an upper bound of lambda_min(G)."""
         if stored := self.journal["smallest"]:
             return stored[0], stored[1]
 
@@ -110,21 +110,21 @@ class Proof:
             return float(residuals[-1]) <= 0.1 * CLOSE * float(values[-1])
 
         def inverse(columns: Tensor) -> Tensor:
-            return solve(self.factor, columns) * trace  # of an ordinary size, whatever that of the features is
+            return solve(self.factor, columns) * trace  # scaled to an ordinary size
 
         n = self.gram.size
         krylov = lanczos(inverse, n, steps=min(STEPS, n), seed=0, device=torch.device("cpu"), stop=converged)
-        # One more inverse iteration: what the Ritz vector has of large eigenvalues weighs lambda_max / lambda_min in G.
+        # One more inverse iteration, because G amplifies the Ritz vector's components of large eigenvalues.
         vector = inverse(krylov.basis @ krylov.ritz()[1][:, -1:])
         value, slack = self._rayleigh(vector, trace, error)
         self.journal["smallest"] = [value, value + slack]
         return value, value + slack
 
     def _largest(self, trace: float, error: float) -> Bounded:
-        """sigma_max from Lanczos below, and from the Frobenius norm of the rest (``complement_bound``), or the trace, above."""
+        """Bound sigma_max by Lanczos from below, and from above by ``complement_bound`` or the trace."""
         stored = self.journal["largest"]
         if not stored or len(stored) != 3:
-            usual = 2.0**-900 < trace < 2.0**900  # otherwise the products could under- or overflow
+            usual = 2.0**-900 < trace < 2.0**900  # outside, the products could under- or overflow
             stored = self._by_lanczos(trace, error) if usual else [0.0, 0.0, trace]
             self.journal["largest"] = stored
         value, slack, above = stored
@@ -133,14 +133,14 @@ class Proof:
         return self._bounded(math.sqrt(value), math.sqrt(max(value - slack, 0.0)), math.sqrt(above))
 
     def _by_lanczos(self, trace: float, error: float) -> list[float]:
-        """Rayleigh quotient next to lambda_max(G), its error, and an upper bound of lambda_max of G as computed."""
+        """Return a Rayleigh quotient close to lambda_max(G), its error, and an upper bound of lambda_max of G as computed."""
 
         def converged(krylov: Krylov) -> bool:
             values, _, residuals = krylov.ritz()
             return float(residuals[-1]) <= RESIDUAL * float(values[-1])
 
         n, a = self.gram.size, Scaled.of(self.gram, trace)
-        # Features of one sign have a top vector close to the ones; those of both signs may have one at a right angle to it.
+        # Features of one sign have a top vector close to the ones; with both signs it may be orthogonal to them.
         start = torch.ones(n, 1, dtype=torch.float64)
         start += 0.1 * torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         krylov = lanczos(a.product, n, steps=min(LARGEST_STEPS, n), start=start, stop=converged)
@@ -148,17 +148,17 @@ class Proof:
         return [value, slack, math.ldexp(complement_bound(a, krylov.basis), a.exponent)]
 
     def _rayleigh(self, vector: Tensor, trace: float, error: float) -> tuple[float, float]:
-        """x^T G x / x^T x, computed, and how far that of the exact matrix may be from it."""
+        """Compute x^T G x / x^T x, and bound its distance from the quotient of the exact matrix."""
         vector = vector / vector.norm()
         value = float(vector.T @ self.gram.times(vector)) / float(vector.T @ vector)
-        # |fl(x^T A x) - x^T A x| <= gamma_{2n+4} |x|^T |A| |x|, and |A|_F <= tr A for what is semidefinite up to its rounding;
-        # denominator and division by a relative gamma_{n+1}, as in ``Symmetric.rayleigh``.
+        # |fl(x^T A x) - x^T A x| <= gamma_{2n+4} |x|^T |A| |x|, and |A|_F <= tr A for a matrix that is semidefinite up to
+        # rounding; denominator and division add a relative gamma_{n+1}, as in ``Symmetric.rayleigh``.
         n = self.gram.size
         slack = gamma(2 * n + 8, torch.float64) * (trace + 2 * error) + gamma(n + 4, torch.float64) * abs(value)
         return value, 1.01 * slack + error
 
     def _bounded(self, value: float, lower: float, upper: float) -> Bounded:
-        """Bounds of a singular value: square roots rounded outwards, and the rounding inside the trunk allowed for."""
+        """Round the bounds of a singular value outwards, and allow for the rounding inside the trunk."""
         proven = self.feature_error == 0
         method = METHOD + ("" if proven else " + estimated rounding inside the trunk")
         low = max(math.nextafter(lower, 0) - self.feature_error, 0.0)
@@ -167,26 +167,26 @@ class Proof:
 
 @dataclass(frozen=True)
 class Scaled:
-    """2^-exponent G, of an ordinary size, as ``complement_bound`` takes it."""
+    """The matrix 2^-exponent G, scaled to an ordinary size, as ``complement_bound`` expects it."""
 
     tiles: Tiles
     exponent: int
     norm: float
     """Upper bound of the Frobenius norm."""
     skew: float = 0.0
-    """One triangle says everything."""
+    """Zero, because only one triangle is stored."""
 
     @classmethod
     def of(cls, tiles: Tiles, trace: float) -> Scaled:
-        """Of G with this trace, which is positive."""
+        """Scale G by its trace, which must be positive."""
         exponent, sums = math.frexp(trace)[1], 1 + gamma(tiles.size**2 + 3, torch.float64)
         return cls(tiles, exponent, tiles.norm(2.0**-exponent) * sums * OUTWARD)
 
     @property
     def size(self) -> int:
-        """N."""
+        """Number of rows N."""
         return self.tiles.size
 
     def product(self, columns: Tensor) -> Tensor:
-        """On columns (N, b)."""
+        """Multiply columns (N, b) by the matrix."""
         return self.tiles.times(columns) * 2.0**-self.exponent

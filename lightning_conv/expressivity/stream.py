@@ -1,4 +1,4 @@
-"""The Gram matrix of features that are never held at once: h h^T (+ 1 for the bias column), tile by tile."""
+"""The Gram matrix h h^T (+ 1 for the bias column) of features that do not fit into memory, tile by tile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.reporting.progress import Report
 
 STRIP = 2048
-"""Features that are multiplied at a time: short sums, and their sums, round less than one long sum."""
+"""Number of features that are multiplied at a time; sums of short sums have smaller rounding errors than one long sum."""
 
 
 GramDone: TypeAlias = Sequence[int]
@@ -23,38 +23,38 @@ GramDone: TypeAlias = Sequence[int]
 
 
 class FeatureRows(Protocol):
-    """Features of n samples, computed on demand: the same numbers whenever they are asked for."""
+    """Features of n samples, computed on demand. Every call must return the same numbers."""
 
     @property
     def samples(self) -> int:
-        """n."""
+        """Number of samples n."""
 
     @property
     def width(self) -> int:
-        """m_H."""
+        """Number of features m_H."""
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """h of the samples start, ..., stop - 1: (stop - start, m_H), float64, on any device."""
+        """Return h of the samples start, ..., stop - 1: (stop - start, m_H), float64, on any device."""
 
 
 @dataclass(frozen=True)
 class HeldRows:
-    """Features that are there already."""
+    """Features that are in memory."""
 
     features: Tensor  # (n, m_H), float64
 
     @property
     def samples(self) -> int:
-        """n."""
+        """Number of samples n."""
         return len(self.features)
 
     @property
     def width(self) -> int:
-        """m_H."""
+        """Number of features m_H."""
         return self.features.shape[1]
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Some of them."""
+        """Return the rows start, ..., stop - 1."""
         return self.features[start:stop]
 
 
@@ -71,28 +71,28 @@ def stream_gram(
 ) -> None:
     r"""Fill ``tiles`` with :math:`G = h h^T + 1 1^T` (without the ones if there is no bias).
 
-    A panel of ``panel`` tile rows of h is held while the rows below it pass by once, so that h is computed about
+    A panel of ``panel`` tile rows of h is held in memory while the rows below it are read once, so h is computed about
     n / (2 panel tile) times. See ``gram_rounding`` for the error.
 
     Args:
         source: h.
-        tiles: where G goes.
-        bias: whether a bias comes along.
-        panel: tile rows that are held.
-        done: what ``tiles`` holds already.
-        report: told the share that is done.
-        save: told what is done, after each tile row.
-        seen: given each tile row of h, with its number, when it is read for the first time.
+        tiles: tiles that receive G.
+        bias: whether the last layer has a bias.
+        panel: number of tile rows that are held.
+        done: the part of ``tiles`` that is done already.
+        report: called with the share that is done.
+        save: called after each tile row with the part that is done.
+        seen: called with each tile row's number and features when they are read for the first time.
 
     Raises:
-        ValueError: features that are no finite float64 matrix of the announced shape.
+        ValueError: the features are not a finite float64 matrix of the announced shape.
 
     Cost: n^2 m_H flops (half of the products), memory (panel + 1) tile rows of features.
     """
     total = tiles.count * (tiles.count + 1) // 2
     first, last, row = done
     while first < tiles.count:
-        if not first < last <= first + panel:  # a new panel, or one that was begun with more memory
+        if not first < last <= first + panel:  # a new panel, or one that was started with more memory
             last, row = min(first + panel, tiles.count), first
         held = [read_rows(source, tiles.rows(j)) for j in range(first, last)]
         for i in range(row, tiles.count):
@@ -104,17 +104,17 @@ def stream_gram(
             before = first * tiles.count - first * (first - 1) // 2  # tiles in the columns on the left
             report((before + sum(min(k + 1, last) - first for k in range(first, i + 1))) / total)
             save((first, last, i + 1))
-            del mine  # before the next ones come: panel + 1 are promised
+            del mine  # before the next row is read, because at most panel + 1 tile rows may be held
         held.clear()
         first = last
         save((first, first, first))
 
 
 def read_rows(source: FeatureRows, rows: slice) -> Tensor:
-    """Some rows, checked and on the CPU, where the tiles are.
+    """Read and check some rows, and move them to the CPU, where the tiles are.
 
     Raises:
-        ValueError: no finite float64 matrix of the announced shape.
+        ValueError: the rows are not a finite float64 matrix of the announced shape.
     """
     found = source.rows(rows.start, rows.stop).cpu()
     wanted = (rows.stop - rows.start, source.width)
@@ -130,23 +130,24 @@ def _product(left: Tensor, right: Tensor, bias: bool, out: Tensor) -> None:
     torch.mm(left[:, :STRIP], right[:, :STRIP].T, out=out)
     part = torch.empty_like(out)
     for start in range(STRIP, left.shape[1], STRIP):
-        # Not addmm: a library may begin its long sum with what is there.
+        # Not addmm, because a library may start its long sum with the present content.
         out += torch.mm(left[:, start : start + STRIP], right[:, start : start + STRIP].T, out=part)
     if bias:
         out += 1
 
 
 def gram_rounding(tiles: Tiles, width: int) -> float:
-    r"""Proven bound on :math:`\|\hat G - G\|_2`, for the computed and the exact Gram matrix of the features as they are.
+    r"""Bound :math:`\|\hat G - G\|_2`, the rounding error of the computed Gram matrix; the bound is proven.
 
-    Every product is rounded once, added up in a strip of at most 2,048 and then with the m / 2048 other strips and the 1, hence
-    :math:`|\hat G_{ij} - G_{ij}| \le \gamma_D |h_i||h_j|` with D = min(m, 2048) + m / 2048 + 1 (Higham 2002, section 4.2), and
-    the matrix of these has the norm gamma_D sum |h_i|^2 = gamma_D tr G, where tr G <= tr(computed) / (1 - gamma_D).
+    Every product is rounded once, added up in a strip of at most 2,048 features, and then added to the m / 2048 other strips
+    and the 1. Hence :math:`|\hat G_{ij} - G_{ij}| \le \gamma_D |h_i||h_j|` with D = min(m, 2048) + m / 2048 + 1 (Higham
+    2002, section 4.2). The matrix of these bounds has the norm gamma_D sum |h_i|^2 = gamma_D tr G, where
+    tr G <= tr(computed) / (1 - gamma_D).
     """
     g = gram_relative(width)
     return g / (1 - g) * float(tiles.diagonal().sum()) * (1 + gamma(tiles.size, torch.float64))
 
 
 def gram_relative(width: int) -> float:
-    """gamma_D: an entry is off by at most this times |h_i||h_j|, see ``gram_rounding``."""
+    """Return gamma_D; entry (i, j) errs by at most gamma_D |h_i||h_j|, see ``gram_rounding``."""
     return gamma(min(width, STRIP) + -(-width // STRIP) + 1, torch.float64)

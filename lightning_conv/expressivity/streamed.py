@@ -1,4 +1,4 @@
-"""Rank certificates for features that do not fit into memory: a Gram matrix in tiles and verified Cholesky factors of it."""
+"""Rank certificates for features that do not fit into memory, by verified Cholesky factors of a tiled Gram matrix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.reporting.progress import Report, part, progress_bar
 
 PROBED = 64
-"""Samples whose features are computed beforehand, to know what a sample takes."""
+"""Number of samples whose features are computed first, to measure the time per sample."""
 
 
 def certify_streamed(
@@ -37,33 +37,34 @@ def certify_streamed(
     progress: bool | Report | None = None,
     same_inputs: SameInputs | None = None,
 ) -> RankCertificate:
-    r"""Certify rank [h, 1] = n from Cholesky factors of G = h h^T + 1 1^T, with h computed strip by strip and never held.
+    r"""Certify rank [h, 1] = n from Cholesky factors of G = h h^T + 1 1^T, where h is computed strip by strip.
 
-    With e the proven rounding of G (``gram_rounding``) and the lower bound of lambda_min of the computed matrix that a factor
-    of G - t I proves (``lowest_eigenvalue``),
+    Let e be the proven rounding error of G (``gram_rounding``). A factor of G - t I proves a lower bound of lambda_min of
+    the computed matrix (``lowest_eigenvalue``), and
 
     .. math:: \sigma_{\min}([h, 1])^2 \ge \lambda_{\min}(\hat G) - e .
 
-    The first shift t lies just above what both roundings leave open, so a factor is the proof. Then inverse Lanczos finds
-    sigma_min (Rayleigh quotient: upper bound), and a second factor right below it brings the lower bound to within a percent.
-    The proof reaches down to sigma_min / |h|_F of about 1e-6 and no further, squares being what they are; ``undecided`` below.
+    The first shift t lies just above both rounding errors, so the existence of a factor is the proof. Then inverse Lanczos
+    finds sigma_min, whose Rayleigh quotient is an upper bound. A second factor right below it brings the lower bound to
+    within a percent. Since G has the squared singular values, the proof reaches down to sigma_min / |h|_F of about 1e-6; the
+    verdict is ``undecided`` below that.
 
     Args:
         source: h.
-        bias: whether a bias comes along.
+        bias: whether the last layer has a bias.
         feature_error: see ``certify_expressivity``.
-        max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of what is free).
-        folder: where the matrices and the journal are kept. A run that was killed goes on where it was when it is called
-            with the same features and folder: they are read once more to see that they are the same, bit for bit, and if they are
-            not, all is begun anew. None: nothing is kept.
-        tile: rows of a tile.
+        max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of the free memory).
+        folder: folder of the matrices and the journal. A killed run continues where it was if it is called again with the
+            same features and folder. The features are read once to check that they are the same bit for bit; if not, the
+            computation starts again. None: nothing is kept.
+        tile: rows per tile.
         progress: see ``certify_expressivity``.
         same_inputs: see ``certify_expressivity``.
 
     Raises:
         MemoryError: two strips of features do not fit into ``max_memory``.
         OSError: the folder's disk has no room for the matrices.
-        ValueError: features that are not finite; ``max_memory`` is not a finite number of at least one byte.
+        ValueError: the features are not finite, or ``max_memory`` is not a finite number of at least one byte.
 
     Cost: n^2 m_H + 2 n^3 / 3 flops; see ``plan_stream``.
 
@@ -84,15 +85,21 @@ def certify_streamed(
             journal.stages.clear()
 
         def seen(row: int, features: Tensor) -> None:
-            if path is not None:  # written down by the next ``save``
+            if path is not None:  # written to disk by the next ``save``
                 journal.stages.setdefault("rows", {})[str(row)] = _fingerprint(features)
 
-        # The share of the Gram matrix, the features included.
+        # Share of the work that the Gram matrix takes, including the features.
         weight = 1 - 2 * samples**3 / 3 / plan.flops * (1 - plan.computed * row_seconds / plan.seconds)
         stream_gram(
-            source, gram, bias=bias, panel=plan.panel, done=journal["gram"] or (0, 0, 0), report=part(report, 0, weight),
-            save=lambda done: journal.__setitem__("gram", done), seen=seen,
-        )  # fmt: skip
+            source,
+            gram,
+            bias=bias,
+            panel=plan.panel,
+            done=journal["gram"] or (0, 0, 0),
+            report=part(report, 0, weight),
+            save=lambda done: journal.__setitem__("gram", done),
+            seen=seen,
+        )
         proof = Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
         proven = proof.run()
         verdict, reason, sigma_min = _judge(source, gram, proven, feature_error, same_inputs)
@@ -128,7 +135,7 @@ def _judge(
 
 @contextmanager
 def _place(folder: Path | None, plan: StreamPlan) -> Iterator[Path | None]:
-    """Where the matrices go."""
+    """Provide the folder of the matrices, or None for memory."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -140,16 +147,16 @@ def _place(folder: Path | None, plan: StreamPlan) -> Iterator[Path | None]:
 
 
 def _row_seconds(source: FeatureRows) -> float:
-    """What computing the features of one sample takes, from some of them."""
+    """Measure the time to compute the features of one sample."""
     count = min(PROBED, source.samples)
-    read_rows(source, slice(0, 1))  # whatever is set up the first time
+    read_rows(source, slice(0, 1))  # the first call may set things up
     start = time.perf_counter()
     read_rows(source, slice(0, count))
     return (time.perf_counter() - start) / count
 
 
 def _are_those_of(journal: Journal, source: FeatureRows, gram: Tiles) -> bool:
-    """Whether the features are bit for bit those that the noted work was done on: one changed sample makes another matrix."""
+    """Return whether the features are bit for bit those of the recorded work."""
     noted = journal["rows"] or {}
     return all(_fingerprint(read_rows(source, gram.rows(int(row)))) == known for row, known in noted.items())
 

@@ -18,14 +18,14 @@ WORD = 8  # bytes of a float64
 
 
 class Tiles:
-    """Tiles (i, j), j <= i, of an n x n float64 matrix of which the lower triangle says everything.
+    """Tiles (i, j), j <= i, of an n x n float64 matrix that its lower triangle determines.
+
+    A file is memory-mapped, so the system keeps in memory what fits. Numbers that were written survive a kill of the process.
 
     Args:
         size: n.
-        tile: rows and columns of a tile; the last ones are smaller.
-        path: of the file that holds them; made if it is not there, otherwise its numbers are taken up. None: memory.
-
-    A file is mapped, so the system holds in memory what there is room for. What was written survives a kill of the process.
+        tile: rows and columns per tile; the last tiles are smaller.
+        path: file of the tiles. It is created if it does not exist; otherwise its numbers are used. None: memory.
 
     Raises:
         OSError: the disk has no room for the file.
@@ -43,31 +43,31 @@ class Tiles:
 
     @staticmethod
     def bytes_of(size: int, tile: int) -> int:
-        """What they take."""
+        """Return the size of the tiles in bytes."""
         count = -(-size // tile)
         return WORD * tile * tile * count * (count + 1) // 2
 
     def rows(self, i: int) -> slice:
-        """Rows (or columns) of the matrix in tile row i."""
+        """Return the rows (or columns) of the matrix in tile row i."""
         return slice(i * self.tile, min((i + 1) * self.tile, self.size))
 
     def __getitem__(self, at: tuple[int, int]) -> Tensor:
-        """Tile (i, j), j <= i, to be read or written: contiguous, and square except in the last row."""
+        """Return tile (i, j), j <= i, for reading or writing. It is contiguous, and square except in the last row."""
         i, j = at
         rows, columns = (self.rows(k).stop - self.rows(k).start for k in at)
         start = (i * (i + 1) // 2 + j) * self.tile**2
         return self._numbers[start : start + rows * columns].view(rows, columns)
 
     def column(self, k: int) -> Iterator[tuple[int, Tensor]]:
-        """The tiles on and below the diagonal of tile column k, with their rows."""
+        """Iterate over the tiles on and below the diagonal of tile column k, with their row numbers."""
         return ((i, self[i, k]) for i in range(k, self.count))
 
     def diagonal(self) -> Tensor:
-        """(n,), a copy."""
+        """Return a copy of the diagonal, (n,)."""
         return torch.cat([self[i, i].diagonal() for i in range(self.count)])
 
     def times(self, columns: Tensor) -> Tensor:
-        """The symmetric matrix on columns (n, c): 2 n^2 c flops."""
+        """Multiply columns (n, c) by the symmetric matrix. Cost: 2 n^2 c flops."""
         result = torch.zeros_like(columns)
         for i in range(self.count):
             mine = self.rows(i)
@@ -81,7 +81,7 @@ class Tiles:
         return result
 
     def norm(self, scale: float = 1.0) -> float:
-        """Frobenius norm of ``scale`` times the symmetric matrix: one reading."""
+        """Compute the Frobenius norm of ``scale`` times the symmetric matrix, in one pass."""
         square: float = 0.0
         for i in range(self.count):
             for j in range(i):
@@ -91,23 +91,23 @@ class Tiles:
         return math.sqrt(square)
 
     def dense(self) -> Tensor:
-        """The whole symmetric matrix, for tests and small n."""
+        """Return the whole symmetric matrix, for tests and small n."""
         return self.times(torch.eye(self.size, dtype=torch.float64))
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make room for a file now: one that is mapped and does not fit would end the process by a signal when it is written to.
+    """Reserve the disk space of a file, because writing to a mapped file without space ends the process by a signal.
 
     Raises:
-        OSError: there is none.
+        OSError: the disk has no room.
     """
     missing = size - (path.stat().st_size if path.exists() else 0)
     free = shutil.disk_usage(path.parent).free
     if missing > free:
         raise OSError(
             errno.ENOSPC,
-            f"folder: {path.parent} has {mebibytes(free)} free, and {mebibytes(missing)} are needed for {path.name}; choose another "
-            "disk (folder=, or TMPDIR for the temporary one)",
+            f"folder: {path.parent} has {mebibytes(free)} free, and {mebibytes(missing)} are needed for {path.name}; choose "
+            "another disk (folder=, or TMPDIR for the temporary one)",
         )
     if hasattr(os, "posix_fallocate"):
         with path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Phase 2 as plain torch: the convex problem of the last linear layer, its proven steps and bounds."""
+"""Phase 2 in plain torch: the convex problem of the last linear layer, with proven step sizes and bounds."""
 
 from lightning_conv.last_layer.bounds import (
     Comparator,

@@ -1,8 +1,8 @@
 r"""The proven bounds of phase 2, as pure functions of numbers.
 
-Throughout, L is the *mean* over samples of a loss that is convex in the outputs, W_0 the last layer at the switch, and
-t counts steps of phase 2. Statements after Kawaguchi & Sun 2021, Theorem 2; the proofs are the textbook's (Nesterov
-2004, section 2.1.5).
+In this file L is the *mean* over samples of a loss that is convex in the outputs, W_0 is the last layer at the switch,
+and t counts the steps of phase 2. The statements are those of Kawaguchi & Sun 2021, Theorem 2; the proofs are standard
+(Nesterov 2004, section 2.1.5).
 """
 
 from __future__ import annotations
@@ -17,32 +17,35 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Comparator:
-    """A last layer that the run is compared with."""
+    """A last layer with which the run is compared."""
 
     excess: float  # L(comparator) - L*, an upper bound; 0 for a minimiser
     distance: float  # |W_0 - comparator|_F, an upper bound
 
 
 def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step: float, steps: int) -> float:
-    r"""L(w_t) - L* after t steps of gradient descent, at most.
+    r"""Bound L(w_t) - L* after t steps of gradient descent.
 
     .. math:: L(w_t) - L^* \le \min_{\bar w} \; L(\bar w) - L^* + \frac{|w_0 - \bar w|^2}{2 \eta t},
         \qquad 0 < \eta \le \frac1{L_H}.
 
-    With eta = 1 / L_H and a minimiser this is :math:`L_H R^2 / (2t)`. Any matrix is a comparator: where the infimum is not attained, as of
-    cross-entropy, one that comes close (``comparators``). If W_0 itself is among them, so is everything on the straight
-    lines from it, where L is at most the linear interpolation: the bound then begins at L(w_0) - L* and falls. Proof:
-    by convexity and the descent lemma
-    :math:`2\eta (L(w_{k+1}) - L(\bar w)) \le |w_k - \bar w|^2 - |w_{k+1} - \bar w|^2`; sum, and L(w_k) falls. The same sum
-    with steps of different sizes, each at most 1 / L_H, has :math:`\sum \eta_k` for eta t: pass that as ``step``, and 1 as ``steps``.
+    With eta = 1 / L_H and a minimiser this is :math:`L_H R^2 / (2t)`. Any matrix may be a comparator. If the infimum is not
+    attained, as for cross-entropy, take one that comes close (``comparators``). If W_0 itself is a comparator, so is every
+    point on the straight lines from it, where L is at most the linear interpolation. The bound then starts at L(w_0) - L*
+    and falls.
+
+    Proof: by convexity and the descent lemma
+    :math:`2\eta (L(w_{k+1}) - L(\bar w)) \le |w_k - \bar w|^2 - |w_{k+1} - \bar w|^2`. Sum over k; L(w_k) does not rise. For
+    steps of different sizes, each at most 1 / L_H, the sum has :math:`\sum \eta_k` in place of eta t: pass it as ``step``
+    with ``steps`` = 1.
 
     Args:
         comparators: one or several.
-        step: eta, at most ``HeadCurvature.step``; with a larger one nothing is claimed.
+        step: eta, at most ``HeadCurvature.step``; the bound is not valid for a larger one.
         steps: t >= 0.
 
     Raises:
-        ValueError: no comparator, a step that is not positive, a negative number of steps.
+        ValueError: there is no comparator, the step is not positive, or the number of steps is negative.
     """
     family = _family(comparators)
     _require(step, steps)
@@ -53,7 +56,7 @@ def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step:
 
 
 def _between(stay: float, found: Comparator, price: float) -> float:
-    """min over s in [0, 1] of (1 - s) stay + s excess + s^2 price."""
+    """Minimise (1 - s) stay + s excess + s^2 price over s in [0, 1]."""
     saved = stay - found.excess
     if not math.isfinite(stay) or saved >= 2 * price:
         return found.excess + price
@@ -61,18 +64,18 @@ def _between(stay: float, found: Comparator, price: float) -> float:
 
 
 def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step: float, gap: float) -> float:
-    """Steps after which ``gradient_descent_bound`` is at most ``gap``; infinite if no comparator is that good.
+    """Return the number of steps after which ``gradient_descent_bound`` is at most ``gap``; infinite if it never is.
 
     Args:
         comparators: one or several.
         step: eta.
-        gap: L(w_t) - L* to be reached.
+        gap: the value of L(w_t) - L* to reach.
     """
     family = _family(comparators)
     _require(step, 0)
     if min((found.excess for found in family if found.distance == 0), default=math.inf) <= gap:
         return 0
-    # Enough for a comparator alone; between W_0 and it fewer may do, and the bound falls with the steps.
+    # Enough for one comparator alone. Points between W_0 and it may need fewer, and the bound falls with the steps.
     needed = [found.distance**2 / (2 * step * (gap - found.excess)) for found in family if found.excess < gap]
     if not needed:
         return math.inf
@@ -84,24 +87,23 @@ def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step:
 
 
 def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> float:
-    r"""L(w_t) - L* after t steps of gradient descent on a *squared* loss, at most: :math:`(1 - \eta \mu)^{2t} (L(w_0) - L^*)`.
+    r"""Bound L(w_t) - L* after t steps of gradient descent on a *squared* loss: :math:`(1 - \eta \mu)^{2t} (L(w_0) - L^*)`.
 
-    :math:`\mu = \frac{L_\ell}n \sigma_{\min}([h, 1])^2`. The residual obeys
+    Here :math:`\mu = \frac{L_\ell}n \sigma_{\min}([h, 1])^2`. Each step multiplies the residual,
 
     .. math:: r \leftarrow (I - \eta \frac{L_\ell}n [h,1][h,1]^T) r,
 
-    whose factor lies in [0, 1 - eta mu] in every direction as long as eta <= 1 / L_H. (The rate 1 - eta mu per step, which strong
-    convexity or the Polyak-Lojasiewicz inequality gives, is the square root.)
+    by a factor in [0, 1 - eta mu] in every direction if eta <= 1 / L_H. (Strong convexity or the Polyak-Lojasiewicz
+    inequality gives only the factor 1 - eta mu per step, the square root.)
 
     Args:
-        gap: L(w_0) - L*, of the whole problem if rank [h, 1] = n, else above the head's own minimum.
+        gap: L(w_0) - L* of the whole problem if rank [h, 1] = n, otherwise L(w_0) minus the head's own minimum.
         step: eta, at most ``HeadCurvature.step``.
-        curvature_min: mu or less, from the n-th singular value of [h, 1] (a narrow head: the D-th), a lower bound of
-        it.
+        curvature_min: a lower bound of mu, from the n-th singular value of [h, 1] (for a narrow head the D-th).
         steps: t.
 
     Raises:
-        ValueError: a step or curvature that makes eta mu leave [0, 1].
+        ValueError: eta mu is not in [0, 1], or the step or the number of steps is not valid.
     """
     _require(step, steps)
     contraction = step * curvature_min
@@ -111,16 +113,16 @@ def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> f
 
 
 def rounded_bound(bound: float, drift: float, curvature: float) -> float:
-    r"""What a bound of gradient descent becomes where step k is off by d_k: :math:`(\sqrt B + \sqrt{L_H / 2} \sum_k d_k)^2`.
+    r"""Extend a bound of gradient descent to steps with errors d_k: :math:`(\sqrt B + \sqrt{L_H / 2} \sum_k d_k)^2`.
 
-    Gradient descent with eta <= 2 / L_H moves no two points apart (Nesterov 2004, Theorem 2.1.5), so that the run and the exact descent
-    from the same start are at most D = sum d_k apart; and :math:`|\nabla L|^2 \le 2 L_H (L - L^*)` makes
-    :math:`\sqrt{L - L^*}` a function of slope :math:`\sqrt{L_H / 2}` at most.
+    A step of gradient descent with eta <= 2 / L_H does not increase the distance of two points (Nesterov 2004, Theorem
+    2.1.5). So the run and the exact descent from the same start are at most D = sum d_k apart. By
+    :math:`|\nabla L|^2 \le 2 L_H (L - L^*)` the function :math:`\sqrt{L - L^*}` has slope at most :math:`\sqrt{L_H / 2}`.
 
     Args:
         bound: B, for exact steps.
-        drift: D, the sum of :math:`|w_{k+1} - (w_k - \eta_k \nabla L(w_k))|_F`, or more.
-        curvature: L_H or more.
+        drift: an upper bound of D, the sum of :math:`|w_{k+1} - (w_k - \eta_k \nabla L(w_k))|_F`.
+        curvature: an upper bound of L_H.
 
     Example:
         >>> rounded_bound(4.0, 0.5, 8.0)
@@ -130,20 +132,20 @@ def rounded_bound(bound: float, drift: float, curvature: float) -> float:
 
 
 def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: float, steps: Tensor) -> float:
-    r"""E[min_{k <= t} L(w_k)] - L* of stochastic gradients, at most: :math:`\frac{R^2 + G^2 \sum \eta_k^2}{2 \sum \eta_k}`.
+    r"""Bound E[min_{k < t} L(w_k)] - L* for stochastic gradients: :math:`\frac{R^2 + G^2 \sum \eta_k^2}{2 \sum \eta_k}`.
 
-    For unbiased gradients with :math:`E|g_k|^2 \le G^2` and any steps. The sums run over the steps that were taken, k <
-    t; the minimum over the points at which they were taken, w_0, ..., w_{t-1}. In expectation: one run may lie above.
+    The gradients are unbiased with :math:`E|g_k|^2 \le G^2`, and the step sizes are arbitrary. The sums and the minimum run
+    over the steps k < t. The bound is one in expectation; a single run may exceed it.
 
     Args:
-        comparators: R = |w_0 - comparator|, its excess is added.
+        comparators: R is |w_0 - comparator|; the comparator's excess is added.
         gradient_bound: G, such as ``step_size.gradient_bound``.
         steps: eta_0, ..., eta_{t-1}.
 
     Source: Nemirovski, Juditsky, Lan & Shapiro 2009, section 2.2; Kawaguchi & Sun 2021, Theorem 2.
 
     Raises:
-        ValueError: no comparator, or steps that are not positive.
+        ValueError: there is no comparator, or a step is not positive.
     """
     total, squares = _sums(steps)
     family = _family(comparators)
@@ -153,14 +155,16 @@ def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: fl
 def sgd_interpolation_bound(
     comparators: Comparator | Iterable[Comparator], batch_curvature: float, steps: Tensor
 ) -> float:
-    r"""The same where every sample's infimum is reached at once, as with rank [h, 1] = n: constant steps keep the rate O(1/t).
+    r"""Bound the gap of stochastic gradients under interpolation, where constant steps keep the rate O(1/t).
+
+    Interpolation means that every sample's infimum is reached at once, as with rank [h, 1] = n. With delta the excess of the
+    comparator,
 
     .. math:: E[\min_{k < t} L(w_k)] - L^* \le \frac{R^2 + 2 \delta \sum \eta_k}{2 \sum \eta_k (1 - \eta_k L_B)},
-        \qquad \eta_k < \frac1{L_B},
+        \qquad \eta_k < \frac1{L_B}.
 
-    delta the excess of the comparator. Because a batch loss of curvature L_B obeys
-    :math:`|\nabla L_B|^2 \le 2 L_B (L_B(w) - \inf L_B)`, and the mean of the batches' infima is L*, the noise of the
-    gradient dies out with the gap and needs no bound G.
+    A batch loss of curvature L_B satisfies :math:`|\nabla L_B|^2 \le 2 L_B (L_B(w) - \inf L_B)`, and the mean of the batches'
+    infima is L*. So the noise of the gradient vanishes with the gap, and no bound G is needed.
 
     Args:
         comparators: see ``sgd_bound``.
@@ -170,7 +174,7 @@ def sgd_interpolation_bound(
     Source: Vaswani, Bach & Schmidt 2019, section 3 (for the last step); the statement is derived as above.
 
     Raises:
-        ValueError: no comparator, or a step that is not in (0, 1 / L_B).
+        ValueError: there is no comparator, or a step is not in (0, 1 / L_B).
     """
     total, _ = _sums(steps)
     family = _family(comparators)
@@ -183,13 +187,13 @@ def sgd_interpolation_bound(
 def _family(comparators: Comparator | Iterable[Comparator]) -> list[Comparator]:
     family = [comparators] if isinstance(comparators, Comparator) else list(comparators)
     if not family:
-        raise ValueError("comparators: none; give at least one")
+        raise ValueError("comparators: none; pass at least one")
     return family
 
 
 def _sums(steps: Tensor) -> tuple[float, float]:
     if steps.ndim != 1 or len(steps) == 0 or not bool((steps > 0).all()):
-        raise ValueError(f"steps: shape {tuple(steps.shape)}; need one positive step or more")
+        raise ValueError(f"steps: shape {tuple(steps.shape)}; need a vector of one or more positive steps")
     exact = steps.to(torch.float64)
     return float(exact.sum()), float(exact.square().sum())
 

@@ -1,4 +1,4 @@
-"""Last layers of known loss and distance from the start: what makes the bound of gradient descent a number."""
+"""Comparators: last layers of known loss and distance from the start, which the bound of gradient descent needs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ SCALES = (1.05, 1.1, 1.2, 1.4, 1.8, 2.6, 4.2, 7.4)
 
 
 def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | None = None) -> Comparator:
-    """What W = ``w`` proves about a run that begins at ``start``: one pass.
+    """Compute the excess loss of W = ``w`` and its distance from ``start``, with rounding included.
 
     Args:
-        problem: the head's.
+        problem: the problem of the head.
         start: W_0, (D, C).
         w: any matrix of that shape.
-        floor: what L is compared with: a lower bound of the infimum that is meant; None: of the loss's,
-        ``problem.infimum``.
+        floor: a lower bound of the infimum with which L is compared; None: that of the loss, ``problem.infimum``.
 
     Raises:
         ValueError: no infimum is known.
+
+    Cost: one pass.
     """
     if floor is None:
         if problem.infimum is None:
             raise ValueError("infimum: not known for this loss; pass infimum= to the problem, or floor=")
         floor = problem.infimum.lower
     change = w - start
-    # The difference is rounded too: entrywise by u of itself.
+    # The difference is rounded too, by a relative u per entry.
     distance = float(change.norm()) * (1 + gamma(w.numel() + 4, w.dtype)) * (1 + 2 * unit_roundoff(w.dtype))
     excess = problem.value(w).upper - floor
     return Comparator(max(excess, 0.0) * OUTWARD if excess > 0 else 0.0, distance)
@@ -50,29 +51,29 @@ def comparators(
     smallest: float = 1e-9,
     report: Report = silent,
 ) -> list[Comparator]:
-    r"""A small family of comparators for ``gradient_descent_bound``, from staying at W_0 to nearly the infimum.
+    r"""Compute a small family of comparators for ``gradient_descent_bound``, from W_0 itself to nearly the infimum.
 
-    - W_0 itself
-    - where the infimum is not attained, as of cross-entropy: multiples s W_0. Once all samples are classified, they
-      come as close as one likes, at the distance (s - 1) |W_0|.
-    - otherwise, or where these do not reach ``smallest``: for excesses from half the present gap to ``smallest`` the
-      least-norm change of W_0 whose outputs have :math:`\ell_i - \inf \ell_i \le \delta` (``prescribed_outputs``): with
-      rank [h, 1] = n this is what is reached, and for squared loss the minimiser next to W_0.
+    - W_0 itself.
+    - If the infimum is not attained, as for cross-entropy: multiples s W_0, at distance (s - 1) |W_0|. If all samples are
+      classified correctly, their loss comes arbitrarily close to the infimum.
+    - Otherwise, or if these do not reach ``smallest``: for excesses from half the present gap to ``smallest``, the
+      least-norm change of W_0 whose outputs have :math:`\ell_i - \inf \ell_i \le \delta` (``prescribed_outputs``). With
+      rank [h, 1] = n these outputs are reached; for squared loss this is the minimiser closest to W_0.
 
-    Loss and distance of each are computed at the matrix itself, so they are proven whatever way it was found.
+    Loss and distance are computed at each matrix itself, so they are proven no matter how the matrix was found.
 
     Args:
-        problem: the head's, with one of torch's losses.
+        problem: the problem of the head, with one of torch's losses.
         start: W_0, (D, C).
-        solver: from ``least_change``, if there is one already.
+        solver: a solver from ``least_change``, if one exists already.
         smallest: the last excess.
-        report: told the share that is done.
+        report: called with the share that is done.
 
     Raises:
-        SingularError: [h, 1] is numerically singular, and multiples of W_0 are not enough.
-        MemoryError: so, and its Gram matrix does not fit.
+        SingularError: the multiples of W_0 do not suffice, and [h, 1] is numerically singular.
+        MemoryError: the multiples of W_0 do not suffice, and the Gram matrix of [h, 1] does not fit.
 
-    Cost: a pass for each multiple; otherwise the Gram matrix, its factor, and three passes for each of six excesses.
+    Cost: one pass for each multiple; otherwise the Gram matrix, its factor, and three passes for each of six excesses.
     """
     stay = comparator(problem, start, start)
     found = [stay]

@@ -1,4 +1,4 @@
-"""Lower bounds of what a head can reach, by Fenchel duality: for heads too narrow to reach every output."""
+"""Lower bounds of the loss over all heads by Fenchel duality, for heads too narrow to reach every output."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.losses.conjugate import Conjugate
 
 RIDGE = 1e-11
-"""Of the trace, added to the Gram matrix: rank-deficient features have a factor too, and refinement takes its effect away."""
+"""Share of the trace that is added to the Gram matrix, so that rank-deficient features have a factor; refinement removes its effect."""
 
 REFINED = 4
 ROUNDS = 20
 RADIUS = 1e3
-"""Where no bound of sigma_min([h, 1]) is proven, the statement is about heads up to this many times the norm of the present one."""
+"""If sigma_min([h, 1]) > 0 is not proven, the bound is about heads of at most this many times the present norm (plus 1)."""
 
 
 @dataclass(frozen=True)
 class DualBound:
-    """L(W) >= ``lower`` for every W with |W|_F <= ``radius``, proven."""
+    """A proven bound: L(W) >= ``lower`` for every W with |W|_F <= ``radius``."""
 
     lower: float
-    radius: float  # infinite: for every W
+    radius: float  # infinite: the bound is valid for every W
 
 
 class HeadDual:
-    r"""Lower bounds of inf L over the last layer from nearly optimal W.
+    r"""Lower bounds of inf L over the last layer, from nearly optimal W.
 
-    With conjugates :math:`\ell_i^*` and Z = [h, 1], for *any* A (n, C) and W, Fenchel-Young gives
+    With conjugates :math:`\ell_i^*` and Z = [h, 1], the Fenchel-Young inequality gives for *any* A (n, C) and W
 
-    .. math:: L(W) \ge \frac1n \sum_i \left( A_i \cdot b - \ell_i^*(A_i) \right) + \frac1n \langle Z^T A, W \rangle
+    .. math:: L(W) \ge \frac1n \sum_i \left( A_i \cdot b - \ell_i^*(A_i) \right) + \frac1n \langle Z^T A, W \rangle,
 
-    (b: a fixed bias). A is made of the gradients at W, projected onto :math:`Z^T A = 0` and taken into the domain of
-    :math:`\ell_i^*`: scaled towards 0 for Huber's and the absolute losses; for cross-entropies A + q must be nonnegative, so
-    small entries are raised and the projection is repeated. What is left of Z^T A is computed with its rounding: E. Then the
-    bound holds up to :math:`|E| |W| / n` for all W up to a radius; or, where Z has D independent columns (proven:
-    sigma_min > 0), for every W: some dA with :math:`|dA| \le |E| / \sigma_{\min}` makes A feasible exactly, and stays in the
-    domain if A keeps that distance.
+    where b is a fixed bias. A consists of the gradients at W, projected onto :math:`Z^T A = 0` and moved into the domain of
+    :math:`\ell_i^*`. For Huber's and the absolute losses it is scaled towards 0. For cross-entropies A + q must be
+    nonnegative, so small entries are raised and the projection is repeated. Let E be a bound of the remaining Z^T A, with
+    rounding included. Then the bound is valid up to :math:`|E| |W| / n` for all W up to a radius. If Z is proven to have D
+    independent columns (sigma_min > 0), it is valid for every W: some dA with :math:`|dA| \le |E| / \sigma_{\min}` makes A
+    exactly feasible, and A + dA stays in the domain if A keeps that distance from its boundary.
 
     Args:
-        problem: the head's, with one of torch's losses.
+        problem: the problem of the head, with one of torch's losses.
 
     Raises:
-        ValueError: the caller's own loss, whose conjugate is not known.
+        ValueError: the loss is the caller's own, whose conjugate is not known.
         MemoryError: the smaller Gram matrix does not fit.
 
     Cost: that matrix, its factor and a proven sigma_min, once.
@@ -68,7 +68,7 @@ class HeadDual:
         self._conjugate = Conjugate(problem.losses)
 
     def bound(self, w: Tensor) -> DualBound:
-        """A lower bound; the nearer W to a minimiser, the closer. Far from it, it may say nothing.
+        """Compute a lower bound, which is sharper the closer W is to a minimiser, and may be -inf far from it.
 
         Args:
             w: W, (D, C).
@@ -93,14 +93,14 @@ class HeadDual:
                 break
             floor = max(4 * floor, -2 * conjugate.slack(a), 1e-14)
         loss = total / problem.samples
-        # A statement about every head is worth a somewhat larger gap.
+        # A bound for every head is preferred even if its gap is somewhat larger.
         return everywhere if loss - everywhere.lower <= 2 * (loss - within.lower) else within
 
 
 def _evaluate(problem: HeadProblem, conjugate: Conjugate, a: Tensor, smallest: float, size: float) -> DualBound:
     n, g = problem.samples, gamma(problem.samples + problem.columns + 8, torch.float64)
     infeasible = float(problem.adjoint(a).norm())
-    # Rounding of Z^T A; and A itself is within a few u of matrices whose rows sum up as they must.
+    # Rounding of Z^T A. A itself is within a few u of a matrix whose rows have the required sums.
     norms = problem.row_norms
     infeasible += g * float(norms.norm()) * float(a.norm())
     infeasible += (a.shape[1] + 4) * unit_roundoff(torch.float64) * float((norms * conjugate.sizes(a)).sum())
@@ -119,7 +119,7 @@ def _evaluate(problem: HeadProblem, conjugate: Conjugate, a: Tensor, smallest: f
 
 
 class _Projection:
-    """A -> A - P A, P onto the range of Z, by the smaller Gram matrix with a ridge whose effect is refined away."""
+    """The map A -> A - P A, P the projector onto the range of Z, by the smaller Gram matrix with a ridge and refinement."""
 
     def __init__(self, problem: HeadProblem, gram: SmallGram) -> None:
         self._problem, self._by_rows = problem, gram.by_rows

@@ -1,4 +1,4 @@
-"""The smaller Gram matrix of [h, 1] and least-norm solutions by its Cholesky factor, in memory or in tiles."""
+"""The smaller Gram matrix of [h, 1], and least-norm solutions by its Cholesky factor, in memory or in tiles."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from lightning_conv.reporting.progress import Report, part, silent
 
 REFINEMENTS = 3
 DONE = 1e-13
-"""Relative residual at which refinement stops: the rounding of the products is not far below."""
+"""Relative residual at which refinement stops, close to the rounding error of the products."""
 
 
 class SingularError(ValueError):
-    """[h, 1] has no full rank in floating point, so the Gram matrix has no Cholesky factor."""
+    """[h, 1] does not have full rank in floating point, so the Gram matrix has no Cholesky factor."""
 
 
 @dataclass(frozen=True)
 class SmallGram:
-    """[h, 1] [h, 1]^T (n x n) or [h, 1]^T [h, 1] (D x D), whichever is smaller."""
+    """The smaller of [h, 1] [h, 1]^T (n x n) and [h, 1]^T [h, 1] (D x D)."""
 
     matrix: Tensor
-    by_rows: bool  # whether it is the n x n one
-    rounding: float  # the computed matrix is within this of the exact one in the spectral norm, proven
+    by_rows: bool  # whether it is the n x n matrix
+    rounding: float  # proven bound of the spectral norm of the rounding error
 
 
 def small_gram(problem: HeadProblem) -> SmallGram:
-    r"""The smaller Gram matrix, dense.
+    r"""Compute the smaller Gram matrix as a dense matrix.
 
-    Entries err by at most gamma_k |x||y| with k = n or D products, so the matrix of errors has at most the norm gamma_k
-    |[h, 1]|_F^2.
+    Entries err by at most gamma_k |x||y| with k = n or D products, so the error matrix has norm at most
+    gamma_k |[h, 1]|_F^2.
 
     Raises:
-        MemoryError: it does not fit, or it is the n x n one and the features are not held.
+        MemoryError: it does not fit, or it is the n x n matrix and the features are not held in memory.
 
     Cost: n D min(n, D) flops twice over, min(n, D)^2 numbers, one pass.
     """
@@ -55,8 +55,8 @@ def small_gram(problem: HeadProblem) -> SmallGram:
     size, by_rows = min(n, d), n <= d
     if 2 * WORD * size**2 > problem.allowed or (by_rows and not problem.held):
         raise MemoryError(
-            f"max_memory: the Gram matrix of [h, 1] takes {mebibytes(2 * WORD * size**2)} with its factor beside the features, allowed are "
-            f"{mebibytes(problem.allowed)}"
+            f"max_memory: the Gram matrix of [h, 1] and its factor take {mebibytes(2 * WORD * size**2)} in addition to the "
+            f"features, but only {mebibytes(problem.allowed)} are allowed; allow more"
         )
     matrix = torch.zeros(size, size, dtype=torch.float64, device=problem.device)
     for _, h in problem.rows():
@@ -77,17 +77,18 @@ def small_gram(problem: HeadProblem) -> SmallGram:
 
 class _Factor(Protocol):
     def __call__(self, columns: Tensor) -> Tensor:
-        """The inverse of the Gram matrix on columns."""
+        """Apply the inverse of the Gram matrix to columns."""
 
 
 class LeastChange:
-    """The matrix dW of least norm whose change of the outputs, [h, 1] dW, is as close as can be to what is asked for.
+    """Solver for the matrix dW of least norm whose change of the outputs, [h, 1] dW, is closest to a required change T.
 
-    For n <= D: dW = [h, 1]^T K^-1 T with K = [h, 1] [h, 1]^T; otherwise the normal equations. The residual is refined up to three times.
+    For n <= D, dW = [h, 1]^T K^-1 T with K = [h, 1] [h, 1]^T; otherwise the normal equations are solved. The residual is
+    refined up to three times.
 
     Args:
-        problem: gives [h, 1].
-        factor: of the small Gram matrix.
+        problem: the problem with the features [h, 1].
+        factor: function that applies the inverse of the small Gram matrix.
     """
 
     def __init__(self, problem: HeadProblem, factor: _Factor) -> None:
@@ -95,14 +96,16 @@ class LeastChange:
         self._by_rows = problem.samples <= problem.columns
 
     def __call__(self, change: Tensor, *, refine: bool = True) -> Tensor:
-        """DW for a change of the outputs (n, C): one pass, and two a refinement.
+        """Compute dW for a change of the outputs.
 
         Args:
-            change: of the outputs, (n, C).
-            refine: bring the residual down to rounding.
+            change: required change of the outputs, (n, C).
+            refine: whether to reduce the residual to rounding.
 
         Raises:
             SingularError: refinement does not converge.
+
+        Cost: one pass, and two per refinement.
         """
         size = float(change.norm())
         total, before = self._once(change), float("inf")
@@ -110,7 +113,7 @@ class LeastChange:
             return total
         for _ in range(REFINEMENTS if size else 0):
             residual = change - self._problem.product(total)
-            # For n > D the residual itself stays: what must vanish is its part in the range.
+            # For n > D the residual itself remains; only its part in the range must vanish.
             correction = self._once(residual)
             moved = float(correction.norm()) / max(float(total.norm()), 1e-300)
             if not moved < 0.5 * before:
@@ -132,18 +135,18 @@ class LeastChange:
 
 @contextmanager
 def least_change(problem: HeadProblem, report: Report = silent) -> Iterator[LeastChange]:
-    """Factor the smaller Gram matrix: dense where it fits, n x n in tiles (on disk if need be) where the features are not held.
+    """Factor the smaller Gram matrix: dense, or n x n in tiles (on disk if necessary) if the features are not held in memory.
 
     Args:
-        problem: gives [h, 1].
-        report: told the share that is done.
+        problem: the problem with the features [h, 1].
+        report: called with the share that is done.
 
     Yields:
         The solver.
 
     Raises:
         SingularError: there is no Cholesky factor.
-        MemoryError: neither way fits into ``max_memory``.
+        MemoryError: the matrix does not fit into ``max_memory``.
 
     Cost: n D min(n, D) flops for the Gram matrix, min(n, D)^3 / 3 for the factor.
     """
@@ -156,7 +159,7 @@ def least_change(problem: HeadProblem, report: Report = silent) -> Iterator[Leas
     factor, info = torch.linalg.cholesky_ex(gram.matrix)
     if int(info) != 0:
         raise SingularError(
-            f"[h, 1] has no rank {len(factor)} in floating point (the Cholesky factorisation stops at row {int(info)})"
+            f"[h, 1] does not have rank {len(factor)} in floating point (the Cholesky factorisation stops at row {int(info)})"
         )
     report(1.0)
     yield LeastChange(problem, lambda columns: torch.cholesky_solve(columns, factor))
@@ -170,12 +173,10 @@ def _tiled(problem: HeadProblem, report: Report) -> Iterator[LeastChange]:
         gram, factor = (Tiles(problem.samples, plan.tile, path) for path in paths)
         weight = problem.samples**2 * problem.width / plan.flops
         gram_report = part(report, 0, weight)
-        stream_gram(
-            problem.source, gram, bias=problem.bias, panel=plan.panel, report=gram_report, save=lambda _: None
-        )  # fmt: skip
+        stream_gram(problem.source, gram, bias=problem.bias, panel=plan.panel, report=gram_report, save=lambda _: None)
         rows = tiled_cholesky(gram, factor, 0.0, report=part(report, weight, 1 - weight), save=lambda _: None)
         if rows < problem.samples:
             raise SingularError(
-                f"[h, 1] has no rank {problem.samples} in floating point (the Cholesky factorisation stops at row {rows})"
+                f"[h, 1] does not have rank {problem.samples} in floating point (the Cholesky factorisation stops at row {rows})"
             )
         yield LeastChange(problem, lambda columns: solve_tiled(factor, columns))

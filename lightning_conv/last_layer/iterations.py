@@ -1,4 +1,4 @@
-"""Iterations on the last layer that need passes over the features and nothing else: L-BFGS, and conjugate gradients for squared loss."""
+"""Iterative solvers for the last layer that need only passes over the features: L-BFGS and, for squared loss, CG."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lightning_conv.last_layer.problem import HeadProblem
 HISTORY = 20
 REMEMBERED = 4
 STALLED = 1e-15
-"""Relative progress below which an iteration counts as none: rounding."""
+"""Relative decrease of the loss below which an iteration counts as no progress, because it may be rounding."""
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where an iteration is."""
+    """One iterate of a solver."""
 
     w: Tensor  # (D, C)
     loss: float
     gradient: float  # |grad L|_F
-    count: int  # passes over the features so far
+    count: int  # number of passes over the features so far
 
 
 class _Objective:
-    """L and its gradient for torch's optimizer; the last points are remembered, because a line search ends at one that it has tried."""
+    """L and its gradient for torch's optimizer, with a memory of recent points, since a line search ends at a known one."""
 
     def __init__(self, problem: HeadProblem, w: Tensor) -> None:
         self.parameter = w.clone().requires_grad_()
@@ -51,24 +51,29 @@ class _Objective:
 
 
 def lbfgs(problem: HeadProblem, start: Tensor) -> Iterator[Iterate]:
-    """L-BFGS with a strong Wolfe line search (``torch.optim.LBFGS``, 20 pairs), one iterate at a time; ends where rounding ends it.
+    """Iterate L-BFGS with a strong Wolfe line search (``torch.optim.LBFGS``, 20 pairs) until rounding stops progress.
 
     Args:
-        problem: the head's.
+        problem: the problem of the head.
         start: W_0, (D, C).
 
     Yields:
         W_0 and every iterate. The loss never rises.
 
-    Cost: mostly one pass an iteration, and 40 D C numbers.
+    Cost: mostly one pass per iteration, and 40 D C numbers of memory.
     """
     objective = _Objective(problem, start)
     loss = objective()
     yield Iterate(start, loss, float(_gradient(objective).norm()), objective.count)
     optimizer = torch.optim.LBFGS(
-        [objective.parameter], max_iter=1, max_eval=25, history_size=HISTORY, line_search_fn="strong_wolfe",
-        tolerance_grad=0.0, tolerance_change=0.0,
-    )  # fmt: skip
+        [objective.parameter],
+        max_iter=1,
+        max_eval=25,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+    )
     best, idle = loss, 0
     while idle < 2:
         before = objective.parameter.detach().clone()
@@ -76,7 +81,7 @@ def lbfgs(problem: HeadProblem, start: Tensor) -> Iterator[Iterate]:
             optimizer.step(objective)  # type: ignore[no-untyped-call]
         loss = objective()
         if not math.isfinite(loss) or loss > best:
-            # The line search found nothing: begin again with the gradient's direction, once.
+            # The line search failed: start again from the gradient's direction, once.
             with torch.no_grad():
                 objective.parameter.copy_(before)
             optimizer.state.clear()
@@ -94,19 +99,19 @@ def _gradient(objective: _Objective) -> Tensor:
 
 
 def conjugate_gradients(problem: HeadProblem, start: Tensor) -> Iterator[Iterate]:
-    r"""CGLS for squared loss: the change of W_0 that minimises :math:`|[h,1] (W_0 + dW) - Y|_F`, all C columns at once.
+    r"""Iterate CGLS for squared loss, which minimises :math:`|[h,1] (W_0 + dW) - Y|_F` over dW, for all C columns at once.
 
-    In exact arithmetic dW stays in the range of [h, 1]^T, so that the limit is the minimiser next to W_0, whatever the
-    rank. The residual follows from the recurrence.
+    In exact arithmetic dW stays in the range of [h, 1]^T, so the limit is the minimiser closest to W_0, whatever the rank
+    is. The residual comes from the recurrence.
 
     Args:
-        problem: the head's, with a squared loss.
+        problem: the problem of the head, with a squared loss.
         start: W_0, (D, C).
 
     Yields:
-        W_0 and every iterate; ends where rounding ends it.
+        W_0 and every iterate, until rounding stops progress.
 
-    Cost: two passes an iteration.
+    Cost: two passes per iteration.
 
     Source: Hestenes & Stiefel 1952; Björck 1996, algorithm 7.4.1.
     """
@@ -121,7 +126,7 @@ def conjugate_gradients(problem: HeadProblem, start: Tensor) -> Iterator[Iterate
         loss = scale * float(residual.square().sum())
         yield Iterate(w, loss, 2 * scale * float(square.sum().sqrt()), count)
         if not float(square.sum().sqrt()) > rounding * float(residual.norm()):
-            return  # from here on the recurrence follows its own rounding
+            return  # beyond this point the recurrence only follows its rounding errors
         image = problem.product(direction)
         size = image.square().sum(0)
         length = torch.where(size > 0, square / size, torch.zeros_like(size))

@@ -1,4 +1,4 @@
-"""Outputs close to given ones at which every sample's loss is as small as asked: what a head of full rank can be told to say."""
+"""Prescribed outputs: outputs close to given ones at which every sample's loss is small enough."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ BISECTIONS = 40
 
 
 def prescribed_outputs(losses: SampleLosses, outputs: Tensor, excess: float, rows: slice | None = None) -> Tensor:
-    r"""Outputs v, (n, C), with :math:`\ell_i(v_i) - \inf \ell_i \le` ``excess`` for every sample, near u and on a straight line from it.
+    r"""Compute outputs v near u, (n, C), with :math:`\ell_i(v_i) - \inf \ell_i \le` ``excess`` for every sample.
 
-    A sample that is that good stays where it is. The others move from u_i towards a point that is twice as good and go
-    as far as needed (bisection; the loss is convex, so what is good enough is an interval at the end of the line):
+    A sample whose loss is small enough keeps its outputs. Every other sample moves from u_i on a straight line towards a
+    goal of half the excess, as far as needed. The distance is found by bisection: the loss is convex, so the points that are
+    good enough form an interval at the end of the line. The goals are:
 
-    - squared, Huber, ...: towards y_i
-    - cross-entropy with distribution q: the outputs where q > 0 towards log q + a, the others stay; a is the nearest to
-      u that makes the others' share small enough. For class numbers only the output of the class rises.
-    - binary: towards logit(t), for t = 0 and 1 to the first output that is good enough
+    - squared, Huber, ...: y_i.
+    - cross-entropy with distribution q: log q + a for the outputs with q > 0, while the others stay. The number a is the one
+      closest to u that makes the share of the others small enough. For class numbers only the output of the class rises.
+    - binary: logit(t); for t = 0 and 1 the first output that is good enough.
 
     Args:
-        losses: of the samples; torch's, not the caller's own.
+        losses: losses of the samples; torch's, not the caller's own.
         outputs: u, (m, C), float64.
-        excess: above 0.
+        excess: the allowed excess, above 0.
         rows: the samples; None: all.
 
     Raises:
-        ValueError: the caller's own loss, whose minimisers are not known, or an excess that is not positive.
+        ValueError: the loss is the caller's own, whose minimisers are not known, or the excess is not positive.
 
     Cost: 40 evaluations of the losses, no pass over the features.
     """
     rows = slice(0, losses.samples) if rows is None else rows
     if losses.kind == "custom":
-        raise ValueError("loss_fn: outputs of small loss are not known for the caller's own loss")
+        raise ValueError("loss_fn: the outputs of small loss are not known for the caller's own loss")
     if not excess > 0:
         raise ValueError(f"excess: {excess}; need a positive number")
     goal = _goal(losses, outputs, excess / 2, rows)

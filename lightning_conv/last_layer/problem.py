@@ -1,4 +1,4 @@
-"""``HeadProblem``: the loss of a training set as a function of the last linear layer alone, whatever the features' size."""
+"""``HeadProblem``: the loss of a training set as a function of the last linear layer alone, in memory or streamed."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ WORD = 8  # bytes of a float64
 
 
 class HeadProblem:
-    r"""The convex problem of phase 2, in float64: :math:`L(W) = \frac1n \sum_i \ell(W^T [h_i, 1], y_i)` over W, (m_H + 1, C).
+    r"""The convex problem of phase 2 in float64: minimise :math:`L(W) = \frac1n \sum_i \ell(W^T [h_i, 1], y_i)` over W.
 
-    After Kawaguchi & Sun 2021, section 1.3 of their algorithm: the trunk is frozen, so the features h are numbers. W
-    holds the layer's weight (transposed) and below it the bias; ``stack`` and ``split`` translate. With rank [h, 1] = n
-    every (n, C) matrix of outputs is reachable and inf_W L is the infimum of the loss, ``infimum``.
+    After Kawaguchi & Sun 2021, section 1.3 of their algorithm: the trunk is frozen, so the features h are constants. W,
+    (m_H + 1, C), contains the layer's weight (transposed) and below it the bias; ``stack`` and ``split`` convert. With
+    rank [h, 1] = n every (n, C) matrix of outputs is reachable, and inf_W L is the infimum of the loss, ``infimum``.
 
-    Features that fit into half of ``max_memory`` are held; others pass by in strips, computed anew each time.
+    Features that fit into half of ``max_memory`` are held in memory. Others are computed again in strips for every pass.
 
     Args:
-        features: h, (n, m_H): a tensor (float32 is taken as the numbers it holds) or ``FeatureRows``.
-        targets: y, (n, ...): one row or number a sample.
+        features: h, (n, m_H): a tensor (float32 numbers are converted exactly) or ``FeatureRows``.
+        targets: y, (n, ...): one row or number per sample.
         loss_fn: see ``SampleLosses``.
         bias: whether the layer has a trained bias.
         fixed_bias: (C,), added to the outputs of a layer whose bias is not trained.
-        outputs: C, where the targets do not tell (class numbers: default the largest one + 1).
-        infimum: of L over all outputs, if it is not to be looked up: a number, or a function of the targets.
-        smoothness: L_ell, if it is not to be looked up.
-        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free).
+        outputs: C, if the targets do not determine it (for class numbers the default is the largest one + 1).
+        infimum: infimum of L over all outputs, a number or a function of the targets, in place of the known one.
+        smoothness: L_ell, in place of the known one.
+        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of the free memory).
 
     Attributes:
         losses: the ``SampleLosses``.
         held: whether the features are in memory.
 
     Raises:
-        ValueError: features that are no finite matrix, other numbers of targets, or ``max_memory`` is not a finite number of at
-            least one byte.
-        TypeError: features of integers.
-        MemoryError: not even one row and its result fit.
+        ValueError: the features are not a finite matrix, the number of targets is not n, or ``max_memory`` is not a finite
+            number of at least one byte.
+        TypeError: the features are integers.
+        MemoryError: one row and its result do not fit.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class HeadProblem:
         max_memory: float | None = None,
     ) -> None:
         if bias and fixed_bias is not None:
-            raise ValueError("fixed_bias: given, but bias=True says that the bias is trained; pass bias=False")
+            raise ValueError("fixed_bias: given, but bias=True means that the bias is trained; pass bias=False")
         if isinstance(features, Tensor):
             require_features(features)
             if not features.is_floating_point():
@@ -81,7 +81,7 @@ class HeadProblem:
             features = HeldRows(features.detach().double())
         self.samples, self.width, self.bias = features.samples, features.width, bias
         if len(targets) != self.samples:
-            raise ValueError(f"targets: {len(targets)} for {self.samples} samples; need one row or number a sample")
+            raise ValueError(f"targets: {len(targets)} for {self.samples} samples; need one row or number per sample")
         self.allowed = allowed_memory(max_memory, torch.device("cpu"))
         self.source = self._take(features)
         self.held = isinstance(self.source, HeldRows)
@@ -92,7 +92,7 @@ class HeadProblem:
         self.outputs_each = self.losses.outputs
         self.offset = None if fixed_bias is None else fixed_bias.detach().to(self.device, torch.float64)
         self.strips = self._cut()
-        self.row_norms  # noqa: B018  the first pass also checks the features
+        self.row_norms  # noqa: B018  computed here because the first pass also checks the features
 
     def _take(self, source: FeatureRows) -> FeatureRows:
         if isinstance(source, HeldRows) or 2 * WORD * self.samples * self.width > self.allowed:
@@ -116,28 +116,28 @@ class HeadProblem:
 
     @property
     def columns(self) -> int:
-        """D = m_H + 1, or m_H without a trained bias."""
+        """Number of columns of [h, 1]: D = m_H + 1, or m_H without a trained bias."""
         return self.width + self.bias
 
     @property
     def infimum(self) -> Bounded | None:
-        """(1/n) sum_i inf ell_i: what L can come down to if every output is reachable; None: not known."""
+        """Infimum of L if every output is reachable, (1/n) sum_i inf ell_i; None: not known."""
         return self.losses.infimum
 
     @property
     def smoothness(self) -> float | None:
-        """L_ell: Lipschitz constant of the gradient of every sample's loss by its outputs; None: none, or not known."""
+        """Lipschitz constant L_ell of the gradient of every sample's loss by its outputs; None: none, or not known."""
         return self.losses.smoothness
 
     def zeros(self) -> Tensor:
-        """W = 0, (D, C)."""
+        """Return W = 0, (D, C)."""
         return torch.zeros(self.columns, self.outputs_each, dtype=torch.float64, device=self.device)
 
     def stack(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """W from a layer's weight (C, m_H) and bias (C,).
+        """Build W from a layer's weight (C, m_H) and bias (C,).
 
         Raises:
-            ValueError: other shapes, or a bias where there is none, or none where there is one.
+            ValueError: the shapes differ, or a bias is given or missing against ``bias``.
         """
         if tuple(weight.shape) != (self.outputs_each, self.width):
             raise ValueError(f"weight: shape {tuple(weight.shape)}; need (C, m_H) = {(self.outputs_each, self.width)}")
@@ -147,37 +147,37 @@ class HeadProblem:
         return torch.cat([part.to(self.device, torch.float64) for part in rows])
 
     def split(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) of the layer; the inverse of ``stack``."""
+        """Return (weight, bias) of the layer; this is the inverse of ``stack``."""
         return w[: self.width].T.contiguous(), w[self.width].clone() if self.bias else None
 
     def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Strips of h, one after the other: one pass over the features."""
+        """Iterate over strips of h with their rows; this is one pass over the features."""
         for strip in self.strips:
             yield strip, self.source.features if isinstance(self.source, HeldRows) else read_rows(self.source, strip)
 
     def times(self, h: Tensor, w: Tensor) -> Tensor:
-        """[h, 1] W for some rows, without the fixed bias: 2 m D C flops."""
-        # W^T h^T with a W^T that lies in memory row by row: few columns make h W two to three times as slow.
+        """Compute [h, 1] W for m rows, without the fixed bias. Cost: 2 m D C flops."""
+        # W^T h^T with a contiguous W^T, because h W with few columns is two to three times as slow.
         product = (w[: self.width].T.contiguous() @ h.T).T.contiguous()
         return product.add_(w[self.width]) if self.bias else product
 
     def transposed(self, h: Tensor, a: Tensor) -> Tensor:
-        """[h, 1]^T A for some rows: 2 m D C flops."""
+        """Compute [h, 1]^T A for m rows. Cost: 2 m D C flops."""
         product = (a.T.contiguous() @ h).T.contiguous()  # h^T A is five times as slow
         return torch.cat([product, a.sum(0, keepdim=True)]) if self.bias else product
 
     def adjoint(self, a: Tensor) -> Tensor:
-        """[h, 1]^T A, (D, C), for A (n, C): one pass."""
+        """Compute [h, 1]^T A, (D, C), for A (n, C), in one pass."""
         return sum(
             (self.transposed(h, a[strip]) for strip, h in self.rows()), start=a.new_zeros(self.columns, a.shape[1])
         )
 
     def product(self, w: Tensor) -> Tensor:
-        """[h, 1] W, (n, C), without the fixed bias: one pass."""
+        """Compute [h, 1] W, (n, C), without the fixed bias, in one pass."""
         return torch.cat([self.times(h, w) for _, h in self.rows()])
 
     def outputs(self, w: Tensor) -> Tensor:
-        """u = [h, 1] W + fixed bias, (n, C): one pass."""
+        """Compute the outputs u = [h, 1] W + fixed bias, (n, C), in one pass."""
         return self._with_offset(self.product(w))
 
     def _with_offset(self, product: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class HeadProblem:
 
     @cached_property
     def row_norms(self) -> Tensor:
-        """Upper bounds of |[h_i, 1]|_2, (n,): what one sample's smoothness and rounding go by."""
+        """Upper bounds of |[h_i, 1]|_2, (n,), which determine the smoothness and the rounding of one sample."""
         found = []
         for strip, h in self.rows():
             norms = h.norm(dim=1)
@@ -195,10 +195,12 @@ class HeadProblem:
         return torch.cat(found) * (1 + gamma(self.columns + 4, torch.float64))
 
     def loss_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
-        """L(W) and its gradient [h, 1]^T G / n, G the gradients by the outputs: one pass, 4 n D C flops.
+        """Compute L(W) and its gradient [h, 1]^T G / n, where G are the gradients by the outputs.
 
         Args:
             w: W, (D, C).
+
+        Cost: one pass, 4 n D C flops.
         """
         total, gradient = 0.0, torch.zeros_like(w)
         for strip, h in self.rows():
@@ -208,13 +210,13 @@ class HeadProblem:
         return total / self.samples, gradient / self.samples
 
     def value(self, w: Tensor) -> Bounded:
-        r"""L(W) with what rounding may have done to it: one pass.
+        r"""Compute L(W) with bounds of its rounding error, in one pass.
 
         Outputs err by at most :math:`\epsilon_i = \gamma_{D+2} |[h_i, 1]| |W|_F` (Higham 2002, section 3.5;
-        Cauchy-Schwarz), which moves a loss of smoothness L_ell by at most
-        :math:`|\nabla \ell_i| \epsilon_i + \frac{L_\ell}2 \epsilon_i^2`; then come the formula's own rounding
-        (``SampleLosses.rounding``) and gamma_n of the sum. Proven for torch's losses, h and W taken as the numbers they
-        are. For the caller's own loss the formula's rounding is not known and ``certified`` is False.
+        Cauchy-Schwarz). This changes a loss of smoothness L_ell by at most
+        :math:`|\nabla \ell_i| \epsilon_i + \frac{L_\ell}2 \epsilon_i^2`. The rounding of the loss formula
+        (``SampleLosses.rounding``) and gamma_n for the sum are added. The bounds are proven for torch's losses, with h and W
+        taken as exact. For the caller's own loss the rounding of the formula is not known, and ``certified`` is False.
 
         Args:
             w: W, (D, C).
@@ -248,7 +250,7 @@ class HeadProblem:
     def _moved_losses(self, gradients: Tensor, moved: Tensor) -> Tensor:
         if self.losses.lipschitz is not None:
             return self.losses.lipschitz * moved
-        # 1e-12: the rounding of the gradients themselves.
+        # The term 1e-12 covers the rounding of the gradients themselves.
         smoothness = self.smoothness or 0.0
         slopes: Tensor = 1.001 * gradients.norm(dim=1) + 1e-12 * smoothness
         return slopes * moved + smoothness / 2 * moved.square()

@@ -1,4 +1,4 @@
-"""The search for a last layer of small gap: which method comes when, and when it is done."""
+"""The search for a last layer with a small gap: the order of the methods and when to stop."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from lightning_conv.reporting.progress import Report, part
 SolveMethod: TypeAlias = Literal["auto", "cholesky", "lbfgs", "cg"]
 
 AIM = 0.5
-"""Of ``tol``: what an iteration goes for, so that rounding the weights leaves it below."""
+"""Share of ``tol`` that an iteration aims at, so that the gap stays below ``tol`` after the weights are rounded."""
 
 NARROW_CHECK = 10
 """A head that seems too narrow is compared with its dual bound whenever the gradient has fallen by this factor."""
 
 FAR = 300.0
-"""Times the norm of W: where a head of such a size would still be needed, the infimum counts as out of reach."""
+"""The infimum counts as out of reach if a head of this many times the norm of W (plus 1) would be needed."""
 
 
 class Search:
-    """The best layer so far, what is proven about it, and the ways to a better one.
+    """The best layer so far, what is proven about it, and the methods that find a better one.
 
     Args:
-        problem: the head's.
+        problem: the problem of the head.
         start: W_0, (D, C).
-        tol: gap that is asked for.
-        dtype: of the network.
-        max_iterations: of L-BFGS or conjugate gradients.
-        report: told the share that is done.
+        tol: required gap.
+        dtype: floating type of the network.
+        max_iterations: maximum number of iterations of L-BFGS or conjugate gradients.
+        report: called with the share that is done.
 
     Attributes:
         w: the best layer.
         judged: what is proven about it.
-        dual: lower bound over heads, where one was needed.
-        method: that found it.
-        iterations: of the last iterative method.
+        dual: lower bound over heads, if one was needed.
+        method: method that found the layer.
+        iterations: number of iterations of the last iterative method.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class Search:
 
     @property
     def narrow(self) -> bool:
-        """Whether there are fewer columns than samples, so that not every output can be reached."""
+        """Whether there are fewer columns than samples, so that some outputs cannot be reached."""
         return self.problem.samples > self.problem.columns
 
     def run(self, method: SolveMethod) -> str:
-        """Go through the methods until one has got there.
+        """Try the methods until one reaches the gap.
 
         Args:
-            method: the only one, or ``"auto"``.
+            method: the only method to try, or ``"auto"``.
 
         Returns:
-            What went wrong on the way, for the reason.
+            The failures on the way, as a text for the reason of the verdict.
         """
         if self.done:
             return ""
@@ -95,7 +95,8 @@ class Search:
             return ["cholesky", "cg"]
         if losses.kind == "custom" or (self.narrow and losses.lipschitz is None):
             return ["lbfgs"]
-        # Towards infinity L-BFGS takes some tens of steps; a minimiser in the finite it approaches as slowly as sigma_min is small.
+        # If the infimum lies at infinity, L-BFGS takes some tens of steps. To a finite minimiser it converges slowly if
+        # sigma_min is small.
         return ["cholesky", "lbfgs"] if losses.attained else ["lbfgs", "cholesky"]
 
     def _take(self, method: SolveMethod, *, asked: bool) -> str:
@@ -106,18 +107,18 @@ class Search:
                 if asked:
                     raise
                 return str(error)
-            return "" if self.done else "cholesky did not get there"
+            return "" if self.done else "cholesky did not reach the gap"
         self._iterate(method)
         return "" if self.done else f"{method} ended after {self.iterations} iterations"
 
     def _offer(self, w: Tensor, method: str) -> None:
-        """Keep W if it is better than what there is."""
+        """Keep W if it is better than the present best layer."""
         found = judge(self.problem, w, self.dual, self.dtype)
         if found.loss.value <= self.judged.loss.value or found.best() <= self.tol:
             self.w, self.judged, self.method = w, found, method
 
     def _bound_from_below(self) -> None:
-        """A narrow head's own infimum, from the best W."""
+        """Bound the infimum over heads from below, starting from the best W."""
         if self._dual is None and not self._no_dual:
             try:
                 self._dual = HeadDual(self.problem)
@@ -145,7 +146,7 @@ class Search:
         self.report(1.0)
 
     def _out_of_reach(self, found: Iterate, gap: float) -> bool:
-        """Whether the infimum over all outputs seems to be: by convexity gap <= |gradient| |W - W'| for every W' that has it."""
+        """Return whether the infimum over all outputs seems out of reach: gap <= |gradient| |W - W'| for a minimiser W'."""
         return self.narrow or not gap <= FAR * found.gradient * (1 + float(found.w.norm()))
 
     def _iterate(self, method: SolveMethod) -> None:
@@ -161,7 +162,7 @@ class Search:
                 self._offer(found.w, method)
                 if self.done:
                     break
-                aim /= 4  # rounding to the network's type took it above
+                aim /= 4  # rounding to the network's type raised the gap above tol
             elif self._out_of_reach(found, gap) and found.gradient <= checked / NARROW_CHECK:
                 if k > 0:
                     self._offer(found.w, method)

@@ -1,4 +1,4 @@
-"""sigma_max([h, 1]) with proven bounds: a few passes over the features, or the smaller Gram matrix where these do not settle it."""
+"""sigma_max and sigma_min of [h, 1] with proven bounds, from a few passes over the features or the smaller Gram matrix."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ STEPS = 12
 
 
 def sigma_max(problem: HeadProblem, *, tolerance: float = 1e-3) -> Bounded:
-    """The largest singular value of [h, 1], with proven bounds.
+    """Compute the largest singular value of [h, 1] with proven bounds.
 
-    First ``trace_bound`` on a Krylov space, which needs nothing but passes; where its interval is wider than
-    ``tolerance``, the smaller Gram matrix and ``largest_eigenvalue``; where that does not fit into memory, what there
-    is.
+    First ``trace_bound`` is computed on a Krylov space, which needs only passes over the features. If its interval is wider
+    than ``tolerance``, the smaller Gram matrix and ``largest_eigenvalue`` follow. If that matrix does not fit into memory,
+    the first bounds are returned.
 
     Args:
-        problem: gives [h, 1].
-        tolerance: relative width that is asked for.
+        problem: the problem with the features [h, 1].
+        tolerance: required relative width of the interval.
 
     Cost: at most 13 passes of 4 n D flops; with the Gram matrix 2 n D min(n, D) flops more.
     """
@@ -44,10 +44,10 @@ def sigma_max(problem: HeadProblem, *, tolerance: float = 1e-3) -> Bounded:
 
 
 def sigma_min(problem: HeadProblem) -> Bounded:
-    """The smallest of the min(n, D) singular values of [h, 1], with proven bounds, by the smaller Gram matrix.
+    """Compute the smallest of the min(n, D) singular values of [h, 1] with proven bounds, from the smaller Gram matrix.
 
-    Squares cost half the digits: below about 1e-7 of the largest the lower bound is 0. ``certify_expressivity`` gives
-    it by the singular values themselves, or for features that are not held.
+    The Gram matrix has the squared singular values, which costs half the digits: below about 1e-7 of the largest one the
+    lower bound is 0. ``certify_expressivity`` uses the singular values themselves, and supports streamed features.
 
     Raises:
         MemoryError: the Gram matrix does not fit.
@@ -56,7 +56,7 @@ def sigma_min(problem: HeadProblem) -> Bounded:
 
 
 def gram_sigma_min(gram: SmallGram) -> Bounded:
-    """The same, of a Gram matrix that is there already."""
+    """Compute ``sigma_min`` from an existing Gram matrix."""
     smallest = smallest_eigenvalue(gram.matrix)
     return _root(smallest, gram, "smallest eigenvalue of the Gram matrix: " + smallest.method)
 
@@ -68,7 +68,7 @@ def _root(square: Bounded, gram: SmallGram, method: str) -> Bounded:
 
 
 def _krylov(problem: HeadProblem) -> Tensor:
-    """Orthonormal columns (D, k) of the Krylov space of the mean row, which features of one sign almost share as top vector."""
+    """Return orthonormal columns (D, k) of the Krylov space of the mean row, which is near the top vector of positive features."""
     column = problem.adjoint(torch.ones(problem.samples, 1, dtype=torch.float64, device=problem.device))
     if not float(column.norm()) > 0:
         column = problem.zeros()[:, :1] + 1
@@ -79,7 +79,7 @@ def _krylov(problem: HeadProblem) -> Tensor:
 
 
 def _squared(problem: HeadProblem, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """(Z Q, Z^T Z Q) in one pass."""
+    """Compute (Z Q, Z^T Z Q) in one pass."""
     images, squares = [], torch.zeros_like(basis)
     for _, h in problem.rows():
         image = problem.times(h, basis)
@@ -89,19 +89,19 @@ def _squared(problem: HeadProblem, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trace_bound(problem: HeadProblem, basis: Tensor) -> Bounded:
-    r"""Proven bounds of sigma_max(Z), Z = [h, 1], from any orthonormal columns Q (D, k): one pass.
+    r"""Bound sigma_max(Z), Z = [h, 1], from any orthonormal columns Q (D, k), in one pass; the bounds are proven.
 
-    With G = Z^T Z, H = Q^T G Q, R = G Q - Q H and the trace that Q leaves, c = |Z|_F^2 - tr H, which is at least the norm of G on the
-    complement, any unit vector Q x + w has
+    Let G = Z^T Z, H = Q^T G Q and R = G Q - Q H. The remaining trace c = |Z|_F^2 - tr H is at least the norm of G on the
+    complement of Q. For unit vectors Q x + w this gives
 
-    .. math:: \lambda_{\max}(H) \le \lambda_{\max}(G) \le \max_{a^2 + b^2 = 1} \lambda_{\max}(H) a^2 + 2 \|R\| a b + c
-    b^2 ,
+    .. math:: \lambda_{\max}(H) \le \lambda_{\max}(G) \le \max_{a^2 + b^2 = 1} \lambda_{\max}(H) a^2 + 2 \|R\| a b + c b^2 .
 
-    the largest eigenvalue of a 2 x 2 matrix: next to lambda_max(H) where that is above c. Rounding: with d = |Q^T Q -
-    I|, Q is within d of orthonormal columns, and H, R and tr H err by at most k (4 d + 6 gamma_{n + D + 8}) |Z|_F^2.
+    The upper bound is the largest eigenvalue of a 2 x 2 matrix, and it is close to lambda_max(H) if that is above c.
+    Rounding: with d = |Q^T Q - I|, Q is within d of orthonormal columns, and H, R and tr H err by at most
+    k (4 d + 6 gamma_{n + D + 8}) |Z|_F^2.
 
     Args:
-        problem: gives Z.
+        problem: the problem with the features.
         basis: Q.
     """
     count = basis.shape[1]
@@ -115,7 +115,7 @@ def trace_bound(problem: HeadProblem, basis: Tensor) -> Bounded:
     error = trace * count * (4 * (float(overlap.norm()) + g) + 6 * g) * OUTWARD
     rest = (float((squares - basis @ inner).norm()) + error) * OUTWARD
     value = float(torch.linalg.eigvalsh(inner)[-1])
-    error += 1e-14 * count * abs(value)  # of the small eigenvalue problem
+    error += 1e-14 * count * abs(value)  # rounding of the small eigenvalue problem
     top, complement = value + error, max(trace - float(inner.trace()) + count * error, 0.0)
     upper = (top + complement) / 2 + math.hypot((top - complement) / 2, rest)
     low, high = math.sqrt(max(value - error, 0.0)) / OUTWARD, math.sqrt(min(upper, trace)) * OUTWARD

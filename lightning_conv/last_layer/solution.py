@@ -1,4 +1,4 @@
-"""``HeadSolution``: a last layer with what is proven about its loss, as solved and as the network will hold it."""
+"""``HeadSolution``: a last layer with proven bounds of its loss, in float64 and after rounding to the network's type."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ SolutionVerdict: TypeAlias = Literal["certified", "undecided"]
 
 @dataclass(frozen=True)
 class HeadSolution:
-    """A last layer, and how far its mean loss is from the infimum over all outputs and from that over all heads."""
+    """A last layer, and the gaps of its mean loss to the infimum over all outputs and to the infimum over all heads."""
 
-    verdict: SolutionVerdict  # of the claim: one of the two gaps, after rounding to ``dtype``, is at most ``tol``
+    verdict: SolutionVerdict
+    """Of the claim that one of the two gaps, after rounding to ``dtype``, is at most ``tol``."""
     reason: str
     weight: Tensor  # (C, m_H), float64
     bias: Tensor | None  # (C,), float64
     loss: Bounded
-    infimum: Bounded | None  # (1/n) sum_i inf ell_i, of all outputs; None: not known
-    gap: Bounded | None  # loss - infimum: an upper bound of what any network could gain
-    head_infimum: DualBound | None  # a lower bound of the loss over all heads on these features; None: only ``infimum``
-    head_gap: Bounded | None  # loss - inf over heads: between 0 and what the better of the two lower bounds leaves
+    infimum: Bounded | None  # (1/n) sum_i inf ell_i over all outputs; None: not known
+    gap: Bounded | None  # loss - infimum, an upper bound of the possible gain of any network
+    head_infimum: DualBound | None
+    """A lower bound of the loss over all heads on these features; None: ``infimum`` is the only one."""
+    head_gap: Bounded | None
+    """Loss minus its infimum over heads: between 0 and the difference to the better of the two lower bounds."""
     dtype: torch.dtype  # of the network
-    rounded_loss: Bounded  # the same of the weights rounded to ``dtype``
+    rounded_loss: Bounded  # loss of the weights rounded to ``dtype``, and so on
     rounded_gap: Bounded | None
     rounded_head_gap: Bounded | None
     method: str
@@ -39,16 +42,16 @@ class HeadSolution:
     distance: float  # |W - W_0|_F
 
     def layer(self) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) in ``dtype``: what ``rounded_gap`` is about."""
+        """Return (weight, bias) in ``dtype``, to which ``rounded_gap`` refers."""
         return self.weight.to(self.dtype), None if self.bias is None else self.bias.to(self.dtype)
 
 
 def gap_between(loss: Bounded, infimum: Bounded | None) -> Bounded | None:
-    """Loss - infimum, never below 0.
+    """Compute loss - infimum with bounds, which are never below 0.
 
     Args:
-        loss: of a head.
-        infimum: of the loss over all outputs; None: not known.
+        loss: loss of a head.
+        infimum: infimum of the loss over all outputs; None: not known.
     """
     if infimum is None:
         return None
@@ -61,12 +64,12 @@ def gap_between(loss: Bounded, infimum: Bounded | None) -> Bounded | None:
 
 
 def gap_to_heads(loss: Bounded, infimum: Bounded | None, dual: DualBound | None) -> Bounded | None:
-    """Loss - inf over heads, of which a lower bound is known: 0 at least, the smaller of two differences at most.
+    """Bound the loss minus its infimum over heads: between 0 and the difference to the better known lower bound.
 
     Args:
-        loss: of a head.
-        infimum: of the loss over all outputs.
-        dual: a lower bound over heads.
+        loss: loss of a head.
+        infimum: infimum of the loss over all outputs; None: not known.
+        dual: a lower bound over heads; None: not known.
     """
     known = [(infimum.lower, infimum.certified, "infimum over all outputs")] if infimum is not None else []
     if dual is not None:
@@ -91,18 +94,18 @@ class Judgement:
     rounded_head_gap: Bounded | None
 
     def best(self) -> float:
-        """The smaller upper bound of the two gaps after rounding; infinite where none is known."""
+        """Return the smaller upper bound of the two gaps after rounding; infinite if none is known."""
         return min((g.upper for g in (self.rounded_gap, self.rounded_head_gap) if g is not None), default=math.inf)
 
 
 def judge(problem: HeadProblem, w: Tensor, dual: DualBound | None, dtype: torch.dtype) -> Judgement:
-    """Two passes: one for W, one for what is left of it in ``dtype``.
+    """Bound the loss and the gaps of W, and of W rounded to ``dtype``, with one pass each.
 
     Args:
-        problem: the head's.
+        problem: the problem of the head.
         w: W.
-        dual: lower bound over heads.
-        dtype: of the network.
+        dual: lower bound over heads; None: not known.
+        dtype: floating type of the network.
     """
     loss, rounded = problem.value(w), problem.value(w.to(dtype).double())
     if dual is not None and float(w.norm()) > dual.radius:

@@ -1,4 +1,4 @@
-"""``solve_head``: the last layer's convex problem solved to a gap that is proven."""
+"""``solve_head``: solve the convex problem of the last layer to a proven gap."""
 
 from __future__ import annotations
 
@@ -28,43 +28,41 @@ def solve_head(
 ) -> HeadSolution:
     r"""Minimise :math:`L(W) = \frac1n \sum_i \ell(W^T [h_i, 1], y_i)` until the gap is proven to be at most ``tol``.
 
-    Which gap: where the outputs that are needed are reachable (rank [h, 1] = n), L minus the infimum of the loss over
-    *all* outputs, which no network undercuts. For narrower heads that one stays positive, and L minus the infimum over
-    all heads on these features counts, whose lower bound comes from duality (``HeadDual``). ``reason`` says which one
-    it is.
+    There are two gaps. If all outputs are reachable (rank [h, 1] = n), the gap is L minus the infimum of the loss over *all*
+    outputs, below which no network can get. For narrower heads that gap stays positive. Then the gap is L minus the infimum
+    over all heads on these features, whose lower bound comes from duality (``HeadDual``). ``reason`` says which one it is.
 
-    - ``"lbfgs"``: from ``start``, mostly one pass over the features an iteration. With hard labels it changes the layer
-      far less than prescribed outputs do (measured by benchmarks/last_layer.py).
-    - ``"cholesky"``: the outputs are prescribed (``prescribed_outputs``), one Cholesky factor of the smaller Gram
-      matrix gives the change of least norm that produces them. Exact, and of known duration; for squared loss the
-      minimiser next to ``start``, of least squares for narrow heads.
-    - ``"cg"``: conjugate gradients for squared loss, by passes only.
-    - ``"auto"``: squared loss by Cholesky, or by conjugate gradients where its matrix does not fit or has no factor.
-      Other losses by L-BFGS, and by Cholesky where that does not get there and rank n makes it possible. Absolute
-      error, which has no gradient to follow, by Cholesky first.
+    - ``"lbfgs"``: L-BFGS from ``start``, mostly one pass over the features per iteration. With hard labels it changes the
+      layer far less than prescribed outputs do (measured by benchmarks/last_layer.py).
+    - ``"cholesky"``: outputs are prescribed (``prescribed_outputs``), and one Cholesky factor of the smaller Gram matrix
+      gives the change of least norm that produces them. The method is exact and its duration is known. For squared loss it
+      gives the minimiser closest to ``start``, for narrow heads the least-squares solution.
+    - ``"cg"``: conjugate gradients for squared loss, with passes only.
+    - ``"auto"``: for squared loss Cholesky, or conjugate gradients if the matrix does not fit or has no factor. For other
+      losses L-BFGS, then Cholesky if L-BFGS does not reach the gap and rank n makes it possible. For absolute error, which
+      has no useful gradient, Cholesky first.
 
     Args:
-        problem: the head's.
-        tol: gap that is asked for, in the units of the mean loss.
+        problem: the problem of the head.
+        tol: required gap, in the units of the mean loss.
         method: see above.
-        start: (weight, bias) to begin from; None: zeros.
-        dtype: of the network that will hold the layer; the gap after rounding to it is what ``verdict`` is about.
-        max_iterations: of L-BFGS or conjugate gradients.
-        progress: show a bar on standard error; None: on a terminal, where it takes long.
+        start: (weight, bias) of the start; None: zeros.
+        dtype: floating type of the network that will hold the layer; ``verdict`` refers to the gap after rounding to it.
+        max_iterations: maximum number of iterations of L-BFGS or conjugate gradients.
+        progress: whether to show a bar on standard error; None: on a terminal, if it takes long.
 
     Returns:
-        ``certified``: one of the gaps, with all rounding, is at most ``tol`` after the weights were rounded to
+        The solution. ``certified``: one of the gaps, with all rounding, is at most ``tol`` after the weights were rounded to
         ``dtype``. ``undecided`` otherwise, with the best layer that was found.
 
     Raises:
-        ValueError: a tolerance or method that makes no sense, a start of another shape, or a method that cannot:
-        ``"cg"``
-            for other than squared losses, ``"cholesky"`` for the caller's own loss.
-        SingularError: ``"cholesky"`` was asked for and [h, 1] is singular.
-        MemoryError: ``"cholesky"`` was asked for and does not fit.
+        ValueError: the tolerance or the method is not valid, the start has another shape, or the method does not support
+            the loss: ``"cg"`` needs squared loss, ``"cholesky"`` one of torch's losses.
+        SingularError: the method is ``"cholesky"`` and [h, 1] is singular.
+        MemoryError: the method is ``"cholesky"`` and its matrix does not fit.
 
-    Cost: 4 n D C flops a pass. L-BFGS takes some tens of passes from a trained layer. Cholesky: n D min(n, D) + min(n,
-    D)^3 / 3.
+    Cost: 4 n D C flops per pass. L-BFGS takes some tens of passes from a trained layer. Cholesky takes
+    n D min(n, D) + min(n, D)^3 / 3 flops.
 
     Example:
         >>> import torch
@@ -81,15 +79,22 @@ def solve_head(
     with progress_bar(title, 100 * _pass_seconds(problem, w), progress) as report:
         search = Search(problem, w, tol, dtype, max_iterations, report)
         failure = search.run(method)
-    judged, dual = search.judged, search.dual
-    gap, head_gap = judged.rounded_gap, judged.rounded_head_gap
-    verdict, reason = _verdict(judged, tol, dtype, failure)
+    verdict, reason = _verdict(search.judged, tol, dtype, failure)
     weight, bias = problem.split(search.w)
     return HeadSolution(
-        verdict, reason, weight, bias, judged.loss, problem.infimum, judged.gap, dual, judged.head_gap, dtype,
-        judged.rounded_loss, gap, head_gap, search.method, search.iterations, time.perf_counter() - began,
-        float((search.w - w).norm()),
-    )  # fmt: skip
+        verdict=verdict,
+        reason=reason,
+        weight=weight,
+        bias=bias,
+        infimum=problem.infimum,
+        head_infimum=search.dual,
+        dtype=dtype,
+        method=search.method,
+        iterations=search.iterations,
+        seconds=time.perf_counter() - began,
+        distance=float((search.w - w).norm()),
+        **vars(search.judged),
+    )
 
 
 def _require(problem: HeadProblem, tol: float, method: str, dtype: torch.dtype) -> None:
@@ -101,10 +106,10 @@ def _require(problem: HeadProblem, tol: float, method: str, dtype: torch.dtype) 
         raise ValueError(f"dtype: {dtype}; need the floating type of the network, such as torch.float32")
     kind = problem.losses.kind
     if method == "cg" and kind != "squared":
-        raise ValueError('method: "cg" is for squared loss; take "lbfgs"')
+        raise ValueError('method: "cg" needs a squared loss; use "lbfgs"')
     if method == "cholesky" and kind == "custom":
         raise ValueError(
-            'method: "cholesky" prescribes outputs, which are not known for the caller\'s own loss; take "lbfgs"'
+            'method: "cholesky" prescribes outputs, which are not known for the caller\'s own loss; use "lbfgs"'
         )
 
 
@@ -129,7 +134,7 @@ def _verdict(judged: Judgement, tol: float, dtype: torch.dtype, failure: str) ->
             head_gap, words if gap is None else f"{words}; to the infimum over all outputs it is {gap.value:.3e}"
         )
     if gap is None and head_gap is None:
-        words = "no infimum of the loss is known, so there is no gap; pass infimum= to the problem"
+        words = "no infimum of the loss is known, so the gap is not known; pass infimum= to the problem"
     else:
         known = [found.upper for found in (gap, head_gap) if found is not None]
         words = f"the gap is at most {min(known):.3e} after rounding to {name}, not {tol:.1e}"
@@ -137,4 +142,4 @@ def _verdict(judged: Judgement, tol: float, dtype: torch.dtype, failure: str) ->
 
 
 def _as_proven(gap: Bounded, words: str) -> tuple[SolutionVerdict, str]:
-    return ("certified", words) if gap.certified else ("undecided", f"{words}, by numbers that are the caller's word")
+    return ("certified", words) if gap.certified else ("undecided", f"{words}, based on numbers given by the caller")

@@ -1,4 +1,4 @@
-"""Step sizes of phase 2 for which the theorems hold: the largest proven one for gradient descent, a schedule for mini-batches."""
+"""Step sizes of phase 2: the largest one that is proven for gradient descent, and a schedule for mini-batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_conv.losses.facts import curvature
 
 @dataclass(frozen=True)
 class HeadCurvature:
-    r"""L_H of a head, the Lipschitz constant of the gradient of :math:`L = \frac1n \sum_i \ell_i`, and the step it allows."""
+    r"""The Lipschitz constant L_H of the gradient of :math:`L = \frac1n \sum_i \ell_i` by the head, and the steps it allows."""
 
     value: Bounded  # L_H = (L_ell / n) sigma_max([h, 1])^2
     sigma_max: Bounded
@@ -24,20 +24,20 @@ class HeadCurvature:
 
     @property
     def step(self) -> float:
-        """1 / L_H with L_H's proven upper bound: the largest step for which ``gradient_descent_bound`` is a theorem."""
+        """1 / L_H with the proven upper bound of L_H, the largest step for which ``gradient_descent_bound`` is proven."""
         return 1 / (self.value.upper * OUTWARD) if self.value.upper > 0 else math.inf
 
     @property
     def largest_step(self) -> float:
-        """2 / L_H with that bound: below it no step of gradient descent raises L (Nesterov 2004, section 1.2.3)."""
+        """2 / L_H with the same bound; below it no step of gradient descent raises L (Nesterov 2004, section 1.2.3)."""
         return 2 * self.step
 
     @classmethod
     def of(cls, sigma_max: Bounded, smoothness: float, samples: int) -> HeadCurvature:
-        """From the singular value of [h, 1].
+        """Compute L_H from the largest singular value of [h, 1].
 
         Args:
-            sigma_max: of [h, 1].
+            sigma_max: largest singular value of [h, 1].
             smoothness: L_ell.
             samples: n.
         """
@@ -49,17 +49,17 @@ class HeadCurvature:
 
 
 def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurvature:
-    r"""L_H = (L_ell / n) sigma_max([h, 1])^2, with proven bounds.
+    r"""Compute L_H = (L_ell / n) sigma_max([h, 1])^2 with proven bounds.
 
-    The gradient of L is :math:`\frac1n [h,1]^T G(W)` with rows :math:`\nabla\ell_i(W^T [h_i, 1])`, so that
+    The gradient of L is :math:`\frac1n [h,1]^T G(W)` with rows :math:`\nabla\ell_i(W^T [h_i, 1])`, so
     :math:`\|\nabla L(W) - \nabla L(V)\|_F \le \frac1n \sigma_{\max} L_\ell \sigma_{\max} \|W - V\|_F`.
 
     Args:
-        problem: the head's.
-        tolerance: relative width of sigma_max that is asked for, see ``sigma_max``.
+        problem: the problem of the head.
+        tolerance: required relative width of sigma_max, see ``sigma_max``.
 
     Raises:
-        ValueError: the loss has no L_ell that is known.
+        ValueError: L_ell of the loss is not known.
 
     Cost: that of ``sigma_max``: a dozen passes.
 
@@ -70,19 +70,20 @@ def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurv
 
 
 def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvature | None = None) -> float:
-    r"""An upper bound of the curvature of every mini-batch's mean loss, :math:`\sup_B \frac{L_\ell}{b} \sigma_{\max}([h_B, 1])^2`.
+    r"""Bound the curvature of every mini-batch's mean loss, :math:`\sup_B \frac{L_\ell}{b} \sigma_{\max}([h_B, 1])^2`.
 
-    The smaller of :math:`L_\ell` times the mean of the b largest :math:`|[h_i, 1]|^2` (Frobenius norm) and
-    :math:`\frac nb L_H` (rows of a matrix have no larger sigma_max); for b = 1 the first is sharp, for b = n the
-    second. Samples count as they do in L: torch divides class weights by those of the batch, which is another loss.
+    The bound is the smaller of two. One is :math:`L_\ell` times the mean of the b largest :math:`|[h_i, 1]|^2` (Frobenius
+    norm), which is sharp for b = 1. The other is :math:`\frac nb L_H`, because a subset of rows has no larger sigma_max; it
+    is sharp for b = n. The samples have the weights that they have in L. Torch divides class weights by those of the batch,
+    which is a different loss.
 
     Args:
-        problem: the head's.
-        batch_size: b; smaller batches (the last one) have larger curvature: give the smallest.
+        problem: the problem of the head.
+        batch_size: b. Smaller batches, such as the last one, have larger curvature, so pass the smallest size.
         curvature: ``head_curvature``; None: the first bound only.
 
     Raises:
-        ValueError: not 1 <= b <= n, or the loss has no L_ell that is known.
+        ValueError: b is not in 1, ..., n, or L_ell of the loss is not known.
     """
     if not 1 <= batch_size <= problem.samples:
         raise ValueError(f"batch_size: {batch_size}; need 1 to n = {problem.samples}")
@@ -92,14 +93,14 @@ def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvat
 
 
 def gradient_bound(problem: HeadProblem) -> float:
-    r"""G with :math:`|\nabla L_B(W)|_F \le G` for every mini-batch B and every W, for cross-entropies and binary ones.
+    r"""Compute G with :math:`|\nabla L_B(W)|_F \le G` for every mini-batch B and every W, for (binary) cross-entropies.
 
-    :math:`|\nabla_u \ell_i| \le \sqrt2` times the sample's weight for cross-entropy (p - q of two distributions), 1 /
-    sqrt(C) for the mean of C binary ones, so that :math:`G = \max_i |\nabla\ell_i||[h_i, 1]|`. With
-    :math:`E|g|^2 \le G^2` it enters ``sgd_bound``.
+    The gradient :math:`|\nabla_u \ell_i|` is at most :math:`\sqrt2` times the sample's weight for cross-entropy (p - q of two
+    distributions), and at most 1 / sqrt(C) for the mean of C binary ones. So :math:`G = \max_i |\nabla\ell_i||[h_i, 1]|`.
+    With :math:`E|g|^2 \le G^2` it is an argument of ``sgd_bound``.
 
     Raises:
-        ValueError: the loss's gradient is not bounded (squared losses), or not known to be.
+        ValueError: the gradient of the loss is not bounded (squared losses), or no bound is known.
     """
     losses, every = problem.losses, slice(0, problem.samples)
     if losses.kind == "cross-entropy":
@@ -108,7 +109,7 @@ def gradient_bound(problem: HeadProblem) -> float:
         steepest = torch.full_like(problem.row_norms, math.sqrt(1 / losses.outputs if losses.mean else losses.outputs))
     else:
         raise ValueError(
-            "loss_fn: its gradient has no bound that is known; pass G of the run, or use sgd_interpolation_bound"
+            "loss_fn: no bound of its gradient is known; pass G of the run to sgd_bound, or use sgd_interpolation_bound"
         )
     return float((steepest * problem.row_norms).max()) * OUTWARD
 
@@ -116,25 +117,25 @@ def gradient_bound(problem: HeadProblem) -> float:
 def _smoothness(problem: HeadProblem) -> float:
     if problem.smoothness is None:
         raise ValueError(
-            "smoothness: the loss has no Lipschitz gradient that is known (L1Loss has none), so no step size is proven; pass "
-            "smoothness=L_ell"
+            "smoothness: no Lipschitz constant of the loss's gradient is known (L1Loss has none), so no step size is proven; "
+            "pass smoothness=L_ell"
         )
     return problem.smoothness
 
 
 @dataclass(frozen=True)
 class PowerSchedule:
-    r"""Mini-batch steps :math:`\eta_k = \eta_0 / (1 + k / k_0)^p`, k = 0, 1, ...: sum infinite, sum of squares finite.
+    r"""Mini-batch steps :math:`\eta_k = \eta_0 / (1 + k / k_0)^p`, k = 0, 1, ..., of infinite sum and finite sum of squares.
 
-    These are the conditions of Robbins & Monro 1951 for :math:`1/2 < p \le 1`.
+    For :math:`1/2 < p \le 1` they satisfy the conditions of Robbins & Monro 1951.
 
     Args:
         first: eta_0; at most 1 / ``batch_curvature``, so that no step overshoots on its own batch.
-        decay: k_0, steps after which the decay sets in.
+        decay: k_0, the number of steps after which the decay sets in.
         power: p.
 
     Raises:
-        ValueError: a step or decay that is not positive, or a power outside (1/2, 1].
+        ValueError: the step or the decay is not positive, or the power is outside (1/2, 1].
 
     Example:
         >>> schedule = PowerSchedule(0.1, decay=100, power=0.75)
@@ -154,9 +155,9 @@ class PowerSchedule:
             raise ValueError(f"power: {self.power}; need one in (1/2, 1]: sum eta_k = inf and sum eta_k^2 < inf")
 
     def __call__(self, k: int) -> float:
-        """eta_k."""
+        """Return the step eta_k."""
         return float(self.first / (1 + k / self.decay) ** self.power)
 
     def steps(self, count: int) -> torch.Tensor:
-        """eta_0, ..., eta_{count - 1}, float64."""
+        """Return eta_0, ..., eta_{count - 1} in float64."""
         return self.first / (1 + torch.arange(count, dtype=torch.float64) / self.decay) ** self.power

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of
 
 
 class ReferenceMetric(KernelMetric):
-    """A metric of the latest kernel against a reference: the one given, or else the first that ``update`` saw.
+    """A metric of the latest kernel against a reference: the given one, or the first kernel that ``update`` received.
 
-    ``reset`` forgets the latest kernel and keeps the reference. Lightning resets every metric that it logs at the end of each
-    epoch; a reference that went with it would make each epoch's drift zero. ``forget`` starts over. The reference is in
-    the ``state_dict``, so that a resumed run measures against the same one; the latest kernel is not
+    ``reset`` discards the latest kernel and keeps the reference. Lightning resets every logged metric at the end of each
+    epoch; if the reference were discarded too, each epoch's drift would be zero. ``forget`` discards both. The reference is
+    in the ``state_dict``, so that a resumed run measures against the same one. The latest kernel is not
     (``persistent(True)`` adds it).
     """
 
@@ -50,13 +50,13 @@ class ReferenceMetric(KernelMetric):
 
     @override
     def reset(self) -> None:
-        """Forget the latest kernel; the reference stays."""
+        """Discard the latest kernel and keep the reference."""
         kept = self.reference, self.reference_facts
         super().reset()
         self.reference, self.reference_facts = kept
 
     def forget(self) -> None:
-        """Forget the latest kernel and the reference; one that was given to the constructor is the reference again."""
+        """Discard the latest kernel and the reference; a reference given to the constructor becomes the reference again."""
         self.reset()
         super().reset()
 
@@ -66,20 +66,20 @@ class KernelDrift(ReferenceMetric):
 
     .. math:: \|G - G_0\|_F \; / \; \|G_0\|_F
 
-    It is 0 where the linearised model still holds. Each ``update`` replaces the latest kernel; ``forward`` returns the change of the kernel
-    it is called with. Over ranks: see ``KernelMetric``.
+    It is 0 if the kernel has not changed, as in the linearised model. Each ``update`` replaces the latest kernel; ``forward``
+    returns the change of the kernel that it receives. For several ranks see ``KernelMetric``.
 
     Args:
-        reference: G_0, a ``KernelGram`` or a symmetric float64 matrix (N, N); None: the first kernel that ``update`` sees.
-            ``reset`` keeps it, ``forget`` does not (``ReferenceMetric``).
-        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+        reference: G_0, a ``KernelGram`` or a symmetric float64 matrix (N, N); None: the first kernel that ``update``
+            receives. ``reset`` keeps it, ``forget`` does not (``ReferenceMetric``).
+        options: options of ``torchmetrics.Metric``, such as ``sync_on_compute``.
 
     Raises:
         ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix or cannot be compared with the
             reference; from ``compute`` if the reference is zero, or ranks hold different kernels.
 
-    Cost: O(N^2) and two matrices of memory. ``drift()``: three eigenvalue problems.
-    Source: Du et al. 2019, Lemma B.4, bounds the change in spectral norm (``drift()`` has it).
+    Cost: O(N^2) time and two matrices of memory; ``drift()`` takes three eigenvalue problems.
+    Source: Du et al. 2019, Lemma B.4, bounds the change in spectral norm, which ``drift()`` returns.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ class KernelDrift(ReferenceMetric):
         tensor(0.5000, dtype=torch.float64)
     """
 
-    higher_is_better = None  # a lazy network keeps its kernel, one that learns features changes it
+    higher_is_better = None  # a network in the lazy regime keeps its kernel, one that learns features changes it
     plot_lower_bound = 0.0
 
     def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
@@ -104,7 +104,7 @@ class KernelDrift(ReferenceMetric):
 
     @override
     def compute(self) -> Tensor:
-        """|G - G_0|_F / |G_0|_F; NaN before the first update."""
+        """Compute |G - G_0|_F / |G_0|_F; NaN before the first update."""
         gram, reference = self._stored("matrix"), self._stored("reference")
         self._compared = None
         if gram is None or reference is None:
@@ -113,7 +113,9 @@ class KernelDrift(ReferenceMetric):
         return self._scalar(relative_frobenius_change(gram, reference))
 
     def drift(self) -> Drift:
-        """All numbers of ``kernel_drift``, with the floor below which the change is rounding. Collective like ``compute``.
+        """Return all numbers of ``kernel_drift``, with the floor below which a change is rounding.
+
+        Like ``compute``, this is a collective operation: all ranks must call it.
 
         Raises:
             ValueError: there is no kernel yet.
@@ -125,33 +127,29 @@ class KernelDrift(ReferenceMetric):
 
     @override
     def reset(self) -> None:
-        """Forget the latest kernel; the reference stays."""
+        """Discard the latest kernel and keep the reference."""
         super().reset()
         self._compared = None
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
-        return self._plot(val, ax)
-
 
 class KernelAlignment(ReferenceMetric):
-    r"""Centred alignment (CKA) of the latest kernel with a reference, or of two kernels with one another.
+    r"""Centred alignment (CKA) of the latest kernel with a reference, or of two kernels with each other.
 
     .. math:: \langle HGH, HG_0H \rangle_F \; / \; (\|HGH\|_F \, \|HG_0H\|_F), \qquad H = I - 11^T/N
 
-    It is 1 if they are equal up to scale and constants, 0 if orthogonal. Each ``update`` replaces the latest kernel; ``forward`` returns
-    the alignment of the kernel it is called with. Over ranks: see ``KernelMetric``.
+    It is 1 if the kernels are equal up to scale and constants, and 0 if they are orthogonal. Each ``update`` replaces the
+    latest kernel; ``forward`` returns the alignment of the kernel that it receives. For several ranks see ``KernelMetric``.
 
     Args:
         reference: G_0, a ``KernelGram`` or a symmetric float64 matrix (N, N), for instance y y^T of the labels; None: the
-            first kernel that ``update`` sees. ``reset`` keeps it, ``forget`` does not (``ReferenceMetric``).
-        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+            first kernel that ``update`` receives. ``reset`` keeps it, ``forget`` does not (``ReferenceMetric``).
+        options: options of ``torchmetrics.Metric``, such as ``sync_on_compute``.
 
     Raises:
         ValueError: from ``update`` if a kernel is not a finite symmetric float64 matrix or cannot be compared; from
             ``compute`` if ranks hold different kernels.
 
-    Cost: O(N^2) and three matrices of memory.
+    Cost: O(N^2) time and three matrices of memory.
     Source: Cortes, Mohri, Rostamizadeh 2012, Definition 4; Kornblith et al. 2019.
 
     Example:
@@ -162,8 +160,8 @@ class KernelAlignment(ReferenceMetric):
         tensor(0.7071, dtype=torch.float64)
     """
 
-    higher_is_better = None  # with the labels' kernel: yes; with the kernel at the start: no
-    plot_lower_bound = 0.0  # of positive semidefinite matrices
+    higher_is_better = None  # True against the labels' kernel, not against the initial kernel
+    plot_lower_bound = 0.0  # for positive semidefinite matrices
     plot_upper_bound = 1.0
     other: Tensor
 
@@ -173,10 +171,10 @@ class KernelAlignment(ReferenceMetric):
 
     @override
     def update(self, gram: KernelGram | Tensor, other: KernelGram | Tensor | None = None) -> None:
-        """Take ``gram`` as the latest kernel, to be aligned with ``other`` or, without it, with the reference.
+        """Take ``gram`` as the latest kernel, for the alignment with ``other`` or, if that is None, with the reference.
 
-        Two kernels may be of other networks, parameters or outputs, as long as their shapes agree. Such a pair leaves the
-        reference alone.
+        The two kernels may belong to different networks, parameters or outputs if their shapes agree. Passing ``other`` does
+        not set the reference.
 
         Raises:
             ValueError: see the class.
@@ -185,7 +183,8 @@ class KernelAlignment(ReferenceMetric):
             require_symmetric(matrix_of(other), "other")
             if matrix_of(gram).shape != matrix_of(other).shape:
                 raise ValueError(
-                    f"other: shape {tuple(matrix_of(other).shape)} against {tuple(matrix_of(gram).shape)}; pass kernels on the same samples"
+                    f"other: shape {tuple(matrix_of(other).shape)} against {tuple(matrix_of(gram).shape)}; pass kernels on the "
+                    "same samples"
                 )
         self._receive(gram, compare=other is None)
         empty = torch.empty(0, 0, dtype=torch.float64, device=self.device)
@@ -193,12 +192,8 @@ class KernelAlignment(ReferenceMetric):
 
     @override
     def compute(self) -> Tensor:
-        """The alignment; NaN before the first update, and where a centred kernel is zero."""
+        """Compute the alignment; NaN before the first update, and if a centred kernel is zero."""
         partner = self.other if self.other.numel() else self.reference
         if not self.matrix.numel() or not partner.numel():
             return self._scalar(float("nan"))
         return self._scalar(centred_alignment(self.matrix, partner.to(self.matrix.device)))
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
-        return self._plot(val, ax)

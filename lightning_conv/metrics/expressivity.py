@@ -1,8 +1,8 @@
-"""The metric of the expressivity condition, fed batch by batch: ``ExpressivityRank``."""
+"""The metric of the expressivity condition, updated batch by batch: ``ExpressivityRank``."""
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -13,25 +13,27 @@ from lightning_conv.metrics.states import Float64Metric, MetricOptions, gather_r
 
 
 class ExpressivityRank(Float64Metric):
-    r"""Certified rank of [h, 1], h the last hidden features of all samples seen: a proven LOWER bound of the rank.
+    r"""Certified rank of [h, 1], where h are the last hidden features of all samples: a proven LOWER bound of the rank.
 
-    At n, the number of samples, the last layer alone reaches every target (``certificate().verdict == "certified"``).
-    ``forward`` returns the rank of its batch alone, by a singular value decomposition of it; ``update`` only collects.
+    If it equals n, the number of samples, the last layer alone reaches every target
+    (``certificate().verdict == "certified"``). ``update`` only collects features. ``forward`` returns the rank of its batch
+    alone, from a singular value decomposition.
 
-    Over ranks the features are concatenated: the samples are those of all ranks. A ``DistributedSampler`` repeats samples
-    until every rank has equally many; the repeated ones add to n and not to the rank, so that n is then out of reach:
-    let the number of ranks divide that of samples.
+    The features of all ranks are concatenated. A ``DistributedSampler`` repeats samples until every rank has the same
+    number. The repeated ones count in n but not in the rank, so rank n is then impossible. Choose a number of ranks that
+    divides the number of samples.
 
     Args:
         bias: whether the last layer has a trainable bias; without one the matrix is h alone.
-        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+        options: options of ``torchmetrics.Metric``, such as ``sync_on_compute``.
 
     Raises:
         TypeError: from ``update`` if the features are not float64.
-        ValueError: from ``update`` if they are no finite matrix, or other in width than those before.
+        ValueError: from ``update`` if the features are not a finite matrix, or differ in width from the previous ones.
 
-    Cost: ``update`` keeps the batch, 8 n m_H bytes in all; ``compute`` is one singular value decomposition, about 20 n^2
-    m_H flops. Source: Kawaguchi & Sun 2021; ``certify_expressivity``.
+    Cost: ``update`` keeps the batch, 8 n m_H bytes in total; ``compute`` takes one singular value decomposition, about
+    20 n^2 m_H flops.
+    Source: Kawaguchi & Sun 2021; ``certify_expressivity``.
 
     Example::
 
@@ -68,25 +70,26 @@ class ExpressivityRank(Float64Metric):
 
         Args:
             features: h, float64, shape (n_b, m_H), from ``last_hidden_features(..., dtype=torch.float64)``.
-            feature_error: Frobenius norm of what rounding inside the trunk may have changed in them, for instance
-                ``feature_rounding(h_32, features)``; those of the batches add up in square. Zero: the certificate is
+            feature_error: Frobenius norm of the change that rounding inside the trunk may have made to them, for instance
+                ``feature_rounding(h_32, features)``; the squares of all batches are summed. With zero the certificate is
                 about the features as given.
 
         Raises:
-            TypeError: not float64.
-            ValueError: empty, not a matrix, NaN or infinity, other in width than the batches before; a negative error.
+            TypeError: the features are not float64.
+            ValueError: the features are empty, not a matrix, not finite or of another width than the previous batches, or
+                the error is negative.
         """
         features = features.detach()
         require_features(features)
         if features.dtype != torch.float64:
             raise TypeError(
-                f"features: {features.dtype}; a rank needs float64 features from a float64 copy of the trunk, since rounding fills every "
-                "direction of float32 ones: use last_hidden_features(..., dtype=torch.float64)"
+                f"features: {features.dtype}; a rank needs float64 features from a float64 copy of the trunk, because rounding "
+                "fills every direction of float32 ones: use last_hidden_features(..., dtype=torch.float64)"
             )
         if len(self.features) and features.shape[1] != self.features[0].shape[-1]:
             raise ValueError(
-                f"features: {features.shape[1]} a sample after batches of {self.features[0].shape[-1]}; pass those of one last hidden "
-                "layer, or call reset() first"
+                f"features: {features.shape[1]} per sample after batches of {self.features[0].shape[-1]}; pass those of one "
+                "last hidden layer, or call reset() first"
             )
         if not 0 <= feature_error < float("inf"):
             raise ValueError(f"feature_error: {feature_error}; need a norm, zero or more")
@@ -96,7 +99,7 @@ class ExpressivityRank(Float64Metric):
 
     @override
     def compute(self) -> Tensor:
-        """The rank of [h, 1] is at least this; NaN before the first update."""
+        """Compute the certified lower bound of the rank of [h, 1]; NaN before the first update."""
         self._certificate = None
         if not len(self.features):
             return self._scalar(float("nan"))
@@ -106,7 +109,9 @@ class ExpressivityRank(Float64Metric):
         return self._scalar(float(self._certificate.rank_lower))
 
     def certificate(self) -> RankCertificate:
-        """Verdict, sigma_min with its bounds, and the reason. Collective like ``compute``, and as dear unless that is cached.
+        """Return the certificate: the verdict, sigma_min with its bounds, and the reason.
+
+        Like ``compute``, this is a collective operation, and it is equally expensive unless the result is cached.
 
         Raises:
             ValueError: there are no features yet.
@@ -118,10 +123,6 @@ class ExpressivityRank(Float64Metric):
 
     @override
     def reset(self) -> None:
-        """Forget all features."""
+        """Discard all features."""
         super().reset()
         self._certificate = None
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
-        return self._plot(val, ax)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor
 from typing_extensions import override
@@ -13,7 +13,7 @@ from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of
 
 
 class SpectrumMetric(KernelMetric):
-    """A number of the latest kernel's spectrum. In a ``MetricCollection`` such metrics share one state."""
+    """A metric of the latest kernel's spectrum. In a ``MetricCollection`` such metrics share one state."""
 
     def __init__(self, **options: Unpack[MetricOptions]) -> None:
         super().__init__(**options)
@@ -27,7 +27,7 @@ class SpectrumMetric(KernelMetric):
 
     @override
     def compute(self) -> Tensor:
-        """The number; NaN before the first update."""
+        """Compute the metric; NaN before the first update."""
         gram = self._stored("matrix")
         self._spectrum = None if gram is None else kernel_spectrum(gram)
         return self._scalar(float("nan") if self._spectrum is None else self._number(self._spectrum))
@@ -36,7 +36,9 @@ class SpectrumMetric(KernelMetric):
         raise NotImplementedError
 
     def spectrum(self) -> Spectrum:
-        """All eigenvalues, with the bounds of the outermost. Collective like ``compute``, and as dear unless that is cached.
+        """Return all eigenvalues, with bounds of the smallest and the largest one.
+
+        Like ``compute``, this is a collective operation, and it is equally expensive unless the result is cached.
 
         Raises:
             ValueError: there is no kernel yet.
@@ -48,31 +50,27 @@ class SpectrumMetric(KernelMetric):
 
     @override
     def reset(self) -> None:
-        """Forget the latest kernel."""
+        """Discard the latest kernel."""
         super().reset()
         self._spectrum = None
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure; returns (figure, axes)."""
-        return self._plot(val, ax)
-
 
 class MinEigenvalue(SpectrumMetric):
-    """lambda_min of the latest kernel, in the convention of S = 1/2 sum |u - y|^2; ``bounds()`` says what it is worth.
+    """The smallest eigenvalue lambda_min of the latest kernel, for the loss S = 1/2 sum |u - y|^2, with ``bounds()``.
 
-    A value alone may be all rounding: log the lower bound beside it, or stop on it. On m samples of a set lambda_min is
-    an UPPER bound of that on the set (interlacing). Over ranks: see ``KernelMetric``.
+    The value alone may consist of rounding errors. Log the lower bound beside it, or stop on that bound. On m samples of a
+    set lambda_min is an UPPER bound of lambda_min on the whole set (interlacing). For several ranks see ``KernelMetric``.
 
     Args:
-        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+        options: options of ``torchmetrics.Metric``, such as ``sync_on_compute``.
 
     Raises:
-        ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix: in a float32 one, eigenvalues
-            below 1e-7 of the largest are gone, and converting it does not bring them back. From ``compute`` if ranks
-            hold different kernels.
+        ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix. (A float32 matrix has lost the
+            eigenvalues below 1e-7 of the largest, and converting it does not restore them.) From ``compute`` if ranks hold
+            different kernels.
 
-    Cost: one symmetric eigenvalue problem for each ``compute``, about 12 N^3 flops.
-    Source: ``kernel_spectrum``; Du et al. 2019 for what lambda_min decides.
+    Cost: one symmetric eigenvalue problem per ``compute``, about 12 N^3 flops.
+    Source: ``kernel_spectrum``; Du et al. 2019 for the role of lambda_min.
 
     Example::
 
@@ -100,7 +98,7 @@ class MinEigenvalue(SpectrumMetric):
         return spectrum.lambda_min.value
 
     def bounds(self) -> Bounded:
-        """lambda_min with its interval, and whether that is proven. Collective like ``compute``."""
+        """Return lambda_min with its interval, and whether the interval is proven; collective like ``compute``."""
         return self.spectrum().lambda_min
 
 
@@ -109,16 +107,17 @@ class EffectiveRank(SpectrumMetric):
 
     .. math:: \exp\Bigl(-\sum_i p_i \ln p_i\Bigr), \qquad p_i = \lambda_i / \sum_j \lambda_j
 
-    It is N if all eigenvalues are equal, 1 if one has all; no unit, and the same for c G. Over ranks: see ``KernelMetric``.
+    It is N if all eigenvalues are equal and 1 if only one is not zero. It has no unit and does not depend on the scale of
+    the kernel. For several ranks see ``KernelMetric``.
 
     Args:
-        options: those of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+        options: options of ``torchmetrics.Metric``, such as ``sync_on_compute``.
 
     Raises:
         ValueError: from ``update`` if the kernel is not a finite symmetric float64 matrix; from ``compute`` if ranks hold
             different kernels.
 
-    Cost: one symmetric eigenvalue problem for each ``compute``, about 12 N^3 flops.
+    Cost: one symmetric eigenvalue problem per ``compute``, about 12 N^3 flops.
     Source: Roy & Vetterli 2007, Definition 1.
 
     Example:
@@ -128,7 +127,7 @@ class EffectiveRank(SpectrumMetric):
         tensor(4., dtype=torch.float64)
     """
 
-    higher_is_better = None  # more directions learnt at like speed, or fewer features: neither is better
+    higher_is_better = None  # more directions learnt at a similar speed, or fewer features: neither is better
     plot_lower_bound = 1.0
 
     @override

@@ -1,4 +1,4 @@
-"""What the metrics share: float64 states, kernels as states, and how the ranks' states become one."""
+"""The base classes of the metrics: float64 states, kernels as states, and the combination of the ranks' states."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing_extensions import override
 from lightning_conv.kernels.gram import KernelGram
 
 RANK_TOLERANCE = 1e-3
-"""Relative Frobenius distance up to which two ranks hold the same kernel: rounding of unlike devices stays below, other samples do not."""
+"""Relative Frobenius distance up to which two ranks hold the same kernel. Rounding on different devices stays below it."""
 
 
 class MetricOptions(TypedDict, total=False):
-    """Options that torchmetrics gives to every metric; see ``torchmetrics.Metric``."""
+    """Options of every metric; see ``torchmetrics.Metric``."""
 
     compute_on_cpu: bool
     dist_sync_on_step: bool
@@ -33,8 +33,9 @@ class MetricOptions(TypedDict, total=False):
 class Float64Metric(Metric):
     """A metric whose states keep their type and whose value is a float64 scalar.
 
-    ``module.to(torch.bfloat16)``, ``Trainer(precision="16-true")`` and ``set_dtype`` move the states and never round them:
-    eigenvalues and ranks do not survive it. On devices without float64 (Apple's GPUs) the states stay on the CPU.
+    ``module.to(torch.bfloat16)``, ``Trainer(precision="16-true")`` and ``set_dtype`` move the states but never round them,
+    because rounding destroys small eigenvalues and ranks. On devices without float64 (Apple's GPUs) the states stay on the
+    CPU.
     """
 
     is_differentiable = False
@@ -42,10 +43,14 @@ class Float64Metric(Metric):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
         def move(tensor: Tensor) -> Tensor:
-            # An empty float32 tensor tells where to, whatever type the device lacks and fn converts to.
+            # An empty float32 tensor reveals the target device of fn without a conversion of the state.
             return place(tensor, fn(torch.empty(0, device=tensor.device)).device)
 
         return super()._apply(move, exclude_state)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw ``compute()``, or the value(s) ``val``, on ``ax`` or a new figure, and return (figure, axes)."""
+        return self._plot(val, ax)
 
     def _scalar(self, value: float) -> Tensor:
         return place(torch.tensor(value, dtype=torch.float64, device="cpu"), self.device)
@@ -54,9 +59,9 @@ class Float64Metric(Metric):
 class KernelMetric(Float64Metric):
     """A metric of the latest kernel, which each ``update`` replaces.
 
-    Under DDP every rank must pass the kernel of the same samples: with equal weights these are the same kernel, and the first
-    rank's is taken. A rank without one is left out. Kernels of different samples cannot be combined, since that of their
-    union has the blocks between them too; they are refused on every rank (``gather_kernels``).
+    Under DDP every rank must pass the kernel of the same samples. With equal weights these kernels are the same, and that of
+    the first rank is used. A rank without a kernel is left out. Kernels of different samples cannot be combined, because the
+    kernel of their union also has the blocks between them; they are refused on every rank (``gather_kernels``).
     """
 
     full_state_update = True
@@ -90,37 +95,37 @@ class KernelMetric(Float64Metric):
 
 
 def _pack(gram: KernelGram | Tensor | None, device: torch.device, *, given: bool) -> tuple[Tensor, Tensor]:
-    """A kernel as two tensors, the only kind of state that torchmetrics saves, moves and gathers.
+    """Convert a kernel into two tensors, the only kind of state that torchmetrics saves, moves and gathers.
 
-    The second is JSON: what a ``KernelGram`` knows beside its matrix, and whether the kernel was given to the constructor,
-    so that a ``MetricCollection`` does not take a given reference and an equal first kernel for the same state.
+    The second tensor is JSON. It contains the facts of a ``KernelGram`` beside its matrix, and whether the kernel was given
+    to the constructor, so that a ``MetricCollection`` does not merge a given reference and an equal first kernel.
     """
     if gram is None:
         return torch.empty(0, 0, dtype=torch.float64, device=device), torch.empty(0, dtype=torch.uint8, device=device)
     known = gram.facts() if isinstance(gram, KernelGram) else None
     text = json.dumps({"given": given, "gram": known}).encode()
-    # A copy: the caller may fill the same memory with the next kernel.
+    # A copy, because the caller may fill the same memory with the next kernel.
     matrix = place(matrix_of(gram).clone(), device)
     return matrix, torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
 
 
 def place(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, or on the CPU where the device lacks its type."""
+    """Move ``tensor`` to ``device``, or to the CPU if the device does not support its type."""
     lacking = device.type == "mps" and tensor.dtype == torch.float64
     return tensor.to("cpu" if lacking else device)
 
 
 def gather_kernels(result: Tensor, group: Any = None) -> list[Tensor]:
-    """A ``dist_sync_fn``: the state of the first rank that has one, if the others' is the same.
+    """Return the state of the first rank that has one, after a check that the others are the same (a ``dist_sync_fn``).
 
     Args:
-        result: a matrix, or what belongs to it; of length 0 on a rank without.
+        result: a matrix, or its facts; of length 0 on a rank without a kernel.
         group: process group.
 
     Raises:
         ValueError: on every rank, if two matrices differ in shape or by more than ``RANK_TOLERANCE``.
 
-    Cost: one matrix of memory for each rank.
+    Cost: one matrix of memory per rank.
     """
     held = [(rank, part) for rank, part in enumerate(gather_all_tensors(result, group)) if part.numel()]
     if not held:
@@ -134,41 +139,42 @@ def gather_kernels(result: Tensor, group: Any = None) -> list[Tensor]:
         else:
             continue
         raise ValueError(
-            f"gram: ranks {first} and {rank} hold different kernels ({apart}), which cannot be combined; compute the kernel of the same "
-            'samples on every rank (batch_norm="frozen" makes it independent of running statistics), or log one number a rank with '
-            "sync_on_compute=False"
+            f"gram: ranks {first} and {rank} hold different kernels ({apart}), which cannot be combined; compute the kernel of "
+            'the same samples on every rank (batch_norm="frozen" makes it independent of running statistics), or log one number '
+            "per rank with sync_on_compute=False"
         )
     return [one]
 
 
 def gather_rows(result: Tensor, group: Any = None) -> list[Tensor]:
-    """A ``dist_sync_fn``: the rows of all ranks that have any, and scalars of all ranks.
+    """Gather the rows of all ranks that have any, or the scalars of all ranks (a ``dist_sync_fn``).
 
     Args:
         result: a float64 matrix, torchmetrics' placeholder for an empty list, or a scalar.
         group: process group.
 
     Raises:
-        ValueError: on every rank, if the ranks' rows differ in length.
+        ValueError: on every rank, if the rows of the ranks differ in length.
     """
     if result.ndim == 0:
         return gather_all_tensors(result, group)
-    if result.ndim == 1:  # the placeholder is a float32 vector; collectives need the type and dimensions of the others
+    if result.ndim == 1:  # the placeholder is a float32 vector, but collectives need the others' type and dimensions
         result = torch.empty(0, 0, dtype=torch.float64, device=result.device)
     held = [part for part in gather_all_tensors(result, group) if part.numel()]
     widths = sorted({part.shape[1] for part in held})
     if len(widths) > 1:
         raise ValueError(
-            f"features: the ranks hold rows of {' and '.join(map(str, widths))} features; pass those of one last hidden layer on every rank"
+            f"features: the ranks hold rows of {' and '.join(map(str, widths))} features; pass those of one last hidden layer "
+            "on every rank"
         )
     return held or [result]
 
 
 def matrix_of(gram: KernelGram | Tensor) -> Tensor:
-    """The matrix of a kernel, without graph: no metric is differentiable."""
+    """Return the matrix of a kernel without its graph, because no metric is differentiable."""
     return (gram.matrix if isinstance(gram, KernelGram) else gram).detach()
 
 
 def only(stacked: Tensor) -> Tensor:
-    """The reduction that goes with ``gather_kernels``, which leaves one."""
+    """Return the only entry: the reduction for ``gather_kernels``, which returns one state."""
     return stacked[0]

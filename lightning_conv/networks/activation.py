@@ -13,35 +13,39 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def derivative(activation: Activation, values: Tensor) -> Tensor:
-    """sigma'(z), elementwise by autograd; of the shape of ``values``, detached. Works under ``no_grad`` too.
+    """Compute sigma'(z) elementwise by autograd, also under ``no_grad``.
 
-    At a kink it is what autograd says: 0 for ReLU at 0.
+    At a kink the result is what autograd says, such as 0 for ReLU at 0.
 
     Args:
         activation: elementwise sigma.
-        values: z.
+        values: z, of any shape.
+
+    Returns:
+        The derivative, detached, of the shape of ``values``.
 
     Raises:
-        ValueError: the result has another shape, so it is not elementwise.
+        ValueError: the result has another shape, so sigma is not elementwise.
     """
     with torch.inference_mode(False), torch.enable_grad():
         z = values.detach().clone().requires_grad_()
         result = activation(z)
         if result.shape != z.shape:
             raise ValueError(
-                f"activation: {activation!r} makes shape {tuple(result.shape)} of {tuple(z.shape)}; need an elementwise function"
+                f"activation: {activation!r} turns shape {tuple(z.shape)} into {tuple(result.shape)}; need an elementwise function"
             )
-        if not result.requires_grad:  # a constant
+        if not result.requires_grad:  # a constant function
             return torch.zeros_like(values)
         (slope,) = torch.autograd.grad(result.sum(), z)
     return slope
 
 
 def largest_slope(activation: Activation) -> float:
-    """L = sup |sigma'|, the Lipschitz constant, as the largest on a grid of spacing 1e-3 over [-50, 50].
+    """Estimate the Lipschitz constant L = sup |sigma'| by the largest slope on a grid of spacing 1e-3 over [-50, 50].
 
-    An estimate from below, off by the square of the spacing times its third derivative over 8 for a smooth sigma; exact for ReLU, softplus,
-    tanh and others that are steepest at 0 or far out. A sigma that grows faster than linearly has no L.
+    This is an estimate from below. For a smooth sigma it errs by at most the square of the spacing times |sigma'''| / 8.
+    It is exact for ReLU, softplus, tanh and other activations that are steepest at 0 or far out. An activation that grows
+    faster than linearly has no L.
 
     Args:
         activation: elementwise sigma.
@@ -54,5 +58,5 @@ def largest_slope(activation: Activation) -> float:
 
 
 def is_relu(activation: Activation) -> bool:
-    """Whether it is ReLU, in one of torch's own forms."""
+    """Return whether the activation is ReLU, in one of torch's own forms."""
     return type(activation) is nn.ReLU or activation in (torch.relu, nn.functional.relu)

@@ -1,4 +1,4 @@
-"""Real-analytic networks: what in a network is not, and how to make it so."""
+"""Real-analytic networks: find the functions of a network that are not real-analytic, and replace them."""
 
 from __future__ import annotations
 
@@ -14,63 +14,35 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_c
 from lightning_conv.networks.watched import watched_forward
 
 KINKED = {
-    "relu": "ReLU",
-    "relu_": "ReLU",
-    "threshold": "threshold",
-    "clamp": "clamp",
-    "clamp_": "clamp",
-    "clamp_min": "clamp",
-    "clamp_min_": "clamp",
-    "clamp_max": "clamp",
-    "clamp_max_": "clamp",
-    "hardtanh": "hard tanh or ReLU6",
-    "hardtanh_": "hard tanh or ReLU6",
-    "leaky_relu": "leaky ReLU",
-    "leaky_relu_": "leaky ReLU",
-    "rrelu_with_noise": "RReLU",
-    "_prelu_kernel": "PReLU",
-    "elu": "ELU, SELU or CELU",
-    "elu_": "ELU, SELU or CELU",
-    "celu": "ELU, SELU or CELU",
-    "celu_": "ELU, SELU or CELU",
-    "hardswish": "hard swish",
-    "hardswish_": "hard swish",
-    "hardsigmoid": "hard sigmoid",
-    "hardshrink": "hard shrink",
-    "softshrink": "soft shrink",
-    "abs": "absolute value",
-    "abs_": "absolute value",
-    "sign": "sign",
-    "sgn": "sign",
-    "floor": "rounding",
-    "ceil": "rounding",
-    "round": "rounding",
-    "trunc": "rounding",
-    "maximum": "maximum",
-    "minimum": "minimum",
-    "max": "maximum",
-    "min": "minimum",
-    "amax": "maximum",
-    "amin": "minimum",
-    "median": "median",
-    "sort": "sorting",
-    "topk": "sorting",
-    "argmax": "choice by size",
-    "argmin": "choice by size",
-    "max_pool1d_with_indices": "max pooling",
-    "max_pool2d_with_indices": "max pooling",
-    "max_pool3d_with_indices": "max pooling",
-    "mkldnn_max_pool2d": "max pooling",
-    "adaptive_max_pool1d": "max pooling",
-    "adaptive_max_pool2d": "max pooling",
-    "adaptive_max_pool3d": "max pooling",
-    "fractional_max_pool2d": "max pooling",
-    "gt": "comparison",
-    "ge": "comparison",
-    "lt": "comparison",
-    "le": "comparison",
+    function: what
+    for what, functions in {
+        "ReLU": "relu relu_",
+        "threshold": "threshold",
+        "clamp": "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_",
+        "hard tanh or ReLU6": "hardtanh hardtanh_",
+        "leaky ReLU": "leaky_relu leaky_relu_",
+        "RReLU": "rrelu_with_noise",
+        "PReLU": "_prelu_kernel",
+        "ELU, SELU or CELU": "elu elu_ celu celu_",
+        "hard swish": "hardswish hardswish_",
+        "hard sigmoid": "hardsigmoid",
+        "hard shrink": "hardshrink",
+        "soft shrink": "softshrink",
+        "absolute value": "abs abs_",
+        "sign": "sign sgn",
+        "rounding": "floor ceil round trunc",
+        "maximum": "maximum max amax",
+        "minimum": "minimum min amin",
+        "median": "median",
+        "sorting": "sort topk",
+        "choice by size": "argmax argmin",
+        "max pooling": "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d "
+        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d",
+        "comparison": "gt ge lt le",
+    }.items()
+    for function in functions.split()
 }
-"""Functions of aten with kinks or jumps, and what people call them."""
+"""Functions of aten with kinks or jumps, and their usual names."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +53,20 @@ class Kink:
     what: str
 
     def __str__(self) -> str:
-        """For messages."""
+        """Return the text for messages."""
         return f"{self.what} in {self.module or 'the forward of the network itself'}"
 
 
 def find_kinks(model: nn.Module, inputs: Inputs) -> list[Kink]:
-    """What one forward in eval mode calls that is not real-analytic in the weights, each kind once a module.
+    """List the functions with kinks or jumps that one forward in eval mode calls, each kind once per module.
 
-    A network of affine layers, normalisations with eps > 0, softmax and smooth activations (softplus, tanh, sigmoid, GELU, SiLU) has
-    none, and then its features are real-analytic in its weights: the assumption of Kawaguchi & Sun 2021. Functions that
-    depend on the inputs alone are listed too.
+    A network of affine layers, normalisations with eps > 0, softmax and smooth activations (softplus, tanh, sigmoid,
+    GELU, SiLU) has none. Its features are then real-analytic in its weights, which Kawaguchi & Sun 2021 assume. Functions
+    that depend on the inputs alone are listed too.
 
     Args:
         model: any module.
-        inputs: samples; the first is used.
+        inputs: samples; only the first one is used.
 
     Example:
         >>> import torch
@@ -139,17 +111,19 @@ class Smoothed:
     """A network with smooth activations."""
 
     model: nn.Module
-    swapped: tuple[str, ...]  # dotted names of the activations that are softplus now
-    left: tuple[
-        Kink, ...
-    ]  # what could not be swapped; empty if the network is real-analytic now, provided that ``watched``
-    watched: bool = True  # a forward was run, so that functions called inside it are in ``left`` too; False: modules only, by their type
+    swapped: tuple[str, ...]
+    """Dotted names of the activations that were replaced."""
+    left: tuple[Kink, ...]
+    """What could not be replaced. If it is empty and ``watched`` is True, the network is real-analytic."""
+    watched: bool = True
+    """Whether a forward was run, so that ``left`` also lists functions called inside it. False: modules by type only."""
 
 
 def softplus(beta: float) -> nn.Softplus:
-    """ln(1 + exp(beta z)) / beta: within ln(2) / beta of ReLU.
+    """Return the activation ln(1 + exp(beta z)) / beta, which is within ln(2) / beta of ReLU.
 
-    torch's softplus turns linear above a threshold, beta z = 20 by default; at 40 the two branches agree to the last bit in float64.
+    Torch's softplus turns linear above a threshold, beta z = 20 by default. At 40, used here, the two branches agree to
+    the last bit in float64.
     """
     return nn.Softplus(beta=beta, threshold=40.0)
 
@@ -162,7 +136,7 @@ class LeakySoftplus(nn.Module):
         self.slope, self.smooth = slope, softplus(beta)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Elementwise."""
+        """Apply the activation elementwise."""
         result: Tensor = self.slope * z + (1 - self.slope) * self.smooth(z)
         return result
 
@@ -175,7 +149,7 @@ class SoftplusSix(nn.Module):
         self.smooth = softplus(beta)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Elementwise."""
+        """Apply the activation elementwise."""
         result: Tensor = self.smooth(z) - self.smooth(z - 6)
         return result
 
@@ -187,40 +161,38 @@ _TWINS: dict[type[nn.Module], Callable[[Any, float], nn.Module]] = {
 }
 
 
-_POOLS = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
-)  # fmt: skip
 _KINKED_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "ReLU",
-    nn.ReLU6: "hard tanh or ReLU6",
-    nn.Hardtanh: "hard tanh or ReLU6",
-    nn.LeakyReLU: "leaky ReLU",
-    nn.RReLU: "RReLU",
-    nn.PReLU: "PReLU",
-    nn.Threshold: "threshold",
-    nn.ELU: "ELU, SELU or CELU",
-    nn.SELU: "ELU, SELU or CELU",
-    nn.CELU: "ELU, SELU or CELU",
-    nn.Hardswish: "hard swish",
-    nn.Hardsigmoid: "hard sigmoid",
-    nn.Hardshrink: "hard shrink",
-    nn.Softshrink: "soft shrink",
-    **dict.fromkeys(_POOLS, "max pooling"),
+    getattr(nn, kind): what
+    for what, kinds in {
+        "ReLU": "ReLU",
+        "hard tanh or ReLU6": "ReLU6 Hardtanh",
+        "leaky ReLU": "LeakyReLU",
+        "RReLU": "RReLU",
+        "PReLU": "PReLU",
+        "threshold": "Threshold",
+        "ELU, SELU or CELU": "ELU SELU CELU",
+        "hard swish": "Hardswish",
+        "hard sigmoid": "Hardsigmoid",
+        "hard shrink": "Hardshrink",
+        "soft shrink": "Softshrink",
+        "max pooling": "MaxPool1d MaxPool2d MaxPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
+        "FractionalMaxPool2d FractionalMaxPool3d",
+    }.items()
+    for kind in kinds.split()
 }
 
 
 def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float = 100.0) -> Smoothed:
-    """A copy of ``model`` with softplus activations in the place of ReLU, leaky ReLU and ReLU6, and what else has kinks.
+    """Copy ``model``, replace ReLU, leaky ReLU and ReLU6 by softplus activations, and list the kinks that are left.
 
-    Only modules can be swapped; a ``torch.relu`` inside a forward is listed in ``left``, as is max pooling, which has no smooth
-    twin that computes the same.
+    Only modules can be replaced. A ``torch.relu`` inside a forward is listed in ``left``, and so is max pooling, which has
+    no smooth counterpart that computes the same.
 
     Args:
-        model: any module; it stays as it is.
-        inputs: samples, to see what is left. None: the modules are swapped all the same, but of what is left only modules are known,
-            by their type, and ``watched`` is False: a ``torch.relu`` inside a forward shows when it runs, and not before.
-        beta: sharpness: the activations move by at most ln(2) / beta each.
+        model: any module; it is not modified.
+        inputs: samples for a forward that detects what is left. None: no forward is run, ``left`` lists modules by their
+            type only and ``watched`` is False, because a ``torch.relu`` inside a forward shows only when it runs.
+        beta: sharpness; each activation changes by at most ln(2) / beta.
 
     Raises:
         ValueError: ``beta`` is not positive.
@@ -229,7 +201,7 @@ def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float
         raise ValueError(f"beta: {beta}; need a positive sharpness, such as 100")
     twin = copy.deepcopy(model)
     swapped = []
-    new: dict[int, nn.Module] = {}  # a module that stands in several places is swapped by one
+    new: dict[int, nn.Module] = {}  # a module that is used in several places is replaced by one module
     for name, module in list(twin.named_modules(remove_duplicate=False)):
         make = _TWINS.get(type(module))
         if make is None or not name:

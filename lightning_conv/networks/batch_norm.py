@@ -1,4 +1,4 @@
-"""BatchNorm layers that normalise by the very batch they see, and track nothing: ``batch_statistics``."""
+"""BatchNorm layers that normalise by the batch at hand and do not update their running statistics: ``batch_statistics``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers of ``model`` normalise by the batch as in train mode; their running statistics are not looked at.
+    """Let the BatchNorm layers of ``model`` normalise by the batch, as in train mode, without their running statistics.
 
-    Everything else keeps its mode: dropout stays off, and InstanceNorm with running statistics goes on using them. The
-    layers track nothing meanwhile, so that no buffer is written to, not even a clone (a write would also stop forward
-    mode and vmap, which refuse to change a tensor from outside). SyncBatchNorm takes the statistics of this process's
-    batch and exchanges nothing: a kernel is often evaluated on one rank only. Flags are put back on every way out.
+    All other layers keep their mode: dropout stays off, and InstanceNorm with running statistics goes on using them. The
+    BatchNorm layers do not track statistics meanwhile, so that no buffer is written to, not even a clone. (Forward mode
+    and vmap refuse to write to a tensor from outside.) SyncBatchNorm takes the statistics of this process's batch and
+    does not communicate, because a kernel is often evaluated on one rank only. The flags are restored even after an error.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [(layer, layer.training, layer.track_running_stats, layer.__dict__.get("forward")) for layer in layers]

@@ -1,8 +1,8 @@
-"""Evaluate a module as a pure function, leaving no trace on it.
+"""Evaluation of a module as a pure function, without side effects.
 
-Everything in this project looks at a network through ``StatelessModule``: parameters and buffers are passed in from
-outside (``torch.func.functional_call``), so gradients, buffers, flags and random numbers of the run stay bit for bit
-what they were.
+All of this project evaluates networks through ``StatelessModule``. Parameters and buffers are passed in from outside
+(``torch.func.functional_call``), so gradients, buffers, flags and random numbers of the run stay bit for bit what they
+were.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.networks.batch_norm import batch_statistics
-from lightning_conv.networks.float32 import full_float32
+from lightning_conv.networks.precision import full_float32
 from lightning_conv.networks.recomputation import no_recomputation
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -27,7 +27,7 @@ BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """Apply ``function`` to every tensor of ``inputs`` (a tensor, a tuple of positional or a mapping of keyword arguments)."""
+    """Apply ``function`` to every tensor of ``inputs``: a tensor, a tuple of positional or a mapping of keyword arguments."""
     if isinstance(inputs, Tensor):
         return function(inputs)
     if isinstance(inputs, Mapping):
@@ -36,7 +36,11 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 
 def input_tensors(inputs: Inputs) -> list[Tensor]:
-    """The tensors of ``inputs`` in order; refuses anything else by name of its type."""
+    """Return the tensors of ``inputs`` in order.
+
+    Raises:
+        TypeError: ``inputs`` contains something else, or nothing.
+    """
     if isinstance(inputs, Tensor):
         return [inputs]
     values: Sequence[object] = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
@@ -48,7 +52,11 @@ def input_tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def sample_count(inputs: Inputs) -> int:
-    """Number of samples n: the common length of dimension 0."""
+    """Return the number of samples n, the common length of dimension 0.
+
+    Raises:
+        ValueError: the tensors differ in length, or there is no sample.
+    """
     lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in input_tensors(inputs)}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
@@ -58,16 +66,16 @@ def sample_count(inputs: Inputs) -> int:
 
 
 def take(inputs: Inputs, rows: slice) -> Inputs:
-    """Some of the samples, as views."""
+    """Return the samples in ``rows``, as views."""
     return map_inputs(lambda tensor: tensor[rows], inputs)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, float32 in full precision, no autocast; all of it and the RNGs are put back afterwards.
+    """Put ``model`` into eval mode with full float32 precision and without autocast; restore all of it, and the RNGs.
 
-    Fused attention is switched off: its fast path has no derivative with respect to the layers inside it, and the fused
-    kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
+    Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
+    fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
     """
     flags = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -95,29 +103,30 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _as_written() -> AbstractContextManager[None]:
-    """Run compiled modules eagerly: hooks and per-sample derivatives do not reach into compiled code."""
-    # Where dynamo was never loaded nothing is compiled, and loading it takes seconds.
+    """Run compiled modules eagerly, because hooks and per-sample derivatives do not reach into compiled code."""
+    # Without dynamo in memory nothing is compiled, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class StatelessModule:
-    """A module as the function ``outputs(parameters, inputs)`` of detached copies of its parameters and buffers.
+    """A module as a function ``outputs(parameters, inputs)`` of detached parameters and buffers.
 
-    ``parameters`` share memory with the model where no conversion is needed and are never written to; buffers are
-    cloned, so a forward that writes to them writes to the clones. Call only inside ``undisturbed(model)``.
+    The ``parameters`` share memory with the model where no conversion is needed, and are never written to. The buffers
+    are cloned, so a forward that writes to buffers writes to the clones. Call it only inside ``undisturbed(model)``.
 
     Args:
         model: any module whose outputs are one tensor with the samples along dimension 0.
-        dtype: floating type to evaluate in; ``None`` keeps the model's own (at least float32).
-        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``statistics_of``, held constant:
-            the function that train mode computes on exactly this batch, without the derivative through mean and
-            variance. ``"batch"``: the statistics of the very batch that is evaluated, and derivatives go through them:
-            train-mode BatchNorm, with everything else in eval mode. Samples then couple.
-        statistics_of: the batch that gives the statistics; needed for ``"frozen"``.
+        dtype: floating type of the evaluation; ``None`` keeps the model's own (at least float32).
+        batch_norm: which statistics BatchNorm layers use. ``"eval"``: the running statistics. ``"frozen"``: those of
+            ``statistics_of``, held constant. This is the function that train mode computes on exactly this batch,
+            without the derivative through mean and variance. ``"batch"``: those of the batch that is evaluated, with
+            derivatives through them. This is train-mode BatchNorm, with everything else in eval mode; it couples the
+            samples.
+        statistics_of: the batch that provides the statistics; required for ``"frozen"``.
 
     Raises:
-        ValueError: BatchNorm without running statistics (unless ``"batch"``), or one that is called twice under
-            ``"frozen"``.
+        ValueError: a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice per forward
+            under ``"frozen"``.
     """
 
     def __init__(
@@ -134,7 +143,7 @@ class StatelessModule:
         self.model_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = dtype or (torch.float64 if self.model_dtype == torch.float64 else torch.float32)
         if self.device.type == "mps":
-            self.device = torch.device("cpu")  # Apple's GPUs have no float64, which every sum here is taken in
+            self.device = torch.device("cpu")  # Apple's GPUs have no float64, in which all sums are taken
         self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
@@ -149,7 +158,7 @@ class StatelessModule:
             self._freeze_statistics(statistics_of)
 
     def twin(self, dtype: torch.dtype) -> StatelessModule:
-        """The same function in another precision, with the statistics as they are here: none are computed again."""
+        """Return the same function in another precision, with the same statistics, which are not computed again."""
         mode: BatchNormMode = "batch" if self.batch_norm == "batch" else "eval"
         twin = StatelessModule(self.model, dtype=dtype, batch_norm=mode)
         twin.batch_norm = self.batch_norm
@@ -157,16 +166,16 @@ class StatelessModule:
         return twin
 
     def _convert(self, tensor: Tensor) -> Tensor:
-        if tensor.is_inference():  # made under torch.inference_mode, as in a validation loop: autograd cannot save it
+        if tensor.is_inference():  # autograd cannot save a tensor made under inference_mode, as in a validation loop
             tensor = tensor.clone()
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
     def convert(self, inputs: Inputs) -> Inputs:
-        """``inputs`` on the device and, where floating, in the type of this evaluation."""
+        """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation."""
         return map_inputs(lambda tensor: self._convert(tensor.detach()), inputs)
 
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
-        """The model's raw result with ``parameters`` in place of its own."""
+        """Return the raw result of the model with ``parameters`` in place of its own."""
         given = {**self.buffers, **self.parameters, **parameters}
         state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
@@ -177,33 +186,33 @@ class StatelessModule:
             return functional_call(self.model, state, inputs, tie_weights=False)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        """Network outputs u, shape (n, C): one row a sample, everything behind dimension 0 flattened.
+        """Compute the network outputs u, shape (n, C): one row per sample, with all dimensions after the first flattened.
 
         Raises:
-            TypeError: the result is not one floating tensor of the evaluation's type.
+            TypeError: the result is not one floating tensor of this evaluation's type.
             ValueError: dimension 0 of the result is not the number of samples.
         """
         result = self.call(parameters, inputs)
         if not isinstance(result, Tensor) or not result.is_floating_point():
             kind = str(result.dtype) if isinstance(result, Tensor) else type(result).__name__
             raise TypeError(
-                f"model: returned {kind}, need one floating tensor; wrap the model (or pass forward_fn to the Probe) so that "
-                "it returns the tensor whose kernel is meant"
+                f"model: returned {kind}; need one floating tensor. Wrap the model (or pass forward_fn to the Probe) so that "
+                "it returns the tensor whose kernel is wanted"
             )
         if result.dtype != self.dtype:
             raise TypeError(
-                f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or do not ask "
-                "for this precision"
+                f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or choose "
+                "another precision"
             )
         samples = input_tensors(inputs)[0].shape[0]
         if result.ndim == 0 or result.shape[0] != samples:
             raise ValueError(
-                f"model: returned shape {tuple(result.shape)} for {samples} samples; dimension 0 of the result must be the sample"
+                f"model: returned shape {tuple(result.shape)} for {samples} samples; dimension 0 must index the samples"
             )
         return result.reshape(samples, -1)
 
     def _freeze_statistics(self, inputs: Inputs) -> None:
-        """Overwrite the cloned running statistics by those of ``inputs`` (biased variance, as train mode normalises).
+        """Overwrite the cloned running statistics by those of ``inputs``, with the biased variance that train mode uses.
 
         Raises:
             ValueError: a layer is called twice.
@@ -217,14 +226,14 @@ class StatelessModule:
             assert module.running_var is not None
             axes = [axis for axis in range(args[0].ndim) if axis != 1]
             variance, mean = torch.var_mean(args[0].detach(), dim=axes, correction=0)
-            # functional_call has put the clones in place of the model's own buffers here.
+            # Inside functional_call these are the clones, not the model's own buffers.
             module.running_mean.copy_(mean)
             module.running_var.copy_(variance)
 
         layers = {name: module for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)}
         handles = [layer.register_forward_pre_hook(adopt) for layer in layers.values()]
         try:
-            # Not under no_grad: the forward may differentiate inside, and no parameter asks for a graph.
+            # Not under no_grad: the forward may differentiate inside. No parameter requires a graph.
             self.call({}, self.convert(inputs))
         finally:
             for handle in handles:
@@ -232,16 +241,17 @@ class StatelessModule:
         repeated = [name for name, layer in layers.items() if calls.get(layer, 0) > 1]
         if repeated:
             raise ValueError(
-                f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called more often, '
-                'each time with other statistics; use batch_norm="eval"'
+                f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
+                'times, each time with other statistics; use batch_norm="eval"'
             )
 
 
 def _places(model: nn.Module) -> dict[str, str]:
-    """Where tensors are put, each place once: {name of the place: name of its tensor, which may stand in several places}.
+    """Map each attribute that holds a parameter or buffer, listed once, to the name of its tensor.
 
-    Of a module with two names (``self.net = nn.Sequential(self.trunk, self.head)``) torch's own tying of weights takes both for places, and
-    puts its copies back in the place of the parameters when the call is over.
+    One tensor may be held in several places. Torch's own tying of weights cannot be used: of a module with two names
+    (``self.net = nn.Sequential(self.trunk, self.head)``) it takes both for different places, and leaves its copies in
+    place of the parameters when the call is over.
     """
     names: dict[int, str] = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     places: dict[str, str] = {}
@@ -255,7 +265,7 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
     untracked = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
     if untracked:
         raise ValueError(
-            f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so that a "
-            'kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or ask for batch_norm="batch", '
-            "the kernel of the whole batch"
+            f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so a "
+            "kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or pass "
+            'batch_norm="batch" for the kernel of the whole batch'
         )

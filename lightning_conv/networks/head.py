@@ -1,4 +1,4 @@
-"""Read a model: its last linear layer (the head) and the features that enter it (the trunk's output)."""
+"""The head of a model, its last linear layer, and the last hidden features that the trunk passes to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Head:
     name: str
     module: nn.Linear
     last: bool = True
-    """Whether its result is the model's result. If not, convexity of what follows it is not checked."""
+    """Whether the layer's result is the model's result. If not, the convexity of what follows is not checked."""
 
     @property
     def has_bias(self) -> bool:
-        """Whether a bias is trained, so that [h, 1] and not h alone counts."""
+        """Whether the bias is trained, so that the matrix of features is [h, 1] rather than h."""
         return self.module.bias is not None and self.module.bias.requires_grad
 
     @property
@@ -38,13 +38,13 @@ class Head:
         return self.module.in_features
 
     def trunk_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Every parameter of ``model`` that is not the head's, by name."""
+        """Return every parameter of ``model`` that does not belong to the head, by name."""
         own = {id(p) for p in self.module.parameters()}
         return {name: p for name, p in model.named_parameters() if id(p) not in own}
 
 
 class CalledBy(nn.Module):
-    """``forward_fn(module, inputs)`` as a module, so that custom calls go through the same machinery."""
+    """``forward_fn(module, inputs)`` as a module, so that custom calls work like ordinary ones."""
 
     def __init__(self, module: nn.Module, forward_fn: object) -> None:
         super().__init__()
@@ -52,38 +52,38 @@ class CalledBy(nn.Module):
         self._forward_fn = forward_fn
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Call the function on the module and the inputs as they were given (tensor, tuple or mapping)."""
+        """Call the function with the module and the inputs as they were given (tensor, tuple or mapping)."""
         inputs = kwargs or (args[0] if len(args) == 1 else args)
         result: Tensor = self._forward_fn(self.module, inputs)  # type: ignore[operator]
         return result
 
 
 def called_by(module: nn.Module, forward_fn: object | None) -> nn.Module:
-    """``module`` itself, or, given ``forward_fn``, the module that calls it by that function."""
+    """Return ``module`` itself or, given ``forward_fn``, a module that calls it through that function."""
     return module if forward_fn is None else CalledBy(module, forward_fn)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers by name: the candidates for a head."""
+    """Return all linear layers by name, the candidates for a head."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
-    """The linear layer that produces the model's output, or the one called ``name``.
+    """Find the linear layer that produces the model's output, or the one called ``name``.
 
-    The layer is found by running two samples: the head is the linear layer, called once on a matrix of features, whose
-    result is the model's result, with its weights as they are and with their signs changed (a ReLU behind it would not show
-    on positive outputs). It must not share its weight and must not be reparametrized: the outputs would not be
-    linear in what is trained.
+    The layer is found by a forward of two samples. The head is called once on a matrix of features, and its result is the
+    model's result. This must be so with its weights as they are and with their signs flipped, because a ReLU after it
+    would not show on positive outputs. The head must neither share its weight nor be reparametrized; otherwise the outputs
+    would not be linear in the trained parameters.
 
     Args:
         model: any module.
         inputs: samples; the first two are used.
-        name: dotted name of the layer when it cannot be found, because something without parameters (a softmax, say) follows
-            it; the result then has ``last=False``.
+        name: dotted name of the layer, needed if something without parameters, such as a softmax, follows it. The result
+            then has ``last=False``.
 
     Raises:
-        ValueError: none was found, or ``name`` is no linear layer, is not the last layer with parameters, is shared or
+        ValueError: no layer was found, or ``name`` is not a linear layer, not the last layer with parameters, shared or
             reparametrized.
     """
     layers = linear_layers(model)
@@ -93,8 +93,8 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
             f"head: {name!r} is not an nn.Linear of the model (candidates: {candidates}); pass one of these"
         )
     nothing = (
-        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or pass "
-        'head="..." if only functions without parameters follow it'
+        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or "
+        'pass head="..." if only functions without parameters follow it'
     )
     few = take(inputs, slice(min(2, sample_count(inputs))))
     calls, order, result = _watch(model, few)
@@ -110,7 +110,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
             raise ValueError(nothing)
         name = found[0]
     head = layers[name]
-    _require_usable(name, made[name])
+    _require_one_call(name, [features for features, _ in made[name]])
     if order[-1] is not head:
         after = next(other for other, module in model.named_modules() if module is order[-1])
         raise ValueError(
@@ -119,7 +119,8 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     if shared_with(model, head) is not None or is_parametrized(head):
         why = "is reparametrized" if is_parametrized(head) else "shares its weight with another layer"
         raise ValueError(
-            f"head: {name!r} {why}, so the outputs are not linear in what is trained; give the network a plain last nn.Linear"
+            f"head: {name!r} {why}, so the outputs are not linear in the trained parameters; end the network in a plain "
+            "nn.Linear"
         )
     (flipped,), _, changed = _watch(model, few, only=head, sign=-1)
     last = _same(made[name][0][1], result) and _same(flipped[1][1], changed)
@@ -134,9 +135,9 @@ _Call = tuple[nn.Module, tuple[Tensor, Tensor]]
 def _watch(
     model: nn.Module, inputs: Inputs, only: nn.Linear | None = None, sign: int = 1
 ) -> tuple[list[_Call], list[nn.Module], object]:
-    """One forward: the calls of linear layers, the layers with parameters in the order they were done, and the result.
+    """Run one forward and return the calls of linear layers, the layers with parameters in order of completion, and the result.
 
-    With ``only`` that layer alone is watched, and its weights are multiplied by ``sign``.
+    With ``only``, only that layer is recorded, and its weights are multiplied by ``sign``.
     """
     calls: list[_Call] = []
     order: list[nn.Module] = []
@@ -144,7 +145,7 @@ def _watch(
     def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         order.append(module)
         if isinstance(module, nn.Linear):
-            # A copy: what follows may work in place.
+            # A copy, because a later layer may work in place.
             calls.append((module, (entering(args, kwargs), output.detach().clone())))
 
     leaves = [m for m in model.modules() if isinstance(m, nn.Linear) or (not [*m.children()] and [*m.parameters()])]
@@ -159,7 +160,13 @@ def _watch(
 
 
 def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype: torch.dtype | None = None) -> Tensor:
-    """h = what enters the head, shape (n, m_H), in eval mode; ``dtype=torch.float64`` computes it from a float64 copy of the model.
+    """Compute the last hidden features h, the input of the head, shape (n, m_H), in eval mode.
+
+    Args:
+        model: the network.
+        head: its head.
+        inputs: n samples.
+        dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model.
 
     Raises:
         ValueError: the forward does not call the head exactly once.
@@ -168,18 +175,18 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
 
 
 class _Reached(Exception):
-    """The forward has come as far as it is needed."""
+    """Raised by a hook when the forward has reached the layer and need not go on."""
 
 
 def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False) -> Tensor:
-    """``last_hidden_features`` of a copy that is at hand: for many batches the parameters are converted once.
+    """Compute ``last_hidden_features`` with an existing copy of the network, whose parameters are then converted only once.
 
     Args:
         module: the network.
         head: a linear layer of it, the last one or an earlier one.
         inputs: samples.
-        stop: end the forward where the layer is called, for one that has costly layers behind it; that it is called once
-            is then not seen.
+        stop: end the forward where the layer is called, to skip expensive layers after it. A second call of the layer is
+            then not noticed.
 
     Raises:
         ValueError: the forward does not call the layer exactly once.
@@ -193,35 +200,33 @@ def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bo
 
     with suppress(_Reached):
         watched_forward(module, inputs, [head.module.register_forward_pre_hook(enter, with_kwargs=True)])
-    if len(entered) != 1 or entered[0].ndim != 2:
-        shapes = [tuple(tensor.shape) for tensor in entered]
-        raise ValueError(
-            f"head: {head.name!r} was called {len(entered)} times with {shapes}; need one call on (n, m_H) features"
-        )
+    _require_one_call(head.name, entered)
     return entered[0]
 
 
-def _require_usable(name: str, made: list[tuple[Tensor, Tensor]]) -> None:
-    if len(made) != 1 or made[0][0].ndim != 2:
-        shapes = [tuple(inputs.shape) for inputs, _ in made]
+def _require_one_call(name: str, entered: list[Tensor]) -> None:
+    if len(entered) != 1 or entered[0].ndim != 2:
+        shapes = [tuple(tensor.shape) for tensor in entered]
         raise ValueError(
-            f"head: {name!r} was called {len(made)} times with {shapes}; need one call on a matrix of features"
+            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H)"
         )
 
 
 def _same(output: Tensor, result: object) -> bool:
     if not isinstance(result, Tensor) or output.numel() != result.numel():
         return False
-    # A diverged network has a head too.
+    # NaN counts as equal: a diverged network has a head too.
     return torch.allclose(output.flatten(), result.detach().flatten(), rtol=0, atol=0, equal_nan=True)
 
 
 def shared_with(model: nn.Module, layer: nn.Module) -> str | None:
-    """Where else in the model a parameter of ``layer`` is: a module's name (its own, if it has one twice); None: nowhere.
+    """Return the name of a module that shares a parameter with ``layer``, or None.
+
+    The name is the layer's own if it holds the same parameter twice.
 
     Args:
-        model: that holds the layer.
-        layer: of it.
+        model: the network.
+        layer: a module of it.
     """
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}

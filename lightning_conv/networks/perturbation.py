@@ -1,8 +1,8 @@
-"""The guarded two-phase rule as plain torch: perturb the trunk, freeze it, and measure the gap to the global infimum.
+"""The switch of the two-phase rule in plain torch: perturb the trunk, freeze it, and verify that it stays frozen.
 
-After Kawaguchi & Sun 2021, Algorithm 1: phase 1 trains all weights w; at tau the trunk gets Gaussian noise; from then
-on only the last linear layer is trained. With rank [h, 1] = n the last layer reaches every target, so its convex
-problem has the global infimum of the loss, (1/n) sum_i inf_q ell_i(q), as its own.
+After Kawaguchi & Sun 2021, Algorithm 1. Phase 1 trains all weights w. At step tau Gaussian noise is added to the trunk.
+From then on only the last linear layer is trained. With rank [h, 1] = n the last layer reaches every target, so the
+infimum of its convex problem is the global infimum of the loss, (1/n) sum_i inf_q ell_i(q).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What noise was added."""
+    """Size of the noise that was added."""
 
     norm: float  # |delta|_2 over all tensors
     relative: float  # |delta|_2 / |w|_2
@@ -26,22 +26,22 @@ class Perturbation:
 
 @torch.no_grad()
 def perturb(parameters: Mapping[str, Tensor], scale: float, seed: int) -> Perturbation:
-    """Add Gaussian noise to ``parameters`` in place: std = ``scale`` times each tensor's root mean square.
+    """Add Gaussian noise to ``parameters`` in place, with std = ``scale`` times the root mean square of each tensor.
 
-    A tensor of zeros takes the root mean square of all tensors together, so that the law has a density on the whole
-    space (what the theorem's "almost surely" rests on). The noise has its own generator: the global random numbers are
-    not consumed.
+    A tensor of zeros takes the root mean square of all tensors together, so that the distribution has a density on the
+    whole space, which the theorem's "almost surely" relies on. The noise has its own generator and does not consume global
+    random numbers.
 
     Args:
-        parameters: tensors by name; the order fixes which noise goes where.
+        parameters: tensors by name; their order determines the noise that each one gets.
         scale: relative size, above 0.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
         ValueError: ``scale`` is not positive.
     """
     if not scale > 0:
-        raise ValueError(f"noise_scale: {scale}; need a positive number, for without noise the theorem does not apply")
+        raise ValueError(f"noise_scale: {scale}; need a positive number, because the theorem requires noise")
     generator = torch.Generator().manual_seed(seed)
     count = sum(p.numel() for p in parameters.values())
     total = sum(float(_exact(p).square().sum()) for p in parameters.values())
@@ -52,21 +52,21 @@ def perturb(parameters: Mapping[str, Tensor], scale: float, seed: int) -> Pertur
         rms = float(before.square().mean().sqrt()) or overall
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (scale * rms)
         parameter.add_(noise.to(parameter.dtype).to(parameter.device))
-        # What was really added, after rounding to the parameter's type.
+        # The change after rounding to the parameter's type.
         squared += float((_exact(parameter) - before).square().sum())
     return Perturbation(squared**0.5, (squared / total) ** 0.5 if total else float("inf"), len(parameters))
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """A float64 copy on the CPU: not every device has float64."""
+    """Return a float64 copy on the CPU, since not every device has float64."""
     return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> None:
-    """Take parameters out of training: no gradient is computed, and none is left for an optimizer to act on.
+    """Exclude parameters from training: no gradient is computed, and none is left for an optimizer to use.
 
-    A zero gradient would not do: momentum and weight decay move a parameter whose gradient is zero, but skip one
-    without.
+    A zero gradient would not suffice. Momentum and weight decay move a parameter whose gradient is zero, but skip one
+    that has no gradient.
     """
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -74,7 +74,7 @@ def freeze(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the bytes of ``tensors``: equal exactly if all of them are bit for bit equal."""
+    """Compute the SHA-256 of the names and bytes of ``tensors``, which is equal only if all bits are equal."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Activation checkpoints keep what they would compute again: ``no_recomputation``."""
+"""Activation checkpointing, switched off for a while: ``no_recomputation``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils import checkpoint
 
 @contextmanager
 def no_recomputation() -> Iterator[None]:
-    """Forwards that start in here keep their activations also inside ``torch.utils.checkpoint``.
+    """Make forwards inside this context keep their activations, also inside ``torch.utils.checkpoint``.
 
     A checkpoint runs its part of the network again in the backward pass. By then the parameters, buffers and modes of an
-    evaluation are no longer in place, so it would differentiate another function, or the model's own running statistics
-    would be what a layer reads, without an error. It also stands in the way of forward mode and vmap.
+    evaluation are no longer in place. The backward pass would differentiate another function, or read the model's own
+    running statistics, without an error. Checkpoints also do not support forward mode and vmap.
     """
     replacements = {"CheckpointFunction": _Direct, "_checkpoint_hook": _kept}
     before = {name: getattr(checkpoint, name) for name in replacements if hasattr(checkpoint, name)}
@@ -29,7 +29,7 @@ def no_recomputation() -> Iterator[None]:
 
 
 class _Direct:
-    """Stands for ``CheckpointFunction`` (``use_reentrant=True``)."""
+    """Stand-in for ``CheckpointFunction`` (``use_reentrant=True``)."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
@@ -38,6 +38,6 @@ class _Direct:
 
 
 def _kept(frame: object) -> nullcontext[None]:
-    """Stands for the saved-tensor hooks that drop activations (``use_reentrant=False``)."""
+    """Replace the saved-tensor hooks that drop activations (``use_reentrant=False``)."""
     del frame
     return nullcontext()

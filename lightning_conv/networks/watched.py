@@ -1,4 +1,4 @@
-"""One forward of a network while hooks look on: nothing is disturbed, and the hooks come off again whatever happens."""
+"""One forward pass of a network with temporary hooks, which are removed again even after an error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def watched_forward(
     parameters: Mapping[str, Tensor] | None = None,
     within: AbstractContextManager[object] | None = None,
 ) -> object:
-    """The result of one forward in eval mode, without gradients.
+    """Run one forward in eval mode without gradients, remove the hooks and return the result.
 
     Args:
         module: the network.
         inputs: samples, in any floating type.
-        handles: of the hooks that look on; they are removed.
-        parameters: in the place of the network's own.
-        within: entered around the forward alone, such as a mode that sees every operator.
+        handles: handles of the registered hooks.
+        parameters: parameters that replace the network's own.
+        within: context of the forward alone, such as a mode that intercepts every operator.
     """
     try:
         with undisturbed(module.model), torch.no_grad():
@@ -40,5 +40,5 @@ def watched_forward(
 
 
 def entering(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
-    """What a layer was called on, in a hook with keyword arguments: ``layer(h)`` or ``layer(input=h)``."""
+    """Return the input of a layer from the arguments of its hook, for ``layer(h)`` and ``layer(input=h)`` alike."""
     return (args[0] if args else kwargs["input"]).detach()

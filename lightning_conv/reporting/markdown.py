@@ -1,17 +1,17 @@
-"""Markdown that is made from data."""
+"""Markdown tables from data."""
 
 from collections.abc import Iterable, Sequence
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""A table with a head; what would break a cell is escaped.
+    r"""Format a table with a header row; characters that would break a cell are escaped.
 
     Args:
-        columns: names.
-        rows: of as many cells each.
+        columns: names of the columns.
+        rows: the rows, with one cell per column.
 
     Raises:
-        ValueError: a row with another number of cells.
+        ValueError: a row has another number of cells.
 
     Example:
         >>> print(markdown_table(["n", "norm"], [["2", "|x|"]]))

@@ -1,4 +1,4 @@
-"""Matplotlib figures of the numbers, 4 x 3.2 inches at 100 dpi: readable in a TensorBoard card."""
+"""Matplotlib figures of the measured numbers, 4 x 3.2 inches at 100 dpi, which is readable in a TensorBoard card."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ DPI = 100
 
 MOST_BARS = 12
 LONGEST_NAME = 16
-"""Characters of a layer's name that fit beside a card's bars."""
+"""Number of characters of a layer's name that fit beside the bars."""
 
 
 def new_figure() -> Figure:
-    """An empty figure of the house's size, outside pyplot's global state."""
+    """Create an empty figure of the common size, outside pyplot's global state."""
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
-    # Fixed margins: a layout engine draws every figure twice.
+    # Fixed margins, because a layout engine draws every figure twice.
     figure.subplots_adjust(left=0.17, right=0.97, bottom=0.15, top=0.96)
     FigureCanvasAgg(figure)
     return figure
 
 
 def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
-    """Eigenvalues in descending order on a logarithmic axis, one line a spectrum, with the error bounds of the smallest one.
+    """Plot eigenvalues in descending order on a logarithmic axis, one line per spectrum.
 
-    Eigenvalues at or below zero (rounding) are left out; the bar shows where the smallest one lies.
+    An error bar shows the bounds of the smallest eigenvalue. Computed eigenvalues at or below zero, which are rounding
+    errors, are left out.
+
+    Args:
+        spectra: the spectra by label.
 
     Raises:
-        ValueError: a spectrum without all of its eigenvalues.
+        ValueError: a spectrum does not have all of its eigenvalues.
     """
     figure = new_figure()
     axes = figure.add_subplot()
@@ -60,7 +64,7 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
 
 
 def plot_observations(history: Sequence[Observation]) -> Figure:
-    """Loss, PL ratio and its running infimum over the steps that were measured, on a logarithmic axis."""
+    """Plot the loss, the PL ratio and its running infimum over the measured steps, on a logarithmic axis."""
     figure = new_figure()
     axes = figure.add_subplot()
     steps = [seen.step for seen in history]
@@ -76,11 +80,12 @@ def plot_observations(history: Sequence[Observation]) -> Figure:
 
 
 def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[int, float, float]]) -> Figure:
-    """How fast the first kernel lets the labels be fitted: what of them lies on its leading eigenvectors, and the error it foretells.
+    """Plot the labels' projection onto the initial kernel's eigenvectors, and the error that this kernel predicts.
 
     Args:
-        shares: name -> share of its energy on every eigenvector, by descending eigenvalue; drawn as sums over the leading ones.
-        curve: step, |u - y| as measured, and as predicted by the first kernel (NaN: not predicted).
+        shares: for each name the share of its energy on every eigenvector, by descending eigenvalue. The plot shows the
+            sums over the leading eigenvectors.
+        curve: tuples of the step, the measured |u - y|, and the |u - y| predicted by the initial kernel (NaN: no prediction).
     """
     figure = new_figure()
     figure.subplots_adjust(left=0.14, bottom=0.14, top=0.97, hspace=0.55)
@@ -106,17 +111,17 @@ def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[in
 def plot_layers(
     shares: Mapping[str, float], smallest: Mapping[str, Bounded] | None = None, whole: Bounded | None = None
 ) -> Figure:
-    """Bars on a logarithmic axis, one a layer: its share of the trace, and the smallest eigenvalue of its own kernel.
+    """Plot one bar per layer on a logarithmic axis: its share of the trace, and the smallest eigenvalue of its kernel.
 
-    A filled bar ends at lambda_min; a hollow one at its upper bound, where rounding leaves no more to say (a layer with
-    fewer parameters than samples has lambda_min = 0). A dotted line marks the whole kernel's lambda_min, which is at
-    least that of every layer.
+    A filled bar ends at lambda_min. A hollow bar ends at the upper bound of lambda_min, where rounding leaves the value
+    open (a layer with fewer parameters than samples has lambda_min = 0). A dotted line marks lambda_min of the whole
+    kernel, which is at least that of every layer.
 
     Args:
-        shares: by layer, in the network's order. Of more than 12 layers those with the largest shares are drawn, and those
-            with the largest lambda_min.
+        shares: shares of the trace by layer, in the network's order. Of more than 12 layers, those with the largest shares
+            and those with the largest lambda_min are drawn.
         smallest: lambda_min of the layers' kernels; None: one panel only.
-        whole: lambda_min of the sum.
+        whole: lambda_min of the whole kernel.
     """
     smallest = smallest or {}
     kept = _most_telling(shares, smallest)
@@ -151,7 +156,7 @@ def plot_layers(
 
 
 def _most_telling(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) -> list[str]:
-    """At most ``MOST_BARS`` layers: by share, and a few by lambda_min, in the network's order."""
+    """Select at most ``MOST_BARS`` layers, by share and a few by lambda_min, in the network's order."""
     by_share = sorted(shares, key=lambda layer: -shares[layer])
     by_value = [layer for layer in sorted(smallest, key=lambda layer: -smallest[layer].lower) if layer in shares]
     chosen = dict.fromkeys([*by_value[: MOST_BARS // 3], *by_share])

@@ -1,4 +1,4 @@
-"""A bar on standard error for work that takes long, and the reports that move it."""
+"""Progress of long computations: a bar on standard error, or lines for logs."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ Report: TypeAlias = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
 LONG = 5.0
-"""Predicted seconds from which on a bar is shown to people."""
+"""Predicted duration, in seconds, from which a bar is shown on a terminal."""
 
 
 def silent(share: float) -> None:
-    """A report that nobody reads."""
+    """Ignore the report."""
     del share
 
 
 def part(report: Report, start: float, share: float) -> Report:
-    """The report of a part of the work, which begins at ``start`` and makes up ``share`` of it."""
+    """Return the report of a part of the work that begins at ``start`` and makes up ``share`` of the whole."""
     return lambda done: report(start + share * done)
 
 
 def equal_parts(report: Report, count: int) -> Iterator[Report]:
-    """The reports of ``count`` parts of the work, one after the other."""
+    """Yield the reports of ``count`` equal parts of the work, one after the other."""
     return (part(report, k / count, 1 / count) for k in range(count))
 
 
 class Lines:
-    """A report for logs: a line after every so many per cent, and no more than one in so many seconds.
+    """A report for logs, which writes a line at most after every ``step`` of the work and every ``pause`` seconds.
 
     Args:
-        say: takes a line.
-        title: its beginning.
-        step: share of the work between two lines.
+        say: function that writes a line.
+        title: beginning of each line.
+        step: share of the work between two lines, at least.
         pause: seconds between two lines, at least.
     """
 
     def __init__(self, say: Callable[[str], None], title: str, step: float = 0.05, pause: float = 60.0) -> None:
         self._say, self._title, self._step, self._pause = say, title, step, pause
         self._began = self._last = time.monotonic()
-        self._start: float | None = None  # what an earlier process had done
+        self._start: float | None = None  # the share that an earlier process had done
         self._said = 0.0
 
     def __call__(self, share: float) -> None:
-        """Say how far it is, if it is time."""
+        """Write a line if enough work and time have passed since the last one."""
         now = time.monotonic()
         if self._start is None:
             self._start = self._said = share
@@ -67,9 +67,10 @@ def progress_bar(title: str, seconds: float, wanted: bool | Report | None) -> It
     """Show a bar while the block runs.
 
     Args:
-        title: stands before the bar.
-        seconds: predicted.
-        wanted: None: on a terminal, if it takes ``LONG``. A report is used in the place of a bar.
+        title: text before the bar.
+        seconds: predicted duration.
+        wanted: whether to show the bar; None: only on a terminal and if the prediction reaches ``LONG``. A report is
+            used instead of a bar.
 
     Yields:
         The report that moves the bar.
@@ -83,13 +84,11 @@ def progress_bar(title: str, seconds: float, wanted: bool | Report | None) -> It
     if not wanted:
         yield silent
         return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    bar = Progress(*columns, console=console)
+    text = TextColumn("{task.description}", markup=False)  # as markup, "[h, 1]" would disappear from a title
+    bar = Progress(text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console)
     try:
         bar.start()
-    except LiveError:  # another bar has the terminal, such as that of a training run
+    except LiveError:  # another bar, such as that of a training run, uses the terminal
         yield silent
         return
     task = bar.add_task(title, total=1.0)

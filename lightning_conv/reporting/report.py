@@ -1,4 +1,4 @@
-"""Verdicts for people and for programs: a list of criteria as a Markdown table and as JSON."""
+"""The report of a run: its criteria as a Markdown page with a legend, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,33 @@ from typing import Any, get_args
 from lightning_conv.reporting.markdown import markdown_table
 from lightning_conv.theory.criterion import Criterion, Verdict
 
-EXPLANATION = (
-    "*certified*: proven, rounding included. *consistent*: holds where it was measured, which proves nothing beyond. *refuted*: does not "
-    "hold. *undecided*: not measured, or the error of the measurement covers the bound. *not applicable*: a hypothesis of the theorem "
-    "does not hold in this run. None of them says that a theorem is satisfied: the constants in their O(.) are unspecified."
+VERDICTS = (
+    "*certified*: proven, rounding included. *consistent*: true where it was measured, which proves nothing beyond. *refuted*: false. "
+    "*undecided*: not measured, or the error of the measurement covers the bound. *not applicable*: the run violates an assumption of "
+    "the theorem. No verdict says that a theorem is satisfied, because the constants in its O(.) are unspecified."
 )
+"""Legend of the verdicts."""
 
+TERMS = (
+    "*probe*: the fixed training samples on which the kernel is computed. *kernel*: the empirical neural tangent kernel on the probe, "
+    "the Gram matrix of the gradients of the outputs by the weights. *lambda_min*, *lambda_max*: its smallest and largest eigenvalue. "
+    "*h*: the last hidden features, the input of the last linear layer; *[h, 1]*: the same with a column of ones for the bias. "
+    "*gap*: loss minus its infimum over all outputs. *L_H*: Lipschitz constant of the gradient by the last layer. "
+    "All terms: `docs/glossary.md` of lightning_conv."
+)
+"""Legend of the terms, for a page that is read without the documentation."""
+
+EXPLANATION = f"{VERDICTS}\n\n{TERMS}"
+"""Both legends, for a text below a table of criteria."""
 
 LONG_REASON = 60
-"""Characters from which on a reason that several criteria share is told once."""
+"""Length in characters from which a reason that several criteria share is printed only once."""
 
 
 def criteria_table(criteria: Sequence[Criterion]) -> str:
-    """A Markdown table, a row a criterion; empty for none. A long reason that several share stands once, below the table.
+    """Format the criteria as a Markdown table, one row per criterion; an empty string for no criteria.
+
+    A long reason that several criteria share is printed once, below the table.
 
     Example:
         >>> from lightning_conv.theory import at_least
@@ -48,7 +62,7 @@ def criteria_table(criteria: Sequence[Criterion]) -> str:
 
 
 def verdict_counts(criteria: Iterable[Criterion]) -> dict[Verdict, int]:
-    """How many criteria have each verdict, those that occur."""
+    """Count the criteria by verdict, for the verdicts that occur."""
     verdicts = [each.verdict for each in criteria]
     return {verdict: verdicts.count(verdict) for verdict in get_args(Verdict) if verdict in verdicts}
 
@@ -56,26 +70,28 @@ def verdict_counts(criteria: Iterable[Criterion]) -> dict[Verdict, int]:
 def report_markdown(
     title: str, facts: Mapping[str, object], criteria: Sequence[Criterion], metrics: Mapping[str, float]
 ) -> str:
-    """The page of a run: facts, verdicts, the last raw quantities.
+    """Write the page of a run: facts, criteria, the last measured quantities and a legend.
 
     Args:
-        title: heading.
-        facts: name -> value, a line each.
-        criteria: the verdicts.
-        metrics: tag -> last value.
+        title: heading of the page.
+        facts: values by name, one line each.
+        criteria: the criteria with their verdicts.
+        metrics: last values by tag.
     """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items()) or "none"
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), f"- verdicts: {counts}", ""]
     if criteria:
-        lines += ["## Criteria", "", criteria_table(criteria), "", EXPLANATION, ""]
+        lines += ["## Criteria", "", criteria_table(criteria), "", VERDICTS, ""]
     if metrics:
         rows = [(name, _number(value)) for name, value in sorted(metrics.items())]
-        lines += ["## Last measured", "", markdown_table(("quantity", "value"), rows)]
+        lines += ["## Last measured", "", markdown_table(("quantity", "value"), rows), ""]
+    if criteria or metrics:
+        lines += ["## Terms", "", TERMS]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def report_json(facts: Mapping[str, object], criteria: Sequence[Criterion], metrics: Mapping[str, float]) -> str:
-    """The same as JSON; what is not a finite number becomes null."""
+    """Return facts, criteria and metrics as JSON, in which NaN and infinity become null."""
     content: dict[str, Any] = {
         "facts": dict(facts),
         "criteria": [_finite(asdict(each)) for each in criteria],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossFn
 from lightning_conv.networks.evaluation import Inputs
-from lightning_conv.networks.float64 import in_float64
+from lightning_conv.networks.precision import in_float64
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.chatterjee import judge_ball, sampled_infima

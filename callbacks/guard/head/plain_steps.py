@@ -29,8 +29,8 @@ from lightning_conv.callbacks.run.training_set import TrainingSet
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.kernels.products.gemm import calibrated
 from lightning_conv.last_layer import HeadProblem, head_curvature
-from lightning_conv.networks.float64 import in_float64
 from lightning_conv.networks.head import Head
+from lightning_conv.networks.precision import in_float64
 
 AGREEMENT = 1e-4
 """Part of a step's length by which it may differ from -eta grad, beside the rounding of the weights."""

@@ -304,7 +304,7 @@ def test_the_callers_own_loss_is_minimised_and_its_word_not_certified():
     targets = targets_of("values", 25)
     solution = solve_head(HeadProblem(wide(), targets, log_cosh, infimum=0.0))
     assert solution.verdict == "undecided"
-    assert "caller's word" in solution.reason
+    assert "numbers given by the caller" in solution.reason
     assert solution.gap.value <= 1e-6
     unknown = solve_head(HeadProblem(wide(), targets, log_cosh))
     assert (unknown.gap, unknown.verdict) == (None, "undecided")

@@ -389,7 +389,7 @@ def test_reference_is_checked_like_a_kernel(make):
 
 def test_batches_of_other_width_and_negative_errors_are_refused():
     metric = fed(CASES["expressivity"], 2)
-    with pytest.raises(ValueError, match="features: 8 a sample after batches of 9"):
+    with pytest.raises(ValueError, match="features: 8 per sample after batches of 9"):
         metric.update(feature_batches()[2][:, :8])
     for error in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="feature_error"):

@@ -84,6 +84,12 @@ def test_on_a_terminal_long_work_has_a_bar(seconds, shown, monkeypatch, capsys):
     assert ("work" in capsys.readouterr().err) == shown
 
 
+def test_brackets_in_a_title_are_shown(capsys):
+    with progress.progress_bar("rank of [h, 1]", 0.0, True) as report:
+        report(0.5)
+    assert "rank of [h, 1]" in capsys.readouterr().err
+
+
 def test_a_bar_that_is_there_already_is_left_alone(monkeypatch):
     def refuse(_):
         raise progress.LiveError("only one live display")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_conv.networks.activation import derivative
-from lightning_conv.networks.float64 import in_float64
+from lightning_conv.networks.precision import in_float64
 from lightning_conv.theory.networks import DuConvResNet, DuNetwork, DuTwoLayer
 
 

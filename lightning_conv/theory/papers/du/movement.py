@@ -14,7 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lightning_conv.networks.float64 import in_float64
+from lightning_conv.networks.precision import in_float64
 from lightning_conv.theory.criterion import Criterion, at_most
 from lightning_conv.theory.networks import DuFC, DuNetwork
 from lightning_conv.theory.papers.du.kernel import DEEP, TWO_LAYER

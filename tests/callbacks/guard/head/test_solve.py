@@ -191,7 +191,7 @@ def test_a_loss_of_the_callers_own_is_solved_to_the_infimum_that_he_gives(solve,
     guard = ExpressivityGuard(switch_at=SWITCH, step_rule="solve", tol=1e-2, loss_fn=squared, infimum=0.0)
     _, _, trainer = solve(one_hot_digits, guard=guard, change=change)
     assert trainer.global_step == SWITCH
-    assert "numbers that are the caller's word; training stops" in guard.reason
+    assert "numbers given by the caller; training stops" in guard.reason
     assert all("bound" not in entry for entry in guard.history)
 
 

@@ -1,4 +1,4 @@
-"""Float32 arithmetic in full precision for a while: ``full_float32``."""
+"""Floating-point precision: float32 products without shortcuts (``full_float32``), and numbers in float64."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.backends import cuda, cudnn, mkldnn
 
 FULL = "none", "ieee"
-"""Settings under which an operation multiplies float32 numbers as such."""
+"""Settings under which an operation multiplies float32 numbers without rounding them first."""
 
 
 @dataclass(frozen=True)
 class _Older:
-    """One of the settings that torch had before 2.9: for all backends or all operations together."""
+    """A setting of torch's interface before 2.9, which covers all backends or all operations at once."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
@@ -29,11 +30,12 @@ def _allow_tf32(allow: bool) -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """No TF32 and no bfloat16 in matrix products, convolutions and recurrent layers; afterwards what the run has set.
+    """Switch off TF32 and bfloat16 in matrix products, convolutions and recurrent layers; restore the settings afterwards.
 
-    The relative error of a TF32 product is 2^-11, of a bfloat16 one 2^-9: bounds on rounding are for float32's own
-    2^-24. Both of torch's interfaces are set, since it refuses to read one that contradicts the other, except an older
-    one that the run has made unreadable by using the newer. What is full already is not touched.
+    The relative error of a TF32 product is 2^-11, that of a bfloat16 product 2^-9, while the rounding bounds here assume
+    float32's own 2^-24. Both of torch's interfaces are set, because torch refuses to read one that contradicts the other.
+    An older setting that the run has made unreadable by using the newer interface is left alone, and so is every setting
+    that already has full precision.
     """
     older = (
         _Older(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
@@ -43,7 +45,7 @@ def full_float32() -> Iterator[None]:
     operations: tuple[Any, ...] = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)  # type: ignore[attr-defined]
     saved = [operation.fp32_precision for operation in operations]
     with ExitStack() as stack:
-        # Undone in reverse order: the older interfaces first, whose writing sets some operations as well.
+        # Undone in reverse order: the older interface first, because writing to it also sets some operations.
         for operation, precision in zip(operations, saved, strict=True):
             stack.callback(_restore, operation, precision)
         for setting in older:
@@ -57,7 +59,7 @@ def full_float32() -> Iterator[None]:
 def _make_full(setting: _Older, stack: ExitStack) -> None:
     try:
         before = setting.read()
-    except RuntimeError:  # the run has used the newer interface
+    except RuntimeError:  # the run uses the newer interface
         return
     if before != setting.full:
         stack.callback(setting.write, before)
@@ -67,6 +69,12 @@ def _make_full(setting: _Older, stack: ExitStack) -> None:
 def _restore(operation: Any, precision: str) -> None:
     if operation.fp32_precision == precision:
         return
-    operation.fp32_precision = "none"  # follow the setting of the whole backend, as most do
+    operation.fp32_precision = "none"  # follows the setting of the whole backend, which is the default
     if operation.fp32_precision != precision:
         operation.fp32_precision = precision
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return the numbers in float64, without their graph; on the CPU where their device has no float64 (Apple's GPUs)."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
