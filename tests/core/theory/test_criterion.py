@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_conv import Bounded
-from lightning_conv.losses import scale as loss_scale
+from lightning_conv.losses.scale import loss_scale
 from lightning_conv.theory import at_least, at_most, not_applicable
 
 

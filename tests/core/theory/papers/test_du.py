@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_conv import Bounded, fully_connected_limit, h_infinity, kernel_spectrum, ntk_gram
-from lightning_conv.losses import scale as loss_scale
+from lightning_conv.losses.scale import loss_scale
 from lightning_conv.networks.activation import largest_slope
 from lightning_conv.networks.analytic import softplus
 from lightning_conv.theory import DuConvResNet, DuFC, DuResNet, DuTwoLayer
