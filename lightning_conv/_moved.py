@@ -45,6 +45,9 @@ _RENAMED = {
     "theory.kawaguchi_sun": "theory.papers.kawaguchi_sun.expressivity",
     "theory.phase_two": "theory.papers.kawaguchi_sun.phase_two",
     "theory.threshold_networks": "theory.papers.threshold",
+    "theory.networks.biased": "theory.networks.bias_ntk",
+    "theory.networks.leaky": "theory.networks.frei",
+    "theory.networks.linear": "theory.networks.linear_networks",
     "callbacks.expressivity_guard": "callbacks.guard.callback",
     "callbacks.kernel_monitor": "callbacks.monitors.base",
 }

@@ -16,9 +16,9 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, undistur
 from lightning_conv.networks.head import find_head, last_hidden_features
 from lightning_conv.theory.criterion import Criterion, at_most, not_applicable
 from lightning_conv.theory.papers.chatterjee import affine_independence, certify_descent, judge_positive_start
+from lightning_conv.theory.papers.chatterjee.descent import CHATTERJEE
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import SOURCE as KAWAGUCHI
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts, expressivity_facts
-from lightning_conv.theory.tools.observation import CHATTERJEE
 from lightning_conv.theory.tools.smooth_mlp import read_mlp
 
 ALLEN_ZHU = "Allen-Zhu, Li & Song 2019 (1811.03962)"

@@ -21,13 +21,14 @@ from lightning_conv.losses.scale import LossScale
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
 from lightning_conv.theory.papers.allen_zhu.semi_smoothness import Residual, fit_semi_smoothness
 from lightning_conv.theory.papers.bias_ntk import SOURCE as YANG
+from lightning_conv.theory.papers.chatterjee.descent import descent_criteria
 from lightning_conv.theory.papers.clipping import SOURCE as CLIPPING
 from lightning_conv.theory.papers.clipping import clipped_path_bound
 from lightning_conv.theory.papers.du.descent import step_contraction_criterion
 from lightning_conv.theory.papers.frei import FREI
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import SOURCE as KAWAGUCHI
 from lightning_conv.theory.papers.oymak import SOURCE as OYMAK
-from lightning_conv.theory.tools.observation import Observation, descent_criteria, every_step, infimum_of_ratios
+from lightning_conv.theory.tools.observation import Observation, every_step, infimum_of_ratios
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from lightning_conv.theory.networks import (
     LeakyTwoLayer,
     LinearNetwork,
 )
-from lightning_conv.theory.papers import allen_zhu, bias_ntk, du, linear_networks, linear_regions
-from lightning_conv.theory.papers import frei as implicit_bias
+from lightning_conv.theory.papers import allen_zhu, bias_ntk, du, frei, linear_networks, linear_regions
 from lightning_conv.theory.tools.descent import Descent, gradient_descent
+
+implicit_bias = frei
+"""The former name of ``frei``."""
 
 __all__ = [
     "AllenZhuNet",
@@ -39,6 +41,7 @@ __all__ = [
     "at_most",
     "bias_ntk",
     "du",
+    "frei",
     "gradient_descent",
     "implicit_bias",
     "linear_networks",

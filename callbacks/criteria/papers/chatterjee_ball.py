@@ -18,7 +18,8 @@ from lightning_conv.networks.precision import in_float64
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.chatterjee import judge_ball, sampled_infima
-from lightning_conv.theory.tools.observation import CHATTERJEE, Observation
+from lightning_conv.theory.papers.chatterjee.descent import CHATTERJEE
+from lightning_conv.theory.tools.observation import Observation
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of the radius: the balls that are searched, each from the best point of the one before."""

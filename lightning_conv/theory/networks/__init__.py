@@ -1,11 +1,12 @@
 """The theorems' own networks, in their own parametrisation, as plain modules."""
 
 from lightning_conv.theory.networks.allen_zhu import AllenZhuNet
-from lightning_conv.theory.networks.biased import BiasedTwoLayer
+from lightning_conv.theory.networks.averaged_sgd import SymmetricTwoLayer
+from lightning_conv.theory.networks.bias_ntk import BiasedTwoLayer
 from lightning_conv.theory.networks.du import DuConvResNet, DuFC, DuNetwork, DuResNet
 from lightning_conv.theory.networks.du_two_layer import DuTwoLayer
-from lightning_conv.theory.networks.leaky import LeakyTwoLayer
-from lightning_conv.theory.networks.linear import LinearNetwork
+from lightning_conv.theory.networks.frei import LeakyTwoLayer
+from lightning_conv.theory.networks.linear_networks import LinearNetwork
 
 __all__ = [
     "AllenZhuNet",
@@ -17,4 +18,5 @@ __all__ = [
     "DuTwoLayer",
     "LeakyTwoLayer",
     "LinearNetwork",
+    "SymmetricTwoLayer",
 ]

@@ -7,8 +7,7 @@ S = 1/2 sum (u - y)^2, and gradient descent trains all layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from lightning_conv.kernels.infinite import c_sigma
 from lightning_conv.kernels.infinite.recursions import require_c_res, require_depth
 from lightning_conv.networks.activation import Activation
 from lightning_conv.networks.analytic import softplus
-
-_Layer = TypeVar("_Layer", bound=nn.Module)
+from lightning_conv.theory.networks.initialisation import undrawn
 
 
 class DuNetwork(nn.Module):
@@ -199,9 +197,3 @@ class DuConvResNet(DuNetwork):
 def _linear(inputs: int, width: int, depth: int) -> list[nn.Module]:
     sizes = [inputs] + [width] * depth
     return [undrawn(nn.Linear, sizes[h], width, bias=False) for h in range(depth)]
-
-
-def undrawn(layer: Callable[..., _Layer], *arguments: Any, **settings: Any) -> _Layer:
-    """A layer of torch, made without moving torch's own random numbers; its weights are the caller's to set."""
-    with torch.random.fork_rng(devices=[]):
-        return layer(*arguments, **settings)

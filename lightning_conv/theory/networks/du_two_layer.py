@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.networks.activation import Activation
-from lightning_conv.theory.networks.du import undrawn
+from lightning_conv.theory.networks.initialisation import undrawn
 
 
 class DuTwoLayer(nn.Module):

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import nn
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+def undrawn(layer: Callable[..., _Layer], *arguments: Any, **settings: Any) -> _Layer:
+    """Make a layer of torch on the CPU whose weights are not initialised; the caller sets them.
+
+    Made without memory first: the layer would otherwise draw weights of its own, from the global random state.
+    """
+    return layer(*arguments, **settings, device="meta").to_empty(device="cpu")
 
 
 def gaussian(inputs: int, outputs: int, std: float, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
@@ -18,8 +31,7 @@ def gaussian(inputs: int, outputs: int, std: float, generator: torch.Generator, 
         generator: gives the numbers; the global random state is left alone.
         dtype: of the weights.
     """
-    # Made without memory first: nn.Linear would draw weights of its own, from the global random state.
-    layer = nn.Linear(inputs, outputs, bias=False, dtype=dtype, device="meta").to_empty(device="cpu")
+    layer = undrawn(nn.Linear, inputs, outputs, bias=False, dtype=dtype)
     drawn = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64) * std
     with torch.no_grad():
         layer.weight.copy_(drawn)

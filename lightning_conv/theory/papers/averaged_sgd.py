@@ -17,11 +17,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_conv.theory.networks import SymmetricTwoLayer
 from lightning_conv.theory.tools.power_law import power_law
 
 SOURCE = "Nitanda & Suzuki 2021"
+
+__all__ = [
+    "AveragedIterate",
+    "Decay",
+    "SymmetricTwoLayer",
+    "degrees_of_freedom",
+    "largest_step",
+    "progressive_bound",
+    "spectrum_decay",
+]
 
 
 @dataclass(frozen=True)
@@ -165,72 +176,3 @@ class AveragedIterate:
     def mean(self) -> dict[str, Tensor]:
         """The average, float64."""
         return dict(self._mean)
-
-
-class SymmetricTwoLayer(nn.Module):
-    r"""g(x) = (1/sqrt M) sum_r a_r s(<b_r, x> + gamma c_r) with a symmetric initialisation, under which g_0 = 0.
-
-    The first half of the units starts with a_r = R, the second with a_r = -R and the same b_r, uniform on the sphere; c_r = 0. All of a, b
-    and c are trained. Its NTK at the start tends to E[s(b.x) s(b.x')] + R^2 (x.x' + gamma^2) E[s'(b.x) s'(b.x')].
-
-    Args:
-        inputs: dimension d.
-        width: M, even.
-        activation: s, smooth, with |s'| <= 2 and |s(u)| <= 1 + |u|.
-        scale: R.
-        gamma: of the bias.
-        generator: draws b.
-
-    Raises:
-        ValueError: the width is odd or below 2.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        *,
-        activation: nn.Module | None = None,
-        scale: float = 1.0,
-        gamma: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        if width < 2 or width % 2:
-            raise ValueError(f"width: {width}; a symmetric initialisation needs an even number of units, 2 or more")
-        half = torch.randn(width // 2, inputs, generator=generator, dtype=torch.float64)
-        half /= half.norm(dim=1, keepdim=True)
-        signs = torch.ones(width // 2, dtype=torch.float64)
-        self.b = nn.Parameter(torch.cat([half, half]))
-        self.c = nn.Parameter(torch.zeros(width, dtype=torch.float64))
-        self.a = nn.Parameter(scale * torch.cat([signs, -signs]))
-        self.gamma, self.width = gamma, width
-        self.activation = nn.Tanh() if activation is None else activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs, (n, 1)."""
-        hidden: Tensor = self.activation(x @ self.b.T + self.gamma * self.c)
-        return (hidden @ self.a / math.sqrt(self.width))[:, None]
-
-    @torch.no_grad()
-    def kernel(self, inputs: Tensor, others: Tensor | None = None) -> Tensor:
-        """NTK at the present weights, (n, m): 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)]. Cost: O(n m M), no Jacobian.
-
-        Args:
-            inputs: (n, d).
-            others: (m, d); None: the same.
-        """
-        others = inputs if others is None else others
-        value, slope = self._units(inputs)
-        value_of_others, slope_of_others = self._units(others)
-        first = (slope * self.a.square()) @ slope_of_others.T
-        kernel: Tensor = (value @ value_of_others.T + (inputs @ others.T + self.gamma**2) * first) / self.width
-        return kernel
-
-    def _units(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """s(z) and s'(z), each (n, M)."""
-        with torch.enable_grad():
-            z = (inputs @ self.b.detach().T + self.gamma * self.c.detach()).requires_grad_()
-            value = self.activation(z)
-            (slope,) = torch.autograd.grad(value.sum(), z)
-        return value.detach(), slope

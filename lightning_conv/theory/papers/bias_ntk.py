@@ -29,31 +29,6 @@ def active_probability(threshold: float) -> float:
     return float(ndtr(-threshold))
 
 
-def both_active_probability(correlation: np.ndarray, threshold: float) -> np.ndarray:
-    r"""P(u >= B, v >= B) for standard normal u, v with E[uv] = rho, entry by entry.
-
-    Equal thresholds leave a single Owen's T: with Q = 1 - Phi(B),
-
-    .. math:: P = Q - 2\, T\Bigl(B, \sqrt{\tfrac{1 - \rho}{1 + \rho}}\Bigr) \; (B \ge 0), \qquad
-        P_B = 1 - 2 \Phi(B) + P_{-B} \; (B < 0).
-
-    Absolute error about 1e-16; where P is far below Q (rho < 0, large B) its relative error grows accordingly.
-
-    Args:
-        correlation: rho, in [-1, 1].
-        threshold: B.
-
-    Raises:
-        ValueError: a correlation outside [-1, 1].
-
-    Source: Owen 1956, equation (2.1) at h = k; scipy.special.owens_t.
-    """
-    rho = np.asarray(correlation, dtype=float)
-    if rho.size and (not np.isfinite(rho).all() or np.abs(rho).max() > 1):
-        raise ValueError(f"correlation: {rho.min()} to {rho.max()}; need numbers in [-1, 1]")
-    return _both_active(1 - rho, 1 + rho, threshold)
-
-
 def _both_active(below_one: np.ndarray, above_minus_one: np.ndarray, threshold: float) -> np.ndarray:
     """The probability from 1 - rho and 1 + rho, which may be small and exact."""
     b = abs(threshold)

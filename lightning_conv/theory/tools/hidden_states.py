@@ -15,8 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, sample_count, take
 from lightning_conv.networks.watched import entering, watched_forward
-from lightning_conv.theory.papers.allen_zhu import forward_drift
-from lightning_conv.theory.papers.du import pattern_changes
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together."""
@@ -58,6 +56,40 @@ class Activity:
         if self.smallest <= self.largest:
             found |= {"hidden_norm_min": self.smallest, "hidden_norm_max": self.largest}
         return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def pattern_changes(now: Tensor, initial: Tensor) -> float:
+    """Share of (sample, neuron) pairs whose activation differs: (1 / (m n)) sum 1{sign(w_r(0) . x_i) != sign(w_r(k) . x_i)}.
+
+    Args:
+        now: pre-activations w_r . x_i, (n, m).
+        initial: the same at the start.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: two layers, section 5. Active means z >= 0, as in that paper.
+    """
+    if now.shape != initial.shape:
+        raise ValueError(
+            f"now: shape {tuple(now.shape)} against {tuple(initial.shape)}; need the same samples and neurons"
+        )
+    return float(((now >= 0) != (initial >= 0)).double().mean())
+
+
+def forward_drift(now: Sequence[Tensor], then: Sequence[Tensor]) -> float:
+    """max over i and l of |h_{i,l} - h_{i,l}(0)|.
+
+    Raises:
+        ValueError: not as many layers, or other shapes.
+    """
+    shapes = [[tuple(h.shape) for h in states] for states in (now, then)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"then: shapes {shapes[1]} against {shapes[0]}; take both of the same network and samples")
+    return max(
+        float(torch.linalg.vector_norm(h.double() - start.double(), dim=1).max())
+        for h, start in zip(now, then, strict=True)
+    )
 
 
 def activity(

@@ -43,6 +43,23 @@ def outputs_with_error(mlp: SmoothMLP, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return outputs[:, 0], error[:, 0]
 
 
+def residual_with_error(mlp: SmoothMLP, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |u - y| of every sample and a bound of the rounding error of u, both (n,).
+
+    Args:
+        mlp: The network.
+        inputs: Samples, (n, d).
+        targets: y, n numbers.
+
+    Raises:
+        ValueError: The number of targets is not n.
+    """
+    if targets.numel() != len(inputs):
+        raise ValueError(f"targets: {targets.numel()} for {len(inputs)} samples; pass one number per sample")
+    outputs, error = outputs_with_error(mlp, inputs)
+    return (outputs - targets.detach().cpu().double().flatten()).abs(), error
+
+
 def jacobian_sigma_min(mlp: SmoothMLP, inputs: Tensor) -> Bounded:
     r"""Smallest singular value of J = du/dtheta over the trained weights, (n, P) with n <= P, with proven bounds; J is not formed.
 

@@ -24,12 +24,12 @@ from lightning_conv.theory.papers.allen_zhu.separation import (
 from lightning_conv.theory.papers.allen_zhu.stability import (
     HiddenNorms,
     drift_constant,
-    forward_drift,
     hidden_norms,
     sign_change_exponent,
     worst_size,
     worst_step,
 )
+from lightning_conv.theory.tools.hidden_states import forward_drift
 
 __all__ = [
     "GradientRatios",

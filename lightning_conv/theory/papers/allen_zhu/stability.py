@@ -51,21 +51,6 @@ def hidden_norms(states: Sequence[Tensor]) -> HiddenNorms:
     return HiddenNorms(float(norms.min()), float(norms.max()))
 
 
-def forward_drift(now: Sequence[Tensor], then: Sequence[Tensor]) -> float:
-    """max over i and l of |h_{i,l} - h_{i,l}(0)|.
-
-    Raises:
-        ValueError: not as many layers, or other shapes.
-    """
-    shapes = [[tuple(h.shape) for h in states] for states in (now, then)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"then: shapes {shapes[1]} against {shapes[0]}; take both of the same network and samples")
-    return max(
-        float(torch.linalg.vector_norm(h.double() - start.double(), dim=1).max())
-        for h, start in zip(now, then, strict=True)
-    )
-
-
 def drift_constant(drift: float, omega: float, *, depth: int, width: int) -> float:
     """Drift over omega L^{5/2} sqrt(ln m): what stands for O(1) in Lemma 5.2. NaN while nothing has moved."""
     if omega == 0:

@@ -13,7 +13,7 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.papers.chatterjee.ratio import SOURCE, criterion_score, least_radius
 from lightning_conv.theory.tools.ball_bounds import BallBounds, ball_bounds
-from lightning_conv.theory.tools.running_error import jacobian_sigma_min, outputs_with_error
+from lightning_conv.theory.tools.running_error import jacobian_sigma_min, residual_with_error
 from lightning_conv.theory.tools.smooth_mlp import SmoothMLP, above, below, read_mlp
 
 POSITIVE = "first layer's Gram matrix, positive weights"
@@ -163,8 +163,6 @@ def certify_descent(
     mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon: {epsilon}; need a number between 0 and 1")
-    if targets.numel() != len(inputs):
-        raise ValueError(f"targets: {targets.numel()} for {len(inputs)} samples; need one number a sample")
     _require_trained(mlp)
     data = data or affine_independence(inputs, bias=mlp.first.bias_trained)
     start = _Start(mlp, inputs, _loss(mlp, inputs, targets), data, jacobian_sigma_min(mlp, inputs))
@@ -240,8 +238,7 @@ def _judge(value: Bounded, alpha: Bounded, radius: float, epsilon: float) -> Cri
 
 def _loss(mlp: SmoothMLP, inputs: Tensor, targets: Tensor) -> Bounded:
     """F at the centre, the rounding of the forward bounded."""
-    outputs, error = outputs_with_error(mlp, inputs)
-    residual = (outputs - targets.detach().cpu().double().flatten()).abs()
+    residual, error = residual_with_error(mlp, inputs, targets)
     value = float(residual.square().mean())
     upper = above(float((residual + error).square().mean()))
     lower = below(float((residual - error).clamp(min=0).square().mean()))

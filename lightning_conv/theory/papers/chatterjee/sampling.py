@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_conv.losses.objective import Objective
 from lightning_conv.reporting.progress import Report, equal_parts, silent
 from lightning_conv.theory.papers.chatterjee.ratio import alpha_ratio
+from lightning_conv.theory.tools.ball_points import ball_points
 
 
 class Landscape(Protocol):
@@ -88,12 +89,9 @@ def sampled_alpha(
     for candidate in candidates:
         if float((candidate - search.centre).norm()) <= radius:
             search.look(candidate.detach().double())
-    generator = torch.Generator().manual_seed(seed)
     work = points + descents * steps
-    for k in range(points):
-        direction = torch.randn(objective.size, generator=generator, dtype=torch.float64).to(search.centre)
-        share = float(torch.rand((), generator=generator, dtype=torch.float64))
-        search.look(search.centre + direction * (share * radius / direction.norm()))
+    for k, point in enumerate(ball_points(search.centre, radius, points, seed)):
+        search.look(point)
         report((k + 1) / work)
     for k, (ratio, start) in enumerate(search.best[:descents]):
         search.descend(start, ratio, steps)

@@ -31,10 +31,10 @@ from lightning_conv.theory.papers.du.movement import (
     neuron_movement,
     neuron_movement_criterion,
     neuron_radius,
-    pattern_changes,
 )
 from lightning_conv.theory.papers.du.propagation import feature_sensitivity, propagation_bound
 from lightning_conv.theory.papers.du.two_layer import TwoLayerDescent
+from lightning_conv.theory.tools.hidden_states import pattern_changes
 
 __all__ = [
     "Linearisation",

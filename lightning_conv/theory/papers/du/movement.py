@@ -24,25 +24,6 @@ C_X0 = 2.0
 """Bound on the norm of a feature at the start, |x^(h)| <= c_{x,0} (Lemma B.1)."""
 
 
-def pattern_changes(now: Tensor, initial: Tensor) -> float:
-    """Share of (sample, neuron) pairs whose activation differs: (1 / (m n)) sum 1{sign(w_r(0) . x_i) != sign(w_r(k) . x_i)}.
-
-    Args:
-        now: pre-activations w_r . x_i, (n, m).
-        initial: the same at the start.
-
-    Raises:
-        ValueError: the shapes differ.
-
-    Source: two layers, section 5. Active means z >= 0, as in that paper.
-    """
-    if now.shape != initial.shape:
-        raise ValueError(
-            f"now: shape {tuple(now.shape)} against {tuple(initial.shape)}; need the same samples and neurons"
-        )
-    return float(((now >= 0) != (initial >= 0)).double().mean())
-
-
 def neuron_movement(weight: Tensor, initial: Tensor) -> Tensor:
     """|w_r(k) - w_r(0)|_2 of every neuron, (m,), float64.
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.theory.networks.initialisation import gaussian, require_sizes, signs
+from lightning_conv.theory.networks.initialisation import gaussian, require_sizes, signs, undrawn
 
 
 class BiasedTwoLayer(nn.Module):
@@ -36,7 +36,7 @@ class BiasedTwoLayer(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         drawn = gaussian(inputs, width, 1.0, generator, dtype).weight.detach()
-        self.hidden = nn.Linear(inputs, width, dtype=dtype, device="meta").to_empty(device="cpu")
+        self.hidden = undrawn(nn.Linear, inputs, width, dtype=dtype)
         with torch.no_grad():
             self.hidden.weight.copy_(drawn)
             self.hidden.bias.fill_(-threshold)
