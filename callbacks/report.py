@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
 
@@ -56,7 +57,7 @@ class ConvergenceReport(pl.Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        try:
+        with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             for monitor in _monitors(trainer):
@@ -69,10 +70,8 @@ class ConvergenceReport(pl.Callback):
             page = folder / f"{self.name}.md"
             page.write_text(report_markdown("Convergence report", facts, criteria, metrics), encoding="utf-8")
             (folder / f"{self.name}.json").write_text(report_json(facts, criteria, metrics), encoding="utf-8")
-        except Exception as error:
-            rank_zero_warn(f"ConvergenceReport: nothing was written: {error}")
-            return
-        rank_zero_info(f"ConvergenceReport: {page}")
+        if not attempt.failed:
+            rank_zero_info(f"ConvergenceReport: {page}")
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         """Of the first logger that has one. Not ``trainer.log_dir``, which asks the other processes."""
@@ -94,9 +93,9 @@ class ConvergenceReport(pl.Callback):
             "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
             "lightning_conv": __version__,
         }
-        broken = [breach.reason for monitor in _monitors(trainer) for breach in monitor.breaches]
-        if broken:
-            facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(broken))
+        violated = [each.reason for monitor in _monitors(trainer) for each in monitor.violations]
+        if violated:
+            facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(violated))
         return facts
 
 

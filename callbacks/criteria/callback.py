@@ -1,4 +1,4 @@
-"""``ConvergenceCriteria``: which inequalities of the theorems hold in this run, and which theorems do not cover it, and why."""
+"""``ConvergenceCriteria``: which inequalities of the theorems hold in a run, and which theorems do not cover it, and why."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.callbacks.criteria.judgement import PAPERS, judge
-from lightning_conv.callbacks.criteria.papers.kawaguchi_sun_phase_two import find_guard
-from lightning_conv.callbacks.criteria.run_evidence import ONCE, RunEvidence
+from lightning_conv.callbacks.criteria.run_record import RunRecord
+from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, Which, make_trackers
 from lightning_conv.callbacks.monitors.base import KernelMonitor
-from lightning_conv.callbacks.run.assumptions import Breach
+from lightning_conv.callbacks.run.assumptions import Violation
+from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.upgrade import upgrade_state
+from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.reporting.plots import plot_label_projection, plot_observations
+from lightning_conv.reporting.plots import plot_observations
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.tools.observation import Observation
-
-ASKED_OF_DATA_AND_START = frozenset({"separation", "separation_by_label", "near_orthogonality", "independent_inputs"})
-"""Hypotheses of theorems: where one is refuted, the theorem is not about the run, and the run has failed in nothing."""
 
 
 class ConvergenceCriteria(KernelMonitor):
@@ -103,40 +100,31 @@ class ConvergenceCriteria(KernelMonitor):
         trainer = Trainer(callbacks=[ConvergenceCriteria(probe=256), ConvergenceReport()])
     """
 
-    once = frozenset(f"theory/{name}" for name in ONCE)
-
     def __init__(
         self,
-        which: str | Sequence[str] = "auto",
+        which: Which | Sequence[Which] = "auto",
         probe: Probe | int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float = 0.03,
         loss_fn: LossFn | None = None,
         radius: float | None = None,
     ) -> None:
-        names = [which] if isinstance(which, str) else list(which)
-        unknown = [name for name in names if name not in PAPERS and name != "auto"]
-        if unknown or not names:
-            raise MisconfigurationException(
-                f"which: {unknown or which!r} is not known; choose from {', '.join(PAPERS)}, or 'auto' for all of them"
-            )
-        if radius is not None and not 0 < radius < math.inf:
-            raise MisconfigurationException(f"radius: {radius}; need a positive number, or None to search nothing")
+        self._prototypes = make_trackers(which, {"radius": radius})
         super().__init__(probe, every_n_steps, max_overhead)
         self.which = which
         self.loss_fn = loss_fn
         self.radius = radius
-        self._papers = tuple(PAPERS) if "auto" in names else tuple(dict.fromkeys(names))
         self._clear()
 
     def _clear(self) -> None:
         self.criteria: list[Criterion] = []
         """The verdicts of the last measurement."""
-        self.breaches: list[Breach] = []
-        """Hypotheses that do not hold in this run."""
-        self._run = RunEvidence(self._papers, self.loss_fn, self.radius)
+        self.violations: list[Violation] = []
+        """The assumptions that this run violates."""
+        self._record = RunRecord(self._prototypes, self.loss_fn)
         self._said: list[tuple[str, Verdict]] = []
-        self._waited = False  # when the checkpoint was written
+        self._waited = False  # whether a measurement waited for a step when the checkpoint was written
+        self.once = frozenset(f"theory/{name}" for name in self._record.once)
 
     @override
     def forget(self) -> None:
@@ -144,9 +132,19 @@ class ConvergenceCriteria(KernelMonitor):
         self._clear()
 
     @property
+    def breaches(self) -> list[Violation]:
+        """Former name of ``violations``."""
+        return self.violations
+
+    @property
+    def trackers(self) -> dict[str, CriteriaTracker]:
+        """The trackers of this run by name."""
+        return self._record.trackers
+
+    @property
     def history(self) -> list[Observation]:
-        """What was measured, in order."""
-        return self._run.observer.history
+        """What was observed, in order."""
+        return self._record.observer.history
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -155,15 +153,14 @@ class ConvergenceCriteria(KernelMonitor):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._run.begin()
+        self._record.begin()
         super().on_train_start(trainer, pl_module)
         at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
-        if self._waited and at_rest and self._kernel is not None and self._run.observer.pending is None:
+        if self._waited and at_rest and self._kernel is not None and self._record.observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
-            try:
-                self._run.resume(trainer, self._kernel, self._kernel.at(trainer.global_step, pl_module))
-            except Exception as error:
-                rank_zero_warn(f"{type(self).__name__}: the step after step {self._last_step} is not observed: {error}")
+            with guarded(None, self._not_observed(trainer.global_step)):
+                gram, spectrum = self._kernel.at(trainer.global_step, pl_module)
+                self._record.resume(trainer, self._kernel, gram, spectrum)
         self._waited = False
 
     @override
@@ -171,97 +168,86 @@ class ConvergenceCriteria(KernelMonitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if self._kernel is not None:
-            self._run.note_step(trainer, self._kernel, optimizer, self)
+            self._record.before_step(trainer, self._kernel, optimizer, self)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        waits = self._run.observer.pending is not None and trainer.global_step > self.history[-1].step
+        waits = self._record.observer.pending is not None and trainer.global_step > self.history[-1].step
         if waits and self._kernel is not None:
             begun, step = time.perf_counter(), self.history[-1].step
-            try:
-                if self._run.observe_step(trainer, self._kernel):
-                    before, self._metrics = self._metrics, self._judged(trainer, step)
-                    log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
-            except Exception as error:
-                rank_zero_warn(f"{type(self).__name__}: the step after step {step} is not observed: {error}")
+            with guarded(None, self._not_observed(step)):
+                run = self._record.observe(trainer, self._kernel)
+                if run is not None:
+                    self._judge_again(run, step)
             self._kernel.schedule.spend(trainer.global_step, time.perf_counter() - begun)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
-        self._run.note_weights(trainer, self._kernel, (gram, spectrum))
-        self._run.observe(trainer, self._kernel, step)
-        self._run.note_errors(trainer, self._kernel)
-        self._run.note_quantities(trainer, self._kernel)
-        return self._judged(trainer, step)
+        return self._judged(self._record.measure(trainer, self._kernel, gram, spectrum), step)
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
             log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
-        projection = self._run.projection
-        if projection.shares:
-            log_figure(
-                trainer,
-                "theory/label_projection",
-                lambda: plot_label_projection(projection.shares, projection.curve),
-                step,
-            )
+        for tracker in self.trackers.values():
+            for name, figure in tracker.figures().items():
+                log_figure(trainer, f"theory/{name}", figure, step)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.finish(trainer)
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Judge again what an ``ExpressivityGuard`` has found out since the last measurement; a second time it changes nothing.
+        """Judge again what the end of the fit has brought, as an ``ExpressivityGuard`` does; a second call changes nothing.
 
-        The guard measures at the end of an epoch, and looks at the trunk at the end of training. Who reads ``criteria`` when the fit
-        ends, as ``ConvergenceReport`` does, calls this first. No collective.
+        Whoever reads ``criteria`` when the fit ends, as ``ConvergenceReport`` does, calls this first. There is no collective in it.
 
         Args:
             trainer: of the run.
         """
-        if (
-            not self.criteria
-            or self._kernel is None
-            or "kawaguchi_sun" not in self._papers
-            or find_guard(trainer) is None
-        ):
+        if not self.criteria or self._kernel is None:
             return
-        try:
-            before, self._metrics = self._metrics, self._judged(trainer, trainer.global_step)
-            log_metrics(trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, trainer.global_step)
-        except Exception as error:
-            rank_zero_warn(f"{type(self).__name__}: phase 2 is not judged in the end: {error}")
+        with guarded(None, f"{type(self).__name__}: the end of the fit is not judged"):
+            run = self._record.view(trainer, self._kernel)
+            if any(tracker.finish(run) for tracker in self.trackers.values()):
+                self._judge_again(run, trainer.global_step)
 
-    def _judged(self, trainer: pl.Trainer, step: int) -> dict[str, float]:
-        """Judge what was observed at ``step``, say it if a verdict has changed, and return the scalars."""
-        assert self._kernel is not None
-        self.breaches = self._run.breaches(trainer, self._kernel)
-        evidence = self._run.evidence(trainer, self._kernel, self.breaches)
-        self.criteria = judge(self._papers, evidence, self.breaches)
+    def _not_observed(self, step: int) -> str:
+        return f"{type(self).__name__}: the step after step {step} is not observed"
+
+    def _judge_again(self, run: RunView, step: int) -> None:
+        """Judge, and log the scalars that have changed since the last measurement."""
+        before, self._metrics = self._metrics, self._judged(run, step)
+        log_metrics(run.trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
+
+    def _judged(self, run: RunView, step: int) -> dict[str, float]:
+        """Judge what was observed at ``step``, log the table if a verdict has changed, and return the scalars."""
+        self.violations = list(run.violations)
+        self.criteria = self._record.criteria(run)
         said = [(each.name, each.verdict) for each in self.criteria]
         if said != self._said:
-            log_criteria(trainer, self.criteria, evidence.gram.n_samples, step)
+            log_criteria(run.trainer, self.criteria, run.samples, step)
             self._said = said
-        found = {f"theory/{name}": value for name, value in self._run.quantities(trainer, self._kernel).items()}
-        failed = [
-            each for each in self.criteria if each.verdict == "refuted" and each.name not in ASKED_OF_DATA_AND_START
-        ]
-        return found | {"theory/refuted": float(len(failed))}
+        scalars = {f"theory/{name}": value for name, value in self._record.scalars().items()}
+        spared = self._record.hypotheses
+        failed = [each for each in self.criteria if each.verdict == "refuted" and each.name not in spared]
+        return scalars | {"theory/refuted": float(len(failed))}
 
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        if not self._run.observer.started:
+        if not self._record.observer.start:
             return state
-        return state | {"run": self._run.state_dict(), "waits": self._run.observer.pending is not None}
+        waits = self._record.observer.pending is not None
+        return state | {"record": self._record.state_dict(), "waits": waits}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._run.load_state_dict(state_dict.get("run", {}))
-        self._waited = bool(state_dict.get("waits", False))
+        state = upgrade_state(state_dict)
+        super().load_state_dict(state)
+        self._record.load_state_dict(state.get("record", {}))
+        self._waited = bool(state.get("waits", False))

@@ -11,11 +11,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_layout, log_metrics, publish, warn_without_logger
-from lightning_conv.callbacks.run.measurement import ProbeKernel
+from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe, cannot_call
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.gram import KernelGram
@@ -39,7 +39,7 @@ class KernelMonitor(pl.Callback):
         self.every_n_steps = every_n_steps
         self.max_overhead = max_overhead
         self._schedule = Schedule(every_n_steps, max_overhead)
-        self._kernel: ProbeKernel | None = None
+        self._kernel: Measurement | None = None
         self._restored: dict[str, Any] = {}
         self._last_step: int | None = None
         self._metrics: dict[str, float] = {}
@@ -120,7 +120,7 @@ class KernelMonitor(pl.Callback):
         if sample_count(inputs) < 2:
             raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
         per_layer = any(peer.wants_layers for peer in peers)
-        self._kernel = ProbeKernel(self.probe, inputs, targets, names, self._schedule, per_layer=per_layer)
+        self._kernel = Measurement(self.probe, inputs, targets, names, self._schedule, per_layer=per_layer)
         self._kernel.precision = cast("Precision", stored.get("precision", "fast"))
         self._schedule.begin(trainer.global_step)
         log_layout(trainer)
@@ -165,11 +165,10 @@ class KernelMonitor(pl.Callback):
         return self._kernel.due(trainer.global_step, trainer)
 
     def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
-        try:
+        with guarded(trainer.global_step, f"{type(self).__name__}: no measurement") as attempt:
             self._measure(trainer, pl_module, last=last)
-        except Exception as error:
+        if attempt.failed:
             self._last_step = trainer.global_step
-            rank_zero_warn(f"{type(self).__name__}: no measurement at step {trainer.global_step}: {error}")
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
         assert self._kernel is not None

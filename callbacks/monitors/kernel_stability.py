@@ -8,14 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_conv.callbacks.criteria.certificates import voided
-from lightning_conv.callbacks.criteria.papers.du_kernel import summed_kernel
-from lightning_conv.callbacks.criteria.worst import Worst
 from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.callbacks.run.logging import log_figure
-from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state
+from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state, not_full
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.kernels.contraction import is_full
+from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.drift import Drift, kernel_drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
@@ -83,7 +81,7 @@ class KernelStability(KernelMonitor):
         drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)
         self.drift = drift
         judged = lambda_min_share_criterion(drift.lambda_min_ratio)
-        self._worst.note([judged if is_full(gram) else voided(judged, summed_kernel(gram))], step)
+        self._worst.note([without_verdict(judged, why) if (why := not_full(gram)) else judged], step)
         return {
             "convergence/kernel_change": drift.relative_frobenius,
             "kernel/relative_frobenius_change": drift.relative_frobenius,

@@ -1,4 +1,4 @@
-"""What the theorems ask of a run's data: all of them in every step, the same at every reading, and all of them on the probe."""
+"""``data_violations``: does every step see all samples once, does the probe hold all of them, and are they the same at every reading?"""
 
 from __future__ import annotations
 
@@ -13,64 +13,60 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_conv.callbacks.run.assumptions import Breach
+from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, take_targets, transfer
-from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
-from lightning_conv.networks.evaluation import Inputs, input_tensors, sample_count
+from lightning_conv.callbacks.run.features import UNREADABLE
+from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.sampling import training_samples
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.networks.evaluation import Inputs, input_tensors
 
 
-def data_breaches(trainer: pl.Trainer, inputs: Inputs, targets: Tensor | None, probe: Probe) -> list[Breach]:
-    """Breaches of "full batch", "whole set" and "fixed data".
-
-    Args:
-        trainer: of the run.
-        inputs: of the probe.
-        targets: of the probe, or None.
-        probe: its settings.
-    """
+def data_violations(run: RunView) -> list[Violation]:
+    """Return violations of "full batch", "whole set" and "fixed data"."""
+    trainer = run.trainer
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None or not hasattr(loader.dataset, "__len__"):
         why = f"the training data ({type(loader).__name__}) have no random access, so that a step on all of them cannot be told"
-        return [Breach("full batch", why), Breach("whole set", why)]
+        return [Violation("full batch", why), Violation("whole set", why)]
     samples, _ = training_samples(trainer, hint="")
     found = []
-    if why := describe_sampling(trainer).not_whole:
-        found.append(Breach("full batch", why))
-    if why := _not_all(trainer, samples, loader, inputs, targets, probe):
-        found.append(Breach("whole set", why))
-    try:
-        alike = _read_alike(trainer, samples, loader, probe.input_fn)
-    except Exception as error:
-        return [*found, Breach("fixed data", f"whether inputs are fixed could not be found out ({error})")]
-    if not alike:
+    if why := run.sampling.not_whole:
+        found.append(Violation("full batch", why))
+    if why := _not_all(run, samples, loader):
+        found.append(Violation("whole set", why))
+    with guarded(None, "", expects=UNREADABLE, say=None) as attempt:
+        alike = _read_alike(trainer, samples, loader, run.measurement.probe.input_fn)
+    if attempt.failed:
+        found.append(Violation("fixed data", f"whether inputs are fixed could not be found out ({attempt.error})"))
+    elif not alike:
         found.append(
-            Breach("fixed data", "augmentation: an input differs when it is read again, so every step has another loss")
+            Violation(
+                "fixed data", "augmentation: an input differs when it is read again, so every step has another loss"
+            )
         )
     return found
 
 
-def _not_all(
-    trainer: pl.Trainer, samples: Any, loader: DataLoader[Any], inputs: Inputs, targets: Tensor | None, probe: Probe
-) -> str:
-    """Why the probe's loss is not the training loss; empty if it is."""
-    held, size = sample_count(inputs), len(samples)
-    if held != size:
-        return f"the probe has {held} of the {size} training samples, so its loss is not the training loss"
+def _not_all(run: RunView, samples: Any, loader: DataLoader[Any]) -> str:
+    """Return why the probe's loss is not the training loss; empty if it is."""
+    size, probe = len(samples), run.measurement.probe
+    if run.samples != size:
+        return f"the probe has {run.samples} of the {size} training samples, so its loss is not the training loss"
     if probe.inputs is None:
         return ""
-    try:
+    with guarded(None, "", expects=UNREADABLE, say=None) as attempt:
         with isolate_rng():
-            batch = transfer(trainer, loader.collate_fn([samples[i] for i in range(size)]))
+            batch = transfer(run.trainer, loader.collate_fn([samples[i] for i in range(size)]))
         read = take_inputs(batch, probe.input_fn), take_targets(batch, probe.target_fn)
-        same = torch.equal(*(_sorted_rows(x, y) for x, y in ((inputs, targets), read)))
-    except Exception as error:
-        return f"whether the samples given to the probe are the training set could not be found out ({error})"
+        same = torch.equal(*(_sorted_rows(x, y) for x, y in ((run.inputs, run.targets), read)))
+    if attempt.failed:
+        return f"whether the samples given to the probe are the training set could not be found out ({attempt.error})"
     return "" if same else "the samples given to the probe are not those of the training set"
 
 
 def _sorted_rows(inputs: Inputs, targets: Tensor | None) -> Tensor:
-    """Every sample with its target as one row of numbers, in an order of their own."""
+    """Return each sample with its target as one row of numbers, sorted."""
     parts = [*input_tensors(inputs), *([] if targets is None else [targets])]
     rows = torch.cat([part.detach().cpu().double().reshape(len(part), -1) for part in parts], 1)
     ordered, counts = torch.unique(rows, dim=0, return_counts=True)
@@ -79,9 +75,9 @@ def _sorted_rows(inputs: Inputs, targets: Tensor | None) -> Tensor:
 
 
 def _read_alike(trainer: pl.Trainer, samples: Any, loader: DataLoader[Any], input_fn: InputFn | None) -> bool:
-    """Whether the first samples enter the network as the same numbers with other random numbers.
+    """Return whether the first samples enter the network as the same numbers when they are read with other random seeds.
 
-    A few samples, as an augmentation may leave one alone by chance.
+    Several samples are read, as an augmentation may leave one unchanged by chance.
     """
     read: list[Sequence[Tensor]] = []
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""One kernel a step on one probe, shared by all monitors of equal settings."""
+"""``Measurement``: one kernel per step on one probe, shared by all monitors with equal settings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.steps import Parameters
+from lightning_conv.kernels.contraction import is_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
@@ -24,17 +26,17 @@ SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
 
 
-class ProbeKernel:
-    """The kernel on a probe's samples: computed at most once for each step, whoever asks.
+class Measurement:
+    """The kernel on the samples of a probe, computed at most once per step for all callbacks that share it.
 
     Args:
-        probe: settings.
-        inputs: the samples.
+        probe: its settings.
+        inputs: its samples.
         targets: their targets, or None.
-        parameters: names, in ``probe.network(...)``, of those that the kernel is over. They stay the same when some are frozen
-            later, because kernels over different parameters cannot be compared.
+        parameters: names, in ``probe.network(...)``, of the parameters that the kernel is over. They stay the same when some are
+            frozen later, because kernels over different parameters cannot be compared.
         schedule: decides when to measure.
-        per_layer: whether some monitor wants every layer's own kernel.
+        per_layer: whether some monitor needs each layer's own kernel.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class ProbeKernel:
     ) -> None:
         self.probe, self.inputs, self.targets = probe, inputs, targets
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
-        self.precision: Precision = "fast"  # the one that resolved lambda_min last
+        self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self._decisions: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
+        self._trained: Parameters | None = None
 
     def due(self, step: int, trainer: pl.Trainer) -> bool:
-        """One decision a step, the same for all callbacks and ranks."""
+        """Decide whether to measure at ``step``, once per step and alike for all callbacks and ranks."""
         if step not in self._decisions:
             decision = self.schedule.due(step)
             if self.schedule.every_n_steps is None and trainer.world_size > 1:
@@ -63,19 +66,30 @@ class ProbeKernel:
         return self._decisions[step]
 
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
-        """Kernel and spectrum of the weights after ``step`` optimizer steps."""
+        """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
         if self._measured is None or self._measured[0] != step:
             seconds, gram, spectrum = self._compute(pl_module)
             by_time = self.schedule.every_n_steps is None
             if by_time and self._measured is None and seconds < WARM_UP_SECONDS:
-                # The first call pays for one-off set-up as well; once more tells what the next one will cost.
+                # The first call includes one-off set-up; a second one shows what later measurements will cost.
                 seconds = self._compute(pl_module)[0]
             self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
         return self._measured[1:]
 
+    @property
+    def n_outputs(self) -> int | None:
+        """Number C of outputs per sample; None before the first kernel."""
+        return None if self._measured is None else self._measured[1].n_outputs
+
+    def trained(self, pl_module: pl.LightningModule) -> Parameters:
+        """Return the parameters that plain descent trains: the kernel's, and no others. They are looked up once per fit."""
+        if self._trained is None:
+            self._trained = Parameters.of(self.probe.network(pl_module), self.parameters)
+        return self._trained
+
     def outputs(self, pl_module: pl.LightningModule) -> torch.Tensor:
-        """u on the probe, (m, C), of the same function as the kernel (its BatchNorm mode, no dropout), in the network's type."""
+        """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
         network = self.probe.network(pl_module)
         inputs = to_device(self.inputs, pl_module.device)
         with undisturbed(network), torch.no_grad():
@@ -105,11 +119,21 @@ class ProbeKernel:
         return time.perf_counter() - start, gram, spectrum
 
 
+ProbeKernel = Measurement  # its former name
+
+
+def not_full(gram: KernelGram) -> str:
+    """Return why a theorem about the full kernel of all outputs says nothing about this kernel; empty if it is the full one."""
+    if is_full(gram):
+        return ""
+    return f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
+
+
 def gram_state(gram: KernelGram) -> dict[str, Any]:
-    """A Gram matrix as plain types, for a checkpoint: without the plan and the layers' matrices."""
+    """Return a Gram matrix as plain types, for a checkpoint: without the plan and the layers' matrices."""
     return gram.facts() | {"matrix": gram.matrix.cpu()}
 
 
 def gram_from_state(state: dict[str, Any]) -> KernelGram:
-    """The inverse of ``gram_state``."""
+    """Rebuild a Gram matrix from what ``gram_state`` returned."""
     return KernelGram.from_facts(state["matrix"], state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from lightning.pytorch.loggers.logger import Logger
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_conv.callbacks.run.guarded import set_strict
 
 SAMPLES = 96
 
@@ -63,6 +65,20 @@ def loader(data: Any = None, batch_size: int = 32) -> DataLoader[Any]:
     """Shuffled in an order that depends on the epoch alone, so that a resumed run sees what the killed one would have."""
     data = digits() if data is None else data
     return DataLoader(data, batch_size=batch_size, sampler=DistributedSampler(data, num_replicas=1, rank=0, seed=1))
+
+
+@pytest.fixture(autouse=True)
+def _strict() -> Iterator[None]:
+    """Raise errors that diagnostics would turn into warnings, unless they are expected ones."""
+    before = set_strict(True)
+    yield
+    set_strict(before)
+
+
+@pytest.fixture
+def lenient(_strict: None) -> None:
+    """Turn errors into warnings as in a user's run, for tests that inject one."""
+    set_strict(False)
 
 
 @pytest.fixture

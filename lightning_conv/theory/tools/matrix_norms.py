@@ -72,6 +72,19 @@ def spectral_norm(matrix: Tensor, *, tolerance: float = 1e-6, steps: int = STEPS
     return Bounded(value, lower, upper, certified=False, method="Lanczos; the upper end by its residual")
 
 
+def largest_spectral_norm(weights: Mapping[str, Tensor]) -> float:
+    """Return max_l |W_l|_2 over the layers, 0 where there are none; a vector counts with its Euclidean norm.
+
+    Args:
+        weights: W_l, or their changes, by name; a convolution's weight is the matrix (out channels) x (everything else).
+    """
+    sizes = [
+        spectral_norm(part.flatten(1)).value if part.ndim >= 2 else float(part.double().norm())
+        for part in weights.values()
+    ]
+    return max(sizes, default=0.0)
+
+
 def stable_rank(matrix: Tensor) -> Bounded:
     """|A|_F^2 / |A|_2^2, between 1 and the rank; the interval is that of ``spectral_norm``. Zero for a zero matrix.
 

@@ -11,8 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria
-from lightning_conv.callbacks.criteria.data_facts import CLOSE, data_facts
-from lightning_conv.callbacks.criteria.papers.frei_margins import margin_quantities, signs
+from lightning_conv.callbacks.criteria.papers.allen_zhu.separation import CLOSE, find_separation, judge_separation
+from lightning_conv.callbacks.criteria.papers.frei import FreiTracker, find_orthogonality, margin_quantities, signs
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.losses.kind import loss_kind
 from lightning_conv.theory.networks import LeakyTwoLayer
 
 
@@ -33,23 +35,25 @@ def by_pairs(x: torch.Tensor) -> dict[tuple[int, int], float]:
 def test_pairs_that_point_the_same_way_are_counted_as_a_loop_over_all_pairs_counts_them():
     x = inputs_with_copies()
     pairs = by_pairs(x)
-    facts = data_facts(x, torch.arange(11) % 2)
+    facts = find_separation(x, torch.arange(11) % 2)
     assert facts.equal_pairs == sum(d < 1e-13 for d in pairs.values()) == 2  # the copy and the multiple
     assert facts.close_pairs == sum(d <= CLOSE for d in pairs.values()) == 3  # and the one through float32
     assert facts.quantities()["close_pairs"] == 3
     assert facts.quantities()["separation"] == pytest.approx(min(pairs.values()), abs=1e-15)
     other = min(d for (i, j), d in pairs.items() if i % 2 != j % 2)
     assert facts.quantities()["separation_by_label"] == pytest.approx(other, abs=1e-15)
-    found = {each.name: each for each in facts.of_separation(whole_set=True)}
+    found = {each.name: each for each in facts.criteria(whole_set=True)}
     assert found["separation"].verdict == "undecided"  # 0 is within the rounding
     assert "of 55 pairs 3 are closer than 1e-06, 2 of them equal up to rounding" in found["separation"].reason
-    assert data_facts(x.float(), None).close_pairs == 3  # as float32 its multiple is one up to the rounding of float32
+    assert (
+        find_separation(x.float(), None).close_pairs == 3
+    )  # as float32 its multiple is one up to the rounding of float32
 
 
 def test_separated_data_are_certified_on_the_whole_set_only():
     x = inputs_with_copies()[:7]
-    facts = data_facts(x, None)
-    whole, part = (facts.of_separation(whole_set=flag)[0] for flag in (True, False))
+    facts = find_separation(x, None)
+    whole, part = (facts.criteria(whole_set=flag)[0] for flag in (True, False))
     assert (whole.verdict, part.verdict) == ("certified", "consistent")
     (i, j), least = min(by_pairs(x).items(), key=lambda item: item[1])
     assert f"least between samples {i} and {j}" in whole.reason
@@ -59,16 +63,22 @@ def test_separated_data_are_certified_on_the_whole_set_only():
 
 
 def test_data_without_a_direction_or_that_are_no_numbers_are_said_to_be_so():
-    zero = data_facts(torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]]), None)
-    assert zero.of_separation(whole_set=True)[0].verdict == "undecided"
-    assert "has no direction" in zero.of_separation(whole_set=True)[0].reason
-    assert zero.quantities() == {"near_orthogonality": 0.0}
-    words = data_facts(torch.tensor([[1, 2], [3, 4]]), None)
-    assert words.of_separation(whole_set=True)[0].reason == "the input is not one tensor of numbers"
-    assert words.of_orthogonality(0.5, whole_set=True, why_not="").verdict == "not applicable"
-    assert words.quantities() == {}
-    broken = data_facts(torch.tensor([[1.0, math.nan], [1.0, 2.0]]), None)
-    assert broken.quantities() == {}
+    rows = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]])
+    zero = find_separation(rows, None)
+    assert judge_separation(zero, whole_set=True)[0].verdict == "undecided"
+    assert "has no direction" in judge_separation(zero, whole_set=True)[0].reason
+    assert isinstance(zero, str)  # there is nothing to log of it
+    assert find_orthogonality(rows).kappa.value == 0.0
+    words = torch.tensor([[1, 2], [3, 4]])
+    separated = judge_separation(find_separation(words, None), whole_set=True)
+    assert separated[0].reason == "the input is not one tensor of numbers"
+    tracker = FreiTracker()
+    tracker.orthogonality, tracker.slope = find_orthogonality(words), 0.5
+    assert tracker.criteria(RunView(None, None))[0].verdict == "not applicable"
+    assert tracker.orthogonality == "the input is not one tensor of numbers"
+    broken = torch.tensor([[1.0, math.nan], [1.0, 2.0]])
+    assert isinstance(find_separation(broken, None), str)
+    assert isinstance(find_orthogonality(broken), str)
 
 
 def nearly_orthogonal(samples: int = 6, dimension: int = 40) -> torch.Tensor:
@@ -83,7 +93,7 @@ SIGNS = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0], dtype=torch.float64)[:, 
 
 def run(make_trainer, make_regression, inputs, targets, network, *, loss_fn, batch=None, epochs=2, **options):
     data = TensorDataset(inputs, targets)
-    criteria = ConvergenceCriteria("implicit_bias", every_n_steps=1)
+    criteria = ConvergenceCriteria("frei", every_n_steps=1)
     make_trainer([criteria], max_epochs=epochs, **options).fit(
         make_regression(network, lr=0.1, loss_fn=loss_fn).double(), DataLoader(data, batch_size=batch or len(data))
     )
@@ -172,11 +182,11 @@ def test_margins_are_those_of_the_run(make_trainer, make_regression, recorder):
 
 def test_margins_are_left_out_where_the_sign_of_one_output_is_no_class():
     outputs, zero_one = torch.tensor([[0.5], [-0.25], [2.0]]), torch.tensor([[1.0], [0.0], [1.0]])
-    bce = nn.BCEWithLogitsLoss()
+    bce, mse = loss_kind(nn.BCEWithLogitsLoss()), loss_kind(nn.MSELoss())
     assert margin_quantities(outputs, zero_one, bce) == {"margin_min": 0.25, "margin_spread": 0.125}
-    assert margin_quantities(outputs, 2 * zero_one - 1, nn.MSELoss()) == {"margin_min": 0.25, "margin_spread": 0.125}
+    assert margin_quantities(outputs, 2 * zero_one - 1, mse) == {"margin_min": 0.25, "margin_spread": 0.125}
     assert margin_quantities(-outputs, zero_one, bce) == {"margin_min": -2.0}  # all on the wrong side
-    assert margin_quantities(outputs, zero_one, nn.MSELoss()) == {}  # compared with 1/2
+    assert margin_quantities(outputs, zero_one, mse) == {}  # compared with 1/2
     assert margin_quantities(outputs, torch.ones(3, 1), bce) == {}  # one class only
     assert margin_quantities(torch.ones(3, 2), zero_one, bce) == {}
 
@@ -198,7 +208,7 @@ def test_margins_are_left_out_where_the_sign_of_one_output_is_no_class():
     ],
 )
 def test_signs_are_those_of_two_classes_with_one_number_a_sample(targets, loss_fn, expected):
-    found = signs(torch.tensor(targets), loss_fn)
+    found = signs(torch.tensor(targets), loss_kind(loss_fn))
     assert found is None if expected is None else found.tolist() == expected
 
 
@@ -208,4 +218,4 @@ def test_dense_targets_are_not_looked_through(monkeypatch):
 
     for name in ("cpu", "double", "unique"):
         monkeypatch.setattr(torch.Tensor, name, looked)
-    assert signs(torch.zeros(4, 3, 8, 8), nn.L1Loss()) is None
+    assert signs(torch.zeros(4, 3, 8, 8), loss_kind(nn.L1Loss())) is None

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.callbacks import ConvergenceCriteria, KernelStability, Probe
-from lightning_conv.callbacks.criteria.measured import Measured
-from lightning_conv.callbacks.criteria.worst import Worst
+from lightning_conv.callbacks.criteria.papers.du.evidence import DuEvidence
+from lightning_conv.callbacks.criteria.papers.oymak import OymakTracker
+from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.infinite import fully_connected_limit, residual_limit
 from lightning_conv.theory.criterion import at_least, at_most
 from lightning_conv.theory.networks import DuFC, DuResNet
@@ -85,18 +86,20 @@ def test_a_kernel_that_was_bad_once_stays_bad_also_in_a_checkpoint(points):
     inputs = points.tensors[0]
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).double()
-    measured = Measured(["du"])
+    evidence, oymak = DuEvidence(), OymakTracker()
     for step, factor in enumerate((1.0, 0.3, 1.0)):
         changed = copy.deepcopy(network)
         with torch.no_grad():
             changed[2].weight *= factor
             changed[0].weight *= factor
         gram = ntk_gram(changed, inputs)
-        measured.note(changed, inputs, None, (gram, kernel_spectrum(gram)), step)
-    resumed = Measured(["du"])
-    resumed.load_state_dict(measured.state_dict())
-    for kept in (measured, resumed):
-        share, drift = kept.du.criteria
+        evidence.measure(changed, inputs, None, gram, kernel_spectrum(gram), None, step)
+        oymak.measure(None, gram, kernel_spectrum(gram))
+    resumed, later = DuEvidence(), OymakTracker()
+    resumed.load_state_dict(evidence.state_dict())
+    later.load_state_dict(oymak.state_dict())
+    for kept in (evidence, resumed):
+        share, drift = kept.criteria()
         assert (share.name, share.verdict) == ("own_lambda_min_share", "refuted")
         assert "at step 1" in share.reason
         assert drift.name == "kernel_drift"
@@ -106,8 +109,8 @@ def test_a_kernel_that_was_bad_once_stays_bad_also_in_a_checkpoint(points):
         assert drift.verdict == "undecided"
         assert drift.source.startswith("after ")
         assert "lambda_0 := 4/3 lambda_min(G(0)), all layers" in drift.asks
-    assert resumed.least_lambda_min == measured.least_lambda_min
-    assert resumed.greatest_lambda_max == measured.greatest_lambda_max
+    assert later.least_lambda_min == oymak.least_lambda_min
+    assert later.greatest_lambda_max == oymak.greatest_lambda_max
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def overshot(make_trainer, make_regression, with_rates, points):
     """A linear model whose first step is far too long, and whose later ones are short."""
     torch.manual_seed(1)
     module = with_rates(make_regression(nn.Linear(8, 1), lr=1.0), [4.0] + [0.2] * 100).double()
-    criteria = ConvergenceCriteria(["chatterjee", "du", "oymak_soltanolkotabi"], every_n_steps=1)
+    criteria = ConvergenceCriteria(["chatterjee", "du", "oymak"], every_n_steps=1)
     make_trainer([criteria], max_epochs=60).fit(module, whole(points))
     assert criteria.history[1].loss > criteria.history[0].loss > criteria.history[-1].loss
     return criteria
@@ -147,7 +150,7 @@ def test_without_a_positive_lambda_min_the_line_is_undecided(make_trainer, make_
     inputs = torch.eye(4, 8, dtype=torch.float64)[[0, 1, 2, 2]]
     data = TensorDataset(inputs, torch.tensor([[1.0], [0.5], [0.2], [0.2]], dtype=torch.float64))
     torch.manual_seed(0)
-    criteria = ConvergenceCriteria("oymak_soltanolkotabi", every_n_steps=1)
+    criteria = ConvergenceCriteria("oymak", every_n_steps=1)
     make_trainer([criteria], max_epochs=5).fit(make_regression(nn.Linear(8, 1), lr=0.05).double(), whole(data))
     line = by_name(criteria)["misfit_and_distance"]
     assert line.verdict == "undecided"
@@ -182,8 +185,8 @@ def test_the_papers_networks_are_judged_by_their_last_hidden_layer_and_its_limit
     assert found["step_contraction"].bound == pytest.approx(1 - 0.5 * 2 / 5 * lambda_0 / 2, rel=1e-6)
     assert not any(each.source.startswith("after") for each in found.values())
     assert found["limit_distance"].verdict in ("consistent", "refuted")  # the theorem's own lambda_0: a failure counts
-    resumed = Measured(["du"])
-    resumed.load_state_dict(criteria.state_dict()["run"]["measured"])
+    resumed = DuEvidence()
+    resumed.load_state_dict(criteria.state_dict()["record"]["trackers"]["du"]["evidence"])
     assert torch.equal(resumed.state_dict()["hidden_reference"], first)
 
 
@@ -202,7 +205,7 @@ def test_features_in_float64_are_no_proof_either(make_trainer, make_regression, 
     module = make_regression(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)), lr=0.05).double()
     criteria = ConvergenceCriteria("kawaguchi_sun", every_n_steps=1)
     make_trainer([criteria], max_epochs=2).fit(module, whole(points))
-    assert criteria.breaches == []
+    assert criteria.violations == []
     found = by_name(criteria)
     assert found["expressivity_condition"].measured > 1e-3
     assert {found[name].verdict for name in ("expressivity_condition", "alignment")} == {"consistent"}
@@ -239,7 +242,7 @@ def test_a_network_that_the_certificate_does_not_cover_says_so(make_trainer, mak
     network = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1))
     criteria = ConvergenceCriteria("chatterjee", every_n_steps=1)
     make_trainer([criteria], max_epochs=2).fit(make_regression(network, lr=0.01).double(), whole(points))
-    assert criteria.breaches == []
+    assert criteria.violations == []
     score = by_name(criteria)["criterion_score_descent"]
     assert score.verdict == "not applicable"
     assert "smooth fully-connected networks with one output" in score.reason

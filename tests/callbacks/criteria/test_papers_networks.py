@@ -1,13 +1,16 @@
 """A run trains a paper's network where it trains that network, exactly, and nothing beside it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_conv.callbacks.criteria.networks import Found, find_network
-from lightning_conv.callbacks.criteria.papers.allen_zhu_states import find_setting
-from lightning_conv.callbacks.criteria.papers.du_kernel import papers_network
-from lightning_conv.callbacks.criteria.papers.frei_margins import ImplicitBias
+from lightning_conv.callbacks.criteria.papers.allen_zhu.states import find_setting
+from lightning_conv.callbacks.criteria.papers.du.kernel import papers_network
+from lightning_conv.callbacks.criteria.papers.frei import FreiTracker
+from lightning_conv.losses.kind import loss_kind
 from lightning_conv.theory.networks import AllenZhuNet, DuFC, DuResNet, DuTwoLayer, LeakyTwoLayer
 from lightning_conv.theory.papers.allen_zhu import unit_inputs
 
@@ -54,10 +57,14 @@ def test_with_a_trained_parameter_beside_it_the_run_trains_another_network():
     found = find_network(network, INPUTS, LeakyTwoLayer, trained(network))
     assert found == "the theorem is about LeakyTwoLayer, and the run trains another network (scale is trained too)"
     targets = torch.tensor([1.0, -1, 1, -1, 1, -1])
-    bias = ImplicitBias()
-    bias.look(network, INPUTS, targets, trained(network), nn.SoftMarginLoss())
-    assert "scale is trained too" in str(bias.slope)
-    assert bias.quantities(network) == {}
+    frei, measurement = FreiTracker(), SimpleNamespace(parameters=trained(network))
+    run = SimpleNamespace(
+        network=network, inputs=INPUTS, targets=targets, loss=loss_kind(nn.SoftMarginLoss()), measurement=measurement
+    )
+    frei.begin(run)
+    assert "scale is trained too" in str(frei.slope)
+    run.targets = None
+    assert "numerical_rank" not in frei.measure(run, None, None)
     rows = unit_inputs(INPUTS)
     deep = Scaled(AllenZhuNet(5, 8, 2, 1))
     assert "scale is trained too" in find_setting(deep, rows, trained(deep))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria, Probe, RegularizedGradientClipping
-from lightning_conv.callbacks.criteria.layer_norms import LayerNorms
+from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.theory.networks import DuFC
 from lightning_conv.theory.tools.hidden_states import activity
 
@@ -118,7 +118,7 @@ def test_every_quantity_is_that_of_the_definition(make_trainer, make_regression,
 
 
 def test_the_norm_of_the_start_is_taken_once_a_run_and_that_of_now_once_a_measurement(monkeypatch):
-    from lightning_conv.callbacks.criteria import layer_norms
+    from lightning_conv.callbacks.run import layer_norms
     from lightning_conv.theory.tools import matrix_norms
 
     taken: list[torch.Tensor] = []
@@ -137,16 +137,16 @@ def test_the_norm_of_the_start_is_taken_once_a_run_and_that_of_now_once_a_measur
     for t in range(4):
         now = {name: value + 0.1 * t * torch.ones_like(value) for name, value in start.items()}
         taken.clear()
-        found = norms.quantities(now, start)
+        found = norms.measure(now, start)
         counts.append(len(taken))
     assert counts == [6, 6, 6, 6]  # three matrices: that of now and the change; at the start the two are one
     assert found["layer_stable_rank_min"] == pytest.approx(1)  # the one that began at zero is 0.3 everywhere
     # In a resumed run the start is another matrix than that of now.
     taken.clear()
-    again = LayerNorms().quantities(now, start)
+    again = LayerNorms().measure(now, start)
     assert len(taken) == 9
     assert again == found
-    assert "layer_stable_rank_min" not in LayerNorms().quantities({"zero": start["zero"]}, {"zero": start["zero"]})
+    assert "layer_stable_rank_min" not in LayerNorms().measure({"zero": start["zero"]}, {"zero": start["zero"]})
 
 
 def test_a_head_narrower_than_the_samples_has_sigma_min_zero(make_trainer, make_regression, data, recorder):
@@ -206,14 +206,14 @@ def test_batch_normalisation_has_the_statistics_of_its_own_weights(samples):
 
 
 def test_a_network_that_cannot_be_looked_at_loses_these_numbers_and_nothing_else(
-    monkeypatch, make_trainer, make_regression, data
+    monkeypatch, lenient, make_trainer, make_regression, data
 ):
-    from lightning_conv.callbacks.criteria import quantities
+    from lightning_conv.callbacks.run import view
 
     def broken(*_args, **_kwargs):
         raise RuntimeError("no forward here")
 
-    monkeypatch.setattr(quantities, "activity", broken)
+    monkeypatch.setattr(view, "activity", broken)
     criteria = ConvergenceCriteria(every_n_steps=1)
     trainer = make_trainer([criteria], max_epochs=2)
     with pytest.warns(UserWarning, match="no forward here"):

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from lightning_conv.losses.squared import HalfSumOfSquares, half_sum_of_squares
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.theory.criterion import Criterion, at_most
-from lightning_conv.theory.tools.matrix_norms import spectral_norm
+from lightning_conv.theory.tools.matrix_norms import largest_spectral_norm
 
 SOURCE = "Allen-Zhu, Li, Song 2019, Theorem 4"
 ASKS = "F(W + V) <= F(W) + <grad F(W), V> + a sqrt(F(W)) |V|_2 + b |V|_2^2"
 ROUNDING = 1e-12
 """A residual below this share of F is rounding in float64."""
+
+step_size = largest_spectral_norm  # |V|_2 of a step V, its former name
 
 COLLINEAR = 100.0
 """Condition number of the fit above which a and b are not told apart by the steps."""
@@ -42,15 +44,6 @@ class Residual:
     def resolved(self) -> bool:
         """Whether rho stands above the rounding of three numbers of the size of F."""
         return abs(self.value) > ROUNDING * max(self.loss, self.next_loss, abs(self.linear))
-
-
-def step_size(step: Mapping[str, Tensor]) -> float:
-    """|V|_2 = max over the layers of the spectral norm |V_l|_2; a vector counts with its Euclidean norm."""
-    sizes = [
-        spectral_norm(part.flatten(1)).value if part.ndim >= 2 else float(part.double().norm())
-        for part in step.values()
-    ]
-    return max(sizes, default=0.0)
 
 
 def residual(
@@ -77,7 +70,7 @@ def residual(
     at = at or half_sum_of_squares(model, inputs, targets, dtype=torch.float64)
     moved = {name: parameters[name].detach().double() + part.double() for name, part in step.items()}
     after = half_sum_of_squares(model, inputs, targets, gradient=False, parameters=moved, dtype=torch.float64)
-    return Residual(at.loss, after.loss, at.along(step), step_size(step))
+    return Residual(at.loss, after.loss, at.along(step), largest_spectral_norm(step))
 
 
 @dataclass(frozen=True)

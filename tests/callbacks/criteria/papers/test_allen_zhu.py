@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria
-from lightning_conv.callbacks.criteria.papers import allen_zhu_states as forward_stability
-from lightning_conv.callbacks.criteria.papers.allen_zhu_states import ForwardStability
+from lightning_conv.callbacks.criteria.papers.allen_zhu import states as forward_stability
+from lightning_conv.callbacks.criteria.papers.allen_zhu.states import ForwardStability
 from lightning_conv.theory.networks import AllenZhuNet
 from lightning_conv.theory.papers.allen_zhu import gradient_ratios, unit_inputs
 from lightning_conv.theory.tools.observation import Observation
@@ -68,7 +68,7 @@ def test_on_the_papers_network_every_number_is_that_of_the_definition(make_train
     assert found["sign_change_exponent"].measured == pytest.approx(slope)
     assert found["sign_change_exponent"].verdict == "consistent"
     assert "fitted to 8 measurements" in found["sign_change_exponent"].reason
-    assert [each.hypothesis for each in criteria.breaches] == ["smooth"]  # which this theorem does not ask for
+    assert [each.assumption for each in criteria.violations] == ["smooth"]  # which this theorem does not ask for
 
 
 def test_a_narrow_network_is_refuted_and_other_settings_are_told_and_not_judged(make_trainer, make_regression, data):
@@ -100,10 +100,10 @@ def test_a_narrow_network_is_refuted_and_other_settings_are_told_and_not_judged(
 def followed(pairs) -> ForwardStability:
     """Of the paper's network, with these omegas and shares of switched units."""
     stability = ForwardStability()
-    stability.look(AllenZhuNet(4, 10, 1, 1), unit_inputs(torch.randn(3, 3)), ["hidden.0.weight"])
+    stability.begin(AllenZhuNet(4, 10, 1, 1), unit_inputs(torch.randn(3, 3)), ["hidden.0.weight"])
     for step, (omega, share) in enumerate(pairs):
         raw = {"layer_distance_spectral": omega, "sign_changes": share, "forward_drift": omega}
-        stability.note(raw, Observation(step, 1.0, 1.0, omega))
+        stability.measure(raw, Observation(step, 1.0, 1.0, omega))
     return stability
 
 
@@ -128,7 +128,7 @@ def test_the_exponent_is_judged_from_below(exponent, verdict, said):
 
 def test_of_another_network_the_norms_are_told_and_no_points_are_gathered(monkeypatch):
     stability = ForwardStability()
-    stability.look(nn.Linear(4, 1), unit_inputs(torch.randn(3, 3)), ["weight", "bias"])
+    stability.begin(nn.Linear(4, 1), unit_inputs(torch.randn(3, 3)), ["weight", "bias"])
     for step in range(1, 9):
         raw = {
             "layer_distance_spectral": 0.01 * step,
@@ -136,7 +136,7 @@ def test_of_another_network_the_norms_are_told_and_no_points_are_gathered(monkey
             "hidden_norm_min": 0.9,
             "hidden_norm_max": 1.1,
         }
-        assert stability.note(raw, Observation(step, 1.0, 1.0, 0.1)) == {}
+        assert stability.measure(raw, Observation(step, 1.0, 1.0, 0.1)) == {}
     assert stability.state_dict()["points"] == []
     stability.load_state_dict(
         {"norms": [0.9, 1.1], "points": [[t, 0.01 * 2**t, 0.1] for t in range(5)]}
@@ -171,7 +171,7 @@ def test_a_scattered_fit_a_short_path_and_few_points_decide_nothing():
 
 def test_what_was_followed_goes_through_a_checkpoint_and_a_step_counts_once():
     stability = followed([(0.01 * 2**t, 0.01 * 2**t) for t in range(5)])
-    stability.note({"layer_distance_spectral": 0.16, "sign_changes": 0.16}, Observation(4, 1.0, 1.0, 0.1))
+    stability.measure({"layer_distance_spectral": 0.16, "sign_changes": 0.16}, Observation(4, 1.0, 1.0, 0.1))
     other = followed([])
     other.load_state_dict(stability.state_dict())
     assert [repr(c) for c in other.criteria(from_the_start=True)] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria
-from lightning_conv.callbacks.criteria.papers.bias_ntk_activation import SparseActivation
+from lightning_conv.callbacks.criteria.papers.bias_ntk import BiasNTKTracker
 from lightning_conv.theory.networks import BiasedTwoLayer
 
 
@@ -111,9 +112,16 @@ def test_a_resumed_run_remembers_its_start(run, tmp_path):
     run(BiasedTwoLayer(5, 200, 0.5), epochs=2, checkpoint=True)
     resumed = run(BiasedTwoLayer(5, 200, 0.5), epochs=4, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert repr(resumed) == repr(whole)
-    late = SparseActivation()
-    late.look(BiasedTwoLayer(5, 200, 0.5), nn.functional.normalize(torch.ones(3, 5)), ["hidden.weight"])
-    late.note({"active_fraction": 0.3}, 5)
-    first = late.criteria()[0]
+    late = BiasNTKTracker()
+    view = SimpleNamespace(
+        network=BiasedTwoLayer(5, 200, 0.5),
+        inputs=nn.functional.normalize(torch.ones(3, 5)),
+        measurement=SimpleNamespace(parameters=["hidden.weight"]),
+        activity={"active_fraction": 0.3},
+        step=5,
+    )
+    late.begin(view)
+    late.measure(view, None, None)
+    first = late.criteria(view)[0]
     assert first.verdict == "not applicable"
     assert "from its first step on" in first.reason

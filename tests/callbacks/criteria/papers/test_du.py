@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria, Probe
-from lightning_conv.callbacks.criteria.papers import du_kernel
-from lightning_conv.callbacks.criteria.papers.du_kernel import papers_network
+from lightning_conv.callbacks.criteria.papers.du import kernel as du_kernel
+from lightning_conv.callbacks.criteria.papers.du.kernel import papers_network
 from lightning_conv.kernels.infinite import convolutional_limit
 from lightning_conv.theory.networks import DuConvResNet, DuFC, DuResNet, DuTwoLayer
 
@@ -103,7 +103,7 @@ def test_layers_stay_within_the_radius_of_lemma_b5(follow, points, recorder):
     assert found.measured >= moved * (1 - 1e-12)
     assert found.measured == pytest.approx(max(recorder.scalars["theory/averaged_movement"].values()), rel=1e-12)
     assert recorder.scalars["theory/layer_radius"][5] == pytest.approx(radius, rel=1e-6)
-    assert (found.verdict, criteria.breaches) == ("consistent", [])
+    assert (found.verdict, criteria.violations) == ("consistent", [])
 
 
 def test_a_layer_that_moves_beyond_the_radius_is_refuted_and_stays_so(make_trainer, make_regression, points):
@@ -127,7 +127,7 @@ def test_a_layer_that_moves_beyond_the_radius_is_refuted_and_stays_so(make_train
     found = by_name(criteria)["layer_movement"]
     assert found.verdict == "not applicable"
     assert found.measured > 100
-    state = criteria.state_dict()["run"]["measured"]["worst"]["layer_movement"]
+    state = criteria.state_dict()["record"]["trackers"]["du"]["evidence"]["worst"]["layer_movement"]
     assert state["criterion"]["verdict"] == "refuted"
     assert state["step"] == 1
 
@@ -141,7 +141,7 @@ def test_neurons_stay_within_the_radius_of_corollary_4_1(follow, points, recorde
     radius = 4 * math.sqrt(5) * residual(start, points) / (math.sqrt(2000) * lambda_0)
     moved = max(float((w - v).norm()) for w, v in zip(network.hidden.weight, start.hidden.weight, strict=True))
     found = by_name(criteria)
-    assert [each.hypothesis for each in criteria.breaches] == ["smooth"]  # which the theorem does not ask for
+    assert [each.assumption for each in criteria.violations] == ["smooth"]  # which the theorem does not ask for
     assert set(found) == {"lambda_min_share", "kernel_drift", "limit_distance", "neuron_movement", "step_contraction"}
     assert found["neuron_movement"].bound == pytest.approx(radius, rel=1e-6)
     assert found["neuron_movement"].measured == pytest.approx(moved, rel=1e-9)  # it is largest at the end
@@ -209,7 +209,7 @@ def test_the_convolutional_network_is_judged_against_its_own_limit(follow, image
     )
     x = images.tensors[0]
     found = by_name(criteria)
-    assert criteria.breaches == []
+    assert criteria.violations == []
     assert set(found) == {
         "lambda_min_share", "kernel_drift", "limit_distance", "step_contraction", "layer_norms", "linearisation_remainder",
         "output_change",

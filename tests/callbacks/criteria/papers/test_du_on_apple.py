@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_conv import kernel_spectrum, ntk_gram
-from lightning_conv.callbacks.criteria.papers.du_evidence import DuEvidence
+from lightning_conv.callbacks.criteria.papers.du.evidence import DuEvidence
 from lightning_conv.theory.networks import DuConvResNet, DuFC, DuResNet, DuTwoLayer
 
 MPS = torch.device("mps")
@@ -90,7 +90,7 @@ def test_the_evidence_is_that_of_the_same_weights_on_the_cpu(network):
     network = network.float()
     names = tuple(name for name, parameter in network.named_parameters() if parameter.requires_grad)
     gram = ntk_gram(network, x, outputs="full", parameters=names)
-    measured = gram, kernel_spectrum(gram)
+    spectrum = kernel_spectrum(gram)
     later = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in later.parameters():
@@ -99,11 +99,11 @@ def test_the_evidence_is_that_of_the_same_weights_on_the_cpu(network):
 
     def follow(first, now, inputs, targets, begun):
         evidence = DuEvidence()
-        evidence.look(network, x, names)
+        evidence.begin(network, x, names)
         assert evidence.of_the_paper
-        evidence.note(first, inputs, targets, gram, measured, None, 0)
-        evidence.note(now, inputs, targets, gram, measured, begun, 1)
-        return evidence.criteria, evidence.quantities(now, begun)
+        evidence.measure(first, inputs, targets, gram, spectrum, None, 0)
+        evidence.measure(now, inputs, targets, gram, spectrum, begun, 1)
+        return evidence.criteria(), evidence.quantities(now, begun)
 
     there = {name: OnApple.put(weight) for name, weight in start.items()}
     found, numbers = follow(moved(network), moved(later), OnApple.put(x), OnApple.put(y), there)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks import ConvergenceCriteria, ConvergenceReport, ExpressivityGuard
-from lightning_conv.callbacks.criteria.papers.kawaguchi_sun_phase_two import phase_two_criteria
+from lightning_conv.callbacks.criteria.papers.kawaguchi_sun import phase_two_criteria
 
 SWITCH = 4
 NAMES = ("head_step", "head_bound", "phase_two_infimum")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard, RegularizedGradientClipping
-from lightning_conv.callbacks.criteria.papers.kawaguchi_sun_phase_two import phase_two_criteria
+from lightning_conv.callbacks.criteria.papers.kawaguchi_sun import phase_two_criteria
 
 SWITCH = 5
 SQUARED = nn.MSELoss()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.callbacks.criteria.papers.kawaguchi_sun_phase_two import phase_two_criteria
+from lightning_conv.callbacks.criteria.papers.kawaguchi_sun import phase_two_criteria
 from lightning_conv.callbacks.guard.head.step_rounding import relative_error, step_rounding
 from lightning_conv.last_layer import HeadProblem
 

@@ -1,4 +1,4 @@
-"""``SparseActivation``: Yang et al. in a run: the share of active units at the start and later, and the limit kernel H(B)."""
+"""Yang et al. 2023 in a run: the share of active units at the start and later, and the limit kernel H(B)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.criteria.certificates import voided
 from lightning_conv.callbacks.criteria.networks import find_network, unit_rows
-from lightning_conv.callbacks.criteria.worst import Worst
-from lightning_conv.linalg.spectrum import kernel_spectrum
+from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
+from lightning_conv.callbacks.run.assumptions import EVERYWHERE, without_verdict
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.callbacks.run.worst_step import Worst
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import BiasedTwoLayer
-from lightning_conv.theory.papers.bias_ntk import active_probability, bias_ntk, starts_sparse, stays_sparse
+from lightning_conv.theory.papers.bias_ntk import SOURCE, active_probability, bias_ntk, starts_sparse, stays_sparse
 
 SETTING = "one hidden ReLU layer whose biases begin at a constant, with fixed output weights (BiasedTwoLayer)"
 
@@ -27,18 +30,18 @@ class Setting:
 
     threshold: float  # B
     width: int  # m
-    lambda_min: float  # of H(B); NaN: there was no room for it
+    lambda_min: float  # of H(B); NaN: it could not be computed
 
 
 def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -> Setting | str:
-    """Of a ``BiasedTwoLayer`` with B >= 0 on inputs of norm 1; otherwise the reason why the run is another one.
+    """Return the setting of a ``BiasedTwoLayer`` with B >= 0 on inputs of norm 1; for another run say why it is another one.
 
     Args:
         network: whose kernel is measured.
         inputs: of the probe.
         trained: names of the parameters that the kernel is over.
 
-    Cost: of the paper's network one eigenvalue problem of the probe's size.
+    Cost: for the paper's network one eigenvalue problem of the probe's size.
     """
     found = find_network(network, inputs, BiasedTwoLayer, trained, asks=SETTING)
     if isinstance(found, str):
@@ -59,8 +62,15 @@ def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -
     return Setting(found.network.threshold, len(found.network.hidden.weight), smallest)
 
 
-class SparseActivation:
-    """Follows one run; of other networks than the paper's the share is told and not judged."""
+@register_criteria
+class BiasNTKTracker(CriteriaTracker):
+    """Judges the share of active units; for other networks than the paper's it is reported and not judged."""
+
+    name, position = "bias_ntk", 70
+    source = SOURCE
+    assumes = EVERYWHERE | {"full batch", "squared loss"}
+    needs = frozenset({"activity"})
+    once = frozenset({"active_fraction_expected", "bias_ntk_lambda_min"})
 
     def __init__(self) -> None:
         self._setting: Setting | str = "not looked at"
@@ -68,59 +78,50 @@ class SparseActivation:
         self._last: float = math.nan
         self._worst = Worst({"active_fraction": "greatest"})
 
-    def look(self, network: nn.Module, inputs: Inputs, trained: Collection[str]) -> None:
-        """A run begins, or goes on: whether it trains the paper's network; arguments as in ``find_setting``."""
-        self._setting = find_setting(network, inputs, trained)
+    def begin(self, run: RunView) -> None:
+        """Look whether the run trains the paper's network."""
+        self._setting = find_setting(run.network, run.inputs, run.measurement.parameters)
 
-    def note(self, raw: Mapping[str, float], step: int) -> None:
-        """A measurement; the same step twice is one.
-
-        Args:
-            raw: ``probe_quantities`` of it.
-            step: optimizer steps done.
-        """
-        self._last = raw.get("active_fraction", math.nan)
-        if step == 0:
+    def measure(self, run: RunView, gram: KernelGram, spectrum: Spectrum) -> dict[str, float]:
+        """Return 1 - Phi(B), and lambda_min(H(B)) in the convention of the loss 1/2 sum (u - y)^2; nothing for other networks."""
+        self._last = run.activity.get("active_fraction", math.nan)
+        if run.step == 0:
             self._first = self._last
-        if isinstance(self._setting, Setting) and not math.isnan(self._last):
-            self._worst.note([stays_sparse(self._last, self._setting.threshold)], step)
-
-    def quantities(self) -> dict[str, float]:
-        """1 - Phi(B), and lambda_min(H(B)) in the convention of the loss 1/2 sum (u - y)^2; nothing for other networks."""
         if isinstance(self._setting, str):
             return {}
-        found = {
+        if not math.isnan(self._last):
+            self._worst.note([stays_sparse(self._last, self._setting.threshold)], run.step)
+        return {
             "active_fraction_expected": active_probability(self._setting.threshold),
             "bias_ntk_lambda_min": self._setting.lambda_min,
         }
-        return {name: value for name, value in found.items() if math.isfinite(value)}
 
-    def criteria(self) -> list[Criterion]:
-        """The share of active units before the first step against 1 - Phi(B), and the largest share against exp(-B^2 / 2).
+    def criteria(self, run: RunView) -> list[Criterion]:
+        """Return the share of active units before the first step against 1 - Phi(B), and the largest share against exp(-B^2 / 2).
 
-        Of other networks the two are the share before the first step and that of now.
+        For other networks the two are the share before the first step and the present one, without a verdict.
         """
         if isinstance(self._setting, str):
             shares = replace(starts_sparse(self._first, 0.0, 1), measured=self._first), stays_sparse(self._last, 0.0)
-            return [voided(each, self._setting) for each in shares]
+            return [without_verdict(each, self._setting) for each in shares]
         first = starts_sparse(self._first, self._setting.threshold, self._setting.width)
         if math.isnan(self._first):
-            first = voided(first, "the run was not seen from its first step on")
+            first = without_verdict(first, "the run was not seen from its first step on")
         largest = self._worst.criteria() or [stays_sparse(math.nan, self._setting.threshold)]
         return [first, *(_of_an_order(each) for each in largest)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, for a checkpoint."""
+        """Return the state as plain types, for a checkpoint."""
         return {"first": self._first, "worst": self._worst.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self._first = float(state.get("first", math.nan))
         self._worst.load_state_dict(state.get("worst", {}))
 
 
 def _of_an_order(criterion: Criterion) -> Criterion:
-    """A share above exp(-B^2 / 2) refutes nothing that the theorem says: it has O(exp(-B^2 / 2))."""
+    """Turn ``refuted`` into ``undecided``: the theorem has O(exp(-B^2 / 2)), so a share above exp(-B^2 / 2) does not refute it."""
     if criterion.verdict != "refuted":
         return criterion
     why = f"{criterion.reason}; the paper's bound is O(exp(-B^2/2)), its constant unspecified"

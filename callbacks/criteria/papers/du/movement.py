@@ -1,4 +1,4 @@
-"""Du et al. in a run: the norms of the layers at the start, and how far the weights have moved against the radius R' of the proofs."""
+"""Norms of the layers at the start of a run, and how far the weights have moved against the radius R' in the proofs of Du et al."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_conv.callbacks.criteria.papers.du_kernel import PapersNetwork
+from lightning_conv.callbacks.criteria.papers.du.kernel import PapersNetwork
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.networks.activation import largest_slope
 from lightning_conv.theory.criterion import Criterion
@@ -27,7 +27,7 @@ from lightning_conv.theory.papers.du import (
 
 
 def start_norms(network: PapersNetwork, inputs: Tensor) -> list[Criterion]:
-    """1/2 <= |x^(h)_i(0)| <= 2 of the deep networks; nothing of the two-layer one, whose proof does not ask for it.
+    """Judge 1/2 <= |x^(h)_i(0)| <= 2 for the deep networks; the proof for the two-layer one does not ask for it.
 
     Args:
         network: at its start.
@@ -43,7 +43,7 @@ def start_norms(network: PapersNetwork, inputs: Tensor) -> list[Criterion]:
 
 
 def start_radius(network: PapersNetwork, inputs: Tensor, targets: Tensor | None, lambda_0: Bounded) -> float:
-    """R', with the constants of the network at its start; NaN where the papers have none, or it cannot be known.
+    """Return R' with the constants of the network at its start; NaN where the papers have no R', or it cannot be known.
 
     ``DuFC``: Lemma B.5, ``layer_radius``; ``DuTwoLayer``: Corollary 4.1, ``neuron_radius``. The residual networks' constants are not
     specified.
@@ -52,7 +52,7 @@ def start_radius(network: PapersNetwork, inputs: Tensor, targets: Tensor | None,
         network: at its start.
         inputs: of norm 1.
         targets: y, or None.
-        lambda_0: of the limit kernel; one that does not stand clear of its error gives no R'.
+        lambda_0: of the limit kernel; there is no R' if it is not resolved above its error.
     """
     residual = _residual(network, inputs, targets)
     if math.isnan(residual) or not lambda_0.resolved:
@@ -66,7 +66,7 @@ def start_radius(network: PapersNetwork, inputs: Tensor, targets: Tensor | None,
 
 
 def _residual(network: PapersNetwork, inputs: Tensor, targets: Tensor | None) -> float:
-    """|y - u| in float64; NaN where there is no target for each sample."""
+    """Return |y - u| in float64; NaN where there is no target for each sample."""
     if targets is None or not targets.is_floating_point() or targets.numel() != len(inputs):
         return math.nan
     with torch.no_grad():
@@ -75,7 +75,7 @@ def _residual(network: PapersNetwork, inputs: Tensor, targets: Tensor | None) ->
 
 
 def movement_criteria(network: PapersNetwork, start: Mapping[str, Tensor], radius: float) -> list[Criterion]:
-    """Layers (``DuFC``) and neurons (``DuTwoLayer``) against R'.
+    """Judge the movement of layers (``DuFC``) and neurons (``DuTwoLayer``) against R'.
 
     Args:
         network: now.
@@ -90,7 +90,7 @@ def movement_criteria(network: PapersNetwork, start: Mapping[str, Tensor], radiu
 
 
 def movement_quantities(network: PapersNetwork, start: Mapping[str, Tensor], radius: float) -> dict[str, float]:
-    """What the criteria are about, as raw numbers.
+    """Return the numbers that the criteria are about.
 
     Args:
         network: now.

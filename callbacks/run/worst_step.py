@@ -1,4 +1,4 @@
-"""``Worst``: of an inequality that a theorem asks for at every step, the measurement that speaks most against it."""
+"""``Worst``: for an inequality that a theorem requires at every step, the measurement that speaks most against it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_conv.theory.criterion import Criterion, Verdict
 
 Side: TypeAlias = Literal["least", "greatest"]
 
-_WEIGHT: dict[Verdict, int] = {"refuted": 3, "undecided": 2, "consistent": 1, "certified": 0, "not applicable": 0}
+_SEVERITY: dict[Verdict, int] = {"refuted": 3, "undecided": 2, "consistent": 1, "certified": 0, "not applicable": 0}
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class _Seen:
 
 
 class Worst:
-    """Keeps one criterion a name.
+    """Keeps the worst criterion of each name.
 
     Args:
-        sides: name -> which numbers are bad ones: those of a criterion ``at_least`` are worst where they are ``"least"``.
+        sides: for each name, which measured values are bad: ``"least"`` for a criterion made by ``at_least``.
     """
 
     def __init__(self, sides: Mapping[str, Side]) -> None:
@@ -32,31 +32,31 @@ class Worst:
         self._kept: dict[str, _Seen] = {}
 
     def note(self, criteria: Sequence[Criterion], step: int) -> None:
-        """Keep those that are worse than what was kept: by verdict first, as errors differ, then by the number."""
+        """Keep those that are worse than the ones kept so far: compare the severity of the verdicts, then the measured values."""
         for each in criteria:
             kept = self._kept.get(each.name)
             if kept is None or self._badness(each) > self._badness(kept.criterion):
                 self._kept[each.name] = _Seen(each, step)
 
     def criteria(self) -> list[Criterion]:
-        """What was kept; the reasons name the step."""
+        """Return the criteria that were kept; their reasons name the step."""
         return [worst_at(seen.criterion, seen.step) for seen in self._kept.values()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, for a checkpoint."""
+        """Return the state as plain types, for a checkpoint."""
         return {name: {"criterion": asdict(seen.criterion), "step": seen.step} for name, seen in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self._kept = {name: _Seen(Criterion(**kept["criterion"]), int(kept["step"])) for name, kept in state.items()}
 
     def _badness(self, criterion: Criterion) -> tuple[int, float]:
-        # A bound may change with the step size: by how much of it is used.
+        # A bound may change with the step size, so the share of the bound that is used is compared.
         share = criterion.measured / criterion.bound if criterion.bound > 0 else criterion.measured
         number = share if self._sides[criterion.name] == "greatest" else -share
-        return _WEIGHT[criterion.verdict], -math.inf if math.isnan(number) else number
+        return _SEVERITY[criterion.verdict], -math.inf if math.isnan(number) else number
 
 
 def worst_at(criterion: Criterion, step: int) -> Criterion:
-    """The same, and the reason says at which step it was."""
+    """Return the criterion with the step at which it was worst added to its reason."""
     return replace(criterion, reason=f"{criterion.reason} (the worst, at step {step})")

@@ -1,4 +1,4 @@
-"""Du et al. in a run: what they ask of the kernel, of the papers' own networks and, after them, of any other."""
+"""What Du et al. ask of the kernel during a run: for the papers' own networks and, after them, for any other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.criteria.certificates import voided
 from lightning_conv.callbacks.criteria.networks import find_network, unit_rows
-from lightning_conv.kernels.contraction import is_full
+from lightning_conv.callbacks.run.assumptions import without_verdict
+from lightning_conv.callbacks.run.measurement import not_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import (
     LimitKernel,
@@ -41,19 +41,20 @@ from lightning_conv.theory.papers.du import (
 DU = "Du et al. 2019 (1811.03804)"
 
 OWN = "lambda_0 := 4/3 lambda_min(G(0)), all layers"
-"""What stands for lambda_0 = lambda_min(K^(H)) where there is no limit kernel."""
+"""What replaces lambda_0 = lambda_min(K^(H)) where there is no limit kernel."""
 
 SLOWEST = 60.0
-"""Seconds that a limit kernel may take; it is computed once a run, before the first step."""
+"""Seconds that a limit kernel may take; it is computed once per fit, before the first step."""
 
 PapersNetwork: TypeAlias = DuNetwork | DuTwoLayer
 
 
 def papers_network(network: nn.Module, inputs: Inputs, trained: Collection[str]) -> str | None:
-    """Name of the network of Du et al. that the module is, or hands inputs to, as the theorems have it; None: there is none.
+    """Return the name of the network of Du et al. that the module is or hands its inputs to; None if the theorems are not about it.
 
-    The theorems ask for inputs of norm 1 (images: |x_i|_F); deep networks (``DuFC``, ``DuResNet``, ``DuConvResNet``) for a smooth
-    activation and the training of all weights; the two-layer one (``DuTwoLayer``) for ReLU, a_r in {-1, 1}, and the training of W alone.
+    The theorems ask for inputs of norm 1 (images: |x_i|_F). For the deep networks (``DuFC``, ``DuResNet``, ``DuConvResNet``) they ask
+    for a smooth activation and that all weights are trained; for the two-layer one (``DuTwoLayer``) for ReLU, a_r in {-1, 1}, and that
+    W alone is trained.
 
     Args:
         network: whose kernel it is.
@@ -77,12 +78,12 @@ def _as_in_the_paper(network: PapersNetwork, inputs: Tensor) -> bool:
         return is_relu(network.activation) and bool((network.output.weight.detach().abs() == 1).all())
     try:
         return not find_kinks(network, inputs)
-    except (ValueError, TypeError, RuntimeError):  # whether it is smooth is not known
+    except (ValueError, TypeError, RuntimeError):  # it is not known whether the network is smooth
         return False
 
 
 def limit_kernel(network: PapersNetwork, inputs: Tensor, max_memory: float | None = None) -> LimitKernel:
-    """K^(H) of the network on the inputs, without the covariances that lead to it; of the two-layer network H_inf.
+    """Return K^(H) of the network on the inputs, without its covariances; for the two-layer network H_inf.
 
     Args:
         network: of the papers.
@@ -90,7 +91,7 @@ def limit_kernel(network: PapersNetwork, inputs: Tensor, max_memory: float | Non
         max_memory: bytes that it may use; None: a quarter of what is free.
 
     Raises:
-        MemoryError: the convolutional limit, over all pairs of positions of all pairs of images, takes more memory, or more than a minute.
+        MemoryError: the convolutional limit, over all pairs of positions of all pairs of images, takes too much memory or time.
     """
     x = inputs.detach().cpu().double()
     if isinstance(network, DuTwoLayer):
@@ -113,7 +114,7 @@ def limit_kernel(network: PapersNetwork, inputs: Tensor, max_memory: float | Non
 
 def _require_room(network: DuConvResNet, images: Tensor, max_memory: float | None) -> None:
     rows, depth = len(images) * math.prod(images.shape[2:]), network.depth
-    # Measured: 4 H + 3 matrices of (n p)^2 numbers at the peak, and 2.5e-9 s for each entry of a layer and node of the quadrature.
+    # Measured: at the peak 4 H + 3 matrices of (n p)^2 numbers; 2.5e-9 s per entry, layer and node of the quadrature.
     wanted, allowed = 8 * rows**2 * (4 * depth + 3), allowed_memory(max_memory, torch.device("cpu"))
     seconds = 2.5e-9 * 1024 * rows**2 * (depth - 1)
     if wanted > allowed or seconds > SLOWEST:
@@ -124,13 +125,13 @@ def _require_room(network: DuConvResNet, images: Tensor, max_memory: float | Non
 
 
 def hidden_gram(network: PapersNetwork, inputs: Tensor) -> Tensor:
-    """G^(H) on the inputs, on the CPU; of the two-layer network H(k)."""
+    """Return G^(H) on the inputs, on the CPU; for the two-layer network H(k)."""
     with torch.no_grad():
         return last_hidden_gram(network, inputs).cpu()
 
 
 def papers_criteria(gram: Tensor, first: Tensor, limit: LimitKernel) -> list[Criterion]:
-    """What the papers ask of the kernel of the last hidden layer.
+    """Judge what the papers ask of the kernel of the last hidden layer.
 
     Args:
         gram: G^(H)(k), or H(k).
@@ -146,31 +147,25 @@ def papers_criteria(gram: Tensor, first: Tensor, limit: LimitKernel) -> list[Cri
 
 
 def own_criteria(gram: KernelGram, first: KernelGram, first_spectrum: Spectrum) -> list[Criterion]:
-    """After Du et al., for any network: the kernel over all layers, and 4/3 lambda_min(G(0)) for lambda_0."""
+    """Judge the kernel over all layers of any network after Du et al., with 4/3 lambda_min(G(0)) in place of lambda_0."""
     drift = drift_criterion(gram, first, own_lambda_0(first_spectrum))
     found = [
         own_lambda_min_criterion(gram, first),
         replace(drift, source=f"after {drift.source}", asks=f"{drift.asks}, {OWN}"),
     ]
-    if is_full(gram):
-        return found
-    return [voided(each, summed_kernel(gram)) for each in found]
-
-
-def summed_kernel(gram: KernelGram) -> str:
-    """Why nothing follows from a kernel that is no full one."""
-    return f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
+    why = not_full(gram)
+    return [without_verdict(each, why) for each in found] if why else found
 
 
 def own_lambda_0(spectrum: Spectrum) -> Bounded:
-    """4/3 lambda_min(G(0)): the largest lambda_0 for which lambda_min(G(0)) >= 3/4 lambda_0, as the proofs have it."""
+    """Return 4/3 lambda_min(G(0)), the largest lambda_0 for which lambda_min(G(0)) >= 3/4 lambda_0, as in the proofs."""
     smallest = spectrum.lambda_min
     value, lower, upper = (4 / 3 * end for end in (smallest.value, smallest.lower, smallest.upper))
     return replace(smallest, value=value, lower=lower, upper=upper)
 
 
 def not_of_the_paper(criterion: Criterion) -> Criterion:
-    """A failure with a lambda_0 that is not the theorem's refutes nothing that the theorem says."""
+    """Turn ``refuted`` into ``undecided``: with a lambda_0 that is not the theorem's, a failure does not refute the theorem."""
     if criterion.verdict != "refuted":
         return criterion
     why = "; the kernel is over all layers, and the paper's lambda_0 is that of the last hidden one, which is smaller"

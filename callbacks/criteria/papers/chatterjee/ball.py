@@ -1,4 +1,4 @@
-"""Chatterjee's criterion in balls around the start of a run: a search for small ratios before the first step, and what the path adds."""
+"""Chatterjee's criterion in balls around the start of a run: a search for small ratios |grad f|^2 / f, and what the run's path adds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lightning_conv.theory.tools.observation import Observation
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of the radius: the balls that are searched, each from the best point of the one before."""
 
-POINTS, STEPS, GRADIENTS_A_STEP = 8, 20, 4
+POINTS, STEPS, GRADIENTS_PER_STEP = 8, 20, 4
 FLOAT64 = 2.0**-52
 SLACK = 1000.0
-"""On the rounding of a loss: what a measured ratio may be too small by, relative."""
+"""Times the rounding of a loss: by how much a measured ratio may be too small, relative."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class BallSearch:
     reason: str = ""  # why nothing was searched
 
     def state(self) -> dict[str, Any]:
-        """As plain types."""
+        """Return the search as plain types."""
         return {"points": [list(point) for point in self.points], "reason": self.reason}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> BallSearch:
-        """The inverse of ``state``."""
+        """Rebuild a search from what ``state`` returned."""
         return cls(tuple((float(d), float(a)) for d, a in state["points"]), str(state["reason"]))
 
 
 class ProbeLandscape:
-    """f - inf f as a function of one float64 vector of the chosen weights of a network, without a copy of it.
+    """f - inf f as a function of one float64 vector of the chosen weights of a network; the network is not copied.
 
     Args:
         network: left as it is.
@@ -81,7 +81,10 @@ class ProbeLandscape:
         return self.start.numel()
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """f(x) - inf f, and the gradient. The difference is 0, whose ratio is infinite and refutes nothing, where it is rounding."""
+        """Return f(x) - inf f and the gradient.
+
+        Where the difference is only rounding it is returned as 0, so that the ratio is infinite and refutes nothing.
+        """
         parts = torch.split(x, [shape.numel() for shape in self._shapes])
         at = {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
         value, gradient = self._loss.gradient(self._names, at=at)
@@ -90,13 +93,17 @@ class ProbeLandscape:
         return (max(above, 0.0) if clear else 0.0), torch.cat([gradient[name].flatten() for name in self._names])
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Hess f(x) v by central differences of the gradient, to about nine digits: it only steers the search."""
+        """Return Hess f(x) v by central differences of the gradient, to about nine digits: it only steers the search."""
         length = 1e-5 * (1 + float(x.norm())) / float(v.norm())
         ahead, behind = (self.value_and_gradient(x + sign * length * v)[1] for sign in (1, -1))
         return (ahead - behind) / (2 * length)
 
     def still_points(self, mean: Tensor | None) -> list[Tensor]:
-        """All weights zero, where hidden layers have no gradient; and so with the mean target in the last bias, if ``mean`` fits it."""
+        """Return points where hidden layers have no gradient: all weights zero, without and with the mean target as the last bias.
+
+        Args:
+            mean: the mean target; the second point is left out where it does not fit the last bias.
+        """
         points = [torch.zeros_like(self.start)]
         if mean is not None and len(self._shapes[-1]) == 1 and self._shapes[-1].numel() == mean.numel():
             point = points[0].clone()
@@ -106,26 +113,32 @@ class ProbeLandscape:
 
 
 def search_ball(landscape: ProbeLandscape, radius: float, *, mean: Tensor | None, seed: int = 0) -> BallSearch:
-    """Look for small ratios within ``radius`` of w_0: random points, still points, and descent on the ratio from the best.
+    """Look for small ratios within ``radius`` of w_0: at random points, at still points, and by descent on the ratio from the best.
 
     Args:
         landscape: f.
         radius: of the largest ball.
-        mean: of the targets of a squared loss; None: of another loss.
+        mean: the mean target of a squared loss; None for another loss.
         seed: of the directions; no global random numbers are consumed.
 
     Cost: about 400 gradients of the probe in float64, with a bar on a terminal where that takes long.
     """
     began = time.perf_counter()
     value, gradient = landscape.value_and_gradient(landscape.start)
-    seconds = (time.perf_counter() - began) * len(SHARES) * (POINTS + STEPS * GRADIENTS_A_STEP)
+    seconds = (time.perf_counter() - began) * len(SHARES) * (POINTS + STEPS * GRADIENTS_PER_STEP)
     if not value > 0:
         return BallSearch((), "the loss is 0 at the start")
     with progress_bar(f"Smallest |grad f|^2 / f within {radius:.3g} of the start", seconds, None) as report:
         found = sampled_infima(
-            landscape, [share * radius for share in SHARES], points=POINTS, descents=1, steps=STEPS,
-            candidates=landscape.still_points(mean), seed=seed, report=report,
-        )  # fmt: skip
+            landscape,
+            [share * radius for share in SHARES],
+            points=POINTS,
+            descents=1,
+            steps=STEPS,
+            candidates=landscape.still_points(mean),
+            seed=seed,
+            report=report,
+        )
     at_start = float(gradient.square().sum()) / value
     return BallSearch(((0.0, at_start), *((each.distance, each.ratio) for each in found)))
 
@@ -133,13 +146,13 @@ def search_ball(landscape: ProbeLandscape, radius: float, *, mean: Tensor | None
 def ball_criterion(
     history: Sequence[Observation], search: BallSearch | None, radius: float | None, *, infimum: float = 0.0
 ) -> Criterion:
-    """Chatterjee's criterion against everything that was found around w_0, by the search and by the run itself.
+    """Judge Chatterjee's criterion by everything that was found around w_0, by the search and by the run itself.
 
     Args:
         history: of the run, from w_0 on.
         search: before its first step, or None.
         radius: radii up to here are asked about; None: all.
-        infimum: of the loss, which the losses of the history are above.
+        infimum: of the loss; the losses of the history are those above it.
 
     Returns:
         ``refuted`` at most for radii up to ``radius``; never supported.

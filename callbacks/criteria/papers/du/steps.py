@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_conv.callbacks.criteria.observer import FLOAT64_NOISE
-from lightning_conv.callbacks.criteria.worst import Worst
+from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Spectrum
@@ -36,7 +36,7 @@ class _Before:
 
 
 class LinearisedSteps:
-    """Follows the observed steps of one run; between a measurement and the step after it holds the outputs on the probe, no more."""
+    """Follows the observed steps of one run. Between a measurement and the step after it the outputs on the probe are kept, no more."""
 
     def __init__(self) -> None:
         self._before: _Before | None = None
@@ -48,12 +48,12 @@ class LinearisedSteps:
         """Whether the step to come will be compared."""
         return self._before is not None
 
-    def forget(self) -> None:
-        """Another measurement begins, or a step was not seen."""
+    def begin(self) -> None:
+        """Begin another measurement: no step is waited for."""
         self._before, self._last = None, None
 
-    def wait(self, outputs: Tensor, gram: KernelGram, spectrum: Spectrum) -> None:
-        """Before a step.
+    def measure(self, outputs: Tensor, gram: KernelGram, spectrum: Spectrum) -> None:
+        """Keep what the step to come is compared with.
 
         Args:
             outputs: u(k) on the probe in float64, in the kernel's BatchNorm mode.
@@ -65,14 +65,14 @@ class LinearisedSteps:
     def observe(
         self, outputs: Tensor, targets: Tensor, seen: Observation, step: float, lambda_0: Bounded | None
     ) -> None:
-        """After it. A step whose change is rounding, of the outputs, the kernel or the weights, is left out.
+        """Compare the step with a linear one; it is left out where its change is rounding, of the outputs, the kernel or the weights.
 
         Args:
             outputs: u(k+1).
             targets: y, as many numbers.
             seen: the observation of the step, plain descent on the probe.
             step: eta on S.
-            lambda_0: of the limit kernel; None: of a network that has none, about which no verdict follows.
+            lambda_0: of the limit kernel; None: there is none for the network, so there is no verdict.
         """
         before, self._before = self._before, None
         if before is None or math.isnan(step) or seen.departed:
@@ -90,17 +90,17 @@ class LinearisedSteps:
             self._worst.note(linearisation_criteria(found, step, lambda_0), seen.step)
 
     def criteria(self) -> list[Criterion]:
-        """At the step where each was worst; undecided where none was compared."""
+        """Return Lemmas B.6 and B.7 at the step where each was worst; undecided where no step was compared."""
         return self._worst.criteria() or [at_most(*each, math.nan, math.nan) for each in NOT_SEEN]
 
     def quantities(self) -> dict[str, float]:
-        """``linearisation_error``: |u(k+1) - u(k) + eta G(k) r(k)| / (eta |G r|) of the last step."""
+        """Return ``linearisation_error``: |u(k+1) - u(k) + eta G(k) r(k)| / (eta |G r|) of the last step."""
         return {} if self._last is None else {"linearisation_error": self._last.relative}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, for a checkpoint; a step that waits is measured again."""
+        """Return the state as plain types, for a checkpoint; a step that is waited for is measured again."""
         return self._worst.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self._worst.load_state_dict(state)

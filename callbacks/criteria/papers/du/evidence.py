@@ -1,4 +1,4 @@
-"""``DuEvidence``: what a run has shown of the kernel and the weights of a network of Du et al., or of any other after them."""
+"""``DuEvidence``: kernel and weights of a network of Du et al. during a run, and the kernel of any other network after them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.criteria.papers.du_kernel import (
+from lightning_conv.callbacks.criteria.papers.du.kernel import (
     PapersNetwork,
     hidden_gram,
     limit_kernel,
@@ -19,25 +19,30 @@ from lightning_conv.callbacks.criteria.papers.du_kernel import (
     papers_criteria,
     papers_network,
 )
-from lightning_conv.callbacks.criteria.papers.du_movement import (
+from lightning_conv.callbacks.criteria.papers.du.movement import (
     movement_criteria,
     movement_quantities,
     start_norms,
     start_radius,
 )
-from lightning_conv.callbacks.criteria.worst import Side, Worst
+from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state
+from lightning_conv.callbacks.run.worst_step import Side, Worst
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import DuNetwork
 
 SIDES: dict[str, Side] = {
-    "own_lambda_min_share": "least", "lambda_min_share": "least", "kernel_drift": "greatest", "limit_distance": "greatest",
-    "layer_movement": "greatest", "neuron_movement": "greatest",
-}  # fmt: skip
+    "own_lambda_min_share": "least",
+    "lambda_min_share": "least",
+    "kernel_drift": "greatest",
+    "limit_distance": "greatest",
+    "layer_movement": "greatest",
+    "neuron_movement": "greatest",
+}
 
 
 class DuEvidence:
@@ -45,32 +50,33 @@ class DuEvidence:
 
     def __init__(self) -> None:
         self.place: str | None = None
-        """Name of the papers' network in the module; None: there is none."""
+        """Name of the papers' network in the module; None: the run trains another network."""
         self._limit: LimitKernel | None = None
         self._lambda_0: Bounded | None = None  # of the limit
         self._deep = False
-        self._reference: Tensor | None = None  # G^(H)(0)
+        self._first: tuple[KernelGram, Spectrum] | None = None  # the kernel over all layers at the start
+        self._hidden_first: Tensor | None = None  # G^(H)(0)
         self._at_start: list[Criterion] = []
         self._radius: float | None = None
         self._worst = Worst(SIDES)
 
     @property
     def of_the_paper(self) -> bool:
-        """Whether the network is one of theirs, so that lambda_0 is the theorem's."""
+        """Whether the network is one of the papers', so that lambda_0 is the theorem's."""
         return self._limit is not None
 
     @property
     def deep(self) -> bool:
-        """Whether it is one of the deep ones."""
+        """Whether the network is one of the deep ones."""
         return self.of_the_paper and self._deep
 
-    def look(
+    def begin(
         self, network: nn.Module, inputs: Inputs, trained: tuple[str, ...], max_memory: float | None = None
     ) -> None:
-        """Look the papers' network up, and its limit kernel.
+        """Look for the papers' network in the module, and compute its limit kernel.
 
         Args:
-            network: that the kernel is of.
+            network: whose kernel is measured.
             inputs: of the probe.
             trained: names of the kernel's parameters.
             max_memory: bytes that the limit kernel may use.
@@ -88,59 +94,57 @@ class DuEvidence:
             return
         self._lambda_0, self._deep = self._limit.lambda_0, isinstance(own, DuNetwork)
 
-    def note(
+    def measure(
         self,
         network: nn.Module,
         inputs: Inputs,
         targets: Tensor | None,
         gram: KernelGram,
-        reference: tuple[KernelGram, Spectrum],
+        spectrum: Spectrum,
         start: Mapping[str, Tensor] | None,
         step: int,
     ) -> None:
-        """A measurement.
+        """Compare a measurement with the start and the limit.
 
         Args:
             network: now.
             inputs: of the probe.
             targets: of the probe.
             gram: the kernel.
-            reference: that of the start, with its spectrum.
+            spectrum: of the kernel.
             start: weights at the start, by their names in the network; None: those of now.
             step: optimizer steps done.
         """
+        self._first = self._first or (gram, spectrum)
         if self.place is None or self._limit is None or self._lambda_0 is None:
-            self._worst.note(own_criteria(gram, *reference), step)
+            self._worst.note(own_criteria(gram, *self._first), step)
             return
         own, x = cast("PapersNetwork", network.get_submodule(self.place)), cast("Tensor", inputs)
         hidden = hidden_gram(own, x)
-        if self._reference is None:
-            self._reference = hidden
+        if self._hidden_first is None:
+            self._hidden_first = hidden
             self._at_start = start_norms(own, x)
             self._radius = start_radius(own, x, targets, self._lambda_0)
-        found = papers_criteria(hidden, self._reference, self._limit)
+        found = papers_criteria(hidden, self._hidden_first, self._limit)
         if self._radius is not None:
             found += movement_criteria(own, self._own(network, start), self._radius)
         self._worst.note(found, step)
 
-    def lambda_0(self, reference: Spectrum) -> Bounded:
-        """lambda_min of the limit kernel; of other networks 4/3 lambda_min(G(0)).
-
-        Args:
-            reference: of the kernel at the start.
-        """
-        return self._lambda_0 or own_lambda_0(reference)
-
     @property
+    def lambda_0(self) -> Bounded:
+        """lambda_min of the limit kernel; for other networks 4/3 lambda_min(G(0))."""
+        assert self._first is not None
+        return self._lambda_0 or own_lambda_0(self._first[1])
+
     def criteria(self) -> list[Criterion]:
-        """What is asked of kernel and weights: at the start, and at the step where it was worst."""
+        """Return what is asked of kernel and weights at the start, and during the run where it was worst."""
         found = self._worst.criteria()
         if self.of_the_paper:
             return [*found, *self._at_start]
         return [not_of_the_paper(each) if each.name == "kernel_drift" else each for each in found]
 
     def quantities(self, network: nn.Module, start: Mapping[str, Tensor]) -> dict[str, float]:
-        """Movement of the papers' networks, and R' where they have one; nothing for others.
+        """Return how far the papers' networks have moved, and R' where there is one; nothing for other networks.
 
         Args:
             network: now.
@@ -153,7 +157,7 @@ class DuEvidence:
         return movement_quantities(own, self._own(network, start), radius)
 
     def _own(self, network: nn.Module, start: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """The start of the papers' network, by its own names and on its device."""
+        """Return the start of the papers' network, by its own names and on its device."""
         assert self.place is not None
         now = dict(network.get_submodule(self.place).named_parameters())
         if start is None:
@@ -163,17 +167,21 @@ class DuEvidence:
         return {name: weight.to(now[name].device) for name, weight in kept.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, for a checkpoint."""
+        """Return the state as plain types, for a checkpoint."""
         return {
-            "hidden_reference": self._reference,
+            "reference": None if self._first is None else gram_state(self._first[0]),
+            "hidden_reference": self._hidden_first,
             "at_start": [asdict(each) for each in self._at_start],
             "radius": self._radius,
             "worst": self._worst.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``; what an older version did not store is left out."""
-        self._reference = state.get("hidden_reference")
+        """Restore what ``state_dict`` returned; what an older version did not store is left out."""
+        if state.get("reference") is not None:
+            gram = gram_from_state(state["reference"])
+            self._first = gram, kernel_spectrum(gram)
+        self._hidden_first = state.get("hidden_reference")
         self._at_start = [Criterion(**each) for each in state.get("at_start", [])]
         radius = state.get("radius")
         self._radius = None if radius is None else float(radius)

@@ -1,4 +1,4 @@
-"""``ForwardStability``: Allen-Zhu, Li & Song in a run, around its start: norms of hidden states, their drift, units that switch."""
+"""``ForwardStability``: hidden states of a run around its start: their norms, their drift, and units that switch (Allen-Zhu et al.)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.criteria.certificates import voided
 from lightning_conv.callbacks.criteria.networks import find_network
+from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.theory.criterion import Criterion, not_applicable
 from lightning_conv.theory.networks import AllenZhuNet
@@ -27,7 +27,7 @@ from lightning_conv.theory.tools.observation import Observation
 SETTING = "h_0 = relu(A x), h_l = relu(W_l h_{l-1}), u = B h_L with W_1..W_L trained alone (AllenZhuNet)"
 
 POINTS, SPAN = 4, 2.0
-"""Different omegas that the exponent is fitted to at least, and the largest of them over the smallest."""
+"""Least number of different omegas that the exponent is fitted to, and least quotient of the largest and the smallest."""
 
 ERRORS = 2.0
 """Standard errors of the fitted exponent that are allowed to either side."""
@@ -44,7 +44,7 @@ class Setting:
 
 
 def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -> Setting | str:
-    """Of an ``AllenZhuNet`` whose W_l are trained alone, on ``unit_inputs``; otherwise the reason why the run is another one.
+    """Return the sizes of an ``AllenZhuNet`` whose W_l alone are trained, on ``unit_inputs``; for another run say why it is another one.
 
     Args:
         network: whose kernel is measured.
@@ -64,31 +64,31 @@ def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -
 
 
 class ForwardStability:
-    """Follows one run; of other networks than the paper's the norms are told and not judged, and no exponent is fitted."""
+    """Follows one run. For other networks than the paper's the norms are reported without a verdict, and no exponent is fitted."""
 
     def __init__(self) -> None:
         self._setting: Setting | str = "not looked at"
         self._norms: HiddenNorms | None = None
         self._points: dict[int, tuple[float, float]] = {}  # step -> omega, share of switched units
 
-    def look(self, network: nn.Module, inputs: Inputs, trained: Collection[str]) -> None:
-        """A run begins, or goes on: whether it trains the paper's network; arguments as in ``find_setting``."""
+    def begin(self, network: nn.Module, inputs: Inputs, trained: Collection[str]) -> None:
+        """Look whether the run trains the paper's network; arguments as in ``find_setting``."""
         self._setting = find_setting(network, inputs, trained)
 
-    def note(
+    def measure(
         self, raw: Mapping[str, float], seen: Observation, *, k: float = math.nan, delta: float = math.nan
     ) -> dict[str, float]:
-        """A measurement; the same step twice is one.
+        """Keep a measurement; a second one of the same step replaces the first.
 
         Args:
-            raw: ``probe_quantities`` of it.
+            raw: ``RunView.layers`` and ``RunView.activity``, with ``gradient_over_largest``.
             seen: the observation of the same weights.
             k: the run's loss is k F.
             delta: separation of the inputs.
 
         Returns:
-            Of the paper's network what stands for the constants of Lemma 5.2, ``drift_constant``, and of the two bounds of Theorem 3,
-            ``gradient_lower_constant`` and ``gradient_upper_constant``.
+            For the paper's network, what stands for the constant of Lemma 5.2, ``drift_constant``, and for those of the two bounds of
+            Theorem 3, ``gradient_lower_constant`` and ``gradient_upper_constant``.
         """
         if "hidden_norm_min" in raw:
             self._norms = HiddenNorms(raw["hidden_norm_min"], raw["hidden_norm_max"])
@@ -114,7 +114,7 @@ class ForwardStability:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def criteria(self, *, from_the_start: bool) -> list[Criterion]:
-        """Norms at the start in [3/4, 5/4], and the exponent with which switched units follow the movement.
+        """Judge whether the norms at the start lie in [3/4, 5/4], and the exponent with which switched units follow the movement.
 
         Args:
             from_the_start: whether the run was seen from its first step on.
@@ -127,7 +127,7 @@ class ForwardStability:
             exponent = not_applicable("sign_change_exponent", DRIFT, SIGN_ASKS, why)
         else:
             exponent = self._exponent()
-        return [voided(each, why) if why else each for each in [*norms, exponent]]
+        return [without_verdict(each, why) if why else each for each in [*norms, exponent]]
 
     def _exponent(self) -> Criterion:
         omegas, shares = [each[0] for each in self._points.values()], [each[1] for each in self._points.values()]
@@ -141,18 +141,19 @@ class ForwardStability:
         found = sign_change_exponent(omegas, shares, errors=ERRORS)
         where = f"fitted to {len(omegas)} measurements with omega from {min(omegas):.3g} to {max(omegas):.3g}"
         if found.verdict == "refuted":
-            # An upper bound with an unspecified constant, for small omega: large ones, where nearly all units have switched, flatten it.
+            # The theorem has an upper bound with an unspecified constant, for small omega. At large ones, where nearly all units have
+            # switched, the curve flattens.
             why = f"{found.reason}, {where}; that refutes no bound whose constant is unspecified and which is about small omega"
             return replace(found, verdict="undecided", reason=why)
         return replace(found, reason=f"{found.reason}, {where}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, for a checkpoint."""
+        """Return the state as plain types, for a checkpoint."""
         norms = None if self._norms is None else [self._norms.smallest, self._norms.largest]
         return {"norms": norms, "points": [[step, *point] for step, point in self._points.items()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         norms = state.get("norms")
         self._norms = None if norms is None else HiddenNorms(*norms)
         self._points = {int(step): (omega, share) for step, omega, share in state.get("points", [])}

@@ -1,4 +1,4 @@
-"""``LabelProjection``: the error that the kernel of the start foretells for every later step, beside the one that there is."""
+"""``LabelProjection``: the error that the initial kernel predicts for every later step, beside the measured one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from lightning_conv.linalg.spectrum import eigen_decomposition
 
 
 class LabelProjection:
-    r"""Follows one run of gradient descent on S = 1/2 \|u - y\|^2, whose step sizes may change.
+    r"""Follows one run of gradient descent on S = 1/2 \|u - y\|^2; the step sizes may change.
 
     .. math:: |u(k) - y| \approx \sqrt{\sum_i \langle v_i, u(0) - y \rangle^2 \prod_{j < k} (1 - \eta_j \lambda_i)^2}
 
-    with eigenvalues and eigenvectors of G(0), the first kernel that was measured. Exact where the kernel stays what it was.
+    with the eigenvalues and eigenvectors of G(0), the first kernel that was measured. It is exact where the kernel does not change.
 
-    Cost: one eigenvalue problem a run; O(N) numbers and, for each different step size between two measurements, O(N) operations. Source:
-    Arora, Du, Hu, Li, Wang 2019 (1901.08584), Theorem 4.1.
+    Cost: one eigenvalue problem per run; O(N) numbers and, for each different step size between two measurements, O(N) operations.
+
+    Source: Arora, Du, Hu, Li, Wang 2019 (1901.08584), Theorem 4.1.
     """
 
     def __init__(self) -> None:
-        self._start: int | None = None  # optimizer steps done at the first measurement; None: there was none yet
-        self._counted = 0  # steps since then that are in the energies
+        self._start: int | None = None  # optimizer steps done at the first measurement; None: before it
+        self._counted = 0  # steps since then that the energies include
         self._eigenvalues = self._energies = torch.zeros(0, dtype=torch.float64)
         self._steps: dict[float, int] = {}  # since the last measurement: sizes on S, and how often each was taken
         self._stopped = False
@@ -35,20 +36,20 @@ class LabelProjection:
         self.shares: dict[str, Tensor] = {}
         """Name -> share of its energy on every eigenvector, by descending eigenvalue: of the labels y, and of y - u(0)."""
         self.curve: list[tuple[int, float, float]] = []
-        """Step, \\|u - y\\| as measured, and as predicted (NaN where it is not)."""
+        """Step, measured \\|u - y\\|, and predicted \\|u - y\\| (NaN: not predicted)."""
 
     @property
     def begun(self) -> bool:
-        """Whether the first measurement was seen."""
+        """Whether there was a first measurement."""
         return self._start is not None
 
     @property
     def follows(self) -> bool:
-        """Whether steps are still foretold."""
+        """Whether the effect of steps is still predicted."""
         return self.begun and not self._stopped
 
     def begin(self, gram: KernelGram, residual: Tensor, targets: Tensor, k: float, step: int) -> None:
-        """The first measurement.
+        """Begin with the first measurement.
 
         Args:
             gram: the full kernel, row i C + c.
@@ -64,16 +65,16 @@ class LabelProjection:
         self.shares = {name: each.flip(0) / each.sum() for name, each in energies.items() if float(each.sum()) > 0}
 
     def stop(self) -> None:
-        """From here on the steps are none that could be foretold; before the first measurement: nor will they be."""
+        """Predict no further steps: they are not those of gradient descent on S."""
         self._start, self._stopped = self._start or 0, True
         self._eigenvalues = self._energies = torch.zeros(0, dtype=torch.float64)
         self._steps = {}
 
-    def note_step(self, rate: float) -> None:
-        """Before an optimizer step.
+    def before_step(self, rate: float) -> None:
+        """Note the optimizer step that is about to be made.
 
         Args:
-            rate: eta on the run's loss; NaN: the step is no plain descent.
+            rate: eta on the run's loss; NaN: the step is not plain descent.
         """
         if not self.follows:
             return
@@ -84,12 +85,14 @@ class LabelProjection:
             self._steps[size] = self._steps.get(size, 0) + 1
 
     def measure(self, step: int, residual: float) -> None:
-        """A measurement, the first one too.
+        """Add a measurement to the curve; a second one of the same step is ignored.
 
         Args:
             step: optimizer steps done.
             residual: |u - y|.
         """
+        if self.curve and self.curve[-1][0] == step:
+            return
         predicted = math.nan
         if self.follows:
             assert self._start is not None
@@ -97,12 +100,12 @@ class LabelProjection:
                 self._energies = contracted_energies(self._eigenvalues, self._energies, self._steps)
                 self._counted, self._steps = step - self._start, {}
                 predicted = math.sqrt(float(self._energies.sum()))
-            else:  # steps that were not seen
+            else:  # some steps were not seen
                 self.stop()
         self.curve.append((step, residual, predicted))
 
     def quantities(self) -> dict[str, float]:
-        """``residual`` and ``residual_predicted`` at the last measurement, those that are numbers."""
+        """Return ``residual`` and ``residual_predicted`` at the last measurement, as far as they are known."""
         if not self.curve:
             return {}
         _, measured, predicted = self.curve[-1]
@@ -110,7 +113,7 @@ class LabelProjection:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, for a checkpoint."""
+        """Return the state as plain types, for a checkpoint."""
         return {
             "start": self._start,
             "counted": self._counted,
@@ -124,7 +127,7 @@ class LabelProjection:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self._start, self._counted, self._stopped = state["start"], int(state["counted"]), bool(state["stopped"])
         self._k = float(state["k"])
         self._eigenvalues, self._energies = state["eigenvalues"], state["energies"]

@@ -1,0 +1,157 @@
+"""Kawaguchi & Sun 2021 in a run: expressivity of the last hidden features, and phase 2 of an ``ExpressivityGuard``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import lightning.pytorch as pl
+
+from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
+from lightning_conv.callbacks.guard.callback import ExpressivityGuard
+from lightning_conv.callbacks.guard.head.descent import HeadDescent
+from lightning_conv.callbacks.run.assumptions import without_verdict
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.theory.criterion import Criterion, Verdict, not_applicable
+from lightning_conv.theory.papers.kawaguchi_sun.expressivity import SOURCE, ExpressivityFacts, judge_expressivity
+from lightning_conv.theory.papers.kawaguchi_sun.phase_two import EITHER, STEP, THEOREM, judge_head_gaps, judge_head_step
+
+RANK = "rank [h, 1] = n, that is sigma_min([h, 1]) > 0"
+WHERE = ", L the mean loss on the training set"
+INFIMUM = "inf of L over the last layer = (1/n) sum_i inf ell_i, below which no weights of any network come"
+ASKED = {"head_step": (SOURCE, STEP), "head_bound": (THEOREM, EITHER), "phase_two_infimum": (THEOREM, INFIMUM)}
+
+
+@register_criteria
+class KawaguchiSunTracker(CriteriaTracker):
+    """Judges the expressivity condition on the probe and phase 2 of a guard on the training set; it has no state of its own."""
+
+    name, position = "kawaguchi_sun", 80
+    source = SOURCE
+    assumes = frozenset({"smooth", "fixed data"})
+
+    def __init__(self) -> None:
+        self._features: ExpressivityFacts | str = "not looked at"
+
+    def measure(self, run: RunView, gram: KernelGram, spectrum: Spectrum) -> dict[str, float]:
+        """Look at the last hidden features and return ``feature_quantities``."""
+        self._features = run.features
+        return {} if isinstance(self._features, str) else feature_quantities(self._features)
+
+    def criteria(self, run: RunView) -> list[Criterion]:
+        """Return ``expressivity_condition`` and ``alignment``; on a part of the training set nothing is certified."""
+        if isinstance(self._features, str):
+            return [not_applicable("expressivity_condition", SOURCE, RANK, self._features)]
+        found = judge_expressivity(self._features)
+        if run.whole_set:
+            return found
+        where = "; on the probe's samples only"
+        return [
+            replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
+            for each in found
+        ]
+
+    def unconditional(self, run: RunView) -> list[Criterion]:
+        """Return ``phase_two_criteria``, which are about the frozen trunk, whatever the network and the probe are."""
+        return phase_two_criteria(find_guard(run.trainer))
+
+    def finish(self, run: RunView) -> bool:
+        """Return whether there is a guard: it measures at the end of an epoch, and checks the trunk at the end of training."""
+        return find_guard(run.trainer) is not None
+
+
+def feature_quantities(facts: ExpressivityFacts) -> dict[str, float]:
+    """Return log phi, the ends of the spectrum and the ranks of [h, 1], and what the last layer cannot reach of the targets.
+
+    ``sigma_min`` is the n-th singular value, 0 where there are fewer columns than samples. Its lower bound is proven up to the estimated
+    rounding inside the trunk, and 0 where nothing is.
+    """
+    certified = facts.certificate.sigma_min
+    found = {
+        "log_phi": facts.log_phi.value,
+        "sigma_max": facts.sigma_max,
+        "sigma_min": facts.sigma_min,
+        "sigma_min_lower": math.nan if certified is None else certified.lower,
+        "condition_number": facts.condition_number,
+        "stable_rank": facts.stable_rank,
+        "effective_rank": facts.effective_rank,
+        "rank_share": facts.certificate.rank_lower / facts.certificate.n,
+    }
+    if facts.alignment is not None and facts.alignment.residual is not None:
+        found["alignment_residual"] = facts.alignment.residual.value
+    return found
+
+
+def find_guard(trainer: pl.Trainer) -> ExpressivityGuard | None:
+    """Return the run's ``ExpressivityGuard``, or None."""
+    found = [c for c in trainer.callbacks if isinstance(c, ExpressivityGuard)]  # type: ignore[attr-defined]
+    return found[0] if found else None
+
+
+def phase_two_criteria(guard: ExpressivityGuard | None) -> list[Criterion]:
+    """Judge phase 2 by the mean loss on the training set: ``head_step``, ``head_bound``, ``phase_two_infimum``.
+
+    Args:
+        guard: of the run, or None.
+
+    Returns:
+        Where every step was a plain full-batch gradient step on the head, of a proven size: whether the step was at most 1 / L_H
+        (``undecided`` beyond it, where the theorem says nothing), and the measured gap that used up the largest share of its bound.
+        Otherwise these two are ``not applicable``, with the last gap. The third is the guard's own verdict, ``consistent`` where it is
+        certified up to an estimated rounding inside the trunk.
+    """
+    return [replace(each, asks=each.asks + WHERE) for each in _criteria(guard)]
+
+
+def _criteria(guard: ExpressivityGuard | None) -> list[Criterion]:
+    if guard is None:
+        return _all_not_applicable("the run has no ExpressivityGuard")
+    if guard.phase == 1:
+        if guard.declined:
+            return _all_not_applicable(f"phase 2 was not entered: {guard.reason}")
+        why = f"phase 2 has not begun ({guard.reason})"
+        return [replace(each, verdict="undecided") for each in _all_not_applicable(why)]
+    return [*_of_steps(guard.descent), _of_infimum(guard)]
+
+
+def _all_not_applicable(reason: str) -> list[Criterion]:
+    return [not_applicable(name, source, asks, reason) for name, (source, asks) in ASKED.items()]
+
+
+def _of_steps(descent: HeadDescent) -> list[Criterion]:
+    found = []
+    if descent.curvature is None or (math.isnan(descent.step) and descent.not_covered):
+        why = descent.not_covered or "L_H of the head's loss is not known"
+        found.append(not_applicable("head_step", *ASKED["head_step"], why, descent.step))
+    elif math.isnan(descent.step):
+        taken = bool(descent.gaps) and descent.gaps[-1].steps > 0
+        why = "every step of phase 2 had rate 0 so far" if taken else "no step of phase 2 was taken yet"
+        found.append(Criterion("head_step", *ASKED["head_step"], math.nan, math.nan, "undecided", why))
+    else:
+        step = judge_head_step(descent.step, descent.curvature)
+        # A step that is too long is itself the reason why no bound applies: its verdict stays.
+        uncovered = descent.not_covered and step.verdict == "consistent"
+        found.append(without_verdict(step, descent.not_covered) if uncovered else step)
+    if descent.not_covered:
+        found.append(not_applicable("head_bound", *ASKED["head_bound"], descent.not_covered, descent.last_gap))
+    else:
+        found.append(judge_head_gaps(descent.gaps))
+    return found
+
+
+_VERDICTS: dict[str, Verdict] = {"certified": "certified", "refuted": "refuted", "undecided": "undecided"}
+
+
+def _of_infimum(guard: ExpressivityGuard) -> Criterion:
+    certificate, verdict = guard.certificate, _VERDICTS.get(guard.verdict, "not applicable")
+    shown = None if certificate is None else certificate.residual or certificate.sigma_min
+    reason = "; ".join(part for part in (guard.why, *guard.caveats) if part)
+    if verdict == "certified":
+        reason = "" if certificate is None else certificate.reason
+        if certificate is not None and certificate.feature_error > 0:
+            verdict = "consistent"
+            reason += "; certified up to the rounding inside the trunk, which is an estimate"
+    measured = math.nan if shown is None else shown.value
+    return Criterion("phase_two_infimum", *ASKED["phase_two_infimum"], measured, 0.0, verdict, reason or guard.reason)

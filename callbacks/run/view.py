@@ -1,0 +1,183 @@
+"""``RunView``: all that is known of a run at one moment, as the criteria and monitors see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
+from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.features import last_features
+from lightning_conv.callbacks.run.layer_norms import LayerNorms
+from lightning_conv.callbacks.run.loss import LossFn, find_loss
+from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
+from lightning_conv.callbacks.run.steps import Steps, describe_steps
+from lightning_conv.losses.gradient import SampleLoss
+from lightning_conv.losses.kind import LossKind, loss_kind
+from lightning_conv.losses.scale import LossScale
+from lightning_conv.networks.evaluation import Inputs, sample_count
+from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts
+from lightning_conv.theory.tools.hidden_states import activity
+from lightning_conv.theory.tools.observation import Observation
+
+
+@dataclass(frozen=True)
+class RunView:
+    """The run at one moment: before an optimizer step or after it, with the weights of that moment.
+
+    What takes computing is a cached property: it is computed when it is first read, and once however many criteria read it. A view
+    must therefore not outlive its moment.
+    """
+
+    trainer: pl.Trainer
+    measurement: Measurement
+    given_loss: LossFn | None = None  # loss_fn= of the callback; None: the loss module on the LightningModule
+    start: Mapping[str, Tensor] = field(default_factory=dict)  # w_0 by name; empty: not known yet
+    history: Sequence[Observation] = ()  # what was observed so far, in order
+    violations: Sequence[Violation] = ()  # assumptions that the run violates
+    infimum: float = 0.0  # of the loss on the probe; 0 where it is not known
+    largest_rate: float = math.nan  # of all steps of plain descent so far, on the run's loss; NaN: there was none
+    layer_norms: LayerNorms = field(default_factory=LayerNorms)
+
+    @property
+    def module(self) -> pl.LightningModule:
+        """The LightningModule."""
+        return self.trainer.lightning_module
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps done."""
+        return self.trainer.global_step
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network whose kernel and loss are meant."""
+        return self.measurement.probe.network(self.module)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The inputs of the probe, on the module's device."""
+        return to_device(self.measurement.inputs, self.module.device)
+
+    @property
+    def targets(self) -> Tensor | None:
+        """The targets of the probe; None: not known."""
+        return self.measurement.targets
+
+    @property
+    def samples(self) -> int:
+        """Number n of samples in the probe."""
+        return sample_count(self.measurement.inputs)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """The outputs u on the probe, (n, C), in the network's type and the probe's BatchNorm mode."""
+        return self.measurement.outputs(self.module)
+
+    @cached_property
+    def exact_outputs(self) -> Tensor:
+        """The same in float64; for the forward pass a float64 copy of the weights is made."""
+        return self.sample_loss(dtype=torch.float64).outputs()
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the kernel is over, by their names in the network."""
+        named = dict(self.network.named_parameters())
+        return {name: named[name] for name in self.measurement.parameters}
+
+    @cached_property
+    def loss(self) -> LossKind:
+        """The loss of the training step."""
+        return loss_kind(self.given_loss if self.given_loss is not None else find_loss(self.module))
+
+    @property
+    def scale(self) -> LossScale | None:
+        """The scale k of a squared loss k S on the probe; None: another loss, or no targets."""
+        outputs = self.measurement.n_outputs
+        if outputs is None or self.targets is None:
+            return None
+        return self.loss.scale(self.samples, outputs)
+
+    def sample_loss(self, *, dtype: torch.dtype | None = None) -> SampleLoss:
+        """Return the loss on the probe as a function of the weights.
+
+        Args:
+            dtype: to compute in; None: the network's own type.
+        """
+        assert self.loss.loss_fn is not None
+        assert self.targets is not None
+        batch_norm = self.measurement.probe.batch_norm
+        return SampleLoss(
+            self.network, self.inputs, self.targets, self.loss.loss_fn, batch_norm=batch_norm, dtype=dtype
+        )
+
+    @cached_property
+    def steps(self) -> Steps:
+        """What the next step does by the run's settings; clipping by ``RegularizedGradientClipping`` is allowed for."""
+        return describe_steps(self.trainer, self.measurement.trained(self.module), clipped=True)
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """How the run draws its training samples."""
+        return describe_sampling(self.trainer)
+
+    @property
+    def processes_averaged(self) -> int:
+        """Number of processes that the gradient is averaged over where f is the sum over all of them; otherwise 1."""
+        return self.trainer.world_size if self.loss.summed else 1
+
+    def with_violations(self, violations: Sequence[Violation]) -> RunView:
+        """Return the same moment with these violated assumptions."""
+        return replace(self, violations=violations)
+
+    def violated(self, assumed: Sequence[Assumption] | frozenset[Assumption]) -> str:
+        """Return why a theorem with these assumptions does not apply to the run; empty if it does."""
+        return violated(self.violations, assumed)
+
+    @property
+    def whole_set(self) -> bool:
+        """Whether the probe holds the whole training set."""
+        return not self.violated(["whole set"])
+
+    @property
+    def from_the_start(self) -> bool:
+        """Whether the run was observed from its first step on."""
+        return bool(self.history) and self.history[0].step == 0
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of now that ``start`` has, on a device with float64."""
+        named = self.parameters
+        found = {name: named[name].detach() for name in self.start or named}
+        # Apple's GPUs do not have float64.
+        return {name: value.cpu() if value.device.type == "mps" else value for name, value in found.items()}
+
+    @cached_property
+    def start_weights(self) -> dict[str, Tensor]:
+        """The weights of the start, where ``weights`` are; those of now before the first observation."""
+        start = self.start or self.weights
+        return {name: value.to(self.weights[name]) for name, value in start.items()}
+
+    @cached_property
+    def features(self) -> ExpressivityFacts | str:
+        """Facts of the last hidden features; a string says why there are none."""
+        return last_features(self.network, self.inputs, self.targets)
+
+    @cached_property
+    def layers(self) -> dict[str, float]:
+        """Distances of the layers from their start, and their stable ranks, as scalars."""
+        return self.layer_norms.measure(self.weights, self.start_weights)
+
+    @cached_property
+    def activity(self) -> dict[str, float]:
+        """Active units, units that have switched since the start, and movement of the hidden states, as scalars."""
+        batch_norm = self.measurement.probe.batch_norm
+        found = activity(self.network, self.inputs, self.start_weights, batch_norm=batch_norm)
+        return {} if found is None else found.quantities()
