@@ -174,11 +174,11 @@ class RunRecord:
             self.observer.measure(run, with_loss=False)
 
     def _measure(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> RunView:
-        run, scalars = self.view(trainer, measurement), {}
-        for need, shared in (("layers", lambda: run.layers), ("activity", lambda: run.activity)):
-            if need in self._needs:
-                with guarded(run.step, f"ConvergenceCriteria: {need} is left out"):
-                    scalars |= shared()
+        run = self.view(trainer, measurement)
+        scalars: dict[str, float] = {}
+        for need in sorted(self._needs & {"layers", "activity"}):
+            with guarded(run.step, f"ConvergenceCriteria: the scalars of {need} are left out"):
+                scalars |= run.layers if need == "layers" else run.activity
         for tracker in self.trackers.values():
             with _attempt(tracker, "its measurement is left out", run):
                 scalars |= tracker.measure(run, gram, spectrum)

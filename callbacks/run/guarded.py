@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
+
+READING = (ValueError, TypeError, RuntimeError, AttributeError, LookupError, OSError, MisconfigurationException)
+"""Errors that a user's network or data may raise when they are read in another way than the training step does."""
 
 _strict = False
 

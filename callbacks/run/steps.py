@@ -155,26 +155,3 @@ def _groups_with(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> li
     """Return the groups that hold any of these parameters."""
     own = {id(parameter) for parameter in parameters}
     return [group for group in optimizer.param_groups if any(id(each) in own for each in group["params"])]
-
-
-# The names that the callers had before ``describe_steps``.
-
-
-class PlainDescent:
-    """Plain SGD on exactly the parameters that a kernel is over.
-
-    Args:
-        network: whose kernel it is.
-        parameters: names, in ``network``, that the kernel is over.
-    """
-
-    def __init__(self, network: nn.Module, parameters: Iterable[str]) -> None:
-        self._parameters = Parameters.of(network, parameters)
-
-    def rate(self, trainer: pl.Trainer, *, clipped: bool = False) -> float:
-        """Return the learning rate that is set now, see ``describe_steps``.
-
-        Raises:
-            NotPlainError: a step is something else than w <- w - eta grad L on the kernel's parameters.
-        """
-        return describe_steps(trainer, self._parameters, clipped=clipped).required_rate()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
 from lightning_conv.callbacks.run.batch import to_device
-from lightning_conv.callbacks.run.features import last_features
+from lightning_conv.callbacks.run.features import LastFeatures, last_features
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.loss import LossFn, find_loss
 from lightning_conv.callbacks.run.measurement import Measurement
@@ -23,7 +23,6 @@ from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind, loss_kind
 from lightning_conv.losses.scale import LossScale
 from lightning_conv.networks.evaluation import Inputs, sample_count
-from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts
 from lightning_conv.theory.tools.hidden_states import activity
 from lightning_conv.theory.tools.observation import Observation
 
@@ -166,9 +165,9 @@ class RunView:
         return {name: value.to(self.weights[name]) for name, value in start.items()}
 
     @cached_property
-    def features(self) -> ExpressivityFacts | str:
-        """Facts of the last hidden features; a string says why there are none."""
-        return last_features(self.network, self.inputs, self.targets)
+    def features(self) -> LastFeatures | str:
+        """The last hidden features on the probe; a string says why there are none."""
+        return last_features(self.network, self.inputs)
 
     @cached_property
     def layers(self) -> dict[str, float]:

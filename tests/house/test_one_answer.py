@@ -18,8 +18,6 @@ OWNERS = {"loss": "lightning_conv/losses/", "sampling": "callbacks/run/sampling.
 # Files that decide a fact themselves as yet.
 LEFT = {
     "loss": {
-        "callbacks/criteria/observer.py",
-        "callbacks/criteria/papers/frei_margins.py",
         "callbacks/guard/certify/verdict.py",
         "callbacks/guard/head/compared_loss.py",
         "callbacks/guard/head/curvature.py",

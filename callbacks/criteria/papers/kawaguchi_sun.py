@@ -6,16 +6,24 @@ import math
 from dataclasses import replace
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
 from lightning_conv.callbacks.guard.callback import ExpressivityGuard
 from lightning_conv.callbacks.guard.head.descent import HeadDescent
 from lightning_conv.callbacks.run.assumptions import without_verdict
+from lightning_conv.callbacks.run.features import LastFeatures
+from lightning_conv.callbacks.run.guarded import READING, guarded
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.theory.criterion import Criterion, Verdict, not_applicable
-from lightning_conv.theory.papers.kawaguchi_sun.expressivity import SOURCE, ExpressivityFacts, judge_expressivity
+from lightning_conv.theory.papers.kawaguchi_sun.expressivity import (
+    SOURCE,
+    ExpressivityFacts,
+    expressivity_facts,
+    judge_expressivity,
+)
 from lightning_conv.theory.papers.kawaguchi_sun.phase_two import EITHER, STEP, THEOREM, judge_head_gaps, judge_head_step
 
 RANK = "rank [h, 1] = n, that is sigma_min([h, 1]) > 0"
@@ -37,7 +45,7 @@ class KawaguchiSunTracker(CriteriaTracker):
 
     def measure(self, run: RunView, gram: KernelGram, spectrum: Spectrum) -> dict[str, float]:
         """Look at the last hidden features and return ``feature_quantities``."""
-        self._features = run.features
+        self._features = find_facts(run.features, run.targets)
         return {} if isinstance(self._features, str) else feature_quantities(self._features)
 
     def criteria(self, run: RunView) -> list[Criterion]:
@@ -60,6 +68,33 @@ class KawaguchiSunTracker(CriteriaTracker):
     def finish(self, run: RunView) -> bool:
         """Return whether there is a guard: it measures at the end of an epoch, and checks the trunk at the end of training."""
         return find_guard(run.trainer) is not None
+
+
+def find_facts(features: LastFeatures | str, targets: Tensor | None) -> ExpressivityFacts | str:
+    """Compute rank [h, 1] of the features and whether the targets lie in the range of [h, 1], or say why that is not known.
+
+    Args:
+        features: h, or why there are none.
+        targets: numbers or class numbers, one row per sample; any others are left out.
+
+    Cost: the singular values of an n x (m_H + 1) matrix.
+    """
+    if isinstance(features, str):
+        return features
+    with guarded(None, "", expects=READING, say=None) as attempt:
+        rows = _rows(targets, len(features.values))
+        return expressivity_facts(features.values, rows, bias=features.bias, feature_error=features.error)
+    return str(attempt.error)
+
+
+def _rows(targets: Tensor | None, samples: int) -> Tensor | None:
+    """Return the targets as ``certify_expressivity`` takes them, or None."""
+    if targets is None or len(targets) != samples:
+        return None
+    if targets.is_floating_point():
+        rows = targets.detach().cpu().double().reshape(samples, -1)
+        return rows if float(rows.norm()) > 0 else None
+    return targets.detach().cpu() if targets.ndim == 1 else None
 
 
 def feature_quantities(facts: ExpressivityFacts) -> dict[str, float]:
