@@ -1,4 +1,4 @@
-"""Was a step what plain descent on the known loss would have done? Seen on the weights, whatever the reason why not."""
+"""``step_departure``: how far a step of the run deviates from a gradient step on the known loss, measured on the weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from lightning_conv.losses.gradient import norm, wide
 
 SAME_STEP = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""How far a step may be from -h grad f, relative to it, before the rounding of both is looked at: float32 may be TF32 on a GPU."""
+"""Relative deviation from -h grad f up to which rounding is not looked into; float32 may mean TF32 on a GPU."""
 
 SAFETY = 10.0
-"""On the estimated rounding of a gradient: the run's own is another evaluation of it."""
+"""Factor on the estimated rounding error of a gradient: the run's own gradient is another evaluation of it."""
 
 
 def step_departure(
@@ -24,20 +24,20 @@ def step_departure(
     step: float,
     again: Callable[[torch.dtype], Mapping[str, Tensor]],
 ) -> tuple[float, float]:
-    """|w_{t+1} - w_t + h grad f_t| / (h |grad f_t|), and an estimate of what rounding may contribute to it.
+    """Return |w_{t+1} - w_t + h grad f_t| / (h |grad f_t|), and an estimate of what rounding may contribute to it.
 
     Args:
         moved: w_{t+1} - w_t.
         before: w_t.
         gradient: of f at w_t.
         step: h.
-        again: the same gradient in another precision.
+        again: function of a type that returns the same gradient, computed in that type.
 
     Returns:
-        NaN twice where the step or the gradient is zero or not known.
+        The relative deviation and its rounding error; NaN for both where the step or the gradient is zero or not known.
 
-    Cost: where the two differ by more than ``SAME_STEP`` and the rounding of the weights, a gradient in the other precision: near a
-    minimum a gradient is a small difference of large numbers, and its error is measured.
+    Cost: one gradient in the other precision if the deviation exceeds ``SAME_STEP`` and the rounding of the weights. Near a minimum a
+    gradient is a small difference of large numbers, so its error is measured.
     """
     size = step * norm(gradient)
     if not size > 0:

@@ -168,7 +168,8 @@ def _uneven(batches: object, sampler: object) -> str:
     if sampler is None:
         return f"{type(batches).__name__} makes the batches itself and may weight samples or leave some out"
     if type(sampler) not in KNOWN:
-        return f"{type(sampler).__name__} may weight samples or leave some out"
+        why = ", as it draws with replacement" if getattr(sampler, "replacement", False) else ""
+        return f"{type(sampler).__name__} may weight samples or leave some out{why}"
     if isinstance(sampler, RandomSampler) and sampler.replacement:
         return "RandomSampler draws with replacement, so an epoch leaves samples out"
     return ""

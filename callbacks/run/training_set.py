@@ -1,4 +1,4 @@
-"""Walk the whole training set in order, without touching the run."""
+"""``TrainingSet``: read the whole training set in order, without touching the run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lightning_conv.networks.head import Head, features_of
 T = TypeVar("T")
 
 PROBED = 32
-"""Samples that are read several times, to see whether they are random."""
+"""Number of samples that are read several times to find out whether they are random."""
 
 TOGETHER = 4
-"""Of them, as many at least go through the collate function at once: it may mix a sample with its neighbours."""
+"""Number of these samples, at least, that pass through the collate function at once: it may mix a sample with its neighbours."""
 
 READS = 128
-"""Of single samples, at least: what happens to one in fifty of them is noticed nine times in ten."""
+"""Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
 
 
 class TrainingSet:
@@ -40,7 +40,11 @@ class TrainingSet:
     Args:
         trainer: of the run.
         input_fn: see ``Probe``.
-        ranks: the processes that divide a walk among them.
+        ranks: the processes among which a pass over the samples is divided.
+
+    Attributes:
+        size: number n of samples.
+        sampling: how the run draws them.
 
     Raises:
         MisconfigurationException: the data have no random access.
@@ -61,14 +65,14 @@ class TrainingSet:
         self._loader = DataLoader(self._samples, **self._options)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
-        """Walk samples ``start`` to ``stop`` in the data set's order. Global random numbers are put back between batches.
+        """Yield samples ``start`` to ``stop`` in the data set's order. The global random number generators are restored after each batch.
 
         Args:
             start: first sample.
             stop: the sample after the last; None: all.
 
         Yields:
-            (inputs, whole batch).
+            The inputs, and the whole batch.
         """
         chosen = range(start, self.size if stop is None else stop)
         loader = (
@@ -85,15 +89,15 @@ class TrainingSet:
             yield take_inputs(batch, self._input_fn), batch
 
     def collect(self, compute: Callable[[Inputs, Any], T], start: int = 0, stop: int | None = None) -> list[T]:
-        """``compute(inputs, batch)`` of every batch, in order, on every rank; each computes its share.
+        """Return ``compute(inputs, batch)`` of every batch, in order, on every rank; each rank computes its share.
 
         Args:
-            compute: gives what can be sent to another process: tensors on the CPU.
+            compute: returns what can be sent to another process, such as tensors on the CPU.
             start: first sample.
             stop: the sample after the last; None: all.
 
         Raises:
-            RuntimeError: it went wrong on one of several ranks; raised on all of them.
+            RuntimeError: it failed on one of several ranks; raised on all of them.
         """
         mine = self.ranks.share(start, self.size if stop is None else stop)
 
@@ -105,25 +109,25 @@ class TrainingSet:
         return [made for parts in self.ranks.gather(part) for made in parts]
 
     def caveats(self) -> list[str]:
-        """What makes the objective of the run another than the mean loss over these samples as they are read."""
+        """Return why the objective of the run is not the mean loss over these samples as they are read here."""
         random_inputs = "inputs are random when they are read, so the certificate is about one draw of them"
         return list(self.sampling.caveats) + [random_inputs] * self.is_random()
 
     def steps_are_whole(self, accumulated: int) -> bool:
-        """Whether every optimizer step sees every sample once, as it is read here.
+        """Return whether every optimizer step sees every sample once, as it is read here.
 
         Args:
-            accumulated: batches of a rank in a step.
+            accumulated: batches of a rank per step.
         """
         return replace(self.sampling, accumulated=accumulated).whole and not self.caveats()
 
     @property
     def smallest_batch(self) -> int:
-        """See ``Sampling``."""
+        """Number of different samples in a batch, at least; see ``Sampling``."""
         return self.sampling.smallest_batch
 
     def is_random(self) -> bool:
-        """Whether a few samples, some at a time, enter the network as other tensors when they are read again."""
+        """Return whether a few samples, some at a time, enter the network as other tensors when they are read again."""
         return self._random
 
     @cached_property
@@ -131,7 +135,7 @@ class TrainingSet:
         probed = min(self.size, PROBED)
         chosen = [self.size * k // probed for k in range(probed)]
         groups = max(1, probed // TOGETHER)
-        # No two reads draw the same numbers: with two seeds for all, what happens with both of them would go unnoticed.
+        # Each read has a seed of its own: with only two seeds, an event that both of them cause would go unnoticed.
         seeds = count(1)
         for group in (chosen[k::groups] for k in range(groups)):
             first = self._read(group, next(seeds))
@@ -141,34 +145,34 @@ class TrainingSet:
         return False
 
     def first_inputs(self) -> Inputs:
-        """The inputs of the first batch."""
+        """Return the inputs of the first batch."""
         return next(self.batches())[0]
 
     def features(
         self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
     ) -> Tensor:
-        """What enters ``layer`` for all samples, (n, m), computed in ``dtype`` from a copy of the network in that type.
+        """Return what enters ``layer`` for all samples, (n, m), computed in ``dtype`` from a copy of the network in that type.
 
         Args:
-            network: that takes the inputs.
-            layer: of the network.
-            dtype: of the copy.
-            stop: end the forward there, see ``features_of``.
+            network: module that takes the inputs.
+            layer: a linear layer of the network.
+            dtype: type of the copy; None: that of the network.
+            stop: whether to end the forward pass there, see ``features_of``.
         """
         return self.feature_rows(network, layer, dtype, stop=stop).rows(0, self.size)
 
     def feature_rows(
         self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
     ) -> TrunkRows:
-        """The same, computed whenever they are asked for, by all ranks together."""
+        """Return the same features, computed by all ranks together whenever rows of them are asked for."""
         return TrunkRows(self, StatelessModule(network, dtype=dtype), layer, stop)
 
     def same_inputs(self, i: int, j: int) -> bool:
-        """Whether samples i and j enter the network as the same tensors, each read anew."""
+        """Return whether samples i and j, each read anew, enter the network as the same tensors."""
         return _equal(self._read([i], seed=1), self._read([j], seed=1))
 
     def _read(self, indices: Sequence[int], seed: int) -> list[Tensor]:
-        """What these samples, collated, enter the network as; whatever is drawn meanwhile comes from ``seed``."""
+        """Return the tensors that enter the network for these samples, collated; random numbers drawn meanwhile come from ``seed``."""
         with isolate_rng():
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator
@@ -178,7 +182,7 @@ class TrainingSet:
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether they hold the same numbers; NaN is what it is."""
+    """Return whether two lists of tensors hold the same numbers; NaN equals NaN."""
     return len(some) == len(others) and all(
         a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
         for a, b in zip(some, others, strict=True)
@@ -187,25 +191,25 @@ def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class TrunkRows:
-    """Features of a training set that are computed strip by strip, from a copy of the trunk, by all ranks together."""
+    """Features of a training set, computed in strips from a copy of the trunk by all ranks together."""
 
     data: TrainingSet
     module: StatelessModule
     layer: Head
-    stop: bool = False  # end the forward at the layer, which is known to be called once
+    stop: bool = False  # whether the forward pass ends at the layer, which must be called once
 
     @property
     def samples(self) -> int:
-        """n."""
+        """Number n of samples."""
         return self.data.size
 
     @property
     def width(self) -> int:
-        """m_H."""
+        """Width m_H of the features."""
         return self.layer.width
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """h of some samples."""
+        """Return the features h of some samples."""
         parts = self.data.collect(
             lambda inputs, _: features_of(self.module, self.layer, inputs, stop=self.stop).cpu(),
             start,

@@ -1,4 +1,4 @@
-"""The convex conjugates of torch's losses: what Fenchel duality needs of them."""
+"""``Conjugate``: the convex conjugates of torch's losses, which Fenchel duality bounds their infimum with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from lightning_conv.losses.per_sample import SampleLosses
 
 
 class Conjugate:
-    r"""The conjugates :math:`\ell_i^*(\alpha) = \sup_u \alpha \cdot u - \ell_i(u)` as sums over the outputs, and their domains.
+    r"""The conjugates :math:`\ell_i^*(\alpha) = \sup_u \alpha \cdot u - \ell_i(u)` of the samples' losses, and their domains.
+
+    Each is a sum over the C outputs of the following terms (A below is the (n, C) matrix of all alpha):
 
     - squared, s |u - y|^2 (s = 1 / C, or 1 for sums): y alpha + alpha^2 / (4 s)
     - Huber: y alpha + alpha^2 / (2 s), |alpha| <= s delta; smooth L1: y alpha + beta alpha^2 / (2 s), |alpha| <= s;
@@ -29,7 +31,7 @@ class Conjugate:
             self._total = self._q.sum(1, keepdim=True)
 
     def _quadratic(self) -> tuple[float, float]:
-        """(c, B): y alpha + c alpha^2, |alpha| <= B."""
+        """Return (c, B) of a conjugate y alpha + c alpha^2 with |alpha| <= B."""
         module = self._losses.module
         match self._losses.loss.kind:
             case "huber":
@@ -41,13 +43,13 @@ class Conjugate:
         return 1 / (4 * self._s), math.inf
 
     def _probabilities(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """p and the largest it may be."""
+        """Return p and its upper bound."""
         if self._kind == "cross-entropy":
             return a + self._q, self._total
         return a / self._s + self._losses.targets, torch.ones_like(a)
 
     def inside(self, a: Tensor, floor: float) -> Tensor:
-        """A in the domain, ``floor`` away from its border; for box domains the whole is scaled, which keeps Z^T A = 0."""
+        """Return A moved into the domain, ``floor`` away from its border; for box domains A is scaled, which keeps Z^T A = 0."""
         if self._kind in ("squared", "elementwise"):
             largest = float(a.abs().max())
             return a * min(1.0, (self._bound * (1 - 1e-9) - floor) / largest) if largest > 0 else a
@@ -58,7 +60,7 @@ class Conjugate:
         return self._s * (p.clamp(floor, 1 - floor) - self._losses.targets)
 
     def slack(self, a: Tensor) -> float:
-        """How far every entry of A may move; negative outside."""
+        """Return how far every entry of A may move without leaving the domain; negative outside of it."""
         if self._kind in ("squared", "elementwise"):
             return self._bound - float(a.abs().max())
         p, most = self._probabilities(a)
@@ -67,7 +69,7 @@ class Conjugate:
         return self._s * (min(float(p.min()), 1 - float(p.max())) - 1e-15)
 
     def values(self, a: Tensor) -> Tensor:
-        """Entrywise (n, C): their sums over the rows are the conjugates."""
+        """Return the terms of the conjugates, (n, C): their sums over each row are the conjugates."""
         if self._kind in ("squared", "elementwise"):
             return self._losses.targets * a + self._curvature * a.square()
         p, most = self._probabilities(a)
@@ -80,7 +82,7 @@ class Conjugate:
         return self._s * both
 
     def sizes(self, a: Tensor) -> Tensor:
-        """What the rounding of A itself goes by, (n,)."""
+        """Return the sizes, (n,), that the rounding error of A itself is proportional to."""
         if self._kind == "cross-entropy":
             return self._total[:, 0] + a.abs().sum(1)
         if self._kind == "binary":
@@ -88,7 +90,7 @@ class Conjugate:
         return (self._losses.targets.abs() * a.abs()).sum(1) + a.abs().sum(1)
 
     def slope(self, a: Tensor, moved: float) -> float:
-        """Upper bound of the Frobenius norm of the conjugates' gradients within ``moved`` of A."""
+        """Return an upper bound of the Frobenius norm of the conjugates' gradients within ``moved`` of A."""
         if self._kind in ("squared", "elementwise"):
             return float(self._losses.targets.norm()) + 2 * self._curvature * (float(a.norm()) + moved)
         p, most = self._probabilities(a)

@@ -67,15 +67,13 @@ def _cross_entropy(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts 
     if outputs.ndim != 2 or bool((targets == loss_fn.ignore_index).any()):
         return None  # several positions per sample, or samples that do not count
     hard = not targets.is_floating_point()
-    smoothing = loss_fn.label_smoothing
     if loss_fn.weight is not None:
-        if not hard or smoothing:
+        if not hard or loss_fn.label_smoothing:
             return None
         weights = loss_fn.weight.to(targets.device, torch.float64)[targets]
         mean = float(weights.mean()) if loss_fn.reduction == "mean" else 1.0
         return LossFacts(0.0, 0.5 * float(weights.max()) / mean, attained=False)
-    q = F.one_hot(targets, outputs.shape[1]).double() if hard else targets.double()
-    q = (1 - smoothing) * q + smoothing / outputs.shape[1]
+    q = target_distributions(loss_fn, targets, outputs.shape[1])
     entropy = -torch.special.xlogy(q, q).sum(1)
     # q need not sum to 1: inf_p -sum q log p is that of q / |q|, times |q|.
     total = q.sum(1)
@@ -89,9 +87,27 @@ def _binary(loss_fn: Any, targets: Tensor, divisor: int) -> LossFacts | None:
     t = targets.double()
     if bool(((t < 0) | (t > 1)).any()):
         return None  # not bounded from below
-    entropy = -(torch.special.xlogy(t, t) + torch.special.xlogy(1 - t, 1 - t))
-    infimum = float(entropy.sum()) / (len(t) * divisor)
+    infimum = float(binary_entropy(t).sum()) / (len(t) * divisor)
     return LossFacts(infimum, 1 / (4 * divisor), attained=bool(((t > 0) & (t < 1)).all()))
+
+
+def target_distributions(loss_fn: Any, targets: Tensor, outputs: int) -> Tensor:
+    """Return the target distributions q of a cross-entropy, (n, C) in float64, with its label smoothing and without class weights.
+
+    Args:
+        loss_fn: the ``nn.CrossEntropyLoss``.
+        targets: class numbers, (n,), or distributions, (n, C).
+        outputs: C.
+    """
+    q = targets.double() if targets.is_floating_point() else F.one_hot(targets.long(), outputs).double()
+    smoothing = float(loss_fn.label_smoothing)
+    return (1 - smoothing) * q + smoothing / outputs if smoothing else q
+
+
+def binary_entropy(t: Tensor) -> Tensor:
+    """Return -t log t - (1 - t) log(1 - t) of every entry."""
+    entropy: Tensor = -(torch.special.xlogy(t, t) + torch.special.xlogy(1 - t, 1 - t))
+    return entropy
 
 
 def curvature(smoothness: float, sigma_max: float, samples: int) -> float:

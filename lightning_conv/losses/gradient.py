@@ -1,8 +1,7 @@
-"""The loss of a network on fixed samples and its gradient, for any loss of all outputs together: ``SampleLoss``."""
+"""``SampleLoss``: the loss of a network on fixed samples and its gradient, for any loss of all outputs together."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -21,18 +20,18 @@ from lightning_conv.networks.evaluation import (
 
 
 class SampleLoss:
-    """f(w) = loss(u(w), y) on n samples, at the network's present weights.
+    """The loss f(w) = loss(u(w), y) on n samples, at the network's present weights or at given ones.
+
+    The outputs are computed in the type of the evaluation, the loss in float64.
 
     Args:
-        network: whose outputs are one tensor; left as it is, bit for bit.
+        network: a module whose output is one tensor; it is left as it is, bit for bit.
         inputs: n samples.
         targets: y.
-        loss_fn: of (outputs, targets), one number; every scale is that of this loss.
+        loss_fn: a function of (outputs, targets) that returns one number; all results have the scale of this loss.
         batch_norm: as in ``StatelessModule``; ``"frozen"`` takes the statistics of ``inputs``.
         chunk: samples that go through the network together.
-        dtype: that the network is evaluated in; None: its own, float32 at least.
-
-    Cost: the outputs in that type, the loss in float64.
+        dtype: type in which the network is evaluated; None: its own, float32 at least.
     """
 
     def __init__(
@@ -48,35 +47,35 @@ class SampleLoss:
     ) -> None:
         with undisturbed(network):
             self._module = StatelessModule(network, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
-        self._network, self._loss_fn, self._targets = network, loss_fn, targets.to(self._module.device)
+        self._network, self._loss, self._targets = network, loss_kind(loss_fn), targets.to(self._module.device)
         converted, n = self._module.convert(inputs), sample_count(inputs)
         self._parts = [take(converted, slice(s, s + chunk)) for s in range(0, n, chunk)]
 
     def outputs(self) -> Tensor:
-        """u, in the type of the evaluation. One forward pass."""
+        """Return u in the type of the evaluation: one forward pass."""
         with undisturbed(self._network), torch.no_grad():
             return torch.cat([self._outputs({}, part) for part in self._parts])
 
     def value(self) -> float:
-        """f. One forward pass."""
+        """Return f: one forward pass."""
         with undisturbed(self._network), torch.no_grad():
-            return float(self._loss(torch.cat([self._outputs({}, part) for part in self._parts])))
+            return float(self._value(torch.cat([self._outputs({}, part) for part in self._parts])))
 
     def gradient(
         self, names: Sequence[str], *, at: Mapping[str, Tensor] | None = None
     ) -> tuple[float, dict[str, Tensor]]:
-        """F and its gradient by the parameters called ``names``, in the type of the evaluation.
+        """Return f and its gradient by some of the parameters, in the type of the evaluation.
 
         Args:
-            names: of the parameters.
-            at: their values, where they are not the network's own.
+            names: names of these parameters.
+            at: their values; None: the network's own.
 
-        One forward and one backward pass; one forward more if there are several chunks.
+        Cost: one forward and one backward pass; with several chunks one forward pass more.
         """
         with undisturbed(self._network):
             if len(self._parts) == 1:
                 leaves = self._leaves(names, at)
-                loss = self._loss(self._outputs(leaves, self._parts[0]))
+                loss = self._value(self._outputs(leaves, self._parts[0]))
                 return float(loss.detach()), _by_name(
                     names, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), leaves
                 )
@@ -84,7 +83,7 @@ class SampleLoss:
                 leaves = self._leaves(names, at)
                 outputs = torch.cat([self._outputs(leaves, part) for part in self._parts])
             outputs.requires_grad_()
-            loss = self._loss(outputs)
+            loss = self._value(outputs)
             (cotangent,) = torch.autograd.grad(loss, outputs)
             total: dict[str, Tensor] = {}
             start = 0
@@ -112,20 +111,8 @@ class SampleLoss:
             )
         return result
 
-    def _loss(self, outputs: Tensor) -> Tensor:
-        exact = wide(outputs)
-        targets = self._targets.to(exact.device)
-        if targets.is_floating_point():
-            targets = targets.to(exact.dtype)
-        if loss_kind(self._loss_fn).elementwise:
-            if targets.numel() != exact.numel():
-                raise ValueError(
-                    f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(exact.shape)}; bring them into one shape "
-                    "(target_fn=lambda batch: ...)"
-                )
-            targets = targets.reshape(exact.shape)
-        loss_fn = copy.deepcopy(self._loss_fn).to(exact) if isinstance(self._loss_fn, nn.Module) else self._loss_fn
-        loss = loss_fn(exact, targets)
+    def _value(self, outputs: Tensor) -> Tensor:
+        loss = self._loss.evaluate(wide(outputs), self._targets)
         if loss.ndim:
             raise ValueError(
                 f"loss_fn: returned shape {tuple(loss.shape)}, need one number; use reduction='mean' or 'sum'"
@@ -141,15 +128,15 @@ def _by_name(
 
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """<a, b> over all tensors, each product summed in float64 (float32 on devices without it)."""
+    """Return <a, b> over all tensors; each product is summed in float64 (float32 on devices without it)."""
     return sum(float((wide(a[name]) * wide(b[name])).sum()) for name in a)
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
-    """|a|_2 over all tensors."""
+    """Return |a|_2 over all tensors."""
     return math.sqrt(inner(a, a))
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In float64; in float32 on devices without it."""
+    """Return the tensor in float64; in float32 on devices without it."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()

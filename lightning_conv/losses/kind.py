@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_conv.losses.facts import LossFacts, loss_facts
 from lightning_conv.losses.scale import LossScale, loss_scale
@@ -91,6 +92,36 @@ class LossKind:
             return not bool((targets == self.loss_fn.ignore_index).any())
         one_hot = targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all())
         return one_hot and bool((targets >= 0).all())
+
+    def like(self, outputs: Tensor) -> LossFn:
+        """Return the loss with its own weights in the type and on the device of the outputs, apart from the run's loss."""
+        copied: LossFn = (
+            copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
+        )
+        return copied
+
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of all outputs together, computed in their type.
+
+        Args:
+            outputs: u, (n, ...).
+            targets: y; floating targets are converted to the outputs' type, and reshaped where the loss is elementwise.
+
+        Raises:
+            ValueError: the loss is elementwise and there is not one target per output.
+        """
+        targets = targets.to(outputs.device)
+        if targets.is_floating_point():
+            targets = targets.to(outputs.dtype)
+        if self.elementwise:
+            if targets.numel() != outputs.numel():
+                raise ValueError(
+                    f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}; bring them into one shape "
+                    "(target_fn=lambda batch: ...)"
+                )
+            targets = targets.reshape(outputs.shape)
+        loss: Tensor = self.like(outputs)(outputs, targets)
+        return loss
 
     def scale(self, samples: int, outputs: int) -> LossScale | None:
         """Return k of a squared loss L = k S on n samples of C numbers; None for any other loss. See ``loss_scale``."""

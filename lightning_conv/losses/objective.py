@@ -8,23 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_conv.losses.kind import LossFn
+from lightning_conv.losses.flat_weights import FlatWeights
+from lightning_conv.losses.kind import LossFn, loss_kind
 
 
 class Objective:
     """f(x) = loss(u(x), y) on a whole training set, x the trainable parameters of a model as one vector of P numbers.
 
-    Works on a float64 copy in eval mode: the model stays as it is, and nothing here changes the copy either, every
-    value is a pure function of x. For deterministic networks whose samples fit into memory together.
+    It works on a float64 copy of the model in eval mode. The model stays as it is, and every value is a pure function of x.
+    The network must be deterministic, and its samples must fit into memory together. ``SampleLoss`` is for the others.
 
     Args:
         model: any module; parameters with ``requires_grad`` are x, in the order of ``named_parameters``.
         inputs: n samples.
         targets: y; they are brought to the shape of the outputs.
-        loss_fn: of (outputs, targets), one number; the scale of everything that comes out is the scale of this loss.
+        loss_fn: a function of (outputs, targets) that returns one number; all results have the scale of this loss.
 
     Attributes:
-        start: x of the model as it was given, (P,).
+        start: x of the model as it was given, (P,), float64.
         samples: n.
 
     Raises:
@@ -43,13 +44,12 @@ class Objective:
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("model: no parameter has requires_grad=True; there is nothing to differentiate by")
-        self._shapes = {name: p.shape for name, p in trained.items()}
-        self._sizes = [p.numel() for p in trained.values()]
-        self.start = torch.cat([p.detach().flatten() for p in trained.values()])
+        self._weights = FlatWeights.of(trained)
+        self.start = self._weights.flatten(trained).detach()
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
         self._inputs = inputs.detach().double() if inputs.is_floating_point() else inputs.detach()
-        self._loss_fn = loss_fn
+        self._loss_fn: LossFn = loss_kind(loss_fn).like(self.start)
         with torch.no_grad():
             shape = self.outputs(self.start).shape
         self.samples = int(shape[0])
@@ -63,34 +63,33 @@ class Objective:
 
     @property
     def size(self) -> int:
-        """P, the number of weights."""
+        """Number P of weights."""
         return self.start.numel()
 
     def unflatten(self, x: Tensor) -> dict[str, Tensor]:
-        """The parameters by name, as views of x."""
-        parts = torch.split(x, self._sizes)
-        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
+        """Return the parameters by name, as views of x."""
+        return self._weights.unflatten(x)
 
     def outputs(self, x: Tensor) -> Tensor:
-        """u(x), (n, ...)."""
+        """Return u(x), (n, ...)."""
         result: Tensor = functional_call(self._model, self.unflatten(x), (self._inputs,))
         return result
 
     def residual(self, x: Tensor) -> Tensor:
-        """R = u(x) - y, N = n C numbers, row i C + c."""
+        """Return R = u(x) - y, N = n C numbers, row i C + c."""
         return (self.outputs(x) - self._targets).flatten()
 
     def loss(self, x: Tensor) -> Tensor:
-        """f(x) as a tensor that can be differentiated."""
+        """Return f(x) as a tensor that can be differentiated."""
         return self._loss_fn(self.outputs(x), self._targets)
 
     def value(self, x: Tensor) -> float:
-        """f(x)."""
+        """Return f(x)."""
         with torch.no_grad():
             return float(self.loss(x))
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """f(x) and its gradient: one forward and one backward pass."""
+        """Return f(x) and its gradient: one forward and one backward pass."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             loss = self.loss(x)
@@ -98,7 +97,7 @@ class Objective:
         return float(loss.detach()), gradient
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Hess f(x) v: about four passes."""
+        """Return Hess f(x) v: about four passes."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.loss(x), x, create_graph=True)
@@ -106,6 +105,6 @@ class Objective:
         return product
 
     def jacobian(self, x: Tensor) -> Tensor:
-        """J(x) = du/dx, (N, P) in float64: N backward passes."""
+        """Return J(x) = du/dx, (N, P) in float64: N backward passes."""
         jacobian: Tensor = torch.func.jacrev(lambda point: self.outputs(point).flatten())(x.detach())
         return jacobian

@@ -1,17 +1,17 @@
-"""The loss of one sample as a convex function of its outputs: value, gradient, rounding, infimum."""
+"""``SampleLosses``: the loss of each sample as a convex function of its outputs, with its gradient, rounding error and infimum."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.losses.facts import binary_entropy, target_distributions
 from lightning_conv.losses.kind import loss_kind
 
 Kind: TypeAlias = Literal["squared", "elementwise", "cross-entropy", "binary", "custom"]
@@ -33,32 +33,31 @@ U = unit_roundoff(torch.float64)
 class SampleLosses:
     r"""The losses :math:`\ell_i` of n samples, :math:`L = \frac1n \sum_i \ell_i(u_i)`, in float64.
 
-    What torch's losses are is known (``loss_facts``): squared, Huber, smooth L1 and absolute error (a mean over the C
-    outputs of a sample), cross-entropy with class numbers or distributions, smoothed or weighted, and binary
-    cross-entropy of logits. Anything else is the caller's word: ``loss_fn(outputs, targets)`` must be convex in the
-    outputs and a mean over samples, or one number a sample. ``reduction="sum"`` is taken as n L.
+    The formulas of torch's losses are known (``loss_facts``): squared, Huber, smooth L1 and absolute error (a mean over the C
+    outputs of a sample), cross-entropy with class numbers or distributions, smoothed or weighted, and binary cross-entropy
+    of logits. Any other ``loss_fn(outputs, targets)`` must be convex in the outputs, which is not checked, and return the mean
+    over samples or one number per sample. ``reduction="sum"`` is taken as n L.
 
     Args:
         loss_fn: a loss module, or any function of (outputs, targets).
-        targets: y, one row or number a sample.
-        outputs: C; None: as many as the targets have columns, for class numbers the largest one + 1.
-        infimum: of L over all outputs where it is not known or to be another: a number, or a function of the targets
-        that gives
-            one a sample (or their mean). None: what ``loss_facts`` says.
+        targets: y, one row or number per sample.
+        outputs: C; None: the number of columns of the targets, for class numbers the largest one + 1.
+        infimum: infimum of L over all outputs: a number, or a function of the targets that returns one per sample (or their
+            mean). None: what ``loss_facts`` says.
         smoothness: L_ell, the Lipschitz constant of every gradient of :math:`\ell_i`; None: what ``loss_facts`` says.
 
     Attributes:
         loss: what is known of ``loss_fn``.
-        kind: which formula it is; ``"custom"``: the caller's.
-        infimum: (1/n) sum_i inf ell_i with the rounding of its sum, or None: not known.
-        smoothness: L_ell or None: none, or not known.
-        attained: whether some outputs have the infimum; None: not known.
-        module: the loss in float64; torch's own with ``reduction="none"``.
+        kind: the formula; ``"custom"``: not one of torch's.
+        infimum: (1/n) sum_i inf ell_i with the rounding error of its sum; None: not known.
+        smoothness: L_ell; None: unbounded or not known.
+        attained: whether some outputs attain the infimum; None: not known.
+        module: the loss in float64; one of torch's has ``reduction="none"``.
         mean: whether a sample's loss is a mean over its outputs (``reduction="sum"``: a sum).
 
     Raises:
-        ValueError: no targets, NaN among them, class numbers outside 0, ..., C - 1, samples that ``ignore_index``
-        leaves out.
+        ValueError: there are no targets, NaN is among them, class numbers are outside 0, ..., C - 1, or ``ignore_index``
+            leaves samples out.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class SampleLosses:
                 f"loss_fn: {loss_fn!r} cannot be called; pass nn.CrossEntropyLoss() or a function of (outputs, targets)"
             )
         if targets.ndim == 0 or len(targets) == 0:
-            raise ValueError(f"targets: shape {tuple(targets.shape)}; need one row or number a sample")
+            raise ValueError(f"targets: shape {tuple(targets.shape)}; need one row or number per sample")
         self.samples = len(targets)
         self.loss = loss_kind(loss_fn)
         self.kind: Kind = FORMULAS.get(self.loss.kind, "custom")
@@ -88,7 +87,7 @@ class SampleLosses:
                 raise ValueError("targets: NaN or infinity; clean the data")
         self.outputs = self._count(outputs)
         self._require_classes()
-        self.module = _in_float64(loss_fn, self.targets.device)
+        self.module = self.loss.like(torch.empty(0, dtype=torch.float64, device=self.targets.device))
         self.mean = not self.loss.summed
         facts = self.loss.facts(torch.empty(1, 1).expand(self.samples, self.outputs), self.targets)
         if facts is None:
@@ -105,12 +104,14 @@ class SampleLosses:
         if self.targets.ndim > 1:
             found = self.targets[0].numel()
             if outputs is not None and outputs != found and self.kind != "custom":
-                raise ValueError(f"outputs: {outputs}, but the targets have {found} numbers a sample; they must agree")
+                raise ValueError(
+                    f"outputs: {outputs}, but the targets have {found} numbers per sample; they must agree"
+                )
             return found if outputs is None else outputs
         if outputs is None:
             outputs = int(self.targets.max()) + 1 if not self.targets.is_floating_point() else 1
         if outputs < 1 or (hard and outputs < 2):
-            raise ValueError(f"outputs: {outputs}; need one number at least, for cross-entropy two; pass outputs=C")
+            raise ValueError(f"outputs: {outputs}; need at least one, or two for cross-entropy; pass outputs=C")
         return outputs
 
     def _require_classes(self) -> None:
@@ -149,18 +150,17 @@ class SampleLosses:
         )
 
     def _scale(self) -> float:
-        """What a sample's own loss is multiplied by: class weights count relative to their mean, as torch has it."""
-        weight = getattr(self.module, "weight", None)
-        if self.kind != "cross-entropy" or weight is None or self.loss.reduction != "mean":
+        """Return the factor of each sample's loss: like torch, class weights count relative to their mean over the samples."""
+        if self.kind != "cross-entropy" or not self.loss.weighted or not self.loss.averaged:
             return 1.0
-        return float(1 / weight[self.targets].mean())
+        return float(1 / self.module.weight[self.targets].mean())
 
     def each(self, outputs: Tensor, rows: slice) -> Tensor:
-        """ell_i(u_i) for some samples: (m,). Not for ``"custom"``.
+        """Return ell_i(u_i) of some samples, (m,). Not for ``"custom"``.
 
         Args:
             outputs: u, (m, C), float64.
-            rows: which samples they are of.
+            rows: these samples.
         """
         found: Tensor = self.module(outputs, self.targets[rows])
         if self.kind == "cross-entropy":
@@ -168,10 +168,10 @@ class SampleLosses:
         return found.mean(1) if self.mean else found.sum(1)
 
     def total(self, outputs: Tensor, rows: slice) -> Tensor:
-        """sum_i ell_i(u_i) over some samples, a number that autograd knows.
+        """Return sum_i ell_i(u_i) over some samples as a tensor that can be differentiated.
 
         Raises:
-            ValueError: the caller's loss gives neither one number nor one a sample.
+            ValueError: a custom loss returns neither one number nor one per sample.
         """
         if self.kind != "custom":
             return self.each(outputs, rows).sum()
@@ -180,12 +180,12 @@ class SampleLosses:
             return found * len(outputs) if self.mean else found
         if len(found) != len(outputs):
             raise ValueError(
-                f"loss_fn: returned shape {tuple(found.shape)} for {len(outputs)} samples; need one number, or one a sample"
+                f"loss_fn: returned shape {tuple(found.shape)} for {len(outputs)} samples; need one number, or one per sample"
             )
         return found.reshape(len(outputs), -1).mean(1).sum()
 
     def gradients(self, outputs: Tensor, rows: slice) -> tuple[float, Tensor]:
-        """sum_i ell_i(u_i) and the gradients of ell_i by u_i, (m, C)."""
+        """Return sum_i ell_i(u_i) and the gradients of ell_i by u_i, (m, C)."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             total = self.total(leaf, rows)
@@ -193,15 +193,16 @@ class SampleLosses:
         return float(total.detach()), gradient
 
     def rounding(self, outputs: Tensor, values: Tensor, rows: slice) -> Tensor:
-        r"""Bounds (m,) on what computing ell_i in float64 errs by at exactly these outputs.
+        r"""Return bounds (m,) of the rounding error of ell_i in float64 at exactly these outputs; u is the unit roundoff.
 
-        - squared, Huber, ...: every term is nonnegative and good to a few u, so the whole errs by gamma_{C+10} of
-          itself
-        - cross-entropy: entries of log-softmax err by at most u (2 C + 32 + 8 max|u|), in whatever order max, sum and
-          logarithm are taken off, times the total weight of the sample; then a sum of C nonnegative terms
-        - binary: entries by at most u (24 + 8 max|u|)
+        - squared, Huber, ...: every term is nonnegative and accurate to a few u, so the relative error of the sum is at most
+          gamma_{C+10}
+        - cross-entropy: the error of an entry of log-softmax is at most u (2 C + 32 + 8 max|u_i|), whatever the order in which
+          maximum, sum and logarithm are subtracted, times the total weight of the sample; then comes a sum of C nonnegative
+          terms
+        - binary: the error of an entry is at most u (24 + 8 max|u_i|)
 
-        Assumed: exp and log good to 4 units in the last place.
+        It is assumed that exp and log are accurate to 4 units in the last place.
         """
         relative = gamma(self.outputs + 10, torch.float64) * values
         largest = outputs.abs().amax(1)
@@ -212,7 +213,7 @@ class SampleLosses:
         return relative
 
     def weights(self, rows: slice) -> Tensor:
-        """Total weight of each sample in a cross-entropy: (m,); 1 but for class weights and targets that do not sum to 1."""
+        """Return the total weight of each sample in a cross-entropy, (m,): 1 unless there are class weights or soft targets."""
         targets = self.targets[rows]
         weight = getattr(self.module, "weight", None)
         if targets.is_floating_point():
@@ -223,15 +224,13 @@ class SampleLosses:
         return torch.ones(len(targets), dtype=torch.float64, device=targets.device)
 
     def distributions(self, rows: slice) -> Tensor:
-        """q, (m, C), with ell_i = -sum_c q_ic log softmax(u_i)_c: of a cross-entropy, smoothing and weights included."""
+        """Return q, (m, C), of a cross-entropy ell_i = -sum_c q_ic log softmax(u_i)_c, with label smoothing and weights."""
         targets = self.targets[rows]
-        smoothing = float(getattr(self.module, "label_smoothing", 0.0))
-        q = targets if targets.is_floating_point() else nn.functional.one_hot(targets.long(), self.outputs).double()
-        q = (1 - smoothing) * q + smoothing / self.outputs if smoothing else q
+        q = target_distributions(self.module, targets, self.outputs)
         return q if targets.is_floating_point() else q * self.weights(rows)[:, None]
 
     def infima(self, rows: slice) -> Tensor:
-        """inf ell_i, (m,): of torch's losses. An entropy for targets that are distributions, else 0."""
+        """Return inf ell_i, (m,), of one of torch's losses: an entropy for targets that are distributions, otherwise 0."""
         targets = self.targets[rows]
         if self.kind == "cross-entropy":
             q = self.distributions(rows)
@@ -239,21 +238,14 @@ class SampleLosses:
             found: Tensor = torch.special.xlogy(total, total) - torch.special.xlogy(q, q).sum(1)
             return found.clamp(min=0)
         if self.kind == "binary":
-            entropy: Tensor = -torch.special.xlogy(targets, targets) - torch.special.xlogy(1 - targets, 1 - targets)
+            entropy = binary_entropy(targets)
             return entropy.mean(1) if self.mean else entropy.sum(1)
         return torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
 
     @property
     def lipschitz(self) -> float | None:
-        """Lipschitz constant of ell_i itself, of the absolute error, which has no L_ell; None for the others."""
+        """Lipschitz constant of ell_i itself for the absolute error, which has no L_ell; None for other losses."""
         absolute = self.loss.kind == "absolute" or (self.loss.kind == "smooth_l1" and self.module.beta == 0)
         if not absolute:
             return None
         return math.sqrt(1 / self.outputs if self.mean else self.outputs)
-
-
-def _in_float64(loss_fn: object, device: torch.device) -> Any:
-    """The loss with its own weights in float64 where the targets are, apart from the run's."""
-    if not isinstance(loss_fn, nn.Module):
-        return loss_fn
-    return copy.deepcopy(loss_fn).to(device, torch.float64)

@@ -1,7 +1,7 @@
 """``half_sum_of_squares``: the loss of the papers, F = sum_i (1/2) |u_i - y_i|^2, sample by sample, and its gradient.
 
-A sum over the samples is differentiated block by block, in the pass that finds it. ``SampleLoss`` is for any loss of all outputs
-together, which it has to know before the first block can go back: one forward pass more.
+A sum over the samples is differentiated block by block, in a single pass. ``SampleLoss`` takes any loss of all outputs together; it
+needs all outputs before the first block can be differentiated, which costs one forward pass more.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from torch import Tensor, nn
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
 
 BLOCK = 256
-"""Samples passed through the network at once."""
+"""Number of samples that are passed through the network at once."""
 
 
 @dataclass(frozen=True)
 class HalfSumOfSquares:
-    """F = sum_i F_i with F_i = (1/2) |u_i - y_i|^2 (no 1/n), and dF by the trainable parameters."""
+    """The loss F = sum_i F_i with F_i = (1/2) |u_i - y_i|^2 (no 1/n), and its gradient dF by the trainable parameters."""
 
     per_sample: Tensor  # F_i, (n,), float64
-    gradient: Mapping[str, Tensor]  # by parameter name; empty where it was not asked for
+    gradient: Mapping[str, Tensor]  # by parameter name; empty if it was not asked for
 
     @property
     def loss(self) -> float:
-        """F."""
+        """The loss F."""
         return float(self.per_sample.sum())
 
     @property
     def largest(self) -> float:
-        """max_i F_i."""
+        """The largest loss of a sample, max_i F_i."""
         return float(self.per_sample.max())
 
     @property
     def squared_gradient(self) -> float:
-        """|grad F|^2, over all parameters."""
+        """Squared norm of the gradient over all parameters."""
         return sum(float(part.double().square().sum()) for part in self.gradient.values())
 
     def along(self, step: Mapping[str, Tensor]) -> float:
-        """<grad F, step> for a step given by parameter name; a name that is missing did not move."""
+        """Return <grad F, step> for a step given by parameter name; a parameter without a name in it did not move."""
         return sum(
             float((part.double() * step[name].double()).sum()) for name, part in self.gradient.items() if name in step
         )
@@ -57,21 +57,21 @@ def half_sum_of_squares(
     dtype: torch.dtype | None = None,
     block: int = BLOCK,
 ) -> HalfSumOfSquares:
-    """The loss of Du et al. and Allen-Zhu et al. of any module on n samples, in eval mode; the module is left as it was.
+    """Compute the loss of Du et al. and Allen-Zhu et al. of a module on n samples, in eval mode; the module is left as it was.
 
     Args:
         model: any module.
         inputs: n samples.
-        targets: y, of the outputs' shape; (n,) for one output.
+        targets: y in the shape of the outputs; (n,) for one output.
         gradient: also compute dF.
-        parameters: values that take the place of the module's own, by name.
+        parameters: values, by name, that replace the module's own.
         dtype: floating type to compute in; None: the module's.
-        block: samples at once.
+        block: number of samples that are passed through the network at once.
 
     Raises:
-        ValueError: the targets' shape is not that of the outputs.
+        ValueError: the targets do not have the shape of the outputs.
 
-    Cost: one forward and one backward over the samples.
+    Cost: one forward and one backward pass over the samples.
     """
     n = sample_count(inputs)
     with undisturbed(model):
@@ -90,7 +90,7 @@ def half_sum_of_squares(
                 wanted = targets[start : start + block].to(module.device, module.dtype)
                 if wanted.reshape(len(wanted), -1).shape != outputs.shape:
                     count = outputs.shape[1]
-                    raise ValueError(f"targets: shape {tuple(targets.shape)}; need (n, {count}), a number an output")
+                    raise ValueError(f"targets: shape {tuple(targets.shape)}; need (n, {count}), one number per output")
                 errors = (outputs - wanted.reshape(outputs.shape)).square().sum(1) / 2
             per_sample.append(errors.detach().double())
             if gradient:

@@ -58,7 +58,7 @@ def test_samples_given_by_hand_are_the_training_set_only_if_they_are(make_traine
     [
         (lambda data: RandomSampler(data, replacement=True, num_samples=12), "with replacement"),
         (lambda data: WeightedRandomSampler([1.0] * 12, 12), "with replacement"),
-        (lambda data: RandomSampler(data, num_samples=7), "7 samples a step"),
+        (lambda data: RandomSampler(data, num_samples=7), "draws 7 samples per epoch, of a training set of 12"),
         (RandomSampler, None),
         (lambda data: SubsetRandomSampler(range(12)), None),
     ],

@@ -102,3 +102,12 @@ def test_it_stops_at_the_loss_that_is_asked_for_and_refuses_to_diverge(data):
         gradient_descent(objective, 1e6, steps=500)
     with pytest.raises(ValueError, match="step: -1"):
         gradient_descent(objective, -1.0, steps=5)
+
+
+def test_a_loss_with_weights_of_its_own_is_taken_in_float64_too():
+    model, classes, weight = nn.Linear(3, 2), torch.tensor([0, 1, 1, 0]), torch.tensor([1.0, 3.0])
+    inputs, loss_fn = torch.randn(4, 3), nn.CrossEntropyLoss(weight)
+    objective = Objective(model, inputs, classes, loss_fn)
+    expected = nn.functional.cross_entropy(copy.deepcopy(model).double()(inputs.double()), classes, weight.double())
+    assert objective.value(objective.start) == pytest.approx(float(expected), rel=1e-14)
+    assert loss_fn.weight.dtype == torch.float32
