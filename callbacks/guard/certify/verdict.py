@@ -1,4 +1,4 @@
-"""The guard's verdict: what is known of the claim that the last layer's infimum is that of the loss over all outputs."""
+"""The guard's verdict on the claim that the infimum over the last layer is the infimum of the loss over all outputs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 def loss_kind(loss_fn: object, targets: Tensor) -> LossKind:
-    """Which of them torch's losses are; a subclass may compute anything.
+    """Return the kind of a loss of torch; a subclass may compute anything.
 
     Args:
-        loss_fn: of the training step.
-        targets: y of all samples.
+        loss_fn: Loss of the training step.
+        targets: Targets y of all samples.
     """
     if type(loss_fn) in DISTANCES:
         return "distance"
@@ -54,22 +54,22 @@ SEPARATED = (
 class HeadBounds:
     """What the solution of the head's problem proves of inf_W L, the infimum over all heads on this trunk."""
 
-    lower: float  # over *all* heads; minus infinity: nothing
+    lower: float  # bound over *all* heads; minus infinity: none is known
     upper: float
     infimum: float | None  # (1/n) sum_i inf ell_i, at most; None: not known
     separated: bool  # whether some head gives the right class of every sample more than half of the probability
 
     @classmethod
     def of(cls, problem: HeadProblem, solution: HeadSolution, kind: LossKind) -> HeadBounds:
-        r"""Of a solution.
+        r"""Return the bounds that a solution proves.
 
         With hard labels and equal weights :math:`n L < \ln 2` leaves every sample's loss below ln 2, so its class has more than half
         of the probability and the largest output; :math:`cW, c \to \infty`, then brings the loss to 0.
 
         Args:
-            problem: of the head.
-            solution: of it.
-            kind: of the loss.
+            problem: Problem of the head.
+            solution: Solution of the problem.
+            kind: Kind of the loss.
         """
         dual = solution.head_infimum
         lower = dual.lower if dual is not None and math.isinf(dual.radius) else -math.inf
@@ -85,23 +85,25 @@ class HeadBounds:
 def verdict_on(
     certificate: RankCertificate | None, kind: LossKind, bounds: HeadBounds | None, caveats: Sequence[str]
 ) -> tuple[Verdict, str]:
-    r"""What is known of :math:`\inf_W L = \frac1n \sum_i \inf_q \ell(q, y_i)`, which no weights of any network can go below.
+    r"""Judge the claim :math:`\inf_W L = \frac1n \sum_i \inf_q \ell(q, y_i)`, below which no weights of any network can go.
 
-    Rank n proves it for every loss, but is not needed: a lower rank refutes nothing, whether the head is narrow or samples are equal
-    (with equal labels both come to the same). Of the targets' distance rho from the features' range:
+    Rank n proves the claim for every loss, but is not necessary: a lower rank refutes nothing, whether the head is narrow or samples are
+    equal (two equal samples with equal labels leave the infimum where it is). The distance rho of the targets from the range of the
+    features decides as follows:
 
-    - a loss that is attained at the targets only: rho = 0 proves it, and rho > 0 refutes it (the infimum over the closed range of
-      [h, 1] is attained, elsewhere)
-    - cross-entropy with hard labels: rho = 0 proves it (c Y, c to infinity); rho > 0 says nothing, as separable features do without
-    - any other loss: neither; of soft labels q, for example, it is log q that would have to be in the range
+    - a loss whose infimum is attained at the targets only: rho = 0 proves the claim, and rho > 0 refutes it (the infimum over the closed
+      range of [h, 1] is then attained elsewhere)
+    - cross-entropy with hard labels: rho = 0 proves the claim (c Y, c to infinity); rho > 0 says nothing, since separable features
+      have rho > 0, too
+    - any other loss: neither; for soft labels q, for example, log q would have to be in the range
 
-    What the solved problem of the head proves decides where the certificate does not.
+    Where the certificate does not decide, the solved problem of the head may.
 
     Args:
-        certificate: of the switch; None: there is none.
-        kind: of the loss.
-        bounds: of the head's problem, where it was solved.
-        caveats: what the run does beside minimising the mean loss of the samples; with them nothing is claimed.
+        certificate: Certificate of the switch; None: there is none.
+        kind: Kind of the loss.
+        bounds: Bounds of the head's problem, where it was solved.
+        caveats: What the run does beside minimising the mean loss of the samples; if there are any, nothing is claimed.
 
     Returns:
         The verdict, and why it is not ``"certified"``, unless the certificate or a caveat says so itself.

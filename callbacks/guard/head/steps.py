@@ -1,0 +1,208 @@
+"""What moves the head in phase 2: the optimizer of the run, or gradient steps for which the theorem holds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_conv.callbacks.guard.certify.caveats import ROUNDED
+from lightning_conv.callbacks.guard.head.descent_bound import DescentBound, plan_bound
+from lightning_conv.callbacks.guard.head.problem import TrainedHead
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.expressivity import RankCertificate
+from lightning_conv.last_layer import HeadCurvature, PowerSchedule, batch_curvature, head_curvature
+
+
+class HeadSteps:
+    """The run's own optimizer moves the head, and nothing is claimed of its steps. Other rules derive from this one.
+
+    Args:
+        view: The run.
+    """
+
+    def __init__(self, view: GuardView) -> None:
+        self._view = view
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Take part when the gradients are there and the optimizer is about to step.
+
+        Args:
+            optimizer: Optimizer of the run.
+        """
+
+    def after_step(self) -> str | None:
+        """Return what the optimizer should not have done in its step; None if all is well."""
+        return None
+
+    def measure(self) -> dict[str, float]:
+        """Return the numbers for the history that are known: ``loss``, ``gap``, ``bound``, ``step_size``."""
+        return self._view.loss.measure(self._view.network)
+
+    def give_up(self, why: str) -> None:
+        """Withdraw what was proven of the steps.
+
+        Args:
+            why: The reason.
+        """
+
+
+class BoundedSteps(HeadSteps, ABC):
+    """Steps with a plan: as long as all of them are plain full-batch gradient steps of at most 1 / L_H, their gap has a proven bound.
+
+    The plan is made once and kept in the checkpoint. A run that resumes with other batches or another loss gets a new one.
+
+    Args:
+        view: The run.
+        head: Head of the run.
+        memory: Memory of the rule in the checkpoint, written and counted on here.
+        given: What the plan rests on beside the head.
+        certificate: Certificate of the trunk, whose sigma_min gives the linear rate.
+
+    Raises:
+        ValueError: No Lipschitz constant of the loss's gradient is known.
+    """
+
+    def __init__(
+        self,
+        view: GuardView,
+        head: TrainedHead,
+        memory: dict[str, Any],
+        given: dict[str, Any],
+        certificate: RankCertificate | None,
+    ) -> None:
+        super().__init__(view)
+        self._head, self._memory = head, memory
+        losses = head.problem.losses
+        given |= {"samples": head.problem.samples, "loss": losses.kind, "smoothness": losses.smoothness}
+        if memory.get("given") != given:
+            memory.clear()
+            memory |= view.ranks.gather(lambda: self._plan(given, certificate))[0]
+        self._bound = DescentBound(head, memory)
+
+    def _plan(self, given: dict[str, Any], certificate: RankCertificate | None) -> dict[str, Any]:
+        curvature = head_curvature(self._head.problem)
+        bounds = [curvature.value.lower, curvature.value.value, curvature.value.upper]
+        plan = {"given": given, "curvature": bounds, **self._rule(given, curvature)}
+        return plan if "no_bound" in plan else plan | plan_bound(self._head, curvature, certificate)
+
+    @abstractmethod
+    def _rule(self, given: dict[str, Any], curvature: HeadCurvature) -> dict[str, Any]:
+        """Return what the plan holds of this rule; ``no_bound``: why its steps have no bound."""
+
+    def give_up(self, why: str) -> None:
+        """Withdraw the bound for good.
+
+        Args:
+            why: The reason.
+        """
+        self._bound.give_up(why)
+
+
+class CertifiedSteps(BoundedSteps):
+    r"""Plain gradient descent on the head, with steps for which phase 2 provably converges.
+
+    If every optimizer step sees the whole training set: :math:`\eta = 1 / L_H`, and
+
+    .. math:: L(w_t) - L^* \le \frac{L_H R^2}{2t}, \qquad \text{squared loss: also } (1 - \eta \mu)^{2t} (L(w_0) - L^*).
+
+    Otherwise :math:`\eta_k = \eta_0 (1 + k / 1000)^{-3/4}` with :math:`\eta_0 = 1 / L_B`, L_B the largest curvature that a mini-batch
+    can have: the sum of the steps is infinite, the sum of their squares finite.
+
+    The gradient is the run's own (averaged over ranks and accumulated batches), before clipping. The step is made before the
+    optimizer's, which finds no gradient and leaves the head alone.
+
+    Args:
+        view: The run.
+        head: Head of the run.
+        memory: Memory of the rule in the checkpoint.
+        certificate: Certificate of the trunk.
+
+    Raises:
+        ValueError: No Lipschitz constant of the loss's gradient is known.
+    """
+
+    def __init__(
+        self, view: GuardView, head: TrainedHead, memory: dict[str, Any], certificate: RankCertificate | None
+    ) -> None:
+        super().__init__(view, head, memory, view.ranks.broadcast(_what_a_step_sees(view, head)), certificate)
+        self._expected: list[Tensor] | None = None
+        self._said: str | None = None
+
+    def _rule(self, given: dict[str, Any], curvature: HeadCurvature) -> dict[str, Any]:
+        whole = given["whole"]
+        first = curvature.step if whole else 1 / batch_curvature(self._head.problem, given["smallest"], curvature)
+        plan = {"rule": "certified", "whole": whole, "first": first}
+        if not whole:
+            return plan | {"no_bound": "the steps are those of mini-batches, whose bounds hold in expectation"}
+        if not given["exact"]:
+            precision = str(self._view.trainer.precision)
+            return plan | {"no_bound": f"the gradients are rounded (precision {precision!r})"}
+        return plan
+
+    @property
+    def step_size(self) -> float:
+        """The size eta of the next step."""
+        first: float = self._memory["first"]
+        return first if self._memory["whole"] else PowerSchedule(first)(self._memory["taken"])
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Make the step w <- w - eta grad L and take the gradient away, so that the optimizer leaves the head alone.
+
+        Args:
+            optimizer: Optimizer of the run.
+        """
+        parameters, memory = self._head.parameters, self._memory
+        gradients = [parameter.grad for parameter in parameters]
+        present = [gradient for gradient in gradients if gradient is not None]
+        # A gradient scaler leaves out the steps whose gradients overflow.
+        if present and all(bool(torch.isfinite(gradient).all()) for gradient in present):
+            eta, bounded = self.step_size, memory["whole"] and memory["given"]["exact"]
+            if bounded:
+                self._bound.before(eta)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.add_(gradient.to(parameter.dtype), alpha=-eta)
+            if bounded:
+                self._said = self._bound.after(eta)
+            else:
+                memory["taken"] += 1
+        for parameter in parameters:
+            parameter.grad = None
+        if memory["taken"] <= 2:
+            self._expected = [parameter.detach().clone() for parameter in parameters]
+
+    def after_step(self) -> str | None:
+        """Return whether the optimizer moved the head, checked in the first steps, or what was wrong with the step itself."""
+        expected, self._expected = self._expected, None
+        said, self._said = self._said, None
+        if expected is None or all(torch.equal(a, b) for a, b in zip(expected, self._head.parameters, strict=True)):
+            return said
+        return "the optimizer of the run moves the head although it has no gradient, so the certified steps are not the only ones"
+
+    def measure(self) -> dict[str, float]:
+        """Return loss, gap, the proven bound of the gap, and the step size: one pass over the features."""
+        value = self._head.problem.value(self._head.w)
+        return self._head.measure(value) | {"step_size": self.step_size} | self._bound.numbers(value)
+
+
+def _what_a_step_sees(view: GuardView, head: TrainedHead) -> dict[str, Any]:
+    problem, accumulated = head.problem, view.trainer.accumulate_grad_batches
+    # torch divides class weights by those of the batch: the mean over batches is another loss than that of the set.
+    alike = getattr(problem.losses.module, "weight", None) is None
+    whole = (
+        view.data.steps_are_whole(accumulated)
+        and not any(isinstance(callback, GradientAccumulationScheduler) for callback in view.trainer.callbacks)  # type: ignore[attr-defined]
+        and (alike or accumulated * view.ranks.world == 1)
+    )
+    return {
+        "whole": whole,
+        "smallest": problem.samples if whole else view.data.smallest_batch if alike else 1,
+        "exact": str(view.trainer.precision) not in ROUNDED,
+        "infimum": None if problem.infimum is None else problem.infimum.lower,
+    }
