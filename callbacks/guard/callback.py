@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.callbacks.guard.certify.verdict import Verdict
 from lightning_conv.callbacks.guard.head.descent import HeadDescent, descent_of
 from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings
@@ -17,6 +16,7 @@ from lightning_conv.callbacks.guard.support import require_supported
 from lightning_conv.callbacks.run.logging import warn_without_logger
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.networks.perturbation import Perturbation
+from lightning_conv.theory.criterion import Verdict
 
 __all__ = ["ExpressivityError", "ExpressivityGuard"]
 

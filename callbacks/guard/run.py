@@ -13,7 +13,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_conv.callbacks.guard.certify.caveats import find_caveats
 from lightning_conv.callbacks.guard.certify.certificate import Moment, certify_trunk, rank_at
-from lightning_conv.callbacks.guard.certify.verdict import loss_kind
+from lightning_conv.callbacks.guard.certify.verdict import where_attained
 from lightning_conv.callbacks.guard.head.phase_two import PhaseTwo
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
@@ -279,7 +279,7 @@ class GuardedRun:
     def _targets(self) -> torch.Tensor:
         """Return what the trained part of the head is to reach: numbers for a loss of numbers, less a bias that is not trained."""
         targets, fixed = self._view.loss.targets(), self._view.head.fixed_bias
-        self._state.loss_kind = loss_kind(self._view.loss.loss_fn, targets)
+        self._state.loss_kind = where_attained(self._view.loss.kind, targets)
         if self._state.loss_kind != "distance":
             return targets
         rows = targets.double().reshape(len(targets), -1)

@@ -11,9 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn
-from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import ForwardFn
 from lightning_conv.expressivity import Method
+from lightning_conv.losses.kind import LossFn
 
 OnUndecided: TypeAlias = Literal["warn", "raise", "continue"]
 StepRule: TypeAlias = Literal["base", "certified", "solve"]

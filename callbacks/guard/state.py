@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lightning_conv.callbacks.guard.certify.verdict import HeadBounds, LossKind, Verdict, verdict_on
+from lightning_conv.callbacks.guard.certify.verdict import Attained, HeadBounds, verdict_on
 from lightning_conv.callbacks.guard.head.curvature import largest_step
 from lightning_conv.callbacks.guard.switch.moment import Plateau
 from lightning_conv.expressivity import Cost, RankCertificate
 from lightning_conv.linalg.spectrum import Bounded
 from lightning_conv.networks.perturbation import Perturbation
+from lightning_conv.theory.criterion import Verdict
 
 MEASURED = ("loss", "gap", "bound", "step_size")
 """Entries of the history that are logged."""
@@ -39,7 +40,7 @@ class GuardState:
     plateau: Plateau | None = None
     certificate: RankCertificate | None = None
     perturbation: Perturbation | None = None
-    loss_kind: LossKind = "other"
+    loss_kind: Attained = "other"  # where the loss comes to its infimum
     bounds: HeadBounds | None = None  # on the head's problem on this trunk, where it was solved
     best_loss: float | None = None  # the loss that a narrow head can reach on this trunk
     steps: dict[str, Any] = field(default_factory=dict)  # memory of the step rule: numbers and strings

@@ -70,15 +70,15 @@ def require_rule(step_rule: StepRule, view: GuardView) -> None:
             f"{rule}: something follows the head {view.head.name!r}, so that the loss of its own outputs is not known; end the network "
             "in the head and put the rest into the loss, or use step_rule='base'"
         )
-    if step_rule == "certified" and getattr(loss.loss_fn, "reduction", "mean") == "sum":
+    if step_rule == "certified" and loss.kind.summed:
         raise MisconfigurationException(
-            f"{rule}: {loss.name}(reduction='sum') makes the gradient larger by the number of samples in a batch, while the step that is "
+            f"{rule}: {loss.kind.described} makes the gradient larger by the number of samples in a batch, while the step that is "
             "proven is for the mean over samples; use reduction='mean' (with a learning rate times the batch size in phase 1), or "
             "step_rule='base'"
         )
     if step_rule == "certified" and loss.smoothness() is None:
         raise MisconfigurationException(
-            f"{rule}: {loss.name} has no Lipschitz gradient that is known, so no step size is proven; use step_rule='base', or "
+            f"{rule}: {loss.kind.name} has no Lipschitz gradient that is known, so no step size is proven; use step_rule='base', or "
             "a loss such as nn.HuberLoss()"
         )
     if getattr(view.trainer.optimizers[0], "_step_supports_amp_scaling", False) and view.trainer.scaler is not None:

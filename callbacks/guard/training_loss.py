@@ -17,11 +17,10 @@ from lightning_conv.callbacks.guard.settings import RunFunctions
 from lightning_conv.callbacks.run.batch import TARGET_KEYS, take_targets
 from lightning_conv.callbacks.run.loss import find_loss
 from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.losses.facts import LossFacts, loss_facts
+from lightning_conv.losses.facts import LossFacts
+from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
 from lightning_conv.networks.head import Head
-
-ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
 class TrainingLoss:
@@ -35,6 +34,7 @@ class TrainingLoss:
 
     Attributes:
         loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: not known.
+        kind: What is known of this function.
         given_infimum: What the user says of the infimum; NaN: it is not known.
         cached_outputs: Returns the outputs of the network on the training set, where they take no pass over it.
     """
@@ -42,16 +42,12 @@ class TrainingLoss:
     def __init__(self, pl_module: pl.LightningModule, data: TrainingSet, head: Head, functions: RunFunctions) -> None:
         self._data, self._outputs, self._target_fn = data, head.module.out_features, functions.target_fn
         self.loss_fn = functions.loss_fn if functions.loss_fn is not None else find_loss(pl_module)
+        self.kind = loss_kind(self.loss_fn)
         # What the head's result goes through is not checked, so the infimum of the whole is not known.
         known = head.last or functions.infimum is not None
         self.given_infimum = functions.infimum if known else math.nan
         self.cached_outputs: Callable[[], Tensor] | None = None
         self._targets: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the loss, for messages."""
-        return getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
 
     def announce(self) -> None:
         """Warn at the start of a run of what will be missing, judged by the targets of its first batch."""
@@ -64,7 +60,7 @@ class TrainingLoss:
         targets = take_targets(next(self._data.batches())[1], self._target_fn)
         if targets is not None and self.infimum(targets) is None:
             rank_zero_warn(
-                f"ExpressivityGuard: the infimum of {self.name} is not known, so the gap is not logged; pass infimum=..."
+                f"ExpressivityGuard: the infimum of {self.kind.name} is not known, so the gap is not logged; pass infimum=..."
             )
 
     def measure(self, network: nn.Module) -> dict[str, float]:
@@ -102,13 +98,12 @@ class TrainingLoss:
         assert self.loss_fn is not None
         if targets.is_floating_point():
             targets = targets.double()
-        if isinstance(self.loss_fn, ELEMENTWISE):
-            # (n, 1) against (n,) would broadcast to n x n.
+        if self.kind.elementwise:
             targets = targets.reshape(outputs.shape)
         exact = copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
         with torch.no_grad():
             loss = exact(outputs, targets)
-        mean = float(loss) / len(outputs) if getattr(exact, "reduction", "mean") == "sum" else float(loss.mean())
+        mean = float(loss) / len(outputs) if self.kind.summed else float(loss.mean())
         infimum = self.infimum(targets)
         return {"loss": mean} if infimum is None else {"loss": mean, "gap": mean - infimum}
 
@@ -136,7 +131,7 @@ class TrainingLoss:
 
     def _facts(self, targets: Tensor) -> LossFacts | None:
         shape = torch.empty(1, 1, dtype=torch.float64).expand(len(targets), self._outputs)
-        return loss_facts(self.loss_fn, shape, targets)
+        return self.kind.facts(shape, targets)
 
     def targets_of(self, batch: Any) -> Tensor:
         """Return the targets in a batch.

@@ -58,6 +58,17 @@ class GuardView:
         return self.head.name if self.network is self.module else self.head.name.removeprefix("module.")
 
     @property
+    def not_whole(self) -> str:
+        """The reason why a step is not one on the mean loss of the whole training set; empty if it is. Ranks do not communicate."""
+        accumulated = self.data.sampling.accumulated
+        # torch divides class weights by those of the batch: the mean over batches is another loss than that of the set.
+        if self.loss.kind.weighted and (accumulated or 2) * self.ranks.world > 1:
+            return "class weights are divided batch by batch, so that a step is not that of the whole set"
+        if accumulated is None or not self.data.steps_are_whole(accumulated):
+            return "the steps are those of mini-batches, whose bounds hold in expectation"
+        return ""
+
+    @property
     def head_parameters(self) -> list[Tensor]:
         """The parameters that phase 2 trains: the weight of the head, and its bias if that is trained."""
         return [self.head.module.weight, *([self.head.module.bias] if self.head.has_bias else [])]

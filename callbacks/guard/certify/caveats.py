@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.steps import decays
 from lightning_conv.networks.head import Head
 
 ROUNDED = {
@@ -24,11 +25,7 @@ def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
         trainer: Trainer of the run.
         head: Head of the network.
     """
-    own = {id(parameter) for parameter in head.module.parameters()}
-    decayed = any(
-        group.get("weight_decay") and any(id(p) in own for p in group["params"])
-        for group in trainer.optimizers[0].param_groups
-    )
+    decayed = decays(trainer.optimizers[0], head.module.parameters())
     return ["weight decay on the head adds to the loss that is minimised"] if decayed else []
 
 

@@ -7,42 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.last_layer import HeadProblem, HeadSolution
+from lightning_conv.losses.kind import LossKind, loss_kind
+from lightning_conv.theory.criterion import Verdict
 
-Verdict: TypeAlias = Literal["not applicable", "certified", "undecided", "refuted"]
+Attained: TypeAlias = Literal["distance", "hard labels", "other"]
+"""Where a loss comes to its infimum, as a function of its outputs u for given targets y.
 
-LossKind: TypeAlias = Literal["distance", "hard labels", "other"]
-"""How the infimum of a loss depends on its targets y.
-
-``"distance"``: attained at u = y and nowhere else (squared, absolute, Huber); ``"hard labels"``: cross-entropy that is approached where the
-right class scores highest for every sample; ``"other"``: anything else, or not known.
+``"distance"``: at u = y and nowhere else (squared, absolute, Huber); ``"hard labels"``: a cross-entropy that comes to it where the right
+class scores highest for every sample; ``"other"``: elsewhere, or not known.
 """
 
-DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
-
-def loss_kind(loss_fn: object, targets: Tensor) -> LossKind:
-    """Return the kind of a loss of torch; a subclass may compute anything.
+def where_attained(loss: LossKind, targets: Tensor) -> Attained:
+    """Return where a loss comes to its infimum.
 
     Args:
-        loss_fn: Loss of the training step.
+        loss: Loss of the training step.
         targets: Targets y of all samples.
     """
-    if type(loss_fn) in DISTANCES:
-        return "distance"
-    if (
-        isinstance(loss_fn, nn.CrossEntropyLoss)
-        and type(loss_fn) is nn.CrossEntropyLoss
-        and not loss_fn.label_smoothing
-    ):
-        if not targets.is_floating_point():
-            return "other" if bool((targets == loss_fn.ignore_index).any()) else "hard labels"
-        if targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all()) and bool((targets >= 0).all()):
-            return "hard labels"
-    return "other"
+    return "distance" if loss.distance else "hard labels" if loss.hard_labels(targets) else "other"
 
 
 SEPARATED = (
@@ -60,7 +47,7 @@ class HeadBounds:
     separated: bool  # whether some head gives the right class of every sample more than half of the probability
 
     @classmethod
-    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: LossKind) -> HeadBounds:
+    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: Attained) -> HeadBounds:
         r"""Return the bounds that a solution proves.
 
         With hard labels and equal weights :math:`n L < \ln 2` leaves every sample's loss below ln 2, so its class has more than half
@@ -69,11 +56,11 @@ class HeadBounds:
         Args:
             problem: Problem of the head.
             solution: Solution of the problem.
-            kind: Kind of the loss.
+            kind: Where the loss comes to its infimum.
         """
         dual = solution.head_infimum
         lower = dual.lower if dual is not None and math.isinf(dual.radius) else -math.inf
-        weighted = getattr(problem.losses.module, "weight", None) is not None
+        weighted = loss_kind(problem.losses.module).weighted
         # A fixed bias would not be scaled.
         plain = kind == "hard labels" and not weighted and problem.losses.mean and problem.offset is None
         # A factor of two for rounding inside the trunk, which moves probabilities by far less.
@@ -83,7 +70,7 @@ class HeadBounds:
 
 
 def verdict_on(
-    certificate: RankCertificate | None, kind: LossKind, bounds: HeadBounds | None, caveats: Sequence[str]
+    certificate: RankCertificate | None, kind: Attained, bounds: HeadBounds | None, caveats: Sequence[str]
 ) -> tuple[Verdict, str]:
     r"""Judge the claim :math:`\inf_W L = \frac1n \sum_i \inf_q \ell(q, y_i)`, below which no weights of any network can go.
 
@@ -101,7 +88,7 @@ def verdict_on(
 
     Args:
         certificate: Certificate of the switch; None: there is none.
-        kind: Kind of the loss.
+        kind: Where the loss comes to its infimum.
         bounds: Bounds of the head's problem, where it was solved.
         caveats: What the run does beside minimising the mean loss of the samples; if there are any, nothing is claimed.
 
@@ -114,7 +101,7 @@ def verdict_on(
     return ("undecided", "") if caveats and verdict != "undecided" else (verdict, why)
 
 
-def _by_certificate(certificate: RankCertificate | None, kind: LossKind) -> tuple[Verdict, str]:
+def _by_certificate(certificate: RankCertificate | None, kind: Attained) -> tuple[Verdict, str]:
     if certificate is None:
         return "undecided", ""
     if certificate.method != "alignment":

@@ -21,12 +21,11 @@ def known_curvature(plan: Mapping[str, Any], certificate: RankCertificate | None
     """
     if (bounds := plan.get("curvature")) is not None:
         return Bounded(bounds[1], bounds[0], bounds[2], certified=True, method="head_curvature")
-    loss_fn = view.loss.loss_fn
-    if certificate is None or certificate.sigma_max is None or not view.head.last or loss_fn is None:
+    loss = view.loss
+    if certificate is None or certificate.sigma_max is None or not view.head.last or loss.loss_fn is None:
         return None
-    if getattr(loss_fn, "reduction", "mean") != "mean" or (smoothness := view.loss.smoothness()) is None:
-        return None
-    return HeadCurvature.of(certificate.sigma_max, smoothness, view.data.size).value
+    smoothness = loss.smoothness() if loss.kind.averaged else None
+    return None if smoothness is None else HeadCurvature.of(certificate.sigma_max, smoothness, view.data.size).value
 
 
 def largest_step(curvature: Bounded) -> float:
@@ -38,14 +37,14 @@ def largest_step(curvature: Bounded) -> float:
     return divide(2.0, curvature.upper)
 
 
-def beyond(rate: float | str, curvature: Bounded) -> str:
+def beyond(rate: float | None, curvature: Bounded) -> str:
     """Return what to say of a learning rate of plain gradient descent that is surely above 2 / L_H; empty otherwise.
 
     Args:
-        rate: Learning rate of the head; a string where its steps are not plain gradient descent.
+        rate: Learning rate of the head; None where its steps are not plain gradient descent.
         curvature: L_H.
     """
-    if isinstance(rate, str) or not curvature.lower > 0 or rate <= 2 / curvature.lower:
+    if rate is None or not curvature.lower > 0 or rate <= 2 / curvature.lower:
         return ""
     return (
         f"the learning rate {rate:.4g} of plain SGD is above 2 / L_H = {largest_step(curvature):.4g}, below which no full-batch step on "

@@ -75,9 +75,8 @@ class LossCheck:
 
     def _loss_of(self, outputs: Tensor) -> float:
         assert self._targets is not None
-        loss = self._view.loss
-        found = loss.of(outputs.cpu().double(), self._targets.cpu())["loss"]
-        return found * (len(outputs) if getattr(loss.loss_fn, "reduction", "mean") == "sum" else 1)
+        found = self._view.loss.of(outputs.cpu().double(), self._targets.cpu())["loss"]
+        return found * (len(outputs) if self._view.loss.kind.summed else 1)
 
     def after(self, loss: Tensor | None) -> str | None:
         """Compare the loss of the training step with that of ``loss_fn``.
@@ -105,7 +104,7 @@ class LossCheck:
             return None
         self._known = False
         return (
-            f"the training step minimises something else than the mean of {self._view.loss.name} ({stepped:.6g} instead of "
+            f"the training step minimises something else than the mean of {self._view.loss.kind.name} ({stepped:.6g} instead of "
             f"{self._expected:.6g} on a batch at step {trainer.global_step})"
         )
 

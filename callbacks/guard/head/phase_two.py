@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.caveats import optimizer_caveats
-from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, loss_kind
+from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
 from lightning_conv.callbacks.guard.head.cached_outputs import CachedOutputs
 from lightning_conv.callbacks.guard.head.curvature import beyond, known_curvature
 from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, NotCachedError
 from lightning_conv.callbacks.guard.head.loss_check import LossCheck
-from lightning_conv.callbacks.guard.head.plain_steps import head_rate, watched_steps
+from lightning_conv.callbacks.guard.head.plain_steps import describe_head_steps, watched_steps
 from lightning_conv.callbacks.guard.head.problem import TrainedHead
 from lightning_conv.callbacks.guard.head.solved import SolvedHead, is_solved, memory_of, solve_and_write, solve_on
 from lightning_conv.callbacks.guard.head.steps import CertifiedSteps, HeadSteps
@@ -130,7 +130,8 @@ class PhaseTwo:
             state.curvature = view.ranks.broadcast(known_curvature(state.steps, state.certificate, view))
         if attempt.failed or state.curvature is None or self.rule != "base":
             return
-        if said := beyond(head_rate(view.trainer.optimizers[0], view.head), state.curvature):
+        rate = describe_head_steps(view.trainer.optimizers[0], view.head).rate
+        if said := beyond(rate, state.curvature):
             self._tell(said)
 
     def _tell(self, said: str, about: str = "") -> None:
@@ -172,7 +173,7 @@ class PhaseTwo:
     def _judge_by(self, problem: HeadProblem, solution: HeadSolution) -> None:
         """Take in what the solved problem of the head proves."""
         state = self._state
-        state.loss_kind = loss_kind(self._view.loss.loss_fn, problem.losses.targets)
+        state.loss_kind = where_attained(self._view.loss.kind, problem.losses.targets)
         state.bounds = HeadBounds.of(problem, solution, state.loss_kind)
         before = state.verdict, state.why
         state.judge()

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,12 +17,12 @@ from lightning_conv.callbacks.guard.head.steps import BoundedSteps
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.steps import OWN_STEPS, ChangesSteps
+from lightning_conv.callbacks.run.steps import Parameters, Steps, describe_optimizer, describe_steps
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.kernels.products.gemm import calibrated
 from lightning_conv.last_layer import HeadCurvature
-from lightning_conv.networks.precision import in_float64
 from lightning_conv.networks.head import Head
+from lightning_conv.networks.precision import in_float64
 
 AGREEMENT = 1e-4
 """Part of a step's length by which it may differ from -eta grad, beside the rounding of the weights."""
@@ -84,11 +82,11 @@ class PlainSteps(BoundedSteps):
             self.give_up(f"a step could not be followed ({attempt.reason})")
 
     def _keep(self, optimizer: Optimizer) -> None:
-        rate, allowed = head_rate(optimizer, self._view.head), self._memory["allowed"]
+        steps, allowed = describe_head_steps(optimizer, self._view.head), self._memory["allowed"]
         gradients = [parameter.grad for parameter in self._head.parameters]
         present = [gradient.detach().clone() for gradient in gradients if gradient is not None]
-        if isinstance(rate, str):
-            self.give_up(rate)
+        if (rate := steps.rate) is None:
+            self.give_up(steps.reason)
         elif rate > allowed:
             self._memory["largest"] = max(self._memory["largest"], rate)
             self.give_up(f"the learning rate {rate:.4g} is above 1 / L_H = {allowed:.4g}, up to which there is a proof")
@@ -154,23 +152,14 @@ def watched_steps(view: GuardView, state: GuardState) -> PlainSteps | str:
     return f"no bound could be set up ({attempt.reason})"
 
 
-def head_rate(optimizer: Optimizer, head: Head) -> float | str:
-    """Return the learning rate at which the optimizer is plain gradient descent on the head; or what it is instead.
+def describe_head_steps(optimizer: Optimizer, head: Head) -> Steps:
+    """Describe what the optimizer's own rule does to the head: the rate at which it is plain gradient descent, or why it is not.
 
     Args:
         optimizer: Optimizer of the run.
         head: Head of its network.
     """
-    if type(optimizer) is not torch.optim.SGD:
-        return f"the optimizer is {type(optimizer).__name__}, not plain gradient descent"
-    own = {id(parameter) for parameter in head.module.parameters() if parameter.requires_grad}
-    rates = set()
-    for group in optimizer.param_groups:
-        if any(id(parameter) in own for parameter in group["params"]):
-            if more := [name for name in ("momentum", "weight_decay", "nesterov", "maximize") if group.get(name)]:
-                return f"SGD with {more[0]}={group[more[0]]} is not plain gradient descent"
-            rates.add(float(group["lr"]))
-    return rates.pop() if len(rates) == 1 else "the head's parameters have different learning rates"
+    return describe_optimizer(optimizer, [each for each in head.module.parameters() if each.requires_grad])
 
 
 def not_plain(view: GuardView) -> str:
@@ -186,24 +175,14 @@ def not_plain(view: GuardView) -> str:
         return "the loss is not known; pass loss_fn= to the guard"
     if not view.head.last:
         return "something follows the head, so that the loss of its own outputs is not known"
-    if getattr(loss.loss_fn, "reduction", "mean") != "mean":
-        return f"{loss.name} is not the mean over the samples"
-    if getattr(loss.loss_fn, "weight", None) is not None and trainer.accumulate_grad_batches * view.ranks.world > 1:
-        return "class weights are divided batch by batch, so that a step is not that of the whole set"
-    if isinstance(rate := head_rate(trainer.optimizers[0], view.head), str):
-        return rate
-    if own := [name for name in OWN_STEPS if is_overridden(name, trainer.lightning_module)]:
-        return f"the module has its own {own[0]}"
-    if trainer.gradient_clip_val:
-        return f"gradients are clipped (gradient_clip_val={trainer.gradient_clip_val})"
-    if str(trainer.precision) in ROUNDED or getattr(trainer.precision_plugin, "scaler", None) is not None:
+    if not loss.kind.averaged:
+        return f"{loss.kind.name} is not the mean over the samples"
+    trained = {name: each for name, each in view.head.module.named_parameters() if each.requires_grad}
+    if why := describe_steps(trainer, Parameters(trained), accumulated=True).reason:
+        return why
+    if str(trainer.precision) in ROUNDED:
         return f"the gradients are rounded (precision {str(trainer.precision)!r})"
-    changing = [c for c in trainer.callbacks if isinstance(c, (ChangesSteps, GradientAccumulationScheduler))]  # type: ignore[attr-defined]
-    if changing:
-        return f"{type(changing[0]).__name__} changes the steps"
-    if not view.data.steps_are_whole(trainer.accumulate_grad_batches):
-        return "the steps are those of mini-batches, whose bounds hold in expectation"
-    return ""
+    return view.not_whole
 
 
 def _not_affordable(view: GuardView) -> str:
@@ -212,7 +191,7 @@ def _not_affordable(view: GuardView) -> str:
 
     def mine() -> str:
         if view.loss.smoothness() is None:
-            return f"{view.loss.name} has no Lipschitz gradient that is known"
+            return f"{view.loss.kind.name} has no Lipschitz gradient that is known"
         if (seconds := predicted_seconds(view.data.size, view.head.width + view.head.has_bias)) > AFFORDED:
             return (
                 f"the bound would take about {seconds:.0f} s at the switch; step_rule='certified' gives it all the same"

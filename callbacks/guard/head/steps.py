@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -138,7 +137,7 @@ class CertifiedSteps(BoundedSteps):
         first = curvature.step if whole else 1 / batch_curvature(self._head.problem, given["smallest"], curvature)
         plan = {"rule": "certified", "whole": whole, "first": first}
         if not whole:
-            return plan | {"no_bound": "the steps are those of mini-batches, whose bounds hold in expectation"}
+            return plan | {"no_bound": self._view.not_whole}
         if not given["exact"]:
             precision = str(self._view.trainer.precision)
             return plan | {"no_bound": f"the gradients are rounded (precision {precision!r})"}
@@ -192,17 +191,8 @@ class CertifiedSteps(BoundedSteps):
 
 
 def _what_a_step_sees(view: GuardView, head: TrainedHead) -> dict[str, Any]:
-    problem, accumulated = head.problem, view.trainer.accumulate_grad_batches
-    # torch divides class weights by those of the batch: the mean over batches is another loss than that of the set.
-    alike = getattr(problem.losses.module, "weight", None) is None
-    whole = (
-        view.data.steps_are_whole(accumulated)
-        and not any(isinstance(callback, GradientAccumulationScheduler) for callback in view.trainer.callbacks)  # type: ignore[attr-defined]
-        and (alike or accumulated * view.ranks.world == 1)
-    )
-    return {
-        "whole": whole,
-        "smallest": problem.samples if whole else view.data.smallest_batch if alike else 1,
-        "exact": str(view.trainer.precision) not in ROUNDED,
-        "infimum": None if problem.infimum is None else problem.infimum.lower,
-    }
+    whole, infimum = not view.not_whole, head.problem.infimum
+    smallest = head.problem.samples if whole else 1 if view.loss.kind.weighted else view.data.smallest_batch
+    exact = str(view.trainer.precision) not in ROUNDED
+    known = None if infimum is None else infimum.lower
+    return {"whole": whole, "smallest": smallest, "exact": exact, "infimum": known}
