@@ -217,7 +217,7 @@ class GuardedRun:
 
     def _track_rank(self, moment: Moment) -> None:
         if self._settings.track_rank:
-            self._state.ranks |= rank_at(moment, self._view.data, self._view.network, self._view.head)
+            self._state.ranks |= rank_at(moment, self._view)
 
     def _forget_directions(self) -> None:
         """Clear what an optimizer remembers of all parameters at once: the curvature pairs of LBFGS would move the trunk."""
@@ -271,8 +271,7 @@ class GuardedRun:
         with guarded(None, "", expects=expects, say=None) as attempt:
             asked = method == "alignment" or (method == "auto" and self._narrow is not None)
             targets = self._targets() if asked else None
-            root = self._trainer.default_root_dir
-            state.certificate = certify_trunk(view.data, view.network, view.head, method, targets, root)
+            state.certificate = certify_trunk(view, method, targets, self._trainer.default_root_dir)
             return state.certificate.reason
         return f"no certificate could be computed ({attempt.reason})"
 

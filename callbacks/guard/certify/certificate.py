@@ -9,12 +9,13 @@ from typing import Literal, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.ranks import Led
-from lightning_conv.callbacks.run.training_set import TrainingSet, TrunkRows
+from lightning_conv.callbacks.run.training_set import TrunkRows
 from lightning_conv.expressivity import (
     Method,
     RankCertificate,
@@ -38,21 +39,14 @@ KEPT_FROM = 60.0
 
 
 def certify_trunk(
-    data: TrainingSet,
-    network: nn.Module,
-    head: Head,
-    method: Method = "auto",
-    targets: Tensor | None = None,
-    root: str | None = None,
+    view: GuardView, method: Method = "auto", targets: Tensor | None = None, root: str | None = None
 ) -> RankCertificate:
     """Certify that the last layer reaches every target from the trunk as it is (``"alignment"``: the given targets).
 
     All ranks compute the features, each for its share of the samples; rank 0 computes the certificate.
 
     Args:
-        data: The training set.
-        network: What is called on its inputs.
-        head: Head of the network.
+        view: The run.
         method: See ``certify_expressivity``; ``"distinct"`` needs a wide last hidden layer with an analytic activation. ``"auto"``: that of
             the present weights, ``"singular"``; where that is predicted to take more than ten minutes, ``"distinct"``, if there is such
             a layer.
@@ -64,7 +58,8 @@ def certify_trunk(
         MemoryError: The certificate does not fit into memory, and no other method applies.
     """
     if method == "distinct":
-        return _distinct(data, network, head)
+        return _distinct(view)
+    data, head, network = view.data, view.head, view.network
     narrow = too_narrow(data.size, head.width, bias=head.has_bias) is not None
     if is_held(data.size, head.width, bias=head.has_bias) or method == "alignment":
         # In float32 whatever the model's type: the error of these features is scaled to float64.
@@ -80,10 +75,11 @@ def certify_trunk(
                 targets=targets if narrow or method == "alignment" else None,
             )
         )
-    return _streamed(data, network, head, method, root)
+    return _streamed(view, method, root)
 
 
-def _streamed(data: TrainingSet, network: nn.Module, head: Head, method: Method, root: str | None) -> RankCertificate:
+def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:
+    data, head, network = view.data, view.head, view.network
     rows = data.feature_rows(network, head, torch.float64)
     coarse = data.feature_rows(network, head, torch.float32).rows(0, SAMPLED)
     began = time.perf_counter()
@@ -92,7 +88,7 @@ def _streamed(data: TrainingSet, network: nn.Module, head: Head, method: Method,
     error = feature_rounding(coarse, exact) * max(1.0, data.size / SAMPLED) ** 0.5
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
-        found = _instead(data, network, head, plan)
+        found = _instead(view, plan)
         if found is not None:
             return found
     if isinstance(plan, str):
@@ -127,10 +123,10 @@ def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
         return str(error)
 
 
-def _instead(data: TrainingSet, network: nn.Module, head: Head, plan: StreamPlan | str) -> RankCertificate | None:
+def _instead(view: GuardView, plan: StreamPlan | str) -> RankCertificate | None:
     """Return the proof for almost every weight, where the one for these weights takes long; None, and a message, where there is none."""
     takes = f"cannot be had ({plan})" if isinstance(plan, str) else f"would take about {plan.seconds / 60:.0f} minutes"
-    wide = find_wide_layer(network, head, data.first_inputs())
+    wide = find_wide_layer(view.network, view.head, view.data.first_inputs())
     if isinstance(wide, str):
         rank_zero_info(f"ExpressivityGuard: no shorter proof than that at these weights applies: {wide}")
         return None
@@ -141,7 +137,7 @@ def _instead(data: TrainingSet, network: nn.Module, head: Head, plan: StreamPlan
     with guarded(
         None, "", expects=(MemoryError, RuntimeError, ValueError), say=None
     ) as attempt:  # the other proof is still there
-        found = _distinct(data, network, head)
+        found = _distinct(view)
     if attempt.failed:
         rank_zero_info(f"ExpressivityGuard: method='distinct' failed ({attempt.reason})")
         return None
@@ -151,21 +147,19 @@ def _instead(data: TrainingSet, network: nn.Module, head: Head, plan: StreamPlan
     return replace(found, reason=f"{found.reason} (a proof at these very weights, method='singular', {takes})")
 
 
-def _distinct(data: TrainingSet, network: nn.Module, head: Head) -> RankCertificate:
+def _distinct(view: GuardView) -> RankCertificate:
     """Certify rank n at almost every weight of the wide layer, from what enters it.
 
     Args:
-        data: The training set.
-        network: What is called on its inputs.
-        head: Head of the network.
+        view: The run.
 
     Raises:
         ValueError: There is no such layer; the message says why.
     """
-    wide = find_wide_layer(network, head, data.first_inputs())
+    wide = find_wide_layer(view.network, view.head, view.data.first_inputs())
     if isinstance(wide, str):
         raise ValueError(f'method="distinct" does not apply: {wide}; use method="singular"')
-    layer = Head(wide.name, wide.module)
+    data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
     # The wide layer itself is not computed: in float64 it would take longer than all that lies before it.
     coarse, exact = (data.features(network, layer, dtype, stop=True) for dtype in (torch.float32, torch.float64))
     error = feature_rounding(coarse, exact)
@@ -179,14 +173,12 @@ Moment: TypeAlias = Literal["at_start", "before_noise"]
 """A moment of the run at which a rank is certified that decides nothing."""
 
 
-def rank_at(moment: Moment, data: TrainingSet, network: nn.Module, head: Head) -> dict[str, float]:
+def rank_at(moment: Moment, view: GuardView) -> dict[str, float]:
     """Return the certified rank and sigma_min at the present weights, named after the moment.
 
     Args:
         moment: Moment of the run.
-        data: The training set.
-        network: What is called on its inputs.
-        head: Head of the network.
+        view: The run.
 
     Returns:
         An empty dict, with a warning, where they could not be computed.
@@ -195,7 +187,7 @@ def rank_at(moment: Moment, data: TrainingSet, network: nn.Module, head: Head) -
     """
     what = f"ExpressivityGuard: no rank {moment.replace('_', ' ')}"
     with guarded(None, what, expects=(MemoryError, RuntimeError, ValueError)):
-        found = certify_trunk(data, network, head, "singular")
+        found = certify_trunk(view, "singular")
         numbers = {f"rank_{moment}": float(found.rank_lower)}
         if (sigma := found.sigma_min) is not None:
             numbers |= {f"sigma_min_{moment}": sigma.value, f"sigma_min_{moment}_lower": sigma.lower}

@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 from lightning_conv.callbacks.guard.certify.caveats import optimizer_caveats
 from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
 from lightning_conv.callbacks.guard.head.cached_outputs import CachedOutputs
+from lightning_conv.callbacks.guard.head.certified_steps import CertifiedSteps
 from lightning_conv.callbacks.guard.head.curvature import beyond, known_curvature
 from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, NotCachedError
 from lightning_conv.callbacks.guard.head.loss_check import LossCheck
 from lightning_conv.callbacks.guard.head.plain_steps import describe_head_steps, watched_steps
 from lightning_conv.callbacks.guard.head.problem import TrainedHead
 from lightning_conv.callbacks.guard.head.solved import SolvedHead, is_solved, memory_of, solve_and_write, solve_on
-from lightning_conv.callbacks.guard.head.steps import CertifiedSteps, HeadSteps
+from lightning_conv.callbacks.guard.head.steps import HeadSteps
 from lightning_conv.callbacks.guard.head.trunk import FrozenTrunk
 from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
 from lightning_conv.callbacks.guard.state import GuardState

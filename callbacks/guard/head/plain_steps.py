@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.caveats import ROUNDED
+from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
 from lightning_conv.callbacks.guard.head.problem import TrainedHead, head_memory, holds_features
-from lightning_conv.callbacks.guard.head.steps import BoundedSteps
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import guarded
@@ -34,7 +34,7 @@ SHARE = 0.5
 
 
 class PlainSteps(BoundedSteps):
-    r"""The optimizer of the run goes on; each of its steps is checked and counted by ``DescentBound``.
+    r"""The optimizer of the run goes on; each of its steps is checked, and counted.
 
     Every step must be :math:`w - \eta g` with the run's own gradient g, and :math:`\eta \le 1 / L_H`. From the first one that is not,
     nothing is proven any more.
@@ -93,7 +93,7 @@ class PlainSteps(BoundedSteps):
         elif len(present) < len(gradients):
             self.give_up("a step came without a gradient of the head")
         else:
-            self._bound.before(rate)
+            self.expect(rate)
             self._due = [parameter.detach().clone() for parameter in self._head.parameters], present, rate
 
     def after_step(self) -> str | None:
@@ -109,13 +109,13 @@ class PlainSteps(BoundedSteps):
             if not is_step(parameter, was, gradient, rate):
                 self.give_up("a step of the optimizer was not w - eta grad")
                 return None
-        return self._bound.after(rate)
+        return self.count(rate)
 
     def measure(self) -> dict[str, float]:
         """Return loss and gap of the network, and the proven bound."""
         found = super().measure()
         with self._withdrawn_on_error():
-            return found | self._bound.numbers()
+            return found | self.numbers()
         return found
 
 

@@ -1,8 +1,9 @@
-"""``DescentBound``: a proven bound of the head's gap while plain full-batch gradient steps are taken, by whatever rule."""
+"""``BoundedSteps``: a proven bound of the head's gap while plain full-batch gradient steps are taken, by whatever rule."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.head.problem import TrainedHead
 from lightning_conv.callbacks.guard.head.step_rounding import relative_error, step_rounding
+from lightning_conv.callbacks.guard.head.steps import HeadSteps
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.last_layer import (
     Comparator,
     HeadCurvature,
     comparators,
     gradient_descent_bound,
+    head_curvature,
     linear_bound,
     rounded_bound,
 )
@@ -30,51 +34,52 @@ CHARGED = 2.0
 """Factor on the larger of two compared steps' errors, which the steps between them are charged with."""
 
 
-def plan_bound(head: TrainedHead, curvature: HeadCurvature, certificate: RankCertificate | None) -> dict[str, Any]:
-    """Return what the bounds need to know of the head as it is now; or ``no_bound``, why there is none.
-
-    Args:
-        head: Head of the run, at W_0.
-        curvature: Curvature of its problem.
-        certificate: Certificate of the trunk, whose sigma_min gives the linear rate.
-
-    Cost: see ``comparators``.
-    """
-    problem, start = head.problem, head.w
-    if problem.infimum is None:
-        return {"no_bound": "the infimum of the loss is not known; pass infimum="}
-    plan: dict[str, Any] = {"gap": max(problem.value(start).upper - problem.infimum.lower, 0.0), "comparators": []}
-    try:
-        plan["comparators"] = [[c.excess, c.distance] for c in comparators(problem, start)]
-    except (ArithmeticError, MemoryError, ValueError) as error:
-        plan["no_bound"] = f"{type(error).__name__}: {error}"
-    proven = certificate is not None and certificate.verdict == "certified"
-    sigma = certificate.sigma_min if certificate is not None and proven else None
-    if problem.losses.kind == "squared" and sigma is not None:
-        plan["mu"] = curvature.smoothness / problem.samples * sigma.lower**2
-    return plan
-
-
-class DescentBound:
-    r"""Counts the steps of a plan and knows what the theorem says after them.
+class BoundedSteps(HeadSteps):
+    r"""Steps of a plan; they are counted, and their gap has a bound while all of them are plain full-batch gradient steps.
 
     .. math:: L(w_t) - L^* \le \min_w L(w) - L^* + \frac{|w_0 - w|^2}{2 \sum \eta_k},
         \qquad \text{squared loss: also } \prod (1 - \eta_k \mu)^2 (L(w_0) - L^*), \qquad \eta_k \le \frac1{L_H}.
 
-    Steps err: the features that the run computes, its gradient and its weights are rounded. Some of them are compared with the exact
-    step, :math:`d_k = |w_{k+1} - w_k + \eta_k \nabla L(w_k)|_F` in float64 (one pass over the features); those in between are charged
-    with twice the larger of the compared ones. That is an estimate, and goes into ``rounded`` (``rounded_bound``), not into ``bound``.
+    Steps err: the features that the run computes, its gradient and its weights are rounded. Some steps are compared with the exact
+    one, :math:`d_k = |w_{k+1} - w_k + \eta_k \nabla L(w_k)|_F` in float64 (one pass over the features); those in between are charged
+    with twice the larger of the compared errors. That is an estimate, and goes into ``bound_rounded`` (``rounded_bound``), not into
+    ``bound``.
 
     A compared step that is off by more than 1 % of its length and than ``step_rounding`` explains was not made of the gradient of L:
     something changed it (a hook, a callback, a loss with another gradient). It ends what is proven.
 
+    The plan is made once and kept in the checkpoint, with the counts. A run that resumes with other batches or another loss gets a new one.
+
     Args:
+        view: The run.
         head: Head of the run.
-        memory: A plan of ``plan_bound``, kept in the checkpoint; the steps are counted in it.
+        memory: Memory of the rule in the checkpoint. The plan: ``given``, ``curvature`` (L_H from below, its value, from above), ``gap``,
+            ``comparators`` and ``mu``, or ``no_bound``. The counts: ``taken``, ``total``, ``logarithm`` and ``largest`` of the steps;
+            ``error`` and ``compared`` of the last comparison; ``drift``. And ``given_up``, the reason why nothing is proven any more.
+        given: What the plan rests on beside the head and the loss.
+        certificate: Certificate of the trunk, whose sigma_min gives the linear rate.
+
+    Raises:
+        ValueError: No Lipschitz constant of the loss's gradient is known.
+
+    Cost: once, a dozen passes over the features and what ``comparators`` takes.
     """
 
-    def __init__(self, head: TrainedHead, memory: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        view: GuardView,
+        head: TrainedHead,
+        memory: dict[str, Any],
+        given: dict[str, Any],
+        certificate: RankCertificate | None,
+    ) -> None:
+        super().__init__(view)
         self._head, self._memory = head, memory
+        losses = head.problem.losses
+        given |= {"samples": head.problem.samples, "loss": losses.kind, "smoothness": losses.smoothness}
+        if memory.get("given") != given:
+            memory.clear()
+            memory |= view.ranks.gather(lambda: self._plan(given, certificate))[0]
         self._comparators = [Comparator(*pair) for pair in memory.get("comparators", [])]
         # Steps of a checkpoint that counted nothing else are not known to have erred little.
         memory.setdefault("drift", math.inf if memory.get("taken", 0) else 0.0)
@@ -84,7 +89,30 @@ class DescentBound:
         self._length = self._rounding = 0.0  # of that step
         self._left: Tensor | None = None  # W as the last step left it
 
-    def before(self, eta: float) -> None:
+    @abstractmethod
+    def _rule(self, given: dict[str, Any], curvature: HeadCurvature) -> dict[str, Any]:
+        """Return what the plan holds of this rule; ``no_bound``: why its steps have no bound."""
+
+    def _plan(self, given: dict[str, Any], certificate: RankCertificate | None) -> dict[str, Any]:
+        problem, start = self._head.problem, self._head.w
+        curvature = head_curvature(problem)
+        bounds = [curvature.value.lower, curvature.value.value, curvature.value.upper]
+        plan = {"given": given, "curvature": bounds, **self._rule(given, curvature)}
+        if "no_bound" in plan:
+            return plan
+        if problem.infimum is None:
+            return plan | {"no_bound": "the infimum of the loss is not known; pass infimum="}
+        plan |= {"gap": max(problem.value(start).upper - problem.infimum.lower, 0.0), "comparators": []}
+        try:
+            plan["comparators"] = [[c.excess, c.distance] for c in comparators(problem, start)]
+        except (ArithmeticError, MemoryError, ValueError) as error:
+            plan["no_bound"] = f"{type(error).__name__}: {error}"
+        sigma = certificate.sigma_min if certificate is not None and certificate.verdict == "certified" else None
+        if sigma is not None and problem.losses.kind == "squared":
+            plan["mu"] = curvature.smoothness / problem.samples * sigma.lower**2
+        return plan
+
+    def expect(self, eta: float) -> None:
         """Compute, now and then, the exact outcome of the step that comes.
 
         Args:
@@ -97,14 +125,14 @@ class DescentBound:
             self._exact, self._length = w - eta * gradient, eta * float(gradient.norm())
             self._rounding = step_rounding(problem, w, loss, eta, relative_error(self._head.parameters[0]))
 
-    def after(self, eta: float) -> str | None:
+    def count(self, eta: float) -> str | None:
         """Count a step that was taken.
 
         Args:
             eta: Size of the step.
 
         Returns:
-            What to say if it was not a step on L, where ``before`` has computed what it should be; otherwise None.
+            What to say if it was not a step on L, where ``expect`` has computed what it should be; otherwise None.
         """
         memory, said = self._memory, None
         self._left = self._head.w
