@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.callbacks.guard.certify.verdict import Verdict
 from lightning_conv.callbacks.guard.head.descent import HeadDescent, descent_of
 from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
-from lightning_conv.callbacks.guard.settings import GuardSettings, OnUndecided, StepRule
+from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn
 from lightning_conv.callbacks.run.logging import warn_without_logger
-from lightning_conv.callbacks.run.loss import LossFn
-from lightning_conv.callbacks.run.probe import ForwardFn
-from lightning_conv.expressivity import Method, RankCertificate
+from lightning_conv.expressivity import RankCertificate
 from lightning_conv.networks.perturbation import Perturbation
+from lightning_conv.theory.criterion import Verdict
 
 __all__ = ["ExpressivityError", "ExpressivityGuard"]
 
 
-class ExpressivityGuard(pl.Callback):
+class ExpressivityGuard(GuardSettings, pl.Callback):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
     Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank of
@@ -99,52 +94,17 @@ class ExpressivityGuard(pl.Callback):
         trainer = Trainer(max_epochs=50, callbacks=[ExpressivityGuard(switch_at=0.6)])
     """
 
-    def __init__(
-        self,
-        switch_at: int | float | Literal["auto"] = 0.6,
-        head: str | None = None,
-        noise_scale: float = 1e-3,
-        on_undecided: OnUndecided = "warn",
-        seed: int = 0,
-        loss_fn: LossFn | None = None,
-        infimum: float | Callable[[Tensor], Tensor] | None = None,
-        input_fn: InputFn | None = None,
-        target_fn: TargetFn | None = None,
-        forward_fn: ForwardFn | None = None,
-        method: Method = "auto",
-        step_rule: StepRule = "base",
-        cache_features: bool = False,
-        plateau_threshold: float = 0.01,
-        plateau_patience: int = 3,
-        plateau_window: int | None = None,
-        latest_switch: float = 0.9,
-        tol: float = 1e-6,
-        track_rank: bool = False,
-    ) -> None:
-        self.settings = GuardSettings(
-            switch_at=switch_at,
-            method=method,
-            step_rule=step_rule,
-            head=head,
-            noise_scale=noise_scale,
-            on_undecided=on_undecided,
-            seed=seed,
-            cache_features=cache_features,
-            track_rank=track_rank,
-            plateau_threshold=plateau_threshold,
-            plateau_patience=plateau_patience,
-            plateau_window=plateau_window,
-            latest_switch=latest_switch,
-            tol=tol,
-            loss_fn=loss_fn,
-            infimum=infimum,
-            input_fn=input_fn,
-            target_fn=target_fn,
-            forward_fn=forward_fn,
-        )
+    def __post_init__(self) -> None:
+        """Begin without a run."""
+        super().__post_init__()
         self._state = GuardState()
         self._run: GuardedRun | None = None
-        self._head_name = head
+        self._head_name = self.head
+
+    @property
+    def settings(self) -> GuardSettings:
+        """The arguments of the guard."""
+        return self
 
     @property
     def phase(self) -> int:

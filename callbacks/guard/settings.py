@@ -1,4 +1,4 @@
-"""The settings of the guard, checked."""
+"""The arguments of ``ExpressivityGuard``: each is listed here once, in groups, and checked."""
 
 from __future__ import annotations
 
@@ -11,44 +11,70 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn
-from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import ForwardFn
 from lightning_conv.expressivity import Method
+from lightning_conv.losses.kind import LossFn
 
 OnUndecided: TypeAlias = Literal["warn", "raise", "continue"]
 StepRule: TypeAlias = Literal["base", "certified", "solve"]
 
 
-@dataclass(frozen=True)
-class GuardSettings:
-    """The arguments of ``ExpressivityGuard``, where they are documented.
+@dataclass(frozen=True, eq=False)
+class SwitchSettings:
+    """When phase 2 begins, and what happens then."""
+
+    switch_at: int | float | Literal["auto"] = 0.6
+    head: str | None = None
+    noise_scale: float = 1e-3
+    on_undecided: OnUndecided = "warn"
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class RunFunctions:
+    """How to read the run where it does not show: its loss, inputs, targets and outputs."""
+
+    loss_fn: LossFn | None = None
+    infimum: float | Callable[[Tensor], Tensor] | None = None
+    input_fn: InputFn | None = None
+    target_fn: TargetFn | None = None
+    forward_fn: ForwardFn | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseTwoSettings:
+    """What is certified for phase 2, and how the head is trained in it."""
+
+    method: Method = "auto"
+    step_rule: StepRule = "base"
+    cache_features: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PlateauSettings:
+    """The rule of ``switch_at="auto"``."""
+
+    plateau_threshold: float = 0.01
+    plateau_patience: int = 3
+    plateau_window: int | None = None
+    latest_switch: float = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class GuardSettings(PlateauSettings, PhaseTwoSettings, RunFunctions, SwitchSettings):
+    """All arguments of ``ExpressivityGuard``, which inherits its constructor from here and documents them.
+
+    Python collects the fields of a dataclass from its last base to its first, so that ``switch_at`` comes first.
 
     Raises:
-        MisconfigurationException: a bad value; names the argument.
+        MisconfigurationException: A value is out of range; the message names the argument.
     """
 
-    switch_at: int | float | Literal["auto"]
-    method: Method
-    step_rule: StepRule
-    head: str | None
-    noise_scale: float
-    on_undecided: OnUndecided
-    seed: int
-    cache_features: bool
-    track_rank: bool
-    plateau_threshold: float
-    plateau_patience: int
-    plateau_window: int | None
-    latest_switch: float
-    tol: float
-    loss_fn: LossFn | None
-    infimum: float | Callable[[Tensor], Tensor] | None
-    input_fn: InputFn | None
-    target_fn: TargetFn | None
-    forward_fn: ForwardFn | None
+    tol: float = 1e-6
+    track_rank: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse bad values."""
+        """Refuse values that are out of range."""
         at = self.switch_at
         steps = isinstance(at, int) and not isinstance(at, bool) and at >= 0
         if not (at == "auto" or steps or (isinstance(at, float) and 0 < at < 1)):
@@ -70,11 +96,3 @@ class GuardSettings:
 
     def _refuse(self, name: str, need: str) -> None:
         raise MisconfigurationException(f"{name}: {getattr(self, name)!r}; need {need}")
-
-    def qualified(self, name: str | None) -> str | None:
-        """A module's name as the network that is called has it: with ``forward_fn`` it is a member of that."""
-        return name if name is None or self.forward_fn is None else f"module.{name}"
-
-    def said(self, name: str) -> str:
-        """The same the other way round."""
-        return name if self.forward_fn is None else name.removeprefix("module.")

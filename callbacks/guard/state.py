@@ -1,31 +1,36 @@
-"""What the expressivity guard knows: kept in the checkpoint, logged as scalars, written out as a report."""
+"""``GuardState``: what the expressivity guard remembers, kept in the checkpoint and logged as scalars."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lightning_conv.callbacks.guard.certify.verdict import HeadBounds, LossKind, Verdict, verdict_on
+from lightning_conv.callbacks.guard.certify.verdict import Attained, HeadBounds, verdict_on
 from lightning_conv.callbacks.guard.head.curvature import largest_step
 from lightning_conv.callbacks.guard.switch.moment import Plateau
 from lightning_conv.expressivity import Cost, RankCertificate
 from lightning_conv.linalg.spectrum import Bounded
 from lightning_conv.networks.perturbation import Perturbation
+from lightning_conv.theory.criterion import Verdict
 
 MEASURED = ("loss", "gap", "bound", "step_size")
-"""What an entry of the history may hold beside its step and epoch."""
+"""Entries of the history that are logged."""
+BOUNDED = ("sigma_min", "sigma_max", "distance", "residual")
+"""Numbers of a certificate that come with bounds; some methods know only some of them."""
+REBUILT = {"perturbation": Perturbation, "plateau": Plateau, "bounds": HeadBounds, "curvature": Bounded}
+"""Fields that a checkpoint holds as dicts."""
 
 
 @dataclass
 class GuardState:
-    """The guard's memory. ``as_plain`` and ``from_plain`` use plain types only, which is all that a checkpoint may hold."""
+    """The memory of the guard. ``as_plain`` and ``from_plain`` use plain types only, which is all that a checkpoint may hold."""
 
     phase: int = 1
     reason: str = "before the switch"
     verdict: Verdict = (
-        "not applicable"  # of the claim that the last layer's infimum is the global one of the training loss
+        "not applicable"  # on the claim that the infimum of the last layer is the global one of the training loss
     )
-    why: str = ""  # it is not "certified", where neither the certificate nor a caveat says so
+    why: str = ""  # why the verdict is not "certified", where neither the certificate nor a caveat says so
     switch_step: int | None = None  # the step after which phase 1 ends, or is to end at the latest
     declined: bool = False  # the condition was not certified and the run goes on in phase 1
     last_step: int = 0
@@ -35,36 +40,31 @@ class GuardState:
     plateau: Plateau | None = None
     certificate: RankCertificate | None = None
     perturbation: Perturbation | None = None
-    loss_kind: LossKind = "other"
-    bounds: HeadBounds | None = None  # of the head's problem on this trunk, where it was solved
-    best_loss: float | None = None  # that a narrow head can reach on this trunk
-    steps: dict[str, Any] = field(default_factory=dict)  # of the step rule: numbers and strings
+    loss_kind: Attained = "other"  # where the loss comes to its infimum
+    bounds: HeadBounds | None = None  # on the head's problem on this trunk, where it was solved
+    best_loss: float | None = None  # the loss that a narrow head can reach on this trunk
+    steps: dict[str, Any] = field(default_factory=dict)  # memory of the step rule: numbers and strings
     curvature: Bounded | None = None  # L_H of the head's mean loss on this trunk
     ranks: dict[str, float] = field(default_factory=dict)  # of certificates that decide nothing, by their tag
 
     def as_plain(self) -> dict[str, Any]:
-        """All fields as numbers, strings, lists and dicts."""
+        """Return all fields as numbers, strings, lists and dicts."""
         plateau = self.plateau.as_plain() if self.plateau is not None else None
         return asdict(replace(self, plateau=None)) | {"plateau": plateau}
 
     @classmethod
     def from_plain(cls, stored: dict[str, Any]) -> GuardState:
-        """The inverse of ``as_plain``; fields that an older checkpoint lacks keep their defaults."""
+        """Rebuild the state that ``as_plain`` stored; fields that an older checkpoint lacks keep their defaults.
+
+        Args:
+            stored: Content of a checkpoint.
+        """
         known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
-        if known.get("perturbation") is not None:
-            known["perturbation"] = Perturbation(**known["perturbation"])
-        if known.get("plateau") is not None:
-            known["plateau"] = Plateau(**known["plateau"])
-        if known.get("bounds") is not None:
-            known["bounds"] = HeadBounds(**known["bounds"])
-        if known.get("curvature") is not None:
-            known["curvature"] = Bounded(**known["curvature"])
+        for name, kind in REBUILT.items():
+            if known.get(name) is not None:
+                known[name] = kind(**known[name])
         if (certificate := known.get("certificate")) is not None:
-            bounds = {
-                name: Bounded(**certificate[name])
-                for name in ("sigma_min", "sigma_max", "distance", "residual")
-                if certificate.get(name) is not None
-            }
+            bounds = {name: Bounded(**certificate[name]) for name in BOUNDED if certificate.get(name) is not None}
             known["certificate"] = RankCertificate(**{**certificate, **bounds, "cost": Cost(**certificate["cost"])})
         known["history"] = [dict(entry) for entry in known.get("history", [])]
         return cls(**known)
@@ -78,29 +78,37 @@ class GuardState:
         """Whether the certificate proves its claim: rank [h, 1] = n, or that the targets are reached."""
         return self.certificate is not None and self.certificate.verdict == "certified"
 
-    def judge(self) -> None:
-        """Say what is known of the claim that the last layer's infimum is the global one, see ``verdict_on``."""
-        self.verdict, self.why = verdict_on(self.certificate, self.loss_kind, self.bounds, self.caveats)
-
     @property
     def hopeless(self) -> bool:
         """Whether rank n is refuted whatever the weights: too few features, or two equal samples."""
         certificate = self.certificate
         return certificate is not None and certificate.method != "alignment" and certificate.verdict == "refuted"
 
+    def judge(self) -> None:
+        """Update the verdict to what is known now, see ``verdict_on``."""
+        self.verdict, self.why = verdict_on(self.certificate, self.loss_kind, self.bounds, self.caveats)
+
+    def add_reason(self, said: str) -> None:
+        """Append a sentence to the reason.
+
+        Args:
+            said: The sentence.
+        """
+        self.reason = f"{self.reason}; {said}"
+
     def metrics(self, step: float) -> dict[str, float]:
-        """Scalars for the loggers; loss and gap only if they were measured at ``step``."""
+        """Return the scalars for the loggers; loss and gap only if they were measured at ``step``.
+
+        Args:
+            step: The present optimizer step.
+        """
         values = {"convergence/phase": float(self.phase), "guard/phase": float(self.phase)}
         if (certificate := self.certificate) is not None:
             values |= {"guard/rank": float(certificate.rank_lower), "guard/samples": float(certificate.n)}
-            if (sigma_min := certificate.sigma_min) is not None:
-                values |= {"guard/sigma_min": sigma_min.value, "guard/sigma_min_lower": sigma_min.lower}
-            if certificate.sigma_max is not None:
-                values["guard/sigma_max"] = certificate.sigma_max.value
-            if certificate.distance is not None:
-                values["guard/distance"] = certificate.distance.value
-            if certificate.residual is not None:
-                values["guard/residual"] = certificate.residual.value
+            known = {name: bounded for name in BOUNDED if (bounded := getattr(certificate, name)) is not None}
+            values |= {f"guard/{name}": bounded.value for name, bounded in known.items()}
+            if certificate.sigma_min is not None:
+                values["guard/sigma_min_lower"] = certificate.sigma_min.lower
         if self.perturbation is not None:
             values["guard/noise"] = self.perturbation.relative
         values |= {f"guard/{name}": value for name, value in self.ranks.items()}
@@ -113,38 +121,3 @@ class GuardState:
             if "gap" in self.history[-1]:
                 values["convergence/gap"] = self.history[-1]["gap"]
         return values
-
-    def report(self, head: str) -> str:
-        """The switch as Markdown."""
-        lines = [
-            self.reason,
-            "",
-            "| quantity | value |",
-            "|---|---|",
-            f"| verdict | {self.verdict}{': ' + self.why if self.why else ''} |",
-            f"| head | {head} |",
-        ]
-        if (certificate := self.certificate) is not None:
-            lines += [
-                f"| certificate | {certificate.verdict} |",
-                f"| rank of [h, 1] / n | {certificate.rank_lower} / {certificate.n} |",
-                f"| width m_H | {certificate.width} |",
-                f"| method | {certificate.method} |",
-            ]
-            if (sigma_min := certificate.sigma_min) is not None:
-                lines.append(f"| sigma_min | {sigma_min.value:.6e}, at least {sigma_min.lower:.6e} |")
-            if certificate.sigma_max is not None:
-                sigma_max = certificate.sigma_max
-                lines.append(f"| sigma_max | {sigma_max.value:.6e}, at most {sigma_max.upper:.6e} |")
-            if (distance := certificate.distance) is not None:
-                lines.append(f"| closest two samples | {distance.value:.6e} apart, at least {distance.lower:.6e} |")
-            if (residual := certificate.residual) is not None:
-                lines.append(
-                    f"| residual of the targets | {residual.value:.6e}, from {residual.lower:.6e} to {residual.upper:.6e} |"
-                )
-        if self.curvature is not None:
-            lines.append(f"| L_H | {self.curvature.value:.6e}, at most {self.curvature.upper:.6e} |")
-            lines.append(f"| largest safe step 2 / L_H | {largest_step(self.curvature):.6e} |")
-        if self.perturbation is not None:
-            lines.append(f"| noise, relative norm | {self.perturbation.relative:.3e} |")
-        return "\n".join(lines)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 
-from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.steps import decays
 from lightning_conv.networks.head import Head
 
 ROUNDED = {
@@ -14,33 +15,33 @@ ROUNDED = {
     "16-mixed": torch.float16,
     "bf16-mixed": torch.bfloat16,
 }
+"""Precisions of the trainer in which gradients are rounded, with the type that they are rounded to."""
 
 
 def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
-    """What the run's own optimizer minimises beside the loss, where it moves the head."""
-    own = {id(parameter) for parameter in head.module.parameters()}
-    decayed = any(
-        group.get("weight_decay") and any(id(p) in own for p in group["params"])
-        for group in trainer.optimizers[0].param_groups
-    )
+    """Return what the run's own optimizer minimises beside the loss, where it moves the head.
+
+    Args:
+        trainer: Trainer of the run.
+        head: Head of the network.
+    """
+    decayed = decays(trainer.optimizers[0], head.module.parameters())
     return ["weight decay on the head adds to the loss that is minimised"] if decayed else []
 
 
-def find_caveats(trainer: pl.Trainer, data: TrainingSet, head: Head, own_steps: bool = False) -> list[str]:
-    """Every reason why the run minimises something else than the mean loss over the certified samples, or may not be convex.
+def find_caveats(view: GuardView, own_steps: bool = False) -> list[str]:
+    """Return every reason why the run minimises something else than the mean loss over the certified samples, or may not be convex.
 
     Args:
-        trainer: of the run.
-        data: its training set.
-        head: of its network.
-        own_steps: the head is moved by the guard in phase 2, not by the run's optimizer.
+        view: The run.
+        own_steps: Whether the guard moves the head in phase 2, and not the run's optimizer.
     """
-    found = data.caveats()
-    if not head.last:
+    found = view.data.caveats()
+    if not view.head.last:
         found.append("what follows the head is taken on trust to be convex with the loss")
     if not own_steps:
-        found += optimizer_caveats(trainer, head)
-    precision = str(trainer.precision)
+        found += optimizer_caveats(view.trainer, view.head)
+    precision = str(view.trainer.precision)
     if (kind := ROUNDED.get(precision)) is not None:
         name = str(kind).removeprefix("torch.")
         found.append(

@@ -1,18 +1,21 @@
-"""The certificate of a trunk on its training set: features held where they are few, computed strip by strip where they are many."""
+"""The certificate of a trunk on its training set. Few features are held in memory, many are computed strip by strip."""
 
 from __future__ import annotations
 
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_conv.callbacks.guard.certify.kept_folder import kept_folder
+from lightning_conv.callbacks.guard.certify.work_folder import work_folder
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.ranks import Led
-from lightning_conv.callbacks.run.training_set import TrainingSet, TrunkRows
+from lightning_conv.callbacks.run.training_set import TrunkRows
 from lightning_conv.expressivity import (
     Method,
     RankCertificate,
@@ -30,38 +33,33 @@ from lightning_conv.reporting.progress import Lines
 SAMPLED = 512
 """Samples on which the rounding inside the trunk is measured where there are many."""
 MODEST = 600.0
-"""Predicted seconds up to which ``"auto"`` proves the rank at the very weights of the run, where something else is possible."""
+"""Predicted seconds up to which ``"auto"`` proves the rank at the very weights of the run, where another method applies."""
 KEPT_FROM = 60.0
-"""Predicted seconds from which on the work is kept on disk, for a run that is killed meanwhile."""
+"""Predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile."""
 
 
 def certify_trunk(
-    data: TrainingSet,
-    network: nn.Module,
-    head: Head,
-    method: Method = "auto",
-    targets: Tensor | None = None,
-    root: str | None = None,
+    view: GuardView, method: Method = "auto", targets: Tensor | None = None, root: str | None = None
 ) -> RankCertificate:
-    """Certify that the last layer reaches every target from the trunk as it is (``"alignment"``: the targets that there are).
+    """Certify that the last layer reaches every target from the trunk as it is (``"alignment"``: the given targets).
 
-    The features are computed by all ranks, each its share of the samples; the certificate by rank 0.
+    All ranks compute the features, each for its share of the samples; rank 0 computes the certificate.
 
     Args:
-        data: the training set.
-        network: that takes its inputs.
-        head: of the network.
-        method: see ``certify_expressivity``; ``"distinct"`` needs a wide last hidden layer with an analytic activation. ``"auto"``: that of
+        view: The run.
+        method: See ``certify_expressivity``; ``"distinct"`` needs a wide last hidden layer with an analytic activation. ``"auto"``: that of
             the present weights, ``"singular"``; where that is predicted to take more than ten minutes, ``"distinct"``, if there is such
             a layer.
-        targets: of all samples, for ``"alignment"``; with ``"auto"`` it is taken where the head is too narrow.
-        root: folder under which a long certificate keeps its work; None: nothing is kept.
+        targets: Targets of all samples, for ``"alignment"``; with ``"auto"`` that is taken where the head is too narrow.
+        root: Folder under which a long certificate keeps its work; None: nothing is kept.
 
     Raises:
-        ValueError: ``"distinct"`` does not apply to this network, and why.
+        ValueError: ``"distinct"`` does not apply to this network; the message says why.
+        MemoryError: The certificate does not fit into memory, and no other method applies.
     """
     if method == "distinct":
-        return _distinct(data, network, head)
+        return _distinct(view)
+    data, head, network = view.data, view.head, view.network
     narrow = too_narrow(data.size, head.width, bias=head.has_bias) is not None
     if is_held(data.size, head.width, bias=head.has_bias) or method == "alignment":
         # In float32 whatever the model's type: the error of these features is scaled to float64.
@@ -77,10 +75,11 @@ def certify_trunk(
                 targets=targets if narrow or method == "alignment" else None,
             )
         )
-    return _streamed(data, network, head, method, root)
+    return _streamed(view, method, root)
 
 
-def _streamed(data: TrainingSet, network: nn.Module, head: Head, method: Method, root: str | None) -> RankCertificate:
+def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:
+    data, head, network = view.data, view.head, view.network
     rows = data.feature_rows(network, head, torch.float64)
     coarse = data.feature_rows(network, head, torch.float32).rows(0, SAMPLED)
     began = time.perf_counter()
@@ -89,7 +88,7 @@ def _streamed(data: TrainingSet, network: nn.Module, head: Head, method: Method,
     error = feature_rounding(coarse, exact) * max(1.0, data.size / SAMPLED) ** 0.5
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
-        found = _instead(data, network, head, plan)
+        found = _instead(view, plan)
         if found is not None:
             return found
     if isinstance(plan, str):
@@ -99,30 +98,35 @@ def _streamed(data: TrainingSet, network: nn.Module, head: Head, method: Method,
 
     def lead() -> RankCertificate:
         keep = root is not None and plan.seconds >= KEPT_FROM
-        with kept_folder(str(root), plan.matrix_bytes) if keep else nullcontext() as folder:
+        with work_folder(str(root), plan.matrix_bytes) if keep else nullcontext() as folder:
             kept = f"; kept in {folder}, where a run that is killed meanwhile goes on" if folder is not None else ""
             now = plan_stream(data.size, head.width, folder=folder, row_seconds=row_seconds)
             rank_zero_info(f"ExpressivityGuard: {now}{kept}")
             return certify_expressivity(
-                source, method="singular", bias=head.has_bias, feature_error=error, same_inputs=data.same_inputs, folder=folder,
+                source,
+                method="singular",
+                bias=head.has_bias,
+                feature_error=error,
+                same_inputs=data.same_inputs,
+                folder=folder,
                 progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
-            )  # fmt: skip
+            )
 
     return led.run(lead)
 
 
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
-    """The plan, or why there is none."""
+    """Return the plan, or why there is none."""
     try:
         return plan_stream(samples, width, row_seconds=row_seconds)
     except MemoryError as error:
         return str(error)
 
 
-def _instead(data: TrainingSet, network: nn.Module, head: Head, plan: StreamPlan | str) -> RankCertificate | None:
-    """The proof for almost every weight, where the one for these weights takes long; None: there is none, and it is said why."""
+def _instead(view: GuardView, plan: StreamPlan | str) -> RankCertificate | None:
+    """Return the proof for almost every weight, where the one for these weights takes long; None, and a message, where there is none."""
     takes = f"cannot be had ({plan})" if isinstance(plan, str) else f"would take about {plan.seconds / 60:.0f} minutes"
-    wide = find_wide_layer(network, head, data.first_inputs())
+    wide = find_wide_layer(view.network, view.head, view.data.first_inputs())
     if isinstance(wide, str):
         rank_zero_info(f"ExpressivityGuard: no shorter proof than that at these weights applies: {wide}")
         return None
@@ -130,10 +134,12 @@ def _instead(data: TrainingSet, network: nn.Module, head: Head, plan: StreamPlan
         f"ExpressivityGuard: method='auto': a proof at these very weights {takes}, so rank n is proven at almost every weight of "
         f"{wide.name!r}; pass method='singular' for the former"
     )
-    try:
-        found = _distinct(data, network, head)
-    except Exception as error:  # the other proof is still there
-        rank_zero_info(f"ExpressivityGuard: method='distinct' went wrong ({type(error).__name__}: {error})")
+    with guarded(
+        None, "", expects=(MemoryError, RuntimeError, ValueError), say=None
+    ) as attempt:  # the other proof is still there
+        found = _distinct(view)
+    if attempt.failed:
+        rank_zero_info(f"ExpressivityGuard: method='distinct' failed ({attempt.reason})")
         return None
     if found.verdict == "undecided":
         rank_zero_info(f"ExpressivityGuard: {found.reason}")
@@ -141,16 +147,19 @@ def _instead(data: TrainingSet, network: nn.Module, head: Head, plan: StreamPlan
     return replace(found, reason=f"{found.reason} (a proof at these very weights, method='singular', {takes})")
 
 
-def _distinct(data: TrainingSet, network: nn.Module, head: Head) -> RankCertificate:
-    """Rank n at almost every weight of the wide layer, from what enters it.
+def _distinct(view: GuardView) -> RankCertificate:
+    """Certify rank n at almost every weight of the wide layer, from what enters it.
+
+    Args:
+        view: The run.
 
     Raises:
-        ValueError: there is no such layer, and why.
+        ValueError: There is no such layer; the message says why.
     """
-    wide = find_wide_layer(network, head, data.first_inputs())
+    wide = find_wide_layer(view.network, view.head, view.data.first_inputs())
     if isinstance(wide, str):
         raise ValueError(f'method="distinct" does not apply: {wide}; use method="singular"')
-    layer = Head(wide.name, wide.module)
+    data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
     # The wide layer itself is not computed: in float64 it would take longer than all that lies before it.
     coarse, exact = (data.features(network, layer, dtype, stop=True) for dtype in (torch.float32, torch.float64))
     error = feature_rounding(coarse, exact)
@@ -158,6 +167,32 @@ def _distinct(data: TrainingSet, network: nn.Module, head: Head) -> RankCertific
     return data.ranks.once(
         lambda: certify_expressivity(rows, method="distinct", bias=head.has_bias, entering=exact, feature_error=error)
     )
+
+
+Moment: TypeAlias = Literal["at_start", "before_noise"]
+"""A moment of the run at which a rank is certified that decides nothing."""
+
+
+def rank_at(moment: Moment, view: GuardView) -> dict[str, float]:
+    """Return the certified rank and sigma_min at the present weights, named after the moment.
+
+    Args:
+        moment: Moment of the run.
+        view: The run.
+
+    Returns:
+        An empty dict, with a warning, where they could not be computed.
+
+    Cost: a certificate by the present weights (``"singular"``), whatever the method of the switch.
+    """
+    what = f"ExpressivityGuard: no rank {moment.replace('_', ' ')}"
+    with guarded(None, what, expects=(MemoryError, RuntimeError, ValueError)):
+        found = certify_trunk(view, "singular")
+        numbers = {f"rank_{moment}": float(found.rank_lower)}
+        if (sigma := found.sigma_min) is not None:
+            numbers |= {f"sigma_min_{moment}": sigma.value, f"sigma_min_{moment}_lower": sigma.lower}
+        return numbers
+    return {}
 
 
 @dataclass(frozen=True)
@@ -169,14 +204,19 @@ class LedRows:
 
     @property
     def samples(self) -> int:
-        """n."""
+        """The number n of samples."""
         return self.source.samples
 
     @property
     def width(self) -> int:
-        """m_H."""
+        """The width m_H."""
         return self.source.width
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """h of some samples."""
+        """Return h of some samples.
+
+        Args:
+            start: The first of them.
+            stop: The sample after the last.
+        """
         return self.led.ask(start, stop)

@@ -1,4 +1,4 @@
-"""The guard's verdict: what is known of the claim that the last layer's infimum is that of the loss over all outputs."""
+"""The guard's verdict on the claim that the infimum over the last layer is the infimum of the loss over all outputs."""
 
 from __future__ import annotations
 
@@ -7,42 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.last_layer import HeadProblem, HeadSolution
+from lightning_conv.losses.kind import LossKind, loss_kind
+from lightning_conv.theory.criterion import Verdict
 
-Verdict: TypeAlias = Literal["not applicable", "certified", "undecided", "refuted"]
+Attained: TypeAlias = Literal["distance", "hard labels", "other"]
+"""Where a loss comes to its infimum, as a function of its outputs u for given targets y.
 
-LossKind: TypeAlias = Literal["distance", "hard labels", "other"]
-"""How the infimum of a loss depends on its targets y.
-
-``"distance"``: attained at u = y and nowhere else (squared, absolute, Huber); ``"hard labels"``: cross-entropy that is approached where the
-right class scores highest for every sample; ``"other"``: anything else, or not known.
+``"distance"``: at u = y and nowhere else (squared, absolute, Huber); ``"hard labels"``: a cross-entropy that comes to it where the right
+class scores highest for every sample; ``"other"``: elsewhere, or not known.
 """
 
-DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
-
-def loss_kind(loss_fn: object, targets: Tensor) -> LossKind:
-    """Which of them torch's losses are; a subclass may compute anything.
+def where_attained(loss: LossKind, targets: Tensor) -> Attained:
+    """Return where a loss comes to its infimum.
 
     Args:
-        loss_fn: of the training step.
-        targets: y of all samples.
+        loss: Loss of the training step.
+        targets: Targets y of all samples.
     """
-    if type(loss_fn) in DISTANCES:
-        return "distance"
-    if (
-        isinstance(loss_fn, nn.CrossEntropyLoss)
-        and type(loss_fn) is nn.CrossEntropyLoss
-        and not loss_fn.label_smoothing
-    ):
-        if not targets.is_floating_point():
-            return "other" if bool((targets == loss_fn.ignore_index).any()) else "hard labels"
-        if targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all()) and bool((targets >= 0).all()):
-            return "hard labels"
-    return "other"
+    return "distance" if loss.distance else "hard labels" if loss.hard_labels(targets) else "other"
 
 
 SEPARATED = (
@@ -54,26 +41,26 @@ SEPARATED = (
 class HeadBounds:
     """What the solution of the head's problem proves of inf_W L, the infimum over all heads on this trunk."""
 
-    lower: float  # over *all* heads; minus infinity: nothing
+    lower: float  # bound over *all* heads; minus infinity: none is known
     upper: float
     infimum: float | None  # (1/n) sum_i inf ell_i, at most; None: not known
     separated: bool  # whether some head gives the right class of every sample more than half of the probability
 
     @classmethod
-    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: LossKind) -> HeadBounds:
-        r"""Of a solution.
+    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: Attained) -> HeadBounds:
+        r"""Return the bounds that a solution proves.
 
         With hard labels and equal weights :math:`n L < \ln 2` leaves every sample's loss below ln 2, so its class has more than half
         of the probability and the largest output; :math:`cW, c \to \infty`, then brings the loss to 0.
 
         Args:
-            problem: of the head.
-            solution: of it.
-            kind: of the loss.
+            problem: Problem of the head.
+            solution: Solution of the problem.
+            kind: Where the loss comes to its infimum.
         """
         dual = solution.head_infimum
         lower = dual.lower if dual is not None and math.isinf(dual.radius) else -math.inf
-        weighted = getattr(problem.losses.module, "weight", None) is not None
+        weighted = loss_kind(problem.losses.module).weighted
         # A fixed bias would not be scaled.
         plain = kind == "hard labels" and not weighted and problem.losses.mean and problem.offset is None
         # A factor of two for rounding inside the trunk, which moves probabilities by far less.
@@ -83,25 +70,27 @@ class HeadBounds:
 
 
 def verdict_on(
-    certificate: RankCertificate | None, kind: LossKind, bounds: HeadBounds | None, caveats: Sequence[str]
+    certificate: RankCertificate | None, kind: Attained, bounds: HeadBounds | None, caveats: Sequence[str]
 ) -> tuple[Verdict, str]:
-    r"""What is known of :math:`\inf_W L = \frac1n \sum_i \inf_q \ell(q, y_i)`, which no weights of any network can go below.
+    r"""Judge the claim :math:`\inf_W L = \frac1n \sum_i \inf_q \ell(q, y_i)`, below which no weights of any network can go.
 
-    Rank n proves it for every loss, but is not needed: a lower rank refutes nothing, whether the head is narrow or samples are equal
-    (with equal labels both come to the same). Of the targets' distance rho from the features' range:
+    Rank n proves the claim for every loss, but is not necessary: a lower rank refutes nothing, whether the head is narrow or samples are
+    equal (two equal samples with equal labels leave the infimum where it is). The distance rho of the targets from the range of the
+    features decides as follows:
 
-    - a loss that is attained at the targets only: rho = 0 proves it, and rho > 0 refutes it (the infimum over the closed range of
-      [h, 1] is attained, elsewhere)
-    - cross-entropy with hard labels: rho = 0 proves it (c Y, c to infinity); rho > 0 says nothing, as separable features do without
-    - any other loss: neither; of soft labels q, for example, it is log q that would have to be in the range
+    - a loss whose infimum is attained at the targets only: rho = 0 proves the claim, and rho > 0 refutes it (the infimum over the closed
+      range of [h, 1] is then attained elsewhere)
+    - cross-entropy with hard labels: rho = 0 proves the claim (c Y, c to infinity); rho > 0 says nothing, since separable features
+      have rho > 0, too
+    - any other loss: neither; for soft labels q, for example, log q would have to be in the range
 
-    What the solved problem of the head proves decides where the certificate does not.
+    Where the certificate does not decide, the solved problem of the head may.
 
     Args:
-        certificate: of the switch; None: there is none.
-        kind: of the loss.
-        bounds: of the head's problem, where it was solved.
-        caveats: what the run does beside minimising the mean loss of the samples; with them nothing is claimed.
+        certificate: Certificate of the switch; None: there is none.
+        kind: Where the loss comes to its infimum.
+        bounds: Bounds of the head's problem, where it was solved.
+        caveats: What the run does beside minimising the mean loss of the samples; if there are any, nothing is claimed.
 
     Returns:
         The verdict, and why it is not ``"certified"``, unless the certificate or a caveat says so itself.
@@ -112,7 +101,7 @@ def verdict_on(
     return ("undecided", "") if caveats and verdict != "undecided" else (verdict, why)
 
 
-def _by_certificate(certificate: RankCertificate | None, kind: LossKind) -> tuple[Verdict, str]:
+def _by_certificate(certificate: RankCertificate | None, kind: Attained) -> tuple[Verdict, str]:
     if certificate is None:
         return "undecided", ""
     if certificate.method != "alignment":

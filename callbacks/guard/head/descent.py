@@ -1,4 +1,4 @@
-"""``HeadDescent``: what a guard knows of the head's steps in phase 2, for whoever holds them against the theorem."""
+"""``HeadDescent``: what the guard knows of the head's steps in phase 2, for a comparison with the theorem."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class HeadDescent:
     """The steps since the rule that takes them was set up."""
 
     not_covered: str  # why they are not plain full-batch gradient steps with a proven bound; empty: they are
-    step: float  # eta, the largest; NaN: not known
+    step: float  # the largest eta; NaN: not known
     curvature: Bounded | None  # L_H
-    gaps: list[HeadGap]  # of the measurements with a bound
+    gaps: list[HeadGap]  # the measurements with a bound
     last_gap: float  # L - L* at the last measurement; NaN: not known
 
 
@@ -30,13 +30,13 @@ def descent_of(
     caveats: Sequence[str],
     curvature: Bounded | None,
 ) -> HeadDescent:
-    """Of a guard's memory.
+    """Return the descent that the memory of a guard tells of.
 
     Args:
-        steps: of the rule.
-        rule: that was asked for.
-        history: loss, gap and bound by step.
-        caveats: what the run does beside the mean loss.
+        steps: Memory of the step rule.
+        rule: Rule that was asked for.
+        history: Loss, gap and bound by step.
+        caveats: What the run does beside minimising the mean loss.
         curvature: L_H.
     """
     gaps: list[HeadGap] = []

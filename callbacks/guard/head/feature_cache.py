@@ -1,26 +1,24 @@
-"""Phase 2 on features that were computed once: the trunk's forward is left out wherever the run would compute known rows again."""
+"""``FeatureCache``: phase 2 on features that were computed once; the trunk is not called where the run would compute known rows again."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.kernels.planning.memory import available_memory, mebibytes
 from lightning_conv.networks.evaluation import Inputs, take
-from lightning_conv.networks.head import Head
 
 TRIAL = 3
-"""Batches of phase 2 after which a cache that was never asked is given up."""
+"""Batches of phase 2 after which a cache that was never used is given up."""
 
 
 class NotCachedError(Exception):
@@ -46,68 +44,58 @@ class FeatureCache:
     enter the module; a batch with a sample that is not known is computed. So the training step, the sampler and the
     loader stay as they are, augmented samples are never confused, and a resumed run fills the same cache.
 
+    The look-up takes the place of the module's ``forward``, until ``release`` puts that back. Torch has no hook that would do: a forward
+    pre-hook can change the inputs of a forward and a forward hook its result, but neither can leave it out, and another module
+    in its place would have another name in the state dict.
+
     The features of a sample depend on the batch it is in by rounding only (checked), so the weights are those of the run without a
     cache up to rounding. What the forward of the trunk does beside its result (counters, printing) does not happen.
 
     Args:
-        trainer: of the run.
-        pl_module: of the run, in phase 2: the trunk is frozen, and everything is in eval mode.
-        network: that takes the inputs.
-        head: of the network.
-        data: the training set.
+        view: The run, in phase 2: the trunk is frozen, and everything is in eval mode.
 
     Attributes:
-        rows: what enters the head, (n, m_H), in the order of the training set, on the head's device.
-        shape: of the network's result for one sample.
+        rows: What enters the head, (n, m_H), in the order of the training set, on the head's device.
+        shape: Shape of the network's result for one sample.
 
     Raises:
-        NotCachedError: the module is compiled or has hooks, the inputs or the features are random, samples couple, no module ends in
+        NotCachedError: The module is compiled or has hooks, the inputs or the features are random, samples couple, no module ends in
             the head, or the features take more than a quarter of the free memory, of the CPU or of the head's device.
 
     Cost: one forward pass; n m_H numbers.
     """
 
-    def __init__(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, network: nn.Module, head: Head, data: TrainingSet
-    ) -> None:
-        self._trainer, self._module, self._network, self._head = trainer, pl_module, network, head
-        self._weight = head.module.weight
-        self._names = {module: name for name, module in pl_module.named_modules()}
-        self.batches, self.hits = 0, 0
+    def __init__(self, view: GuardView) -> None:
+        self._view, self._weight, self._replaced = view, view.head.module.weight, ExitStack()
+        self._names = {module: name for name, module in view.module.named_modules()}
+        self._batches = self._hits = 0
         self._checked, self._checking, self._wrong = False, False, ""
-        self._before: dict[nn.Module, Any] = {}
-        reasons = data.ranks.gather(lambda: self._obstacle(data))
-        if reason := next((reason for reason in reasons if reason is not None), None):
+        if reason := next(filter(None, view.ranks.gather(self._obstacle)), None):
             raise NotCachedError(reason)
-        recorded = data.collect(lambda inputs, _: self._record(inputs))
+        recorded = view.data.collect(lambda inputs, _: self._record(inputs))
         places = [name for name in recorded[0].keys if all(name in batch.keys for batch in recorded)]
         if not places:
-            raise NotCachedError(f"no module's result is what enters {head.name!r} or what it returns")
-        self.rows = torch.cat([batch.rows for batch in recorded]).to(head.module.weight.device)
-        self.shape = recorded[0].shape
-        for name in _outermost(places, recorded[0].ends_in_head):
+            raise NotCachedError(f"no module's result is what enters {view.head.name!r} or what it returns")
+        self.rows = torch.cat([batch.rows for batch in recorded]).to(self._weight.device)
+        self.shape, ends_in_head = recorded[0].shape, recorded[0].ends_in_head
+        for name in _outermost(places, ends_in_head):
             keys = [key for batch in recorded for key in batch.keys[name]]
             known = {key: row for row, key in reversed(list(enumerate(keys)))}
-            module = pl_module.get_submodule(name)
-            self._before[module] = module.__dict__.get("forward")
-            looked_up = self._look_up(module.forward, known, recorded[0].ends_in_head[name])
+            module = view.module.get_submodule(name)
+            self._replaced.callback(_restore, module, vars(module).get("forward"))
+            looked_up = self._look_up(module.forward, known, ends_in_head[name])
             module.forward = looked_up
 
     def release(self) -> None:
         """Give the modules their own forward back."""
-        for module, before in self._before.items():
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = before
-        self._before = {}
+        self._replaced.close()
 
     def give_up(self) -> str | None:
-        """After a batch: why there is no use in it, None if there is."""
-        self.batches += 1
+        """Return, after a batch, why the cache is of no use; None if it is."""
+        self._batches += 1
         if self._wrong:
             return self._wrong
-        if self.batches == TRIAL and not self.hits:
+        if self._batches == TRIAL and not self._hits:
             return (
                 f"{TRIAL} batches held a sample that the training set does not give, or the training step does not call the network as "
                 "it is called on the training set"
@@ -115,17 +103,17 @@ class FeatureCache:
         return None
 
     def _look_up(self, forward: Callable[..., Any], known: dict[bytes, int], ends_in_head: bool) -> Callable[..., Any]:
+        head = self._view.head.module
+
         def cached(*args: Any, **kwargs: Any) -> Any:
             # Whoever evaluates the network as a function brings its own weights, and wants all of it.
-            other = self._head.module.weight is not self._weight
-            if other or self._checking or not self._trainer.training:
+            if head.weight is not self._weight or self._checking or not self._view.trainer.training:
                 return forward(*args, **kwargs)
-            keys = sample_keys((args, kwargs))
-            places = [known.get(key, -1) for key in keys] if keys is not None else []
+            places = [known.get(key, -1) for key in sample_keys((args, kwargs)) or []]
             if not places or min(places) < 0:
                 return forward(*args, **kwargs)
             rows = self.rows[torch.tensor(places, device=self.rows.device)]
-            result = self._head.module(rows) if ends_in_head else rows
+            result = head(rows) if ends_in_head else rows
             if not self._checked:
                 self._checked = self._checking = True  # what is inside this module is not looked up either
                 with isolate_rng(), torch.no_grad():
@@ -135,44 +123,37 @@ class FeatureCache:
                     self._wrong = "the training step computes other features than the pass over the training set"
                     self.release()
                     return forward(*args, **kwargs)
-            self.hits += 1
+            self._hits += 1
             return result
 
         return cached
 
-    def _obstacle(self, data: TrainingSet) -> str | None:
-        modules = list(self._module.modules())
-        if getattr(self._module, "_compiler_ctx", None) is not None or any(_is_compiled(m) for m in modules):
+    def _obstacle(self) -> str | None:
+        if getattr(self._view.module, "_compiler_ctx", None) is not None or any(map(_is_compiled, self._names)):
             return "the module is compiled, and nothing can be left out of compiled code"
-        for module in modules:
-            hooks = (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-            if module is not self._head.module and any(hooks):
-                return f"{self._names[module] or type(module).__name__!r} has hooks, which would not be called"
+        for module, name in self._names.items():
+            if module is not self._view.head.module and _has_hooks(module):
+                return f"{name or type(module).__name__!r} has hooks, which would not be called"
             if isinstance(module, _BatchNorm) and module.running_mean is None:
-                return f"{self._names[module]!r} couples the samples of a batch"
-        if data.is_random():
+                return f"{name!r} couples the samples of a batch"
+        if self._view.data.is_random():
             return "the inputs are random when they are read"
         try:
-            return self._uneven(data)
+            return self._uneven()
         except NotCachedError as error:
             return str(error)
 
-    def _uneven(self, data: TrainingSet) -> str | None:
-        """Whether the features of a sample are the same whenever they are computed, and fit into the memory."""
-        inputs, _ = next(data.batches())
+    def _uneven(self) -> str | None:
+        """Return why the features of a sample are not the same whenever they are computed, or do not fit into memory."""
+        inputs, _ = next(self._view.data.batches())
         rows = self._rows_of(inputs, seed=1)
         if not torch.equal(rows, self._rows_of(inputs, seed=2)):
             return "the features are random (dropout that is not a module?)"
         half = max(1, len(rows) // 2)
         if not _agree(rows[:half], self._rows_of(take(inputs, slice(half)), seed=1)):
             return "the features of a sample depend on the other samples of its batch"
-        need = data.size * rows[0].numel() * rows.element_size()
-        return memory_obstacle(need, self._head.module.weight.device, data.ranks.world)
+        need = self._view.data.size * rows[0].numel() * rows.element_size()
+        return memory_obstacle(need, self._weight.device, self._view.ranks.world)
 
     def _rows_of(self, inputs: Inputs, seed: int) -> Tensor:
         with isolate_rng():
@@ -180,55 +161,55 @@ class FeatureCache:
             return self._record(inputs, keyed=False).rows
 
     def _record(self, inputs: Inputs, keyed: bool = True) -> Recorded:
-        """One forward, as the training step of the run does it.
+        """Run one forward as the training step does it, and record what enters and leaves the modules.
+
+        Args:
+            inputs: A batch of inputs.
+            keyed: Whether the samples get keys.
 
         Raises:
-            NotCachedError: it does not call the head once.
+            NotCachedError: The forward does not call the head exactly once.
         """
         calls: list[tuple[nn.Module, Any, Any]] = []
+        head = self._view.head
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             calls.append((module, (args, kwargs), output))
 
-        handles = [module.register_forward_hook(note, with_kwargs=True) for module in self._names]
-        try:
-            with self._as_in_a_step():
-                if isinstance(inputs, Tensor):
-                    made = self._network(inputs)
-                elif isinstance(inputs, Mapping):
-                    made = self._network(**inputs)
-                else:
-                    made = self._network(*inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        own = [(given, output) for module, given, output in calls if module is self._head.module]
+        named = inputs if isinstance(inputs, Mapping) else {}
+        given = () if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
+        with ExitStack() as stack:
+            for module in self._names:
+                stack.enter_context(module.register_forward_hook(note, with_kwargs=True))
+            for context in (
+                isolate_rng(),
+                torch.enable_grad(),
+                self._view.trainer.precision_plugin.train_step_context(),
+            ):
+                stack.enter_context(context)
+            made = self._view.network(*given, **named)
+        own = [(given, output) for module, given, output in calls if module is head.module]
         if len(own) != 1:
-            raise NotCachedError(f"{self._head.name!r} is called {len(own)} times in a forward")
+            raise NotCachedError(f"{head.name!r} is called {len(own)} times in a forward")
         (args, kwargs), result = own[0]
         features = args[0] if args else kwargs["input"]
         keys, ends = {}, {}
-        for module, given, output in calls if keyed else []:
+        for module, entering, output in calls if keyed else []:
             useful = output is result or (output is features and any(True for _ in module.parameters()))
-            found = sample_keys(given) if useful and module is not self._head.module else None
+            found = sample_keys(entering) if useful and module is not head.module else None
             if found is not None and len(found) == len(features) and sum(module is m for m, _, _ in calls) == 1:
                 keys[self._names[module]], ends[self._names[module]] = found, output is result
         shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else ()
         return Recorded(features.detach().cpu(), keys, ends, shape)
 
-    @contextmanager
-    def _as_in_a_step(self) -> Iterator[None]:
-        with isolate_rng(), torch.enable_grad(), self._trainer.precision_plugin.train_step_context():
-            yield
-
 
 def memory_obstacle(need: int, device: torch.device, processes: int) -> str | None:
-    """Why the features do not fit: they are put together on the CPU, by every process, and then lie where the head is.
+    """Return why the features do not fit: they are put together on the CPU, by every process, and then lie where the head is.
 
     Args:
-        need: bytes of all features.
-        device: of the head.
-        processes: of the run, which may share the CPU's memory.
+        need: Bytes of all features.
+        device: Device of the head.
+        processes: Number of processes of the run, which may share the CPU's memory.
     """
     for place, copies in ((torch.device("cpu"), processes), (device, 1)):
         taken, free = need * copies, available_memory(place)
@@ -238,9 +219,13 @@ def memory_obstacle(need: int, device: torch.device, processes: int) -> str | No
 
 
 def sample_keys(given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[bytes] | None:
-    """A hash of each sample of what a module is called on: tensors with one row a sample, and constants.
+    """Return a hash of each sample of what a module is called on: tensors with one row per sample, and constants.
 
-    None where it is called on something else, or on a tensor with a gradient, which features from a table would not have.
+    Args:
+        given: Positional and keyword arguments of the call.
+
+    Returns:
+        None where the module is called on something else, or on a tensor with a gradient, which features from a table would not have.
     """
     args, kwargs = given
     named = [*enumerate(args), *sorted(kwargs.items())]
@@ -255,9 +240,8 @@ def sample_keys(given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[bytes] | 
     kinds = [
         (str(name), str(value.dtype), tuple(value.shape[1:])) for name, value in named if isinstance(value, Tensor)
     ]
-    prefix = repr((constants, kinds)).encode()
     rows = [t.detach().cpu().contiguous().reshape(count, -1).view(torch.uint8).numpy() for t in tensors]
-    start = hashlib.blake2b(prefix, digest_size=16)
+    start = hashlib.blake2b(repr((constants, kinds)).encode(), digest_size=16)
     keys = []
     for sample in range(count):
         key = start.copy()
@@ -268,7 +252,7 @@ def sample_keys(given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[bytes] | 
 
 
 def _outermost(names: list[str], ends_in_head: dict[str, bool]) -> list[str]:
-    """Of the modules that end in what enters the head, those that are in no other such module; and all that end in the head."""
+    """Return the modules that end in what enters the head and are in no other such module; and all that end in the head."""
     inner = {name: f"{name}." if name else "" for name in names if not ends_in_head[name]}
     return [
         name
@@ -277,12 +261,25 @@ def _outermost(names: list[str], ends_in_head: dict[str, bool]) -> list[str]:
     ]
 
 
+def _restore(module: nn.Module, own: Callable[..., Any] | None) -> None:
+    """Take the look-up away; ``own`` is a forward that the instance had in place of that of its class."""
+    if own is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = own
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return any((before, after, module._backward_pre_hooks, module._backward_hooks))
+
+
 def _is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _agree(a: object, b: object) -> bool:
-    """Whether two results are equal up to the rounding of their type."""
+    """Return whether two results are equal up to the rounding of their type."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape or a.dtype != b.dtype:
         return False
     size = max(float(b.detach().abs().max()), torch.finfo(b.dtype).tiny) if b.numel() else 1.0

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import certify_expressivity
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.callbacks.guard.certify.verdict import HeadBounds, loss_kind, verdict_on
+from lightning_conv.callbacks.guard.certify.verdict import HeadBounds, verdict_on, where_attained
 from lightning_conv.last_layer import HeadProblem, solve_head
+from lightning_conv.losses.kind import loss_kind
 
 SWITCH = 6
 
@@ -56,7 +57,7 @@ def test_separable_features_of_a_narrow_head_have_the_global_infimum_though_the_
     certificate = certify_expressivity(features, method="alignment", targets=labels)
     assert certificate.verdict == "refuted"
     assert certificate.residual.lower > 0.01
-    kind = loss_kind(nn.CrossEntropyLoss(), labels)
+    kind = where_attained(loss_kind(nn.CrossEntropyLoss()), labels)
     # By hand: along one direction the loss falls below every bound, so its infimum is 0, the global one.
     losses = [nn.functional.cross_entropy(torch.cat([-c * features, c * features], 1), labels) for c in (1, 10, 1000)]
     assert float(losses[-1]) < 1e-300
@@ -76,7 +77,7 @@ def test_inseparable_features_of_a_narrow_head_are_refuted_by_duality():
     loss_fn = nn.CrossEntropyLoss()
     problem = HeadProblem(features, labels, loss_fn)
     solution = solve_head(problem, tol=1e-6)
-    bounds = HeadBounds.of(problem, solution, loss_kind(loss_fn, labels))
+    bounds = HeadBounds.of(problem, solution, where_attained(loss_kind(loss_fn), labels))
     certificate = certify_expressivity(features, method="alignment", targets=labels)
     assert not bounds.separated
     assert verdict_on(certificate, "hard labels", bounds, [])[0] == "refuted"
@@ -110,7 +111,7 @@ def test_targets_in_the_range_prove_nothing_for_soft_labels():
     certificate = certify_expressivity(features, method="alignment", targets=targets)
     assert certificate.verdict == "certified"
     loss_fn = nn.CrossEntropyLoss()
-    kind = loss_kind(loss_fn, targets)
+    kind = where_attained(loss_kind(loss_fn), targets)
     assert verdict_on(certificate, kind, None, [])[0] == "undecided"
     problem = HeadProblem(features, targets, loss_fn)
     solution = solve_head(problem, tol=1e-9)
@@ -142,7 +143,7 @@ def test_rank_n_proves_the_claim_for_every_loss_whichever_method_found_it():
     ],
 )
 def test_the_kind_of_a_loss(loss_fn, targets, kind):
-    assert loss_kind(loss_fn, targets) == kind
+    assert where_attained(loss_kind(loss_fn), targets) == kind
 
 
 @pytest.mark.parametrize("name", ["absolute", "Huber"])
@@ -152,7 +153,7 @@ def test_losses_with_their_infimum_at_the_targets_alone_are_refuted_by_what_is_o
     targets = labels[:, None].double()
     loss_fn = {"absolute": nn.L1Loss(), "Huber": nn.HuberLoss(delta=0.1)}[name]
     certificate = certify_expressivity(features, method="alignment", targets=targets)
-    assert verdict_on(certificate, loss_kind(loss_fn, targets), None, [])[0] == "refuted"
+    assert verdict_on(certificate, where_attained(loss_kind(loss_fn), targets), None, [])[0] == "refuted"
     grid = torch.linspace(-2, 2, 161, dtype=torch.float64)
     outputs = grid[:, None, None] * features[:, 0] + grid[None, :, None]
     losses = [loss_fn(each, targets[:, 0]) for each in outputs.flatten(0, 1)]

@@ -13,7 +13,7 @@ from torch import nn
 
 import lightning_conv.callbacks.guard.certify.certificate as room
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.callbacks.guard.certify.kept_folder import NAME, kept_folder
+from lightning_conv.callbacks.guard.certify.work_folder import NAME, work_folder
 from lightning_conv.expressivity import certify, streamed
 
 SWITCH = 6
@@ -133,32 +133,32 @@ def test_a_run_that_is_killed_while_it_certifies_goes_on_where_it_was_to_the_sam
 
 def test_the_folder_is_one_processs_and_is_left_only_by_a_kill(tmp_path):
     code = f"""
-from lightning_conv.callbacks.guard.certify.kept_folder import kept_folder
-with kept_folder({str(tmp_path)!r}, 1) as folder:
+from lightning_conv.callbacks.guard.certify.work_folder import work_folder
+with work_folder({str(tmp_path)!r}, 1) as folder:
     print(folder)
 """
-    with kept_folder(str(tmp_path), 1) as folder:
+    with work_folder(str(tmp_path), 1) as folder:
         assert folder == tmp_path / NAME
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "None"
         assert "another process is at work" in done.stderr
         assert folder.is_dir()
     assert not folder.exists()
-    with pytest.raises(RuntimeError), kept_folder(str(tmp_path), 1):
+    with pytest.raises(RuntimeError), work_folder(str(tmp_path), 1):
         raise RuntimeError
     assert not folder.exists()
-    with pytest.raises(KeyboardInterrupt), kept_folder(str(tmp_path), 1) as folder:
+    with pytest.raises(KeyboardInterrupt), work_folder(str(tmp_path), 1) as folder:
         raise KeyboardInterrupt
     assert folder.is_dir()
 
 
 @pytest.mark.parametrize("root", ["s3://bucket/runs", "/proc/nowhere"])
 def test_where_nothing_can_be_kept_the_certificate_is_made_all_the_same(root):
-    with kept_folder(root, 1) as folder:
+    with work_folder(root, 1) as folder:
         assert folder is None
 
 
 def test_a_full_disk_keeps_nothing(tmp_path):
-    with kept_folder(str(tmp_path), 2**60) as folder:
+    with work_folder(str(tmp_path), 2**60) as folder:
         assert folder is None
     assert list(Path(tmp_path).iterdir()) == []

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.callbacks.guard.head import head_steps, plain_steps
-from lightning_conv.callbacks.guard.head.descent_bound import DescentBound
+from lightning_conv.callbacks.guard.head import plain_steps, problem
+from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
 from lightning_conv.callbacks.run.training_set import TrainingSet
 
 SWITCH = 3
@@ -75,9 +75,9 @@ def test_a_step_is_compared_on_devices_without_float64(on_apple):
         assert not plain_steps.is_step(made(moved), made(was), made(gradient), 0.101)
 
 
-@pytest.mark.parametrize("name", ["before", "after", "numbers"])
+@pytest.mark.parametrize("name", ["expect", "count", "numbers"])
 def test_an_error_in_a_step_ends_the_bound_and_not_the_run(fit, monkeypatch, name):
-    real, calls = getattr(DescentBound, name), []
+    real, calls = getattr(BoundedSteps, name), []
 
     def fails_later(*args):
         calls.append(1)
@@ -85,7 +85,7 @@ def test_an_error_in_a_step_ends_the_bound_and_not_the_run(fit, monkeypatch, nam
             raise RuntimeError("broken later")
         return real(*args)
 
-    monkeypatch.setattr(DescentBound, name, fails_later)
+    monkeypatch.setattr(BoundedSteps, name, fails_later)
     guard = ExpressivityGuard(switch_at=SWITCH)
     module = fit(guard)
     assert "broken later" in guard.descent.not_covered
@@ -103,7 +103,7 @@ def test_features_that_will_not_fit_are_not_computed(fit, monkeypatch):
     fit(ExpressivityGuard(switch_at=SWITCH))
     with_bound = len(walked)
     walked.clear()
-    monkeypatch.setattr(head_steps, "available_memory", lambda device: 4 * 100_000)
+    monkeypatch.setattr(problem, "available_memory", lambda device: 4 * 100_000)
     guard = ExpressivityGuard(switch_at=SWITCH)
     fit(guard)
     assert "do not fit into memory" in guard.descent.not_covered
@@ -152,8 +152,8 @@ def one_rank_differs(make_trainer, make_regression):
     for owner, name, instead in (
         (TrainingSet, "steps_are_whole", lambda: False),
         (TrainingSet, "steps_are_whole", fail),
-        (head_steps, "SampleLosses", fail),
-        (head_steps, "HeadProblem", fail),
+        (problem, "SampleLosses", fail),
+        (problem, "HeadProblem", fail),
     ):
         real = getattr(owner, name)
         setattr(owner, name, on_the_second(real, instead))

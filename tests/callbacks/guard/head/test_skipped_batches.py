@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks import ExpressivityGuard
-from lightning_conv.callbacks.guard.head.compared_loss import ComparedLoss
+from lightning_conv.callbacks.guard.head.loss_check import LossCheck
 
 SWITCH = 6
 
@@ -15,14 +15,14 @@ SWITCH = 6
 @pytest.mark.parametrize("rule", ["base", "certified"])
 def test_skipped_batches_leave_no_hook_on_the_head(make_trainer, make_module, make_loader, monkeypatch, rule):
     kept, begun = [], []
-    real = ComparedLoss.before
+    real = LossCheck.before
 
     def before(self, batch):
         real(self, batch)
         begun.append(self)
-        kept.append((len(self._head.module._forward_hooks), len(self._seen)))
+        kept.append((len(self._view.head.module._forward_hooks), len(self._seen)))
 
-    monkeypatch.setattr(ComparedLoss, "before", before)
+    monkeypatch.setattr(LossCheck, "before", before)
     module, guard = make_module(dropout=0.0), ExpressivityGuard(switch_at=SWITCH, step_rule=rule)
     skipped = []
 

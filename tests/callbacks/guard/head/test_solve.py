@@ -123,7 +123,7 @@ def test_a_resumed_run_that_was_solved_stops_at_once_with_the_same_head(
 
 
 def test_what_cannot_be_solved_goes_on_by_the_optimizer_and_is_said(monkeypatch, solve, data):
-    import lightning_conv.callbacks.guard.head.solved_head as room
+    import lightning_conv.callbacks.guard.head.solved as room
 
     def fail(*args, **kwargs):
         raise MemoryError("does not fit")
@@ -139,7 +139,7 @@ def test_what_cannot_be_solved_goes_on_by_the_optimizer_and_is_said(monkeypatch,
 @pytest.fixture
 def after_one_iteration(monkeypatch):
     """The solver gives up early."""
-    import lightning_conv.callbacks.guard.head.solved_head as room
+    import lightning_conv.callbacks.guard.head.solved as room
 
     solve = room.solve_head
     monkeypatch.setattr(
@@ -163,7 +163,7 @@ def test_a_head_that_is_not_solved_goes_on_from_the_better_one_by_the_optimizer(
 
 
 def test_a_solution_that_is_worse_than_the_head_is_not_taken(monkeypatch, solve, data):
-    import lightning_conv.callbacks.guard.head.solved_head as room
+    import lightning_conv.callbacks.guard.head.solved as room
 
     find, heads = room.solve_head, []
 
@@ -218,7 +218,7 @@ def test_features_are_cached_only_where_the_run_goes_on(monkeypatch, solve, data
 
 
 def test_features_that_do_not_fit_into_memory_are_streamed(monkeypatch, solve, data):
-    import lightning_conv.callbacks.guard.head.head_steps as room
+    import lightning_conv.callbacks.guard.head.problem as room
 
     # Half of a quarter of this holds no 96 x 120 features in float64.
     monkeypatch.setattr(room, "available_memory", lambda device: 4 * 100_000)

@@ -167,9 +167,9 @@ def certificates(monkeypatch):
 
     taken, certify = [], room.certify_trunk
 
-    def counted(data, *args, **options):
-        taken.append(data._trainer.global_step)
-        return certify(data, *args, **options)
+    def counted(view, *args, **options):
+        taken.append(view.trainer.global_step)
+        return certify(view, *args, **options)
 
     monkeypatch.setattr(room, "certify_trunk", counted)
     return taken
@@ -190,8 +190,8 @@ def test_what_is_undecided_is_tried_again_before_phase_two_begins_without_it(aut
 
     tries = []
 
-    def fail(data, *args, **options):
-        tries.append(data._trainer.global_step)
+    def fail(view, *args, **options):
+        tries.append(view.trainer.global_step)
         raise ValueError("not yet")
 
     monkeypatch.setattr(room, "certify_trunk", fail)

@@ -1,4 +1,4 @@
-"""A folder in which a long certificate keeps its work, so that a run that was killed meanwhile goes on where it was."""
+"""A folder in which a long certificate keeps its work, so that a run that is killed meanwhile can go on where it was."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NAME = "expressivity_certificate"
 
 
 @contextmanager
-def kept_folder(root: str, need: int) -> Iterator[Path | None]:
-    """A folder under ``root`` for one process at a time: removed when the block ends, left for the next run when the process is killed.
+def work_folder(root: str, need: int) -> Iterator[Path | None]:
+    """Provide a folder under ``root`` to one process at a time; it is removed when the block ends and stays when the process is killed.
 
     Args:
-        root: of the trainer.
-        need: bytes that will be written.
+        root: Default root directory of the trainer.
+        need: Bytes that will be written.
 
     Yields:
-        The folder; None, and it is said, where there can be none: no local or no writable ``root``, too little room, another process
-        at work in it, or a system without file locks.
+        The folder; None, with a message, where there can be none: ``root`` is not local or not writable, there is too little room,
+        another process works in it, or the system has no file locks.
     """
     place = Path(root) / NAME
     lock, why = _taken(root, place, need)
@@ -50,9 +50,9 @@ def kept_folder(root: str, need: int) -> Iterator[Path | None]:
 
 
 def _taken(root: str, place: Path, need: int) -> tuple[int | None, str]:
-    """The lock, or why there is none."""
+    """Return the lock, or why there is none."""
     if "://" in root or fcntl is None:
-        return None, f"{root!r} is no local folder" if "://" in root else "the system has no file locks"
+        return None, f"{root!r} is not a local folder" if "://" in root else "the system has no file locks"
     lock = None
     try:
         place.mkdir(parents=True, exist_ok=True)

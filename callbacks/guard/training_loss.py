@@ -1,0 +1,157 @@
+"""``TrainingLoss``: the mean loss on the whole training set, its infimum, and how smooth it is."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.guard.settings import RunFunctions
+from lightning_conv.callbacks.run.batch import TARGET_KEYS, take_targets
+from lightning_conv.callbacks.run.loss import find_loss
+from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.losses.facts import LossFacts
+from lightning_conv.losses.kind import loss_kind
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
+from lightning_conv.networks.head import Head
+
+
+class TrainingLoss:
+    r"""The loss :math:`L = \frac1n \sum_i \ell(u_i, y_i)` of a training set and its infimum :math:`\frac1n \sum_i \inf_q \ell(q, y_i)`.
+
+    Args:
+        pl_module: Module of the run, searched for its loss module if ``functions.loss_fn`` is None.
+        data: The training set.
+        head: Head of the network.
+        functions: Functions of the user that read the run.
+
+    Attributes:
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: not known.
+        kind: What is known of this function.
+        given_infimum: What the user says of the infimum; NaN: it is not known.
+        cached_outputs: Returns the outputs of the network on the training set, where they take no pass over it.
+    """
+
+    def __init__(self, pl_module: pl.LightningModule, data: TrainingSet, head: Head, functions: RunFunctions) -> None:
+        self._data, self._outputs, self._target_fn = data, head.module.out_features, functions.target_fn
+        self.loss_fn = functions.loss_fn if functions.loss_fn is not None else find_loss(pl_module)
+        self.kind = loss_kind(self.loss_fn)
+        # What the head's result goes through is not checked, so the infimum of the whole is not known.
+        known = head.last or functions.infimum is not None
+        self.given_infimum = functions.infimum if known else math.nan
+        self.cached_outputs: Callable[[], Tensor] | None = None
+        self._targets: Tensor | None = None
+
+    def announce(self) -> None:
+        """Warn at the start of a run of what will be missing, judged by the targets of its first batch."""
+        if self.loss_fn is None:
+            rank_zero_warn(
+                "ExpressivityGuard: found no loss module on the LightningModule, so the gap is not logged; pass "
+                "loss_fn=nn.MSELoss() or what the training step uses"
+            )
+            return
+        targets = take_targets(next(self._data.batches())[1], self._target_fn)
+        if targets is not None and self.infimum(targets) is None:
+            rank_zero_warn(
+                f"ExpressivityGuard: the infimum of {self.kind.name} is not known, so the gap is not logged; pass infimum=..."
+            )
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Return ``loss``, and ``gap`` where the infimum is known; an empty dict if the loss is not known.
+
+        The network runs in eval mode and in its own precision; the loss of all its outputs is taken at once, in float64. Each rank
+        computes the outputs of its share of the samples; the loss is the same number on all of them. Where ``cached_outputs`` gives
+        the outputs, neither the network nor the data set is called (the targets are read once).
+
+        Args:
+            network: What is called on the inputs.
+        """
+        if self.loss_fn is None:
+            return {}
+        if self.cached_outputs is not None:
+            return self.of(self.cached_outputs(), self.targets())
+        module = StatelessModule(network)
+
+        def outputs_of(inputs: Inputs, batch: Any) -> tuple[Tensor, Tensor]:
+            with undisturbed(network), torch.no_grad():
+                outputs = module.call({}, module.convert(inputs))
+            assert isinstance(outputs, Tensor)
+            return outputs.double().cpu(), self.targets_of(batch).cpu()
+
+        outputs, targets = (torch.cat(side) for side in zip(*self._data.collect(outputs_of), strict=True))
+        return self.of(outputs, targets)
+
+    def of(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return ``loss``, and ``gap`` where the infimum is known, of some samples.
+
+        Args:
+            outputs: Outputs u in float64, one row per sample.
+            targets: Targets y of the same samples.
+        """
+        assert self.loss_fn is not None
+        if targets.is_floating_point():
+            targets = targets.double()
+        if self.kind.elementwise:
+            targets = targets.reshape(outputs.shape)
+        exact = copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
+        with torch.no_grad():
+            loss = exact(outputs, targets)
+        mean = float(loss) / len(outputs) if self.kind.summed else float(loss.mean())
+        infimum = self.infimum(targets)
+        return {"loss": mean} if infimum is None else {"loss": mean, "gap": mean - infimum}
+
+    def infimum(self, targets: Tensor) -> float | None:
+        """Return the infimum of the mean loss over all outputs: 0, or the entropy of soft or smoothed targets; None: not known.
+
+        Args:
+            targets: Targets of some samples.
+        """
+        given = self.given_infimum
+        if callable(given):
+            return float(torch.as_tensor(given(targets)).double().mean())
+        if given is not None:
+            return None if math.isnan(given) else given
+        facts = self._facts(targets)
+        return None if facts is None else facts.infimum
+
+    def smoothness(self) -> float | None:
+        """Return L_ell, the Lipschitz constant of the gradient of a sample's loss by its outputs; None: there is none, or it is not known.
+
+        All ranks call it together, as it reads the targets.
+        """
+        facts = self._facts(self.targets())
+        return None if facts is None else facts.smoothness
+
+    def _facts(self, targets: Tensor) -> LossFacts | None:
+        shape = torch.empty(1, 1, dtype=torch.float64).expand(len(targets), self._outputs)
+        return self.kind.facts(shape, targets)
+
+    def targets_of(self, batch: Any) -> Tensor:
+        """Return the targets in a batch.
+
+        Args:
+            batch: A batch of the training loader.
+
+        Raises:
+            MisconfigurationException: There are none.
+        """
+        found = take_targets(batch, self._target_fn)
+        if found is not None:
+            return found
+        raise MisconfigurationException(
+            f"batch: found no tensor of targets (looked for batch[1] or one of the keys {', '.join(TARGET_KEYS)}), so the loss on the "
+            "training set is unknown; pass target_fn=lambda batch: ..."
+        )
+
+    def targets(self) -> Tensor:
+        """Return the targets of all samples. They are read once, by all ranks together."""
+        if self._targets is None:
+            self._targets = torch.cat(self._data.collect(lambda _, batch: self.targets_of(batch).cpu()))
+        return self._targets
