@@ -1,7 +1,7 @@
 """What the recipes' data modules share, and the one that needs no network: scikit-learn's digits.
 
-`InMemoryDataModule` holds tensors and shuffles (and augments) them in a way that, in epoch e, is a function of (seed, e)
-alone, so that an interrupted and an uninterrupted run see the same batches.
+`InMemoryDataModule` holds tensors and shuffles (and augments) them in a way that, in epoch e, is a function of (seed,
+e) alone, so that an interrupted and an uninterrupted run see the same batches.
 """
 
 import math
@@ -62,10 +62,11 @@ class InMemoryDataModule(LightningDataModule, ABC):
     Args:
         batch_size: samples per batch and process.
         seed: seed of the split, of the subset, of the shuffling and of the augmentation.
-        normalize: subtract the mean and divide by the standard deviation of each channel over the training split, in both
-            splits; without it the inputs lie in [0, 1].
-        augment: shift training images at random by up to an eighth of their smaller side, and mirror them where `mirrored` says
-            that this leaves the class what it is. The inputs are then no fixed set: a rank certificate is about one draw of them.
+        normalize: subtract the mean and divide by the standard deviation of each channel over the training split, in
+            both splits; without it the inputs lie in [0, 1].
+        augment: shift training images at random by up to an eighth of their smaller side, and mirror them where
+            `mirrored` says that this leaves the class what it is. The inputs are then no fixed set: a rank certificate
+            is about one draw of them.
 
     Raises:
         MisconfigurationException: if `batch_size` is not positive.

@@ -28,9 +28,9 @@ class WideFC(WideClassifier):
     Sizes left at None are read from the data module (`n_train`, `num_classes`, `input_shape`) when a run starts, and
     written to `hparams`: `WideFC.load_from_checkpoint(path)` needs no data.
 
-    The default settings suit the digits: `lr` near 2 (1 + momentum) / L_H, below which last-layer steps on the whole training set
-    cannot diverge, with L_H = sigma_max([h, 1])^2 / (2 n), about 45 there. L_H bounds the curvature for all outputs; where
-    the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
+    The default settings suit the digits: `lr` near 2 (1 + momentum) / L_H, below which last-layer steps on the whole
+    training set cannot diverge, with L_H = sigma_max([h, 1])^2 / (2 n), about 45 there. L_H bounds the curvature for
+    all outputs; where the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
 
     Args:
         hidden: units of the narrow layers; the theorem asks for at least 2 min(m_x, n) each (m_x input features).
@@ -44,10 +44,13 @@ class WideFC(WideClassifier):
         diagnostics: measure the kernel with `KernelStability` and `LambdaMin`.
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
-        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
+        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see
+            `ExpressivityGuard`.
         method: of the guard's certificate, see `certify_expressivity`.
-        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see `ExpressivityGuard`.
-        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed every time.
+        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
+            `ExpressivityGuard`.
+        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed
+            every time.
         in_features: input features m_x after flattening; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """

@@ -49,7 +49,7 @@ def two_classes(
     root: str | Path = "data",
     seed: int = 0,
 ) -> TwoClasses:
-    """Return the first n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
+    """Return n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
 
     Args:
         n: samples, even.

@@ -1,4 +1,4 @@
-"""One run of the tables: train a recipe, certify the rank of [h, 1] at the start and at the switch, test the last weights."""
+"""One run of the tables: train a recipe, certify rank [h, 1] at the start and at the switch, test the last weights."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
         report: called with the share of the training that is done.
 
     Returns:
-        `test_error`, `train_error` (shares in [0, 1]), `train_loss` (mean cross-entropy on the training set without augmentation, in
-        eval mode), `n`, `n_test`, `width` (m_H), `steps`, `seconds` (of the training); with the guard `switch` (certificate at the
-        switch, None if there was none), `phase`, `reason`, `losses` (training-set losses since the switch), and without augmentation
-        `start` (certificate at the initial weights).
+        `test_error`, `train_error` (shares in [0, 1]), `train_loss` (mean cross-entropy on the training set without
+        augmentation, in eval mode), `n`, `n_test`, `width` (m_H), `steps`, `seconds` (of the training); with the guard
+        `switch` (certificate at the switch, None if there was none), `phase`, `reason`, `losses` (training-set losses
+        since the switch), and without augmentation `start` (certificate at the initial weights).
     """
     with _quiet():
         seed_everything(cell.seed, verbose=False)
@@ -133,8 +133,8 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
 def certificate_at_start(network: nn.Module, inputs: Tensor) -> RankCertificate:
     """Certify rank [h, 1] at the weights as they are, with BatchNorm's statistics taken from the samples themselves.
 
-    At the start of a run BatchNorm's running statistics are still (0, 1): in eval mode the network is then another one than
-    the one that is trained.
+    At the start of a run BatchNorm's running statistics are still (0, 1): in eval mode the network is then another one
+    than the one that is trained.
 
     Args:
         network: with a linear head.
@@ -218,7 +218,7 @@ def _finite(value: float) -> float | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's notes and the guard's warnings off the progress; what the guard has to say stands in its reason."""
+    """Silence Lightning's notes and the guard's warnings; the reason of the guard says what it has to say."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
 from lightning_conv.recipes.paper_tables.page import render
+from lightning_conv.recipes.small import EPOCHS, SAMPLES, is_small
 from lightning_conv.recipes.usage import UsageError, recipe_names
 
 DESCRIPTION = """\
@@ -89,6 +90,8 @@ def run(words: Sequence[str]) -> None:
         UsageError: if an option is wrong, or the file of results is none.
     """
     options = parser().parse_args(list(words))
+    if is_small():
+        options.seeds, options.n, options.epochs = 1, SAMPLES, EPOCHS
     try:
         ledger = Ledger.read(Path(options.out) / "paper_tables.json")
     except ValueError as error:

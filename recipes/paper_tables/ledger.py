@@ -24,7 +24,7 @@ SAME_TRAINING = ("cache_features",)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run, by everything that decides its outcome on a machine; `result` of an equal one can be taken over."""
+    """One training run, described by everything that decides its outcome; the result of an equal one can be reused."""
 
     data: str  # "digits", or a torchvision data set
     n: int  # training samples
@@ -99,7 +99,7 @@ class Ledger:
         }
 
     def keep(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Add a finished cell and write the file, whole or not at all; what another command has added meanwhile stays."""
+        """Add a finished cell and write the file atomically; what another command has added meanwhile stays."""
         current = Ledger.read(self.path)
         self.runs, self.cells = current.runs, current.cells
         if self._run not in self.runs:

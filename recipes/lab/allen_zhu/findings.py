@@ -15,7 +15,7 @@ FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
 SWITCHED = "share of switched units at the end, against the width"
 ALONG = "share of switched units against omega, over training"
 MARGIN = 2.0
-"""Factor by which a held-out residual may exceed the largest fitted one: the largest of some steps is not that of all."""
+"""Factor by which a held-out residual may exceed the largest fitted one."""
 
 COMMON = 2.0
 """Factor up to which the constants of two widths count as one constant."""
@@ -170,7 +170,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Fit:
-    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that it is judged on."""
+    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that judge it."""
 
     bound: SemiSmoothness
     same_run: list[Residual]  # the other probes

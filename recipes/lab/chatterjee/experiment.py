@@ -1,4 +1,4 @@
-"""Chatterjee 2022 on real digits: the criterion is proven before the first step, obeyed at every step, and refuted where it fails."""
+"""Chatterjee 2022 on real digits: proven before the first step, obeyed at every step, and refuted where it fails."""
 
 from __future__ import annotations
 
@@ -51,17 +51,20 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Certify descent on a tanh network with positive weights, run it, and set it beside two starts that fail the criterion.
+    """Certify descent on a tanh network with positive weights, run it, and compare two starts that fail the criterion.
 
-    Then random starts of wide two-layer networks: from which width on the criterion is proven, and a descent from the widest.
+    Then find the width from which on the criterion is proven for random two-layer networks, and descend from the
+    widest.
 
     Args:
-        n: images, half of them of each of two classes; at most one more than there are pixels (digits: 65), for the bias.
+        n: images, half of them of each of two classes; at most one more than there are pixels (digits: 65), for the
+            bias.
         width: units per hidden layer.
         depth: number of linear layers, 2 or more.
         epsilon: share of the descent that may be lost to curvature.
         until: loss at which the runs stop.
-        max_steps: largest number of steps of each run; a run that has not reached ``until`` by then is reported as such.
+        max_steps: largest number of steps of each run; a run that has not reached ``until`` by then is reported as
+            such.
         small_weight: output weight of the positive start that fails.
         radii: number of balls in which small ratios are searched.
         widest: units of the largest network with random weights.

@@ -17,7 +17,7 @@ COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")
 
 
 def draw(cases: Sequence[Case], certificate: DescentCertificate, wide: WideStarts) -> Figure:
-    """Draw losses and their bound, scores by radius, ratios and lengths along the certified path, and random weights by width."""
+    """Draw losses and their bound, scores by radius, ratios and lengths along the path, and random weights by width."""
     figure, panels = sheet(11, 12, 3, 2)
     _losses(panels[0, 0], cases, certificate)
     _scores(panels[0, 1], cases)

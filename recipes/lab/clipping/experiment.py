@@ -37,7 +37,7 @@ class Problem:
         return residual.square().sum() / (2 * len(self.targets))
 
     def constants(self) -> tuple[float, float]:
-        """Return proven bounds, 2 lambda_min / n from below and lambda_max / n from above, of the kernel at the present weights."""
+        """Return proven bounds of the present kernel: 2 lambda_min / n from below and lambda_max / n from above."""
         spectrum = kernel_spectrum(ntk_gram(self.network, self.inputs, precision="certified"))
         n = len(self.targets)
         return 2 * spectrum.lambda_min.lower / n, spectrum.lambda_max.upper / n
@@ -151,7 +151,7 @@ def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, pr
 def descend(
     problem: Problem, eta: float, gamma: float, delta: float, steps: int, each: Callable[[], None] | None = None
 ) -> ClippedPath:
-    """Run delta-GClip on the full batch from the network's present weights, which are put back; call ``each`` after every step."""
+    """Run delta-GClip on the full batch and put the weights back; call ``each`` after every step."""
     parameters = [p for p in problem.network.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     losses, norms = [], []

@@ -56,7 +56,7 @@ class Checked:
         }
 
     def bounds(self) -> list[float]:
-        """Return prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
+        """Return prod_s (1 - h_s mu / 2) f_0, the bound with the steps taken; at most (1 - eta delta mu / 2)^t f_0."""
         bound, found = self.path.losses[0], [self.path.losses[0]]
         for step in self.path.steps:
             bound *= 1 - step * self.mu / 2

@@ -14,7 +14,7 @@ from lightning_conv.recipes.lab.panel import dress, sheet
 
 
 def draw(runs: Sequence[DeepRun]) -> Figure:
-    """Draw, one row per network, the error under the theorem's bound, lambda_min and drift, movement, and linearisation error."""
+    """Draw one row per network: error and bound, lambda_min and drift, movement, linearisation error."""
     names = list(dict.fromkeys(run.name for run in runs))
     figure, panels = sheet(14, 3.6 * len(names), len(names), 4, squeeze=False)
     for row, name in zip(panels, names, strict=True):

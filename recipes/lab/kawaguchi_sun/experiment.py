@@ -1,4 +1,4 @@
-"""Kawaguchi & Sun 2021 on real digits: train, perturb, certify the rank, descend on the head with a proven step and bounds."""
+"""Kawaguchi & Sun 2021 on real digits: train, perturb, certify the rank, descend on the head with proven bounds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train everything, perturb, certify rank [h, 1] = n, descend on the last layer alone, and compare the losses with their bounds.
+    """Train everything, perturb, certify rank [h, 1] = n, descend on the last layer alone, and compare with the bounds.
 
     Args:
         n: images of all ten classes.

@@ -15,7 +15,7 @@ from lightning_conv.theory.papers.kawaguchi_sun.expressivity import Expressivity
 
 
 def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:
-    """Draw the ranks in phase 1 and at the switch, and the losses of phase 2 with their bounds and the singular values behind them."""
+    """Draw the ranks in phase 1, and the losses of phase 2 with their bounds and the singular values behind them."""
     figure, ((ranks, smallest), (left, right)) = sheet(11, 8.2, 2, 2)
     _ranks(ranks, started)
     _smallest(smallest, started["wide"])

@@ -1,4 +1,4 @@
-"""Ergen et al. 2023: threshold networks on a few digits, the certified convex optimum against straight-through training."""
+"""Ergen et al. 2023: threshold networks on a few digits, the certified optimum against straight-through training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Solve the convex program for two principal components of images, and train the same problem by straight-through estimates.
+    """Solve the convex program for two principal components of images, and train the same problem straight-through.
 
     Args:
         n: images of the digits 3 and 8, half of them of each.
@@ -143,7 +143,7 @@ def _straight_through(
 
 
 def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int) -> list[float]:
-    """Return the optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
+    """Return the optima of the convex program on the patterns of ``width`` random directions, without training."""
     found = []
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)
