@@ -19,11 +19,11 @@ class BNResNet(WideClassifier):
     """Classifies images with `bn_resnet`, after the experiments of Kawaguchi & Sun (AAAI 2021), by SGD with momentum.
 
     Images of any number of channels, 8 x 8 pixels or more. `Trainer().fit(BNResNet(), DigitsDataModule())` measures the
-    kernel and trains with the guarantee: `configure_callbacks` brings the callbacks. A callback of the same type in the
+    kernel and trains with the guarantee: `configure_callbacks` adds the callbacks. A callback of the same type in the
     trainer takes precedence.
 
-    No theorem says that this network satisfies the expressivity condition; the guard certifies it at the switch, for
-    the trained trunk in eval mode (running statistics of BatchNorm), and leaves the run as it is where it cannot. In
+    No theorem says that this network satisfies the expressivity condition. The guard certifies it at the switch, for
+    the trained trunk in eval mode (running statistics of BatchNorm); where it cannot, it leaves the run as it is. In
     phase 2 the whole network stays in eval mode. The kernel is measured with the probe's own batch statistics, held
     constant (`Probe(batch_norm="frozen")`), which cost convolutions: hence few samples.
 
@@ -112,7 +112,7 @@ class BNResNet(WideClassifier):
         """Refuse a last batch over which BatchNorm has no variance: before the first epoch, not at its end.
 
         Raises:
-            MisconfigurationException: if the last batch of an epoch holds a single sample.
+            MisconfigurationException: if the last batch of an epoch has a single sample.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         n, size = getattr(data, "n_train", None), getattr(data, "batch_size", None)

@@ -23,7 +23,7 @@ STAGES: Mapping[Arch, tuple[Sequence[int], int]] = {
 """Residual blocks per stage, and channels of the first one (He et al. 2016, section 4.2 and table 1)."""
 
 SMALLEST_IMAGE = 8
-"""Pixels along a side: ResNet-18 halves an image three times."""
+"""Smallest number of pixels along a side: ResNet-18 halves an image three times."""
 
 
 def wide_fc(
@@ -142,7 +142,7 @@ def bn_resnet(
 
 
 def _stage(entering: int, leaving: int, stride: int, count: int) -> nn.Sequential:
-    """Blocks of equal size; where the shape changes, a 1 x 1 convolution on the first one's shortcut (option B)."""
+    """Return blocks of equal size; where the shape changes, the first has a 1 x 1 convolution (option B)."""
     shortcut = None
     if stride != 1 or entering != leaving:
         shortcut = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))

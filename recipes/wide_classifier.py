@@ -1,4 +1,4 @@
-"""What the recipes have in common: a classifier with a wide last hidden layer that brings its diagnostics along."""
+"""The base of the recipes: a classifier with a wide last hidden layer that adds its own diagnostics to the trainer."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""The recipe `wide_fc` as a LightningModule: a wide fully-connected softplus network that brings its diagnostics along.
+"""The recipe `wide_fc` as a LightningModule: a wide fully-connected softplus network with its own diagnostics.
 
 The file is not called `wide_fc.py`: that name of the package is the function which builds the network.
 """
@@ -20,7 +20,7 @@ class WideFC(WideClassifier):
     """Classifies with `wide_fc`, the network after Theorem 1 of Kawaguchi & Sun (AAAI 2021), by SGD with momentum.
 
     `Trainer().fit(WideFC(), DigitsDataModule())` measures the kernel and trains with the guarantee, without a list of
-    callbacks: `configure_callbacks` brings them. A callback of the same type in the trainer takes precedence.
+    callbacks: `configure_callbacks` adds them. A callback of the same type in the trainer takes precedence.
 
     The loss is the mean softmax cross-entropy (natural logarithm). Logged: `train_loss` (mean over the epoch's batches,
     in train mode, while the weights move), `val_loss`, `val_acc`, `test_loss`, `test_acc` (accuracies in [0, 1]).

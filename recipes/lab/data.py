@@ -42,12 +42,7 @@ def splits(source: Source, root: str | Path, *, seed: int = 0) -> Splits:
 
 
 def two_classes(
-    n: int,
-    *,
-    classes: tuple[int, int] = (3, 8),
-    source: Source = "digits",
-    root: str | Path = "data",
-    seed: int = 0,
+    n: int, *, classes: tuple[int, int] = (3, 8), source: Source = "digits", root: str | Path = "data", seed: int = 0
 ) -> TwoClasses:
     """Return n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
 

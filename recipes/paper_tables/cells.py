@@ -30,7 +30,7 @@ from lightning_conv.recipes.wide_fc_module import WideFC
 RECIPES: dict[str, type[WideClassifier]] = {"bn_resnet": BNResNet, "wide_fc": WideFC}
 
 STATISTICS = 2048
-"""Samples over which BatchNorm's statistics are taken at the start; of more, the first so many."""
+"""Largest number of samples over which BatchNorm's statistics are taken at the start."""
 
 
 def open_data(
@@ -133,8 +133,8 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
 def certificate_at_start(network: nn.Module, inputs: Tensor) -> RankCertificate:
     """Certify rank [h, 1] at the weights as they are, with BatchNorm's statistics taken from the samples themselves.
 
-    At the start of a run BatchNorm's running statistics are still (0, 1): in eval mode the network is then another one
-    than the one that is trained.
+    At the start of a run BatchNorm's running statistics are still (0, 1), so in eval mode the network differs from the
+    one that is trained.
 
     Args:
         network: with a linear head.
@@ -176,7 +176,7 @@ def certificate_facts(certificate: RankCertificate | None) -> dict[str, Any] | N
 
 
 class _Course(Callback):
-    """Takes the first certificate, reports how far the training is, and its time."""
+    """Takes the certificate at the start, reports the progress of the training, and measures its time."""
 
     def __init__(self, report: Callable[[float], None], certifies: bool) -> None:
         self._report, self._certifies = report, certifies
@@ -212,7 +212,7 @@ def _loss_and_error(module: WideClassifier, split: Any, batch_size: int) -> tupl
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """Return None for what is not finite: JSON has no infinity."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -74,10 +74,13 @@ def run(
         seed: of weights, samples and directions.
 
     Raises:
-        ValueError: the depth is below 2, or the images are not proven affinely independent.
+        ValueError: the depth is below 2, ``widest`` is no multiple of 32, or the images are not proven affinely
+            independent.
     """
     if depth < 2:
         raise ValueError(f"depth: {depth}; need 2 or more linear layers")
+    if widest < 32 or widest % 32:
+        raise ValueError(f"widest: {widest}; need a multiple of 32, as it is halved four times and units come in pairs")
     data = two_classes(n, source=source, root=root, seed=seed)
     model = tanh_network(data.inputs.shape[1], width, depth, seed)
     weight = smallest_output_weight(model, data.inputs, data.targets, epsilon=epsilon, seed=seed)

@@ -80,12 +80,7 @@ def wide_starts(data: TwoClasses, widest: int, *, epsilon: float, steps: int, un
         steps: at most.
         until: loss at which the descent stops.
         seed: of the weights.
-
-    Raises:
-        ValueError: another width.
     """
-    if widest < 32 or widest % 32:
-        raise ValueError(f"widest: {widest}; need a multiple of 32, as it is halved four times and units come in pairs")
     widths = [widest // share for share in SHARES]
     certificates = []
     for width in widths:

@@ -16,11 +16,7 @@ from lightning_conv.recipes.lab.clipping.findings import DIVERGED, Checked, comp
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.papers.clipping import (
-    ClippedPath,
-    clipping_criteria,
-    clipping_factor,
-)
+from lightning_conv.theory.papers.clipping import ClippedPath, clipping_criteria, clipping_factor
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lightning_conv.theory.papers.du import last_hidden_gram
 Inputs = Literal["random", "digits"]
 
 LEVEL = 1e-3
-"""Probability with which right kernels would fail the check of one architecture (Bonferroni over entries and depths)."""
+"""Probability with which right kernels fail the check of one architecture (Bonferroni over entries and depths)."""
 
 
 SMALL: dict[str, Any] = {"n": 4, "width": 128, "draws": 8, "depths": (2, 3)}

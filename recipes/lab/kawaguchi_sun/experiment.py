@@ -8,13 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_conv.last_layer import (
-    Comparator,
-    HeadProblem,
-    comparator,
-    comparators,
-    head_curvature,
-)
+from lightning_conv.last_layer import Comparator, HeadProblem, comparator, comparators, head_curvature
 from lightning_conv.networks.perturbation import fingerprint
 from lightning_conv.recipes.lab.data import Source, splits
 from lightning_conv.recipes.lab.kawaguchi_sun.figure import draw
@@ -31,10 +25,7 @@ from lightning_conv.recipes.lab.kawaguchi_sun.findings import (
 from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import BATCH, MOMENTUM, RATE, PhaseOne, phase_one
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.papers.kawaguchi_sun.expressivity import (
-    ExpressivityFacts,
-    expressivity_facts,
-)
+from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts, expressivity_facts
 from lightning_conv.theory.papers.kawaguchi_sun.phase_two import judge_phase_two
 
 SECONDS_A_STEP = 5e-4

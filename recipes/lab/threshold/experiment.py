@@ -17,10 +17,7 @@ from lightning_conv.recipes.lab.threshold.findings import (
     optimum_checks,
     shattered_checks,
 )
-from lightning_conv.theory.papers.threshold import (
-    arrangement_patterns,
-    solve_threshold_network,
-)
+from lightning_conv.theory.papers.threshold import arrangement_patterns, solve_threshold_network
 
 SHATTERED = 8
 """Number of samples of the shattered case, with 2^8 patterns."""
@@ -84,10 +81,7 @@ def run(
         }
         for beta in decay for each in trained[beta]
     ]  # fmt: skip
-    checks = [
-        *arrangement_checks(arrangement, n),
-        *optimum_checks(inputs, data.targets, arrangement, optima, trained),
-    ]
+    checks = [*arrangement_checks(arrangement, n), *optimum_checks(inputs, data.targets, arrangement, optima, trained)]
     checks += shattered_checks(shattered.targets, shatter, decay)
     setting = (
         f"{n} images of {source} (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; "
