@@ -117,8 +117,8 @@ def run(
         f"percent) for which the certificate holds. sigma_min([X, 1]) = {independence.value:.4g} is certified, so the images are affinely "
         "independent. "
         f"|Hess f(x_0)| = {curvature:.4g} by power iteration; one more run takes {LARGER:g} over that as its step, and is judged "
-        f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: nobody promised them "
-        "anything. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so "
+        f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: the theorem promises "
+        "nothing for them. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so "
         f"that u = 0 at the start; the widest, {widest} units, descends with its certified step for {wide_steps} steps at most."
     )
     return Report(

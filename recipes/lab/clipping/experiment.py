@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.recipes.lab.clipping.figure import draw
-from lightning_conv.recipes.lab.clipping.findings import DIVERGED, Checked, comparison
+from lightning_conv.recipes.lab.clipping.findings import Checked, comparison
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
@@ -38,6 +38,9 @@ class Problem:
         n = len(self.targets)
         return 2 * spectrum.lambda_min.lower / n, spectrum.lambda_max.upper / n
 
+
+DIVERGED = 1e6
+"""Loss from which on a run counts as diverged."""
 
 SMALL: dict[str, Any] = {"n": 6, "width": 32, "steps": 40, "sweep": 2}
 """Settings with which `run` takes seconds."""

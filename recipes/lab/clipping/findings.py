@@ -13,10 +13,6 @@ from lightning_conv.theory.papers.clipping import SOURCE, ClippedPath, clipped_l
 REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue"}
 
 
-DIVERGED = 1e6
-"""Loss from which on a run counts as diverged."""
-
-
 @dataclass(frozen=True)
 class Checked:
     """A run and its bounds."""
