@@ -1,4 +1,4 @@
-"""Random crops and mirror images whose draw is a function of (seed, epoch, sample), so that a resumed run sees the same ones."""
+"""Random crops and mirror images, drawn as a function of (seed, epoch, sample): a resumed run sees the same ones."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from typing_extensions import override
 
 
 class RandomCrops(Dataset[tuple[Tensor, ...]]):
-    """Images shifted at random by up to `padding` pixels each way, and mirrored with probability 1/2 where that is asked for.
+    """Images shifted at random by up to `padding` pixels each way, and mirrored with probability 1/2 on request.
 
-    The usual augmentation of small images. `AugmentedSampler` asks for a sample by (epoch, index): its shift is then row `index` of a
-    table drawn from (seed, epoch) alone. Asked for by its index alone, as by whoever looks at single samples, an image is drawn anew
-    from the global random state each time.
+    The usual augmentation of small images. `AugmentedSampler` asks for a sample by (epoch, index): its shift is then
+    row `index` of a table drawn from (seed, epoch) alone. When it is asked for by its index alone, as by whoever looks at single
+    samples, an image is drawn anew from the global random state each time.
 
     Args:
         images: shape (n, channels, height, width).
@@ -56,7 +56,7 @@ class RandomCrops(Dataset[tuple[Tensor, ...]]):
         return self._drawn[1]
 
     def _draw(self, count: int, generator: torch.Generator | None) -> list[list[int]]:
-        """Return (top, left, mirrored) for so many images."""
+        """Return (top, left, mirrored) of ``count`` images."""
         shifts = torch.randint(2 * self._padding + 1, (count, 2), generator=generator)
         mirrored = torch.randint(2 if self._mirror else 1, (count, 1), generator=generator)
         drawn: list[list[int]] = torch.cat([shifts, mirrored], 1).tolist()

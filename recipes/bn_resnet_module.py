@@ -18,14 +18,14 @@ from lightning_conv.recipes.wide_classifier import WideClassifier
 class BNResNet(WideClassifier):
     """Classifies images with `bn_resnet`, after the experiments of Kawaguchi & Sun (AAAI 2021), by SGD with momentum.
 
-    Images of any number of channels, 8 x 8 pixels or more. `Trainer().fit(BNResNet(), DigitsDataModule())` measures the kernel
-    and trains with the guarantee: `configure_callbacks` brings the callbacks. A callback of the same type in the trainer takes
-    precedence.
+    Images of any number of channels, 8 x 8 pixels or more. `Trainer().fit(BNResNet(), DigitsDataModule())` measures the
+    kernel and trains with the guarantee: `configure_callbacks` adds the callbacks. A callback of the same type in the
+    trainer takes precedence.
 
-    No theorem says that this network satisfies the expressivity condition; the guard certifies it at the switch, for the
-    trained trunk in eval mode (running statistics of BatchNorm), and leaves the run as it is where it cannot. In phase 2 the
-    whole network stays in eval mode. The kernel is measured with the probe's own batch statistics, held constant
-    (`Probe(batch_norm="frozen")`), which cost convolutions: hence few samples.
+    No theorem says that this network satisfies the expressivity condition. The guard certifies it at the switch, for
+    the trained trunk in eval mode (running statistics of BatchNorm); where it cannot, it leaves the run as it is. In
+    phase 2 the whole network stays in eval mode. The kernel is measured with the probe's own batch statistics, held
+    constant (`Probe(batch_norm="frozen")`), which cost convolutions: hence few samples.
 
     The loss is the mean softmax cross-entropy (natural logarithm). Logged: `train_loss` (mean over the epoch's batches,
     in train mode, while the weights move), `val_loss`, `val_acc`, `test_loss`, `test_acc` (accuracies in [0, 1]).
@@ -34,7 +34,8 @@ class BNResNet(WideClassifier):
     written to `hparams`: `BNResNet.load_from_checkpoint(path)` needs no data.
 
     Args:
-        arch: `"resnet8"`, `"resnet14"`, `"resnet20"` (three stages) or `"resnet18"` (torchvision's four, with a 3 x 3 stem).
+        arch: `"resnet8"`, `"resnet14"`, `"resnet20"` (three stages) or `"resnet18"` (torchvision's four, with a 3 x 3
+            stem).
         channels: channels of the first stage; None: 16, and 64 for `"resnet18"`.
         width: units of the wide last hidden layer; None: ceil(width_factor * n_train).
         width_factor: width per training sample when `width` is None.
@@ -47,10 +48,13 @@ class BNResNet(WideClassifier):
         diagnostics: measure the kernel with `KernelStability` and `LambdaMin`.
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
-        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
+        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see
+            `ExpressivityGuard`.
         method: of the guard's certificate, see `certify_expressivity`.
-        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see `ExpressivityGuard`.
-        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed every time.
+        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
+            `ExpressivityGuard`.
+        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed
+            every time.
         in_channels: channels of the images; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """
@@ -108,7 +112,7 @@ class BNResNet(WideClassifier):
         """Refuse a last batch over which BatchNorm has no variance: before the first epoch, not at its end.
 
         Raises:
-            MisconfigurationException: if the last batch of an epoch holds a single sample.
+            MisconfigurationException: if the last batch of an epoch has a single sample.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         n, size = getattr(data, "n_train", None), getattr(data, "batch_size", None)

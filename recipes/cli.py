@@ -1,4 +1,4 @@
-"""The command `lightning-conv`: it reads the first word, runs that command, and reports mistakes of the user in one message.
+"""The command `lightning-conv`: read the first word, run that command, report mistakes of the user in one message.
 
 Nothing heavy is imported before a command needs it, so that help and version answer at once.
 """
@@ -53,7 +53,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after `lightning-conv`; None: those of the running process.
 
     Returns:
-        The exit code: 0 after a completed run, 1 if an inequality of `lab` is violated that must hold, 2 after a mistake of the
+        The exit code: 0 after a completed run, 1 if an inequality of `lab` is violated that must hold, 2 after a
+            mistake of the
         user, whose message went to stderr.
     """
     try:

@@ -1,7 +1,7 @@
-"""What the recipes' data modules share, and the one that needs no network: scikit-learn's digits.
+"""The base of the data modules of the recipes, and the one that needs no download: the digits of scikit-learn.
 
-`InMemoryDataModule` holds tensors and shuffles (and augments) them in a way that, in epoch e, is a function of (seed, e)
-alone, so that an interrupted and an uninterrupted run see the same batches.
+`InMemoryDataModule` holds tensors and shuffles (and augments) them in a way that, in epoch e, is a function of (seed,
+e) alone, so that an interrupted and an uninterrupted run see the same batches.
 """
 
 import math
@@ -19,7 +19,7 @@ from lightning_conv.recipes.augmentation import AugmentedSampler, RandomCrops
 
 
 class Splits(NamedTuple):
-    """What a data module has read: both splits, and the number of classes of the whole data set."""
+    """The data of a data module: both splits, and the number of classes of the whole data set."""
 
     train: TensorDataset
     test: TensorDataset
@@ -52,8 +52,8 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 class InMemoryDataModule(LightningDataModule, ABC):
     """Serves two tensor data sets; a subclass says in `read` where they come from.
 
-    The test split is also the validation split: these recipes tune nothing on it, they watch it. Who selects a model
-    by `val_acc` must hold out a further split.
+    The test split is also the validation split: these recipes tune nothing on it, they watch it. Whoever selects a
+    model by `val_acc` must hold out a further split.
 
     Shuffling is `DistributedSampler`'s, also on a single device: its order in epoch e depends on (seed, e) and on
     nothing else, it takes no number from the global random state, and Lightning calls its `set_epoch`. Outside a
@@ -62,10 +62,11 @@ class InMemoryDataModule(LightningDataModule, ABC):
     Args:
         batch_size: samples per batch and process.
         seed: seed of the split, of the subset, of the shuffling and of the augmentation.
-        normalize: subtract the mean and divide by the standard deviation of each channel over the training split, in both
-            splits; without it the inputs lie in [0, 1].
-        augment: shift training images at random by up to an eighth of their smaller side, and mirror them where `mirrored` says
-            that this leaves the class what it is. The inputs are then no fixed set: a rank certificate is about one draw of them.
+        normalize: subtract the mean and divide by the standard deviation of each channel over the training split, in
+            both splits; without it the inputs lie in [0, 1].
+        augment: shift training images at random by up to an eighth of their smaller side, and mirror them where
+            `mirrored` says that this leaves the class what it is. The inputs are then no fixed set: a rank certificate
+            is about one draw of them.
 
     Raises:
         MisconfigurationException: if `batch_size` is not positive.
@@ -129,7 +130,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         """
         if self._splits is None:
             name = type(self).__name__
-            raise MisconfigurationException(f"{name}: the data are not read yet; call `setup()` first")
+            raise MisconfigurationException(f"{name}: the data have not been read yet; call `setup()` first")
         return self._splits
 
     @property
@@ -183,7 +184,7 @@ def require_size(name: str, size: int | None) -> None:
     """Refuse a number of samples that is not positive.
 
     Raises:
-        MisconfigurationException: with `name`, the value and what is allowed.
+        MisconfigurationException: if it is below 1.
     """
     if size is not None and size < 1:
         raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
@@ -204,7 +205,7 @@ def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spread(moment: Tensor) -> Tensor:
-    """Return numbers of channels in a shape that broadcasts over images."""
+    """Return one number per channel in a shape that broadcasts over images."""
     return moment.reshape(1, -1, 1, 1)
 
 

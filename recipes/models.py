@@ -20,10 +20,10 @@ STAGES: Mapping[Arch, tuple[Sequence[int], int]] = {
     "resnet20": ((3, 3, 3), 16),
     "resnet18": ((2, 2, 2, 2), 64),
 }
-"""Residual blocks of each stage, and channels of the first one: He et al. 2016, section 4.2 (6 k + 2 layers), and table 1."""
+"""Residual blocks per stage, and channels of the first one (He et al. 2016, section 4.2 and table 1)."""
 
 SMALLEST_IMAGE = 8
-"""Pixels along a side: ResNet-18 halves an image three times."""
+"""Smallest number of pixels along a side: ResNet-18 halves an image three times."""
 
 
 def wide_fc(
@@ -85,14 +85,14 @@ def bn_resnet(
     """Build a residual network with BatchNorm for small images, real-analytic and with a wide last hidden layer.
 
     The kind of network for which Kawaguchi & Sun (AAAI 2021, arXiv 2104.05785) check the expressivity condition
-    numerically. Their theorem on fully-connected networks does not cover it: that rank [h, 1] = n is for the certificate
-    to show.
+    numerically. Their theorem on fully-connected networks does not cover it: that rank [h, 1] = n is for the
+    certificate to show.
 
-    torchvision's `BasicBlock`s (convolution, BatchNorm, activation, after He et al. 2016) behind a 3 x 3 convolution without
-    max pooling, as is usual for small images; stage k has 2^k times the first one's channels and half the size. Then the mean
-    over the pixels, `feature_norm`, a linear layer of `width` units, softplus, and the head. Every ReLU is
-    softplus(z) = ln(1 + exp(beta z)) / beta, by `make_analytic`. Parameters have torchvision's names and initial values, so
-    that the blocks of `torchvision.models.resnet18` can be loaded into `arch="resnet18"`.
+    torchvision's `BasicBlock`s (convolution, BatchNorm, activation, after He et al. 2016) behind a 3 x 3 convolution
+    without max pooling, as is usual for small images; stage k has 2^k times the first one's channels and half the size.
+    Then the mean over the pixels, `feature_norm`, a linear layer of `width` units, softplus, and the head. Every ReLU
+    is softplus(z) = ln(1 + exp(beta z)) / beta, by `make_analytic`. Parameters have torchvision's names and initial
+    values, so that the blocks of `torchvision.models.resnet18` can be loaded into `arch="resnet18"`.
 
     Args:
         in_channels: channels of the images: 1 for grey, 3 for colour.
@@ -100,9 +100,9 @@ def bn_resnet(
         width: units m_H of the wide last hidden layer; at least n - 1 for n training samples, see `wide_layer_width`.
         arch: `"resnet8"`, `"resnet14"`, `"resnet20"` (three stages from 16 channels) or `"resnet18"` (four from 64).
         channels: channels of the first stage; None: those of `arch`.
-        feature_norm: BatchNorm of what enters the wide layer. Pooled activations are positive, so without it the hyperplanes
-            of most units have all samples on one side, and those units are nearly linear: sigma_min of [h, 1] falls and
-            sigma_max, which limits the learning rate, rises.
+        feature_norm: BatchNorm of what enters the wide layer. Pooled activations are positive, so without it the
+            hyperplanes of most units have all samples on one side, and those units are nearly linear: sigma_min of [h,
+            1] falls and sigma_max, which limits the learning rate, rises.
         beta: sharpness of all softplus.
 
     Returns:
@@ -142,7 +142,7 @@ def bn_resnet(
 
 
 def _stage(entering: int, leaving: int, stride: int, count: int) -> nn.Sequential:
-    """Blocks of equal size; where the shape changes, a 1 x 1 convolution on the first one's shortcut (option B)."""
+    """Return blocks of equal size; where the shape changes, the first has a 1 x 1 convolution (option B)."""
     shortcut = None
     if stride != 1 or entering != leaving:
         shortcut = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))

@@ -1,4 +1,4 @@
-"""Runs behind the command: Lightning's command line with this project's defaults, and the comparison of two runs."""
+"""The runs of the command: Lightning's command line with the defaults of this project, and a comparison of two runs."""
 
 import time
 from typing import Any, NoReturn
@@ -10,18 +10,19 @@ from typing_extensions import override
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.recipes import BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes.small import EPOCHS, is_small
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
 
-# Imported here, these classes answer to their short names on the command line.
+# Imported here, these classes can be named by their short names on the command line.
 SHORT_NAMES = (BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC)
 
 
 class RecipeParser(LightningArgumentParser):
-    """Lightning's parser with an error of one message instead of the whole usage."""
+    """Lightning's parser, which reports an error in one message instead of the whole usage."""
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Hand the message to the command.
+        """Raise the message as an exception, which the command reports.
 
         Raises:
             MisconfigurationException: always.
@@ -30,21 +31,21 @@ class RecipeParser(LightningArgumentParser):
 
 
 def _condensed(message: str) -> str:
-    """Keep what speaks of the mistake: jsonargparse also lists the types it tried and that the value is not None either."""
+    """Return the part of a message that is about the mistake: jsonargparse also lists every type that it tried."""
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(noise)) or message
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Saves the configuration of a training run beside its logs; evaluations and runs without a logger save none.
+    """Saves the configuration of a training run beside its logs, but not of evaluations and runs without a logger.
 
     Without a logger Lightning would write `config.yaml` into the working directory and refuse the next run.
     """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save when training starts."""
+        """Save the configuration when training starts."""
         if stage == "fit" and trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
@@ -53,6 +54,8 @@ class RecipeCLI(LightningCLI):
     """Runs `fit`, `validate` or `test` for any LightningModule and data module; `WideFC` on the digits by default."""
 
     def __init__(self, args: list[str]) -> None:
+        if is_small() and args[0] == "fit":
+            args = [*args, f"--trainer.max_epochs={EPOCHS}"]
         super().__init__(
             model_class=LightningModule,
             subclass_mode_model=True,
@@ -61,29 +64,29 @@ class RecipeCLI(LightningCLI):
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            # Without this, `--trainer.max_epoch 3` is taken for an abbreviation and a typing error passes unseen.
+            # Without this, the typing error `--trainer.max_epoch 3` is taken for an abbreviation.
             parser_kwargs={"prog": "lightning-conv", "allow_abbrev": False},
             parser_class=RecipeParser,
-            auto_configure_optimizers=False,  # the recipes bring their optimizer
+            auto_configure_optimizers=False,  # the recipes have their own optimizer
             args=args,
         )
 
     @override
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands that are Lightning's own."""
+        """Return the commands that Lightning runs."""
         ours = ("fit", "validate", "test")
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ours}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Make the digits and the wide network the defaults."""
+        """Set the digits and the wide network as defaults."""
         parser.set_defaults({"model": {"class_path": "lightning_conv.recipes.WideFC"}})
         parser.set_defaults({"data": {"class_path": "lightning_conv.recipes.DigitsDataModule"}})
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given words; Lightning's own warns whenever the process has a command line."""
+        """Parse the given words; Lightning's method warns whenever the process itself has a command line."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     @override
@@ -99,13 +102,13 @@ class RecipeCLI(LightningCLI):
             raise MisconfigurationException(_condensed(str(error))) from error
 
     def after_fit(self) -> None:
-        """Close a training run with its table."""
+        """Print the table of a training run."""
         if self.trainer.is_global_zero:
             print_run(self.trainer)
 
 
 class ComparedCLI(RecipeCLI):
-    """One run of a comparison: trains, then tests the last weights and keeps what came out."""
+    """One run of a comparison, which trains, tests the last weights and keeps the outcome."""
 
     outcome: RunOutcome
 
@@ -113,12 +116,12 @@ class ComparedCLI(RecipeCLI):
         """Refuse a guard that would stay in the run without the guard.
 
         Raises:
-            MisconfigurationException: if the trainer's own callbacks hold a guard.
+            MisconfigurationException: if the trainer's own callbacks contain a guard.
         """
         if any(isinstance(callback, ExpressivityGuard) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                "trainer.callbacks: holds an ExpressivityGuard, which the run without the guard would keep; remove it "
-                "and let the model bring it (model.guard, model.switch_at)"
+                "trainer.callbacks: contains an ExpressivityGuard, which the run without the guard would keep; remove it "
+                "and use the one of the model (model.guard, model.switch_at)"
             )
         self._started = time.perf_counter()
 
@@ -139,7 +142,7 @@ def compare(args: list[str]) -> None:
     """Run a recipe with the guard, the same run without it, and print both side by side.
 
     Args:
-        args: options of `fit`; the model must have the setting `guard`, as the recipes have.
+        args: options of `fit`; the model must have a setting `guard`, as the recipes do.
 
     Raises:
         MisconfigurationException: without a configuration.

@@ -1,8 +1,8 @@
 """The switch that makes every command take seconds: the environment variable ``LIGHTNING_CONV_SMALL=1``.
 
-It is for trying a command, and for the test that runs every command of the documentation: the numbers mean nothing. An experiment of the
-laboratory then starts from the settings in its ``SMALL``, `fit` and `compare` stop after ``EPOCHS`` epochs, and `tables` runs one seed on
-``SAMPLES`` samples.
+It is for trying a command, and for the test that runs every command of the documentation: the numbers mean nothing. An
+experiment of the laboratory then starts from the settings in its ``SMALL``, `fit` and `compare` stop after ``EPOCHS``
+epochs, and `tables` runs one seed on ``SAMPLES`` samples.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the command prints after a run: closing tables, and where the logs lie."""
+"""What the command prints after a run: closing tables, and where the logs are."""
 
 import shlex
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from lightning_conv.callbacks import ExpressivityGuard
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What one run of a comparison left behind."""
+    """The outcome of one run of a comparison."""
 
     trainer: Trainer
     steps: int  # optimizer steps
@@ -104,7 +104,7 @@ def _training_rows(trainer: Trainer) -> list[tuple[str, str]]:
 
 
 def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
-    """Return what the guard found; nothing if the run had none."""
+    """Return the rows of the guard; none if the run had no guard."""
     guards = [callback for callback in trainer.callbacks if isinstance(callback, ExpressivityGuard)]  # type: ignore[attr-defined]
     if not guards:
         return []

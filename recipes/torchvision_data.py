@@ -48,8 +48,8 @@ class TorchvisionDataModule(InMemoryDataModule):
         batch_size: samples per batch and process.
         seed: seed of the subsets, of the shuffling and of the augmentation.
         normalize: subtract the mean and divide by the standard deviation of each channel over the training samples.
-        augment: shift training images at random by up to an eighth of their side; mirror those of CIFAR, EuroSAT, FashionMNIST
-            and STL10.
+        augment: shift training images at random by up to an eighth of their side; mirror those of CIFAR, EuroSAT,
+            FashionMNIST and STL10.
 
     Raises:
         MisconfigurationException: if `dataset` is none of these names, or a size is not positive.

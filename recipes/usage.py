@@ -1,4 +1,4 @@
-"""What the commands share before anything heavy is imported: the error for a mistake of the user, and the packaged configurations."""
+"""What the commands share without heavy imports: the error for a mistake of the user, and configurations by name."""
 
 from collections.abc import Sequence
 from importlib.resources import files

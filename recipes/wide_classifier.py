@@ -1,4 +1,4 @@
-"""What the recipes have in common: a classifier with a wide last hidden layer that brings its diagnostics along."""
+"""The base of the recipes: a classifier with a wide last hidden layer that adds its own diagnostics to the trainer."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class WideClassifier(LightningModule):
-    """Base of the recipes: SGD with momentum on the mean softmax cross-entropy (natural logarithm), watched and guarded.
+    """Base of the recipes: SGD with momentum on the mean softmax cross-entropy (natural logarithm), with diagnostics.
 
     Logged: `train_loss` (mean over the epoch's batches, in train mode, while the weights move), `val_loss`, `val_acc`,
     `test_loss`, `test_acc` (accuracies in [0, 1]).
@@ -25,9 +25,10 @@ class WideClassifier(LightningModule):
     Sizes left at None are read from the data module (`n_train`, `num_classes`, `input_shape`) when a run starts, and
     written to `hparams`: `load_from_checkpoint(path)` needs no data.
 
-    A subclass names its settings in its constructor, keeps them by `save_hyperparameters`, and makes the network in `build`.
-    Among its settings are `width`, `width_factor`, `num_classes`, `lr`, `momentum`, `weight_decay`, `guard`, `diagnostics`,
-    `measure_every`, `probe_size`, `switch_at`, `method`, `step_rule`, `cache_features` and the one that `input_setting` names.
+    A subclass names its settings in its constructor, keeps them by `save_hyperparameters`, and makes the network in
+    `build`. Among its settings are `width`, `width_factor`, `num_classes`, `lr`, `momentum`, `weight_decay`, `guard`,
+    `diagnostics`, `measure_every`, `probe_size`, `switch_at`, `method`, `step_rule`, `cache_features` and the one that
+    `input_setting` names.
     """
 
     input_setting: ClassVar[str]  # the setting that says how large the network's input is
@@ -39,7 +40,7 @@ class WideClassifier(LightningModule):
 
     @abstractmethod
     def build(self, sizes: dict[str, int]) -> nn.Sequential:
-        """Make the network from `num_classes`, `width` and `input_setting`; a `ValueError` is told as the user's mistake."""
+        """Make the network from `num_classes`, `width` and `input_setting`; a `ValueError` is reported to the user."""
 
     @abstractmethod
     def input_size(self, shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""The recipe `wide_fc` as a LightningModule: a wide fully-connected softplus network that brings its diagnostics along.
+"""The recipe `wide_fc` as a LightningModule: a wide fully-connected softplus network with its own diagnostics.
 
 The file is not called `wide_fc.py`: that name of the package is the function which builds the network.
 """
@@ -20,7 +20,7 @@ class WideFC(WideClassifier):
     """Classifies with `wide_fc`, the network after Theorem 1 of Kawaguchi & Sun (AAAI 2021), by SGD with momentum.
 
     `Trainer().fit(WideFC(), DigitsDataModule())` measures the kernel and trains with the guarantee, without a list of
-    callbacks: `configure_callbacks` brings them. A callback of the same type in the trainer takes precedence.
+    callbacks: `configure_callbacks` adds them. A callback of the same type in the trainer takes precedence.
 
     The loss is the mean softmax cross-entropy (natural logarithm). Logged: `train_loss` (mean over the epoch's batches,
     in train mode, while the weights move), `val_loss`, `val_acc`, `test_loss`, `test_acc` (accuracies in [0, 1]).
@@ -28,9 +28,9 @@ class WideFC(WideClassifier):
     Sizes left at None are read from the data module (`n_train`, `num_classes`, `input_shape`) when a run starts, and
     written to `hparams`: `WideFC.load_from_checkpoint(path)` needs no data.
 
-    The default settings suit the digits: `lr` near 2 (1 + momentum) / L_H, below which last-layer steps on the whole training set
-    cannot diverge, with L_H = sigma_max([h, 1])^2 / (2 n), about 45 there. L_H bounds the curvature for all outputs; where
-    the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
+    The default settings suit the digits: `lr` near 2 (1 + momentum) / L_H, below which last-layer steps on the whole
+    training set cannot diverge, with L_H = sigma_max([h, 1])^2 / (2 n), about 45 there. L_H bounds the curvature for
+    all outputs; where the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
 
     Args:
         hidden: units of the narrow layers; the theorem asks for at least 2 min(m_x, n) each (m_x input features).
@@ -44,10 +44,13 @@ class WideFC(WideClassifier):
         diagnostics: measure the kernel with `KernelStability` and `LambdaMin`.
         measure_every: optimizer steps between two measurements of the kernel; None: as often as 3 % of the time allows.
         probe_size: training samples on which the kernel is measured.
-        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see `ExpressivityGuard`.
+        switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see
+            `ExpressivityGuard`.
         method: of the guard's certificate, see `certify_expressivity`.
-        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see `ExpressivityGuard`.
-        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed every time.
+        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
+            `ExpressivityGuard`.
+        cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed
+            every time.
         in_features: input features m_x after flattening; None: from the data module.
         num_classes: number of classes; None: from the data module.
     """

@@ -1,7 +1,8 @@
 """The laboratory: each experiment runs a theorem's own setting on real data and checks the theorem's inequalities.
 
-An experiment is a module with a function ``run(...) -> Report``, whose arguments are its settings, and a dictionary ``SMALL`` of
-settings with which it takes seconds. Its name on the command line is in ``EXPERIMENTS``: `lightning-conv lab NAME --setting value`.
+An experiment is a module with a function ``run(...) -> Report``, whose arguments are its settings, and a dictionary
+``SMALL`` of settings with which it takes seconds. Its name on the command line is in ``EXPERIMENTS``: `lightning-conv
+lab NAME --setting value`.
 """
 
 import difflib
@@ -75,7 +76,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
 """Name on the command line -> (module in this folder, one line for the help)."""
 
 ALIASES = {"gclip": "clipping", "du2layer": "du_two_layer", "du --depth": "du_depth"}
-"""Former name, or name and flag -> name in ``EXPERIMENTS``. Hyphens count as underscores, so that such names need no entry."""
+"""Former name, or name and flag -> name in ``EXPERIMENTS``; a hyphen for an underscore needs no entry."""
 
 
 def resolve(name: str, words: Sequence[str] = ()) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""`lightning-conv lab`: run an experiment, print its checks, write its page; exit code 1 if an inequality that must hold does not."""
+"""`lightning-conv lab`: run an experiment, print its checks, write its page; exit code 1 if an inequality fails."""
 
 from __future__ import annotations
 

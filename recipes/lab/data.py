@@ -42,14 +42,9 @@ def splits(source: Source, root: str | Path, *, seed: int = 0) -> Splits:
 
 
 def two_classes(
-    n: int,
-    *,
-    classes: tuple[int, int] = (3, 8),
-    source: Source = "digits",
-    root: str | Path = "data",
-    seed: int = 0,
+    n: int, *, classes: tuple[int, int] = (3, 8), source: Source = "digits", root: str | Path = "data", seed: int = 0
 ) -> TwoClasses:
-    """Return the first n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
+    """Return n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
 
     Args:
         n: samples, even.

@@ -26,13 +26,7 @@ def sheet(width: float, height: float, rows: int, columns: int, **options: Any) 
 
 
 def dress(
-    axes: Axes,
-    title: str,
-    x: str,
-    y: str = "",
-    *,
-    log: Literal["", "x", "y", "xy"] = "",
-    legend: str = "",
+    axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "", legend: str = ""
 ) -> None:
     """Give a panel its title, labels, scales, a light grid and a legend.
 

@@ -106,7 +106,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path, command: str) -> Path:
-        """Write NAME.md, NAME.json (with null for what is not a finite number) and NAME.png, and return the path of the page."""
+        """Write NAME.md, NAME.json (null for what is not finite) and NAME.png, and return the path of the page."""
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / f"{self.name}.md"
         plain = {

@@ -1,4 +1,4 @@
-"""One run of the tables: train a recipe, certify the rank of [h, 1] at the start and at the switch, test the last weights."""
+"""One run of the tables: train a recipe, certify rank [h, 1] at the start and at the switch, test the last weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_conv.recipes.wide_fc_module import WideFC
 RECIPES: dict[str, type[WideClassifier]] = {"bn_resnet": BNResNet, "wide_fc": WideFC}
 
 STATISTICS = 2048
-"""Samples over which BatchNorm's statistics are taken at the start; of more, the first so many."""
+"""Largest number of samples over which BatchNorm's statistics are taken at the start."""
 
 
 def open_data(
@@ -73,10 +73,10 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
         report: called with the share of the training that is done.
 
     Returns:
-        `test_error`, `train_error` (shares in [0, 1]), `train_loss` (mean cross-entropy on the training set without augmentation, in
-        eval mode), `n`, `n_test`, `width` (m_H), `steps`, `seconds` (of the training); with the guard `switch` (certificate at the
-        switch, None if there was none), `phase`, `reason`, `losses` (training-set losses since the switch), and without augmentation
-        `start` (certificate at the initial weights).
+        `test_error`, `train_error` (shares in [0, 1]), `train_loss` (mean cross-entropy on the training set without
+        augmentation, in eval mode), `n`, `n_test`, `width` (m_H), `steps`, `seconds` (of the training); with the guard
+        `switch` (certificate at the switch, None if there was none), `phase`, `reason`, `losses` (training-set losses
+        since the switch), and without augmentation `start` (certificate at the initial weights).
     """
     with _quiet():
         seed_everything(cell.seed, verbose=False)
@@ -133,8 +133,8 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
 def certificate_at_start(network: nn.Module, inputs: Tensor) -> RankCertificate:
     """Certify rank [h, 1] at the weights as they are, with BatchNorm's statistics taken from the samples themselves.
 
-    At the start of a run BatchNorm's running statistics are still (0, 1): in eval mode the network is then another one than
-    the one that is trained.
+    At the start of a run BatchNorm's running statistics are still (0, 1), so in eval mode the network differs from the
+    one that is trained.
 
     Args:
         network: with a linear head.
@@ -176,7 +176,7 @@ def certificate_facts(certificate: RankCertificate | None) -> dict[str, Any] | N
 
 
 class _Course(Callback):
-    """Takes the first certificate, reports how far the training is, and its time."""
+    """Takes the certificate at the start, reports the progress of the training, and measures its time."""
 
     def __init__(self, report: Callable[[float], None], certifies: bool) -> None:
         self._report, self._certifies = report, certifies
@@ -212,13 +212,13 @@ def _loss_and_error(module: WideClassifier, split: Any, batch_size: int) -> tupl
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """Return None for what is not finite: JSON has no infinity."""
     return float(value) if math.isfinite(value) else None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's notes and the guard's warnings off the progress; what the guard has to say stands in its reason."""
+    """Silence Lightning's notes and the guard's warnings; the reason of the guard says what it has to say."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:

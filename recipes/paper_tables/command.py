@@ -20,12 +20,13 @@ from typing_extensions import override
 
 from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
 from lightning_conv.recipes.paper_tables.page import render
+from lightning_conv.recipes.small import EPOCHS, SAMPLES, is_small
 from lightning_conv.recipes.usage import UsageError, recipe_names
 
 DESCRIPTION = """\
 Run the recipes with and without the guard and write the two tables of Kawaguchi & Sun's experiments, as this program measures them:
 the rank of [h, 1] (at initialisation, and certified at the switch), and the test error of the base run against that of the guarded
-run, over seeds, with equal settings and numbers of steps. Finished runs are kept in OUT/paper_tables.json: the same command goes on
+run, over seeds, with equal settings and numbers of steps. Finished runs are kept in OUT/paper_tables.json: the same command continues
 where it was stopped, other commands add to the tables.
 """
 
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", type=_positive, default=3, help="runs with seeds 0, 1, ... (default: 3)")
     add("--n", type=_positive, help="training samples, at most; the wide layer grows with them (default: all)")
     add("--n-test", type=_positive, help="test samples of torchvision's data sets (default: all)")
-    add("--epochs", type=_positive, help="of every run (default: the recipe's)")
+    add("--epochs", type=_positive, help="epochs of every run (default: those of the recipe)")
     add("--augment", choices=("off", "on", "both"), default="both", help="random shifts (default: both)")
     add(
         "--set",
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="RECIPE.NAME=VALUE",
         help="another value of a setting of a recipe's model, such as wide_fc.lr=0.03; may be repeated",
     )
-    add("--accelerator", default="auto", help="of Lightning's trainer (default: auto)")
+    add("--accelerator", default="auto", help="accelerator of Lightning's trainer (default: auto)")
     add("--out", default="docs/results", help="folder of paper_tables.md and .json (default: docs/results)")
     return made
 
@@ -86,9 +87,11 @@ def run(words: Sequence[str]) -> None:
         words: of the command line, after `tables`.
 
     Raises:
-        UsageError: if an option is wrong, or the file of results is none.
+        UsageError: if an option is wrong, or the file of results cannot be read.
     """
     options = parser().parse_args(list(words))
+    if is_small():
+        options.seeds, options.n, options.epochs = 1, SAMPLES, EPOCHS
     try:
         ledger = Ledger.read(Path(options.out) / "paper_tables.json")
     except ValueError as error:
@@ -115,10 +118,10 @@ def run(words: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace) -> Iterator[Cell]:
-    """Say which runs the options ask for, after a look at the data.
+    """Yield the runs that the options ask for, after checking that the data are there.
 
     Args:
-        options: as the parser gives them.
+        options: from the parser.
 
     Yields:
         The cells, seed by seed, so that every table has a first version early.
@@ -133,7 +136,7 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     if unused := [name for name in changes if name not in recipes]:
         raise UsageError(f"set: {unused[0]!r} is not among the recipes that are run: {', '.join(recipes)}")
     if not recipes or not _words(options.data):
-        raise UsageError("data, recipes: name at least one each")
+        raise UsageError("data, recipes: name at least one of each")
     sizes = {name: _size(name, options) for name in map(_data_name, _words(options.data))}
     augmentations = {"off": (False,), "on": (True,), "both": (False, True)}[options.augment]
     for augment, seed, data, recipe in product(augmentations, range(options.seeds), sizes, recipes):
@@ -176,7 +179,7 @@ def _data_name(word: str) -> str:
 
 
 def _size(name: str, options: argparse.Namespace) -> int:
-    """Return how many training samples the runs get; a data set that is not there is missed before the first run."""
+    """Return the number of training samples; a data set that is not there is reported before the first run."""
     from lightning_conv.recipes.paper_tables.cells import open_data
 
     there = open_data(name, options.root).count_train()
@@ -206,7 +209,7 @@ def _changes(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _checked(recipe: str, changes: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the changes that are any, of settings that there are."""
+    """Return the values that differ from those of the recipe; refuse unknown and fixed settings."""
     for name, value in changes.items():
         if name not in settings:
             raise UsageError(f"set: {recipe} has no setting {name!r}; it has {', '.join(settings)}")

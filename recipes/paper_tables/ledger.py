@@ -1,4 +1,4 @@
-"""What the tables are made from: runs that are described completely, and a JSON file that keeps the finished ones."""
+"""The data of the tables: completely described runs, and a JSON file that keeps the finished ones."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from lightning_conv.recipes.machine import processor
 
 BEFORE = {"method": "auto", "step_rule": "base", "cache_features": False}
-"""Settings that the first cells were written without, and what was done then."""
+"""Settings that did not exist when the first cells were written, with the values that were in use then."""
 
 SAME_TRAINING = ("cache_features",)
-"""Settings that change a run by rounding only, so that no cell is run anew for them: not a part of what a cell is."""
+"""Settings that change a run by rounding only; they are no part of the identity of a cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run, by everything that decides its outcome on a machine; `result` of an equal one can be taken over."""
+    """One training run, described by everything that decides its outcome; the result of an equal one can be reused."""
 
     data: str  # "digits", or a torchvision data set
     n: int  # training samples
@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """What a progress line calls it."""
+        """Name of the run in a progress line."""
         augmented = ", augmented" if self.augment else ""
         return f"{self.data} {self.recipe}{augmented}, seed {self.seed}, {'guarded' if self.guard else 'base'}"
 
@@ -83,13 +83,13 @@ class Ledger:
             ) from error
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """Return what an equal cell gave, see `identity`; None if there is none."""
+        """Return the result of an equal cell, see `identity`; None if there is none."""
         wanted = identity(_plain(cell))
         found: list[dict[str, Any]] = [entry["result"] for entry in self.cells if identity(entry["cell"]) == wanted]
         return found[0] if found else None
 
     def begin(self, words: Sequence[str]) -> None:
-        """Note the command that runs the cells from now on, and where; kept with the first of them."""
+        """Record the command that runs the next cells, and the machine; it is kept with the first of them."""
         self._run = {
             "command": shlex.join(["lightning-conv", "tables", *words]),
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -99,7 +99,7 @@ class Ledger:
         }
 
     def keep(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Add a finished cell and write the file, whole or not at all; what another command has added meanwhile stays."""
+        """Add a finished cell and write the file atomically; what another command has added meanwhile stays."""
         current = Ledger.read(self.path)
         self.runs, self.cells = current.runs, current.cells
         if self._run not in self.runs:
@@ -112,7 +112,7 @@ class Ledger:
 
 
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the outcome of a run up to rounding: the cell without the settings of `SAME_TRAINING`.
+    """Return what decides the outcome of a run up to rounding: the cell without the settings in `SAME_TRAINING`.
 
     Args:
         cell: as a dict.
@@ -127,7 +127,7 @@ def identity(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(cell: dict[str, Any]) -> dict[str, Any]:
-    """Return the cell with the settings that there were none of when it was run."""
+    """Return the cell with the settings that did not exist when it was run."""
     if "settings" not in cell:
         return cell
     missing = {name: value for name, value in BEFORE.items() if name not in cell["settings"]}

@@ -168,7 +168,7 @@ def test_compare_prints_both_accuracies_and_their_difference_in_points(recipe, c
 def test_compare_refuses_a_guard_that_both_runs_would_keep(capsys):
     words = ["--trainer.callbacks+=lightning_conv.callbacks.ExpressivityGuard"]
     assert main(["compare", "--config", "wide_fc", *QUICK, *words]) == 2
-    assert "trainer.callbacks: holds an ExpressivityGuard" in capsys.readouterr().err
+    assert "trainer.callbacks: contains an ExpressivityGuard" in capsys.readouterr().err
 
 
 def test_the_switch_is_a_share_or_a_step(capsys):

@@ -151,7 +151,7 @@ def test_the_certificate_at_the_start_is_about_the_features_under_the_statistics
     ("words", "said"),
     [
         (["--data", "digit"], ["data: 'digit'", "did you mean digits?"]),
-        (["--data", ","], ["name at least one"]),
+        (["--data", ","], ["name at least one of each"]),
         (["--data", "MNIST", "--root", "gone"], ["MNIST", "gone"]),
         (["--recipes", "wide"], ["'wide'", "bn_resnet, wide_fc"]),
         (["--seeds", "0"], ["--seeds", "at least 1"]),

@@ -60,7 +60,7 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Train at each width until F has fallen to ``stop_at`` of its start, with eta = 1 / lambda_max of the NTK Gram matrix at the start.
+    """Train at each width until F is ``stop_at`` of its start, with eta = 1 / lambda_max of the first NTK Gram matrix.
 
     Args:
         n: samples, half of them of each of two classes.
@@ -180,7 +180,7 @@ def _fit(steps: Sequence[Sequence[Residual]]) -> Fit:
 
 
 def _joint(runs: Sequence[Run]) -> Fit:
-    """Fit one bound rho <= a sqrt(m F) |V| + b m |V|^2 to all widths: the constants of the theorem do not depend on m."""
+    """Fit one bound rho <= a sqrt(m F) |V| + b m |V|^2 to all widths: the theorem's constants do not depend on m."""
     fitted, held, others = [], [], []
     for run in runs:
         steps = [replace(s, size=s.size * run.width**0.5) for s in run.steps]
@@ -201,7 +201,7 @@ def _halves(steps: Sequence[Residual]) -> tuple[list[Residual], list[Residual]]:
 
 
 def _worst(inputs: Tensor) -> tuple[list[float], list[float], PowerLaw]:
-    """Return omega and the share of switched units of the worst step for each of a few samples, at the start and at a large width."""
+    """Return omega and the share of switched units of the worst step, for a few samples at a large width."""
     net = AllenZhuNet(inputs.shape[1], 4096, 1, 1)
     states = net.states(inputs)[0]
     reached = states @ net.weights[0].T

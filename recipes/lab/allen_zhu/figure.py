@@ -33,9 +33,8 @@ def draw(
         axes[1, 0].plot([p.omega for p in moved], [p.changed for p in moved], **style)
         axes[1, 1].plot([p.omega for p in r.probes[1:]], [p.drift for p in r.probes[1:]], **style)
     step = "step (the first point is step 0)"
-    dress(axes[0, 0], "training loss", step, "F / F(0)", log="xy")
+    dress(axes[0, 0], "training loss", step, "F / F(0)", log="xy", legend="best")
     dress(axes[0, 1], "gradient ratio: no critical point on the way", step, r"$|\nabla F|^2 / (m F)$", log="xy")
-    axes[0, 0].legend(frameon=False, fontsize=8)
     _by_width(axes[0, 2], runs, laws)
     omega, share, law = worst
     axes[1, 0].scatter(omega, share, s=7, color="k", linewidths=0)
@@ -47,21 +46,15 @@ def draw(
     handles, labels = axes[1, 0].get_legend_handles_labels()
     kept = [(h, t) for h, t in zip(handles, labels, strict=True) if not t.startswith("m =")]
     axes[1, 0].legend(*zip(*kept, strict=True), frameon=False, fontsize=8)
-    dress(
-        axes[1, 0],
-        "switched units over training",
-        r"$\omega = \max_l |W_l - W_l(0)|_2$",
-        "share of switched units",
-        log="xy",
-    )
+    omega_name = r"$\omega = \max_l |W_l - W_l(0)|_2$"
+    dress(axes[1, 0], "switched units over training", omega_name, "share of switched units", log="xy")
     dress(axes[1, 1], "forward drift over training", r"$\omega$", r"$\max |h_{i,l} - h_{i,l}(0)|$", log="xy")
     for width, fit in fits.items():
         held = [*fit.same_run, *fit.other_runs]
         points = [(fit.bound.bound(s), s.value) for s in held if s.resolved and s.value > 0]
         axes[1, 2].scatter([b for b, _ in points], [rho for _, rho in points], s=9, color=colours[width], linewidths=0)
-    dress(
-        axes[1, 2], "semi-smoothness", r"fitted bound $a \sqrt{F} |V| + b |V|^2$", r"$\rho$ on held-out steps", log="xy"
-    )
+    bound, residual = r"fitted bound $a \sqrt{F} |V| + b |V|^2$", r"$\rho$ on held-out steps"
+    dress(axes[1, 2], "semi-smoothness", bound, residual, log="xy")
     ends = np.array(axes[1, 2].get_xlim())
     axes[1, 2].plot(ends, ends, "k-", linewidth=1, label="the bound")
     axes[1, 2].legend(frameon=False, fontsize=8)
@@ -79,7 +72,6 @@ def _by_width(axes: Axes, runs: Sequence[Run], laws: Mapping[str, tuple[PowerLaw
         axes.scatter([r.width for r in runs], values, s=12, color=f"C{k}", linewidths=0)
         label = rf"{name}: $m^{{{law.exponent:.2f}}}$"
         axes.plot(grid, law.factor * grid**law.exponent, color=f"C{k}", linewidth=1.1, label=label)
-    axes.legend(frameon=False, fontsize=8)
-    dress(axes, "movement falls with the width", "width m", "after training", log="xy")
+    dress(axes, "movement falls with the width", "width m", "after training", log="xy", legend="best")
     axes.set_xticks(grid, [str(m) for m in grid])
     axes.minorticks_off()

@@ -11,14 +11,58 @@ from lightning_conv.theory.papers.allen_zhu import GradientRatios, Residual, Sem
 from lightning_conv.theory.tools.power_law import PowerLaw, power_law
 
 SPECTRAL = "|W - W(0)|_2 / |W(0)|_2 at the end, against the width"
+
 FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
+
 SWITCHED = "share of switched units at the end, against the width"
+
 ALONG = "share of switched units against omega, over training"
+
 MARGIN = 2.0
-"""Factor by which a held-out residual may exceed the largest fitted one: the largest of some steps is not that of all."""
+"""Factor by which a held-out residual may exceed the largest fitted one."""
 
 COMMON = 2.0
 """Factor up to which the constants of two widths count as one constant."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The measurements at one step."""
+
+    step: int
+    ratios: GradientRatios
+    omega: float  # max_l |W_l - W_l(0)|_2
+    relative_spectral: float  # max_l |W_l - W_l(0)|_2 / |W_l(0)|_2
+    relative_frobenius: float
+    changed: float  # share of units that switched, mean over samples and trained layers
+    changed_layer: float  # of the layer with the largest share
+    drift: float  # max |h_{i,l} - h_{i,l}(0)|
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that judge it."""
+
+    bound: SemiSmoothness
+    same_run: list[Residual]  # the other probes
+    other_runs: list[Residual]  # all probes of the other initialisations
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network."""
+
+    width: int
+    seed: int
+    eta: float
+    norms: tuple[float, float]  # smallest and largest |h_{i,l}| at the start
+    probes: list[Probe] = field(default_factory=list)
+    steps: list[Residual] = field(default_factory=list)
+
+    @property
+    def last(self) -> Probe:
+        """The measurements after training."""
+        return self.probes[-1]
 
 
 def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
@@ -152,43 +196,3 @@ def plain(r: Run) -> dict[str, object]:
         "squared_gradient": [p.ratios.squared_gradient for p in r.probes],
     }
     return {"width": r.width, "seed": r.seed, "eta": r.eta, "norms": r.norms, **rows, **losses}
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The measurements at one step."""
-
-    step: int
-    ratios: GradientRatios
-    omega: float  # max_l |W_l - W_l(0)|_2
-    relative_spectral: float  # max_l |W_l - W_l(0)|_2 / |W_l(0)|_2
-    relative_frobenius: float
-    changed: float  # share of units that switched, mean over samples and trained layers
-    changed_layer: float  # of the layer with the largest share
-    drift: float  # max |h_{i,l} - h_{i,l}(0)|
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that it is judged on."""
-
-    bound: SemiSmoothness
-    same_run: list[Residual]  # the other probes
-    other_runs: list[Residual]  # all probes of the other initialisations
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained network."""
-
-    width: int
-    seed: int
-    eta: float
-    norms: tuple[float, float]  # smallest and largest |h_{i,l}| at the start
-    probes: list[Probe] = field(default_factory=list)
-    steps: list[Residual] = field(default_factory=list)
-
-    @property
-    def last(self) -> Probe:
-        """The measurements after training."""
-        return self.probes[-1]

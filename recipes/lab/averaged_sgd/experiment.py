@@ -1,4 +1,4 @@
-"""Nitanda & Suzuki 2021: averaged SGD in one pass over the digits, the spectrum of the NTK, and the averaged iterate beside the last one."""
+"""Nitanda & Suzuki 2021: averaged SGD in one pass over the digits, and the spectrum of the NTK behind its rate."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from lightning_conv.theory.papers.averaged_sgd import Decay
 def draw(
     eigenvalues: Tensor, decay: Decay, passes: dict[float, list[Pass]], gaps: dict[int, float], width: int
 ) -> Figure:
-    """Draw the spectrum, the errors of the iterates by samples seen, and the distance of the network from its linearisation by width."""
+    """Draw the spectrum, the errors of the iterates by samples seen, and the distance to the linearisation by width."""
     figure, ((spectrum, clean), (gap, noisy)) = sheet(10, 7, 2, 2)
     values = eigenvalues.flip(0)
     rank = torch.arange(1, len(values) + 1)

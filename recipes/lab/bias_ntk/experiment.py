@@ -1,4 +1,4 @@
-"""Yang et al. 2023: a constant initial bias makes the activation sparse, changes the kernel, and does not slow training down."""
+"""Yang et al. 2023: a constant initial bias makes the activation sparse, but does not slow training down."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train one network for each B, each with a step size in proportion to 1 / lambda_max(H(B)), until F has fallen far enough.
+    """Train one network per B, with a step size in proportion to 1 / lambda_max(H(B)), until F has fallen far enough.
 
     Args:
         n: samples, half of each of two classes.
@@ -48,7 +48,7 @@ def run(
         seed: of the initialisation; w and a are the same for all B.
 
     Raises:
-        ValueError: a threshold is negative, there are fewer than two, stop_at is not a share, or the rate not between 0 and 2.
+        ValueError: there are fewer than two thresholds, or a setting is out of range.
     """
     if len(thresholds) < 2 or min(thresholds) < 0 or not 0 < stop_at < 1 or not 0 < rate < 2 or max_steps < 1:
         raise ValueError(

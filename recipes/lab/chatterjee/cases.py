@@ -80,7 +80,7 @@ class Laboratory:
 
 
 def tanh_network(inputs: int, width: int, depth: int, seed: int) -> nn.Sequential:
-    """Return ``depth`` linear layers with tanh between them and torch's own initialisation, in float64, without touching the global generator."""
+    """Return ``depth`` linear layers with tanh between them, in float64, without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         modules: list[nn.Module] = []
@@ -98,7 +98,7 @@ def positive_twin(model: nn.Sequential, weight: float, seed: int) -> nn.Sequenti
 
 
 def _stationary(objective: Objective, targets: Tensor) -> Tensor:
-    """Return the point with all weights zero and the mean target as output bias: no gradient, and the variance of the targets as loss."""
+    """Return the point with all weights zero and the mean target as output bias, where the gradient vanishes."""
     point = torch.zeros_like(objective.start)
     point[-1] = targets.mean()
     return point

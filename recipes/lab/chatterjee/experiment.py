@@ -1,4 +1,4 @@
-"""Chatterjee 2022 on real digits: the criterion is proven before the first step, obeyed at every step, and refuted where it fails."""
+"""Chatterjee 2022 on real digits: proven before the first step, obeyed at every step, and refuted where it fails."""
 
 from __future__ import annotations
 
@@ -51,17 +51,20 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Certify descent on a tanh network with positive weights, run it, and set it beside two starts that fail the criterion.
+    """Certify descent on a tanh network with positive weights, run it, and compare two starts that fail the criterion.
 
-    Then random starts of wide two-layer networks: from which width on the criterion is proven, and a descent from the widest.
+    Then find the width from which on the criterion is proven for random two-layer networks, and descend from the
+    widest.
 
     Args:
-        n: images, half of them of each of two classes; at most one more than there are pixels (digits: 65), for the bias.
+        n: images, half of them of each of two classes; at most one more than there are pixels (digits: 65), for the
+            bias.
         width: units per hidden layer.
         depth: number of linear layers, 2 or more.
         epsilon: share of the descent that may be lost to curvature.
         until: loss at which the runs stop.
-        max_steps: largest number of steps of each run; a run that has not reached ``until`` by then is reported as such.
+        max_steps: largest number of steps of each run; a run that has not reached ``until`` by then is reported as
+            such.
         small_weight: output weight of the positive start that fails.
         radii: number of balls in which small ratios are searched.
         widest: units of the largest network with random weights.
@@ -71,10 +74,13 @@ def run(
         seed: of weights, samples and directions.
 
     Raises:
-        ValueError: the depth is below 2, or the images are not proven affinely independent.
+        ValueError: the depth is below 2, ``widest`` is no multiple of 32, or the images are not proven affinely
+            independent.
     """
     if depth < 2:
         raise ValueError(f"depth: {depth}; need 2 or more linear layers")
+    if widest < 32 or widest % 32:
+        raise ValueError(f"widest: {widest}; need a multiple of 32, as it is halved four times and units come in pairs")
     data = two_classes(n, source=source, root=root, seed=seed)
     model = tanh_network(data.inputs.shape[1], width, depth, seed)
     weight = smallest_output_weight(model, data.inputs, data.targets, epsilon=epsilon, seed=seed)
@@ -111,8 +117,8 @@ def run(
         f"percent) for which the certificate holds. sigma_min([X, 1]) = {independence.value:.4g} is certified, so the images are affinely "
         "independent. "
         f"|Hess f(x_0)| = {curvature:.4g} by power iteration; one more run takes {LARGER:g} over that as its step, and is judged "
-        f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: nobody promised them "
-        "anything. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so "
+        f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: the theorem promises "
+        "nothing for them. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so "
         f"that u = 0 at the start; the widest, {widest} units, descends with its certified step for {wide_steps} steps at most."
     )
     return Report(

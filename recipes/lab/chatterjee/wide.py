@@ -1,4 +1,4 @@
-"""Random starts of wide networks: the width from which on Chatterjee's criterion is proven, and a certified descent from the widest."""
+"""Random starts of wide networks: the width from which on the criterion is proven, and a certified descent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class WideStarts:
         return power_law(self.widths, [each.flow.measured for each in self.certificates]).exponent
 
     def checks(self) -> list[Check]:
-        """Check that the criterion is proven at the largest width, what it promises, and that the score grows with the width."""
+        """Check that the criterion is proven at the largest width, what it promises, and the growth with the width."""
         widest, width = self.widest, self.widths[-1]
         found = [
             Check(
@@ -80,12 +80,7 @@ def wide_starts(data: TwoClasses, widest: int, *, epsilon: float, steps: int, un
         steps: at most.
         until: loss at which the descent stops.
         seed: of the weights.
-
-    Raises:
-        ValueError: another width.
     """
-    if widest < 32 or widest % 32:
-        raise ValueError(f"widest: {widest}; need a multiple of 32, as it is halved four times and units come in pairs")
     widths = [widest // share for share in SHARES]
     certificates = []
     for width in widths:
@@ -102,7 +97,7 @@ def wide_starts(data: TwoClasses, widest: int, *, epsilon: float, steps: int, un
 
 @torch.no_grad()
 def gaussian_pairs(inputs: int, width: int, seed: int) -> nn.Sequential:
-    """Return two layers with weights from N(0, 1) and no bias; unit j + m/2 is unit j with the other sign, so that u = 0."""
+    """Return two layers with weights from N(0, 1) and no bias; units come in pairs of opposite sign, so that u = 0."""
     generator = torch.Generator().manual_seed(seed)
     first, last = nn.Linear(inputs, width).double(), nn.Linear(width, 1).double()
     half = torch.randn(width // 2, inputs, generator=generator, dtype=torch.float64)

@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.recipes.lab.clipping.figure import draw
-from lightning_conv.recipes.lab.clipping.findings import DIVERGED, Checked, comparison
+from lightning_conv.recipes.lab.clipping.findings import Checked, comparison
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.report import Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.papers.clipping import (
-    ClippedPath,
-    clipping_criteria,
-    clipping_factor,
-)
+from lightning_conv.theory.papers.clipping import ClippedPath, clipping_criteria, clipping_factor
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,14 @@ class Problem:
         return residual.square().sum() / (2 * len(self.targets))
 
     def constants(self) -> tuple[float, float]:
-        """Return proven bounds, 2 lambda_min / n from below and lambda_max / n from above, of the kernel at the present weights."""
+        """Return proven bounds of the present kernel: 2 lambda_min / n from below and lambda_max / n from above."""
         spectrum = kernel_spectrum(ntk_gram(self.network, self.inputs, precision="certified"))
         n = len(self.targets)
         return 2 * spectrum.lambda_min.lower / n, spectrum.lambda_max.upper / n
 
+
+DIVERGED = 1e6
+"""Loss from which on a run counts as diverged."""
 
 SMALL: dict[str, Any] = {"n": 6, "width": 32, "steps": 40, "sweep": 2}
 """Settings with which `run` takes seconds."""
@@ -151,7 +150,7 @@ def _checked(problem: Problem, delta: float, threshold: float, steps: int, *, pr
 def descend(
     problem: Problem, eta: float, gamma: float, delta: float, steps: int, each: Callable[[], None] | None = None
 ) -> ClippedPath:
-    """Run delta-GClip on the full batch from the network's present weights, which are put back; call ``each`` after every step."""
+    """Run delta-GClip on the full batch and put the weights back; call ``each`` after every step."""
     parameters = [p for p in problem.network.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     losses, norms = [], []

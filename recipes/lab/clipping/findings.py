@@ -13,10 +13,6 @@ from lightning_conv.theory.papers.clipping import SOURCE, ClippedPath, clipped_l
 REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue"}
 
 
-DIVERGED = 1e6
-"""Loss from which on a run counts as diverged."""
-
-
 @dataclass(frozen=True)
 class Checked:
     """A run and its bounds."""
@@ -56,7 +52,7 @@ class Checked:
         }
 
     def bounds(self) -> list[float]:
-        """Return prod_s (1 - h_s mu / 2) f_0, the bound with the steps that were taken; at most (1 - eta delta mu / 2)^t f_0."""
+        """Return prod_s (1 - h_s mu / 2) f_0, the bound with the steps taken; at most (1 - eta delta mu / 2)^t f_0."""
         bound, found = self.path.losses[0], [self.path.losses[0]]
         for step in self.path.steps:
             bound *= 1 - step * self.mu / 2

@@ -36,12 +36,7 @@ SMALL: dict[str, Any] = {"n": 4, "width": 48, "depths": (2, 4, 8)}
 
 
 def run(
-    *,
-    n: int = 10,
-    width: int = 256,
-    depths: tuple[int, ...] = (2, 4, 8, 16, 32),
-    c_res: float = 0.5,
-    seed: int = 0,
+    *, n: int = 10, width: int = 256, depths: tuple[int, ...] = (2, 4, 8, 16, 32), c_res: float = 0.5, seed: int = 0
 ) -> Report:
     """Measure the sensitivity of the last features, lambda_0 and the distance to the limit against depth.
 

@@ -32,9 +32,8 @@ def draw(found: Sequence[Depth]) -> Figure:
             cost.plot(depths, [d.cost for d in unclear], "^", **hollow)
     bounds = of(found, "FC", "tanh")
     limits = sensitivity.get_ylim()
-    sensitivity.plot(
-        [d.depth for d in bounds], [d.bound for d in bounds], ":", color="black", label="Lemma B.3 (FC, tanh)"
-    )
+    lemma = [d.bound for d in bounds]
+    sensitivity.plot([d.depth for d in bounds], lemma, ":", color="black", label="Lemma B.3 (FC, tanh)")
     sensitivity.set_ylim(0.7, 30 * limits[1])
     for axes in (sensitivity, smallest, gap, cost):
         _logarithmic(axes, sorted({d.depth for d in found}))
@@ -46,12 +45,8 @@ def draw(found: Sequence[Depth]) -> Figure:
     dress(sensitivity, "movement of the last features per R", "depth H", "sqrt(m) |d x^(H) / d W|_2")
     dress(smallest, "lambda_0 of the limit kernel (hollow: at most)", "depth H", "lambda_0 / mean of K_ii")
     dress(gap, "finite width at the start", "depth H", "|G(0) - K|_2 / |K|_2")
-    dress(
-        cost,
-        "cost: sensitivity over relative lambda_0 (hollow: at least)",
-        "depth H",
-        "sensitivity * mean K_ii / lambda_0",
-    )
+    title = "cost: sensitivity over relative lambda_0 (hollow: at least)"
+    dress(cost, title, "depth H", "sensitivity * mean K_ii / lambda_0")
     return figure
 
 

@@ -16,7 +16,6 @@ from lightning_conv.recipes.lab.report import Check
 DRAWS = 8
 """Number of networks at each depth, for means over the initialisation."""
 
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": SOFTPLUS, "tanh": torch.tanh, "relu": torch.relu}
 
 

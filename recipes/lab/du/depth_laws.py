@@ -1,4 +1,4 @@
-"""Whether a quantity grows with depth exponentially or like a power: both laws are fitted to all depths and their residuals compared."""
+"""Whether a quantity grows with depth exponentially or like a power, by the residuals of both laws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CLEAR = 0.5
-"""Ratio of the residuals of two laws up to which the better one counts as fitting; above it the two are not told apart."""
+"""Ratio of the residuals of two laws up to which the better one counts as fitting."""
 
 FLAT = 1.5
 """Ratio of the largest and the smallest value up to which a quantity counts as independent of depth."""
@@ -28,7 +28,7 @@ class DepthLaw:
 
     @property
     def better(self) -> str:
-        """The law that fits: "flat", "exponential", "power", or, where the depths do not tell the two apart, "nearer" and one of them."""
+        """The law that fits ("flat", "exponential", "power"), or "nearer" and a law where the depths do not decide."""
         if self.spread <= FLAT:
             return "flat"
         if not self.points > 2:

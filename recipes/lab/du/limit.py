@@ -26,7 +26,7 @@ from lightning_conv.theory.papers.du import last_hidden_gram
 Inputs = Literal["random", "digits"]
 
 LEVEL = 1e-3
-"""Probability with which right kernels would fail the check of one architecture, over all its entries and depths (Bonferroni)."""
+"""Probability with which right kernels fail the check of one architecture (Bonferroni over entries and depths)."""
 
 
 SMALL: dict[str, Any] = {"n": 4, "width": 128, "draws": 8, "depths": (2, 3)}
@@ -48,7 +48,8 @@ def run(
     Args:
         inputs: random directions, which tell the two covariances apart, or digits, whose directions are close.
         n: number of samples, of norm 1.
-        width: number m of units; the mean over draws is off by about 1 / m, which has to stay below the Monte Carlo error.
+        width: number m of units; the mean over draws is off by about 1 / m, which has to stay below the Monte Carlo
+            error.
         draws: number of networks per mean.
         depths: values of H, ascending, each 2 or more.
         c_res: of the residual branches.

@@ -1,4 +1,4 @@
-"""Where Definitions 5.1, 6.1 and 7.1 print another kernel than the one that networks tend to, told apart by simulation."""
+"""Where Definitions 5.1, 6.1 and 7.1 print another kernel than the one that networks tend to, shown by simulation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ C_RES = 0.9
 """c_res of the networks here. The skip connections hide the difference, and the less the larger the branches are."""
 
 MORE_DRAWS = 8
-"""Residual networks per depth, in units of ``draws``, at half the width: the noise falls like 1 / sqrt(draws m), the work grows like m^2."""
+"""Residual networks per depth, in units of ``draws``, at half the width: noise ~ 1 / sqrt(draws m), work ~ m^2."""
 
 SPREAD = 4.0
-"""Ratio of the largest and the smallest norm of the inputs for the pairing; for equal norms the two kernels are equal."""
+"""Ratio of the largest and the smallest norm of the inputs for the pairing; for equal norms the kernels are equal."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def covariance_before(limit: LimitKernel, scale: float, activation: Activation, 
 
 
 def paired_as_printed(x: Tensor, limit: LimitKernel, depth: int, activation: Activation, c_res: float) -> Tensor:
-    """Return K^(H) of the residual network with b_i E sigma(u) + b_j E sigma(v) in the recursion, as Definition 6.1 prints it.
+    """Return K^(H) of the residual network with b_i E sigma(u) + b_j E sigma(v), as Definition 6.1 prints it.
 
     Args:
         x: inputs of any norm, (n, d).
@@ -101,7 +101,7 @@ def residual_rivals(
     seed: int,
     report: Callable[[float], None],
 ) -> tuple[list[Rival], list[Rival]]:
-    """Simulate covariance and pairing of Definition 6.1, from H = 3 on: below, no skip connection lies under the last layer.
+    """Simulate covariance and pairing of Definition 6.1 from H = 3 on, where the last layer follows a skip connection.
 
     Args:
         x: inputs of norm 1, (n, d); for the pairing they are stretched to norms ``SPREAD`` apart.

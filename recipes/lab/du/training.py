@@ -95,7 +95,7 @@ def _part(bar: Callable[[float], None], before: float, share: float) -> Callable
 
 
 def _checks(runs: Sequence[DeepRun]) -> list[Check]:
-    """Check what is proven to hold, then what the theorem concludes at the largest width, then what its O(.) leave open."""
+    """Check what is proven, then what the theorem concludes at the largest width, then what its O(.) leave open."""
     probes = [(run, probe) for run in runs for probe in run.probes]
     chain = [
         probe.lambda_min.verdict == "consistent"
@@ -203,8 +203,8 @@ def _setting(
     return (
         f"{n} images of {source} (3 against 8) of norm 1, targets -1 and 1; H = {depth} hidden layers, {activation}, c_res = {c_res}; all "
         "layers and the output trained by gradient descent on S = 1/2 sum (u - y)^2, all samples, float64, "
-        f"{steps} steps of eta = {rate:g} / lambda_max(G(0)), G over all layers; {seeds} initialisations per width. The kernels are measured "
-        f"at about {probes} steps, the loss at all. G^(H): of the last hidden layer, the part of G that the proof keeps; lambda_0 = "
-        f"lambda_min(K^(H)) of its limit: {smallest}. The theorems' widths (n^4 / lambda_0^4, unspecified constants) and steps "
+        f"{steps} steps of eta = {rate:g} / lambda_max(G(0)), G over all layers; {seeds} initialisations per width. The kernels are "
+        f"measured at about {probes} steps, the loss at all. G^(H): of the last hidden layer, the part of G that the proof keeps; "
+        f"lambda_0 = lambda_min(K^(H)) of its limit: {smallest}. The theorems' widths (n^4 / lambda_0^4, unspecified constants) and steps "
         "(lambda_0 / n^2) are far away: what is checked is the chain of the proof, and whether its conclusions hold at practical widths."
     )

@@ -1,4 +1,4 @@
-"""One run of a deep network of Du et al. by plain gradient descent, with the quantities of Lemmas B.1 to B.7 on the way."""
+"""One run of a deep network of Du et al. by gradient descent, with the quantities of Lemmas B.1 to B.7 on the way."""
 
 from __future__ import annotations
 

@@ -42,8 +42,7 @@ def _limit(axes: Axes, gaps: Mapping[int, Sequence[float]], slope: float, lambda
     axes.axhline(lambda_0 / 4, color="black", linestyle=":", label="lambda_0 / 4 (Lemma 3.1)")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=9)
-    dress(axes, "the kernel at the start", "width m", "|H(0) - H_inf|_2")
+    dress(axes, "the kernel at the start", "width m", "|H(0) - H_inf|_2", legend="best")
 
 
 def _error(axes: Axes, track: Track, lambda_0: float, eta: float, predicted: Tensor) -> None:
@@ -52,9 +51,7 @@ def _error(axes: Axes, track: Track, lambda_0: float, eta: float, predicted: Ten
     axes.plot(k, first * np.exp(k / 2 * math.log1p(-eta * lambda_0 / 2)), "k:", label="bound, Theorem 4.1")
     axes.plot(k, track.residuals, color="tab:blue", linewidth=2, label="measured")
     axes.plot(k, predicted.numpy(), color="tab:orange", linestyle="--", label="linear model of H_inf")
-    axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=9)
-    dress(axes, f"the error, m = {track.width:,}", "step k", "|u(k) - y|")
+    dress(axes, f"the error, m = {track.width:,}", "step k", "|u(k) - y|", log="y", legend="best")
 
 
 def _smallest(axes: Axes, tracks: Sequence[Track], lambda_0: float) -> None:
@@ -70,20 +67,13 @@ def _smallest(axes: Axes, tracks: Sequence[Track], lambda_0: float) -> None:
 
 def _movement(axes: Axes, tracks: Sequence[Track]) -> None:
     widths = [track.width for track in tracks]
-    (line,) = axes.plot(
-        widths, [track.movement for track in tracks], "o-", color="tab:blue", label="max_r |w_r - w_r(0)|"
-    )
+    movement, patterns = [track.movement for track in tracks], [track.patterns or np.nan for track in tracks]
+    (line,) = axes.plot(widths, movement, "o-", color="tab:blue", label="max_r |w_r - w_r(0)|")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     dress(axes, "what training moves", "width m", "max_r |w_r - w_r(0)|")
     other = axes.twinx()
-    (second,) = other.plot(
-        widths,
-        [track.patterns or np.nan for track in tracks],
-        "s--",
-        color="tab:orange",
-        label="patterns changed (right)",
-    )
+    (second,) = other.plot(widths, patterns, "s--", color="tab:orange", label="patterns changed (right)")
     other.set_yscale("log")
     other.set_ylabel("share of activation patterns that changed")
     axes.legend(handles=[line, second], frameon=False, fontsize=9)

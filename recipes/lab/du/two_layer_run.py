@@ -1,4 +1,4 @@
-"""One run of the two-layer network by exact gradient descent, with the quantities of Du et al. and Arora et al. on the way."""
+"""One run of the two-layer network by gradient descent, with the quantities of Du et al. and Arora et al."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train LeakyTwoLayer by gradient descent on the logistic loss (1/n) sum ln(1 + exp(-y f)), on four versions of the same images.
+    """Train LeakyTwoLayer on the logistic loss (1/n) sum ln(1 + exp(-y f)), on four versions of the same images.
 
     Args:
         n: training samples, half of each of two classes.
@@ -117,7 +117,7 @@ def data_sets(images: Tensor, n: int, features: int, seed: int) -> list[DataSet]
 
 
 def _stable_rank(matrix: Tensor) -> float:
-    """Return |A|_F^2 / |A|_2^2 from all singular values: an estimate of |A|_2 from below is too coarse beside a bound that is nearly attained."""
+    """Return |A|_F^2 / |A|_2^2 from all singular values; an estimate of |A|_2 would be too coarse for the bound."""
     squares = torch.linalg.svdvals(matrix).square()
     return float(squares.sum() / squares[0])
 

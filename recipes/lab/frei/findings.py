@@ -13,6 +13,45 @@ from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.frei import FREI, KOU, Margins, NearOrthogonality
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """Training and test inputs after one map; the rows of the training inputs have norm 1."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    orthogonality: NearOrthogonality
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network trained on one data set."""
+
+    data: DataSet
+    slope: float
+    steps: list[int]
+    stable_ranks: list[float]
+    spreads: list[float]  # smallest over largest margin
+    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
+    bounds: list[float]  # of the movement, by ``stable_rank_bound``
+    settled: int | None  # step from which on ``patterns_settle`` is true; None: never certain
+    third: float  # third over first singular value of the movement since then; NaN: never certain
+    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
+    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
+    margins: Margins  # at the end, over |W|_F
+    linear: float  # share of the test samples on which sign f = sign of the linear part
+
+    @property
+    def criterion(self) -> Criterion:
+        """The condition on the data: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
+        return self.data.orthogonality.criteria(self.slope)[-1]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the data satisfy the hypothesis."""
+        return self.criterion.verdict == "certified"
+
+
 def checks_of(runs: Sequence[Run]) -> list[Check]:
     """Check what is proven to hold at every step, and what the theorems say about the limit.
 
@@ -94,42 +133,3 @@ def plain(r: Run) -> dict[str, object]:
     """Return a run as numbers for the JSON."""
     return {"data": r.data.name, "slope": r.slope, "steps": r.steps, "stable_rank": r.stable_ranks, "spread": r.spreads,
             "movement": r.movement, "bound": r.bounds}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Training and test inputs after one map; the rows of the training inputs have norm 1."""
-
-    name: str
-    train: Tensor
-    test: Tensor
-    orthogonality: NearOrthogonality
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network trained on one data set."""
-
-    data: DataSet
-    slope: float
-    steps: list[int]
-    stable_ranks: list[float]
-    spreads: list[float]  # smallest over largest margin
-    movement: list[float]  # stable rank of W - W(0) at the steps, NaN at 0
-    bounds: list[float]  # of the movement, by ``stable_rank_bound``
-    settled: int | None  # step from which on ``patterns_settle`` is true; None: never certain
-    third: float  # third over first singular value of the movement since then; NaN: never certain
-    turned: int  # pairs (j, i) at the end with another sign of w_j . x_i than sign(a_j y_i)
-    ranks: dict[int, int]  # step -> singular values above 1e-3 of the largest
-    margins: Margins  # at the end, over |W|_F
-    linear: float  # share of the test samples on which sign f = sign of the linear part
-
-    @property
-    def criterion(self) -> Criterion:
-        """The condition on the data: Frei et al.'s for a leaky ReLU, Kou et al.'s with C = 1 for the ReLU."""
-        return self.data.orthogonality.criteria(self.slope)[-1]
-
-    @property
-    def covered(self) -> bool:
-        """Whether the data satisfy the hypothesis."""
-        return self.criterion.verdict == "certified"

@@ -1,4 +1,4 @@
-"""Kawaguchi & Sun 2021 on real digits: train, perturb, certify the rank, descend on the head with a proven step and bounds."""
+"""Kawaguchi & Sun 2021 on real digits: train, perturb, certify the rank, descend on the head with proven bounds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_conv.last_layer import (
-    Comparator,
-    HeadProblem,
-    comparator,
-    comparators,
-    head_curvature,
-)
+from lightning_conv.last_layer import Comparator, HeadProblem, comparator, comparators, head_curvature
 from lightning_conv.networks.perturbation import fingerprint
 from lightning_conv.recipes.lab.data import Source, splits
 from lightning_conv.recipes.lab.kawaguchi_sun.figure import draw
@@ -31,10 +25,7 @@ from lightning_conv.recipes.lab.kawaguchi_sun.findings import (
 from lightning_conv.recipes.lab.kawaguchi_sun.phase_one import BATCH, MOMENTUM, RATE, PhaseOne, phase_one
 from lightning_conv.recipes.lab.report import Check, Report
 from lightning_conv.reporting.progress import progress_bar
-from lightning_conv.theory.papers.kawaguchi_sun.expressivity import (
-    ExpressivityFacts,
-    expressivity_facts,
-)
+from lightning_conv.theory.papers.kawaguchi_sun.expressivity import ExpressivityFacts, expressivity_facts
 from lightning_conv.theory.papers.kawaguchi_sun.phase_two import judge_phase_two
 
 SECONDS_A_STEP = 5e-4
@@ -58,7 +49,7 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Train everything, perturb, certify rank [h, 1] = n, descend on the last layer alone, and compare the losses with their bounds.
+    """Train everything, perturb, certify rank [h, 1] = n, descend on the last layer alone, and compare with the bounds.
 
     Args:
         n: images of all ten classes.

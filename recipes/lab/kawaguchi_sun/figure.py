@@ -15,7 +15,7 @@ from lightning_conv.theory.papers.kawaguchi_sun.expressivity import Expressivity
 
 
 def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], started: dict[str, PhaseOne]) -> Figure:
-    """Draw the ranks in phase 1 and at the switch, and the losses of phase 2 with their bounds and the singular values behind them."""
+    """Draw the ranks in phase 1, and the losses of phase 2 with their bounds and the singular values behind them."""
     figure, ((ranks, smallest), (left, right)) = sheet(11, 8.2, 2, 2)
     _ranks(ranks, started)
     _smallest(smallest, started["wide"])
@@ -23,26 +23,19 @@ def draw(runs: Sequence[HeadDescent], facts: dict[str, ExpressivityFacts], start
         shown = curve(each)
         steps = np.asarray(shown["step"]) + 1
         left.plot(steps, shown["loss"], color=colour, label=each.name)
-        left.plot(
-            steps, shown["bound"], color=colour, linestyle="--", label="O(1/t) bound" if each is runs[0] else None
-        )
+        label = "O(1/t) bound" if each is runs[0] else None
+        left.plot(steps, shown["bound"], color=colour, linestyle="--", label=label)
         if shown["linear bound"]:
             left.plot(steps, shown["linear bound"], color=colour, linestyle=":", label="linear bound")
         if each.floor:
             left.axhline(each.floor, color=colour, linewidth=0.8, linestyle="-.", label="floor: alignment residual")
-    dress(left, "L(w_t) - inf L and its bounds", "step of phase 2 + 1", log="xy")
+    dress(left, "L(w_t) - inf L and its bounds", "step of phase 2 + 1", log="xy", legend="lower left")
     for name, colour in (("wide", "tab:blue"), ("narrow", "tab:red")):
         values = facts[name].singular_values.numpy()
-        right.semilogy(
-            np.arange(1, len(values) + 1),
-            values,
-            color=colour,
-            label=f"{name}: {len(values)} of n = {facts[name].certificate.n}",
-        )
+        label = f"{name}: {len(values)} of n = {facts[name].certificate.n}"
+        right.semilogy(np.arange(1, len(values) + 1), values, color=colour, label=label)
     right.axvline(facts["wide"].certificate.n, color="black", linewidth=0.8)
-    dress(right, "singular values of [h, 1]", "index (the line: n)")
-    for axes in (left, right):
-        axes.legend(fontsize=8, loc="lower left")
+    dress(right, "singular values of [h, 1]", "index (the line: n)", legend="lower left")
     return figure
 
 
@@ -62,14 +55,12 @@ def _ranks(axes: Axes, started: dict[str, PhaseOne]) -> None:
 def _smallest(axes: Axes, wide: PhaseOne) -> None:
     shown = wide.curve()
     steps = np.asarray(shown["step"]) + 1
-    for kind, colour in (("sigma_min", "tab:blue"), ("loss", "tab:orange")):
+    for kind, name, colour in (
+        ("sigma_min", "n-th singular value", "tab:blue"),
+        ("loss", "cross-entropy", "tab:orange"),
+    ):
         values = np.asarray(shown[kind])
-        axes.plot(
-            steps[:-1],
-            values[:-1],
-            color=colour,
-            label=f"wide: {'n-th singular value' if kind == 'sigma_min' else 'cross-entropy'}",
-        )
+        axes.plot(steps[:-1], values[:-1], color=colour, label=f"wide: {name}")
         axes.plot(steps[-1:], values[-1:], "o", color=colour, markersize=4)
     dress(axes, "sigma_n([h, 1]) and the loss in phase 1", "step of phase 1 + 1 (dots: after the noise)", log="xy")
     axes.legend(fontsize=8, loc="center left")

@@ -70,7 +70,7 @@ def phase_one(
     seed: int,
     report: Report = silent,
 ) -> PhaseOne:
-    """Train a network with a last hidden layer of ``width`` units by SGD on cross-entropy, then add the noise of the switch.
+    """Train a network with ``width`` units in its last hidden layer by SGD, then add the noise of the switch.
 
     Args:
         inputs: (n, pixels), float64.

@@ -162,7 +162,7 @@ def _path(target: Tensor, width: int, depth: int, small: float, most: int, seed:
 
 
 def _modes(target: Tensor, small: float, eta: float = 0.01) -> tuple[Tensor, Tensor, float]:
-    """Return the modes of a two-layer product aligned with M, measured and in closed form, and their largest difference over s."""
+    """Return the modes of a two-layer product aligned with M, their closed form, and the largest difference over s."""
     left, strength, right = torch.linalg.svd(target, full_matrices=False)
     k = int((strength > 1e-6 * strength[0]).sum())
     weights = [math.sqrt(small) * right[:k], math.sqrt(small) * left[:, :k]]

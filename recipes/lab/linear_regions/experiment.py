@@ -1,4 +1,4 @@
-"""Linear regions of ReLU networks of one variable: counted exactly, before and after training, and compared with the bound."""
+"""Linear regions of ReLU networks of one variable: counted exactly, before and after training, against the bound."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def network(widths: Sequence[int]) -> nn.Sequential:
 
 @torch.no_grad()
 def sawtooth(depth: int) -> nn.Sequential:
-    """Return x -> |2x - 1| applied ``depth`` times, with width 2: |2x - 1| = relu(2x - 1) + relu(1 - 2x); 2^depth pieces.
+    """Return x -> |2x - 1| = relu(2x - 1) + relu(1 - 2x) applied ``depth`` times, with width 2; it has 2^depth pieces.
 
     Source: Telgarsky 2016 (with a fold in the place of his tent map).
     """
@@ -123,8 +123,8 @@ def _train(widths: tuple[int, ...], seed: int, x: Tensor, y: Tensor, steps: int,
 def off_the_line(net: nn.Sequential, found: LinearRegions) -> float:
     """Return how far the network leaves the straight line between neighbouring kinks, over its largest value there.
 
-    Each piece is tested at three points, so that a missing kink would show. Pieces of a width below 1e-9 are skipped: rounding of
-    the points hides them.
+    Each piece is tested at three points, so that a missing kink would show. Pieces of a width below 1e-9 are skipped:
+    rounding of the points hides them.
     """
     kinks = torch.tensor(found.kinks, dtype=torch.float64)
     if len(kinks) < 2:

@@ -1,4 +1,4 @@
-"""Oymak & Soltanolkotabi 2019: the line between misfit and distance, proven and kept by one network, broken by another."""
+"""Oymak & Soltanolkotabi 2019: the line between misfit and distance, kept by one network and broken by another."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(
     root: str = "data",
     seed: int = 0,
 ) -> Report:
-    """Prove the theorem's hypotheses for one network and check its line at every step; then run a network for which it fails.
+    """Prove the theorem's hypotheses for one network and check its line at every step; then run one for which it fails.
 
     Args:
         n: images, half of each of two classes.
@@ -108,7 +108,7 @@ def _half_sum(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _paired(model: nn.Sequential, output_weight: float) -> nn.Sequential:
-    """Give unit j + m/2 the input weights of unit j and the opposite output weight: the network is zero, its Jacobian is not."""
+    """Give unit j + m/2 the input weights of unit j and the opposite output weight, so that the network is zero."""
     first, last = model[0], model[2]
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)

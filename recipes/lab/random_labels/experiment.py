@@ -40,8 +40,9 @@ def run(
         n: training samples of two classes, scaled to norm 1.
         tests: test samples of the same classes.
         width: number m of units.
-        kappa: scale of the hidden weights at the start. The theorem needs u(0) near 0, by a small one; here u(0) = 0 at any,
-            since neurons come in pairs with opposite output weights, and activation patterns change less at a larger one.
+        kappa: scale of the hidden weights at the start. The theorem needs u(0) near 0, by a small one; here u(0) = 0 at
+            any, since neurons come in pairs with opposite output weights, and activation patterns change less at a
+            larger one.
         steps: largest number of steps of gradient descent.
         stop_below: share of |y| at which |u - y| ends the run.
         classes: of the data.

@@ -19,7 +19,7 @@ ZHANG = "Zhang, Bengio, Hardt, Recht, Vinyals 2017 (1611.03530)"
 
 
 FACTOR = 1.5
-"""Ratio of the measured and the predicted number of steps to a share of |y| up to which the prediction counts as right."""
+"""Ratio of the measured and the predicted number of steps up to which the prediction counts as right."""
 
 
 SHARES = (0.5, 0.2, 0.1)
@@ -49,14 +49,14 @@ class Fit:
         return next((k for k, value in enumerate(curve) if value <= target), None)
 
     def paces(self) -> dict[float, tuple[int | None, int | None]]:
-        """Return the steps to each share of |y|, measured and predicted; shares that neither curve reaches are left out."""
+        """Return the steps to each share of |y|, measured and predicted, without shares that neither curve reaches."""
         curves = self.track.residuals, self.predicted.tolist()
         found = {share: (self.steps_to(share, curves[0]), self.steps_to(share, curves[1])) for share in SHARES}
         return {share: pair for share, pair in found.items() if pair != (None, None)}
 
     @property
     def factor(self) -> float:
-        """The largest ratio of measured and predicted numbers of steps, either way; a curve that ends too early counts with its end."""
+        """Largest ratio of measured and predicted numbers of steps; a curve that ends too early counts with its end."""
         end = len(self.track.residuals)
         pairs = [(max(end if k is None else k, 1), max(end if p is None else p, 1)) for k, p in self.paces().values()]
         return max((max(k / p, p / k) for k, p in pairs), default=math.nan)

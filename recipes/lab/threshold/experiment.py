@@ -1,4 +1,4 @@
-"""Ergen et al. 2023: threshold networks on a few digits, the certified convex optimum against straight-through training."""
+"""Ergen et al. 2023: threshold networks on a few digits, the certified optimum against straight-through training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from lightning_conv.recipes.lab.threshold.findings import (
     optimum_checks,
     shattered_checks,
 )
-from lightning_conv.theory.papers.threshold import (
-    arrangement_patterns,
-    solve_threshold_network,
-)
+from lightning_conv.theory.papers.threshold import arrangement_patterns, solve_threshold_network
 
 SHATTERED = 8
 """Number of samples of the shattered case, with 2^8 patterns."""
@@ -40,7 +37,7 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Solve the convex program for two principal components of images, and train the same problem by straight-through estimates.
+    """Solve the convex program for two principal components of images, and train the same problem straight-through.
 
     Args:
         n: images of the digits 3 and 8, half of them of each.
@@ -84,10 +81,7 @@ def run(
         }
         for beta in decay for each in trained[beta]
     ]  # fmt: skip
-    checks = [
-        *arrangement_checks(arrangement, n),
-        *optimum_checks(inputs, data.targets, arrangement, optima, trained),
-    ]
+    checks = [*arrangement_checks(arrangement, n), *optimum_checks(inputs, data.targets, arrangement, optima, trained)]
     checks += shattered_checks(shattered.targets, shatter, decay)
     setting = (
         f"{n} images of {source} (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; "
@@ -143,7 +137,7 @@ def _straight_through(
 
 
 def _sampled(inputs: Tensor, targets: Tensor, beta: float, width: int, runs: int) -> list[float]:
-    """Return the optima of the convex program on the patterns of ``width`` random directions: the first layer is never trained."""
+    """Return the optima of the convex program on the patterns of ``width`` random directions, without training."""
     found = []
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)

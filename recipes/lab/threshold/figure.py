@@ -25,18 +25,15 @@ def draw(
     generator = torch.Generator().manual_seed(0)
     ticks, place = [], 0.0
     for beta, widths in trained.items():
-        for each, colour in zip(
-            widths, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple") * 9, strict=False
-        ):
+        for k, each in enumerate(widths):
             excess = [100 * value for value in each.excess(optima[beta])]
             spread = place + 0.5 * (torch.rand(len(excess), generator=generator) - 0.5)
             label = f"{each.width} units" if beta == next(iter(trained)) else None
-            left.scatter(spread, excess, s=14, alpha=0.7, color=colour, label=label)
+            left.scatter(spread, excess, s=14, alpha=0.7, color=f"C{k}", label=label)
             left.hlines(statistics.median(excess), place - 0.35, place + 0.35, color="black", linewidth=1)
             sampled = "convex program, random patterns" if label and each is widths[-1] else None
-            left.plot(
-                place, 100 * each.sampled_excess(optima[beta]), "kD", markersize=5, fillstyle="none", label=sampled
-            )
+            above = 100 * each.sampled_excess(optima[beta])
+            left.plot(place, above, "kD", markersize=5, fillstyle="none", label=sampled)
             place += 1
         ticks.append((place - (len(widths) + 1) / 2, f"beta = {beta:g}\noptimum: {optima[beta].units} units"))
         place += 1
@@ -53,9 +50,8 @@ def draw(
     grid = torch.stack([first.flatten(), second.flatten(), torch.ones(first.numel(), dtype=torch.float64)], 1)
     used = optima[beta].weights != 0
     values = (grid @ arrangement.directions[:, used] >= 0).double() @ optima[beta].weights[used]
-    shown = right.pcolormesh(
-        axis, axis, values.reshape(first.shape), cmap="coolwarm", vmin=-1.3, vmax=1.3, alpha=0.8, rasterized=True
-    )
+    style = {"cmap": "coolwarm", "vmin": -1.3, "vmax": 1.3, "alpha": 0.8, "rasterized": True}
+    shown = right.pcolormesh(axis, axis, values.reshape(first.shape), **style)
     for target, marker, name in ((-1.0, "o", "3"), (1.0, "s", "8")):
         chosen = targets == target
         colour = "tab:blue" if target < 0 else "tab:red"

@@ -8,30 +8,28 @@ import pytest
 import torch
 
 from lightning_conv.recipes.cli import main
+from lightning_conv.recipes.lab import resolve
 from lightning_conv.recipes.lab.allen_zhu import experiment as allen_zhu
 from lightning_conv.recipes.lab.allen_zhu import findings as allen_zhu_findings
 from lightning_conv.recipes.lab.bias_ntk import experiment as bias_ntk
 from lightning_conv.recipes.lab.frei import experiment as frei
 from lightning_conv.recipes.lab.linear_networks import experiment as linear_networks
 from lightning_conv.recipes.lab.linear_regions import experiment as linear_regions
+from lightning_conv.theory.papers.linear_regions import LinearRegions
 
-TINY = {
-    "allen-zhu": ["--n", "8", "--depth", "2", "--widths", "[16,64]", "--seeds", "2", "--max_steps", "60", "--probes", "6"],
-    "bias-ntk": ["--n", "10", "--width", "256", "--thresholds", "[0.0,1.0]", "--max_steps", "30"],
-    "frei": ["--n", "6", "--test", "6", "--width", "16", "--steps", "40", "--features", "200"],
-    "linear-networks": ["--samples", "200", "--width", "12", "--duration", "2", "--etas", "[0.2,0.1]", "--rank_steps", "100"],
-    "linear-regions": ["--width", "5", "--depths", "[1,2]", "--seeds", "2", "--steps", "30"],
-}  # fmt: skip
+NAMES = ["allen-zhu", "bias-ntk", "frei", "linear-networks", "linear-regions"]
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_an_experiment_runs_writes_its_page_and_nothing_that_must_hold_is_violated(name, tmp_path):
-    assert main(["lab", name, *TINY[name], "--out", str(tmp_path)]) == 0
-    page = (tmp_path / f"{name}.md").read_text()
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_runs_writes_its_page_and_nothing_that_must_hold_is_violated(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_CONV_SMALL", "1")
+    assert main(["lab", name, "--out", str(tmp_path)]) == 0
+    slug, _ = resolve(name)
+    page = (tmp_path / f"{slug}.md").read_text()
     assert "**NO**" not in page
-    assert f"]({name}.png)" in page
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    stored = json.loads((tmp_path / f"{name}.json").read_text())
+    assert f"]({slug}.png)" in page
+    assert (tmp_path / f"{slug}.png").stat().st_size > 10_000
+    stored = json.loads((tmp_path / f"{slug}.json").read_text())
     assert len(stored["checks"]) >= 5
     assert stored["data"]
 
@@ -135,5 +133,5 @@ def test_a_missed_kink_would_be_seen():
     found = linear_regions.linear_regions(net)
     assert linear_regions.off_the_line(net, found) < 1e-14
     kinks = tuple(kink for kink in found.kinks if not math.isclose(kink, 0.375))
-    missing = linear_regions.LinearRegions(found.activation, kinks, found.widths, found.arithmetic)
+    missing = LinearRegions(found.activation, kinks, found.widths, found.arithmetic)
     assert linear_regions.off_the_line(net, missing) > 0.1

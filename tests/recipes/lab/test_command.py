@@ -1,7 +1,9 @@
 """The laboratory's frame: pages are written, violations end with code 1, mistakes get one message."""
 
+import inspect
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,42 @@ def test_a_flag_can_stand_alone(tmp_path, words):
 def test_mistakes_get_one_message(capsys, words, message):
     assert main(["lab", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "slug"),
+    [
+        ("allen-zhu", "allen_zhu"), ("averaged-sgd", "averaged_sgd"), ("bias-ntk", "bias_ntk"), ("chatterjee", "chatterjee"),
+        ("du", "du"), ("du --depth", "du_depth"), ("du-train", "du_train"), ("du2layer", "du_two_layer"), ("frei", "frei"),
+        ("gclip", "clipping"), ("kawaguchi-sun", "kawaguchi_sun"), ("linear-networks", "linear_networks"),
+        ("linear-regions", "linear_regions"), ("oymak", "oymak"), ("random-labels", "random_labels"), ("threshold", "threshold"),
+    ],
+)  # fmt: skip
+def test_the_former_names_are_understood(words, slug):
+    name, *rest = words.split()
+    assert lab.resolve(name, [*rest, "--n", "4"]) == (slug, ["--n", "4"])
+    assert lab.resolve(slug) == (slug, [])
+
+
+def test_a_misspelt_name_gets_a_suggestion(capsys):
+    assert main(["lab", "allen-zu"]) == 2
+    message = capsys.readouterr().err
+    assert "there is no experiment 'allen-zu'; did you mean allen_zhu" in message
+    assert "threshold" in message
+
+
+@pytest.mark.usefixtures("_invented")
+def test_a_flag_can_be_denied(tmp_path):
+    assert main(["lab", "invented", "--no_good", "--out", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("name", sorted(lab.EXPERIMENTS))
+def test_small_settings_are_settings_and_the_report_has_the_name_of_the_experiment(name):
+    run = lab.experiment(name)
+    module = sys.modules[run.__module__]
+    assert module.SMALL
+    assert set(module.SMALL) <= set(inspect.signature(run).parameters)
+    assert f'"{name}"' in inspect.getsource(module)
 
 
 @pytest.mark.usefixtures("_invented")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lightning_conv.recipes.cli import main
-from lightning_conv.recipes.lab import EXPERIMENTS, experiment
+from lightning_conv.recipes.lab import EXPERIMENTS, experiment, resolve
 
 TINY = {
     "gclip": ["--n", "6", "--width", "32", "--steps", "60", "--sweep", "2"],
@@ -19,14 +19,13 @@ TINY = {
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_it_runs_and_writes_its_page_and_nothing_that_must_hold_is_violated(tmp_path, name):
     assert main(["lab", name, *TINY[name], "--out", str(tmp_path)]) == 0
-    stored = json.loads((tmp_path / f"{name}.json").read_text())
+    slug, _ = resolve(name)
+    stored = json.loads((tmp_path / f"{slug}.json").read_text())
     assert all(check["holds"] for check in stored["checks"] if check["must"])
     assert len(stored["checks"]) >= 5
-    assert (
-        f"![{(tmp_path / f'{name}.md').read_text().splitlines()[0][2:]}]({name}.png)"
-        in (tmp_path / f"{name}.md").read_text()
-    )
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    page = (tmp_path / f"{slug}.md").read_text()
+    assert f"![{page.splitlines()[0][2:]}]({slug}.png)" in page
+    assert (tmp_path / f"{slug}.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def test_it_runs_and_writes_its_page_and_nothing_that_must_hold_is_violated(tmp_
     ],
 )  # fmt: skip
 def test_impossible_settings_get_one_message(name, settings, message):
-    assert name in EXPERIMENTS
+    assert resolve(name)[0] in EXPERIMENTS
     with pytest.raises(ValueError, match=message):
         experiment(name)(**settings)
 

@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_conv import h_infinity
+from lightning_conv import h_infinity, residual_limit
+from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.recipes.cli import main
 from lightning_conv.recipes.lab.data import two_classes
 from lightning_conv.recipes.lab.du import depth as du_depth
 from lightning_conv.recipes.lab.du import limit as du
+from lightning_conv.recipes.lab.du import limit_findings
 from lightning_conv.recipes.lab.du import printed as du_printed
 from lightning_conv.recipes.lab.du import two_layer as du2layer
+from lightning_conv.recipes.lab.du.architectures import SOFTPLUS
+from lightning_conv.recipes.lab.du.depth_findings import row as depth_row
 from lightning_conv.recipes.lab.du.depth_laws import depth_law
 from lightning_conv.recipes.lab.du.two_layer_run import Track, train
-from lightning_conv.recipes.lab.random_labels import experiment as random_labels
+from lightning_conv.recipes.lab.random_labels.findings import FACTOR, Fit
 from lightning_conv.theory import DuTwoLayer
 
 
@@ -29,7 +33,7 @@ def test_du2layer_end_to_end(tmp_path):
     """The page's claims hold in a small setting, and are what its numbers say."""
     words = ["--n", "10", "--widths", "[128,512,2048,8192]", "--draws", "16", "--steps", "120"]
     assert main(["lab", "du2layer", *words, "--out", str(tmp_path)]) == 0
-    text, stored = page(tmp_path, "du2layer")
+    text, stored = page(tmp_path, "du_two_layer")
     held = {check["claim"]: check["holds"] for check in stored["checks"]}
     for claim in (
         "|H(0) - H_inf|_2 falls like m^(-1/2)",
@@ -69,14 +73,14 @@ def test_a_step_size_far_too_large_breaks_the_bound_and_the_command_says_so(tmp_
     """Beyond 2 / lambda_max the error grows, so the theorem's rate is violated: exit code 1."""
     words = ["--n", "10", "--widths", "[64,128]", "--draws", "2", "--steps", "30", "--eta", "2.0"]
     assert main(["lab", "du2layer", *words, "--out", str(tmp_path)]) == 1
-    text, _ = page(tmp_path, "du2layer")
+    text, _ = page(tmp_path, "du_two_layer")
     assert "| **NO** | \\|u(k) - y\\|^2 <=" in text
 
 
 def test_random_labels_end_to_end(tmp_path):
     words = ["--n", "10", "--tests", "20", "--width", "4096", "--steps", "600"]
     assert main(["lab", "random-labels", *words, "--out", str(tmp_path)]) == 0
-    _, stored = page(tmp_path, "random-labels")
+    _, stored = page(tmp_path, "random_labels")
     for name in ("true", "random"):
         data = stored["data"][name]
         assert data["wrong"][-1] == 0
@@ -92,10 +96,10 @@ def test_a_prediction_that_is_off_by_more_than_its_factor_is_told():
     fits = {}
     for name, pace in (("good", 1.2), ("slow", 1.6)):
         track = Track(2, residuals=(2 * 0.97 ** (k / pace)).tolist(), wrong=[0] * 200)
-        fits[name] = random_labels.Fit(labels, track, 2 * 0.97**k, None, 0.0, 0.0)
+        fits[name] = Fit(labels, track, 2 * 0.97**k, None, 0.0, 0.0)
     assert fits["good"].factor == pytest.approx(1.2, abs=0.03)
-    assert fits["good"].factor <= random_labels.FACTOR < fits["slow"].factor == pytest.approx(1.6, abs=0.03)
-    late = random_labels.Fit(labels, Track(2, residuals=[2.0, 1.9, 1.8]), torch.tensor([2.0, 0.9, 0.1]), None, 0.0, 0.0)
+    assert fits["good"].factor <= FACTOR < fits["slow"].factor == pytest.approx(1.6, abs=0.03)
+    late = Fit(labels, Track(2, residuals=[2.0, 1.9, 1.8]), torch.tensor([2.0, 0.9, 0.1]), None, 0.0, 0.0)
     assert late.paces() == {0.5: (None, 1), 0.2: (None, 2), 0.1: (None, 2)}
     assert late.factor == 3.0  # at least: nothing was reached within three measurements
 
@@ -138,19 +142,19 @@ def test_du_end_to_end(tmp_path):
 
 def test_a_wrong_kernel_fails_the_check_of_du():
     """The check can fail: with a limit that is off by a few standard errors it says so."""
-    cases = [du._case(name, 2, two_classes(4).inputs, 128, 16, 0.5, 0) for name in du.DEFINITIONS]
-    assert all(check.holds for check in du._checks(cases, 8.0) if check.must)
+    cases = [du._case(name, 2, two_classes(4).inputs, 128, 16, 0.5, 0) for name in limit_findings.DEFINITIONS]
+    assert all(check.holds for check in limit_findings.checks_of(cases, 8.0) if check.must)
     moved = cases[0].limit.matrix + 9 * cases[0].standard_errors
-    wrong = du.Case(
-        "FC", 2, du.LimitKernel(moved, cases[0].limit.covariances, 0.0, 0, 1.0), cases[0].scale, cases[0].draws
+    wrong = limit_findings.Case(
+        "FC", 2, LimitKernel(moved, cases[0].limit.covariances, 0.0, 0, 1.0), cases[0].scale, cases[0].draws
     )
-    assert not du._checks([wrong, *cases[1:]], 8.0)[0].holds
+    assert not limit_findings.checks_of([wrong, *cases[1:]], 8.0)[0].holds
 
 
 def test_depth_end_to_end(tmp_path):
     words = ["--depth", "--n", "4", "--width", "48", "--depths", "[2,4,8]"]
     assert main(["lab", "du", *words, "--out", str(tmp_path)]) == 0
-    text, stored = page(tmp_path, "du-depth")
+    text, stored = page(tmp_path, "du_depth")
     assert len(stored["tables"]["Each network"]) == 18
     laws = stored["tables"]["Exponential or power law, fitted to all depths"]
     soft = next(law for law in laws if (law["network"], law["sigma"], law["quantity"]) == ("FC", "softplus", "cost"))
@@ -181,7 +185,7 @@ def test_a_law_of_depth_is_named_only_where_the_depths_tell_it(law, better):
 def test_the_printed_kernels_of_the_residual_network_are_refuted_by_narrow_networks():
     """Networks narrow enough for a test tell both of Definition 6.1's kernels from those that networks tend to."""
     covariance, pairing = du_printed.residual_rivals(
-        du._random_directions(6, 0), (2, 3), 192, 512, du.SOFTPLUS, 0, lambda share: None
+        du._random_directions(6, 0), (2, 3), 192, 512, SOFTPLUS, 0, lambda share: None
     )
     for rivals in (covariance, pairing):
         assert [rival.depth for rival in rivals] == [3]
@@ -190,18 +194,18 @@ def test_the_printed_kernels_of_the_residual_network_are_refuted_by_narrow_netwo
 
 def test_for_equal_norms_the_printed_pairing_is_no_difference():
     x = du._random_directions(4, 0)
-    limit = du.residual_limit(x, 4, du.SOFTPLUS, c_res=0.9)
-    assert torch.allclose(du_printed.paired_as_printed(x, limit, 4, du.SOFTPLUS, 0.9), limit.matrix, rtol=1e-9)
+    limit = residual_limit(x, 4, SOFTPLUS, c_res=0.9)
+    assert torch.allclose(du_printed.paired_as_printed(x, limit, 4, SOFTPLUS, 0.9), limit.matrix, rtol=1e-9)
 
 
 def test_an_unresolved_lambda_0_is_an_upper_bound_on_the_page():
     x = two_classes(6).inputs
     deep = du_depth._measure("FC", "softplus", 32, x, 16, 0.5, 0)
     assert not deep.resolved
-    assert du_depth._row(deep)["lambda_0"].startswith("<= ")
-    assert du_depth._row(deep)["cost"].startswith(">= ")
+    assert depth_row(deep)["lambda_0"].startswith("<= ")
+    assert depth_row(deep)["cost"].startswith(">= ")
     shallow = du_depth._measure("FC", "softplus", 2, x, 16, 0.5, 0)
-    assert float(du_depth._row(shallow)["lambda_0"]) == pytest.approx(shallow.limit.lambda_0.value, rel=1e-3)
+    assert float(depth_row(shallow)["lambda_0"]) == pytest.approx(shallow.limit.lambda_0.value, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +225,6 @@ def test_mistakes_get_one_message(capsys, words, message):
 
 
 def test_steps_to_a_share_are_the_first_at_or_below():
-    fit = random_labels.Fit(torch.ones(4), None, None, None, 0.0, 0.0)
+    fit = Fit(torch.ones(4), None, None, None, 0.0, 0.0)
     assert fit.steps_to(0.5, [2.0, 1.5, 1.0, 0.5]) == 2
     assert fit.steps_to(0.1, [2.0, 1.5]) is None

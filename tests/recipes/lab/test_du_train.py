@@ -69,8 +69,8 @@ def test_the_run_is_gradient_descent_and_its_probes_are_those_of_autograd(kind):
 def test_du_train_end_to_end(tmp_path):
     words = ["--n", "6", "--widths", "[32,512]", "--seeds", "2", "--steps", "40", "--probes", "6"]
     assert main(["lab", "du-train", *words, "--out", str(tmp_path)]) == 0
-    stored = json.loads((tmp_path / "du-train.json").read_text())
-    assert (tmp_path / "du-train.png").stat().st_size > 10_000
+    stored = json.loads((tmp_path / "du_train.json").read_text())
+    assert (tmp_path / "du_train.png").stat().st_size > 10_000
     claims = {check["claim"]: check for check in stored["checks"]}
     for name in ("DuFC", "DuResNet"):
         rate = next(
