@@ -1,6 +1,7 @@
-"""The theorems, a file a paper: what each asks of a network, as inequalities that can be measured.
+"""Convergence theorems, one module per paper: what each assumes of a network, as inequalities that can be measured.
 
-Every function states the formula, the loss scale and the theorem it belongs to. What comes out as a judgement is a ``Criterion``.
+Every function states its formula, the scale of the loss and the theorem that it belongs to. Every judgement is a
+``Criterion``.
 """
 
 from lightning_conv.losses.objective import Objective

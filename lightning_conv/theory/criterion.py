@@ -1,4 +1,4 @@
-"""``Criterion``: one testable inequality of a theorem, what was measured, and what follows from it."""
+"""``Criterion``: one testable inequality of a theorem, the measured number and the verdict that follows."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", 
 class Criterion:
     """One inequality that a theorem asks for.
 
-    ``certified``: proven, rounding included. ``consistent``: measured to hold where it was measured, which proves nothing beyond.
-    ``refuted``: measured, or proven, not to hold. ``undecided``: the error of the measurement covers the bound.
-    ``not applicable``: a hypothesis of the theorem does not hold in this run. None of them says that a theorem is
-    satisfied: their O(.) constants are unspecified.
+    The verdicts are
+
+    - ``certified``: the inequality is proven, rounding included;
+    - ``consistent``: the inequality is true where it was measured, which proves nothing beyond these measurements;
+    - ``refuted``: the inequality is measured, or proven, to be false;
+    - ``undecided``: the bound lies within the error of the measurement;
+    - ``not applicable``: a hypothesis of the theorem is violated in this run.
+
+    No verdict says that a theorem is satisfied, because the O(.) constants of the theorems are unspecified.
     """
 
     name: str  # short, lower case, as in a tag: "lambda_min_ratio"
     source: str  # paper and theorem
     asks: str  # the inequality, in words and symbols
     measured: float  # NaN: not measured
-    bound: float  # that the measured number is held against; NaN: there is none
+    bound: float  # the number that ``measured`` is compared with; NaN: there is none
     verdict: Verdict
     reason: str
 
@@ -33,15 +38,16 @@ class Criterion:
 def at_least(
     name: str, source: str, asks: str, measured: Bounded | float, bound: float, *, proves: bool = False
 ) -> Criterion:
-    """The criterion measured >= bound.
+    """Judge the inequality measured >= bound.
 
     Args:
-        name: see ``Criterion``.
-        source: see ``Criterion``.
-        asks: see ``Criterion``.
-        measured: the number, with its error where that is known.
-        bound: that it must reach.
-        proves: whether holding here is a proof of what is asked, not one observation of it. Needs a certified ``Bounded``.
+        name: See ``Criterion``.
+        source: See ``Criterion``.
+        asks: See ``Criterion``.
+        measured: The measured number, with its error where that is known.
+        bound: The least value that satisfies the inequality.
+        proves: Whether a true inequality proves what is asked, and is not only one observation of it. The verdict is
+            ``certified`` only if ``measured`` is a certified ``Bounded`` as well.
     """
     return _judge(name, source, asks, measured, bound, proves, above=True)
 
@@ -49,12 +55,12 @@ def at_least(
 def at_most(
     name: str, source: str, asks: str, measured: Bounded | float, bound: float, *, proves: bool = False
 ) -> Criterion:
-    """The criterion measured <= bound; arguments as in ``at_least``."""
+    """Judge the inequality measured <= bound; the arguments are those of ``at_least``."""
     return _judge(name, source, asks, measured, bound, proves, above=False)
 
 
 def not_applicable(name: str, source: str, asks: str, reason: str, measured: float = math.nan) -> Criterion:
-    """A criterion whose theorem does not cover the run; the raw number may still be told."""
+    """Return a criterion whose theorem does not cover the run; the measured number may still be given."""
     return Criterion(name, source, asks, measured, math.nan, "not applicable", reason)
 
 
@@ -78,5 +84,7 @@ def _judge(
         verdict, reason = "refuted", f"{value:.4g} {sign} {bound:.4g}"
     else:
         verdict = "undecided"
-        reason = f"{value:.4g} lies between {lower:.4g} and {upper:.4g}, which holds the bound {bound:.4g}"
+        reason = (
+            f"{value:.4g} lies between {lower:.4g} and {upper:.4g}, an interval that contains the bound {bound:.4g}"
+        )
     return Criterion(name, source, asks, value, bound, verdict, reason)

@@ -1,4 +1,4 @@
-"""The theorems' own networks, in their own parametrisation, as plain modules."""
+"""The networks that the theorems are about, in the parametrisation of their papers, as plain modules."""
 
 from lightning_conv.theory.networks.allen_zhu import AllenZhuNet
 from lightning_conv.theory.networks.averaged_sgd import SymmetricTwoLayer

@@ -15,20 +15,20 @@ from lightning_conv.theory.networks.initialisation import gaussian, require_size
 class AllenZhuNet(nn.Module):
     r"""h_0 = relu(A x), h_l = relu(W_l h_{l-1}) for l = 1..L, u = B h_L; no biases, and only the W_l are trained.
 
-    Entries of A and W_l are N(0, 2/m), those of B are N(0, 1/d), with m the width and d the number of outputs. A and B stay as
-    they are drawn (``requires_grad`` is off). At this initialisation |h_l| is about |x| in every layer, and the inputs
-    are meant to be ``unit_inputs``.
+    The entries of A and W_l are drawn from N(0, 2/m) and those of B from N(0, 1/d), where m is the width and d the
+    number of outputs. A and B are not trained (``requires_grad`` is off). At this initialisation |h_l| is about |x| in
+    every layer. The theorems are about inputs that ``unit_inputs`` has normalised.
 
     Args:
-        inputs: length of x.
-        width: m.
-        depth: L, the trained hidden layers.
-        outputs: d.
-        seed: of the initialisation; the global random state is left alone.
-        dtype: of the weights.
+        inputs: Length of x.
+        width: Width m of every hidden layer.
+        depth: Number L of trained hidden layers.
+        outputs: Number d of outputs.
+        seed: Seed of the initialisation; the global random state is not used.
+        dtype: Type of the weights.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: A size is not positive.
 
     Source: Allen-Zhu, Li, Song 2019 (arXiv 1811.03962), section 2.
 
@@ -50,11 +50,11 @@ class AllenZhuNet(nn.Module):
         self.last = gaussian(width, outputs, 1 / math.sqrt(outputs), generator, dtype)
         self.first.requires_grad_(False)
         self.last.requires_grad_(False)
-        # A module a layer, so that hooks see every activation.
+        # One module per layer, so that hooks see every activation.
         self.activations = nn.ModuleList(nn.ReLU() for _ in range(depth + 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """u, (n, d), for x (n, inputs)."""
+        """Return u, (n, d), for x (n, inputs)."""
         for layer, activation in zip([self.first, *self.hidden], self.activations, strict=True):
             x = activation(layer(x))
         u: Tensor = self.last(x)
@@ -67,7 +67,7 @@ class AllenZhuNet(nn.Module):
 
     @torch.no_grad()
     def states(self, x: Tensor) -> list[Tensor]:
-        """h_0..h_L, each (n, m), by the formula."""
+        """Compute h_0..h_L, each (n, m), from their formula."""
         h = [torch.clamp(x @ self.first.weight.T, min=0)]
         for weight in self.weights:
             h.append(torch.clamp(h[-1] @ weight.T, min=0))
@@ -75,15 +75,16 @@ class AllenZhuNet(nn.Module):
 
     @torch.no_grad()
     def objective(self, x: Tensor, y: Tensor) -> HalfSumOfSquares:
-        r"""F and its gradient without autograd.
+        r"""Compute F and its gradient without autograd.
 
-        With e_i = B h_{i,L} - y_i, D_{i,l} = diag(1{(W_l h_{i,l-1})_k > 0}) and v_{i,L} = B^T e_i, v_{i,l-1} = W_l^T D_{i,l} v_{i,l},
+        With e_i = B h_{i,L} - y_i, D_{i,l} = diag(1{(W_l h_{i,l-1})_k > 0}) and v_{i,L} = B^T e_i, v_{i,l-1} = W_l^T
+        D_{i,l} v_{i,l},
 
         .. math:: \nabla_{W_l} F = \sum_i D_{i,l}\, v_{i,l}\, h_{i,l-1}^T .
 
         Args:
-            x: (n, inputs).
-            y: targets, (n, d).
+            x: Samples, (n, inputs).
+            y: Targets, (n, d).
 
         Cost: 6 n m^2 L flops.
 
@@ -101,6 +102,6 @@ class AllenZhuNet(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Mapping[str, Tensor], eta: float) -> None:
-        """One step of gradient descent on F: W_l <- W_l - eta dF/dW_l."""
+        """Take one step of gradient descent on F, W_l <- W_l - eta dF/dW_l."""
         for k, layer in enumerate(self.hidden):
             layer.weight.sub_(gradient[f"hidden.{k}.weight"], alpha=eta)  # type: ignore[operator]

@@ -11,21 +11,24 @@ from lightning_conv.networks.activation import derivative
 
 
 class SymmetricTwoLayer(nn.Module):
-    r"""g(x) = (1/sqrt M) sum_r a_r s(<b_r, x> + gamma c_r) with a symmetric initialisation, under which g_0 = 0.
+    r"""g(x) = (1/sqrt M) sum_r a_r s(<b_r, x> + gamma c_r) with a symmetric initialisation, for which g_0 = 0.
 
-    The first half of the units starts with a_r = R, the second with a_r = -R and the same b_r, uniform on the sphere; c_r = 0. All of a, b
-    and c are trained. Its NTK at the start tends to E[s(b.x) s(b.x')] + R^2 (x.x' + gamma^2) E[s'(b.x) s'(b.x')].
+    The first half of the units starts with a_r = R, the second half with a_r = -R and the same b_r, drawn uniformly
+    from the sphere; c_r = 0. All of a, b and c are trained. As the width grows, the NTK at the start tends to E[s(b.x)
+    s(b.x')] + R^2 (x.x' + gamma^2) E[s'(b.x) s'(b.x')].
 
     Args:
-        inputs: dimension d.
-        width: M, even.
-        activation: s, smooth, with |s'| <= 2 and |s(u)| <= 1 + |u|.
+        inputs: Dimension d of a sample.
+        width: Number M of units, even.
+        activation: The function s, smooth, with |s'| <= 2 and |s(u)| <= 1 + |u|; None: tanh.
         scale: R.
-        gamma: of the bias.
-        generator: draws b.
+        gamma: Scale of the biases.
+        generator: Draws b; None: the global random state.
 
     Raises:
-        ValueError: the width is odd or below 2.
+        ValueError: The width is odd or below 2.
+
+    Source: Nitanda & Suzuki 2021, section 2.
     """
 
     def __init__(
@@ -51,17 +54,19 @@ class SymmetricTwoLayer(nn.Module):
         self.activation = nn.Tanh() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs, (n, 1)."""
+        """Return g(x_i), (n, 1), for x (n, d)."""
         hidden: Tensor = self.activation(x @ self.b.T + self.gamma * self.c)
         return (hidden @ self.a / math.sqrt(self.width))[:, None]
 
     @torch.no_grad()
     def kernel(self, inputs: Tensor, others: Tensor | None = None) -> Tensor:
-        """NTK at the present weights, (n, m): 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)]. Cost: O(n m M), no Jacobian.
+        """Compute the NTK at the present weights, 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)], (n, m).
 
         Args:
-            inputs: (n, d).
-            others: (m, d); None: the same.
+            inputs: Samples, (n, d).
+            others: Samples, (m, d); None: ``inputs``.
+
+        Cost: O(n m M) flops; no Jacobian is formed.
         """
         others = inputs if others is None else others
         z, z_of_others = (x @ self.b.T + self.gamma * self.c for x in (inputs, others))

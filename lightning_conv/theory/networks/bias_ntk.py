@@ -1,4 +1,4 @@
-"""``BiasedTwoLayer``: one hidden ReLU layer whose biases begin at a constant (Yang et al. 2023)."""
+"""``BiasedTwoLayer``: one hidden ReLU layer whose biases all start at the same constant (Yang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lightning_conv.theory.networks.initialisation import gaussian, require_size
 class BiasedTwoLayer(nn.Module):
     r"""f(x) = (1/sqrt m) sum_r a_r relu(w_r . x - b_r), with w_r ~ N(0, I), a_r = +-1 fixed and b_r = B at the start.
 
-    W and b are trained. A unit is active on x where w_r . x > b_r: at the start with probability 1 - Phi(B) for |x| = 1. In torch's
-    parameters the layer's bias is -b.
+    W and b are trained. A unit is active on x where w_r . x > b_r. For |x| = 1 this has probability 1 - Phi(B) at the
+    start, Phi being the standard normal distribution function. The bias of the torch layer is -b.
 
     Args:
-        inputs: length of x.
-        width: m.
-        threshold: B; 0 is the dense network.
-        seed: of the initialisation; networks that differ only in B get the same w and a.
-        dtype: of the weights.
+        inputs: Length of x.
+        width: Number m of units.
+        threshold: B; 0 gives the usual network without sparsity.
+        seed: Seed of the initialisation; networks that differ only in B get the same w and a.
+        dtype: Type of the weights.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: A size is not positive.
 
     Source: Yang, Jiang, Zhang, Liang, Wang 2023 (arXiv 2301.00327).
     """
@@ -45,7 +45,7 @@ class BiasedTwoLayer(nn.Module):
         self.threshold = threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        """f(x_i), (n, 1), for x (n, inputs)."""
+        """Return f(x_i), (n, 1), for x (n, inputs)."""
         h: Tensor = self.activation(self.hidden(x))
         a: Tensor = self.a  # type: ignore[assignment]
         return (h @ a)[:, None] / math.sqrt(len(a))

@@ -1,7 +1,7 @@
 """The deep networks of Du, Lee, Li, Wang, Zhai 2019 (1811.03804), section 3: ``DuFC``, ``DuResNet``, ``DuConvResNet``.
 
-Every weight is drawn from N(0, 1) and the scale stands in the forward pass; no biases; one number as the output. Du's loss is
-S = 1/2 sum (u - y)^2, and gradient descent trains all layers.
+Every weight is drawn from N(0, 1), and the scale is part of the forward pass. There are no biases, and the output u is
+one number per sample. The loss of the paper is S = 1/2 sum (u - y)^2, and gradient descent trains all layers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lightning_conv.theory.networks.initialisation import undrawn
 
 
 class DuNetwork(nn.Module):
-    """What the three have in common: hidden layers, each with its scale, and the output layer a.
+    """The common part of the three networks: hidden layers, each with its scale, and the output layer a.
 
     Attributes:
-        hidden: the layers W^(1), ..., W^(H).
-        output: a.
-        c_sigma: 1 / E sigma(z)^2.
-        c_res: of the residual branches; None for the fully connected network.
+        hidden: The layers W^(1), ..., W^(H).
+        output: The output layer a.
+        c_sigma: 1 / E sigma(z)^2 for z ~ N(0, 1).
+        c_res: Scale of the residual branches; None for the fully connected network.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class DuNetwork(nn.Module):
         return len(self.hidden)
 
     def scale(self, layer: int) -> float:
-        """The factor before sigma(W^(h) x): sqrt(c_sigma / m), or c_res / (H sqrt m) in a residual branch.
+        """Return the factor of sigma(W^(h) x): sqrt(c_sigma / m), or c_res / (H sqrt m) in a residual branch.
 
         Args:
-            layer: h, 1 to H.
+            layer: h, from 1 to H.
         """
         if self.c_res is None or layer == 1:
             return math.sqrt(self.c_sigma / self.width)
         return self.c_res / (self.depth * math.sqrt(self.width))
 
     def states(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Features x^(0), ..., x^(H) and pre-activations z^(h) = W^(h) x^(h-1), h = 1, ..., H."""
+        """Compute the features x^(0), ..., x^(H) and the pre-activations z^(h) = W^(h) x^(h-1), h = 1, ..., H."""
         features, pre_activations = [x], []
         for h, layer in enumerate(self.hidden, start=1):
             pre_activations.append(layer(features[-1]))
@@ -78,7 +78,7 @@ class DuNetwork(nn.Module):
         return features, pre_activations
 
     def forward(self, x: Tensor) -> Tensor:
-        """u, one number a sample: (n,)."""
+        """Return u, one number per sample, (n,)."""
         result: Tensor = self.output(self.states(x)[0][-1].flatten(1)).squeeze(-1)
         return result
 
@@ -87,15 +87,16 @@ class DuFC(DuNetwork):
     """The fully connected network, eq. (2): x^(h) = sqrt(c_sigma / m) sigma(W^(h) x^(h-1)), u = a^T x^(H).
 
     Args:
-        inputs: d, the length of a sample.
-        width: m, of every hidden layer.
-        depth: H.
-        activation: elementwise sigma; None: softplus, the paper's example. The theorems ask for a smooth one.
-        seed: of the weights.
-        dtype: of the weights; they are drawn in float64, so that another type has the same network, rounded.
+        inputs: Length d of a sample.
+        width: Width m of every hidden layer.
+        depth: Number H of hidden layers.
+        activation: The elementwise function sigma; None: softplus, the paper's example. The theorems ask for a smooth
+            one.
+        seed: Seed of the weights.
+        dtype: Type of the weights. They are drawn in float64 and then rounded to it.
 
     Raises:
-        ValueError: depth below 1.
+        ValueError: The depth is below 1.
 
     Example:
         >>> DuFC(inputs=4, width=16, depth=2)(torch.ones(3, 4, dtype=torch.float64)).shape
@@ -116,19 +117,21 @@ class DuFC(DuNetwork):
 
 
 class DuResNet(DuNetwork):
-    """The residual network, eq. (3): x^(1) as in ``DuFC``, then x^(h) = x^(h-1) + (c_res / (H sqrt m)) sigma(W^(h) x^(h-1)).
+    """The residual network, eq. (3): x^(h) = x^(h-1) + c_res sigma(W^(h) x^(h-1)) / (H sqrt m) for h > 1.
+
+    x^(1) is that of ``DuFC``.
 
     Args:
-        inputs: d, the length of a sample.
-        width: m, of every hidden layer.
-        depth: H; with H = 1 it is ``DuFC``.
-        activation: as in ``DuFC``.
-        c_res: between 0 and 1.
-        seed: of the weights.
-        dtype: of the weights; they are drawn in float64, so that another type has the same network, rounded.
+        inputs: Length d of a sample.
+        width: Width m of every hidden layer.
+        depth: Number H of hidden layers; with H = 1 the network is ``DuFC``.
+        activation: See ``DuFC``.
+        c_res: Scale of the residual branches, between 0 and 1.
+        seed: Seed of the weights.
+        dtype: Type of the weights. They are drawn in float64 and then rounded to it.
 
     Raises:
-        ValueError: depth below 1, or c_res outside (0, 1).
+        ValueError: The depth is below 1, or c_res lies outside (0, 1).
     """
 
     def __init__(
@@ -146,24 +149,24 @@ class DuResNet(DuNetwork):
 
 
 class DuConvResNet(DuNetwork):
-    """The convolutional residual network, section 3.3: as ``DuResNet`` on patches, and u = <a, x^(H)>.
+    """The convolutional residual network, section 3.3: ``DuResNet`` applied to patches, with u = <a, x^(H)>.
 
-    The output layer a has a number for every channel and position.
-    Patches are k x k around each position, with zeros outside the image, so that |x|_F <= |phi(x)|_F <= k |x|_F.
+    The output layer a has one number per channel and position. A patch is the k x k neighbourhood of a position, with
+    zeros outside the image. The patches phi(x) of an image x obey |x|_F <= |phi(x)|_F <= k |x|_F.
 
     Args:
-        channels: d_0, of the images.
-        image_size: height and width; p = height * width.
-        width: m, channels of every hidden layer.
-        depth: H.
-        kernel_size: k, odd.
-        activation: as in ``DuFC``.
-        c_res: between 0 and 1.
-        seed: of the weights.
-        dtype: of the weights; they are drawn in float64, so that another type has the same network, rounded.
+        channels: Number d_0 of channels of an image.
+        image_size: Height and width of an image; p = height * width positions.
+        width: Number m of channels of every hidden layer.
+        depth: Number H of hidden layers.
+        kernel_size: Side k of a patch, odd.
+        activation: See ``DuFC``.
+        c_res: Scale of the residual branches, between 0 and 1.
+        seed: Seed of the weights.
+        dtype: Type of the weights. They are drawn in float64 and then rounded to it.
 
     Raises:
-        ValueError: depth below 1, c_res outside (0, 1), or an even kernel size.
+        ValueError: The depth is below 1, c_res lies outside (0, 1), or the kernel size is even.
 
     Example:
         >>> DuConvResNet(channels=1, image_size=(8, 8), width=16, depth=2)(torch.ones(3, 1, 8, 8, dtype=torch.float64)).shape
@@ -186,7 +189,7 @@ class DuConvResNet(DuNetwork):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: {kernel_size}; need an odd one, so that a patch has a middle")
+            raise ValueError(f"kernel_size: {kernel_size}; pass an odd number, so that a patch has a centre")
         sizes = [channels] + [width] * depth
         half = kernel_size // 2
         layers = [undrawn(nn.Conv2d, sizes[h], width, kernel_size, padding=half, bias=False) for h in range(depth)]

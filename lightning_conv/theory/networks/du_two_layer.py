@@ -17,18 +17,19 @@ class DuTwoLayer(nn.Module):
     The theorems are about the loss S = 1/2 sum (u - y)^2 and samples of norm 1.
 
     Args:
-        inputs: d, the length of a sample.
-        width: m.
-        kappa: scale of the hidden weights at the start. 1 in Du et al.; a small one makes u(0) small, which Theorem 4.1 of
-            Arora et al. 2019 asks for. Which neurons are active, and so H(0), does not depend on it.
-        symmetric: draw half of the neurons and give the other half the same w with -a, so that u(0) = 0 at any kappa.
-        train_output: whether a is trained too (Theorem 3.3).
-        activation: elementwise sigma; None: ReLU, the theorems' own.
-        seed: of the weights.
-        dtype: of the weights; they are drawn in float64, so that another type has the same network, rounded.
+        inputs: Length d of a sample.
+        width: Number m of neurons.
+        kappa: Scale of the hidden weights at the start. It is 1 in Du et al. A small one makes u(0) small, as Theorem
+            4.1 of Arora et al. 2019 asks. The set of active neurons, and therefore H(0), does not depend on it.
+        symmetric: Draw half of the neurons and give the other half the same w with -a, so that u(0) = 0 for every
+            kappa.
+        train_output: Train a as well (Theorem 3.3).
+        activation: The elementwise function sigma; None: ReLU, as in the theorems.
+        seed: Seed of the weights.
+        dtype: Type of the weights. They are drawn in float64 and then rounded to it.
 
     Raises:
-        ValueError: kappa is not positive, or an odd width for symmetric neurons.
+        ValueError: kappa is not positive, or the width is odd although the neurons are to be symmetric.
 
     Example:
         >>> network = DuTwoLayer(inputs=4, width=16)
@@ -52,7 +53,7 @@ class DuTwoLayer(nn.Module):
         if not kappa > 0:
             raise ValueError(f"kappa: {kappa}; need a positive scale of the hidden weights")
         if symmetric and width % 2:
-            raise ValueError(f"width: {width}; symmetric neurons come in pairs, need an even one")
+            raise ValueError(f"width: {width}; symmetric neurons come in pairs; pass an even width")
         self.hidden = undrawn(nn.Linear, inputs, width, bias=False)
         self.output = undrawn(nn.Linear, width, 1, bias=False).requires_grad_(train_output)
         self.activation: Activation = nn.ReLU() if activation is None else activation
@@ -67,6 +68,6 @@ class DuTwoLayer(nn.Module):
             self.output.weight.copy_((torch.cat([a, -a]) if symmetric else a)[None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """u, one number a sample: (n,)."""
+        """Return u, one number per sample, (n,)."""
         result: Tensor = self.output(self.activation(self.hidden(x))).squeeze(-1) / math.sqrt(self.width)
         return result

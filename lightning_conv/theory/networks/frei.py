@@ -11,7 +11,7 @@ from lightning_conv.theory.networks.initialisation import gaussian, require_size
 
 
 class SmoothLeakyReLU(nn.Module):
-    r"""phi(z) = gamma z + (1 - gamma) ln((1 + e^z) / 2): slope between gamma and 1, phi(0) = 0, 1/4-smooth.
+    r"""phi(z) = gamma z + (1 - gamma) ln((1 + e^z) / 2), with slopes from gamma to 1, phi(0) = 0, phi'' <= 1/4.
 
     Args:
         slope: gamma, in (0, 1).
@@ -22,34 +22,41 @@ class SmoothLeakyReLU(nn.Module):
         self.slope = slope
 
     def forward(self, z: Tensor) -> Tensor:
-        """phi(z), entry by entry."""
+        """Return phi(z), entry by entry."""
         return self.slope * z + (1 - self.slope) * (nn.functional.softplus(z, threshold=40) - math.log(2))
 
 
 class LeakyTwoLayer(nn.Module):
     r"""f(x) = sum_j a_j phi(w_j . x) with a_j = +-1/sqrt m fixed, w_j ~ N(0, s^2 I) trained, phi = max(gamma z, z).
 
-    Half of the a_j are positive, half negative (one more positive for odd m).
+    Half of the a_j are positive and half are negative (for odd m there is one more positive one).
 
     Args:
-        inputs: length of x.
-        width: m.
-        slope: gamma in [0, 1); 0 is the ReLU.
-        std: s. The theorems about gradient descent ask for a small one.
-        smooth: ``SmoothLeakyReLU`` in place of the leaky ReLU, as the theorem about gradient descent has it.
-        seed: of the initialisation.
-        dtype: of the weights.
+        inputs: Length of x.
+        width: Number m of units.
+        slope: gamma in [0, 1); 0 gives the ReLU.
+        std: Standard deviation s. The theorems about gradient descent ask for a small one.
+        smooth: Use ``SmoothLeakyReLU`` instead of the leaky ReLU, as in the theorem about gradient descent.
+        seed: Seed of the initialisation.
+        dtype: Type of the weights.
 
     Raises:
-        ValueError: a size is not positive, or gamma lies outside [0, 1), or is 0 for a smooth one.
+        ValueError: A size is not positive, gamma lies outside [0, 1), or gamma is 0 for a smooth activation.
 
     Source: Frei, Vardi, Bartlett, Srebro, Hu 2023 (arXiv 2210.07082), section 2.
     """
 
     def __init__(
-        self, inputs: int, width: int, *, slope: float = 0.1, std: float = 1e-3, smooth: bool = False, seed: int = 0,
+        self,
+        inputs: int,
+        width: int,
+        *,
+        slope: float = 0.1,
+        std: float = 1e-3,
+        smooth: bool = False,
+        seed: int = 0,
         dtype: torch.dtype = torch.float64,
-    ) -> None:  # fmt: skip
+    ) -> None:
         require_sizes(inputs=inputs, width=width)
         if not (0 < slope < 1 or (slope == 0 and not smooth)):
             raise ValueError(f"slope: {slope}; need 0 < slope < 1, or 0 (the ReLU) without smooth")
@@ -72,12 +79,12 @@ class LeakyTwoLayer(nn.Module):
         return self.hidden.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """f(x_i), (n, 1), for x (n, inputs)."""
+        """Return f(x_i), (n, 1), for x (n, inputs)."""
         h: Tensor = self.activation(self.hidden(x))
         a: Tensor = self.a  # type: ignore[assignment]
         return (h @ a)[:, None]
 
     def linear_part(self) -> Tensor:
-        """z = sum_j a_j w_j, (inputs,): where all w_j of one sign of a_j agree, sign f(x) = sign(z . x)."""
+        """Return z = sum_j a_j w_j, (inputs,): sign f(x) = sign(z . x) if the w_j depend only on the sign of a_j."""
         a: Tensor = self.a  # type: ignore[assignment]
         return a @ self.weight

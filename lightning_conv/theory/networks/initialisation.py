@@ -1,4 +1,4 @@
-"""Linear layers with drawn weights, for the networks of the papers."""
+"""Layers whose weights are drawn as the papers do, from a generator of their own."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def undrawn(layer: Callable[..., _Layer], *arguments: Any, **settings: Any) -> _Layer:
-    """Make a layer of torch on the CPU whose weights are not initialised; the caller sets them.
+    """Make a torch layer on the CPU whose weights are not initialised; the caller sets them.
 
-    Made without memory first: the layer would otherwise draw weights of its own, from the global random state.
+    The layer is first made on the meta device, because torch would otherwise draw weights from the global random state.
     """
     return layer(*arguments, **settings, device="meta").to_empty(device="cpu")
 
 
 def gaussian(inputs: int, outputs: int, std: float, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
-    """A linear layer without bias whose entries are N(0, std^2).
+    """Make a linear layer without bias whose entries are drawn from N(0, std^2).
 
-    Drawn in float64 whatever ``dtype``, so that networks of two precisions begin at the same weights.
+    The numbers are drawn in float64 for every ``dtype``, so that networks of two precisions start from the same
+    weights.
 
     Args:
-        inputs: length of its input.
-        outputs: length of its result.
-        std: standard deviation of an entry.
-        generator: gives the numbers; the global random state is left alone.
-        dtype: of the weights.
+        inputs: Length of an input.
+        outputs: Length of an output.
+        std: Standard deviation of an entry.
+        generator: Draws the numbers; the global random state is not used.
+        dtype: Type of the weights.
     """
     layer = undrawn(nn.Linear, inputs, outputs, bias=False, dtype=dtype)
     drawn = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64) * std
@@ -39,7 +40,7 @@ def gaussian(inputs: int, outputs: int, std: float, generator: torch.Generator, 
 
 
 def signs(count: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
-    """A vector of -1 and 1, each with probability one half."""
+    """Draw a vector of -1 and 1, each with probability 1/2."""
     return (2 * torch.randint(2, (count,), generator=generator) - 1).to(dtype)
 
 
@@ -47,7 +48,7 @@ def require_sizes(**sizes: int) -> None:
     """Refuse sizes below 1.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: A size is below 1; the message names the first one.
     """
     for name, size in sizes.items():
         if size < 1:

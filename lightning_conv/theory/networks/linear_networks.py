@@ -1,4 +1,4 @@
-"""``LinearNetwork``: a product of matrices, trained as such."""
+"""``LinearNetwork``: a product of matrices in which every factor is trained."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ class LinearNetwork(nn.Module):
     r"""u = W_L ... W_1 x, without biases.
 
     Args:
-        sizes: (inputs, width_1, ..., outputs), at least two of them.
-        std: standard deviation s of an entry at the start; with ``balanced`` the singular values of every W_l are s.
-        balanced: draw W_l with W_{l+1}^T W_{l+1} = W_l W_l^T = s^2 P, so that the balancedness is zero at the start. Needs the
-            hidden sizes to be at least as large as the smaller of the outer ones.
-        seed: of the initialisation.
-        dtype: of the weights.
+        sizes: The sizes (inputs, width_1, ..., outputs), two or more.
+        std: Standard deviation s of an entry at the start; with ``balanced``, the value of all nonzero singular values
+            of W_l.
+        balanced: Draw W_l with W_{l+1}^T W_{l+1} = W_l W_l^T = s^2 P for a projector P, so that the balancedness is
+            zero at the start. No hidden size may be smaller than both the number of inputs and the number of outputs.
+        seed: Seed of the initialisation.
+        dtype: Type of the weights.
 
     Raises:
-        ValueError: fewer than two sizes, one that is not positive, or hidden sizes that cannot be balanced.
+        ValueError: There are fewer than two sizes, a size is not positive, or the hidden sizes are too small for
+            ``balanced``.
 
     Source: Saxe, McClelland, Ganguli 2014; Arora, Cohen, Hazan 2018 (arXiv 1802.06509).
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, std: float = 0.1, balanced: bool = False, seed: int = 0,
+        self,
+        sizes: Sequence[int],
+        *,
+        std: float = 0.1,
+        balanced: bool = False,
+        seed: int = 0,
         dtype: torch.dtype = torch.float64,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if len(sizes) < 2:
-            raise ValueError(f"sizes: {tuple(sizes)}; need the number of inputs and of outputs at least")
+            raise ValueError(f"sizes: {tuple(sizes)}; pass at least the number of inputs and the number of outputs")
         require_sizes(**{f"sizes[{k}]": size for k, size in enumerate(sizes)})
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -43,10 +50,10 @@ class LinearNetwork(nn.Module):
 
     @torch.no_grad()
     def _balance(self, sizes: Sequence[int], std: float, generator: torch.Generator) -> None:
-        """W_l = s Q_l P Q_{l-1}^T with Q_l orthogonal and P the projector on the first k coordinates, k the smallest size.
+        """Set W_l = s Q_l P Q_{l-1}^T, with Q_l orthogonal and P of the rank of the smallest size.
 
         Raises:
-            ValueError: a hidden size is smaller than both outer ones.
+            ValueError: A hidden size is smaller than both the number of inputs and the number of outputs.
         """
         rank = min(sizes)
         if len(sizes) > 2 and rank < min(sizes[0], sizes[-1]):
@@ -65,7 +72,7 @@ class LinearNetwork(nn.Module):
         return [layer.weight.detach() for layer in self.layers]  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
-        """u, (n, outputs), for x (n, inputs)."""
+        """Return u, (n, outputs), for x (n, inputs)."""
         for layer in self.layers:
             x = layer(x)
         return x

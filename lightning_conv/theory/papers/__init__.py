@@ -1,1 +1,1 @@
-"""The theorems, one module or folder per paper."""
+"""Convergence theorems, one module or folder per paper."""

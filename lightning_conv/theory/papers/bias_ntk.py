@@ -1,4 +1,4 @@
-"""The bias-generalised NTK (Yang et al. 2023): sparse activation by a constant initial bias, and its limit kernel H(B)."""
+"""The bias-generalised NTK (Yang et al. 2023): sparse activation through a constant initial bias, and H(B)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning_conv.theory.criterion import Criterion, at_most
 
 SOURCE = "Yang, Jiang, Zhang, Liang, Wang 2023 (2301.00327)"
 NEAR = 1e-3
-"""Below this 1 -+ cos is taken from differences: the probability has a square root there, which would cost half the digits."""
+"""Below this value 1 -+ cos is computed from differences: a square root there would cost half the digits."""
 
 
 def active_probability(threshold: float) -> float:
-    """P(z >= B) = 1 - Phi(B) for z ~ N(0, 1): the share of units active on an input of norm 1 at the start.
+    """Compute P(z >= B) = 1 - Phi(B), z ~ N(0, 1): the share of units active on an input of norm 1 at the start.
 
-    It is at most exp(-B^2 / 2) / 2 for B >= 0.
+    Phi is the standard normal distribution function. The probability is at most exp(-B^2 / 2) / 2 for B >= 0.
 
     Example:
         >>> active_probability(0.0)
@@ -30,7 +30,22 @@ def active_probability(threshold: float) -> float:
 
 
 def _both_active(below_one: np.ndarray, above_minus_one: np.ndarray, threshold: float) -> np.ndarray:
-    """The probability from 1 - rho and 1 + rho, which may be small and exact."""
+    r"""Compute P(u >= B, v >= B) for standard normal u, v with E[uv] = rho, entry by entry.
+
+    Equal thresholds leave a single Owen's T function: with Q = 1 - Phi(B),
+
+    .. math:: P = Q - 2\, T\Bigl(B, \sqrt{\tfrac{1 - \rho}{1 + \rho}}\Bigr) \; (B \ge 0), \qquad
+        P_B = 1 - 2 \Phi(B) + P_{-B} \; (B < 0).
+
+    The absolute error is about 1e-16. Where P is far below Q (rho < 0, large B), the relative error grows accordingly.
+
+    Args:
+        below_one: 1 - rho, which may be small and exact.
+        above_minus_one: 1 + rho, likewise.
+        threshold: B.
+
+    Source: Owen 1956, equation (2.1) at h = k; scipy.special.owens_t.
+    """
     b = abs(threshold)
     with np.errstate(divide="ignore"):
         ratio = np.sqrt(below_one / above_minus_one)  # inf at rho = -1, where 2 T(B, inf) = Q
@@ -40,20 +55,22 @@ def _both_active(below_one: np.ndarray, above_minus_one: np.ndarray, threshold: 
 
 
 def bias_ntk(inputs: Tensor, threshold: float, *, trained_bias: bool = True) -> Tensor:
-    r"""H(B)_ij = (x_i . x_j + 1) P(w . x_i >= B, w . x_j >= B), w ~ N(0, I): limit of the NTK of ``BiasedTwoLayer``, (n, n), float64.
+    r"""Compute the infinite-width limit of the NTK of ``BiasedTwoLayer``, H(B), (n, n), float64.
 
-    The limit is that of an infinite width, in the convention of the loss (1/2) sum (u - y)^2. "+ 1" is the bias's own part
-    (the first version of the paper trains it). The diagonal is 2 (1 - Phi(B)): the kernel is about as much
-    smaller than the dense one as the activation is sparser, and so is the speed at a given step size; at a step size of its own
-    it is not.
+    .. math:: H(B)_{ij} = (x_i \cdot x_j + 1) \, P(w \cdot x_i \ge B, \; w \cdot x_j \ge B), \qquad w \sim N(0, I)
+
+    The convention is that of the loss (1/2) sum (u - y)^2. The "+ 1" comes from the bias (the first version of the
+    paper trains it). The diagonal is 2 (1 - Phi(B)), so the kernel is smaller than that of the dense network (B = 0) by
+    about the share of active units. At a given step size training is slower by the same factor; a larger step makes up
+    for it.
 
     Args:
-        inputs: (n, d), rows of norm 1.
+        inputs: Samples, (n, d), rows of norm 1.
         threshold: B.
-        trained_bias: False: without the "+ 1".
+        trained_bias: Whether the bias is trained; if not, the "+ 1" is left out.
 
     Raises:
-        ValueError: not a matrix, or a row whose norm is not 1 (to 1e-6).
+        ValueError: ``inputs`` is not a matrix, or the norm of a row is not 1 (to 1e-6).
 
     Cost: n^2 d flops and n^2 values of Owen's T.
 
@@ -86,10 +103,10 @@ def bias_ntk(inputs: Tensor, threshold: float, *, trained_bias: bool = True) -> 
 
 
 def starts_sparse(active_fraction: float, threshold: float, width: int, *, failure: float = 1e-6) -> Criterion:
-    r"""The share of active units at the start against its expectation 1 - Phi(B).
+    r"""Judge the share of active units at the start against its expectation 1 - Phi(B).
 
-    The share is a mean over m units of independent numbers in [0, 1] with mean p = 1 - Phi(B), hence of variance p (1 - p) at most,
-    whatever the inputs of norm 1 are. So (Bernstein) the two differ by more than
+    For any inputs of norm 1, the share is a mean over m units of independent numbers in [0, 1] with mean p = 1 -
+    Phi(B), whose variance is therefore at most p (1 - p). By Bernstein's inequality the share and p differ by more than
 
     .. math:: t = \frac{1}{m} \Bigl(\frac{\ell}{3} + \sqrt{\frac{\ell^2}{9} + 2 m p (1 - p) \ell}\Bigr), \qquad
         \ell = \ln \frac{2}{\text{failure}},
@@ -97,10 +114,10 @@ def starts_sparse(active_fraction: float, threshold: float, width: int, *, failu
     with probability ``failure`` at most over w_r ~ N(0, I) and b_r = B.
 
     Args:
-        active_fraction: mean over the units and one or several inputs.
+        active_fraction: Share of active units, the mean over the units for one or several inputs.
         threshold: B.
-        width: m.
-        failure: probability with which weights drawn as the paper's are refuted.
+        width: Number m of units.
+        failure: Probability with which weights that are drawn as in the paper are refuted.
 
     Example:
         >>> starts_sparse(0.48, 0.0, 2000).verdict
@@ -114,18 +131,19 @@ def starts_sparse(active_fraction: float, threshold: float, width: int, *, failu
 
 
 def stays_sparse(active_fraction: float, threshold: float, *, when: str = "") -> Criterion:
-    """The measured share of active units against exp(-B^2 / 2), the paper's bound of 1 - Phi(B).
+    """Judge the measured share of active units against exp(-B^2 / 2), the paper's bound of 1 - Phi(B).
 
-    At the start the expectation 1 - Phi(B) is at most half of it, so there is room for a factor of two of drift. The
-    paper's statement for the whole of training is O(exp(-B^2 / 2)) per input, its constant unspecified.
+    At the start the expectation 1 - Phi(B) is at most half of the bound, which leaves room for a factor of two during
+    training. The paper's statement about all of training is O(exp(-B^2 / 2)) per input, with an unspecified constant.
 
     Args:
-        active_fraction: mean over the units, of one input or several, ``LayerPattern.active_fraction``.
+        active_fraction: Share of active units, the mean over the units for one input or several
+            (``LayerPattern.active_fraction``).
         threshold: B >= 0.
-        when: words for the reader, such as "at step 100".
+        when: Words for the reader, such as "at step 100".
 
     Raises:
-        ValueError: B is negative: nothing is sparse then.
+        ValueError: B is negative, and the activation not sparse.
     """
     if not threshold >= 0:
         raise ValueError(f"threshold: {threshold}; activation is sparse for B >= 0 only")

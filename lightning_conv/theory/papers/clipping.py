@@ -1,19 +1,20 @@
-r"""Regularised gradient clipping, delta-GClip (Tucat, Mukherjee, Sen, Sun & Rivasplata 2025): its step, and what it guarantees.
+r"""Regularised gradient clipping, delta-GClip (Tucat, Mukherjee, Sen, Sun & Rivasplata 2025): step and guarantee.
 
 .. math:: w_{t+1} = w_t - h(w_t) \nabla f(w_t), \qquad
           h(w) = \eta \min\{1, \max\{\delta, \gamma / |\nabla f(w)|\}\}
 
-delta = 0 is clipping by norm; delta = 1 is gradient descent. The floor eta delta keeps the step from vanishing where the gradient is
-large, which is what a rate of convergence needs.
+delta = 0 is clipping by norm, and delta = 1 is gradient descent. The floor eta delta keeps the step from vanishing
+where the gradient is large; without it there is no rate of convergence.
 
-The guarantee, for f >= 0 that is beta-smooth and has |grad f|^2 >= mu f (PL*) on the path, with eta <= 1 / beta:
+The guarantee is about a function f >= 0 that is beta-smooth and satisfies |grad f|^2 >= mu f (the PL* condition) on the
+path, and about a learning rate eta <= 1 / beta:
 
 .. math:: f_{t+1} \le f_t - \tfrac{h_t}{2} |\nabla f_t|^2, \quad
           f_t \le (1 - \eta \delta \mu / 2)^t f_0, \quad
           \sum_t h_t |\nabla f_t| \le 4 \sqrt{f_0 / \mu}.
 
-Any scale of the loss will do, as long as f, its gradient, mu and beta are of the same one. For f = k S with S = 1/2 sum |u - y|^2 and
-the kernel G: mu = 2 k lambda_min(G) over the path.
+The scale of the loss is arbitrary, as long as f, its gradient, mu and beta have the same one. For f = k S with S = 1/2
+sum |u - y|^2 and the kernel G, mu is the minimum of 2 k lambda_min(G) over the path.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ SOURCE = "Tucat et al. 2025 (2404.08624)"
 
 
 def clipping_factor(norm: float, *, gamma: float, delta: float) -> float:
-    r"""h / eta = min(1, max(delta, gamma / |grad f|)), in [delta, 1]; 1 for a gradient of zero, NaN for one that is not a number.
+    r"""Compute h / eta = min(1, max(delta, gamma / |grad f|)), a number in [delta, 1].
+
+    It is 1 for a zero gradient and NaN if the norm is NaN.
 
     Args:
         norm: |grad f|_2 over all parameters.
-        gamma: threshold of the norm, in the units of the gradient; above 0.
-        delta: floor of the factor, in [0, 1]; 0 is clipping by norm without a floor.
+        gamma: Threshold of the norm, in the units of the gradient; positive.
+        delta: Floor of the factor, in [0, 1]; 0 is clipping by norm without a floor.
 
     Raises:
-        ValueError: gamma or delta out of range.
+        ValueError: gamma or delta is out of range.
 
     Example:
         >>> [clipping_factor(norm, gamma=1.0, delta=0.25) for norm in (0.5, 2.0, 100.0)]
@@ -52,9 +55,9 @@ def clipping_factor(norm: float, *, gamma: float, delta: float) -> float:
 
 
 def clipping_regime(norm: float, *, gamma: float, delta: float) -> Regime:
-    """Which of the three decides at a gradient of this norm: the full step, the clipped one, or the floor eta delta.
+    """Return which step size is taken at this norm: the full one, the clipped one, or the floor eta delta.
 
-    A norm that is no number counts as ``"full"``: there is nothing to scale.
+    A norm that is NaN counts as ``"full"``, because there is nothing to scale.
 
     Example:
         >>> [clipping_regime(norm, gamma=1.0, delta=0.25) for norm in (0.5, 2.0, 100.0)]
@@ -67,7 +70,7 @@ def clipping_regime(norm: float, *, gamma: float, delta: float) -> Regime:
 
 
 def require_clipping(gamma: float, delta: float) -> None:
-    """Refuse settings that are none.
+    """Refuse settings out of range.
 
     Raises:
         ValueError: gamma is not positive, or delta is not in [0, 1].
@@ -79,17 +82,17 @@ def require_clipping(gamma: float, delta: float) -> None:
 
 
 def clipped_loss_bound(loss: float, *, eta: float, delta: float, mu: float, steps: int) -> float:
-    """(1 - eta delta mu / 2)^t f_0, which f_t obeys under the theorem's hypotheses.
+    """Compute (1 - eta delta mu / 2)^t f_0, the bound of f_t under the theorem's hypotheses.
 
     Args:
         loss: f_0.
-        eta: the learning rate, at most 1 / beta. PL* and smoothness give mu <= 2 beta, hence eta mu / 2 <= 1.
-        delta: the floor.
-        mu: of PL*, |grad f|^2 >= mu f.
-        steps: t.
+        eta: Learning rate, at most 1 / beta. PL* and smoothness give mu <= 2 beta, hence eta mu / 2 <= 1.
+        delta: The floor.
+        mu: Constant of PL*, |grad f|^2 >= mu f.
+        steps: Number t of steps.
 
     Raises:
-        ValueError: eta delta mu / 2 is above 1 or negative, which the hypotheses rule out.
+        ValueError: eta delta mu / 2 is above 1 or negative, which the hypotheses exclude.
     """
     shrink = eta * delta * mu / 2
     if not 0 <= shrink <= 1:
@@ -100,9 +103,9 @@ def clipped_loss_bound(loss: float, *, eta: float, delta: float, mu: float, step
 
 
 def clipped_path_bound(loss: float, mu: float) -> float:
-    r"""4 sqrt(f_0 / mu), a bound on the length of the path, whatever the step sizes h_t.
+    r"""Compute 4 sqrt(f_0 / mu), which bounds the length of the path for all step sizes h_t.
 
-    From f_t - f_{t+1} >= (h_t / 2) |grad f_t|^2 and |grad f_t| >= sqrt(mu f_t):
+    It follows from f_t - f_{t+1} >= (h_t / 2) |grad f_t|^2 and |grad f_t| >= sqrt(mu f_t):
 
     h_t |grad f_t| <= (2 / sqrt(mu)) (f_t - f_{t+1}) / sqrt(f_t) <= (4 / sqrt(mu)) (sqrt(f_t) - sqrt(f_{t+1})).
     """
@@ -123,7 +126,7 @@ class ClippedPath:
         require_clipping(self.gamma, self.delta)
         if len(self.losses) != len(self.norms) + 1 or not self.norms:
             raise ValueError(
-                f"losses, norms: {len(self.losses)} and {len(self.norms)}; need one loss more than steps, and a step or more"
+                f"losses, norms: {len(self.losses)} and {len(self.norms)}; need at least one step, and one loss more than steps"
             )
 
     @property
@@ -133,7 +136,7 @@ class ClippedPath:
 
     @property
     def regimes(self) -> list[Regime]:
-        """Which of the three decided, step by step."""
+        """Which of the three step sizes was taken, step by step."""
         return [clipping_regime(norm, gamma=self.gamma, delta=self.delta) for norm in self.norms]
 
     @property
@@ -143,15 +146,15 @@ class ClippedPath:
 
 
 def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) -> list[Criterion]:
-    """The inequalities of the theorem along a run: descent, PL*, rate and length.
+    """Judge the inequalities of the theorem along a run: descent, PL*, rate and length.
 
-    Each is about the iterates of this run. The first two imply the other two; where those two hold and a later one does not, the
-    measurement is wrong.
+    Each of them is about the iterates of this run. The first two imply the other two; if the first two are true and a
+    later one is false, the measurement is wrong.
 
     Args:
-        path: the run.
-        mu: a lower bound of |grad f|^2 / f on the path.
-        rounding: of the losses, relative to the largest of them; a loss at that level is not judged.
+        path: The run.
+        mu: A lower bound of |grad f|^2 / f on the path.
+        rounding: Rounding error of the losses, relative to the largest of them; losses at or below it are not judged.
 
     Raises:
         ValueError: mu is not positive.
@@ -166,25 +169,16 @@ def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) 
         if norms[t] > 0 and losses[t] > floor
     ]
     ratios = [norm**2 / loss for norm, loss in zip(norms, losses, strict=False) if loss > floor]
-    over = max(
-        (
-            loss / clipped_loss_bound(losses[0], eta=path.eta, delta=path.delta, mu=mu, steps=t)
-            for t, loss in enumerate(losses[1:], 1)
-            if loss > floor
-        ),
-        default=0.0,
-    )
+    over = [
+        loss / clipped_loss_bound(losses[0], eta=path.eta, delta=path.delta, mu=mu, steps=t)
+        for t, loss in enumerate(losses[1:], 1)
+        if loss > floor
+    ]
+    descent, rate = "(f_t - f_{t+1}) / (h_t |grad f_t|^2) >= 1/2", "f_t / ((1 - eta delta mu / 2)^t f_0) <= 1"
+    least, most = min(efficiency, default=math.nan), clipped_path_bound(losses[0], mu)
     return [
-        at_least(
-            "clipping_descent", SOURCE, "(f_t - f_{t+1}) / (h_t |grad f_t|^2) >= 1/2 at every step",
-            min(efficiency, default=math.nan), 0.5,
-        ),
+        at_least("clipping_descent", SOURCE, f"{descent} at every step", least, 0.5),
         at_least("clipping_pl", SOURCE, "|grad f_t|^2 / f_t >= mu at every step", min(ratios, default=math.nan), mu),
-        at_most(
-            "clipping_rate", SOURCE, "f_t / ((1 - eta delta mu / 2)^t f_0) <= 1 at every step", over, 1.0
-        ),
-        at_most(
-            "clipping_length", SOURCE, "sum_t h_t |grad f_t| <= 4 sqrt(f_0 / mu)", path.length,
-            clipped_path_bound(losses[0], mu),
-        ),
-    ]  # fmt: skip
+        at_most("clipping_rate", SOURCE, f"{rate} at every step", max(over, default=0.0), 1.0),
+        at_most("clipping_length", SOURCE, "sum_t h_t |grad f_t| <= 4 sqrt(f_0 / mu)", path.length, most),
+    ]

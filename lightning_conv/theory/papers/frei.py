@@ -1,4 +1,4 @@
-"""Nearly orthogonal data and low rank (Frei et al. 2023; Kou, Chen & Gu 2023): the condition on the data, margins, the linear boundary."""
+"""Nearly orthogonal data and low rank (Frei et al. 2023; Kou, Chen & Gu 2023)."""
 
 from __future__ import annotations
 
@@ -22,52 +22,43 @@ class NearOrthogonality:
     """How close n inputs are to being orthogonal."""
 
     kappa: Bounded  # min_i |x_i|^2 / (n max_{i != k} |x_i . x_k|); infinite for orthogonal inputs
-    pair: tuple[int, int]  # with the largest |x_i . x_k|
+    pair: tuple[int, int]  # the samples with the largest |x_i . x_k|
     smallest: float  # R_min = min |x_i|
     largest: float  # R_max
 
     def criteria(self, slope: float, *, constant: float = 1.0) -> list[Criterion]:
-        r"""Frei et al.: R_min^2 >= 3 gamma^{-3} (R_max/R_min)^2 n max |x_i . x_k|, that is kappa >= 3 gamma^{-3} (R_max/R_min)^2.
+        r"""Judge the conditions on the data of both papers, kappa >= C.
 
-        Kou et al.: kappa >= C with C unspecified; ``constant`` is what it is held against. ``certified``: proven for the inputs as
-        float64 numbers. Data that are not nearly orthogonal refute the hypothesis, not the conclusion.
+        Frei et al. have C = 3 gamma^{-3} (R_max/R_min)^2, that is R_min^2 >= 3 gamma^{-3} (R_max/R_min)^2 n max |x_i .
+        x_k|. Kou et al. leave C unspecified; ``constant`` takes its place. ``certified`` means proven for the inputs as
+        float64 numbers. Data that are not nearly orthogonal refute the hypothesis and not the conclusion.
 
         Args:
-            slope: gamma of the leaky ReLU; at 0 (the ReLU) Frei et al. say nothing.
-            constant: C.
+            slope: gamma of the leaky ReLU; for 0 (the ReLU) the theorem of Frei et al. does not apply.
+            constant: C of Kou et al.
         """
         asks = "|x_i|^2 >= C n max |x_i . x_k|"
-        found = [
-            at_least("near_orthogonality_kou", KOU, f"{asks}, C = {constant:g}", self.kappa, constant, proves=True)
-        ]
-        if slope > 0:
-            bound = 3 / slope**3 * (self.largest / self.smallest) ** 2 if self.smallest > 0 else math.inf
-            found.append(
-                at_least(
-                    "near_orthogonality",
-                    FREI,
-                    f"{asks}, C = 3 gamma^-3 (R_max/R_min)^2",
-                    self.kappa,
-                    bound,
-                    proves=True,
-                )
-            )
-        return found
+        kou = at_least("near_orthogonality_kou", KOU, f"{asks}, C = {constant:g}", self.kappa, constant, proves=True)
+        if slope <= 0:
+            return [kou]
+        bound = 3 / slope**3 * (self.largest / self.smallest) ** 2 if self.smallest > 0 else math.inf
+        asks = f"{asks}, C = 3 gamma^-3 (R_max/R_min)^2"
+        return [kou, at_least("near_orthogonality", FREI, asks, self.kappa, bound, proves=True)]
 
 
 def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonality:
-    r"""kappa = min_i |x_i|^2 / (n max_{i != k} |x_i . x_k|) of n inputs, with a proven interval.
+    r"""Compute kappa = min_i |x_i|^2 / (n max_{i != k} |x_i . x_k|) of n inputs, with a proven interval.
 
-    A product of d terms errs by at most gamma_d |x_i||x_k|.
+    The rounding error of a product of d terms is at most gamma_d |x_i||x_k|.
 
     Args:
-        inputs: (n, ...), n >= 2; flattened, computed in float64.
-        block: rows multiplied at once.
+        inputs: Samples, (n, ...), n >= 2; flattened, computed in float64.
+        block: Number of rows that are multiplied at once.
 
     Raises:
-        ValueError: fewer than two inputs, or NaN or infinity among them.
+        ValueError: There are fewer than two inputs, or an entry is NaN or infinite.
 
-    Cost: n^2 d flops, memory O(block^2 + n d).
+    Cost: n^2 d flops; O(block^2 + n d) memory.
 
     Example:
         >>> near_orthogonality(torch.tensor([[2.0, 0.0], [1.0, 2.0]])).kappa.value
@@ -77,7 +68,7 @@ def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonali
         raise ValueError(f"inputs: shape {tuple(inputs.shape)}; need two or more samples along dimension 0")
     x = inputs.detach().double().flatten(1)
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("inputs: NaN or infinity among them")
+        raise ValueError("inputs: contain NaN or infinity; remove these samples")
     n, d = x.shape
     relative = gamma(d + 2, torch.float64)
     squares = x.square().sum(1)
@@ -98,10 +89,12 @@ def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonali
             if float(products[row, column]) > largest:
                 largest, pair = float(products[row, column]), (first + row, second + column)
     least = float(squares.min())
-    kappa = Bounded(
-        _over(least, n * largest), _over(least * (1 - 2 * relative), n * upper), _over(least * (1 + 2 * relative), n * lower),
-        certified=True, method="all products, with their rounding",
-    )  # fmt: skip
+    ends = (
+        _over(least, n * largest),
+        _over(least * (1 - 2 * relative), n * upper),
+        _over(least * (1 + 2 * relative), n * lower),
+    )
+    kappa = Bounded(*ends, certified=True, method="all products, with their rounding")
     return NearOrthogonality(kappa, pair, math.sqrt(least), float(norms.max()))
 
 
@@ -110,17 +103,18 @@ def _over(numerator: float, denominator: float) -> float:
 
 
 def stable_rank_bound(inputs: Tensor, slope: float, weights: Tensor) -> float:
-    r"""Stable rank that the movement of a two-layer leaky ReLU network cannot exceed, whatever its units do.
+    r"""Bound the stable rank of the movement W - W_0 of a two-layer leaky ReLU network, for all activation patterns.
 
-    Gradient descent moves w_j by a_j sum_i y_i c_ij x_i with c_ij between gamma A_i and A_i, where A_i is the sum of sample i's loss
-    derivatives |l'(y_i f(x_i))| over the steps. With q = gamma min A / max A,
+    Gradient descent moves w_j by a_j sum_i y_i c_ij x_i with c_ij between gamma A_i and A_i, where A_i is the sum of
+    the loss derivatives |l'(y_i f(x_i))| of sample i over the steps. With q = gamma min A / max A,
 
     .. math:: \frac{|W - W_0|_F^2}{|W - W_0|_2^2} \le
               \frac{\lambda_{\max}(X X^T)}{\lambda_{\min}(X X^T)} \cdot \frac{(1 + q)^2}{4 q}:
 
     |sum_i y_i c_i x_i|^2 is at most lambda_max |c|^2; its part along X_y^T (X_y X_y^T)^{-1} 1 is at least (sum c_i)^2 lambda_min / n; and
-    n |c|^2 <= (1 + q)^2 / (4 q) (sum c_i)^2 for numbers within a factor q (Kantorovich). [derived] For orthonormal inputs and
-    gamma = 1/2 it is 9/8 times what unequal A_i cost: Frei et al.'s low stable rank from the first step on, with its constant.
+    n |c|^2 <= (1 + q)^2 / (4 q) (sum c_i)^2 for numbers within a factor q (Kantorovich). [derived] For orthonormal
+    inputs, gamma = 1/2 and equal A_i the bound is 9/8: the low stable rank after the first step of Frei et al., with
+    its constant.
 
     Args:
         inputs: X, (n, d).
@@ -128,7 +122,7 @@ def stable_rank_bound(inputs: Tensor, slope: float, weights: Tensor) -> float:
         weights: A_i > 0, n numbers.
 
     Returns:
-        The bound; infinite where X X^T is singular or gamma is 0.
+        The bound; infinite if X X^T is singular or gamma is 0.
     """
     x, a = inputs.detach().double().flatten(1), weights.detach().double()
     eigenvalues = torch.linalg.eigvalsh(x @ x.T)
@@ -141,17 +135,18 @@ def stable_rank_bound(inputs: Tensor, slope: float, weights: Tensor) -> float:
 def patterns_settle(
     orthogonality: NearOrthogonality, slope: float, weights: Tensor, scale: float, start: float
 ) -> bool:
-    r"""Whether it is certain that every unit's sign on every sample is sign(a_j y_i).
+    r"""Decide whether the sign of every unit j on every sample i is certainly sign(a_j y_i).
 
-    By the movement in ``stable_rank_bound``, y_i sign(a_j) w_j . x_i is at least
-    scale (gamma A_i |x_i|^2 - sum_{k != i} A_k |x_k . x_i|) less its size at the start. From then on all units with one sign of
-    a_j get the same gradient over a_j, so that further movement has rank two at most: the leaky ReLU's rank two, at a finite step.
+    By the movement in ``stable_rank_bound``, y_i sign(a_j) w_j . x_i is at least scale (gamma A_i |x_i|^2 - sum_{k !=
+    i} A_k |x_k . x_i|) minus its size at the start. From then on all units with the same sign of a_j have the same
+    gradient over a_j, so the further movement has at most rank two. This is the rank two of the limit, after finitely
+    many steps.
 
     Args:
-        orthogonality: of the inputs.
+        orthogonality: ``near_orthogonality`` of the inputs.
         slope: gamma.
-        weights: A_i, the sums of loss derivatives so far, n numbers.
-        scale: step size times |a_j| times 1/n.
+        weights: The sums A_i of the loss derivatives so far, n numbers.
+        scale: Step size times |a_j| times 1/n.
         start: max |w_j(0) . x_i|.
     """
     least, most = float(weights.min()), float(weights.max())
@@ -168,23 +163,24 @@ class Margins:
 
     @property
     def spread(self) -> float:
-        """Smallest over largest: 1 where all samples have the same margin, negative where one is on the wrong side."""
+        """Smallest over largest margin: 1 if all margins are equal, negative if a sample is misclassified."""
         return self.smallest / self.largest if self.largest != 0 else math.nan
 
 
 def margins(outputs: Tensor, targets: Tensor, *, norm: float = 1.0) -> Margins:
-    """Margins of a classifier with outputs f and targets -1 and 1.
+    """Compute the margins of a classifier with outputs f and targets -1 and 1.
 
-    Frei et al.: in the limit of gradient flow every sample is a support vector, y_i f(x_i) = const, so that ``spread`` tends to 1 (after
-    Theorem 3.2); Kou et al. have it for gradient descent.
+    In the limit of gradient flow every sample is a support vector, y_i f(x_i) = const, so ``spread`` tends to 1 (Frei
+    et al., after Theorem 3.2). Kou et al. show the same for gradient descent.
 
     Args:
         outputs: f(x_i), n numbers.
         targets: y_i, -1 or 1.
-        norm: divides them: |W|_F for the normalised margins of a network that is homogeneous of degree 1 in W.
+        norm: Divisor of the margins: |W|_F for the normalised margins of a network that is homogeneous of degree 1 in
+            W.
 
     Raises:
-        ValueError: targets other than -1 and 1, or not as many as outputs.
+        ValueError: A target is neither -1 nor 1, or the numbers of targets and outputs differ.
     """
     f, y = outputs.detach().double().flatten(), targets.detach().double().flatten()
     if f.shape != y.shape or not bool((y.abs() == 1).all()):
@@ -194,11 +190,11 @@ def margins(outputs: Tensor, targets: Tensor, *, norm: float = 1.0) -> Margins:
 
 
 def linear_agreement(outputs: Tensor, inputs: Tensor, direction: Tensor) -> float:
-    """Share of the samples on which sign f(x) = sign(z . x): 1 for a linear decision boundary with normal z.
+    """Compute the share of samples with sign f(x) = sign(z . x); 1 for a linear decision boundary with normal z.
 
     Args:
         outputs: f(x_i), n numbers.
-        inputs: (n, d).
+        inputs: Samples, (n, d).
         direction: z, (d,), such as ``LeakyTwoLayer.linear_part()``.
     """
     x = inputs.detach().double().flatten(1)

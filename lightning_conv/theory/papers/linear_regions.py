@@ -1,4 +1,4 @@
-"""Linear regions of a ReLU network of one variable: every breakpoint, exactly, and the largest number that width and depth allow."""
+"""Linear regions of a ReLU network of one variable: all breakpoints, exactly, and the largest possible number."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_conv.theory.criterion import Criterion, at_most
 SOURCE = "Montufar, Pascanu, Cho, Bengio 2014; Serra, Tjandraatmadja, Ramalingam 2018, Theorem 1 for one input"
 Arithmetic = Literal["exact", "float64"]
 SAME_SLOPE = 1e-9
-"""In float64: slopes of the output that differ by less than this share of the steepest are one slope."""
+"""In float64, slopes of the output count as equal if they differ by less than this share of the steepest one."""
 
 
 @dataclass(frozen=True)
 class LinearRegions:
-    """Where a network x -> f(x) of one variable bends, on the whole line."""
+    """Breakpoints of a network x -> f(x) of one variable, on the whole line."""
 
     activation: tuple[float, ...]  # points where some unit of some hidden layer switches, ascending
     kinks: tuple[float, ...]  # those of them where f itself changes its slope
@@ -30,29 +30,30 @@ class LinearRegions:
 
     @property
     def pieces(self) -> int:
-        """Linear pieces of f."""
+        """Number of linear pieces of f."""
         return len(self.kinks) + 1
 
     @property
     def activation_regions(self) -> int:
-        """Intervals on which no unit switches; at least ``pieces``."""
+        """Number of intervals on which no unit switches; at least ``pieces``."""
         return len(self.activation) + 1
 
     def within(self, lower: float, upper: float) -> int:
-        """Pieces of f that meet the open interval (lower, upper)."""
+        """Count the pieces of f that meet the open interval (lower, upper)."""
         return sum(lower < kink < upper for kink in self.kinks) + 1
 
     @property
     def criterion(self) -> Criterion:
-        """pieces <= prod_l (m_l + 1). A theorem without hypotheses: it cannot fail, unless a count is wrong."""
+        """pieces <= prod_l (m_l + 1). The theorem has no hypotheses, so a violation means that the count is wrong."""
         asks = "linear pieces <= product of (width + 1)"
         return at_most("linear_regions", SOURCE, asks, float(self.pieces), float(most_regions(self.widths)))
 
 
 def most_regions(widths: Sequence[int]) -> int:
-    """prod_l (m_l + 1): no network of one variable with these hidden widths has more activation regions.
+    """Compute prod_l (m_l + 1), the largest number of activation regions of a network of one variable.
 
-    On each of the R intervals on which layer l - 1 is linear, a unit of layer l changes its sign once at most: R_l <= R_{l-1} (m_l + 1).
+    On each interval on which layer l - 1 is linear, a unit of layer l changes its sign at most once, so the numbers R_l
+    of intervals satisfy R_l <= R_{l-1} (m_l + 1).
 
     Example:
         >>> most_regions([3, 3])
@@ -62,34 +63,37 @@ def most_regions(widths: Sequence[int]) -> int:
 
 
 def typical_regions(widths: Sequence[int]) -> int:
-    """sum_l m_l + 1: about what random initialisation gives, one breakpoint a unit, whatever the depth.
+    """Compute sum_l m_l + 1, about the number of regions at random initialisation: one breakpoint per unit.
 
-    Source: Hanin & Rolnick 2019 (the number grows with the units, not exponentially with depth); Kogan, Jananthan, Kepner 2025 (the
-    leading term for one input, He scaling, random biases, infinite width).
+    Source: Hanin & Rolnick 2019 (the number grows with the units and not exponentially with the depth); Kogan,
+    Jananthan, Kepner 2025 (the leading term for one input, He scaling, random biases and infinite width).
     """
     return sum(widths) + 1
 
 
 def linear_regions(model: nn.Module, *, arithmetic: Arithmetic = "exact") -> LinearRegions:
-    r"""All breakpoints of a ReLU network with one input, on (-inf, inf).
+    r"""Find all breakpoints of a ReLU network with one input, on (-inf, inf).
 
-    Layer by layer: the pre-activations are piecewise linear with known knots; where one changes its sign between two knots, or
-    beyond the last, a knot is added, and the ReLU is applied. At the end the slopes of f left and right of each knot are
-    compared. With several outputs a kink is one of any of them.
+    The algorithm goes through the layers. The pre-activations of a layer are piecewise linear with known knots. Where
+    one of them changes its sign between two knots, or beyond the last, a knot is added; then the ReLU is applied. At
+    the end the slopes of f to the left and to the right of each knot are compared. With several outputs a kink of any
+    of them counts.
 
-    ``"exact"``: weights are rational numbers, and so are all knots; with rational arithmetic every decision (does a unit switch here, are
-    two knots one, are two slopes equal) is right. ``"float64"``: the same steps in floating point; breakpoints closer than rounding
-    may be told apart or not, and slopes count as equal within 1e-9 of the steepest.
+    With ``"exact"`` arithmetic the weights, and therefore all knots, are rational numbers, and every decision is exact
+    (whether a unit switches here, whether two knots are the same, whether two slopes are equal). ``"float64"`` takes
+    the same steps in floating point: breakpoints closer than rounding may be merged or split, and slopes within 1e-9 of
+    the steepest count as equal.
 
     Args:
-        model: an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU`` (nested ones too), from one input.
-        arithmetic: see above.
+        model: An ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU`` (which may be nested) with one input.
+        arithmetic: See above.
 
     Raises:
-        ValueError: another module, more than one input, or weights that are not finite.
+        ValueError: The model is another module, has more than one input, or has weights that are not finite.
 
-    Cost: with R knots, R m_l m_{l-1} operations a layer. Rational numbers grow by about 53 bits a layer and power of width: seconds for
-        three layers of 32, minutes for wider ones.
+    Cost: R m_l m_{l-1} operations per layer with R knots. The rational numbers grow by about 53 bits with each layer
+    and each power of
+        the width. Three layers of 32 take seconds, wider ones minutes.
 
     Example:
         >>> import torch
@@ -125,23 +129,19 @@ def _affine(f: _Pieces, weight: np.ndarray, bias: np.ndarray) -> _Pieces:
 
 
 def _rectify(f: _Pieces) -> _Pieces:
-    """relu of each function, the intervals cut wherever one of them changes its sign."""
+    """Apply the ReLU to each function, with the intervals cut wherever one of them changes its sign."""
     knots: list[Any] = []
     slopes, constants = [], []
     for piece, (slope, constant) in enumerate(zip(f.slope, f.constant, strict=True)):
         lower = f.knots[piece - 1] if piece else -math.inf
         upper = f.knots[piece] if piece < len(f.knots) else math.inf
-        # Where each function is zero; a constant one is nowhere, and keeps one sign.
+        # The zero of each function; a constant one has none and keeps its sign.
         zeros = [-c / s if s != 0 else None for s, c in zip(slope, constant, strict=True)]
         ends = [*sorted({z for z in zeros if z is not None and lower < z < upper}), upper]
         for start, end in zip([lower, *ends[:-1]], ends, strict=True):
             # No zero lies inside (start, end), so each function has one sign there.
-            active = np.array(
-                [
-                    c > 0 if z is None else (s > 0) == (z <= start)
-                    for s, c, z in zip(slope, constant, zeros, strict=True)
-                ]
-            )
+            signs = zip(slope, constant, zeros, strict=True)
+            active = np.array([c > 0 if z is None else (s > 0) == (z <= start) for s, c, z in signs])
             slopes.append(np.where(active, slope, 0 * slope))
             constants.append(np.where(active, constant, 0 * constant))
             knots.append(end)
@@ -149,7 +149,7 @@ def _rectify(f: _Pieces) -> _Pieces:
 
 
 def _bends(slope: np.ndarray, *, exact: bool) -> list[bool]:
-    """Between which neighbouring pieces any function changes its slope."""
+    """Decide at each knot whether any function changes its slope there."""
     changes = slope[1:] - slope[:-1]
     if exact:
         return [bool((row != 0).any()) for row in changes]
@@ -158,10 +158,11 @@ def _bends(slope: np.ndarray, *, exact: bool) -> list[bool]:
 
 
 def _layers(model: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights and biases in float64, in order.
+    """Return weights and biases in float64, in order.
 
     Raises:
-        ValueError: the module is not linear layers with ReLUs between them, has more than one input, or weights that are not finite.
+        ValueError: The module is not a sequence of linear layers with ReLUs between them, has more than one input, or
+            has weights that are not finite.
     """
     modules = [m for m in model.modules() if not isinstance(m, nn.Sequential)]
     if isinstance(model, nn.Sequential):
@@ -176,7 +177,7 @@ def _layers(model: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
         )
     linear = [m for m in modules if isinstance(m, nn.Linear)]
     if linear[0].in_features != 1:
-        raise ValueError(f"model: {linear[0].in_features} inputs; regions are found for one")
+        raise ValueError(f"model: {linear[0].in_features} inputs; linear regions are for one input")
     found = []
     for layer in linear:
         weight = layer.weight.detach().double().cpu().numpy()

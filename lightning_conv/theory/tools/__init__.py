@@ -1,1 +1,1 @@
-"""Tools that several papers share: observations of a run, norms, activations, and bounds of smooth networks."""
+"""Quantities that several papers use: norms, patterns, descent paths, bounds of smooth networks on a ball."""

@@ -1,4 +1,4 @@
-"""Which units of a network are active on which sample: pre-activations, packed activation patterns, and how many changed."""
+"""Activity of the units of a network on each sample: pre-activations, activation patterns, and their changes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_c
 from lightning_conv.networks.watched import watched_forward
 
 RECTIFIERS = ("relu", "relu_", "leaky_relu", "leaky_relu_")
-"""Functions of aten whose kink is at zero."""
+"""Functions of aten with a kink at zero."""
 
 BLOCK = 256
-"""Samples passed through the network at once."""
+"""Number of samples that go through the network at once."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LayerPattern:
     """The signs of one layer's pre-activations on n samples."""
 
     name: str  # dotted name of the module that calls the ReLU, with "#2" for its second call
-    units: int  # numbers a sample
+    units: int  # per sample
     bits: Tensor  # (n, ceil(units / 8)), uint8: bit k of a row says whether pre-activation k is positive
 
     @property
@@ -37,7 +37,7 @@ class LayerPattern:
 
 @dataclass(frozen=True)
 class ActivationPatterns:
-    """D_{i,l} of all layers l and samples i: one bit a unit and sample."""
+    """D_{i,l} of all layers l and samples i, with one bit per unit and sample."""
 
     layers: tuple[LayerPattern, ...]
 
@@ -47,19 +47,21 @@ class ActivationPatterns:
         return len(self.layers[0].bits)
 
     def changes(self, other: ActivationPatterns) -> Tensor:
-        """|D_{i,l} - D'_{i,l}|_0: units that are active in exactly one of the two, (layers, n), int64.
+        """Count the units that are active in exactly one of the two, |D_{i,l} - D'_{i,l}|_0, (layers, n), int64.
 
         Raises:
-            ValueError: the two are not of the same layers and samples.
+            ValueError: The two do not have the same layers and samples.
         """
         mine, theirs = ([(p.name, p.units, len(p.bits)) for p in patterns.layers] for patterns in (self, other))
         if mine != theirs:
-            raise ValueError(f"other: layers (name, units, samples) {theirs} against {mine}; take both on the same set")
+            raise ValueError(
+                f"other: layers (name, units, samples) {theirs} against {mine}; compute both on the same samples"
+            )
         pairs = zip(self.layers, other.layers, strict=True)
         return torch.stack([_ones(here.bits.numpy() ^ there.bits.numpy()) for here, there in pairs]).long()
 
     def changed_fraction(self, other: ActivationPatterns) -> Tensor:
-        """Mean over the samples of the share of units that changed, (layers,)."""
+        """Compute the share of units that changed, as a mean over the samples, (layers,)."""
         units = torch.tensor([pattern.units for pattern in self.layers], dtype=torch.float64)
         return self.changes(other).double().mean(1) / units
 
@@ -69,25 +71,25 @@ def _ones(bits: np.ndarray) -> Tensor:
 
 
 def pack(preactivations: Tensor) -> Tensor:
-    """The signs z > 0 of (n, units) numbers, eight to a byte: (n, ceil(units / 8)), uint8."""
+    """Pack the signs z > 0 of (n, units) numbers, eight per byte: (n, ceil(units / 8)), uint8."""
     return torch.from_numpy(np.packbits((preactivations > 0).cpu().numpy(), axis=1))
 
 
 def activation_patterns(model: nn.Module, inputs: Inputs, *, block: int = BLOCK) -> ActivationPatterns:
-    """The activation pattern of every ReLU (or leaky ReLU) of a network, in the order of its forward.
+    """Compute the activation pattern of every ReLU (or leaky ReLU) of a network, in the order of its forward pass.
 
-    A unit is active where z > 0, as torch differentiates ReLU. (Allen-Zhu et al. have z >= 0; the two differ
-    where a pre-activation is exactly zero.) The network is read in eval mode and left as it was.
+    A unit is active if z > 0, in agreement with torch's derivative of ReLU. (Allen-Zhu et al. have z >= 0; the two
+    differ if a pre-activation is exactly zero.) The network is evaluated in eval mode and not changed.
 
     Args:
-        model: any module that calls ``relu`` or ``leaky_relu``, as a module or as a function.
+        model: Any module that calls ``relu`` or ``leaky_relu``, as a module or as a function.
         inputs: n samples.
-        block: samples at once.
+        block: Number of samples at once.
 
     Raises:
-        ValueError: the forward calls no ReLU, or one on something whose first dimension is not the sample.
+        ValueError: The forward pass calls no ReLU, or calls one on a tensor whose first dimension is not the sample.
 
-    Cost: one forward; n bits a unit are kept.
+    Cost: one forward pass; memory for n bits per unit.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -102,12 +104,17 @@ def activation_patterns(model: nn.Module, inputs: Inputs, *, block: int = BLOCK)
 
 
 def preactivations(model: nn.Module, inputs: Inputs, *, block: int = BLOCK) -> dict[str, Tensor]:
-    """What enters every ReLU (or leaky ReLU), by name, each (n, units); arguments as in ``activation_patterns``.
+    """Compute the inputs of every ReLU (or leaky ReLU), by name, each (n, units).
+
+    Args:
+        model: See ``activation_patterns``.
+        inputs: n samples.
+        block: Number of samples at once.
 
     Raises:
-        ValueError: see ``activation_patterns``.
+        ValueError: See ``activation_patterns``.
 
-    Cost: one forward; n numbers a unit are kept.
+    Cost: one forward pass; memory for n numbers per unit.
     """
     blocks = _by_block(model, inputs, block, lambda z: z)
     return {name: torch.cat([found[name] for found in blocks]) for name in blocks[0]}
@@ -116,10 +123,10 @@ def preactivations(model: nn.Module, inputs: Inputs, *, block: int = BLOCK) -> d
 def _by_block(
     model: nn.Module, inputs: Inputs, block: int, keep: Callable[[Tensor], Tensor]
 ) -> list[dict[str, Tensor]]:
-    """What ``keep`` makes of every pre-activation, block by block.
+    """Apply ``keep`` to every pre-activation, block by block.
 
     Raises:
-        ValueError: no ReLU, or samples along another dimension than the first.
+        ValueError: There is no ReLU, or the samples are not along the first dimension.
     """
     n = sample_count(inputs)
     names = {module: name for name, module in model.named_modules()}
@@ -137,7 +144,7 @@ def _by_block(
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps what enters the rectifiers, under the name of the module inside which they are called."""
+    """Records the inputs of the rectifiers under the name of the module that calls them."""
 
     def __init__(self, samples: int, keep: Callable[[Tensor], Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""What is certain about a smooth network everywhere in a ball around its weights: ``ball_bounds``.
+"""Proven bounds of a smooth network everywhere in a ball around its weights: ``ball_bounds``.
 
-The ball is |theta - theta_0| <= r over all trained weights together. Every number is a bound with a proof, rounding
-included (``smooth_mlp.OUTWARD``).
+The ball is |theta - theta_0| <= r over all trained weights together. Every number is a proven bound, rounding included
+(``smooth_mlp.OUTWARD``).
 """
 
 from __future__ import annotations
@@ -18,63 +18,65 @@ from lightning_conv.theory.tools.smooth_mlp import AffineLayer, SmoothMLP, above
 
 @dataclass(frozen=True)
 class BallBounds:
-    """Bounds that hold at every point of the ball, for each of n samples."""
+    """Bounds that are valid at every point of the ball, for each of n samples."""
 
     radius: float
     first_layer_gain: float
-    """min_i |du_i / dz_1|, from below: needs positive weights; 0: nothing is known."""
-    jacobian_norm: float  # |J|_2 with J = du/dtheta (n, P), from above
-    curvature: float  # max_i |Hess u_i|_2, from above
-    reason: str = ""  # why the gain is 0
+    """Lower bound of min_i |du_i / dz_1|. It needs positive weights; 0: there is no bound."""
+    jacobian_norm: float  # upper bound of |J|_2 with J = du/dtheta, (n, P)
+    curvature: float  # upper bound of max_i |Hess u_i|_2
+    reason: str = ""  # explains why the gain is 0
 
 
 @dataclass(frozen=True)
 class _Forward:
-    """Upper bounds on what passes through the layers; lists by layer l = 1..L."""
+    """Upper bounds of the states in the forward pass; lists by layer l = 1..L."""
 
-    entering: list[Tensor]  # |h_{l-1}| a sample, (n,)
+    entering: list[Tensor]  # |h_{l-1}| per sample, (n,)
     largest: list[float]  # |z_l|_inf over samples; of the activations' layers only
 
 
 def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: float | None = None) -> BallBounds:
-    r"""Bounds on gain, Jacobian and curvature of ``mlp`` on ``inputs`` for all weights within ``radius``.
+    r"""Bound the gain, the Jacobian and the curvature of ``mlp`` on ``inputs`` for all weights within ``radius``.
 
-    Notation: W_l^0 the weights in the centre, S_l = sup s_l', B_l = sup |s_l''|, g_l = du/dz_l, a_l = du/dh_l =
-    W_{l+1}^T g_{l+1}.
+    Notation: u is the output, z_l and h_l = s_l(z_l) are the pre-activations and states of layer l, m_l its width,
+    W_l^0 and b_l^0 the weights and biases in the centre, S_l = sup s_l', B_l = sup |s_l''|, g_l = du/dz_l and a_l =
+    du/dh_l = W_{l+1}^T g_{l+1}.
 
-    *Forward.* |z_l| <= |W_l^0| |h_{l-1}| + |b_l^0| + r |(h_{l-1}, 1)| (in layer 1 with the computed z_1 of the centre
-    in the place of the first two), |h_l| <= min(|s_l(0)| sqrt(m_l) + S_l |z_l|, sup|s_l| sqrt(m_l)).
+    *Forward.* |z_l| <= |W_l^0| |h_{l-1}| + |b_l^0| + r |(h_{l-1}, 1)| (in layer 1 the computed z_1 of the centre takes
+    the place of the first two terms), |h_l| <= min(|s_l(0)| sqrt(m_l) + S_l |z_l|, sup|s_l| sqrt(m_l)).
 
-    *Gain.* g_1 = s_1'(z_1) o v with v = W_2^T D_2 W_3^T ... W_L^T, D_l = diag(s_l'(z_l)). Where W_3..W_L stay
-    non-negative, every factor of v from the right is, and with sums instead of norms
+    *Gain.* g_1 = s_1'(z_1) o v with v = W_2^T D_2 W_3^T ... W_L^T, D_l = diag(s_l'(z_l)). If W_3..W_L stay
+    non-negative, so does every factor of v from the right, and with sums instead of norms
 
     .. math:: |v| \ge \frac{1}{\sqrt{m_1}} \sum_j v_j \ge \Bigl(\frac{\rho_2}{\sqrt{m_1}} - r\Bigr) \prod_{l=3}^{L-1}
         \sigma_{l-1} (\rho_l - r \sqrt{m_{l-1}}) \; \sigma_{L-1} \Bigl(\sum_k W_{L,k}^0 - r \sqrt{m_{L-1}}\Bigr),
 
-    rho_l the smallest sum of a row of W_l^0 and sigma_l = min s_l' over the pre-activations that can occur; for L = 2
-    it is |v| >= |W_2^0| - r, whatever the signs. Then |g_1| >= sigma_1 |v|. At least the product of the smallest
-    entries, sqrt(m_1) (A - r) (kappa - r)^{L-2} m_2 ... m_{L-1} prod sigma_l, and valid for larger r.
+    where rho_l is the smallest row sum of W_l^0 and sigma_l = min s_l' over the pre-activations that can occur. For L =
+    2 it is |v| >= |W_2^0| - r for weights of any sign. Then |g_1| >= sigma_1 |v|. This bound is at least the product of
+    the smallest entries A and kappa, sqrt(m_1) (A - r) (kappa - r)^{L-2} m_2 ... m_{L-1} prod sigma_l, and valid for
+    larger r.
 
-    *Jacobian.* J J^T is a sum over layers of (H H^T) o (g g^T) with H = (h_{l-1}, 1); Schur's product theorem gives
+    *Jacobian.* J J^T is a sum over layers of (H H^T) o (g g^T) with H = (h_{l-1}, 1). Schur's product theorem gives
     |J|^2 <= sum_l max_i |g_l|^2 |H_{l-1}|^2, where |g_l| <= S_l (|W_{l+1}^0| + r) |g_{l+1}|.
 
-    *Curvature.* Along a direction of unit length that moves layer l by d_l (sum d_l^2 = 1), |z_l'| <= c_l . d with c_l
-    = |(h_{l-1}, 1)| e_l + (|W_l^0| + r) S_{l-1} c_{l-1}, and
+    *Curvature.* Along a direction of unit length that moves layer l by d_l (sum d_l^2 = 1), |z_l'| <= c_l . d with
+    c_l = |(h_{l-1}, 1)| e_l + (|W_l^0| + r) S_{l-1} c_{l-1}, and
 
     .. math:: |u''| \le \sum_{l<L} |a_l|_\infty B_l |z_l'|^2 + 2 \sum_{l \ge 2} |g_l| d_l S_{l-1} |z_{l-1}'| = d^T Q d,
 
-    so |Hess u_i| <= |Q|_F. All of it [derived].
+    so |Hess u_i| <= |Q|_F. [all derived]
 
     Args:
-        mlp: the network, weights in the centre of the ball.
-        inputs: (n, d).
+        mlp: The network, with the weights in the centre of the ball.
+        inputs: Samples, (n, d).
         radius: r >= 0.
-        input_norm: upper bound of |(X, 1)|_2 (of what layer 1 trains), if it is known.
+        input_norm: Upper bound of |(X, 1)|_2 over the trained part of layer 1, if it is known.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative radius.
+        ValueError: The shapes do not match, or the radius is negative.
 
-    Cost: one forward, and an eigenvalue problem of the smaller side of each weight matrix.
+    Cost: one forward pass, and an eigenvalue problem of the size of the smaller side of each weight matrix.
     """
     x = inputs.detach().cpu().double().flatten(1)
     if x.shape[1] != mlp.first.inputs:
@@ -128,7 +130,7 @@ def _gain(mlp: SmoothMLP, forward: _Forward, radius: float) -> tuple[float, str]
         if float(mlp.layers[place].weight.min()) < above(moved[place]):
             return 0.0, f"weights of layer {place + 1} can become negative within the ball"
     least = [below(float(layer.weight.clamp(min=0).sum(1).min())) for layer in mlp.layers]
-    # Layer 2 need not be non-negative, only its sums count; negative entries are taken in full.
+    # Only the row sums of layer 2 count, so it may have negative entries; they are subtracted in full.
     second = mlp.layers[1].weight
     least[1] -= above(float((-second).clamp(min=0).sum(1).max()))
     width = math.sqrt(mlp.layers[1].inputs)
@@ -140,7 +142,7 @@ def _gain(mlp: SmoothMLP, forward: _Forward, radius: float) -> tuple[float, str]
 
 
 def _backward(mlp: SmoothMLP, radius: float) -> tuple[list[float], list[float]]:
-    """Upper bounds of |g_l|, l = 1..L, and of |a_l|_inf, l = 1..L-1."""
+    """Bound |g_l|, l = 1..L, and |a_l|_inf, l = 1..L-1, from above."""
     g, a = [1.0], [above(float(mlp.last.weight.abs().max()) + radius)]
     for place in range(mlp.depth - 2, -1, -1):
         following = mlp.layers[place + 1]
@@ -166,19 +168,19 @@ def _curvature(mlp: SmoothMLP, forward: _Forward, g: list[float], a: list[float]
 
 
 def _reach(layer: AffineLayer, entering: Tensor) -> Tensor:
-    """|(h, 1)| a sample over what is trained: how far z moves when the layer moves by 1, (n,)."""
+    """Bound |(h, 1)| of the trained part per sample, (n,): the movement of z if the layer moves by 1."""
     square = entering.square() * float(layer.weight_trained) + float(layer.bias_trained)
     return _up(square.sqrt())
 
 
 def _norm_of_inputs(layer: AffineLayer, x: Tensor) -> float:
-    """Upper bound of |(X, 1)|_2, of what is trained."""
+    """Bound |(X, 1)|_2 of the trained part from above."""
     columns = torch.cat([x[:, : x.shape[1] * layer.weight_trained], x.new_ones(len(x), int(layer.bias_trained))], 1)
     return spectral_norm(columns) if columns.numel() else 0.0
 
 
 def _square_of_inputs(layer: AffineLayer, entering: Tensor) -> float:
-    """Upper bound of |(h, 1)|_F^2, of what is trained."""
+    """Bound |(h, 1)|_F^2 of the trained part from above."""
     return above(float(entering.square().sum()) * layer.weight_trained + len(entering) * layer.bias_trained)
 
 

@@ -1,4 +1,4 @@
-"""Plain gradient descent as the theorems mean it, and what they want to know of its path: ``gradient_descent``, ``Descent``."""
+"""Plain gradient descent as in the theorems, and the quantities of its path: ``gradient_descent``, ``Descent``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Descent:
 
     @property
     def lengths(self) -> Tensor:
-        """Path length sum_{s < t} h_s |grad f(x_s)|, (T + 1,): at least the distance."""
+        """Path length sum_{s < t} h_s |grad f(x_s)|, (T + 1,); it is at least the distance."""
         return torch.cat([self.steps.new_zeros(1), (self.steps * self.gradient_norms[:-1]).cumsum(0)])
 
     @property
@@ -39,17 +39,17 @@ class Descent:
 
     @property
     def running_infimum(self) -> Tensor:
-        """Smallest a_s up to t, (T + 1,): an upper bound of the infimum over every ball that holds the path so far."""
+        """Smallest a_s up to t, (T + 1,), an upper bound of the infimum over every ball around the path so far."""
         return self.ratios.cummin(0).values
 
     @property
     def efficiencies(self) -> Tensor:
-        """e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2), (T,): 1 for an infinitely small step, below 0 where the loss rises."""
+        """e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2), (T,); it tends to 1 for small steps."""
         return (self.losses[:-1] - self.losses[1:]) / (self.steps * self.gradient_norms[:-1].square())
 
     @property
     def smoothness(self) -> Tensor:
-        """Twice (1 - e_t) / h_t, (T,): the mean curvature along the step, a lower bound of sup |Hess f| over it."""
+        """2 (1 - e_t) / h_t, (T,), the mean curvature along the step; a lower bound of sup |Hess f| on it."""
         return 2 * (1 - self.efficiencies) / self.steps
 
     @property
@@ -68,22 +68,22 @@ def gradient_descent(
     observe: Callable[[int, Tensor], None] | None = None,
     report: Report = silent,
 ) -> Descent:
-    """Full-batch gradient descent without momentum.
+    """Run full-batch gradient descent without momentum.
 
     Args:
         objective: f.
-        step: h, or a function of x that gives it.
-        steps: at most.
-        until: stop as soon as f is at most this.
+        step: Step size h, or a function of x that returns it.
+        steps: Largest number of steps.
+        until: Stop as soon as f is at most this number.
         start: x_0; None: the model's own weights.
-        observe: called with (t, x_t) before every step and at the end.
-        report: told the share that is done.
+        observe: Called with (t, x_t) before every step and at the end.
+        report: Called with the share of the work that is done.
 
     Raises:
-        ValueError: a step or ``steps`` is not positive.
-        FloatingPointError: the loss is not finite any more; the step is too large.
+        ValueError: ``step`` or ``steps`` is not positive.
+        FloatingPointError: The loss is no longer finite, because the step is too large.
 
-    Cost: a forward and a backward pass a step.
+    Cost: one forward and one backward pass per step.
     """
     if steps < 1:
         raise ValueError(f"steps: {steps}; need 1 or more")

@@ -1,4 +1,4 @@
-"""What forwards of a network show beside those with the weights of the start: units that are active or have switched, states that moved."""
+"""Comparison of a network with its start: units that are active or have switched, and the movement of hidden states."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessM
 from lightning_conv.networks.watched import entering, watched_forward
 
 SAMPLES_AT_ONCE = 128
-"""Samples that go through the network together."""
+"""Number of samples that go through the network at once."""
 
 KINKED_AT_ZERO = frozenset({"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "_prelu_kernel"})
-"""Activations of aten whose units are active or not."""
+"""Functions of aten with a kink at zero, whose units are either active or not."""
 
 
 @dataclass
 class Activity:
-    """What one forward of all samples shows, summed over parts of them."""
+    """Result of one forward pass of all samples, accumulated over parts of them."""
 
-    units: int = 0  # pairs of sample and unit of the ReLUs and their kin
+    units: int = 0  # (sample, unit) pairs of the activations with a kink at zero
     active: int = 0
     changed: float = 0.0
     drifts: list[float] = field(default_factory=list)  # max_i |h_i - h_i(0)| of every layer
     sizes: list[float] = field(default_factory=list)  # max_i |h_i(0)|
-    smallest: float = math.inf  # min over i and l of |h_{i,l}(0)|, the input itself left out
+    smallest: float = math.inf  # min over i and l of |h_{i,l}(0)|, without the input itself
     largest: float = -math.inf
 
     @property
     def drift(self) -> float:
-        """The largest of all layers; NaN: there are no hidden states that could be compared."""
+        """Largest drift of all layers; NaN: there are no hidden states to compare."""
         return max(self.drifts, default=math.nan)
 
     @property
     def relative_drift(self) -> float:
-        """The largest over the layers of drift / size."""
+        """Largest drift / size of all layers."""
         return max(
             (drift / size for drift, size in zip(self.drifts, self.sizes, strict=True) if size > 0), default=math.nan
         )
 
     def quantities(self) -> dict[str, float]:
-        """As scalars, those that are defined for the network."""
+        """Return those scalars that are defined for the network."""
         found: dict[str, float] = {}
         if self.units:
             found |= {"active_fraction": self.active / self.units, "sign_changes": self.changed / self.units}
@@ -59,16 +59,18 @@ class Activity:
 
 
 def pattern_changes(now: Tensor, initial: Tensor) -> float:
-    """Share of (sample, neuron) pairs whose activation differs: (1 / (m n)) sum 1{sign(w_r(0) . x_i) != sign(w_r(k) . x_i)}.
+    """Compute the share of (sample, neuron) pairs whose activation differs, the mean of 1{sign z_ir != sign z_ir(0)}.
+
+    A neuron is active if z >= 0, as in Du, Zhai, Poczos, Singh 2019.
 
     Args:
-        now: pre-activations w_r . x_i, (n, m).
-        initial: the same at the start.
+        now: Pre-activations z_ir = w_r . x_i, (n, m).
+        initial: The same at the start.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
 
-    Source: two layers, section 5. Active means z >= 0, as in that paper.
+    Source: Du, Zhai, Poczos, Singh 2019, section 5.
     """
     if now.shape != initial.shape:
         raise ValueError(
@@ -78,14 +80,18 @@ def pattern_changes(now: Tensor, initial: Tensor) -> float:
 
 
 def forward_drift(now: Sequence[Tensor], then: Sequence[Tensor]) -> float:
-    """max over i and l of |h_{i,l} - h_{i,l}(0)|.
+    """Compute max |h_{i,l} - h_{i,l}(0)| over the samples i and the layers l.
+
+    Args:
+        now: Hidden states by layer, each (n, units).
+        then: The same at the start.
 
     Raises:
-        ValueError: not as many layers, or other shapes.
+        ValueError: The numbers of layers or the shapes differ.
     """
     shapes = [[tuple(h.shape) for h in states] for states in (now, then)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"then: shapes {shapes[1]} against {shapes[0]}; take both of the same network and samples")
+        raise ValueError(f"then: shapes {shapes[1]} against {shapes[0]}; pass states of the same network and samples")
     return max(
         float(torch.linalg.vector_norm(h.double() - start.double(), dim=1).max())
         for h, start in zip(now, then, strict=True)
@@ -95,24 +101,29 @@ def forward_drift(now: Sequence[Tensor], then: Sequence[Tensor]) -> float:
 def activity(
     network: nn.Module, inputs: Inputs, start: Mapping[str, Tensor], *, batch_norm: BatchNormMode = "frozen"
 ) -> Activity | None:
-    """Active units of ReLUs, leaky ReLUs and PReLUs; the share that has switched since the start; how far hidden states have moved.
+    """Measure the active units of ReLUs, leaky ReLUs and PReLUs, switched units, and the drift of hidden states.
 
-    A hidden state is what enters a linear or convolutional layer, a row a sample; among the norms of the start the input is not one. The
-    states of the start come from a second forward with the weights of the start, so that nothing has to be kept.
+    A hidden state is the input of a linear or convolutional layer, with one row per sample. The norms at the start
+    leave out the input of the network itself. The states of the start come from a second forward pass with the weights
+    of the start, so that no states are kept.
 
     Args:
-        network: left as it is.
+        network: The network; it is not changed.
         inputs: n samples, on the network's device.
-        start: w_0 by name.
-        batch_norm: ``"frozen"``: each set of weights with its own statistics of these samples. ``"eval"``: None is returned for a
-            network with BatchNorm, whose running statistics at the start are not known.
+        start: The weights of the start, w_0, by name.
+        batch_norm: With ``"frozen"``, each set of weights uses its own statistics of these samples. With ``"eval"``,
+            the result is None for a network with BatchNorm, because its running statistics at the start are not known.
 
-    Cost: two forwards; memory for the hidden states of 128 samples, or of all where the network has BatchNorm.
+    Returns:
+        The measurements, or None (see ``batch_norm``).
+
+    Cost: two forward passes; memory for the hidden states of 128 samples, or of all samples if the network has
+    BatchNorm.
     """
     normalised = any(isinstance(module, _BatchNorm) for module in network.modules())
     if normalised and batch_norm == "eval":
         return None
-    # In one forward of all samples their own statistics are those that "frozen" holds.
+    # In one forward pass of all samples, their batch statistics are those of "frozen".
     module = StatelessModule(network, batch_norm="batch" if normalised else "eval")
     first = {name: value.to(module.parameters[name]) for name, value in start.items()}
     found, n = Activity(), sample_count(inputs)
@@ -140,7 +151,7 @@ def activity(
 class _Seen:
     entering_relu: list[Tensor] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
-    are_inputs: list[bool] = field(default_factory=list)  # whether a state is what the network itself was given
+    are_inputs: list[bool] = field(default_factory=list)  # whether a state is the input of the network itself
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -152,7 +163,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func.overloadpacket.__name__ in KINKED_AT_ZERO:
-            self._seen.entering_relu.append(args[0].detach().clone())  # a copy: it may work in place
+            self._seen.entering_relu.append(args[0].detach().clone())  # a copy, since the function may work in place
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,4 @@
-"""Spectral norms of weight matrices, the numbers derived from them, and how far weights have moved."""
+"""Spectral norms of weight matrices, ranks derived from them, and distances of weights from their start."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectral_estimates import estimate_lambda_max
 
 SMALL = 256
-"""Smaller dimension to which the eigenvalues of A A^T are computed: that is then the fastest, unless few singular values stand out."""
+"""Smaller dimension up to which the eigenvalues of A A^T are computed, usually the fastest method for such sizes."""
 
 STEPS = 80
 
 
 def spectral_norm(matrix: Tensor, *, tolerance: float = 1e-6, steps: int = STEPS, seed: int = 0) -> Bounded:
-    r"""|A|_2, the largest singular value, by Lanczos on A^T A.
+    r"""Compute |A|_2, the largest singular value, by Lanczos on A^T A.
 
-    ``lower`` is the square root of a Rayleigh quotient, less its rounding: a bound with a proof. ``upper`` adds the residual of
-    the Ritz pair, which is an estimate: a start vector nearly orthogonal to the top singular vector would defeat it. Therefore
-    never ``certified``. |A|_F bounds from above for certain and caps ``upper``. To 256 rows or columns it is the root of the largest
-    eigenvalue of A A^T (or A^T A, p <= q the smaller dimension), and the interval is the rounding of the product, gamma_{q+2} |A|_F^2,
-    and LAPACK's error, 8 p u |A|_F^2 (an estimate too).
+    ``lower`` is the square root of a Rayleigh quotient less its rounding error, which is a proven bound. ``upper`` adds
+    the residual of the Ritz pair, which is an estimate: it fails for a start vector nearly orthogonal to the top
+    singular vector. Therefore the result is never ``certified``. |A|_F is a certain upper bound and limits ``upper``.
+    For up to 256 rows or columns the norm is the root of the largest eigenvalue of A A^T (or A^T A; p <= q is the
+    smaller dimension). The interval then covers the rounding of the product, gamma_{q+2} |A|_F^2, and the error of
+    LAPACK, 8 p u |A|_F^2 (also an estimate; u is the unit roundoff).
 
     Args:
         matrix: A, (p, q).
-        tolerance: of the residual, relative to |A|_2^2.
-        steps: products with A^T A at most.
-        seed: of the start vector.
+        tolerance: Tolerance of the residual, relative to |A|_2^2.
+        steps: Largest number of products with A^T A.
+        seed: Seed of the start vector.
 
     Raises:
-        ValueError: not a matrix, empty, or not finite.
+        ValueError: ``matrix`` is not a matrix, is empty, or has entries that are not finite.
 
-    Cost: to 256 rows or columns p^2 q and some 4 p^3 / 3 flops; beyond, 4 p q a step, some 20 to 80 steps.
+    Cost: for up to 256 rows or columns p^2 q and about 4 p^3 / 3 flops; for larger ones 4 p q flops per step and about
+    20 to 80 steps.
     """
     a = _checked(matrix)
     rows, columns = a.shape
@@ -86,10 +88,12 @@ def largest_spectral_norm(weights: Mapping[str, Tensor]) -> float:
 
 
 def stable_rank(matrix: Tensor) -> Bounded:
-    """|A|_F^2 / |A|_2^2, between 1 and the rank; the interval is that of ``spectral_norm``. Zero for a zero matrix.
+    """Compute |A|_F^2 / |A|_2^2, between 1 and the rank; zero for a zero matrix.
+
+    The interval follows from that of ``spectral_norm``.
 
     Raises:
-        ValueError: see ``spectral_norm``.
+        ValueError: See ``spectral_norm``.
     """
     a = _checked(matrix)
     square, norm = float(a.square().sum()), spectral_norm(a)
@@ -101,22 +105,26 @@ def stable_rank(matrix: Tensor) -> Bounded:
 
 
 def numerical_rank(matrix: Tensor, *, threshold: float = 1e-3) -> int:
-    """How many singular values exceed ``threshold`` times the largest. Cost: all singular values.
+    """Count the singular values above ``threshold`` times the largest one. Cost: all singular values.
 
     Raises:
-        ValueError: see ``spectral_norm``, or a threshold outside (0, 1).
+        ValueError: See ``spectral_norm``; or the threshold lies outside (0, 1).
     """
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold: {threshold}; need a share of the largest singular value between 0 and 1")
+        raise ValueError(f"threshold: {threshold}; pass a share of the largest singular value, between 0 and 1")
     values = torch.linalg.svdvals(_checked(matrix))
     return int((values > threshold * values[0]).sum())
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """exp of the entropy of the singular values over their sum (Roy & Vetterli 2007): between 1 and the rank, continuous.
+    """Compute the exponential of the entropy of the singular values over their sum, between 1 and the rank.
+
+    Unlike the rank it is continuous.
 
     Raises:
-        ValueError: see ``spectral_norm``.
+        ValueError: See ``spectral_norm``.
+
+    Source: Roy & Vetterli 2007.
     """
     values = torch.linalg.svdvals(_checked(matrix))
     if float(values[0]) == 0:
@@ -127,7 +135,7 @@ def effective_rank(matrix: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far one weight matrix has moved from where it began."""
+    """Distance of one weight matrix from its start."""
 
     name: str
     spectral: Bounded  # |W - W_0|_2
@@ -139,20 +147,20 @@ class Distance:
 def distances(
     now: Mapping[str, Tensor], then: Mapping[str, Tensor], norms: Mapping[str, float] | None = None
 ) -> list[Distance]:
-    """|W - W_0| of every matrix in ``then``, in the spectral and the Frobenius norm.
+    """Compute |W - W_0| of every matrix in ``then``, in the spectral and the Frobenius norm.
 
-    A convolution's weight counts as the matrix (out channels) x (everything else), which is not the operator that it
-    applies to an image. Vectors (biases, scales) are left out.
+    The weight of a convolution counts as the matrix (out channels) x (everything else), which is not the operator that
+    it applies to an image. Vectors (biases, scales) are left out.
 
     Args:
-        now: weights by name, such as ``dict(model.named_parameters())``.
-        then: the same at the start, copied.
-        norms: |W_0|_2 by name, where it is known.
+        now: Weights by name, such as ``dict(model.named_parameters())``.
+        then: Copies of the same weights at the start.
+        norms: |W_0|_2 by name, as far as it is known.
 
     Raises:
-        ValueError: a name is missing from ``now``, or shapes differ.
+        ValueError: A name is missing from ``now``, or the shapes differ.
 
-    Cost: two spectral norms a matrix, one where ``norms`` has the other.
+    Cost: two spectral norms per matrix, or one if ``norms`` contains the other.
     """
     found, known = [], norms or {}
     for name, start in then.items():
@@ -161,7 +169,7 @@ def distances(
         if name not in now or now[name].shape != start.shape:
             here = tuple(now[name].shape) if name in now else "nothing"
             raise ValueError(
-                f"now: {here} under {name!r}, where it was {tuple(start.shape)}; pass the same network's weights"
+                f"now: {name!r} is {here} and was {tuple(start.shape)} at the start; pass weights of the same network"
             )
         before = start.detach().double().flatten(1)
         moved = now[name].detach().double().flatten(1) - before

@@ -1,11 +1,14 @@
-r"""A run seen now and then: the loss, its gradient and what one step did, at some of the steps, and what follows from them.
+r"""A run that is observed at some of its steps: the loss, its gradient, the effect of one step, and their consequences.
 
-Notation: f is the run's loss on fixed samples minus its infimum, w_t the weights after t steps, h_t a step of plain descent.
+Notation: f is the run's loss on fixed samples minus its infimum, w_t the weights after t steps, h_t the step size of
+plain descent.
 
-- a_t = |grad f|^2 / f, the PL ratio. Its smallest value over the path is an *upper* bound of the infimum over any ball around it
-- e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2), the descent efficiency: 1 for a tiny step, 1 - h_t beta / 2 at least on a beta-smooth f
-- rho_t = f_{t+1} - f_t - <grad f_t, w_{t+1} - w_t>, the semi-smoothness residual; 2 rho_t / |w_{t+1} - w_t|^2 is the mean curvature
-  along the step, which for plain descent is at the edge of stability where it reaches 2 / h_t
+- a_t = |grad f_t|^2 / f_t is the PL ratio. Its smallest value on the path is an *upper* bound of the infimum over any
+  ball around it.
+- e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2) is the descent efficiency: 1 for an infinitely small step, and at least 1 -
+  h_t beta / 2 for a beta-smooth f.
+- rho_t = f_{t+1} - f_t - <grad f_t, w_{t+1} - w_t> is the semi-smoothness residual. 2 rho_t / |w_{t+1} - w_t|^2 is the
+  mean curvature along the step. Plain descent is at the edge of stability where it reaches 2 / h_t.
 """
 
 from __future__ import annotations
@@ -16,32 +19,31 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 NOISE = 1e-5
-"""Changes of the loss below this share of it are rounding where the network is float32."""
+"""Relative change of the loss below which it is rounding error in a float32 network."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was measured at one step; what concerns the step that follows is NaN where it was not seen."""
+    """Measurements at one step. Fields about the step that follows are NaN if it was not observed."""
 
     step: int  # t, optimizer steps done
-    loss: float  # f_t: above its infimum where that is known
+    loss: float  # f_t; above its infimum if that is known
     gradient_norm: float  # |grad f_t|
     distance: float  # |w_t - w_0|
-    path_length: float = math.nan  # sum_{s < t} h_s |g_s|; NaN: the steps were no plain descent
+    path_length: float = math.nan  # sum_{s < t} h_s |grad f_s|; NaN: not plain descent
     step_size: float = math.nan  # h_t
     next_loss: float = math.nan  # f_{t+1}
     linear: float = math.nan  # <grad f_t, w_{t+1} - w_t>
     moved: float = math.nan  # |w_{t+1} - w_t|
     spectral: float = math.nan  # max over the layers of |W_{t+1} - W_t|_2, spectral
     noise: float = NOISE  # of the loss, relative
-    departure: float = (
-        math.nan
-    )  # |w_{t+1} - w_t + h_t grad f_t| / (h_t |grad f_t|); NaN: not a step of known size on all samples
-    rounding: float = math.nan  # what rounding may contribute to it
+    departure: float = math.nan
+    """Deviation from the gradient step, |w_{t+1} - w_t + h_t grad f_t| / (h_t |grad f_t|); NaN: not known."""
+    rounding: float = math.nan  # largest contribution of rounding to the deviation
 
     @property
     def departed(self) -> bool:
-        """Whether the step was seen to be no plain descent on f."""
+        """Whether the step certainly deviates from plain descent on f."""
         return self.departure > self.rounding
 
     @property
@@ -51,18 +53,18 @@ class Observation:
 
     @property
     def resolved(self) -> bool:
-        """Whether the change that the step should make stands well above the rounding of the loss."""
+        """Whether the expected change of the loss is well above its rounding error."""
         return abs(self.linear) > 100 * self.noise * self.loss
 
     @property
     def efficiency(self) -> float:
-        """e_t of plain descent; NaN where the step is unknown or its effect is rounding."""
+        """e_t of plain descent; NaN if the step is unknown or its effect is rounding error."""
         expected = self.step_size * self.gradient_norm**2
         return (self.loss - self.next_loss) / expected if expected > 0 and self.resolved else math.nan
 
     @property
     def curvature(self) -> float:
-        """2 rho_t / |w_{t+1} - w_t|^2, whatever made the step; NaN where it is rounding."""
+        """2 rho_t / |w_{t+1} - w_t|^2 of a step of any kind; NaN if it is rounding error."""
         residual = self.next_loss - self.loss - self.linear
         clear = abs(residual) > 10 * self.noise * max(self.loss, self.next_loss)
         return 2 * residual / self.moved**2 if self.moved > 0 and clear else math.nan
@@ -74,43 +76,41 @@ class Observation:
 
     @property
     def rate(self) -> float:
-        """1 - f_{t+1} / f_t, the share of the loss that the step removed; NaN where its effect is rounding."""
+        """1 - f_{t+1} / f_t, the share of the loss that the step removed; NaN if its effect is rounding error."""
         return 1 - self.contraction if self.resolved else math.nan
 
     @property
     def linearised_rate(self) -> float:
-        """h_t a_t, the share that plain descent removes to first order in h; of a squared loss 2 eta r^T G r / |r|^2."""
+        """h_t a_t, the share of the loss that plain descent removes to first order (2 eta r^T G r / |r|^2 for S)."""
         return self.step_size * self.ratio
 
     def state(self) -> dict[str, float]:
-        """As plain numbers."""
+        """Return the fields as plain numbers."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, float]) -> Observation:
-        """The inverse of ``state``."""
+        """Restore an observation from ``state``."""
         return cls(**{**state, "step": int(state["step"])})  # type: ignore[arg-type]
 
 
 def infimum_of_ratios(history: Sequence[Observation]) -> float:
-    """Smallest a_t seen: an upper bound of alpha(w_0, r) for every ball that holds the observed points."""
+    """Return the smallest observed a_t, an upper bound of the infimum over every ball around the observed points."""
     return min((seen.ratio for seen in history), default=math.nan)
 
 
 def every_step(history: Sequence[Observation]) -> bool:
-    """Whether no step between the first and the last observation was left out."""
+    """Return whether every step between the first and the last observation was observed."""
     return all(later.step == earlier.step + 1 for earlier, later in pairwise(history))
 
 
 def observed_metrics(history: Sequence[Observation]) -> dict[str, float]:
-    """The scalars of the last observation, those that are numbers."""
+    """Return the scalars of the last observation that are finite."""
     if not history:
         return {}
     last = history[-1]
-    found = {
-        "loss": last.loss, "gradient_norm": last.gradient_norm, "pl_ratio": last.ratio, "pl_infimum": infimum_of_ratios(history),
-        "distance": last.distance, "path_length": last.path_length, "descent_efficiency": last.efficiency,
-        "curvature": last.curvature, "contraction": last.contraction, "step_departure": last.departure, "rate": last.rate,
-        "rate_linearised": last.linearised_rate,
-    }  # fmt: skip
+    found = {"loss": last.loss, "gradient_norm": last.gradient_norm, "pl_ratio": last.ratio}
+    found |= {"pl_infimum": infimum_of_ratios(history), "distance": last.distance, "path_length": last.path_length}
+    found |= {"descent_efficiency": last.efficiency, "curvature": last.curvature, "contraction": last.contraction}
+    found |= {"step_departure": last.departure, "rate": last.rate, "rate_linearised": last.linearised_rate}
     return {name: value for name, value in found.items() if math.isfinite(value)}

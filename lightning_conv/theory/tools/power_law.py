@@ -1,4 +1,4 @@
-"""``power_law``: the exponent with which one measured quantity depends on another."""
+"""``power_law``: the exponent of the dependence of one measured quantity on another."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class PowerLaw:
     """y = c x^p fitted to logarithms."""
 
     exponent: float  # p
-    error: float  # its standard error; NaN from two points
+    error: float  # standard error of p; NaN for two points
     factor: float  # c
     points: int
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """Least squares of ln y against ln x; points with a zero are left out.
+    """Fit ln y against ln x by least squares; points with a zero are left out.
 
     Raises:
-        ValueError: fewer than two positive points, or all at one x.
+        ValueError: There are fewer than two positive points, or all have the same x.
 
     Example:
         >>> round(power_law([1, 4, 16], [3, 6, 12]).exponent, 12)

@@ -1,6 +1,6 @@
-r"""A smooth network's outputs and Jacobian as float64 computes them, with bounds of their rounding that are carried along: running errors.
+r"""Outputs and Jacobian of a smooth network in float64, with running bounds of their rounding errors.
 
-Every number x^ that is computed comes with e such that \|x^ - x\| <= e for the exact x, entry by entry.
+Every computed number x^ comes with a bound e such that \|x^ - x\| <= e for the exact x, entry by entry.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ METHOD = "kernel J J^T of the layers, its rounding and that of J taken off"
 
 @dataclass(frozen=True)
 class _Forward:
-    """By layer l = 1..L: what enters it, and z_l; each with its error, (n, units)."""
+    """The input and the pre-activation z_l of every layer l = 1..L, each with its error, (n, units)."""
 
     entering: list[tuple[Tensor, Tensor]]
     pre_activations: list[tuple[Tensor, Tensor]]
 
 
 def outputs_with_error(mlp: SmoothMLP, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """U and a bound of its rounding error, both (n,).
+    """Compute the outputs u and a bound of their rounding error, both (n,).
 
-    A product W h + b errs by gamma_{m+2} (|W||h| + |b|) (Higham, section 3.1) and passes the error e of h on as |W| e;
-    an activation passes it on by its largest slope and adds 2^-49 of a bound of its value, which allows a library's
-    function 8 units of roundoff.
+    A product W h + b has an error of at most gamma_{m+2} (|W||h| + |b|) (Higham, section 3.1) and propagates the error
+    e of h as |W| e. An activation multiplies the error by its largest slope and adds 2^-49 of a bound of its value,
+    which allows for 8 units of roundoff in a library function.
 
     Args:
-        mlp: the network.
-        inputs: (n, d).
+        mlp: The network.
+        inputs: Samples, (n, d).
     """
     outputs, error = _forward(mlp, inputs).pre_activations[-1]
     return outputs[:, 0], error[:, 0]
@@ -61,28 +61,32 @@ def residual_with_error(mlp: SmoothMLP, inputs: Tensor, targets: Tensor) -> tupl
 
 
 def jacobian_sigma_min(mlp: SmoothMLP, inputs: Tensor) -> Bounded:
-    r"""Smallest singular value of J = du/dtheta over the trained weights, (n, P) with n <= P, with proven bounds; J is not formed.
+    r"""Bound the smallest singular value of the Jacobian J = du/dtheta, (n, P) with n <= P, without forming J.
 
-    With g_l = du/dz_l and h_{l-1} what enters layer l, the rows of J are the g_l (x) (h_{l-1}, 1), so
+    J is taken with respect to the trained weights. With g_l = du/dz_l and the input h_{l-1} of layer l, the rows of J
+    consist of the Kronecker products of g_l and (h_{l-1}, 1), so
 
     .. math:: J J^T = \sum_l (H_{l-1} H_{l-1}^T + 1 1^T) \circ (g_l g_l^T) .
 
-    The computed h and g have errors e_h and e_g, so the J that they belong to is within
+    The computed h and g have errors e_h and e_g, so they belong to a Jacobian that differs from the exact one by at
+    most
 
     .. math:: |\delta J|_F^2 \le \sum_{l, i} (|g||e_h| + |e_g||h| + |e_g||e_h|)^2 + |e_g|^2
 
-    of the exact one, and an entry of the sum errs by at most gamma_K times the product of two norms of rows. Weyl's inequality takes
-    off both. Slopes s'(z) have the error sup |s''| e_z + 2^-47. [derived]
+    and the rounding error of an entry of the sum is at most gamma_K times the product of two row norms. By Weyl's
+    inequality both are subtracted from the bound. Slopes s'(z) have the error sup |s''| e_z + 2^-47. [derived]
 
     Args:
-        mlp: the network.
-        inputs: (n, d).
+        mlp: The network.
+        inputs: Samples, (n, d).
 
     Returns:
-        The interval of sigma_min. It is resolved down to about 1e-8 of the largest singular value, since the kernel's
-        eigenvalues are its squares. All of [0, inf) where a pre-activation lies beyond the point where torch's softplus becomes linear.
+        The interval of sigma_min. It resolves numbers down to about 1e-8 of the largest singular value, because the
+        eigenvalues of the kernel are squares. It is [0, inf) if a pre-activation lies beyond the point where torch's
+        softplus becomes linear.
 
-    Cost: one forward and one backward, n^2 (sum of widths) products, and ``smallest_eigenvalue`` of an n x n matrix.
+    Cost: one forward and one backward pass, n^2 (sum of widths) products, and ``smallest_eigenvalue`` of an n x n
+    matrix.
     """
     forward = _forward(mlp, inputs)
     # The slope is that of softplus itself; torch's is 1 there.
@@ -133,7 +137,7 @@ def _forward(mlp: SmoothMLP, inputs: Tensor) -> _Forward:
 
 
 def _back(mlp: SmoothMLP, place: int, g: Tensor, e_g: Tensor, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """g_l with its error, from g_{l+1}; ``place`` is that of layer l + 1."""
+    """Compute g_l and its error from g_{l+1}; ``place`` is the index of layer l + 1."""
     weight, s = mlp.layers[place].weight, mlp.activations[place - 1]
     size = weight.abs()
     a, e_a = g @ weight, e_g @ size + gamma(len(weight) + 2, torch.float64) * (g.abs() @ size)

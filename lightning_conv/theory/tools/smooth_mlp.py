@@ -1,4 +1,4 @@
-"""Fully-connected networks with smooth activations, read as numbers: ``read_mlp``, and what is known of each activation."""
+"""Fully connected networks with smooth activations, read as weights and bounds: ``read_mlp``, ``smooth_activation``."""
 
 from __future__ import annotations
 
@@ -14,37 +14,41 @@ from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues import largest_eigenvalue
 
 OUTWARD = 2.0**-30
-"""Relative margin on every stage of a bound. A sum of k non-negative float64 terms errs by a relative k 2^-53, so this covers
-sums and norms of up to 2^20 terms, and a library's exp or cosh that is off by some units in the last place."""
+"""Relative margin on every stage of a bound.
 
+The relative rounding error of a sum of k non-negative float64 terms is at most k 2^-53, so the margin covers sums and
+norms of up to 2^20 terms, and a library's exp or cosh with an error of some units in the last place.
+"""
 
 SLOPE_ERROR = 2.0**-47
-"""Absolute error of a computed s', if the library's tanh and logistic function are off by no more than 8 units of roundoff 2^-52: then
-tanh^2 errs by 2^-48 and its rounding, and z enters a sigmoid whose slope times |z| is below 1/4."""
+"""Absolute error of a computed s', if the library's tanh and logistic function err by at most 8 times 2^-52.
+
+The error of tanh^2 is then 2^-48 and its rounding, and z enters a sigmoid whose slope times |z| is below 1/4.
+"""
 
 
 def above(value: float) -> float:
-    """A number that is certainly not smaller than what ``value`` >= 0 is a rounding of."""
+    """Return a number that is certainly not smaller than the exact value of which ``value`` >= 0 is a rounding."""
     return value * (1 + OUTWARD)
 
 
 def below(value: float) -> float:
-    """A number that is certainly not larger than what ``value`` >= 0 is a rounding of."""
+    """Return a number that is certainly not larger than the exact value of which ``value`` >= 0 is a rounding."""
     return value * (1 - OUTWARD)
 
 
 @dataclass(frozen=True)
 class SmoothActivation:
-    """What the bounds need of an activation s with s' > 0."""
+    """Facts about an activation s with s' > 0 that the bounds need."""
 
     function: nn.Module
-    slope: Callable[[Tensor], Tensor]  # s', as float64 computes it: off by ``SLOPE_ERROR`` at most
+    slope: Callable[[Tensor], Tensor]  # s' as computed in float64, with an error of at most ``SLOPE_ERROR``
     least_slope: Callable[[float], float]  # Z -> min of s' on [-Z, Z], rounded down
     most_slope: float  # sup s'
     most_bend: float  # sup |s''|
     limit: float  # sup |s|
     at_zero: float  # s(0)
-    smooth_to: float = math.inf  # twice differentiable for |z| up to here, as torch computes it
+    smooth_to: float = math.inf  # torch's function is twice differentiable for |z| up to here
 
 
 def _sigmoid_derivative(z: Tensor) -> Tensor:
@@ -65,10 +69,10 @@ def _softplus_slope(z: float) -> float:
 
 
 def smooth_activation(module: nn.Module) -> SmoothActivation | None:
-    """The facts about tanh, the logistic sigmoid, softplus and the identity; None for every other module.
+    """Return the facts about tanh, the logistic sigmoid, softplus or the identity; None for any other module.
 
-    sup |tanh''| = 4 / (3 sqrt 3), sup |sigmoid''| = 1 / (6 sqrt 3), softplus'' is at most beta / 4. torch's softplus is
-    linear above its threshold, where its slope jumps: bounds are given only below it.
+    sup |tanh''| = 4 / (3 sqrt 3), sup |sigmoid''| = 1 / (6 sqrt 3), and softplus'' is at most beta / 4. torch's
+    softplus is linear above its threshold, where its slope jumps, so the bounds are valid only below it.
     """
     if type(module) is nn.Tanh:
         return SmoothActivation(
@@ -83,14 +87,20 @@ def smooth_activation(module: nn.Module) -> SmoothActivation | None:
     if isinstance(module, nn.Softplus) and type(module) is nn.Softplus and module.beta > 0:
         beta = module.beta
         return SmoothActivation(
-            module, lambda z: torch.sigmoid(beta * z), lambda z: _softplus_slope(beta * z), 1.0, beta / 4, math.inf,
-            above(math.log(2) / beta), below(module.threshold / beta),
-        )  # fmt: skip
+            module,
+            lambda z: torch.sigmoid(beta * z),
+            lambda z: _softplus_slope(beta * z),
+            1.0,
+            beta / 4,
+            math.inf,
+            above(math.log(2) / beta),
+            below(module.threshold / beta),
+        )
     return None
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """Upper bound of |A|_2: from the smaller of A A^T and A^T A, whose products err by gamma times its trace, and |A|_F."""
+    """Bound |A|_2 from above by |A|_F and by the eigenvalues of the smaller of A A^T and A^T A, rounding included."""
     wide = matrix if matrix.shape[1] >= matrix.shape[0] else matrix.T
     gram = wide @ wide.T
     gram = (gram + gram.T) / 2
@@ -101,7 +111,7 @@ def spectral_norm(matrix: Tensor) -> float:
 
 @dataclass(frozen=True)
 class AffineLayer:
-    """z = W h + b with the sizes of W that bounds need; trained or not."""
+    """z = W h + b with the norms of W that the bounds need; trained or not."""
 
     weight: Tensor  # (m_out, m_in), float64
     bias: Tensor  # (m_out,), zeros where there is none
@@ -158,7 +168,7 @@ class SmoothMLP:
 
 
 def linear_chain(model: nn.Module) -> list[nn.Module]:
-    """The modules of (nested) ``nn.Sequential``s in the order they are called, without ``nn.Flatten``."""
+    """List the modules of (nested) ``nn.Sequential`` modules in the order of their calls, without ``nn.Flatten``."""
     return [module for module in _flat(model) if type(module) is not nn.Flatten]
 
 
@@ -166,12 +176,13 @@ def read_mlp(model: nn.Module) -> SmoothMLP:
     """Read ``model``, an ``nn.Sequential`` of linear layers with one smooth activation between any two.
 
     Args:
-        model: linear and activation modules in turns, beginning and ending with a linear one; an ``nn.Flatten`` may
-            come first. Its weights are copied.
+        model: Linear and activation modules in alternation, beginning and ending with a linear one; an ``nn.Flatten``
+            may come first. The weights are copied.
 
     Raises:
-        ValueError: it is not of that kind; the message names the module. Weights that are shared between layers, computed from other
-            parameters (pruning, weight or spectral norm), and forward hooks make it another function of its parameters.
+        ValueError: The model is not of this kind; the message names the module. Weights that are shared between layers
+            or computed from other parameters (pruning, weight or spectral norm), and forward hooks are refused, because
+            they make the network another function of its parameters.
     """
     chain = linear_chain(model)
     kinds = "nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity"
@@ -207,7 +218,7 @@ def _flat(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _require_plain(model: nn.Module) -> None:
-    """Every weight is a parameter of its own layer and of no other, and no hook has a hand in the forward."""
+    """Refuse weights that are computed or shared, and hooks that take part in the forward pass."""
     seen: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         for kind in ("weight", "bias") if isinstance(module, nn.Linear) else ():

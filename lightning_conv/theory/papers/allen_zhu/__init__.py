@@ -1,8 +1,8 @@
-"""Allen-Zhu, Li & Song 2019, "A Convergence Theory for Deep Learning via Over-Parameterization": what it asks, measured.
+"""Allen-Zhu, Li & Song 2019, "A Convergence Theory for Deep Learning via Over-Parameterization", as measurements.
 
-The theorems hold for widths polynomial in n, L and 1/delta with unspecified constants (n^24 as stated): none of them applies to a
-real run as it stands. What is measured here is the mechanism: separated data, gradients without critical points, little
-movement, few units that switch, an almost smooth loss.
+The theorems are about widths polynomial in the number of samples n, the depth L and 1/delta, with unspecified constants
+(n^24 as stated), so none of them applies to a real run. What is measured here is the mechanism of the proof: separated
+data, gradients without critical points nearby, little movement, few units that switch, and an almost smooth loss.
 """
 
 from lightning_conv.theory.papers.allen_zhu.gradients import GradientRatios, gradient_ratios

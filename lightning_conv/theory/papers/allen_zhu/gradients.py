@@ -1,4 +1,4 @@
-"""The gradient bounds of Allen-Zhu, Li & Song 2019, Theorem 3, as ratios: no critical points near the initialisation."""
+"""The gradient bounds of Allen-Zhu, Li & Song 2019, Theorem 3, as ratios: no critical point near the start."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ SOURCE = "Allen-Zhu, Li, Song 2019, Theorem 3"
 
 @dataclass(frozen=True)
 class GradientRatios:
-    r"""|grad F|_F^2 against F = sum_i F_i and against max_i F_i, with F_i = (1/2) |u_i - y_i|^2.
+    r"""|grad F|_F^2 in relation to F = sum_i F_i and to max_i F_i, with F_i = (1/2) |u_i - y_i|^2.
 
     Theorem 3 says that near the initialisation, with high probability over it,
 
     .. math:: \Omega\Bigl(\frac{\delta m}{d n}\Bigr) \max_i F_i \le |\nabla F|_F^2 \le O\Bigl(\frac{L n m}{d}\Bigr) F ,
 
-    and hence |grad F|^2 >= Omega(delta m / (d n^2)) F. The constants are unspecified: the ratios are told, their
-    constancy over training and over widths can be looked at, and no verdict follows.
+    and hence |grad F|^2 >= Omega(delta m / (d n^2)) F. Here n is the number of samples, m the width, L the depth, d the
+    number of outputs and delta the separation of the data. The constants are unspecified, so no verdict follows: the
+    ratios are reported, and one can see whether they stay constant over training and over widths.
     """
 
     loss: float  # F
@@ -36,17 +37,17 @@ class GradientRatios:
         return self.squared_gradient / self.largest if self.largest > 0 else float("nan")
 
     def lower_constant(self, *, width: int, samples: int, outputs: int, delta: float) -> float:
-        """|grad F|^2 / max_i F_i over delta m / (d n): what stands for Omega(1) in the lower bound. NaN for delta = 0."""
+        """Return |grad F|^2 / max_i F_i over delta m / (d n), the constant of the lower bound. NaN for delta = 0."""
         return self.over_largest * outputs * samples / (delta * width) if delta > 0 else float("nan")
 
     def upper_constant(self, *, width: int, samples: int, outputs: int, depth: int) -> float:
-        """|grad F|^2 / F over L n m / d: what stands for O(1) in the upper bound."""
+        """Return |grad F|^2 / F over L n m / d, the constant of the upper bound."""
         return self.over_sum * outputs / (depth * samples * width)
 
 
 def gradient_ratios(objective: HalfSumOfSquares) -> GradientRatios:
-    """The ratios, from ``half_sum_of_squares`` of any module or from ``AllenZhuNet.objective``.
+    """Compute the ratios from ``half_sum_of_squares`` of any module or from ``AllenZhuNet.objective``.
 
-    For a run on L = k F divide the ratio of L by k: the ratio of k F is k times that of F.
+    The ratio of a loss k F is k times that of F, so divide the ratios of a run on k F by k.
     """
     return GradientRatios(objective.loss, objective.largest, objective.squared_gradient)

@@ -1,4 +1,4 @@
-"""Semi-smoothness (Allen-Zhu, Li & Song 2019, Theorem 4): what is left of F after its linear part, and a bound fitted to it."""
+"""Semi-smoothness (Allen-Zhu, Li & Song 2019, Theorem 4): the remainder of F after its linear part, and its bound."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lightning_conv.theory.tools.matrix_norms import largest_spectral_norm
 SOURCE = "Allen-Zhu, Li, Song 2019, Theorem 4"
 ASKS = "F(W + V) <= F(W) + <grad F(W), V> + a sqrt(F(W)) |V|_2 + b |V|_2^2"
 ROUNDING = 1e-12
-"""A residual below this share of F is rounding in float64."""
+"""A residual below this share of F is rounding error in float64."""
 
 step_size = largest_spectral_norm  # |V|_2 of a step V, its former name
 
 COLLINEAR = 100.0
-"""Condition number of the fit above which a and b are not told apart by the steps."""
+"""Condition number of the fit above which the steps do not determine a and b separately."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,31 @@ class Residual:
 
     @property
     def value(self) -> float:
-        """rho, negative where F bends downwards."""
+        """rho; negative where F is concave along the step."""
         return self.next_loss - self.loss - self.linear
 
     @property
     def resolved(self) -> bool:
-        """Whether rho stands above the rounding of three numbers of the size of F."""
+        """Whether rho exceeds the rounding error of three numbers of the size of F."""
         return abs(self.value) > ROUNDING * max(self.loss, self.next_loss, abs(self.linear))
 
 
 def residual(
     model: nn.Module, inputs: Inputs, targets: Tensor, step: Mapping[str, Tensor], *, at: HalfSumOfSquares | None = None
 ) -> Residual:
-    """rho of one step of any module, computed in float64; the module is left as it was.
+    """Compute rho of one step of any module in float64; the module is not changed.
 
     Args:
-        model: at W.
+        model: The network with the weights W.
         inputs: n samples.
         targets: y.
-        step: V by parameter name; what is missing does not move.
-        at: ``half_sum_of_squares`` at W with its gradient, if it is at hand.
+        step: V by parameter name; parameters that are missing do not move.
+        at: ``half_sum_of_squares`` at W with its gradient, if it is already computed.
 
     Raises:
-        ValueError: a name in ``step`` is no parameter of the model.
+        ValueError: A name in ``step`` is no parameter of the model.
 
-    Cost: one forward, and one forward and backward more without ``at``; the spectral norms of V.
+    Cost: one forward pass, another forward and backward pass without ``at``, and the spectral norms of V.
     """
     parameters = dict(model.named_parameters())
     unknown = sorted(set(step) - set(parameters))
@@ -77,10 +77,11 @@ def residual(
 class SemiSmoothness:
     r"""rho <= a sqrt(F) |V|_2 + b |V|_2^2 with a, b >= 0 fitted to some steps.
 
-    ``a`` and ``b`` are the least-squares fit times ``margin``, the smallest factor with which the bound holds on the steps it was
-    fitted to. Where the fit is zero, the residuals being negative on weighted average, and some residual is not, ``b`` is the
-    largest rho / |V|_2^2 and ``a`` zero. Both are zero only if no residual is positive: then the linear part alone is
-    a bound. Theorem 4 has a = O(omega^{1/3} L^2 sqrt(n m log m / d)), which comes from units that switch, and b = O(n L^2 m / d).
+    ``a`` and ``b`` are the least-squares fit times ``margin``, the smallest factor with which the bound is true on the
+    steps of the fit. If the fit is zero (the residuals are negative on weighted average) although some residual is
+    positive, ``b`` is the largest rho / |V|_2^2 and ``a`` is zero. Both are zero only if no residual is positive; then
+    the linear part alone is a bound. Theorem 4 has a = O(omega^{1/3} L^2 sqrt(n m log m / d)), which comes from units
+    that switch, and b = O(n L^2 m / d).
     """
 
     a: float
@@ -91,24 +92,25 @@ class SemiSmoothness:
 
     @property
     def told_apart(self) -> bool:
-        """Whether the steps tell a from b. Along gradient descent with one step size |V| is proportional to sqrt(F), and they do not."""
+        """Whether the steps determine a and b separately; with one step size, |V| ~ sqrt(F), they do not."""
         return self.condition <= COLLINEAR
 
     def bound(self, step: Residual) -> float:
-        """a sqrt(F) |V| + b |V|^2."""
+        """Compute a sqrt(F) |V| + b |V|^2."""
         return self.a * math.sqrt(step.loss) * step.size + self.b * step.size**2
 
     def use(self, steps: Sequence[Residual]) -> list[float]:
-        """rho / bound on each step that is resolved: 1 is where the bound is reached.
+        """Compute rho / bound for each resolved step; 1 means that the bound is attained.
 
-        Over a bound of zero a positive rho counts as infinite, one that is not as 0.
+        If the bound is zero, a positive rho counts as infinite and any other rho as 0.
         """
         return [_share(step.value, self.bound(step)) for step in steps if step.resolved]
 
     def judge(self, held_out: Sequence[Residual]) -> Criterion:
-        """Whether the fitted bound holds on steps that it was not fitted to: ``consistent`` or ``refuted``, never certified.
+        """Judge the fitted bound on steps outside the fit: ``consistent`` or ``refuted``, never ``certified``.
 
-        It is about these a and b. The theorem's own constants are unspecified, so the theorem is not judged.
+        The verdict is about the fitted a and b. The constants of the theorem are unspecified, so the theorem is not
+        judged.
         """
         used = self.use(held_out)
         largest = max(used, default=math.nan)
@@ -116,18 +118,18 @@ class SemiSmoothness:
 
 
 def fit_semi_smoothness(steps: Sequence[Residual]) -> SemiSmoothness:
-    r"""Non-negative least squares for rho / (sqrt(F) |V|) ~ a + b |V| / sqrt(F), then the factor that makes it a bound.
+    r"""Fit rho / (sqrt(F) |V|) ~ a + b |V| / sqrt(F) by non-negative least squares, and scale the fit up to a bound.
 
-    Dividing by sqrt(F) |V| gives every step the same weight, from the first to the last of a training run. To tell a
-    from b, the steps must differ in |V| / sqrt(F): take each direction at several lengths.
+    Dividing by sqrt(F) |V| gives every step the same weight, from the first to the last of a training run. The steps
+    determine a and b separately only if they differ in |V| / sqrt(F): take each direction at several lengths.
 
     Args:
-        steps: two or more with a resolved residual; others are left out.
+        steps: Two or more steps with a resolved residual; other steps are left out.
 
     Raises:
-        ValueError: fewer than two are left.
+        ValueError: Fewer than two steps are left.
     """
-    from scipy.optimize import nnls  # takes a tenth of the time of importing torch, and nothing else here needs it
+    from scipy.optimize import nnls  # a slow import that nothing else here needs
 
     kept = [step for step in steps if step.resolved and step.size > 0 and step.loss > 0]
     if len(kept) < 2:
@@ -138,9 +140,8 @@ def fit_semi_smoothness(steps: Sequence[Residual]) -> SemiSmoothness:
     columns = np.stack([np.ones_like(length), length / scale], 1)
     a, b = (float(each) for each in nnls(columns, wanted)[0])
     condition = float(np.linalg.cond(columns))
-    if (
-        a == b == 0
-    ):  # negative on weighted average: the least-squares fit is no bound where a single residual is positive
+    # Negative on weighted average: the least-squares fit is no bound if a single residual is positive.
+    if a == b == 0:
         largest = max(step.value / step.size**2 for step in kept)
         return SemiSmoothness(0.0, max(largest, 0.0), 1.0, condition, len(kept))
     margin = max(float(np.max(wanted / (columns @ np.array([a, b])))), 1.0)

@@ -1,4 +1,4 @@
-"""The data of Allen-Zhu, Li & Song 2019: their normalisation of the inputs, and how far apart inputs are."""
+"""The data of Allen-Zhu, Li & Song 2019: their normalisation of the inputs, and the distances between inputs."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from lightning_conv.theory.criterion import Criterion, at_least
 
 BLOCK = 1024
 AT_ONCE = 65_536
-"""Pairs whose distance is computed from their difference at a time."""
+"""Number of pairs whose distance is computed from their difference at once."""
 
 SOURCE = "Allen-Zhu, Li, Song 2019, Assumption 2.1"
 SOURCE_BY_LABEL = "Zou, Cao, Zhou, Gu 2020, data separation"
 
 
 def unit_inputs(inputs: Tensor) -> Tensor:
-    r"""x~ = (x / (sqrt2 |x|), 1 / sqrt2): rows of norm 1 whose last coordinate is 1/sqrt2, (n, d + 1), float64.
+    r"""Normalise inputs to x~ = (x / (sqrt2 |x|), 1 / sqrt2), (n, d + 1), float64.
 
-    The last coordinate takes the place of a bias in the first layer. Two rows become equal where one input is a positive
-    multiple of the other: |x~ - x~'| = |x/|x| - x'/|x'|| / sqrt2.
+    The rows have norm 1, and their last entry is 1/sqrt2.
+    The last entry takes the place of a bias in the first layer. Two rows become equal if one input is a positive
+    multiple of the other, since |x~ - x~'| = |x/|x| - x'/|x'|| / sqrt2.
 
     Args:
-        inputs: (n, ...); everything behind the first dimension is flattened.
+        inputs: Samples, (n, ...); all dimensions after the first are flattened.
 
     Raises:
-        ValueError: an input is zero or not finite.
+        ValueError: An input is zero or not finite.
 
     Example:
         >>> unit_inputs(torch.tensor([[3.0, 4.0]])).square().sum(1)
@@ -51,22 +52,23 @@ def unit_inputs(inputs: Tensor) -> Tensor:
 
 
 def direction_rounding(features: int) -> float:
-    """What the rounding of ``unit_inputs`` may add to a distance: it moves a row by at most gamma_{d+9}, and a distance by twice that.
+    """Bound the rounding error that ``unit_inputs`` causes in a distance.
 
-    Two inputs that are positive multiples of one another in float64 come out this far apart at most.
+    Rounding moves a row by at most gamma_{d+9}, and therefore a distance by at most twice that. Two inputs that are
+    positive multiples of one another in float64 end up at most this far apart.
 
     Args:
-        features: d, numbers in an input.
+        features: Number d of entries of an input.
     """
     return 2 * gamma(features + 9, torch.float64)
 
 
 def are_unit_inputs(inputs: Tensor, *, tolerance: float = 1e-4) -> bool:
-    """Whether the rows have norm 1 and the last coordinate 1/sqrt2, as ``unit_inputs`` gives them.
+    """Check whether all rows have norm 1 and last entry 1/sqrt2, as ``unit_inputs`` makes them.
 
     Args:
-        inputs: (n, ...).
-        tolerance: of both.
+        inputs: Samples, (n, ...).
+        tolerance: Absolute tolerance of both.
     """
     x = inputs.detach().double().flatten(1)
     off = torch.stack([torch.linalg.vector_norm(x, dim=1) - 1, x[:, -1] - 1 / math.sqrt(2)]).abs()
@@ -75,29 +77,24 @@ def are_unit_inputs(inputs: Tensor, *, tolerance: float = 1e-4) -> bool:
 
 @dataclass(frozen=True)
 class Separation:
-    """How far apart n inputs are, after ``unit_inputs``."""
+    """Distances between n inputs after ``unit_inputs``."""
 
     delta: ClosestRows  # over all pairs: |x~_i - x~_j| >= delta
     by_label: ClosestRows | None  # over pairs with different labels (Zou et al.); None without labels
-    below: dict[float, int]  # threshold -> pairs at that distance or closer
+    below: dict[float, int]  # threshold -> number of pairs at that distance or closer
 
     def criteria(self, least: float = 0.0) -> list[Criterion]:
-        """Separation over all pairs, and by label where labels were given, each against ``least``.
+        """Judge the separation of all pairs, and by label if labels were given, against ``least``.
 
-        0 asks for no two inputs that point the same way, which is what the theorem needs; ``certified`` means proven for the
-        inputs as float64 numbers.
+        With ``least`` = 0 no two inputs may have the same direction, which is what the theorem needs. ``certified``
+        means proven for the inputs as float64 numbers.
         """
         bound = max(least, sys.float_info.min)
-        found = [
-            at_least(
-                "separation", SOURCE, "|x_i - x_j| >= delta for all i != j", self.delta.distance, bound, proves=True
-            )
-        ]
+        asks = "|x_i - x_j| >= delta for all i != j"
+        found = [at_least("separation", SOURCE, asks, self.delta.distance, bound, proves=True)]
         if self.by_label is not None:
-            asks = "|x_i - x_j| >= phi where y_i != y_j"
-            found.append(
-                at_least("separation_by_label", SOURCE_BY_LABEL, asks, self.by_label.distance, bound, proves=True)
-            )
+            asks, phi = "|x_i - x_j| >= phi where y_i != y_j", self.by_label.distance
+            found.append(at_least("separation_by_label", SOURCE_BY_LABEL, asks, phi, bound, proves=True))
         return found
 
 
@@ -110,22 +107,22 @@ def separation(
     block: int = BLOCK,
     report: Report = silent,
 ) -> Separation:
-    """delta of the data, proven, with the pair that attains it, and how many pairs lie closer than some thresholds.
+    """Compute the separation delta of the data with a proven interval, its pair, and the number of close pairs.
 
-    Duplicates, and inputs that are multiples of one another, have delta = 0, and one such pair voids the hypothesis; so does
-    a delta far below 1/L for a width that is polynomial in 1/delta. The number of close pairs tells whether it is
-    one odd pair or the rule (augmented copies).
+    Duplicates and inputs that are positive multiples of one another have delta = 0. One such pair violates the
+    hypothesis. A delta far below 1/L makes the width of the theorem, which is polynomial in 1/delta, useless. The
+    number of close pairs shows whether close pairs are an exception or the rule (augmented copies).
 
     Args:
-        inputs: (n, ...), before normalisation.
-        labels: (n,), classes.
-        below: thresholds to count pairs at.
-        normalised: the inputs are ``unit_inputs`` already, and are taken as they are.
-        block: samples compared at once.
-        report: told the share of the work that is done.
+        inputs: Samples, (n, ...), before normalisation.
+        labels: Classes, (n,); None: no separation by label.
+        below: Thresholds at which pairs are counted.
+        normalised: The inputs are ``unit_inputs`` already and are used as they are.
+        block: Number of samples that are compared at once.
+        report: Called with the share of the work that is done.
 
     Raises:
-        ValueError: fewer than two inputs, one without a direction, or labels that are all the same.
+        ValueError: There are fewer than two inputs, an input is zero or not finite, or all labels are the same.
 
     Cost: at most n^2 d flops for each of delta, by_label and all thresholds together; memory O(block^2 + n d).
 
@@ -144,24 +141,24 @@ def separation(
 
 
 def pairs_within(matrix: Tensor, distances: Sequence[float], *, block: int = BLOCK) -> dict[float, int]:
-    r"""How many pairs of rows lie at each distance or closer, every pair once.
+    r"""Count the pairs of rows at each distance or closer, every pair once.
 
-    Squares come from a matrix product of the centred rows, whose error is at most gamma_{d+16} (|y_i| + |y_j|)^2; pairs that this
-    leaves in question are computed from their difference. So a pair is counted on the wrong side only if its distance agrees
-    with the threshold to a relative gamma_{d+4}, some 1e-14.
+    The squared distances come from a matrix product of the centred rows y_i, whose error is at most gamma_{d+16} (|y_i|
+    + |y_j|)^2. Pairs that this error leaves undecided are computed from their difference. A pair is therefore counted
+    on the wrong side only if its distance equals the threshold to a relative gamma_{d+4}, about 1e-14.
 
     Args:
-        matrix: (n, d), float64.
-        distances: thresholds, 0 or larger. 0 counts rows that are equal.
-        block: rows compared at once.
+        matrix: Rows, (n, d), float64.
+        distances: Thresholds, 0 or larger; 0 counts equal rows.
+        block: Number of rows that are compared at once.
 
     Raises:
-        ValueError: a threshold is negative or NaN.
+        ValueError: A threshold is negative or NaN.
 
-    Cost: n^2 d flops, memory O(block^2).
+    Cost: n^2 d flops; O(block^2) memory.
     """
     if any(not distance >= 0 for distance in distances):
-        raise ValueError(f"distances: {list(distances)}; need numbers from 0 on")
+        raise ValueError(f"distances: {list(distances)}; each must be 0 or larger")
     rows = matrix - matrix.mean(0)
     norms = torch.linalg.vector_norm(rows, dim=1)
     relative = gamma(matrix.shape[1] + 16, torch.float64)

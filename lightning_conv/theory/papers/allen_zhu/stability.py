@@ -1,4 +1,4 @@
-"""Forward stability (Allen-Zhu, Li & Song 2019, section 4 and 5): norms of hidden states, their drift, units that switch."""
+"""Forward stability (Allen-Zhu, Li & Song 2019, sections 4 and 5): hidden states and their drift, units that switch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class HiddenNorms:
     largest: float
 
     def criteria(self, *, papers_network: bool = True) -> list[Criterion]:
-        """3/4 <= |h_{i,l}| <= 5/4 at the initialisation, judged for these weights and samples.
+        """Judge 3/4 <= |h_{i,l}| <= 5/4 at the initialisation, for these weights and samples.
 
         Args:
-            papers_network: the network is ``AllenZhuNet`` on ``unit_inputs``; for another one the numbers are told and not judged.
+            papers_network: Whether the network is ``AllenZhuNet`` on ``unit_inputs``. For another network the numbers
+                are reported and not judged.
         """
         asks = ("|h_{i,l}| >= 3/4 at the start", "|h_{i,l}| <= 5/4 at the start")
         names = ("hidden_norm_min", "hidden_norm_max")
@@ -46,13 +47,13 @@ class HiddenNorms:
 
 
 def hidden_norms(states: Sequence[Tensor]) -> HiddenNorms:
-    """The smallest and largest |h_{i,l}| of hidden states, each (n, units)."""
+    """Compute the smallest and the largest |h_{i,l}| of hidden states, each (n, units)."""
     norms = torch.stack([torch.linalg.vector_norm(h.double(), dim=1) for h in states])
     return HiddenNorms(float(norms.min()), float(norms.max()))
 
 
 def drift_constant(drift: float, omega: float, *, depth: int, width: int) -> float:
-    """Drift over omega L^{5/2} sqrt(ln m): what stands for O(1) in Lemma 5.2. NaN while nothing has moved."""
+    """Compute drift / (omega L^{5/2} sqrt(ln m)), the constant O(1) of Lemma 5.2. NaN while nothing has moved."""
     if omega == 0:
         return math.nan
     return drift / (omega * math.sqrt(depth**5 * math.log(max(width, 2))))
@@ -61,24 +62,24 @@ def drift_constant(drift: float, omega: float, *, depth: int, width: int) -> flo
 def sign_change_exponent(
     omega: Sequence[float], fraction: Sequence[float], *, tolerance: float = 0.05, errors: float = 0.0
 ) -> Criterion:
-    r"""The exponent p in (share of switched units) ~ omega^p against the 2/3 of Lemma 5.2.
+    r"""Judge the exponent p of (share of switched units) ~ omega^p against the 2/3 of Lemma 5.2.
 
-    The lemma bounds the share from above by O(omega^{2/3} L) for every W' with |W'|_2 <= omega, so that as omega falls the share may
-    fall faster: it asks p >= 2/3. The exponent 2/3 itself is that of the worst direction (``worst_step``); a step that spreads
-    evenly over the units switches about omega of them, p = 1.
+    The lemma bounds the share from above by O(omega^{2/3} L) for every perturbation W' with |W'|_2 <= omega. As omega
+    falls, the share may fall faster, so the lemma asks for p >= 2/3. The exponent 2/3 is that of the worst direction
+    (``worst_step``). A step that is spread evenly over the units switches a share of about omega, p = 1.
 
     Args:
-        omega: max_l |W_l - W_l(0)|_2, at several moments or widths.
-        fraction: share of units that switched.
-        tolerance: that the fit may lie below 2/3.
-        errors: standard errors of the fit that the exponent gets to either side. They are those of points that scatter independently about
-            the line; the moments of one run do not.
+        omega: max_l |W_l - W_l(0)|_2, at several times or widths.
+        fraction: Share of the units that have switched.
+        tolerance: Amount by which the fit may lie below 2/3.
+        errors: Half-width of the interval of the exponent, in standard errors of the fit. The standard error assumes
+            points that scatter independently about the line, which the points of one run do not.
 
     Raises:
-        ValueError: fewer than two different omega with switched units.
+        ValueError: There are fewer than two different omega with switched units.
     """
     law = power_law(omega, fraction)
-    # Two points have no error that could be told.
+    # Two points determine the line and leave no error to estimate.
     width = errors * (math.inf if math.isnan(law.error) else law.error) if errors else 0.0
     exponent = Bounded(
         law.exponent, law.exponent - width, law.exponent + width, certified=False, method="least squares of logarithms"
@@ -88,17 +89,18 @@ def sign_change_exponent(
 
 
 def worst_step(weight: Tensor, state: Tensor, switched: int) -> Tensor:
-    r"""The step V of W with the smallest |V|_2 that takes ``switched`` units of one sample to zero.
+    r"""Find the step V of W with the smallest |V|_2 that takes ``switched`` units of one sample to zero.
 
-    For h = h_{l-1} and g = W h, V = -g_K h^T / |h|^2 with g_K the entries of g that are closest to zero: after W + V they are zero, and
-    any smaller multiple leaves their signs, any larger one turns them. |V|_2 = |V h| / |h| is the least that does it.
-    With g_k spread like N(0, 2 |h|^2 / m) the K smallest have |g_K|^2 of about (pi/3) |h|^2 (K/m)^3 (once K is small against m), so
-    K = m omega^{2/3} (3/pi)^{1/3}: the exponent of Lemma 5.2 is attained.
+    For h = h_{l-1} and g = W h it is V = -g_K h^T / |h|^2, where g_K are the K entries of g closest to zero. They
+    vanish for W + V; any smaller multiple of V leaves their signs and any larger one flips them. No step with a smaller
+    norm than |V|_2 = |g_K| / |h| does this. For entries distributed as N(0, 2 |h|^2 / m), the K smallest have |g_K|^2
+    of about (pi/3) |h|^2 (K/m)^3 for K << m, so K = m omega^{2/3} (3/pi)^{1/3} with omega = |V|_2: the exponent of
+    Lemma 5.2 is attained.
 
     Args:
         weight: W, (m, k).
         state: h, (k,).
-        switched: K.
+        switched: Number K of units.
 
     Raises:
         ValueError: K is not between 1 and m, or h is zero.
@@ -107,7 +109,7 @@ def worst_step(weight: Tensor, state: Tensor, switched: int) -> Tensor:
         raise ValueError(f"switched: {switched}; need 1 to {len(weight)} units")
     square = float(state.double().square().sum())
     if square == 0:
-        raise ValueError("state: is zero, so no step of the weight reaches the units")
+        raise ValueError("state: all entries are zero, so that no step of the weight changes the units")
     g = weight @ state
     chosen = g.abs().argsort()[:switched]
     step = torch.zeros_like(weight)
@@ -116,12 +118,12 @@ def worst_step(weight: Tensor, state: Tensor, switched: int) -> Tensor:
 
 
 def worst_size(preactivations: Tensor, state_norm: float, switched: int) -> float:
-    """|V|_2 of ``worst_step``, without forming it: |g_K| / |h|.
+    """Compute |V|_2 = |g_K| / |h| of ``worst_step`` without forming the step.
 
     Args:
         preactivations: g = W h, (m,).
         state_norm: |h|.
-        switched: K.
+        switched: Number K of units.
     """
     closest = preactivations.double().abs().sort().values[:switched]
     return float(closest.norm()) / state_norm

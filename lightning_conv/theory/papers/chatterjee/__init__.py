@@ -1,8 +1,9 @@
-"""Chatterjee, Convergence of gradient descent for deep neural networks (2203.16462): a local criterion, in numbers.
+"""Chatterjee, Convergence of gradient descent for deep neural networks (2203.16462): a local criterion, evaluated.
 
-A non-negative f, a start x_0 and a radius r satisfy it if 4 f(x_0) < r^2 alpha(x_0, r), with alpha the infimum of |grad
-f|^2 / f over the ball. ``ratio`` has the inequalities, ``sampling`` what can refute them, ``certificate`` what can
-prove them, ``positive`` the initialisation that makes the proof succeed, ``path`` what a run says.
+A non-negative function f, a start x_0 and a radius r satisfy the criterion if 4 f(x_0) < r^2 alpha(x_0, r), where alpha
+is the infimum of |grad f|^2 / f over the ball B(x_0, r). The module ``ratio`` has the inequalities, ``sampling`` can
+refute them, ``certificate`` can prove them, ``positive`` has the initialisation for which the proof succeeds, ``path``
+judges a run of full-batch gradient descent, and ``descent`` a run that is observed at some of its steps.
 """
 
 from lightning_conv.theory.papers.chatterjee.certificate import (

@@ -1,4 +1,4 @@
-"""Lower bounds of alpha with a proof, for smooth networks with one output, and a step size that they certify."""
+"""Proven lower bounds of alpha for smooth networks with one output, and the step size that they certify."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LIPSCHITZ = "sigma_min(J) at the centre less the Lipschitz constant of J times r
 class DescentCertificate:
     """What is proven about gradient descent on f = (1/n) sum (u_i - y_i)^2 from the network's present weights.
 
-    With ``holds``: descent with any constant step up to ``step`` stays within ``radius``, obeys f_k <= (1 - delta)^k
-    f_0 with delta = (1 - eps) alpha h, and converges to zero loss.
+    If ``holds`` is true, descent with any constant step h up to ``step`` stays within ``radius``, obeys f_k <= (1 -
+    delta)^k f_0 with delta = (1 - eps) alpha h, and converges to zero loss.
     """
 
     radius: float
     value: Bounded  # f(x_0)
     alpha: Bounded  # lower: proven on the ball
-    smoothness: float  # proven upper bound of |Hess f|_2 where the path can be: in the ball, at losses up to f(x_0)
+    smoothness: float  # proven upper bound of |Hess f|_2 on the points of the ball with a loss up to f(x_0)
     epsilon: float
     step: float  # 2 eps / smoothness, rounded down
     criterion: Criterion
@@ -44,29 +44,30 @@ class DescentCertificate:
 
     @property
     def score(self) -> float:
-        """(1 - eps)^2 r^2 alpha / (4 f_0), proven; above 1 the certificate holds."""
+        """Proven lower bound of (1 - eps)^2 r^2 alpha / (4 f_0); above 1 the criterion is proven."""
         return self.criterion.measured
 
     @property
     def rate(self) -> float:
-        """Share of the loss that a step of size ``step`` certainly takes away: (1 - eps) alpha h."""
+        """(1 - eps) alpha h, the share of the loss that a step of size ``step`` certainly removes."""
         return below(below((1 - self.epsilon) * self.alpha.lower * self.step))
 
     @property
     def length(self) -> float:
-        """No path is longer: 2 sqrt(f_0 / alpha) / (1 - eps)."""
+        """2 sqrt(f_0 / alpha) / (1 - eps), an upper bound of the path length."""
         return above(least_radius(self.value.upper, self.alpha.lower, epsilon=self.epsilon))
 
 
 def affine_independence(inputs: Tensor, *, bias: bool = True) -> RankCertificate:
-    """Whether the n inputs are proven to be affinely (without ``bias``: linearly) independent: rank [X, 1] = n, which needs n <= d + 1.
+    """Certify that n inputs are affinely (without ``bias``: linearly) independent, rank [X, 1] = n.
 
-    It is the expressivity condition of the input layer; ``sigma_min.lower`` squared bounds lambda_min([X, 1][X, 1]^T)
-    from below.
+    This needs n <= d + 1.
+    This is the expressivity condition of the input layer. The square of ``sigma_min.lower`` bounds lambda_min([X, 1][X,
+    1]^T) from below.
 
     Args:
-        inputs: (n, ...), flattened to (n, d), taken as the numbers they are.
-        bias: whether the first layer's bias is trained.
+        inputs: Samples, (n, ...), flattened to (n, d) and taken as exact numbers.
+        bias: Whether the first layer's bias is trained.
 
     Cost: a singular value decomposition of n x (d + 1).
 
@@ -85,36 +86,39 @@ def certify_alpha(
     data: RankCertificate | None = None,
     sigma_min: Bounded | None = None,
 ) -> Bounded:
-    r"""A proven lower bound of alpha(x_0, r) for f = (1/n) sum (u_i - y_i)^2, the larger of two; for L = k f multiply by k.
+    r"""Prove a lower bound of alpha(x_0, r) for f = (1/n) sum (u_i - y_i)^2: the larger of two bounds.
 
-    *Positive weights.* With X~ = [X, 1] (X alone without a trained first bias), e = u - y, c_ij = du_i / dz_1j and weights that are
-    non-negative from layer 3 on:
+    For a loss k f, multiply the bound by k.
+
+    *Positive weights.* Let X~ = [X, 1] (X alone if the first bias is not trained), e = u - y, c_ij = du_i / dz_1j, and
+    let the weights be non-negative from layer 3 on. Then
 
     .. math:: \frac{\partial f}{\partial \tilde W_{1,j}} = \frac2n \sum_i e_i c_{ij} \tilde x_i, \qquad
         |\nabla f|^2 \ge \frac{4}{n^2} \sum_j (c_j \circ e)^T \tilde X \tilde X^T (c_j \circ e)
         \ge \frac4n \lambda_{\min}(\tilde X \tilde X^T) \min_i \sum_j c_{ij}^2 \; f .
 
-    ``ball_bounds`` gives the last factor everywhere in the ball, whatever the targets are.
+    ``ball_bounds`` bounds the last factor everywhere in the ball, for any targets.
 
-    *Lipschitz Jacobian.* For any signs, J = du/dtheta moves by at most L |theta - theta_0| in the ball, L = sqrt(n) max_i |Hess u_i|
-    of ``ball_bounds``, so by Weyl's inequality sigma_min(J) >= sigma_min(J_0) - L r, and
+    *Lipschitz Jacobian.* For any signs, J = du/dtheta moves by at most L |theta - theta_0| in the ball, L = sqrt(n)
+    max_i |Hess u_i| of ``ball_bounds``, so by Weyl's inequality sigma_min(J) >= sigma_min(J_0) - L r, and
 
     .. math:: |\nabla f|^2 = \frac{4}{n^2} |J^T e|^2 \ge \frac4n (\sigma_{\min}(J_0) - L r)_+^2 \; f .
 
     [both derived]
 
     Args:
-        model: see ``read_mlp``; the centre of the ball.
-        inputs: (n, d).
+        model: The network with the weights x_0; see ``read_mlp``.
+        inputs: Samples, (n, d).
         radius: r.
-        data: ``affine_independence`` of the inputs, if it is there already.
-        sigma_min: ``jacobian_sigma_min``, if it is there already.
+        data: ``affine_independence`` of the inputs, if it is already computed.
+        sigma_min: ``jacobian_sigma_min``, if it is already computed.
 
     Returns:
-        An interval from the proven bound to infinity; ``method`` says which of the two it is, ``reason`` why a bound is 0.
+        An interval from the proven bound to infinity. ``method`` says which of the two bounds it is, ``reason`` why a
+        bound is 0.
 
     Raises:
-        ValueError: a network of another kind or without trained weights, or inputs that do not fit it.
+        ValueError: The network is of another kind or has no trained weights, or the inputs do not match it.
     """
     mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
     _require_trained(mlp)
@@ -132,33 +136,34 @@ def certify_descent(
     epsilon: float = 0.5,
     data: RankCertificate | None = None,
 ) -> DescentCertificate:
-    r"""Prove, before the first step, that gradient descent on f = (1/n) sum (u_i - y_i)^2 reaches zero loss, and with which step.
+    r"""Prove before the first step that gradient descent on f = (1/n) sum (u_i - y_i)^2 reaches zero loss.
 
     Let 4 f_0 < (1 - eps)^2 r^2 alpha with alpha as in ``certify_alpha``, and let |Hess f| <= M at all points of B(x_0,
     r) with f <= f_0. Then descent with h <= 2 eps / M obeys f_{k+1} <= f_k - (1 - eps) h |grad f_k|^2, stays in the
-    ball and converges at the rate (1 - eps) alpha h. Proof: walk along a step, x(t) = x_k - t grad f_k. As long as x(t)
-    is in the ball with f <= f_0, Taylor gives f(x(t)) <= f_k - t (1 - t M / 2) |grad f_k|^2 <= f_k - (1 - eps) t |grad
-    f_k|^2, so f falls, and ``length_bound`` keeps the path so far strictly shorter than 2 sqrt(f_0 / alpha) / (1 - eps)
-    < r. Hence the walk cannot leave that set before t = h. [derived; the paper bounds the Hessian on B(x_0, 2r)
-    instead, and the step by r / sup |grad f| too]
+    ball and converges at the rate (1 - eps) alpha h. Proof: follow a step, x(t) = x_k - t grad f_k. As long as x(t) is
+    in the ball with f <= f_0, Taylor's theorem gives f(x(t)) <= f_k - t (1 - t M / 2) |grad f_k|^2 <= f_k - (1 - eps) t
+    |grad f_k|^2. So f decreases, and by ``length_bound`` the path so far is strictly shorter than 2 sqrt(f_0 / alpha) /
+    (1 - eps) < r. Hence x(t) cannot leave this set before t = h. [derived; the paper bounds the Hessian on B(x_0, 2r)
+    instead, and bounds the step by r / sup |grad f| as well]
 
-    M comes from the residual: |e| <= sqrt(n f_0) there, so with ``ball_bounds``
+    M comes from the residual: |e| <= sqrt(n f_0) on this set, so with ``ball_bounds``
 
     .. math:: |\nabla^2 f| = \frac2n \Bigl| J^T J + \sum_i e_i \nabla^2 u_i \Bigr| \le \frac2n |J|^2 + 2 \sqrt{f_0} \,
     \max_i |\nabla^2 u_i| .
 
     Args:
-        model: as in ``certify_alpha``.
-        inputs: (n, d).
+        model: See ``certify_alpha``.
+        inputs: Samples, (n, d).
         targets: y, n numbers.
-        radius: r; None: the one with the fastest certified rate, or if there is none with the largest score.
-        epsilon: between 0 and 1: half is the best for the rate, less is easier to certify.
-        data: as in ``certify_alpha``.
+        radius: r; None: the radius with the fastest certified rate, or, if none is certified, with the largest score.
+        epsilon: Between 0 and 1; one half gives the best rate, a smaller number is easier to certify.
+        data: See ``certify_alpha``.
 
     Raises:
-        ValueError: as in ``certify_alpha``; other numbers of targets, or ``epsilon`` outside (0, 1).
+        ValueError: See ``certify_alpha``; or the number of targets is not n, or ``epsilon`` lies outside (0, 1).
 
-    Cost: a forward and a backward pass, the singular values of the inputs, and small eigenvalue problems for about a hundred radii.
+    Cost: one forward and one backward pass, the singular values of the inputs, and small eigenvalue problems for about
+    a hundred radii.
     """
     mlp = model if isinstance(model, SmoothMLP) else read_mlp(model)
     if not 0 < epsilon < 1:
@@ -177,7 +182,7 @@ def certify_descent(
 
 @dataclass(frozen=True)
 class _Start:
-    """What does not depend on the radius."""
+    """The quantities that do not depend on the radius."""
 
     mlp: SmoothMLP
     inputs: Tensor
@@ -188,16 +193,18 @@ class _Start:
 
 def _require_trained(mlp: SmoothMLP) -> None:
     if not any(layer.weight_trained or layer.bias_trained for layer in mlp.layers):
-        raise ValueError("model: all of its layers are frozen, so that there is no gradient; train one or more")
+        raise ValueError(
+            "model: all of its layers are frozen, so that there is no gradient; set requires_grad on at least one"
+        )
 
 
 def _best(found: list[DescentCertificate]) -> DescentCertificate:
-    """The fastest of those that hold; if none does, the one with the largest score."""
+    """Return the certificate with the fastest proven rate; if none is proven, the one with the largest score."""
     return max(found, key=lambda each: (each.holds, each.rate if each.holds else each.score))
 
 
 def _alpha(mlp: SmoothMLP, bounds: BallBounds, samples: int, data: RankCertificate, sigma_min: Bounded) -> Bounded:
-    """The larger of the two bounds."""
+    """Compute the larger of the two bounds."""
     smallest = below(data.sigma_min.lower**2) if data.verdict == "certified" and data.sigma_min is not None else 0.0
     why = bounds.reason if smallest > 0 else f"the inputs are not proven independent: {data.reason}"
     if not mlp.first.weight_trained:
@@ -223,21 +230,19 @@ def _certificate(start: _Start, radius: float, epsilon: float) -> DescentCertifi
 
 
 def _judge(value: Bounded, alpha: Bounded, radius: float, epsilon: float) -> Criterion:
-    """The bound of alpha is one from below: it proves the criterion or leaves it open."""
+    """Judge the criterion by a lower bound of alpha, which can prove it and cannot refute it."""
     score = below(below(criterion_score(value.upper, alpha.lower, radius, epsilon=epsilon)))
     asks = f"{'(1 - eps)^2 ' if epsilon else ''}r^2 alpha(x_0, r) / (4 f(x_0)) > 1 for some r"
     verdict: Verdict = "certified" if score > 1 else "undecided"
     reason = f"at r = {radius:.4g} the score is at least {score:.4g}"
     if verdict == "undecided":
-        reason += ", which leaves it open: the proven alpha is a lower bound" + (
-            f"; {alpha.reason}" if alpha.reason else ""
-        )
+        reason += f", which decides nothing: the proven alpha is a lower bound{alpha.reason and f'; {alpha.reason}'}"
     name = "criterion_score_descent" if epsilon else "criterion_score"
     return Criterion(name, SOURCE, asks, score, 1.0, verdict, reason)
 
 
 def _loss(mlp: SmoothMLP, inputs: Tensor, targets: Tensor) -> Bounded:
-    """F at the centre, the rounding of the forward bounded."""
+    """Compute f at the centre with a bound of the rounding of the forward pass."""
     residual, error = residual_with_error(mlp, inputs, targets)
     value = float(residual.square().mean())
     upper = above(float((residual + error).square().mean()))

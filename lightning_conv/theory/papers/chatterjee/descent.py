@@ -1,4 +1,4 @@
-"""What Chatterjee's criterion implies for gradient descent, checked against a run that is observed at some of its steps."""
+"""The consequences of Chatterjee's criterion for gradient descent, judged in a run that is observed at some steps."""
 
 from __future__ import annotations
 
@@ -14,57 +14,47 @@ CHATTERJEE = "Chatterjee 2022 (2203.16462)"
 
 
 def descent_criteria(history: Sequence[Observation], *, epsilon: float = 0.5) -> list[Criterion]:
-    """The consequences of Chatterjee's criterion for gradient descent, held against what was seen.
+    """Judge what Chatterjee's criterion implies for gradient descent: efficiency, linear rate, path length.
 
-    The last two are judged at the step, of those measured, where they come nearest to failing or fail most.
+    The rate and the length are judged at the measured step that comes closest to a violation, or violates them most.
 
-    The infimum over the steps measured is an upper bound of that over all steps; unless every step was measured, a rate or a length that
-    fails against it is ``undecided``. That the criterion itself holds, 4 f_0 < r^2 alpha(w_0, r) for some r, no observation can show:
-    alpha is an infimum over a ball.
+    The infimum of |grad f|^2 / f over the measured steps is an upper bound of that over all steps. Unless every step
+    was measured, a rate or a length that violates a bound made from it is therefore ``undecided``. No observation can
+    show that the criterion itself, 4 f_0 < r^2 alpha(w_0, r) for some r, is true, because alpha is an infimum over a
+    ball.
 
     Args:
-        history: observations from the first step on, in order.
-        epsilon: of the theorem, in (0, 1): the share of the descent that a step may lose to curvature.
+        history: Observations from the first step on, in order.
+        epsilon: The share of the descent that a step may lose to curvature, in (0, 1).
 
     Raises:
         ValueError: epsilon is out of range.
     """
     if not 0 < epsilon < 1:
-        raise ValueError(f"epsilon: {epsilon}; need a share in (0, 1)")
+        raise ValueError(f"epsilon: {epsilon}; pass a share in (0, 1)")
     efficiency = min((e for seen in history if not math.isnan(e := seen.efficiency)), default=math.nan)
     infimum = infimum_of_ratios(history)
     shrunk, rate = _slowest(history, infimum, epsilon)
     length, bound = _longest(history, infimum, epsilon)
-    found = [
-        at_least(
-            "descent_efficiency", f"{CHATTERJEE}, Theorem on gradient descent",
-            f"(f_t - f_{{t+1}}) / (h |grad f_t|^2) >= 1 - eps, eps = {epsilon:g}", efficiency, 1 - epsilon,
-        ),
-        at_least(
-            "linear_rate", f"{CHATTERJEE}, Theorem on gradient descent",
-            "mean decrease of log f a step, from the start to any step >= -log(1 - (1 - eps) h inf a), inf over the steps measured",
-            shrunk, rate,
-        ),
-        at_most(
-            "path_length", f"{CHATTERJEE}, Theorem on gradient descent",
-            "sum h |grad f| <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt inf a) at every t, inf over the steps measured", length, bound,
-        ),
-    ]  # fmt: skip
+    source, measured = f"{CHATTERJEE}, Theorem on gradient descent", "inf over the steps measured"
+    decrease = f"(f_t - f_{{t+1}}) / (h |grad f_t|^2) >= 1 - eps, eps = {epsilon:g}"
+    slope = "mean decrease of log f a step, from the start to any step >= -log(1 - (1 - eps) h inf a)"
+    path = "sum h |grad f| <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt inf a) at every t"
+    first = at_least("descent_efficiency", source, decrease, efficiency, 1 - epsilon)
+    later = (
+        at_least("linear_rate", source, f"{slope}, {measured}", shrunk, rate),
+        at_most("path_length", source, f"{path}, {measured}", length, bound),
+    )
     if every_step(history):
-        return found
-    # Between the steps measured the ratio may be smaller, and with it what the last two ask for.
+        return [first, *later]
+    # Between the measured steps the ratio may be smaller, and with it the bounds of the last two.
     why = "; not every step was measured, and the infimum over all of them may be smaller"
-    return [
-        found[0],
-        *(
-            replace(each, verdict="undecided", reason=each.reason + why) if each.verdict == "refuted" else each
-            for each in found[1:]
-        ),
-    ]
+    open_ = (replace(each, verdict="undecided", reason=each.reason + why) for each in later)
+    return [first, *(new if old.verdict == "refuted" else old for old, new in zip(later, open_, strict=True))]
 
 
 def _slowest(history: Sequence[Observation], infimum: float, epsilon: float) -> tuple[float, float]:
-    """The smallest mean decrease of log f from the start to a later step, and the rate that the theorem promises."""
+    """Find the smallest mean decrease of log f from the start to a later step, and the rate of the theorem."""
     steps = [seen.step_size for seen in history if not math.isnan(seen.step_size)]
     if not (steps and 0 < infimum < math.inf and history[0].loss > 0):
         return math.nan, math.nan
@@ -82,7 +72,7 @@ def _slowest(history: Sequence[Observation], infimum: float, epsilon: float) -> 
 
 
 def _longest(history: Sequence[Observation], infimum: float, epsilon: float) -> tuple[float, float]:
-    """Path length and its bound at the step where their quotient is largest; at the start both are 0."""
+    """Find the path length and its bound at the step where their quotient is largest; at the start both are 0."""
     if not (history and 0 < infimum < math.inf):
         return math.nan, math.nan
     first, worst, largest = history[0], (math.nan, math.nan), -math.inf
@@ -102,5 +92,5 @@ def _longest(history: Sequence[Observation], infimum: float, epsilon: float) -> 
 
 
 def _clear(first: Observation, seen: Observation) -> bool:
-    """Whether the loss has changed by far more than its rounding since the start."""
+    """Return whether the loss has changed by far more than its rounding error since the start."""
     return abs(first.loss - seen.loss) > 100 * seen.noise * first.loss

@@ -1,4 +1,4 @@
-"""What a run of gradient descent says about the criterion: ``judge_path``."""
+"""What a run of full-batch gradient descent, known at every step, says about the criterion: ``judge_path``."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ ROUNDING = 1e-9
 def judge_path(
     path: Descent, *, radius: float | None = None, epsilon: float = 0.5, certificate: DescentCertificate | None = None
 ) -> list[Criterion]:
-    """Hold a run of full-batch gradient descent against the criterion and its consequences.
+    """Judge the criterion and its consequences along a run of full-batch gradient descent.
 
-    Without a certificate every inequality is measured along the path alone: it can fail, never prove anything about the
-    ball. The radius of the path itself is no candidate for r: the path is shorter than 2 sqrt(f_0 / a), so the
-    criterion always fails there.
+    Without a certificate every inequality is measured along the path alone, which can refute it but proves nothing
+    about the ball. The radius of the path itself is no candidate for r: the path is shorter than 2 sqrt(f_0 / a), so
+    the criterion is always false there.
 
     Args:
-        path: of f, any scale; with a certificate of f = (1/n) sum (u - y)^2.
-        radius: r of a ball that is claimed to satisfy the criterion; None: the certificate's, or none.
-        epsilon: the share of the descent that may be lost to curvature; with a certificate its own.
-        certificate: of the network that the path starts from. Adds what it promises.
+        path: The run, on f of any scale; with a certificate on f = (1/n) sum (u - y)^2.
+        radius: Radius r of a ball that is claimed to satisfy the criterion; None: that of the certificate, if there is
+            one.
+        epsilon: Share of the descent that may be lost to curvature; a certificate brings its own.
+        certificate: Certificate of the network at the start of the path; its promises are judged too.
 
     Returns:
-        - ``criterion_score_path``, with a radius: (1 - eps)^2 r^2 a / (4 f_0) with a the smallest ratio on the path:
-          below 1 the criterion is refuted at r, since alpha is at most a as long as the path is in the ball
-        - ``descent_efficiency``: smallest e_t against 1 - eps
-        - ``path_length``: largest path length over its bound by the smallest ratio and the smallest efficiency; undecided where
-          some step did not lower f, which leaves no bound
+        - ``criterion_score_path``, with a radius: (1 - eps)^2 r^2 a / (4 f_0), with a the smallest ratio on the part of
+          the path that lies in the ball. Below 1 the criterion is refuted at r, since alpha is at most a.
+        - ``descent_efficiency``: the smallest efficiency e_t against 1 - eps.
+        - ``path_length``: the largest quotient of the path length and its bound by the smallest ratio and the smallest
+          efficiency. It is ``undecided`` if a step did not lower f, because then there is no bound.
         - ``certified_loss``, ``certified_distance``, ``certified_length``, ``certified_ratio``: with a certificate, for
-          its step or a smaller one
+          its step or a smaller one.
+
+    Raises:
+        ValueError: A step is larger than that of the certificate.
     """
     epsilon = certificate.epsilon if certificate else epsilon
     radius = certificate.radius if certificate else radius
@@ -60,7 +64,7 @@ def judge_path(
 
 
 def _path_length(path: Descent, value: float, lost: float) -> Criterion:
-    """The telescoped bound of the length, with the smallest efficiency 1 - ``lost`` and the smallest ratio so far in it."""
+    """Judge the length by the telescoped bound, with the smallest ratio and the smallest efficiency, 1 - ``lost``."""
     source, asks = f"{SOURCE}, telescoped", "path length <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps_t) sqrt a_t)"
     pairs = zip(path.losses.tolist(), path.running_infimum.tolist(), strict=True)
     bounds = path.losses.new_tensor([length_bound(value, now, ratio, epsilon=lost) for now, ratio in pairs])[1:]
@@ -76,15 +80,15 @@ def _path_length(path: Descent, value: float, lost: float) -> Criterion:
 def _promises(path: Descent, certificate: DescentCertificate) -> list[Criterion]:
     most = float(path.steps.max())
     if most > certificate.step:
-        raise ValueError(f"path: steps up to {most:.4g}; the certificate is about steps up to {certificate.step:.4g}")
+        raise ValueError(f"path: steps up to {most:.4g}; the certificate covers steps up to {certificate.step:.4g}")
     lost = torch.log1p(-(1 - certificate.epsilon) * certificate.alpha.lower * path.steps).cumsum(0)
     above = (path.losses[1:] / path.losses[0]).log() - lost  # at most 0
+    loss, length = float(above.exp().max()), float(path.lengths[-1])
+    farthest, least = float(path.distances.max()), float(path.ratios.min())
+    longest = "path length <= 2 sqrt(f_0 / alpha) / (1 - eps)"
     return [
-        at_most("certified_loss", SOURCE, "f_k <= (1 - delta)^k f_0 at every step", float(above.exp().max()), 1 + ROUNDING),
-        at_most("certified_distance", SOURCE, "|x_k - x_0| <= r at every step", float(path.distances.max()), certificate.radius),
-        at_most(
-            "certified_length", SOURCE, "path length <= 2 sqrt(f_0 / alpha) / (1 - eps)",
-            float(path.lengths[-1]), certificate.length,
-        ),
-        at_least("certified_ratio", SOURCE, "|grad f|^2 / f >= alpha on the path", float(path.ratios.min()), certificate.alpha.lower),
-    ]  # fmt: skip
+        at_most("certified_loss", SOURCE, "f_k <= (1 - delta)^k f_0 at every step", loss, 1 + ROUNDING),
+        at_most("certified_distance", SOURCE, "|x_k - x_0| <= r at every step", farthest, certificate.radius),
+        at_most("certified_length", SOURCE, longest, length, certificate.length),
+        at_least("certified_ratio", SOURCE, "|grad f|^2 / f >= alpha on the path", least, certificate.alpha.lower),
+    ]

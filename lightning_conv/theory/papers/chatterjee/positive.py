@@ -1,4 +1,4 @@
-"""The positive initialisation, and how large its output weights must be for the proof to go through."""
+"""The positive initialisation, and the size of its output weights from which on the proof succeeds."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from lightning_conv.theory.papers.chatterjee.ratio import SOURCE
 from lightning_conv.theory.tools.smooth_mlp import SmoothMLP, linear_chain, read_mlp
 
 LARGEST_WEIGHT = 1e12
-"""Where the search for an output weight gives up."""
+"""Largest output weight that the search tries."""
 
 
 @torch.no_grad()
 def positive_init_(model: nn.Module, *, A: float, kappa: float = 1.0, spread: float = 0.5, seed: int = 0) -> None:
     """Set the weights to Chatterjee's positive initialisation, in place.
 
-    W_1 = 0, all biases 0, the entries of W_2..W_{L-1} uniform in [kappa, (1 + spread) kappa], those of W_L in [A, (1 +
-    spread) A]. With activations s(0) = 0 the network is zero then, whatever A is, so f(x_0) = mean y^2 stays while
-    alpha grows as A^2. Equal weights (``spread`` 0) would make all units of a layer equal for ever.
+    W_1 = 0 and all biases are 0. The entries of W_2..W_{L-1} are uniform in [kappa, (1 + spread) kappa], those of W_L
+    in [A, (1 + spread) A]. For activations with s(0) = 0 the network is then zero for every A, so f(x_0) = mean y^2
+    does not change while alpha grows as A^2. Equal weights (``spread`` 0) would keep all units of a layer equal for
+    ever.
 
     Args:
-        model: see ``read_mlp``.
-        A: least output weight; ``smallest_output_weight`` gives the one from which on descent is proven on given data.
-        kappa: least hidden weight.
-        spread: relative width of the intervals.
-        seed: of the weights; the global random numbers are not consumed.
+        model: See ``read_mlp``.
+        A: Least output weight; ``smallest_output_weight`` finds the one from which on descent is proven on given data.
+        kappa: Least hidden weight.
+        spread: Relative width of the intervals.
+        seed: Seed of the weights; the global random state is not used.
 
     Raises:
-        ValueError: a model of another kind, or numbers that are not positive.
+        ValueError: The model is of another kind, ``A`` or ``kappa`` is not positive, or ``spread`` is negative.
 
     Source: Chatterjee 2203.16462 (zero first layer, positive hidden weights, large output weights).
     """
@@ -50,20 +51,21 @@ def positive_init_(model: nn.Module, *, A: float, kappa: float = 1.0, spread: fl
 
 
 def judge_positive_start(model: nn.Module | SmoothMLP) -> Criterion:
-    """Whether the present weights are Chatterjee's positive initialisation: what the theorem on feedforward networks starts from.
+    """Judge whether the present weights are Chatterjee's positive initialisation.
 
-    W_1 = 0, all biases 0, the entries of W_2..W_L positive, s(0) = 0; s' > 0 holds for every activation of ``read_mlp``. How large the
-    entries of W_L must be depends on the data: that is what ``certify_descent`` answers.
+    The theorem on feedforward networks asks for W_1 = 0, zero biases, positive entries of W_2..W_L and s(0) = 0; s' > 0
+    is true of every activation of ``read_mlp``. How large the entries of W_L must be depends on the data;
+    ``certify_descent`` decides it.
 
     Args:
-        model: see ``read_mlp``.
+        model: See ``read_mlp``.
 
     Returns:
-        ``certified``: so it is, exactly. ``not applicable``: another start, about which this theorem says nothing. Measured is the
-        least entry of W_2..W_L.
+        ``certified`` if the weights are exactly so. ``not applicable`` for another start, which this theorem does not
+        cover. ``measured`` is the least entry of W_2..W_L.
 
     Raises:
-        ValueError: a network of another kind.
+        ValueError: The network is of another kind.
 
     Source: Chatterjee 2203.16462.
     """
@@ -71,18 +73,18 @@ def judge_positive_start(model: nn.Module | SmoothMLP) -> Criterion:
     least = min(float(layer.weight.min()) for layer in mlp.layers[1:])
     broken = []
     if (first := float(mlp.first.weight.abs().max())) > 0:
-        broken.append(f"W_1 is not 0 but has entries up to {first:.4g}")
+        broken.append(f"W_1 has entries up to {first:.4g} and must be 0")
     if (bias := max(float(layer.bias.abs().max()) for layer in mlp.layers)) > 0:
-        broken.append(f"biases are not 0 but up to {bias:.4g}")
+        broken.append(f"biases are up to {bias:.4g} and must be 0")
     if not least > 0:
-        broken.append(f"a weight behind the first layer is {least:.4g}, not positive")
+        broken.append(f"a weight after the first layer is {least:.4g} and must be positive")
     if any(s.at_zero != 0 for s in mlp.activations):
         broken.append("an activation has s(0) != 0")
     asks = "W_1 = 0, b = 0, W_2..W_L > 0, s(0) = 0, s' > 0 at the start"
     if broken:
         return not_applicable("positive_start", SOURCE, asks, "another start: " + "; ".join(broken), least)
     output = float(mlp.last.weight.min())
-    reason = f"so it is; the least output weight A is {output:.4g}"
+    reason = f"it is exactly the positive initialisation; the least output weight A is {output:.4g}"
     return Criterion("positive_start", SOURCE, asks, least, 0.0, "certified", reason)
 
 
@@ -97,23 +99,23 @@ def smallest_output_weight(
     seed: int = 0,
     tolerance: float = 0.01,
 ) -> float:
-    """The smallest A, to a relative ``tolerance``, for which ``certify_descent`` holds after ``positive_init_``.
+    """Find the smallest A, up to ``tolerance``, for which ``certify_descent`` succeeds after ``positive_init_``.
 
-    The score is proportional to A^2 for large A (W_L alone changes), so doubling finds one that holds and bisection the
-    smallest.
+    For large A the score is proportional to A^2 (only W_L changes), so doubling finds an A that is large enough and
+    bisection the smallest one.
 
     Args:
-        model: its architecture; it stays as it is.
-        inputs: (n, d), affinely independent.
+        model: The architecture; the model is not changed.
+        inputs: Samples, (n, d), affinely independent.
         targets: y, n numbers.
-        epsilon: see ``certify_descent``.
-        kappa: see ``positive_init_``.
-        spread: see ``positive_init_``.
-        seed: see ``positive_init_``.
-        tolerance: relative.
+        epsilon: See ``certify_descent``.
+        kappa: See ``positive_init_``.
+        spread: See ``positive_init_``.
+        seed: See ``positive_init_``.
+        tolerance: Relative tolerance of A.
 
     Raises:
-        ValueError: activations with s(0) != 0, inputs that are not proven independent, or no A up to 1e12.
+        ValueError: An activation has s(0) != 0, the inputs are not proven independent, or no A up to 1e12 is enough.
 
     Cost: about twenty certificates.
     """

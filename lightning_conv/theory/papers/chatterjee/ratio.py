@@ -1,6 +1,7 @@
-"""Chatterjee's criterion as plain formulas, in the scale of whatever loss f is.
+"""Chatterjee's criterion as plain formulas, for a loss f of any scale.
 
-With f' = k f everywhere, alpha' = k alpha and steps h' = h / k: scores, radii and lengths do not depend on the scale.
+For f' = k f the infimum is alpha' = k alpha, and steps are h' = h / k. Scores, radii and lengths do not depend on the
+scale.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ SOURCE = "Chatterjee 2203.16462"
 
 
 def alpha_ratio(value: float, gradient_norm: float) -> float:
-    """a(x) = |grad f|^2 / f at one point; infinite where f = 0. An upper bound of alpha over every ball that holds x.
+    """Compute a(x) = |grad f|^2 / f at one point; infinite where f = 0.
 
-    For S = 1/2 |u - y|^2 it is twice the Rayleigh quotient of the kernel G = J J^T at r = u - y, between 2
-    lambda_min(G) and 2 lambda_max(G).
+    It is an upper bound of alpha for every ball that contains x. For S = 1/2 |u - y|^2 it is twice the Rayleigh
+    quotient of the kernel G = J J^T at r = u - y, and lies between 2 lambda_min(G) and 2 lambda_max(G).
 
     Args:
         value: f(x) >= 0.
         gradient_norm: |grad f(x)|.
 
     Raises:
-        ValueError: a negative loss.
+        ValueError: The loss is negative.
 
     Example:
         >>> alpha_ratio(2.0, 3.0)
@@ -37,13 +38,14 @@ def alpha_ratio(value: float, gradient_norm: float) -> float:
 
 
 def criterion_score(value: float, alpha: float, radius: float, *, epsilon: float = 0.0) -> float:
-    """(1 - eps)^2 r^2 alpha / (4 f(x_0)): the criterion asks for more than 1 (eps = 0: gradient flow; eps > 0: descent).
+    """Compute (1 - eps)^2 r^2 alpha / (4 f(x_0)), which the criterion asks to be above 1.
 
     Args:
         value: f(x_0).
-        alpha: infimum of |grad f|^2 / f over the ball, or a bound of it.
+        alpha: Infimum of |grad f|^2 / f over the ball, or a bound of it.
         radius: r.
-        epsilon: share of the descent that may be lost to curvature.
+        epsilon: Share eps of the descent that may be lost to curvature: 0 for gradient flow, positive for gradient
+            descent.
 
     Source: Chatterjee 2203.16462, the criterion 4 f(x_0) < r^2 alpha(x_0, r).
     """
@@ -51,21 +53,21 @@ def criterion_score(value: float, alpha: float, radius: float, *, epsilon: float
 
 
 def least_radius(value: float, alpha: float, *, epsilon: float = 0.0) -> float:
-    """2 sqrt(f(x_0) / alpha) / (1 - eps): the ball must be larger than this, and no descent path is longer.
+    """Compute 2 sqrt(f(x_0) / alpha) / (1 - eps): the radius must be larger than this, and no descent path is longer.
 
     Args:
         value: f(x_0).
-        alpha: as in ``criterion_score``.
-        epsilon: as in ``criterion_score``.
+        alpha: See ``criterion_score``.
+        epsilon: See ``criterion_score``.
     """
     return 2 * math.sqrt(value / alpha) / (1 - epsilon) if alpha > 0 else math.inf
 
 
 def length_bound(value: float, now: float, alpha: float, *, epsilon: float = 0.0) -> float:
-    r"""Longest path of a descent from f = ``value`` to f = ``now``: 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt alpha).
+    r"""Bound the length of a descent path from f_0 = ``value`` to f_t = ``now``.
 
-    For any step sizes h_s along -grad f whose every step obeys f_s - f_{s+1} >= (1 - eps) h_s |grad f_s|^2 and |grad
-    f_s|^2 >= alpha f_s:
+    The bound is 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt alpha). The step sizes h_s along -grad f are arbitrary, as
+    long as f_s - f_{s+1} >= (1 - eps) h_s |grad f_s|^2 and |grad f_s|^2 >= alpha f_s at every step:
 
     .. math:: h_s |\nabla f_s| \le \frac{f_s - f_{s+1}}{(1 - \varepsilon) |\nabla f_s|}
         \le \frac{f_s - f_{s+1}}{(1 - \varepsilon) \sqrt{\alpha f_s}}
@@ -76,8 +78,8 @@ def length_bound(value: float, now: float, alpha: float, *, epsilon: float = 0.0
     Args:
         value: f_0.
         now: f_t.
-        alpha: smallest |grad f|^2 / f on the way.
-        epsilon: 1 minus the smallest descent efficiency on the way.
+        alpha: Smallest |grad f|^2 / f on the path.
+        epsilon: 1 minus the smallest descent efficiency on the path.
     """
     if not (alpha > 0 and epsilon < 1):
         return math.inf
@@ -86,32 +88,33 @@ def length_bound(value: float, now: float, alpha: float, *, epsilon: float = 0.0
 
 @dataclass(frozen=True)
 class ScoreCeiling:
-    """What ratios at a few points say about the score at every radius: it is at most this."""
+    """Upper bound of the score at every radius that follows from the ratios at a few points."""
 
-    score: float  # the largest that is possible at a radius up to the farthest point, or to the radius asked for
-    radius: float  # where
+    score: float  # the largest possible score at a radius up to the farthest point, or up to the requested radius
+    radius: float  # where it is attained
     refuted_to: float  # every radius up to here fails the criterion
 
     @property
     def refuted(self) -> bool:
-        """Whether the criterion fails at every radius that was asked for."""
+        """Whether the criterion is false at every requested radius."""
         return self.score <= 1
 
 
 def score_ceiling(value: float, points: Iterable[tuple[float, float]], *, radius: float | None = None) -> ScoreCeiling:
-    """The largest score that ratios found at points around x_0 leave possible, at any radius: up to 1, the criterion is refuted for all.
+    """Bound the score at every radius by the ratios at points around x_0; a bound of at most 1 refutes the criterion.
 
-    alpha(x_0, r) is at most the ratio of every point within r, so it falls as r grows. Between two points at distances d_k and d_{k+1} the
-    score is therefore below d_{k+1}^2 min(a_0, ..., a_k) / (4 f(x_0)). All radii up to 2 sqrt(f(x_0) / a) fail, with a the least ratio, as
-    far as no gap between the points leaves one open.
+    alpha(x_0, r) is at most the ratio of every point within r, so it decreases as r grows. Between two points at
+    distances d_k and d_{k+1} the score is therefore below d_{k+1}^2 min(a_0, ..., a_k) / (4 f(x_0)). With a the least
+    ratio, the criterion is false at all radii up to 2 sqrt(f(x_0) / a), unless a gap between the points leaves a radius
+    undecided.
 
     Args:
         value: f(x_0).
-        points: (distance from x_0, |grad f|^2 / f) of x_0 itself, at distance 0, and of others.
-        radius: radii up to here are asked about; points farther away do not count. None: up to the farthest point.
+        points: Pairs (distance from x_0, |grad f|^2 / f) of x_0 itself, at distance 0, and of other points.
+        radius: Largest radius in question; points farther away are ignored. None: the distance of the farthest point.
 
     Raises:
-        ValueError: no point at distance 0, or a radius that is not positive.
+        ValueError: There is no point at distance 0, or the radius is not positive.
     """
     if radius is not None and not radius > 0:
         raise ValueError(f"radius: {radius}; need a positive number")
@@ -133,19 +136,19 @@ def score_ceiling(value: float, points: Iterable[tuple[float, float]], *, radius
 def judge_ball(
     value: float, points: Iterable[tuple[float, float]], *, radius: float | None = None, source: str = SOURCE
 ) -> Criterion:
-    """Hold the criterion against ratios that were found at points around x_0: they can refute it, and never support it.
+    """Judge the criterion by the ratios found at points around x_0, which can refute it but never support it.
 
-    The criterion asks for *some* r, and a bounded search leaves the larger ones open: the verdict is ``refuted`` only for the radii up to
-    one that was asked about.
+    The criterion asks for *some* r, and a bounded search leaves larger radii undecided. The verdict ``refuted``
+    therefore needs a largest radius in question.
 
     Args:
         value: f(x_0).
-        points: as in ``score_ceiling``.
-        radius: the largest r asked about.
-        source: of the criterion.
+        points: See ``score_ceiling``.
+        radius: Largest radius r in question; None: all radii.
+        source: Source of the criterion.
 
     Returns:
-        ``criterion_in_the_ball`` with the largest score that is left possible, against 1.
+        ``criterion_in_the_ball``, with the largest score that remains possible, against 1.
     """
     ceiling = score_ceiling(value, points, radius=radius)
     limit = "" if radius is None else f" <= {radius:.4g}"

@@ -1,9 +1,10 @@
-"""Looking for small |grad f|^2 / f in a ball: an upper bound of alpha, which can refute the criterion and never prove it."""
+"""Search for a small |grad f|^2 / f in a ball: an upper bound of alpha, which can refute the criterion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from lightning_conv.theory.tools.ball_points import ball_points
 
 
 class Landscape(Protocol):
-    """What a search needs of f: an ``Objective``, or another one with these."""
+    """The methods of f that a search uses, such as those of ``Objective``."""
 
     start: Tensor  # x_0, (P,), float64
 
@@ -25,10 +26,10 @@ class Landscape(Protocol):
         """P."""
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """f(x) and its gradient."""
+        """Return f(x) and its gradient."""
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Hess f(x) v; it steers the search, no result depends on it."""
+        """Return Hess f(x) v. It only steers the search: every reported ratio comes from values and gradients."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class SampledInfimum:
 
     ratio: float
     radius: float  # r
-    distance: float  # of the point where it was found, from x_0
+    distance: float  # between x_0 and the point where it was found
     point: Tensor  # that point, (P,)
-    evaluations: int  # gradients and Hessian products
+    evaluations: int  # number of gradients and Hessian products
 
 
 def sampled_alpha(
@@ -54,31 +55,32 @@ def sampled_alpha(
     seed: int = 0,
     report: Report = silent,
 ) -> SampledInfimum:
-    r"""Smallest |grad f|^2 / f at random points of the ball, then by projected descent on its logarithm from the best of them.
+    r"""Search for the smallest a = |grad f|^2 / f in a ball.
 
-    Random points lie in uniform directions at uniform distances (uniform points of a ball in many dimensions all lie at
-    its surface). The descent follows
+    The search evaluates random points and then runs a projected descent on log a from the best ones. The random points
+    are those of ``ball_points``. The descent follows
 
     .. math:: \nabla \log a = \frac{2 \nabla^2 f \, \nabla f}{|\nabla f|^2} - \frac{\nabla f}{f}
 
-    in steps of a share of the radius, halved where a does not fall, and is projected onto the ball.
+    in steps of a fraction of the radius, which is halved where a does not decrease, and is projected onto the ball.
 
     Args:
         objective: f.
         radius: r.
-        centre: x_0; None: the model's own weights. Always one of the points.
-        points: random ones.
-        descents: from the best points, the centre among them if it is.
-        steps: of each descent.
-        candidates: further points to try, such as the path of a run or known stationary points; those outside the ball
-            are left out.
-        seed: of the directions.
-        report: told the share that is done.
+        centre: x_0; None: the model's own weights. The centre is always one of the points.
+        points: Number of random points.
+        descents: Number of descents, from the best points.
+        steps: Largest number of steps of each descent.
+        candidates: Further points to try, such as the path of a run or known stationary points; those outside the ball
+            are ignored.
+        seed: Seed of the random points.
+        report: Called with the share of the work that is done.
 
     Raises:
-        ValueError: a radius that is not positive.
+        ValueError: The radius is not positive.
 
-    Cost: a gradient a point; a Hessian product and one or more gradients a step. Memory: P numbers for each of the descents.
+    Cost: one gradient per point; one Hessian product and one or more gradients per step. Memory: P numbers for each
+    descent.
     """
     if not radius > 0:
         raise ValueError(f"radius: {radius}; need a positive number")
@@ -111,50 +113,40 @@ def sampled_infima(
     seed: int = 0,
     report: Report = silent,
 ) -> list[SampledInfimum]:
-    """``sampled_alpha`` in balls of growing radius, each of which is told the best point of the one before.
+    """Run ``sampled_alpha`` in balls of growing radius, each of which starts with the best point of the one before.
 
     Args:
         objective: f.
-        radii: ascending.
-        points: random ones in each ball.
-        descents: in each ball.
-        steps: of each descent.
-        candidates: tried in every ball that holds them.
-        seed: of the directions.
-        report: told the share that is done.
+        radii: Radii in ascending order.
+        points: Number of random points in each ball.
+        descents: Number of descents in each ball.
+        steps: Largest number of steps of each descent.
+        candidates: Further points, tried in every ball that contains them.
+        seed: Seed of the random points.
+        report: Called with the share of the work that is done.
 
     Raises:
-        ValueError: a radius that is not positive.
+        ValueError: A radius is not positive.
     """
     tried, found = list(candidates), list[SampledInfimum]()
     for radius, own in zip(radii, equal_parts(report, len(radii)), strict=True):
-        last = [] if not found else [found[-1].point]
-        found.append(
-            sampled_alpha(
-                objective,
-                radius,
-                points=points,
-                descents=descents,
-                steps=steps,
-                candidates=[*tried, *last],
-                seed=seed,
-                report=own,
-            )
-        )
+        known = [*tried, *(each.point for each in found[-1:])]
+        search = partial(sampled_alpha, points=points, descents=descents, steps=steps, candidates=known)
+        found.append(search(objective, radius, seed=seed, report=own))
     return found
 
 
 def aligned_points(objective: Objective, *, centre: Tensor | None = None, shares: int = 12) -> list[Tensor]:
-    r"""Candidates for ``sampled_alpha`` with a squared loss: the residual is turned into the kernel's weakest direction.
+    r"""Compute candidates for ``sampled_alpha``: points whose residual lies in the kernel's weakest direction.
 
-    a = k r^T G r / (r^T r / 2) depends on the direction of r = u - y alone and is smallest for the last left singular
-    vector v of J. The points lie on the segment from x_0 to the end of two Gauss-Newton steps for r := v v^T r, which
-    random search in P dimensions does not find.
+    a = k r^T G r / (r^T r / 2) depends only on the direction of r = u - y and is smallest for the last left singular
+    vector v of J. The candidates lie on the segment from x_0 to the end of two Gauss-Newton steps towards the residual
+    v v^T r. A random search in P dimensions does not find such points.
 
     Args:
         objective: f, a multiple of sum (u - y)^2.
         centre: x_0; None: the model's own weights.
-        shares: number of points.
+        shares: Number of points.
 
     Cost: two Jacobians (N, P) and their singular value decompositions.
     """
@@ -176,13 +168,13 @@ class _Search:
         self.evaluations = 0
 
     def look(self, point: Tensor) -> float:
-        """A(x), kept if it is one of the smallest."""
+        """Compute a(x), and keep the point if its ratio is one of the smallest."""
         ratio = self._ratio(point)[0]
         self._keep(ratio, point)
         return ratio
 
     def descend(self, point: Tensor, ratio: float, steps: int) -> None:
-        """Projected descent on log a; keeps where it ends."""
+        """Run a projected descent on log a, and keep the point where it ends."""
         size = self.radius / 4
         for _ in range(steps):
             _, value, gradient = self._ratio(point)

@@ -1,6 +1,7 @@
-"""Du, Zhai, Poczos, Singh 2019 (two layers) and Du, Lee, Li, Wang, Zhai 2019 (deep): what the proofs ask for, measured.
+"""Du, Zhai, Poczos, Singh 2019 (two layers) and Du, Lee, Li, Wang, Zhai 2019 (deep): the inequalities of their proofs.
 
-Loss scale throughout: S = 1/2 sum (u - y)^2, no 1/n; step sizes are those on S (``LossScale.step_on_sum`` converts a run's).
+The loss is S = 1/2 sum (u - y)^2 throughout, without 1/n. Step sizes are those on S; ``LossScale.step_on_sum`` converts
+those of a run.
 """
 
 from lightning_conv.theory.papers.du.descent import (

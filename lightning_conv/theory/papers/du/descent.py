@@ -1,7 +1,7 @@
-"""What the proofs say about the steps: contraction of the error, and the size of what the linearisation leaves out.
+"""What the proofs say about single steps: the contraction of the error and the remainder of the linearisation.
 
-r = u - y, S = 1/2 |r|^2, and a step size eta on S. A run on another squared loss k S converts by ``loss_scale(...).step_on_sum(eta)``;
-ratios of losses do not depend on k.
+Notation: r = u - y, S = 1/2 |r|^2, and eta is the step size on S. For a run on another squared loss k S,
+``loss_scale(...).step_on_sum(eta)`` converts the step size. Ratios of losses do not depend on k.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ THEOREMS = f"{DEEP}, Theorems 5.1, 6.1, 7.1; {TWO_LAYER}, Theorem 4.1"
 
 
 def contraction_criterion(losses: Sequence[float] | Tensor, step: float, lambda_0: Bounded | float) -> Criterion:
-    """L(k) <= (1 - eta lambda_0 / 2)^k L(0) at every k: the theorems' conclusion, held against a whole run.
+    """Judge the theorems' conclusion along a whole run: L(k) <= (1 - eta lambda_0 / 2)^k L(0) at every step k.
 
     Args:
         losses: L(0), L(1), ... of consecutive steps of gradient descent, in any scale of the squared loss.
-        step: eta on S.
-        lambda_0: of the limit kernel.
+        step: Step size eta on S.
+        lambda_0: lambda_min of the limit kernel.
 
     Returns:
-        What is measured is the largest ratio of the two sides over all k >= 1, in logarithm, so that nothing underflows; the bound is 0.
+        The criterion. ``measured`` is the logarithm of the largest ratio of the two sides over all k >= 1, so that
+        nothing underflows; the bound is 0.
 
     Raises:
-        ValueError: fewer than two losses, some that are not positive or not finite at the start, or eta lambda_0 / 2 outside
-            (0, 1).
+        ValueError: There are fewer than two losses, a loss is negative or NaN, the first one is not positive, or
+            eta lambda_0 / 2 lies outside (0, 1).
 
     Source: deep, Theorems 5.1, 6.1, 7.1; two layers, Theorem 4.1.
     """
@@ -46,38 +47,35 @@ def contraction_criterion(losses: Sequence[float] | Tensor, step: float, lambda_
         raise ValueError(f"losses: {len(values)} numbers; need two or more, none negative or NaN, the first above zero")
     k = torch.arange(1, len(values), dtype=torch.float64)
     excess = (values[1:] / values[0]).log() - k * _log_rate(step, lambda_0)
-    return at_most(
-        "contraction",
-        THEOREMS,
-        "log L(k) / L(0) - k log(1 - eta lambda_0 / 2) <= 0 at every step k",
-        float(excess.max()),
-        0.0,
-    )
+    asks = "log L(k) / L(0) - k log(1 - eta lambda_0 / 2) <= 0 at every step k"
+    return at_most("contraction", THEOREMS, asks, float(excess.max()), 0.0)
 
 
 def step_criterion(before: float, after: float, step: float, lambda_0: Bounded | float) -> Criterion:
-    """L(k+1) / L(k) <= 1 - eta lambda_0 / 2 for one step. More than the theorems conclude, and what their induction shows.
+    """Judge L(k+1) / L(k) <= 1 - eta lambda_0 / 2 for one step.
+
+    This is more than the theorems conclude; it is the step of their induction.
 
     Args:
         before: L(k), in any scale of the squared loss.
         after: L(k+1).
-        step: eta on S.
-        lambda_0: of the limit kernel.
+        step: Step size eta on S.
+        lambda_0: lambda_min of the limit kernel.
 
     Raises:
-        ValueError: eta lambda_0 / 2 outside (0, 1).
+        ValueError: eta lambda_0 / 2 lies outside (0, 1).
     """
     _log_rate(step, lambda_0)
     return step_contraction_criterion(divide(after, before), step, lambda_0)
 
 
 def step_contraction_criterion(contraction: float, step: float, lambda_0: Bounded | float) -> Criterion:
-    """``step_criterion`` where the quotient is at hand; the error of lambda_0 is in the verdict.
+    """Judge ``step_criterion`` from a quotient that is already computed; the verdict includes the error of lambda_0.
 
     Args:
         contraction: L(k+1) / L(k).
-        step: eta on S; NaN: not known.
-        lambda_0: of the limit kernel.
+        step: Step size eta on S; NaN: not known.
+        lambda_0: lambda_min of the limit kernel.
     """
     lower = upper = contraction
     if isinstance(lambda_0, Bounded):
@@ -89,17 +87,17 @@ def step_contraction_criterion(contraction: float, step: float, lambda_0: Bounde
 
 
 def linearised_rate(gram: KernelGram | Tensor, residual: Tensor, step: float) -> float:
-    r"""2 eta r^T G r / |r|^2, the share of the loss that a step removes to first order in eta, at the present kernel.
+    r"""Compute 2 eta r^T G r / |r|^2, the share of the loss that a step removes to first order in eta.
 
-    Between 2 eta lambda_min and 2 eta lambda_max of G, always.
+    It always lies between 2 eta lambda_min and 2 eta lambda_max of G.
 
     Args:
-        gram: G over all trained parameters, (n, n).
+        gram: The present kernel G over all trained parameters, (n, n).
         residual: r = u - y, (n,).
-        step: eta on S.
+        step: Step size eta on S.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: The sizes differ.
     """
     matrix, r = _matrix_and_residual(gram, residual)
     return 2 * step * divide(float(r @ matrix @ r), float(r @ r))
@@ -107,17 +105,17 @@ def linearised_rate(gram: KernelGram | Tensor, residual: Tensor, step: float) ->
 
 @dataclass(frozen=True)
 class Linearisation:
-    """One step u -> u' of gradient descent beside its linearisation u - eta G r."""
+    """One step u -> u' of gradient descent compared with its linearisation u - eta G r."""
 
     remainder: float  # |I_2| = |u' - u + eta G r|
     change: float  # |u' - u|
     predicted_change: float  # eta |G r|
     residual: float  # |r|
-    rounding: float = 0.0  # estimate of what rounding may contribute to the remainder, and to the change
+    rounding: float = 0.0  # estimated contribution of rounding to the remainder and to the change
 
     @property
     def resolved(self) -> bool:
-        """Whether the predicted change stands well above rounding: the relative remainder is then known to within 0.01."""
+        """Whether the predicted change is well above rounding; the relative remainder is then known to within 0.01."""
         return self.predicted_change > 100 * self.rounding
 
     @property
@@ -127,26 +125,20 @@ class Linearisation:
 
 
 def linearisation(
-    before: Tensor,
-    after: Tensor,
-    targets: Tensor,
-    gram: KernelGram | Tensor,
-    step: float,
-    *,
-    rounding: float = 0.0,
+    before: Tensor, after: Tensor, targets: Tensor, gram: KernelGram | Tensor, step: float, *, rounding: float = 0.0
 ) -> Linearisation:
-    """How far a step is from linear.
+    """Measure how far a step is from its linearisation.
 
     Args:
-        before: u(k), (n,); of C outputs (n, C), for a full kernel with row i C + c.
-        after: u(k+1).
-        targets: y.
-        gram: G(k) over all trained parameters, (n, n), or (n C, n C).
-        step: eta on S.
-        rounding: of the change of the outputs; that of the kernel is added to it.
+        before: u(k), (n,); for C outputs (n, C), in which case the kernel is the full one with row i C + c.
+        after: u(k+1), of the same shape.
+        targets: y, of the same shape.
+        gram: G(k) over all trained parameters, (n, n) or (n C, n C).
+        step: Step size eta on S.
+        rounding: Rounding error of the change of the outputs; that of the kernel is added to it.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: The sizes differ.
 
     Source: deep, proof of Lemma B.6: u(k+1) - u(k) = I_1 + I_2 with I_1 = -eta G(k) r(k).
     """
@@ -161,15 +153,16 @@ def linearisation(
 
 
 def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded | float) -> tuple[Criterion, Criterion]:
-    """|I_2| <= eta lambda_0 / 8 |r| (Lemma B.6) and |u(k+1) - u(k)|^2 <= eta lambda_0 / 8 |r|^2 (Lemma B.7).
+    """Judge |I_2| <= eta lambda_0 / 8 |r| (Lemma B.6) and |u(k+1) - u(k)|^2 <= eta lambda_0 / 8 |r|^2 (Lemma B.7).
 
-    Both are measured over |r| and |r|^2. Together with lambda_min(G) >= lambda_0 / 2 they give the contraction of the step. The rounding
-    of the step and the error of lambda_0 are in the verdict.
+    I_2 is the remainder of the linearisation. The measured numbers are divided by |r| and |r|^2. Together with
+    lambda_min(G) >= lambda_0 / 2 the two inequalities give the contraction of the step. The verdicts include the
+    rounding of the step and the error of lambda_0.
 
     Args:
-        found: of the step.
-        step: eta on S.
-        lambda_0: of the limit kernel.
+        found: The step, by ``linearisation``.
+        step: Step size eta on S.
+        lambda_0: lambda_min of the limit kernel.
     """
     bound = step * _value(lambda_0) / 8
     share, change = divide(found.remainder, found.residual), divide(found.change, found.residual)
@@ -183,7 +176,7 @@ def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded 
 
 
 def _within(measured: tuple[float, float, float], lambda_0: Bounded | float) -> Bounded:
-    """A number with its ends, which are moved by what the error of lambda_0 does to the bound that it is held against."""
+    """Return a number with its interval, widened by the error that lambda_0 causes in the bound it is compared with."""
     value, lower, upper = measured
     if isinstance(lambda_0, Bounded):
         lower = lower * lambda_0.value / lambda_0.upper if lambda_0.upper > 0 else 0.0

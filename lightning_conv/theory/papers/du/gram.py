@@ -1,4 +1,4 @@
-"""The kernel that the proofs follow: H(t) of the two-layer network, G^(H)(k) of the deep ones, by the Hadamard formula."""
+"""The kernel of the proofs: H(k) of the two-layer network and G^(H)(k) of the deep ones, by the Hadamard formula."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lightning_conv.theory.networks import DuConvResNet, DuNetwork, DuTwoLayer
 
 
 def hadamard_gram(inputs: Tensor, cotangents: Tensor) -> Tensor:
-    r"""The kernel of one linear layer z = W x: (X X^T) o (D D^T), with D_i = du_i / dz_i.
+    r"""Compute the kernel of a linear layer z = W x, the entrywise product of X X^T and D D^T with D_i = du_i / dz_i.
 
     .. math:: \Bigl\langle \frac{\partial u_i}{\partial W}, \frac{\partial u_j}{\partial W} \Bigr\rangle = (x_i \cdot x_j)(D_i \cdot D_j)
 
     Args:
-        inputs: X, what enters the layer, (n, d); or (n, p, d) for a layer that is applied at p positions: then summed over
-            all pairs of positions.
-        cotangents: D, (n, m) or (n, p, m).
+        inputs: The inputs X of the layer, (n, d); or (n, p, d) for a layer that is applied at p positions, in which
+            case the kernel is summed over all pairs of positions.
+        cotangents: The gradients D, (n, m) or (n, p, m).
 
     Returns:
-        (n, n), float64, exactly symmetric.
+        The kernel, (n, n), float64, exactly symmetric.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The shapes do not match.
 
     Cost: n^2 p^2 (d + m) multiplications and, for p > 1, 2 (n p)^2 numbers.
 
@@ -51,24 +51,27 @@ def hadamard_gram(inputs: Tensor, cotangents: Tensor) -> Tensor:
 
 
 def last_hidden_gram(network: DuNetwork | DuTwoLayer, x: Tensor) -> Tensor:
-    r"""G^(H), the kernel of the last hidden layer's weights, of the networks of Du et al.; for two layers it is H(t).
+    r"""Compute G^(H), the kernel of the last hidden layer's weights, of a network of Du et al. (two layers: H(k)).
 
     .. math::
         G^{(H)}_{ij} = (x^{(H-1)}_i \cdot x^{(H-1)}_j) \, s^2
         \sum_r a_r^2 \sigma'(w_r \cdot x_i^{(H-1)}) \sigma'(w_r \cdot x_j^{(H-1)})
 
-    with s^2 = c_sigma / m (fully connected), c_res^2 / (H^2 m) (a residual branch) or 1 / m (two layers, where a_r^2 = 1). In the
-    convolutional network x is a patch, and the sum goes over all pairs of positions, with a_r(s) a_r(t) for a_r^2.
+    with s^2 = c_sigma / m (fully connected), c_res^2 / (H^2 m) (a residual branch) or 1 / m (two layers, where a_r^2 =
+    1). In the convolutional network x is a patch, and the sum runs over all pairs of positions s, t, with a_r(s) a_r(t)
+    in place of a_r^2.
 
-    Computed in float64 from the network's own weights, whatever their type; on Apple's GPUs, which have none, on the CPU.
+    The computation is in float64 for weights of any type. On Apple's GPUs, which have no float64, it runs on the CPU.
+    ``ntk_gram(network, x, parameters=...)`` gives the same matrix for any network.
 
     Args:
-        network: one of the modules of ``lightning_conv.theory``.
+        network: One of the modules of ``lightning_conv.theory``.
         x: n samples.
 
-    Cost: one forward and n^2 (d + m) multiplications, (n p)^2 (k^2 m + m) for the convolutional network. Source: Du, Lee,
-    Li, Wang, Zhai 2019 (1811.03804), section 4; Du, Zhai, Poczos, Singh 2019 (1810.02054), eq. (6). ``ntk_gram(network, x,
-    parameters=...)`` gives the same matrix for any network.
+    Cost: one forward pass and n^2 (d + m) multiplications; (n p)^2 (k^2 m + m) multiplications for the convolutional
+    network.
+
+    Source: Du, Lee, Li, Wang, Zhai 2019 (1811.03804), section 4; Du, Zhai, Poczos, Singh 2019 (1810.02054), eq. (6).
     """
     if any(p.dtype != torch.float64 for p in network.parameters()):
         network = copy.deepcopy(network)

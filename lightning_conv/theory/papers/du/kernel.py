@@ -1,13 +1,22 @@
-r"""What the proofs ask of the kernel during training: its lambda_min, its drift, its distance from the limit.
+r"""What the proofs ask of the kernel during training: lambda_min, drift from the start, distance from the limit.
 
-lambda_0 = lambda_min of the limit kernel (H_inf, or K^(H)) on the training set. The chain of both papers is
+Notation: G(k) is the kernel after k steps (H(k) for two layers, G^(H)(k) for H layers), K its limit for infinite width
+(H_inf, or K^(H)), lambda_0 = lambda_min(K) on the training set, and r_k = u(k) - y. The argument of both papers is
 
 .. math::
     |G(0) - K|_2 \le \lambda_0 / 4 \;\text{ and }\; |G(k) - G(0)|_2 \le \lambda_0 / 4 \quad\Rightarrow\quad
     \lambda_{\min}(G(k)) \ge \lambda_0 / 2 \quad\Rightarrow\quad |r_{k+1}|^2 \le (1 - \eta \lambda_0 / 2) |r_k|^2.
 
-Each part is measured by itself, as a share of lambda_0; both errors of measurement are in the verdict. That an inequality holds at the
-steps where it was measured is ``consistent``, never more: the theorems' widths have unspecified constants.
+**Where 1/2 and 2/3 come from.** The first inequality (Lemma 3.1 of the two-layer paper, Lemma B.2 of the deep one) and
+Weyl's inequality give lambda_min(G(0)) >= 3/4 lambda_0. The second one (Lemma 3.2 and Lemma B.4) takes away another
+quarter, which leaves lambda_min(G(k)) >= 1/2 lambda_0. So the condition is **1/2 of the limit's lambda_0**. Where no
+limit is known, the kernel's own start takes its place: with lambda_0 <= 4/3 lambda_min(G(0)), the drift may be lambda_0
+/ 4, that is 1/3 lambda_min(G(0)), and what remains is **2/3 of the first lambda_min**: (1/2 lambda_0) / (3/4 lambda_0)
+= 2/3. The one half refers to the limit, not to the first kernel.
+
+Each inequality is measured by itself, as a share of lambda_0, and the verdict includes both errors of measurement. An
+inequality that is true at the steps where it was measured is ``consistent`` and never more, because the widths of the
+theorems have unspecified constants.
 """
 
 from __future__ import annotations
@@ -25,57 +34,50 @@ from lightning_conv.theory.criterion import Criterion, at_least, at_most
 
 DEEP = "Du, Lee, Li, Wang, Zhai 2019"
 TWO_LAYER = "Du, Zhai, Poczos, Singh 2019"
+DURING_TRAINING = f"{DEEP}, Lemma B.4; {TWO_LAYER}, Lemma 3.2"
 
 
 def lambda_min_criterion(gram: KernelGram | Tensor, lambda_0: Bounded) -> Criterion:
-    """lambda_min(G(k)) / lambda_0 >= 1/2: THE condition, from which the rate follows.
+    """Judge lambda_min(G(k)) / lambda_0 >= 1/2, the condition from which the rate follows.
 
     Args:
-        gram: H(t) or G^(H)(k) on the samples that lambda_0 is of. The kernel over all layers is larger (a sum of positive
-            semidefinite ones), so for it the inequality is easier.
-        lambda_0: of the limit kernel.
+        gram: H(k) or G^(H)(k) on the samples of lambda_0. The kernel over all layers is a sum of positive semidefinite
+            ones and therefore larger, which makes the inequality easier to satisfy.
+        lambda_0: lambda_min of the limit kernel.
 
     Source: two layers, Lemma 3.2; deep, Lemma B.4 (lambda_min >= lambda_0 / 2).
     """
     share = quotient(kernel_spectrum(gram, method="auto").lambda_min, lambda_0)
-    return at_least(
-        "lambda_min_share",
-        f"{DEEP}, Lemma B.4; {TWO_LAYER}, Lemma 3.2",
-        "lambda_min(G(k)) / lambda_0 >= 1/2",
-        share,
-        0.5,
-    )
+    return at_least("lambda_min_share", DURING_TRAINING, "lambda_min(G(k)) / lambda_0 >= 1/2", share, 0.5)
 
 
 def drift_criterion(gram: KernelGram | Tensor, initial: KernelGram | Tensor, lambda_0: Bounded) -> Criterion:
-    """|G(k) - G(0)|_2 / lambda_0 <= 1/4.
+    """Judge the drift, |G(k) - G(0)|_2 / lambda_0 <= 1/4.
 
     Args:
-        gram: now.
-        initial: at the start, on the same samples.
-        lambda_0: of the limit kernel; for a network without one, 4/3 lambda_min(G(0)).
+        gram: The kernel after k steps.
+        initial: The kernel at the start, on the same samples.
+        lambda_0: lambda_min of the limit kernel; where no limit is known, 4/3 lambda_min(G(0)).
 
     Raises:
-        ValueError: the two kernels do not compare.
+        ValueError: The two kernels cannot be compared.
 
     Source: deep, Lemma B.4; two layers, Lemma 3.2.
     """
     require_comparable(gram, initial)
     share = quotient(_distance(gram, initial), lambda_0)
-    return at_most(
-        "kernel_drift", f"{DEEP}, Lemma B.4; {TWO_LAYER}, Lemma 3.2", "|G(k) - G(0)|_2 / lambda_0 <= 1/4", share, 0.25
-    )
+    return at_most("kernel_drift", DURING_TRAINING, "|G(k) - G(0)|_2 / lambda_0 <= 1/4", share, 0.25)
 
 
 def initial_criterion(initial: KernelGram | Tensor, limit: LimitKernel | Tensor) -> Criterion:
-    """|G(0) - K|_2 / lambda_0 <= 1/4: the network is wide enough for its kernel to be near the limit, at this draw.
+    """Judge |G(0) - K|_2 / lambda_0 <= 1/4: the network is so wide that its kernel starts near the limit.
 
     Args:
         initial: H(0) or G^(H)(0).
         limit: K^(H), or H_inf as a matrix.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
 
     Source: deep, Lemma B.2; two layers, Lemma 3.1.
     """
@@ -84,29 +86,24 @@ def initial_criterion(initial: KernelGram | Tensor, limit: LimitKernel | Tensor)
     require_comparable(initial, matrix)
     distance = _distance(initial, matrix)
     distance = replace(distance, lower=max(distance.lower - error, 0.0), upper=distance.upper + error)
-    return at_most(
-        "limit_distance",
-        f"{DEEP}, Lemma B.2; {TWO_LAYER}, Lemma 3.1",
-        "|G(0) - K|_2 / lambda_0 <= 1/4",
-        quotient(distance, lambda_0),
-        0.25,
-    )
+    share, source = quotient(distance, lambda_0), f"{DEEP}, Lemma B.2; {TWO_LAYER}, Lemma 3.1"
+    return at_most("limit_distance", source, "|G(0) - K|_2 / lambda_0 <= 1/4", share, 0.25)
 
 
 def own_lambda_min_criterion(gram: KernelGram | Tensor, initial: KernelGram | Tensor) -> Criterion:
-    """lambda_min(G(k)) / lambda_min(G(0)) >= 2/3: the same chain for any network, whose limit is not at hand.
+    """Judge lambda_min(G(k)) / lambda_min(G(0)) >= 2/3: the same argument for a network whose limit is not known.
 
-    The proofs go from lambda_min(G(0)) >= 3/4 lambda_0 to lambda_min(G(k)) >= 1/2 lambda_0, so the kernel keeps two thirds of its
-    own lambda_min.
+    The module docstring derives the 2/3.
 
     Args:
-        gram: now, of any module (``ntk_gram``).
-        initial: at the start.
+        gram: The kernel after k steps, of any module (``ntk_gram``).
+        initial: The kernel at the start, on the same samples.
 
     Raises:
-        ValueError: the two kernels do not compare.
+        ValueError: The two kernels cannot be compared.
 
-    Source: after the deep paper's Lemmas B.2 and B.4. For networks other than theirs it is an analogy, no theorem.
+    Source: after Lemmas B.2 and B.4 of the deep paper. For other networks than those of the paper it is an analogy, not
+    a theorem.
     """
     require_comparable(gram, initial)
     now, then = (kernel_spectrum(each, method="auto").lambda_min for each in (gram, initial))
@@ -114,7 +111,7 @@ def own_lambda_min_criterion(gram: KernelGram | Tensor, initial: KernelGram | Te
 
 
 def lambda_min_share_criterion(share: Bounded) -> Criterion:
-    """``own_lambda_min_criterion`` where the quotient is at hand.
+    """Judge ``own_lambda_min_criterion`` from a quotient that is already computed.
 
     Args:
         share: lambda_min(G(k)) / lambda_min(G(0)).
@@ -124,7 +121,7 @@ def lambda_min_share_criterion(share: Bounded) -> Criterion:
 
 
 def _distance(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> Bounded:
-    """|G - R|_2 with the eigenvalue problem's error and both kernels' rounding."""
+    """Compute |G - R|_2 with the error of the eigenvalue problem and the rounding of both kernels."""
     now, then = (each.matrix if isinstance(each, KernelGram) else each for each in (gram, reference))
     spectrum = kernel_spectrum(now - then.to(now.device), method="auto")
     ends = (spectrum.lambda_min, spectrum.lambda_max)

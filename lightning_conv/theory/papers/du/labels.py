@@ -1,4 +1,4 @@
-"""What the kernel's eigenvectors say about labels: how fast gradient descent fits them, and what fitting them is worth."""
+"""What the kernel's eigenvectors say about labels: how fast they are fitted, and how well the fit generalises."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ from lightning_conv.linalg.spectrum import eigen_decomposition, require_symmetri
 
 
 def label_energies(kernel: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel's eigenvalues, descending, and the share (v_i . y)^2 / |y|^2 of the labels along each eigenvector.
+    """Compute the eigenvalues, descending, and the share (v_i . y)^2 / |y|^2 of the labels along each eigenvector.
 
-    Labels that lie on the leading eigenvectors are fitted fast; random ones lie on all alike.
+    Labels along the leading eigenvectors are fitted fast. Random labels have about the same share along every
+    eigenvector.
 
     Args:
-        kernel: H_inf, or a network's own, (n, n), float64.
+        kernel: H_inf, or the kernel of a network, (n, n), float64.
         labels: y, (n,).
 
     Raises:
-        ValueError: not a symmetric float64 matrix, or another number of labels, or labels that are all zero.
+        ValueError: The kernel is not a symmetric float64 matrix, the number of labels is not n, or all labels are zero.
     """
     require_symmetric(kernel, "kernel")
     values, vectors = eigen_decomposition(kernel)
     energies = error_energies(vectors, labels)
     total = float(energies.sum())
     if total == 0:
-        raise ValueError("labels: are all zero")
+        raise ValueError("labels: all are zero; pass at least one label other than zero")
     return values.flip(0), energies.flip(0) / total
 
 
 def predicted_residuals(kernel: Tensor, residual: Tensor, step: float, steps: Sequence[int]) -> Tensor:
-    r"""|y - u(k)| that gradient descent leaves at a fixed kernel, for several k.
+    r"""Predict |y - u(k)|, the residual after k steps of gradient descent with a fixed kernel, for several k.
 
     .. math:: |y - u(k)| \approx \sqrt{\sum_i (1 - \eta \lambda_i)^{2k} (v_i \cdot y)^2}
 
     Args:
         kernel: H_inf, or G(0) over all trained parameters, (n, n), float64.
-        residual: y itself, as in the theorem, for a start with u(0) near 0 (a small kappa); or u(0) - y.
-        step: eta on S.
-        steps: the numbers k.
+        residual: u(0) - y; or y itself, as in the theorem, where u(0) is near 0 (a small kappa).
+        step: Step size eta on S = 1/2 sum (u - y)^2.
+        steps: The numbers k of steps.
 
     Returns:
-        One number for each k. Exact at a constant kernel; the theorem's error is a small epsilon at small kappa and large
-        width.
+        One number for each k. It is exact for a constant kernel. The theorem's error is small for a small kappa and a
+        large width.
 
     Raises:
-        ValueError: not a symmetric float64 matrix, or another number of residuals.
+        ValueError: The kernel is not a symmetric float64 matrix, or the number of residuals is not n.
 
     Source: Arora, Du, Hu, Li, Wang 2019 (1901.08584), Theorem 4.1.
 
@@ -65,16 +66,18 @@ def predicted_residuals(kernel: Tensor, residual: Tensor, step: float, steps: Se
 
 
 def generalisation_measure(kernel: Tensor, labels: Tensor) -> float:
-    r"""sqrt(2 y^T H_inf^{-1} y / n): the leading term of the bound on the population loss, for losses between 0 and 1.
+    r"""Compute sqrt(2 y^T H_inf^{-1} y / n), the leading term of a bound on the population loss.
 
-    Compares label vectors on the same inputs; above 1 the bound says nothing.
+    The bound is for losses between 0 and 1. It serves to compare label vectors on the same inputs. Above 1 the bound is
+    trivial.
 
     Args:
         kernel: H_inf on the training set, (n, n), float64.
         labels: y, (n,).
 
     Raises:
-        ValueError: not a symmetric float64 matrix, another number of labels, or an eigenvalue that is not positive.
+        ValueError: The kernel is not a symmetric float64 matrix or not positive definite, or the number of labels is
+            not n.
 
     Source: Arora, Du, Hu, Li, Wang 2019 (1901.08584), Theorem 5.1.
     """

@@ -1,7 +1,8 @@
-r"""How far the weights move, and what moves with them: activation patterns, neurons, layers, the norms of features.
+r"""How far the weights move: single neurons, whole layers, and the norms of the features at the start.
 
-The proofs keep the kernel near its start by keeping every weight near its start: the wider the network, the less each neuron has to
-move. m is the width, R and R' the radii of the papers, S = 1/2 sum (u - y)^2.
+The proofs keep the kernel near its start by keeping every weight near its start: the wider the network, the less each
+neuron has to move. Notation: m is the width, R and R' are the radii of the papers, and the loss is S = 1/2 sum (u -
+y)^2.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ C_X0 = 2.0
 
 
 def neuron_movement(weight: Tensor, initial: Tensor) -> Tensor:
-    """|w_r(k) - w_r(0)|_2 of every neuron, (m,), float64.
+    """Compute |w_r(k) - w_r(0)|_2 of every neuron, (m,), float64.
 
     Args:
-        weight: W, rows w_r, (m, d).
-        initial: W(0).
+        weight: W(k) with rows w_r, (m, d).
+        initial: W(0), of the same shape.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
     """
     if weight.shape != initial.shape or weight.ndim != 2:
         raise ValueError(f"weight: shape {tuple(weight.shape)} against {tuple(initial.shape)}; need the same (m, d)")
@@ -48,65 +49,62 @@ def neuron_radius(
     *,
     descent: Literal["flow", "gradient"] = "gradient",
 ) -> float:
-    r"""R', the radius that no neuron leaves while the error contracts at the theorem's rate.
+    r"""Compute R', the radius that no neuron leaves while the error contracts at the theorem's rate.
 
     .. math:: R' = \frac{\sqrt n \, |y - u(0)|}{\sqrt m \, \lambda_0} \;\text{ (flow)}, \qquad
               R' = \frac{4 \sqrt n \, |y - u(0)|}{\sqrt m \, \lambda_0} \;\text{ (gradient descent)}
 
     Args:
         initial_residual: |y - u(0)|.
-        samples: n, of norm 1.
+        samples: Number n of samples, of norm 1.
         width: m.
-        lambda_0: of H_inf.
-        descent: which of the two.
+        lambda_0: lambda_min of H_inf.
+        descent: Which of the two formulas.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: ``samples``, ``width`` or ``lambda_0`` is not positive.
 
     Source: two layers, Lemma 3.3 (flow) and Corollary 4.1 (gradient descent).
     """
     if min(samples, width) < 1 or not lambda_0 > 0:
-        raise ValueError(f"samples, width, lambda_0: {samples}, {width}, {lambda_0}; need positive ones")
+        raise ValueError(f"samples, width, lambda_0: {samples}, {width}, {lambda_0}; all must be positive")
     factor = 4 if descent == "gradient" else 1
     return factor * math.sqrt(samples / width) * initial_residual / lambda_0
 
 
 def neuron_movement_criterion(movement: Tensor, radius: float) -> Criterion:
-    """max_r |w_r(k) - w_r(0)| <= R'. It follows from the contraction at all steps before k, so a violation refutes that too.
+    """Judge max_r |w_r(k) - w_r(0)| <= R'.
+
+    The inequality follows from the contraction at all steps before k, so a violation refutes the contraction too.
 
     Args:
-        movement: of every neuron (``neuron_movement``).
+        movement: Movement of every neuron (``neuron_movement``).
         radius: R' (``neuron_radius``).
     """
-    return at_most(
-        "neuron_movement",
-        f"{TWO_LAYER}, Lemma 3.3, Corollary 4.1",
-        "max_r |w_r(k) - w_r(0)|_2 <= R'",
-        float(movement.max()),
-        radius,
-    )
+    source = f"{TWO_LAYER}, Lemma 3.3, Corollary 4.1"
+    return at_most("neuron_movement", source, "max_r |w_r(k) - w_r(0)|_2 <= R'", float(movement.max()), radius)
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How far one layer's weights are from their start."""
+    """Distance of one layer's weights from their start."""
 
     name: str
     frobenius: float  # |W(k) - W(0)|_F
-    averaged: float  # over sqrt(m)
+    averaged: float  # the same over sqrt(m)
 
 
 def layer_movement(network: DuNetwork, initial: Mapping[str, Tensor]) -> list[Movement]:
-    """|W^(h)(k) - W^(h)(0)|_F and the same over sqrt(m), of every hidden layer and of the output layer a.
+    """Compute |W^(h)(k) - W^(h)(0)|_F, and the same over sqrt(m), of every hidden layer and of the output layer a.
 
     Args:
-        network: now.
-        initial: a copy of its ``state_dict`` at the start.
+        network: The network after k steps.
+        initial: A copy of its ``state_dict`` at the start.
 
     Raises:
-        ValueError: a weight is missing from ``initial``, or has another shape.
+        ValueError: A weight is missing from ``initial`` or has another shape.
 
-    Source: deep, eq. (6): the averaged movement must stay small, of the order 1 / sqrt(m).
+    Source: deep, eq. (6): the averaged movement must stay small, of the order of 1 / sqrt(m).
     """
     found = []
     for name, weight in network.named_parameters():
@@ -122,23 +120,25 @@ def layer_movement(network: DuNetwork, initial: Mapping[str, Tensor]) -> list[Mo
 def layer_radius(
     network: DuFC, initial_residual: float, samples: int, lambda_0: float, *, lipschitz: float = 1.0
 ) -> float:
-    r"""R' of the deep fully connected network: every layer's averaged movement stays below it while the error contracts.
+    r"""Compute R', which bounds the averaged movement of every layer of the fully connected network.
+
+    The bound is valid while the error contracts at the theorem's rate.
 
     .. math:: R' = \frac{16 \, c_{x,0} \, a_{2,0} \, c_x^H \sqrt n \, |y - u(0)|}{\lambda_0 \sqrt m}, \qquad
               c_x = 2 \sqrt{c_\sigma} \, L \, c_{w,0}
 
-    with the constants that the lemmas leave open taken from this network at its start: c_{w,0} = max_h |W^(h)(0)|_2 / sqrt(m)
-    (its upper end, ``spectral_size``) and a_{2,0} = |a(0)| / sqrt(m); c_{x,0} = 2 as in Lemma B.1.
+    The lemmas leave some constants open; they are taken from this network at its start: c_{w,0} = max_h |W^(h)(0)|_2 /
+    sqrt(m) (bounded from above by ``spectral_size``) and a_{2,0} = |a(0)| / sqrt(m). Lemma B.1 has c_{x,0} = 2.
 
     Args:
-        network: at its start.
+        network: The network at its start.
         initial_residual: |y - u(0)|.
-        samples: n, of norm 1.
-        lambda_0: of K^(H).
-        lipschitz: L, of sigma: 1 for softplus, tanh and ReLU.
+        samples: Number n of samples, of norm 1.
+        lambda_0: lambda_min of K^(H).
+        lipschitz: Lipschitz constant L of sigma: 1 for softplus, tanh and ReLU.
 
     Raises:
-        TypeError: another network; the constants are those of the fully connected one.
+        TypeError: The network is not the fully connected one, to which the constants belong.
 
     Source: deep, Lemma B.5.
     """
@@ -151,40 +151,36 @@ def layer_radius(
 
 
 def spectral_size(network: DuFC) -> float:
-    """c_{w,0} >= max_h |W^(h)|_2 / sqrt(m), the constant that Lemma B.3 leaves open, by the upper end of ``spectral_norm``.
+    """Estimate c_{w,0} >= max_h |W^(h)|_2 / sqrt(m), a constant that Lemma B.3 leaves open.
 
-    The lemmas ask for any bound from above, and hold with R' for this one: a movement beyond that R' refutes them, while one beyond the
-    R' of too small a constant would refute nothing. The upper end is some 1e-6 of the norm too large at most where Lanczos has converged,
-    and R' H times that; like all of Lanczos it is an estimate.
+    The estimate is the upper end of ``spectral_norm``. The lemmas are true for any upper bound c_{w,0} and the R' that
+    belongs to it. A movement beyond this R' therefore refutes them, while a movement beyond the R' of too small a
+    constant would refute nothing. Where Lanczos has converged, the upper end is at most about 1e-6 of the norm too
+    large, and R' at most H times that. Like every result of Lanczos it is an estimate.
 
-    Cost: one ``spectral_norm`` a layer: 4 m^2 flops a step of Lanczos, 80 steps at most; no singular values of the matrix.
+    Cost: one ``spectral_norm`` per layer, that is 4 m^2 flops per step of Lanczos and at most 80 steps.
     """
     norms = [spectral_norm(in_float64(cast("Tensor", layer.weight))).upper for layer in network.hidden]
     return max(norms) / math.sqrt(network.width)
 
 
 def layer_movement_criterion(movements: list[Movement], radius: float) -> Criterion:
-    """max over the layers of |W^(h)(k) - W^(h)(0)|_F / sqrt(m) <= R'.
+    """Judge |W^(h)(k) - W^(h)(0)|_F / sqrt(m) <= R' for all layers h.
 
     Args:
-        movements: of every layer (``layer_movement``).
+        movements: Movement of every layer (``layer_movement``).
         radius: R' (``layer_radius``).
     """
-    return at_most(
-        "layer_movement",
-        f"{DEEP}, Lemma B.5, eq. (6)",
-        "max_h |W^(h)(k) - W^(h)(0)|_F / sqrt(m) <= R'",
-        max(each.averaged for each in movements),
-        radius,
-    )
+    source, largest = f"{DEEP}, Lemma B.5, eq. (6)", max(each.averaged for each in movements)
+    return at_most("layer_movement", source, "max_h |W^(h)(k) - W^(h)(0)|_F / sqrt(m) <= R'", largest, radius)
 
 
 def layer_norms(network: DuNetwork, x: Tensor) -> Tensor:
-    """|x^(h)_i|_F of every hidden layer h = 1, ..., H and sample i, (H, n), float64.
+    """Compute |x^(h)_i|_F of every hidden layer h = 1, ..., H and sample i, (H, n), float64.
 
     Args:
-        network: at its start, or later.
-        x: n samples, of norm 1 for the lemma.
+        network: The network, at its start or later.
+        x: n samples; Lemma B.1 is about samples of norm 1.
     """
     with torch.no_grad():
         features, _ = network.states(x)
@@ -192,10 +188,10 @@ def layer_norms(network: DuNetwork, x: Tensor) -> Tensor:
 
 
 def layer_norms_criterion(norms: Tensor) -> Criterion:
-    """1/2 <= |x^(h)_i(0)| <= 2 for all layers and samples, measured as max |log2 |x^(h)_i|| <= 1.
+    """Judge 1/2 <= |x^(h)_i(0)| <= 2 for all layers and samples; ``measured`` is max |log2 |x^(h)_i||, the bound is 1.
 
     Args:
-        norms: at the start (``layer_norms``).
+        norms: Norms at the start (``layer_norms``).
 
     Source: deep, Lemma B.1.
     """

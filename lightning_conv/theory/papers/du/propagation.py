@@ -1,4 +1,4 @@
-"""How a movement of the weights travels to the last features: what the fully connected network's depth costs, and the ResNet's does not."""
+"""How a movement of the weights propagates to the last features, in the fully connected network and in the ResNet."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from lightning_conv.theory.papers.du.movement import C_X0, spectral_size
 
 
 def feature_sensitivity(network: DuNetwork, x: Tensor) -> Tensor:
-    r"""sqrt(m) |d x^(H)_i / d(W^(1), ..., W^(H))|_2 of every sample: the first-order factor of Lemma B.3.
+    r"""Compute sqrt(m) |d x^(H)_i / d(W^(1), ..., W^(H))|_2 of every sample, the first-order factor of Lemma B.3.
 
-    Weights that move by sqrt(m) R together, in the Frobenius norm, move the last features by at most this times R, to first order
-    in R, and some movement does. With J_h = d x^(H) / d x^(h) and D_h = s_h diag(sigma'(z^(h))), s_h the layer's scale,
+    If all weights together move by sqrt(m) R in the Frobenius norm, the last features move by at most this factor times
+    R, to first order in R, and some movement attains it. With J_h = d x^(H) / d x^(h) and D_h = s_h
+    diag(sigma'(z^(h))), where s_h is the scale of the layer,
 
     .. math::
         \frac{\partial x^{(H)}}{\partial W} \Bigl(\frac{\partial x^{(H)}}{\partial W}\Bigr)^T
         = \sum_h |x^{(h-1)}|^2 J_h D_h D_h^T J_h^T .
 
     Args:
-        network: fully connected or residual.
+        network: A fully connected or residual network.
         x: n samples, (n, d).
 
     Returns:
-        (n,), float64.
+        One factor per sample, (n,), float64.
 
     Raises:
-        TypeError: a convolutional network.
+        TypeError: The network is convolutional.
 
     Cost: 4 H m^3 flops and an eigenvalue problem of size m for each sample.
     """
@@ -56,18 +57,19 @@ def feature_sensitivity(network: DuNetwork, x: Tensor) -> Tensor:
 
 
 def propagation_bound(network: DuFC, *, lipschitz: float = 1.0) -> float:
-    r"""Lemma B.3's factor of the fully connected network, exponential in H: |x^(H)(k) - x^(H)(0)| <= this times R.
+    r"""Compute the factor of R that bounds |x^(H)(k) - x^(H)(0)| in Lemma B.3, for the fully connected network.
 
     .. math:: \sqrt{c_\sigma} \, L \, c_{x,0} \sum_{h < H} c_x^h, \qquad c_x = 2 \sqrt{c_\sigma} \, L \, c_{w,0}
 
-    with c_{w,0} = max_h |W^(h)(0)|_2 / sqrt(m) of this network and c_{x,0} = 2. For weights that each move by at most sqrt(m) R.
+    with c_{w,0} = max_h |W^(h)(0)|_2 / sqrt(m) of this network and c_{x,0} = 2. No layer may move by more than sqrt(m)
+    R. The factor is exponential in the depth H.
 
     Args:
-        network: at its start.
-        lipschitz: L, of sigma: 1 for softplus, tanh and ReLU.
+        network: The network at its start.
+        lipschitz: Lipschitz constant L of sigma: 1 for softplus, tanh and ReLU.
 
     Raises:
-        TypeError: another network.
+        TypeError: The network is not the fully connected one.
 
     Source: Du, Lee, Li, Wang, Zhai 2019 (1811.03804), Lemma B.3.
     """

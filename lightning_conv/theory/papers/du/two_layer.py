@@ -1,4 +1,4 @@
-r"""``TwoLayerDescent``: exact gradient descent on the two-layer ReLU network, at a cost that does not depend on the input dimension.
+r"""``TwoLayerDescent``: gradient descent on the two-layer ReLU network, at a cost independent of the input dimension.
 
 One step of size eta on S = 1/2 sum (u - y)^2 is, with r = u - y and D_r = diag(1{w_r . x_i > 0}),
 
@@ -10,7 +10,7 @@ Every w_r stays in w_r(0) plus the span of the samples: w_r = w_r(0) + X^T c_r. 
     c_r \leftarrow c_r - \frac{\eta \, a_r}{\sqrt m} D_r \, r, \qquad
     z_r \leftarrow z_r - \frac{\eta \, a_r}{\sqrt m} (X X^T) D_r \, r,
 
-which is the same descent, in 2 n^2 m flops a step for 4 n d m. |w_r - w_r(0)|^2 = c_r^T X X^T c_r.
+which is the same descent, with 2 n^2 m flops per step instead of 4 n d m. |w_r - w_r(0)|^2 = c_r^T X X^T c_r.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from lightning_conv.networks.activation import is_relu
 from lightning_conv.theory.networks import DuTwoLayer
 
 BLOCK = 4096
-"""Neurons at once, so that their numbers stay in the cache."""
+"""Number of neurons that are updated at once, so that their numbers stay in the cache."""
 
 
 class TwoLayerDescent:
     """The state of a run: pre-activations and coefficients of every neuron, in float64.
 
     Args:
-        network: at its start, with ReLU and an output layer that is not trained; it is left as it is.
+        network: The network at its start, with ReLU and an output layer that is not trained. It is not changed.
         x: n samples, (n, d).
-        y: targets, (n,).
+        y: Targets, (n,).
 
     Attributes:
         outputs: u, (n,).
-        steps: how many have been taken.
+        steps: Number of steps taken.
 
     Raises:
-        ValueError: another activation, a trained output layer, or other sizes than (n, d) and (n,).
+        ValueError: The activation is not ReLU, the output layer is trained, or the shapes are not (n, d) and (n,).
 
     Example:
         >>> x = torch.eye(3, dtype=torch.float64)
@@ -80,10 +80,10 @@ class TwoLayerDescent:
         return self.outputs - self._y
 
     def step(self, eta: float) -> None:
-        """One step of gradient descent.
+        """Take one step of gradient descent.
 
         Args:
-            eta: on S.
+            eta: Step size on S.
 
         Cost: 2 n^2 m flops.
         """
@@ -100,7 +100,7 @@ class TwoLayerDescent:
         self.steps += 1
 
     def gram(self) -> Tensor:
-        """H(t), (n, n). Cost: 2 n^2 m flops."""
+        """Compute the kernel H, (n, n), of the present weights. Cost: 2 n^2 m flops."""
         both = torch.zeros_like(self._products)
         for start in range(0, self.width, BLOCK):
             active = (self._z[start : start + BLOCK] > 0).double()
@@ -108,14 +108,14 @@ class TwoLayerDescent:
         return self._products * both / self.width
 
     def pattern_changes(self) -> float:
-        """Share of (sample, neuron) pairs whose activation is not what it was at the start."""
+        """Compute the share of (sample, neuron) pairs whose activation has changed since the start."""
         return float(((self._z >= 0) != self._active_at_start).double().mean())
 
     def neuron_movement(self) -> Tensor:
-        """|w_r - w_r(0)|_2 of every neuron, (m,)."""
+        """Compute |w_r - w_r(0)|_2 of every neuron, (m,)."""
         squares = ((self._c @ self._products) * self._c).sum(1)
         return squares.clamp(min=0).sqrt()
 
     def weight(self) -> Tensor:
-        """W, (m, d)."""
+        """Compute the hidden weights W, (m, d)."""
         return self._start + self._c @ self._x

@@ -1,8 +1,8 @@
-"""Kawaguchi and Sun's expressivity condition as numbers and criteria, after 2104.05785; its rates are in ``theory.phase_two``.
+"""Kawaguchi and Sun's expressivity condition (2104.05785) as numbers and criteria; ``phase_two`` has the rates.
 
-With last hidden features h (n x m_H) the condition is phi(w) = det([h, 1] [h, 1]^T) != 0, that is rank [h, 1] = n. phi
-itself under- or overflows: its logarithm, the singular values and a certificate of the rank are what can be used. The
-certificates are those of ``lightning_conv.expressivity``; here is what they mean for the theorem.
+For last hidden features h (n x m_H) the condition is phi(w) = det([h, 1] [h, 1]^T) != 0, that is rank [h, 1] = n. The
+number phi itself under- or overflows, so its logarithm, the singular values and a certificate of the rank are used
+instead. The certificates come from ``lightning_conv.expressivity``; this module says what they mean for the theorem.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EPSILON = 2.0**-52
 
 @dataclass(frozen=True)
 class ExpressivityFacts:
-    """What the singular values of [h, 1] say; float64."""
+    """Facts that follow from the singular values of [h, 1]; float64."""
 
     certificate: RankCertificate  # of rank n, with sigma_min and sigma_max
     singular_values: Tensor  # min(n, m_H + 1), descending
@@ -35,18 +35,18 @@ class ExpressivityFacts:
 
     @property
     def sigma_max(self) -> float:
-        """sigma_1; the certificate has its bounds."""
+        """sigma_1; the certificate contains its bounds."""
         return float(self.singular_values[0])
 
     @property
     def sigma_min(self) -> float:
-        """sigma_n, the n-th singular value: 0 where there are fewer columns than samples; the certificate has its bounds."""
+        """The n-th singular value, 0 if there are fewer columns than samples; the certificate contains its bounds."""
         full = len(self.singular_values) == self.certificate.n
         return float(self.singular_values[-1]) if full else 0.0
 
     @property
     def condition_number(self) -> float:
-        """sigma_1 / sigma_n; infinite where the rank is below n. Gradient descent on the head takes about its square in steps."""
+        """sigma_1 / sigma_n; infinite below rank n. Gradient descent on the head takes about its square in steps."""
         return self.sigma_max / self.sigma_min if self.sigma_min > 0 else math.inf
 
     @property
@@ -57,7 +57,7 @@ class ExpressivityFacts:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank."""
+        """Exponential of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank."""
         share = self.singular_values / self.singular_values.sum()
         return float(torch.exp(-torch.special.xlogy(share, share).sum()))
 
@@ -65,19 +65,20 @@ class ExpressivityFacts:
 def expressivity_facts(
     features: Tensor, targets: Tensor | None = None, *, bias: bool = True, feature_error: float = 0.0
 ) -> ExpressivityFacts:
-    """Certificate, log phi, ranks and alignment of the features of n samples.
+    """Compute the certificate, log phi, the ranks and the alignment of the features of n samples.
 
-    log phi of up to 512 samples is within the proven radii of all singular values, so it is proven if ``feature_error`` is 0; of more it
-    is an estimate.
+    For up to 512 samples all singular values have proven error radii, so the interval of log phi is proven if
+    ``feature_error`` is 0. For more samples it is an estimate.
 
     Args:
         features: h, (n, m_H), float64.
-        targets: Y, (n, C) or class numbers; for the alignment residual |(I - P) Y| / |Y|.
-        bias: whether the last layer has a trained bias.
-        feature_error: see ``certify_expressivity``.
+        targets: Y, (n, C), or class numbers, for the alignment residual |(I - P) Y| / |Y|, where P projects on the
+            range of [h, 1].
+        bias: Whether the last layer has a trained bias.
+        feature_error: See ``certify_expressivity``.
 
     Raises:
-        ValueError: as ``certify_expressivity``.
+        ValueError: See ``certify_expressivity``.
 
     Cost: two or three singular value decompositions of n x (m_H + 1).
 
@@ -107,7 +108,7 @@ def _log_phi(values: Tensor, radii: Tensor | None, certificate: RankCertificate)
     if len(values) < certificate.n:
         return Bounded(-math.inf, -math.inf, -math.inf, True, "fewer columns than samples")
     proven = radii is not None and certificate.feature_error == 0
-    if radii is None:  # no statement about the rounding of a decomposition, which is then estimated
+    if radii is None:  # the rounding error of the decomposition has no proven bound here and is estimated
         radii = torch.full_like(values, certificate.n * EPSILON * float(values[0]))
     radii = radii + certificate.feature_error
     value, lower, upper = (2 * float((values + sign * radii).clamp(min=0).log().sum()) for sign in (0, -1, 1))
@@ -116,22 +117,18 @@ def _log_phi(values: Tensor, radii: Tensor | None, certificate: RankCertificate)
 
 
 def judge_expressivity(facts: ExpressivityFacts) -> list[Criterion]:
-    """The condition, and its weaker companion for the targets at hand, as criteria.
+    """Judge the condition, and its weaker form for the given targets.
 
     Args:
-        facts: of the features.
+        facts: Facts about the features, by ``expressivity_facts``.
 
     Returns:
-        - ``expressivity_condition``: rank [h, 1] = n, with the certificate's verdict; measured is sigma_min
-        - ``alignment``, with targets: |(I - P) Y| <= 1e-8 |Y|: sufficient where rank n fails, and necessary for these
-          targets
+        - ``expressivity_condition``: rank [h, 1] = n, with the verdict of the certificate; ``measured`` is sigma_min.
+        - ``alignment``, if targets were given: |(I - P) Y| <= 1e-8 |Y|, which is necessary and sufficient for these
+          targets, even if the rank is below n.
     """
-    found = [
-        _from_certificate(
-            "expressivity_condition", SOURCE, "rank [h, 1] = n, that is sigma_min([h, 1]) > 0",
-            facts.certificate, facts.certificate.sigma_min,
-        )
-    ]  # fmt: skip
+    certificate, asks = facts.certificate, "rank [h, 1] = n, that is sigma_min([h, 1]) > 0"
+    found = [_from_certificate("expressivity_condition", SOURCE, asks, certificate, certificate.sigma_min)]
     if facts.alignment is not None:
         asks = "the targets lie in the range of [h, 1]: |(I - P) Y| / |Y| = 0, here at most 1e-8"
         found.append(_from_certificate("alignment", ALIGNMENT, asks, facts.alignment, facts.alignment.residual))
@@ -142,8 +139,7 @@ def _from_certificate(
     name: str, source: str, asks: str, certificate: RankCertificate, measured: Bounded | None
 ) -> Criterion:
     value = measured.value if measured is not None else math.nan
-    # A certificate up to an estimated rounding inside the trunk is no proof.
-    verdict = (
-        "consistent" if certificate.verdict == "certified" and certificate.feature_error > 0 else certificate.verdict
-    )
+    # A certificate that rests on an estimate of the rounding error inside the trunk is no proof.
+    estimated = certificate.verdict == "certified" and certificate.feature_error > 0
+    verdict = "consistent" if estimated else certificate.verdict
     return Criterion(name, source, asks, value, 0.0, verdict, certificate.reason)

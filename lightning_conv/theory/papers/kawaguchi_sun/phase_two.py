@@ -1,7 +1,8 @@
-"""Kawaguchi and Sun's second phase as criteria: the step of the head against 1 / L_H, its gaps against the proven bounds.
+"""Kawaguchi and Sun's second phase as criteria: the step against 1 / L_H and the loss gaps against the bounds.
 
-The bounds are those of ``lightning_conv.last_layer``. ``judge_phase_two`` judges a descent whose every loss is known, ``judge_head_gaps``
-one that was measured now and then, with what the rounding of its steps may have added.
+The bounds come from ``lightning_conv.last_layer``. ``judge_phase_two`` judges a descent whose loss is known at every
+step. ``judge_head_gaps`` judges a descent that was measured at some of its steps, and takes the rounding errors of the
+steps into account.
 """
 
 from __future__ import annotations
@@ -28,32 +29,33 @@ EITHER = "L(w_t) - L* <= min over w of L(w) - L* + |w_0 - w|^2 / (2 eta t), squa
 
 @dataclass(frozen=True)
 class HeadGap:
-    """One measurement of a head that descends, t steps after it began."""
+    """One measurement of a head that is trained by gradient descent, after t steps."""
 
     steps: int  # t
     gap: float  # L(w_t) - L*
-    bound: float  # that exact steps keep to
-    rounded: float  # the same for the steps as they were, ``rounded_bound``
-    lower: float  # of the gap, rounding of its measurement included
+    bound: float  # upper bound of the gap for exact steps
+    rounded: float  # upper bound for steps with rounding errors, ``rounded_bound``
+    lower: float  # the gap less the rounding error of its measurement
 
     @property
     def share(self) -> float:
-        """Of the bound that is used up."""
+        """gap / bound, the share of the bound that is used up."""
         return share_used(self.gap, self.bound)
 
 
 def share_used(gap: float, bound: float) -> float:
-    """gap / bound; 0 where the gap is none, infinite where a bound of 0 is not kept."""
+    """Compute gap / bound; 0 if the gap is not positive, infinite if a bound of 0 is exceeded."""
     return 0.0 if gap <= 0 else divide(gap, bound)
 
 
 def judge_head_step(step: float, curvature: Bounded) -> Criterion:
-    """``head_step``: eta against 1 / L_H, the theorem's hypothesis: ``consistent`` up to there, ``undecided`` beyond.
+    """Judge ``head_step``, the hypothesis eta <= 1 / L_H: ``consistent`` if it is true, otherwise ``undecided``.
 
-    The theorem is silent about longer steps: that they fail is not shown. Up to 2 / L_H the loss still never rises (descent lemma).
+    The theorem says nothing about larger steps, so they do not refute it. Up to 2 / L_H the loss still never rises
+    (descent lemma).
 
     Args:
-        step: eta, on the mean loss; the largest that was taken.
+        step: Largest step size eta that was taken, on the mean loss.
         curvature: L_H.
     """
     most = 1 + ROUNDING
@@ -72,50 +74,51 @@ def judge_head_step(step: float, curvature: Bounded) -> Criterion:
 
 
 def judge_head_gaps(gaps: Iterable[HeadGap]) -> Criterion:
-    """``head_bound``: the gap at the measurement that used up the largest share of its bound, after at least one step.
+    """Judge ``head_bound``: the gap at the measurement with the largest share of its bound, after at least one step.
 
-    ``refuted`` only where the gap, less the rounding of its measurement, lies above what the bound becomes with the rounding of the
-    steps; ``undecided`` in between.
+    The verdict is ``refuted`` only if the gap, less the rounding error of its measurement, exceeds the bound that
+    allows for the rounding errors of the steps. If it exceeds only the exact bound, the verdict is ``undecided``.
 
     Args:
-        gaps: of one unbroken descent, every step at most 1 / L_H.
+        gaps: Measurements of one uninterrupted descent with steps of at most 1 / L_H.
     """
     taken = [each for each in gaps if each.steps > 0]
     if not taken:
-        return Criterion(
-            "head_bound", THEOREM, EITHER, math.nan, math.nan, "undecided", "no step of phase 2 was measured yet"
-        )
-    # One that is above all rounding speaks louder than a larger share that rounding explains.
+        reason = "no step of phase 2 was measured yet"
+        return Criterion("head_bound", THEOREM, EITHER, math.nan, math.nan, "undecided", reason)
+    # A violation that rounding does not explain comes before a larger share that rounding explains.
     worst = max(taken, key=lambda each: (each.lower > each.rounded, each.share))
     found = at_most("head_bound", THEOREM, EITHER, worst.gap, worst.bound * (1 + ROUNDING))
-    where = (
-        f"{worst.share:.3g} of the bound is used up (the worst of {len(taken)} measurements, after {worst.steps} steps)"
-    )
+    where = f"the worst of {len(taken)} measurements, after {worst.steps} steps"
     if found.verdict == "refuted" and not worst.lower > worst.rounded:
         said = f"{worst.gap:.4g} > {worst.bound:.4g}, which the rounding of the steps explains (with it {worst.rounded:.4g})"
         found = replace(found, verdict="undecided", reason=said)
-    return replace(found, bound=worst.bound, reason=f"{found.reason}; {where}")
+    return replace(
+        found, bound=worst.bound, reason=f"{found.reason}; {worst.share:.3g} of the bound is used up ({where})"
+    )
 
 
 def judge_phase_two(
     gaps: Tensor, step: float, comparators: Sequence[Comparator], curvature: HeadCurvature, *, mu: float | None = None
 ) -> list[Criterion]:
-    r"""Hold the losses of a head's gradient descent against the theorem's bounds, at every step.
+    r"""Judge the losses of a head's gradient descent against the theorem's bounds, at every step.
 
     Args:
-        gaps: L(w_t) - L*, t = 0..T, of the mean loss; steps are constant.
-        step: eta.
-        comparators: by ``lightning_conv.last_layer.comparators``, for the first of these weights.
-        curvature: by ``head_curvature``: the theorem asks for eta <= 1 / L_H.
-        mu: (L_ell / n) sigma_min([h, 1])^2 or less, for a squared loss: adds the linear bound.
+        gaps: L(w_t) - L*, t = 0..T, of the mean loss, for a constant step size.
+        step: Step size eta.
+        comparators: Comparators w of the first weights w_0, by ``lightning_conv.last_layer.comparators``.
+        curvature: L_H, by ``head_curvature``; the theorem asks for eta <= 1 / L_H.
+        mu: (L_ell / n) sigma_min([h, 1])^2 or less, for a squared loss; adds the linear bound. None: no linear bound.
 
     Returns:
-        ``head_step``: eta against 1 / L_H, here ``refuted`` beyond it, as whoever chose the step claims that it is shorter.
-        ``head_bound``: largest share of min over comparators of L(w) - L* + |w_0 - w|^2 / (2 eta t) that is used up; ``head_linear``:
-        the same of (1 - eta mu)^{2t} (L(w_0) - L*).
+        - ``head_step``: eta against 1 / L_H. It is ``refuted`` for a larger step, because the caller claims to have
+          chosen a valid one.
+        - ``head_bound``: the largest share of min over comparators of L(w) - L* + |w_0 - w|^2 / (2 eta t) that is used
+          up.
+        - ``head_linear``, with ``mu``: the same for (1 - eta mu)^{2t} (L(w_0) - L*).
 
     Raises:
-        ValueError: fewer than two losses.
+        ValueError: There are fewer than two losses.
     """
     if len(gaps) < 2:
         raise ValueError(f"gaps: {len(gaps)}; need the losses before and after at least one step")

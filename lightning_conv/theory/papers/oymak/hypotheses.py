@@ -29,7 +29,7 @@ class Hypotheses:
 
     @property
     def radius(self) -> float:
-        """2 |r_0| / alpha: of the ball on which the constants must hold, and the longest path. The paper asks for twice that."""
+        """2 |r_0| / alpha, the radius of the ball and a bound of the path length; the paper has twice that."""
         return 2 * self.misfit / self.alpha if self.alpha > 0 else math.inf
 
     @property
@@ -39,13 +39,13 @@ class Hypotheses:
 
     @property
     def rate(self) -> float:
-        """Share of |r|^2 that a step of size ``step`` takes away at least: h alpha^2."""
+        """h alpha^2, the least share of |r|^2 that a step of size ``step`` removes."""
         return self.step * self.alpha**2
 
 
 @dataclass(frozen=True)
 class CertifiedHypotheses:
-    """Hypotheses that are proven on the ball they need, rounding included, or why they are not."""
+    """Hypotheses that are proven on the ball that they need, rounding included, or the reason why they are not."""
 
     hypotheses: Hypotheses
     criterion: Criterion
@@ -57,29 +57,31 @@ class CertifiedHypotheses:
 
 
 def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> CertifiedHypotheses:
-    r"""Prove the hypotheses of the theorem for a smooth fully-connected network with one output, where that is possible.
+    r"""Try to prove the hypotheses of the theorem for a smooth fully connected network with one output.
 
-    With L a Lipschitz constant of J on the ball, sigma_min(J) >= sigma_min(J_0) - L R there (Weyl), so alpha must
-    satisfy alpha <= sigma_0 - 2 L |r_0| / alpha. The largest solution
+    With sigma_0 = sigma_min(J_0) and L a Lipschitz constant of J on a ball of radius R, Weyl's inequality gives
+    sigma_min(J) >= sigma_0 - L R there. So alpha must satisfy alpha <= sigma_0 - 2 L |r_0| / alpha. The largest
+    solution
 
     .. math:: \alpha = \tfrac12 \Bigl(\sigma_0 + \sqrt{\sigma_0^2 - 8 L |r_0|}\Bigr)
 
     is real if sigma_0^2 >= 8 L |r_0|. L = sqrt(n) max_i |Hess u_i| and beta come from ``ball_bounds`` on a ball of
-    radius 4 |r_0| / sigma_0, the largest that can be needed; both are computed again on the ball that alpha then gives,
-    as long as it shrinks. sigma_0 comes from ``jacobian_sigma_min``. [derived]
+    radius 4 |r_0| / sigma_0, the largest that can be needed. Both are computed again on the ball that alpha determines,
+    as long as this ball shrinks. sigma_0 comes from ``jacobian_sigma_min``. [derived]
 
     Args:
-        model: see ``read_mlp``; J is over its trained parameters.
-        inputs: (n, d).
+        model: See ``read_mlp``; J is taken with respect to its trained parameters.
+        inputs: Samples, (n, d).
         targets: y, n numbers.
 
     Returns:
-        ``certified``: proven, rounding included. ``undecided``: sigma_0 is too small for these bounds.
+        The hypotheses; the verdict is ``certified`` (proven, rounding included) or ``undecided`` (sigma_0 is too small
+        for these bounds).
 
     Raises:
-        ValueError: a network of another kind, or other numbers of targets.
+        ValueError: The network is of another kind, or the number of targets is not n.
 
-    Cost: a forward and a backward pass, the smallest eigenvalue of an n x n matrix, and a few ``ball_bounds``.
+    Cost: one forward and one backward pass, the smallest eigenvalue of an n x n matrix, and a few ``ball_bounds``.
     """
     mlp = read_mlp(model)
     residual, error = residual_with_error(mlp, inputs, targets)
@@ -90,10 +92,8 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
     if sigma == 0:
         seen = spectrum.reason or f"it is {spectrum.value:.4g}, at most {spectrum.upper:.4g}"
         reason = f"sigma_min(J_0) is not proven positive: {seen}"
-        return CertifiedHypotheses(
-            Hypotheses(misfit, 0.0, math.inf, math.inf),
-            Criterion("jacobian_hypotheses", SOURCE, asks, 0.0, 1.0, "undecided", reason),
-        )
+        unproven = Criterion("jacobian_hypotheses", SOURCE, asks, 0.0, 1.0, "undecided", reason)
+        return CertifiedHypotheses(Hypotheses(misfit, 0.0, math.inf, math.inf), unproven)
     radius = above(4 * misfit / sigma)
     found, score = None, 0.0
     for _ in range(6):
@@ -101,7 +101,7 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
         lipschitz = above(math.sqrt(len(inputs)) * bounds.curvature)
         room = below(sigma**2) - above(8 * lipschitz * misfit)
         score = sigma**2 / (8 * lipschitz * misfit) if lipschitz * misfit > 0 else math.inf
-        if not room >= 0:  # NaN where nothing bounds the curvature
+        if not room >= 0:  # NaN if there is no bound of the curvature
             break
         alpha = below((sigma + math.sqrt(room)) / 2)
         found = Hypotheses(misfit, alpha, bounds.jacobian_norm, lipschitz)
@@ -112,13 +112,13 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
     reason = f"sigma_min(J_0) = {sigma:.4g} at least, and {score:.4g} times what 8 L |r_0| asks of its square"
     if found is None:
         found = Hypotheses(misfit, 0.0, bounds.jacobian_norm, lipschitz)
-        reason += "; these bounds leave it open"
+        reason += "; these bounds decide nothing"
     return CertifiedHypotheses(found, Criterion("jacobian_hypotheses", SOURCE, asks, score, 1.0, verdict, reason))
 
 
 @dataclass(frozen=True)
 class SampledHypotheses:
-    """The extremes that were seen at points of a ball: alpha is at most, beta and L are at least this."""
+    """Extreme values at some points of a ball: upper bounds of alpha, lower bounds of beta and L."""
 
     sigma_min: float
     sigma_max: float
@@ -129,19 +129,19 @@ class SampledHypotheses:
 def sampled_hypotheses(
     objective: Objective, radius: float, *, points: int = 8, path: tuple[Tensor, ...] = (), seed: int = 0
 ) -> SampledHypotheses:
-    """Singular values of J and its relative changes at random points of the ball, and at given ones: these can refute a hypothesis only.
+    """Compute singular values and slopes of J at points of the ball, which can refute a hypothesis but not prove it.
 
     Args:
-        objective: gives J.
-        radius: of the ball around its start.
-        points: random ones, in uniform directions at uniform distances.
-        path: further points, such as those of a run; those outside the ball are left out.
-        seed: of the directions.
+        objective: The function whose Jacobian is J.
+        radius: Radius of the ball around its start.
+        points: Number of random points (``ball_points``).
+        path: Further points, such as those of a run; those outside the ball are ignored.
+        seed: Seed of the random points.
 
     Raises:
-        ValueError: a radius that is not positive.
+        ValueError: The radius is not positive.
 
-    Cost: a Jacobian (N, P) a point, and its singular values.
+    Cost: one Jacobian (N, P) per point, and its singular values.
     """
     if not radius > 0:
         raise ValueError(f"radius: {radius}; need a positive number")
@@ -164,21 +164,16 @@ def sampled_hypotheses(
 
 
 def judge_hypotheses(hypotheses: Hypotheses, sampled: SampledHypotheses) -> list[Criterion]:
-    """Hold claimed constants against what was seen at points of the ball.
+    """Judge claimed constants by the extreme values at points of the ball.
 
     Args:
-        hypotheses: claimed.
-        sampled: by ``sampled_hypotheses`` in the ball of radius 2 |r_0| / alpha or a smaller one.
+        hypotheses: The claimed constants.
+        sampled: Result of ``sampled_hypotheses`` in the ball of radius 2 |r_0| / alpha or a smaller one.
     """
     where = f"at {sampled.points} points of the ball"
+    slope = f"|J(t2) - J(t1)|_2 <= L |t2 - t1|, {where}"
     return [
         at_least("sigma_min_jacobian", SOURCE, f"sigma_min(J) >= alpha, {where}", sampled.sigma_min, hypotheses.alpha),
         at_most("sigma_max_jacobian", SOURCE, f"|J|_2 <= beta, {where}", sampled.sigma_max, hypotheses.beta),
-        at_most(
-            "jacobian_lipschitz",
-            SOURCE,
-            f"|J(t2) - J(t1)|_2 <= L |t2 - t1|, {where}",
-            sampled.lipschitz,
-            hypotheses.lipschitz,
-        ),
+        at_most("jacobian_lipschitz", SOURCE, slope, sampled.lipschitz, hypotheses.lipschitz),
     ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MOST_PROGRAMS = 20_000
-"""Linear programs that an enumeration may take: a millisecond or two each."""
+"""Largest number of linear programs of an enumeration; each takes a millisecond or two."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Arrangement:
     patterns: Tensor  # D, (n, p), 0 and 1, distinct columns
     directions: Tensor  # (d, p), one v for each column
     general_position: bool  # any min(n, rank) rows of X are linearly independent, decided in exact arithmetic
-    complete: bool  # proven to be all of them; otherwise that rests on the solver's word for what is infeasible
+    complete: bool  # proven to be all patterns; otherwise this relies on the solver's decision what is infeasible
 
     @property
     def count(self) -> int:
@@ -32,9 +32,9 @@ class Arrangement:
 
 
 def cell_count(n: int, rank: int) -> int:
-    """2 sum_{k < r} C(n - 1, k): the sign patterns without zeros of n rows of rank r in general position (Cover 1965).
+    """Compute 2 sum_{k < r} C(n - 1, k), the number of sign patterns of n rows of rank r in general position.
 
-    For rows that are not in general position it is an upper bound of these.
+    The patterns are those without zeros (Cover 1965). For rows that are not in general position it is an upper bound.
 
     Example:
         >>> cell_count(4, 2), cell_count(5, 3), cell_count(3, 3)
@@ -44,24 +44,25 @@ def cell_count(n: int, rank: int) -> int:
 
 
 def arrangement_patterns(inputs: Tensor) -> Arrangement:
-    """All patterns 1{X v >= 0}, by a tree over the samples: a linear program decides whether a branch can be extended.
+    """Enumerate all patterns 1{X v >= 0} by a tree over the samples.
 
-    A branch asks <x_i, v> >= 1 where the pattern is 1 and <= -1 where it is 0. Where only v with <x_i, v> = 0 would do (v = 0
-    if no half-space holds all samples, and rows that are not in general position), the boundary is allowed. The directions that
-    are found are verified in rational arithmetic, so every pattern listed is one. In general position the list is complete
-    if it has `cell_count` patterns besides the pattern of v = 0, which is all ones.
+    Linear programs decide how a branch of the tree can be extended. A branch asks for <x_i, v> >= 1 where the pattern
+    is 1 and for <x_i, v> <= -1 where it is 0. If only directions with <x_i, v> = 0 are possible (v = 0 if no half-space
+    contains all samples, and rows that are not in general position), the boundary is allowed. The directions are
+    verified in rational arithmetic, so every listed pattern occurs. In general position the list is complete if it has
+    ``cell_count`` patterns in addition to the pattern of v = 0, which is all ones.
 
     Args:
         inputs: X, (n, d); add a column of ones for a bias.
 
     Raises:
-        ValueError: no matrix, or so many patterns that enumeration is out of reach; says how many.
+        ValueError: ``inputs`` is not a matrix, or there are too many patterns to enumerate; the message says how many.
         ModuleNotFoundError: scipy is missing.
 
-    Cost: about 2 n programs a pattern of the end, of the order of n^r / r! patterns for rank r.
+    Cost: about 2 n linear programs per pattern, and of the order of n^r / r! patterns for rank r.
     """
     if inputs.ndim != 2 or 0 in inputs.shape:
-        raise ValueError(f"inputs: shape {tuple(inputs.shape)}; need a matrix, one row a sample")
+        raise ValueError(f"inputs: shape {tuple(inputs.shape)}; pass a matrix with one row per sample")
     rows: NDArray[np.float64] = inputs.detach().cpu().double().numpy()
     n, rank = len(rows), int(np.linalg.matrix_rank(rows))
     programs = sum(cell_count(i, min(rank, i)) for i in range(1, n + 1))
@@ -91,7 +92,7 @@ class _Branch:
     strict: bool  # whether no sample lies on the boundary
 
     def extended(self, rows: NDArray[np.float64], bit: int) -> _Branch | None:
-        """The branch with one more sample on the given side, or None where there is no such direction."""
+        """Return the branch with one more sample on the given side, or None if there is no such direction."""
         bits = [*self.bits, bit]
         value = float(rows[-1] @ self.v)
         if self.strict and bits[:-1] and (value >= 1 if bit else value <= -1):
@@ -102,7 +103,7 @@ class _Branch:
         return None if v is None else _Branch(v, bits, strict=False)
 
     def verified(self, exact: list[list[Fraction]]) -> bool:
-        """Whether v gives these bits, in rational arithmetic; on the boundary to 1e-7, as v is rounded."""
+        """Check in rational arithmetic that v has these bits; on the boundary to 1e-7, because v is rounded."""
         v = [Fraction(value) for value in self.v.tolist()]
         values = [sum(a * b for a, b in zip(row, v, strict=True)) for row in exact]
         slack = Fraction(0) if self.strict else Fraction(1, 10**7)
@@ -110,16 +111,16 @@ class _Branch:
 
 
 def _direction(rows: NDArray[np.float64], bits: list[int], margin: float) -> NDArray[np.float64] | None:
-    """A v with <x_i, v> >= margin where the bit is 1 and <= -1 where it is 0."""
+    """Find a v with <x_i, v> >= margin where the bit is 1 and <x_i, v> <= -1 where it is 0; None if there is none."""
     try:
         from scipy.optimize import linprog
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'arrangement_patterns solves linear programs by scipy, which is not installed; run: pip install "lightning-conv[recipes]"'
+            'arrangement_patterns solves linear programs with scipy, which is not installed; run: pip install "lightning-conv[recipes]"'
         ) from error
     sides = np.where(np.array(bits) == 1, -1.0, 1.0)
     bounds = np.where(np.array(bits) == 1, -margin, -1.0)
-    # Rows of norm one: the solver's tolerance is absolute.
+    # Scale the rows to norm one, because the solver's tolerance is absolute.
     norms = np.maximum(np.linalg.norm(rows, axis=1), np.finfo(float).tiny)
     done = linprog(
         np.zeros(rows.shape[1]), A_ub=sides[:, None] * rows / norms[:, None], b_ub=2 * bounds, bounds=(None, None)
@@ -128,14 +129,14 @@ def _direction(rows: NDArray[np.float64], bits: list[int], margin: float) -> NDA
 
 
 def _general_position(exact: list[list[Fraction]], rank: int) -> bool:
-    """Whether any min(n, r) rows are linearly independent."""
+    """Return whether any min(n, r) rows are linearly independent."""
     return all(
         _rank([exact[i] for i in chosen]) == min(rank, len(exact)) for chosen in combinations(range(len(exact)), rank)
     )
 
 
 def _rank(rows: list[list[Fraction]]) -> int:
-    """Rank by elimination in rational arithmetic."""
+    """Compute the rank by elimination in rational arithmetic."""
     rows, rank = [list(row) for row in rows], 0
     for column in range(len(rows[0])):
         pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)

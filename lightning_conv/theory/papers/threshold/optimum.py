@@ -1,4 +1,4 @@
-"""The global optimum of a threshold network with weight decay: a LASSO over the patterns, and how far a solution is from it."""
+"""The global optimum of a threshold network with weight decay: a LASSO over the patterns, with a duality gap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ThresholdOptimum:
-    """The optimum of 1/2 |D w - y|^2 + beta |w|_1, and how far from it the solution can be."""
+    """A solution of min 1/2 |D w - y|^2 + beta |w|_1, with a bound of its distance from the optimum."""
 
     weights: Tensor  # w, (p,)
     objective: float  # at w: an upper bound of the optimum
@@ -19,26 +19,26 @@ class ThresholdOptimum:
 
     @property
     def lower(self) -> float:
-        """What no threshold network's regularised loss is below."""
+        """Lower bound of the regularised loss of every threshold network."""
         return self.objective - self.gap
 
     @property
     def units(self) -> int:
-        """Nonzero weights: the units that a network needs."""
+        """Number of nonzero weights, which is the number of units that a network needs."""
         return int((self.weights != 0).sum())
 
 
 def lasso_objective(patterns: Tensor, targets: Tensor, weights: Tensor, beta: float) -> float:
-    """1/2 |D w - y|^2 + beta |w|_1."""
+    """Compute 1/2 |D w - y|^2 + beta |w|_1."""
     residual = patterns @ weights - targets
     return float(0.5 * residual @ residual + beta * weights.abs().sum())
 
 
 def duality_gap(patterns: Tensor, targets: Tensor, weights: Tensor, beta: float) -> float:
-    """The objective at w minus a value of the dual, hence at least objective - optimum; in float64.
+    """Compute the objective at w minus a value of the dual problem, an upper bound of objective - optimum, in float64.
 
-    The dual is max 1/2 |y|^2 - 1/2 |y - theta|^2 over |D^T theta|_inf <= beta; theta is the residual y - D w, shrunk until it
-    is feasible, which is the solution's own dual at the optimum.
+    The dual is max 1/2 |y|^2 - 1/2 |y - theta|^2 over |D^T theta|_inf <= beta. theta is the residual y - D w, scaled
+    down until it is feasible; at the optimum this is the solution of the dual.
     """
     residual = targets - patterns @ weights
     largest = float((patterns.T @ residual).abs().max())
@@ -50,16 +50,16 @@ def duality_gap(patterns: Tensor, targets: Tensor, weights: Tensor, beta: float)
 def solve_threshold_network(
     patterns: Tensor, targets: Tensor, beta: float, *, tolerance: float = 1e-10
 ) -> ThresholdOptimum:
-    """The global optimum of the weight-decay problem of a two-layer threshold network, by scikit-learn's Lasso.
+    """Compute the global optimum of a two-layer threshold network with weight decay by scikit-learn's Lasso.
 
     Args:
         patterns: D, (n, p).
         targets: y, (n,).
-        beta: of weight decay (beta / 2) |theta|^2 against 1/2 |f(X) - y|^2, without 1/n; above 0.
-        tolerance: of the duality gap, over |y|^2.
+        beta: Strength of the weight decay (beta / 2) |theta|^2 next to 1/2 |f(X) - y|^2, without 1/n; positive.
+        tolerance: Tolerance of the duality gap, relative to |y|^2.
 
     Raises:
-        ValueError: beta is not positive, or the shapes do not fit.
+        ValueError: beta is not positive, or the shapes do not match.
         ModuleNotFoundError: scikit-learn is missing.
     """
     if not beta > 0:
@@ -80,10 +80,10 @@ def solve_threshold_network(
 
 
 def fewest_units(patterns: Tensor, weights: Tensor) -> Tensor:
-    """The same outputs D w from linearly independent patterns, hence at most n, with |w|_1 no larger (Caratheodory).
+    """Find weights with the same outputs D w on linearly independent patterns, and with |w|_1 no larger (Caratheodory).
 
-    While the patterns in use are dependent, D z = 0 for some z on them; w moves along z, or along -z, whichever does not raise |w|_1,
-    until a weight is zero.
+    At most n weights are nonzero. While the patterns in use are linearly dependent, D z = 0 for some z on them. Then w
+    moves along z or -z, whichever does not increase |w|_1, until a weight is zero.
 
     Args:
         patterns: D, (n, p).
@@ -93,11 +93,8 @@ def fewest_units(patterns: Tensor, weights: Tensor) -> Tensor:
     while True:
         used = weights.nonzero().flatten()
         _, values, right = torch.linalg.svd(patterns[:, used])
-        rank = (
-            int((values > max(patterns.shape) * torch.finfo(values.dtype).eps * values.amax()).sum())
-            if len(used)
-            else 0
-        )
+        smallest = max(patterns.shape) * torch.finfo(values.dtype).eps
+        rank = int((values > smallest * values.amax()).sum()) if len(used) else 0
         if rank == len(used):
             return weights
         z = right[-1]
@@ -112,14 +109,16 @@ def fewest_units(patterns: Tensor, weights: Tensor) -> Tensor:
 
 
 def shattered_optimum(targets: Tensor, beta: float) -> tuple[Tensor, float]:
-    r"""The optimum where every pattern in {0, 1}^n is reachable: min_d 1/2 |d - y|^2 + beta (|(d)_+|_inf + |(-d)_+|_inf).
+    r"""Compute the optimum if every pattern in {0, 1}^n occurs.
 
-    With all patterns, min |w|_1 over D w = d is max(d)_+ + max(-d)_+: layers {d > t} reach it, and e_max - e_min is dual feasible.
-    The two signs separate, and each is clipped at the level c >= 0 with sum_i (|y_i| - c)_+ = beta (0 if the sum never gets there).
+    It is min_d 1/2 |d - y|^2 + beta (|(d)_+|_inf + |(-d)_+|_inf). With all patterns, min |w|_1 over D w = d is max(d)_+
+    + max(-d)_+: the patterns {d > t} attain it, and e_max - e_min is dual feasible. The positive and the negative part
+    separate. Each is clipped at the level c >= 0 with sum_i (|y_i|
+    - c)_+ = beta (c = 0 if the sum is always smaller).
 
     Args:
         targets: y, (n,).
-        beta: above 0.
+        beta: Strength of the weight decay, positive.
 
     Returns:
         (d, the objective).
@@ -140,7 +139,7 @@ def shattered_optimum(targets: Tensor, beta: float) -> tuple[Tensor, float]:
 
 
 def _clip_level(values: Tensor, beta: float) -> float:
-    """The c >= 0 with sum (v_i - c)_+ = beta, or 0."""
+    """Find the c >= 0 with sum (v_i - c)_+ = beta; 0 if there is none."""
     ordered: list[float] = values.sort(descending=True).values.tolist()
     total = 0.0
     for k, value in enumerate(ordered, 1):

@@ -258,7 +258,7 @@ def test_labels_along_eigenvectors_shrink_at_their_own_rates():
     assert shares.tolist() == pytest.approx(((vectors.T @ y.numpy())[::-1] ** 2 / float(y @ y)).tolist())
     measure = math.sqrt(2 * float(y.numpy() @ np.linalg.solve(kernel.numpy(), y.numpy())) / 5)
     assert du.generalisation_measure(kernel, y) == pytest.approx(measure, rel=1e-10)
-    with pytest.raises(ValueError, match="labels: are all zero"):
+    with pytest.raises(ValueError, match="labels: all are zero"):
         du.label_energies(kernel, torch.zeros(5))
     with pytest.raises(ValueError, match="need a positive definite kernel"):
         du.generalisation_measure(torch.zeros(2, 2, dtype=torch.float64), torch.ones(2))
