@@ -1,4 +1,4 @@
-"""The page that `certificates.py` draws from its records."""
+"""The page that `certificates.py` writes from its records."""
 
 from __future__ import annotations
 

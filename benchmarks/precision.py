@@ -1,4 +1,4 @@
-"""What the three precisions cost and how wrong they are, on the recipe's network and real digits; writes docs/results/precision.md."""
+"""Measure cost and error of the three precisions on the recipe's network and real digits; write docs/results/precision.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Measure in turn, so that a slow phase of the machine hits all precisions alike, and write the page."""
+    """Measure in turn, so that a slow phase of the machine affects all precisions, and write the page."""
     torch.manual_seed(0)
     network = wide_fc(64, 10, width=WIDTH)
     inputs = torch.tensor(load_digits().data[:SAMPLES] / 16, dtype=torch.float32)
