@@ -161,9 +161,15 @@ def logged(path: Path | None) -> Callable[[float], None] | None:
 def row(what: str, network: str, found: RankCertificate, **more: Any) -> dict[str, Any]:
     """Return what the page reports about one certificate."""
     return {
-        "what": what, "network": network, "date": f"{datetime.now():%F}", "processor": processor(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "certificate": asdict(found), **more,
-    }  # fmt: skip
+        "what": what,
+        "network": network,
+        "date": f"{datetime.now():%F}",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "certificate": asdict(found),
+        **more,
+    }
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -204,8 +210,11 @@ def distinct(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             del coarse
             found = certify_expressivity(
                 Rows(StatelessModule(network), head, x),
-                method="distinct", entering=entering, feature_error=error, progress=logged(options.log),
-            )  # fmt: skip
+                method="distinct",
+                entering=entering,
+                feature_error=error,
+                progress=logged(options.log),
+            )
         yield row("distinct", name, found, entering=layer.width, features_seconds=features_seconds, peak=peak)
 
 
@@ -222,9 +231,12 @@ def singular(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with peak_memory() as peak:
             found = certify_expressivity(
                 fine,
-                method="singular", feature_error=error, max_memory=limit, folder=options.folder,
+                method="singular",
+                feature_error=error,
+                max_memory=limit,
+                folder=options.folder,
                 progress=logged(options.log),
-            )  # fmt: skip
+            )
         yield row("singular", FULLY_CONNECTED, found, max_memory=limit, folder=options.folder is not None, peak=peak)
 
 

@@ -99,9 +99,17 @@ def measure(name: str, matrix: Tensor, repeats: int) -> dict[str, object]:
 
 
 COLUMNS = (
-    "n", "matrix", "`eigvalsh`", "`smallest_eigenvalue`", "faster", "`kernel_spectrum`", "faster", "lambda_min", "width",
+    "n",
+    "matrix",
+    "`eigvalsh`",
+    "`smallest_eigenvalue`",
+    "faster",
+    "`kernel_spectrum`",
+    "faster",
+    "lambda_min",
+    "width",
     "excess",
-)  # fmt: skip
+)
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -110,10 +118,17 @@ def cells(row: dict[str, Any]) -> list[str]:
     width = (low["upper"] - low["lower"]) / abs(low["value"])
     excess = high["upper"] / high["lower"] - 1
     return [
-        f"{row['n']}", row["case"], f"{seconds['eigvalsh']:.3f}", f"{seconds['smallest_eigenvalue']:.3f}",
-        f"**{row['speedup_smallest']:.1f}**", f"{seconds['kernel_spectrum']:.3f}", f"**{row['speedup_spectrum']:.1f}**",
-        f"{low['value']:.3e}", f"{width:.0e}", f"{excess:.0e}",
-    ]  # fmt: skip
+        f"{row['n']}",
+        row["case"],
+        f"{seconds['eigvalsh']:.3f}",
+        f"{seconds['smallest_eigenvalue']:.3f}",
+        f"**{row['speedup_smallest']:.1f}**",
+        f"{seconds['kernel_spectrum']:.3f}",
+        f"**{row['speedup_spectrum']:.1f}**",
+        f"{low['value']:.3e}",
+        f"{width:.0e}",
+        f"{excess:.0e}",
+    ]
 
 
 def main() -> None:

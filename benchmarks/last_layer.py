@@ -88,9 +88,15 @@ def train(seed: int, guard: bool) -> tuple[WideFC, DigitsDataModule, Watch]:
     pl.seed_everything(seed, verbose=False)
     module, data, watch = WideFC(guard=guard, diagnostics=False), DigitsDataModule(), Watch()
     trainer = pl.Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", devices=1, callbacks=[watch], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, data)
     return module, data, watch
 
@@ -166,9 +172,13 @@ def main() -> None:
         )
         guarded, _, guard_watch = train(seed, guard=True)
         note(
-            rows, "guarded run, the rest", [guard_watch.rest], gap_of(guarded.net, *training), tested(guarded.net, *test),
+            rows,
+            "guarded run, the rest",
+            [guard_watch.rest],
+            gap_of(guarded.net, *training),
+            tested(guarded.net, *test),
             "last layer, SGD",
-        )  # fmt: skip
+        )
         perturb(dict(net.trunk.named_parameters()), 1e-3, 0)
         began = time.perf_counter()
         h = last_hidden_features(net, find_head(net, training[0]), training[0], dtype=torch.float64)
@@ -202,8 +212,13 @@ def main() -> None:
                 layer = with_layer(net, *solution.layer())
                 remark = f"{solution.iterations} iterations"
                 note(
-                    other, f"{label}: {method}", [solution.seconds], solution.rounded_gap.upper, tested(layer, *test), remark
-                )  # fmt: skip
+                    other,
+                    f"{label}: {method}",
+                    [solution.seconds],
+                    solution.rounded_gap.upper,
+                    tested(layer, *test),
+                    remark,
+                )
     PAGE.write_text(
         f"""# Solving the last layer instead of training it
 

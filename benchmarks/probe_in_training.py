@@ -140,17 +140,30 @@ def interval(probe: float, epoch: float) -> int:
 def render(setting: Setting, networks: list[Network], command: str) -> str:
     """Format the page as Markdown."""
     columns = (
-        "network", "outputs", "n", "probe, s", "share of an epoch", "every .. epochs for 3 %", "probes an epoch for 3 %",
-    )  # fmt: skip
+        "network",
+        "outputs",
+        "n",
+        "probe, s",
+        "share of an epoch",
+        "every .. epochs for 3 %",
+        "probes an epoch for 3 %",
+    )
     rows = []
     for network in networks:
         base = median(network.epochs)
         for probe in network.probes:
             taken = median(probe.seconds)
-            rows.append([
-                f"ResNet-{network.depth}", probe.kind, f"{probe.samples}", f"{taken:.3f}", f"{100 * taken / base:.1f} %",
-                f"{interval(taken, base)}", f"{BUDGET / (1 - BUDGET) * base / taken:.2f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"ResNet-{network.depth}",
+                    probe.kind,
+                    f"{probe.samples}",
+                    f"{taken:.3f}",
+                    f"{100 * taken / base:.1f} %",
+                    f"{interval(taken, base)}",
+                    f"{BUDGET / (1 - BUDGET) * base / taken:.2f}",
+                ]
+            )
     epochs = "; ".join(
         f"ResNet-{n.depth} {median(n.epochs):.2f} s (smallest {min(n.epochs):.2f}, largest {max(n.epochs):.2f}; "
         f"`torch.mm` of 1024 x 1024 beside it {min(n.gemm) / 1e9:.0f} to {max(n.gemm) / 1e9:.0f} GF/s)"

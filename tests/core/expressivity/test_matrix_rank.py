@@ -88,10 +88,13 @@ def test_too_large_for_a_linear_network_behind_batch_norm():
     weights, biases, means = exact(linear.weight), *exact(torch.stack([linear.bias, norm.running_mean]).detach())
     # Without the division by the deviations, which are positive and change no rank.
     features = [
-        [sum(w * x for w, x in zip(row, sample, strict=True)) + b - m for row, b, m in zip(weights, biases, means, strict=True)]
+        [
+            sum(w * x for w, x in zip(row, sample, strict=True)) + b - m
+            for row, b, m in zip(weights, biases, means, strict=True)
+        ]
         + [Fraction(1)]
         for sample in exact(inputs)
-    ]  # fmt: skip
+    ]
     assert rational_rank(features) == 6
     assert int(torch.linalg.matrix_rank(with_ones(coarse))) > 6
     assert int(torch.linalg.matrix_rank(with_ones(fine))) > 6

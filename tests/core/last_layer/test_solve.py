@@ -30,8 +30,13 @@ def augmented(features):
 def targets_of(kind, n):
     labels = torch.arange(n) * 7 % CLASSES
     one_hot = F.one_hot(labels, CLASSES).double()
-    return {"hard": labels, "values": normal(n, CLASSES, seed=3), "soft": 0.8 * one_hot + 0.2 / CLASSES,
-            "probabilities": 0.8 * one_hot + 0.1, "bits": one_hot}[kind]  # fmt: skip
+    return {
+        "hard": labels,
+        "values": normal(n, CLASSES, seed=3),
+        "soft": 0.8 * one_hot + 0.2 / CLASSES,
+        "probabilities": 0.8 * one_hot + 0.1,
+        "bits": one_hot,
+    }[kind]
 
 
 LOSSES = {

@@ -12,8 +12,10 @@ from lightning_conv.networks.perturbation import fingerprint, freeze, perturb
 DENSE_OPTIMIZERS = sorted(
     name
     for name, kind in vars(torch.optim).items()
-    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and name not in {"Optimizer", "SparseAdam", "LBFGS"}
-)  # fmt: skip
+    if inspect.isclass(kind)
+    and issubclass(kind, torch.optim.Optimizer)
+    and name not in {"Optimizer", "SparseAdam", "LBFGS"}
+)
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------

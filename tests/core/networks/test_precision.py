@@ -97,9 +97,18 @@ def nothing():
 
 
 SETTINGS = [
-    nothing, matmul_medium, matmul_high, legacy_cuda, new_matmul, new_convolutions, new_cudnn_convolutions, no_tf32,
-    everything, everything_tf32, all_of_mkldnn,
-]  # fmt: skip
+    nothing,
+    matmul_medium,
+    matmul_high,
+    legacy_cuda,
+    new_matmul,
+    new_convolutions,
+    new_cudnn_convolutions,
+    no_tf32,
+    everything,
+    everything_tf32,
+    all_of_mkldnn,
+]
 
 
 @pytest.mark.parametrize("choose", SETTINGS)
