@@ -170,6 +170,7 @@ def test_sigma_max_of_layers_features_is_known_to_a_millionth_and_its_bounds_hol
     assert math.sqrt(float(features.square().sum())) > 1.001 * found.upper  # what the trace alone would say
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 12), tile=st.integers(1, 5), seed=st.integers(0, 2**16), spread=st.integers(-12, 12))
 def test_sigma_max_bounds_hold_for_any_features(size, tile, seed, spread):
     generator = torch.Generator().manual_seed(seed)
@@ -218,7 +219,7 @@ def test_equal_rows_are_named_and_never_certified(known, verdict):
 
 def test_dependent_rows_that_differ_are_left_undecided_with_the_closest_two():
     features = rand(30, 40)
-    features[21] = (features[4] + features[5]) / 2
+    features[21] = 0.6 * features[4] + 0.4 * features[5]  # not the midpoint, to which both are equally close
     certificate = certify_streamed(HeldRows(features), tile=6, bias=False)
     closest = closest_rows(features)
     assert certificate.verdict == "undecided"
