@@ -1,4 +1,4 @@
-"""Float32 in full precision, whichever precision the run has chosen, and the run's choice left as it was."""
+"""Float32 in full precision, whichever precision the run has chosen, and the run's choice is restored."""
 
 import warnings
 
@@ -21,7 +21,7 @@ PLACES = {
 
 
 def chosen():
-    """Every setting as it reads; what torch refuses to read because two interfaces were used is part of it."""
+    """Return every setting; a refusal of torch to read one, because two interfaces were used, is part of the result."""
 
     def read(get):
         try:
