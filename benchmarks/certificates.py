@@ -1,4 +1,4 @@
-"""Certificates of the expressivity condition on MNIST, predicted and measured; writes docs/results/certificates.md and .json.
+"""Measure certificates of the expressivity condition on MNIST; write docs/results/certificates.md and .json.
 
     python benchmarks/certificates.py distinct --data PATH --networks "wide_fc*" "bn_resnet*"
     python benchmarks/certificates.py ranks --data PATH
@@ -6,8 +6,8 @@
     python benchmarks/certificates.py singular --data PATH --n 60000 --max-memory 5 --folder FOLDER --log FILE
     python benchmarks/certificates.py page --add FILE
 
-PATH holds torchvision's MNIST; without it the digits of scikit-learn are certified and nothing is written. Every run adds its
-lines to the page. A run with ``--folder`` that was killed goes on when the same command is given again.
+PATH contains torchvision's MNIST. Without it the digits of scikit-learn are certified and nothing is written. Every run adds
+its lines to the page. A killed run with ``--folder`` continues when the same command is given again.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from lightning_conv.recipes import bn_resnet, wide_fc
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 BATCH = 128
 SAMPLED = 512
-"""Samples on which the rounding inside the trunk is measured for the streamed certificate."""
+"""Number of samples on which the rounding inside the trunk is measured for the streamed certificate."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What enters a linear layer of a network, computed when it is asked for, in batches that always begin at multiples of 128."""
+    """The inputs of a linear layer of a network, computed on demand, in batches that always start at multiples of 128."""
 
     module: StatelessModule
     layer: Head
@@ -57,16 +57,16 @@ class Rows:
 
     @property
     def samples(self) -> int:
-        """n."""
+        """Number of samples n."""
         return len(self.images)
 
     @property
     def width(self) -> int:
-        """Features that enter the layer."""
+        """Number of features at the input of the layer."""
         return self.layer.width
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Features of some samples, written where they stay."""
+        """Compute the features of some samples."""
         found = torch.empty(stop - start, self.width, dtype=self.module.dtype)
         for first in range(start - start % BATCH, stop, BATCH):
             batch = features_of(self.module, self.layer, self.images[first : first + BATCH], stop=self.stop)
@@ -76,7 +76,7 @@ class Rows:
 
 
 def images(path: Path | None, n: int) -> Tensor:
-    """The first n training images in [0, 1], (n, 1, side, side), float32."""
+    """Return the first n training images in [0, 1], (n, 1, side, side), float32."""
     if path is None:
         return torch.from_numpy(load_digits().images[:n] / 16).float()[:, None]
     from torchvision.datasets import MNIST
@@ -85,13 +85,13 @@ def images(path: Path | None, n: int) -> Tensor:
 
 
 def fully_connected(x: Tensor, n: int) -> nn.Module:
-    """The recipe's network without a narrow layer: the pixels enter the wide one. PyTorch's own initialisation."""
+    """Build the recipe's network with PyTorch's initialisation, without a narrow layer: the wide one gets the pixels."""
     torch.manual_seed(0)
     return wide_fc(x[0].numel(), 10, width=wide_layer_width(n), hidden=()).eval()
 
 
 def residual(x: Tensor, n: int) -> nn.Module:
-    """ResNet-18 of torchvision at its initialisation, with a wide layer before its head."""
+    """Build torchvision's ResNet-18 at its initialisation, with a wide layer before its head."""
     from torchvision.models import resnet18
 
     del x
@@ -102,7 +102,7 @@ def residual(x: Tensor, n: int) -> nn.Module:
 
 
 def recipe(x: Tensor, n: int) -> nn.Module:
-    """The recipe `bn_resnet`, ResNet-14 of width 16, at its initialisation."""
+    """Build the recipe `bn_resnet`, ResNet-14 of width 16, at its initialisation."""
     torch.manual_seed(0)
     return bn_resnet(x.shape[1], 10, width=wide_layer_width(n)).eval()
 
@@ -117,7 +117,7 @@ NETWORKS: dict[str, Callable[[Tensor, int], nn.Module]] = {
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, int]]:
-    """Largest memory of the process while the block runs: its own, and with the pages of mapped files (Linux), in bytes."""
+    """Measure the peak memory of the process during the block, in bytes: its own, and with mapped files (Linux)."""
     peak = {"own": 0, "resident": 0}
     over = threading.Event()
 
@@ -142,7 +142,7 @@ def peak_memory() -> Iterator[dict[str, int]]:
 
 
 def logged(path: Path | None) -> Callable[[float], None] | None:
-    """A report that writes a line to a file at each percent."""
+    """Return a report that writes a line to a file at each percent."""
     if path is None:
         return None
     last = [-1]
@@ -159,20 +159,26 @@ def logged(path: Path | None) -> Callable[[float], None] | None:
 
 
 def row(what: str, network: str, found: RankCertificate, **more: Any) -> dict[str, Any]:
-    """What the page says of one certificate."""
+    """Return what the page reports about one certificate."""
     return {
-        "what": what, "network": network, "date": f"{datetime.now():%F}", "processor": processor(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "certificate": asdict(found), **more,
-    }  # fmt: skip
+        "what": what,
+        "network": network,
+        "date": f"{datetime.now():%F}",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "certificate": asdict(found),
+        **more,
+    }
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a newer measurement replaces."""
+    """Return the key of a record; a newer record of the same key replaces it."""
     return row["what"], row["network"], row["certificate"]["n"]
 
 
 def added(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records with newer ones, in which the paths of a machine are only named."""
+    """Merge newer records into the records, with the paths of this machine replaced by names."""
     for new in more:
         new["command"] = re.sub(
             r"--(data|folder|log|out) \S+", lambda option: f"--{option[1]} {option[1].upper()}", new["command"]
@@ -182,7 +188,7 @@ def added(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[s
 
 
 def distinct(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Existence: what enters the wide layer of each network is distinct."""
+    """Certify that the inputs of the wide layer of each network are distinct."""
     for name, build in NETWORKS.items():
         if not any(fnmatch(name, pattern) for pattern in options.networks):
             continue
@@ -204,13 +210,16 @@ def distinct(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             del coarse
             found = certify_expressivity(
                 Rows(StatelessModule(network), head, x),
-                method="distinct", entering=entering, feature_error=error, progress=logged(options.log),
-            )  # fmt: skip
+                method="distinct",
+                entering=entering,
+                feature_error=error,
+                progress=logged(options.log),
+            )
         yield row("distinct", name, found, entering=layer.width, features_seconds=features_seconds, peak=peak)
 
 
 def singular(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rank n at the weights of the initialisation, the features never held."""
+    """Certify rank n at the initial weights, with features that are never held in memory at once."""
     for n in options.n or ([2000, 5000, 10_000] if options.data else [1797]):
         x = images(options.data, n)
         network = fully_connected(x, len(x))
@@ -222,14 +231,17 @@ def singular(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with peak_memory() as peak:
             found = certify_expressivity(
                 fine,
-                method="singular", feature_error=error, max_memory=limit, folder=options.folder,
+                method="singular",
+                feature_error=error,
+                max_memory=limit,
+                folder=options.folder,
                 progress=logged(options.log),
-            )  # fmt: skip
+            )
         yield row("singular", FULLY_CONNECTED, found, max_memory=limit, folder=options.folder is not None, peak=peak)
 
 
 def ranks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What ``torch.linalg.matrix_rank`` makes of features whose rank is certified."""
+    """Compare ``torch.linalg.matrix_rank`` with certified ranks."""
     for n in options.n or ([500, 1000, 2000] if options.data else [500, 1000]):
         x = images(options.data, n)
         network = fully_connected(x, len(x))
@@ -246,7 +258,7 @@ def ranks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Certify, add to the records, draw the page."""
+    """Certify, add to the records and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "distinct", "singular", "ranks", "page"), default="all")
     parser.add_argument("--data", type=Path, help="folder of torchvision's MNIST")

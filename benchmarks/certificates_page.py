@@ -1,4 +1,4 @@
-"""The page that `certificates.py` draws from its records."""
+"""The page that `certificates.py` writes from its records."""
 
 from __future__ import annotations
 
@@ -50,18 +50,37 @@ def _distinct(rows: Sequence[dict[str, Any]]) -> str:
         "of which most are never looked at.\n\n"
     )
     columns = (
-        "network", "n", "enters", "verdict", "closest samples", "distance", "rounding allowed", "features",
-        "predicted at most", "measured", "memory",
-    )  # fmt: skip
+        "network",
+        "n",
+        "enters",
+        "verdict",
+        "closest samples",
+        "distance",
+        "rounding allowed",
+        "features",
+        "predicted at most",
+        "measured",
+        "memory",
+    )
     cells = []
     for row in rows:
         found = row["certificate"]
         cost, words = found["cost"], found["reason"].replace(",", "").split()
-        cells.append([
-            row["network"], f"{found['n']}", f"{row['entering']}", f"**{found['verdict']}**", f"{words[1]}, {words[3]}",
-            f"{found['distance']['value']:.4g}", f"{found['feature_error']:.1e}", f"{row['features_seconds']:.0f} s",
-            f"{cost['predicted']:.0f} s", f"{cost['seconds']:.0f} s", _gib(row["peak"]["own"]),
-        ])  # fmt: skip
+        cells.append(
+            [
+                row["network"],
+                f"{found['n']}",
+                f"{row['entering']}",
+                f"**{found['verdict']}**",
+                f"{words[1]}, {words[3]}",
+                f"{found['distance']['value']:.4g}",
+                f"{found['feature_error']:.1e}",
+                f"{row['features_seconds']:.0f} s",
+                f"{cost['predicted']:.0f} s",
+                f"{cost['seconds']:.0f} s",
+                _gib(row["peak"]["own"]),
+            ]
+        )
     return head + markdown_table(columns, cells) + "\n\n"
 
 
@@ -71,9 +90,18 @@ def _singular(rows: Sequence[dict[str, Any]]) -> str:
         "Predicted and measured include computing the features. The proof reaches down to sigma_min / |h|_F of about 1e-6.\n\n"
     )
     columns = (
-        "n", "m_H", "verdict", "sigma_min", "proven at least", "sigma_min / |h|_F", "predicted", "measured", "limit",
-        "memory", "disk",
-    )  # fmt: skip
+        "n",
+        "m_H",
+        "verdict",
+        "sigma_min",
+        "proven at least",
+        "sigma_min / |h|_F",
+        "predicted",
+        "measured",
+        "limit",
+        "memory",
+        "disk",
+    )
     cells, points = [], []
     for row in rows:
         found = row["certificate"]
@@ -82,11 +110,21 @@ def _singular(rows: Sequence[dict[str, Any]]) -> str:
         if ratio > 0:
             points.append((math.log(found["n"]), math.log(ratio)))
         predicted = f"{cost['predicted']:.0f} s" if cost["predicted"] else "-"
-        cells.append([
-            f"{found['n']}", f"{found['width']}", f"**{found['verdict']}**", f"{low['value']:.3e}", f"{low['lower']:.3e}",
-            f"{ratio:.2e}", predicted, f"{cost['seconds']:.0f} s", _gib(row["max_memory"]), _gib(row["peak"]["own"]),
-            _gib(cost["disk_bytes"]),
-        ])  # fmt: skip
+        cells.append(
+            [
+                f"{found['n']}",
+                f"{found['width']}",
+                f"**{found['verdict']}**",
+                f"{low['value']:.3e}",
+                f"{low['lower']:.3e}",
+                f"{ratio:.2e}",
+                predicted,
+                f"{cost['seconds']:.0f} s",
+                _gib(row["max_memory"]),
+                _gib(row["peak"]["own"]),
+                _gib(cost["disk_bytes"]),
+            ]
+        )
     lines = [head, markdown_table(columns, cells), "\n"]
     lines += [f"\nn = {row['certificate']['n']}: {row['remark']}\n" for row in rows if "remark" in row]
     if len(points) > 1:
@@ -101,10 +139,16 @@ def _ranks(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         found, said = row["certificate"], row["matrix_rank"]
         low, high = found["sigma_min"], found["sigma_max"]
-        cells.append([
-            f"{found['n']}", f"{said['torch.float32']}", f"{said['torch.float64']}",
-            f"**{found['rank_lower']}** ({found['verdict']})", f"{low['value']:.2e}", f"{low['value'] / high['value']:.1e}",
-        ])  # fmt: skip
+        cells.append(
+            [
+                f"{found['n']}",
+                f"{said['torch.float32']}",
+                f"{said['torch.float64']}",
+                f"**{found['rank_lower']}** ({found['verdict']})",
+                f"{low['value']:.2e}",
+                f"{low['value'] / high['value']:.1e}",
+            ]
+        )
     head = "## What `torch.linalg.matrix_rank` says of the same features\n\n"
     return head + markdown_table(columns, cells) + "\n\n"
 
@@ -112,11 +156,15 @@ def _ranks(rows: Sequence[dict[str, Any]]) -> str:
 def _runs(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [
-            f"{row['what']}, {row['network']}", f"{row['certificate']['n']}", row["date"],
-            f"{row['processor']}, {row['threads']}", row["torch"], f"`{row['command']}`",
+            f"{row['what']}, {row['network']}",
+            f"{row['certificate']['n']}",
+            row["date"],
+            f"{row['processor']}, {row['threads']}",
+            row["torch"],
+            f"`{row['command']}`",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     table = markdown_table(("what", "n", "date", "processor, threads", "torch", "command"), cells)
     return f"## Runs\n\n{table}\n"
 

@@ -1,4 +1,4 @@
-"""lambda_min with a verified lower bound against torch.linalg.eigvalsh; writes docs/results/lambda_min.md and .json."""
+"""Compare lambda_min with a verified lower bound to torch.linalg.eigvalsh; write docs/results/lambda_min.md and .json."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def softplus_gram(data: Tensor, sharpness: float, generator: torch.Generator) -> Tensor:
-    """Gram matrix of 5/4 n random softplus features with a bias: the last layer's part of a wide network's kernel."""
+    """Build the Gram matrix of 5/4 n random softplus features with a bias: the last layer's kernel of a wide network."""
     samples, inputs = data.shape
     width = samples + samples // 4
     weights = torch.randn(inputs, width, generator=generator, dtype=torch.float64)
@@ -34,7 +34,7 @@ def softplus_gram(data: Tensor, sharpness: float, generator: torch.Generator) ->
 
 
 def reflected(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
-    """A dense matrix with these eigenvalues: three Householder reflections of the diagonal one, O(n^2)."""
+    """Build a dense matrix with these eigenvalues by three Householder reflections of the diagonal one, O(n^2)."""
     matrix = torch.diag(eigenvalues)
     for _ in range(3):
         normal = torch.randn(len(eigenvalues), generator=generator, dtype=torch.float64)
@@ -45,12 +45,12 @@ def reflected(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def symmetric(matrix: Tensor) -> Tensor:
-    """Without the rounding that differs between the two triangles."""
+    """Remove the rounding that differs between the two triangles."""
     return (matrix + matrix.T) / 2
 
 
 def cases(size: int) -> Iterator[tuple[str, Tensor]]:
-    """Matrices of about this size, one at a time."""
+    """Yield matrices of about this size, one at a time."""
     generator = torch.Generator().manual_seed(size)
     digits = torch.tensor(load_digits().data / 16, dtype=torch.float64)
     if size <= 2000:
@@ -64,7 +64,7 @@ def cases(size: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def interleaved(methods: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn, so that a slow phase of the machine hits all alike; one round to warm up."""
+    """Return the median seconds of each, measured in turn so that a slow phase of the machine affects all; one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats + 1):
         for name, method in methods.items():
@@ -75,7 +75,7 @@ def interleaved(methods: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 
 def measure(name: str, matrix: Tensor, repeats: int) -> dict[str, object]:
-    """One row: seconds of the three ways, and the interval beside the value that eigvalsh gives."""
+    """Measure one row: the seconds of the three ways, and the interval beside the value of eigvalsh."""
     methods: dict[str, Callable[[], object]] = {
         "eigvalsh": lambda: torch.linalg.eigvalsh(matrix),
         "smallest_eigenvalue": lambda: smallest_eigenvalue(matrix),
@@ -99,21 +99,36 @@ def measure(name: str, matrix: Tensor, repeats: int) -> dict[str, object]:
 
 
 COLUMNS = (
-    "n", "matrix", "`eigvalsh`", "`smallest_eigenvalue`", "faster", "`kernel_spectrum`", "faster", "lambda_min", "width",
+    "n",
+    "matrix",
+    "`eigvalsh`",
+    "`smallest_eigenvalue`",
+    "faster",
+    "`kernel_spectrum`",
+    "faster",
+    "lambda_min",
+    "width",
     "excess",
-)  # fmt: skip
+)
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """Format a row of the table."""
     seconds, low, high = row["seconds"], row["lambda_min"], row["lambda_max"]
     width = (low["upper"] - low["lower"]) / abs(low["value"])
     excess = high["upper"] / high["lower"] - 1
     return [
-        f"{row['n']}", row["case"], f"{seconds['eigvalsh']:.3f}", f"{seconds['smallest_eigenvalue']:.3f}",
-        f"**{row['speedup_smallest']:.1f}**", f"{seconds['kernel_spectrum']:.3f}", f"**{row['speedup_spectrum']:.1f}**",
-        f"{low['value']:.3e}", f"{width:.0e}", f"{excess:.0e}",
-    ]  # fmt: skip
+        f"{row['n']}",
+        row["case"],
+        f"{seconds['eigvalsh']:.3f}",
+        f"{seconds['smallest_eigenvalue']:.3f}",
+        f"**{row['speedup_smallest']:.1f}**",
+        f"{seconds['kernel_spectrum']:.3f}",
+        f"**{row['speedup_spectrum']:.1f}**",
+        f"{low['value']:.3e}",
+        f"{width:.0e}",
+        f"{excess:.0e}",
+    ]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Phase 2 by solving against phase 2 by training: seconds and test accuracy on the digits; writes docs/results/last_layer.md."""
+"""Compare phase 2 by solving and by training: seconds and test accuracy on the digits; write docs/results/last_layer.md."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ EPOCHS, SHARE = 40, 0.6  # of the recipe wide_fc
 SEEDS = (0, 1, 2)
 REPEATS = 3
 TOL = 1e-6
-PATIENCE = 150  # iterations where L-BFGS and conjugate gradients do not get there
+PATIENCE = 150  # iterations, if L-BFGS or conjugate gradients do not converge
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "last_layer.md"
 
 
 class Watch(Callback):
-    """When the epochs began and ended, and the network as it was at the switch."""
+    """A callback that records the times of the epochs, and the network at the switch."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.at_switch: nn.Module | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the time, and at the switch the network."""
+        """Record the time, and at the switch the network."""
         if len(self.times) == round(SHARE * EPOCHS):
             self.at_switch = copy.deepcopy(pl_module.net)
         self.times.append(time.perf_counter())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the time."""
+        """Record the time."""
         self.times.append(time.perf_counter())
 
     @property
     def rest(self) -> float:
-        """Seconds of the epochs after the switch."""
+        """Duration of the epochs after the switch in seconds."""
         return self.times[-1] - self.times[round(SHARE * EPOCHS)]
 
 
@@ -69,7 +69,7 @@ class Row:
     remarks: list[str] = field(default_factory=list)
 
     def cells(self) -> list[str]:
-        """Of its line in the table."""
+        """Return the row of the table."""
         times = f"{statistics.median(self.seconds):.2f}" if self.seconds else "0"
         accuracies = ", ".join(f"{100 * value:.1f}" for value in self.accuracies)
         remark = statistics.mode(self.remarks) if self.remarks else ""
@@ -78,39 +78,45 @@ class Row:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """As Markdown."""
+    """Format the row as Markdown."""
     columns = ("way", "seconds, median", "largest gap", "test accuracy in %, mean (seeds)", "test loss", "remark")
     return markdown_table(columns, [row.cells() for row in rows])
 
 
 def train(seed: int, guard: bool) -> tuple[WideFC, DigitsDataModule, Watch]:
-    """The recipe without monitors, logger and checkpoints."""
+    """Build the recipe without monitors, logger and checkpoints."""
     pl.seed_everything(seed, verbose=False)
     module, data, watch = WideFC(guard=guard, diagnostics=False), DigitsDataModule(), Watch()
     trainer = pl.Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", devices=1, callbacks=[watch], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, data)
     return module, data, watch
 
 
 def everything(loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of a data set, in its order."""
+    """Return the inputs and labels of a data set, in its order."""
     inputs, labels = zip(*DataLoader(loader.dataset, batch_size=256), strict=True)
     return torch.cat(inputs), torch.cat(labels)
 
 
 @torch.no_grad()
 def tested(net: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of the network as it is, in float32."""
+    """Compute accuracy and mean cross-entropy of the network in float32."""
     outputs = net.eval()(inputs)
     return float((outputs.argmax(1) == labels).double().mean()), float(F.cross_entropy(outputs, labels))
 
 
 @torch.no_grad()
 def with_layer(net: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A copy of the network with another head."""
+    """Copy the network with another head."""
     net = copy.deepcopy(net)
     net.head.weight.copy_(weight)
     net.head.bias.copy_(bias)
@@ -118,20 +124,20 @@ def with_layer(net: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module
 
 
 def gap_of(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Upper bound of the training loss minus its infimum, 0."""
+    """Bound the training loss minus its infimum, which is 0, from above."""
     h = last_hidden_features(net, find_head(net, inputs), inputs, dtype=torch.float64)
     problem = HeadProblem(h, labels, nn.CrossEntropyLoss(), outputs=10)
     return problem.value(problem.stack(net.head.weight, net.head.bias)).upper
 
 
 def timed(solve: Callable[[], HeadSolution]) -> tuple[HeadSolution, list[float]]:
-    """The solution, and the seconds of every repeat."""
+    """Solve for the head; return the solution and the seconds of every repetition."""
     solutions = [solve() for _ in range(REPEATS)]
     return solutions[0], [solution.seconds for solution in solutions]
 
 
 def main() -> None:
-    """All seeds, then the page."""
+    """Run all seeds and write the page."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     loads = [os.getloadavg()[0]]
@@ -166,9 +172,13 @@ def main() -> None:
         )
         guarded, _, guard_watch = train(seed, guard=True)
         note(
-            rows, "guarded run, the rest", [guard_watch.rest], gap_of(guarded.net, *training), tested(guarded.net, *test),
+            rows,
+            "guarded run, the rest",
+            [guard_watch.rest],
+            gap_of(guarded.net, *training),
+            tested(guarded.net, *test),
             "last layer, SGD",
-        )  # fmt: skip
+        )
         perturb(dict(net.trunk.named_parameters()), 1e-3, 0)
         began = time.perf_counter()
         h = last_hidden_features(net, find_head(net, training[0]), training[0], dtype=torch.float64)
@@ -202,8 +212,13 @@ def main() -> None:
                 layer = with_layer(net, *solution.layer())
                 remark = f"{solution.iterations} iterations"
                 note(
-                    other, f"{label}: {method}", [solution.seconds], solution.rounded_gap.upper, tested(layer, *test), remark
-                )  # fmt: skip
+                    other,
+                    f"{label}: {method}",
+                    [solution.seconds],
+                    solution.rounded_gap.upper,
+                    tested(layer, *test),
+                    remark,
+                )
     PAGE.write_text(
         f"""# Solving the last layer instead of training it
 

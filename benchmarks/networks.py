@@ -1,7 +1,7 @@
-"""The networks that the benchmarks measure, built from a plain description, and the random data they are measured on.
+"""The networks that the benchmarks measure, built from a plain description, and their random data.
 
-A description is a dictionary such as ``{"network": "mlp", "widths": [784, 1024, 10], "activation": "softplus"}``: it
-travels as JSON to other processes and, with the state dict, says all that an implementation in another library needs.
+A description is a dictionary such as ``{"network": "mlp", "widths": [784, 1024, 10], "activation": "softplus"}``. It is sent
+as JSON to other processes. With the state dict it is all that an implementation in another library needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 def mlp(widths: Sequence[int], activation: str = "softplus") -> nn.Sequential:
-    """Fully-connected network of the given widths, input and output included."""
+    """Build a fully-connected network of the given widths, input and output included."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
@@ -29,7 +29,7 @@ def mlp(widths: Sequence[int], activation: str = "softplus") -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Basic residual block; where the shape changes, a 1 x 1 convolution on the shortcut (He et al. 2016, option B)."""
+    """Basic residual block; if the shape changes, a 1 x 1 convolution on the shortcut (He et al. 2016, option B)."""
 
     def __init__(self, channels_in: int, channels: int, stride: int, activation: str) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class ResNet(nn.Module):
 
 
 def resnet(width: int, depth: int, outputs: int = 10, activation: str = "relu") -> ResNet:
-    """ResNet for 32 x 32 images with three stages, depth = 6 k + 2 (He et al. 2016, section 4.2)."""
+    """Build a ResNet for 32 x 32 images with three stages, depth = 6 k + 2 (He et al. 2016, section 4.2)."""
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth: {depth}; three stages of k two-layer blocks make 6 k + 2 layers: 8, 14, 20, ...")
     return ResNet([(depth - 2) // 6] * 3, width, outputs, activation)
 
 
 def resnet18_cifar(outputs: int = 10, width: int = 64, activation: str = "relu") -> ResNet:
-    """ResNet-18 with the 3 x 3 stem that is usual for 32 x 32 images (no max-pooling)."""
+    """Build a ResNet-18 with the 3 x 3 stem that is usual for 32 x 32 images (no max-pooling)."""
     return ResNet([2, 2, 2, 2], width, outputs, activation)
 
 
@@ -118,7 +118,7 @@ class EncoderStack(nn.Module):
 
 
 def vit_stack(layers: int = 12, dim: int = 768, heads: int = 12, hidden: int = 3072, outputs: int = 10) -> EncoderStack:
-    """Encoder of the shape of ViT-B/16 (Dosovitskiy et al. 2021, table 1); its input are 197 embedded tokens."""
+    """Build an encoder of the shape of ViT-B/16 (Dosovitskiy et al. 2021, table 1); its inputs are 197 embedded tokens."""
     return EncoderStack(layers, dim, heads, hidden, outputs)
 
 
@@ -135,7 +135,7 @@ class LSTM(nn.Module):
 
 
 def lstm(features: int = 8, hidden: int = 128, outputs: int = 10) -> LSTM:
-    """LSTM that reads an 8 x 8 digit row by row."""
+    """Build an LSTM that reads an 8 x 8 digit row by row."""
     return LSTM(features, hidden, outputs)
 
 
@@ -149,16 +149,16 @@ BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
-    """The network of a description, in eval mode and with PyTorch's initial weights."""
+    """Build the network of a description, in eval mode and with PyTorch's initial weights."""
     options = dict(description)
     return BUILDERS[options.pop("network")](**options).eval()
 
 
 def sample(description: Mapping[str, Any], shape: Sequence[int], seed: int) -> tuple[nn.Module, Tensor]:
-    """A network and standard normal inputs of ``shape``, both functions of the seed alone.
+    """Build a network and standard normal inputs of ``shape``; both depend on the seed alone.
 
-    BatchNorm gets the statistics of the inputs as its running ones and a scale and shift that are not 1 and 0, as after
-    some training: with the initial (0, 1) it would be the identity.
+    As after some training, BatchNorm gets the statistics of the inputs as running statistics, and a scale and shift other
+    than 1 and 0. With the initial statistics (0, 1) it would be the identity.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

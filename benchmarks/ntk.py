@@ -1,12 +1,12 @@
-"""The kernel engine against its peers: time, memory and agreement; writes docs/results/ntk.md, ntk.json and ntk.png.
+"""Compare the kernel engine with its peers: time, memory and agreement; write docs/results/ntk.md, ntk.json and ntk.png.
 
     python benchmarks/ntk.py                          everything; takes hours with all peers
     python benchmarks/ntk.py --quick --out /tmp/ntk   tiny versions of all cases, a few minutes
     python benchmarks/ntk.py --cases "mlp-*" agreement --methods "library-*" nt-structured
     python benchmarks/ntk.py --add                    the cases that an interrupted run has not reached
 
-`make bench-peers` makes the environments of the peers; without them this library is measured alone. The page is written
-after every case, so an interrupted run leaves what it had.
+`make bench-peers` creates the environments of the peers; without them this library is measured alone. The page is written
+after every case, so an interrupted run keeps its finished cases.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OUT = Path(__file__).parent.parent / "docs" / "results"
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny versions of all cases, to test the benchmark")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names of cases, or agreement")
@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
 
 
 def selected(names: Sequence[str], patterns: Sequence[str], option: str) -> list[str]:
-    """Those names that match; a pattern without any is an error."""
+    """Return the names that match; a pattern without any match is an error."""
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
             sys.exit(f"{option}: {pattern!r} matches none of {', '.join(names)}")
@@ -68,7 +68,7 @@ def selected(names: Sequence[str], patterns: Sequence[str], option: str) -> list
 
 
 def main() -> int:
-    """Measure what is asked for; 1 if methods disagree in float64."""
+    """Measure the selected cases; return 1 if methods disagree in float64."""
     asked = arguments()
     out = asked.out or OUT
     out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _run(
         "gemm_peak": gemm_peak(asked.quick),
     }
     results, agreements = _kept(out / "ntk.json", facts) if asked.add else ([], [])
-    if asked.cases != ["*"]:  # they were named: measured again
+    if asked.cases != ["*"]:  # cases that were named are measured again
         results = [result for result in results if result.case.name not in chosen]
     done = {result.case.name for result in results}
 
@@ -157,7 +157,7 @@ def _run(
 
 
 def _kept(path: Path, facts: dict[str, Any]) -> tuple[list[CaseResult], list[Agreement]]:
-    """What an earlier run has measured, if it was on this processor with these settings; its facts are taken over."""
+    """Load the results of an earlier run on this processor with these settings, and take over its facts."""
     earlier = json.loads(path.read_text())
     for name in ("cpu", "threads", "quick", "repetitions", "limit", "stop"):
         if earlier["facts"][name] != facts[name]:
@@ -182,7 +182,7 @@ def _case(stored: dict[str, Any]) -> Case:
 
 
 def _plain(run: Run) -> dict[str, Any]:
-    """All that was measured, every repetition, for the JSON file."""
+    """Return all measurements with every repetition, for the JSON file."""
     return {
         "facts": dict(run.facts),
         "versions": dict(run.versions),

@@ -1,4 +1,4 @@
-"""What the monitors cost a run: the recipe with and without them, in turn; writes docs/results/overhead.md."""
+"""Measure the cost of the monitors: the recipe with and without them, in turn; write docs/results/overhead.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "results" / "overhead.md"
 
 
 def run(diagnostics: bool) -> tuple[float, float, float]:
-    """Wall time of one run without guard, logger and checkpoints, and the monitors' own time: between, and first and last."""
+    """Measure one run without guard, logger and checkpoints: wall time, and the monitors' time, first and last apart."""
     pl.seed_everything(0, verbose=False)
     options = {
         "logger": False,
@@ -47,7 +47,7 @@ def run(diagnostics: bool) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """One pair of runs to warm up, then the counted pairs."""
+    """Run one pair to warm up, then the counted pairs."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     run(True), run(False)

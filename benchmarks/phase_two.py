@@ -1,4 +1,4 @@
-"""What a step of phase 2 costs beside a step of phase 1, with and without cached features; writes docs/results/phase_two.md."""
+"""Compare a step of phase 2 with a step of phase 1, with and without cached features; write docs/results/phase_two.md."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from lightning_conv.reporting.markdown import markdown_table
 
 ROUNDS = 3
 WARM_UP = 4
-"""Steps of each phase that are not counted: the first ones allocate, and compare what is compared once."""
+"""Number of steps of each phase that are not counted, because the first ones allocate memory and make one-time checks."""
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "phase_two.md"
 
 RECIPES: dict[str, tuple[Callable[[], pl.LightningModule], int]] = {
     "wide_fc": (lambda: WideFC(guard=False, diagnostics=False), 8),
     "bn_resnet": (lambda: BNResNet(guard=False, diagnostics=False), 2),
 }
-"""The recipes with their default sizes, and the epochs of a run, half of them in each phase."""
+"""The recipes with their default sizes, and the number of epochs of a run, half of them in each phase."""
 
 
 class Timer(pl.Callback):
-    """Seconds of every step, from the batch to the end of the optimizer's step, by phase."""
+    """A callback that records the seconds of every step by phase, from the batch to the end of the optimizer's step."""
 
     def __init__(self, guard: ExpressivityGuard) -> None:
         self.guard = guard
         self.seconds: dict[int, list[float]] = {1: [], 2: []}
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Begin."""
+        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """End; the guard's own hook comes later."""
+        """Stop the clock; the guard's own hook runs later."""
         self.seconds[self.guard.phase].append(time.perf_counter() - self.start)
 
 
 def run(name: str, cached: bool) -> dict[int, float]:
-    """Median seconds of a step in each phase of one run."""
+    """Return the median seconds of a step in each phase of one run."""
     make, epochs = RECIPES[name]
     pl.seed_everything(0, verbose=False)
     guard = ExpressivityGuard(switch_at=0.5, on_undecided="continue", cache_features=cached)
@@ -69,7 +69,7 @@ def run(name: str, cached: bool) -> dict[int, float]:
 
 
 def row(name: str) -> list[str]:
-    """One line of the table: rounds in turn, the median of each figure, and of the ratios within a run."""
+    """Measure one row of the table: rounds in turn, the median of each number, and of the ratios within a run."""
     plain, cached = [], []
     for _ in range(ROUNDS):
         plain.append(run(name, cached=False))
@@ -82,7 +82,7 @@ def row(name: str) -> list[str]:
 
 
 def main() -> None:
-    """Measure, and write the page."""
+    """Measure and write the page."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     run("wide_fc", cached=True)  # to warm up

@@ -1,4 +1,4 @@
-"""What the three precisions cost and how wrong they are, on the recipe's network and real digits; writes docs/results/precision.md."""
+"""Measure cost and error of the three precisions on the recipe's network and real digits; write docs/results/precision.md."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ WIDTH = 1581
 REPEATS = 15
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "precision.md"
 COLUMNS = (
-    "precision", "time", "floor (proven)", "error of the products", "estimated error of J (relative)",
-    "distance to certified", "lambda_min",
-)  # fmt: skip
+    "precision",
+    "time",
+    "floor (proven)",
+    "error of the products",
+    "estimated error of J (relative)",
+    "distance to certified",
+    "lambda_min",
+)
 
 
 def main() -> None:
-    """Measure in turn, so that a slow phase of the machine hits all precisions alike, and write the page."""
+    """Measure in turn, so that a slow phase of the machine affects all precisions, and write the page."""
     torch.manual_seed(0)
     network = wide_fc(64, 10, width=WIDTH)
     inputs = torch.tensor(load_digits().data[:SAMPLES] / 16, dtype=torch.float32)
@@ -44,11 +49,17 @@ def main() -> None:
         smallest = kernel_spectrum(gram).lambda_min
         products = torch.linalg.matrix_norm(gram.matrix - grams["exact"].matrix, 2) if precision == "fast" else 0.0
         error = torch.linalg.matrix_norm(gram.matrix - best.matrix, 2)
-        rows.append([
-            precision, f"{statistics.median(seconds[precision]) / statistics.median(seconds['fast']):.2f}",
-            f"{gram.floor / gram.trace:.1e}", f"{float(products) / gram.trace:.1e}", f"{gram.jacobian_error:.1e}",
-            f"{float(error) / gram.trace:.1e}", f"{smallest.value:.6f} in [{smallest.lower:.6f}, {smallest.upper:.6f}]",
-        ])  # fmt: skip
+        rows.append(
+            [
+                precision,
+                f"{statistics.median(seconds[precision]) / statistics.median(seconds['fast']):.2f}",
+                f"{gram.floor / gram.trace:.1e}",
+                f"{float(products) / gram.trace:.1e}",
+                f"{gram.jacobian_error:.1e}",
+                f"{float(error) / gram.trace:.1e}",
+                f"{smallest.value:.6f} in [{smallest.lower:.6f}, {smallest.upper:.6f}]",
+            ]
+        )
     text = f"""# The three precisions, measured
 
 Trace kernel of `wide_fc(64, 10, width={WIDTH})` at initialisation on {SAMPLES} digits, float32 model. Made by

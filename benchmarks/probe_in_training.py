@@ -1,4 +1,4 @@
-"""What a kernel probe costs beside training: seconds of an epoch and of a probe; writes docs/results/probe_in_training.md.
+"""Compare the cost of a kernel probe and of training: seconds per epoch and per probe; write docs/results/probe_in_training.md.
 
 Takes some minutes. `--quick --out FOLDER` is a tiny version that tests the benchmark.
 """
@@ -28,15 +28,15 @@ from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.reporting.markdown import markdown_table
 
 BUDGET = 0.03
-"""Share of the wall time that probes may take: the monitors' default."""
+"""Share of the wall time that probes may take, the monitors' default."""
 PROJECTIONS = 2
-"""Sign vectors of a projected probe. The default of 16 is no fewer than the 10 outputs, whose trace kernel is then taken itself."""
+"""Number of sign vectors of a projected probe. The default, 16, exceeds the 10 outputs, so the trace kernel itself is used."""
 OUT = Path(__file__).parent.parent / "docs" / "results"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained and probed."""
+    """A network that is trained and probed."""
 
     width: int = 16
     depths: tuple[int, ...] = (8, 14)
@@ -60,7 +60,7 @@ class Probe:
 
     @property
     def kind(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         return self.outputs if self.projections is None else f"{self.outputs}, k = {self.projections}"
 
 
@@ -75,7 +75,7 @@ class Network:
 
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
-    """The digits of scikit-learn as ``count`` colour images of 32 x 32, repeated with noise where they do not suffice."""
+    """Return the digits of scikit-learn as ``count`` colour images of 32 x 32, repeated with noise if they do not suffice."""
     data = load_digits()
     generator = torch.Generator().manual_seed(0)
     index = torch.arange(count) % len(data.target)
@@ -86,7 +86,7 @@ def digits(count: int) -> tuple[Tensor, Tensor]:
 
 
 def epoch(model: nn.Module, images: Tensor, labels: Tensor, batch: int, generator: torch.Generator) -> float:
-    """Seconds of one epoch of plain SGD, everything in memory."""
+    """Measure the seconds of one epoch of plain SGD with everything in memory."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     model.train()
     start = time.perf_counter()
@@ -98,7 +98,7 @@ def epoch(model: nn.Module, images: Tensor, labels: Tensor, batch: int, generato
 
 
 def take(model: nn.Module, inputs: Tensor, probe: Probe) -> None:
-    """One probe as the monitors take it first: the kernel in ``"fast"`` precision and its spectrum with bounds."""
+    """Measure one probe as the monitors do first: the kernel in ``"fast"`` precision and its spectrum with bounds."""
     options: dict[str, Any] = {} if probe.projections is None else {"projections": probe.projections}
     start = time.perf_counter()
     kernel_spectrum(ntk_gram(model, inputs, outputs=probe.outputs, precision="fast", batch_norm="frozen", **options))
@@ -106,7 +106,7 @@ def take(model: nn.Module, inputs: Tensor, probe: Probe) -> None:
 
 
 def measure(setting: Setting, depth: int, say: Callable[[str], None]) -> Network:
-    """Rounds of one epoch and every probe once; the first round warms up."""
+    """Run rounds of one epoch and every probe once; the first round warms up."""
     images, labels = digits(setting.images)
     torch.manual_seed(0)
     model = resnet(setting.width, depth)
@@ -130,27 +130,40 @@ def measure(setting: Setting, depth: int, say: Callable[[str], None]) -> Network
 
 
 def interval(probe: float, epoch: float) -> int:
-    """Least number k of epochs such that one probe every k epochs takes at most ``BUDGET`` of the wall time.
+    """Return the smallest k for which one probe every k epochs takes at most ``BUDGET`` of the wall time.
 
-    p / (k e + p) <= b  is  k >= p (1 - b) / (b e).
+    p / (k e + p) <= b is equivalent to k >= p (1 - b) / (b e).
     """
     return max(1, math.ceil(probe * (1 - BUDGET) / (BUDGET * epoch)))
 
 
 def render(setting: Setting, networks: list[Network], command: str) -> str:
-    """The page as Markdown."""
+    """Format the page as Markdown."""
     columns = (
-        "network", "outputs", "n", "probe, s", "share of an epoch", "every .. epochs for 3 %", "probes an epoch for 3 %",
-    )  # fmt: skip
+        "network",
+        "outputs",
+        "n",
+        "probe, s",
+        "share of an epoch",
+        "every .. epochs for 3 %",
+        "probes an epoch for 3 %",
+    )
     rows = []
     for network in networks:
         base = median(network.epochs)
         for probe in network.probes:
             taken = median(probe.seconds)
-            rows.append([
-                f"ResNet-{network.depth}", probe.kind, f"{probe.samples}", f"{taken:.3f}", f"{100 * taken / base:.1f} %",
-                f"{interval(taken, base)}", f"{BUDGET / (1 - BUDGET) * base / taken:.2f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"ResNet-{network.depth}",
+                    probe.kind,
+                    f"{probe.samples}",
+                    f"{taken:.3f}",
+                    f"{100 * taken / base:.1f} %",
+                    f"{interval(taken, base)}",
+                    f"{BUDGET / (1 - BUDGET) * base / taken:.2f}",
+                ]
+            )
     epochs = "; ".join(
         f"ResNet-{n.depth} {median(n.epochs):.2f} s (smallest {min(n.epochs):.2f}, largest {max(n.epochs):.2f}; "
         f"`torch.mm` of 1024 x 1024 beside it {min(n.gemm) / 1e9:.0f} to {max(n.gemm) / 1e9:.0f} GF/s)"

@@ -1,1 +1,1 @@
-"""What `ntk.py` is made of: the cases, the processes, the measurement, and the page."""
+"""The parts of `ntk.py`: the cases, the processes, the measurement and the page."""

@@ -1,4 +1,4 @@
-"""All methods in float64 on small smooth networks, against the double loop over all pairs of rows."""
+"""Agreement of all methods, in float64 on small smooth networks, with the double loop over all pairs of rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Agreement:
-    """Distances of one case: method -> relative Frobenius distance to the double loop, or why there is none."""
+    """Distances of one case: for each method the relative Frobenius distance to the double loop, or why there is none."""
 
     case: Case
     distances: dict[str, float | str]
 
     def disagreeing(self) -> list[str]:
-        """Methods that gave a matrix, and another one."""
-        # Written so that a NaN disagrees.
+        """List the methods whose matrix disagrees."""
+        # Written so that a NaN counts as a disagreement.
         return [n for n, d in self.distances.items() if isinstance(d, float) and not d <= TOLERANCE]
 
 

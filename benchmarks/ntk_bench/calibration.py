@@ -1,4 +1,4 @@
-"""What the machine gives at this moment: the rate of float32 matrix products, and its description."""
+"""The present state of the machine: its rate of float32 matrix products, and its description."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEAK_SIZES = (1024, 2048, 3072, 4096)
 
 
 def gemm_rate(size: int = 1024, repeats: int = 7) -> float:
-    """Median flops per second of ``torch.mm`` of two ``size`` x ``size`` float32 matrices, after one to warm up."""
+    """Measure the median flops per second of ``torch.mm`` of two ``size`` x ``size`` float32 matrices, after one warm-up."""
     x, y = torch.ones(size, size), torch.ones(size, size)
     out = torch.empty(size, size)
     torch.mm(x, y, out=out)
@@ -29,13 +29,13 @@ def gemm_rate(size: int = 1024, repeats: int = 7) -> float:
 
 
 def gemm_peak(quick: bool) -> float:
-    """The best of these rates over several sizes and two passes."""
+    """Return the best of these rates over several sizes and two passes."""
     sizes = PEAK_SIZES[:2] if quick else PEAK_SIZES
     return max(gemm_rate(size, repeats=5) for _ in range(2) for size in sizes)
 
 
 def memory_bytes() -> int | None:
-    """Main memory of the machine, where the system tells."""
+    """Return the main memory of the machine, if the system reports it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))

@@ -1,4 +1,4 @@
-"""What is measured: networks, numbers of samples, and which kernel of them. Every case has a tiny version for testing."""
+"""The cases: networks, numbers of samples and kinds of kernel. Every case has a tiny version for testing."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Case:
     shape: tuple[int, ...]  # of the inputs
     classes: int
     outputs: str = "trace"  # or "full", "projected"
-    sweep: bool = False  # methods that form the n x P Jacobian are left out
+    sweep: bool = False  # leaves out methods that form the n x P Jacobian
 
     @property
     def size(self) -> int:
-        """Rows of the matrix."""
+        """Number of rows of the matrix."""
         return self.shape[0] * (self.classes if self.outputs == "full" else 1)
 
     def message(self) -> dict[str, Any]:
-        """What a worker needs to know."""
+        """Return the description of the case for a worker."""
         return {"description": dict(self.description), "classes": self.classes, "outputs": self.outputs}
 
     def write(self, path: Path, seed: int = 0) -> None:
-        """Weights and inputs, functions of the seed alone, as an .npz file."""
+        """Save weights and inputs, which depend on the seed alone, as an .npz file."""
         model, inputs = sample(self.description, self.shape, seed)
         arrays = {f"state.{name}": value.numpy() for name, value in model.state_dict().items()}
         np.savez(path, inputs=inputs.numpy(), **arrays)
@@ -45,7 +45,7 @@ def _mlp(name: str, title: str, widths: list[int], n: int, **options: Any) -> Ca
 
 
 def cases(quick: bool) -> list[Case]:
-    """All cases, at full size or tiny."""
+    """Return all cases, at full size or tiny."""
     d, w, wide, n = (12, 16, 24, 7) if quick else (784, 1024, 4096, 512)
     n_wide = 9 if quick else 2000
     c = 3 if quick else 10
@@ -94,7 +94,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def agreement_cases() -> list[Case]:
-    """Small networks that are smooth, so that float64 results differ by rounding only."""
+    """Return small smooth networks, whose float64 results differ by rounding only."""
     mlp = {"network": "mlp", "widths": [12, 16, 24, 3], "activation": "softplus"}
     small = {"network": "resnet", "width": 4, "depth": 8, "outputs": 3, "activation": "softplus"}
     large = {"network": "resnet18_cifar", "width": 3, "outputs": 2, "activation": "softplus"}

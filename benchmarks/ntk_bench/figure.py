@@ -1,4 +1,4 @@
-"""The figure: one line a case, one mark a method, logarithmic."""
+"""The figure: one line per case, one mark per method, logarithmic."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from peers.methods import Method
 
 from ntk_bench.measure import CaseResult
 
-BLUES = ("#08306b", "#2171b5", "#6baed6")  # belong to this library
+BLUES = ("#08306b", "#2171b5", "#6baed6")  # the colours of this library
 COLOURS = ("C1", "C2", "C3", "C4", "C5", "C6", "C8")
 MARKS = "s^vDP*X"
 
 
 def draw(results: Sequence[CaseResult], methods: Sequence[Method], path: Path) -> bool:
-    """Write the chart of the seconds; False if there is nothing to show."""
+    """Write the chart of the seconds; return False if there is nothing to show."""
     shown = [m for m in methods if any(r.outcomes[m.name].median is not None for r in results)]
     if not shown:
         return False

@@ -1,4 +1,4 @@
-"""One case: all methods warm up, then take turns, and every matrix is compared with one computed in float64."""
+"""The measurement of one case: all methods warm up, then take turns; every matrix is compared with a float64 one."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ntk_bench.cases import Case
 from ntk_bench.pool import START, Failed, Process, Stopped
 
 PAUSE = 0.3
-"""Seconds before and after the matrix products that precede each turn."""
+"""Pause in seconds before and after the matrix products that precede each turn."""
 UNREST = 1.2
-"""Ratio of the rates of matrix products beside the rounds from which on a case is repeated."""
+"""Ratio of the rates of matrix products beside the rounds from which a case is repeated."""
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how often."""
+    """Limits of the measurement."""
 
-    repetitions: int  # of what takes less than 2 s; others three fifths of it, rounded up
+    repetitions: int  # for calls below 2 s; three fifths of it, rounded up, for longer ones
     limit: float  # seconds of a warm-up beyond which it is the only timing
     stop: float  # seconds after which a turn is ended
     quick: bool
 
     def beside(self) -> float:
-        """Rate of matrix products at this moment, amid a pause in which the threads of the others stop spinning."""
+        """Measure the rate of matrix products, within a pause in which the threads of the others stop spinning."""
         pause = 0.0 if self.quick else PAUSE
         time.sleep(pause)
         rate = gemm_rate(128 if self.quick else 1024)
@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What one method made of one case."""
+    """The result of one method on one case."""
 
     status: str = "measured"  # "single": one timing; "stopped", "failed", "missing", "left out": none
     reason: str = ""
@@ -55,12 +55,12 @@ class Outcome:
 
     @property
     def median(self) -> float | None:
-        """Median of the repetitions."""
+        """Median seconds of the repetitions."""
         return median(self.seconds) if self.seconds else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """Largest peak."""
+        """Largest peak in bytes."""
         return max(self.peak) if self.peak else None
 
 
@@ -70,14 +70,14 @@ class CaseResult:
 
     case: Case
     outcomes: dict[str, Outcome]
-    oracles: dict[str, str]  # reason why an oracle is missing, "" if it is there
+    oracles: dict[str, str]  # reason why an oracle is missing, or ""
     plan: dict[str, Any]
     attempts: int = 1
     spread: float = 1.0  # largest over smallest rate of matrix products beside the rounds
 
 
 def distance(path: Path, oracle: Path) -> float:
-    """|A - B|_F / |B|_F of two saved matrices; infinite for different shapes."""
+    """Compute |A - B|_F / |B|_F of two saved matrices; infinite for different shapes."""
     a, b = np.load(path, mmap_mode="r"), np.load(oracle, mmap_mode="r")
     if a.shape != b.shape:
         return float("inf")
@@ -123,7 +123,7 @@ def measure(
     result = CaseResult(case, outcomes, missing, plan)
     for attempt in range(1, ATTEMPTS + 1):
         turns, spread = _rounds(ready, outcomes, settings)
-        # Of several attempts the calmest counts.
+        # Of several attempts the one with the smallest spread counts.
         if attempt == 1 or spread < result.spread:
             result.spread = spread
             for name, turn in turns.items():
@@ -141,7 +141,7 @@ def measure(
 
 
 def _oracle(process: Process, case: Case, prepare: dict[str, Any], settings: Settings, folder: Path) -> str:
-    """Save the matrix of an oracle; the reason if that is not possible."""
+    """Save the matrix of an oracle, or return the reason why that is not possible."""
     if case.outputs == "projected":
         return "an estimate by design"
     try:
@@ -162,7 +162,7 @@ def _warm_up(
     folder: Path,
     oracles: dict[str, str],
 ) -> None:
-    """First call, its matrix compared; a call longer than the limit is the only one."""
+    """Make the first call and compare its matrix; a call longer than the limit is the only one."""
     saved = folder / f"result-{process.method.name}.npy"
     try:
         process.ask(prepare, START)
@@ -195,7 +195,7 @@ def _plan(process: Process) -> dict[str, Any]:
 def _rounds(
     ready: Sequence[Process], outcomes: dict[str, Outcome], settings: Settings
 ) -> tuple[dict[str, tuple[list[float], list[float], list[int]]], float]:
-    """Turns, method after method, until each has enough; and how much the machine changed between the rounds."""
+    """Take turns, method after method, until each has enough; return how much the machine changed between the rounds."""
     turns: dict[str, tuple[list[float], list[float], list[int]]] = {p.method.name: ([], [], []) for p in ready}
     rates = []
     for number in range(settings.repetitions):

@@ -1,4 +1,4 @@
-"""The page: what was measured as tables, and what to know before reading them."""
+"""The page: the measurements as tables, and notes on how to read them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ntk_bench.agreement import TOLERANCE, Agreement
 from ntk_bench.measure import CaseResult, Outcome
 
 WRONG = 1e-2
-"""Relative distance from which on a float32 matrix is another kernel, not a rounded one."""
+"""Relative distance from which a float32 matrix counts as a different kernel, not a rounded one."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one call measured."""
+    """All measurements of one call."""
 
     results: Sequence[CaseResult]
     agreements: Sequence[Agreement]
@@ -30,13 +30,13 @@ class Run:
 
 
 def counts(outcome: Outcome) -> bool:
-    """Whether a time stands for the kernel that was asked for."""
+    """Return whether a time belongs to the requested kernel."""
     right = outcome.error is None or outcome.error < WRONG
     return outcome.median is not None and right
 
 
 def best_peer(result: CaseResult) -> tuple[str, float] | None:
-    """Name and seconds of the fastest method that is not this library."""
+    """Return name and seconds of the fastest method that is not this library."""
     times = [
         (name, outcome.median)
         for name, outcome in result.outcomes.items()
@@ -46,7 +46,7 @@ def best_peer(result: CaseResult) -> tuple[str, float] | None:
 
 
 def render(run: Run, figure: str | None) -> str:
-    """The whole page as Markdown."""
+    """Format the whole page as Markdown."""
     facts = run.facts
     parts = [
         "# The kernel engine against its peers\n",
@@ -147,7 +147,7 @@ def _ratios(run: Run, peak: float) -> str:
 
 
 def _behind(run: Run) -> list[str]:
-    """Where a peer is faster, by how much, and what the time goes into."""
+    """Describe where a peer is faster, by how much, and what takes the time."""
     lines = []
     for result in run.results:
         peer, names = best_peer(result), ("library-fast", "library-planned")

@@ -1,4 +1,4 @@
-"""The long-lived processes, one a method, each in the environment of its library."""
+"""The long-lived processes, one per method, each in the environment of its library."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ START = 120.0
 
 
 class Failed(Exception):
-    """A method could not do what was asked; the text is the reason."""
+    """A method failed; the text is the reason."""
 
 
 class Stopped(Failed):
-    """A method was ended because it took longer than it may."""
+    """A method was ended because it exceeded its time."""
 
 
 class Process:
-    """One method's worker; started when it is first asked, and again after it has died or was stopped."""
+    """The worker of one method, started on the first request, and again after it died or was stopped."""
 
     def __init__(self, method: Method, threads: int, folder: Path) -> None:
         self.method, self.threads = method, threads
@@ -37,7 +37,7 @@ class Process:
         self.versions: dict[str, str] = {}
 
     def available(self) -> bool:
-        """Start the worker; False, with the reason in ``missing``, if its library cannot be imported."""
+        """Start the worker; return False, with the reason in ``missing``, if its library cannot be imported."""
         python = python_of(self.method.environment)
         if not python.exists():
             self.missing = f"not installed (no .peers/{self.method.environment}; `make bench-peers` makes it)"
@@ -54,14 +54,14 @@ class Process:
 
         Args:
             request: see `peers/worker.py`.
-            seconds: time it may take; afterwards the process is ended.
+            seconds: time limit, after which the process is ended.
 
         Returns:
             The answer.
 
         Raises:
             Failed: the method raised, or the process died.
-            Stopped: the time was over.
+            Stopped: the time limit was exceeded.
         """
         process = self._running()
         assert process.stdin is not None
@@ -106,7 +106,7 @@ class Process:
                     cwd=ROOT,
                 )
             if hasattr(os, "sched_setaffinity") and self.threads < len(os.sched_getaffinity(0)):
-                # XLA takes as many threads as there are processors to run on, whatever the variables say.
+                # XLA uses as many threads as there are available processors, whatever the variables say.
                 os.sched_setaffinity(self.process.pid, sorted(os.sched_getaffinity(0))[: self.threads])
         return self.process
 

@@ -1,1 +1,1 @@
-"""One module for each way of computing an empirical NTK that the benchmark compares, and the process that runs it."""
+"""One module per method of computing an empirical NTK that the benchmark compares, and the process that runs it."""

@@ -15,7 +15,7 @@ from peers.torch_networks import blocked_gram, load
 def prepare(
     case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str, *, peer: str
 ) -> Callable[[], Tensor]:
-    """The computation that is timed."""
+    """Return the computation that is timed."""
     model, inputs = load(case, arrays, dtype)
     rows = {"backpack": backpack_rows, "opacus": opacus_rows}[peer](model)
     classes = case["classes"]
@@ -40,7 +40,7 @@ def prepare(
 
 
 def backpack_rows(model: nn.Module) -> Callable[..., Any]:
-    """(inputs, outputs) -> for each output one (t, p) tensor per parameter, by BackPACK's BatchGrad."""
+    """Return a function (inputs, outputs) -> for each output one (t, p) tensor per parameter, by BackPACK's BatchGrad."""
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad
 
@@ -63,7 +63,7 @@ def backpack_rows(model: nn.Module) -> Callable[..., Any]:
 
 
 def opacus_rows(model: nn.Module) -> Callable[..., Any]:
-    """The same by Opacus' GradSampleModule."""
+    """Return the same function by Opacus' GradSampleModule."""
     from opacus import GradSampleModule
     from opacus.layers import DPLSTM
 
@@ -72,9 +72,9 @@ def opacus_rows(model: nn.Module) -> Callable[..., Any]:
             replacement = DPLSTM(child.input_size, child.hidden_size, batch_first=child.batch_first)
             replacement.load_state_dict(child.state_dict())
             setattr(model, name, replacement)
-    # Strict mode refuses every buffer; running statistics that are only read couple no samples.
+    # Strict mode refuses every buffer, but running statistics that are only read do not couple samples.
     sampler = GradSampleModule(model, loss_reduction="sum", strict=False)
-    sampler.train()  # its hooks sleep in eval mode
+    sampler.train()  # its hooks are inactive in eval mode
     parameters = list(sampler.parameters())
 
     def rows(inputs: Tensor, outputs: range | list[int]) -> Any:

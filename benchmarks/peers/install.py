@@ -1,4 +1,4 @@
-"""Makes the environments of the peers in `.peers/`; does nothing where they are up to date. Run by `make bench-peers`."""
+"""Create the environments of the peers in `.peers/`, unless they are up to date. Run by `make bench-peers`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ PEERS = ROOT / ".peers"
 
 
 def python_of(environment: str) -> Path:
-    """The interpreter of one environment, there or not; ``"library"`` is the running one."""
+    """Return the path of the interpreter of one environment; ``"library"`` is the running one."""
     if environment == "library":
         return Path(sys.executable)
     return PEERS / environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def failure(requirement: str) -> str | None:
-    """Why a package could not be installed, if that is what happened."""
+    """Return why a package could not be installed, if that happened."""
     path = PEERS / "failed" / requirement.partition("==")[0]
     return path.read_text().strip() if path.exists() else None
 
 
 def requirements(environment: str) -> list[str]:
-    """The pinned packages of one environment."""
+    """Return the pinned packages of one environment."""
     lines = (HERE / f"requirements-{environment}.txt").read_text().splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def pip_install(environment: str, *arguments: str) -> str | None:
-    """Install with the running pip; the reason if it failed."""
+    """Install with the running pip; return the reason if it failed."""
     command = [sys.executable, "-m", "pip", "--python", str(python_of(environment)), "install", "--quiet"]
     result = subprocess.run(
         [*command, "--disable-pip-version-check", *arguments], capture_output=True, text=True, check=False
@@ -46,7 +46,7 @@ def pip_install(environment: str, *arguments: str) -> str | None:
 
 
 def make_torch() -> list[str]:
-    """Peers on PyTorch: an environment that borrows torch from the running one."""
+    """Create the environment of the peers on PyTorch, which borrows torch from the running one."""
     venv.create(PEERS / "torch", with_pip=False)
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python_of("torch"), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -65,7 +65,7 @@ def make_torch() -> list[str]:
 
 
 def make_jax() -> list[str]:
-    """neural-tangents: an environment of its own, without torch."""
+    """Create the environment of neural-tangents, without torch."""
     venv.create(PEERS / "jax", with_pip=False)
     reason = pip_install("jax", "-r", str(HERE / "requirements-jax.txt"))
     if reason is None:
@@ -81,7 +81,7 @@ def _record(requirement: str, reason: str) -> None:
 
 
 def main() -> None:
-    """Make what is missing or was made from other pins."""
+    """Create the environments that are missing or have other pins."""
     for environment, make in {"torch": make_torch, "jax": make_jax}.items():
         stamp = PEERS / environment / ".installed"
         wanted = (

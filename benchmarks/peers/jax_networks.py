@@ -16,7 +16,7 @@ EPSILON = 1e-5  # of BatchNorm and LayerNorm in PyTorch
 
 
 def network(description: Mapping[str, Any]) -> Callable[[Arrays, Arrays, Array], Array]:
-    """The function (parameters, buffers, inputs) -> outputs of a description."""
+    """Return the function (parameters, buffers, inputs) -> outputs of a description."""
     options = dict(description)
     kind = options.pop("network")
     if kind == "resnet18_cifar":
@@ -25,9 +25,9 @@ def network(description: Mapping[str, Any]) -> Callable[[Arrays, Arrays, Array],
 
 
 def split(arrays: Mapping[str, np.ndarray], dtype: str) -> tuple[Arrays, Arrays, Array]:
-    """Parameters, buffers and inputs of a case in ``dtype``: matrices as (in, out), convolutions as HWIO, images as NHWC.
+    """Convert parameters, buffers and inputs of a case: matrices as (in, out), convolutions as HWIO, images as NHWC.
 
-    So a weight enters a product as it is, without a transposition that would have to be differentiated first.
+    In this layout a weight enters a product without a transposition that would have to be differentiated.
     """
     parameters, buffers = {}, {}
     for name, array in arrays.items():

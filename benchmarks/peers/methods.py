@@ -1,4 +1,4 @@
-"""The list of methods: where each runs, how it is configured, and what is known about it. Imports no library."""
+"""The list of methods: environment, configuration and known facts. It imports no library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Method:
 
     @property
     def ours(self) -> bool:
-        """Whether this library is measured."""
+        """Whether the method is this library."""
         return self.module == "peers.this_library"
 
 
@@ -131,7 +131,7 @@ METHODS = {
         ),
     ]
 }
-"""What is timed, in the order of the tables."""
+"""The methods that are timed, in the order of the tables."""
 
 ORACLES = {
     method.name: method
@@ -155,4 +155,4 @@ ORACLES = {
         ),
     ]
 }
-"""What the others are compared with."""
+"""The methods with which the others are compared."""

@@ -13,7 +13,7 @@ from peers.torch_networks import load, reduce_full
 
 
 def prepare(case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str) -> Callable[[], Tensor]:
-    """The double loop, always in float64."""
+    """Return the double loop, always in float64."""
     model, inputs = load(case, arrays, "float64")
     parameters = list(model.parameters())
 

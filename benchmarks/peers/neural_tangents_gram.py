@@ -16,7 +16,7 @@ from peers.jax_networks import network, split
 def prepare(
     case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str, *, implementation: int
 ) -> Callable[[], Array]:
-    """The computation that is timed; its first call compiles."""
+    """Return the computation that is timed; its first call compiles."""
     jax.config.update("jax_enable_x64", dtype == "float64")
     apply = network(case["description"])
     parameters, buffers, inputs = split(arrays, dtype)

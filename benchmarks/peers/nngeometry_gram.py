@@ -14,7 +14,7 @@ from peers.torch_networks import load, reduce_full
 
 
 def prepare(case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str) -> Callable[[], Tensor]:
-    """The computation that is timed."""
+    """Return the computation that is timed."""
     model, inputs = load(case, arrays, dtype)
     loader = DataLoader(TensorDataset(inputs), batch_size=len(inputs))
 

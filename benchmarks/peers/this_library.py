@@ -15,7 +15,7 @@ from peers.torch_networks import load
 def prepare(
     case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str, *, precision: str, planned: bool = False
 ) -> Callable[[], Tensor]:
-    """The computation that is timed."""
+    """Return the computation that is timed."""
     model, inputs = load(case, arrays, dtype)
     made = plan_ntk(model, inputs, outputs=case["outputs"], precision=precision) if planned else None
     return lambda: ntk_gram(model, inputs, outputs=case["outputs"], precision=precision, plan=made).matrix
@@ -24,7 +24,7 @@ def prepare(
 def plan(
     case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str, *, precision: str, planned: bool = False
 ) -> dict[str, Any]:
-    """What the library promises: flops, bytes and seconds."""
+    """Return the library's prediction: flops, bytes and seconds."""
     del planned
     model, inputs = load(case, arrays, dtype)
     made = plan_ntk(model, inputs, outputs=case["outputs"], precision=precision)

@@ -14,7 +14,7 @@ from peers.torch_networks import blocked_gram, load
 
 
 def prepare(case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str) -> Callable[[], Tensor]:
-    """The computation that is timed."""
+    """Return the computation that is timed."""
     model, inputs = load(case, arrays, dtype)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())

@@ -1,4 +1,4 @@
-"""A network of a case as a torch module, and what the peers on PyTorch share: tiles, and products of Jacobians."""
+"""The network of a case as a torch module, and tiles and products of Jacobians, which the peers on PyTorch share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from networks import build
 from torch import Tensor, nn
 
 BUDGET = 4 * 2**30
-"""Bytes for the Jacobians that are held at one time."""
+"""Bytes for the Jacobians that are in memory at one time."""
 
 
 def load(case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str) -> tuple[nn.Module, Tensor]:
-    """The network of ``case`` with the weights in ``arrays``, in eval mode, and its inputs."""
+    """Build the network of ``case`` with the weights in ``arrays``, in eval mode, and its inputs."""
     model = build(case["description"])
     model.load_state_dict(
         {name.removeprefix("state."): torch.as_tensor(a) for name, a in arrays.items() if name.startswith("state.")}
@@ -27,7 +27,7 @@ def load(case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: str) 
 
 
 def reduce_full(full: Tensor, outputs: str) -> Tensor:
-    """(n, C, n, C) as the (n C, n C) matrix or its (n, n) trace."""
+    """Reshape (n, C, n, C) to the (n C, n C) matrix, or take its (n, n) trace."""
     n, c = full.shape[:2]
     return full.diagonal(dim1=1, dim2=3).sum(-1) if outputs == "trace" else full.reshape(n * c, n * c)
 
@@ -42,7 +42,7 @@ def blocked_gram(
     itemsize: int,
     loop: bool,
 ) -> Tensor:
-    """Kernel from Jacobian tiles, (n, n) or (n C, n C), recomputing tiles rather than exceeding ``BUDGET``.
+    """Compute the kernel from Jacobian tiles, (n, n) or (n C, n C), which are recomputed if ``BUDGET`` requires it.
 
     Args:
         jacobian: (tile of samples, output or None for all) -> one (t, C or 1, p) tensor per parameter.
@@ -50,7 +50,7 @@ def blocked_gram(
         classes: C.
         parameters: P.
         outputs: "trace" or "full".
-        itemsize: bytes of a number.
+        itemsize: bytes per number.
         loop: for the trace, take one output at a time, which allows tiles C times as long.
 
     Returns:

@@ -1,11 +1,11 @@
-"""The process that runs one method: takes requests as JSON lines on standard input and answers on standard output.
+"""The process that runs one method: it reads requests as JSON lines from standard input and answers on standard output.
 
 Started as ``python -m peers.worker NAME``. Requests, by ``op``:
 
     describe                            versions of the packages
     prepare   case, arrays, dtype       load a case; ``arrays`` is an .npz file with the weights and the inputs
     run       save (optional)           compute the matrix once: seconds, peak bytes above the level before
-    plan                                what the library promises about the case
+    plan                                the library's prediction for the case
     release                             forget the case
 """
 
@@ -28,11 +28,11 @@ import numpy as np
 from peers.methods import METHODS, ORACLES, Method
 
 MARGIN = 2**30
-"""Bytes that stay free for everything else on the machine."""
+"""Bytes that stay free for other processes of the machine."""
 
 
 def status(field: str) -> int | None:
-    """A size of this process in bytes, where the system tells (VmRSS, VmHWM, VmData)."""
+    """Return a size of this process in bytes, if the system reports it (VmRSS, VmHWM, VmData)."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -41,7 +41,7 @@ def status(field: str) -> int | None:
 
 
 def limit_memory() -> None:
-    """Let an allocation fail, with a message, that would otherwise end some process of the machine."""
+    """Make an allocation fail with a message that would otherwise end some process of the machine."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -55,7 +55,7 @@ def limit_memory() -> None:
 
 
 def release_memory() -> None:
-    """Hand freed memory back to the system, so that what is resident is what is used."""
+    """Return freed memory to the system, so that the resident size is the used size."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -64,7 +64,7 @@ def release_memory() -> None:
 
 
 def reset_peak() -> int | None:
-    """Set the peak of the resident size back to its present level, and return that."""
+    """Reset the peak of the resident size to its present level, and return that level."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -73,7 +73,7 @@ def reset_peak() -> int | None:
 
 
 class Worker:
-    """Holds one method and at most one prepared case."""
+    """One method and at most one prepared case."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -82,11 +82,11 @@ class Worker:
         self.compute: Any = None
 
     def describe(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Versions of the packages of the method."""
+        """Return the versions of the packages of the method."""
         return {"versions": {name: importlib.metadata.version(name) for name in self.method.packages}}
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Load a case; not timed."""
+        """Load a case; this is not timed."""
         self.release({})
         limit_memory()
         with np.load(request["arrays"]) as file:
@@ -109,7 +109,7 @@ class Worker:
         return {"seconds": seconds, "peak": None if before is None or peak is None else max(0, peak - before)}
 
     def plan(self, _: dict[str, Any]) -> dict[str, Any]:
-        """What the library promises about the prepared case."""
+        """Return the library's prediction for the prepared case."""
         assert self.loaded is not None
         return dict(self.module.plan(*self.loaded, **self.method.options))
 
@@ -121,8 +121,8 @@ class Worker:
 
 
 def main() -> None:
-    """Answer requests until the input ends. An error is an answer, not the end."""
-    # What libraries print goes to standard error; the answers have a descriptor of their own.
+    """Answer requests until the input ends. An error is sent as an answer."""
+    # Output that libraries print goes to standard error; the answers have their own descriptor.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker: Worker | None = None

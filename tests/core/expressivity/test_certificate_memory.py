@@ -1,4 +1,4 @@
-"""What certificates promise about memory, against the memory of the process itself (pages of mapped files are the system's)."""
+"""The memory bound of a certificate against the memory of the process (without pages of mapped files)."""
 
 import json
 import subprocess

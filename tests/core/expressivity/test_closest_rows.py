@@ -1,4 +1,4 @@
-"""The closest pair against all pairs, and the existence proof that rests on it."""
+"""The closest pair against all pairs, and the existence proof that uses it."""
 
 import math
 

@@ -90,7 +90,7 @@ def test_nearly_equal_samples_below_the_bound_are_left_undecided(exact_singular_
     features[3] = features[2]
     features[3, 0] = math.nextafter(float(features[2, 0]), 2)
     exact = exact_singular_values(with_ones(features))[-1]
-    assert 0 < exact < 1e-15  # the rank is 5, but float64 cannot know
+    assert 0 < exact < 1e-15  # the rank is 5, but float64 cannot show it
     certificate = certify_expressivity(features)
     assert certificate.verdict == "undecided"
     assert certificate.rank_lower == 4
@@ -215,7 +215,7 @@ def test_equal_inputs_in_batches_of_other_sizes_are_refuted_though_their_feature
 
 @pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6, 1e-8, 3e-10])
 def test_the_residual_of_a_nearly_dependent_head_is_bounded_closely_from_below(smallest):
-    """A unit that is almost dead: its column counts, exactly, however small it is; the residual in forty digits."""
+    """A unit that is almost dead: its column counts in exact arithmetic, however small it is; the residual in forty digits."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(12, 4, generator=generator, dtype=torch.float64)
     features[:, 3] *= smallest

@@ -23,13 +23,13 @@ def with_ones(features):
 
 
 def rational_rank(rows):
-    """Rank over the rationals of a matrix of floats or fractions, by elimination without rounding."""
+    """Compute the rank over the rationals of a matrix of floats or fractions, by elimination without rounding."""
     exact = [[QQ(*Fraction(value).as_integer_ratio()) for value in row] for row in rows]
     return DomainMatrix(exact, (len(exact), len(exact[0])), QQ).rank()
 
 
 def modular_rank(rows):
-    """Rank modulo a prime of the matrix as it is: at most the rational rank, since a minor that is not zero there is not zero."""
+    """Compute the rank modulo a prime, which is at most the rational rank: a minor that is not zero there is not zero."""
     a = np.array(
         [[Fraction(v).numerator * pow(Fraction(v).denominator, -1, PRIME) % PRIME for v in row] for row in rows]
     )
@@ -71,7 +71,7 @@ def test_too_small_for_the_recipe_on_digits(n):
 
 
 def test_too_large_for_a_linear_network_behind_batch_norm():
-    """Five temperatures in kelvin, a linear layer, BatchNorm: rank 6 exactly; what rounds in 300 K counts as new directions."""
+    """Five temperatures in kelvin, a linear layer, BatchNorm: rank 6 exactly; rounding errors of 300 K count as new directions."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 40), nn.BatchNorm1d(40)).eval()
     linear, norm = network
@@ -86,12 +86,15 @@ def test_too_large_for_a_linear_network_behind_batch_norm():
         return [[Fraction(value) for value in row] for row in tensor.tolist()]
 
     weights, biases, means = exact(linear.weight), *exact(torch.stack([linear.bias, norm.running_mean]).detach())
-    # Without the division by the deviations, which are positive and change no rank.
+    # Without the division by the standard deviations, which are positive and do not change the rank.
     features = [
-        [sum(w * x for w, x in zip(row, sample, strict=True)) + b - m for row, b, m in zip(weights, biases, means, strict=True)]
+        [
+            sum(w * x for w, x in zip(row, sample, strict=True)) + b - m
+            for row, b, m in zip(weights, biases, means, strict=True)
+        ]
         + [Fraction(1)]
         for sample in exact(inputs)
-    ]  # fmt: skip
+    ]
     assert rational_rank(features) == 6
     assert int(torch.linalg.matrix_rank(with_ones(coarse))) > 6
     assert int(torch.linalg.matrix_rank(with_ones(fine))) > 6
@@ -106,4 +109,4 @@ def test_too_small_for_an_exactly_known_matrix():
     assert rational_rank(matrix.tolist()) == 60
     assert int(torch.linalg.matrix_rank(matrix)) == 59
     certificate = certify_expressivity(matrix, bias=False)
-    assert (certificate.verdict, certificate.rank_lower) == ("undecided", 59)  # a lower bound, and said to be one
+    assert (certificate.verdict, certificate.rank_lower) == ("undecided", 59)  # a lower bound, and reported as one

@@ -1,4 +1,4 @@
-"""The bounds of phase 2 on real digits, at every step; and that they break where a hypothesis does."""
+"""The bounds of phase 2 on real digits at every step, and their failure where an assumption is violated."""
 
 import math
 
@@ -85,7 +85,7 @@ def problem_of(case, features=FEATURES, **options):
 
 
 def descend(problem, step, count, start=None):
-    """Gaps L(w_t) - L*, t = 0, ..., count, of gradient descent."""
+    """Return the gaps L(w_t) - L*, t = 0, ..., count, of gradient descent."""
     w, gaps = problem.zeros() if start is None else start, []
     for _ in range(count):
         loss, gradient = problem.loss_and_gradient(w)
@@ -156,7 +156,7 @@ def test_the_curvature_bounds_every_change_of_the_gradient(case):
         change = problem.loss_and_gradient(v)[1] - problem.loss_and_gradient(w)[1]
         largest = max(largest, float(change.norm() / (v - w).norm()))
     assert largest <= curvature * (1 + 1e-9)
-    # The constant of a cross-entropy is reached for two classes at p = 1/2 only, the others' for their worst sample.
+    # Cross-entropy reaches its constant only for two classes at p = 1/2, the others for their worst sample.
     assert largest >= 0.05 * curvature
 
 
@@ -203,7 +203,7 @@ def test_the_schedule_is_what_robbins_and_monro_ask_for():
     schedule = PowerSchedule(0.3, decay=50, power=0.75)
     steps = schedule.steps(200_000)
     assert float(steps[777]) == schedule(777)
-    # The sum follows its integral, which grows without end; that of the squares has one: k0 eta0^2 / (2 p - 1), and a first step.
+    # The sum follows its integral, which diverges. The sum of squares converges to k0 eta0^2 / (2 p - 1) plus a first step.
     for count in (1000, 200_000):
         integral = 0.3 * 50 / 0.25 * ((1 + count / 50) ** 0.25 - 1)
         assert float(steps[:count].sum()) == pytest.approx(integral, abs=0.3)
@@ -225,7 +225,7 @@ def test_gradient_descent_obeys_the_bound_at_every_step(case):
     family = comparators(problem, problem.zeros())
     for t, gap in enumerate(descend(problem, step, 1500)):
         assert gap <= gradient_descent_bound(family, step, t) * ROUNDING
-        # And each comparator alone, without the lines between.
+        # Each comparator alone, without the lines between them.
         assert t == 0 or gap <= gradient_descent_bound(family[-1], step, t) * ROUNDING
 
 
@@ -262,7 +262,7 @@ def test_the_linear_rate_is_attained_in_the_worst_direction():
 
 @pytest.mark.parametrize("case", ["cross-entropy", "binary, soft", "huber"])
 def test_a_narrow_head_obeys_the_bound_above_its_own_infimum(case):
-    """The comparator is a solved head, and what L is compared with its dual bound."""
+    """The comparator is a solved head, and L is compared with its dual bound."""
     features = torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     problem = problem_of(case, features)
     solution = solve_head(problem, tol=1e-7, dtype=torch.float64)
@@ -298,7 +298,7 @@ def least_norm(problem, outputs):
 
 @pytest.mark.parametrize(("case", "factor"), [("mse", 2.2), ("huber", 2.2), ("label smoothing", 60.0)])
 def test_a_step_larger_than_allowed_breaks_the_bound(case, factor):
-    """What makes the tests above able to fail. At the minimiser of a smoothed cross-entropy the curvature is far below L_ell."""
+    """The tests above can fail. At the minimiser of a smoothed cross-entropy the curvature is far below L_ell."""
     problem = problem_of(case)
     curvature = head_curvature(problem)
     top = torch.linalg.svd(augmented(FEATURES))[2][0]
@@ -372,7 +372,7 @@ def test_the_number_of_steps_is_the_first_at_which_the_bound_is_small_enough():
 
 
 def stochastic(problem, steps, batch, seed):
-    """min over k of L(w_k) - L*, for k below every count of steps."""
+    """Return the minimum over k of L(w_k) - L*, for k below every count of steps."""
     generator = torch.Generator().manual_seed(seed)
     w, best, trace = problem.zeros(), math.inf, []
     matrix = augmented(FEATURES)

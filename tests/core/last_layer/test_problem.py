@@ -1,4 +1,4 @@
-"""The problem of the last layer: value, gradient and rounding against mpmath, autograd and finite differences; streams equal held."""
+"""The problem of the last layer: value, gradient and rounding against mpmath, autograd and finite differences; streaming."""
 
 import itertools
 
@@ -46,7 +46,7 @@ CASES = {
 
 
 class Strips:
-    """Features that are only handed out in rows, and refused whole."""
+    """Features that are only available in strips of rows."""
 
     def __init__(self, features, most):
         self._features, self._most = features, most
@@ -69,7 +69,7 @@ def held(case, **options):
 
 
 def naive(case, w, bias=True):
-    """The loss as torch has it, of the whole set at once; a sum is divided by n."""
+    """Return torch's loss of the whole set at once; a sum is divided by n."""
     loss_fn, targets = CASES[case]
     h = features()
     outputs = (torch.cat([h, torch.ones(N, 1)], 1) if bias else h) @ w
@@ -107,7 +107,7 @@ def test_gradient_agrees_with_finite_differences(case):
 
 
 def exact_loss(case, w):
-    """L(W) to 60 digits, from the definition of the loss."""
+    """Compute L(W) to 60 digits from the definition of the loss."""
     loss_fn, targets = CASES[case]
     h, rows = features().tolist(), targets.tolist()
     total = mpmath.mpf(0)
@@ -157,7 +157,7 @@ def test_the_bounds_of_the_value_hold_the_exact_one(case, size):
         exact = exact_loss(case, w)
         assert mpmath.mpf(value.lower) <= exact <= mpmath.mpf(value.upper)
     assert value.certified
-    assert value.upper - value.lower <= 1e-11 * max(1.0, value.value)  # and are no wild overestimate
+    assert value.upper - value.lower <= 1e-11 * max(1.0, value.value)  # and the interval is not much too wide
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -212,7 +212,7 @@ def test_prescribed_outputs_are_as_good_as_asked_and_move_no_sample_that_is(case
     assert float(after.max()) <= excess * (1 + 1e-6) + 1e-14
     good = before <= excess
     assert torch.equal(found[good], outputs[good])
-    # Not further than needed: the others stop close to where they are good enough.
+    # Not further than needed: the others stop close to the first point that is good enough.
     assert bool((after[~good] >= 0.9 * excess - 1e-12).all())
 
 

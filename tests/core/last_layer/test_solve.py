@@ -30,8 +30,13 @@ def augmented(features):
 def targets_of(kind, n):
     labels = torch.arange(n) * 7 % CLASSES
     one_hot = F.one_hot(labels, CLASSES).double()
-    return {"hard": labels, "values": normal(n, CLASSES, seed=3), "soft": 0.8 * one_hot + 0.2 / CLASSES,
-            "probabilities": 0.8 * one_hot + 0.1, "bits": one_hot}[kind]  # fmt: skip
+    return {
+        "hard": labels,
+        "values": normal(n, CLASSES, seed=3),
+        "soft": 0.8 * one_hot + 0.2 / CLASSES,
+        "probabilities": 0.8 * one_hot + 0.1,
+        "bits": one_hot,
+    }[kind]
 
 
 LOSSES = {
@@ -63,7 +68,7 @@ def narrow():
 
 
 def scipy_minimum(problem):
-    """Minimum over W by scipy, from autograd's gradients of the problem: BFGS, then polished."""
+    """Compute the minimum over W by scipy's BFGS with autograd's gradients, then polish it."""
 
     def function(flat):
         loss, gradient = problem.loss_and_gradient(torch.from_numpy(flat).reshape(problem.columns, -1))
@@ -200,7 +205,7 @@ def test_least_squares_is_numpys():
     expected = np.linalg.lstsq(augmented(narrow()).numpy(), targets_of("values", 60).numpy(), rcond=None)[0]
     solution = solve_head(problem)
     np.testing.assert_allclose(problem.stack(solution.weight, solution.bias).numpy(), expected, rtol=1e-9, atol=1e-12)
-    # Conjugate gradients arrive where least squares does.
+    # Conjugate gradients reach the least-squares solution.
     iterate = list(zip(range(60), conjugate_gradients(problem, problem.zeros()), strict=False))[-1][1]
     np.testing.assert_allclose(iterate.w.numpy(), expected, rtol=1e-8, atol=1e-10)
 
@@ -231,7 +236,7 @@ def test_contradicting_labels_of_equal_samples_are_a_head_that_cannot_reach_ever
     assert solution.verdict == "certified", solution.reason
     assert solution.head_infimum.lower <= best
     assert solution.head_infimum.lower >= best - 1e-5
-    assert math.isfinite(solution.head_infimum.radius)  # there is no proof of the rank, so it is about a ball
+    assert math.isfinite(solution.head_infimum.radius)  # the rank is not proven, so the bound is about a ball
     assert "|W|_F <=" in solution.reason
     with pytest.raises(SingularError):
         solve_head(problem, method="cholesky")
@@ -242,7 +247,7 @@ def test_contradicting_labels_of_equal_samples_are_a_head_that_cannot_reach_ever
     assert squared.loss.value == pytest.approx(float(gap), rel=1e-6)
 
 
-# --- ways ---------------------------------------------------------------------------------------------------------------
+# --- methods ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["mse", "cross-entropy", "label smoothing"])

@@ -1,4 +1,4 @@
-"""One tester for every metric: as class and as function, against NumPy and SciPy, through all that torchmetrics does to one."""
+"""One tester for every metric: as class and as function, against NumPy and SciPy, in every use that torchmetrics makes of it."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ N = 7
 
 
 def kernels(count=3, size=N, seed=0):
-    """Positive definite kernels that move on from one another."""
+    """Return positive definite kernels, each a change of the previous one."""
     random = np.random.default_rng(seed)
     features = random.standard_normal((size, 20))
     found = []
@@ -66,7 +66,7 @@ def rank(rows):
 
 @dataclass(frozen=True)
 class Case:
-    """What to give a metric, and what to expect: oracles of (all batches so far) and of the batch, both in NumPy."""
+    """Inputs of a metric and expected results: NumPy oracles of all batches so far and of the latest batch."""
 
     make: Callable[..., Metric]
     batches: list[torch.Tensor]
@@ -409,7 +409,7 @@ def test_relative_change_from_zero_is_refused():
 
 @pytest.fixture
 def grams():
-    """Two kernels of a network on its way, with all that ntk_gram knows about them."""
+    """Return two kernels of a network in training, as ``KernelGram``s."""
     torch.manual_seed(0)
     model, inputs = (
         torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)),
@@ -627,9 +627,9 @@ dist.destroy_process_group()
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """Every metric in two gloo processes: {job: (what rank 0 found, what rank 1 found)}.
+    """Run every metric in two gloo processes: {job: (results of rank 0, results of rank 1)}.
 
-    Found are [synced, synced once more, own, bounded value or the values of the batches].
+    The results are [synced, synced once more, own, bounded value or the values of the batches].
     """
     folder = tmp_path_factory.mktemp("ranks")
     same = {

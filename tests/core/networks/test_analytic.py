@@ -1,4 +1,4 @@
-"""What is not real-analytic is found wherever it is called, and activations are swapped for smooth ones."""
+"""Functions with kinks are found wherever they are called, and activations are replaced by smooth ones."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""``batch_norm="batch"``: train-mode BatchNorm in an otherwise evaluating network, with nothing left behind."""
+"""``batch_norm="batch"``: train-mode BatchNorm in a network that is otherwise in eval mode, without side effects."""
 
 import copy
 
@@ -37,7 +37,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _matmul_precision_is_set():
-    """Torch reports another word for the same setting before its first use."""
+    """Normalise the setting, for which torch reports another word before its first use."""
     torch.set_float32_matmul_precision("highest")
 
 

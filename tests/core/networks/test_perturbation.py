@@ -12,8 +12,10 @@ from lightning_conv.networks.perturbation import fingerprint, freeze, perturb
 DENSE_OPTIMIZERS = sorted(
     name
     for name, kind in vars(torch.optim).items()
-    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and name not in {"Optimizer", "SparseAdam", "LBFGS"}
-)  # fmt: skip
+    if inspect.isclass(kind)
+    and issubclass(kind, torch.optim.Optimizer)
+    and name not in {"Optimizer", "SparseAdam", "LBFGS"}
+)
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------
@@ -31,7 +33,7 @@ def test_noise_has_the_stated_size_relative_to_each_tensor(scale):
     for name, tensor in tensors.items():
         noise = tensor.double() - before[name]
         rms = float(before[name].square().mean().sqrt())
-        # Of 40,000 samples the standard deviation errs by 1 / sqrt(80,000) = 0.35 %, the mean by 0.5 % of it.
+        # The standard deviation of 40,000 samples errs by 1 / sqrt(80,000) = 0.35 %, the mean by 0.5 % of it.
         assert float(noise.std()) == pytest.approx(scale * rms, rel=0.02)
         assert abs(float(noise.mean())) < 0.025 * scale * rms
         # Gaussian: kurtosis 3, and as many beyond two sigma as there should be.
@@ -164,7 +166,7 @@ def test_frozen_parameters_stay_under_lbfgs_when_its_history_is_cleared():
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 def test_a_zero_gradient_would_not_freeze(name):
-    # Why freeze takes the gradient away: the same optimizers move a weight whose gradient is zero.
+    # The reason why freeze removes the gradient: the same optimizers move a weight whose gradient is zero.
     kind = getattr(torch.optim, name)
     model, inputs, targets = network(), torch.randn(8, 4), torch.randn(8, 2)
     optimizer = kind(model.parameters(), **options(kind))

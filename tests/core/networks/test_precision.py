@@ -1,4 +1,4 @@
-"""Float32 in full precision, whichever precision the run has chosen, and the run's choice left as it was."""
+"""Float32 in full precision, whichever precision the run has chosen, and the run's choice is restored."""
 
 import warnings
 
@@ -21,7 +21,7 @@ PLACES = {
 
 
 def chosen():
-    """Every setting as it reads; what torch refuses to read because two interfaces were used is part of it."""
+    """Return every setting; a refusal of torch to read one, because two interfaces were used, is part of the result."""
 
     def read(get):
         try:
@@ -97,9 +97,18 @@ def nothing():
 
 
 SETTINGS = [
-    nothing, matmul_medium, matmul_high, legacy_cuda, new_matmul, new_convolutions, new_cudnn_convolutions, no_tf32,
-    everything, everything_tf32, all_of_mkldnn,
-]  # fmt: skip
+    nothing,
+    matmul_medium,
+    matmul_high,
+    legacy_cuda,
+    new_matmul,
+    new_convolutions,
+    new_cudnn_convolutions,
+    no_tf32,
+    everything,
+    everything_tf32,
+    all_of_mkldnn,
+]
 
 
 @pytest.mark.parametrize("choose", SETTINGS)

@@ -1,4 +1,4 @@
-"""Figures as TensorBoard gets them."""
+"""Figures as TensorBoard receives them."""
 
 import matplotlib.pyplot as plt
 import numpy as np

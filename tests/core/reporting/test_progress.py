@@ -1,4 +1,4 @@
-"""The bar of a long kernel: what it is told, and when it is shown."""
+"""The progress bar of a long kernel: its reports, and when it is shown."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def network(width=64):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What a kernel reports to its bar."""
+    """The reports of a kernel to its bar."""
     shares = []
 
     class Told:
@@ -102,7 +102,7 @@ def test_lines_for_a_log_come_every_few_per_cent_and_never_too_often(monkeypatch
     clock, lines = [0.0], []
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     report = progress.Lines(lines.append, "proof", step=1 / 8, pause=60.0)
-    for step in range(129):  # shares that binary numbers have
+    for step in range(129):  # shares that are exact binary numbers
         clock[0] = 30.0 * step
         report(step / 128)
     assert len(lines) == 8
