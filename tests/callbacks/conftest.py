@@ -18,6 +18,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from lightning_conv.callbacks.run.guarded import set_strict
+
+# An error that nobody expects fails the test; the fixture `lenient` is for tests that inject one. Set here, not in a
+# fixture, so that it also applies to fixtures of a module or session and to the processes of `run_on_two_processes`.
+set_strict(True)
+
 SAMPLES = 96
 
 
