@@ -29,9 +29,16 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 demo: $(INSTALLED) ## Train the wide network with and without the guard and compare
 	$(BIN)/lightning-conv compare --config wide_fc
 
+# A worker per core, up to eight; a worker that is done takes half of what another one has left.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10
+
 .PHONY: test
-test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest --durations=10
+test: $(INSTALLED) ## Run the tests, but for the slow ones
+	$(PYTEST) -m "not slow and not docs"
+
+.PHONY: test-all
+test-all: $(INSTALLED) ## Run the tests, the slow ones too
+	$(PYTEST) -m "not docs"
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style and format

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,10 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_conv.callbacks.run.guarded import set_strict
+
+# An error that nobody expects fails the test; the fixture `lenient` is for tests that inject one. Set here, not in a
+# fixture, so that it also applies to fixtures of a module or session and to the processes of `run_on_two_processes`.
+set_strict(True)
 
 SAMPLES = 96
 
@@ -202,45 +209,96 @@ def one_hot_digits() -> TensorDataset:
 
 
 ON_EACH_RANK = """
+import importlib.util
+import itertools
+import json
+import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
-folder, fixtures, room, file, name = sys.argv[1:]
-sys.path[:0] = [fixtures, room]
-from conftest import Regression, quiet_trainer
+orders, fixtures = Path(sys.argv[1]), sys.argv[2]
+sys.path.insert(0, fixtures)
+from conftest import Regression, quiet_trainer, set_strict
 
 torch.set_num_threads(1)
-body = getattr(__import__(file), name)
-found = body(partial(quiet_trainer, Path(folder), devices=2, strategy="ddp"), Regression)
-torch.save(found, f"{folder}/rank{torch.distributed.get_rank()}.pt")
-# No rank leaves while the other still talks to it: that can abort a process at its very end.
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+parent = os.getppid()
+for number in itertools.count():
+    while not (order := orders / f"{number}.json").exists():
+        if os.getppid() != parent:
+            os._exit(0)
+        time.sleep(0.02)
+    file, name, folder = json.loads(order.read_text())
+    spec = importlib.util.spec_from_file_location(f"body_{number}", file)
+    sys.path.insert(0, str(Path(file).parent))
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.pop(0)
+    set_strict(True)  # whatever the function before this one switched
+    found = getattr(module, name)(partial(quiet_trainer, Path(folder), devices=2, strategy="ddp"), Regression)
+    torch.save(found, f"{folder}/rank{torch.distributed.get_rank()}.part")
+    torch.distributed.barrier()  # no rank goes on while the other still talks to it
+    os.replace(f"{folder}/rank{torch.distributed.get_rank()}.part", f"{folder}/rank{torch.distributed.get_rank()}.pt")
 """
 
 
+class TwoProcesses:
+    """Two DDP processes that run one function after the other; they start with the first, and anew after one that failed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.process, self.orders, self.count = folder, None, folder, 0
+
+    def start(self) -> None:
+        self.orders, self.count = Path(tempfile.mkdtemp(dir=self.folder)), 0
+        (script := self.orders / "on_each_rank.py").write_text(ON_EACH_RANK)
+        with (self.orders / "stderr").open("w") as errors:
+            command = [sys.executable, script, self.orders, Path(__file__).parent]
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+
+    def run(self, body: Callable[..., Any], folder: Path) -> tuple[Any, Any]:
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        part = self.orders / "part"
+        part.write_text(json.dumps([body.__code__.co_filename, body.__name__, str(folder)]))
+        part.rename(self.orders / f"{self.count}.json")
+        self.count += 1
+        results, latest = [folder / f"rank{rank}.pt" for rank in range(2)], time.monotonic() + 300
+        while not all(result.exists() for result in results):
+            if self.process.poll() is not None or time.monotonic() > latest:
+                self.stop()
+                raise AssertionError((self.orders / "stderr").read_text()[-4000:])
+            time.sleep(0.02)
+        first, second = (torch.load(result, weights_only=True) for result in results)
+        return first, second
+
+    def stop(self) -> None:
+        """End the first process; the second one ends as soon as it misses its parent."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def two_processes_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
+    pair = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
+    yield pair
+    pair.stop()
+
+
 @pytest.fixture
-def run_on_two_processes(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
+def run_on_two_processes(
+    tmp_path: Path, two_processes_of_the_session: TwoProcesses
+) -> Callable[[Callable[..., Any]], tuple[Any, Any]]:
     """Run a test file's function on two processes, as a user's script is, and return what it returned on either rank.
 
     The function is called as ``body(make_trainer, make_regression)``: the fixtures of these names, save that the trainer has
     two DDP processes and that each process has one thread. It returns plain types and tensors, and its asserts hold, too.
+    The processes run the functions of all tests, one after the other, since starting them takes longer than most functions.
     """
-
-    def run(body: Callable[..., Any]) -> tuple[Any, Any]:
-        script, file = tmp_path / "on_each_rank.py", Path(body.__code__.co_filename)
-        script.write_text(ON_EACH_RANK)
-        fixtures = Path(__file__).parent
-        command = [sys.executable, script, tmp_path, fixtures, file.parent, file.stem, body.__name__]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr[-4000:]
-        first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-        return first, second
-
-    return run
+    return lambda body: two_processes_of_the_session.run(body, tmp_path)
 
 
 class OnApple(torch.Tensor):

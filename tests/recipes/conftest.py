@@ -9,6 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_conv.callbacks.run.guarded import set_strict
+
+set_strict(True)  # an error that nobody expects fails the test; the fixture `lenient` is for tests that inject one
+
 
 @pytest.fixture
 def mnist_root(tmp_path: Path) -> Path:
