@@ -13,14 +13,15 @@ from types import ModuleType
 
 # New package -> (old package, modules that kept their names).
 _SAME_NAME = {
-    "linalg": ("", "eigenvalues lanczos estimates spectral_estimates spectrum"),
-    "kernels": ("", "layers drift contraction"),
+    "linalg": ("", "eigenvalues lanczos estimates spectral_estimates"),
+    "kernels": ("", "layers drift contraction spectrum"),
     "networks": ("", "evaluation batch_norm wide_layer analytic recomputation watched activation"),
     "reporting": ("", "report markdown plots progress"),
-    "kernels.reading": ("kernels", "discovery first_forward reach recording rounding sample_axis sites"),
-    "kernels.planning": ("kernels", "costs passes memory pass_flops task selection"),
-    "kernels.engine": ("kernels", "collectors factors formed coupled sums jacobian samples projection"),
-    "kernels.products": ("kernels", "gemm precision jacobian_map pullback pushforward"),
+    "kernels.reading": ("kernels", "first_forward reach recording sample_axis samples sites"),
+    "kernels.planning": ("kernels", "costs passes task"),
+    "kernels.engine": ("kernels", "collectors coupled factors"),
+    "kernels.products": ("kernels", "precision jacobian_map pullback pushforward"),
+    "machine": ("kernels", "gemm memory"),
     "losses": ("theory", "objective"),
     "theory.tools": (
         "theory",
@@ -34,6 +35,15 @@ _SAME_NAME = {
     "callbacks.monitors": ("callbacks", "kernel_stability lambda_min step_size spectral_decay"),
 }
 _RENAMED = {
+    "kernels.discovery": "kernels.reading.anatomy",
+    "kernels.formed": "kernels.engine.formed_factor",
+    "kernels.jacobian": "kernels.engine.per_sample_jacobian",
+    "kernels.pass_flops": "kernels.planning.pass_cost",
+    "kernels.projection": "kernels.engine.kernel",
+    "kernels.reading_memory": "kernels.reading.memory",
+    "kernels.rounding": "kernels.reading.jacobian_error",
+    "kernels.selection": "kernels.reading.parameters",
+    "kernels.sums": "kernels.engine.kernel_sum",
     "anatomy": "networks.head",
     "float32": "networks.precision",
     "float64": "networks.precision",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import divide, quotient
-from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
+from lightning_conv.linalg.spectrum import Bounded, Spectrum, require_symmetric
 
 Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", "not applicable"]
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.products.precision import gamma
-from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.spectrum import Bounded, Spectrum
 from lightning_conv.reporting.markdown import markdown_table
 
 

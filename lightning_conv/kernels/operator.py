@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.planning.memory import blocks, memory_budget
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
 from lightning_conv.linalg.estimates import (
     Estimate,
@@ -18,6 +17,7 @@ from lightning_conv.linalg.estimates import (
     estimate_trace,
 )
 from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
+from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
 
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]

@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
-from lightning_conv.linalg.spectrum import Method, Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import Method, Spectrum
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs
 
 

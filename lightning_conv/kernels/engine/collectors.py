@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor, OuterFactor, RowsFactor, TokenFactor
-from lightning_conv.kernels.engine.formed import WIDE_ENOUGH, FormedFactor, Piece, Workspace
+from lightning_conv.kernels.engine.formed_factor import WIDE_ENOUGH, FormedFactor, Piece, Workspace
 from lightning_conv.kernels.planning.costs import Contribution
 from lightning_conv.kernels.reading.recording import LayerCall
 from lightning_conv.kernels.reading.sites import (

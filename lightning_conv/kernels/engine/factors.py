@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.products.precision import Precision, product, product_gamma
-from lightning_conv.kernels.products.precision import gamma as gamma_k
+from lightning_conv.linalg.rounding import gamma as gamma_k
 
 TILE = 256
 """Rows of a tile of products: large enough for the rate of a matrix product, small enough for the symmetric half of a few

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_conv.kernels.infinite.arc_cosine import ArcCosineDual
 from lightning_conv.kernels.infinite.hermite import HermiteDual
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import matrix_spectrum
 from lightning_conv.networks.activation import Activation, is_relu
 
 FIRST_ORDER, LARGEST_ORDER = 32, 1024
@@ -69,7 +69,7 @@ class LimitKernel:
     @property
     def lambda_0(self) -> Bounded:
         """lambda_min(K^(H)) with the interval of the eigenvalue problem, widened by ``error``; never certified, as that is an estimate."""
-        smallest = kernel_spectrum(self.matrix, method="auto").lambda_min
+        smallest = matrix_spectrum(self.matrix, method="auto").lambda_min
         return replace(
             smallest,
             lower=smallest.lower - self.error,

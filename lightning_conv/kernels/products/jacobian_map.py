@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.engine.coupled import require_repeatable
-from lightning_conv.kernels.planning.memory import blocks, memory_budget
-from lightning_conv.kernels.planning.selection import parameter_names
 from lightning_conv.kernels.products.pullback import (
     BATCH,
     WORKING_COPIES,
@@ -19,7 +16,10 @@ from lightning_conv.kernels.products.pullback import (
     pays_to_batch,
 )
 from lightning_conv.kernels.products.pushforward import choose_push
-from lightning_conv.kernels.reading.discovery import READ_SAMPLES, check_samples_do_not_couple, require_float_inputs
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES
+from lightning_conv.kernels.reading.parameters import parameter_names
+from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, require_float_inputs, require_repeatable
+from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import (
     BatchNormMode,
     Inputs,

@@ -1,9 +1,4 @@
-"""Products of factors summed in float64, and proven bounds on their rounding errors.
-
-Unit roundoff is u = 2^-24 (float32) or 2^-53 (float64). A sum of k products, in any order, errs by at most
-gamma_k |x||y| with gamma_k = k u / (1 - k u)   (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma
-3.1, (3.5)).
-"""
+"""Matrix products that are summed in float64, and proven bounds on their rounding errors (see ``linalg.rounding``)."""
 
 from __future__ import annotations
 
@@ -12,7 +7,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.gemm import gemm_for
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.machine.gemm import gemm_for
 
 Precision: TypeAlias = Literal["fast", "exact", "certified"]
 PRECISIONS: tuple[Precision, ...] = ("fast", "exact", "certified")
@@ -23,17 +19,6 @@ gamma."""
 
 DOUBLE_BLOCK = 4096
 """Columns converted to float64 at a time by ``"exact"``, so that no float64 copy of a whole factor is ever held."""
-
-
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """u of a floating type: half the distance from 1 to the next number."""
-    return torch.finfo(dtype).eps / 2
-
-
-def gamma(terms: int, dtype: torch.dtype) -> float:
-    """gamma_k = k u / (1 - k u), Higham (3.1)."""
-    ku = terms * unit_roundoff(dtype)
-    return ku / (1 - ku) if ku < 1 else float("inf")
 
 
 def product(x: Tensor, y: Tensor, precision: Precision) -> Tensor:

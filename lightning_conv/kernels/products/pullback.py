@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.engine.samples import bytes_by_storage
+from lightning_conv.kernels.reading.samples import bytes_by_storage
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 BATCH = 32

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_conv.kernels.engine.samples import bytes_by_storage
+from lightning_conv.kernels.reading.samples import bytes_by_storage
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 

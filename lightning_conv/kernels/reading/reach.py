@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_conv.kernels.planning.memory import blocks
-from lightning_conv.kernels.reading.discovery import Anatomy
+from lightning_conv.kernels.reading.anatomy import Anatomy
+from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
 
 REACH_TARGET = 64 * 2**20

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD, TILE, Symmetric
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import Symmetric
+from lightning_conv.linalg.rounding import gamma
 
 LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch does not list it as exported
 

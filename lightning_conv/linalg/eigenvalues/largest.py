@@ -8,13 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.cholesky import rounding_level, shifted_cholesky
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError, decompose, dense_end, residual_radius
 from lightning_conv.linalg.eigenvalues.smallest import require_tolerance, top_ritz_value
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD, Symmetric, checked
 from lightning_conv.linalg.lanczos import Krylov, lanczos
+from lightning_conv.linalg.rounding import gamma
 
 STEPS = 40
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
 
 TILE = 512
 OUTWARD = 1 + 2.0**-30
@@ -106,7 +106,7 @@ def require_symmetric(matrix: Tensor, name: str = "gram") -> tuple[float, bool]:
         )
     largest = max(abs(float(end)) for end in matrix.aminmax())
     if not math.isfinite(largest):
-        raise ValueError(f"{name}: holds NaN or infinity; the network or its samples do")
+        raise ValueError(f"{name}: contains NaN or infinity; check the network and its samples")
     exact = _exactly_symmetric(matrix)
     if not exact:
         skew = float((matrix - matrix.T).abs().max())

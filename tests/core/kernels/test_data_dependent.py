@@ -7,7 +7,7 @@ from dense_kernels import assert_same
 from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
-from lightning_conv.kernels.reading import discovery, reach
+from lightning_conv.kernels.reading import anatomy, reach
 
 
 class Expert(nn.Module):
@@ -109,7 +109,7 @@ def test_a_plan_of_samples_that_do_not_reach_it_serves_others_that_do(naive_gram
 
 
 def test_where_one_sample_is_looked_at_the_second_is_not_forgotten(naive_gram, monkeypatch):
-    monkeypatch.setattr(discovery, "LARGE", 0)
+    monkeypatch.setattr(anatomy, "LARGE", 0)
     model, inputs = Expert().double(), samples(5, 1)
     gram = ntk_gram(model, inputs)
     assert_same(gram.matrix, naive_gram(model, inputs, "trace"), 1e-12)

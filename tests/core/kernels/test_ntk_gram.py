@@ -29,8 +29,7 @@ from torch import nn
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.kernels import NTKOperator, plan_ntk
 from lightning_conv.kernels.engine import factors
-from lightning_conv.kernels.planning import make as planning
-from lightning_conv.kernels.planning import passes
+from lightning_conv.kernels.planning import passes, sizes
 from lightning_conv.kernels.planning import task as tasks
 
 
@@ -262,7 +261,7 @@ def test_cutting_the_work_changes_nothing_but_rounding(case, outputs, monkeypatc
 @pytest.mark.parametrize("outputs", ["trace", "full"])
 def test_less_memory_changes_nothing_but_rounding(case, outputs, monkeypatch):
     monkeypatch.setattr(passes, "FORWARD_TARGET", 1)
-    monkeypatch.setattr(planning, "FORWARD_TARGET", 1)
+    monkeypatch.setattr(sizes, "FORWARD_TARGET", 1)
     model, inputs = build(case)
     whole = ntk_gram(model, inputs, outputs=outputs)
     budget, done = whole.plan.bytes, 0
@@ -523,7 +522,7 @@ def test_samples_that_couple_and_random_forwards_are_refused(kind, n):
 def test_non_finite_inputs_are_refused(value):
     inputs = rand(5, 4)
     inputs[3, 1] = value
-    with pytest.raises(ValueError, match=r"inputs: tensor 0 of shape \(5, 4\) holds NaN"):
+    with pytest.raises(ValueError, match=r"inputs: tensor 0 of shape \(5, 4\) contains NaN"):
         ntk_gram(nn.Linear(4, 1), inputs)
     with pytest.raises(ValueError, match=r"inputs: tensor 1 "):
         ntk_gram(TwoInputs(), (rand(5, 3), inputs[:, :2]))

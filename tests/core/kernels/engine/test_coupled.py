@@ -227,7 +227,7 @@ def test_a_random_forward_is_refused():
         def forward(self, x):
             return self.layer(x + torch.randn_like(x))
 
-    with pytest.raises(ValueError, match="model: two forwards of one batch differ"):
+    with pytest.raises(ValueError, match="model: two forward passes of one batch differ"):
         gram(Noisy(), torch.randn(4, 3))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
 from lightning_conv.kernels.products.pullback import graph_size
-from lightning_conv.kernels.reading import discovery
+from lightning_conv.kernels.reading import anatomy
 from lightning_conv.kernels.reading.memory import MadeBytes
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
@@ -47,7 +47,7 @@ def true_error(model, inputs, samples):
 def test_the_error_of_the_jacobian_is_measured(network, large, monkeypatch):
     model, inputs = network
     if large:
-        monkeypatch.setattr(discovery, "LARGE", 0)
+        monkeypatch.setattr(anatomy, "LARGE", 0)
     said = ntk_gram(model, inputs, precision="fast").jacobian_error
     true = true_error(model, inputs, samples=1 if large else 3)
     assert true > 2.0**-24, "the rounding of this test is not there"
@@ -58,13 +58,13 @@ def test_the_error_of_the_jacobian_is_measured(network, large, monkeypatch):
 def test_a_large_network_is_read_on_one_sample_and_found_the_same(network, monkeypatch):
     model, inputs = network
     before = plan_ntk(model, inputs, precision="fast").reading
-    monkeypatch.setattr(discovery, "LARGE", 0)
+    monkeypatch.setattr(anatomy, "LARGE", 0)
     after = plan_ntk(model, inputs, precision="fast").reading
     assert (after.sites, after.general, after.signature) == (before.sites, before.general, before.signature)
 
 
 def test_samples_that_couple_are_all_read_however_large_they_are(monkeypatch):
-    monkeypatch.setattr(discovery, "LARGE", 0)
+    monkeypatch.setattr(anatomy, "LARGE", 0)
     model, inputs = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(6, 4)
     # One sample normalised by itself has no gradient, and no rounding error either.
     gram = ntk_gram(model, inputs, batch_norm="batch")

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.engine.samples import channels_last
 from lightning_conv.kernels.reading.first_forward import UNWATCHED, first_forward
+from lightning_conv.kernels.reading.jacobian_error import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.reading.memory import peak_bytes
 from lightning_conv.kernels.reading.recording import LayerCall, layer_gradients, signature_of
-from lightning_conv.kernels.reading.rounding import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.reading.sample_axis import close, sample_axes
+from lightning_conv.kernels.reading.samples import channels_last
 from lightning_conv.kernels.reading.sites import (
     Site,
     gradient_by_sample,
@@ -249,41 +249,3 @@ def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor
         width = moved[0].shape[-1]
         return replace(site, positions=sum(m[0].numel() for m in moved) // width, gradients=width, tokens=True)
     return site
-
-
-def check_samples_do_not_couple(few: Tensor, whole: Tensor, level: float = 0.0) -> None:
-    """Refuse a network whose outputs of the first samples change with the rest of the batch.
-
-    Args:
-        few: outputs of the first samples alone.
-        whole: outputs of more samples.
-        level: of what is added up to make an output: where that cancels, what is left is rounding.
-
-    Raises:
-        ValueError: they do; the kernel of one sample pair would not be defined.
-    """
-    part = whole[: few.shape[0]]
-    tolerance = torch.finfo(few.dtype).eps ** 0.5
-    scale = max(float(whole.abs().max()), tolerance * level, torch.finfo(few.dtype).tiny)
-    change = float((part - few).abs().max()) / scale
-    if change > tolerance:
-        raise ValueError(
-            f"model: the outputs of the first {few.shape[0]} samples change by {change:.1e} (relative) when the rest of the batch is "
-            "added, so samples couple or the forward is random; remove what mixes samples (batch-wide attention) or what is random in "
-            'evaluation mode, or ask for batch_norm="batch", the kernel of the whole batch'
-        )
-
-
-def require_float_inputs(inputs: Inputs) -> None:
-    """Refuse empty or non-finite inputs before anything is computed.
-
-    Raises:
-        ValueError: an input holds NaN or infinity.
-    """
-    for position, tensor in enumerate(input_tensors(inputs)):
-        # The sum of finite numbers may overflow, so it acquits only.
-        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
-        if suspect and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"inputs: tensor {position} of shape {tuple(tensor.shape)} holds NaN or infinity; clean the samples"
-            )

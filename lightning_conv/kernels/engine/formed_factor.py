@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor, RowsFactor
 from lightning_conv.kernels.products.precision import Precision, product_gamma
-from lightning_conv.kernels.products.precision import gamma as gamma_k
 from lightning_conv.kernels.reading.recording import LayerCall
 from lightning_conv.kernels.reading.sites import Site, site_inputs
+from lightning_conv.linalg.rounding import gamma as gamma_k
 
 WIDE_ENOUGH = 64
 """Rows from which a product that forms per-sample gradients runs at full speed: narrow layers take several outputs at once."""
