@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_networks import Words
+from kernels.networks import CalledAtPositions, Positions, Words
 from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
@@ -14,22 +14,9 @@ from lightning_conv.kernels.reading.memory import MadeBytes
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
 
-class Tied(nn.Module):
-    """A convolution, a layer that is called twice, and a layer at every position."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution, self.twice = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        hidden = torch.tanh(self.convolution(x)).flatten(2).mT
-        return self.head(torch.tanh(self.twice(torch.tanh(self.twice(hidden)))).mean(1))
-
-
 @pytest.fixture(name="network")
 def network_fixture():
-    return Tied(), torch.randn(6, 2, 5, 5)
+    return CalledAtPositions(), torch.randn(6, 2, 5, 5)
 
 
 def true_error(model, inputs, samples):
@@ -110,24 +97,6 @@ def test_outputs_that_cancel_are_not_taken_for_coupled_samples(dtype, naive_gram
 
 
 # --- few rows, many columns -----------------------------------------------------------------------------------------
-
-
-class Positions(nn.Module):
-    """Adds what does not depend on the sample: a table of learned positions, or a network of the time."""
-
-    def __init__(self, kind, length):
-        super().__init__()
-        self.kind, self.length = kind, length
-        self.table, self.head = nn.Embedding(length, 3), nn.Linear(3, 2)
-        self.embed, self.clock = nn.Linear(2, 3), nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 3))
-
-    def forward(self, x):
-        if self.kind == "table":
-            place = self.table(torch.arange(self.length))
-        else:
-            times = torch.linspace(0, 1, self.length, dtype=x.dtype)[:, None]
-            place = self.clock(times if self.kind == "network" else times[None])
-        return self.head(torch.tanh(self.embed(x) + place).sum(1))
 
 
 @pytest.mark.parametrize("length", [1, 3, 4])
