@@ -1,4 +1,4 @@
-r"""Gradient descent in the eigenbasis of the kernel: step sizes in one unit, their limit, and the predicted decay of the error.
+r"""Gradient descent in the eigenbasis of the kernel: step sizes, their limit, and the predicted decay of the error.
 
 Notation: r = u - y on N = n C numbers (n samples, C outputs), S = 1/2 |r|^2, G = J J^T the full kernel (N, N). One step
 of size eta_S on S changes the error of a linearised model by r <- (I - eta_S G) r.
@@ -26,8 +26,8 @@ def step_in_sum_of_squares(step: float, *, loss: SquaredLoss, numbers: int) -> f
     """Convert a step size on the run's loss to the one on S = 1/2 sum |u - y|^2 that moves the weights equally.
 
     A loss k S has k times the gradient, so eta_S = k eta. k is 2/N for ``torch.nn.MSELoss()`` over N numbers, 2 for
-    ``MSELoss(reduction="sum")``, and 1 for S itself. The conversion is exact for gradient descent without momentum, weight
-    decay or clipping.
+    ``MSELoss(reduction="sum")``, and 1 for S itself. The conversion is exact for gradient descent without momentum,
+    weight decay or clipping.
 
     Args:
         step: the learning rate eta.
@@ -49,10 +49,11 @@ def step_in_sum_of_squares(step: float, *, loss: SquaredLoss, numbers: int) -> f
 
 
 def step_size_ratio(step: float, lambda_max: float) -> float:
-    """Return eta_S lambda_max(G) / 2; gradient descent on the linearised model is stable if and only if this is below 1.
+    """Return eta_S lambda_max(G) / 2, below 1 if and only if gradient descent on the linearised model is stable.
 
-    Each step multiplies the component of the error along eigenvector v_i by 1 - eta_S lambda_i, so it shrinks if and only if
-    0 < eta_S < 2 / lambda_i. Beyond the linearised model this is the empirical edge of stability, not a theorem.
+    Each step multiplies the component of the error along eigenvector v_i by 1 - eta_S lambda_i, so it shrinks if and
+    only if 0 < eta_S < 2 / lambda_i. Beyond the linearised model this is the empirical edge of stability, not a
+    theorem.
 
     Args:
         step: eta_S, the step size on S = 1/2 sum |u - y|^2 (see ``step_in_sum_of_squares``).
@@ -62,13 +63,13 @@ def step_size_ratio(step: float, lambda_max: float) -> float:
 
 
 def full_lambda_max(gram: KernelGram, spectrum: Spectrum) -> tuple[float, float]:
-    r"""Return an interval that contains lambda_max of the full kernel G (n C x n C), from whichever kernel was computed.
+    r"""Return an interval that contains lambda_max of the full kernel G (n C x n C), from any kind of kernel.
 
     - One output, or ``"full"``: the bounds of the spectrum itself.
     - ``"trace"``, T = sum_c G_cc: lambda_max(T) / C <= lambda_max(G) <= min(C lambda_max(T), trace T). On the left,
-      lambda_max(T) <= sum_c lambda_max(G_cc) and each is at most lambda_max(G); on the right, G <= C diag(G_11, ..., G_CC)
-      for a positive semidefinite G, and each G_cc <= T. Both ends are attained (by C equal blocks; by a J that is one vector with
-      e_c in block c).
+      lambda_max(T) <= sum_c lambda_max(G_cc) and each is at most lambda_max(G); on the right, G <= C diag(G_11, ...,
+      G_CC) for a positive semidefinite G, and each G_cc <= T. Both ends are attained (by C equal blocks; by a J that is
+      one vector with e_c in block c).
     - ``"sum"``, (1^T x I) G (1 x I): lambda_max / C from below, and no bound from above.
     - ``"projected"``, an estimate of the trace kernel: no bounds, (0, inf).
 
@@ -125,7 +126,8 @@ def contracted_energies(eigenvalues: Tensor, energies: Tensor, steps: Mapping[fl
     Returns:
         (N,), float64: the remaining energies, which may be passed in again for further steps.
 
-    Cost: O(N) per distinct step size. Products are computed as sums of logarithms, so that they neither under- nor overflow.
+    Cost: O(N) per distinct step size. Products are computed as sums of logarithms, so that they neither under- nor
+    overflow.
     """
     values = eigenvalues.detach().double()
     logs = torch.zeros_like(values)
@@ -144,7 +146,7 @@ def contracted_energies(eigenvalues: Tensor, energies: Tensor, steps: Mapping[fl
 
 
 def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> float:
-    """Predict the squared error |r_k|^2 after gradient descent with a fixed kernel: the sum of ``contracted_energies``."""
+    """Predict the squared error |r_k|^2 after gradient descent with a fixed kernel; see ``contracted_energies``."""
     return float(contracted_energies(eigenvalues, energies, steps).sum())
 
 
@@ -155,9 +157,9 @@ def predicted_contraction(
 
     .. math:: \frac{|r_k|^2}{|r_0|^2} = \sum_i \frac{\langle v_i, r_0 \rangle^2}{|r_0|^2} \prod_j (1 - \eta_j \lambda_i)^2
 
-    The prediction is exact for a linear model, or a constant kernel, under full-batch gradient descent on the samples of G. For a
-    real network it is valid as long as its kernel changes little. For mini-batches, or if the samples are a part of the
-    training set, it is an estimate.
+    The prediction is exact for a linear model, or a constant kernel, under full-batch gradient descent on the samples
+    of G. For a real network it is valid as long as its kernel changes little. For mini-batches, or if the samples are a
+    part of the training set, it is an estimate.
 
     Args:
         eigenvalues: lambda_i of the full kernel G, (N,).
@@ -169,7 +171,8 @@ def predicted_contraction(
         ValueError: the sizes differ, or the residual is zero.
 
     Cost: one product of (N, N) with (N,), and O(N) per distinct step size. Source: Arora et al. 2019 (1901.08584),
-    Theorem 4.1, where the label vector stands for r_0 at a small initialisation; Du et al. 2019 (1811.03804), section 4.
+    Theorem 4.1, where the label vector stands for r_0 at a small initialisation; Du et al. 2019 (1811.03804), section
+    4.
 
     Example:
         >>> import torch

@@ -37,8 +37,8 @@ def centred_alignment(x: Tensor, y: Tensor) -> float:
 
     .. math:: \frac{\langle H x H, H y H \rangle_F}{\|H x H\|_F \|H y H\|_F}, \qquad H = I - 11^T / N
 
-    It is NaN where a centred matrix is zero, since alignment is not defined then. Source: Cortes, Mohri, Rostamizadeh 2012,
-    Definition 4.
+    It is NaN where a centred matrix is zero, since alignment is not defined then. Source: Cortes, Mohri, Rostamizadeh
+    2012, Definition 4.
     """
     left, right = (_centre(matrix) for matrix in (x, y))
     scale = float(left.norm() * right.norm())
@@ -57,8 +57,8 @@ def relative_frobenius_change(gram: KernelGram | Tensor, reference: KernelGram |
         reference: the reference kernel G_0, on the same samples and outputs.
 
     Raises:
-        ValueError: a matrix is not symmetric, not float64 or not finite; shapes, outputs, BatchNorm modes or parameters differ;
-            the reference is zero.
+        ValueError: a matrix is not symmetric, not float64 or not finite; shapes, outputs, BatchNorm modes or parameters
+            differ; the reference is zero.
 
     Cost: O(N^2).
     """
@@ -93,7 +93,8 @@ def kernel_drift(
     Raises:
         ValueError: as ``relative_frobenius_change``.
 
-    Cost: one symmetric eigenvalue problem (for the difference), and the extreme eigenvalues of both kernels unless given.
+    Cost: one symmetric eigenvalue problem (for the difference), and the extreme eigenvalues of both kernels unless
+    given.
     """
     relative_frobenius = relative_frobenius_change(gram, reference)
     now = _matrix(gram)
@@ -126,7 +127,10 @@ def _norm(reference: Tensor) -> float:
 
 
 def frobenius_floor(gram: KernelGram | Tensor) -> float:
-    """Return a bound in the Frobenius norm: the floor of the products, and the first-order effect 2 |J|_2 |dJ|_F of rounding in J."""
+    """Return an error bound in the Frobenius norm.
+
+    It is the floor of the products, plus the first-order effect 2 |J|_2 |dJ|_F of rounding in J.
+    """
     if not isinstance(gram, KernelGram):
         return 0.0
     return gram.floor + 2 * gram.jacobian_error * gram.trace

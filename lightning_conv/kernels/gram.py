@@ -40,54 +40,58 @@ def ntk_gram(
 
     .. math:: G_{(i,c),(j,d)} = \langle \partial u_{ic}/\partial\theta, \; \partial u_{jd}/\partial\theta \rangle
 
-    where u_ic is output c of sample i, and theta are all parameters with ``requires_grad``. No factor for the loss or for the
-    number of samples is included: G = J J^T, as it belongs to the loss S = 1/2 sum |u - y|^2.
+    where u_ic is output c of sample i, and theta are all parameters with ``requires_grad``. No factor for the loss or
+    for the number of samples is included: G = J J^T, as it belongs to the loss S = 1/2 sum |u - y|^2.
 
-    Layers with a rule (linear, convolutional, normalising and embedding layers, parameters that are added or multiplied)
-    contribute through their inputs and output gradients, in whichever form is cheapest. All other parameters contribute
-    through per-sample Jacobians. The model is evaluated in eval mode with copies of its parameters and buffers, and is
-    unchanged afterwards.
+    Layers with a rule (linear, convolutional, normalising and embedding layers, parameters that are added or
+    multiplied) contribute through their inputs and output gradients, in whichever form is cheapest. All other
+    parameters contribute through per-sample Jacobians. The model is evaluated in eval mode with copies of its
+    parameters and buffers, and is unchanged afterwards.
 
     Args:
-        model: a module that returns one tensor with samples along dimension 0, each row depending on its own sample only.
+        model: a module that returns one tensor with samples along dimension 0, each row depending on its own sample
+            only.
         inputs: n samples: a tensor, or a tuple or mapping of tensors that all have n rows.
         inputs2: m further samples: computes the kernel between ``inputs`` (rows) and these (columns). None: ``inputs``.
-        outputs: which of the C outputs enter. ``"trace"``: (n, n), the sum over c = d. ``"full"``: (n C, n C), row i C + c.
-            ``"sum"``: (n, n), the kernel of the summed output, from one backward pass. ``"projected"``: (n, n), an unbiased
-            estimate of the trace kernel from random sign vectors over the outputs, for heads with many classes.
+        outputs: which of the C outputs enter. ``"trace"``: (n, n), the sum over c = d. ``"full"``: (n C, n C), row i C
+        + c.
+            ``"sum"``: (n, n), the kernel of the summed output, from one backward pass. ``"projected"``: (n, n), an
+            unbiased estimate of the trace kernel from random sign vectors over the outputs, for heads with many
+            classes.
         parameters: names or shell patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
             ``requires_grad``.
         per_layer: also return the kernel of each layer.
         precision: ``"fast"``: products in the model's dtype in short blocks, sums in float64. ``"exact"``: forward and
-            backward passes in the model's dtype, products in float64. ``"certified"``: everything in float64, with a float64
-            copy of parameters and buffers.
-        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants. ``"batch"``: the
-            statistics of ``inputs``, differentiated through as in training; the samples then couple, and each row of J takes a
-            backward pass over the whole batch.
-        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory. The work
-            is cut into pieces that fit.
-        engine: ``"auto"``: layer rules where they apply. ``"jacobian"``: per-sample Jacobians for everything, which is slow and
-            meant for comparison.
-        projections: number k of sign vectors for ``"projected"``. With k outputs or fewer, the exact trace kernel is computed
-            instead, at no higher cost.
+            backward passes in the model's dtype, products in float64. ``"certified"``: everything in float64, with a
+            float64 copy of parameters and buffers.
+        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
+            ``"batch"``: the statistics of ``inputs``, differentiated through as in training; the samples then couple,
+            and each row of J takes a backward pass over the whole batch.
+        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory.
+            The work is cut into pieces that fit.
+        engine: ``"auto"``: layer rules where they apply. ``"jacobian"``: per-sample Jacobians for everything, which is
+            slow and meant for comparison.
+        projections: number k of sign vectors for ``"projected"``. With k outputs or fewer, the exact trace kernel is
+            computed instead, at no higher cost.
         seed: seed of the sign vectors.
-        plan: a plan for this model, from ``plan_ntk`` or ``KernelGram.plan``. The network is then not read again, which saves
-            much of the time for small n. The weights may have changed since; the forward and the shapes of the samples may
-            not. ``jacobian_error`` is then the one from the time of reading.
-        progress: whether to show a progress bar on standard error; None: on a terminal, if more than 5 seconds are predicted.
+        plan: a plan for this model, from ``plan_ntk`` or ``KernelGram.plan``. The network is then not read again, which
+            saves much of the time for small n. The weights may have changed since; the forward and the shapes of the
+            samples may not. ``jacobian_error`` is then the one from the time of reading.
+        progress: whether to show a progress bar on standard error; None: on a terminal, if more than 5 seconds are
+            predicted.
 
     Returns:
         The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.
 
     Raises:
-        ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is unknown;
-            ``max_memory`` is not a finite number of at least one byte.
+        ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is
+            unknown; ``max_memory`` is not a finite number of at least one byte.
         TypeError: the model does not return one floating-point tensor.
         MemoryError: the kernel does not fit into ``max_memory``.
 
-    Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"``, k for ``"projected"``), and n^2 (in + K out) flops per
-    linear layer; ``plan_ntk`` predicts it for a given network. Source: Jacot, Gabriel, Hongler 2018 (1806.07572); the split
-    into layers follows Du et al. 2019 (1811.03804), section 4.
+    Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"``, k for ``"projected"``), and n^2 (in + K out)
+    flops per linear layer; ``plan_ntk`` predicts it for a given network. Source: Jacot, Gabriel, Hongler 2018
+    (1806.07572); the split into layers follows Du et al. 2019 (1811.03804), section 4.
 
     Example:
         >>> import torch

@@ -53,15 +53,19 @@ def layer_spectra(gram: KernelGram) -> dict[str, Spectrum]:
 def lambda_min_from_layers(spectra: Mapping[str, Spectrum]) -> float:
     """Return a lower bound of lambda_min(G), the sum of the lower bounds of the layers.
 
-    By Weyl's inequality lambda_min(sum_l G_l) >= sum_l lambda_min(G_l). For positive semidefinite summands this is at least the
-    largest term, which is how Du et al. 2019 (section 4) use it. The bound is certified if the bounds of the layers are.
+    By Weyl's inequality lambda_min(sum_l G_l) >= sum_l lambda_min(G_l). For positive semidefinite summands this is at
+    least the largest term, which is how Du et al. 2019 (section 4) use it. The bound is certified if the bounds of the
+    layers are.
     """
     terms = [spectrum.lambda_min.lower for spectrum in spectra.values()]
     return sum(terms) * (1 - gamma(len(terms) + 1, torch.float64))
 
 
 def trace_shares(gram: KernelGram) -> dict[str, float]:
-    """Return each layer's share of the trace, which is its share of |J|_F^2; the shares add up to 1. Empty for a zero kernel."""
+    """Return each layer's share of the trace, which is its share of |J|_F^2.
+
+    The shares add up to 1; for a zero kernel the result is empty.
+    """
     whole = sum(gram.layer_traces.values())
     return {layer: trace / whole for layer, trace in gram.layer_traces.items()} if whole > 0 else {}
 

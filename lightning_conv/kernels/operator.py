@@ -24,17 +24,17 @@ OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
 
 class NTKOperator:
-    r"""The kernel G = J J^T of a model as a linear operator: G v is a backward pass (J^T v) and a forward derivative (J w).
+    r"""The kernel G = J J^T of a model as a linear operator, applied by a backward pass and a forward derivative.
 
     .. math:: G v = J (J^T v), \qquad J = \partial u / \partial \theta \in \mathbb{R}^{N \times P}
 
-    Neither G nor the Jacobian J is ever formed, so the number n of samples may be large. The whole batch may go through the
-    network at once, so samples may couple (``batch_norm="batch"``). Vectors are float64 on input and output. The passes in
-    between are in the dtype of the network: in float32 a product is accurate, and G symmetric, to about 1e-6 |G||v|.
-    ``dtype=torch.float64`` evaluates a converted copy instead.
+    Neither G nor the Jacobian J is ever formed, so the number n of samples may be large. The whole batch may go through
+    the network at once, so samples may couple (``batch_norm="batch"``). Vectors are float64 on input and output. The
+    passes in between are in the dtype of the network: in float32 a product is accurate, and G symmetric, to about 1e-6
+    |G||v|. ``dtype=torch.float64`` evaluates a converted copy instead.
 
-    Parameters and buffers are copied (the inputs are not), so the operator remains the kernel at this moment while training
-    goes on. The model is unchanged afterwards, as with ``ntk_gram``.
+    Parameters and buffers are copied (the inputs are not), so the operator remains the kernel at this moment while
+    training goes on. The model is unchanged afterwards, as with ``ntk_gram``.
 
     The methods from ``trace`` to ``alignment`` return estimates with a standard error, not bounds.
 
@@ -44,25 +44,26 @@ class NTKOperator:
         parameters: names or shell patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
             ``requires_grad``.
         outputs: which of the C outputs enter. ``"full"``: N = n C, row i C + c. ``"sum"``: N = n, the summed output.
-            ``"trace"``: N = n, the sum of the kernels of the C outputs; a product costs C times as much as with the others.
-        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants. ``"batch"``: the
-            statistics of ``inputs``, differentiated through as in training.
+            ``"trace"``: N = n, the sum of the kernels of the C outputs; a product costs C times as much as with the
+            others.
+        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
+            ``"batch"``: the statistics of ``inputs``, differentiated through as in training.
         dtype: None: the dtype of the model. ``torch.float64``: a converted copy of the model.
-        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory. It
-            determines ``chunk`` and the number of vectors per pass.
+        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory.
+            It determines ``chunk`` and the number of vectors per pass.
         chunk: number of samples that go through the network at once; None: as many as ``max_memory`` allows. With
             ``batch_norm="batch"`` it must be all of them.
 
     Raises:
-        ValueError: an option is unknown; there is no parameter; the inputs are empty or not finite; the forward is random;
-            samples couple although ``batch_norm`` is not ``"batch"``; ``max_memory`` is not a finite number of at least one
-            byte.
+        ValueError: an option is unknown; there is no parameter; the inputs are empty or not finite; the forward is
+            random; samples couple although ``batch_norm`` is not ``"batch"``; ``max_memory`` is not a finite number of
+            at least one byte.
         TypeError: the model does not return one floating-point tensor.
         MemoryError: a single pass does not fit into ``max_memory``.
         RuntimeError: J w can be computed neither in forward mode nor by a double backward.
 
-    Cost: three forwards, a backward and P numbers per vector. Source: Jacot, Gabriel, Hongler 2018 (1806.07572, the kernel);
-    Pearlmutter 1994 (products with derivatives).
+    Cost: three forwards, a backward and P numbers per vector. Source: Jacot, Gabriel, Hongler 2018 (1806.07572, the
+    kernel); Pearlmutter 1994 (products with derivatives).
 
     Example:
         >>> import torch
@@ -149,7 +150,7 @@ class NTKOperator:
         return self.matmul(vectors)
 
     def transposed(self, vectors: Tensor) -> Tensor:
-        """Return J^T v as a flat vector: (P,) for v (N,), (P, k) for (N, k), with parameters in the order of ``parameters``.
+        """Return J^T v, flat in the order of ``parameters``: (P,) for v (N,), (P, k) for (N, k).
 
         Raises:
             ValueError: the first dimension is not N, or ``outputs="trace"``, for which there is no single J.
@@ -198,7 +199,7 @@ class NTKOperator:
         return result if directions.ndim == 2 else result[:, 0]
 
     def dense(self) -> Tensor:
-        """Return the matrix (N, N), symmetrised. Where samples do not couple, ``ntk_gram`` is faster and also bounds its error.
+        """Return the matrix (N, N), symmetrised; ``ntk_gram`` is faster if samples do not couple, and bounds its error.
 
         Raises:
             MemoryError: the matrix does not fit into ``max_memory``.
@@ -234,11 +235,11 @@ class NTKOperator:
         )
 
     def alignment(self, other: Tensor | NTKOperator, *, products: int = 30, seed: int = 0) -> Estimate:
-        """Estimate the alignment <G, H>_F / (|G|_F |H|_F) with another operator H, or with targets Y as H = Y Y^T (not centred).
+        """Estimate the alignment <G, H>_F / (|G|_F |H|_F), not centred, with an operator H or targets Y (H = Y Y^T).
 
         Args:
-            other: an operator of the same N, such as one from an earlier moment of the training; or targets: one value per
-                row, in any shape with N elements (for ``"full"``: (n, C)), or (N, k).
+            other: an operator of the same N, such as one from an earlier moment of the training; or targets: one value
+                per row, in any shape with N elements (for ``"full"``: (n, C)), or (N, k).
             products: number of products with the operator for each estimated norm.
             seed: seed of the random vectors.
 
@@ -248,14 +249,16 @@ class NTKOperator:
         size = self.shape[0]
         if isinstance(other, NTKOperator):
             if other.shape != self.shape:
-                raise ValueError(f"other: shape {other.shape} does not match {self.shape}; need an operator on the same samples and outputs")
+                raise ValueError(
+                    f"other: shape {other.shape} does not match {self.shape}; need an operator on the same samples and outputs"
+                )
             return estimate_alignment(self.matmul, other.matmul, size, products=products, seed=seed, device=self.device)
         targets = other.detach().to(self.device, torch.float64)
         targets = targets.reshape(size, 1) if targets.numel() == size else targets
         return estimate_target_alignment(self.matmul, size, targets, products=products, seed=seed)
 
     def _columns(self, vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return float64 columns, scaled by powers of two into the range of the dtype of the passes, and these powers."""
+        """Return float64 columns, scaled by powers of two into the range of the passes' dtype, and these powers."""
         if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
             raise ValueError(f"vectors: shape {tuple(vectors.shape)}; need ({size},) or ({size}, k)")
         columns = vectors.detach().to(self.device, torch.float64).reshape(size, -1)
@@ -273,7 +276,7 @@ class NTKOperator:
         return everywhere * torch.nn.functional.one_hot(output, self.n_outputs)[:, None]
 
     def _values(self, images: Tensor, output: Tensor | None) -> Tensor:
-        """Return the rows (b, N) that represent derivatives of the outputs (b, n, C): the transpose of ``_cotangents``."""
+        """Return the rows (b, N) that represent output derivatives (b, n, C), by the transpose of ``_cotangents``."""
         if self.outputs == "full":
             return images.flatten(1)
         if self.outputs == "sum" or output is None:

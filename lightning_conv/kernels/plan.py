@@ -29,11 +29,11 @@ def plan_ntk(
     engine: EngineName = "auto",
     projections: int = 16,
 ) -> NTKPlan:
-    """Predict what ``ntk_gram`` would do with the same arguments: flops, peak memory, seconds, and the form of every layer.
+    """Predict what ``ntk_gram`` does with the same arguments: flops, peak memory, seconds, and the form of each layer.
 
     Only a few samples pass through the network. All samples do where they couple, and where the few leave a parameter
-    unused. This takes a part of the predicted seconds, ``NTKPlan.reading_seconds``; pass the plan to ``ntk_gram`` to save
-    it there. Arguments and errors are those of ``ntk_gram``.
+    unused. This takes a part of the predicted seconds, ``NTKPlan.reading_seconds``; pass the plan to ``ntk_gram`` to
+    save it there. Arguments and errors are those of ``ntk_gram``.
 
     Returns:
         The plan; printed, it is a table of the layers.

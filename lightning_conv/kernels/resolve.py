@@ -31,9 +31,9 @@ def resolved_spectrum(
 ) -> tuple[KernelGram, Spectrum]:
     """Compute a kernel and its spectrum, in higher and higher precision until lambda_min is well above its error.
 
-    The precisions are ``"fast"``, ``"exact"`` and ``"certified"``, in this order. The first one with ``lambda_min.resolved``
-    (an error of at most a tenth of the value to either side) is returned. If float64 does not resolve lambda_min either, the
-    last result is returned, with a lower bound of 0.
+    The precisions are ``"fast"``, ``"exact"`` and ``"certified"``, in this order. The first one with
+    ``lambda_min.resolved`` (an error of at most a tenth of the value to either side) is returned. If float64 does not
+    resolve lambda_min either, the last result is returned, with a lower bound of 0.
 
     Args:
         model: see ``ntk_gram``.

@@ -28,7 +28,8 @@ class KernelGram:
     precision: Precision
     batch_norm: BatchNormMode
     floor: float
-    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed. It covers products and sums, barring underflow."""
+    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed. It covers products and sums, barring
+    underflow."""
     jacobian_error: float
     """Estimate of |dJ|_F / |J|_F, the rounding inside the network's own forward and backward passes (measured, not
     proven)."""

@@ -1,4 +1,4 @@
-"""``kernel_spectrum``: the eigenvalues of a kernel with bounds, whether it is a ``KernelGram``, a matrix or an operator."""
+"""``kernel_spectrum``: the eigenvalues of a ``KernelGram``, a matrix or an ``NTKOperator``, with bounds."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ def kernel_spectrum(
 
     - A symmetric matrix: they are proven for that matrix, see ``matrix_spectrum``.
     - A ``KernelGram``: they are bounds of the exact kernel J J^T. With the floor f of its products and the rounding
-      delta = ``jacobian_error`` |J|_F of the network's own passes, Weyl's inequality moves eigenvalues of the matrix by at most
-      f and singular values of J by at most delta,
+      delta = ``jacobian_error`` |J|_F of the network's own passes, Weyl's inequality moves eigenvalues of the matrix by
+      at most f and singular values of J by at most delta,
 
       .. math:: \Bigl( \sqrt{\max(\lambda - f, 0)} - \delta \Bigr)_+^2 \le \lambda(J J^T)
           \le \Bigl( \sqrt{\lambda + f} + \delta \Bigr)^2 .
 
-      delta is an estimate. The bounds are ``certified`` only with ``precision="certified"``, where they are about the Jacobian
-      as computed in float64.
-    - An ``NTKOperator``: the two extreme Ritz values with their residuals, see ``ritz_bounds``. ``lambda_min.upper`` and
-      ``lambda_max.lower`` are bounds up to the rounding of the products, for which 4 sqrt(N) eps lambda_max is added with eps
-      of the operator's ``precision``. The other two ends assume that the Ritz values belong to the extreme eigenvalues. None
-      of them is ``certified``.
+      delta is an estimate. The bounds are ``certified`` only with ``precision="certified"``, where they are about the
+      Jacobian as computed in float64.
+    - An ``NTKOperator``: the two extreme Ritz values with their residuals, see ``ritz_bounds``. ``lambda_min.upper``
+      and ``lambda_max.lower`` are bounds up to the rounding of the products, for which 4 sqrt(N) eps lambda_max is
+      added with eps of the operator's ``precision``. The other two ends assume that the Ritz values belong to the
+      extreme eigenvalues. None of them is ``certified``.
 
     lambda_min on m probe samples is an UPPER bound of lambda_min over any larger set that contains them (interlacing).
 
     Args:
         gram: a ``KernelGram``, a symmetric float64 matrix (N, N), or an ``NTKOperator``.
-        method: ``"dense"``: all eigenvalues. ``"extremes"``: the smallest and the largest, at a fraction of the cost for large
-            N; ``Spectrum.eigenvalues`` and ``radius`` are then None. ``"auto"``: dense up to N = 512, extremes above. None: dense
-            for a matrix; an operator has the extremes only.
+        method: ``"dense"``: all eigenvalues. ``"extremes"``: the smallest and the largest, at a fraction of the cost
+            for large N; ``Spectrum.eigenvalues`` and ``radius`` are then None. ``"auto"``: dense up to N = 512,
+            extremes above. None: dense for a matrix; an operator has the extremes only.
         steps: largest number of products with an operator. lambda_max takes about ten, lambda_min of a kernel hundreds.
 
     Returns:
         The eigenvalues with ``Bounded`` ends.
 
     Raises:
-        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite; the kernel is between two sets
-            of samples; the method is unknown or needs a matrix.
+        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite; the kernel is between
+            two sets of samples; the method is unknown or needs a matrix.
         TypeError: ``gram`` is none of the three.
         torch.linalg.LinAlgError: the eigensolver failed on the device and on the CPU.
 
     Cost: about 12 N^3 flops if dense; 2 N^3 / 3 and about 300 N^2 flops for the extremes of a matrix
-    (``benchmarks/lambda_min.py`` measures both); ``steps`` + 1 products with an operator. Source: Weyl 1912 (perturbation of
-    eigenvalues and singular values).
+    (``benchmarks/lambda_min.py`` measures both); ``steps`` + 1 products with an operator. Source: Weyl 1912
+    (perturbation of eigenvalues and singular values).
 
     Example:
         >>> import torch

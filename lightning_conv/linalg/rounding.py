@@ -1,7 +1,8 @@
 """The unit roundoff and the constants of rounding error bounds.
 
-A sum of k products, in any order, errs by at most gamma_k |x||y| with gamma_k = k u / (1 - k u), where the unit roundoff u is 2^-24 in
-float32 and 2^-53 in float64 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma 3.1, (3.5)).
+A sum of k products, in any order, errs by at most gamma_k |x||y| with gamma_k = k u / (1 - k u), where the unit
+roundoff u is 2^-24 in float32 and 2^-53 in float64 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+Lemma 3.1, (3.5)).
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Spectrum:
     lambda_min: Bounded
     lambda_max: Bounded
     radius: float | None
-    """Distance within which every eigenvalue of the exact kernel lies from the computed one (proven or estimated like the bounds);
-    None without ``eigenvalues``."""
+    """Distance within which every eigenvalue of the exact kernel lies from the computed one (proven or estimated like
+    the bounds); None without ``eigenvalues``."""
     trace: float | None = None  # None: it is the sum of the eigenvalues
 
     @property
@@ -94,8 +94,9 @@ def matrix_spectrum(matrix: Tensor, *, method: Method | None = None) -> Spectrum
 
     Args:
         matrix: (N, N), float64, symmetric.
-        method: ``"dense"`` or None: all eigenvalues, bounded by ``residual_radius``. ``"extremes"``: the smallest and the
-            largest, by ``smallest_eigenvalue`` and ``largest_eigenvalue``. ``"auto"``: dense up to N = 512, extremes above.
+        method: ``"dense"`` or None: all eigenvalues, bounded by ``residual_radius``. ``"extremes"``: the smallest and
+            the largest, by ``smallest_eigenvalue`` and ``largest_eigenvalue``. ``"auto"``: dense up to N = 512,
+            extremes above.
 
     Raises:
         ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite.

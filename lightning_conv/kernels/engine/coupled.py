@@ -1,7 +1,7 @@
 """The dense kernel of a network whose samples couple, such as one with true batch statistics: ``coupled_gram``.
 
-Layer rules and per-sample transforms do not apply: output c of sample i depends on every sample, so each row of J takes one backward
-pass over the whole batch.
+Layer rules and per-sample transforms do not apply: output c of sample i depends on every sample, so each row of J takes
+one backward pass over the whole batch.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def coupled_gram(
 
     .. math:: G_{(i,k),(j,l)} = \langle \partial (w_k \cdot u_i)/\partial\theta, \; \partial (w_l \cdot u_j)/\partial\theta \rangle
 
-    Here u_i is a function of all n samples. With ``batch_norm="batch"`` this is the kernel of the network that train mode
-    differentiates; its entry (i, j) depends on the batch that contains samples i and j. Call it inside
+    Here u_i is a function of all n samples. With ``batch_norm="batch"`` this is the kernel of the network that train
+    mode differentiates; its entry (i, j) depends on the batch that contains samples i and j. Call it inside
     ``undisturbed(module.model)``.
 
     Args:
@@ -56,13 +56,13 @@ def coupled_gram(
         cotangents: w, (K, C): the identity for all outputs, a row of ones for their sum.
         trace: True: sum over k = l, (n, n). False: (n K, n K), row i K + k.
         precision: as in ``ntk_gram``; for ``"certified"`` the module must evaluate in float64.
-        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9`` (default: a quarter of the free memory). To
-            keep to it, the columns of J are cut into strips, each with its own n K backward passes.
+        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9`` (default: a quarter of the free
+            memory). To keep to it, the columns of J are cut into strips, each with its own n K backward passes.
         report: called with the share of the rows that is done.
 
     Returns:
-        The symmetric float64 matrix, and a proven bound on its distance in spectral norm from J J^T, for J as computed. The
-        bound covers products and sums, barring underflow.
+        The symmetric float64 matrix, and a proven bound on its distance in spectral norm from J J^T, for J as computed.
+        The bound covers products and sums, barring underflow.
 
     Raises:
         MemoryError: the result, the graph of the batch or one row of J does not fit.
@@ -94,7 +94,7 @@ def coupled_gram(
         lines = jacobian.view(size, -1)
         part = product(lines, lines, precision)
         gamma = product_gamma(lines.shape[1], dtype, precision)
-        # |E_ij| <= gamma |J_i||J_j|, hence |E|_2 <= gamma |J|_F^2, and |J|_F^2 is at most the computed trace over 1 - gamma.
+        # |E_ij| <= gamma |J_i||J_j|, hence |E|_2 <= gamma |J|_F^2, and |J|_F^2 <= (computed trace) / (1 - gamma).
         floor += gamma / (1 - gamma) * float(part.diagonal().sum()) if gamma < 1 else float("inf")
         matrix += part
     matrix = (matrix + matrix.T) / 2
@@ -103,7 +103,7 @@ def coupled_gram(
 
 
 def coupled_kernel(task: Task, cotangents: Tensor, report: Report = silent) -> KernelSum:
-    """Compute ``coupled_gram`` as the task's plan says: for all layers together or, with ``per_layer``, one after the other."""
+    """Compute ``coupled_gram`` for all layers together or, with ``per_layer``, one layer after the other."""
     plan, per_layer = task.plan, task.request.per_layer
     layers: dict[str, list[str]] = {}
     for one in plan.contributions:
@@ -145,7 +145,7 @@ def _plan(
     left = budget - graph.saved_bytes
     total, longest = sum(size for _, size in sizes), max((size for _, size in sizes), default=0)
     limit = strip_width(total, rows, left, dtype, precision)
-    # The gradients of all parameters of a strip exist twice (as found and concatenated), beside those of the activations.
+    # The gradients of a strip's parameters exist twice (as found and concatenated), beside those of the activations.
     vector = width * (2 * min(total, max(limit, longest)) + WORKING_COPIES * graph.largest)
     if left // 2 < vector:
         raise MemoryError(
@@ -157,7 +157,7 @@ def _plan(
 
 
 def _unit_cotangents(start: int, stop: int, cotangents: Tensor, outputs: Tensor) -> Tensor:
-    """Return rows ``start`` to ``stop`` of the identity over (sample, cotangent) pairs, as output gradients (b, n, C)."""
+    """Return rows ``start`` to ``stop`` of the identity over (sample, cotangent) pairs, as gradients (b, n, C)."""
     pairs = torch.arange(start, stop, device=outputs.device)
     found = outputs.new_zeros(stop - start, *outputs.shape)
     found[pairs - start, pairs // len(cotangents)] = cotangents.to(outputs)[pairs % len(cotangents)]

@@ -25,9 +25,10 @@ def kernel_of(task: Task, cotangents: Tensor, report: Report) -> KernelSum:
 
 
 def projected_kernel(task: Task, seed: int, report: Report) -> KernelSum:
-    r"""Average the kernels of r^T u over k random sign vectors r, an unbiased estimate of the trace kernel since E r r^T = I.
+    r"""Estimate the trace kernel by the mean of the kernels of r^T u over k random sign vectors r.
 
-    The sign vectors are divided into G groups, and the standard error is that of the mean of the groups' kernels,
+    The estimate is unbiased, since E r r^T = I. The sign vectors are divided into G groups, and the standard error is
+    that of the mean of the groups' kernels,
 
     .. math:: \Bigl( \frac{1}{G (G - 1)} \sum_g \| K_g - K \|_F^2 \Bigr)^{1/2} .
 

@@ -1,4 +1,4 @@
-"""``Engine``: carry out the passes of a plan, in which the samples go through the network and Gram blocks are added up."""
+"""``Engine``: the passes of a plan, in which samples go through the network and Gram blocks are added up."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class Engine:
         return factors
 
     def _require_same_uses(self, outputs: Tensor, recorder: Recorder) -> None:
-        """Refuse a batch in which parameters with a rule are used otherwise than by the samples on which the network was read.
+        """Refuse a batch that uses parameters with a rule in another way than the samples that were read.
 
         Raises:
             ValueError: the batch calls other layers, or a parameter with a rule has a use that no rule covers.
@@ -202,7 +202,7 @@ class Engine:
 
 
 def _steps(rows: int, columns: int | None) -> int:
-    """Count the times that a pass collects or multiplies factors, for blocks of rows and of columns (None: the same samples)."""
+    """Count how often a pass collects or multiplies factors, for blocks of rows and columns (None: the same)."""
     pairs = rows * (rows + 1) // 2 if columns is None else rows * columns
     return rows + (pairs - rows if columns is None else pairs) + pairs
 

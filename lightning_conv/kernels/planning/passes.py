@@ -29,8 +29,8 @@ class Pass:
 class Cutter:
     """Cuts the contributions of one kind (layer rules or torch.func) into passes, in the cheapest way that fits.
 
-    It tries in turn: the outputs of a trace (one more forward for each piece), the layers (one more forward and backward
-    pass for each piece), and blocks of samples (the number of passes grows with the number of blocks).
+    It tries in turn: the outputs of a trace (one more forward for each piece), the layers (one more forward and
+    backward pass for each piece), and blocks of samples (the number of passes grows with the number of blocks).
 
     Args:
         found: all contributions of the kernel.
@@ -100,12 +100,18 @@ class Cutter:
         return Pass(tuple(group), outputs, rows, tile, needed, self.general)
 
     def _kept(self, group: Sequence[int], outputs: int) -> int:
-        """Return the bytes of one sample's factors; rows of torch.func that are reordered (outputs first) exist twice."""
+        """Return the bytes of one sample's factors.
+
+        Rows of torch.func that are reordered (outputs first) exist twice.
+        """
         copies = 2 if self.general and not self.problem.trace else 1
         return copies * sum(self.found[k].kept_bytes(outputs) for k in group)
 
     def _forming(self, group: Sequence[int], outputs: int) -> int:
-        """Return the bytes that torch.func takes while it forms rows; for layer rules they are counted once for all passes."""
+        """Return the bytes that torch.func takes while it forms rows.
+
+        For layer rules the result is zero, since their bytes are counted once for all passes.
+        """
         if not self.general:
             return 0
         each = self._kept(group, outputs)

@@ -1,4 +1,4 @@
-"""``NTKPlan``: what a kernel will be computed from, in which passes, with how many bytes and flops; ``make_plan`` decides it.
+"""``NTKPlan``: the form of each layer, the passes, the bytes and the flops of a kernel; ``make_plan`` chooses them.
 
 Nothing is computed before the plan stands, so a kernel that does not fit its memory is refused before any work is done.
 """
@@ -28,14 +28,15 @@ from lightning_conv.machine.gemm import calibrated
 from lightning_conv.machine.memory import allowed_memory, mebibytes
 
 BUFFERS = 8 * 2**20
-"""Bytes that the libraries of matrix products and the allocator keep for themselves (an eighth of the allowed memory where that is
-less)."""
+"""Bytes that the libraries of matrix products and the allocator keep for themselves (an eighth of the allowed memory
+where that is less)."""
 
 EFFICIENCY = 0.6
 """Share of the calibrated rate that whole kernels reach; used to predict seconds."""
 
 FORMED_ENTRY = 300
-"""Flops of a matrix product that take as long as ``torch.func`` needs to form and store one entry of a Jacobian (measured: 290-400)."""
+"""Flops of a matrix product that take as long as ``torch.func`` needs to form and store one entry of a Jacobian
+(measured: 290-400)."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,21 @@ class NTKPlan:
     """Bytes of one of the two buffers in which per-sample gradients are formed."""
     precision: Precision
     flops: float
-    """Flops of the forward and backward passes and of all products, where a multiplication and an addition count as two. Reading the
-    network is not included."""
+    """Flops of the forward and backward passes and of all products, where a multiplication and an addition count as
+    two. Reading the network is not included."""
     bytes: int
     """Peak of the additional memory, with the result."""
     result_bytes: int
     reading_bytes: int
-    """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by ``max_memory``."""
+    """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by
+    ``max_memory``."""
     seconds: float
-    """Predicted duration of a call of ``ntk_gram``: ``reading_seconds``, plus the flops at the rate of a matrix product that was
-    measured in this process (backward passes of a whole batch: at the speed of one that was timed). Usually right within a factor
-    of 3."""
+    """Predicted duration of a call of ``ntk_gram``: ``reading_seconds``, plus the flops at the rate of a matrix product
+    that was measured in this process (backward passes of a whole batch: at the speed of one that was timed). Usually
+    right within a factor of 3."""
     reading_seconds: float
-    """Seconds that reading the network has just taken, a part of ``seconds``. Zero for a kernel that was given a ``plan``."""
+    """Seconds that reading the network has just taken, a part of ``seconds``. Zero for a kernel that was given a
+    ``plan``."""
     max_memory: int
     parameters: tuple[str, ...] = field(repr=False)
     """Names of the parameters, in the order in which they were read."""
@@ -119,7 +122,8 @@ def make_plan(
         couples: whether the samples couple. The rows of J then come from backward passes over the whole batch, and
             ``coupled_gram`` cuts the work itself.
         reading_seconds: seconds that it took to find ``anatomy``.
-        general: cost of a pass for the parameters without a layer rule: for one sample or, where samples couple, for all.
+        general: cost of a pass for the parameters without a layer rule: for one sample or, where samples couple, for
+            all.
 
     Raises:
         ValueError: ``max_memory`` is not a finite number of at least one byte.

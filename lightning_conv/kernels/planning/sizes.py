@@ -11,11 +11,12 @@ from lightning_conv.kernels.reading.anatomy import Anatomy
 from lightning_conv.machine.memory import mebibytes
 
 TILE = 256
-"""Rows of a tile of products: large enough for the full rate of a matrix product, small enough to skip the symmetric half of a few
-hundred samples."""
+"""Rows of a tile of products: large enough for the full rate of a matrix product, small enough to skip the symmetric
+half of a few hundred samples."""
 
 WIDE_ENOUGH = 64
-"""Rows from which a product that forms per-sample gradients runs at full speed; narrower layers take several outputs at once."""
+"""Rows from which a product that forms per-sample gradients runs at full speed; narrower layers take several outputs at
+once."""
 
 FORWARD_TARGET = 512 * 2**20
 """Bytes that one tile of samples may take on its way through the network; larger tiles are not faster."""
@@ -59,7 +60,7 @@ def workspace_bytes(anatomy: Anatomy, found: Sequence[Contribution], problem: Pr
 
 
 def product_bytes(found: Sequence[Contribution], anatomy: Anatomy, problem: Problem, precision: Precision) -> int:
-    """Return the bytes of the temporaries of one tile of products: four float64 squares, and float64 copies of its rows."""
+    """Return the bytes of the temporaries of a tile of products: four float64 squares, and copies of its rows."""
     stride = 1 if problem.trace else problem.outputs
     positions = [
         s.positions for s, c in zip(anatomy.sites, found, strict=False) if c.way in ("patch Gram", "token Gram")

@@ -66,7 +66,7 @@ def strip_count(
 
 
 def strip_cost(strips: int, problem: Problem, general: PassCost | None) -> tuple[float, float]:
-    """Return flops and seconds of the passes over the whole batch: per strip one forward, and one backward for each row of J.
+    """Return flops and seconds of all passes: per strip one forward of the batch, and one backward for each row of J.
 
     This overestimates strips that hold only some of the parameters, since the gradients of the others are not taken.
     """

@@ -1,4 +1,7 @@
-"""``Task``: a request for a kernel, the network that was read for it, and its plan; common to ``ntk_gram`` and ``plan_ntk``."""
+"""``Task``: a request for a kernel, the network that was read for it, and its plan.
+
+Common to ``ntk_gram`` and ``plan_ntk``.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,10 @@ class Task:
         return self.module.outputs({}, anatomy.arranged(take(inputs, slice(0, first)))).detach()
 
     def _reading_samples(self) -> Inputs:
-        """Return the samples of the rows; with few rows also columns, since one sample does not tell which dimension holds it."""
+        """Return the samples of the rows.
+
+        If they are few, columns are added, since one sample does not tell which dimension contains it.
+        """
         if self.others is None or sample_count(self.inputs) >= READ_SAMPLES:
             return self.inputs
         both = joined(self.inputs, take(self.others, slice(0, COMPARED)))
@@ -158,7 +164,7 @@ class Task:
         )
 
     def _general_pass(self) -> PassCost | None:
-        """Count a pass for the parameters without a layer rule: of one sample, or of the whole batch where samples couple."""
+        """Count a pass for the parameters without a rule: of one sample, or of the batch where samples couple."""
         if not self.anatomy.general:
             return None
         inputs = self.inputs if self.couples else take(self.inputs, slice(1))
@@ -166,7 +172,10 @@ class Task:
 
     @property
     def projects(self) -> bool:
-        """Whether outputs are projected; with no more outputs than sign vectors the exact trace kernel costs no more."""
+        """Whether outputs are projected.
+
+        They are not if there are no more outputs than sign vectors, since the exact trace kernel then costs no more.
+        """
         return self.request.outputs == "projected" and self.anatomy.outputs > self.request.projections
 
     def cotangents(self) -> Tensor:
