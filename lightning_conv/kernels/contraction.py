@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.linalg.spectrum import Spectrum
 
 SquaredLoss: TypeAlias = Literal["mean", "sum", "half_sum"]
@@ -41,8 +42,7 @@ def step_in_sum_of_squares(step: float, *, loss: SquaredLoss, numbers: int) -> f
         >>> step_in_sum_of_squares(0.5, loss="mean", numbers=10)
         0.1
     """
-    if loss not in get_args(SquaredLoss):
-        raise ValueError(f"loss: {loss!r} is not one of {', '.join(map(repr, get_args(SquaredLoss)))}")
+    require_option("loss", loss, get_args(SquaredLoss))
     if numbers < 1:
         raise ValueError(f"numbers: {numbers}; need samples times outputs, 1 or more")
     return step * {"mean": 2 / numbers, "sum": 2.0, "half_sum": 1.0}[loss]

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
 from lightning_conv.linalg.estimates import (
     Estimate,
@@ -88,13 +89,9 @@ class NTKOperator:
             raise ValueError(
                 "outputs: 'projected' is an option of ntk_gram; use 'trace', the kernel that it estimates, or 'full' or 'sum'"
             )
-        for name, value, allowed in (
-            ("outputs", outputs, get_args(OperatorOutputs)),
-            ("batch_norm", batch_norm, get_args(BatchNormMode)),
-            ("dtype", dtype, (None, torch.float64)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        require_option("outputs", outputs, get_args(OperatorOutputs))
+        require_option("batch_norm", batch_norm, get_args(BatchNormMode))
+        require_option("dtype", dtype, (None, torch.float64))
         samples = sample_count(inputs)
         if chunk is not None and (chunk < 1 or (batch_norm == "batch" and chunk < samples)):
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.operator import NTKOperator
+from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.ritz import ritz_bounds
@@ -66,8 +67,8 @@ def kernel_spectrum(
         >>> spectrum.lambda_min.lower <= 1e-12 <= spectrum.lambda_min.upper
         True
     """
-    if method is not None and method not in get_args(Method):
-        raise ValueError(f"method: {method!r} is not one of {', '.join(map(repr, get_args(Method)))}")
+    if method is not None:
+        require_option("method", method, get_args(Method))
     if isinstance(gram, NTKOperator):
         return _operator_spectrum(gram, method, steps)
     if not isinstance(gram, KernelGram | Tensor):

@@ -22,7 +22,6 @@ from lightning_conv.kernels.reading.sites import (
     site_gradients,
     site_inputs,
     site_rows,
-    site_tokens,
     token_gradients,
 )
 
@@ -216,7 +215,7 @@ class TokenCollector(OuterCollector):
 
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
         """Store the words, (n, R)."""
-        self.inputs.put(rows, site_tokens(self.site, calls, rows.stop - rows.start))
+        self.inputs.put(rows, site_inputs(self.site, calls, rows.stop - rows.start))
 
     def _of_output(self, calls: Sequence[LayerCall], of: Mapping[int, Tensor], count: int) -> Tensor:
         return token_gradients(self.site, calls, of, count)

@@ -40,18 +40,9 @@ class Factor(ABC):
         """Rows of the kernel per sample."""
         return 1 if self.trace else self.outputs
 
-    @property
-    @abstractmethod
-    def rows_per_sample(self) -> int:
-        """Rows of the products per sample."""
-
-    @abstractmethod
-    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """Return the Gram block of two ranges of samples in float64."""
-
     @abstractmethod
     def gamma(self, precision: Precision) -> float:
-        """Return a bound on the rounding error of entry (i, j) of ``block``, relative to m_i m_j of ``magnitudes``."""
+        """Return a bound on the rounding error of entry (i, j) of the block, relative to m_i m_j of ``magnitudes``."""
 
     @abstractmethod
     def magnitudes(self) -> Tensor:
@@ -69,6 +60,26 @@ class Factor(ABC):
             return diagonal / (1 - rounding) if rounding < 1 else float("inf")
         return float(self.magnitudes().square().sum())
 
+    @abstractmethod
+    def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
+        """Add the Gram block of all samples to ``target``.
+
+        If ``other`` is this factor itself, only tiles on and above the diagonal need to be added.
+        """
+
+
+class TiledFactor(Factor):
+    """A factor whose Gram block is the same function of any two ranges of samples, and is added tile by tile."""
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows of the products per sample."""
+        return self.stride
+
+    @abstractmethod
+    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
+        """Return the Gram block of two ranges of samples in float64."""
+
     def tiles(self) -> Iterator[slice]:
         """Yield ranges of samples whose products have about ``TILE`` rows."""
         step = max(1, TILE // self.rows_per_sample)
@@ -76,10 +87,7 @@ class Factor(ABC):
             yield slice(start, min(start + step, self.samples))
 
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
-        """Add the Gram block of all samples to ``target``.
-
-        If ``other`` is this factor itself, only tiles on and above the diagonal are added.
-        """
+        """See ``Factor.add_gram``."""
         own = other is self
         for mine in self.tiles():
             for theirs in other.tiles():
@@ -90,7 +98,7 @@ class Factor(ABC):
                 target[rows, columns] += self.block(mine, other, theirs, precision)
 
 
-class RowsFactor(Factor):
+class RowsFactor(TiledFactor):
     """Per-sample derivatives, in contiguous pieces.
 
     Args:
@@ -103,11 +111,6 @@ class RowsFactor(Factor):
         outputs = sum(piece.shape[1] for piece in rows) if trace else rows[0].shape[0]
         super().__init__(rows[0].shape[0 if trace else 1], outputs, trace=trace)
         self.rows = tuple(rows)
-
-    @property
-    def rows_per_sample(self) -> int:
-        """One for the trace, else K."""
-        return self.stride
 
     @property
     def tight(self) -> bool:
@@ -170,7 +173,7 @@ class RowsFactor(Factor):
         return torch.stack([norms_from_above(piece.flatten(1)) for piece in self.rows]).square().sum(0).sqrt()
 
 
-class OuterFactor(Factor):
+class OuterFactor(TiledFactor):
     """A and B of a layer that is linear in patches, positions or plain inputs."""
 
     def __init__(self, inputs: Tensor, gradients: Tensor, outputs: int, *, bias: bool, trace: bool) -> None:

@@ -70,11 +70,6 @@ class FormedFactor(Factor):
         self.step = -(-self.channels // count)
 
     @property
-    def rows_per_sample(self) -> int:
-        """One for the trace, else K."""
-        return self.stride
-
-    @property
     def tight(self) -> bool:
         """True, since m_i = |g_i|."""
         return True
@@ -98,17 +93,6 @@ class FormedFactor(Factor):
                 target = rows[index, piece.rows].view(count, last - first, width)
                 torch.bmm(outer[:, index].transpose(1, 2), inputs, out=target)
         return RowsFactor([rows], trace=self.trace)
-
-    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """Return the Gram block, summed over blocks of channels; ``add_gram`` forms each block only once."""
-        total: Tensor | None = None
-        assert isinstance(other, FormedFactor)
-        for first in range(0, self.channels, self.step):
-            left = self.form(first, 0)
-            part = left.block(mine, left if other is self else other.form(first, 1), theirs, precision)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
 
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
         """See ``Factor.add_gram``."""

@@ -20,7 +20,7 @@ from lightning_conv.kernels.planning.costs import (
 )
 from lightning_conv.kernels.planning.pass_cost import PassCost
 from lightning_conv.kernels.planning.passes import Cutter, Pass
-from lightning_conv.kernels.planning.sizes import SampleSizes, product_bytes, sample_sizes, tile_sizes, workspace_bytes
+from lightning_conv.kernels.planning.sizes import product_bytes, sample_sizes, tile_sizes, workspace_bytes
 from lightning_conv.kernels.planning.strips import strip_cost, strip_count
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.anatomy import Anatomy
@@ -155,7 +155,10 @@ def make_plan(
         sizes = sample_sizes(anatomy, found, problem)
         tile, at_once = tile_sizes(sizes, problem, (left - 2 * workspace) // 2)
         working = tile * sizes.structured(at_once) if anatomy.sites else 0
-        passes = _passes(found, len(anatomy.sites), problem, left - 2 * workspace - working, sizes, tile)
+        budget, ruled = left - 2 * workspace - working, len(anatomy.sites)
+        kinds = ((False, range(ruled)), (True, range(ruled, len(found))))
+        cutters = [(Cutter(found, problem, budget, kind, tile, sizes.general), own) for kind, own in kinds if own]
+        passes = tuple(one for cutter, own in cutters for one in cutter.cut(own))
         peak = 2 * workspace + max((p.bytes + (0 if p.general else working) for p in passes), default=0)
     products, rate = sum(c.flops for c in found), _rate(device, precision)
     if couples:
@@ -187,16 +190,6 @@ def make_plan(
         reading=anatomy,
         general_pass=general,
     )
-
-
-def _passes(
-    found: Sequence[Contribution], ruled: int, problem: Problem, budget: int, sizes: SampleSizes, tile: int
-) -> tuple[Pass, ...]:
-    passes: list[Pass] = []
-    for general, indices in ((False, range(ruled)), (True, range(ruled, len(found)))):
-        if len(indices):
-            passes += Cutter(found, problem, budget, general, tile, sizes.general).cut(indices)
-    return tuple(passes)
 
 
 def _rate(device: torch.device, precision: Precision) -> float:

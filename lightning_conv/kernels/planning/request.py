@@ -26,14 +26,19 @@ class Request:
     projections: int
 
     def __post_init__(self) -> None:
-        _require("outputs", self.outputs, get_args(Outputs))
-        _require("precision", self.precision, PRECISIONS)
-        _require("batch_norm", self.batch_norm, get_args(BatchNormMode))
-        _require("engine", self.engine, get_args(EngineName))
+        require_option("outputs", self.outputs, get_args(Outputs))
+        require_option("precision", self.precision, PRECISIONS)
+        require_option("batch_norm", self.batch_norm, get_args(BatchNormMode))
+        require_option("engine", self.engine, get_args(EngineName))
         if self.projections < 2:
             raise ValueError(f"projections: {self.projections}; an estimate with a standard error needs at least 2")
 
 
-def _require(name: str, value: str, allowed: Sequence[str]) -> None:
+def require_option(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is not one of those allowed.
+
+    Raises:
+        ValueError: it is not; the message lists the allowed values.
+    """
     if value not in allowed:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")

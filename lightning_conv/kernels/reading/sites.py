@@ -147,13 +147,17 @@ def site_rows(
 
 
 def site_inputs(site: Site, calls: Mapping[int, LayerCall] | Sequence[LayerCall], samples: int) -> Tensor:
-    """Return A, (n, R, groups, in), with the positions of all uses one after the other."""
+    """Return A, (n, R, groups, in), with the positions of all uses one after the other; for an embedding words, (n, R)."""
     parts = []
     for use in site.uses:
         rule = calls[use.call].rule
-        assert isinstance(rule, OuterRule)
         arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
-        parts.append(_merge_positions(rule.factor_inputs(arguments), samples, merged))
+        if isinstance(rule, EmbeddingRule):
+            factor = rule.tokens(arguments)
+        else:
+            assert isinstance(rule, OuterRule)
+            factor = rule.factor_inputs(arguments)
+        parts.append(_merge_positions(factor, samples, merged))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -170,17 +174,6 @@ def site_gradients(
         factor = call.rule.factor_gradients(call.arguments, moved)
         parts.append(_merge_positions(factor, samples, _merged(call, use.axis, samples)))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def site_tokens(site: Site, calls: Sequence[LayerCall], samples: int) -> Tensor:
-    """Return the words of an embedding, (n, R)."""
-    parts = []
-    for use in site.uses:
-        rule = calls[use.call].rule
-        assert isinstance(rule, EmbeddingRule)
-        arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
-        parts.append(_merge_positions(rule.tokens(arguments), samples, merged))
-    return torch.cat(parts, 1)
 
 
 def token_gradients(
