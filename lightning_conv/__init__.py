@@ -30,6 +30,7 @@ from lightning_conv.kernels.infinite import (
 )
 from lightning_conv.kernels.layers import layer_spectra
 from lightning_conv.kernels.resolve import resolved_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.last_layer import (
     Comparator,
     HeadCurvature,
@@ -50,7 +51,7 @@ from lightning_conv.last_layer import (
 )
 from lightning_conv.linalg.eigenvalues import RitzBounds, largest_eigenvalue, ritz_bounds, smallest_eigenvalue
 from lightning_conv.linalg.estimates import Estimate
-from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.linalg.spectrum import Bounded, Spectrum
 from lightning_conv.networks.head import Head, find_head, last_hidden_features
 
 __all__ = [

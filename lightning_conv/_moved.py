@@ -1,6 +1,7 @@
-"""Lets modules be imported by the names that they had before they moved; a ``DeprecationWarning`` names the new one.
+"""Finder for the old names of modules that have moved; importing one gives a ``DeprecationWarning`` with the new name.
 
-The module of an old name is the module of the new one, not a copy: classes and registries exist once.
+The module under the old name is the same object as the module under the new one, so classes and registries exist only
+once.
 """
 
 import sys
@@ -11,16 +12,17 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# New package -> (old package, modules that kept their names).
+# New package -> (old package, modules that have kept their names).
 _SAME_NAME = {
-    "linalg": ("", "eigenvalues lanczos estimates spectral_estimates spectrum"),
-    "kernels": ("", "layers drift contraction"),
+    "linalg": ("", "eigenvalues lanczos estimates spectral_estimates"),
+    "kernels": ("", "layers drift contraction spectrum"),
     "networks": ("", "evaluation batch_norm wide_layer analytic recomputation watched activation"),
     "reporting": ("", "report markdown plots progress"),
-    "kernels.reading": ("kernels", "discovery first_forward reach recording rounding sample_axis sites"),
-    "kernels.planning": ("kernels", "costs passes memory pass_flops task selection"),
-    "kernels.engine": ("kernels", "collectors factors formed coupled sums jacobian samples projection"),
-    "kernels.products": ("kernels", "gemm precision jacobian_map pullback pushforward"),
+    "kernels.reading": ("kernels", "first_forward reach recording sample_axis samples sites"),
+    "kernels.planning": ("kernels", "costs passes task"),
+    "kernels.engine": ("kernels", "collectors coupled factors"),
+    "kernels.products": ("kernels", "precision jacobian_map pullback pushforward"),
+    "machine": ("kernels", "gemm memory"),
     "losses": ("theory", "objective"),
     "theory.tools": (
         "theory",
@@ -34,6 +36,15 @@ _SAME_NAME = {
     "callbacks.monitors": ("callbacks", "kernel_stability lambda_min step_size spectral_decay"),
 }
 _RENAMED = {
+    "kernels.discovery": "kernels.reading.anatomy",
+    "kernels.formed": "kernels.engine.formed_factor",
+    "kernels.jacobian": "kernels.engine.per_sample_jacobian",
+    "kernels.pass_flops": "kernels.planning.pass_cost",
+    "kernels.projection": "kernels.engine.kernel",
+    "kernels.reading_memory": "kernels.reading.memory",
+    "kernels.rounding": "kernels.reading.jacobian_error",
+    "kernels.selection": "kernels.reading.parameters",
+    "kernels.sums": "kernels.engine.kernel_sum",
     "anatomy": "networks.head",
     "float32": "networks.precision",
     "float64": "networks.precision",
@@ -62,23 +73,23 @@ def _table() -> dict[str, str]:
 
 
 MOVED = _table()
-"""Old name -> new name; submodules of a moved package move with it."""
+"""New names by old names; the submodules of a moved package move with it."""
 
 
 class _Alias(Loader):
-    """Puts the module of the new name into ``sys.modules`` under the old one."""
+    """Loader that enters the module with the new name into ``sys.modules`` under the old one."""
 
     def __init__(self, new: str) -> None:
         self._new = new
 
     def exec_module(self, module: ModuleType) -> None:
-        """Replace the empty module that the import system has made."""
+        """Replace the empty module that the import system has created."""
         warnings.warn(f"{module.__name__} has moved to {self._new}", DeprecationWarning, stacklevel=2)
         sys.modules[module.__name__] = import_module(self._new)
 
 
 class MovedFinder(MetaPathFinder):
-    """Finds modules by their old names."""
+    """Finder of modules by their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -92,6 +103,6 @@ class MovedFinder(MetaPathFinder):
 
 
 def install() -> None:
-    """Register the finder, once, behind all others: it is asked only about names that nothing else has."""
+    """Register the finder once, behind all others, so that it is asked only about names that no other finder knows."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(MovedFinder())

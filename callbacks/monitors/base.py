@@ -19,9 +19,9 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe, cannot_call
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.products.gemm import keep_product, product_name
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.machine.gemm import keep_product, product_name
 from lightning_conv.networks.evaluation import sample_count
 
 

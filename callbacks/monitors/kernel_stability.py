@@ -16,7 +16,8 @@ from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.drift import Drift, kernel_drift
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.plots import plot_spectra
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.du import lambda_min_share_criterion

@@ -14,9 +14,9 @@ from torch import nn
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets, transfer
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.kernels.gram import Outputs
-from lightning_conv.kernels.planning.memory import whole_bytes
-from lightning_conv.kernels.planning.selection import matching_names
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
+from lightning_conv.kernels.reading.parameters import matching_names
+from lightning_conv.machine.memory import whole_bytes
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, map_inputs, sample_count
 from lightning_conv.networks.head import called_by
 

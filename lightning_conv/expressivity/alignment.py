@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_conv.expressivity.certificate import RankCertificate, RankVerdict, require_features
 from lightning_conv.expressivity.decomposition import Decomposition, bounded_value, decompose, decomposition_cost
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError
+from lightning_conv.linalg.rounding import gamma
 
 REACHED = 1e-8
 """Relative residual up to which the targets count as reached; float32 weights cannot express less."""

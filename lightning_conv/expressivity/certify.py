@@ -21,7 +21,7 @@ from lightning_conv.expressivity.distinct import certify_distinct
 from lightning_conv.expressivity.singular import certify_held, feature_rounding
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.expressivity.streamed import certify_streamed
-from lightning_conv.kernels.planning.memory import allowed_memory, mebibytes
+from lightning_conv.machine.memory import allowed_memory, mebibytes
 from lightning_conv.reporting.progress import Report
 
 Method: TypeAlias = Literal["auto", "singular", "distinct", "alignment"]

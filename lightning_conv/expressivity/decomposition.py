@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.certificate import Cost
-from lightning_conv.kernels.products.gemm import calibrated
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.machine.gemm import calibrated
 
 SHARE = 0.25
 """Share of the calibrated rate of matrix products that a singular value decomposition reaches."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.kernels.products.gemm import calibrated
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.machine.gemm import calibrated
 from lightning_conv.reporting.progress import Report, progress_bar
 
 SHARE = 0.5

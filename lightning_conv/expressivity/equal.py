@@ -11,7 +11,7 @@ import torch
 from lightning_conv.expressivity.closest import distance_of
 from lightning_conv.expressivity.stream import FeatureRows, gram_relative, read_rows
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.rounding import gamma
 
 SameInputs = Callable[[int, int], bool]
 READ = 16

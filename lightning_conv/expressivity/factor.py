@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.reporting.progress import Report
 
 

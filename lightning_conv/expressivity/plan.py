@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from lightning_conv.expressivity.tiles import WORD, Tiles
-from lightning_conv.kernels.planning.memory import allowed_memory, mebibytes
-from lightning_conv.kernels.products.gemm import calibrated
+from lightning_conv.machine.gemm import calibrated
+from lightning_conv.machine.memory import allowed_memory, mebibytes
 
 TILE = 1024
 SHARE = 0.7

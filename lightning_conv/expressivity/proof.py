@@ -12,11 +12,11 @@ from lightning_conv.expressivity.factor import lowest_eigenvalue, rounding, solv
 from lightning_conv.expressivity.journal import Journal
 from lightning_conv.expressivity.stream import gram_rounding
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.largest import complement_bound
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.linalg.lanczos import Krylov, lanczos
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.reporting.progress import Report, part
 
 STEPS = 40

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.reporting.progress import Report
 
 STRIP = 2048

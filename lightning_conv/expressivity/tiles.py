@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.planning.memory import mebibytes
+from lightning_conv.machine.memory import mebibytes
 
 WORD = 8  # bytes of a float64
 

@@ -1,8 +1,8 @@
 """The empirical neural tangent kernel of any ``nn.Module``."""
 
-from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram, plan_ntk
+from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
 from lightning_conv.kernels.operator import NTKOperator
-from lightning_conv.kernels.plan import NTKPlan
+from lightning_conv.kernels.plan import NTKPlan, plan_ntk
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.rules import LayerRule, OuterRule, register_rule
 

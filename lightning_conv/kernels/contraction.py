@@ -1,7 +1,7 @@
-r"""Gradient descent in the kernel's eigenbasis: step sizes in one unit, their limit, and how fast the error should shrink.
+r"""Gradient descent in the eigenbasis of the kernel: step sizes, their limit, and the predicted decay of the error.
 
 Notation: r = u - y on N = n C numbers (n samples, C outputs), S = 1/2 |r|^2, G = J J^T the full kernel (N, N). One step
-of size eta_S on S changes a linearised model's error by r <- (I - eta_S G) r.
+of size eta_S on S changes the error of a linearised model by r <- (I - eta_S G) r.
 """
 
 from __future__ import annotations
@@ -14,115 +14,120 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.linalg.spectrum import Spectrum
 
 SquaredLoss: TypeAlias = Literal["mean", "sum", "half_sum"]
 
 ENTRIES_AT_ONCE = 2**20
-"""Different step sizes times eigenvalues that are held together."""
+"""Largest number of (step size, eigenvalue) pairs that are in memory together."""
 
 
 def step_in_sum_of_squares(step: float, *, loss: SquaredLoss, numbers: int) -> float:
-    """The step size on S = 1/2 sum |u - y|^2 that moves the weights as ``step`` on the run's loss does.
+    """Convert a step size on the run's loss to the one on S = 1/2 sum |u - y|^2 that moves the weights equally.
 
-    A loss k S has k times the gradient, so eta_S = k eta: k = 2/N for ``torch.nn.MSELoss()`` over N numbers, 2 for
-    ``MSELoss(reduction="sum")``, 1 for S itself. Exact for gradient descent without momentum, weight decay or clipping.
+    A loss k S has k times the gradient, so eta_S = k eta. k is 2/N for ``torch.nn.MSELoss()`` over N numbers, 2 for
+    ``MSELoss(reduction="sum")``, and 1 for S itself. The conversion is exact for gradient descent without momentum,
+    weight decay or clipping.
 
     Args:
-        step: eta, the learning rate.
+        step: the learning rate eta.
         loss: ``"mean"``: (1/N) sum (u - y)^2. ``"sum"``: sum (u - y)^2. ``"half_sum"``: S.
-        numbers: N, samples times outputs.
+        numbers: N, the number of samples times outputs.
 
     Raises:
-        ValueError: another loss, or ``numbers`` below 1.
+        ValueError: ``loss`` is none of the three, or ``numbers`` is below 1.
 
     Example:
         >>> step_in_sum_of_squares(0.5, loss="mean", numbers=10)
         0.1
     """
-    if loss not in get_args(SquaredLoss):
-        raise ValueError(f"loss: {loss!r} is not one of {', '.join(map(repr, get_args(SquaredLoss)))}")
+    require_option("loss", loss, get_args(SquaredLoss))
     if numbers < 1:
         raise ValueError(f"numbers: {numbers}; need samples times outputs, 1 or more")
     return step * {"mean": 2 / numbers, "sum": 2.0, "half_sum": 1.0}[loss]
 
 
 def step_size_ratio(step: float, lambda_max: float) -> float:
-    """eta_S lambda_max(G) / 2: gradient descent is stable in the linearised model if and only if this is below 1.
+    """Return eta_S lambda_max(G) / 2, below 1 if and only if gradient descent on the linearised model is stable.
 
-    The error's component along eigenvector v_i is multiplied by 1 - eta_S lambda_i a step, which shrinks it exactly for
-    0 < eta_S < 2 / lambda_i. Beyond the linearised model it is the usual edge of stability, not a theorem.
+    Each step multiplies the component of the error along eigenvector v_i by 1 - eta_S lambda_i, so it shrinks if and
+    only if 0 < eta_S < 2 / lambda_i. Beyond the linearised model this is the empirical edge of stability, not a
+    theorem.
 
     Args:
-        step: eta_S, on S = 1/2 sum |u - y|^2 (``step_in_sum_of_squares``).
-        lambda_max: of the full kernel.
+        step: eta_S, the step size on S = 1/2 sum |u - y|^2 (see ``step_in_sum_of_squares``).
+        lambda_max: largest eigenvalue of the full kernel.
     """
     return step * lambda_max / 2
 
 
 def full_lambda_max(gram: KernelGram, spectrum: Spectrum) -> tuple[float, float]:
-    r"""Interval of lambda_max of the full kernel G (n C x n C), from whichever kernel was computed.
+    r"""Return an interval that contains lambda_max of the full kernel G (n C x n C), from any kind of kernel.
 
     - One output, or ``"full"``: the bounds of the spectrum itself.
     - ``"trace"``, T = sum_c G_cc: lambda_max(T) / C <= lambda_max(G) <= min(C lambda_max(T), trace T). On the left,
-      lambda_max(T) <= sum_c lambda_max(G_cc) and each is at most lambda_max(G); on the right, G <= C diag(G_11, ..., G_CC)
-      for a positive semidefinite G, and each G_cc <= T. Both ends are attained (C equal blocks; J = one vector with e_c in
-      block c), so lambda_max(T) alone bounds lambda_max(G) from neither side.
-    - ``"sum"``, (1^T x I) G (1 x I): lambda_max / C from below, nothing from above.
-    - ``"projected"``: an estimate of the trace kernel, nothing proven: (0, inf).
+      lambda_max(T) <= sum_c lambda_max(G_cc) and each is at most lambda_max(G); on the right, G <= C diag(G_11, ...,
+      G_CC) for a positive semidefinite G, and each G_cc <= T. Both ends are attained (by C equal blocks; by a J that is
+      one vector with e_c in block c).
+    - ``"sum"``, (1^T x I) G (1 x I): lambda_max / C from below, and no bound from above.
+    - ``"projected"``, an estimate of the trace kernel: no bounds, (0, inf).
 
     Args:
         gram: the kernel on one set of samples.
         spectrum: its ``kernel_spectrum``.
 
     Returns:
-        (lower, upper), with the rounding errors that ``spectrum`` allows for.
+        (lower, upper), with allowance for the rounding errors that ``spectrum`` allows for.
     """
     classes, largest = gram.n_outputs, spectrum.lambda_max
     if is_full(gram):
         return largest.lower, largest.upper
     if gram.outputs == "trace":
-        # |J|_F^2 of the exact Jacobian: products err by at most the floor, J by a share jacobian_error.
+        # |J|_F^2 of the exact Jacobian: the products err by at most the floor, and J by the relative jacobian_error.
         whole = (gram.trace + gram.floor) * (1 + gram.jacobian_error) ** 2
         return largest.lower / classes, min(classes * largest.upper, whole)
     return (largest.lower / classes, math.inf) if gram.outputs == "sum" else (0.0, math.inf)
 
 
 def is_full(gram: KernelGram) -> bool:
-    """Whether the matrix is the full kernel G, row i C + c (for one output all kinds are)."""
+    """Return whether the matrix is the full kernel G with row i C + c, as all kinds of kernels are for one output."""
     return gram.outputs == "full" or gram.n_outputs == 1
 
 
 def error_energies(eigenvectors: Tensor, residual: Tensor) -> Tensor:
-    """<v_i, r>^2 for every eigenvector (a column of ``eigenvectors``), shape (N,); they add up to |r|^2.
+    """Return <v_i, r>^2 for each eigenvector, shape (N,); these energies add up to |r|^2.
 
     Args:
-        eigenvectors: (N, N), orthonormal columns.
-        residual: r = u - y, N numbers in the kernel's order (row i C + c).
+        eigenvectors: (N, N), with orthonormal columns v_i.
+        residual: r = u - y, N numbers in the order of the kernel (row i C + c).
 
     Raises:
         ValueError: the sizes differ.
     """
     if residual.numel() != eigenvectors.shape[0]:
         raise ValueError(
-            f"residual: {residual.numel()} numbers for a kernel of {eigenvectors.shape[0]} rows; need one for each sample and output"
+            f"residual: {residual.numel()} numbers for a kernel of {eigenvectors.shape[0]} rows; need one per sample and output"
         )
     residual = residual.detach().flatten().to(eigenvectors.device, eigenvectors.dtype)
     return (eigenvectors.T @ residual).square()
 
 
 def contracted_energies(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> Tensor:
-    r"""<v_i, r_k>^2 = <v_i, r_0>^2 prod_j (1 - eta_j lambda_i)^2 of every eigenvector, after gradient descent at a fixed kernel.
+    r"""Predict the energies that gradient descent with a fixed kernel leaves along each eigenvector.
+
+    .. math:: \langle v_i, r_k \rangle^2 = \langle v_i, r_0 \rangle^2 \prod_j (1 - \eta_j \lambda_i)^2
 
     Args:
         eigenvalues: lambda_i of G, (N,).
         energies: <v_i, r_0>^2, (N,).
-        steps: how many steps were taken with each step size eta_j on S; their order does not matter.
+        steps: number of steps that were taken with each step size eta_j on S; their order does not matter.
 
     Returns:
-        (N,), float64: what is left along each eigenvector, from which further steps go on.
+        (N,), float64: the remaining energies, which may be passed in again for further steps.
 
-    Cost: O(N) for each different step size. The products are sums of logarithms, so neither under- nor overflow on the way.
+    Cost: O(N) per distinct step size. Products are computed as sums of logarithms, so that they neither under- nor
+    overflow.
     """
     values = eigenvalues.detach().double()
     logs = torch.zeros_like(values)
@@ -135,46 +140,39 @@ def contracted_energies(eigenvalues: Tensor, energies: Tensor, steps: Mapping[fl
         # log1p keeps the slow directions, where 1 - eta lambda rounds to 1.
         exponent = torch.where(shrink < 0.5, torch.log1p(-shrink.clamp(max=0.5)), (1 - shrink).abs().log())
         logs += (count[:, None] * exponent).sum(0)
-    # Where there is no error, there is none to blow up: 0 inf would be NaN.
+    # Where the energy is zero it stays zero, while 0 * inf would be NaN.
     factors = torch.where(energies > 0, 2 * logs, 0.0).exp()
     return energies.double() * factors
 
 
 def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> float:
-    r"""|r_k|^2 = sum_i <v_i, r_0>^2 prod_j (1 - eta_j lambda_i)^2, the squared error after gradient descent at a fixed kernel.
-
-    Args:
-        eigenvalues: lambda_i of G, (N,).
-        energies: <v_i, r_0>^2, (N,).
-        steps: how many steps were taken with each step size eta_j on S; their order does not matter.
-
-    Cost: as ``contracted_energies``, whose sum it is.
-    """
+    """Predict the squared error |r_k|^2 after gradient descent with a fixed kernel; see ``contracted_energies``."""
     return float(contracted_energies(eigenvalues, energies, steps).sum())
 
 
 def predicted_contraction(
     eigenvalues: Tensor, eigenvectors: Tensor, residual: Tensor, steps: Mapping[float, int]
 ) -> float:
-    r"""|r_k|^2 / |r_0|^2 that gradient descent makes of the error at a fixed kernel.
+    r"""Predict the factor |r_k|^2 / |r_0|^2 by which gradient descent with a fixed kernel shrinks the squared error.
 
     .. math:: \frac{|r_k|^2}{|r_0|^2} = \sum_i \frac{\langle v_i, r_0 \rangle^2}{|r_0|^2} \prod_j (1 - \eta_j \lambda_i)^2
 
-    Exact for a linear model, or a constant kernel, under full-batch gradient descent on the samples that G is over. For a
-    real network it holds as far as its kernel stays what it is; for mini-batches, and samples that are a part of the
-    training set, it is an estimate.
+    The prediction is exact for a linear model, or a constant kernel, under full-batch gradient descent on the samples
+    of G. For a real network it is valid as long as its kernel changes little. For mini-batches, or if the samples are a
+    part of the training set, it is an estimate.
 
     Args:
-        eigenvalues: of the full kernel G, (N,).
-        eigenvectors: its orthonormal eigenvectors, columns, (N, N).
-        residual: r_0 = u - y, N numbers in the kernel's order.
-        steps: how many steps were taken with each step size on S = 1/2 |r|^2 (``step_in_sum_of_squares``).
+        eigenvalues: lambda_i of the full kernel G, (N,).
+        eigenvectors: orthonormal eigenvectors v_i of G as columns, (N, N).
+        residual: r_0 = u - y, N numbers in the order of the kernel (row i C + c).
+        steps: number of steps with each step size eta_j on S = 1/2 |r|^2 (see ``step_in_sum_of_squares``).
 
     Raises:
         ValueError: the sizes differ, or the residual is zero.
 
-    Cost: one product (N, N) by (N,), and O(N) for each different step size. Source: Arora et al. 2019 (1901.08584),
-    Theorem 4.1, where the label vector takes the place of r_0 at a small initialisation; Du et al. 2019, section 4.
+    Cost: one product of (N, N) with (N,), and O(N) per distinct step size. Source: Arora et al. 2019 (1901.08584),
+    Theorem 4.1, where the label vector stands for r_0 at a small initialisation; Du et al. 2019 (1811.03804), section
+    4.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""How far a kernel has moved from a reference: ``kernel_drift``, ``relative_frobenius_change``, ``centred_alignment``."""
+"""The distance of a kernel from a reference: ``kernel_drift``, ``relative_frobenius_change``, ``centred_alignment``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import divide, quotient
-from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
+from lightning_conv.linalg.spectrum import Bounded, Spectrum, require_symmetric
 
 Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", "not applicable"]
 
@@ -32,9 +33,12 @@ class Drift:
 
 
 def centred_alignment(x: Tensor, y: Tensor) -> float:
-    r"""CKA <HxH, HyH>_F / (|HxH|_F |HyH|_F) with H = I - 11^T/N (Cortes, Mohri, Rostamizadeh 2012, Definition 4).
+    r"""Return the centred kernel alignment (CKA) of two kernel matrices.
 
-    NaN where a centred matrix is zero: alignment is not defined there.
+    .. math:: \frac{\langle H x H, H y H \rangle_F}{\|H x H\|_F \|H y H\|_F}, \qquad H = I - 11^T / N
+
+    It is NaN where a centred matrix is zero, since alignment is not defined then. Source: Cortes, Mohri, Rostamizadeh
+    2012, Definition 4.
     """
     left, right = (_centre(matrix) for matrix in (x, y))
     scale = float(left.norm() * right.norm())
@@ -46,15 +50,17 @@ def _centre(matrix: Tensor) -> Tensor:
 
 
 def relative_frobenius_change(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> float:
-    """|G - G_0|_F / |G_0|_F, of ``kernel_drift`` the number that needs no eigenvalues. Cost: O(N^2).
+    """Return |G - G_0|_F / |G_0|_F, the one number of ``kernel_drift`` that needs no eigenvalues.
 
     Args:
-        gram: kernel now: a ``KernelGram`` or a symmetric float64 matrix (N, N).
-        reference: kernel then, on the same samples and outputs.
+        gram: the present kernel G: a ``KernelGram`` or a symmetric float64 matrix (N, N).
+        reference: the reference kernel G_0, on the same samples and outputs.
 
     Raises:
-        ValueError: not symmetric, not float64 or not finite; shapes, outputs, BatchNorm modes or parameters differ; the
-            reference is zero.
+        ValueError: a matrix is not symmetric, not float64 or not finite; shapes, outputs, BatchNorm modes or parameters
+            differ; the reference is zero.
+
+    Cost: O(N^2).
     """
     require_comparable(gram, reference)
     now, then = _matrix(gram), _matrix(reference)
@@ -71,7 +77,7 @@ def kernel_drift(
     spectrum: Spectrum | None = None,
     reference_spectrum: Spectrum | None = None,
 ) -> Drift:
-    """Relative change, centred alignment and the lambda_min ratio of ``gram`` against ``reference``.
+    """Compare ``gram`` with ``reference``: relative change, centred alignment and ratio of lambda_min.
 
     Du et al. 2019 (Lemma B.4) need |G(k) - G(0)|_2 <= lambda_0 / 4 and conclude lambda_min(G(k)) >= lambda_0 / 2. The
     ratio is tested against 1/2 with lambda_0 := lambda_min(G(0)), on these samples and over all layers: ``consistent``
@@ -79,15 +85,16 @@ def kernel_drift(
     inequality, not the theorem.
 
     Args:
-        gram: kernel now: a ``KernelGram`` or a symmetric float64 matrix (N, N).
-        reference: kernel then, on the same samples and outputs.
-        spectrum: ``kernel_spectrum(gram)`` if it is at hand (saves computing it again).
-        reference_spectrum: likewise for the reference.
+        gram: the present kernel G: a ``KernelGram`` or a symmetric float64 matrix (N, N).
+        reference: the reference kernel G_0, on the same samples and outputs.
+        spectrum: ``kernel_spectrum(gram)``, if it has been computed already.
+        reference_spectrum: the same for the reference.
 
     Raises:
         ValueError: as ``relative_frobenius_change``.
 
-    Cost: one symmetric eigenvalue problem (the difference), and the ends of two spectra unless they are given.
+    Cost: one symmetric eigenvalue problem (for the difference), and the extreme eigenvalues of both kernels unless
+    given.
     """
     relative_frobenius = relative_frobenius_change(gram, reference)
     now = _matrix(gram)
@@ -115,12 +122,15 @@ def _matrix(gram: KernelGram | Tensor) -> Tensor:
 def _norm(reference: Tensor) -> float:
     size = float(reference.norm())
     if size == 0:
-        raise ValueError("reference: the matrix is zero, so a relative change is not defined; take a later reference")
+        raise ValueError("reference: the matrix is zero, so a relative change is not defined; use a later reference")
     return size
 
 
 def frobenius_floor(gram: KernelGram | Tensor) -> float:
-    """Products' floor (its proof holds for the Frobenius norm too) and the first-order effect 2 |J|_2 |dJ|_F of the Jacobian's rounding."""
+    """Return an error bound in the Frobenius norm.
+
+    It is the floor of the products, plus the first-order effect 2 |J|_2 |dJ|_F of rounding in J.
+    """
     if not isinstance(gram, KernelGram):
         return 0.0
     return gram.floor + 2 * gram.jacobian_error * gram.trace
@@ -133,7 +143,7 @@ def _against_half(ratio: Bounded) -> Verdict:
 
 
 def require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor) -> None:
-    """Refuse two kernels whose difference is no drift.
+    """Refuse two kernels that are not the same kernel at two moments.
 
     Raises:
         ValueError: shapes, outputs, BatchNorm modes or parameters differ.
@@ -141,16 +151,16 @@ def require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor
     shapes = [tuple(_matrix(g).shape) for g in (gram, reference)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"reference: shape {shapes[1]} against {shapes[0]}; both kernels must be on the same samples and outputs"
+            f"reference: shape {shapes[1]} does not match {shapes[0]}; both kernels must be on the same samples and outputs"
         )
     if isinstance(gram, KernelGram) and isinstance(reference, KernelGram):
         for name in ("outputs", "batch_norm", "n_outputs"):
             here, there = getattr(gram, name), getattr(reference, name)
             if here != there:
-                raise ValueError(f"reference: {name}={there!r} against {here!r}; the two are different kernels")
+                raise ValueError(f"reference: {name}={there!r} differs from {here!r}, so the two are different kernels")
         if set(gram.parameters) != set(reference.parameters):
             other = ", ".join(sorted(set(gram.parameters) ^ set(reference.parameters)))
             raise ValueError(
-                f"reference: the kernels are over different parameters (only one of them over {other}), so their difference is no drift; "
-                "pass the same parameters= to ntk_gram"
+                f"reference: the kernels are over different parameters (only one of them over {other}), so their difference is not a "
+                "drift; pass the same parameters= to ntk_gram"
             )

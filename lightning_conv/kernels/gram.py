@@ -1,22 +1,22 @@
-"""``ntk_gram``: the exact empirical neural tangent kernel of a module on given samples, and ``plan_ntk``: what it will cost."""
+"""``ntk_gram``: the exact empirical neural tangent kernel of a module on given samples."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import nn
 
-from lightning_conv.kernels.engine.projection import projected_gram
-from lightning_conv.kernels.plan import NTKPlan
-from lightning_conv.kernels.planning.task import EngineName, Request, Task
+from lightning_conv.kernels.engine.kernel import compute_kernel
+from lightning_conv.kernels.planning.plan import NTKPlan
+from lightning_conv.kernels.planning.request import EngineName, Outputs, Request
+from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.kernels.result import KernelGram, Outputs
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, undisturbed
+from lightning_conv.kernels.result import KernelGram
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
 from lightning_conv.reporting.progress import progress_bar
 
-__all__ = ["KernelGram", "Outputs", "ntk_gram", "plan_ntk"]
+__all__ = ["KernelGram", "Outputs", "ntk_gram"]
 
 
 def ntk_gram(
@@ -36,53 +36,62 @@ def ntk_gram(
     plan: NTKPlan | None = None,
     progress: bool | None = None,
 ) -> KernelGram:
-    r"""Exact empirical neural tangent kernel of ``model`` on ``inputs``, over all parameters with ``requires_grad``.
+    r"""Compute the exact empirical neural tangent kernel of ``model`` on ``inputs``.
 
     .. math:: G_{(i,c),(j,d)} = \langle \partial u_{ic}/\partial\theta, \; \partial u_{jd}/\partial\theta \rangle
 
-    Layers with a rule (linear, convolutional, normalising, embedding layers, parameters that are added or multiplied) go
-    by their inputs and output gradients, in whichever form is cheapest; everything else by per-sample Jacobians. The
-    model is evaluated in eval mode through copies of its parameters and buffers and is untouched afterwards.
+    where u_ic is output c of sample i, and theta are all parameters with ``requires_grad``. No factor for the loss or
+    for the number of samples is included: G = J J^T, as it belongs to the loss S = 1/2 sum |u - y|^2.
+
+    Layers with a rule (linear, convolutional, normalising and embedding layers, parameters that are added or
+    multiplied) contribute through their inputs and output gradients, in whichever form is cheapest. All other
+    parameters contribute through per-sample Jacobians. The model is evaluated in eval mode with copies of its
+    parameters and buffers, and is unchanged afterwards.
 
     Args:
-        model: any module whose samples do not couple and whose result is one tensor, samples along dimension 0.
-        inputs: n samples: a tensor, or a tuple / mapping of tensors, all with n rows.
-        inputs2: m further samples: the kernel between ``inputs`` (rows) and these (columns). None: ``inputs``.
-        outputs: ``"trace"``: (n, n), summed over the C outputs (c = d). ``"full"``: (n C, n C), row i C + c. ``"sum"``:
-            (n, n), the kernel of the summed output, one backward pass. ``"projected"``: (n, n), an unbiased estimate of
-            the trace kernel from random sign vectors over the outputs, for heads with many classes.
-        parameters: names or patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
+        model: a module that returns one tensor with samples along dimension 0, each row depending on its own sample
+            only.
+        inputs: n samples: a tensor, or a tuple or mapping of tensors that all have n rows.
+        inputs2: m further samples: computes the kernel between ``inputs`` (rows) and these (columns). None: ``inputs``.
+        outputs: which of the C outputs enter. ``"trace"``: (n, n), the sum over c = d. ``"full"``: (n C, n C), row i C
+        + c.
+            ``"sum"``: (n, n), the kernel of the summed output, from one backward pass. ``"projected"``: (n, n), an
+            unbiased estimate of the trace kernel from random sign vectors over the outputs, for heads with many
+            classes.
+        parameters: names or shell patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
             ``requires_grad``.
-        per_layer: also return every layer's own kernel.
-        precision: ``"fast"``: products in the model's type in short blocks, sums in float64. ``"exact"``: the model's
-            own forward and backward, products in float64. ``"certified"``: all of it in float64, from a float64 copy of
-            parameters and buffers.
-        batch_norm: ``"eval"``: running statistics; ``"frozen"``: the statistics of ``inputs``, held constant; ``"batch"``:
-            the statistics of ``inputs``, differentiated through, as training does: samples couple, and every row of J is
-            a backward pass over the whole batch.
-        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free). The work is cut to keep
-            to it.
-        engine: ``"auto"``: layer rules where they hold. ``"jacobian"``: per-sample Jacobians for everything, slow, for
-            comparison.
-        projections: number k of sign vectors. Of k outputs or fewer the trace kernel itself is taken, which costs no more.
-        seed: of the sign vectors.
-        plan: of an earlier kernel of this model, by ``plan_ntk`` or ``KernelGram.plan``: the network is not read again, which
-            is a good part of the time where n is small. Its weights may have changed since, its forward and the shapes of
-            the samples may not; ``jacobian_error`` is then that of the reading.
-        progress: show a bar on standard error; None: on a terminal, where the plan predicts more than 5 seconds.
+        per_layer: also return the kernel of each layer.
+        precision: ``"fast"``: products in the model's dtype in short blocks, sums in float64. ``"exact"``: forward and
+            backward passes in the model's dtype, products in float64. ``"certified"``: everything in float64, with a
+            float64 copy of parameters and buffers.
+        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
+            ``"batch"``: the statistics of ``inputs``, differentiated through as in training; the samples then couple,
+            and each row of J takes a backward pass over the whole batch.
+        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory.
+            The work is cut into pieces that fit.
+        engine: ``"auto"``: layer rules where they apply. ``"jacobian"``: per-sample Jacobians for everything, which is
+            slow and meant for comparison.
+        projections: number k of sign vectors for ``"projected"``. With k outputs or fewer, the exact trace kernel is
+            computed instead, at no higher cost.
+        seed: seed of the sign vectors.
+        plan: a plan for this model, from ``plan_ntk`` or ``KernelGram.plan``. The network is then not read again, which
+            saves much of the time for small n. The weights may have changed since; the forward and the shapes of the
+            samples may not. ``jacobian_error`` is then the one from the time of reading.
+        progress: whether to show a progress bar on standard error; None: on a terminal, if more than 5 seconds are
+            predicted.
 
     Returns:
-        The matrix in float64 with the bound ``floor`` on its rounding error.
+        The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.
 
     Raises:
-        ValueError: no trainable parameter, no or non-finite samples, samples that couple, unknown option, ``max_memory`` is not a
-            finite number of at least one byte.
-        TypeError: the model's result is not one floating tensor.
-        MemoryError: ``max_memory`` cannot be kept.
+        ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is
+            unknown; ``max_memory`` is not a finite number of at least one byte.
+        TypeError: the model does not return one floating-point tensor.
+        MemoryError: the kernel does not fit into ``max_memory``.
 
-    Cost: one forward, K backwards (K = C; 1 for ``"sum"``, k for ``"projected"``) and n^2 (in + K out) flops a linear
-    layer; ``plan_ntk`` tells for a given network. Source: Jacot, Gabriel, Hongler 2018; the split into layers is Du et
-    al. 2019, section 4.
+    Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"``, k for ``"projected"``), and n^2 (in + K out)
+    flops per linear layer; ``plan_ntk`` predicts it for a given network. Source: Jacot, Gabriel, Hongler 2018
+    (1806.07572); the split into layers follows Du et al. 2019 (1811.03804), section 4.
 
     Example:
         >>> import torch
@@ -98,36 +107,24 @@ def ntk_gram(
         task = Task(model, inputs, inputs2, parameters, request, plan)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
-            gram = projected_gram(task, seed, report) if task.projects else task.gram(task.cotangents(), report)
-    return replace(gram, seconds=time.perf_counter() - start)
-
-
-def plan_ntk(
-    model: nn.Module,
-    inputs: Inputs,
-    inputs2: Inputs | None = None,
-    *,
-    outputs: Outputs = "trace",
-    parameters: Sequence[str] | str | None = None,
-    per_layer: bool = False,
-    precision: Precision = "exact",
-    batch_norm: BatchNormMode = "eval",
-    max_memory: float | None = None,
-    engine: EngineName = "auto",
-    projections: int = 16,
-) -> NTKPlan:
-    """What ``ntk_gram`` with the same arguments would do: its flops, its peak memory, seconds, and the form of every layer.
-
-    Nothing but a few samples passes through the network (all of them where they couple, and forwards where the few leave a
-    parameter unused), which takes a part of the predicted seconds: ``reading_seconds``. Arguments and errors are those of
-    ``ntk_gram``.
-
-    Example:
-        >>> import torch
-        >>> plan = plan_ntk(torch.nn.Linear(784, 10), torch.rand(100, 784))
-        >>> plan.contributions[0].way
-        'Hadamard product'
-    """
-    request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
-    with undisturbed(model):
-        return Task(model, inputs, inputs2, parameters, request).plan
+            found = compute_kernel(task, seed, report)
+    return KernelGram(
+        matrix=found.matrix,
+        outputs=outputs,
+        n_samples=sample_count(task.inputs),
+        n_outputs=task.anatomy.outputs,
+        precision=precision,
+        batch_norm=batch_norm,
+        floor=found.floor,
+        jacobian_error=task.anatomy.jacobian_error,
+        parameters=task.names,
+        structured=tuple(name for site in task.anatomy.sites for name in site.names),
+        general=tuple(task.anatomy.general),
+        unused=task.anatomy.unused,
+        seconds=time.perf_counter() - start,
+        layer_traces=found.layer_traces,
+        layer_matrices=found.layer_matrices,
+        projection_error=found.projection_error,
+        n_samples2=None if task.others is None else sample_count(task.others),
+        plan=task.plan,
+    )

@@ -1,4 +1,4 @@
-"""The kernel layer by layer: G = sum_l G_l, each positive semidefinite (Du et al. 2019, section 4)."""
+"""The kernel layer by layer: G = sum_l G_l with positive semidefinite summands (Du et al. 2019, section 4)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from dataclasses import replace
 import torch
 
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.products.precision import gamma
-from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.spectrum import Bounded, Spectrum
 from lightning_conv.reporting.markdown import markdown_table
 
 
 def layer_spectra(gram: KernelGram) -> dict[str, Spectrum]:
-    """The spectrum of every layer's own kernel, with error bounds; layers that contribute nothing are left out.
+    """Compute the spectrum of each layer's kernel, with error bounds; layers that contribute nothing are left out.
 
-    The bounds allow for the rounding of the whole kernel: its floor holds for each summand, and |dJ_l|_F <= |dJ|_F.
+    The bounds allow for the rounding of the whole kernel: its floor is valid for each summand, and |dJ_l|_F <= |dJ|_F.
 
     Args:
-        gram: of ``ntk_gram(..., per_layer=True)``.
+        gram: a kernel from ``ntk_gram(..., per_layer=True)``.
+
+    Returns:
+        The spectra by layer name.
 
     Raises:
-        ValueError: the kernel came without its layers.
+        ValueError: the kernel was computed without its layers.
 
-    Cost: one eigenvalue problem a layer.
+    Cost: one eigenvalue problem per layer.
 
     Example:
         >>> import torch
@@ -34,12 +38,12 @@ def layer_spectra(gram: KernelGram) -> dict[str, Spectrum]:
         ['0', '2']
     """
     if not gram.layer_matrices:
-        raise ValueError("gram: holds no layers; compute it by ntk_gram(..., per_layer=True)")
+        raise ValueError("gram: has no kernels of layers; compute it with ntk_gram(..., per_layer=True)")
     spectra = {}
     for layer, matrix in gram.layer_matrices.items():
         own = float(matrix.diagonal().sum())
         if own > 0:
-            # kernel_spectrum takes jacobian_error relative to the matrix it is given.
+            # kernel_spectrum takes jacobian_error relative to the matrix that it is given.
             error = gram.jacobian_error * (max(gram.trace, own) / own) ** 0.5
             alone = replace(gram, matrix=matrix, jacobian_error=error, layer_traces={}, layer_matrices={}, plan=None)
             spectra[layer] = kernel_spectrum(alone)
@@ -47,27 +51,31 @@ def layer_spectra(gram: KernelGram) -> dict[str, Spectrum]:
 
 
 def lambda_min_from_layers(spectra: Mapping[str, Spectrum]) -> float:
-    """A lower bound of lambda_min(G): the sum of the layers' lower bounds, as lambda_min(sum_l G_l) >= sum_l lambda_min(G_l).
+    """Return a lower bound of lambda_min(G), the sum of the lower bounds of the layers.
 
-    Weyl's inequality for positive semidefinite summands; at least the largest summand, which is how Du et al. 2019 use
-    it (section 4). With the status (``certified`` or not) of the layers' own bounds.
+    By Weyl's inequality lambda_min(sum_l G_l) >= sum_l lambda_min(G_l). For positive semidefinite summands this is at
+    least the largest term, which is how Du et al. 2019 (section 4) use it. The bound is certified if the bounds of the
+    layers are.
     """
     terms = [spectrum.lambda_min.lower for spectrum in spectra.values()]
     return sum(terms) * (1 - gamma(len(terms) + 1, torch.float64))
 
 
 def trace_shares(gram: KernelGram) -> dict[str, float]:
-    """Every layer's share of the trace = its share of |J|_F^2; they add up to 1. Empty for a kernel that is zero."""
+    """Return each layer's share of the trace, which is its share of |J|_F^2.
+
+    The shares add up to 1; for a zero kernel the result is empty.
+    """
     whole = sum(gram.layer_traces.values())
     return {layer: trace / whole for layer, trace in gram.layer_traces.items()} if whole > 0 else {}
 
 
 def layer_table(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) -> str:
-    """The layers as a Markdown table; the one with the largest lambda_min, if there is one above zero, is in bold.
+    """Return the layers as a Markdown table, with the largest lambda_min in bold if it is positive.
 
     Args:
-        shares: of the trace, by layer.
-        smallest: lambda_min of the layers' kernels; may be empty.
+        shares: shares of the trace, by layer.
+        smallest: lambda_min of the layers' kernels, by layer; may be empty.
     """
     columns = ["layer", "share of the trace"] + (["lambda_min", "at least", "at most"] if smallest else [])
     rows = []

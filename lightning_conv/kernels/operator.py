@@ -1,4 +1,4 @@
-"""``NTKOperator``: the empirical neural tangent kernel as products with vectors, without the matrix."""
+"""``NTKOperator``: products of the empirical neural tangent kernel with vectors, without forming the matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.planning.memory import blocks, memory_budget
+from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
 from lightning_conv.linalg.estimates import (
     Estimate,
@@ -18,46 +18,52 @@ from lightning_conv.linalg.estimates import (
     estimate_trace,
 )
 from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
+from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
 
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
 
 class NTKOperator:
-    r"""G = J J^T of a model on samples, known by its products: G v is a backward pass (J^T v) and a forward derivative.
+    r"""The kernel G = J J^T of a model as a linear operator, applied by a backward pass and a forward derivative.
 
-    Neither G nor the n x P Jacobian is ever formed, so n may be large; and the whole batch may go through the network at
-    once, so samples may couple (``batch_norm="batch"``). Vectors are float64 going in and coming out. In between, the
-    passes are in the network's own precision: in float32 a product is good to about 1e-6 of |G||v|, and G is symmetric
-    to that only; ``dtype=torch.float64`` evaluates a converted copy.
+    .. math:: G v = J (J^T v), \qquad J = \partial u / \partial \theta \in \mathbb{R}^{N \times P}
 
-    Parameters and buffers are copied: the operator stays the kernel of the network at this moment while training goes on
-    (the inputs are not copied). The model is left alone as by ``ntk_gram``.
+    Neither G nor the Jacobian J is ever formed, so the number n of samples may be large. The whole batch may go through
+    the network at once, so samples may couple (``batch_norm="batch"``). Vectors are float64 on input and output. The
+    passes in between are in the dtype of the network: in float32 a product is accurate, and G symmetric, to about 1e-6
+    |G||v|. ``dtype=torch.float64`` evaluates a converted copy instead.
 
-    The methods ``trace`` to ``alignment`` return estimates with a standard error, not bounds.
+    Parameters and buffers are copied (the inputs are not), so the operator remains the kernel at this moment while
+    training goes on. The model is unchanged afterwards, as with ``ntk_gram``.
+
+    The methods from ``trace`` to ``alignment`` return estimates with a standard error, not bounds.
 
     Args:
-        model: any module whose result is one tensor, samples along dimension 0.
-        inputs: n samples: a tensor, or a tuple / mapping of tensors, all with n rows.
+        model: a module that returns one tensor with samples along dimension 0.
+        inputs: n samples: a tensor, or a tuple or mapping of tensors that all have n rows.
         parameters: names or shell patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
             ``requires_grad``.
-        outputs: ``"full"``: N = n C, row i C + c. ``"sum"``: N = n, the summed output. ``"trace"``: N = n, the sum of
-            the kernels of the C outputs; a product costs C of the others.
-        batch_norm: ``"eval"``: running statistics; ``"frozen"``: the statistics of ``inputs``, held constant;
-            ``"batch"``: those of ``inputs``, differentiated through.
-        dtype: None: the model's own; ``torch.float64``: a converted copy.
-        max_memory: bytes that may be used, such as ``2**30`` or ``1e9`` (default a quarter of what is free): sets ``chunk`` and
-            the vectors in a pass.
-        chunk: samples that go through the network at once; None: as ``max_memory`` allows. With ``"batch"``, all.
+        outputs: which of the C outputs enter. ``"full"``: N = n C, row i C + c. ``"sum"``: N = n, the summed output.
+            ``"trace"``: N = n, the sum of the kernels of the C outputs; a product costs C times as much as with the
+            others.
+        batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
+            ``"batch"``: the statistics of ``inputs``, differentiated through as in training.
+        dtype: None: the dtype of the model. ``torch.float64``: a converted copy of the model.
+        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory.
+            It determines ``chunk`` and the number of vectors per pass.
+        chunk: number of samples that go through the network at once; None: as many as ``max_memory`` allows. With
+            ``batch_norm="batch"`` it must be all of them.
 
     Raises:
-        ValueError: unknown option, no parameter, no or non-finite samples, a random forward, samples that couple where
-            ``batch_norm`` is not ``"batch"``, ``max_memory`` is not a finite number of at least one byte.
-        TypeError: the model's result is not one floating tensor.
-        MemoryError: ``max_memory`` does not hold one pass.
-        RuntimeError: J w can be had neither in forward mode nor by a double backward.
+        ValueError: an option is unknown; there is no parameter; the inputs are empty or not finite; the forward is
+            random; samples couple although ``batch_norm`` is not ``"batch"``; ``max_memory`` is not a finite number of
+            at least one byte.
+        TypeError: the model does not return one floating-point tensor.
+        MemoryError: a single pass does not fit into ``max_memory``.
+        RuntimeError: J w can be computed neither in forward mode nor by a double backward.
 
-    Cost of a product: three forwards, a backward and P numbers a vector. Source: Jacot, Gabriel, Hongler 2018 (the
+    Cost: three forwards, a backward and P numbers per vector. Source: Jacot, Gabriel, Hongler 2018 (1806.07572, the
     kernel); Pearlmutter 1994 (products with derivatives).
 
     Example:
@@ -79,21 +85,17 @@ class NTKOperator:
         max_memory: float | None = None,
         chunk: int | None = None,
     ) -> None:
-        if str(outputs) == "projected":  # of ntk_gram
+        if str(outputs) == "projected":  # an option of ntk_gram
             raise ValueError(
-                "outputs: 'projected' is a kernel of ntk_gram; an operator has 'trace', the kernel that it estimates, or 'full', 'sum'"
+                "outputs: 'projected' is an option of ntk_gram; use 'trace', the kernel that it estimates, or 'full' or 'sum'"
             )
-        for name, value, allowed in (
-            ("outputs", outputs, get_args(OperatorOutputs)),
-            ("batch_norm", batch_norm, get_args(BatchNormMode)),
-            ("dtype", dtype, (None, torch.float64)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        require_option("outputs", outputs, get_args(OperatorOutputs))
+        require_option("batch_norm", batch_norm, get_args(BatchNormMode))
+        require_option("dtype", dtype, (None, torch.float64))
         samples = sample_count(inputs)
         if chunk is not None and (chunk < 1 or (batch_norm == "batch" and chunk < samples)):
             raise ValueError(
-                f'chunk: {chunk}; need at least 1, and all {samples} samples with batch_norm="batch", as they couple'
+                f'chunk: {chunk}; need at least 1, and all {samples} samples with batch_norm="batch", since they couple'
             )
         self._map = JacobianMap(
             model,
@@ -110,29 +112,29 @@ class NTKOperator:
         self.parameters = self._map.names
         self.device, self.precision = self._map.module.device, self._map.module.dtype
         self.jvp_method, self.jvp_reason = self._map.push_rule.method, self._map.push_rule.reason
-        """``"forward mode"`` or ``"double backward"``, and why it is not the former."""
+        """How J w is computed: ``"forward mode"``, or ``"double backward"`` with the reason why not in forward mode."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, N)."""
+        """Shape (N, N) of the kernel."""
         size = self.n_samples * (self.n_outputs if self.outputs == "full" else 1)
         return size, size
 
     @property
     def n_parameters(self) -> int:
-        """P."""
+        """Number P of parameters."""
         return sum(self._map.module.parameters[name].numel() for name in self.parameters)
 
     def matmul(self, vectors: Tensor) -> Tensor:
-        """G v for v (N,), or G V for V (N, k): float64, on the operator's device.
+        """Return G v for v (N,), or G V for V (N, k), in float64 on the operator's device.
 
         Raises:
-            ValueError: the first dimension is not N.
+            ValueError: the first dimension of ``vectors`` is not N.
         """
         columns, scales = self._columns(vectors, self.shape[0])
         result = torch.zeros_like(columns)
         copies = self.n_outputs if self.outputs == "trace" else 1
-        # "trace" takes every column C times, once for each output alone.
+        # For "trace" each column is taken C times, once for each output.
         for cut in blocks(columns.shape[1] * copies, self._map.block):
             pairs = torch.arange(cut.start, cut.stop, device=self.device)
             column, output = pairs // copies, pairs % copies
@@ -145,10 +147,10 @@ class NTKOperator:
         return self.matmul(vectors)
 
     def transposed(self, vectors: Tensor) -> Tensor:
-        """J^T v, flat: (P,) for v (N,), (P, k) for (N, k). Parameters in the order of ``parameters``.
+        """Return J^T v, flat in the order of ``parameters``: (P,) for v (N,), (P, k) for (N, k).
 
         Raises:
-            ValueError: the first dimension is not N, or ``outputs="trace"``, which is no product of one J.
+            ValueError: the first dimension is not N, or ``outputs="trace"``, for which there is no single J.
         """
         self._require_one_jacobian()
         columns, scales = self._columns(vectors, self.shape[0])
@@ -160,7 +162,7 @@ class NTKOperator:
         return result if vectors.ndim == 2 else result[:, 0]
 
     def vjp(self, vector: Tensor) -> dict[str, Tensor]:
-        """J^T v for one v (N,), by parameter and in its shape.
+        """Return J^T v for one vector v (N,), as a mapping from each parameter to a tensor of its shape.
 
         Raises:
             ValueError: the shape is not (N,), or ``outputs="trace"``.
@@ -173,10 +175,10 @@ class NTKOperator:
         return {n: piece.reshape(s) for n, piece, s in zip(self.parameters, pieces, shapes, strict=True)}
 
     def jvp(self, directions: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """J w, (N,) for w (P,) or by parameter; (N, k) for (P, k).
+        """Return J w: (N,) for w (P,) or a mapping by parameter, (N, k) for (P, k).
 
         Raises:
-            ValueError: the first dimension is not P, parameters are missing, or ``outputs="trace"``.
+            ValueError: the first dimension is not P, a parameter is missing or unknown, or ``outputs="trace"``.
         """
         self._require_one_jacobian()
         if isinstance(directions, Mapping):
@@ -194,10 +196,10 @@ class NTKOperator:
         return result if directions.ndim == 2 else result[:, 0]
 
     def dense(self) -> Tensor:
-        """The matrix (N, N), symmetrised. For small N: ``ntk_gram`` is faster where samples do not couple, and has a floor.
+        """Return the matrix (N, N), symmetrised; ``ntk_gram`` is faster if samples do not couple, and bounds its error.
 
         Raises:
-            MemoryError: the matrix does not fit ``max_memory``.
+            MemoryError: the matrix does not fit into ``max_memory``.
 
         Cost: N products.
         """
@@ -206,34 +208,37 @@ class NTKOperator:
         return (matrix + matrix.T) / 2
 
     def trace(self, *, products: int = 30, seed: int = 0) -> Estimate:
-        """Trace = |J|_F^2, by Hutch++: see ``estimate_trace``."""
+        """Estimate the trace, which equals |J|_F^2, by Hutch++; see ``estimate_trace``."""
         return estimate_trace(self.matmul, self.shape[0], products=products, seed=seed, device=self.device)
 
     def frobenius_norm(self, *, products: int = 30, seed: int = 0) -> Estimate:
-        """|G|_F: see ``estimate_frobenius_norm``."""
+        """Estimate |G|_F; see ``estimate_frobenius_norm``."""
         return estimate_frobenius_norm(self.matmul, self.shape[0], products=products, seed=seed, device=self.device)
 
     def lambda_max(self, *, steps: int = 60, tolerance: float | None = None, seed: int = 0) -> Estimate:
-        """Largest eigenvalue with its Ritz residual: see ``estimate_lambda_max``; None: what the inner precision resolves."""
+        """Estimate the largest eigenvalue, with its Ritz residual; see ``estimate_lambda_max``.
+
+        ``tolerance=None`` stands for what the dtype of the passes resolves.
+        """
         tolerance = torch.finfo(self.precision).eps ** 0.5 / 10 if tolerance is None else tolerance
         return estimate_lambda_max(
             self.matmul, self.shape[0], steps=steps, tolerance=tolerance, seed=seed, device=self.device
         )
 
     def effective_rank(self, *, probes: int = 8, steps: int = 12, seed: int = 0) -> Estimate:
-        """exp of the entropy of the spectrum: see ``estimate_effective_rank``."""
+        """Estimate the exponential of the entropy of the spectrum; see ``estimate_effective_rank``."""
         return estimate_effective_rank(
             self.matmul, self.shape[0], probes=probes, steps=steps, seed=seed, device=self.device
         )
 
     def alignment(self, other: Tensor | NTKOperator, *, products: int = 30, seed: int = 0) -> Estimate:
-        """Alignment with another operator, <G, H>_F / (|G|_F |H|_F), or with targets Y, H = Y Y^T. Not centred.
+        """Estimate the alignment <G, H>_F / (|G|_F |H|_F), not centred, with an operator H or targets Y (H = Y Y^T).
 
         Args:
-            other: an operator of the same N, such as that of an earlier moment of the training; or targets: a value for
-                each row, in any shape with N elements (for ``"full"``: (n, C)), or (N, k).
-            products: with the operator, for each estimated norm.
-            seed: of the random vectors.
+            other: an operator of the same N, such as one from an earlier moment of the training; or targets: one value
+                per row, in any shape with N elements (for ``"full"``: (n, C)), or (N, k).
+            products: number of products with the operator for each estimated norm.
+            seed: seed of the random vectors.
 
         Raises:
             ValueError: the sizes differ.
@@ -241,14 +246,16 @@ class NTKOperator:
         size = self.shape[0]
         if isinstance(other, NTKOperator):
             if other.shape != self.shape:
-                raise ValueError(f"other: shape {other.shape} against {self.shape}; need the same samples and outputs")
+                raise ValueError(
+                    f"other: shape {other.shape} does not match {self.shape}; need an operator on the same samples and outputs"
+                )
             return estimate_alignment(self.matmul, other.matmul, size, products=products, seed=seed, device=self.device)
         targets = other.detach().to(self.device, torch.float64)
         targets = targets.reshape(size, 1) if targets.numel() == size else targets
         return estimate_target_alignment(self.matmul, size, targets, products=products, seed=seed)
 
     def _columns(self, vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Columns in float64, scaled by powers of two into the range of the inner precision, and those powers."""
+        """Return float64 columns, scaled by powers of two into the range of the passes' dtype, and these powers."""
         if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
             raise ValueError(f"vectors: shape {tuple(vectors.shape)}; need ({size},) or ({size}, k)")
         columns = vectors.detach().to(self.device, torch.float64).reshape(size, -1)
@@ -257,7 +264,7 @@ class NTKOperator:
         return columns / scales, scales
 
     def _cotangents(self, rows: Tensor, output: Tensor | None) -> Tensor:
-        """Gradients of the outputs, (b, n, C), that stand for the vectors ``rows`` (b, N)."""
+        """Return the output gradients (b, n, C) that represent the vectors ``rows`` (b, N)."""
         if self.outputs == "full":
             return rows.reshape(len(rows), self.n_samples, self.n_outputs)
         everywhere = rows[:, :, None].expand(-1, -1, self.n_outputs)
@@ -266,7 +273,7 @@ class NTKOperator:
         return everywhere * torch.nn.functional.one_hot(output, self.n_outputs)[:, None]
 
     def _values(self, images: Tensor, output: Tensor | None) -> Tensor:
-        """Rows (b, N) that stand for derivatives of the outputs (b, n, C): the transpose of ``_cotangents``."""
+        """Return the rows (b, N) that represent output derivatives (b, n, C), by the transpose of ``_cotangents``."""
         if self.outputs == "full":
             return images.flatten(1)
         if self.outputs == "sum" or output is None:
@@ -276,5 +283,5 @@ class NTKOperator:
     def _require_one_jacobian(self) -> None:
         if self.outputs == "trace":
             raise ValueError(
-                'outputs: "trace" is a sum of C products J_c J_c^T; take J^T v and J w with "full" or "sum"'
+                'outputs: "trace" is a sum of C products J_c J_c^T, without a single J; use "full" or "sum" for J^T v and J w'
             )

@@ -1,70 +1,49 @@
-"""The plan of a kernel: what is computed how, in which passes, with how many bytes and flops, before anything runs."""
+"""``plan_ntk``: what a tangent kernel will cost in time and memory, and in which form each layer contributes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from lightning_conv.kernels.planning.costs import Contribution, Problem
-from lightning_conv.kernels.planning.memory import mebibytes
-from lightning_conv.kernels.planning.pass_flops import PassCost
+from torch import nn
+
+from lightning_conv.kernels.planning.plan import NTKPlan
+from lightning_conv.kernels.planning.request import EngineName, Outputs, Request
+from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.kernels.reading.discovery import Anatomy
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, undisturbed
+
+__all__ = ["NTKPlan", "plan_ntk"]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One run over the samples: the contributions whose factors are held together."""
+def plan_ntk(
+    model: nn.Module,
+    inputs: Inputs,
+    inputs2: Inputs | None = None,
+    *,
+    outputs: Outputs = "trace",
+    parameters: Sequence[str] | str | None = None,
+    per_layer: bool = False,
+    precision: Precision = "exact",
+    batch_norm: BatchNormMode = "eval",
+    max_memory: float | None = None,
+    engine: EngineName = "auto",
+    projections: int = 16,
+) -> NTKPlan:
+    """Predict what ``ntk_gram`` does with the same arguments: flops, peak memory, seconds, and the form of each layer.
 
-    contributions: tuple[int, ...]
-    outputs: tuple[int, int]  # range of the outputs (or projections) it covers
-    rows: int  # samples whose factors are held at once; fewer than n: in pairs of blocks
-    tile: int  # samples that go through the network together
-    bytes: int  # held by its factors, and by torch.func while it forms them
-    general: bool
+    Only a few samples pass through the network. All samples do where they couple, and where the few leave a parameter
+    unused. This takes a part of the predicted seconds, ``NTKPlan.reading_seconds``; pass the plan to ``ntk_gram`` to
+    save it there. Arguments and errors are those of ``ntk_gram``.
 
+    Returns:
+        The plan; printed, it is a table of the layers.
 
-@dataclass(frozen=True)
-class NTKPlan:
-    """How ``ntk_gram`` will compute a kernel and what it will cost."""
-
-    problem: Problem
-    contributions: tuple[Contribution, ...]
-    passes: tuple[Pass, ...]
-    outputs_at_once: int
-    workspace: int
-    """Bytes of a piece of memory in which gradients are formed."""
-    precision: Precision
-    flops: float
-    """Of the forward and backward passes and all products, a multiplication and an addition counted as two; not of reading the
-    network."""
-    bytes: int
-    """Peak of the memory that is taken beyond what was taken before, the result included."""
-    result_bytes: int
-    reading_bytes: int
-    """Of ``bytes``: what looking at the network takes before the passes begin. ``max_memory`` does not bound it."""
-    seconds: float
-    """Of a call of ``ntk_gram``: ``reading_seconds``, and the flops at the rate of a matrix product measured in this process (the
-    backward passes of a whole batch at the speed of one that was timed); within a factor of 3 as a rule."""
-    reading_seconds: float
-    """Of ``seconds``: what looking at the network took, just now. Zero for a kernel with ``plan=``, and not paid by the next one."""
-    max_memory: int
-    parameters: tuple[str, ...] = field(repr=False)
-    """Names, in the order in which they were read."""
-    reading: Anatomy = field(repr=False)
-    """What was found in the network."""
-    general_pass: PassCost | None = field(repr=False)
-    """What a pass costs for the parameters without a rule."""
-
-    def __str__(self) -> str:
-        lines = [
-            f"NTK of {self.problem.samples} samples x {self.problem.outputs} outputs: {self.flops / 1e9:.1f} Gflop, "
-            f"at most {mebibytes(self.bytes)} of {mebibytes(self.max_memory)}, about {self.seconds:.2g} s "
-            f"({self.reading_seconds:.2g} s of them to read the network), {len(self.passes)} pass(es)"
-        ]
-        width = max((len(c.layer) for c in self.contributions), default=0)
-        lines += [
-            f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}" for c in self.contributions
-        ]
-        if self.reading.unused:
-            lines.append(f"  no sample reaches {', '.join(self.reading.unused)}")
-        return "\n".join(lines)
+    Example:
+        >>> import torch
+        >>> plan = plan_ntk(torch.nn.Linear(784, 10), torch.rand(100, 784))
+        >>> plan.contributions[0].way
+        'Hadamard product'
+    """
+    request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
+    with undisturbed(model):
+        return Task(model, inputs, inputs2, parameters, request).plan

@@ -1,4 +1,4 @@
-"""The least precision at which lambda_min of a kernel stands clear of its rounding errors."""
+"""``resolved_spectrum``: a kernel in the lowest precision in which lambda_min stands clear of its rounding errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
-from lightning_conv.linalg.spectrum import Method, Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import Method, Spectrum
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs
 
 
@@ -28,11 +29,11 @@ def resolved_spectrum(
     seed: int = 0,
     progress: bool | None = None,
 ) -> tuple[KernelGram, Spectrum]:
-    """Kernel and spectrum, computed again in the next precision until lambda_min is well above its error.
+    """Compute a kernel and its spectrum, in higher and higher precision until lambda_min is well above its error.
 
-    ``"fast"``, then ``"exact"``, then ``"certified"``; stops as soon as ``lambda_min.resolved`` (error within a tenth
-    of the value to either side). Where float64 does not resolve it either, the last result is returned: its lower bound
-    is then 0, which says so.
+    The precisions are ``"fast"``, ``"exact"`` and ``"certified"``, in this order. The first one with
+    ``lambda_min.resolved`` (an error of at most a tenth of the value to either side) is returned. If float64 does not
+    resolve lambda_min either, the last result is returned, with a lower bound of 0.
 
     Args:
         model: see ``ntk_gram``.
@@ -41,7 +42,7 @@ def resolved_spectrum(
         parameters: see ``ntk_gram``.
         per_layer: see ``ntk_gram``.
         start: precision to begin with, such as the one that was needed a few steps ago.
-        precision: this one and no other, whether it resolves lambda_min or not; None: as described.
+        precision: the only precision to use, whether it resolves lambda_min or not; None: as described above.
         batch_norm: see ``ntk_gram``.
         max_memory: see ``ntk_gram``.
         method: see ``kernel_spectrum``.
@@ -50,7 +51,7 @@ def resolved_spectrum(
         progress: see ``ntk_gram``.
 
     Returns:
-        The last Gram matrix (its ``precision`` says which) and its spectrum.
+        The last Gram matrix, whose ``precision`` tells which one was needed, and its spectrum.
     """
     allowed = PRECISIONS[PRECISIONS.index(start) :] if precision is None else (precision,)
     for each in allowed:

@@ -1,23 +1,25 @@
-"""``KernelGram``: a Gram matrix of the empirical NTK and what is known about it."""
+"""``KernelGram``: a Gram matrix of the empirical neural tangent kernel, with what is known about its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 from torch import Tensor
 
-from lightning_conv.kernels.plan import NTKPlan
+from lightning_conv.kernels.planning.plan import NTKPlan
+from lightning_conv.kernels.planning.request import Outputs
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import BatchNormMode
-
-Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
 
 
 @dataclass(frozen=True)
 class KernelGram:
-    """A Gram matrix of the empirical NTK with what is known about its errors (convention of S = 1/2 sum |u - y|^2: G = J J^T)."""
+    """A Gram matrix of the empirical neural tangent kernel, with what is known about its errors.
+
+    The convention is that of the loss S = 1/2 sum |u - y|^2, so G = J J^T without a factor for means.
+    """
 
     matrix: Tensor  # float64, (n, n) or (n C, n C), exactly symmetric; (n, m) or (n C, m C) for two sets of samples
     outputs: Outputs
@@ -26,28 +28,29 @@ class KernelGram:
     precision: Precision
     batch_norm: BatchNormMode
     floor: float
-    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed: products and sums only, barring underflow."""
+    """Proven bound on |matrix - J J^T|_2 for the Jacobian J as computed. It covers products and sums, barring
+    underflow."""
     jacobian_error: float
-    """Estimate of |dJ|_F / |J|_F, the rounding inside the network's own forward and backward pass (measured, not
+    """Estimate of |dJ|_F / |J|_F, the rounding inside the network's own forward and backward passes (measured, not
     proven)."""
-    parameters: tuple[str, ...]  # over which J is taken
-    structured: tuple[str, ...]  # those of them by a layer rule
-    general: tuple[str, ...]  # those by per-sample Jacobians
+    parameters: tuple[str, ...]  # by which J differentiates
+    structured: tuple[str, ...]  # those of them that a layer rule covers
+    general: tuple[str, ...]  # those that per-sample Jacobians cover
     seconds: float
     layer_traces: Mapping[str, float] = field(default_factory=dict)
-    """Trace of every layer's own kernel; they add up to ``trace``. Empty for two sets of samples."""
+    """Trace of each layer's kernel; the traces add up to ``trace``. Empty for two sets of samples."""
     layer_matrices: Mapping[str, Tensor] = field(default_factory=dict)
-    """Every layer's own kernel, where ``per_layer`` was asked for; they add up to ``matrix``."""
+    """The kernel of each layer, if ``per_layer`` was set; the kernels add up to ``matrix``."""
     projection_error: float = 0.0
-    """Of ``outputs="projected"``: estimated standard error of the matrix, in the Frobenius norm."""
+    """Estimated standard error of the matrix in the Frobenius norm, for ``outputs="projected"``."""
     n_samples2: int | None = None  # of the columns, for a kernel between two sets of samples
     plan: NTKPlan | None = None
     unused: tuple[str, ...] = ()
-    """The rest of ``parameters``: no sample's outputs depend on them."""
+    """The other ``parameters``, on which the outputs of no sample depend."""
 
     @property
     def trace(self) -> float:
-        """Sum of the diagonal = |J|_F^2 = sum of all eigenvalues.
+        """Sum of the diagonal, which equals |J|_F^2 and the sum of all eigenvalues.
 
         Raises:
             ValueError: the kernel is between two sets of samples.
@@ -57,13 +60,13 @@ class KernelGram:
         return float(self.matrix.diagonal().sum())
 
     def facts(self) -> dict[str, Any]:
-        """What is known beside the matrices and the plan, in plain types: for checkpoints and states."""
+        """Return what is known beside the matrices and the plan, in plain types, for checkpoints and states."""
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in NOT_FACTS}
         return kept | {"layer_traces": dict(self.layer_traces)}
 
     @classmethod
     def from_facts(cls, matrix: Tensor, facts: Mapping[str, Any]) -> Self:
-        """The inverse of ``facts``; what an older version did not store takes its default, and what is not known is left out."""
+        """Return the kernel with these ``facts``: missing ones take their defaults, and unknown ones are ignored."""
         known = {each.name for each in fields(cls)} - {"matrix"}
         values: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in facts.items() if name in known

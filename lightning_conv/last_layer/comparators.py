@@ -6,12 +6,12 @@ import math
 
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.last_layer.bounds import Comparator
 from lightning_conv.last_layer.gram import LeastChange, least_change
 from lightning_conv.last_layer.prescribed import prescribed_outputs
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.reporting.progress import Report, part, silent
 
 PRESCRIBED = 6

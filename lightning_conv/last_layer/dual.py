@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.last_layer.gram import SmallGram, small_gram
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sigma import gram_sigma_min
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.losses.conjugate import Conjugate
 
 RIDGE = 1e-11

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import unit_roundoff
 from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.linalg.rounding import unit_roundoff
 
 HISTORY = 20
 REMEMBERED = 4

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
-from lightning_conv.kernels.planning.memory import allowed_memory, blocks, mebibytes
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.losses.per_sample import Infimum, SampleLosses
+from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
 
 WORD = 8  # bytes of a float64
 

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.last_layer.gram import SmallGram, small_gram
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -15,6 +14,7 @@ from lightning_conv.linalg.eigenvalues.largest import largest_eigenvalue
 from lightning_conv.linalg.eigenvalues.smallest import smallest_eigenvalue
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.linalg.lanczos import lanczos
+from lightning_conv.linalg.rounding import gamma
 
 STEPS = 12
 

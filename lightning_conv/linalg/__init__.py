@@ -1,1 +1,1 @@
-"""Numerical linear algebra with error bounds: eigenvalues, spectra and stochastic estimates."""
+"""Numerical linear algebra with error bounds: rounding constants, eigenvalues, spectra and stochastic estimates."""

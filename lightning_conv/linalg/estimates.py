@@ -1,8 +1,8 @@
-"""Trace, Frobenius norm and alignment of a symmetric operator from a few products with it: ``Estimate``.
+"""``Estimate``: trace, Frobenius norm and alignment of a symmetric operator, estimated from a few products with it.
 
-Each comes as an ``Estimate``: a value with a standard error. An estimate is not a bound; where a bound is needed, compute
-the matrix and ``kernel_spectrum``. Where the size is no larger than the products that are allowed, all products are taken
-with the identity, the value is exact up to rounding and its standard error is zero.
+An estimate has a standard error, but it is not a bound. Where a bound is needed, compute the matrix and its spectrum.
+If the operator is no larger than the allowed number of products, the products are taken with the identity; the value is
+then exact up to rounding, and its standard error is zero.
 """
 
 from __future__ import annotations
@@ -19,34 +19,39 @@ from lightning_conv.linalg.lanczos import Matvec
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimated number. Not a bound: about one value in three lies more than one standard error away, one in twenty two."""
+    """An estimated number, which is not a bound.
+
+    About one value in three lies more than one standard error away, and one in twenty more than two.
+    """
 
     value: float
-    standard_error: float  # estimated from the same samples, so itself uncertain where they are few
-    samples: int  # products with the operator, each with one vector
+    standard_error: float  # estimated from the same samples, so it is uncertain if they are few
+    samples: int  # number of products of the operator with a vector
     method: str
 
 
 def estimate_trace(
     matvec: Matvec, size: int, *, products: int = 30, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Estimate:
-    r"""Trace by Hutch++: exact on the range of a sketch, random signs on the rest. Unbiased.
+    r"""Estimate the trace by Hutch++: exactly on the range of a sketch, and by random signs on the rest.
 
     .. math:: \mathrm{tr}(Q^T A Q) + \frac1l \sum_{i=1}^{l} z_i^T A z_i, \qquad Q = \mathrm{orth}(A S), \; z_i = (I - Q Q^T) g_i
 
-    Exact for a rank of at most ``products // 3``.
+    The estimate is unbiased, and exact if the rank of A is at most ``products // 3``.
 
     Args:
         matvec: v -> A v for a symmetric A, on float64 columns (N, b).
         size: N.
-        products: with the operator; a third each for the sketch, its image and the random vectors.
-        seed: of the random vectors, drawn on the CPU.
-        device: of the columns.
+        products: number of products with the operator; a third each for the sketch S, its image, and the random vectors
+            g_i.
+        seed: seed of the random vectors, which are drawn on the CPU.
+        device: device of the columns.
 
     Raises:
-        ValueError: fewer than 6 products.
+        ValueError: ``products`` is below 6.
 
-    Source: Meyer, Musco, Musco, Woodruff 2021, Algorithm 1; its error falls as 1/products for a positive semidefinite A.
+    Source: Meyer, Musco, Musco, Woodruff 2021, Algorithm 1. For a positive semidefinite A its error decays as 1 /
+    products.
 
     Example:
         >>> estimate_trace(lambda v: 2 * v, 20, products=20).value
@@ -60,19 +65,19 @@ def estimate_trace(
 def estimate_frobenius_norm(
     matvec: Matvec, size: int, *, products: int = 30, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Estimate:
-    r"""Frobenius norm, from |A|_F^2 = |A Q|_F^2 + E |A (I - Q Q^T) g|^2 with the sketch of Hutch++.
+    r"""Estimate the Frobenius norm from |A|_F^2 = |A Q|_F^2 + E |A (I - Q Q^T) g|^2, with the sketch Q of Hutch++.
 
-    The square is unbiased; its root is biased low by about standard_error^2 / (2 value).
+    The square is unbiased. Its root has a bias of about -standard_error^2 / (2 value).
 
     Args:
         matvec: v -> A v for a symmetric A, on float64 columns (N, b).
         size: N.
-        products: with the operator.
-        seed: of the random vectors.
-        device: of the columns.
+        products: number of products with the operator.
+        seed: seed of the random vectors.
+        device: device of the columns.
 
     Raises:
-        ValueError: fewer than 6 products.
+        ValueError: ``products`` is below 6.
 
     Source: Hutch++ (Meyer et al. 2021) applied to A^2, whose quadratic forms cost one product with A each.
     """
@@ -87,22 +92,24 @@ def estimate_frobenius_norm(
 def estimate_target_alignment(
     matvec: Matvec, size: int, targets: Tensor, *, products: int = 30, seed: int = 0
 ) -> Estimate:
-    r"""Alignment <A, Y Y^T>_F / (|A|_F |Y Y^T|_F) with targets Y; only |A|_F is estimated.
+    r"""Estimate the alignment <A, Y Y^T>_F / (|A|_F |Y Y^T|_F) with targets Y; only |A|_F is an estimate.
 
     Args:
         matvec: v -> A v for a symmetric A, on float64 columns (N, b).
         size: N.
         targets: Y, (N, k) float64, on the device of the columns.
-        products: with the operator for |A|_F, beside the k with Y.
-        seed: of the random vectors.
+        products: number of products with the operator for |A|_F, in addition to the k products with Y.
+        seed: seed of the random vectors.
 
     Raises:
-        ValueError: the shape of ``targets``, or fewer than 6 products.
+        ValueError: ``targets`` has the wrong shape, or ``products`` is below 6.
 
     Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola 2001 (kernel-target alignment, not centred).
     """
     if targets.ndim != 2 or len(targets) != size or targets.numel() == 0:
-        raise ValueError(f"targets: shape {tuple(targets.shape)}; need ({size}, k), a row for each of the operator's")
+        raise ValueError(
+            f"targets: shape {tuple(targets.shape)}; need ({size}, k), one row for each row of the operator"
+        )
     norm = estimate_frobenius_norm(matvec, size, products=products, seed=seed, device=targets.device)
     inner = float((targets * matvec(targets)).sum())
     scale = norm.value * float((targets.T @ targets).norm())
@@ -120,23 +127,23 @@ def estimate_alignment(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Estimate:
-    r"""Alignment <A, B>_F / (|A|_F |B|_F) of two operators, all three from the same vectors.
+    r"""Estimate the alignment <A, B>_F / (|A|_F |B|_F) of two operators, with the same vectors for all three terms.
 
-    The errors of numerator and denominator cancel to first order where A and B are nearly multiples of each other.
+    The errors of numerator and denominator cancel to first order if A and B are nearly multiples of each other.
 
     Args:
         matvec: v -> A v for a symmetric A, on float64 columns (N, b).
-        other: v -> B v likewise.
+        other: v -> B v for a symmetric B.
         size: N.
-        products: with each of the two.
-        seed: of the random vectors.
-        device: of the columns.
+        products: number of products with each of the two operators.
+        seed: seed of the random vectors.
+        device: device of the columns.
 
     Raises:
-        ValueError: fewer than 8 products.
+        ValueError: ``products`` is below 8.
 
-    Source: as ``estimate_frobenius_norm``, with <A, B>_F = <A Q, B Q>_F + E (A z) . (B z); the standard error by the
-    delta method.
+    Source: as ``estimate_frobenius_norm``, with <A, B>_F = <A Q, B Q>_F + E (A z) . (B z). The standard error follows
+    from the delta method.
     """
     split = _split([matvec, other], size, products, seed, device)
     pairs = ((0, 1), (0, 0), (1, 1))
@@ -153,7 +160,7 @@ def estimate_alignment(
 
 @dataclass(frozen=True)
 class _Split:
-    """Orthonormal columns Q on which everything is exact, random vectors z orthogonal to them, and the images of both."""
+    """Orthonormal columns Q on which everything is exact, random vectors z orthogonal to them, and both images."""
 
     basis: Tensor  # Q, (N, d)
     basis_images: Sequence[Tensor]  # A Q for each operator
@@ -165,11 +172,11 @@ class _Split:
         return name if self.rest.shape[1] else "products with the identity"
 
     def parts_of(self, term: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> tuple[float, Tensor]:
-        """Sum of ``term(x, images of x)`` over Q, and its sums over the columns of z, (l,)."""
+        """Return the sum of ``term(x, images of x)`` over Q, and its sum for each column of z, (l,)."""
         return float(term(self.basis, self.basis_images).sum()), term(self.rest, self.rest_images).sum(0)
 
     def sum_of(self, term: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> tuple[float, float]:
-        """Estimated sum over an orthonormal basis of the whole space, and its standard error."""
+        """Return the estimated sum over an orthonormal basis of the whole space, and its standard error."""
         base, samples = self.parts_of(term)
         return base + mean_of(samples), standard_error_of(samples)
 
@@ -182,7 +189,7 @@ def _split(matvecs: Sequence[Matvec], size: int, products: int, seed: int, devic
         basis = torch.eye(size, dtype=torch.float64, device=device)
         rest = basis[:, :0]
         return _Split(basis, [matvec(basis) for matvec in matvecs], rest, [rest] * len(matvecs), size)
-    # Each operator's image of the sketch goes into Q: a part for the sketch, one for Q a operator, one for the rest.
+    # Q contains each operator's image of the sketch: one part for the sketch, one per operator for Q, one for the rest.
     part = products // (2 + len(matvecs))
     generator = torch.Generator().manual_seed(seed)
     sketch = random_signs(size, part, generator, device)
@@ -192,20 +199,20 @@ def _split(matvecs: Sequence[Matvec], size: int, products: int, seed: int, devic
 
 
 def random_signs(size: int, count: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-    """Columns of independent signs, (size, count) in float64: E g g^T = I."""
+    """Return columns g of independent random signs, (size, count) in float64, with E g g^T = I."""
     return (2 * torch.randint(0, 2, (size, count), generator=generator) - 1).to(device, torch.float64)
 
 
 def project_out(basis: Tensor, vectors: Tensor) -> Tensor:
-    """(I - Q Q^T) V for orthonormal columns Q."""
+    """Return (I - Q Q^T) V for orthonormal columns Q."""
     return vectors - basis @ (basis.T @ vectors)
 
 
 def mean_of(samples: Tensor) -> float:
-    """Mean; zero where there is nothing."""
+    """Return the mean, or zero if there are no samples."""
     return float(samples.mean()) if len(samples) else 0.0
 
 
 def standard_error_of(samples: Tensor) -> float:
-    """Of the mean, from two samples on; zero where nothing is random."""
+    """Return the standard error of the mean of two or more samples, or zero if there are none."""
     return float(samples.std()) / math.sqrt(len(samples)) if len(samples) else 0.0

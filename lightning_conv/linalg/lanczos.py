@@ -1,4 +1,4 @@
-"""Block Lanczos with full reorthogonalisation, for any symmetric operator: ``lanczos``."""
+"""``lanczos``: block Lanczos with full reorthogonalisation, for any symmetric operator."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import torch
 from torch import Tensor
 
 Matvec: TypeAlias = Callable[[Tensor], Tensor]
-"""v -> A v for a symmetric A, on columns: (N, b) -> (N, b)."""
+"""Function v -> A v for a symmetric A, on columns: (N, b) -> (N, b)."""
 
 
 @dataclass(frozen=True)
 class Krylov:
-    """An orthonormal basis Q of a Krylov space of A, and T = Q^T A Q:  A Q = Q T + R with R zero but for its last columns."""
+    """An orthonormal basis Q of a Krylov space of A with T = Q^T A Q.
+
+    They satisfy A Q = Q T + R, where R is zero except for its last columns.
+    """
 
     basis: Tensor  # Q, (N, k), orthonormal columns
     projected: Tensor  # T, (k, k), symmetric, block tridiagonal (tridiagonal for one start vector)
-    coupling: (
-        Tensor  # B, (b, b'): R = Q' B in the last b' columns, Q' the basis that would come next; (0, b') if invariant
-    )
+    coupling: Tensor
+    """B, (b, b'), with R = Q' B in the last b' columns, where Q' is the block that would come next; (0, b') if
+    invariant."""
     asymmetry: float
-    """Largest entry of Q^T A Q that should be zero or equal its mirror image, over the largest |A q|: rounding, if A is symmetric."""
+    """Largest deviation of Q^T A Q from its mirror image, relative to the largest |A q|; only rounding, if A is
+    symmetric."""
 
     @property
     def alphas(self) -> Tensor:
@@ -37,13 +41,14 @@ class Krylov:
 
     @property
     def invariant(self) -> bool:
-        """Whether A Q = Q T up to rounding: the Ritz values are then eigenvalues, and more steps add nothing."""
+        """Whether A Q = Q T up to rounding; the Ritz values are then eigenvalues, and further steps add nothing."""
         return len(self.coupling) == 0
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values (k,), ascending, their coordinates S (k, k) (Ritz vectors: Q S), and |A y - theta y| as the recurrence says.
+        """Return the ascending Ritz values (k,), coordinates S (k, k) of the Ritz vectors Q S, and residuals (k,).
 
-        In exact arithmetic the residual of the Ritz pair (theta, y = Q s) is |B s_last|; rounding adds about u |A|.
+        In exact arithmetic the residual |A y - theta y| of the Ritz pair (theta, y = Q s) is |B s_last|; rounding adds
+        about u |A|.
         """
         values, coordinates = torch.linalg.eigh(self.projected)
         last = coordinates[len(coordinates) - self.coupling.shape[1] :]
@@ -62,33 +67,37 @@ def lanczos(
     device: torch.device | str = "cpu",
     stop: Callable[[Krylov], bool] | None = None,
 ) -> Krylov:
-    r"""Orthonormal basis of the Krylov space span {X, A X, ..., A^{steps-1} X}, with full reorthogonalisation.
+    r"""Compute an orthonormal basis of the Krylov space span {X, A X, ..., A^{steps-1} X}, fully reorthogonalised.
 
     .. math:: A Q_j = Q_{j-1} B_{j-1}^T + Q_j A_j + Q_{j+1} B_j
 
-    Every new block is orthogonalised twice against the whole basis (classical Gram-Schmidt, "twice is enough"), so Q^T Q =
-    I to a few units of roundoff and no eigenvalue appears as a ghost. Directions that the space already holds are
-    dropped: the block shrinks, and the recurrence ends where the space is invariant. One start vector meets only one
-    direction of each eigenspace; b of them meet b.
+    Each new block is orthogonalised twice against the whole basis (classical Gram-Schmidt, "twice is enough"). So Q^T Q
+    = I to a few units of roundoff, and no eigenvalue appears repeatedly by rounding. Directions that the space already
+    contains are dropped: the block shrinks, and the recurrence ends when the space is invariant. One start vector finds
+    only one direction of each eigenspace, b of them find b.
 
     Args:
-        matvec: v -> A v for a symmetric A, on float columns (N, b).
+        matvec: v -> A v for a symmetric A, on floating-point columns (N, b).
         size: N.
-        steps: calls of ``matvec`` at most.
-        start: X, (N,) or (N, b), linearly independent columns; None: standard normal from ``seed``.
-        block: b, columns of the random start.
-        seed: of the start; drawn on the CPU, hence the same on every device.
-        dtype: of the random start and of the recurrence.
-        device: of the random start. With ``start`` given, its type and device count.
-        stop: asked after each step; True ends the recurrence.
+        steps: largest number of calls of ``matvec``.
+        start: X, (N,) or (N, b), with linearly independent columns; None: standard normal numbers from ``seed``.
+        block: b, the number of columns of the random start.
+        seed: seed of the random start, which is drawn on the CPU and hence the same on every device.
+        dtype: dtype of the random start and of the recurrence.
+        device: device of the random start. If ``start`` is given, its dtype and device are used instead.
+        stop: called after each step; True ends the recurrence.
+
+    Returns:
+        The basis, the projected matrix and what couples them to the next block.
 
     Raises:
-        ValueError: no steps, a start of the wrong shape or not of full rank, a ``matvec`` of the wrong shape or with NaN.
+        ValueError: ``steps`` is below 1; ``start`` has the wrong shape or not full rank; ``matvec`` returns a wrong
+            shape or NaN.
 
     Cost: ``steps`` calls of ``matvec``, 4 N k^2 flops and N k numbers for a basis of k <= b steps columns.
 
-    Source: Golub & Van Loan, Matrix Computations, 4th ed., 10.3.6 (block Lanczos); Giraud, Langou, Rozloznik 2005 (twice
-    is enough).
+    Source: Golub & Van Loan, Matrix Computations, 4th ed., 10.3.6 (block Lanczos); Giraud, Langou, Rozloznik 2005
+    (twice is enough).
 
     Example:
         >>> import torch
@@ -116,7 +125,7 @@ def lanczos(
         queue, coupling = _next_block(images - known.T @ heights, known, scale)
         relative = float(asymmetry / scale) if scale > 0 else 0.0
         krylov = Krylov(known.T, projected[:filled, :filled], coupling, relative)
-        # After the last step there may be room for a part of the next block only, where a block before has shrunk.
+        # After the last step only a part of the next block may fit, if an earlier block has shrunk.
         if len(coupling) == 0 or filled + len(coupling) > capacity or (stop is not None and stop(krylov)):
             break
         first, filled = filled, filled + len(coupling)
@@ -139,26 +148,29 @@ def _first_block(
     basis, factor = torch.linalg.qr(start.reshape(size, -1))
     spread = torch.linalg.svdvals(factor)
     if basis.shape[1] < start.reshape(size, -1).shape[1] or not bool(spread[-1] > 1e-8 * spread[0]):
-        raise ValueError("start: its columns are zero, NaN or linearly dependent; pass independent ones")
+        raise ValueError("start: its columns are zero, NaN or linearly dependent; pass linearly independent columns")
     return basis
 
 
 def _next_block(residual: Tensor, known: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """(Q', B) with residual = Q' B, Q' orthonormal and orthogonal to the rows of ``known``; directions at rounding level dropped."""
+    """Return (Q', B) with residual = Q' B and Q' orthonormal and orthogonal to the rows of ``known``.
+
+    Directions at the level of rounding are dropped.
+    """
     size, room = len(residual), len(residual) - len(known)
     basis, coupling, spread = _ranked(residual)
     tolerance = 4 * size**0.5 * torch.finfo(residual.dtype).eps * scale
     kept = min(int((spread > tolerance).sum()), room)
     basis, coupling = basis[:, :kept], coupling[:kept]
     if kept:
-        # After the normalisation, so that the second pass also cleans a direction which the first one nearly emptied.
+        # After the normalisation, so that the second pass also cleans directions that nearly cancelled in the first.
         basis, factor = _qr(basis - known.T @ (known @ basis))
         coupling = factor @ coupling
     return basis, coupling
 
 
 def _ranked(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q, B, s) with columns = Q B, Q orthonormal, and the sizes s of the rows of B descending."""
+    """Return (Q, B, s) with columns = Q B, Q orthonormal, and the norms s of the rows of B in descending order."""
     basis, factor = _qr(columns)
     if columns.shape[1] == 1:
         return basis, factor, factor[0]
@@ -167,7 +179,7 @@ def _ranked(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _qr(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Thin QR factors; for one column its norm, positive, as in the textbook recurrence."""
+    """Return thin QR factors; for one column R is its norm, positive as in the textbook recurrence."""
     if columns.shape[1] == 1:
         norm = columns.norm()
         return columns / torch.where(norm > 0, norm, 1), norm.reshape(1, 1)
@@ -176,7 +188,7 @@ def _qr(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mirror_error(heights: Tensor, expected: Tensor) -> Tensor:
-    """Largest difference between the new columns of Q^T A Q and what symmetry makes of the rows that are known."""
+    """Return the largest difference between new columns of Q^T A Q and known rows, which symmetry makes equal."""
     mirrored = torch.cat([expected, heights[len(expected) :].T])
     error: Tensor = torch.linalg.vector_norm(heights - mirrored, float("inf"))
     return error

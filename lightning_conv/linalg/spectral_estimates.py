@@ -1,4 +1,4 @@
-"""Largest eigenvalue and effective rank of a symmetric operator by Lanczos, as ``Estimate``."""
+"""Estimates of the largest eigenvalue and of the effective rank of a symmetric operator, by Lanczos."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def estimate_lambda_max(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Estimate:
-    """Largest eigenvalue by Lanczos; in place of a standard error the residual |A y - theta y| of its Ritz pair.
+    """Estimate the largest eigenvalue by Lanczos, with the residual |A y - theta y| of its Ritz pair as standard error.
 
-    Within the residual of the value lies an eigenvalue of A (for certain, up to rounding), and the value never exceeds the
-    largest one. That the eigenvalue so found IS the largest holds with probability one for a random start and enough
-    steps, and is not proven by the residual.
+    Up to rounding, an eigenvalue of A lies within the residual of the value, and the value never exceeds the largest
+    eigenvalue. The residual does not prove that this eigenvalue is the largest; for a random start and enough steps it
+    is, with probability one.
 
     Args:
         matvec: v -> A v for a symmetric A, on float64 columns (N, b).
         size: N.
-        steps: products at most, and one more for the residual.
-        tolerance: stop where the residual is below this share of the value.
-        seed: of the start vector.
-        device: of the columns.
+        steps: largest number of products; one more is taken for the residual.
+        tolerance: relative residual at which to stop.
+        seed: seed of the start vector.
+        device: device of the columns.
 
     Source: Golub & Van Loan, 4th ed., 10.1 (Lanczos), Theorem 8.1.13 (residual bound).
     """
@@ -59,25 +59,25 @@ def estimate_effective_rank(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Estimate:
-    r"""exp of the entropy of the eigenvalues as a distribution, for a positive semidefinite A.
+    r"""Estimate the effective rank exp(H) of a positive semidefinite A, with H the entropy of its eigenvalues.
 
     .. math:: H = -\sum_i p_i \log p_i = \frac{\mathrm{tr} f(A)}{\mathrm{tr} A} + \log \mathrm{tr} A, \quad f(x) = -x \log x,
         \; p_i = \lambda_i / \mathrm{tr} A
 
-    Both traces come from the same vectors: exactly on half of a block Krylov space, by random signs on the rest, with
-    f(A) by block Gauss quadrature. The standard error holds the spread of the signs, and the change that the last
-    Lanczos step made as an indication of the quadrature's error (of which the rule for this f is an upper end).
+    Both traces use the same vectors: they are exact on half of a block Krylov space and estimated by random signs on
+    the rest, with f(A) from block Gauss quadrature. The standard error consists of the spread over the signs and of the
+    change by the last Lanczos step, which indicates the error of the quadrature.
 
     Args:
         matvec: v -> A v for a symmetric positive semidefinite A, on float64 columns (N, b).
         size: N.
-        probes: vectors in each of the two blocks.
-        steps: Lanczos steps of each; 2 probes x steps products.
-        seed: of the random vectors.
-        device: of the columns.
+        probes: number of vectors in each of the two blocks.
+        steps: number of Lanczos steps for each block; 2 probes x steps products in total.
+        seed: seed of the random vectors.
+        device: device of the columns.
 
     Raises:
-        ValueError: fewer than 2 probes or 2 steps.
+        ValueError: ``probes`` or ``steps`` is below 2.
 
     Source: Ubaru, Chen, Saad 2017 (stochastic Lanczos quadrature); Chen, Hallman 2023 (deflation by the Krylov space);
     Roy, Vetterli 2007 (the effective rank).
@@ -128,7 +128,10 @@ def _entropy(
 
 
 def _functions_of(krylov: Krylov, drop: int, scale: float) -> tuple[Tensor, Tensor]:
-    """f(T) and T for f(x) = -x log x, in units of ``scale``, with negative Ritz values (rounding) as zero."""
+    """Return f(T) and T for f(x) = -x log x, in units of ``scale``.
+
+    Negative Ritz values, which are rounding, count as zero.
+    """
     last = 0 if krylov.invariant else drop * krylov.coupling.shape[1]
     size = len(krylov.projected) - last
     values, vectors = torch.linalg.eigh(krylov.projected[:size, :size] / scale)

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma, unit_roundoff
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.losses.facts import binary_entropy, target_distributions
 from lightning_conv.losses.kind import loss_kind
 

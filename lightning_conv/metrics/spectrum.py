@@ -8,7 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.linalg.spectrum import Bounded, Spectrum, kernel_spectrum, require_symmetric
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import Bounded, Spectrum, require_symmetric
 from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of
 
 

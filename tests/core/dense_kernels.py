@@ -1,9 +1,10 @@
 """Jacobians and kernels, slow and dense; the test files import them."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def train_mode(model):
@@ -28,6 +29,68 @@ def train_mode_rows(model, inputs):
             )
         )
     return torch.stack(rows)
+
+
+def _one(inputs, i):
+    if isinstance(inputs, Tensor):
+        return inputs[i : i + 1]
+    if isinstance(inputs, Mapping):
+        return {key: value[i : i + 1] for key, value in inputs.items()}
+    return tuple(value[i : i + 1] for value in inputs)
+
+
+def _double(inputs):
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Mapping):
+        return {key: _double(value) for key, value in inputs.items()}
+    return tuple(_double(value) for value in inputs)
+
+
+def _call(model, inputs):
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def naive_gradients(model, inputs):
+    """Gradients of every output of every sample, one autograd.grad each: [sample][output][parameter], in float64."""
+    model = copy.deepcopy(model).double().eval()
+    inputs = _double(inputs)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    first = (
+        inputs if isinstance(inputs, Tensor) else next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    )
+    samples = []
+    # The fused path of nn.TransformerEncoder has no derivative at all in eval mode.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for i in range(len(first)):
+        outputs = _call(model, _one(inputs, i)).flatten()
+        lines = []
+        for output in outputs:
+            found = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
+            lines.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
+        samples.append(lines)
+    torch.backends.mha.set_fastpath_enabled(fastpath)
+    return samples
+
+
+def naive_gram(model, inputs, outputs="full"):
+    """The kernel as a double loop over rows, inner products parameter by parameter."""
+    gradients = naive_gradients(model, inputs)
+    rows = [line for sample in gradients for line in sample]
+    full = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for i, left in enumerate(rows):
+        for j, right in enumerate(rows[: i + 1]):
+            full[i, j] = full[j, i] = sum(float(a.flatten() @ b.flatten()) for a, b in zip(left, right, strict=True))
+    return reduced(full, len(gradients), outputs)
+
+
+def naive_jacobian(model, inputs):
+    """Rows of the Jacobian, (n C, P)."""
+    gradients = naive_gradients(model, inputs)
+    return torch.stack([torch.cat([g.flatten() for g in line]) for sample in gradients for line in sample])
 
 
 def reduced(full, samples, outputs):

@@ -15,7 +15,8 @@ from lightning_conv.callbacks.run.assumptions import EVERYWHERE, without_verdict
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import BiasedTwoLayer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_conv.kernels.planning.memory import mebibytes
+from lightning_conv.machine.memory import mebibytes
 
 try:
     import fcntl

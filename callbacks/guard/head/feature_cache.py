@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.kernels.planning.memory import available_memory, mebibytes
+from lightning_conv.machine.memory import available_memory, mebibytes
 from lightning_conv.networks.evaluation import Inputs, take
 
 TRIAL = 3

@@ -19,8 +19,8 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.steps import Parameters, Steps, describe_optimizer, describe_steps
 from lightning_conv.expressivity import RankCertificate
-from lightning_conv.kernels.products.gemm import calibrated
 from lightning_conv.last_layer import HeadCurvature
+from lightning_conv.machine.gemm import calibrated
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.precision import in_float64
 

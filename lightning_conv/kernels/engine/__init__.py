@@ -1,1 +1,1 @@
-"""Compute a planned kernel: pass the samples through the network and add up the Gram blocks."""
+"""Carry out the plan of a kernel: pass the samples through the network, and add up the Gram blocks."""

@@ -1,4 +1,4 @@
-"""Gather what the factors of a site need, tile by tile, as the samples go through the network."""
+"""``Collector``: gathers what the factors of a site need, tile by tile, while the samples go through the network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor, OuterFactor, RowsFactor, TokenFactor
-from lightning_conv.kernels.engine.formed import WIDE_ENOUGH, FormedFactor, Piece, Workspace
+from lightning_conv.kernels.engine.formed_factor import FormedFactor, Piece, Workspace
 from lightning_conv.kernels.planning.costs import Contribution
+from lightning_conv.kernels.planning.sizes import WIDE_ENOUGH
 from lightning_conv.kernels.reading.recording import LayerCall
 from lightning_conv.kernels.reading.sites import (
     Prepared,
@@ -21,7 +22,6 @@ from lightning_conv.kernels.reading.sites import (
     site_gradients,
     site_inputs,
     site_rows,
-    site_tokens,
     token_gradients,
 )
 
@@ -29,28 +29,28 @@ Gradients: TypeAlias = Sequence[Mapping[int, Tensor]]  # B by output, then by ca
 
 
 class Store:
-    """A tensor of n rows that is filled piece by piece; a piece that is everything is kept as it is."""
+    """A tensor of n rows that is filled piece by piece; a piece that has all rows is kept without a copy."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.tensor: Tensor | None = None
 
     def put(self, rows: slice, piece: Tensor) -> None:
-        """Fill some rows."""
+        """Fill these rows with ``piece``."""
         if len(piece) == self.rows:
             self.tensor = piece
         else:
             self.room(piece)[rows] = piece
 
     def room(self, like: Tensor, *shape: int) -> Tensor:
-        """The whole tensor, made at the first call with rows like ``like`` or of ``shape``."""
+        """Return the whole tensor; the first call allocates it, with rows like those of ``like`` or of ``shape``."""
         if self.tensor is None:
             self.tensor = like.new_empty(self.rows, *(shape or like.shape[1:]))
         return self.tensor
 
     @property
     def whole(self) -> Tensor:
-        """All of it."""
+        """The filled tensor."""
         assert self.tensor is not None
         return self.tensor
 
@@ -59,9 +59,9 @@ class Collector(ABC):
     """Gathers one factor of a block of samples.
 
     Args:
-        site: whose.
-        samples: n, rows of the block.
-        outputs: K.
+        site: the site that the factor belongs to.
+        samples: n, the number of samples in the block.
+        outputs: K, the number of outputs.
         trace: whether the kernel is summed over the outputs.
     """
 
@@ -70,22 +70,22 @@ class Collector(ABC):
 
     @abstractmethod
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
-        """Take what does not depend on the outputs; called first for every tile."""
+        """Store what does not depend on the outputs; called first for each tile."""
 
     @abstractmethod
     def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
-        """Take B of the outputs ``first``, ``first + 1``, ..."""
+        """Store what follows from B of the outputs ``first``, ``first + 1``, ..."""
 
     @abstractmethod
     def factor(self) -> Factor:
-        """The factor, once all tiles are in."""
+        """Return the factor, once all tiles have been added."""
 
 
 class RowsCollector(Collector):
-    """Per-sample derivatives of one parameter.
+    """Gathers per-sample derivatives by one parameter.
 
-    For the trace every group of outputs has a tensor of its own: rows that lie close together are written and read
-    faster than pieces of rows that are far apart.
+    For the trace each group of outputs has its own tensor, since contiguous rows are written and read faster than
+    pieces of rows that lie far apart.
     """
 
     def __init__(self, site: Site, name: str, samples: int, outputs: int, *, trace: bool) -> None:
@@ -97,7 +97,7 @@ class RowsCollector(Collector):
         self._prepared: list[Prepared] = []
 
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
-        """A of this tile, or whatever else the rule needs, for all outputs."""
+        """Compute A of this tile, or whatever else the rule needs, once for all outputs."""
         count = rows.stop - rows.start
         if self.formed:
             self._inputs = site_inputs(self.site, calls, count)
@@ -105,7 +105,7 @@ class RowsCollector(Collector):
             self._prepared = prepare(self.site, calls, count)
 
     def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
-        """Form the rows."""
+        """Form the rows of these outputs."""
         count = rows.stop - rows.start
         like = next(iter(gradients[0].values()))
         room = self._room(rows, first, len(gradients), like)
@@ -121,7 +121,7 @@ class RowsCollector(Collector):
                 per_sample_products(self._inputs, [one], room[k][:, None])
 
     def _room(self, rows: slice, first: int, outputs: int, like: Tensor) -> Tensor:
-        """Where these rows of these outputs are kept: (t, k, P) for the trace, else (k, t, P)."""
+        """Return the memory for these rows of these outputs: (t, k, P) for the trace, else (k, t, P)."""
         size = self.site.sizes[self.name]
         if self.trace:
             return self.stores.setdefault(first, Store(self.samples)).room(like, outputs, size)[rows]
@@ -129,17 +129,17 @@ class RowsCollector(Collector):
         return whole[first : first + outputs, rows]
 
     def factor(self) -> Factor:
-        """See ``RowsFactor``."""
+        """Return a ``RowsFactor``."""
         return RowsFactor([store.whole for store in self.stores.values()], trace=self.trace)
 
 
 def per_sample_products(inputs: Tensor, outer: Sequence[Tensor], out: Tensor) -> None:
-    """out[i, k] = sum_r b_ikrg a_irg^T for every sample i and output k.
+    """Write out[i, k] = sum_r b_ikrg a_irg^T for each sample i and output k.
 
     Args:
         inputs: A, (n, R, groups, in).
         outer: B of each output, (n, R, groups, out).
-        out: (n, K, groups out in), rows of a larger tensor as a rule.
+        out: (n, K, groups out in), usually rows of a larger tensor.
     """
     count, _, groups, width = inputs.shape
     k, o = len(outer), outer[0].shape[3]
@@ -156,21 +156,21 @@ def per_sample_products(inputs: Tensor, outer: Sequence[Tensor], out: Tensor) ->
 
 
 class OuterCollector(Collector):
-    """A and B as they are."""
+    """Gathers A and B as they are."""
 
     def __init__(self, site: Site, samples: int, outputs: int, *, trace: bool) -> None:
         super().__init__(site, samples, outputs, trace=trace)
         self.inputs, self.gradients = Store(samples), Store(samples)
 
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
-        """A: (n, R, in)."""
+        """Store A, (n, R, in)."""
         self.inputs.put(rows, site_inputs(self.site, calls, rows.stop - rows.start)[:, :, 0])
 
     def _of_output(self, calls: Sequence[LayerCall], of: Mapping[int, Tensor], count: int) -> Tensor:
         return site_gradients(self.site, calls, of, count)[:, :, 0]
 
     def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
-        """B: (n, R, K, out) for the trace, so that (K, out) is one vector; else (n, K, R, out)."""
+        """Store B, (n, R, K, out) for the trace, so that (K, out) is one vector; else (n, K, R, out)."""
         count = rows.stop - rows.start
         for k, of in enumerate(gradients, first):
             piece = self._of_output(calls, of, count)
@@ -187,13 +187,13 @@ class OuterCollector(Collector):
         return self.gradients.whole.flatten(2) if self.trace else self.gradients.whole
 
     def factor(self) -> Factor:
-        """See ``OuterFactor``."""
+        """Return an ``OuterFactor``."""
         bias = self.site.bias is not None and self.site.bias_in_product
         return OuterFactor(self.inputs.whole, self._gradients(), self.outputs, bias=bias, trace=self.trace)
 
 
 class FormedCollector(OuterCollector):
-    """B, and the calls from which A can be had again."""
+    """Gathers B, and the calls from which A can be recomputed."""
 
     def __init__(self, site: Site, samples: int, outputs: int, workspace: Workspace, *, trace: bool) -> None:
         super().__init__(site, samples, outputs, trace=trace)
@@ -201,34 +201,34 @@ class FormedCollector(OuterCollector):
         self.pieces: list[Piece] = []
 
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
-        """Keep the calls, without their place in the graph, which would keep all of it."""
+        """Store the calls without their edges, which would keep the whole graph alive."""
         used = {use.call: replace(calls[use.call], edge=None) for use in self.site.uses}
         self.pieces.append(Piece(rows, used))
 
     def factor(self) -> Factor:
-        """See ``FormedFactor``."""
+        """Return a ``FormedFactor``."""
         return FormedFactor(self.site, self.pieces, self.gradients.whole, self.workspace, trace=self.trace)
 
 
 class TokenCollector(OuterCollector):
-    """Words and B."""
+    """Gathers words and B of an embedding."""
 
     def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
-        """(n, R) words."""
-        self.inputs.put(rows, site_tokens(self.site, calls, rows.stop - rows.start))
+        """Store the words, (n, R)."""
+        self.inputs.put(rows, site_inputs(self.site, calls, rows.stop - rows.start))
 
     def _of_output(self, calls: Sequence[LayerCall], of: Mapping[int, Tensor], count: int) -> Tensor:
         return token_gradients(self.site, calls, of, count)
 
     def factor(self) -> Factor:
-        """See ``TokenFactor``."""
+        """Return a ``TokenFactor``."""
         return TokenFactor(self.inputs.whole, self._gradients(), self.outputs, trace=self.trace)
 
 
 def collectors_of(
     site: Site, contribution: Contribution, samples: int, outputs: int, workspace: Workspace, *, trace: bool
 ) -> list[Collector]:
-    """The collectors of a site in the form that was planned for it."""
+    """Return the collectors of a site, in the form that was planned for it."""
     if contribution.formed_late:
         formed: list[Collector] = [FormedCollector(site, samples, outputs, workspace, trace=trace)]
         return formed + ([RowsCollector(site, site.bias, samples, outputs, trace=trace)] if site.bias else [])

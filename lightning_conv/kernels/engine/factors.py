@@ -1,13 +1,13 @@
-"""What is kept of the samples for one site, and the Gram blocks that follow from it.
+"""``Factor``: what is kept of the samples for one site, and the Gram blocks that follow from it.
 
-Three forms, with (i, k) sample and output, r and s positions:
+There are three forms. With sample i, output k and positions r and s they are:
 
 - rows           g_ik = du_ik/dtheta as it is:        G[(i,k),(j,l)] = g_ik . g_jl
 - outer products g_ik = sum_r b_ikr a_ir^T:           G[(i,k),(j,l)] = sum_rs (a_ir . a_js) (b_ikr . b_jls)
   (one position: the Hadamard rule; several: the patch Gram)
 - tokens         the same with a one-hot: a_ir . a_js = [the words at r and s are the same]
 
-Every form adds its blocks to a float64 matrix tile by tile, small enough to stay in a cache, and bounds their rounding.
+Each form adds its blocks to a float64 matrix in tiles that stay in the cache, and bounds their rounding errors.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_conv.kernels.planning.sizes import TILE
 from lightning_conv.kernels.products.precision import Precision, product, product_gamma
-from lightning_conv.kernels.products.precision import gamma as gamma_k
-
-TILE = 256
-"""Rows of a tile of products: large enough for the rate of a matrix product, small enough for the symmetric half of a few
-hundred samples to be left out."""
+from lightning_conv.linalg.rounding import gamma as gamma_k
 
 
 class Factor(ABC):
-    """One site's part of the Jacobian of a block of samples, in a form that gives Gram blocks.
+    """The part of the Jacobian that belongs to one site and a block of samples, in a form that gives Gram blocks.
 
     Args:
-        samples: n, rows of the block.
-        outputs: K.
-        trace: whether the K outputs are summed over (rows n) or kept apart (rows n K).
+        samples: n, the number of samples in the block.
+        outputs: K, the number of outputs.
+        trace: whether the K outputs are summed over (n rows) or kept apart (n K rows).
     """
 
     def __init__(self, samples: int, outputs: int, *, trace: bool) -> None:
@@ -40,25 +37,16 @@ class Factor(ABC):
 
     @property
     def stride(self) -> int:
-        """Rows of the kernel for one sample."""
+        """Rows of the kernel per sample."""
         return 1 if self.trace else self.outputs
-
-    @property
-    @abstractmethod
-    def rows_per_sample(self) -> int:
-        """Rows of the products for one sample."""
-
-    @abstractmethod
-    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """The Gram block of two ranges of samples, float64."""
 
     @abstractmethod
     def gamma(self, precision: Precision) -> float:
-        """Relative rounding of an entry (i, j) of ``block``, with respect to m_i m_j of ``magnitudes``."""
+        """Return a bound on the rounding error of entry (i, j) of the block, relative to m_i m_j of ``magnitudes``."""
 
     @abstractmethod
     def magnitudes(self) -> Tensor:
-        """m: (n,) or (n K,), float64, with |exact products of absolute values| <= m_i m_j in every entry."""
+        """Return m, (n,) or (n K,) in float64, where m_i m_j bounds the products of entry (i, j) in absolute value."""
 
     @property
     def tight(self) -> bool:
@@ -66,20 +54,40 @@ class Factor(ABC):
         return False
 
     def size(self, diagonal: float | None, precision: Precision) -> float:
-        """|m|^2, from the computed diagonal of the block with itself where that is it (it errs by gamma itself)."""
+        """Return a bound of |m|^2, from the computed ``diagonal`` (the sum of m_i^2 up to rounding) where ``tight``."""
         if self.tight and diagonal is not None:
             rounding = self.gamma(precision)
             return diagonal / (1 - rounding) if rounding < 1 else float("inf")
         return float(self.magnitudes().square().sum())
 
+    @abstractmethod
+    def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
+        """Add the Gram block of all samples to ``target``.
+
+        If ``other`` is this factor itself, only tiles on and above the diagonal need to be added.
+        """
+
+
+class TiledFactor(Factor):
+    """A factor whose Gram block is the same function of any two ranges of samples, and is added tile by tile."""
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows of the products per sample."""
+        return self.stride
+
+    @abstractmethod
+    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
+        """Return the Gram block of two ranges of samples in float64."""
+
     def tiles(self) -> Iterator[slice]:
-        """Ranges of samples whose products have about ``TILE`` rows."""
+        """Yield ranges of samples whose products have about ``TILE`` rows."""
         step = max(1, TILE // self.rows_per_sample)
         for start in range(0, self.samples, step):
             yield slice(start, min(start + step, self.samples))
 
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
-        """target += the Gram block of all samples; of a block with itself only tiles on and above the diagonal."""
+        """See ``Factor.add_gram``."""
         own = other is self
         for mine in self.tiles():
             for theirs in other.tiles():
@@ -90,12 +98,12 @@ class Factor(ABC):
                 target[rows, columns] += self.block(mine, other, theirs, precision)
 
 
-class RowsFactor(Factor):
-    """Per-sample derivatives, every piece of them contiguous.
+class RowsFactor(TiledFactor):
+    """Per-sample derivatives, in contiguous pieces.
 
     Args:
-        rows: for the trace, the outputs in any number of pieces (n, k, P); otherwise one of (K, n, P), the outputs first,
-            so that what belongs to one output lies together.
+        rows: for the trace any number of pieces (n, k, P) that together have all outputs; otherwise one piece (K, n,
+            P), so that the rows of an output are contiguous.
         trace: see ``Factor``.
     """
 
@@ -105,17 +113,12 @@ class RowsFactor(Factor):
         self.rows = tuple(rows)
 
     @property
-    def rows_per_sample(self) -> int:
-        """One, or K."""
-        return self.stride
-
-    @property
     def tight(self) -> bool:
-        """Yes: |g_i|^2."""
+        """True, since m_i = |g_i|."""
         return True
 
     def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """g_i . g_j, summed over the outputs; of kernels that keep them apart ``add_gram`` does all."""
+        """Return g_i . g_j summed over the outputs; kernels that keep outputs apart use ``add_gram`` only."""
         assert isinstance(other, RowsFactor)
         assert self.trace
         total: Tensor | None = None
@@ -126,7 +129,10 @@ class RowsFactor(Factor):
         return total
 
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
-        """See ``Factor.add_gram``. Where outputs are kept apart, both triangles are written: rows come outputs first."""
+        """Add the Gram block; see ``Factor.add_gram``.
+
+        If outputs are kept apart, both triangles are written, since rows come outputs first.
+        """
         if self.trace:
             super().add_gram(other, target, precision)
             return
@@ -147,57 +153,57 @@ class RowsFactor(Factor):
                     by_output[other_samples, other_outputs, samples, outputs] += part.permute(3, 2, 1, 0)
 
     def _output_tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Contiguous ranges of about ``TILE`` rows: several outputs of all samples, or some samples of one output."""
+        """Yield ranges of about ``TILE`` contiguous rows: several outputs, or some samples of one output."""
         outputs, samples = max(1, TILE // self.samples), min(self.samples, TILE)
         for first in range(0, self.outputs, outputs):
             for start in range(0, self.samples, samples):
                 yield slice(first, first + outputs), slice(start, start + samples)
 
     def gamma(self, precision: Precision) -> float:
-        """Of scalar products of length k P, and of their sum over the pieces."""
+        """Return the bound for scalar products of length k P and for their sum over the pieces."""
         piece = self.rows[0]
         terms = piece.shape[2] * (max(each.shape[1] for each in self.rows) if self.trace else 1)
         of_products = product_gamma(terms, piece.dtype, precision)
         return (1 + of_products) * (1 + gamma_k(len(self.rows), torch.float64)) - 1
 
     def magnitudes(self) -> Tensor:
-        """|g_i|."""
+        """Return |g_i|."""
         if not self.trace:
             return norms_from_above(self.rows[0]).T.flatten()
         return torch.stack([norms_from_above(piece.flatten(1)) for piece in self.rows]).square().sum(0).sqrt()
 
 
-class OuterFactor(Factor):
+class OuterFactor(TiledFactor):
     """A and B of a layer that is linear in patches, positions or plain inputs."""
 
     def __init__(self, inputs: Tensor, gradients: Tensor, outputs: int, *, bias: bool, trace: bool) -> None:
         super().__init__(inputs.shape[0], outputs, trace=trace)
         self.inputs = inputs  # A: (n, R, in)
         self.gradients = gradients  # B: (n, R, K out) for the trace, else (n, K, R, out)
-        self.bias = bias  # whether a bias comes along: an input that is always 1
+        self.bias = bias  # whether there is a bias, which acts as a weight on an input of 1
 
     @property
     def positions(self) -> int:
-        """R."""
+        """Number R of positions."""
         return self.inputs.shape[1]
 
     @property
     def rows_per_sample(self) -> int:
-        """R, or K R."""
+        """R for the trace, else K R."""
         return self.positions * self.stride
 
     @property
     def tight(self) -> bool:
-        """With one position: |a|^2 |b|^2."""
+        """True for one position, where m_i = |a_i| |b_i|."""
         return self.positions == 1
 
     def overlap(self, mine: slice, other: OuterFactor, theirs: slice, precision: Precision) -> Tensor:
-        """a_ir . a_js, and 1 for the bias, (n R, n' R)."""
+        """Return a_ir . a_js, plus 1 for a bias, (n R, n' R)."""
         found = product(self.inputs[mine].flatten(0, 1), other.inputs[theirs].flatten(0, 1), precision)
         return found.add_(1) if self.bias else found
 
     def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """Products of A times products of B, summed over pairs of positions."""
+        """Return the products of A times the products of B, summed over pairs of positions."""
         assert isinstance(other, OuterFactor)
         left, right = self.gradients[mine], other.gradients[theirs]
         pairs = product(left.flatten(0, -2), right.flatten(0, -2), precision)
@@ -214,7 +220,7 @@ class OuterFactor(Factor):
         return pairs.sum((2, 5)).view(len(left) * k, len(right) * k)
 
     def gamma(self, precision: Precision) -> float:
-        """Of two scalar products, their product, the bias's 1 and the sum over R^2 pairs."""
+        """Return the bound for two scalar products, the added 1, their product and the sum over R^2 pairs."""
         terms = self.gradients.shape[-1]
         of_gradients = product_gamma(terms, self.gradients.dtype, precision)
         of_inputs = product_gamma(self.inputs.shape[2], self.inputs.dtype, precision)
@@ -222,7 +228,7 @@ class OuterFactor(Factor):
         return (1 + of_gradients) * (1 + of_inputs) * (1 + of_sums) - 1
 
     def magnitudes(self) -> Tensor:
-        """sum_r |a_ir| |b_ikr|, a bound of |g_ik| that also covers positions that cancel; over k: its norm."""
+        """Return sum_r |a_ir| |b_ikr|, which bounds |g_ik| even if positions cancel; for the trace its norm over k."""
         inputs = norms_from_above(self.inputs)
         if self.bias:
             inputs = torch.sqrt(inputs**2 + 1)
@@ -231,40 +237,40 @@ class OuterFactor(Factor):
         return each.square().sum(1).sqrt() if self.trace else each.flatten()
 
     def _by_output(self) -> Tensor:
-        """B as (n, K, R, out)."""
+        """Return B as (n, K, R, out)."""
         return torch.unflatten(self.gradients, 2, (self.outputs, -1)).transpose(1, 2) if self.trace else self.gradients
 
 
 def norms_from_above(values: Tensor) -> Tensor:
-    """Norms along the last dimension, float64, not below the true ones: computed in the type at hand, and its rounding added."""
+    """Return float64 upper bounds of the norms along the last dimension: computed norms plus their rounding."""
     slack = gamma_k(values.shape[-1] + 4, values.dtype)
     norms: Tensor = torch.linalg.vector_norm(values, dim=-1)
     return norms.double() * (1 + slack)
 
 
 class TokenFactor(OuterFactor):
-    """An embedding: A is one-hot, known by its words."""
+    """Factor of an embedding, whose one-hot A is stored as words."""
 
     def __init__(self, words: Tensor, gradients: Tensor, outputs: int, *, trace: bool) -> None:
-        # An overlap of words is exact: the inputs carry no rounding and no bias.
+        # The overlap of words is exact, so the inputs have no rounding; an embedding has no bias.
         super().__init__(words[:, :, None], gradients, outputs, bias=False, trace=trace)
         self.words = words  # (n, R), -1: padding
 
     def overlap(self, mine: slice, other: OuterFactor, theirs: slice, precision: Precision) -> Tensor:
-        """1 where both positions hold the same word, 0 elsewhere and at padding."""
+        """Return 1 where both positions have the same word, and 0 elsewhere and at padding."""
         del precision
         assert isinstance(other, TokenFactor)
         left, right = self.words[mine].flatten(), other.words[theirs].flatten()
         return ((left[:, None] == right[None]) & (left[:, None] >= 0)).double()
 
     def gamma(self, precision: Precision) -> float:
-        """Of one scalar product and the sum over pairs."""
+        """Return the bound for one scalar product and the sum over pairs."""
         terms = self.gradients.shape[-1]
         of_sums = gamma_k(self.positions**2, torch.float64)
         return (1 + product_gamma(terms, self.gradients.dtype, precision)) * (1 + of_sums) - 1
 
     def magnitudes(self) -> Tensor:
-        """sum_r |b_ikr| over the positions that hold a word."""
+        """Return sum_r |b_ikr| over the positions that have a word."""
         sizes = norms_from_above(self._by_output())
         each = (sizes * (self.words >= 0)[:, None]).sum(2)
         return each.square().sum(1).sqrt() if self.trace else each.flatten()

@@ -1,4 +1,4 @@
-"""Kernels of infinitely wide networks, in the parametrisation of Du et al.: H_inf and K^(H), in float64 with errors."""
+"""Kernels H_inf and K^(H) of infinitely wide networks in the parametrisation of Du et al., with error estimates."""
 
 from lightning_conv.kernels.infinite.arc_cosine import ArcCosineDual, h_infinity
 from lightning_conv.kernels.infinite.convolution import convolutional_limit

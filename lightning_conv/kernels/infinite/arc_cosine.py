@@ -1,6 +1,7 @@
-r"""Closed forms for ReLU: E[relu(u) relu(v)] and E[1{u >= 0} 1{v >= 0}] of correlated Gaussians, and H_inf of the two-layer network.
+r"""Closed forms for ReLU: moments of correlated Gaussians, and the limit kernel H_inf of the two-layer network.
 
-With theta the angle whose cosine is the correlation of (u, v) (Cho & Saul 2009, the arc-cosine kernels of degree 0 and 1):
+With theta the angle whose cosine is the correlation of (u, v) (Cho & Saul 2009, the arc-cosine kernels of degree 0 and
+1):
 
 .. math::
     E[1\{u \ge 0\} 1\{v \ge 0\}] = \frac{\pi - \theta}{2 \pi}, \qquad
@@ -21,26 +22,27 @@ from lightning_conv.kernels.infinite.correlation import correlations
 
 @dataclass(frozen=True)
 class ArcCosineDual:
-    """The dual activation of ReLU, in closed form; see ``HermiteDual`` for what the methods mean."""
+    """The dual activation of ReLU in closed form; ``HermiteDual`` explains the methods."""
 
     nudge: float = 0.0
-    """Relative change of every correlation but 1, to see what their rounding does: the arc cosine turns u into sqrt(u) near 1."""
-    order: int = 0  # of a quadrature: there is none
+    """Relative change of all correlations but 1, which shows the effect of their rounding: near 1 the arc cosine turns
+    an error u into sqrt(u)."""
+    order: int = 0  # order of the quadrature; 0: there is none
 
     def mean(self, variances: Tensor) -> Tensor:
-        """E relu(u) = sqrt(variance / (2 pi))."""
+        """Return E relu(u) = sqrt(variance / (2 pi))."""
         return (variances / (2 * math.pi)).sqrt()
 
     def moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """E[relu(u) relu(v)], the arc-cosine kernel of degree 1 (over 2)."""
+        """Return E[relu(u) relu(v)], half the arc-cosine kernel of degree 1."""
         cosine = self._correlations(covariance, rows, columns)
-        # sin as sqrt((1 - c)(1 + c)) keeps its digits where 1 - c^2 would lose them.
+        # The sine as sqrt((1 - c)(1 + c)) keeps the digits that 1 - c^2 would lose.
         sine = ((1 - cosine) * (1 + cosine)).sqrt()
         scale = (rows[:, None] * columns[None, :]).sqrt()
         return scale * (sine + (math.pi - cosine.arccos()) * cosine) / (2 * math.pi)
 
     def derivative_moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """P(u >= 0, v >= 0), the arc-cosine kernel of degree 0 (over 2)."""
+        """Return P(u >= 0, v >= 0), half the arc-cosine kernel of degree 0."""
         return (math.pi - self._correlations(covariance, rows, columns).arccos()) / (2 * math.pi)
 
     def _correlations(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -49,27 +51,28 @@ class ArcCosineDual:
 
 
 def h_infinity(inputs: Tensor) -> Tensor:
-    r"""The limit kernel H_inf of the two-layer ReLU network whose hidden weights are trained.
+    r"""Compute the limit kernel H_inf of the two-layer ReLU network whose hidden weights are trained.
 
     .. math::
         H^\infty_{ij} = E_{w \sim N(0, I)} \bigl[ x_i \cdot x_j \, 1\{w \cdot x_i \ge 0, w \cdot x_j \ge 0\} \bigr]
         = x_i \cdot x_j \, \frac{\pi - \theta_{ij}}{2 \pi}
 
-    theta is the angle between the inputs, whatever their norms, from :math:`2 \operatorname{atan2}(|a - b|, |a + b|)` of the
-    unit vectors (Kahan): the arc cosine would lose half the digits of nearly parallel inputs.
+    theta_ij is the angle between the inputs, which may have any norm. It is computed as :math:`2
+    \operatorname{atan2}(|a - b|, |a + b|)` from the unit vectors (Kahan), since the arc cosine would lose half the
+    digits of nearly parallel inputs.
 
     Args:
-        inputs: (n, d), or images that are flattened; rows that are not zero.
+        inputs: (n, d), or images, which are flattened; no row may be zero.
 
     Returns:
-        (n, n), float64. Its lambda_min, lambda_0, is positive where no two inputs are parallel (Theorem 3.1); on a part of
-        the data it is an upper bound of lambda_0 on all of them (interlacing).
+        (n, n), float64. Its smallest eigenvalue lambda_0 is positive if no two inputs are parallel (Theorem 3.1). On a
+        part of the data it is an upper bound of lambda_0 on all data (interlacing).
 
     Raises:
-        ValueError: no samples, a row that is zero, or one that is not finite.
+        ValueError: there are no samples, or a row is zero or not finite.
 
-    Cost: O(n^2 d). Source: Du, Zhai, Poczos, Singh 2019 (1810.02054), Definition of H_inf; closed form: Arora et al. 2019
-    (1901.08584), eq. (3).
+    Cost: O(n^2 d). Source: Du, Zhai, Poczos, Singh 2019 (1810.02054), Definition of H_inf; closed form: Arora et al.
+    2019 (1901.08584), eq. (3).
 
     Example:
         >>> h_infinity(torch.eye(2))  # orthogonal: no coupling
@@ -79,7 +82,7 @@ def h_infinity(inputs: Tensor) -> Tensor:
     x = as_rows(inputs)
     norms = x.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
-        raise ValueError(f"inputs: row {int((norms == 0).nonzero()[0, 0])} is zero and has no direction; leave it out")
+        raise ValueError(f"inputs: row {int((norms == 0).nonzero()[0, 0])} is zero and has no direction; remove it")
     unit = x / norms
     far, near = (torch.stack([(row + sign * unit).norm(dim=1) for row in unit]) for sign in (-1, 1))
     theta = 2 * torch.atan2(far, near)
@@ -88,16 +91,16 @@ def h_infinity(inputs: Tensor) -> Tensor:
 
 
 def as_rows(inputs: Tensor) -> Tensor:
-    """Samples as float64 rows.
+    """Return samples as float64 rows, (n, d).
 
     Raises:
-        ValueError: no samples, or some that are not finite.
+        ValueError: there are no samples, or some are not finite.
     """
     if inputs.ndim < 2 or inputs.numel() == 0:
         raise ValueError(
-            f"inputs: shape {tuple(inputs.shape)}; need n samples along dimension 0, each with its numbers"
+            f"inputs: shape {tuple(inputs.shape)}; need (n, d) or images, with n samples along dimension 0"
         )
     rows = inputs.detach().double().flatten(1)
     if not bool(rows.isfinite().all()):
-        raise ValueError("inputs: hold NaN or infinity")
+        raise ValueError("inputs: contain NaN or infinity; clean the samples")
     return rows

@@ -1,12 +1,13 @@
-r"""Expectations of a smooth activation under correlated Gaussians, by Gauss-Hermite quadrature and the Hermite expansion.
+r"""Moments of a smooth activation under correlated Gaussians, by Gauss-Hermite quadrature and the Hermite expansion.
 
-For standard normal variables (z, z') of correlation rho and the orthonormal Hermite polynomials h_k, Mehler's formula says
-E[h_k(z) h_l(z')] = rho^k if k = l, else 0. So for u of variance a and v of variance b
+For standard normal variables (z, z') with correlation rho and the orthonormal Hermite polynomials h_k, Mehler's formula
+gives E[h_k(z) h_l(z')] = rho^k if k = l, and 0 otherwise. So for u of variance a and v of variance b
 
 .. math:: E[f(u) g(v)] = \sum_k \rho^k f_k(a) g_k(b), \qquad f_k(a) = E[f(\sqrt a z) h_k(z)].
 
-The coefficients come from the q-point rule, one-dimensional, and so the (n, n) matrix of all pairs costs n^2 q operations
-instead of the n^2 q^2 of the product rule. At rho = 1 the sum is the q-point rule itself, because the discrete transform is orthogonal.
+The coefficients come from the one-dimensional q-point rule, so the (n, n) matrix of all pairs costs n^2 q operations
+instead of the n^2 q^2 of the product rule. At rho = 1 the sum equals the q-point rule, because the discrete transform
+is orthogonal.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from lightning_conv.kernels.infinite.correlation import correlations
 from lightning_conv.networks.activation import Activation, derivative
 
 ENTRIES_AT_ONCE = 2**15
-"""Entries of a matrix that a processor's cache holds beside their correlations: q passes over more wait for the memory."""
+"""Entries of a matrix that fit into the cache of a processor beside their correlations; q passes over more would wait
+for memory."""
 
 
 @lru_cache(maxsize=8)
 def gauss_hermite(order: int) -> tuple[Tensor, Tensor]:
-    r"""The q-point rule for N(0, 1): its nodes z_j, and the orthogonal matrix Q[k, j] = sqrt(w_j) h_k(z_j).
+    r"""Return the q-point rule for N(0, 1): its nodes z_j, and the orthogonal matrix Q[k, j] = sqrt(w_j) h_k(z_j).
 
-    Both from the eigenvectors of the recurrence's tridiagonal matrix (Golub & Welsch 1969). Row 0 holds sqrt(w_j), since
-    h_0 = 1, so sum_j Q[0, j] Q[k, j] f(z_j) is the quadrature of E[f(z) h_k(z)].
+    Both come from the eigenvectors of the tridiagonal matrix of the recurrence (Golub & Welsch 1969). Row 0 is
+    sqrt(w_j), since h_0 = 1, so sum_j Q[0, j] Q[k, j] f(z_j) is the quadrature of E[f(z) h_k(z)].
 
     Args:
-        order: q.
+        order: q, the number of nodes.
 
     Returns:
         Nodes (q,) and Q (q, q) in float64.
@@ -43,7 +45,7 @@ def gauss_hermite(order: int) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_mean(function: Activation, variances: Tensor, order: int) -> Tensor:
-    """E f(u) for u ~ N(0, a), elementwise over ``variances``, by the q-point rule."""
+    """Return E f(u) for u ~ N(0, a) by the q-point rule, elementwise for a in ``variances``."""
     nodes, basis = gauss_hermite(order)
     nodes, basis = nodes.to(variances.device), basis.to(variances.device)
     values: Tensor = function(variances.sqrt()[..., None] * nodes)
@@ -52,17 +54,17 @@ def gaussian_mean(function: Activation, variances: Tensor, order: int) -> Tensor
 
 @dataclass(frozen=True)
 class HermiteDual:
-    """The dual activation of sigma, by q-point quadrature: expectations of sigma and sigma' under centred Gaussians."""
+    """The dual activation of sigma by q-point quadrature: moments of sigma and sigma' under centred Gaussians."""
 
     activation: Activation
     order: int  # q
 
     def mean(self, variances: Tensor) -> Tensor:
-        """E sigma(u) for each variance of u."""
+        """Return E sigma(u) for each variance of u."""
         return gaussian_mean(self.activation, variances, self.order)
 
     def moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """E[sigma(u_i) sigma(v_j)].
+        """Return E[sigma(u_i) sigma(v_j)], (n, m).
 
         Args:
             covariance: cov(u_i, v_j), (n, m), float64.
@@ -72,7 +74,7 @@ class HermiteDual:
         return self._moment(self.activation, covariance, rows, columns)
 
     def derivative_moment(self, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """E[sigma'(u_i) sigma'(v_j)]; arguments as in ``moment``."""
+        """Return E[sigma'(u_i) sigma'(v_j)], (n, m); arguments as in ``moment``."""
         return self._moment(lambda z: derivative(self.activation, z), covariance, rows, columns)
 
     def _moment(self, function: Activation, covariance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class HermiteDual:
         return total
 
     def _coefficients(self, function: Activation, variances: Tensor) -> Tensor:
-        """f_k(a) for every variance a: (n, q)."""
+        """Return f_k(a) for each variance a, (n, q)."""
         nodes, basis = gauss_hermite(self.order)
         nodes, basis = nodes.to(variances.device), basis.to(variances.device)
         values: Tensor = function(variances.sqrt()[:, None] * nodes)

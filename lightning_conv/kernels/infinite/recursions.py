@@ -1,14 +1,16 @@
-r"""Limit kernels K^(H) of deep networks in the parametrisation of Du, Lee, Li, Wang, Zhai: fully connected and residual.
+r"""Limit kernels K^(H) of fully connected and residual networks in the parametrisation of Du, Lee, Li, Wang, Zhai.
 
-With K^(0)_ij = x_i . x_j, with (u, v) ~ N(0, [[K_ii, K_ij], [K_ji, K_jj]]) and weights and outputs drawn from N(0, 1):
+Let K^(0)_ij = x_i . x_j, (u, v) ~ N(0, [[K_ii, K_ij], [K_ji, K_jj]]), and let hidden and output weights be drawn from
+N(0, 1).
 
-fully connected, x^(h) = sqrt(c_sigma / m) sigma(W^(h) x^(h-1))
+Fully connected, x^(h) = sqrt(c_sigma / m) sigma(W^(h) x^(h-1))
 
 .. math::
     K^{(h)}_{ij} = c_\sigma E_{K^{(h-1)}}[\sigma(u) \sigma(v)], \qquad
     K^{(H)}_{ij} = c_\sigma K^{(H-1)}_{ij} E_{K^{(H-1)}}[\sigma'(u) \sigma'(v)]
 
-residual, x^(h) = x^(h-1) + (c_res / (H sqrt m)) sigma(W^(h) x^(h-1)) for h >= 2, with b^(h) the mean over the units of sqrt(m) x^(h)
+Residual, x^(h) = x^(h-1) + (c_res / (H sqrt m)) sigma(W^(h) x^(h-1)) for h >= 2, with b^(h) the mean over the units of
+sqrt(m) x^(h)
 
 .. math::
     K^{(h)}_{ij} &= K^{(h-1)}_{ij} + \frac{c_{res}}{H} \bigl( b_i E\sigma(v) + b_j E\sigma(u) \bigr)
@@ -16,9 +18,10 @@ residual, x^(h) = x^(h-1) + (c_res / (H sqrt m)) sigma(W^(h) x^(h-1)) for h >= 2
     b^{(h)}_i &= b^{(h-1)}_i + \frac{c_{res}}{H} E\sigma(u), \qquad
     K^{(H)}_{ij} = \frac{c_{res}^2}{H^2} K^{(H-1)}_{ij} E_{K^{(H-1)}}[\sigma'(u) \sigma'(v)].
 
-The paper's Definitions 5.1 and 6.1 print the last line with the covariance of one layer before. The one that networks tend to is
-built from K^(H-1), as in the paper's Proposition F.2: `lightning-conv lab du` shows both beside the mean of finite widths.
-Likewise b_i meets E sigma(v): for inputs of equal norm, which the paper assumes, that is no difference.
+Definitions 5.1 and 6.1 of the paper print the last line with the covariance of the layer before. The kernel that finite
+networks tend to is built from K^(H-1), as in Proposition F.2; `lightning-conv lab du` shows both beside the mean over
+finite networks. Likewise b_i multiplies E sigma(v) here, which makes no difference for inputs of equal norm, as the
+paper assumes.
 """
 
 from __future__ import annotations
@@ -33,21 +36,21 @@ from lightning_conv.networks.activation import Activation
 
 
 def fully_connected_limit(inputs: Tensor, depth: int, activation: Activation) -> LimitKernel:
-    """K^(H) of ``DuFC`` with H hidden layers.
+    """Compute K^(H) of ``DuFC`` with H hidden layers.
 
-    For H = 1 and ReLU it is 2 H_inf: c_sigma = 2, and the output weights have variance 1 there as here.
+    For H = 1 and ReLU it is 2 H_inf, since c_sigma = 2 and the output weights have variance 1 in both.
 
     Args:
-        inputs: (n, d), or images that are flattened; of any norm (the theorem asks for 1).
-        depth: H, 1 or more.
-        activation: elementwise sigma. For a smooth one the order of the quadrature is doubled until the kernel has settled;
-            ReLU goes by closed forms.
+        inputs: (n, d), or images, which are flattened, with any norm (the theorem assumes 1).
+        depth: H, at least 1.
+        activation: the elementwise activation sigma. For a smooth one the order of the quadrature is doubled until the
+            kernel has converged; for ReLU closed forms are used.
 
     Raises:
-        ValueError: depth below 1, no samples or some that are not finite, an activation that is not elementwise.
+        ValueError: depth is below 1; there are no samples, or some are not finite; the activation is not elementwise.
 
-    Cost: O(n^2 d + H n^2 q) for order q, 64 for softplus or tanh at inputs of norm 1. Source: Du, Lee, Li, Wang, Zhai 2019
-    (1811.03804), Definition 5.1.
+    Cost: O(n^2 d + H n^2 q) for order q, 64 for softplus or tanh at inputs of norm 1. Source: Du, Lee, Li, Wang, Zhai
+    2019 (1811.03804), Definition 5.1.
 
     Example:
         >>> import torch
@@ -69,18 +72,18 @@ def fully_connected_limit(inputs: Tensor, depth: int, activation: Activation) ->
 
 
 def residual_limit(inputs: Tensor, depth: int, activation: Activation, *, c_res: float = 0.5) -> LimitKernel:
-    """K^(H) of ``DuResNet`` with H hidden layers.
+    """Compute K^(H) of ``DuResNet`` with H hidden layers.
 
     Args:
-        inputs: (n, d), or images that are flattened; of any norm (the theorem asks for 1).
-        depth: H, 1 or more; a network of one layer has no skip connection and is the fully connected one.
+        inputs: (n, d), or images, which are flattened, with any norm (the theorem assumes 1).
+        depth: H, at least 1; with one layer there is no skip connection, and the network is the fully connected one.
         activation: as in ``fully_connected_limit``.
-        c_res: between 0 and 1.
+        c_res: the constant c_res of the residual branch, between 0 and 1.
 
     Raises:
-        ValueError: as ``fully_connected_limit``, or c_res outside (0, 1).
+        ValueError: as ``fully_connected_limit``, or c_res is outside (0, 1).
 
-    Cost: as ``fully_connected_limit``. Source: Du, Lee, Li, Wang, Zhai 2019 (1811.03804), Definition 6.1.
+    Cost: as for ``fully_connected_limit``. Source: Du, Lee, Li, Wang, Zhai 2019 (1811.03804), Definition 6.1.
     """
     require_depth(depth)
     require_c_res(c_res)
@@ -106,7 +109,7 @@ def residual_limit(inputs: Tensor, depth: int, activation: Activation, *, c_res:
 
 
 def of_pairs(moment: Callable[[Tensor, Tensor, Tensor], Tensor], covariance: Tensor) -> Tensor:
-    """A moment of a ``Dual`` for all pairs of the variables with this covariance matrix."""
+    """Return a moment of a ``Dual`` for all pairs of variables with this covariance matrix."""
     variances = covariance.diagonal()
     return moment(covariance, variances, variances)
 
@@ -115,17 +118,17 @@ def require_depth(depth: int) -> None:
     """Refuse a network without hidden layers.
 
     Raises:
-        ValueError: depth below 1.
+        ValueError: depth is below 1.
     """
     if depth < 1:
         raise ValueError(f"depth: {depth}; need at least one hidden layer")
 
 
 def require_c_res(c_res: float) -> None:
-    """Refuse a constant that the theorems do not allow.
+    """Refuse a constant of the residual branch that the theorems do not allow.
 
     Raises:
-        ValueError: c_res outside (0, 1).
+        ValueError: c_res is outside (0, 1).
     """
     if not 0 < c_res < 1:
         raise ValueError(f"c_res: {c_res}; the residual branch needs a constant between 0 and 1")

@@ -1,1 +1,1 @@
-"""Plan a kernel before it is computed: forms, passes, flops and bytes."""
+"""Plan a kernel before it is computed: the form of each layer, the passes, and their flops and bytes."""

@@ -1,4 +1,7 @@
-"""What a site costs in flops and bytes in each of its forms, and which form is the cheapest."""
+"""``Contribution``: what a site costs in flops and bytes in the cheapest of its forms.
+
+``Problem``: the sizes of a kernel.
+"""
 
 from __future__ import annotations
 
@@ -13,54 +16,55 @@ Way: TypeAlias = Literal[
 ]
 
 ELEMENTWISE = 100
-"""Flops of a product that take as long as one multiplication and addition of two entries in cache (measured: 50-200)."""
+"""Flops of a matrix product that take as long as one elementwise multiplication and addition in cache (measured:
+50-200)."""
 
 FORMING = 1.4
-"""How much longer a flop takes in the many small products that form per-sample gradients (measured: 1.1-1.9)."""
+"""Factor by which flops are slower in the many small products that form per-sample gradients (measured: 1.1-1.9)."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The sizes of one kernel: samples n against m, K outputs in one pass, summed over (trace) or kept apart."""
+    """The sizes of one kernel: n against m samples, and K outputs per pass, summed over (trace) or kept apart."""
 
     samples: int
-    others: int | None  # m; None: the samples themselves, so half of the pairs is enough
+    others: int | None  # m; None: the same samples, so that half of the pairs are enough
     outputs: int
     trace: bool
-    width: int  # bytes of a number of the network
+    width: int  # bytes per number in the dtype of the network
 
     @property
     def pairs(self) -> float:
-        """Pairs of samples that are computed."""
+        """Number of pairs of samples that are computed."""
         n = self.samples
         return n * (n + 1) / 2 if self.others is None else float(n * self.others)
 
     @property
     def rows(self) -> int:
-        """Samples that are passed through the network."""
+        """Number of samples that pass through the network."""
         return self.samples + (self.others or 0)
 
     @property
     def output_pairs(self) -> int:
-        """Pairs of outputs for each pair of samples."""
+        """Number of pairs of outputs per pair of samples."""
         return self.outputs if self.trace else self.outputs**2
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """One site in the plan."""
+    """One site in the plan, in the form that was chosen for it."""
 
     layer: str
     parameters: tuple[str, ...]
-    kind: str  # the rule, or why there is none
+    kind: str  # the rule, or the reason why there is none
     way: Way
     flops: float
-    fixed_bytes: int  # of one sample, held until its products are done: what does not depend on the outputs
-    output_bytes: int  # and what is held for each output
-    formed_late: bool = False  # per-sample gradients are formed when they are multiplied, and A and B held instead
+    fixed_bytes: int  # per sample, kept until its products are done: what does not depend on the outputs
+    output_bytes: int  # per sample and output
+    formed_late: bool = False  # per-sample gradients are formed when they are multiplied, and A and B kept instead
 
     def kept_bytes(self, outputs: int) -> int:
-        """Of one sample and so many outputs."""
+        """Return the bytes that are kept for one sample and this many outputs."""
         return self.fixed_bytes + outputs * self.output_bytes
 
 
@@ -77,14 +81,14 @@ def _outer_flops(site: Site, problem: Problem) -> float:
 
 
 def _seconds(site: Site, problem: Problem) -> tuple[float, float]:
-    """Time of both forms, in flops of a large product: rows, outer products."""
+    """Return the durations of both forms, rows and outer products, in flops of a large matrix product."""
     rows = _rows_flops(site, problem) + (FORMING - 1) * _forming_flops(site, problem)
     entries = problem.pairs * site.positions**2 * (1 if problem.trace else problem.output_pairs)
     return rows, _outer_flops(site, problem) + 2 * ELEMENTWISE * entries
 
 
 def contribution(site: Site, problem: Problem) -> Contribution:
-    """The site in the form that takes the least time."""
+    """Return the contribution of a site in the form that takes the least time."""
     can_be_outer = site.weight is not None and site.positions > 0 and site.groups == 1
     rows, outer = _seconds(site, problem)
     if can_be_outer and outer <= rows:
@@ -96,7 +100,7 @@ def contribution(site: Site, problem: Problem) -> Contribution:
             each += problem.width * site.sizes[site.bias]
     else:
         way, flops, fixed, each = "per-sample gradients", _rows_flops(site, problem), 0, problem.width * site.numel
-        # A is had again from the layer's input, which is not larger than the patches and as a rule far smaller.
+        # A is recomputed from the layer's input, which is usually far smaller than its patches and never larger.
         late = problem.width * (site.positions * site.gradients + (site.sizes[site.bias] if site.bias else 0))
         if can_be_outer and not site.tokens and late < each:
             fixed = problem.width * site.input_numel
@@ -105,21 +109,24 @@ def contribution(site: Site, problem: Problem) -> Contribution:
 
 
 def general_contribution(name: str, numel: int, reason: str, problem: Problem) -> Contribution:
-    """A parameter without a rule."""
+    """Return the contribution of a parameter without a rule."""
     flops = 2.0 * problem.pairs * problem.output_pairs * numel
     return Contribution(layer_of(name), (name,), reason, "torch.func", flops, 0, problem.width * numel)
 
 
 def network_flops(sites: Sequence[Site]) -> tuple[float, float]:
-    """Flops of one sample's forward and of one backward, in the layers that are outer products (the rest is negligible).
+    """Return the flops of a forward and of a backward of one sample, counting only layers with outer products.
 
-    The first layer has a forward only: nothing below it needs a gradient.
+    The other layers are negligible. The first layer has no backward, since nothing below it needs a gradient.
     """
     return sum(site.flops for site in sites), sum(site.flops for site in sites if all(use.call for use in site.uses))
 
 
 def samples_passed(problem: Problem, rows: int) -> float:
-    """How many samples go through the network in a pass that holds ``rows`` of them at once: with blocks in pairs, some again."""
+    """Return how many samples go through the network in a pass over blocks of ``rows``.
+
+    If blocks are taken in pairs, samples pass through the network repeatedly.
+    """
     blocks = -(-problem.samples // rows)
     if problem.others is not None:
         return problem.samples + float(blocks * problem.others)

@@ -1,34 +1,43 @@
-"""Cut the work of a kernel into passes whose factors fit into a number of bytes."""
+"""Passes of a plan, and how the work of a kernel is cut into passes whose factors fit into the memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_conv.kernels.plan import Pass
 from lightning_conv.kernels.planning.costs import Contribution, Problem
-from lightning_conv.kernels.planning.memory import mebibytes
-
-FORWARD_TARGET = 512 * 2**20
-"""Bytes that one tile of samples may take on its way through the network: more is not faster."""
+from lightning_conv.kernels.planning.sizes import FORWARD_TARGET
+from lightning_conv.machine.memory import mebibytes
 
 COPIES = 3
-"""Of the rows that torch.func forms, in the making (measured: up to 2.6 where it batches by itself)."""
+"""Copies of its rows that torch.func takes while it forms them (measured: up to 2.6 where it batches by itself)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run over the samples, for some of the contributions; their factors are in memory at the same time."""
+
+    contributions: tuple[int, ...]  # indices into the contributions of the plan
+    outputs: tuple[int, int]  # range of the outputs (or projections) that it covers
+    rows: int  # samples whose factors are in memory at once; if fewer than n, blocks of them are taken in pairs
+    tile: int  # samples that go through the network together
+    bytes: int  # taken by its factors, and by torch.func while it forms them
+    general: bool  # whether the rows are formed by torch.func rather than by layer rules
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """Cuts contributions of one kind, the cheapest way first.
+    """Cuts the contributions of one kind (layer rules or torch.func) into passes, in the cheapest way that fits.
 
-    Outputs of a trace (one more forward each), then layers (one more forward and backward pass each), then blocks of
-    samples (passes in proportion to their number).
+    It tries in turn: the outputs of a trace (one more forward for each piece), the layers (one more forward and
+    backward pass for each piece), and blocks of samples (the number of passes grows with the number of blocks).
 
     Args:
         found: all contributions of the kernel.
-        problem: its sizes.
+        problem: the sizes of the kernel.
         budget: bytes for the factors of a pass.
-        general: whether the contributions are formed by torch.func.
-        tile: samples that go through the network together, for the others.
+        general: whether torch.func forms the contributions.
+        tile: number of samples that go through the network together, where layer rules form the contributions.
         working: bytes that torch.func takes for one sample beside the rows that it forms.
     """
 
@@ -40,7 +49,7 @@ class Cutter:
     working: int
 
     def cut(self, indices: Sequence[int]) -> list[Pass]:
-        """Passes that cover the contributions ``indices``.
+        """Return passes that cover the contributions ``indices``.
 
         Raises:
             MemoryError: not even two samples of one layer fit.
@@ -58,7 +67,7 @@ class Cutter:
         return [self._whole_or_blocks(group) for group in self._groups(indices)]
 
     def _groups(self, indices: Sequence[int]) -> list[list[int]]:
-        """Layers that fit together, in their order."""
+        """Return groups of consecutive layers that fit into memory together."""
         groups: list[list[int]] = [[]]
         for index in indices:
             if groups[-1] and not self._fits([*groups[-1], index], self.problem.outputs):
@@ -67,7 +76,7 @@ class Cutter:
         return groups
 
     def _whole_or_blocks(self, group: Sequence[int]) -> Pass:
-        """All samples at once, or as many as two blocks of them fit."""
+        """Return a pass over all samples at once or, where they do not fit, in blocks of which two fit."""
         total = self.problem.outputs
         if self._fits(group, total):
             return self._pass(group, (0, total), self.problem.rows)
@@ -76,7 +85,7 @@ class Cutter:
         if rows < 1:
             layer = self.found[group[0]]
             raise MemoryError(
-                f"max_memory: layer {layer.layer} ({layer.way}) keeps {mebibytes(each)} a sample, of which two must fit in "
+                f"max_memory: layer {layer.layer} ({layer.way}) keeps {mebibytes(each)} per sample, and two samples must fit into "
                 f"{mebibytes(self.budget)} beside {mebibytes(self._forming(group, total))} for forming one; allow "
                 f"{mebibytes(4 * each)} more, use outputs='sum' or 'projected', or leave the layer out by parameters="
             )
@@ -91,19 +100,25 @@ class Cutter:
         return Pass(tuple(group), outputs, rows, tile, needed, self.general)
 
     def _kept(self, group: Sequence[int], outputs: int) -> int:
-        """Bytes of one sample's factors; where torch.func's rows are put outputs first, they are there twice."""
+        """Return the bytes of one sample's factors.
+
+        Rows of torch.func that are reordered (outputs first) exist twice.
+        """
         copies = 2 if self.general and not self.problem.trace else 1
         return copies * sum(self.found[k].kept_bytes(outputs) for k in group)
 
     def _forming(self, group: Sequence[int], outputs: int) -> int:
-        """Bytes that torch.func takes while it forms rows; what the others take is counted once for all passes."""
+        """Return the bytes that torch.func takes while it forms rows.
+
+        For layer rules the result is zero, since their bytes are counted once for all passes.
+        """
         if not self.general:
             return 0
         each = self._kept(group, outputs)
         return self._formed_at_once(each, self.problem.rows) * (self.working + COPIES * each)
 
     def _formed_at_once(self, kept: int, rows: int) -> int:
-        """Samples whose rows torch.func forms at once."""
+        """Return the number of samples whose rows torch.func forms at once."""
         target = min(FORWARD_TARGET, self.budget // 4)
         return max(1, min(rows, target // max(1, self.working + COPIES * kept)))
 

@@ -1,71 +1,41 @@
-"""A request for a kernel, the network read for it, and its plan: what ``ntk_gram`` and ``plan_ntk`` have in common."""
+"""``Task``: a request for a kernel, the network that was read for it, and its plan.
+
+Common to ``ntk_gram`` and ``plan_ntk``.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.engine.coupled import coupled_kernel
-from lightning_conv.kernels.engine.run import Engine
-from lightning_conv.kernels.engine.samples import joined
-from lightning_conv.kernels.plan import NTKPlan
 from lightning_conv.kernels.planning.costs import Problem
-from lightning_conv.kernels.planning.make import make_plan
-from lightning_conv.kernels.planning.memory import allowed_memory, mebibytes
-from lightning_conv.kernels.planning.pass_flops import PassCost, count_pass
-from lightning_conv.kernels.planning.selection import parameter_names
-from lightning_conv.kernels.products.precision import PRECISIONS, Precision
-from lightning_conv.kernels.reading.discovery import (
-    READ_SAMPLES,
-    Anatomy,
-    check_samples_do_not_couple,
-    read_network,
-    require_float_inputs,
-)
+from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
+from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
+from lightning_conv.kernels.planning.request import Request
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network
 from lightning_conv.kernels.reading.memory import reading_bytes
+from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.reach import with_late_parameters
+from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, joined, require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
-from lightning_conv.kernels.result import KernelGram, Outputs
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take
-from lightning_conv.reporting.progress import Report
-
-EngineName: TypeAlias = Literal["auto", "jacobian"]
+from lightning_conv.machine.memory import allowed_memory, mebibytes
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
 
 COMPARED = 16
-"""Samples whose outputs are compared with those of fewer, to see whether samples couple."""
+"""Samples whose outputs are compared with those of fewer samples, to see whether samples couple."""
 
 ERROR_GROUPS = 4
-"""Parts into which the projections are divided to see by how much they differ."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of a kernel, checked."""
-
-    outputs: Outputs
-    per_layer: bool
-    precision: Precision
-    batch_norm: BatchNormMode
-    max_memory: float | None
-    engine: EngineName
-    projections: int
-
-    def __post_init__(self) -> None:
-        _require("outputs", self.outputs, get_args(Outputs))
-        _require("precision", self.precision, PRECISIONS)
-        _require("batch_norm", self.batch_norm, get_args(BatchNormMode))
-        _require("engine", self.engine, get_args(EngineName))
-        if self.projections < 2:
-            raise ValueError(f"projections: {self.projections}; an estimate with its error needs at least 2")
+"""Groups into which the projections are divided, so that their spread gives a standard error."""
 
 
 class Task:
-    """A network that was read and what is to be computed of it. Make it inside ``undisturbed(model)``."""
+    """A network that was read, and what is to be computed of it. Construct it inside ``undisturbed(model)``.
+
+    Arguments and errors are those of ``ntk_gram``; ``request`` holds its options.
+    """
 
     def __init__(
         self,
@@ -89,7 +59,7 @@ class Task:
         self.couples = request.batch_norm == "batch"
         if self.couples and inputs2 is not None:
             raise ValueError(
-                'inputs2: with batch_norm="batch" every set of samples has statistics of its own, so a kernel between two sets is not '
+                'inputs2: with batch_norm="batch" each set of samples has its own statistics, so a kernel between two sets is not '
                 'defined; use batch_norm="eval" or "frozen"'
             )
         start = time.perf_counter()
@@ -106,10 +76,10 @@ class Task:
             self._require_same(plan)
 
     def _read(self) -> Anatomy:
-        """What there is in the network.
+        """Read the network on a few samples, and refuse one whose samples couple.
 
         Raises:
-            MemoryError: reading it takes more than ``max_memory``.
+            MemoryError: reading takes more than ``max_memory``.
         """
         needed = reading_bytes(self.module, self.names)
         allowed = allowed_memory(self.request.max_memory, self.module.device)
@@ -128,17 +98,23 @@ class Task:
             samples=count if self.couples else READ_SAMPLES,
         )
         if not self.couples:
-            # Of three samples or fewer there is no rest of the batch: the first alone is compared with all.
+            # With three samples or fewer there is no rest of the batch: all but the last are compared with all of them.
             few = anatomy.first_outputs if count > READ_SAMPLES else self._outputs(anatomy, inputs, max(1, count - 1))
             check_samples_do_not_couple(few, self._outputs(anatomy, inputs, min(COMPARED, count)), anatomy.level)
         return anatomy
 
     def _outputs(self, anatomy: Anatomy, inputs: Inputs, first: int) -> Tensor:
-        """Of the first samples. Not under ``no_grad``: the forward may differentiate inside, and no parameter asks for a graph."""
+        """Return the outputs of the first samples.
+
+        Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
+        """
         return self.module.outputs({}, anatomy.arranged(take(inputs, slice(0, first)))).detach()
 
     def _reading_samples(self) -> Inputs:
-        """The rows; where they are few, with columns: one sample does not tell where in a tensor the samples are."""
+        """Return the samples of the rows.
+
+        If they are few, columns are added, since one sample does not tell which dimension contains it.
+        """
         if self.others is None or sample_count(self.inputs) >= READ_SAMPLES:
             return self.inputs
         both = joined(self.inputs, take(self.others, slice(0, COMPARED)))
@@ -148,17 +124,17 @@ class Task:
         """Refuse a plan that was made for another kernel.
 
         Raises:
-            ValueError: it was.
+            ValueError: the parameters, the sizes or the precision differ.
         """
         if plan.parameters != self.names:
             raise ValueError(
                 f"plan: made for {len(plan.parameters)} parameters ({', '.join(plan.parameters[:3])}, ...), but the kernel is over "
-                f"{len(self.names)} ({', '.join(self.names[:3])}, ...); make it anew by plan_ntk"
+                f"{len(self.names)} ({', '.join(self.names[:3])}, ...); make a new plan with plan_ntk"
             )
         if (plan.problem, plan.precision) != (self.plan.problem, self.plan.precision):
             raise ValueError(
                 f"plan: made for {plan.problem}, {plan.precision!r}, but asked for is {self.plan.problem}, "
-                f"{self.plan.precision!r}; make it anew by plan_ntk"
+                f"{self.plan.precision!r}; make a new plan with plan_ntk"
             )
 
     def _plan(self) -> NTKPlan:
@@ -188,7 +164,7 @@ class Task:
         )
 
     def _general_pass(self) -> PassCost | None:
-        """What a pass costs for the parameters without a rule: of one sample, or of the batch where samples couple."""
+        """Count a pass for the parameters without a rule: of one sample, or of the batch where samples couple."""
         if not self.anatomy.general:
             return None
         inputs = self.inputs if self.couples else take(self.inputs, slice(1))
@@ -196,51 +172,18 @@ class Task:
 
     @property
     def projects(self) -> bool:
-        """Whether outputs are projected: of no more of them than there are sign vectors the sum itself is cheaper, and exact."""
+        """Whether outputs are projected.
+
+        They are not if there are no more outputs than sign vectors, since the exact trace kernel then costs no more.
+        """
         return self.request.outputs == "projected" and self.anatomy.outputs > self.request.projections
 
     def cotangents(self) -> Tensor:
-        """One row for each output, or one of ones for their sum."""
+        """Return the combinations of outputs, (K, C): one row for each output, or a row of ones for their sum."""
         eye = torch.eye(self.anatomy.outputs, dtype=self.module.dtype, device=self.module.device)
         return eye.sum(0, keepdim=True) if self.request.outputs == "sum" else eye
 
-    def gram(self, cotangents: Tensor, report: Report) -> KernelGram:
-        """The kernel of the combinations of outputs given by the rows of ``cotangents``, (K, C)."""
-        per_layer = self.request.per_layer
-        if self.couples:
-            found = coupled_kernel(self.module, self.plan, self.inputs, cotangents, per_layer=per_layer, report=report)
-        else:
-            engine = Engine(
-                self.module, self.anatomy, self.plan, cotangents, self.inputs, self.others,
-                per_layer=per_layer, report=report,
-            )  # fmt: skip
-            found = engine.run()
-        return KernelGram(
-            matrix=found.matrix,
-            outputs=self.request.outputs,
-            n_samples=sample_count(self.inputs),
-            n_outputs=self.anatomy.outputs,
-            precision=self.request.precision,
-            batch_norm=self.request.batch_norm,
-            floor=found.floor,
-            jacobian_error=self.anatomy.jacobian_error,
-            parameters=self.names,
-            structured=tuple(n for site in self.anatomy.sites for n in site.names),
-            general=tuple(self.anatomy.general),
-            unused=self.anatomy.unused,
-            seconds=0.0,
-            layer_traces=found.layer_traces,
-            layer_matrices=found.layer_matrices,
-            n_samples2=None if self.others is None else sample_count(self.others),
-            plan=self.plan,
-        )
-
 
 def error_groups(projections: int) -> int:
-    """Into how many groups the projections are divided."""
+    """Return the number of groups into which the projections are divided."""
     return min(ERROR_GROUPS, projections)
-
-
-def _require(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")

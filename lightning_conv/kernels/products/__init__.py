@@ -1,1 +1,1 @@
-"""Products with Jacobians and matrices: J^T V, J W, and sums in a chosen precision with rounding bounds."""
+"""Products with Jacobians (J^T V and J W), and matrix products in a chosen precision with rounding bounds."""

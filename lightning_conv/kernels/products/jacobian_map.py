@@ -1,4 +1,4 @@
-"""``JacobianMap``: the Jacobian of a model's outputs on samples as a linear map, in chunks of samples and within a memory bound."""
+"""``JacobianMap``: the Jacobian of a model on samples as a linear map, applied in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.engine.coupled import require_repeatable
-from lightning_conv.kernels.planning.memory import blocks, memory_budget
-from lightning_conv.kernels.planning.selection import parameter_names
 from lightning_conv.kernels.products.pullback import (
     BATCH,
     WORKING_COPIES,
@@ -19,7 +16,10 @@ from lightning_conv.kernels.products.pullback import (
     pays_to_batch,
 )
 from lightning_conv.kernels.products.pushforward import choose_push
-from lightning_conv.kernels.reading.discovery import READ_SAMPLES, check_samples_do_not_couple, require_float_inputs
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES
+from lightning_conv.kernels.reading.parameters import parameter_names
+from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, require_float_inputs, require_repeatable
+from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import (
     BatchNormMode,
     Inputs,
@@ -30,13 +30,13 @@ from lightning_conv.networks.evaluation import (
 )
 
 FULL_PASS = 16
-"""Samples that a pass should hold before it is given more vectors instead."""
+"""Samples that a pass should have before it takes more vectors instead."""
 
 
 class JacobianMap:
-    """J of a copy of the model's parameters: ``pull`` is J^T, ``push`` is J, both on several vectors at once.
+    """The Jacobian J of a model for a copy of its parameters; ``pull`` applies J^T, and ``push`` applies J.
 
-    Args and errors are those of ``NTKOperator``.
+    Arguments and errors are those of ``NTKOperator``.
     """
 
     def __init__(
@@ -69,10 +69,13 @@ class JacobianMap:
         longest = max(self.module.parameters[name].numel() for name in self.names)
         largest = max(longest, graph.largest * self.chunk // sample_count(few))
         self.batched = pays_to_batch(largest, self.module.device)
-        self.pull_reason: str | None = None  # why J^T is taken one vector at a time where vectorised passes would pay
+        self.pull_reason: str | None = None  # why J^T takes one vector at a time, if vectorised passes failed
 
     def pull(self, cotangents: Tensor) -> dict[str, Tensor]:
-        """J^T of each vector (b, n, C): (b, *shape) for each parameter, summed over chunks in float64."""
+        """Apply J^T to each vector (b, n, C), and return (b, *shape) for each parameter.
+
+        Chunks are summed in float64.
+        """
         total: dict[str, Tensor] = {}
         cuts = blocks(self.n_samples, self.chunk)
         with undisturbed(self.model):
@@ -89,7 +92,7 @@ class JacobianMap:
         return total
 
     def push(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """J of each direction, (b, *shape) for each parameter: float64 (b, n, C)."""
+        """Apply J to each direction, given as (b, *shape) for each parameter, and return (b, n, C) in float64."""
         inside = {name: direction.to(self.module.dtype) for name, direction in directions.items()}
         with undisturbed(self.model):
             parts = [
@@ -106,19 +109,19 @@ class JacobianMap:
             require_repeatable(self.module, self.inputs)
             return
         counts = min(3, max(1, self.n_samples - 1)), min(16, self.n_samples)
-        # Not under no_grad: the forward may differentiate inside, and no parameter asks for a graph.
+        # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
         few, more = (self.module.outputs({}, self._rows(slice(0, count))).detach() for count in counts)
         check_samples_do_not_couple(few, more)
 
     def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:
-        """(samples, vectors) in a pass.
+        """Return the numbers of samples and of vectors per pass.
 
         Raises:
-            MemoryError: one vector and one sample (all, where they couple) do not fit.
+            MemoryError: one vector and one sample (all samples, if they couple) do not fit.
         """
         width = torch.finfo(self.module.dtype).bits // 8
         numel = sum(self.module.parameters[name].numel() for name in self.names)
-        # J^T v as found, its float64 sum over chunks, and what it is converted to for the way back.
+        # J^T v as computed, its float64 sum over chunks, and its copy in the dtype of the network for ``push``.
         vector = numel * (2 * width + (0 if self.couples else 8))
         graphs = 1 if self.push_rule.method == "forward mode" else 3
         least = self.n_samples if self.couples else chunk or 1
@@ -131,7 +134,7 @@ class JacobianMap:
             if block == 1:
                 raise MemoryError(
                     f"max_memory: a pass takes {vector / 2**20:.3g} MiB for a vector in parameter space and {least * sample / 2**20:.3g} "
-                    f"MiB for {least} samples, but {budget / 2**20:.3g} MiB are allowed; use fewer parameters"
+                    f"MiB for {least} sample(s), but {budget / 2**20:.3g} MiB are allowed; use fewer parameters"
                     f"{' or samples' if self.couples else ', a smaller chunk'} or a larger max_memory"
                 )
             block //= 2

@@ -1,9 +1,4 @@
-"""Products of factors summed in float64, and proven bounds on their rounding errors.
-
-Unit roundoff is u = 2^-24 (float32) or 2^-53 (float64). A sum of k products, in any order, errs by at most
-gamma_k |x||y| with gamma_k = k u / (1 - k u)   (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma
-3.1, (3.5)).
-"""
+"""Matrix products that are summed in float64, and proven bounds on their rounding errors (see ``linalg.rounding``)."""
 
 from __future__ import annotations
 
@@ -12,35 +7,28 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.gemm import gemm_for
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.machine.gemm import gemm_for
 
 Precision: TypeAlias = Literal["fast", "exact", "certified"]
 PRECISIONS: tuple[Precision, ...] = ("fast", "exact", "certified")
 
 BLOCK = 512
-"""Length of the float32 partial sums of ``"fast"``: long enough for a good GEMM rate, short enough for a small
-gamma."""
+"""Length of the float32 partial sums of ``"fast"``: long enough for the full rate of a matrix product, short enough for
+a small gamma."""
 
 DOUBLE_BLOCK = 4096
-"""Columns converted to float64 at a time by ``"exact"``, so that no float64 copy of a whole factor is ever held."""
-
-
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """u of a floating type: half the distance from 1 to the next number."""
-    return torch.finfo(dtype).eps / 2
-
-
-def gamma(terms: int, dtype: torch.dtype) -> float:
-    """gamma_k = k u / (1 - k u), Higham (3.1)."""
-    ku = terms * unit_roundoff(dtype)
-    return ku / (1 - ku) if ku < 1 else float("inf")
+"""Number of columns that ``"exact"`` converts to float64 at a time, which avoids a float64 copy of a whole factor."""
 
 
 def product(x: Tensor, y: Tensor, precision: Precision) -> Tensor:
-    """x y^T in float64, for x (p, k) and y (q, k) of one type.
+    """Return x y^T in float64, for x (p, k) and y (q, k) of one dtype.
 
-    ``"fast"``: blocks of 512 columns in the factors' own type, summed in float64. Otherwise all of it in float64.
-    Cost: 2 p q k flops. Rounding error: at most ``product_gamma(k) * |x_i| * |y_j|`` in entry (i, j).
+    ``"fast"`` multiplies blocks of 512 columns in the dtype of the factors and sums them in float64. The other
+    precisions do everything in float64. The rounding error of entry (i, j) is at most ``product_gamma(k) * |x_i| *
+    |y_j|``.
+
+    Cost: 2 p q k flops.
     """
     if precision == "fast" and x.dtype != torch.float64:
         gemm = gemm_for(x)
@@ -59,9 +47,9 @@ def product(x: Tensor, y: Tensor, precision: Precision) -> Tensor:
 
 
 def product_gamma(terms: int, dtype: torch.dtype, precision: Precision) -> float:
-    """Relative error bound of an entry of ``product`` with ``terms`` columns, with respect to |x_i||y_j|."""
+    """Return the error bound of an entry of ``product`` with ``terms`` columns, relative to |x_i||y_j|."""
     if precision != "fast" or dtype == torch.float64:
-        return gamma(terms + 1, torch.float64)  # + 1: an accumulator that begins with a zero
+        return gamma(terms + 1, torch.float64)  # + 1: the accumulator begins with a zero
     short = gamma(min(terms, BLOCK), dtype)
     blocks = -(-terms // BLOCK)
     return short + (1 + short) * gamma(blocks, torch.float64)

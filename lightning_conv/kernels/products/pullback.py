@@ -1,6 +1,6 @@
-"""J^T V by reverse mode: ``Pullback``, and what its graph takes in memory: ``graph_size``.
+"""``Pullback``: J^T V by reverse mode; ``graph_size``: the memory that its graph takes.
 
-J is the Jacobian of the outputs of a whole batch by parameters, so samples may couple.
+J is the Jacobian of the outputs of a whole batch by the parameters, so samples may couple.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.engine.samples import bytes_by_storage
+from lightning_conv.kernels.reading.samples import bytes_by_storage
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 BATCH = 32
-"""Vectors that go through one vectorised pass."""
+"""Number of vectors that go through one vectorised pass."""
 
 WORKING_COPIES = 4
-"""Gradients of activations that a pass holds at once, in units of the largest activation (an estimate)."""
+"""Memory of the gradients of activations in a pass, in units of the largest activation (an estimate)."""
 
 
 @dataclass(frozen=True)
 class GraphSize:
-    """What one forward keeps for its backward."""
+    """Sizes of what one forward saves for its backward."""
 
-    saved_bytes: int  # beside the model
+    saved_bytes: int  # without the tensors of the model
     largest: int  # elements of the largest tensor among them and the outputs
     outputs: int  # C
 
 
 def graph_size(module: StatelessModule, names: Sequence[str], inputs: Inputs, *, limit: int | None = None) -> GraphSize:
-    """Measure the graph of one forward over ``inputs``, differentiable by the parameters ``names``.
+    """Measure the graph of one forward over ``inputs`` that is differentiable by the parameters ``names``.
 
     Raises:
-        MemoryError: more than ``limit`` bytes; the forward is stopped there.
-        RuntimeError: the forward's own.
+        MemoryError: the graph takes more than ``limit`` bytes; the forward is stopped there.
+        RuntimeError: the forward itself raises it.
 
     Cost: one forward.
     """
-    # What the model holds is there anyway; only what the graph adds counts.
+    # The tensors of the model exist anyway, so they do not count.
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters.values(), *module.buffers.values())}
     given = bytes_by_storage(inputs)
     seen: set[int] = set()
@@ -64,32 +64,32 @@ def graph_size(module: StatelessModule, names: Sequence[str], inputs: Inputs, *,
         with torch.autograd.graph.saved_tensors_hooks(count, _same):
             outputs = module.outputs(leaves, inputs)
     except RuntimeError as error:
-        if "saved tensor" not in str(error):  # torch.func inside the model's forward refuses to be watched
+        if "saved tensor" not in str(error):  # a forward that uses torch.func inside refuses these hooks
             raise
         outputs = module.outputs(leaves, inputs)
     return GraphSize(saved, max(largest, outputs.numel()), int(outputs.shape[1]))
 
 
 def pays_to_batch(largest: int, device: torch.device) -> bool:
-    """Whether vectorised passes beat a loop, where ``largest`` elements is the largest tensor that a pass touches.
+    """Return whether vectorised passes beat a loop, if the largest tensor in a pass has ``largest`` elements.
 
-    Measured on two cores: vectorised passes are up to 3 times faster where the overhead of a pass counts, and up to 2
-    times slower from 2^17 elements on. On an accelerator the overhead counts for longer (not measured).
+    Measured on two cores, vectorised passes are up to 3 times faster while the overhead of a pass dominates, and up to
+    2 times slower from 2^17 elements on. The larger limit for accelerators is a guess.
     """
     return largest <= (2**16 if device.type == "cpu" else 2**22)
 
 
 class Pullback:
-    """J^T of one batch, from a single forward whose graph is kept.
+    """The map J^T of one batch, from a single forward whose graph is kept.
 
     Args:
         module: the network as a function.
         names: parameters that J differentiates by.
-        inputs: the batch; n samples.
-        batched: whether several vectors go through one vectorised pass. Where an operator has no rule for it, a loop
+        inputs: the batch of n samples.
+        batched: whether several vectors go through one vectorised pass. If vmap does not support an operator, a loop
             takes over and ``reason`` says why.
 
-    Cost: one forward; then one backward a vector.
+    Cost: one forward; then one backward per vector.
     """
 
     def __init__(self, module: StatelessModule, names: Sequence[str], inputs: Inputs, *, batched: bool) -> None:
@@ -99,7 +99,7 @@ class Pullback:
         self.reason: str | None = None
 
     def __call__(self, cotangents: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """J^T of each of the vectors ``cotangents`` (b, n, C), for the parameters ``names``: (b, *shape) each."""
+        """Apply J^T to each vector of ``cotangents`` (b, n, C), and return (b, *shape) for each parameter."""
         wanted = {name: self.leaves[name] for name in (self.leaves if names is None else names)}
         found = self._gradients(list(wanted.values()), cotangents)
         return {
@@ -108,7 +108,7 @@ class Pullback:
         }
 
     def reached(self) -> tuple[str, ...]:
-        """The parameters that the outputs depend on. Cost: one backward."""
+        """Return the names of the parameters on which the outputs depend, at the cost of one backward."""
         found = self._gradients(list(self.leaves.values()), torch.ones_like(self.outputs)[None])
         return tuple(name for name, gradient in zip(self.leaves, found, strict=True) if gradient is not None)
 
@@ -122,7 +122,7 @@ class Pullback:
                 )
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # an operator without a rule for vmap
+            except RuntimeError as error:  # vmap does not support an operator
                 self.batched, self.reason = False, str(error)
         rows = [
             torch.autograd.grad(self.outputs, leaves, cotangent, retain_graph=True, allow_unused=True)

@@ -1,6 +1,6 @@
-"""J W, the derivatives of a batch's outputs along directions in parameter space: ``choose_push``.
+"""``Push``: J W, the derivatives of a batch's outputs along directions in parameter space; ``choose_push`` finds how.
 
-By forward mode where the network has it, and by the double backward where it has not.
+Forward mode is used if the network supports it, and a double backward otherwise.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ PushMethod: TypeAlias = Literal["forward mode", "double backward"]
 
 @dataclass(frozen=True)
 class Push:
-    """How J w is computed for a network."""
+    """The way in which J w is computed for a network."""
 
     method: PushMethod
-    reason: str | None  # why it is not forward mode
+    reason: str | None  # why forward mode is not used
     vectorises: bool  # whether several directions can go through one pass
 
     def __call__(self, module: StatelessModule, inputs: Inputs, directions: Directions, *, batched: bool) -> Tensor:
-        """Derivatives (b, n, C) along ``directions``, (b, *shape) for each name."""
+        """Return the derivatives (b, n, C) along ``directions``, which has (b, *shape) for each parameter."""
         if self.method == "double backward":
             return push_by_double_backward(module, inputs, directions)
         return push_forward(module, inputs, directions, batched=batched and self.vectorises)
 
 
 def push_forward(module: StatelessModule, inputs: Inputs, directions: Directions, *, batched: bool) -> Tensor:
-    """J W in forward mode.
+    """Compute J W in forward mode.
 
     Raises:
-        RuntimeError: an operator of the network has no forward derivative, or no rule for vmap where ``batched``.
+        RuntimeError: an operator of the network has no forward derivative or, if ``batched``, is not supported by vmap.
 
-    Cost: about two forwards a direction; no graph is kept.
+    Cost: about two forwards per direction; no graph is kept.
     """
     point = {name: module.parameters[name] for name in directions}
 
@@ -58,14 +58,14 @@ def push_forward(module: StatelessModule, inputs: Inputs, directions: Directions
 
 
 def push_by_double_backward(module: StatelessModule, inputs: Inputs, directions: Directions) -> Tensor:
-    """J W from two backwards: g(u) = J^T u is linear in u, and J w is the gradient of <g(u), w> by u.
+    """Compute J W by two backwards: g(u) = J^T u is linear in u, and J w is the gradient of <g(u), w> by u.
 
     Raises:
         RuntimeError: the backward of an operator cannot be differentiated.
 
-    Cost: a forward and a backward, and about two backwards a direction; the graphs of both are kept meanwhile.
+    Cost: a forward, a backward, and about two backwards per direction, while the graphs of both are kept.
     """
-    # cuDNN's recurrent layers have no derivative of their backward; the plain kernels have.
+    # The backward of cuDNN's recurrent layers cannot be differentiated; that of the plain kernels can.
     on_gpu = module.device.type == "cuda"
     plain: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False) if on_gpu else nullcontext()
     with plain:
@@ -89,14 +89,14 @@ def push_by_double_backward(module: StatelessModule, inputs: Inputs, directions:
 
 
 def choose_push(module: StatelessModule, names: Sequence[str], inputs: Inputs) -> Push:
-    """Forward mode if it works and is the transpose of the backward on ``inputs``; otherwise the double backward.
+    """Choose forward mode if it is the transpose of the backward on ``inputs``, and the double backward otherwise.
 
-    The two can differ: a hook on a tensor or a custom backward changes gradients and not forward derivatives. The kernel
-    is that of the backward, the gradients that train the network.
+    The two can differ, since a hook on a tensor or a custom backward changes gradients but not forward derivatives. The
+    kernel is defined by the backward, whose gradients train the network.
 
     Raises:
-        RuntimeError: neither works; the message holds both reasons.
-        OutOfMemoryError: of the device.
+        RuntimeError: neither works; the message contains both reasons.
+        OutOfMemoryError: the device is out of memory.
 
     Cost: a backward and a few forwards over ``inputs``.
     """
@@ -118,17 +118,17 @@ def choose_push(module: StatelessModule, names: Sequence[str], inputs: Inputs) -
         return _disagreement(left, image, gradient, single, tolerance)
 
     with warnings.catch_warnings():
-        # Torch's rules for forward mode compile themselves on first use, by what torch itself has deprecated.
+        # The rules of torch for forward mode compile themselves on first use with a function that torch has deprecated.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         reason = refuted(lambda: push_forward(module, inputs, single, batched=False))
     if reason is None:
         return Push("forward mode", None, _vectorises(module, inputs, directions))
-    # A backward that can be differentiated once only drops out of the second one without a word: checked likewise.
+    # A backward that can be differentiated only once is silently missing from the second one, so this is checked, too.
     second = refuted(lambda: push_by_double_backward(module, inputs, single))
     if second is None:
         return Push("double backward", reason, vectorises=False)
     raise RuntimeError(
-        f"model: J w can be had neither in forward mode ({reason}) nor by a double backward ({second}); use ntk_gram, "
+        f"model: J w can be computed neither in forward mode ({reason}) nor by a double backward ({second}); use ntk_gram, "
         "which needs first derivatives only"
     )
 
@@ -146,7 +146,7 @@ def _vectorises(module: StatelessModule, inputs: Inputs, directions: Directions)
 def _disagreement(
     left: Tensor, image: Tensor, gradient: Directions, direction: Directions, tolerance: float
 ) -> str | None:
-    """None if <u, J w> = <J^T u, w> up to rounding."""
+    """Return None if <u, J w> = <J^T u, w> up to rounding, and otherwise both numbers in words."""
     pushed = float((image.double() * left.double()).sum())
     pulled = sum(float((gradient[name].double() * w.double()).sum()) for name, w in direction.items())
     scale = float(image.double().norm() * left.double().norm())

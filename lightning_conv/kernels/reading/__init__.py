@@ -1,1 +1,1 @@
-"""Read a network before its kernel is computed: which layers it calls, where the samples are, and how exact its Jacobian is."""
+"""Read a network before its kernel is computed: its layers, where its samples are, and the accuracy of its Jacobian."""

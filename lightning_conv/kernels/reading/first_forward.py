@@ -1,4 +1,4 @@
-"""The forward that reading a network begins with: which layers it calls, and what it keeps in memory."""
+"""The first forward pass of reading a network, which shows the layers that it calls and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ UNWATCHED = "the forward differentiates by torch.func inside"
 
 @dataclass(frozen=True)
 class FirstForward:
-    """One forward of a few samples, as it was seen."""
+    """One recorded forward pass of a few samples."""
 
     outputs: Tensor  # (n, C)
     recorder: Recorder
     tracked: Mapping[str, Tensor]  # parameters whose uses were recorded
-    bytes: int  # that a forward with its graph takes for one sample
+    bytes: int  # bytes of a forward with its graph, for one sample
 
 
 def first_forward(module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor]) -> FirstForward:
-    """Pass ``inputs`` through the network, watched as closely as it allows.
+    """Pass ``inputs`` through the network, and record as much as it allows.
 
-    A forward that differentiates by ``torch.func`` inside refuses autograd's hooks, and a recorder does not see through the
-    transforms: none of its parameters is tracked then, and what it keeps is estimated from what it makes.
+    A forward that uses ``torch.func`` inside refuses the hooks of autograd, and its transforms hide the layers from a
+    recorder. None of its parameters is tracked then, and its memory is estimated from all tensors that it creates.
 
     Args:
         module: the network as a function.
         inputs: a few samples.
-        tracked: parameters whose uses are to be recorded.
+        tracked: parameters whose uses are recorded.
 
     Raises:
-        RuntimeError: the forward's own.
+        RuntimeError: the forward itself raises it.
     """
     saved = SavedBytes(module.parameters, inputs)
     try:
@@ -46,7 +46,7 @@ def first_forward(module: StatelessModule, inputs: Inputs, tracked: Mapping[str,
         if "saved tensor" not in str(error):
             raise
         return _unwatched(module, inputs)
-    for call in recorder.calls:  # a layer's input is held for the products, also where autograd needs none of it
+    for call in recorder.calls:  # layer inputs are kept for the products, even those that autograd does not need
         for tensor in call.sampled.values():
             saved.count(tensor)
     return FirstForward(outputs, recorder, tracked, -(-(saved.bytes + 3 * recorder.largest) // sample_count(inputs)))

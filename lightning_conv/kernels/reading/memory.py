@@ -1,4 +1,4 @@
-"""What reading a network takes in memory."""
+"""The memory that reading a network takes: counters of bytes, and estimates made before and after."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_conv.kernels.engine.samples import bytes_by_storage
+from lightning_conv.kernels.reading.samples import bytes_by_storage
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for a backward pass, and of further tensors, parameters apart and each once.
+    """Counts the bytes that autograd saves for a backward pass, each storage once and parameters excluded.
 
-    Of a storage that ``inputs`` are a part of, only that part counts.
+    If ``inputs`` are views into larger storages, only their own bytes count. Further tensors can be added by ``count``.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> None:
@@ -27,7 +27,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(self.count, lambda tensor: tensor)
 
     def count(self, tensor: Tensor) -> Tensor:
-        """Add the storage of ``tensor``, unless it has been counted; gives the tensor back."""
+        """Add the bytes of the storage of ``tensor`` unless it has been counted, and return the tensor."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
@@ -36,10 +36,10 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class MadeBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that are made, below autograd and ``torch.func``.
+    """Counts the bytes of all tensors that are created, below autograd and ``torch.func``.
 
-    What a forward keeps for its backward pass it has made (parameters and inputs apart), so this is an upper estimate of
-    its graph, where ``SavedBytes`` cannot look.
+    Apart from parameters and inputs, a forward has created everything that it saves for its backward pass. So this is
+    an upper estimate of the memory of its graph, for forwards that ``SavedBytes`` cannot watch.
     """
 
     def __init__(self) -> None:
@@ -61,14 +61,15 @@ class MadeBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _stored(nest: object) -> list[Tensor]:
-    """The tensors in a nest that are in memory: zeros that forward derivatives begin with are not."""
+    """Return the tensors in a nest that occupy memory, which the symbolic zeros of forward derivatives do not."""
     return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor) and not leaf._is_zerotensor()]
 
 
 def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
-    """Bytes that ``read_network`` takes beside the activations of its samples.
+    """Return the bytes that ``read_network`` takes beside the activations of its samples.
 
-    Gradients, a copy of all parameters in the other precision, and the largest gradient in that with temporaries.
+    They are the gradients, a copy of all parameters in the other precision, and the largest gradient in that precision
+    with its temporaries.
     """
     width = torch.finfo(module.dtype).bits // 8
     total = sum(parameter.numel() for parameter in module.parameters.values())
@@ -79,15 +80,15 @@ def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
 def peak_bytes(
     module: StatelessModule, names: Sequence[str], samples: int, checked: int, forward: int, gradients: int
 ) -> int:
-    """Bytes that ``read_network`` takes at most: looking at the layers, at the parameters, and in the other precision.
+    """Return the peak of the bytes that ``read_network`` takes: for the layers, the gradients, or the other precision.
 
     Args:
         module: the network.
-        names: parameters.
-        samples: that it was read on.
-        checked: of them, those whose parameter gradients were looked at.
+        names: parameters to differentiate by.
+        samples: number of samples that were read.
+        checked: number of those whose parameter gradients were compared.
         forward: bytes of one sample's forward with its graph.
-        gradients: numbers in B of one sample, all calls together.
+        gradients: numbers in B for one sample, all calls together.
     """
     width = torch.finfo(module.dtype).bits // 8
     kept = samples * (forward + width * gradients)
@@ -96,5 +97,5 @@ def peak_bytes(
     return max(
         kept + samples * width * gradients,
         kept + checked * forward + asked,
-        kept + twin + reading_bytes(module, names),  # what was given back may not have gone back to the system
+        kept + twin + reading_bytes(module, names),  # freed memory may not have been returned to the system
     )

@@ -1,4 +1,4 @@
-"""Whether parameters that a few samples do not reach are reached by others, as an expert is to which only some are sent."""
+"""Parameters that later samples reach but the first ones do not, such as an expert that serves some samples only."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_conv.kernels.planning.memory import blocks
-from lightning_conv.kernels.reading.discovery import Anatomy
+from lightning_conv.kernels.reading.anatomy import Anatomy
+from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
 
 REACH_TARGET = 64 * 2**20
-"""Bytes of activations that pass through the network at once: more is not faster."""
+"""Bytes of activations that pass through the network at once; larger blocks are not faster."""
 
 LATE = "the first samples do not reach it, others do"
 
 
 def with_late_parameters(anatomy: Anatomy, module: StatelessModule, sets: Sequence[Inputs], max_memory: int) -> Anatomy:
-    """The anatomy with those unused parameters given to the general engine that some sample of ``sets`` reaches.
+    """Return an anatomy in which the general engine has those unused parameters that some sample of ``sets`` reaches.
 
-    A parameter is reached where autograd's graph leads from the outputs to it, whatever the value of its derivative: one
-    that stays unused here has the derivative zero on every sample, exactly.
+    A parameter is reached if the graph of autograd leads from the outputs to it, whatever the value of its derivative.
+    So the derivative by a parameter that remains unused is exactly zero for every sample.
 
     Args:
-        anatomy: of the first samples.
+        anatomy: what was found on the first samples.
         module: the network that was read.
         sets: all samples of the kernel.
-        max_memory: bytes that may be used.
+        max_memory: number of bytes that may be used.
 
-    Cost: none where all parameters are used; else one forward over all samples, which builds a graph only from those.
+    Cost: nothing if all parameters are used. Otherwise one forward over all samples, which builds a graph for the
+    unused parameters only.
     """
     unused = list(anatomy.unused)
     rows = max(1, min(REACH_TARGET, max_memory // 4) // max(1, anatomy.forward_bytes))

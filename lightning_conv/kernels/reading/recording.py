@@ -1,4 +1,4 @@
-"""Record the layers of one forward: what went in, and where to ask autograd for the gradient of what came out."""
+"""``Recorder``: records the layers of one forward pass, with their inputs and the edges of the autograd graph."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 @dataclass
 class LayerCall:
-    """One call of a function that has a layer rule, with a tracked parameter."""
+    """One call, with a tracked parameter, of a function that has a layer rule."""
 
     rule: LayerRule
-    names: Mapping[str, str]  # parameter by slot: {"weight": "encoder.weight"}
+    names: Mapping[str, str]  # parameter by argument: {"weight": "encoder.weight"}
     arguments: Arguments  # by name, tensors detached
-    sampled: Mapping[str, Tensor]  # those that have one row a sample
-    edge: GradientEdge | None  # where B is read from the graph; None once it is done with
+    sampled: Mapping[str, Tensor]  # those that have one row per sample
+    edge: GradientEdge | None  # where B is read from the graph; None once it is no longer needed
     shape: torch.Size  # of the output
 
 
 def signature_of(calls: Sequence[LayerCall]) -> tuple[tuple[str, ...], ...]:
-    """By which two forwards are compared: the same layers in the same order."""
+    """Return the parameters of each call in order; equal signatures mean the same layers in the same order."""
     return tuple(tuple(call.names.values()) for call in calls)
 
 
 class Recorder(TorchFunctionMode):
-    """Records every call that uses a tracked parameter and has a rule; notes the parameters that have other uses.
+    """Records every call that uses a tracked parameter and has a rule, and notes the parameters with other uses.
 
-    A parameter in ``elsewhere`` has a use that no rule sees (a transposed decoder, a parametrization, a packed
-    sequence): it belongs to the general engine.
+    A parameter in ``elsewhere`` has a use that no rule covers (a transposed decoder, a parametrization, a packed
+    sequence). It belongs to the general engine.
 
     Args:
-        parameters: the tracked tensors by name. The recorder knows them by identity.
+        parameters: the tracked tensors by name. The recorder recognises them by identity.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -69,7 +69,7 @@ class Recorder(TorchFunctionMode):
                 return rule.call(func, arguments)
         used = self._tracked((args, kwargs))
         if used and _is_composite(func):
-            # Written in Python of other functions: look inside.
+            # A function that is written in Python in terms of others: record those.
             with self:
                 return _undispatched(func)(*args, **kwargs)
         if used and func in UNROLLED:
@@ -92,17 +92,17 @@ class Recorder(TorchFunctionMode):
         if not output.requires_grad:
             if not torch.is_grad_enabled():
                 return output  # no derivative flows through here
-            # A first layer: nothing below it needs a gradient, so it must be told to begin a graph.
+            # Nothing below a first layer needs a gradient, so a graph must be started here.
             output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         self.largest = max(self.largest, output.numel() * output.element_size())
         detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
-        # The edge, not the tensor: what an in-place activation does to the tensor later is not this layer's.
+        # The edge is kept rather than the tensor, which an in-place activation may change later.
         edge = get_gradient_edge(output)
         self.calls.append(LayerCall(rule, names, detached, rule.sampled(detached, output.detach()), edge, output.shape))
         return output
 
     def _tracked(self, value: object) -> set[str]:
-        """Names of the tracked parameters in a nest of arguments."""
+        """Return the names of the tracked parameters in a nest of arguments."""
         if isinstance(value, Tensor):
             name = self._names.get(id(value))
             return set() if name is None else {name}
@@ -112,21 +112,24 @@ class Recorder(TorchFunctionMode):
 
 
 def record(module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor]) -> tuple[Tensor, Recorder]:
-    """One forward with the layers of ``tracked`` parameters recorded: outputs (n, C) and the recorder."""
+    """Run one forward and record the layers of ``tracked`` parameters; return the outputs (n, C) and the recorder."""
     with Recorder(tracked) as recorder:
         outputs = module.outputs({}, inputs)
     return outputs, recorder
 
 
 def edges_of(calls: Sequence[LayerCall]) -> list[GradientEdge]:
-    """Where to read B of the calls from."""
+    """Return the edges of the graph from which B of the calls is read."""
     return [call.edge for call in calls if call.edge is not None]
 
 
 def layer_gradients(
     outputs: Tensor, cotangent: Tensor, calls: Sequence[LayerCall], *, keep: bool
 ) -> list[Tensor | None]:
-    """B of every call for the scalar sum(cotangent * outputs); None where a layer does not reach it."""
+    """Return B, the gradient of sum(cotangent * outputs), for the output of each call.
+
+    It is None for a call that does not enter.
+    """
     if not calls or not outputs.requires_grad:
         return [None] * len(calls)
     grad_outputs = cotangent.to(outputs).expand_as(outputs)
@@ -158,7 +161,7 @@ _NO_DISPATCH = {
 
 
 def _undispatched(func: Callable[..., Any]) -> Callable[..., Any]:
-    """The same Python function with its own dispatch switched off, so that the functions inside it are seen instead."""
+    """Return the same Python function without its own dispatch, so that the functions inside are recorded."""
     assert isinstance(func, types.FunctionType)
     twin = types.FunctionType(
         func.__code__, {**func.__globals__, **_NO_DISPATCH}, func.__name__, func.__defaults__, func.__closure__

@@ -1,4 +1,4 @@
-"""Where the samples are in the output of a layer: found by weighting them and looking along which dimension its gradient is weighted."""
+"""``SampleAxis``: the dimension of a layer's output that contains the samples, found by weighting the samples."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ Order: TypeAlias = Literal["whole", "outer", "inner"]
 
 @dataclass(frozen=True)
 class SampleAxis:
-    """Where the n samples are in the output of a call: in dimension ``dim``, alone or merged with another one.
+    """The dimension ``dim`` of a layer's output that contains the n samples, alone or merged with m positions.
 
-    ``"outer"``: index = sample * m + position, as in windows or frames that were flattened into the batch; ``"inner"``:
-    index = position * n + sample, as in a sequence-first tensor that was flattened.
+    The order is ``"whole"`` for samples alone. ``"outer"`` means index = sample * m + position, as for windows or
+    frames that were flattened into the batch. ``"inner"`` means index = position * n + sample, as for a flattened
+    sequence-first tensor.
     """
 
     dim: int
     order: Order
 
     def fits(self, shape: Sequence[int], samples: int) -> bool:
-        """Whether a tensor of ``shape`` can hold the samples this way."""
+        """Return whether a tensor of ``shape`` can contain the samples this way."""
         if self.dim >= len(shape):
             return False
         size = shape[self.dim]
         return size == samples if self.order == "whole" else size % samples == 0 and size > 0
 
     def to_front(self, tensor: Tensor, samples: int) -> Tensor:
-        """(n, ...): samples in dimension 0. Merged ones stay merged along with their dimension: (n, m, ...).
+        """Move the samples to dimension 0: (n, ...), or (n, m, ...) if they are merged with m positions.
 
         Raises:
-            ValueError: the tensor cannot hold the samples this way.
+            ValueError: the tensor cannot contain the samples this way.
         """
         if not self.fits(tensor.shape, samples):
             raise ValueError(
-                f"model: a layer has a tensor of shape {tuple(tensor.shape)} for {samples} samples, which were in dimension {self.dim} "
-                "when the network was read; use engine='jacobian', which goes sample by sample"
+                f"model: a layer has a tensor of shape {tuple(tensor.shape)} for {samples} samples, but its samples were in dimension "
+                f"{self.dim} when the network was read; use engine='jacobian', which goes sample by sample"
             )
         if self.order == "outer":
             return torch.unflatten(tensor, self.dim, (samples, -1)).movedim(self.dim, 0)
@@ -51,7 +52,7 @@ class SampleAxis:
 
 
 def candidate_axes(shape: Sequence[int], samples: int) -> list[SampleAxis]:
-    """Where the samples could be, the usual places first."""
+    """Return where the samples could be, the usual places first."""
     whole = [SampleAxis(dim, "whole") for dim in range(min(2, len(shape)))]
     merged = [SampleAxis(0, order) for order in ("outer", "inner")] if shape and shape[0] != samples else []
     return [axis for axis in (*whole, *merged) if axis.fits(shape, samples)]
@@ -64,10 +65,20 @@ def sample_axes(
     weights: Tensor,
     tolerance: float,
 ) -> dict[int, SampleAxis]:
-    """Where the samples are in the output of every call that reaches the outputs, as far as that can be told.
+    """Find where the samples are in the output of each call on which the outputs depend.
 
-    A B of zeros tells nothing (the last steps of a sequence read backwards, of which only the first is used): such a call
-    takes after another one of the same parameters and the same shape.
+    If B of a call is zero it tells nothing, as for the last steps of a sequence that is read backwards and used at its
+    first step only. Such a call is treated like another one with the same parameters and the same shape.
+
+    Args:
+        calls: the recorded calls.
+        plain: B of each call; None where the outputs do not depend on it.
+        weighted: B of each call, when sample i is weighted by ``weights[i]``.
+        weights: (n,).
+        tolerance: relative deviation that counts as rounding.
+
+    Returns:
+        The sample axis by index of the call, for those calls where it could be found.
     """
     axes: dict[int, SampleAxis] = {}
     alike: dict[tuple[object, ...], SampleAxis] = {}
@@ -83,7 +94,7 @@ def sample_axes(
 
 
 def _axis(plain: Tensor, weighted: Tensor, weights: Tensor, tolerance: float) -> SampleAxis | None:
-    """The place along which weighting the samples has weighted B; None where there is none or B is zero."""
+    """Return the axis along which weighting the samples has weighted B; None if there is none or B is zero."""
     samples = len(weights)
     if not bool(plain.any()):
         return None
@@ -95,5 +106,5 @@ def _axis(plain: Tensor, weighted: Tensor, weights: Tensor, tolerance: float) ->
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """|found - expected| <= tolerance |expected|."""
+    """Return whether |found - expected| <= tolerance |expected|."""
     return bool((found - expected).norm() <= tolerance * expected.norm())

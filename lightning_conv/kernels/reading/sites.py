@@ -1,4 +1,4 @@
-"""Sites: a parameter (a weight with its bias) together with all calls that use it, and the factors it contributes."""
+"""``Site``: a parameter, or a weight with its bias, together with all calls that use it, and its factors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_conv.kernels.rules import Arguments, EmbeddingRule, OuterRule
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a site: its place in the recorded sequence and where its samples are."""
+    """One call of a site: its index among the recorded calls, and where its samples are."""
 
     call: int
     axis: SampleAxis
@@ -24,9 +24,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Site:
-    """A weight and the bias that always comes along with it (or one parameter alone), and their uses.
+    """A weight and the bias that always accompanies it (or one parameter alone), and their uses.
 
-    A shared parameter is one site of several uses: its derivatives are summed before the product, cross terms and all.
+    A shared parameter is one site with several uses. Its derivatives are summed before the product, so that the cross
+    terms are included.
     """
 
     layer: str
@@ -34,18 +35,18 @@ class Site:
     bias: str | None
     uses: tuple[Use, ...]
     sizes: Mapping[str, int]  # elements of each parameter
-    kind: str  # name of the rule, for the plan
+    kind: str  # name of the rule, shown in the plan
     bias_in_product: bool = True  # whether the bias is a weight on an input that is always 1
-    positions: int = 0  # R, all uses together; 0: no outer product
+    positions: int = 0  # R, all uses together; 0: the derivative is no outer product
     groups: int = 1
-    inputs: int = 0  # numbers in a, a group
-    gradients: int = 0  # numbers in b, a group
+    inputs: int = 0  # numbers in a, per group
+    gradients: int = 0  # numbers in b, per group
     input_numel: int = 0  # numbers in the layers' own inputs
-    tokens: bool = False  # whether a is a one-hot word, of which there are no numbers
+    tokens: bool = False  # whether a is a one-hot word, which is not stored as numbers
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters."""
+        """Names of its parameters."""
         return tuple(name for name in (self.weight, self.bias) if name is not None)
 
     @property
@@ -55,29 +56,30 @@ class Site:
 
     @property
     def flops(self) -> float:
-        """Of the product of one sample's B and A, which are those of the layer's own forward."""
+        """Flops of the product of B and A for one sample, which equal those of the layer's forward."""
         return 2.0 * self.positions * self.groups * self.inputs * self.gradients
 
     @property
     def numel(self) -> int:
-        """Elements of all its parameters."""
+        """Number of elements of its parameters."""
         return sum(self.sizes.values())
 
 
 def layer_of(parameter: str) -> str:
-    """The module that a parameter belongs to; a parameter of the model itself is a layer of its own."""
+    """Return the name of the module that owns a parameter; a parameter of the model itself is a layer of its own."""
     return parameter.rpartition(".")[0] or parameter
 
 
 def slot_of(call: LayerCall, name: str) -> list[str]:
-    """Which arguments of the call the parameter is (both factors of p * p)."""
+    """Return the arguments of the call that are this parameter; in p * p both are."""
     return [slot for slot, other in call.names.items() if other == name]
 
 
 def arguments_by_sample(call: LayerCall, axis: SampleAxis, samples: int) -> tuple[dict[str, object], int]:
-    """The call's arguments with samples in front, and how many rows of the function's batch make one sample.
+    """Return the arguments of a call with samples in front, and the number of rows of its batch per sample.
 
-    Merged samples are left in one dimension, (n m, ...) with the sample outermost, as the rule expects its batch.
+    Merged samples stay in one dimension, (n m, ...) with the sample outermost, since the rule expects one batch
+    dimension.
     """
     moved = {}
     for name, tensor in call.sampled.items():
@@ -92,18 +94,18 @@ def _merged(call: LayerCall, axis: SampleAxis, samples: int) -> int:
 
 
 def _batch(front: Tensor, axis: SampleAxis) -> Tensor:
-    """(n, ...) or (n, m, ...) -> (n, ...) or (n m, ...)."""
+    """Merge samples and positions: (n, m, ...) -> (n m, ...); (n, ...) stays."""
     return front if axis.order == "whole" else front.flatten(0, 1)
 
 
 def gradient_by_sample(gradient: Tensor, axis: SampleAxis, samples: int) -> Tensor:
-    """B of one output in the layout of ``arguments_by_sample``."""
+    """Return B of one output in the layout of ``arguments_by_sample``."""
     return _batch(axis.to_front(gradient, samples), axis)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One use of a site on one batch: its arguments, ready for the rule, and the rows of the batch that make a sample."""
+    """One use of a site on one batch: its arguments as the rule wants them, and the number of rows per sample."""
 
     use: Use
     call: LayerCall
@@ -112,7 +114,7 @@ class Prepared:
 
 
 def prepare(site: Site, calls: Sequence[LayerCall], samples: int) -> list[Prepared]:
-    """The uses of a site, with everything that does not depend on the outputs."""
+    """Prepare the uses of a site: compute everything that does not depend on the outputs."""
     prepared = []
     for use in site.uses:
         call = calls[use.call]
@@ -124,12 +126,12 @@ def prepare(site: Site, calls: Sequence[LayerCall], samples: int) -> list[Prepar
 def site_rows(
     prepared: Sequence[Prepared], name: str, gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
 ) -> Tensor:
-    """Per-sample derivatives of one parameter of a site for one output, (n, P), summed over its uses.
+    """Return the per-sample derivatives (n, P) of one output by one parameter of a site, summed over its uses.
 
     Args:
-        prepared: uses of the site.
-        name: the parameter.
-        gradients: B of the output by call.
+        prepared: the uses of the site.
+        name: name of the parameter.
+        gradients: B of the output, by call.
         samples: n.
     """
     total: Tensor | None = None
@@ -145,62 +147,55 @@ def site_rows(
 
 
 def site_inputs(site: Site, calls: Mapping[int, LayerCall] | Sequence[LayerCall], samples: int) -> Tensor:
-    """A: (n, R, groups, in), positions of all uses one after the other."""
+    """Return A, (n, R, groups, in), with the positions of all uses one after the other; for an embedding words, (n, R)."""
     parts = []
     for use in site.uses:
         rule = calls[use.call].rule
-        assert isinstance(rule, OuterRule)
         arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
-        parts.append(_merge_positions(rule.factor_inputs(arguments), samples, merged))
+        if isinstance(rule, EmbeddingRule):
+            factor = rule.tokens(arguments)
+        else:
+            assert isinstance(rule, OuterRule)
+            factor = rule.factor_inputs(arguments)
+        parts.append(_merge_positions(factor, samples, merged))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def site_gradients(
     site: Site, calls: Sequence[LayerCall], gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
 ) -> Tensor:
-    """B of one output: (n, R, groups, out), in the order of ``site_inputs``."""
+    """Return B of one output, (n, R, groups, out), in the order of ``site_inputs``."""
     parts = []
     for use in site.uses:
         call = calls[use.call]
         assert isinstance(call.rule, OuterRule)
         moved = gradient_by_sample(gradients[use.call], use.axis, samples)
-        # Of the arguments this needs shapes only, so they need not be moved.
+        # Only the shapes of the arguments are needed here, so they need not be moved.
         factor = call.rule.factor_gradients(call.arguments, moved)
         parts.append(_merge_positions(factor, samples, _merged(call, use.axis, samples)))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def site_tokens(site: Site, calls: Sequence[LayerCall], samples: int) -> Tensor:
-    """Words of an embedding: (n, R)."""
-    parts = []
-    for use in site.uses:
-        rule = calls[use.call].rule
-        assert isinstance(rule, EmbeddingRule)
-        arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
-        parts.append(_merge_positions(rule.tokens(arguments), samples, merged))
-    return torch.cat(parts, 1)
-
-
 def token_gradients(
     site: Site, calls: Sequence[LayerCall], gradients: Mapping[int, Tensor] | Sequence[Tensor], samples: int
 ) -> Tensor:
-    """B of an embedding for one output: (n, R, d)."""
+    """Return B of an embedding for one output, (n, R, d)."""
     parts = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
     return torch.cat([part.reshape(samples, -1, part.shape[-1]) for part in parts], 1)
 
 
 def _merge_positions(values: Tensor, samples: int, merged: int) -> Tensor:
-    """(n m, R, ...) -> (n, m R, ...)."""
+    """Reshape (n m, R, ...) to (n, m R, ...)."""
     return values if merged == 1 else torch.unflatten(values, 0, (samples, merged)).flatten(1, 2)
 
 
 def group_calls(calls: Sequence[LayerCall], axes: Mapping[int, SampleAxis], allowed: set[str]) -> list[Site]:
-    """Sites of the allowed parameters, in the order of their first use.
+    """Group calls into the sites of the allowed parameters, in the order of their first use.
 
     Args:
-        calls: of one forward.
-        axes: where the samples are in the calls that reach the output; the others contribute nothing.
-        allowed: parameters all of whose uses are among these calls.
+        calls: the calls of one forward.
+        axes: where the samples are, for the calls on which the outputs depend; the other calls contribute nothing.
+        allowed: parameters whose uses are all among these calls.
     """
     uses: dict[str, list[int]] = {}
     for index, call in enumerate(calls):
@@ -223,7 +218,7 @@ def group_calls(calls: Sequence[LayerCall], axes: Mapping[int, SampleAxis], allo
 
 
 def _partner(call: LayerCall, name: str) -> str | None:
-    """The bias of a weight, or the weight of a bias."""
+    """Return the bias of a weight, or the weight of a bias."""
     other = {"weight": "bias", "bias": "weight"}
     slots = slot_of(call, name)
     return call.names.get(other.get(slots[0], "")) if len(slots) == 1 else None

@@ -1,4 +1,4 @@
-"""Layer rules: the derivatives by a layer's parameters from what went in and the gradient of what came out."""
+"""Layer rules: the derivatives by a layer's parameters, from the input of the layer and the gradient of its output."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ for _function, _signature, _channels in (
     (F.rms_norm, "input normalized_shape weight eps", False),
 ):
     register_rule(_function, NormalisationRule(_function, _signature, channels=_channels))
-# An operator reaches torch's dispatch as the method of the tensor: x + p as Tensor.add.
+# Operators reach the dispatch of torch as methods of Tensor: x + p as Tensor.add.
 for _functions, _rule in (
     ((torch.add, Tensor.add), SumRule()),
     ((torch.sub, Tensor.sub), DifferenceRule()),

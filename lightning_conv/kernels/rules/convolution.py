@@ -1,7 +1,12 @@
-"""Convolutions in one, two and three dimensions, and their transposes: outer products of patches and pixels.
+r"""Convolutions in one, two and three dimensions, and their transposes, as outer products of patches and pixels.
 
-A convolution is a linear layer applied to patches: with U (positions x patch) the patches of one sample and B (positions x
-channels) its output gradients, du/dW = B^T U. In the transposed convolution pixels and patches change places.
+A convolution is a linear layer that is applied to patches. With A (positions x patch) the patches of one sample and B
+(positions x channels) its output gradients,
+
+.. math:: \partial u / \partial W = B^T A .
+
+In the transposed convolution pixels and patches exchange their roles. Source: Rochette, Manoel, Tramel 2019
+(1912.06015).
 """
 
 from __future__ import annotations
@@ -25,22 +30,22 @@ def patches(
     dilation: Sequence[int],
     positions: Sequence[int],
 ) -> Tensor:
-    """All patches of zero-padded images as a strided view, nothing copied but the padding.
+    """Return all patches of zero-padded images as a strided view; only the padding is copied.
 
     Args:
         images: (N, C, *S).
         kernel: size k of a patch in each dimension.
-        stride: step between patches.
+        stride: step between patches in each dimension.
         padding: zeros (before, after) in each dimension.
-        dilation: step inside a patch.
-        positions: number of patches T in each dimension.
+        dilation: step inside a patch in each dimension.
+        positions: number T of patches in each dimension.
 
     Returns:
-        (N, *T, *k, C).
+        The patches, (N, *T, *k, C).
     """
     pixels = images.movedim(1, -1)
     widths = [width for pair in reversed(padding) for width in pair]
-    # Channels last: a patch is then a few long runs of memory, and the copy that follows three times faster.
+    # Channels last: each patch is then a few long runs of memory, and the copy that follows is three times faster.
     padded = F.pad(pixels, (0, 0, *widths)) if any(widths) else pixels.contiguous()
     steps = padded.stride()
     spatial = steps[1:-1]
@@ -56,7 +61,7 @@ def patches(
 
 
 def grouped_patches(windows: Tensor, dimensions: int, groups: int) -> Tensor:
-    """(N, *T, *k, C) -> (N, T, groups, k C/groups)."""
+    """Reshape patches (N, *T, *k, C) to (N, T, groups, k C/groups)."""
     count, channels = windows.shape[0], windows.shape[-1]
     size = prod(windows.shape[1 + dimensions : 1 + 2 * dimensions])
     split = windows.reshape(count, -1, size, groups, channels // groups)
@@ -64,7 +69,7 @@ def grouped_patches(windows: Tensor, dimensions: int, groups: int) -> Tensor:
 
 
 def pixels_by_group(images: Tensor, groups: int) -> Tensor:
-    """(N, C, *S) -> (N, S, groups, C/groups)."""
+    """Reshape images (N, C, *S) to (N, S, groups, C/groups)."""
     return torch.unflatten(images.flatten(2).transpose(1, 2), 2, (groups, -1))
 
 
@@ -78,21 +83,24 @@ class _Convolution(OuterRule):
         return tuple(value) * (self.dimensions if len(value) == 1 else 1)
 
     def holds(self, arguments: Arguments) -> bool:
-        """Batched images only."""
+        """Return whether the images are batched."""
         return bool(arguments["input"].ndim == self.dimensions + 2)
 
     def bias_rows(self, gradients: Tensor) -> Tensor:
-        """Summed over the pixels."""
+        """Sum the gradients over the pixels."""
         return gradients.flatten(3).sum(3)
 
 
 class ConvolutionRule(_Convolution):
-    """``F.conv1d/2d/3d(input, weight, bias, stride, padding, dilation, groups)``, weight (out, in/groups, *k)."""
+    """Rule of ``F.conv1d/2d/3d(input, weight, bias, stride, padding, dilation, groups)``.
+
+    The weight has shape (out, in/groups, *k).
+    """
 
     signature = "input weight bias stride padding dilation groups"
 
     def factor_inputs(self, arguments: Arguments) -> Tensor:
-        """A: the patches of the input, (N, T, groups, k in/groups)."""
+        """Return A, the patches of the input, (N, T, groups, k in/groups)."""
         images, kernel = arguments["input"], arguments["weight"].shape[2:]
         stride, dilation = self._each(arguments.get("stride", 1)), self._each(arguments.get("dilation", 1))
         padding = self._padding(arguments.get("padding", 0), kernel, dilation)
@@ -110,31 +118,32 @@ class ConvolutionRule(_Convolution):
         return [(width, width) for width in self._each(0 if value == "valid" else value)]
 
     def factor_gradients(self, arguments: Arguments, gradients: Tensor) -> Tensor:
-        """B: (N, T, groups, out/groups)."""
+        """Return B, the pixels of the output gradients, (N, T, groups, out/groups)."""
         return pixels_by_group(gradients, arguments.get("groups", 1))
 
     def to_parameter(self, arguments: Arguments, outer: Tensor) -> Tensor:
-        """(..., groups, out/groups, k in/groups) -> (..., out, in/groups, *k)."""
+        """Rearrange (..., groups, out/groups, k in/groups) to (..., out, in/groups, *k)."""
         shape = arguments["weight"].shape
         split = torch.unflatten(outer, -1, (-1, shape[1])).transpose(-1, -2)
         return torch.unflatten(split.flatten(-4, -3), -1, shape[2:])
 
 
 class TransposedConvolutionRule(_Convolution):
-    """``F.conv_transpose1d/2d/3d(input, weight, bias, stride, padding, output_padding, groups, dilation)``.
+    """Rule of ``F.conv_transpose1d/2d/3d(input, weight, bias, stride, padding, output_padding, groups, dilation)``.
 
-    Weight (in, out/groups, *k): du/dW = sum over input pixels of a (patch of the output gradients).
+    With weight (in, out/groups, *k), du/dW is the sum over input pixels of the outer product of the pixel and its patch
+    of the output gradients.
     """
 
     signature = "input weight bias stride padding output_padding groups dilation"
     bias_is_constant_input = False
 
     def factor_inputs(self, arguments: Arguments) -> Tensor:
-        """A: the input's pixels, (N, T, groups, in/groups)."""
+        """Return A, the pixels of the input, (N, T, groups, in/groups)."""
         return pixels_by_group(arguments["input"], arguments.get("groups", 1))
 
     def factor_gradients(self, arguments: Arguments, gradients: Tensor) -> Tensor:
-        """B: the patches of the output gradients, (N, T, groups, k out/groups)."""
+        """Return B, the patches of the output gradients, (N, T, groups, k out/groups)."""
         kernel, positions = arguments["weight"].shape[2:], arguments["input"].shape[2:]
         stride, dilation = self._each(arguments.get("stride", 1)), self._each(arguments.get("dilation", 1))
         padding = [(width, width) for width in self._each(arguments.get("padding", 0))]
@@ -142,7 +151,7 @@ class TransposedConvolutionRule(_Convolution):
         return grouped_patches(windows, self.dimensions, arguments.get("groups", 1))
 
     def to_parameter(self, arguments: Arguments, outer: Tensor) -> Tensor:
-        """(..., groups, k out/groups, in/groups) -> (..., in, out/groups, *k)."""
+        """Rearrange (..., groups, k out/groups, in/groups) to (..., in, out/groups, *k)."""
         shape = arguments["weight"].shape
         split = torch.unflatten(outer, -2, (-1, shape[1]))  # (..., groups, k, out/groups, in/groups)
         turned = torch.movedim(split, (-1, -2, -3), (-3, -2, -1)).flatten(-4, -3)

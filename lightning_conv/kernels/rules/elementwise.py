@@ -1,4 +1,4 @@
-"""Parameters that a forward adds, multiplies or expands by itself: position embeddings, class tokens, gates, scales."""
+"""Parameters that a forward adds, multiplies or expands: position embeddings, class tokens, gates and scales."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from lightning_conv.kernels.rules.registry import Arguments, LayerRule
 
 
 def unbroadcast(values: Tensor, shape: torch.Size) -> Tensor:
-    """Sum (N, K, *output) over the dimensions that a parameter of ``shape`` was broadcast to: (N, K, *shape).
+    """Sum (N, K, *output) over the dimensions to which a parameter was broadcast, and return (N, K, *shape).
 
-    The parameter must not have samples of its own: where it reaches as far as dimension 0 of the output, its size is 1
-    there.
+    The parameter must not have a row per sample: if it extends to dimension 0 of the output, its size there is 1.
     """
     extra = values.ndim - 1 - len(shape)  # dimensions of the output (samples among them) that the parameter lacks
     if extra > 0:
@@ -35,69 +34,69 @@ class _Elementwise(LayerRule):
     parameters = ("input", "other")
 
     def call(self, function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        """By position: the methods of ``Tensor`` do not name their first argument."""
+        """Call by position, since the methods of ``Tensor`` do not name their first argument."""
         return function(*arguments.values())
 
     def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
-        """None for a sum: its derivative does not depend on what is added."""
+        """Return nothing, since the derivative of a sum does not depend on the summands."""
         del arguments, output
         return {}
 
     def holds(self, arguments: Arguments) -> bool:
-        """Two floating tensors and nothing else."""
+        """Return whether the arguments are two floating-point tensors and nothing else."""
         return all(isinstance(v, Tensor) and v.is_floating_point() for v in arguments.values()) and len(arguments) == 2
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """(N, K, *parameter)."""
+        """Sum over the broadcast dimensions; see ``LayerRule.rows``."""
         return unbroadcast(gradients, arguments[slot].shape)
 
 
 class SumRule(_Elementwise):
-    """``x + p`` and ``p + x``."""
+    """Rule of ``x + p`` and ``p + x``."""
 
 
 class DifferenceRule(_Elementwise):
-    """``x - p`` and ``p - x``."""
+    """Rule of ``x - p`` and ``p - x``."""
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """With the sign of the operand."""
+        """Apply the sign of the operand and sum over the broadcast dimensions; see ``LayerRule.rows``."""
         sign = 1 if slot == "input" else -1
         return sign * unbroadcast(gradients, arguments[slot].shape)
 
 
 class ProductRule(_Elementwise):
-    """``x * p`` and ``p * x``: the derivative carries the other factor."""
+    """Rule of ``x * p`` and ``p * x``, whose derivative is the other factor."""
 
     def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
-        """Both, broadcast to the output; the parameter itself is put back by the caller."""
+        """Return both factors, broadcast to the output; the caller puts the parameter itself back."""
         return {name: value.expand(output.shape) for name, value in arguments.items()}
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """(N, K, *parameter)."""
+        """Sum over the broadcast dimensions; see ``LayerRule.rows``."""
         factor = arguments["other" if slot == "input" else "input"]
         return unbroadcast(gradients * factor[:, None], arguments[slot].shape)
 
 
 class ExpandRule(LayerRule):
-    """``p.expand(n, ...)``: one copy a sample, as of a class token."""
+    """Rule of ``p.expand(n, ...)``: one copy per sample, as for a class token."""
 
     signature = "input"
     parameters = ("input",)
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameter, and whatever says where to."""
+        """Return the parameter, and the arguments that give the target shape."""
         return {"input": args[0], "to": (args[1:], dict(kwargs))}
 
     def call(self, function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        """Expand."""
+        """Expand the parameter."""
         args, kwargs = arguments["to"]
         return function(arguments["input"], *args, **kwargs)
 
     def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
-        """None: where the parameter was expanded to is seen from the output."""
+        """Return nothing, since the shape of the output tells how the parameter was expanded."""
         del arguments, output
         return {}
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """(N, K, *parameter)."""
+        """Sum over the broadcast dimensions; see ``LayerRule.rows``."""
         return unbroadcast(gradients, arguments[slot].shape)

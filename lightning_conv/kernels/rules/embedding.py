@@ -1,4 +1,4 @@
-"""Embeddings: linear layers on one-hot tokens, without the one-hot vectors."""
+"""Embeddings: linear layers on one-hot tokens, without forming the one-hot vectors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from lightning_conv.kernels.rules.registry import Arguments, LayerRule
 
 
 class EmbeddingRule(LayerRule):
-    """``F.embedding(input, weight, padding_idx, ...)``: tokens (N, ...), weight (words, d).
+    r"""Rule of ``F.embedding(input, weight, padding_idx, ...)`` with tokens (N, ...) and weight (words, d).
 
-    du/dW[w] = sum of b_r over the positions r that hold word w, so that the kernel is
-    sum over pairs of positions with the same word of b_r . b_s: the overlap of two one-hot vectors is an equality.
+    With w_r the word and b_r the output gradient at position r,
+
+    .. math:: \partial u / \partial W_w = \sum_{r: w_r = w} b_r, \qquad
+        \langle \partial u / \partial W, \partial u' / \partial W \rangle = \sum_{r, s: w_r = w'_s} b_r \cdot b'_s .
     """
 
     signature = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
     parameters = ("weight",)
 
     def holds(self, arguments: Arguments) -> bool:
-        """Not where the forward changes the table (``max_norm``) or the gradient is another one than the derivative."""
+        """Return False for ``max_norm``, which changes the table, and ``scale_grad_by_freq``, which scales gradients."""
         return arguments.get("max_norm") is None and not arguments.get("scale_grad_by_freq", False)
 
     def tokens(self, arguments: Arguments) -> Tensor:
-        """(N, R) words, -1 where a position has no derivative (padding)."""
+        """Return the words, (N, R), with -1 at padding, which has no derivative."""
         words: Tensor = arguments["input"].flatten(1) if arguments["input"].ndim > 1 else arguments["input"][:, None]
         padding = arguments.get("padding_idx")
         if padding is None:
@@ -32,7 +34,7 @@ class EmbeddingRule(LayerRule):
         return words.masked_fill(words == padding % arguments["weight"].shape[0], -1)
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """(N, K, words, d)."""
+        """Return the derivatives by the table, (N, K, words, d)."""
         del slot
         words = self.tokens(arguments)
         values = gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])  # (N, K, R, d)

@@ -1,4 +1,4 @@
-"""Linear layers with any leading dimensions: du/dW = sum_r b_r a_r^T over the positions r."""
+"""Linear layers with any leading dimensions."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from lightning_conv.kernels.rules.registry import Arguments, OuterRule
 
 
 class LinearRule(OuterRule):
-    """``F.linear(input, weight, bias)``: input (N, ..., in), weight (out, in), bias (out)."""
+    r"""Rule of ``F.linear(input, weight, bias)`` with input (N, ..., in), weight (out, in) and bias (out).
+
+    With a_r the input and b_r the output gradient at position r,
+
+    .. math:: \partial u / \partial W = \sum_r b_r a_r^T, \qquad \partial u / \partial \text{bias} = \sum_r b_r .
+
+    Source: Goodfellow 2015 (1510.01799), per-example gradients of one position; Rochette et al. 2019 (1912.06015), of
+    several.
+    """
 
     signature = "input weight bias"
 
     def factor_inputs(self, arguments: Arguments) -> Tensor:
-        """A: (N, R, 1, in)."""
+        """Return A, the inputs as (N, R, 1, in)."""
         values: Tensor = arguments["input"]
         return values.reshape(values.shape[0], -1, 1, values.shape[-1])
 
     def factor_gradients(self, arguments: Arguments, gradients: Tensor) -> Tensor:
-        """B: (N, R, 1, out)."""
+        """Return B, the output gradients as (N, R, 1, out)."""
         del arguments
         return gradients.reshape(gradients.shape[0], -1, 1, gradients.shape[-1])
 
     def to_parameter(self, arguments: Arguments, outer: Tensor) -> Tensor:
-        """(..., 1, out, in) -> (..., out, in)."""
+        """Drop the group: (..., 1, out, in) -> (..., out, in)."""
         del arguments
         return outer.squeeze(-3)
 
     def bias_rows(self, gradients: Tensor) -> Tensor:
-        """Summed over the positions."""
+        """Sum the gradients over the positions."""
         return gradients.flatten(2, -2).sum(2) if gradients.ndim > 3 else gradients

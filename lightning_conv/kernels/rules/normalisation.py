@@ -1,4 +1,4 @@
-"""Scale and shift after a normalisation: du/dw = sum b * x_hat, du/db = sum b, summed over what they are broadcast to."""
+"""Weight and bias after a normalisation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from lightning_conv.kernels.rules.registry import Arguments, LayerRule
 
 
 class NormalisationRule(LayerRule):
-    """A normalisation that ends in ``x_hat * weight + bias``: batch, instance, group, layer and RMS norm.
+    r"""Rule of normalisations that end in ``x_hat * weight + bias``: batch, instance, group, layer and RMS norm.
 
-    The derivative through the statistics is autograd's business (it is in B of the layers below); here x_hat is computed
-    once more, by the same function without weight and bias.
+    With output gradients b and sums over the dimensions to which the parameters are broadcast,
+
+    .. math:: \partial u / \partial \text{weight} = \sum b \, \hat x, \qquad \partial u / \partial \text{bias} = \sum b .
+
+    x_hat is computed once more, by the same function without weight and bias. The derivative through the statistics
+    does not enter here; autograd includes it in B of the layers below.
 
     Args:
-        function: the function itself.
-        signature: its arguments.
-        channels: whether weight and bias belong to dimension 1; otherwise to the last dimensions.
+        function: the normalisation as a function of torch.
+        signature: names of its arguments.
+        channels: whether weight and bias belong to dimension 1; otherwise they belong to the last dimensions.
     """
 
     def __init__(self, function: Callable[..., Tensor], signature: str, *, channels: bool) -> None:
@@ -29,20 +33,20 @@ class NormalisationRule(LayerRule):
         self.signature = signature  # type: ignore[misc]  # one class for five functions
 
     def holds(self, arguments: Arguments) -> bool:
-        """Not with batch statistics, which couple the samples."""
+        """Return False for batch statistics, which couple the samples."""
         return not arguments.get("training", False)
 
     def prepare(self, arguments: Arguments) -> Arguments:
-        """With x_hat."""
+        """Add x_hat to the arguments."""
         plain = {name: value for name, value in arguments.items() if name not in self.parameters}
         return {**arguments, "normalised": self.normalised(plain)}
 
     def normalised(self, plain: Mapping[str, Any]) -> Tensor:
-        """x_hat: the function without weight and bias."""
+        """Compute x_hat, by the function without weight and bias."""
         return self.function(**plain)
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """(N, K, *weight)."""
+        """Return the derivatives, (N, K, *parameter); see ``LayerRule.rows``."""
         values = gradients * arguments["normalised"][:, None] if slot == "weight" else gradients
         if self.channels:
             return values.flatten(3).sum(3) if values.ndim > 3 else values
@@ -51,7 +55,7 @@ class NormalisationRule(LayerRule):
 
 
 class BatchNormRule(NormalisationRule):
-    """Batch normalisation by running statistics: constants, so the layer is a scale and a shift for each channel."""
+    """Rule of batch normalisation with running statistics, which are constants: it scales and shifts each channel."""
 
     rewrites = True
 
@@ -61,11 +65,14 @@ class BatchNormRule(NormalisationRule):
         )
 
     def normalised(self, plain: Mapping[str, Any]) -> Tensor:
-        """x_hat, as ``call`` computes it."""
+        """Compute x_hat as ``call`` does."""
         return self.call(self.function, plain)
 
     def call(self, function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        """The same numbers, written so that the backward is one product: torch's own takes twenty times as long on a CPU."""
+        """Compute the same numbers so that the backward is a single product.
+
+        That of torch takes twenty times as long on a CPU.
+        """
         values, mean, variance = (arguments[name] for name in ("input", "running_mean", "running_var"))
         if arguments.get("training", False) or mean is None or variance is None or values.ndim < 2:
             return super().call(function, arguments)

@@ -1,7 +1,8 @@
-"""Recurrent layers unrolled into the linear layers they are made of, one step after the other.
+"""Recurrent layers unrolled into the linear layers that they consist of, one step after the other.
 
-torch runs LSTM, GRU and plain recurrent layers inside one function, in which no layer is seen. Written out here, a weight is
-a linear layer that is called once a step, and the rule of linear layers covers it; biases and projections likewise.
+torch runs LSTM, GRU and plain recurrent layers inside one function, which hides their linear layers. When they are
+written out, each weight belongs to a linear layer that is called once per step, so the rule of linear layers covers it,
+its bias and its projection.
 
 Source: the equations in the documentation of ``torch.nn.LSTM``, ``GRU`` and ``RNN``; projections after Sak et al. 2014.
 """
@@ -21,14 +22,14 @@ Step: TypeAlias = Callable[[Tensor, Tensor, State], State]  # (W_ih x + b_ih, W_
 
 
 def lstm_step(from_input: Tensor, from_state: Tensor, state: State) -> State:
-    """c' = f c + i g, h' = o tanh(c') with gates (i, f, g, o)."""
+    """Return c' = f c + i g and h' = o tanh(c') for the gates (i, f, g, o)."""
     i, f, g, o = (from_input + from_state).chunk(4, -1)
     cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
 def gru_step(from_input: Tensor, from_state: Tensor, state: State) -> State:
-    """h' = (1 - z) n + z h, where the reset gate r acts on the state's part of n alone."""
+    """Return h' = (1 - z) n + z h, where the reset gate r acts on the part of n that comes from the state."""
     (r, z, new), (state_r, state_z, state_new) = from_input.chunk(3, -1), from_state.chunk(3, -1)
     kept = torch.sigmoid(z + state_z)
     proposed = torch.tanh(new + torch.sigmoid(r + state_r) * state_new)
@@ -38,7 +39,7 @@ def gru_step(from_input: Tensor, from_state: Tensor, state: State) -> State:
 def plain_step(
     from_input: Tensor, from_state: Tensor, state: State, *, activation: Callable[[Tensor], Tensor]
 ) -> State:
-    """h' = activation(...)."""
+    """Return h' = activation(W_ih x + b_ih + W_hh h + b_hh)."""
     del state
     return (activation(from_input + from_state),)
 
@@ -55,8 +56,8 @@ def unrolled(
     bidirectional: bool = False,
     batch_first: bool = False,
 ) -> Any:
-    """What ``torch.lstm`` and its kin return, step by step; NotImplemented for packed sequences and active dropout."""
-    # Packed sequences put their batch sizes second, which moves the weights to the fourth place.
+    """Compute what ``torch.lstm`` and its relatives return; NotImplemented for packed sequences and active dropout."""
+    # With packed sequences the batch sizes are the second argument, so that ``has_biases`` is not a bool here.
     if not isinstance(has_biases, bool) or (train and dropout):
         return NotImplemented
     state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
@@ -86,7 +87,7 @@ def _by_layer(params: Sequence[Tensor], count: int) -> Iterator[Sequence[Tensor]
 def _run(
     step: Step, values: Tensor, state: State, weights: Sequence[Tensor], has_biases: bool, *, backwards: bool
 ) -> tuple[Tensor, State]:
-    """One layer in one direction: its outputs at all steps, in the order of the input, and the state at the end."""
+    """Run one layer in one direction, and return its outputs in the order of the input, and the final state."""
     to_gates, recurrent = weights[:2]
     bias_input, bias_state = weights[2:4] if has_biases else (None, None)
     projection = weights[-1] if len(weights) in (3, 5) else None
@@ -109,7 +110,7 @@ def unrolled_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> Any:
-    """What ``torch.lstm_cell`` and its kin return: a single step."""
+    """Compute a single step, as ``torch.lstm_cell`` and its relatives do."""
     state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
     found = step(F.linear(input, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
     return found if len(found) > 1 else found[0]
@@ -126,4 +127,4 @@ UNROLLED: dict[Callable[..., Any], Callable[..., Any]] = {
     **{getattr(torch, name): partial(unrolled, step) for name, step in _STEPS.items()},
     **{getattr(torch, f"{name}_cell"): partial(unrolled_cell, step) for name, step in _STEPS.items()},
 }
-"""Functions of torch and what they are made of; a result of NotImplemented means: not this call."""
+"""Functions of torch, and functions that unroll them; a result of NotImplemented means that the call is not covered."""

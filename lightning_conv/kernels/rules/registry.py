@@ -1,4 +1,7 @@
-"""The registry: which function of torch has a layer rule, and what a rule has to say."""
+"""``LayerRule``: how derivatives by a layer's parameters follow from its arguments.
+
+``register_rule`` assigns one to a function.
+"""
 
 from __future__ import annotations
 
@@ -10,57 +13,57 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-Arguments: TypeAlias = Mapping[str, Any]  # of one call, by name; tensors detached
+Arguments: TypeAlias = Mapping[str, Any]  # arguments of one call by name, with detached tensors
 
 
 class LayerRule(ABC):
     """How the derivatives by the parameters of one kind of layer follow from its arguments and its output gradients B.
 
-    A rule is written for a function of torch (``F.linear``), not for a module class: it holds for every module and every
-    forward that calls the function with the parameter itself. Subclass it, then ``register_rule(function, rule)``.
-    Before a rule is used on a network, its result is compared with autograd's gradient there, so a wrong rule is never
-    believed.
+    A rule is written for a function of torch such as ``F.linear``, not for a module class. It applies to every module
+    and every forward that calls the function with the parameter itself. To add a rule, subclass ``LayerRule`` and call
+    ``register_rule(function, rule)``. On each network the result of a rule is first compared with the gradient of
+    autograd, so a wrong rule is never used.
 
-    Shapes: N samples along dimension 0 of every tensor with samples, K outputs.
+    Shapes: every tensor with samples has the N samples along dimension 0; there are K outputs.
     """
 
-    signature: ClassVar[str]  # names of the function's arguments, in order: "input weight bias"
-    parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")  # those of them that may be parameters
-    rewrites: ClassVar[bool] = False  # whether ``call`` is to be used even where no parameter is tracked
+    signature: ClassVar[str]  # names of the function's arguments in order, such as "input weight bias"
+    parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")  # the arguments that may be parameters
+    rewrites: ClassVar[bool] = False  # whether ``call`` is used even if no parameter is tracked
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by name."""
+        """Return the arguments of a call by name."""
         return dict(zip(self.signature.split(), args, strict=False)) | dict(kwargs)
 
     def holds(self, arguments: Arguments) -> bool:
-        """Whether the rule covers this call; otherwise its parameters take the general way."""
+        """Return whether the rule covers this call; if not, its parameters belong to the general engine."""
         del arguments
         return True
 
     def call(self, function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        """The layer's output; override where the same numbers can be had in a way that differentiates faster."""
+        """Compute the output of the layer; override it where another way to the same numbers differentiates faster."""
         return function(**arguments)
 
     def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
-        """The arguments that ``rows`` needs and that have one row a sample, with the output's leading dimensions."""
+        """Return the arguments that ``rows`` needs and that have one row per sample, like the output."""
         del output
         return {"input": arguments["input"]}
 
     def prepare(self, arguments: Arguments) -> Arguments:
-        """What ``rows`` needs and does not depend on the gradients, computed once for all outputs."""
+        """Add to the arguments what ``rows`` needs and what does not depend on B; computed once for all outputs."""
         return arguments
 
     @abstractmethod
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """Per-sample derivatives of one parameter.
+        """Compute the per-sample derivatives by one parameter.
 
         Args:
-            arguments: of the call, tensors with samples along dimension 0, as ``prepare`` returned them.
-            slot: which parameter, by the name of the argument.
-            gradients: B, shape (N, K, *output).
+            arguments: arguments of the call as ``prepare`` returned them, with samples along dimension 0.
+            slot: name of the argument that is the parameter.
+            gradients: B, (N, K, *output).
 
         Returns:
-            (N, K, *parameter), element (i, k) being du_ik / d(parameter).
+            The derivatives du_ik / d(parameter) of output k of sample i, (N, K, *parameter).
         """
 
 
@@ -69,27 +72,27 @@ class OuterRule(LayerRule):
 
     .. math:: \partial u_{ik} / \partial W_g = \sum_r b_{ikrg} \, a_{irg}^T \quad \text{(groups g)}
 
-    so that the kernel can be had from A and B without forming the derivative.
+    so that the kernel follows from A (rows a_irg) and B (rows b_ikrg) without forming the derivative.
     """
 
     bias_is_constant_input: ClassVar[bool] = True
-    """The bias acts like a weight on an input that is always one: its B is the weight's B."""
+    """Whether the bias acts like a weight on a constant input of 1, so that its B is the B of the weight."""
 
     @abstractmethod
     def factor_inputs(self, arguments: Arguments) -> Tensor:
-        """A: (N, R, groups, in)."""
+        """Return A, (N, R, groups, in)."""
 
     @abstractmethod
     def factor_gradients(self, arguments: Arguments, gradients: Tensor) -> Tensor:
-        """B: (N, R, groups, out) of one output, from the gradients (N, *output)."""
+        """Return B of one output, (N, R, groups, out), from its gradients (N, *output)."""
 
     @abstractmethod
     def to_parameter(self, arguments: Arguments, outer: Tensor) -> Tensor:
-        """(..., groups, out, in) arranged as the weight: (..., *weight)."""
+        """Rearrange (..., groups, out, in) like the weight: (..., *weight)."""
 
     @abstractmethod
     def bias_rows(self, gradients: Tensor) -> Tensor:
-        """(N, K, out) from the gradients (N, K, *output)."""
+        """Return the derivatives by the bias, (N, K, out), from the gradients (N, K, *output)."""
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
         """See ``LayerRule.rows``."""
@@ -107,15 +110,28 @@ _RULES: dict[Callable[..., Any], LayerRule] = {}
 
 
 def register_rule(function: Callable[..., Any], rule: LayerRule) -> None:
-    """Make ``rule`` the rule of ``function`` from now on, in this process.
+    """Make ``rule`` the rule of ``function``, from now on and in this process.
 
     Args:
-        function: a function that torch dispatches (``torch.nn.functional``, ``torch``, or your own, made dispatchable by
-            ``torch.overrides.wrap_torch_function``).
-        rule: how its derivatives are formed.
+        function: a function that torch dispatches: from ``torch.nn.functional``, from ``torch``, or one of your own
+            that is made dispatchable by ``torch.overrides.wrap_torch_function``.
+        rule: an instance that says how its derivatives are formed.
 
     Raises:
-        TypeError: ``rule`` is a class or something else than a rule.
+        TypeError: ``rule`` is a class, or not a rule.
+
+    Example:
+        >>> import torch
+        >>> class ScaleRule(LayerRule):  # u = x * scale, written as a function of its own
+        ...     signature = "input scale"
+        ...     parameters = ("scale",)
+        ...
+        ...     def rows(self, arguments, slot, gradients):
+        ...         return gradients * arguments["input"][:, None]
+        >>> scale = torch.overrides.wrap_torch_function(lambda x, s: (x, s))(lambda x, s: x * s)
+        >>> register_rule(scale, ScaleRule())
+        >>> type(rule_of(scale)).__name__
+        'ScaleRule'
     """
     if not isinstance(rule, LayerRule):
         what = (
@@ -126,5 +142,5 @@ def register_rule(function: Callable[..., Any], rule: LayerRule) -> None:
 
 
 def rule_of(function: Callable[..., Any]) -> LayerRule | None:
-    """The rule that is registered for ``function``."""
+    """Return the rule that is registered for ``function``, or None."""
     return _RULES.get(function)

@@ -1,4 +1,4 @@
-"""Eigenvalues of symmetric matrices and operators, each with bounds and the method that gives them."""
+"""Eigenvalues of symmetric matrices and operators, each with bounds and the name of the method that gives them."""
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.largest import largest_eigenvalue

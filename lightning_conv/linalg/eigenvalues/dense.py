@@ -1,34 +1,34 @@
-"""All eigenvalues of a dense matrix and an a-posteriori bound on their errors."""
+"""All eigenvalues of a dense symmetric matrix, and an a-posteriori bound on their errors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import Symmetric
+from lightning_conv.linalg.rounding import gamma
 
 LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch does not list it as exported
 
 
 def eigen_decomposition(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """``torch.linalg.eigh`` in float64, on the CPU where the device cannot or fails.
+    """Return eigenvalues and eigenvectors by ``torch.linalg.eigh``, or on the CPU if that fails.
 
-    LAPACK's divide and conquer fails on some low-rank matrices; a relative shift of the diagonal does not, and is taken
-    back.
+    The divide-and-conquer algorithm of LAPACK fails on some low-rank matrices. It does not fail after a shift of the
+    diagonal, which is then subtracted from the eigenvalues.
 
     Raises:
-        torch.linalg.LinAlgError: nothing converged.
+        torch.linalg.LinAlgError: neither attempt converged.
     """
     return decompose(matrix)[:2]
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, str]:
-    """``eigen_decomposition`` and, if the first try failed, the reason.
+    """Return ``eigen_decomposition`` and the reason why the first attempt failed, or an empty string.
 
     Raises:
-        torch.linalg.LinAlgError: nothing converged.
+        torch.linalg.LinAlgError: neither attempt converged.
     """
     try:
         values, vectors = torch.linalg.eigh(matrix)
@@ -41,18 +41,26 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor, str]:
 
 
 def residual_radius(matrix: Tensor, values: Tensor, vectors: Tensor) -> tuple[float, float]:
-    r"""Proven distance of computed eigenvalues from those of ``matrix``, a posteriori.
+    r"""Bound the distance of computed eigenvalues from those of ``matrix``, a posteriori and proven.
 
-    With E = A - V diag(l) V^T and F = V^T V - I, Weyl's and Ostrowski's theorems give for every i, eigenvalues in
-    order,
+    With E = A - V diag(l) V^T and F = V^T V - I, the theorems of Weyl and Ostrowski give for each i, with eigenvalues
+    in order,
 
     .. math:: |\lambda_i(A) - l_i| \le \|E\|_F + |l_i| \, \|F\|_F .
 
-    The rounding errors of computing E and F themselves are bounded by gamma_{N+2} sum |l_k||v_k|^2 and gamma_N sum
-    |v_k|^2 and added.
+    The rounding errors of computing E and F are bounded by gamma_{N+2} sum |l_k||v_k|^2 and gamma_N sum |v_k|^2, and
+    added.
+
+    Args:
+        matrix: A, (N, N).
+        values: l, (N,), as computed.
+        vectors: V, (N, N), with eigenvectors as columns, as computed.
 
     Returns:
-        (a, b) such that a + b |l_i| bounds the error of l_i. Cost: two N^3 products.
+        (a, b) such that a + b |l_i| bounds the error of l_i.
+
+    Cost: two products of N^3 multiplications. Source: Horn & Johnson, Matrix Analysis, 2nd ed., Theorems 4.3.1 (Weyl)
+    and 4.5.9 (Ostrowski).
     """
     size = len(values)
     residual = float((matrix - (vectors * values) @ vectors.T).norm())
@@ -68,10 +76,10 @@ def residual_radius(matrix: Tensor, values: Tensor, vectors: Tensor) -> tuple[fl
 
 
 def dense_end(a: Symmetric, index: int, reason: str) -> Bounded:
-    """Eigenvalue 0 or -1 by a full decomposition: what remains when a faster way fails, for the ``reason`` given.
+    """Compute eigenvalue 0 or -1 by a full decomposition, after a faster method has failed for the given ``reason``.
 
     Raises:
-        torch.linalg.LinAlgError: nothing converged.
+        torch.linalg.LinAlgError: the decomposition did not converge.
 
     Cost: about 12 N^3 flops.
     """

@@ -1,4 +1,4 @@
-"""``smallest_eigenvalue``: shift-invert Lanczos from above, a verified Cholesky factorisation from below."""
+"""``smallest_eigenvalue``: shift-invert Lanczos from above, and a verified Cholesky factor from below."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ from lightning_conv.linalg.lanczos import Krylov, lanczos
 METHOD = "inverse Lanczos, verified Cholesky"
 STEPS = 80
 LEVELS_BELOW = 2.0
-"""First shift, in units of the rounding level: low enough that every semidefinite matrix has a factor, high enough to
-be near."""
+"""Distance of the first shift below zero, in units of the rounding level: large enough that every semidefinite matrix
+has a factor, small enough to be near its spectrum."""
 
 
 def smallest_eigenvalue(matrix: Tensor, *, tolerance: float = 1e-6, seed: int = 0) -> Bounded:
-    r"""lambda_min of a symmetric float64 matrix with proven bounds, from two Cholesky factorisations instead of a decomposition.
+    r"""Compute lambda_min of a symmetric float64 matrix with proven bounds, from two Cholesky factorisations.
 
-    Upper bound: the Rayleigh quotient of the vector that Lanczos finds with (A - t I)^{-1}, plus its rounding. Lower
-    bound: A - s I, s a little below the quotient, has a Cholesky factor in floating point, which proves (Rump 2006)
+    The upper bound is the Rayleigh quotient of the vector that Lanczos finds with (A - t I)^{-1}, plus its rounding.
+    The lower bound comes from a shift s a little below the quotient: A - s I has a Cholesky factor in floating point,
+    which proves (Rump 2006)
 
     .. math:: \lambda_{\min}(A) \ge s - N u \operatorname{tr}(A - sI) (1 + \ldots), \qquad u = 2^{-53},
 
-    constants in ``shifted_cholesky``. The interval is about max(tolerance |lambda_min|, 1.25 N u tr(A)) wide. The first
-    shift t = -2 N u tr(A) lies below every eigenvalue of a semidefinite matrix. Where lambda_min is not above the rounding
-    level N u tr(A), the first factor is the proof and the lower bound is about -3 N u tr(A). An indefinite matrix is
-    shifted below the smallest Ritz value that Lanczos finds with A itself. Where all of that fails, the answer comes
-    from a full decomposition with its residual bound, and ``Bounded.reason`` says why.
+    with the constants in ``shifted_cholesky``. The interval is about max(tolerance |lambda_min|, 1.25 N u tr(A)) wide.
+
+    The first shift t = -2 N u tr(A) lies below all eigenvalues of a semidefinite matrix. If lambda_min is not above the
+    rounding level N u tr(A), the first factor is the proof, and the lower bound is about -3 N u tr(A). An indefinite
+    matrix is shifted below the smallest Ritz value that Lanczos finds with A itself. If all of this fails, the result
+    comes from a full decomposition with its residual bound, and ``Bounded.reason`` says why.
 
     Args:
-        matrix: A, (N, N), float64. Where it is not exactly symmetric, the bounds hold for (A + A^T) / 2.
+        matrix: A, (N, N), float64. If it is not exactly symmetric, the bounds are those of (A + A^T) / 2.
         tolerance: relative distance of s from the Rayleigh quotient.
-        seed: of the start vector.
+        seed: seed of the start vector.
+
+    Returns:
+        The eigenvalue with certified bounds.
 
     Raises:
-        ValueError: not square, not symmetric, empty, not float64, not finite, or a tolerance outside (0, 1).
-        torch.linalg.LinAlgError: the full decomposition failed too, on the device and on the CPU.
+        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite; ``tolerance`` is outside
+            (0, 1).
+        torch.linalg.LinAlgError: even the full decomposition failed, on the device and on the CPU.
 
-    Cost: 2 N^3 / 3 flops, 4 N^2 for each of 20-60 Lanczos steps, N^2 numbers beside the matrix; an indefinite matrix
-    takes up to three factorisations more.
+    Cost: 2 N^3 / 3 flops, 4 N^2 flops for each of 20-60 Lanczos steps, and N^2 numbers beside the matrix. An indefinite
+    matrix takes up to three more factorisations.
 
     Source: S. M. Rump, Verification of positive definiteness, BIT Numerical Mathematics 46 (2006) 433-452; Ericsson &
     Ruhe 1980 (shift-invert Lanczos).
@@ -60,7 +66,7 @@ def smallest_eigenvalue(matrix: Tensor, *, tolerance: float = 1e-6, seed: int = 
 
 
 def smallest(a: Symmetric, tolerance: float, seed: int, out: Tensor | None = None) -> Bounded:
-    """``smallest_eigenvalue`` of a checked matrix; ``out`` is memory for the factors."""
+    """Compute ``smallest_eigenvalue`` of a checked matrix; ``out`` is memory for the factors."""
     if a.norm == 0:
         return Bounded(0.0, 0.0, 0.0, True, "zero matrix")
     try:
@@ -70,7 +76,11 @@ def smallest(a: Symmetric, tolerance: float, seed: int, out: Tensor | None = Non
 
 
 def require_tolerance(tolerance: float) -> None:
-    """Raises ValueError unless 0 < tolerance < 1."""
+    """Refuse a tolerance that is not between 0 and 1.
+
+    Raises:
+        ValueError: ``tolerance`` is outside (0, 1).
+    """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: {tolerance}; need a relative distance between 0 and 1, such as 1e-6")
 
@@ -92,7 +102,7 @@ def _by_factors(a: Symmetric, tolerance: float, seed: int, buffer: Tensor) -> Bo
         found = _nearest_above(a, factor, tolerance, level, seed)
         if found.value + found.rounding < upper:
             value, upper = found.value, found.value + found.rounding
-        # Nothing to prove for what the first factor does not tell from zero.
+        # What the first factor does not distinguish from zero needs no further proof.
         if not reason and found.value <= LEVELS_BELOW * level:
             reason = "not above the rounding level N u tr(A): the first factor is the proof"
             break
@@ -106,19 +116,19 @@ def _by_factors(a: Symmetric, tolerance: float, seed: int, buffer: Tensor) -> Bo
         lower = max(lower, closer.lower)
         if 2 * found.distance <= max(tolerance * abs(found.value), level):
             break
-        factor = closer  # Lanczos had not converged from afar: once more from nearby
-    # Rounding may put the quotient below a proven lower bound, never its upper bound.
+        factor = closer  # Lanczos had not converged from a distant shift, so repeat it from a near one
+    # By rounding the quotient may lie below a proven lower bound, but its upper bound never does.
     return Bounded(min(max(value, lower), upper), lower, upper, certified=True, method=METHOD, reason=reason)
 
 
 def _nearest_above(a: Symmetric, factor: ShiftedFactor, tolerance: float, level: float, seed: int) -> _Approximation:
-    """The eigenvalue next to the shift by Lanczos with (A - t I)^-1, whose largest eigenvalue is nu = 1 / (lambda_min - t)."""
+    """Find the eigenvalue next to the shift t by Lanczos with (A - t I)^-1, whose top is nu = 1 / (lambda_min - t)."""
 
     def converged(krylov: Krylov) -> bool:
         if krylov.basis.shape[1] < 8 or krylov.basis.shape[1] % 4:
             return False
         nu, error = top_ritz_value(krylov)
-        # To a hundredth of what the proof will leave open anyway.
+        # To a hundredth of what the proof leaves open anyway.
         return nu > 0 and error / nu / (nu + error) <= 0.01 * max(tolerance * abs(factor.shift + 1 / nu), level / 4)
 
     krylov = lanczos(factor.solve, a.size, steps=min(STEPS, a.size), seed=seed, device=a.matrix.device, stop=converged)
@@ -127,14 +137,14 @@ def _nearest_above(a: Symmetric, factor: ShiftedFactor, tolerance: float, level:
         raise LinAlgError(
             f"inverse Lanczos at shift {factor.shift:.1e} gave the eigenvalue {nu:.1e}, which is not positive"
         )
-    # One inverse iteration: what the Ritz vector still has of large eigenvalues would weigh lambda_max / lambda_min more in A.
+    # One inverse iteration, since A magnifies the components of large eigenvalues by lambda_max / lambda_min.
     vector = factor.solve(krylov.basis @ krylov.ritz()[1][:, -1:])[:, 0]
     value, rounding = a.rayleigh(vector / vector.norm())
     return _Approximation(value, rounding, error / nu / (nu + error))
 
 
 def _factor_below(a: Symmetric, level: float, seed: int, buffer: Tensor) -> ShiftedFactor:
-    """A factor of A - t I with t below lambda_min < 0, as near as plain Lanczos can tell."""
+    """Return a factor of A - t I with t below lambda_min < 0, as near to it as plain Lanczos can tell."""
     krylov = lanczos(a.product, a.size, steps=min(STEPS // 2, a.size), seed=seed, device=a.matrix.device)
     values, _, residuals = krylov.ritz()
     gap = max(float(residuals[0]), 1e-3 * float(values[-1] - values[0]), 4 * level)
@@ -150,7 +160,7 @@ def _factor_below(a: Symmetric, level: float, seed: int, buffer: Tensor) -> Shif
 
 
 def top_ritz_value(krylov: Krylov) -> tuple[float, float]:
-    """The largest Ritz value and an estimate of its distance from the eigenvalue above: min(|r|, |r|^2 / gap)."""
+    """Return the largest Ritz value and an estimate of its distance to the eigenvalue above, min(|r|, |r|^2 / gap)."""
     values, _, residuals = krylov.ritz()
     value, residual = float(values[-1]), float(residuals[-1])
     gap = value - float(values[-2]) if len(values) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""``Symmetric``: a checked matrix with the sizes that rounding bounds need, and Rayleigh quotients with proven errors."""
+"""``Symmetric``: a checked matrix with the norms that rounding bounds need, and its Rayleigh quotients."""
 
 from __future__ import annotations
 
@@ -8,58 +8,62 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
 
 TILE = 512
 OUTWARD = 1 + 2.0**-30
-"""Factor on error terms. Covers the rounding of their own few operations, second-order terms, and underflow: that
-moves a sum by at most N^3 2^-1074, nothing beside a term of at least 2^-53 |A| once |A| is not tiny."""
+"""Factor on error terms that covers the rounding of their own few operations, second-order terms, and underflow.
+Underflow changes a sum by at most N^3 2^-1074, which is negligible beside a term of at least 2^-53 |A| unless |A| is
+tiny."""
 
 SAFE_EXPONENT = 200
-"""Matrices whose largest entry is not within 2^-200 ... 2^200 are scaled by a power of two, which is exact."""
+"""Matrices whose largest entry is outside 2^-200 ... 2^200 are scaled by a power of two, which is exact."""
 
 
 @dataclass(frozen=True)
 class Symmetric:
-    """A finite float64 matrix A, symmetric up to rounding; every statement is about (A + A^T) / 2."""
+    """A finite float64 matrix A that is symmetric up to rounding; all statements are about (A + A^T) / 2."""
 
-    matrix: Tensor  # (N, N), 2^-exponent times the one that was given
+    matrix: Tensor  # (N, N), 2^-exponent times the matrix that was given
     exponent: int
     norm: float
     """Upper bound of the Frobenius norm."""
     skew: float
-    """Upper bound of |A - A^T|_F: how far the matrices that one triangle defines may be from A. Zero if exactly symmetric."""
+    """Upper bound of |A - A^T|_F, the distance from A of a matrix that one triangle defines; zero if A is exactly
+    symmetric."""
 
     @property
     def size(self) -> int:
-        """N."""
+        """Number N of rows."""
         return len(self.matrix)
 
     def product(self, columns: Tensor) -> Tensor:
-        """A on columns (N, b)."""
+        """Apply A to columns (N, b)."""
         return self.matrix @ columns
 
     def rescaled(self, bounded: Bounded) -> Bounded:
-        """The same statement about the matrix that was given."""
+        """Return the same statement about the matrix that was given."""
         if self.exponent == 0:
             return bounded
-        # Subnormal results round: one number further out holds them.
+        # Subnormal results round, so the ends move to the next number outwards.
         lower = math.nextafter(_ldexp(bounded.lower, self.exponent), -math.inf)
         upper = math.nextafter(_ldexp(bounded.upper, self.exponent), math.inf)
         return replace(bounded, value=_ldexp(bounded.value, self.exponent), lower=lower, upper=upper)
 
     def rayleigh(self, vector: Tensor) -> tuple[float, float]:
-        r"""Rayleigh quotient x^T A x / x^T x and a proven bound on the rounding error of this number.
+        r"""Return the Rayleigh quotient x^T A x / x^T x and a proven bound on its rounding error.
 
         The product y = A x errs by gamma_N |A||x|, the product x^T y by gamma_N |x|^T|y|, so the numerator by
 
         .. math:: (2 \gamma_N + \gamma_N^2) |x|^T |A| |x| \le \gamma_{2N+1} \|A\|_F \|x\|^2 ,
 
-        and denominator and division by a relative gamma_{N+1} (Higham 2002, section 3.1). Cost: 2 N^2 flops.
+        and denominator and division by a relative gamma_{N+1} (Higham 2002, section 3.1).
 
         Raises:
             torch.linalg.LinAlgError: the vector is zero or not finite.
+
+        Cost: 2 N^2 flops.
         """
         square = float(vector @ vector)
         if not (math.isfinite(square) and square > 0):
@@ -70,17 +74,17 @@ class Symmetric:
 
 
 def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
-    """``Symmetric`` of a matrix, after the checks that every eigenvalue routine here makes.
+    """Check a matrix as every eigenvalue routine here does, and return it as ``Symmetric``.
 
     Raises:
-        ValueError: not square, not symmetric, empty, not float64, or not finite.
+        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite.
     """
     largest, exact = require_symmetric(matrix, name)
     exponent = math.frexp(largest)[1]
     if largest == 0 or abs(exponent) <= SAFE_EXPONENT:
         exponent = 0
     else:
-        half = exponent // 2  # in two steps, because 2^1074 is no number
+        half = exponent // 2  # in two steps, because 2^1074 overflows
         matrix = matrix * 2.0**-half * 2.0 ** -(exponent - half)
     sums = 1 + gamma(matrix.numel() + 3, torch.float64)
     norm = float(torch.linalg.vector_norm(matrix)) * sums
@@ -89,36 +93,36 @@ def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
 
 
 def require_symmetric(matrix: Tensor, name: str = "gram") -> tuple[float, bool]:
-    """Refuse what has no real eigenvalues in float64.
+    """Refuse a matrix that is not a finite symmetric float64 matrix.
 
     Returns:
         The largest absolute entry, and whether A = A^T exactly.
 
     Raises:
-        ValueError: not square, not symmetric, empty, not float64, or not finite.
+        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite.
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
         raise ValueError(f"{name}: shape {tuple(matrix.shape)}; need a non-empty square matrix")
     if matrix.dtype != torch.float64:
         raise ValueError(
-            f"{name}: {matrix.dtype}; need float64. Converting a float32 Gram matrix afterwards does not bring back its small "
-            "eigenvalues: compute it by ntk_gram, which sums in float64"
+            f"{name}: {matrix.dtype}; need float64. Converting a float32 Gram matrix does not restore its small eigenvalues, so "
+            "compute it with ntk_gram, which sums in float64"
         )
     largest = max(abs(float(end)) for end in matrix.aminmax())
     if not math.isfinite(largest):
-        raise ValueError(f"{name}: holds NaN or infinity; the network or its samples do")
+        raise ValueError(f"{name}: contains NaN or infinity; check the network and its samples")
     exact = _exactly_symmetric(matrix)
     if not exact:
         skew = float((matrix - matrix.T).abs().max())
         if skew > 1e-12 * largest:
             raise ValueError(
-                f"{name}: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is meant"
+                f"{name}: not symmetric (largest |G - G^T| is {skew:.1e}); pass (G + G.T) / 2 if that is intended"
             )
     return largest, exact
 
 
 def _exactly_symmetric(matrix: Tensor) -> bool:
-    # By tiles: reading a large matrix along its columns takes several times as long.
+    # In tiles, since reading a large matrix along its columns takes several times as long.
     cuts = [slice(start, start + TILE) for start in range(0, len(matrix), TILE)]
     return all(torch.equal(matrix[i, j], matrix[j, i].T) for k, i in enumerate(cuts) for j in cuts[: k + 1])
 

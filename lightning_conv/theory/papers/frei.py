@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.theory.criterion import Criterion, at_least
 
 BLOCK = 1024

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.theory.tools.smooth_mlp import AffineLayer, SmoothMLP, above, below, spectral_norm
 
 

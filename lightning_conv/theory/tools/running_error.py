@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues import smallest_eigenvalue
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.theory.tools.smooth_mlp import SLOPE_ERROR, SmoothMLP, above, below
 
 UNIT = 2.0**-53

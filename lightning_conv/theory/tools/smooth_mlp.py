@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues import largest_eigenvalue
+from lightning_conv.linalg.rounding import gamma
 
 OUTWARD = 2.0**-30
 """Relative margin on every stage of a bound.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_conv import ntk_gram
 from lightning_conv.kernels.infinite import LimitKernel
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.spectrum import kernel_spectrum
 from lightning_conv.reporting.progress import Report, silent
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import DuFC, DuResNet

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.infinite import h_infinity
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.spectrum import kernel_spectrum
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.du.two_layer_figure import draw
 from lightning_conv.recipes.lab.du.two_layer_run import Track, train

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_conv.linalg.spectrum import kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.reporting.progress import Report, silent
 from lightning_conv.theory import DuTwoLayer
 from lightning_conv.theory.papers.du import TwoLayerDescent

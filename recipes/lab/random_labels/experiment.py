@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_conv.kernels.infinite import h_infinity
-from lightning_conv.linalg.spectrum import kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.recipes.lab.data import Source, two_classes
 from lightning_conv.recipes.lab.du.two_layer_run import train
 from lightning_conv.recipes.lab.random_labels.figure import draw

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import LambdaMin
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
-from lightning_conv.linalg.spectrum import Spectrum, kernel_spectrum
+from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.spectrum import Spectrum
 
 
 def spectrum_of(eigenvalues: torch.Tensor) -> Spectrum:

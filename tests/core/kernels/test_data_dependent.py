@@ -2,86 +2,19 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from dense_kernels import assert_same
+from kernels.networks import Again, AgainByRule, Called, Expert, Gated, sent_to_the_expert
 from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
-from lightning_conv.kernels.reading import discovery, reach
-
-
-class Expert(nn.Module):
-    """``x @ W`` (no layer rule) for the samples whose first feature is positive, and a parameter that nothing uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared, self.expert = nn.Linear(4, 2), nn.Parameter(torch.randn(4, 2))
-        self.nothing = nn.Parameter(torch.randn(3))
-
-    def extra(self, x):
-        return x @ self.expert
-
-    def forward(self, x):
-        outputs, chosen = self.shared(x), (x[:, 0] > 0).nonzero()[:, 0]
-        return outputs.index_add(0, chosen, self.extra(x[chosen])) if len(chosen) else outputs
-
-
-class Gated(Expert):
-    """The expert is called for every batch, by a rule, and dropped where no sample is sent to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.expert = nn.Parameter(torch.randn(2, 4))
-
-    def forward(self, x):
-        extra, chosen = F.linear(x, self.expert), x[:, :1] > 0
-        return self.shared(x) + chosen * extra if bool(chosen.any()) else self.shared(x)
-
-
-class Again(Expert):
-    """The expert is the shared layer itself, transposed: one more use of a parameter that has a rule."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared = nn.Linear(4, 4)
-
-    def extra(self, x):
-        return torch.tanh(x) @ self.shared.weight.t()
-
-
-class AgainByRule(Expert):
-    """One more call of the shared layer, which the outputs depend on for some samples only."""
-
-    def forward(self, x):
-        twice, chosen = self.shared(torch.tanh(x)), x[:, :1] > 0
-        return self.shared(x) + chosen * twice if bool(chosen.any()) else self.shared(x)
-
-
-class Called(Expert):
-    """An expert with a rule that is called for some batches only."""
-
-    def __init__(self):
-        super().__init__()
-        del self.expert
-        self.expert = nn.Linear(4, 2)
-
-    def extra(self, x):
-        return self.expert(x)
-
-
-def samples(n, *chosen):
-    """Of n samples, those that go to the expert."""
-    inputs = torch.randn(n, 4).double()
-    inputs[:, 0] = -inputs[:, 0].abs()
-    inputs[list(chosen), 0] *= -1
-    return inputs
+from lightning_conv.kernels.reading import anatomy, reach
 
 
 @pytest.mark.parametrize("engine", ["auto", "jacobian"])
 @pytest.mark.parametrize("kind", [Expert, Gated])
 def test_an_expert_that_only_later_samples_reach_is_in_the_kernel(kind, engine, naive_gram, monkeypatch):
     monkeypatch.setattr(reach, "REACH_TARGET", 1)  # one sample at a time
-    model, inputs = kind().double(), samples(8, 4, 6)
+    model, inputs = kind().double(), sent_to_the_expert(8, 4, 6)
     for outputs in ("trace", "full", "sum"):
         gram = ntk_gram(model, inputs, outputs=outputs, engine=engine)
         assert_same(gram.matrix, naive_gram(model, inputs, outputs), 1e-12)
@@ -92,7 +25,7 @@ def test_an_expert_that_only_later_samples_reach_is_in_the_kernel(kind, engine, 
 
 
 def test_it_may_be_the_columns_that_reach_it(naive_gram):
-    model, rows, columns = Expert().double(), samples(5), samples(6, 5)
+    model, rows, columns = Expert().double(), sent_to_the_expert(5), sent_to_the_expert(6, 5)
     whole = naive_gram(model, torch.cat([rows, columns]), "trace")
     assert_same(ntk_gram(model, rows, columns).matrix, whole[:5, 5:], 1e-12)
     assert_same(ntk_gram(model, columns, rows).matrix, whole[5:, :5], 1e-12)
@@ -100,8 +33,8 @@ def test_it_may_be_the_columns_that_reach_it(naive_gram):
 
 
 def test_a_plan_of_samples_that_do_not_reach_it_serves_others_that_do(naive_gram):
-    model, inputs = Expert().double(), samples(6, 5)
-    plan = plan_ntk(model, samples(6))
+    model, inputs = Expert().double(), sent_to_the_expert(6, 5)
+    plan = plan_ntk(model, sent_to_the_expert(6))
     assert plan.reading.unused == ("expert", "nothing")
     gram = ntk_gram(model, inputs, plan=plan)
     assert_same(gram.matrix, naive_gram(model, inputs, "trace"), 1e-12)
@@ -109,15 +42,15 @@ def test_a_plan_of_samples_that_do_not_reach_it_serves_others_that_do(naive_gram
 
 
 def test_where_one_sample_is_looked_at_the_second_is_not_forgotten(naive_gram, monkeypatch):
-    monkeypatch.setattr(discovery, "LARGE", 0)
-    model, inputs = Expert().double(), samples(5, 1)
+    monkeypatch.setattr(anatomy, "LARGE", 0)
+    model, inputs = Expert().double(), sent_to_the_expert(5, 1)
     gram = ntk_gram(model, inputs)
     assert_same(gram.matrix, naive_gram(model, inputs, "trace"), 1e-12)
     assert gram.general == ("expert",)
 
 
 def test_what_no_sample_reaches_is_told():
-    model, inputs = Expert(), samples(6).float()
+    model, inputs = Expert(), sent_to_the_expert(6).float()
     gram = ntk_gram(model, inputs)
     assert gram.unused == ("expert", "nothing")
     assert set(gram.structured) | set(gram.general) | set(gram.unused) == set(gram.parameters)
@@ -128,7 +61,7 @@ def test_what_no_sample_reaches_is_told():
 
 def test_where_all_are_used_no_sample_is_passed_through_again(monkeypatch):
     monkeypatch.setattr(reach, "_reached", lambda *_: pytest.fail("a pass over the samples"))
-    ntk_gram(nn.Linear(4, 2), samples(6).float())
+    ntk_gram(nn.Linear(4, 2), sent_to_the_expert(6).float())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +73,7 @@ def test_where_all_are_used_no_sample_is_passed_through_again(monkeypatch):
     ],
 )
 def test_more_uses_of_a_layer_with_a_rule_are_refused_and_the_general_engine_has_them(kind, message, naive_gram):
-    model, inputs = kind().double(), samples(6, 4)
+    model, inputs = kind().double(), sent_to_the_expert(6, 4)
     with pytest.raises(ValueError, match=f"{message}.*use engine='jacobian'"):
         ntk_gram(model, inputs)
     assert_same(ntk_gram(model, inputs, engine="jacobian").matrix, naive_gram(model, inputs, "trace"), 1e-12)

@@ -8,44 +8,12 @@ import torch
 from dense_kernels import assert_same, reduced_rows, train_mode_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import (
-    Recurrent,
-    TiedAutoencoder,
-    TiedModules,
-    Transformer,
-    TwoInputs,
-    Words,
-    convolutional,
-    lived_in_model,
-    to_double,
-)
+from kernels.cases import CASES, build
+from kernels.networks import lived_in_model
 from torch import nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.kernels import NTKOperator
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3))
-
-
-CASES = {
-    "mlp": lambda: (mlp(), torch.randn(6, 4)),
-    "one sample": lambda: (mlp(), torch.randn(1, 4)),
-    "cnn with batch norm": lambda: (convolutional(), torch.randn(6, 2, 4, 4)),
-    "lstm": lambda: (Recurrent(), torch.randn(5, 3, 3)),
-    "transformer": lambda: (Transformer(), torch.randn(5, 3, 6)),
-    "tied weights, transposed": lambda: (TiedAutoencoder(), torch.randn(5, 5)),
-    "tied weights, two modules": lambda: (TiedModules(), torch.randn(5, 4)),
-    "tuple of inputs": lambda: (TwoInputs(), (torch.randn(5, 3), torch.randn(5, 2))),
-    "mapping of inputs": lambda: (TwoInputs(), {"b": torch.randn(5, 2), "a": torch.randn(5, 3)}),
-    "embedding": lambda: (Words(), torch.randint(0, 7, (5, 3))),
-}
-
-
-def build(case):
-    model, inputs = CASES[case]()
-    return model.double(), to_double(inputs)
 
 
 def vectors(*shape, seed=1):
@@ -53,38 +21,6 @@ def vectors(*shape, seed=1):
 
 
 # --- products -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("outputs", ["full", "sum", "trace"])
-@pytest.mark.parametrize("case", CASES)
-def test_products_agree_with_the_double_loop_of_autograd(case, outputs, naive_gram):
-    model, inputs = build(case)
-    truth = naive_gram(model, inputs, outputs)
-    operator = NTKOperator(model, inputs, outputs=outputs)
-    assert operator.shape == tuple(truth.shape)
-    several = vectors(len(truth), 3)
-    assert_same(operator @ several, truth @ several)
-    assert_same(operator.matmul(several[:, 0]), truth @ several[:, 0])
-    assert_same(operator.dense(), truth)
-    assert torch.equal(operator.dense(), operator.dense().T)
-
-
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-@pytest.mark.parametrize("case", CASES)
-def test_both_halves_agree_with_the_jacobian(case, outputs, naive_jacobian):
-    model, inputs = build(case)
-    rows = naive_jacobian(model, inputs)
-    operator = NTKOperator(model, inputs, outputs=outputs)
-    if outputs == "sum":
-        rows = rows.reshape(operator.n_samples, operator.n_outputs, -1).sum(1)
-    assert operator.n_parameters == rows.shape[1]
-    left, right = vectors(len(rows), 2), vectors(rows.shape[1], 2)
-    assert_same(operator.transposed(left), rows.T @ left)
-    assert_same(operator.jvp(right), rows @ right)
-    by_name = operator.vjp(left[:, 0])
-    assert {name: value.shape for name, value in by_name.items()} == {n: p.shape for n, p in model.named_parameters()}
-    assert_same(torch.cat([value.flatten() for value in by_name.values()]), rows.T @ left[:, 0])
-    assert_same(operator.jvp(by_name), rows @ (rows.T @ left[:, 0]))
 
 
 @pytest.mark.parametrize("outputs", ["full", "sum", "trace"])

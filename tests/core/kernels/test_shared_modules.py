@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernels.networks import TwoNames
 from torch import nn
 
 from lightning_conv import ntk_gram
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import find_head, last_hidden_features
-
-
-class TwoNames(nn.Module):
-    """Its parts, and a container of the same parts."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh())
-        self.head = nn.Linear(5, 2)
-        self.net = nn.Sequential(self.trunk, self.head)
-
-    def forward(self, x):
-        return self.net(x)
 
 
 class Tied(nn.Module):

@@ -294,8 +294,8 @@ def test_an_unknown_method_is_refused():
         (torch.zeros(3, dtype=torch.float64), r"gram: shape \(3,\)"),
         (torch.zeros(0, 0, dtype=torch.float64), r"gram: shape \(0, 0\)"),
         (torch.eye(3), r"gram: torch\.float32; need float64"),
-        (torch.full((2, 2), math.nan, dtype=torch.float64), "gram: holds NaN"),
-        (torch.tensor([[1.0, math.inf], [math.inf, 1.0]], dtype=torch.float64), "gram: holds NaN or inf"),
+        (torch.full((2, 2), math.nan, dtype=torch.float64), "gram: contains NaN"),
+        (torch.tensor([[1.0, math.inf], [math.inf, 1.0]], dtype=torch.float64), "gram: contains NaN or inf"),
         (torch.tensor([[1.0, 0.1], [0.2, 1.0]], dtype=torch.float64), "gram: not symmetric .*1.0e-01"),
     ],
 )

@@ -22,9 +22,9 @@ from lightning_conv.kernels.infinite import (
     h_infinity,
     residual_limit,
 )
-from lightning_conv.kernels.planning.memory import allowed_memory, mebibytes
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.machine.memory import allowed_memory, mebibytes
 from lightning_conv.networks.activation import is_relu
 from lightning_conv.networks.analytic import find_kinks
 from lightning_conv.networks.evaluation import Inputs

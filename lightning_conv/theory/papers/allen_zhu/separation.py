@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.closest import ClosestRows, closest_rows
-from lightning_conv.kernels.products.precision import gamma
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.reporting.progress import Report, silent
 from lightning_conv.theory.criterion import Criterion, at_least
 

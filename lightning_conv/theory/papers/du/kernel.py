@@ -28,8 +28,8 @@ from torch import Tensor
 from lightning_conv.kernels.drift import frobenius_floor, require_comparable
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import LimitKernel
+from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded, quotient
-from lightning_conv.linalg.spectrum import kernel_spectrum
 from lightning_conv.theory.criterion import Criterion, at_least, at_most
 
 DEEP = "Du, Lee, Li, Wang, Zhai 2019"

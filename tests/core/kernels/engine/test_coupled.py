@@ -5,70 +5,13 @@ import torch
 from dense_kernels import assert_same, reduced_rows, train_mode, train_mode_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import convolutional, lived_in_model
+from kernels.cases import COUPLED, build_coupled
+from kernels.networks import lived_in_model
 from torch import nn
 
 from lightning_conv import ntk_gram
 from lightning_conv.kernels.engine.coupled import coupled_gram, strips
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
-
-
-class Reused(nn.Module):
-    """One BatchNorm twice in a forward, a bare and an unused parameter, and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
-        self.norm, self.drop = nn.BatchNorm1d(4, track_running_stats=False), nn.Dropout(0.5)
-        self.shift, self.unused = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3))
-
-    def forward(self, x):
-        return self.head(self.drop(torch.sin(self.norm(torch.tanh(self.norm(self.first(x))) + self.shift))))
-
-
-class Centred(nn.Module):
-    """Samples couple without any BatchNorm, through an operator that vmap has no rule for."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return Cubed.apply(self.layer(x) - self.layer(x).mean(0))
-
-
-class Cubed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        if not float(gradient.abs().max()) < 1e6:  # vmap cannot read a value
-            raise ValueError("too large")
-        return 3 * x**2 * gradient
-
-
-CASES = {
-    "cnn": lambda: (convolutional(), torch.randn(5, 2, 4, 4)),
-    "reused": lambda: (Reused(), torch.randn(5, 3)),
-    "wide": lambda: (
-        nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.Tanh(), nn.Linear(30, 2)),
-        torch.randn(12, 20),
-    ),
-    "without batch norm": lambda: (Centred(), torch.randn(5, 3)),
-}
-
-
-def build(case):
-    model, inputs = CASES[case]()
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if "running" in name:
-                buffer.uniform_(0.5, 2)
-    return model.double(), inputs.double()
 
 
 def gram(model, inputs, outputs="full", dtype=None, precision="exact", names=None, **options):
@@ -107,9 +50,9 @@ def difference_rows(model, inputs, step=2e-3):
 
 
 @pytest.mark.parametrize("outputs", ["full", "trace", "sum"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COUPLED)
 def test_agrees_with_train_mode_autograd(case, outputs):
-    model, inputs = build(case)
+    model, inputs = build_coupled(case)
     found, floor = gram(model, inputs, outputs)
     assert_same(found, reduced_rows(train_mode_rows(model, inputs), len(inputs), outputs), 1e-9)
     assert found.dtype == torch.float64
@@ -117,16 +60,16 @@ def test_agrees_with_train_mode_autograd(case, outputs):
     assert 0 < floor <= 1e-11 * float(found.trace())
 
 
-@pytest.mark.parametrize("case", ["cnn", "reused", "without batch norm"])
+@pytest.mark.parametrize("case", ["cnn with batch norm", "batch norm called twice", "without batch norm"])
 def test_agrees_with_finite_differences_of_the_train_mode_network(case):
-    model, inputs = build(case)
+    model, inputs = build_coupled(case)
     rows = difference_rows(model, inputs)
     for outputs in ("full", "trace", "sum"):
         assert_same(gram(model, inputs, outputs)[0], reduced_rows(rows, len(inputs), outputs), 1e-8)
 
 
 def test_has_the_terms_across_samples_that_frozen_statistics_drop():
-    model, inputs = build("cnn")
+    model, inputs = build_coupled("cnn with batch norm")
     found = gram(model, inputs)[0]
     for mode in ("frozen", "eval"):
         other = ntk_gram(model, inputs, outputs="full", batch_norm=mode).matrix
@@ -146,7 +89,7 @@ def test_is_the_kernel_of_ntk_gram_where_no_layer_couples():
 
 @pytest.mark.parametrize("outputs", ["full", "trace"])
 def test_strips_of_columns_change_nothing(outputs):
-    model, inputs = build("wide")
+    model, inputs = build_coupled("wide")
     whole = gram(model, inputs, outputs)[0]
     most = None
     for memory in [round(20_000 * 1.3**k) for k in range(12)]:  # up to 360 kB
@@ -181,7 +124,7 @@ def test_law_strips_cover_every_column_once_in_order(sizes, limit):
 
 @pytest.mark.parametrize("outputs", ["full", "trace", "sum"])
 def test_floor_bounds_the_products_of_fast(outputs):
-    model, inputs = build("cnn")
+    model, inputs = build_coupled("cnn with batch norm")
     model, inputs = model.float(), inputs.float()
     (fast, floor), (exact, tiny) = (gram(model, inputs, outputs, precision=p) for p in ("fast", "exact"))
     error = float(torch.linalg.matrix_norm(fast - exact, 2))
@@ -202,7 +145,7 @@ def test_leaves_no_trace(dtype, memory, leaves_no_trace):
 
 
 def test_subset_of_parameters_and_outputs_that_depend_on_none():
-    model, inputs = build("reused")
+    model, inputs = build_coupled("batch norm called twice")
     rows = train_mode_rows(model, inputs)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     starts = dict(zip(sizes, torch.tensor([0, *sizes.values()]).cumsum(0).tolist(), strict=False))
@@ -213,7 +156,7 @@ def test_subset_of_parameters_and_outputs_that_depend_on_none():
 
 @pytest.mark.parametrize("memory", [2_500, 8_000, 12_000])
 def test_what_does_not_fit_is_refused_with_the_numbers(memory):
-    model, inputs = build("cnn")
+    model, inputs = build_coupled("cnn with batch norm")
     with pytest.raises(MemoryError, match=r"max_memory: .* MiB"):
         gram(model, inputs, max_memory=memory)
 
@@ -227,7 +170,7 @@ def test_a_random_forward_is_refused():
         def forward(self, x):
             return self.layer(x + torch.randn_like(x))
 
-    with pytest.raises(ValueError, match="model: two forwards of one batch differ"):
+    with pytest.raises(ValueError, match="model: two forward passes of one batch differ"):
         gram(Noisy(), torch.randn(4, 3))
 
 

@@ -6,7 +6,8 @@ import mpmath
 import pytest
 import torch
 
-from lightning_conv.kernels.products.precision import PRECISIONS, gamma, product, product_gamma, unit_roundoff
+from lightning_conv.kernels.products.precision import PRECISIONS, product, product_gamma
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 
 
 def exact_product(x, y):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from small_networks import Recurrent
+from kernels.networks import Recurrent
 from torch import nn
 from torch.autograd.function import once_differentiable
 

@@ -4,32 +4,19 @@ import copy
 
 import pytest
 import torch
-from small_networks import Words
+from kernels.networks import CalledAtPositions, Positions, Words
 from torch import nn
 
 from lightning_conv import ntk_gram, plan_ntk
 from lightning_conv.kernels.products.pullback import graph_size
-from lightning_conv.kernels.reading import discovery
+from lightning_conv.kernels.reading import anatomy
 from lightning_conv.kernels.reading.memory import MadeBytes
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
 
-class Tied(nn.Module):
-    """A convolution, a layer that is called twice, and a layer at every position."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution, self.twice = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        hidden = torch.tanh(self.convolution(x)).flatten(2).mT
-        return self.head(torch.tanh(self.twice(torch.tanh(self.twice(hidden)))).mean(1))
-
-
 @pytest.fixture(name="network")
 def network_fixture():
-    return Tied(), torch.randn(6, 2, 5, 5)
+    return CalledAtPositions(), torch.randn(6, 2, 5, 5)
 
 
 def true_error(model, inputs, samples):
@@ -47,7 +34,7 @@ def true_error(model, inputs, samples):
 def test_the_error_of_the_jacobian_is_measured(network, large, monkeypatch):
     model, inputs = network
     if large:
-        monkeypatch.setattr(discovery, "LARGE", 0)
+        monkeypatch.setattr(anatomy, "LARGE", 0)
     said = ntk_gram(model, inputs, precision="fast").jacobian_error
     true = true_error(model, inputs, samples=1 if large else 3)
     assert true > 2.0**-24, "the rounding of this test is not there"
@@ -58,13 +45,13 @@ def test_the_error_of_the_jacobian_is_measured(network, large, monkeypatch):
 def test_a_large_network_is_read_on_one_sample_and_found_the_same(network, monkeypatch):
     model, inputs = network
     before = plan_ntk(model, inputs, precision="fast").reading
-    monkeypatch.setattr(discovery, "LARGE", 0)
+    monkeypatch.setattr(anatomy, "LARGE", 0)
     after = plan_ntk(model, inputs, precision="fast").reading
     assert (after.sites, after.general, after.signature) == (before.sites, before.general, before.signature)
 
 
 def test_samples_that_couple_are_all_read_however_large_they_are(monkeypatch):
-    monkeypatch.setattr(discovery, "LARGE", 0)
+    monkeypatch.setattr(anatomy, "LARGE", 0)
     model, inputs = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(6, 4)
     # One sample normalised by itself has no gradient, and no rounding error either.
     gram = ntk_gram(model, inputs, batch_norm="batch")
@@ -110,24 +97,6 @@ def test_outputs_that_cancel_are_not_taken_for_coupled_samples(dtype, naive_gram
 
 
 # --- few rows, many columns -----------------------------------------------------------------------------------------
-
-
-class Positions(nn.Module):
-    """Adds what does not depend on the sample: a table of learned positions, or a network of the time."""
-
-    def __init__(self, kind, length):
-        super().__init__()
-        self.kind, self.length = kind, length
-        self.table, self.head = nn.Embedding(length, 3), nn.Linear(3, 2)
-        self.embed, self.clock = nn.Linear(2, 3), nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 3))
-
-    def forward(self, x):
-        if self.kind == "table":
-            place = self.table(torch.arange(self.length))
-        else:
-            times = torch.linspace(0, 1, self.length, dtype=x.dtype)[:, None]
-            place = self.clock(times if self.kind == "network" else times[None])
-        return self.head(torch.tanh(self.embed(x) + place).sum(1))
 
 
 @pytest.mark.parametrize("length", [1, 3, 4])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_conv import LayerRule, ntk_gram, register_rule
-from lightning_conv.kernels.reading import discovery
+from lightning_conv.kernels.reading import anatomy
 from lightning_conv.kernels.reading.recording import Recorder
 from lightning_conv.kernels.rules import registry
 
@@ -417,7 +417,7 @@ def test_a_rule_of_ones_own_is_used(rules, naive_gram):
 @pytest.mark.parametrize("large", [False, True], ids=["three samples", "one sample"])
 def test_a_wrong_rule_is_never_believed(rules, rule, why, large, naive_gram, monkeypatch):
     if large:
-        monkeypatch.setattr(discovery, "LARGE", 0)
+        monkeypatch.setattr(anatomy, "LARGE", 0)
     register_rule(WAVE, rule())
     model, inputs = Waves().double(), torch.randn(5, 4).double()
     gram = ntk_gram(model, inputs)

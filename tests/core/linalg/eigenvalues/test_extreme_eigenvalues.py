@@ -266,8 +266,8 @@ def test_failures_add_up_in_the_reason_and_the_last_one_is_raised(end, monkeypat
         (torch.zeros(2, 3, dtype=torch.float64), r"matrix: shape \(2, 3\)"),
         (torch.zeros(0, 0, dtype=torch.float64), r"matrix: shape \(0, 0\)"),
         (torch.eye(3), r"matrix: torch\.float32; need float64"),
-        (torch.full((2, 2), math.nan, dtype=torch.float64), "matrix: holds NaN"),
-        (tensor([1.0, math.inf], [math.inf, 1.0]), "matrix: holds NaN or inf"),
+        (torch.full((2, 2), math.nan, dtype=torch.float64), "matrix: contains NaN"),
+        (tensor([1.0, math.inf], [math.inf, 1.0]), "matrix: contains NaN or inf"),
         (tensor([1.0, 0.1], [0.2, 1.0]), "matrix: not symmetric"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which parameters a kernel is over: names, globs, or those that require gradients."""
+"""The parameters by which a kernel differentiates, chosen by name or pattern, or as those that require gradients."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from lightning_conv.networks.evaluation import StatelessModule
 
 
 def parameter_names(module: StatelessModule, asked: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Names of the parameters that are asked for, in the model's order.
+    """Return the names of the chosen parameters, in the order of the model.
 
     Args:
         module: the model.
         asked: names, or shell patterns such as ``"encoder.*"`` or ``"*.bias"`` (``*`` also matches dots); None or
-            ``"requires_grad"``: all that require gradients, as after freezing a model for LoRA.
+            ``"requires_grad"``: all that require gradients, as in a model that is frozen for LoRA.
 
     Raises:
-        ValueError: nothing is asked for, a name or pattern matches nothing, or nothing requires a gradient.
+        ValueError: ``asked`` is empty, a name or pattern matches nothing, or no parameter requires a gradient.
     """
     if asked is None or asked == "requires_grad":
         if not module.trainable:
             raise ValueError(
-                "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze what is meant"
+                "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze the parameters that are meant"
             )
         return module.trainable
     return matching_names(module.parameters, asked)
 
 
 def matching_names(known: Iterable[str], asked: Sequence[str] | str) -> tuple[str, ...]:
-    """Those of the ``known`` names that are asked for, in their order.
+    """Return those of the ``known`` names that match, in their order.
 
     Raises:
-        ValueError: nothing is asked for, or a name or pattern matches nothing.
+        ValueError: ``asked`` is empty, or a name or pattern matches nothing.
     """
     known = list(known)
     patterns = [asked] if isinstance(asked, str) else list(asked)

@@ -1,6 +1,6 @@
-"""Read a network on a handful of samples before the kernel: which parameters obey a layer rule, and how exact its Jacobian is.
+"""``Anatomy``: what ``read_network`` finds in a network on a few samples, such as the layers that obey a rule.
 
-All of it is checked numerically, so that a rule is used only where it reproduces autograd's own gradient.
+Everything is checked numerically: a rule is used only where it reproduces the gradient of autograd.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_conv.kernels.engine.samples import channels_last
 from lightning_conv.kernels.reading.first_forward import UNWATCHED, first_forward
+from lightning_conv.kernels.reading.jacobian_error import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.reading.memory import peak_bytes
 from lightning_conv.kernels.reading.recording import LayerCall, layer_gradients, signature_of
-from lightning_conv.kernels.reading.rounding import Factored, estimate_jacobian_error, parameter_gradients
 from lightning_conv.kernels.reading.sample_axis import close, sample_axes
+from lightning_conv.kernels.reading.samples import channels_last
 from lightning_conv.kernels.reading.sites import (
     Site,
     gradient_by_sample,
@@ -31,40 +31,42 @@ from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, sample_count, take
 
 READ_SAMPLES = 3
+"""Samples on which a network is read, unless its samples couple."""
 
 LARGE = 8 * 2**20
-"""Bytes of activations from which on one sample's gradients are looked at: in float64 they take as long as a small kernel."""
+"""Bytes of activations from which the gradients of one sample are compared only: in float64 they take as long as a
+small kernel."""
 
 LAYOUT_ERRORS = (RuntimeError, ValueError, AssertionError)
-"""What a network raises on strides that it was not written for: by ``view``, or a check of its own."""
+"""Errors that a network raises for strides that it was not written for, through ``view`` or a check of its own."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What ``read_network`` found."""
+    """What ``read_network`` finds in a network."""
 
-    parameters: tuple[str, ...]  # those that were asked for
+    parameters: tuple[str, ...]  # those to differentiate by
     sites: tuple[Site, ...]
-    general: Mapping[str, str]  # parameters without a rule, and why
-    unused: tuple[str, ...]  # parameters that the outputs of the samples looked at do not depend on
+    general: Mapping[str, str]  # parameters without a rule, with the reason
+    unused: tuple[str, ...]  # parameters on which the outputs of the samples that were read do not depend
     outputs: int  # C
-    first_outputs: Tensor  # of the samples it was read on
-    level: float  # sum of |du/dtheta||theta| over the parameters: the size of what is added up to make an output
+    first_outputs: Tensor  # outputs of the samples that were read
+    level: float  # sum of |du/dtheta||theta| over the parameters: the size of the terms that add up to an output
     tracked: tuple[str, ...]  # parameters whose uses were recorded
-    signature: tuple[tuple[str, ...], ...]  # parameters of the recorded calls, in order
-    gradient_numel: int  # numbers in B of one output and sample, all calls together
-    forward_bytes: int  # that a forward with its graph takes for one sample
-    reading_bytes: int  # that reading the network takes
+    signature: tuple[tuple[str, ...], ...]  # parameters of each recorded call, in order
+    gradient_numel: int  # numbers in B for one output and sample, all calls together
+    forward_bytes: int  # bytes of a forward with its graph, for one sample
+    reading_bytes: int  # peak bytes of reading the network
     general_sizes: Mapping[str, int]  # elements of the parameters without a rule
     jacobian_error: float  # relative, estimated
-    channels_last: bool  # whether images are given to the layers with their channels innermost; else as they are
+    channels_last: bool  # whether images are passed with their channels innermost rather than as they are
 
     def arranged(self, inputs: Inputs) -> Inputs:
-        """``inputs`` in the layout that the network was read in."""
+        """Return ``inputs`` in the layout in which the network was read."""
         return channels_last(inputs) if self.channels_last else inputs
 
     def with_general(self, sizes: Mapping[str, int], reason: str) -> Anatomy:
-        """Some of the unused parameters, given by their elements, left to the general engine after all."""
+        """Return an anatomy in which these unused parameters, given with their sizes, belong to the general engine."""
         return replace(
             self,
             unused=tuple(name for name in self.unused if name not in sizes),
@@ -81,21 +83,25 @@ def read_network(
     rules: bool = True,
     samples: int = READ_SAMPLES,
 ) -> Anatomy:
-    """Find the layer rules that hold for the parameters ``names``, on the first three samples.
+    """Find the layer rules that apply to the parameters ``names``, on the first few samples.
 
-    A site is accepted when (1) it gives autograd's own gradient of a random combination of outputs, and (2) weighting
-    the samples weights its B along one dimension, which is then where the samples are. Images are given with their channels
-    innermost; a forward that cannot take them so (``x.view(len(x), -1)``) gets what the caller gave, then and later.
+    A layer with its parameters (a ``Site``) is accepted if
+
+    1. its rule reproduces the gradient of autograd for a random combination of outputs, and
+    2. weighting the samples weights the output gradients B along one dimension, which is then where the samples are.
+
+    Images are passed with their channels innermost. A forward that does not accept this layout (``x.view(len(x), -1)``)
+    gets the layout of the caller, now and in the passes.
 
     Args:
         module: the network as a function.
         names: parameters to differentiate by.
-        inputs: samples.
-        rules: False: find none, everything goes the general way.
-        samples: how many to read it on; all of them, where they couple.
+        inputs: the samples of the kernel.
+        rules: whether to look for layer rules; False: all parameters belong to the general engine.
+        samples: number of samples to read; all of them, where samples couple.
 
     Raises:
-        OutOfMemoryError: of the device.
+        OutOfMemoryError: the device is out of memory.
     """
     few = take(inputs, slice(0, samples))
     if rules and any(a is not b for a, b in zip(*map(input_tensors, (channels_last(few), few)), strict=True)):
@@ -103,7 +109,7 @@ def read_network(
             return _read(module, names, few, rules=True, in_channels_last=True)
         except torch.OutOfMemoryError:
             raise
-        except LAYOUT_ERRORS:  # where it was another reason, it comes again
+        except LAYOUT_ERRORS:  # an error with another cause is raised again below
             pass
     return _read(module, names, few, rules=rules, in_channels_last=False)
 
@@ -111,9 +117,10 @@ def read_network(
 def _read(
     module: StatelessModule, names: tuple[str, ...], few: Inputs, *, rules: bool, in_channels_last: bool
 ) -> Anatomy:
-    """Read the network on all of ``few``: the layers in the layout that is said, autograd's own gradients in the caller's.
+    """Read the network on all samples of ``few``.
 
-    Those are for comparison, and a convolution in another layout takes more memory for them.
+    The layers are read in the layout that ``in_channels_last`` says. The gradients of autograd, which serve for
+    comparison, use the layout of the caller, since a convolution in another layout takes more memory for them.
     """
     samples = sample_count(few)
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +128,7 @@ def _read(
     first = first_forward(module, given, {name: module.parameters[name] for name in names} if rules else {})
     outputs, recorder, forward_bytes = first.outputs, first.recorder, first.bytes
     calls, tracked = recorder.calls, tuple(first.tracked)
-    # Independent normals v_ic have E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
+    # Independent standard normal v_ic give E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
     plain = layer_gradients(outputs, mixture, calls, keep=True)
@@ -129,7 +136,7 @@ def _read(
     axes = sample_axes(
         calls, plain, layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False), weights, tolerance
     )
-    # The parameters' gradients of one sample tell enough of a network that is large, unless samples couple.
+    # For a large network the gradients of one sample are enough, unless samples couple.
     checked = 1 if module.batch_norm != "batch" and forward_bytes * samples > LARGE else samples
     probe, combination = take(few, slice(checked)), mixture[:checked]
     truth = parameter_gradients(module, names, probe, combination)
@@ -138,7 +145,7 @@ def _read(
     why |= dict.fromkeys(recorder.elsewhere, "it is used by functions without a layer rule")
     for index, call in enumerate(calls):
         if plain[index] is not None and index not in axes:
-            why |= dict.fromkeys(call.names.values(), "no dimension of a layer's output holds the samples")
+            why |= dict.fromkeys(call.names.values(), "no dimension of a layer's output contains the samples")
     allowed = set(names) - set(why) - set(unused)
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites = []
@@ -153,7 +160,7 @@ def _read(
     signature, first_outputs = signature_of(calls), outputs.detach()
     sizes = [float(g.norm() * module.parameters[name].norm()) for name, g in truth.items() if g is not None]
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
-    if checked < samples:  # with activations as large as these, nothing is kept that is not needed any more
+    if checked < samples:  # activations as large as these are freed as soon as they are not needed
         del first, outputs, plain, present, recorder, calls
     error = estimate_jacobian_error(
         module,
@@ -190,7 +197,10 @@ def _fault(
     tolerance: float,
     checked: int,
 ) -> str | None:
-    """Why the site's rule may not be used; None where it gives autograd's gradient of the first ``checked`` samples."""
+    """Return why the rule of a site may not be used.
+
+    The result is None if the rule reproduces the gradient of the first ``checked`` samples.
+    """
     for name in site.names:
         expected = truth[name]
         assert expected is not None
@@ -212,10 +222,10 @@ def _compared(
     truth: Tensor,
     checked: int,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient by one parameter, summed over the first ``checked`` samples, from the rule and from autograd.
+    """Return the gradient by one parameter, summed over the first ``checked`` samples, from the rule and from autograd.
 
-    A linear weight may have millions of elements: both are multiplied by one random vector, which tells two matrices
-    apart with probability one and saves forming the first.
+    For a linear weight, which may have millions of elements, both gradients are multiplied by one random vector. It
+    tells two matrices apart with probability one, and the first need not be formed.
     """
     first = calls[site.uses[0].call]
     if slot_of(first, name) == ["weight"] and site.linear:
@@ -227,7 +237,7 @@ def _compared(
 
 
 def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Site:
-    """The site with the sizes of its outer products, where it is one."""
+    """Return the site with the sizes of its factors, where its derivative is a sum of outer products."""
     rules = [calls[use.call].rule for use in site.uses]
     slots = [slot_of(calls[use.call], site.weight) if site.weight else [] for use in site.uses]
     if all(isinstance(rule, OuterRule) and slot == ["weight"] for rule, slot in zip(rules, slots, strict=True)):
@@ -249,41 +259,3 @@ def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor
         width = moved[0].shape[-1]
         return replace(site, positions=sum(m[0].numel() for m in moved) // width, gradients=width, tokens=True)
     return site
-
-
-def check_samples_do_not_couple(few: Tensor, whole: Tensor, level: float = 0.0) -> None:
-    """Refuse a network whose outputs of the first samples change with the rest of the batch.
-
-    Args:
-        few: outputs of the first samples alone.
-        whole: outputs of more samples.
-        level: of what is added up to make an output: where that cancels, what is left is rounding.
-
-    Raises:
-        ValueError: they do; the kernel of one sample pair would not be defined.
-    """
-    part = whole[: few.shape[0]]
-    tolerance = torch.finfo(few.dtype).eps ** 0.5
-    scale = max(float(whole.abs().max()), tolerance * level, torch.finfo(few.dtype).tiny)
-    change = float((part - few).abs().max()) / scale
-    if change > tolerance:
-        raise ValueError(
-            f"model: the outputs of the first {few.shape[0]} samples change by {change:.1e} (relative) when the rest of the batch is "
-            "added, so samples couple or the forward is random; remove what mixes samples (batch-wide attention) or what is random in "
-            'evaluation mode, or ask for batch_norm="batch", the kernel of the whole batch'
-        )
-
-
-def require_float_inputs(inputs: Inputs) -> None:
-    """Refuse empty or non-finite inputs before anything is computed.
-
-    Raises:
-        ValueError: an input holds NaN or infinity.
-    """
-    for position, tensor in enumerate(input_tensors(inputs)):
-        # The sum of finite numbers may overflow, so it acquits only.
-        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
-        if suspect and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"inputs: tensor {position} of shape {tuple(tensor.shape)} holds NaN or infinity; clean the samples"
-            )

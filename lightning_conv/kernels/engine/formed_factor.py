@@ -1,7 +1,7 @@
-"""Per-sample gradients that are formed when they are multiplied, some output channels at a time, and never kept.
+"""``FormedFactor``: per-sample gradients that are formed while they are multiplied, and not kept.
 
-Where a layer has many parameters and few positions, A and B are far smaller than the gradients formed from them. The
-products are taken from a workspace that stays in cache and is used over and over.
+If a layer has many parameters and few positions, A and B are far smaller than the gradients that are formed from them.
+The gradients are formed in a workspace that stays in the cache and is reused.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor, RowsFactor
 from lightning_conv.kernels.products.precision import Precision, product_gamma
-from lightning_conv.kernels.products.precision import gamma as gamma_k
 from lightning_conv.kernels.reading.recording import LayerCall
 from lightning_conv.kernels.reading.sites import Site, site_inputs
-
-WIDE_ENOUGH = 64
-"""Rows from which a product that forms per-sample gradients runs at full speed: narrow layers take several outputs at once."""
+from lightning_conv.linalg.rounding import gamma as gamma_k
 
 
 class Workspace:
-    """Memory for the gradients that are being multiplied: allocated once, handed out again and again.
+    """Memory for the gradients that are being multiplied, which is allocated once and reused.
 
     Args:
-        limit: bytes that one piece should not exceed.
+        limit: number of bytes that a piece should not exceed.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,7 +31,7 @@ class Workspace:
         self._pieces: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def piece(self, number: int, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A tensor of ``shape`` with arbitrary contents; what the same ``number`` gave before is overwritten."""
+        """Return a tensor of ``shape`` with arbitrary contents; it overwrites the last piece of the same ``number``."""
         size = int(torch.Size(shape).numel())
         key = number, like.dtype
         if key not in self._pieces or self._pieces[key].numel() < size:
@@ -51,13 +48,13 @@ class Piece:
 
 
 class FormedFactor(Factor):
-    """A as recorded, B kept, and the gradients B^T A formed block by block of output channels.
+    """Factor that keeps the recorded calls (for A) and B, and forms the gradients B^T A by blocks of output channels.
 
     Args:
-        site: whose; a weight of outer products, one group.
-        pieces: what was recorded, tile by tile.
+        site: the site that the factor belongs to: a weight of outer products with one group.
+        pieces: the recorded calls, tile by tile.
         gradients: B, (n, R, K, out) for the trace, else (n, K, R, out).
-        workspace: where gradients are formed.
+        workspace: memory in which gradients are formed.
         trace: see ``Factor``.
     """
 
@@ -68,22 +65,17 @@ class FormedFactor(Factor):
         self.site, self.pieces, self.gradients, self.workspace = site, tuple(pieces), gradients, workspace
         self.channels = gradients.shape[3]
         each = self.samples * self.outputs * site.inputs * gradients.element_size()
-        # Blocks of equal size: a narrow last one would be formed at a lower rate.
+        # Blocks of equal size, since a narrow last block would be formed at a lower rate.
         count = -(-self.channels // max(1, workspace.limit // each))
         self.step = -(-self.channels // count)
 
     @property
-    def rows_per_sample(self) -> int:
-        """One, or K."""
-        return self.stride
-
-    @property
     def tight(self) -> bool:
-        """Yes: |g_i|^2."""
+        """True, since m_i = |g_i|."""
         return True
 
     def form(self, first: int, number: int) -> RowsFactor:
-        """The gradients of channels ``first`` to ``first + step`` of all samples."""
+        """Form the gradients of channels ``first`` to ``first + step`` for all samples."""
         last = min(first + self.step, self.channels)
         width, k = self.site.inputs, self.outputs
         size = (last - first) * width
@@ -102,17 +94,6 @@ class FormedFactor(Factor):
                 torch.bmm(outer[:, index].transpose(1, 2), inputs, out=target)
         return RowsFactor([rows], trace=self.trace)
 
-    def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
-        """Block by block of channels; ``add_gram`` forms each of them once instead."""
-        total: Tensor | None = None
-        assert isinstance(other, FormedFactor)
-        for first in range(0, self.channels, self.step):
-            left = self.form(first, 0)
-            part = left.block(mine, left if other is self else other.form(first, 1), theirs, precision)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
-
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
         """See ``Factor.add_gram``."""
         assert isinstance(other, FormedFactor)
@@ -123,13 +104,13 @@ class FormedFactor(Factor):
             left.add_gram(left if other is self else other.form(first, 1), target, precision)
 
     def gamma(self, precision: Precision) -> float:
-        """Of the products of a block, and of the sum over blocks."""
+        """Return the bound for the products of a block and for the sum over blocks."""
         terms = self.step * self.site.inputs * (self.outputs if self.trace else 1)
         of_products = product_gamma(terms, self.gradients.dtype, precision)
-        # The blocks are added to the matrix one by one: at most one rounding each.
+        # The blocks are added to the matrix one by one, with at most one rounding each.
         return (1 + of_products) * (1 + gamma_k(self.channels, torch.float64)) - 1
 
     def magnitudes(self) -> Tensor:
-        """|g_i|, formed once more."""
+        """Return |g_i|, for which the gradients are formed once more."""
         squares = [self.form(first, 0).magnitudes().square() for first in range(0, self.channels, self.step)]
         return torch.stack(squares).sum(0).sqrt()

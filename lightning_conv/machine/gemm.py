@@ -1,4 +1,4 @@
-"""Which matrix product to call: chosen by a short measurement on this machine, between public operators of torch."""
+"""The fastest matrix product on this machine, chosen among public operators of torch by a short measurement."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Gemm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 CALIBRATION_SIZE = 512
 CALIBRATION_REPEATS = 9
 MARGIN = 1.25
-"""The plain product is kept unless another one is at least this much faster: where it matters the others gain a factor of 2, and a
-wrong choice on a busy machine would stay for the life of the process."""
+"""Factor by which another product must be faster than the plain one to be chosen. Where it matters the gain is a factor
+of 2, while a wrong choice on a busy machine would last as long as the process."""
 
 
 def matrix_product(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T by ``torch.mm`` (MKL, OpenBLAS, cuBLAS, ...). Shapes (p, k), (q, k) -> (p, q)."""
+    """Return x y^T, (p, k) and (q, k) -> (p, q), by ``torch.mm`` (MKL, OpenBLAS, cuBLAS, ...)."""
     return torch.mm(x, y.T)
 
 
 def convolution_product(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T as a 1 x 1 convolution of channels-last images, which CPU builds hand to oneDNN. Shapes as above.
+    """Return x y^T, (p, k) and (q, k) -> (p, q), by a 1 x 1 convolution of channels-last images.
 
-    oneDNN uses vector instructions that MKL leaves out on some processors (twice the rate on AMD's with AVX-512).
+    CPU builds of torch pass it to oneDNN, which uses vector instructions that MKL does not use on some processors
+    (twice the rate on those of AMD with AVX-512).
     """
     pixels = x.reshape(1, x.shape[0], 1, x.shape[1]).permute(0, 3, 1, 2)
     product = F.conv2d(pixels, y.reshape(*y.shape, 1, 1))
@@ -39,22 +40,24 @@ def convolution_product(x: Tensor, y: Tensor) -> Tensor:
 PRODUCTS: dict[str, Gemm] = {"mm": matrix_product, "convolution": convolution_product}
 
 CHOICE = "LIGHTNING_CONV_PRODUCT"
-"""Environment variable that names the product: for runs that are to agree to the last bit although the machine was busy in one of
-them. What a resumed run began with is kept by ``keep_product``."""
+"""Environment variable that names the product, for runs that must agree to the last bit although the machine was busy
+in one of them. A resumed run continues with the product that it began with, by ``keep_product``."""
 
 
 _kept: dict[str, str] = {}
-"""By ``keep_product``."""
+"""The product that ``keep_product`` has set."""
 
 
 @lru_cache(maxsize=8)
 def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm, float]:
-    """The fastest float product on this machine and its rate in flops a second; some 20 ms, once in a process.
+    """Return the fastest product of floating-point matrices on this machine, and its rate in flops per second.
 
     Args:
-        device_type: ``"cpu"``, ``"cuda"``, ...; only a CPU has a choice.
-        dtype: of the factors; only float32 has a choice.
-        threads: ``torch.get_num_threads()``; a part of the key, because the answer depends on it.
+        device_type: ``"cpu"``, ``"cuda"``, ...; there is a choice only on the CPU.
+        dtype: dtype of the factors; there is a choice only for float32.
+        threads: ``torch.get_num_threads()``, on which the answer depends; it is a part of the cache key.
+
+    Cost: about 20 ms, once per process.
     """
     del threads
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +76,10 @@ def calibrated(device_type: str, dtype: torch.dtype, threads: int) -> tuple[Gemm
 
 
 def _seconds(functions: Sequence[Gemm], x: Tensor, y: Tensor) -> list[float]:
-    """Fastest call of each function, the functions taking turns: the machine's other work only ever adds."""
+    """Return the duration of the fastest call of each function.
+
+    They take turns, since other work of the machine only adds.
+    """
     fastest = [float("inf")] * len(functions)
     with torch.no_grad():
         for function in functions:
@@ -93,22 +99,22 @@ def _now(tensor: Tensor) -> float:
 
 
 def gemm_for(x: Tensor) -> Gemm:
-    """The product to use for factors like ``x``."""
+    """Return the product to use for factors like ``x``."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return matrix_product
     return calibrated("cpu", x.dtype, torch.get_num_threads())[0]
 
 
 def product_name() -> str:
-    """The name of the product that this process uses for float32 on a CPU."""
+    """Return the name of the product that this process uses for float32 on a CPU."""
     chosen = gemm_for(torch.empty(0))
     return next(name for name, product in PRODUCTS.items() if product is chosen)
 
 
 def keep_product(name: str) -> None:
-    """Use the product that an earlier process had chosen, so that a resumed run rounds as it did before.
+    """Use the product that an earlier process had chosen, so that a resumed run rounds as before.
 
-    Does nothing where the environment names one, or nothing of that name is known.
+    It has no effect if the environment names a product, or if no product has this name.
     """
     if name in PRODUCTS and product_name() != name:
         _kept["product"] = name

@@ -1,4 +1,4 @@
-"""How much memory there is and how much of it a kernel may take."""
+"""The memory that is free, the part of it that a computation may use, and how work is cut into blocks that fit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from numbers import Real
 import torch
 
 FALLBACK_MEMORY = 2 * 2**30
+"""Bytes that are assumed to be free if the system does not tell."""
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device`` now (2 GiB where the system does not tell)."""
+    """Return the bytes that are free on ``device`` now (2 GiB if the system does not tell)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -28,21 +29,21 @@ def available_memory(device: torch.device) -> int:
 
 
 def whole_bytes(max_memory: object) -> int:
-    """A number of bytes such as ``2**30`` or ``1e9``, as an integer.
+    """Return a number of bytes such as ``2**30`` or ``1e9`` as an integer.
 
     Raises:
-        ValueError: it is not a finite number of at least one byte.
+        ValueError: ``max_memory`` is not a finite number of at least one byte.
     """
     number = isinstance(max_memory, Real) and not isinstance(max_memory, bool)
     if not (number and math.isfinite(max_memory) and max_memory >= 1):  # type: ignore[arg-type, operator]
         raise ValueError(
-            f"max_memory: {max_memory!r}; give a positive number of bytes, or None for a quarter of what is free"
+            f"max_memory: {max_memory!r}; give a positive number of bytes, or None for a quarter of the free memory"
         )
     return int(max_memory)  # type: ignore[call-overload, no-any-return]
 
 
 def allowed_memory(max_memory: float | None, device: torch.device) -> int:
-    """``max_memory``, or a quarter of what is free.
+    """Return ``max_memory`` in bytes, or a quarter of the free memory if it is None.
 
     Raises:
         ValueError: ``max_memory`` is not a finite number of at least one byte.
@@ -51,17 +52,17 @@ def allowed_memory(max_memory: float | None, device: torch.device) -> int:
 
 
 def blocks(samples: int, rows: int) -> list[slice]:
-    """Consecutive slices of ``rows`` samples that cover ``samples``."""
+    """Return consecutive slices of ``rows`` samples that cover ``samples``."""
     return [slice(start, min(start + rows, samples)) for start in range(0, samples, rows)]
 
 
 def mebibytes(count: float) -> str:
-    """A number of bytes as people read it."""
+    """Return a number of bytes in readable form."""
     return f"{count / 2**20:.1f} MiB"
 
 
 def memory_budget(max_memory: float | None, device: torch.device, result_bytes: int) -> int:
-    """Bytes left for working storage beside the result and two temporaries of its size.
+    """Return the bytes that are left for working storage beside the result and two temporaries of its size.
 
     Raises:
         ValueError: ``max_memory`` is not a finite number of at least one byte.

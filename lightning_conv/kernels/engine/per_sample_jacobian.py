@@ -1,4 +1,4 @@
-"""Per-sample Jacobians by ``torch.func`` for the parameters that no layer rule covers, a parameter group at a time."""
+"""Per-sample Jacobians by ``torch.func``, for the parameters that no layer rule covers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inpu
 def jacobian_rows(
     module: StatelessModule, names: tuple[str, ...], inputs: Inputs, cotangents: Tensor
 ) -> dict[str, Tensor]:
-    """Rows c^T du_i/d(names) for every sample i and every cotangent c.
+    """Compute the rows c^T du_i/d(names) for each sample i and each cotangent c.
 
     Args:
         module: the network as a function.
-        names: parameters, P elements together.
+        names: parameters to differentiate by.
         inputs: t samples.
-        cotangents: (K, C), one row for each combination of outputs.
+        cotangents: (K, C), one combination of outputs per row.
 
     Returns:
-        For each parameter a tensor of shape (t, K, P). Cost: one forward and K backwards over t samples; memory t K P elements, plus
-        activations.
+        For each parameter of P elements a tensor of shape (t, K, P).
 
     Raises:
-        OutOfMemoryError: of the device; any other failure of vmap falls back to a loop over samples.
+        OutOfMemoryError: the device is out of memory. Any other failure of vmap falls back to a loop over samples.
+
+    Cost: one forward and K backwards over t samples; the memory of the result, plus activations.
     """
     group = {name: module.parameters[name] for name in names}
     try:
@@ -35,7 +36,7 @@ def jacobian_rows(
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError):
-        # vmap has no rule for some operators (packed sequences, data-dependent control flow); autograd has.
+        # vmap does not support some operators that autograd does (packed sequences, data-dependent control flow).
         return _rows_by_loop(module, group, inputs, cotangents)
 
 
@@ -62,9 +63,8 @@ def _rows_by_loop(
     rows = {name: tensor.new_zeros(count, len(cotangents), tensor.numel()) for name, tensor in group.items()}
     for i in range(count):
         outputs = module.outputs(leaves, take(inputs, slice(i, i + 1)))[0]
-        for k, cotangent in enumerate(
-            cotangents if outputs.requires_grad else ()
-        ):  # some samples may reach none of them
+        # Some samples may reach none of the parameters.
+        for k, cotangent in enumerate(cotangents if outputs.requires_grad else ()):
             found = torch.autograd.grad(
                 outputs, list(leaves.values()), cotangent, retain_graph=k + 1 < len(cotangents), allow_unused=True
             )

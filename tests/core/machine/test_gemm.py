@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_conv.kernels.products import gemm
+from lightning_conv.machine import gemm
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (7, 1, 300), (64, 513, 31)])

@@ -1,4 +1,4 @@
-"""How much rounding inside the network there is in its Jacobian: measured against the same network in the other precision."""
+"""The rounding error in the Jacobian of a network, measured against the same network in the other precision."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from lightning_conv.kernels.reading.sites import Site, site_gradients, site_inpu
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 SAFETY = 4.0
+"""Factor on the measured error."""
 
 
 @dataclass(frozen=True)
 class Factored:
-    """What ``estimate_jacobian_error`` needs to compare linear layers by their factors."""
+    """What ``estimate_jacobian_error`` needs for comparing linear layers by their factors."""
 
     sites: Sequence[Site]
-    calls: Sequence[LayerCall]  # of a forward on the samples
-    gradients: Sequence[Tensor]  # B of every call for the mixture
+    calls: Sequence[LayerCall]  # calls of a forward on the samples
+    gradients: Sequence[Tensor]  # B of each call, for the mixture of outputs
 
 
 def parameter_gradients(
     module: StatelessModule, names: Sequence[str], inputs: Inputs, mixture: Tensor
 ) -> dict[str, Tensor | None]:
-    """Autograd's own gradients of sum(mixture * outputs) by the named parameters; None for those it does not reach."""
+    """Return the gradients of sum(mixture * outputs) by the named parameters from autograd.
+
+    The gradient is None for a parameter that does not enter.
+    """
     leaves = {name: module.parameters[name].detach().requires_grad_() for name in names}
     outputs = module.outputs(leaves, inputs)
     if not outputs.requires_grad:
@@ -45,21 +49,21 @@ def estimate_jacobian_error(
     *,
     by_factors: Factored | None,
 ) -> float:
-    """Estimated relative rounding error |dJ|_F / |J|_F of the Jacobian in the module's precision, with a safety factor of 4.
+    """Estimate the relative rounding error |dJ|_F / |J|_F of the Jacobian in the module's dtype, times a factor of 4.
 
-    Measured: the same random combination of Jacobian rows in float32 and in float64. For a float64 evaluation the measured
-    float32 figure is scaled by 2^-29, the ratio of the unit roundoffs. An estimate, not a bound.
+    The same random combination of Jacobian rows is computed in float32 and in float64. For a float64 evaluation the
+    float32 error is scaled by 2^-29, the ratio of the unit roundoffs. The result is an estimate, not a bound.
 
-    Linear layers at one position are compared by their factors, d(b a^T) <= |db||a| + |b||da|, which saves forming
-    gradients as large as the network; the other parameters by autograd's gradients, one after the other. Frozen statistics
-    are taken as they are: rounding averages out in them.
+    Linear layers with one position are compared by their factors, |d(b a^T)| <= |db||a| + |b||da|, so that gradients as
+    large as the network need not be formed. The other parameters are compared by the gradients of autograd, one after
+    the other. Frozen statistics are taken as they are, since rounding averages out in them.
 
     Args:
         module: the network.
         inputs: a few samples.
-        mixture: random combination of their outputs, one standard normal number each.
-        truth: autograd's gradients of sum(mixture * outputs).
-        by_factors: the layers that were found; None: compare every parameter by its gradient.
+        mixture: random combination of their outputs, with independent standard normal entries.
+        truth: the gradients of sum(mixture * outputs) from autograd.
+        by_factors: the layers to compare by their factors; None: compare every parameter by its gradient.
     """
     other = torch.float32 if module.dtype == torch.float64 else torch.float64
     ratio = 2.0**-29 if module.dtype == torch.float64 else 1.0
@@ -72,7 +76,7 @@ def estimate_jacobian_error(
         twin = module.twin(other)
         leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
         twin.parameters |= leaves
-        # Without layers to compare nothing is recorded: a forward that differentiates by torch.func cannot be.
+        # Without layers to compare nothing is recorded, since a forward that uses torch.func inside cannot be.
         outputs, recorder = record(twin, twin.convert(inputs), {n: twin.parameters[n] for n in truth if sites})
         calls = recorder.calls
         if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
@@ -86,7 +90,7 @@ def estimate_jacobian_error(
             mixture.to(outputs),
             allow_unused=True,
         )
-    except (TypeError, RuntimeError):  # a forward that works in one type only
+    except (TypeError, RuntimeError):  # a forward that works in one dtype only
         return SAFETY * 16 * unit
     theirs = dict(zip(wanted, found, strict=False))
     for site in sites:
@@ -103,18 +107,21 @@ def estimate_jacobian_error(
 
 
 class Difference:
-    """|dJ|_F and |J|_F, added up over the parameters."""
+    """Accumulates |dJ|_F and |J|_F over the parameters."""
 
     def __init__(self) -> None:
         self._change = self._size = 0.0
 
     @property
     def relative(self) -> float:
-        """|dJ|_F / |J|_F."""
+        """Relative error |dJ|_F / |J|_F so far."""
         return (self._change / self._size) ** 0.5 if self._size else 0.0
 
     def add(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        """Two gradients of one parameter. A hook of the second's leaf: what takes its place needs no memory."""
+        """Add the two gradients of one parameter.
+
+        As a hook on the leaf of the second it returns zeros that take no memory.
+        """
         wide = theirs.detach().double()
         self._size += float(torch.linalg.vector_norm(wide)) ** 2
         self._change += float(torch.linalg.vector_norm(wide - mine)) ** 2
@@ -123,7 +130,7 @@ class Difference:
     def add_factors(
         self, mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]], *, bias: bool
     ) -> None:
-        """A bound for the gradients b a^T of a linear layer, and b of its bias, from the (a, b) of every sample."""
+        """Add a bound for the gradients b a^T of a linear layer, and b of its bias, from all pairs (a, b)."""
         for (a, b), (c, d) in zip(mine, theirs, strict=True):
             moved = (b - d).norm() * a.norm() + d.norm() * (a - c).norm()
             self._change += float(moved**2 + bias * (b - d).norm() ** 2)
@@ -131,7 +138,7 @@ class Difference:
 
 
 def _factors(site: Site, calls: Sequence[LayerCall], gradient: Tensor, samples: int) -> list[tuple[Tensor, Tensor]]:
-    """(a, b) of every sample, in float64."""
+    """Return the pairs (a, b) of all samples in float64."""
     call = site.uses[0].call
     inputs = site_inputs(site, calls, samples).flatten(1).double()
     outer = site_gradients(site, calls, {call: gradient}, samples).flatten(1).double()

@@ -1,4 +1,4 @@
-"""What a pass through the network costs where no layer rule tells: counted on a few samples, ``count_pass``."""
+"""``PassCost``: the cost of a pass through the network where no layer rule tells it; ``count_pass`` measures it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule
 
 @dataclass(frozen=True)
 class PassCost:
-    """One forward of the samples it was counted on and one backward of one combination of their outputs."""
+    """Cost of one forward, and of one backward for one combination of outputs, on the samples that were counted."""
 
     forward: float  # flops
     backward: float  # flops
@@ -24,10 +24,10 @@ class PassCost:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the flops of matrix products, convolutions and attention, by torch's own formulas."""
+    """Adds up the flops of matrix products, convolutions and attention with the formulas of torch."""
 
-    # ``FlopCounterMode`` has the same formulas; its module tracker takes a second to load.
-    supports_higher_order_operators = True  # flex attention: what is inside counts nothing
+    # Not ``FlopCounterMode``, which has the same formulas: its module tracker takes a second to load.
+    supports_higher_order_operators = True  # flex attention, whose inside is not counted
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,9 +44,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def count_pass(module: StatelessModule, names: Sequence[str], inputs: Inputs) -> PassCost:
-    """Flops of a forward and of a backward for the parameters ``names``, a multiplication and an addition counted as two.
+    """Count the flops of a forward and of a backward for the parameters ``names``, and time the backward.
 
-    Elementwise work and fused recurrent layers count nothing. Call inside ``undisturbed(module.model)``.
+    A multiplication and an addition count as two flops. Elementwise work and fused recurrent layers are not counted.
+    Call it inside ``undisturbed(module.model)``.
 
     Cost: two forwards and two backwards of ``inputs``.
     """

@@ -1,4 +1,4 @@
-"""Run a plan: pass the samples through the network, keep each site's factors, and add up the Gram blocks."""
+"""``Engine``: the passes of a plan, in which samples go through the network and Gram blocks are added up."""
 
 from __future__ import annotations
 
@@ -9,64 +9,50 @@ from torch import Tensor
 
 from lightning_conv.kernels.engine.collectors import Collector, Store, collectors_of
 from lightning_conv.kernels.engine.factors import Factor, RowsFactor
-from lightning_conv.kernels.engine.formed import Workspace
-from lightning_conv.kernels.engine.jacobian import jacobian_rows
-from lightning_conv.kernels.engine.sums import KernelSum
-from lightning_conv.kernels.plan import NTKPlan, Pass
-from lightning_conv.kernels.planning.memory import blocks
-from lightning_conv.kernels.products.precision import gamma
-from lightning_conv.kernels.reading.discovery import Anatomy
+from lightning_conv.kernels.engine.formed_factor import Workspace
+from lightning_conv.kernels.engine.kernel_sum import KernelSum
+from lightning_conv.kernels.engine.per_sample_jacobian import jacobian_rows
+from lightning_conv.kernels.planning.passes import Pass
+from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.reading.recording import LayerCall, Recorder, layer_gradients, record, signature_of
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.machine.memory import blocks
+from lightning_conv.networks.evaluation import Inputs, sample_count, take
 from lightning_conv.reporting.progress import Report, equal_parts, part, silent
 
 MIRRORED = 512
-"""Rows that are copied to the other triangle at a time."""
+"""Number of rows that are copied to the other triangle at a time."""
 
 
 class Engine:
-    """Adds up the Gram matrix, one pass of the plan after the other.
+    """Adds up the Gram matrix of a network whose samples do not couple, one pass of the plan after the other.
 
     Args:
-        module: the network as a function.
-        anatomy: what was found in it.
-        plan: how to go about it.
-        cotangents: (K, C), the combinations of outputs, one row each.
-        inputs: samples of the rows.
-        others: samples of the columns; None: the same.
-        per_layer: keep one matrix for each layer.
-        report: told how much is done.
+        task: the network, its samples and its plan.
+        cotangents: (K, C), one combination of outputs per row.
+        report: called with the share of the work that is done.
     """
 
-    def __init__(
-        self,
-        module: StatelessModule,
-        anatomy: Anatomy,
-        plan: NTKPlan,
-        cotangents: Tensor,
-        inputs: Inputs,
-        others: Inputs | None,
-        *,
-        per_layer: bool,
-        report: Report = silent,
-    ) -> None:
-        self.report = report
-        self.module, self.anatomy, self.plan, self.cotangents = module, anatomy, plan, cotangents
-        self.inputs, self.others = inputs, others
-        self.trace = plan.problem.trace
+    def __init__(self, task: Task, cotangents: Tensor, report: Report = silent) -> None:
+        self.module, self.anatomy, self.plan = task.module, task.anatomy, task.plan
+        self.inputs, self.others = task.inputs, task.others
+        self.cotangents, self.report = cotangents, report
+        self.trace = self.plan.problem.trace
         self.stride = 1 if self.trace else len(cotangents)
-        self.shape = [self.stride * sample_count(x) for x in (inputs, inputs if others is None else others)]
-        layers = list(dict.fromkeys(c.layer for c in plan.contributions))
+        self.columns = self.inputs if self.others is None else self.others
+        self.shape = [self.stride * sample_count(each) for each in (self.inputs, self.columns)]
+        layers = list(dict.fromkeys(c.layer for c in self.plan.contributions))
         self.matrix = self._zeros()
-        self.layer_matrices = {layer: self._zeros() for layer in layers} if per_layer else {}
-        self.layer_traces = dict.fromkeys(layers, 0.0) if others is None else {}
+        self.layer_matrices = {layer: self._zeros() for layer in layers} if task.request.per_layer else {}
+        self.layer_traces = dict.fromkeys(layers, 0.0) if self.others is None else {}
         self.floor = 0.0
-        self._workspace = Workspace(plan.workspace)
-        # All that were tracked when the network was read, so that the recorded calls are the same ones.
-        self._tracked = {name: module.parameters[name] for name in anatomy.tracked}
+        self._workspace = Workspace(self.plan.workspace)
+        anatomy = self.anatomy
+        # All parameters that were tracked when the network was read, so that the same calls are recorded.
+        self._tracked = {name: self.module.parameters[name] for name in anatomy.tracked}
         self._ruled = {name for site in anatomy.sites for name in site.names}
         used = {use.call for site in anatomy.sites for use in site.uses}
-        # Calls of those parameters that the outputs did not depend on.
+        # Calls with parameters that have a rule, on which the outputs did not depend.
         self._idle = [k for k, names in enumerate(anatomy.signature) if k not in used and self._ruled & set(names)]
         self._additions = 0
         self._size = 0.0  # sum over the factors of |m||m'|
@@ -75,14 +61,14 @@ class Engine:
         return torch.zeros(*self.shape, dtype=torch.float64, device=self.module.device)
 
     def run(self) -> KernelSum:
-        """All passes; of a plan for more outputs than there are, those that have some."""
+        """Run all passes; if the plan is for more outputs than there are, those passes that cover some of them."""
         passes = [each for each in self.plan.passes if each.outputs[0] < len(self.cotangents)]
         for number, each in enumerate(passes):
             self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
         self.report(1.0)
         for layer in self.layer_matrices.values():
             self.matrix += layer
-        # Sums over factors: gamma_k of the sum of their magnitudes.
+        # The sum over factors errs by gamma_k times the sum of their magnitudes.
         self.floor += gamma(self._additions + 1, torch.float64) * self._size
         if self.others is None:
             for matrix in (self.matrix, *self.layer_matrices.values()):
@@ -101,8 +87,7 @@ class Engine:
                 if self.others is None and second < first:
                     continue
                 own = self.others is None and second == first
-                source = self.inputs if self.others is None else self.others
-                right = left if own else self._collect(each, source, theirs, next(reports))
+                right = left if own else self._collect(each, self.columns, theirs, next(reports))
                 products = next(reports)
                 for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
                     products(index / len(left))
@@ -122,7 +107,7 @@ class Engine:
         self._additions += len(left)
 
     def _add(self, layer: str, one: Factor, other: Factor, mine: slice, theirs: slice) -> float | None:
-        """Add the block of two factors; returns what it adds to the trace, for a block on the diagonal."""
+        """Add the Gram block of two factors, and return what it adds to the trace if it lies on the diagonal."""
         rows, columns = (slice(s.start * self.stride, s.stop * self.stride) for s in (mine, theirs))
         target = self.layer_matrices.get(layer, self.matrix)[rows, columns]
         if one is not other:
@@ -195,18 +180,16 @@ class Engine:
         return factors
 
     def _require_same_uses(self, outputs: Tensor, recorder: Recorder) -> None:
-        """Refuse a batch that uses parameters with a rule otherwise than the samples on which the network was read.
+        """Refuse a batch that uses parameters with a rule in another way than the samples that were read.
 
         Raises:
-            ValueError: it calls other layers, or such a parameter has a use that no rule covers.
+            ValueError: the batch calls other layers, or a parameter with a rule has a use that no rule covers.
         """
-        calls, cure = (
-            recorder.calls,
-            "its control flow depends on the data; use engine='jacobian', which goes sample by sample",
-        )
+        calls = recorder.calls
+        hint = "its control flow depends on the data; use engine='jacobian', which goes sample by sample"
         if signature_of(calls) != self.anatomy.signature:
             raise ValueError(
-                f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or others; {cure}"
+                f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or different ones; {hint}"
             )
         late = recorder.elsewhere & self._ruled
         idle = layer_gradients(outputs, torch.ones_like(outputs), [calls[index] for index in self._idle], keep=True)
@@ -214,18 +197,18 @@ class Engine:
             late |= set() if gradient is None else self._ruled & set(calls[index].names.values())
         if late:
             raise ValueError(
-                f"model: {', '.join(sorted(late))} had fewer uses on the first samples than on others, as {cure}"
+                f"model: {', '.join(sorted(late))} had fewer uses on the first samples than on others, since {hint}"
             )
 
 
 def _steps(rows: int, columns: int | None) -> int:
-    """How often a pass collects factors or multiplies them, for blocks of rows and of columns (None: the same samples)."""
+    """Count how often a pass collects or multiplies factors, for blocks of rows and columns (None: the same)."""
     pairs = rows * (rows + 1) // 2 if columns is None else rows * columns
     return rows + (pairs - rows if columns is None else pairs) + pairs
 
 
 def mirror(matrix: Tensor) -> None:
-    """Copy the upper triangle to the lower one, in place and without a second matrix."""
+    """Copy the upper triangle to the lower one in place, without a second matrix."""
     for rows in blocks(len(matrix), MIRRORED):
         corner = matrix[rows, rows]
         corner.copy_(corner.triu() + corner.triu(1).T)

@@ -1,0 +1,66 @@
+"""The kernel of a task, or the estimate of its trace kernel from random projections of the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_conv.kernels.engine.coupled import coupled_kernel
+from lightning_conv.kernels.engine.kernel_sum import KernelSum
+from lightning_conv.kernels.engine.passes import Engine
+from lightning_conv.kernels.planning.task import Task, error_groups
+from lightning_conv.reporting.progress import Report, equal_parts
+
+
+def compute_kernel(task: Task, seed: int, report: Report) -> KernelSum:
+    """Compute the kernel that ``task`` asks for; ``seed`` is that of the random projections."""
+    return projected_kernel(task, seed, report) if task.projects else kernel_of(task, task.cotangents(), report)
+
+
+def kernel_of(task: Task, cotangents: Tensor, report: Report) -> KernelSum:
+    """Compute the kernel of the combinations of outputs that the rows of ``cotangents``, (K, C), define."""
+    return coupled_kernel(task, cotangents, report) if task.couples else Engine(task, cotangents, report).run()
+
+
+def projected_kernel(task: Task, seed: int, report: Report) -> KernelSum:
+    r"""Estimate the trace kernel by the mean of the kernels of r^T u over k random sign vectors r.
+
+    The estimate is unbiased, since E r r^T = I. The sign vectors are divided into G groups, and the standard error is
+    that of the mean of the groups' kernels,
+
+    .. math:: \Bigl( \frac{1}{G (G - 1)} \sum_g \| K_g - K \|_F^2 \Bigr)^{1/2} .
+
+    Where G does not divide k, the groups differ in size by one and are weighted by their size.
+    """
+    count, groups = task.request.projections, error_groups(task.request.projections)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count, task.anatomy.outputs), generator=generator) * 2.0 - 1.0
+    signs = signs.to(task.module.device, task.module.dtype)
+    mean: KernelSum | None = None
+    moments = 0.0  # sum over the groups of size * |K_g|_F^2
+    for each, share_of in zip(signs.tensor_split(groups), equal_parts(report, groups), strict=True):
+        # With the factor 1 / sqrt(size) the kernel is the group's mean. The plan is for the largest group.
+        one = kernel_of(task, each / len(each) ** 0.5, share_of)
+        moments += len(each) * float(one.matrix.square().sum())
+        share = len(each) / count
+        mean = _weighted(one, share) if mean is None else _plus(mean, _weighted(one, share))
+    assert mean is not None
+    spread = max(moments / count - float(mean.matrix.square().sum()), 0.0)
+    return replace(mean, projection_error=(spread / (groups - 1)) ** 0.5)
+
+
+def _weighted(one: KernelSum, share: float) -> KernelSum:
+    for matrix in (one.matrix, *one.layer_matrices.values()):
+        matrix *= share
+    traces = {layer: share * trace for layer, trace in one.layer_traces.items()}
+    return replace(one, floor=share * one.floor, layer_traces=traces)
+
+
+def _plus(one: KernelSum, other: KernelSum) -> KernelSum:
+    one.matrix.add_(other.matrix)
+    for layer, matrix in one.layer_matrices.items():
+        matrix.add_(other.layer_matrices[layer])
+    traces = {layer: trace + other.layer_traces[layer] for layer, trace in one.layer_traces.items()}
+    return replace(one, floor=one.floor + other.floor, layer_traces=traces)
