@@ -30,8 +30,8 @@ class RegularizedGradientClipping(ChangesSteps):
     theory does not cover (a warning says so).
 
     The norm is that of all parameters of the optimizer together, taken after gradient accumulation, after the gradients of all
-    processes have been averaged, and after a mixed-precision scaler has been undone. A gradient that is not finite is left as it is, for
-    the scaler to skip or the user to see.
+    processes have been averaged, and after the scaling of mixed precision has been undone. A gradient that is not finite is left as it
+    is, so that the scaler skips it or the user sees it.
 
     Logged every ``log_every_n_steps`` of the Trainer, to every logger and to ``trainer.callback_metrics``:
 
@@ -48,7 +48,7 @@ class RegularizedGradientClipping(ChangesSteps):
             ``configure_gradient_clipping``, which would clip twice; manual optimization; sharded strategies; an
             optimizer that undoes the scaling of mixed precision by itself.
 
-    Cost: one norm of the gradient a step.
+    Cost: one norm of the gradient per step.
 
     Example::
 
@@ -151,7 +151,7 @@ class RegularizedGradientClipping(ChangesSteps):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is logged: the last step, and the shares of the regimes since the start."""
+        """The logged values: of the last step, and the shares of the regimes since the start."""
         steps = max(sum(self._counts.values()), 1)
         return self._last | {f"clipping/share_{regime}": count / steps for regime, count in self._counts.items()}
 
@@ -166,14 +166,14 @@ class RegularizedGradientClipping(ChangesSteps):
 
 
 def gradients_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    """Every gradient that the optimizer's next step will use."""
+    """Return all gradients that the optimizer's next step will use."""
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Euclidean norm of all gradients together, on the device of the first, without waiting for it.
+    """Compute the Euclidean norm of all gradients together, on the device of the first one, without waiting for it.
 
-    In float32 at least: squares of half-precision numbers overflow early.
+    It is computed at least in float32, because squares of half-precision numbers overflow early.
     """
     device = gradients[0].device
     norms = []

@@ -1,4 +1,4 @@
-"""``ConvergenceDiagnostics``: every monitor of this library by one name, on one shared probe."""
+"""``ConvergenceDiagnostics``: all monitors of this library by one name, on one shared probe."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lightning_conv.callbacks.run.probe import Probe
 
 
 class ConvergenceDiagnostics(pl.Callback):
-    """Brings ``KernelStability``, ``LambdaMin``, ``ConvergenceCriteria`` and ``ConvergenceReport`` on one probe, with one kernel a step.
+    """Adds ``KernelStability``, ``LambdaMin``, ``ConvergenceCriteria`` and ``ConvergenceReport`` on one probe, with one kernel per step.
 
-    They are put behind this one in the trainer's list when a fit begins, and then live as if they had been passed themselves: their values
-    can be monitored, their state is in the checkpoint. One that is in the list already is left as it is and not brought a second time.
+    They are put behind this callback in the trainer's list when a fit begins, and then behave as if they had been passed themselves:
+    their values can be monitored, and their state is in the checkpoint. One that is in the list already is left as it is.
 
     Args:
         probe: as in the monitors.
@@ -60,6 +60,6 @@ class ConvergenceDiagnostics(pl.Callback):
         listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         present = {type(callback) for callback in listed}
         missing = [callback for callback in self.callbacks if type(callback) not in present]
-        # Lightning is going through this very list, calling setup: what stands behind this one is called next.
+        # Lightning is iterating over this very list, calling setup: what is inserted behind this callback is called next.
         place = listed.index(self) + 1
         listed[place:place] = missing

@@ -22,11 +22,11 @@ GROUPS = ("convergence/", "kernel/", "theory/", "guard/", "clipping/")
 class ConvergenceReport(pl.Callback):
     """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
 
-    They hold the verdicts of ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the hypotheses that the run breaks,
-    and the last value of everything that the callbacks of this library logged. Place in the list of callbacks does not matter.
+    They contain the verdicts of ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the assumptions that the run violates,
+    and the last value of each scalar that the callbacks of this library logged. The place in the list of callbacks does not matter.
 
     Args:
-        folder: where to write; None: the folder of the first logger, or the trainer's ``default_root_dir`` without one.
+        folder: where to write; None: the folder of the first logger, or without a logger the trainer's ``default_root_dir``.
         name: of the files, without their endings.
 
     Example::
@@ -45,12 +45,12 @@ class ConvergenceReport(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Later than on_train_end, in which the monitors measure for the last time.
+        # This is later than on_train_end, in which the monitors measure for the last time.
         self._write(trainer, pl_module, "completed")
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # No collective here: the other processes may be gone.
+        # There must be no collective here: the other processes may be gone.
         if trainer.training or trainer.validating or trainer.sanity_checking:
             self._write(trainer, pl_module, f"ended by {type(exception).__name__}")
 
@@ -74,7 +74,7 @@ class ConvergenceReport(pl.Callback):
             rank_zero_info(f"ConvergenceReport: {page}")
 
     def _folder(self, trainer: pl.Trainer) -> Path:
-        """Of the first logger that has one. Not ``trainer.log_dir``, which asks the other processes."""
+        """Return the folder of the first logger that has one; ``trainer.log_dir`` would ask the other processes."""
         if self.folder is not None:
             return Path(self.folder)
         for logger in trainer.loggers:
@@ -100,7 +100,7 @@ class ConvergenceReport(pl.Callback):
 
 
 def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
-    """The verdicts of the run's callbacks."""
+    """Return the verdicts of the run's callbacks."""
     found = [each for monitor in _monitors(trainer) for each in monitor.criteria]
     if not found:
         alone = [callback for callback in trainer.callbacks if isinstance(callback, KernelStability)]  # type: ignore[attr-defined]

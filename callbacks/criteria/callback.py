@@ -29,32 +29,33 @@ from lightning_conv.theory.tools.observation import Observation
 
 
 class ConvergenceCriteria(KernelMonitor):
-    r"""Holds the run against the theorems: measures what their inequalities are about, judges it, and says what breaks a hypothesis.
+    r"""Compares the run with the theorems: measures both sides of their inequalities, judges them, and names violated assumptions.
 
-    At every measurement: the loss f on the probe and its gradient, the kernel (shared with the other monitors of equal settings), and,
-    over the optimizer step that follows, how far f fell and how far the weights moved. From these come the verdicts of
+    Every measurement takes the loss f on the probe and its gradient, the kernel (shared with the other monitors of equal settings), and,
+    over the optimizer step that follows, how far f falls and how far the weights move. The papers below are judged, and those that are
+    added by ``register_criteria``:
 
+    - ``"allen_zhu"``: separation of the data, semi-smoothness; for ``AllenZhuNet`` also the norms of the hidden states at the start, and
+      the exponent with which units switch
+    - ``"bias_ntk"``: the share of active units at the start and later, for ``BiasedTwoLayer``
     - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); whether points of a ball around the start
       refute the criterion; descent efficiency, linear rate and path length of gradient descent
-    - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of a step; of
-      ``DuFC``, ``DuResNet``, ``DuConvResNet`` and ``DuTwoLayer`` on inputs of norm 1 what the papers ask themselves, of the last hidden
-      layer's kernel and its limit, the layers at the start, their movement, and what the linearisation of a step leaves out
-    - ``"oymak_soltanolkotabi"``: the step, and misfit and distance under one line
-    - ``"allen_zhu"``: separation of the data, semi-smoothness; of ``AllenZhuNet`` norms of hidden states at the start, and the exponent
-      with which units switch
-    - ``"bias_ntk"``: the share of active units at the start and later; of ``BiasedTwoLayer``
-    - ``"implicit_bias"``: near orthogonality of the data, which Frei et al. ask for; of ``LeakyTwoLayer``
     - ``"clipping"``: descent of delta-GClip (``RegularizedGradientClipping``)
-    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range; of an
-      ``ExpressivityGuard``'s phase 2, on the training set, the step, the gap under its proven bound, and what its certificate proves
+    - ``"du"``: lambda_min(G(k)) >= 2/3 lambda_min(G(0)), \|G(k) - G(0)\|_2 <= lambda_min(G(0)) / 3, and the contraction of every step. For
+      ``DuFC``, ``DuResNet``, ``DuConvResNet`` and ``DuTwoLayer`` on inputs of norm 1, what the papers themselves ask of the last hidden
+      layer's kernel and its limit, of the layers at the start, of their movement, and of the linearisation of a step
+    - ``"frei"``: near orthogonality of the data, for ``LeakyTwoLayer``
+    - ``"kawaguchi_sun"``: rank of the last hidden features on the probe, and whether the targets lie in their range; for phase 2 of an
+      ``ExpressivityGuard``, on the training set, the step, the gap under its proven bound, and what its certificate proves
+    - ``"oymak"``: the step, and misfit and distance under one line
 
-    What a theorem asks for at every step is judged at the worst of those measured, which the reason names.
+    What a theorem asks for at every step is judged at the worst of the steps measured, which the reason names.
 
-    A theorem whose hypotheses the run breaks (momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that
-    is not squared or whose infimum is not attained, a network that is not smooth, a probe that is a part of the training set, an
-    observed step that is not -h grad f whatever the reason) gets
-    ``not applicable`` with the reasons; the raw quantities are logged all the same. All are about the probe: for a theorem about the
-    training loss to apply, the probe must hold the whole training set, ``Probe(size=len(dataset))``.
+    Where the run violates an assumption of a theorem, its criteria are ``not applicable`` with the reasons, and the measured quantities
+    are logged all the same. Examples are momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that is not
+    squared or whose infimum is not attained, a network that is not smooth, and an observed step that is not -h grad f, for whatever
+    reason. Everything is measured on the probe: a theorem about the training loss applies only if the probe holds the whole training
+    set, ``Probe(size=len(dataset))``.
 
     Logged, to every logger and to ``trainer.callback_metrics``, in the units of the run's loss (f is the loss minus its infimum where
     that is known); ``docs/criteria.md`` has all of them:
@@ -63,37 +64,37 @@ class ConvergenceCriteria(KernelMonitor):
     - ``theory/pl_ratio``: \|grad f\|^2 / f; ``theory/pl_infimum``: the smallest so far, an upper bound of the infimum over a ball
     - of a step: ``theory/contraction``, ``theory/curvature``; of plain SGD also ``theory/path_length``, ``theory/descent_efficiency``
       and, where it is full-batch descent on the probe, ``theory/step_departure``
-    - of a squared loss ``theory/residual``: \|u - y\|; with the full kernel and full-batch descent on the probe what the linearisation
-      makes of it: ``theory/residual_predicted``, ``theory/linearisation_error``, ``theory/rate_linearised``
-    - layers, hidden states and the rank of the last features against the start, from which no verdict follows; of two classes and one
-      output the margins
-    - once a run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``; of the start
-      ``theory/hidden_norm_min``, ``theory/hidden_norm_max``; of ``BiasedTwoLayer`` ``theory/active_fraction_expected``,
+    - for a squared loss ``theory/residual``: \|u - y\|; with the full kernel and full-batch descent on the probe also the linearised
+      values, ``theory/residual_predicted``, ``theory/linearisation_error``, ``theory/rate_linearised``
+    - quantities without a verdict: how far layers and hidden states have moved from the start, the rank of the last features; for two
+      classes and one output the margins
+    - once per run, of the data: ``theory/separation``, ``theory/close_pairs``, ``theory/near_orthogonality``; of the start
+      ``theory/hidden_norm_min``, ``theory/hidden_norm_max``; for ``BiasedTwoLayer`` ``theory/active_fraction_expected``,
       ``theory/bias_ntk_lambda_min``
-    - ``theory/refuted``: number of criteria that are refuted, hypotheses on the data and the start left out
+    - ``theory/refuted``: number of refuted criteria, without hypotheses about the data and the start
     - text ``theory/criteria``: the table of verdicts, when one of them changes; figures ``theory/path``,
       ``theory/label_projection`` (TensorBoard)
 
-    Quantities of the step from t to t + 1 are logged at t. Those that would be rounding are left out.
+    Quantities of the step from t to t + 1 are logged at t. Those that would be only rounding are left out.
 
     Args:
-        which: names of the papers above, one or a list of them; ``"auto"``: all.
+        which: names of the papers above, or trackers (``CriteriaTracker``, class or object), one or several; ``"auto"``: all that
+            are registered. The former names ``"oymak_soltanolkotabi"`` and ``"implicit_bias"`` are accepted.
         probe: the samples, a ``Probe`` or their number (default: 128).
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
-        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. That a full-batch step
-            minimises this and nothing else is seen; of mini-batches it is taken on trust.
+        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. Whether a step minimises this
+            and nothing else is checked for full-batch steps, not for mini-batches.
         radius: of the ball around w_0 in which ``"chatterjee"`` looks for points with small \|grad f\|^2 / f, which refute its criterion
-            for radii up to this one. None: only the run's own path is held against it.
+            for radii up to this one. None: the criterion is compared with the run's own path only.
 
     Raises:
         MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.
 
-    Cost: a measurement is one ``ntk_gram`` with its spectrum (shared), one gradient of the probe, up to six forward passes of it, and
-    two spectral norms a layer; of ``"du"`` with the full kernel two forward passes in float64 more, and one eigenvalue problem a run;
-    with ``radius`` about 400 gradients of the probe in float64, once. Memory: a copy of the trained
-    parameters for the whole run (also in the checkpoint), two more for the step after a measurement, some ten in float64 during the
-    search.
+    Cost: a measurement takes one ``ntk_gram`` with its spectrum (shared), one gradient on the probe, up to six forward passes, and two
+    spectral norms per layer; ``"du"`` with the full kernel adds two forward passes in float64, and one eigenvalue problem per run;
+    ``radius`` adds about 400 gradients on the probe in float64, once. Memory: a copy of the trained parameters for the whole run (also
+    in the checkpoint), two more for the step after a measurement, some ten in float64 during the search.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""What the kernel monitors have in common: when they measure, what they keep, and that they never take a run down."""
+"""``KernelMonitor``: when a monitor measures, what it keeps, and how it never ends a run by an error."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from lightning_conv.networks.evaluation import sample_count
 class KernelMonitor(pl.Callback):
     """Base of the monitors: measures at the first step, when due, and at the last step; subclasses say what is logged.
 
-    Errors before the first step are raised, when nothing is lost yet; later ones are warned of and that measurement is
-    left out.
+    Errors before the first step are raised, as nothing is lost yet. A later error is a warning, and that measurement is left out.
     """
 
     def __init__(
@@ -43,33 +42,33 @@ class KernelMonitor(pl.Callback):
         self._restored: dict[str, Any] = {}
         self._last_step: int | None = None
         self._metrics: dict[str, float] = {}
-        self._shown: frozenset[str] = frozenset()  # of ``once``, in this fit
-        self._drawn: tuple[int, float, float] | None = None  # step, when, and what it cost
-        self._loaded = False  # the state is that of a checkpoint for the run that begins next
+        self._shown: frozenset[str] = frozenset()  # those of ``once`` that were logged in this fit
+        self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
+        self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
 
     @property
     def _settings(self) -> tuple[object, ...]:
         return *self.probe.key, self.every_n_steps, self.max_overhead
 
     once: frozenset[str] = frozenset()
-    """Scalars that stay the same for a whole run: loggers get them at the first measurement of a fit, also of a resumed one, whose loggers
-    may be others; ``trainer.callback_metrics`` at every one."""
+    """Scalars that stay the same during a run. Loggers get them at the first measurement of a fit, also in a resumed run, whose loggers may
+    be different ones; ``trainer.callback_metrics`` gets them at every measurement."""
 
     @property
     def wants_layers(self) -> bool:
-        """Whether this monitor needs every layer's own kernel."""
+        """Whether this monitor needs each layer's own kernel."""
         return False
 
     @abstractmethod
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
-        """The scalars that this monitor is for; what else there is to show, it logs itself."""
+        """Return the scalars of a measurement; text and histograms are logged here."""
 
     @abstractmethod
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        """Draw it."""
+        """Log the figures of a measurement."""
 
     def forget(self) -> None:
-        """Begin anew: the callback is used for another run."""
+        """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
         self._drawn = None
 
@@ -77,7 +76,7 @@ class KernelMonitor(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self._kernel is not None:  # the run before this one ended in an error, after which there is no teardown
+        if self._kernel is not None:  # the last run ended in an error, after which there is no teardown
             self._restored, self._kernel = self.state_dict(), None
         if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
             raise MisconfigurationException(
@@ -102,18 +101,18 @@ class KernelMonitor(pl.Callback):
         if self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer)):
             self._measure_first(trainer, pl_module)
         else:
-            # A resumed run: what EarlyStopping or ModelCheckpoint monitor must be there before the next measurement.
+            # In a resumed run EarlyStopping or ModelCheckpoint may read values before the next measurement.
             publish(trainer, self._metrics)
 
     def _forget_another_run(self, trainer: pl.Trainer) -> None:
-        """Unless this monitor's state was loaded: a run that begins at step 0, before the last step known, or from a checkpoint."""
+        """Forget the last run if another one begins: at step 0, before the last known step, or from a checkpoint without our state."""
         back = self._last_step is not None and trainer.global_step < self._last_step
         if not self._loaded and (trainer.global_step == 0 or back or trainer.ckpt_path is not None):
             self.forget()
 
     def _lead(self, trainer: pl.Trainer, pl_module: pl.LightningModule, peers: Sequence[KernelMonitor]) -> None:
-        """Make the kernel that all of equal settings share."""
-        # Whichever of them carried the samples in the checkpoint: the order of the callbacks may have changed.
+        """Make the measurement that all monitors with equal settings share."""
+        # Any of them may have carried the samples in the checkpoint: the order of the callbacks may have changed.
         stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
         names = stored["parameters"] if stored else self.probe.parameter_names(pl_module)
         inputs, targets = (stored["inputs"], stored.get("targets")) if stored else self.probe.collect(trainer)
@@ -180,7 +179,7 @@ class KernelMonitor(pl.Callback):
             self._shown |= self.once & self._metrics.keys()
             publish(trainer, self._metrics)
             self._last_step = step
-        # A picture costs more than a small kernel: it gets a third of the budget, beside the first and the last one.
+        # A figure costs more than a small kernel: figures get a third of the budget, except the first and the last one.
         before = time.perf_counter()
         if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):
             self.draw(trainer, gram, spectrum, step)
@@ -196,7 +195,7 @@ class KernelMonitor(pl.Callback):
             return dict(self._restored)
         leads = self._kernel.schedule is self._schedule
         return {
-            # One of the callbacks that share a probe carries the samples.
+            # Of the callbacks that share a probe, one carries the samples.
             "inputs": self._kernel.inputs if leads else None,
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),

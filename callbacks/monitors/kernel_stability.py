@@ -26,24 +26,24 @@ from lightning_conv.theory.papers.du import lambda_min_share_criterion
 class KernelStability(KernelMonitor):
     """Compares the empirical NTK on a fixed probe with the one at the first measured step.
 
-    In the lazy regime of Du et al. 2019 the kernel barely moves (|G(k) - G(0)|_2 <= lambda_0 / 4) and lambda_min(G(k))
-    stays above lambda_0 / 2; a network that learns features shows a growing change and a falling alignment. The kernel is
-    over the parameters that were trainable at the start, also when some are frozen later. Du's network has one output; for
-    more, ``Probe(outputs="full")`` is the kernel that the argument is about, and the trace kernel (the default) a summary.
+    In the lazy regime the kernel barely moves; a network that learns features shows a growing change and a falling alignment. After
+    Du et al. 2019, lambda_min(G) stays above 2/3 of lambda_min(G_0), and |G - G_0|_2 below 1/3 of it (``own_lambda_min_criterion`` in
+    ``lightning_conv.theory.papers.du`` derives the two from the 1/2 and 1/4 of the paper's lambda_0). The kernel is over the parameters
+    that were trainable at the start, also when some are frozen later. Their network has one output. For several outputs the argument
+    is about the kernel of ``Probe(outputs="full")``, and the trace kernel (the default) is a summary of it.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
     - ``kernel/relative_frobenius_change``: |G - G_0|_F / |G_0|_F (also as the headline ``convergence/kernel_change``)
     - ``kernel/relative_spectral_change``: |G - G_0|_2 / |G_0|_2
-    - ``kernel/spectral_change_over_lambda_min``: |G - G_0|_2 / lambda_min(G_0), against Du's 1/4
+    - ``kernel/spectral_change_over_lambda_min``: |G - G_0|_2 / lambda_min(G_0)
     - ``kernel/alignment``: centred kernel alignment with G_0
-    - ``kernel/lambda_min_ratio`` with ``_lower`` and ``_upper``: lambda_min(G) / lambda_min(G_0) on the probe, against
-      Du's 1/2
+    - ``kernel/lambda_min_ratio`` with ``_lower`` and ``_upper``: lambda_min(G) / lambda_min(G_0) on the probe
     - ``kernel/drift_floor``: relative changes below this are rounding
     - figure ``kernel/spectrum_against_start`` (TensorBoard): both spectra
 
     Args:
-        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel a
+        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel per
             step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
@@ -70,8 +70,8 @@ class KernelStability(KernelMonitor):
 
     @property
     def criteria(self) -> list[Criterion]:
-        """What is asked of lambda_min after Du et al., where it was worst; whether the run is one of theirs is not looked at."""
-        why = "; what breaks a hypothesis in this run, ConvergenceCriteria would tell"
+        """The criterion of lambda_min after Du et al. at its worst step; which assumptions the run violates is not looked at."""
+        why = "; which assumptions this run violates, ConvergenceCriteria would tell"
         return [replace(each, reason=each.reason + why) for each in self._worst.criteria()]
 
     @override

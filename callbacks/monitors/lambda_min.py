@@ -15,6 +15,7 @@ from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares
 from lightning_conv.kernels.products.precision import PRECISIONS
@@ -67,14 +68,14 @@ class LambdaMin(KernelMonitor):
       changes) (TensorBoard)
 
     Args:
-        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel a
+        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel per
             step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
         per_layer: ``"traces"``: every layer's share of the trace, which comes with the kernel. ``"spectra"``: its lambda_min too, at
-            the price of one more matrix and one more eigenvalue problem a layer. None: neither.
-        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. It is taken on trust that
-            the step minimises this and nothing else.
+            the price of one more matrix and one more eigenvalue problem per layer. None: neither.
+        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. It is not checked that the
+            step minimises this and nothing else.
 
     Raises:
         MisconfigurationException: sharded strategies, data without random access, no recognisable input, parameters that the
@@ -108,7 +109,7 @@ class LambdaMin(KernelMonitor):
 
     def _forget_own(self) -> None:
         self._layers: tuple[int, dict[str, Spectrum]] | None = None  # step, and the layers' spectra
-        self._step_size = StepSize(self.loss_fn)
+        self._step_size = StepSize()
         self._said: tuple[str, ...] | None = None
 
     @property
@@ -128,21 +129,11 @@ class LambdaMin(KernelMonitor):
         self._forget_own()
 
     @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step_size.end()  # what is known of the optimizer is that of an earlier run
-        super().on_train_start(trainer, pl_module)
-
-    @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if self._kernel is not None:
-            self._step_size.note_step(trainer, self._kernel)
-
-    @override
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._step_size.end()
+            self._step_size.before_step(RunView(trainer, self._kernel, self.loss_fn))
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
@@ -168,7 +159,7 @@ class LambdaMin(KernelMonitor):
         metrics |= {f"kernel/{name}": value for name, value in decay_quantities(spectrum, gram.n_samples).items()}
         if layers:
             metrics["kernel/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
-        metrics |= self._step_size.measure(trainer, self._kernel, gram, spectrum, step)
+        metrics |= self._step_size.measure(RunView(trainer, self._kernel, self.loss_fn), gram, spectrum)
         if self._said != self.remarks:
             log_text(trainer, "kernel/step_size", report(self.remarks), step)
             self._said = self.remarks
@@ -189,7 +180,7 @@ class LambdaMin(KernelMonitor):
         log_text(trainer, "kernel/layers", layer_table(shares, smallest), step)
 
     def _spectra(self, gram: KernelGram, step: int) -> dict[str, Spectrum]:
-        """The layers' spectra at ``step``, computed once; empty if they were not asked for."""
+        """Return the layers' spectra at ``step``, computed once; empty if they are not wanted."""
         if not self.wants_layers:
             return {}
         if self._layers is None or self._layers[0] != step:

@@ -1,4 +1,4 @@
-"""What averaged SGD under the NTK is about, of a measured kernel: how its eigenvalues decay, and its degrees of freedom."""
+"""``decay_quantities``: how the eigenvalues of a kernel decay, and its degrees of freedom, as averaged SGD under the NTK needs them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.theory.papers.averaged_sgd import degrees_of_freedom, spectrum_decay
 
 CLEAR = 10.0
-"""Times their error that eigenvalues are at least to count: their logarithms are then known to a tenth."""
+"""Eigenvalues count where they are at least this many times their error: their logarithms are then known to a tenth."""
 
 
 def decay_quantities(spectrum: Spectrum, samples: int) -> dict[str, float]:
-    """beta of lambda_i ~ i^-beta, and Tr(K (K + n lambda)^-1) at lambda = Tr(K) / n^2.
+    """Return beta of lambda_i ~ i^-beta, and Tr(K (K + n lambda)^-1) at lambda = Tr(K) / n^2.
 
-    beta is the slope of log eigenvalue against log rank from rank max(2, N / 32) to N / 2: the first eigenvalue, which the mean of the
-    features makes, and the last tenths of a Gram matrix's do not follow the operator's law. Eigenvalues below ten times their error
-    are left out.
+    beta is the slope of log eigenvalue against log rank from rank max(2, N / 32) to N / 2. The first eigenvalue, which comes from the
+    mean of the features, and the last tenths of those of a Gram matrix do not follow the operator's law. Eigenvalues below ten times
+    their error are left out.
 
-    lambda is free of the kernel's scale, and n lambda the mean of K(x, x), so that the degrees of freedom are those of kernel ridge
-    regression whose ridge weighs as much as one sample. Up to its constant it is the least lambda of Corollary 1, T^(-beta / (2 r beta +
-    1)) with T = n, r >= 1/2 and any beta. 1 for a kernel of rank one (n / (n + 1)), n / 2 where all n eigenvalues are equal.
+    lambda does not depend on the kernel's scale, and n lambda is the mean of K(x, x). The degrees of freedom are therefore those of
+    kernel ridge regression whose ridge weighs as much as one sample. Up to its constant this is the least lambda of Corollary 1,
+    T^(-beta / (2 r beta + 1)) with T = n, r >= 1/2 and any beta. The degrees of freedom are n / (n + 1) for a kernel of rank one, and
+    n / 2 where all n eigenvalues are equal.
 
     Args:
-        spectrum: of K, N eigenvalues; of several outputs in full N = n C.
+        spectrum: of K, with N eigenvalues; N = n C for the full kernel of C outputs.
         samples: n.
 
     Returns:

@@ -20,16 +20,16 @@ TARGET_KEYS = ("y", "target", "targets", "label", "labels")
 
 
 def transfer(trainer: pl.Trainer, batch: Any) -> Any:  # a batch is anything
-    """The batch as the training step gets it: in its precision, on the device, after the module's or the data module's transfer hooks."""
+    """Return the batch as the training step gets it: in its precision, on the device, after the transfer hooks."""
     batch = trainer.precision_plugin.convert_input(batch)
     return trainer.strategy.batch_to_device(trainer.lightning_module._on_before_batch_transfer(batch))
 
 
 def take_inputs(batch: Any, input_fn: InputFn | None) -> Inputs:
-    """The model's input out of a collated batch.
+    """Take the model's input out of a collated batch.
 
     Raises:
-        MisconfigurationException: nothing recognisable in it; says what it holds.
+        MisconfigurationException: there is nothing recognisable in the batch; the message says what it holds.
     """
     if input_fn is not None:
         inputs = input_fn(batch)
@@ -53,9 +53,10 @@ def take_inputs(batch: Any, input_fn: InputFn | None) -> Inputs:
 
 
 def take_targets(batch: Any, target_fn: TargetFn | None) -> torch.Tensor | None:
-    """The targets out of a collated batch: what ``target_fn`` says, ``batch[1]``, or one of the keys y, target(s), label(s).
+    """Take the targets out of a collated batch: by ``target_fn``, as ``batch[1]``, or by one of the keys y, target(s), label(s).
 
-    None where they are no tensor, or nothing recognisable is there.
+    Returns:
+        The targets; None where they are not a tensor, or nothing recognisable is there.
     """
     found: Any = None
     if target_fn is not None:
@@ -68,7 +69,7 @@ def take_targets(batch: Any, target_fn: TargetFn | None) -> torch.Tensor | None:
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """``inputs`` on the module's device."""
+    """Move ``inputs`` to the module's device."""
     moved: Inputs = move_data_to_device(inputs, device)
     return moved
 

@@ -1,4 +1,4 @@
-"""Send values to every logger and to ``trainer.callback_metrics``, and pictures where a logger can show them."""
+"""Send values to all loggers and to ``trainer.callback_metrics``; figures, text and histograms to TensorBoard."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYOUT = {
             "Multiline",
             ["theory/rate_linearised$", "theory/rate$"],
         ],
-        "error |u - y| as the first kernel foretells it, and measured": [
+        "error |u - y| as predicted by the first kernel, and measured": [
             "Multiline",
             ["theory/residual_predicted$", "theory/residual$"],
         ],
@@ -57,7 +57,7 @@ A Multiline chart takes regular expressions, which match prefixes unless anchore
 
 
 def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -> None:
-    """Say what a run without a logger will not show; ``what`` still reaches ``trainer.callback_metrics``."""
+    """Warn that a run without a logger shows nothing; ``what`` still reaches ``trainer.callback_metrics``."""
     if not trainer.loggers:
         rank_zero_warn(
             f"{type(callback).__name__}: the trainer has no logger, so nothing will be drawn; {what} still reach "
@@ -66,37 +66,37 @@ def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Log at ``step`` = number of optimizer steps done: the value belongs to the weights after that many steps."""
+    """Log finite values at ``step``, the number of optimizer steps done; they belong to the weights after that many steps."""
     for logger in trainer.loggers:
         logger.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
     publish(trainer, metrics)
 
 
 def publish(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-    """Put values where EarlyStopping and ModelCheckpoint look; a logger alone would leave them without."""
+    """Put values into ``trainer.callback_metrics``, where EarlyStopping and ModelCheckpoint read them."""
     trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
 
 
 def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
-    """Show a figure where a logger can; drawn only if one can."""
+    """Log a figure to TensorBoard; it is drawn only if there is such a logger."""
     for writer in _writers(trainer):
         writer.add_figure(tag, draw(), global_step=step)
 
 
 def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
-    """Show a histogram where a logger can."""
+    """Log a histogram to TensorBoard."""
     for writer in _writers(trainer):
         writer.add_histogram(tag, values, global_step=step)
 
 
 def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
-    """Show Markdown where a logger can."""
+    """Log Markdown to TensorBoard."""
     for writer in _writers(trainer):
         writer.add_text(tag, text, global_step=step)
 
 
 def log_layout(trainer: pl.Trainer) -> None:
-    """Lay out the custom-scalars tab."""
+    """Log the layout of TensorBoard's custom-scalars tab."""
     for writer in _writers(trainer):
         writer.add_custom_scalars(LAYOUT)
 
@@ -108,7 +108,7 @@ def _writers(trainer: pl.Trainer) -> Iterator[Any]:
 
 
 def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int) -> None:
-    """The table of verdicts as the text ``theory/criteria``."""
+    """Log the table of verdicts as the text ``theory/criteria``."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items())
     head = f"Step {step}, on the probe's {samples} samples: {counts}."
     log_text(trainer, "theory/criteria", f"{head}\n\n{criteria_table(criteria)}\n\n{EXPLANATION}", step)

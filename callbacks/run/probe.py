@@ -1,4 +1,4 @@
-"""The probe: a fixed set of training samples on which kernels are measured, taken without touching the run."""
+"""``Probe``: a fixed set of training samples on which kernels are measured, taken without touching the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ForwardFn: TypeAlias = Callable[[nn.Module, Any], torch.Tensor]
 
 
 class Probe:
-    """Which samples, which outputs, which parameters and which BatchNorm mode a kernel monitor looks at.
+    """Says which samples, outputs, parameters and BatchNorm mode a kernel monitor measures.
 
     The samples are drawn once, by a generator of their own, from the training data set (not from its loader, whose
     iteration would consume global random numbers); they are stored in the checkpoint, so a resumed run measures on the
@@ -43,7 +43,7 @@ class Probe:
             tensor, or the first of the keys x, input(s), image(s), pixel_values, features, data, input_ids of a dict.
         forward_fn: ``forward_fn(module, inputs)`` gives the outputs whose kernel is meant; default: ``module(inputs)``.
         inputs: the samples themselves, for data sets without random access.
-        max_memory: bytes a kernel may use, such as ``2**30`` or ``1e9`` (default: a quarter of what is free).
+        max_memory: bytes that a kernel may use, such as ``2**30`` or ``1e9`` (default: a quarter of what is free).
         precision: ``"fast"``, ``"exact"`` or ``"certified"`` (see ``ntk_gram``); None: begin with ``"fast"`` and go up until
             lambda_min stands clear of its error.
         parameters: names in the network, or patterns such as ``"encoder.*"``, of the parameters that the kernel is over; None: those
@@ -51,8 +51,8 @@ class Probe:
         target_fn: takes the targets y out of a collated batch, in the shape of the outputs; default: ``batch[1]`` or one of
             the keys y, target(s), label(s). Only the predicted contraction of ``LambdaMin`` needs them.
         targets: the targets of ``inputs``.
-        projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. A network of k outputs or fewer
-            has its trace kernel taken, so a cheaper probe of 10 classes needs a smaller k; with it grows the standard error,
+        projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. For a network of k outputs or
+            fewer the trace kernel is computed instead, so a cheaper probe of 10 classes needs a smaller k. The standard error grows
             as 1 / sqrt(k).
 
     Raises:
@@ -117,18 +117,18 @@ class Probe:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes two probes the same: callbacks with equal keys share samples and kernels."""
+        """The settings that make two probes equal; callbacks with equal keys share samples and kernels."""
         functions = id(self.input_fn), id(self.forward_fn), id(self.inputs), id(self.target_fn), id(self.targets)
         names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters or ())
         kernel = self.outputs, self.projections, self.batch_norm, self.max_memory, self.precision, names
         return self.size, self.seed, *kernel, *functions
 
     def network(self, pl_module: pl.LightningModule) -> nn.Module:
-        """The module whose kernel is meant."""
+        """Return the module whose kernel is meant."""
         return called_by(pl_module, self.forward_fn)
 
     def parameter_names(self, pl_module: pl.LightningModule) -> list[str]:
-        """Names, in ``network(pl_module)``, of the parameters that the kernel is over.
+        """Return the names, in ``network(pl_module)``, of the parameters that the kernel is over.
 
         Raises:
             MisconfigurationException: a name or pattern matches nothing, or nothing is trainable.
@@ -147,7 +147,7 @@ class Probe:
         return trainable
 
     def collect(self, trainer: pl.Trainer) -> tuple[Inputs, torch.Tensor | None]:
-        """The probe's samples and, where they are found, their targets, as CPU tensors.
+        """Collect the probe's samples and, where they are found, their targets, as CPU tensors.
 
         Raises:
             MisconfigurationException: no random access to the data, or no recognisable input in a batch.
@@ -169,7 +169,7 @@ class Probe:
 
 
 def cannot_call(pl_module: pl.LightningModule, error: Exception) -> str:
-    """What to say when the network does not take its inputs or does not return its outputs as a tensor."""
+    """Return the message for a network that does not take its inputs or does not return its outputs as a tensor."""
     return (
         f"{type(pl_module).__name__} could not be evaluated on its inputs ({type(error).__name__}: {error or 'no message'}); pass "
         "forward_fn=lambda module, inputs: ... (and input_fn, if the inputs are more than batch[0])"

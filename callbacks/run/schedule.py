@@ -1,4 +1,4 @@
-"""When to measure: every so many steps, or as often as a share of the wall time allows."""
+"""``Schedule``: when to measure, every n steps or as often as a share of the wall time allows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Schedule:
 
     Args:
         every_n_steps: measure when the step is a multiple of it; None: go by the time budget.
-        max_overhead: share of the wall time since the first measurement that all later ones may take. The first, which is
-            always taken, is not held against it.
+        max_overhead: share of the wall time since the first measurement that all later ones may take. The first one, which is
+            always made, does not count.
     """
 
     every_n_steps: int | None
@@ -38,16 +38,16 @@ class Schedule:
         self._start, self._first_step, self._spent, self._next_cost = time.monotonic(), step, 0.0, 0.0
 
     def expect(self, seconds: float) -> None:
-        """Predict what the next measurement will cost."""
+        """Set the expected cost of the next measurement."""
         self._next_cost = seconds
 
     def spend(self, step: int, seconds: float) -> None:
-        """Note what measuring at ``step`` has cost; callbacks that share the schedule add up."""
+        """Add what measuring at ``step`` has cost; the costs of callbacks that share the schedule add up."""
         if step != self._first_step:
             self._spent += seconds
 
     def due(self, step: int) -> bool:
-        """Whether to measure after ``step`` optimizer steps."""
+        """Return whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
         return self._spent + self._next_cost <= self.max_overhead * (time.monotonic() - self._start)

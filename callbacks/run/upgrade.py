@@ -12,8 +12,8 @@ EIGENVALUES = ("least_lambda", "greatest_lambda")
 def upgrade_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of a monitor, or of ``ConvergenceCriteria``, in the present layout; a state that is in it stays as it is.
 
-    Before version 0.2 ``ConvergenceCriteria`` kept its state by role under ``run`` (``observer``, ``measured``, ``linearised``, ``start``,
-    ``stability``, ``sparse``); since then by paper, under ``record``.
+    ``ConvergenceCriteria`` once kept its state by role under ``run`` (``observer``, ``measured``, ``linearised``, ``start``, ``stability``,
+    ``sparse``). Now it keeps it by paper, under ``record``.
 
     Args:
         state: as it was stored.

@@ -122,6 +122,11 @@ class RunView:
         """What the next step does by the run's settings; clipping by ``RegularizedGradientClipping`` is allowed for."""
         return describe_steps(self.trainer, self.measurement.trained(self.module), clipped=True)
 
+    @property
+    def unclipped_steps(self) -> Steps:
+        """The same for a step that nothing clips."""
+        return describe_steps(self.trainer, self.measurement.trained(self.module))
+
     @cached_property
     def sampling(self) -> Sampling:
         """How the run draws its training samples."""

@@ -1,6 +1,6 @@
 """Write the checkpoints of this folder: runs of 8 full-batch steps, stopped in phase 1, in phase 2, and on a network of Du et al.
 
-Run with the version whose checkpoints are to be kept: ``python tests/callbacks/checkpoints/make.py FOLDER``.
+Run with the version whose checkpoints are to be kept: ``python tests/callbacks/checkpoints/old_run.py FOLDER``.
 """
 
 from __future__ import annotations
