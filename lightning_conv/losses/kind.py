@@ -93,12 +93,9 @@ class LossKind:
         one_hot = targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all())
         return one_hot and bool((targets >= 0).all())
 
-    def like(self, outputs: Tensor) -> LossFn:
-        """Return the loss with its own weights in the type and on the device of the outputs, apart from the run's loss."""
-        copied: LossFn = (
-            copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
-        )
-        return copied
+    def like(self, outputs: Tensor) -> Any:
+        """Return the loss; of a module a copy with its weights in the type and on the device of the outputs."""
+        return copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
 
     def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of all outputs together, computed in their type.
