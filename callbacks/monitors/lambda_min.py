@@ -13,12 +13,12 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
-from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares
 from lightning_conv.kernels.products.precision import PRECISIONS
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.losses.kind import LossFn
 from lightning_conv.reporting.plots import plot_layers, plot_spectra
 
 PerLayer: TypeAlias = Literal["traces", "spectra"]

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_conv.callbacks.run.loss import LossFn, find_loss
+from lightning_conv.callbacks.run.loss import find_loss
 from lightning_conv.callbacks.run.measurement import ProbeKernel
 from lightning_conv.callbacks.run.sampling import describe_sampling
 from lightning_conv.callbacks.run.steps import NotPlainError, Parameters, describe_steps
@@ -25,7 +25,7 @@ from lightning_conv.kernels.contraction import (
 )
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum, eigen_decomposition
-from lightning_conv.losses.kind import loss_kind
+from lightning_conv.losses.kind import LossFn, loss_kind
 from lightning_conv.networks.evaluation import sample_count
 
 

@@ -97,12 +97,12 @@ class LossKind:
         """Return the loss; of a module a copy with its weights in the type and on the device of the outputs."""
         return copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
 
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of all outputs together, computed in their type.
+    def aligned(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the targets on the device of the outputs, floating ones in their type and, if the loss is elementwise, in their shape.
 
         Args:
             outputs: u, (n, ...).
-            targets: y; floating targets are converted to the outputs' type, and reshaped where the loss is elementwise.
+            targets: y.
 
         Raises:
             ValueError: the loss is elementwise and there is not one target per output.
@@ -110,14 +110,18 @@ class LossKind:
         targets = targets.to(outputs.device)
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        if self.elementwise:
-            if targets.numel() != outputs.numel():
-                raise ValueError(
-                    f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}; bring them into one shape "
-                    "(target_fn=lambda batch: ...)"
-                )
-            targets = targets.reshape(outputs.shape)
-        loss: Tensor = self.like(outputs)(outputs, targets)
+        if not self.elementwise:
+            return targets
+        if targets.numel() != outputs.numel():
+            raise ValueError(
+                f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}; bring them into one shape "
+                "(target_fn=lambda batch: ...)"
+            )
+        return targets.reshape(outputs.shape)
+
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of all outputs together, computed in their type; see ``aligned`` for the targets."""
+        loss: Tensor = self.like(outputs)(outputs, self.aligned(outputs, targets))
         return loss
 
     def scale(self, samples: int, outputs: int) -> LossScale | None:
