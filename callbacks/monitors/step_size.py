@@ -1,4 +1,4 @@
-"""``StepSize``: the run's step size relative to its limit 2 / lambda_max, and the predicted and measured contraction of the error."""
+"""``StepSize``: the run's step size relative to its limit 2 / lambda_max, and the contraction of the error."""
 
 from __future__ import annotations
 

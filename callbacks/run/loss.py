@@ -9,6 +9,9 @@ from lightning_conv.losses.kind import is_loss_module
 
 
 def find_loss(pl_module: pl.LightningModule) -> nn.Module | None:
-    """Return the one loss module that is an attribute of the LightningModule (``self.loss_fn = nn.CrossEntropyLoss()``), or None."""
+    """Return the one loss module that is an attribute of the LightningModule; None: there is none, or several.
+
+    It is found in ``self.loss_fn = nn.CrossEntropyLoss()``, whatever the attribute's name.
+    """
     found = [module for module in pl_module.children() if is_loss_module(module)]
     return found[0] if len(found) == 1 else None

@@ -38,7 +38,7 @@ class LossKind:
 
     @property
     def described(self) -> str:
-        """Name and reduction for messages, such as ``"MSELoss(reduction='sum')"``; the reduction is left out if it is the mean."""
+        """Name for messages with the reduction, unless that is the mean: ``"MSELoss(reduction='sum')"``."""
         return self.name if self.reduction == "mean" else f"{self.name}(reduction={self.reduction!r})"
 
     @property
@@ -84,7 +84,7 @@ class LossKind:
         The infimum, 0, is then approached wherever the right class scores highest for every sample.
 
         Args:
-            targets: class numbers, (n, ...), none of them equal to ``ignore_index``, or rows with a single non-zero entry.
+            targets: class numbers without ``ignore_index``, (n, ...), or rows with a single non-zero entry.
         """
         if self.kind != "cross_entropy" or self.loss_fn.label_smoothing:
             return False
@@ -98,7 +98,10 @@ class LossKind:
         return copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
 
     def aligned(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the targets on the device of the outputs, floating ones in their type and, if the loss is elementwise, in their shape.
+        """Return the targets as the loss takes them with these outputs.
+
+        They are on the outputs' device, floating ones in the outputs' type, and in their shape if the loss is
+        elementwise.
 
         Args:
             outputs: u, (n, ...).

@@ -1,4 +1,4 @@
-"""Each fact about a run has one owner: no other file decides again which loss it is, how samples are drawn, what a step does."""
+"""Each fact about a run has one owner: which loss it is, how samples are drawn, what a step does."""
 
 import ast
 from pathlib import Path
