@@ -11,8 +11,8 @@ from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
 from lightning_conv.callbacks.report import ConvergenceReport
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.losses.kind import LossFn
 
 
 class ConvergenceDiagnostics(pl.Callback):

@@ -17,12 +17,12 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.upgrade import upgrade_state
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.losses.kind import LossFn
 from lightning_conv.reporting.plots import plot_observations
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.tools.observation import Observation

@@ -16,12 +16,12 @@ from lightning_conv.callbacks.criteria.tracker import CriteriaTracker
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE, Assumption, Violation, violated, without_verdict
 from lightning_conv.callbacks.run.guarded import Attempt, guarded
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.violations import find_violations, loss_infimum
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.losses.kind import LossFn
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.tools.observation import observed_metrics
 

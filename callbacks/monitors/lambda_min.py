@@ -13,12 +13,12 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares
 from lightning_conv.kernels.products.precision import PRECISIONS
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.losses.kind import LossFn
 from lightning_conv.reporting.plots import plot_layers, plot_spectra
 
 PerLayer: TypeAlias = Literal["traces", "spectra"]
@@ -128,11 +128,21 @@ class LambdaMin(KernelMonitor):
         self._forget_own()
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step_size.end()  # what is known of the optimizer is that of an earlier run
+        super().on_train_start(trainer, pl_module)
+
+    @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if self._kernel is not None:
             self._step_size.note_step(trainer, self._kernel)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._step_size.end()
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:

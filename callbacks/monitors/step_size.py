@@ -1,4 +1,4 @@
-"""``StepSize``: the run's step size relative to its limit 2 / lambda_max, and the contraction of the error."""
+"""The run's step size against the kernel: its limit 2 / lambda_max, and the contraction it should cause beside the one it does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_conv.callbacks.run.loss import find_loss
-from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.loss import LossFn, find_loss
+from lightning_conv.callbacks.run.measurement import ProbeKernel
 from lightning_conv.callbacks.run.sampling import describe_sampling
-from lightning_conv.callbacks.run.steps import describe_steps
+from lightning_conv.callbacks.run.steps import NotPlainError, Parameters, describe_steps
 from lightning_conv.kernels.contraction import (
     contracted_energy,
     error_energies,
@@ -25,31 +25,27 @@ from lightning_conv.kernels.contraction import (
 )
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum, eigen_decomposition
-from lightning_conv.losses.kind import LossFn, loss_kind
+from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.evaluation import sample_count
-
-
-class NotPlainError(Exception):
-    """The step size on S is not known; the message says why."""
 
 
 @dataclass
 class Interval:
-    """What the next measurement is compared with: the error in the kernel's eigenbasis, and the steps taken since."""
+    """What the next measurement will be compared with: the error in the kernel's eigenbasis, and the steps taken since."""
 
-    start: int  # optimizer steps done by then
+    start: int  # optimizer steps done when it was taken
     eigenvalues: Tensor  # (N,)
     energies: Tensor  # (N,), <v_i, r>^2
-    steps: dict[float, int] = field(default_factory=dict)  # step sizes on S, and the number of steps of each
+    steps: dict[float, int] = field(default_factory=dict)  # step sizes on S, and how often each was taken
 
     @property
     def end(self) -> int:
-        """Number of optimizer steps done, if every one of them was noted."""
+        """Optimizer steps done now, if every one of them was noted."""
         return self.start + sum(self.steps.values())
 
 
 class StepSize:
-    """Record of the steps of plain SGD on a squared loss between two measurements of the kernel.
+    """Follows the steps of plain SGD on a squared loss between two measurements of the kernel.
 
     Args:
         loss_fn: of the training step; None: the one loss module on the LightningModule.
@@ -58,11 +54,16 @@ class StepSize:
     def __init__(self, loss_fn: LossFn | None) -> None:
         self.loss_fn = loss_fn
         self.remarks: tuple[str, ...] = ()
-        """Sentences that say what does not apply, and why."""
+        """What does not apply, and why."""
+        self._parameters: Parameters | None = None
         self._interval: Interval | None = None
 
-    def note_step(self, trainer: pl.Trainer, kernel: Measurement) -> None:
-        """Note the rate of an optimizer step before it is made, as a scheduler may change the rate right after."""
+    def end(self) -> None:
+        """Let go of the run's network; the interval stays, for a run that goes on."""
+        self._parameters = None
+
+    def note_step(self, trainer: pl.Trainer, kernel: ProbeKernel) -> None:
+        """Before an optimizer step: the rate that it takes, as a scheduler may change it right after."""
         if self._interval is None:
             return
         try:
@@ -73,9 +74,9 @@ class StepSize:
         self._interval.steps[step] = self._interval.steps.get(step, 0) + 1
 
     def measure(
-        self, trainer: pl.Trainer, kernel: Measurement, gram: KernelGram, spectrum: Spectrum, step: int
+        self, trainer: pl.Trainer, kernel: ProbeKernel, gram: KernelGram, spectrum: Spectrum, step: int
     ) -> dict[str, float]:
-        """Return the scalars of a measurement; ``remarks`` then says what is left out."""
+        """The scalars; ``remarks`` says what is left out."""
         before, self._interval = self._interval, None
         try:
             size = self._step(trainer, kernel, numbers=gram.n_samples * gram.n_outputs)
@@ -102,21 +103,22 @@ class StepSize:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain types for a checkpoint."""
+        """Plain types, for a checkpoint."""
         return (
             {} if self._interval is None else {"interval": vars(self._interval) | {"steps": dict(self._interval.steps)}}
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """The inverse of ``state_dict``."""
         stored = state.get("interval")
         self._interval = None if stored is None else Interval(**{**stored, "steps": dict(stored["steps"])})
 
-    def _step(self, trainer: pl.Trainer, kernel: Measurement, *, numbers: int) -> float:
-        """Return the size of the run's next step as a step on S over the ``numbers`` outputs of the probe."""
-        steps = describe_steps(trainer, kernel.trained(trainer.lightning_module))
-        if steps.rate is None:
-            raise NotPlainError(steps.reason)
+    def _step(self, trainer: pl.Trainer, kernel: ProbeKernel, *, numbers: int) -> float:
+        """The step size on S over the probe's ``numbers`` that the run's next step has."""
+        if self._parameters is None:
+            network = kernel.probe.network(trainer.lightning_module)
+            self._parameters = Parameters.of(network, kernel.parameters)
+        eta = describe_steps(trainer, self._parameters).required_rate()
         loss = loss_kind(find_loss(trainer.lightning_module) if self.loss_fn is None else self.loss_fn)
         if loss.kind == "unknown":
             raise NotPlainError(
@@ -124,7 +126,6 @@ class StepSize:
             )
         if loss.scale(samples=1, outputs=1) is None:
             raise NotPlainError(f"the loss is {loss.described}, not a squared loss (nn.MSELoss)")
-        eta = steps.rate
         if loss.summed:
             # The sum over a batch is the mean times the numbers in it, of which there are numbers / m per sample.
             eta *= _batch_size(trainer) * numbers / sample_count(kernel.inputs)
@@ -132,7 +133,7 @@ class StepSize:
 
 
 def report(remarks: Sequence[str]) -> str:
-    """Return the explanation of the scalars as Markdown."""
+    """What is said beside the scalars, as Markdown."""
     about = (
         "The step size is that on S = 1/2 sum (u - y)^2 over the probe; over its limit 2 / lambda_max, below 1 is stable in the linearised "
         "model. The contraction is |u - y|^2 on the probe over its value at the measurement before; predicted is what gradient descent "
@@ -159,8 +160,8 @@ def _no_ratio(gram: KernelGram) -> str:
     )
 
 
-def _residual(pl_module: pl.LightningModule, kernel: Measurement, gram: KernelGram) -> Tensor:
-    """Return r = u - y on the probe, flat, in the order of the full kernel's rows."""
+def _residual(pl_module: pl.LightningModule, kernel: ProbeKernel, gram: KernelGram) -> Tensor:
+    """r = u - y on the probe, flat, in the order of the full kernel's rows."""
     if not is_full(gram):
         raise NotPlainError(f'it needs the full kernel of the {gram.n_outputs} outputs: Probe(outputs="full")')
     if kernel.targets is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_conv.losses.kind import is_loss_module
+from lightning_conv.losses.kind import LossFn, is_loss_module
+
+__all__ = ["LossFn", "find_loss"]
 
 
 def find_loss(pl_module: pl.LightningModule) -> nn.Module | None:

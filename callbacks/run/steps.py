@@ -20,6 +20,10 @@ NOT_PLAIN = ("momentum", "weight_decay", "nesterov", "maximize")
 """Settings of SGD with which a step is not w <- w - eta grad L."""
 
 
+class NotPlainError(Exception):
+    """The run's step is no plain gradient descent; the message says why."""
+
+
 class ChangesSteps(pl.Callback):
     """Base of callbacks after which a step is no longer w <- w - eta grad L."""
 
@@ -30,6 +34,16 @@ class Steps:
 
     rate: float | None  # eta of w <- w - eta grad L; None: the step is something else
     reason: str = ""  # why the step is something else; empty if it is not
+
+    def required_rate(self) -> float:
+        """Return the rate.
+
+        Raises:
+            NotPlainError: the step is something else.
+        """
+        if self.rate is None:
+            raise NotPlainError(self.reason)
+        return self.rate
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from lightning_conv.callbacks.run.assumptions import Assumption, Violation, viol
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.features import LastFeatures, last_features
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
-from lightning_conv.callbacks.run.loss import find_loss
+from lightning_conv.callbacks.run.loss import LossFn, find_loss
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
-from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
+from lightning_conv.losses.kind import LossKind, loss_kind
 from lightning_conv.losses.scale import LossScale
 from lightning_conv.networks.evaluation import Inputs, sample_count
 from lightning_conv.theory.tools.hidden_states import activity

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_conv.callbacks.run.steps import (
+    NotPlainError,
     Parameters,
     Steps,
     decays,
@@ -87,7 +88,8 @@ def test_a_kernel_over_some_of_the_trained_parameters_is_not_that_of_the_steps(n
     network[1].bias.requires_grad_(False)
     whole = describe_steps(trainer(optimizer), Parameters.of(network, [name for name, _ in network.named_parameters()]))
     assert whole.reason == "the parameter 1.bias belongs to the kernel but is not trained"
-    assert whole.rate is None
+    with pytest.raises(NotPlainError, match=r"1\.bias belongs to the kernel"):
+        whole.required_rate()
 
 
 def test_accumulated_batches_are_refused_unless_they_are_asked_for(network, trainer):
