@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -95,14 +94,9 @@ class TrainingLoss:
             outputs: Outputs u in float64, one row per sample.
             targets: Targets y of the same samples.
         """
-        assert self.loss_fn is not None
-        if targets.is_floating_point():
-            targets = targets.double()
-        if self.kind.elementwise:
-            targets = targets.reshape(outputs.shape)
-        exact = copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
+        targets = self.kind.aligned(outputs, targets)
         with torch.no_grad():
-            loss = exact(outputs, targets)
+            loss = self.kind.evaluate(outputs, targets)
         mean = float(loss) / len(outputs) if self.kind.summed else float(loss.mean())
         infimum = self.infimum(targets)
         return {"loss": mean} if infimum is None else {"loss": mean, "gap": mean - infimum}

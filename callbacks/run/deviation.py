@@ -1,4 +1,4 @@
-"""``step_departure``: how far a step of the run deviates from a gradient step on the known loss, measured on the weights."""
+"""``step_departure``: how far a step of the run, seen on the weights, is off a gradient step on the known loss."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def step_departure(
     Returns:
         The relative deviation and its rounding error; NaN for both where the step or the gradient is zero or not known.
 
-    Cost: one gradient in the other precision if the deviation exceeds ``SAME_STEP`` and the rounding of the weights. Near a minimum a
-    gradient is a small difference of large numbers, so its error is measured.
+    Cost: one gradient in the other precision if the deviation exceeds ``SAME_STEP`` and the rounding of the weights.
+    Near a minimum a gradient is a small difference of large numbers, so its error is measured.
     """
     size = step * norm(gradient)
     if not size > 0:

@@ -11,6 +11,9 @@ __all__ = ["LossFn", "find_loss"]
 
 
 def find_loss(pl_module: pl.LightningModule) -> nn.Module | None:
-    """Return the one loss module that is an attribute of the LightningModule (``self.loss_fn = nn.CrossEntropyLoss()``), or None."""
+    """Return the one loss module that is an attribute of the LightningModule; None: there is none, or several.
+
+    It is found in ``self.loss_fn = nn.CrossEntropyLoss()``, whatever the attribute's name.
+    """
     found = [module for module in pl_module.children() if is_loss_module(module)]
     return found[0] if len(found) == 1 else None

@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a run, and this one's place among them. All ranks must call a method that communicates, in the same order.
+    """The processes of a run, and this one's place among them.
+
+    All ranks must call the methods that communicate, in the same order.
 
     Args:
         trainer: of the run.
@@ -32,7 +34,7 @@ class Ranks:
         self.world: int = trainer.world_size
 
     def share(self, start: int, stop: int) -> range:
-        """Return which of the samples start, ..., stop - 1 this rank computes: consecutive ones, divided as evenly as possible."""
+        """Return which of the samples start, ..., stop - 1 this rank computes: consecutive ones, evenly divided."""
         count = stop - start
         return range(start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world)
 
@@ -44,7 +46,7 @@ class Ranks:
         """Return what each rank computes, in the order of the ranks, on all of them.
 
         Raises:
-            RuntimeError: the computation failed on one of several ranks; raised on all of them, so that none waits for the others.
+            RuntimeError: the computation failed on one of several ranks; raised on all, so that none waits for another.
         """
         if self.world == 1:
             return [compute()]
@@ -88,7 +90,10 @@ class Ranks:
 
     @torch.no_grad()
     def agree_on(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrite ``tensors`` by those of rank 0: under DDP the ranks' BatchNorm statistics differ until the next forward pass."""
+        """Overwrite ``tensors`` by those of rank 0.
+
+        Under DDP the ranks' BatchNorm statistics differ until the next forward pass.
+        """
         if self.world == 1:
             return
         for tensor in tensors.values():
@@ -99,8 +104,9 @@ class Ranks:
     def rewrap(self) -> None:
         """Wrap the module in ``DistributedDataParallel`` anew.
 
-        Its reducer waits for the gradients of exactly those parameters that were trainable when it was made; after some have been
-        frozen it would wait for ever. The old wrapper removes its hooks when it is collected, so that must happen at once.
+        Its reducer waits for the gradients of exactly those parameters that were trainable when it was made; after some
+        have been frozen it would wait for ever. The old wrapper removes its hooks when it is collected, which must
+        happen at once.
         """
         strategy = self._strategy
         if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, nn.parallel.DistributedDataParallel):

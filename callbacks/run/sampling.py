@@ -1,4 +1,4 @@
-"""``describe_sampling``: which training samples a run draws in an epoch, how often, and whether a step sees all of them once."""
+"""``describe_sampling``: which training samples a run draws, how often, and whether a step sees all of them once."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampl
 class Sampling:
     """How the training loader makes batches of the n samples.
 
-    A sampler or batch sampler of another class than torch's is not known. Iterating it would show one epoch only, and could change its
-    state and thereby the run.
+    A sampler or batch sampler of another class than torch's is not known. Iterating it would show one epoch only, and
+    could change its state and thereby the run.
     """
 
     size: int  # n; of a SubsetRandomSampler the size of its subset
@@ -77,9 +77,9 @@ class Sampling:
 
     @property
     def smallest_batch(self) -> int:
-        """Lower bound of the number of different samples in a batch, of all processes together; 1 where that is not known.
+        """Lower bound of the number of different samples in a batch of all processes; 1 where that is not known.
 
-        A batch of b samples, in which each comes r times at most, has no larger curvature than the steepest b / r samples.
+        A batch of b samples, in which each comes r times at most, has no larger curvature than the steepest b / r.
         """
         if self.uneven or self.drawn is None:
             return 1

@@ -28,7 +28,7 @@ PROBED = 32
 """Number of samples that are read several times to find out whether they are random."""
 
 TOGETHER = 4
-"""Number of these samples, at least, that pass through the collate function at once: it may mix a sample with its neighbours."""
+"""Number of them, at least, that are collated at once: the collate function may mix a sample with its neighbours."""
 
 READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
@@ -65,7 +65,9 @@ class TrainingSet:
         self._loader = DataLoader(self._samples, **self._options)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
-        """Yield samples ``start`` to ``stop`` in the data set's order. The global random number generators are restored after each batch.
+        """Yield samples ``start`` to ``stop`` in the data set's order.
+
+        The global random number generators are restored after each batch.
 
         Args:
             start: first sample.
@@ -151,7 +153,7 @@ class TrainingSet:
     def features(
         self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
     ) -> Tensor:
-        """Return what enters ``layer`` for all samples, (n, m), computed in ``dtype`` from a copy of the network in that type.
+        """Return what enters ``layer`` for all samples, (n, m), computed by a copy of the network in ``dtype``.
 
         Args:
             network: module that takes the inputs.
@@ -172,7 +174,7 @@ class TrainingSet:
         return _equal(self._read([i], seed=1), self._read([j], seed=1))
 
     def _read(self, indices: Sequence[int], seed: int) -> list[Tensor]:
-        """Return the tensors that enter the network for these samples, collated; random numbers drawn meanwhile come from ``seed``."""
+        """Return the tensors that enter the network for these samples, with random numbers from ``seed``."""
         with isolate_rng():
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator

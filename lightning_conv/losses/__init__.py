@@ -1,4 +1,4 @@
-"""Loss functions: their kind, scale, infimum and smoothness, and their value and gradient as functions of the weights."""
+"""Loss functions: kind, scale, infimum and smoothness, and the value and gradient as functions of the weights."""
 
 from lightning_conv.losses.facts import LossFacts, curvature, loss_facts
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind

@@ -11,9 +11,10 @@ from lightning_conv.losses.per_sample import SampleLosses
 
 
 class Conjugate:
-    r"""The conjugates :math:`\ell_i^*(\alpha) = \sup_u \alpha \cdot u - \ell_i(u)` of the samples' losses, and their domains.
+    r"""The convex conjugates of the samples' losses, and their domains.
 
-    Each is a sum over the C outputs of the following terms (A below is the (n, C) matrix of all alpha):
+    They are :math:`\ell_i^*(\alpha) = \sup_u \alpha \cdot u - \ell_i(u)`. Each is a sum over the C
+    outputs of the following terms; A below is the (n, C) matrix of all alpha.
 
     - squared, s |u - y|^2 (s = 1 / C, or 1 for sums): y alpha + alpha^2 / (4 s)
     - Huber: y alpha + alpha^2 / (2 s), |alpha| <= s delta; smooth L1: y alpha + beta alpha^2 / (2 s), |alpha| <= s;
@@ -49,7 +50,10 @@ class Conjugate:
         return a / self._s + self._losses.targets, torch.ones_like(a)
 
     def inside(self, a: Tensor, floor: float) -> Tensor:
-        """Return A moved into the domain, ``floor`` away from its border; for box domains A is scaled, which keeps Z^T A = 0."""
+        """Return A moved into the domain, ``floor`` away from its border.
+
+        For box domains A is scaled, which keeps Z^T A = 0.
+        """
         if self._kind in ("squared", "elementwise"):
             largest = float(a.abs().max())
             return a * min(1.0, (self._bound * (1 - 1e-9) - floor) / largest) if largest > 0 else a

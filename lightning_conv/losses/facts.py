@@ -1,4 +1,4 @@
-"""``loss_facts``: the infimum of a loss over the outputs for given targets, and the Lipschitz constant of its gradient."""
+"""``loss_facts``: the infimum of a loss over all outputs, and the Lipschitz constant of its gradient."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ class LossFacts:
 
 
 def loss_facts(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | None:
-    r"""Return infimum and smoothness of a mean loss of torch; None where they are not known (a subclass may compute anything).
+    r"""Return infimum and smoothness of a mean loss of torch; None where they are not known.
 
+    They are not known of subclasses, which may compute anything.
     With ``reduction="sum"`` the facts are about that sum divided by n; the divisions by C below are then left out.
 
     - squared error, mean over n C numbers: infimum 0, smoothness 2 / C
-    - Huber (delta) and smooth L1 (beta): infimum 0, smoothness 1 / C and 1 / (beta C); absolute error: infimum 0, not smooth
-    - cross-entropy with target distribution q (one-hot, given, or smoothed): infimum is the entropy of q, smoothness 1/2 (the
-      largest eigenvalue of diag(p) - p p^T is at most 1/2)
+    - Huber (delta) and smooth L1 (beta): infimum 0, smoothness 1 / C and 1 / (beta C)
+    - absolute error: infimum 0, not smooth
+    - cross-entropy with target distribution q (one-hot, given, or smoothed): the infimum is the entropy of q, the
+      smoothness 1/2 (the largest eigenvalue of diag(p) - p p^T is at most 1/2)
     - binary cross-entropy of logits with target t: infimum is the entropy of (t, 1 - t), smoothness 1 / (4 C)
 
-    Class weights scale the loss of each sample: the infimum is known where it is 0, and the smoothness is that of the heaviest class,
-    divided by the mean weight (for a sum: not divided).
+    Class weights scale the loss of each sample: the infimum is known where it is 0, and the smoothness is that of the
+    heaviest class, divided by the mean weight (for a sum: not divided).
 
     Args:
         loss_fn: a loss module; ``"none"`` is taken as the mean of what it returns.
@@ -92,7 +94,7 @@ def _binary(loss_fn: Any, targets: Tensor, divisor: int) -> LossFacts | None:
 
 
 def target_distributions(loss_fn: Any, targets: Tensor, outputs: int) -> Tensor:
-    """Return the target distributions q of a cross-entropy, (n, C) in float64, with its label smoothing and without class weights.
+    """Return the target distributions q of a cross-entropy, (n, C), with label smoothing and without class weights.
 
     Args:
         loss_fn: the ``nn.CrossEntropyLoss``.
@@ -113,7 +115,7 @@ def binary_entropy(t: Tensor) -> Tensor:
 def curvature(smoothness: float, sigma_max: float, samples: int) -> float:
     r"""Return L_H = (L_ell / n) sigma_max([h, 1])^2, the Lipschitz constant of the gradient of L by the last layer.
 
-    Gradient descent with eta = 1 / L_H obeys L(w_t) - L* <= L_H R^2 / (2 t), where R is the distance of the start from a
-    minimiser (Kawaguchi & Sun 2021, Theorem 2).
+    Gradient descent with eta = 1 / L_H obeys L(w_t) - L* <= L_H R^2 / (2 t), where R is the distance of the start
+    from a minimiser (Kawaguchi & Sun 2021, Theorem 2).
     """
     return smoothness / samples * sigma_max**2

@@ -38,7 +38,7 @@ class LossKind:
 
     @property
     def described(self) -> str:
-        """Name and reduction for messages, such as ``"MSELoss(reduction='sum')"``; the reduction is left out if it is the mean."""
+        """Name for messages with the reduction, unless that is the mean: ``"MSELoss(reduction='sum')"``."""
         return self.name if self.reduction == "mean" else f"{self.name}(reduction={self.reduction!r})"
 
     @property
@@ -84,7 +84,7 @@ class LossKind:
         The infimum, 0, is then approached wherever the right class scores highest for every sample.
 
         Args:
-            targets: class numbers, (n, ...), none of them equal to ``ignore_index``, or rows with a single non-zero entry.
+            targets: class numbers without ``ignore_index``, (n, ...), or rows with a single non-zero entry.
         """
         if self.kind != "cross_entropy" or self.loss_fn.label_smoothing:
             return False
@@ -93,19 +93,19 @@ class LossKind:
         one_hot = targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all())
         return one_hot and bool((targets >= 0).all())
 
-    def like(self, outputs: Tensor) -> LossFn:
-        """Return the loss with its own weights in the type and on the device of the outputs, apart from the run's loss."""
-        copied: LossFn = (
-            copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
-        )
-        return copied
+    def like(self, outputs: Tensor) -> Any:
+        """Return the loss; of a module a copy with its weights in the type and on the device of the outputs."""
+        return copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
 
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of all outputs together, computed in their type.
+    def aligned(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the targets as the loss takes them with these outputs.
+
+        They are on the outputs' device, floating ones in the outputs' type, and in their shape if the loss is
+        elementwise.
 
         Args:
             outputs: u, (n, ...).
-            targets: y; floating targets are converted to the outputs' type, and reshaped where the loss is elementwise.
+            targets: y.
 
         Raises:
             ValueError: the loss is elementwise and there is not one target per output.
@@ -113,14 +113,18 @@ class LossKind:
         targets = targets.to(outputs.device)
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        if self.elementwise:
-            if targets.numel() != outputs.numel():
-                raise ValueError(
-                    f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}; bring them into one shape "
-                    "(target_fn=lambda batch: ...)"
-                )
-            targets = targets.reshape(outputs.shape)
-        loss: Tensor = self.like(outputs)(outputs, targets)
+        if not self.elementwise:
+            return targets
+        if targets.numel() != outputs.numel():
+            raise ValueError(
+                f"targets: shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}; bring them into one shape "
+                "(target_fn=lambda batch: ...)"
+            )
+        return targets.reshape(outputs.shape)
+
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of all outputs together, computed in their type; see ``aligned`` for the targets."""
+        loss: Tensor = self.like(outputs)(outputs, self.aligned(outputs, targets))
         return loss
 
     def scale(self, samples: int, outputs: int) -> LossScale | None:

@@ -1,4 +1,4 @@
-"""``SampleLosses``: the loss of each sample as a convex function of its outputs, with its gradient, rounding error and infimum."""
+"""``SampleLosses``: the loss of each sample as a convex function of its outputs."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ U = unit_roundoff(torch.float64)
 class SampleLosses:
     r"""The losses :math:`\ell_i` of n samples, :math:`L = \frac1n \sum_i \ell_i(u_i)`, in float64.
 
-    The formulas of torch's losses are known (``loss_facts``): squared, Huber, smooth L1 and absolute error (a mean over the C
-    outputs of a sample), cross-entropy with class numbers or distributions, smoothed or weighted, and binary cross-entropy
-    of logits. Any other ``loss_fn(outputs, targets)`` must be convex in the outputs, which is not checked, and return the mean
-    over samples or one number per sample. ``reduction="sum"`` is taken as n L.
+    The formulas of torch's losses are known (``loss_facts``): squared, Huber, smooth L1 and absolute error (a mean over
+    the C outputs of a sample), cross-entropy with class numbers or distributions, smoothed or weighted, and binary
+    cross-entropy of logits. Any other ``loss_fn(outputs, targets)`` must be convex in the outputs, which is not
+    checked, and return the mean over samples or one number per sample. ``reduction="sum"`` is taken as n L.
 
     Args:
         loss_fn: a loss module, or any function of (outputs, targets).
         targets: y, one row or number per sample.
         outputs: C; None: the number of columns of the targets, for class numbers the largest one + 1.
-        infimum: infimum of L over all outputs: a number, or a function of the targets that returns one per sample (or their
-            mean). None: what ``loss_facts`` says.
+        infimum: infimum of L over all outputs: a number, or a function of the targets that returns one per sample (or
+            their mean). None: what ``loss_facts`` says.
         smoothness: L_ell, the Lipschitz constant of every gradient of :math:`\ell_i`; None: what ``loss_facts`` says.
 
     Attributes:
@@ -56,8 +56,8 @@ class SampleLosses:
         mean: whether a sample's loss is a mean over its outputs (``reduction="sum"``: a sum).
 
     Raises:
-        ValueError: there are no targets, NaN is among them, class numbers are outside 0, ..., C - 1, or ``ignore_index``
-            leaves samples out.
+        ValueError: there are no targets, NaN is among them, class numbers are outside 0, ..., C - 1, or
+            ``ignore_index`` leaves samples out.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SampleLosses:
         )
 
     def _scale(self) -> float:
-        """Return the factor of each sample's loss: like torch, class weights count relative to their mean over the samples."""
+        """Return the factor of each sample's loss: class weights count relative to their mean, as in torch."""
         if self.kind != "cross-entropy" or not self.loss.weighted or not self.loss.averaged:
             return 1.0
         return float(1 / self.module.weight[self.targets].mean())
@@ -193,13 +193,15 @@ class SampleLosses:
         return float(total.detach()), gradient
 
     def rounding(self, outputs: Tensor, values: Tensor, rows: slice) -> Tensor:
-        r"""Return bounds (m,) of the rounding error of ell_i in float64 at exactly these outputs; u is the unit roundoff.
+        r"""Return bounds (m,) of the rounding error of ell_i in float64 at exactly these outputs.
 
-        - squared, Huber, ...: every term is nonnegative and accurate to a few u, so the relative error of the sum is at most
-          gamma_{C+10}
-        - cross-entropy: the error of an entry of log-softmax is at most u (2 C + 32 + 8 max|u_i|), whatever the order in which
-          maximum, sum and logarithm are subtracted, times the total weight of the sample; then comes a sum of C nonnegative
-          terms
+        With the unit roundoff u:
+
+        - squared, Huber, ...: every term is nonnegative and accurate to a few u, so the relative error of the sum is at
+          most gamma_{C+10}
+        - cross-entropy: the error of an entry of log-softmax is at most u (2 C + 32 + 8 max|u_i|), whatever the order
+          in which maximum, sum and logarithm are subtracted, times the total weight of the sample; then comes a sum of
+          C nonnegative terms
         - binary: the error of an entry is at most u (24 + 8 max|u_i|)
 
         It is assumed that exp and log are accurate to 4 units in the last place.
@@ -213,7 +215,7 @@ class SampleLosses:
         return relative
 
     def weights(self, rows: slice) -> Tensor:
-        """Return the total weight of each sample in a cross-entropy, (m,): 1 unless there are class weights or soft targets."""
+        """Return each sample's total weight in a cross-entropy, (m,): 1 without class weights and soft targets."""
         targets = self.targets[rows]
         weight = getattr(self.module, "weight", None)
         if targets.is_floating_point():
@@ -224,13 +226,13 @@ class SampleLosses:
         return torch.ones(len(targets), dtype=torch.float64, device=targets.device)
 
     def distributions(self, rows: slice) -> Tensor:
-        """Return q, (m, C), of a cross-entropy ell_i = -sum_c q_ic log softmax(u_i)_c, with label smoothing and weights."""
+        """Return q, (m, C), of a cross-entropy ell_i = -sum_c q_ic log softmax(u_i)_c: smoothed and weighted."""
         targets = self.targets[rows]
         q = target_distributions(self.module, targets, self.outputs)
         return q if targets.is_floating_point() else q * self.weights(rows)[:, None]
 
     def infima(self, rows: slice) -> Tensor:
-        """Return inf ell_i, (m,), of one of torch's losses: an entropy for targets that are distributions, otherwise 0."""
+        """Return inf ell_i, (m,), of one of torch's losses: 0, or the entropy of targets that are distributions."""
         targets = self.targets[rows]
         if self.kind == "cross-entropy":
             q = self.distributions(rows)

@@ -1,7 +1,7 @@
 """``half_sum_of_squares``: the loss of the papers, F = sum_i (1/2) |u_i - y_i|^2, sample by sample, and its gradient.
 
-A sum over the samples is differentiated block by block, in a single pass. ``SampleLoss`` takes any loss of all outputs together; it
-needs all outputs before the first block can be differentiated, which costs one forward pass more.
+A sum over the samples is differentiated block by block, in a single pass. ``SampleLoss`` takes any loss of all outputs
+together; it needs all outputs before the first block can be differentiated, which costs one forward pass more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class HalfSumOfSquares:
-    """The loss F = sum_i F_i with F_i = (1/2) |u_i - y_i|^2 (no 1/n), and its gradient dF by the trainable parameters."""
+    """The loss F = sum_i F_i with F_i = (1/2) |u_i - y_i|^2 (no 1/n), and dF by the trainable parameters."""
 
     per_sample: Tensor  # F_i, (n,), float64
     gradient: Mapping[str, Tensor]  # by parameter name; empty if it was not asked for
@@ -57,7 +57,9 @@ def half_sum_of_squares(
     dtype: torch.dtype | None = None,
     block: int = BLOCK,
 ) -> HalfSumOfSquares:
-    """Compute the loss of Du et al. and Allen-Zhu et al. of a module on n samples, in eval mode; the module is left as it was.
+    """Compute the loss of Du et al. and Allen-Zhu et al. of a module on n samples.
+
+    The module runs in eval mode and is left as it was.
 
     Args:
         model: any module.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -20,7 +22,7 @@ from torch.utils.data import (
 )
 
 from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard
-from lightning_conv.callbacks.run.sampling import describe_sampling
+from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
 
 N = 20
 TABLE = TensorDataset(torch.rand(N, 4, generator=torch.Generator().manual_seed(0)), torch.rand(N, 1))
@@ -168,3 +170,14 @@ def test_guard_and_criteria_give_the_same_answer(make_trainer, make_regression, 
     make_trainer([guard, criteria], max_epochs=6).fit(make_regression(network, 1e-3), WHOLE[name]())
     assert guard.descent.not_covered == ""
     assert [each for each in criteria.breaches if each.hypothesis == "full batch"] == []
+
+
+def test_two_processes_share_a_step_and_a_sample_that_is_drawn_twice_is_seen():
+    shared = Sampling(size=N, world=2, batch_size=10, drawn=10, drop_last=False, accumulated=1, uneven="", caveats=())
+    assert shared.whole
+    assert (shared.largest_batch, shared.smallest_batch) == (10, N)
+    padded = replace(shared, size=N - 1)  # a DistributedSampler repeats a sample where they cannot be divided evenly
+    assert padded.not_whole == "the sampler draws 20 samples per epoch, of a training set of 19"
+    assert padded.smallest_batch == 10
+    assert replace(shared, batch_size=5).not_whole == "mini-batches: 10 of 20 samples per step"
+    assert replace(shared, batch_size=5, accumulated=2).whole

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.losses.flat_weights import FlatWeights
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossFn
 from lightning_conv.networks.evaluation import Inputs
@@ -70,10 +71,9 @@ class ProbeLandscape:
     ) -> None:
         self._loss = SampleLoss(network, inputs, targets, loss_fn, dtype=torch.float64)
         named = dict(network.named_parameters())
-        own = [in_float64(named[name]) for name in names]
-        self._names, self._infimum = tuple(names), infimum
-        self._shapes = [value.shape for value in own]
-        self.start = torch.cat([value.flatten() for value in own])
+        own = {name: in_float64(named[name]) for name in names}
+        self._weights, self._infimum = FlatWeights.of(own), infimum
+        self.start = self._weights.flatten(own)
 
     @property
     def size(self) -> int:
@@ -85,12 +85,10 @@ class ProbeLandscape:
 
         Where the difference is only rounding it is returned as 0, so that the ratio is infinite and refutes nothing.
         """
-        parts = torch.split(x, [shape.numel() for shape in self._shapes])
-        at = {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
-        value, gradient = self._loss.gradient(self._names, at=at)
+        value, gradient = self._loss.gradient(self._weights.names, at=self._weights.unflatten(x))
         above = value - self._infimum
         clear = self._infimum == 0 or above > SLACK * FLOAT64 * max(abs(value), abs(self._infimum))
-        return (max(above, 0.0) if clear else 0.0), torch.cat([gradient[name].flatten() for name in self._names])
+        return (max(above, 0.0) if clear else 0.0), self._weights.flatten(gradient)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return Hess f(x) v by central differences of the gradient, to about nine digits: it only steers the search."""
@@ -105,7 +103,8 @@ class ProbeLandscape:
             mean: the mean target; the second point is left out where it does not fit the last bias.
         """
         points = [torch.zeros_like(self.start)]
-        if mean is not None and len(self._shapes[-1]) == 1 and self._shapes[-1].numel() == mean.numel():
+        last = self._weights.shapes[self._weights.names[-1]]
+        if mean is not None and len(last) == 1 and last.numel() == mean.numel():
             point = points[0].clone()
             point[-mean.numel() :] = mean.to(point)
             points.append(point)
