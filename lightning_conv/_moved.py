@@ -34,6 +34,11 @@ _SAME_NAME = {
     ),
     "callbacks.run": ("callbacks", "batch probe schedule"),
     "callbacks.monitors": ("callbacks", "kernel_stability lambda_min step_size spectral_decay"),
+    "callbacks.guard.certify": ("callbacks.guard", "caveats certificate verdict"),
+    "callbacks.guard.head": (
+        "callbacks.guard",
+        "curvature descent feature_cache phase_two plain_steps step_rounding trunk",
+    ),
 }
 _RENAMED = {
     "kernels.discovery": "kernels.reading.anatomy",
@@ -60,6 +65,19 @@ _RENAMED = {
     "theory.networks.leaky": "theory.networks.frei",
     "theory.networks.linear": "theory.networks.linear_networks",
     "callbacks.expressivity_guard": "callbacks.guard.callback",
+    "callbacks.guard.compared_loss": "callbacks.guard.head.loss_check",
+    "callbacks.guard.descent_bound": "callbacks.guard.head.bounded_steps",
+    "callbacks.guard.epoch": "callbacks.run.sampling",
+    "callbacks.guard.head_steps": "callbacks.guard.head.steps",
+    "callbacks.guard.kept_folder": "callbacks.guard.certify.work_folder",
+    "callbacks.guard.known_outputs": "callbacks.guard.head.cached_outputs",
+    "callbacks.guard.plan": "callbacks.guard.switch.moment",
+    "callbacks.guard.rank_track": "callbacks.guard.certify.certificate",
+    "callbacks.guard.ranks": "callbacks.run.ranks",
+    "callbacks.guard.reason": "callbacks.guard.switch.report",
+    "callbacks.guard.solved_head": "callbacks.guard.head.solved",
+    "callbacks.guard.switching": "callbacks.guard.switch.moment",
+    "callbacks.guard.training_set": "callbacks.run.training_set",
     "callbacks.kernel_monitor": "callbacks.monitors.base",
 }
 
