@@ -1,1 +1,1 @@
-"""The rooms of ``ExpressivityGuard``: when it switches, what it certifies, how it holds the trunk still, and how the head moves."""
+"""The rooms of ``ExpressivityGuard``: when it switches, what it certifies, and how phase 2 trains the head on the frozen trunk."""

@@ -25,65 +25,68 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
     Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank of
-    [h, 1] (last hidden features of the whole training set in eval mode, and the bias column if a bias is trained) is
+    [h, 1] (the last hidden features of the whole training set in eval mode, and a column of ones if a bias is trained) is
     certified in float64. If it is n, phase 2 begins: only the last linear layer learns. For a loss
     that is convex in the outputs this problem is convex, and its infimum is the global infimum of the training loss over
-    all weights. The trunk is then bit for bit constant - no gradients, the whole module in eval mode - and is not
+    all weights. The trunk is then constant bit for bit - it has no gradients, and the whole module is in eval mode - and is not
     back-propagated through. What limits the argument in a run (random inputs, weight decay on the head, samples left out)
     is warned of and written into the reason. Afterwards, also after an error, the module is trainable again.
-    Runs on a single device and under ``strategy="ddp"``; docs/guard.md has every setting and what is refused.
+    Runs on a single device and under ``strategy="ddp"``; docs/guard.md describes every setting and what is refused.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
     - ``guard/phase`` (also ``convergence/phase``): 1 or 2, at the start, the switch and the end of every epoch
-    - ``guard/rank``, ``guard/samples``: certified rank of [h, 1] and n; ``guard/sigma_min`` with ``_lower``: n-th
-      singular value; ``guard/sigma_max``; ``guard/distance``, ``guard/residual``: of the other methods
+    - ``guard/rank``, ``guard/samples``: certified rank of [h, 1], and n; ``guard/sigma_min`` with ``_lower``: n-th
+      singular value; ``guard/sigma_max``; ``guard/distance``, ``guard/residual``: numbers of the other methods
     - ``guard/curvature``, ``guard/largest_step``: L_H of the head's mean loss and 2 / L_H, where they are known
-    - ``guard/rank_at_start``, ``guard/rank_before_noise``, and ``sigma_min`` likewise: with ``track_rank``; the others are after the noise
+    - ``guard/rank_at_start``, ``guard/rank_before_noise``, and ``sigma_min`` likewise: with ``track_rank``; the other ranks are
+      after the noise
     - ``guard/noise``: relative norm of the perturbation
     - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
       epoch
-    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the loss's global infimum
-    - ``guard/step_size``: of ``step_rule="certified"``; ``guard/bound``: what the gap provably is at most, while all steps are plain
-      full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
-    - ``guard/best_loss``: what a head that is too narrow can come down to on this trunk
+    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the global infimum of the loss
+    - ``guard/step_size``: step size of ``step_rule="certified"``; ``guard/bound``: proven upper bound of the gap, while all steps are
+      plain full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
+    - ``guard/best_loss``: the loss that a head that is too narrow can come down to on this trunk
     - text ``guard/reason`` (TensorBoard): what was decided and why
 
     Args:
         switch_at: tau, a share of the run in (0, 1) or a number of optimizer steps. ``"auto"``: where the training loss has come
-            to rest and the condition is certified; tried again with back-off where it is not, until ``latest_switch``.
-        method: of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where that is
-            predicted to take more than ten minutes, at almost every weight of a wide last hidden layer (``"distinct"``).
-            ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
-        step_rule: what moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
-            size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: its convex problem is solved at
-            the switch, and the run ends; goes on by the optimizer where ``tol`` is not reached.
-        head: dotted name of the last linear layer; None: it is found.
-        noise_scale: standard deviation of the noise, relative to each tensor's root mean square.
-        on_undecided: if the condition is not certified: ``"warn"``: take the noise back, warn, and go on training
+            to rest and the condition is certified; if it is not, the switch is tried again with back-off until ``latest_switch``.
+        head: Dotted name of the last linear layer; None: it is found.
+        noise_scale: Standard deviation of the noise, relative to the root mean square of each tensor.
+        on_undecided: What to do if the condition is not certified. ``"warn"``: take the noise back, warn, and go on training
             everything. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
-            guarantee; of ``"auto"`` at once where the condition is refuted, else after the last try.
-        seed: of the noise.
-        cache_features: compute the trunk's forward once in phase 2, and look its results up. Goes on without, and says so, where
-            that is not provably the same training (up to rounding).
-        plateau_threshold: ``"auto"``: relative improvement of the mean training loss of a window that counts.
-        plateau_patience: ``"auto"``: windows without one.
-        plateau_window: ``"auto"``: batches in a window; None: an epoch.
-        latest_switch: ``"auto"``: share of the run after which the switch is tried for the last time.
-        tol: gap to which ``step_rule="solve"`` solves.
-        track_rank: certify the rank at the start and before the noise of the switch, too: a certificate each, for the log.
+            guarantee; with ``switch_at="auto"`` at once where the condition is refuted, otherwise after the last attempt.
+        seed: Seed of the noise.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
             LightningModule.
-        infimum: of the mean loss over all outputs, or a function of the targets that gives it for each sample; None: that of torch's
-            losses (0, or the entropy of soft or smoothed targets); for others the gap is not logged.
-        input_fn: takes the model's input out of a batch, see ``Probe``.
-        target_fn: takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
-        forward_fn: ``forward_fn(module, inputs)`` gives the outputs; default ``module(inputs)``.
+        infimum: Infimum of the mean loss over all outputs, or a function of the targets that returns it for each sample; None: that
+            of torch's losses (0, or the entropy of soft or smoothed targets); for others the gap is not logged.
+        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
+        target_fn: Function that takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
+        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default ``module(inputs)``.
+        method: Method of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where
+            that is predicted to take more than ten minutes, at almost every weight of a wide last hidden layer (``"distinct"``).
+            ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
+        step_rule: What moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
+            size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: the convex problem of the head
+            is solved at the switch, and the run ends; where ``tol`` is not reached, the optimizer goes on.
+        cache_features: Whether to compute the trunk's forward once in phase 2 and to look its results up. Where that is not provably
+            the same training (up to rounding), the guard goes on without and says so.
+        plateau_threshold: For ``switch_at="auto"``: relative improvement of the mean training loss of a window that counts.
+        plateau_patience: For ``switch_at="auto"``: number of windows without such an improvement.
+        plateau_window: For ``switch_at="auto"``: number of batches in a window; None: an epoch.
+        latest_switch: For ``switch_at="auto"``: share of the run after which the switch is tried for the last time.
+        tol: Gap to which ``step_rule="solve"`` solves.
+        track_rank: Whether to certify the rank at the start and before the noise of the switch, too, for the log alone. Each takes a
+            certificate.
 
     Raises:
-        MisconfigurationException: several optimizers, manual optimization, a strategy other than DDP on several devices, weight
-            averaging, an endless run with a share for ``switch_at``, no usable linear head, a network that cannot be called, bad arguments.
-        ExpressivityError: not certified, with ``on_undecided="raise"``.
+        MisconfigurationException: There are several optimizers, manual optimization, a strategy other than DDP on several devices,
+            weight averaging, an endless run with a share for ``switch_at``, no usable linear head, a network that cannot be called, or
+            bad arguments.
+        ExpressivityError: The condition is not certified, and ``on_undecided="raise"``.
 
     Cost: once, two passes over the training set and one SVD of n x (m_H + 1); one pass per phase-2 epoch. A phase-2 step is
     cheaper than a phase-1 step: it has no backward pass through the trunk. With ``cache_features`` there is no forward pass either, in
@@ -95,7 +98,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     """
 
     def __post_init__(self) -> None:
-        """Begin without a run."""
+        """Check the arguments, and begin with an empty memory."""
         super().__post_init__()
         self._state = GuardState()
         self._run: GuardedRun | None = None
@@ -108,22 +111,22 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     @property
     def phase(self) -> int:
-        """1: everything is trained; 2: the head only."""
+        """The phase of the run. 1: everything is trained; 2: the head only."""
         return self._state.phase
 
     @property
     def reason(self) -> str:
-        """Why the run is in this phase."""
+        """The reason why the run is in this phase."""
         return self._state.reason
 
     @property
     def verdict(self) -> Verdict:
-        """Of the claim that the last layer's infimum is that of the training loss over all outputs, hence the global one."""
+        """The verdict on the claim that the infimum over the last layer is the global one, that of the training loss over all outputs."""
         return self._state.verdict
 
     @property
     def why(self) -> str:
-        """The verdict is not ``"certified"``, where neither the certificate nor a caveat says so."""
+        """The reason why the verdict is not ``"certified"``, where neither the certificate nor a caveat says so."""
         return self._state.why
 
     @property
@@ -144,12 +147,12 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     @property
     def certificate(self) -> RankCertificate | None:
-        """The certificate of the switch, once taken."""
+        """The certificate of the switch, once it is computed."""
         return self._state.certificate
 
     @property
     def perturbation(self) -> Perturbation | None:
-        """The noise of the switch, once added."""
+        """The noise of the switch, once it is added."""
         return self._state.perturbation
 
     @property
@@ -159,7 +162,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     @property
     def head_name(self) -> str | None:
-        """Dotted name of the last linear layer, once it is known."""
+        """The dotted name of the last linear layer, once it is known."""
         return self._head_name
 
     @override

@@ -40,7 +40,7 @@ def work_folder(root: str, need: int) -> Iterator[Path | None]:
         return
     try:
         yield place
-    except Exception:  # not an interruption: nobody will ask for it again
+    except Exception:  # not an interruption, so no later run will go on from here
         shutil.rmtree(place, ignore_errors=True)
         raise
     else:

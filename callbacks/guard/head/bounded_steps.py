@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ CHARGED = 2.0
 """Factor on the larger of two compared steps' errors, which the steps between them are charged with."""
 
 
-class BoundedSteps(HeadSteps):
+class BoundedSteps(HeadSteps, ABC):
     r"""Steps of a plan; they are counted, and their gap has a bound while all of them are plain full-batch gradient steps.
 
     .. math:: L(w_t) - L^* \le \min_w L(w) - L^* + \frac{|w_0 - w|^2}{2 \sum \eta_k},

@@ -76,6 +76,7 @@ def test_a_step_is_compared_on_devices_without_float64(on_apple):
 
 
 @pytest.mark.parametrize("name", ["expect", "count", "numbers"])
+@pytest.mark.usefixtures("lenient")
 def test_an_error_in_a_step_ends_the_bound_and_not_the_run(fit, monkeypatch, name):
     real, calls = getattr(BoundedSteps, name), []
 
