@@ -29,7 +29,7 @@ LEVEL = 1e-3
 """Probability with which right kernels fail the check of one architecture (Bonferroni over entries and depths)."""
 
 
-SMALL: dict[str, Any] = {"n": 4, "width": 128, "draws": 8, "depths": (2, 3)}
+SMALL: dict[str, Any] = {"n": 4, "width": 64, "draws": 4, "depths": (2, 3)}
 """Settings with which `run` takes seconds."""
 
 
