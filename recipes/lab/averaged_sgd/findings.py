@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab averaged_sgd` from its passes: the checks."""
+"""The findings of `lightning-conv lab averaged_sgd`: the checks."""
 
 from __future__ import annotations
 
