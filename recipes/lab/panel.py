@@ -16,8 +16,8 @@ def sheet(width: float, height: float, rows: int, columns: int, **options: Any) 
     Args:
         width: in inches.
         height: in inches.
-        rows: of panels.
-        columns: of panels.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
         options: of `Figure.subplots`.
 
     Returns:
@@ -34,7 +34,7 @@ def dress(
 
     Args:
         axes: the panel.
-        title: of the panel.
+        title: title of the panel.
         x: label.
         y: label.
         log: the axes whose scale is logarithmic (base 10).

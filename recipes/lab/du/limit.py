@@ -52,8 +52,8 @@ def run(
             error.
         draws: number of networks per mean.
         depths: values of H, ascending, each 2 or more.
-        c_res: of the residual branches.
-        seed: of data and weights.
+        c_res: factor c_res of the residual branches.
+        seed: seed of data and weights.
 
     Raises:
         ValueError: there are fewer than 4 draws, or the depths are not ascending from 2 on.

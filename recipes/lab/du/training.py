@@ -52,9 +52,9 @@ def run(
         steps: steps of gradient descent.
         probes: number of steps at which the kernels are measured, evenly spaced on a logarithmic axis.
         rate: eta lambda_max(G(0)); the linearised model diverges from 2 on.
-        c_res: of the residual branches.
+        c_res: factor c_res of the residual branches.
         activation: smooth, as the theorems ask.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
 
     Raises:
