@@ -13,8 +13,8 @@ class RandomCrops(Dataset[tuple[Tensor, ...]]):
     """Images shifted at random by up to `padding` pixels each way, and mirrored with probability 1/2 on request.
 
     The usual augmentation of small images. `AugmentedSampler` asks for a sample by (epoch, index): its shift is then
-    row `index` of a table drawn from (seed, epoch) alone. When it is asked for by its index alone, as by whoever looks at single
-    samples, an image is drawn anew from the global random state each time.
+    row `index` of a table drawn from (seed, epoch) alone. When it is asked for by its index alone, as by whoever looks
+    at single samples, an image is drawn anew from the global random state each time.
 
     Args:
         images: shape (n, channels, height, width).

@@ -52,7 +52,7 @@ class TorchvisionDataModule(InMemoryDataModule):
             FashionMNIST and STL10.
 
     Raises:
-        MisconfigurationException: if `dataset` is none of these names, or a size is not positive.
+        MisconfigurationException: if `dataset` is not one of these names, or a size is not positive.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         if dataset not in SPLIT_ARGUMENT:
             near = difflib.get_close_matches(dataset.upper(), SPLIT_ARGUMENT, n=3, cutoff=0.5)
             raise MisconfigurationException(
-                f"dataset: {dataset!r} is none of the torchvision data sets known here"
+                f"dataset: {dataset!r} is not one of the supported torchvision data sets"
                 + (f" (near matches: {', '.join(near)})" if near else "")
                 + f"; choose one of: {', '.join(SPLIT_ARGUMENT)}"
             )

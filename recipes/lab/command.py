@@ -48,7 +48,7 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     parser = ArgumentParser(prog=f"lightning-conv lab {slug}", description=EXPERIMENTS[slug][1], allow_abbrev=False)
     parser.add_argument("--out", type=str, default=str(OUT), help=f"folder of the page (default {OUT})")
     flags = {setting for setting, kind in get_type_hints(run).items() if kind is bool}
-    parser.add_function_arguments(run, skip=flags)
+    parser.add_function_arguments(run, skip={*flags})
     for flag in sorted(flags):  # `--flag` alone means true
         parser.add_argument(
             f"--{flag}", action=ActionYesNo, nargs="?", default=inspect.signature(run).parameters[flag].default

@@ -30,7 +30,7 @@ def splits(source: Source, root: str | Path, *, seed: int = 0) -> Splits:
     Args:
         source: the digits of scikit-learn, or MNIST, which must be on disk.
         root: folder of MNIST.
-        seed: of the split of the digits, and of the order.
+        seed: seed of the split of the digits, and of the order.
     """
     data: DigitsDataModule | TorchvisionDataModule = (
         DigitsDataModule(seed=seed)
@@ -51,7 +51,7 @@ def two_classes(
         classes: the targets of the first are -1, those of the second 1.
         source: the digits of scikit-learn, or MNIST, which must be on disk.
         root: folder of MNIST.
-        seed: of the order.
+        seed: seed of the order.
 
     Raises:
         ValueError: n is odd or below 2, or there are not enough samples of a class.

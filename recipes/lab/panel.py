@@ -7,6 +7,8 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+Place = Literal["best", "lower left", "upper left", "upper right"]
+
 
 def sheet(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
     """Make a figure of several panels, outside the global state of pyplot.
@@ -14,8 +16,8 @@ def sheet(width: float, height: float, rows: int, columns: int, **options: Any) 
     Args:
         width: in inches.
         height: in inches.
-        rows: of panels.
-        columns: of panels.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
         options: of `Figure.subplots`.
 
     Returns:
@@ -26,17 +28,17 @@ def sheet(width: float, height: float, rows: int, columns: int, **options: Any) 
 
 
 def dress(
-    axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "", legend: str = ""
+    axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "", legend: Place | None = None
 ) -> None:
     """Give a panel its title, labels, scales, a light grid and a legend.
 
     Args:
         axes: the panel.
-        title: of the panel.
+        title: title of the panel.
         x: label.
         y: label.
         log: the axes whose scale is logarithmic (base 10).
-        legend: its location; empty: no legend.
+        legend: its place; None: no legend.
     """
     if "x" in log:
         axes.set_xscale("log")
@@ -46,5 +48,5 @@ def dress(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(visible=True, alpha=0.3)
-    if legend:
+    if legend is not None:
         axes.legend(frameon=False, fontsize=8, loc=legend)

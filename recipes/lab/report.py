@@ -92,7 +92,7 @@ class Report:
         """Return the page.
 
         Args:
-            command: that produced the report.
+            command: the command that produced the report.
         """
         machine = f"{processor()}, {torch.get_num_threads()} threads, torch {version('torch')}"
         made = f"Made by `{command}` on {date.today().isoformat()}, {machine}, in {self.seconds:.0f} s."

@@ -132,7 +132,7 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     recipes, changes = _words(options.recipes), _changes(options.set)
     for name in [*recipes, *changes]:
         if name not in recipe_names():
-            raise UsageError(f"recipes: {name!r} is none of the recipes: {', '.join(recipe_names())}")
+            raise UsageError(f"recipes: {name!r} is not a recipe; choose from: {', '.join(recipe_names())}")
     if unused := [name for name in changes if name not in recipes]:
         raise UsageError(f"set: {unused[0]!r} is not among the recipes that are run: {', '.join(recipes)}")
     if not recipes or not _words(options.data):
@@ -174,7 +174,7 @@ def _data_name(word: str) -> str:
     if word.lower() not in known:
         near = difflib.get_close_matches(word.lower(), known, n=1)
         hint = f"; did you mean {known[near[0]]}?" if near else ""
-        raise UsageError(f"data: {word!r} is none of {', '.join(known.values())}{hint}")
+        raise UsageError(f"data: {word!r} is not one of {', '.join(known.values())}{hint}")
     return known[word.lower()]
 
 

@@ -190,7 +190,7 @@ def judgement(base: Sequence[float], guarded: Sequence[float]) -> str:
     """Say whether two means differ by no more than the larger standard deviation of the two samples.
 
     Args:
-        base: one number a seed.
+        base: one number per seed.
         guarded: the same.
 
     Returns:

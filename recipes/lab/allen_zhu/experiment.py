@@ -70,7 +70,7 @@ def run(
         stop_at: share of F(0) at which training ends, the same for all widths, so that distances can be compared.
         max_steps: largest number of steps.
         probes: measurements per run, evenly spaced in the logarithm of the step.
-        source: of the data.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
 
     Raises:
@@ -100,7 +100,7 @@ def run(
         f"h_0 = relu(A x), h_l = relu(W_l h_(l-1)), u = B h_L with L = {depth}, A and B fixed; F = (1/2) sum (u - "
         f"y)^2; plain gradient descent, all samples, eta = 1 / lambda_max(G(0)), until F <= {stop_at:g} F(0) or "
         f"{max_steps} steps; {seeds} initialisations per width; float64. The theorems hold for widths of the order "
-        "of n^24 with unspecified constants, so none of them applies here: what is looked at is whether the "
+        "of n^24 with unspecified constants, so none of them applies here; the question is whether the "
         "quantities in their proofs behave at practical widths as the proofs have them."
     )
     return Report(

@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab allen_zhu` from its runs: exponents, checks and rows of the tables."""
+"""The findings of `lightning-conv lab allen_zhu`: exponents, checks and rows of the tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from lightning_conv.theory.papers.allen_zhu import GradientRatios, Residual, Sem
 from lightning_conv.theory.tools.power_law import PowerLaw, power_law
 
 SPECTRAL = "|W - W(0)|_2 / |W(0)|_2 at the end, against the width"
-
 FROBENIUS = "|W - W(0)|_F / |W(0)|_F at the end, against the width"
-
 SWITCHED = "share of switched units at the end, against the width"
-
 ALONG = "share of switched units against omega, over training"
 
 MARGIN = 2.0

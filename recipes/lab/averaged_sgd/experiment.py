@@ -44,7 +44,7 @@ def run(
         penalty: lambda; None: T^(-beta / (2 r beta + 1)) of Corollary 1 with r = 1/2 and the measured beta.
         first: rank of the first eigenvalue that the decay is fitted to.
         last: rank of the last one.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
 
     Raises:

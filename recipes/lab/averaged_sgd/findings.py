@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab averaged_sgd` from its passes: the checks."""
+"""The findings of `lightning-conv lab averaged_sgd`: the checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def checks_of(
     """Check what the theorem presupposes, what is proven to hold, and what its rate promises.
 
     Args:
-        decay: of the spectrum.
+        decay: fitted decay of the spectrum.
         eigenvalues: of the Gram matrix over n.
         penalty: lambda.
         passes: the passes, by share of flipped labels.

@@ -48,7 +48,7 @@ def parity(n: int, source: Source = "digits", root: str = "data", tests: int = 1
 
     Args:
         n: number of training images.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
         tests: largest number of test images.
 
@@ -80,10 +80,10 @@ def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: 
     Args:
         data: the samples.
         width: number M of units.
-        sharpness: of the softplus.
+        sharpness: sharpness beta of the softplus.
         penalty: lambda.
         noise: share of training labels that are flipped.
-        seed: of the order, the flips and the initialisation.
+        seed: seed of the order, the flips and the initialisation.
     """
     generator = torch.Generator().manual_seed(1000 * width + seed)
     network = network_of(data, width, sharpness, generator)

@@ -43,9 +43,9 @@ def run(
         rate: the step size is rate / lambda_max(H(B)); the linearised model diverges from 2 on.
         stop_at: share of F(0) at which training ends.
         max_steps: largest number of steps.
-        source: of the data.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of the initialisation; w and a are the same for all B.
+        seed: seed of the initialisation; w and a are the same for all B.
 
     Raises:
         ValueError: there are fewer than two thresholds, or a setting is out of range.
@@ -68,7 +68,7 @@ def run(
         "start -1 or +1, so that every B begins with the same errors; plain gradient descent on all samples, eta "
         f"= {rate:g} / lambda_max(H(B)) for each B, until F <= {stop_at:g} F(0); float64. The paper's largest B for this "
         f"width is sqrt(0.5 ln m) = {math.sqrt(0.5 * math.log(width)):.2f}. The width that it asks for is not "
-        "reached and its constants are unspecified: what is looked at is the mechanism."
+        "reached and its constants are unspecified: only the mechanism is tested."
     )
     return Report(
         name="bias_ntk",

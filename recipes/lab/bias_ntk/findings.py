@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab bias_ntk` from its runs: checks and rows of the table."""
+"""The findings of `lightning-conv lab bias_ntk`: checks and rows of the table."""
 
 from __future__ import annotations
 

@@ -69,9 +69,9 @@ def run(
         radii: number of balls in which small ratios are searched.
         widest: units of the largest network with random weights.
         wide_steps: largest number of steps of its descent.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of weights, samples and directions.
+        seed: seed of weights, samples and directions.
 
     Raises:
         ValueError: the depth is below 2, ``widest`` is no multiple of 32, or the images are not proven affinely

@@ -79,7 +79,7 @@ def wide_starts(data: TwoClasses, widest: int, *, epsilon: float, steps: int, un
         epsilon: share of the descent that may be lost to curvature.
         steps: at most.
         until: loss at which the descent stops.
-        seed: of the weights.
+        seed: seed of the weights.
     """
     widths = [widest // share for share in SHARES]
     certificates = []

@@ -70,9 +70,9 @@ def run(
         threshold: gamma over the norm of the first gradient, below delta, so that the floor is reached.
         steps: number of steps of the runs that are checked against their bounds.
         sweep: number of learning rates in the comparison.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
 
     Raises:
         ValueError: there is no step or no learning rate, or the threshold is not below delta.

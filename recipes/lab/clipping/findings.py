@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab clipping` from its runs: bounds, checks and rows of the tables."""
+"""The findings of `lightning-conv lab clipping`: bounds, checks and rows of the tables."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res
         x: rows, or images for ConvResNet.
         depth: number H of layers.
         activation: sigma.
-        c_res: of the residual branches.
+        c_res: factor c_res of the residual branches.
     """
     if name == "FC":
         return fully_connected_limit(x, depth, activation)
@@ -42,8 +42,8 @@ def network(
         width: number m of units per layer.
         depth: number H of layers.
         activation: sigma.
-        c_res: of the residual branches.
-        seed: of the weights.
+        c_res: factor c_res of the residual branches.
+        seed: seed of the weights.
     """
     if name == "FC":
         return DuFC(inputs, width, depth, activation=activation, seed=seed)

@@ -44,8 +44,8 @@ def run(
         n: number of samples.
         width: number m of units per layer.
         depths: values of H, ascending, each 2 or more.
-        c_res: of the residual network.
-        seed: of data and weights.
+        c_res: factor c_res of the residual network.
+        seed: seed of data and weights.
 
     Raises:
         ValueError: the depths are not ascending from 2 on.
@@ -100,7 +100,7 @@ def _setting(n: int, width: int, c_res: float) -> str:
         "connected network). lambda_0: of K^(H), by the recursion. The drift of the kernel is of the order of the sensitivity times R "
         "times K_ii, and has to stay below lambda_0 / 4: so the radius R that the proof leaves the weights shrinks like 1 / cost, with "
         "cost = sensitivity * (mean K_ii) / lambda_0. "
-        "Whether something grows exponentially or like a power is told by fitting both laws to all depths: one fits if its residual is at "
-        "most half of the other's, and else they are not told apart; what changes by less than a factor 1.5 is flat. "
+        "Whether something grows exponentially or like a power is decided by fitting both laws to all depths: one fits if its residual is "
+        "at most half of the other's, otherwise the two are not told apart; what changes by less than a factor 1.5 is flat. "
         f"Distance to the limit: mean of {DRAWS} draws. softplus and tanh are smooth, as the theorems ask; relu is not."
     )

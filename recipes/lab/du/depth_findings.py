@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab du_depth` from its networks: checks and rows of the tables."""
+"""The findings of `lightning-conv lab du_depth`: checks and rows of the tables."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def depth_law(depths: Sequence[int], values: Sequence[float]) -> DepthLaw:
     """Fit both laws to one quantity. With fewer than three depths both fit.
 
     Args:
-        depths: H.
+        depths: values of H.
         values: y > 0.
 
     Example:

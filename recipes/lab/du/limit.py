@@ -29,7 +29,7 @@ LEVEL = 1e-3
 """Probability with which right kernels fail the check of one architecture (Bonferroni over entries and depths)."""
 
 
-SMALL: dict[str, Any] = {"n": 4, "width": 128, "draws": 8, "depths": (2, 3)}
+SMALL: dict[str, Any] = {"n": 4, "width": 64, "draws": 4, "depths": (2, 3)}
 """Settings with which `run` takes seconds."""
 
 
@@ -52,8 +52,8 @@ def run(
             error.
         draws: number of networks per mean.
         depths: values of H, ascending, each 2 or more.
-        c_res: of the residual branches.
-        seed: of data and weights.
+        c_res: factor c_res of the residual branches.
+        seed: seed of data and weights.
 
     Raises:
         ValueError: there are fewer than 4 draws, or the depths are not ascending from 2 on.

@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab du` from its networks: comparisons, checks and rows of the table."""
+"""The findings of `lightning-conv lab du`: comparisons, checks and rows of the table."""
 
 from __future__ import annotations
 

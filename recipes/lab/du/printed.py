@@ -78,7 +78,7 @@ def paired_as_printed(x: Tensor, limit: LimitKernel, depth: int, activation: Act
         limit: the right kernel.
         depth: number H of layers, 2 or more.
         activation: sigma.
-        c_res: of the branches.
+        c_res: factor c_res of the branches.
     """
     dual, step = HermiteDual(activation, limit.order), c_res / depth
     first = x @ x.T
@@ -109,7 +109,7 @@ def residual_rivals(
         width: number m of units.
         draws: number of networks per depth.
         activation: sigma.
-        seed: of the weights.
+        seed: seed of the weights.
         report: called with the share that is done.
     """
     n = len(x)

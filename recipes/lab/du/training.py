@@ -16,7 +16,7 @@ from lightning_conv.recipes.lab.du.architectures import SOFTPLUS, SOURCE, limit_
 from lightning_conv.recipes.lab.du.training_figure import draw
 from lightning_conv.recipes.lab.du.training_run import DeepRun, movement_verdict, train
 from lightning_conv.recipes.lab.report import Check, Report
-from lightning_conv.reporting.progress import progress_bar
+from lightning_conv.reporting.progress import part, progress_bar
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.tools.power_law import power_law
 
@@ -52,9 +52,9 @@ def run(
         steps: steps of gradient descent.
         probes: number of steps at which the kernels are measured, evenly spaced on a logarithmic axis.
         rate: eta lambda_max(G(0)); the linearised model diverges from 2 on.
-        c_res: of the residual branches.
+        c_res: factor c_res of the residual branches.
         activation: smooth, as the theorems ask.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
 
     Raises:
@@ -77,8 +77,8 @@ def run(
             for m, seed in product(widths, range(seeds)):
                 drawn = network(name.removeprefix("Du"), x.shape[1], m, depth, sigma, c_res, seed)
                 before, share = sum(costs[: len(runs)]) / sum(costs), costs[len(runs)] / sum(costs)
-                part = _part(bar, before, share)
-                runs.append(train(drawn, x, y, limit, seed=seed, steps=steps, probes=probes, rate=rate, report=part))
+                report = part(bar, before, share)
+                runs.append(train(drawn, x, y, limit, seed=seed, steps=steps, probes=probes, rate=rate, report=report))
     return Report(
         name="du_train",
         title="Deep networks along training: each link of the proof, measured",
@@ -88,10 +88,6 @@ def run(
         figure=draw(runs),
         data={"runs": [_plain(each) for each in runs]},
     )
-
-
-def _part(bar: Callable[[float], None], before: float, share: float) -> Callable[[float], None]:
-    return lambda done: bar(before + share * done)
 
 
 def _checks(runs: Sequence[DeepRun]) -> list[Check]:

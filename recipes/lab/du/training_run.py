@@ -112,7 +112,7 @@ def train(
         x: (n, d), of norm 1.
         y: (n,), -1 and 1.
         limit: K^(H) on x.
-        seed: of the network, for the report.
+        seed: seed of the network, for the report.
         steps: steps of gradient descent.
         probes: number of steps that are measured, evenly spaced on a logarithmic axis.
         rate: eta lambda_max(G(0)), G over all layers.

@@ -50,10 +50,10 @@ def run(
         draws: draws of the initial kernel at each width.
         steps: steps of gradient descent.
         eta: step size on S; None: 1 / lambda_max(H_inf).
-        classes: of the data.
-        source: of the images.
+        classes: the two classes of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of the data's order and the weights.
+        seed: seed of the data's order and the weights.
 
     Raises:
         ValueError: there are fewer than two widths or draws, the widths do not ascend, or there is no step.

@@ -51,9 +51,9 @@ def run(
         eta: step size.
         steps: steps of gradient descent.
         features: number of random Fourier features, for one of the versions.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of the initialisation and of the features.
+        seed: seed of the initialisation and of the features.
 
     Raises:
         ValueError: steps is below 2.
@@ -76,7 +76,7 @@ def run(
         f"1. f = sum a_j phi(w_j . x), a_j = +-1/sqrt m fixed, m = {width}, phi = max(gamma z, z), w_j ~ N(0, "
         f"{std:g}^2 I); logistic loss, mean over the samples, plain gradient descent, eta = {eta:g}, {steps} "
         "steps; float64. Images as they are are far from orthogonal: for them the theorems are not applicable, "
-        "and what happens to them is told beside. Frei et al. prove their limit for gradient flow (rank at most "
+        "and their results are only reported. Frei et al. prove their limit for gradient flow (rank at most "
         "two, equal margins), and a low stable rank from the first step on for gradient descent with a smoothed "
         "leaky ReLU and a small start; Kou et al. treat gradient descent and the ReLU too. What must hold here at every finite step is "
         "derived "

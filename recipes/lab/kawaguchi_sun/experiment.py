@@ -59,9 +59,9 @@ def run(
         noise: size of the noise of the switch, relative to the root mean square of each tensor.
         first: steps of phase 1, in which everything is trained.
         steps: steps of phase 2, gradient descent on the last layer.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of samples, weights and noise.
+        seed: seed of samples, weights and noise.
 
     Raises:
         ValueError: n is larger than the training set, or not between the two widths.

@@ -79,7 +79,7 @@ def phase_one(
         beta: sharpness of the softplus.
         steps: tau, steps of mini-batches.
         noise: size of the noise, relative to the root mean square of each tensor.
-        seed: of weights, batches and noise; the global generator is not touched.
+        seed: seed of weights, batches and noise; the global generator is not touched.
         report: called with the share that is done.
     """
     with torch.random.fork_rng(devices=[]):

@@ -54,7 +54,7 @@ def run(
         small: size of the singular values of the product at the start, for the rank.
         depths: values of L of the networks whose rank is followed.
         rank_steps: largest number of steps of these networks.
-        seed: of the initialisations.
+        seed: seed of the initialisations.
 
     Raises:
         ValueError: the depth is below 2, or there are fewer than two step sizes.

@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab linear_networks` from its runs: checks and rows of the tables."""
+"""The findings of `lightning-conv lab linear_networks`: checks and rows of the tables."""
 
 from __future__ import annotations
 

@@ -49,9 +49,9 @@ def run(
         output_weight: |a_j|; the larger it is, the less the Jacobian changes relative to its size.
         until: share of the first squared misfit at which the runs stop.
         max_steps: largest number of steps of each run.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of samples and weights.
+        seed: seed of samples and weights.
 
     Raises:
         ValueError: the width is odd, or the hypotheses are not proven for the output weights.

@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab oymak` from its runs: checks, rows of the tables and curves."""
+"""The findings of `lightning-conv lab oymak`: checks, rows of the tables and curves."""
 
 from __future__ import annotations
 

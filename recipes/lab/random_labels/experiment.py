@@ -45,10 +45,10 @@ def run(
             larger one.
         steps: largest number of steps of gradient descent.
         stop_below: share of |y| at which |u - y| ends the run.
-        classes: of the data.
-        source: of the images.
+        classes: the two classes of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
-        seed: of the data's order, the weights and the random labels.
+        seed: seed of the data's order, the weights and the random labels.
 
     Raises:
         ValueError: there is no step, or the number of samples is odd.

@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab random_labels` from its runs: checks and rows of the table."""
+"""The findings of `lightning-conv lab random_labels`: checks and rows of the table."""
 
 from __future__ import annotations
 

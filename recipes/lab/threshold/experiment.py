@@ -46,7 +46,7 @@ def run(
         runs: seeds per width.
         steps: steps of Adam.
         rate: learning rate of Adam.
-        source: of the images.
+        source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The conclusions of `lightning-conv lab threshold` from its runs: the checks."""
+"""The findings of `lightning-conv lab threshold`: the checks."""
 
 from __future__ import annotations
 
