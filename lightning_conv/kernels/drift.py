@@ -134,13 +134,13 @@ def require_comparable(gram: KernelGram | Tensor, reference: KernelGram | Tensor
     shapes = [tuple(_matrix(g).shape) for g in (gram, reference)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"reference: shape {shapes[1]} does not match {shapes[0]}; both kernels must be on the same samples and outputs"
+            f"reference: shape {shapes[1]} against {shapes[0]}; both kernels must be on the same samples and outputs"
         )
     if isinstance(gram, KernelGram) and isinstance(reference, KernelGram):
         for name in ("outputs", "batch_norm", "n_outputs"):
             here, there = getattr(gram, name), getattr(reference, name)
             if here != there:
-                raise ValueError(f"reference: {name}={there!r} differs from {here!r}, so the two are different kernels")
+                raise ValueError(f"reference: {name}={there!r} against {here!r}, so the two are different kernels")
         if set(gram.parameters) != set(reference.parameters):
             other = ", ".join(sorted(set(gram.parameters) ^ set(reference.parameters)))
             raise ValueError(

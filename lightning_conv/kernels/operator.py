@@ -87,7 +87,7 @@ class NTKOperator:
     ) -> None:
         if str(outputs) == "projected":  # an option of ntk_gram
             raise ValueError(
-                "outputs: 'projected' is an option of ntk_gram; use 'trace', the kernel that it estimates, or 'full' or 'sum'"
+                "outputs: 'projected' is an option of ntk_gram; an operator has 'trace', the kernel that it estimates, 'full' and 'sum'"
             )
         require_option("outputs", outputs, get_args(OperatorOutputs))
         require_option("batch_norm", batch_norm, get_args(BatchNormMode))
@@ -247,7 +247,7 @@ class NTKOperator:
         if isinstance(other, NTKOperator):
             if other.shape != self.shape:
                 raise ValueError(
-                    f"other: shape {other.shape} does not match {self.shape}; need an operator on the same samples and outputs"
+                    f"other: shape {other.shape} against {self.shape}; need an operator on the same samples and outputs"
                 )
             return estimate_alignment(self.matmul, other.matmul, size, products=products, seed=seed, device=self.device)
         targets = other.detach().to(self.device, torch.float64)

@@ -70,7 +70,7 @@ def require_float_inputs(inputs: Inputs) -> None:
     """Refuse inputs with NaN or infinity before anything is computed.
 
     Raises:
-        ValueError: an input holds NaN or infinity.
+        ValueError: an input contains NaN or infinity.
     """
     for position, tensor in enumerate(input_tensors(inputs)):
         # A finite sum proves that all numbers are finite; the converse fails, as the sum may overflow.

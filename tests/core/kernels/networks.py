@@ -84,10 +84,17 @@ def randomise_statistics(model):
 def convolutional():
     return randomise_statistics(
         nn.Sequential(
-            nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten(),
-            nn.Linear(12, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2),
+            nn.Conv2d(2, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+            nn.Softplus(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(12, 4, bias=False),
+            nn.BatchNorm1d(4),
+            nn.Tanh(),
+            nn.Linear(4, 2),
         )
-    )  # fmt: skip
+    )
 
 
 # --- forwards that no layer rule or no transform sees through

@@ -70,7 +70,7 @@ def test_shares_are_those_of_the_squared_jacobian(naive_jacobian):
         assert share == pytest.approx(float(naive_jacobian(model, inputs).square().sum()) / whole, rel=1e-5)
 
 
-def test_a_kernel_without_its_layers_is_refused_with_the_cure():
+def test_a_kernel_without_its_layers_is_refused_with_a_hint():
     with pytest.raises(ValueError, match="per_layer=True"):
         layer_spectra(ntk_gram(network(), torch.randn(4, 6)))
 

@@ -84,9 +84,18 @@ def test_gram_is_the_finite_difference_of_a_gradient_step(naive_gram):
 
 @pytest.mark.parametrize(
     ("case", "outputs"),
-    [("mlp", "trace"), ("mlp", "full"), ("mlp", "sum"), ("cnn with batch norm", "full"), ("transformer", "trace"),
-     ("vmap cannot", "full"), ("module called twice", "sum"), ("embedding", "full"), ("lstm", "trace")],
-)  # fmt: skip
+    [
+        ("mlp", "trace"),
+        ("mlp", "full"),
+        ("mlp", "sum"),
+        ("cnn with batch norm", "full"),
+        ("transformer", "trace"),
+        ("vmap cannot", "full"),
+        ("module called twice", "sum"),
+        ("embedding", "full"),
+        ("lstm", "trace"),
+    ],
+)
 def test_cutting_the_work_changes_nothing_but_rounding(case, outputs, monkeypatch):
     monkeypatch.setattr(factors, "TILE", 2)
     model, inputs = build(case)

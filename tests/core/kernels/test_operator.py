@@ -265,7 +265,7 @@ def test_unknown_options_are_refused_with_what_is_allowed(option):
         NTKOperator(nn.Linear(4, 1), torch.randn(3, 4), **{option: "best"})
 
 
-def test_the_projected_kernel_is_refused_with_the_cure():
+def test_the_projected_kernel_is_refused_with_a_hint():
     with pytest.raises(ValueError, match=r"outputs: 'projected' .* has 'trace'"):
         NTKOperator(nn.Linear(4, 3), torch.randn(3, 4), outputs="projected")
 

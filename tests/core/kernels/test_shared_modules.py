@@ -1,4 +1,4 @@
-"""A network that holds a module, or a parameter, under several names is evaluated as it is, and left as it was."""
+"""A network with a module, or a parameter, under several names is evaluated as it is and left unchanged."""
 
 from __future__ import annotations
 

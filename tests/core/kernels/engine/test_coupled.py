@@ -21,9 +21,14 @@ def gram(model, inputs, outputs="full", dtype=None, precision="exact", names=Non
         eye = torch.eye(width, dtype=module.dtype)
         cotangents = eye.sum(0, keepdim=True) if outputs == "sum" else eye
         return coupled_gram(
-            module, names or module.trainable, module.convert(inputs), cotangents,
-            trace=outputs != "full", precision=precision, **options,
-        )  # fmt: skip
+            module,
+            names or module.trainable,
+            module.convert(inputs),
+            cotangents,
+            trace=outputs != "full",
+            precision=precision,
+            **options,
+        )
 
 
 def difference_rows(model, inputs, step=2e-3):

@@ -20,10 +20,14 @@ def errors(x, y, precision):
     computed, exact = product(x, y, precision).tolist(), exact_product(x, y)
     norms = [[mpmath.sqrt(mpmath.fsum(mpmath.mpf(v) ** 2 for v in r)) for r in m.tolist()] for m in (x, y)]
     return [
-        float(mpmath.mpf(abs(Fraction(computed[i][j]) - exact[i][j]).numerator)
-              / abs(Fraction(computed[i][j]) - exact[i][j]).denominator / (norms[0][i] * norms[1][j]))
-        for i in range(len(x)) for j in range(len(y))
-    ]  # fmt: skip
+        float(
+            mpmath.mpf(abs(Fraction(computed[i][j]) - exact[i][j]).numerator)
+            / abs(Fraction(computed[i][j]) - exact[i][j]).denominator
+            / (norms[0][i] * norms[1][j])
+        )
+        for i in range(len(x))
+        for j in range(len(y))
+    ]
 
 
 def test_unit_roundoff_is_half_the_distance_to_the_next_number():

@@ -70,12 +70,16 @@ def test_convolutions(data, dimensions, mode, naive_gram):
     kernel = data.draw(st.lists(st.integers(1, 3), min_size=dimensions, max_size=dimensions))
     dilation = data.draw(st.lists(st.integers(1, 2), min_size=dimensions, max_size=dimensions))
     layer = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dimensions](
-        4, data.draw(st.sampled_from([4, 8])), kernel, groups=groups, dilation=dilation,
+        4,
+        data.draw(st.sampled_from([4, 8])),
+        kernel,
+        groups=groups,
+        dilation=dilation,
         stride=data.draw(st.lists(st.integers(1, 2), min_size=dimensions, max_size=dimensions)),
         padding=data.draw(st.lists(st.integers(0, 1), min_size=dimensions, max_size=dimensions)),
         padding_mode=data.draw(st.sampled_from(["zeros", "reflect", "circular", "replicate"])),
         bias=data.draw(st.booleans()),
-    )  # fmt: skip
+    )
     sizes = [data.draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 3)) for k, d in zip(kernel, dilation, strict=True)]
     inputs = torch.randn(data.draw(st.integers(1, 4)), 4, *[max(size, 2) for size in sizes])
     check(Net(layer), inputs, mode, naive_gram, rules=["layer.weight"])
@@ -97,9 +101,16 @@ def test_transposed_convolutions(data, dimensions, mode, naive_gram):
     stride, dilation = each(1, 3), each(1, 2)
     extra = [data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
     layer = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dimensions](
-        4, 4, each(2, 3), stride=stride, dilation=dilation, output_padding=extra, padding=each(0, 1),
-        groups=data.draw(st.sampled_from([1, 2])), bias=data.draw(st.booleans()),
-    )  # fmt: skip
+        4,
+        4,
+        each(2, 3),
+        stride=stride,
+        dilation=dilation,
+        output_padding=extra,
+        padding=each(0, 1),
+        groups=data.draw(st.sampled_from([1, 2])),
+        bias=data.draw(st.booleans()),
+    )
     check(Net(layer), torch.randn(3, 4, *each(2, 3)), mode, naive_gram, rules=["layer.weight"])
 
 
@@ -119,13 +130,14 @@ NORMS = {
     "group norm without positions": (lambda: nn.GroupNorm(2, 4), (4,)),
     "instance norm": (lambda: nn.InstanceNorm2d(4, affine=True), (4, 3, 2)),
     "instance norm, running statistics": (
-        lambda: nn.InstanceNorm1d(4, affine=True, track_running_stats=True), (4, 3),
+        lambda: nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        (4, 3),
     ),
     "layer norm": (lambda: nn.LayerNorm(3), (4, 3)),
     "layer norm over two dimensions": (lambda: nn.LayerNorm((4, 3)), (2, 4, 3)),
     "layer norm without positions": (lambda: nn.LayerNorm(4), (4,)),
     "rms norm": (lambda: nn.RMSNorm(3), (4, 3)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NORMS)
