@@ -1,9 +1,9 @@
 r"""Averaged SGD in the NTK regime (Nitanda & Suzuki, ICLR 2021): the quantities that determine its rate.
 
-The setting is a two-layer network with symmetric initialisation, one pass over the samples, the loss 1/2 (g(x) - y)^2 +
-(lambda/2) |theta - theta_0|^2, a constant step eta with 4 (6 + lambda) eta <= 1, and the plain average of the
-parameters over t = 0..T. If the eigenvalues of the kernel operator decay as i^-beta with beta > 1 and the target has
-smoothness r in [1/2, 1], then (Theorem 1, Corollary 1)
+The setting is a two-layer network g with symmetric initialisation, one pass over the samples, the loss
+1/2 (g(x) - y)^2 + (lambda/2) |theta - theta_0|^2, a constant step eta with 4 (6 + lambda) eta <= 1, and the plain
+average of the parameters over t = 0..T. If the eigenvalues of the kernel operator decay as i^-beta with beta > 1 and
+the target has smoothness r in [1/2, 1], then (Theorem 1, Corollary 1)
 
 .. math:: E |g_{avg} - g_\rho|^2 = O(T^{-2 r \beta / (2 r \beta + 1)}) \quad \text{for } \lambda = T^{-\beta / (2 r \beta + 1)},
 

@@ -17,9 +17,9 @@ def balancedness(weights: Sequence[Tensor]) -> list[Tensor]:
     r"""Compute D_l = W_{l+1}^T W_{l+1} - W_l W_l^T for l = 1..L-1.
 
     D_l is constant along gradient flow on any loss of the product. With P the gradient with respect to the product, A
-    the product of the later weights and B that of the earlier ones, dL/dW_l = A^T P B^T satisfies W_{l+1}^T dL/dW_{l+1}
-    = dL/dW_l W_l^T, so dD_l/dt = 0. (ReLU networks conserve the diagonal of D_l, and therefore |W_{l+1}|_F^2 -
-    |W_l|_F^2: Du, Hu, Lee 2018.)
+    the product of the later weights and B that of the earlier ones, the gradient G_l = dL/dW_l = A^T P B^T satisfies
+    W_{l+1}^T G_{l+1} = G_l W_l^T, so dD_l/dt = 0. (ReLU networks conserve the diagonal of D_l, and therefore
+    |W_{l+1}|_F^2 - |W_l|_F^2: Du, Hu, Lee 2018.)
 
     Args:
         weights: W_1..W_L in the order in which they are applied, W_l of shape (size_l, size_{l-1}).
@@ -93,8 +93,8 @@ def end_to_end(weights: Sequence[Tensor]) -> Tensor:
 def mode_strength(time: Tensor, start: float, target: float, *, layers: int = 2) -> Tensor:
     r"""Compute a singular value a(t) of the product of a balanced linear network under gradient flow.
 
-    The loss is (1/2)|W_L...W_1 - Y|_F^2. If the start is aligned with the singular vectors of Y, the modes decouple: a'
-    = L a^{2 - 2/L} (s - a) for a singular value s of Y. For L = 2 the solution is a logistic curve, for L = 1 an
+    The loss is (1/2)|W_L...W_1 - Y|_F^2. If the start is aligned with the singular vectors of Y, the modes decouple:
+    a' = L a^{2 - 2/L} (s - a) for a singular value s of Y. For L = 2 the solution is a logistic curve, for L = 1 an
     exponential:
 
     .. math:: a(t) = \frac{s\, e^{2 s t}}{e^{2 s t} - 1 + s / a_0}, \qquad a(t) = s - (s - a_0) e^{-t} \; (L = 1).

@@ -92,8 +92,7 @@ def linear_regions(model: nn.Module, *, arithmetic: Arithmetic = "exact") -> Lin
         ValueError: The model is another module, has more than one input, or has weights that are not finite.
 
     Cost: R m_l m_{l-1} operations per layer with R knots. The rational numbers grow by about 53 bits with each layer
-    and each power of
-        the width. Three layers of 32 take seconds, wider ones minutes.
+    and each power of the width. Three layers of 32 take seconds, wider ones minutes.
 
     Example:
         >>> import torch

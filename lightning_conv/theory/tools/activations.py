@@ -54,9 +54,7 @@ class ActivationPatterns:
         """
         mine, theirs = ([(p.name, p.units, len(p.bits)) for p in patterns.layers] for patterns in (self, other))
         if mine != theirs:
-            raise ValueError(
-                f"other: layers (name, units, samples) {theirs} against {mine}; compute both on the same samples"
-            )
+            raise ValueError(f"other: layers (name, units, samples) {theirs} against {mine}; take both on the same set")
         pairs = zip(self.layers, other.layers, strict=True)
         return torch.stack([_ones(here.bits.numpy() ^ there.bits.numpy()) for here, there in pairs]).long()
 

@@ -40,8 +40,8 @@ def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: fl
     r"""Bound the gain, the Jacobian and the curvature of ``mlp`` on ``inputs`` for all weights within ``radius``.
 
     Notation: u is the output, z_l and h_l = s_l(z_l) are the pre-activations and states of layer l, m_l its width,
-    W_l^0 and b_l^0 the weights and biases in the centre, S_l = sup s_l', B_l = sup |s_l''|, g_l = du/dz_l and a_l =
-    du/dh_l = W_{l+1}^T g_{l+1}.
+    W_l^0 and b_l^0 the weights and biases in the centre, S_l = sup s_l', B_l = sup |s_l''|, g_l = du/dz_l and
+    a_l = du/dh_l = W_{l+1}^T g_{l+1}.
 
     *Forward.* |z_l| <= |W_l^0| |h_{l-1}| + |b_l^0| + r |(h_{l-1}, 1)| (in layer 1 the computed z_1 of the centre takes
     the place of the first two terms), |h_l| <= min(|s_l(0)| sqrt(m_l) + S_l |z_l|, sup|s_l| sqrt(m_l)).
@@ -52,10 +52,10 @@ def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: fl
     .. math:: |v| \ge \frac{1}{\sqrt{m_1}} \sum_j v_j \ge \Bigl(\frac{\rho_2}{\sqrt{m_1}} - r\Bigr) \prod_{l=3}^{L-1}
         \sigma_{l-1} (\rho_l - r \sqrt{m_{l-1}}) \; \sigma_{L-1} \Bigl(\sum_k W_{L,k}^0 - r \sqrt{m_{L-1}}\Bigr),
 
-    where rho_l is the smallest row sum of W_l^0 and sigma_l = min s_l' over the pre-activations that can occur. For L =
-    2 it is |v| >= |W_2^0| - r for weights of any sign. Then |g_1| >= sigma_1 |v|. This bound is at least the product of
-    the smallest entries A and kappa, sqrt(m_1) (A - r) (kappa - r)^{L-2} m_2 ... m_{L-1} prod sigma_l, and valid for
-    larger r.
+    where rho_l is the smallest row sum of W_l^0 and sigma_l = min s_l' over the pre-activations that can occur. For
+    L = 2 it is |v| >= |W_2^0| - r for weights of any sign. Then |g_1| >= sigma_1 |v|. This bound is at least the
+    product of the smallest entries A and kappa, sqrt(m_1) (A - r) (kappa - r)^{L-2} m_2 ... m_{L-1} prod sigma_l, and
+    valid for larger r.
 
     *Jacobian.* J J^T is a sum over layers of (H H^T) o (g g^T) with H = (h_{l-1}, 1). Schur's product theorem gives
     |J|^2 <= sum_l max_i |g_l|^2 |H_{l-1}|^2, where |g_l| <= S_l (|W_{l+1}^0| + r) |g_{l+1}|.

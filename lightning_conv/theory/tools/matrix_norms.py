@@ -169,7 +169,7 @@ def distances(
         if name not in now or now[name].shape != start.shape:
             here = tuple(now[name].shape) if name in now else "nothing"
             raise ValueError(
-                f"now: {name!r} is {here} and was {tuple(start.shape)} at the start; pass weights of the same network"
+                f"now: {here} under {name!r}, which was {tuple(start.shape)} at the start; pass the same network's weights"
             )
         before = start.detach().double().flatten(1)
         moved = now[name].detach().double().flatten(1) - before

@@ -5,8 +5,8 @@ plain descent.
 
 - a_t = |grad f_t|^2 / f_t is the PL ratio. Its smallest value on the path is an *upper* bound of the infimum over any
   ball around it.
-- e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2) is the descent efficiency: 1 for an infinitely small step, and at least 1 -
-  h_t beta / 2 for a beta-smooth f.
+- e_t = (f_t - f_{t+1}) / (h_t |grad f_t|^2) is the descent efficiency: 1 for an infinitely small step, and at least
+  1 - h_t beta / 2 for a beta-smooth f.
 - rho_t = f_{t+1} - f_t - <grad f_t, w_{t+1} - w_t> is the semi-smoothness residual. 2 rho_t / |w_{t+1} - w_t|^2 is the
   mean curvature along the step. Plain descent is at the edge of stability where it reaches 2 / h_t.
 """

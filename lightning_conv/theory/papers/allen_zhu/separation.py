@@ -27,9 +27,8 @@ SOURCE_BY_LABEL = "Zou, Cao, Zhou, Gu 2020, data separation"
 def unit_inputs(inputs: Tensor) -> Tensor:
     r"""Normalise inputs to x~ = (x / (sqrt2 |x|), 1 / sqrt2), (n, d + 1), float64.
 
-    The rows have norm 1, and their last entry is 1/sqrt2.
-    The last entry takes the place of a bias in the first layer. Two rows become equal if one input is a positive
-    multiple of the other, since |x~ - x~'| = |x/|x| - x'/|x'|| / sqrt2.
+    The rows have norm 1, and their last entry is 1/sqrt2, which takes the place of a bias in the first layer. Two rows
+    become equal if one input is a positive multiple of the other, since |x~ - x~'| = |x/|x| - x'/|x'|| / sqrt2.
 
     Args:
         inputs: Samples, (n, ...); all dimensions after the first are flattened.
@@ -143,9 +142,9 @@ def separation(
 def pairs_within(matrix: Tensor, distances: Sequence[float], *, block: int = BLOCK) -> dict[float, int]:
     r"""Count the pairs of rows at each distance or closer, every pair once.
 
-    The squared distances come from a matrix product of the centred rows y_i, whose error is at most gamma_{d+16} (|y_i|
-    + |y_j|)^2. Pairs that this error leaves undecided are computed from their difference. A pair is therefore counted
-    on the wrong side only if its distance equals the threshold to a relative gamma_{d+4}, about 1e-14.
+    The squared distances come from a matrix product of the centred rows y_i, whose error is at most gamma_{d+16}
+    (|y_i| + |y_j|)^2. Pairs that this error leaves undecided are computed from their difference. A pair is therefore
+    counted on the wrong side only if its distance equals the threshold to a relative gamma_{d+4}, about 1e-14.
 
     Args:
         matrix: Rows, (n, d), float64.

@@ -61,9 +61,8 @@ class DescentCertificate:
 def affine_independence(inputs: Tensor, *, bias: bool = True) -> RankCertificate:
     """Certify that n inputs are affinely (without ``bias``: linearly) independent, rank [X, 1] = n.
 
-    This needs n <= d + 1.
-    This is the expressivity condition of the input layer. The square of ``sigma_min.lower`` bounds lambda_min([X, 1][X,
-    1]^T) from below.
+    This is the expressivity condition of the input layer, and needs n <= d + 1. The square of ``sigma_min.lower``
+    bounds lambda_min([X, 1] [X, 1]^T) from below.
 
     Args:
         inputs: Samples, (n, ...), flattened to (n, d) and taken as exact numbers.
@@ -138,13 +137,16 @@ def certify_descent(
 ) -> DescentCertificate:
     r"""Prove before the first step that gradient descent on f = (1/n) sum (u_i - y_i)^2 reaches zero loss.
 
-    Let 4 f_0 < (1 - eps)^2 r^2 alpha with alpha as in ``certify_alpha``, and let |Hess f| <= M at all points of B(x_0,
-    r) with f <= f_0. Then descent with h <= 2 eps / M obeys f_{k+1} <= f_k - (1 - eps) h |grad f_k|^2, stays in the
-    ball and converges at the rate (1 - eps) alpha h. Proof: follow a step, x(t) = x_k - t grad f_k. As long as x(t) is
-    in the ball with f <= f_0, Taylor's theorem gives f(x(t)) <= f_k - t (1 - t M / 2) |grad f_k|^2 <= f_k - (1 - eps) t
-    |grad f_k|^2. So f decreases, and by ``length_bound`` the path so far is strictly shorter than 2 sqrt(f_0 / alpha) /
-    (1 - eps) < r. Hence x(t) cannot leave this set before t = h. [derived; the paper bounds the Hessian on B(x_0, 2r)
-    instead, and bounds the step by r / sup |grad f| as well]
+    Let 4 f_0 < (1 - eps)^2 r^2 alpha with alpha as in ``certify_alpha``, and let |Hess f| <= M at all points of
+    B(x_0, r) with f <= f_0. Then descent with h <= 2 eps / M obeys f_{k+1} <= f_k - (1 - eps) h |grad f_k|^2, stays in
+    the ball and converges at the rate (1 - eps) alpha h. Proof: follow a step, x(t) = x_k - t grad f_k. As long as x(t)
+    is in the ball with f <= f_0, Taylor's theorem gives
+
+    .. math:: f(x(t)) \le f_k - t (1 - t M / 2) |\nabla f_k|^2 \le f_k - (1 - \varepsilon) t |\nabla f_k|^2 .
+
+    So f decreases, and by ``length_bound`` the path so far is strictly shorter than
+    2 sqrt(f_0 / alpha) / (1 - eps) < r. Hence x(t) cannot leave this set before t = h. [derived; the paper bounds the
+    Hessian on B(x_0, 2r) instead, and bounds the step by r / sup |grad f| as well]
 
     M comes from the residual: |e| <= sqrt(n f_0) on this set, so with ``ball_bounds``
 

@@ -38,7 +38,7 @@ def descent_criteria(history: Sequence[Observation], *, epsilon: float = 0.5) ->
     length, bound = _longest(history, infimum, epsilon)
     source, measured = f"{CHATTERJEE}, Theorem on gradient descent", "inf over the steps measured"
     decrease = f"(f_t - f_{{t+1}}) / (h |grad f_t|^2) >= 1 - eps, eps = {epsilon:g}"
-    slope = "mean decrease of log f a step, from the start to any step >= -log(1 - (1 - eps) h inf a)"
+    slope = "mean decrease of log f per step, from the start to any step >= -log(1 - (1 - eps) h inf a)"
     path = "sum h |grad f| <= 2 (sqrt f_0 - sqrt f_t) / ((1 - eps) sqrt inf a) at every t"
     first = at_least("descent_efficiency", source, decrease, efficiency, 1 - epsilon)
     later = (

@@ -77,7 +77,7 @@ def judge_positive_start(model: nn.Module | SmoothMLP) -> Criterion:
     if (bias := max(float(layer.bias.abs().max()) for layer in mlp.layers)) > 0:
         broken.append(f"biases are up to {bias:.4g} and must be 0")
     if not least > 0:
-        broken.append(f"a weight after the first layer is {least:.4g} and must be positive")
+        broken.append(f"a weight after the first layer is {least:.4g}, not positive")
     if any(s.at_zero != 0 for s in mlp.activations):
         broken.append("an activation has s(0) != 0")
     asks = "W_1 = 0, b = 0, W_2..W_L > 0, s(0) = 0, s' > 0 at the start"

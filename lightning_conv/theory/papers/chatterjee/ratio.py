@@ -92,7 +92,7 @@ class ScoreCeiling:
 
     score: float  # the largest possible score at a radius up to the farthest point, or up to the requested radius
     radius: float  # where it is attained
-    refuted_to: float  # every radius up to here fails the criterion
+    refuted_to: float  # every radius up to here violates the criterion
 
     @property
     def refuted(self) -> bool:

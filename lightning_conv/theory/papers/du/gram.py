@@ -57,9 +57,9 @@ def last_hidden_gram(network: DuNetwork | DuTwoLayer, x: Tensor) -> Tensor:
         G^{(H)}_{ij} = (x^{(H-1)}_i \cdot x^{(H-1)}_j) \, s^2
         \sum_r a_r^2 \sigma'(w_r \cdot x_i^{(H-1)}) \sigma'(w_r \cdot x_j^{(H-1)})
 
-    with s^2 = c_sigma / m (fully connected), c_res^2 / (H^2 m) (a residual branch) or 1 / m (two layers, where a_r^2 =
-    1). In the convolutional network x is a patch, and the sum runs over all pairs of positions s, t, with a_r(s) a_r(t)
-    in place of a_r^2.
+    with s^2 = c_sigma / m (fully connected), c_res^2 / (H^2 m) (a residual branch) or 1 / m (two layers, where
+    a_r^2 = 1). In the convolutional network x is a patch, and the sum runs over all pairs of positions s, t, with
+    a_r(s) a_r(t) in place of a_r^2.
 
     The computation is in float64 for weights of any type. On Apple's GPUs, which have no float64, it runs on the CPU.
     ``ntk_gram(network, x, parameters=...)`` gives the same matrix for any network.

@@ -10,9 +10,9 @@ Notation: G(k) is the kernel after k steps (H(k) for two layers, G^(H)(k) for H 
 **Where 1/2 and 2/3 come from.** The first inequality (Lemma 3.1 of the two-layer paper, Lemma B.2 of the deep one) and
 Weyl's inequality give lambda_min(G(0)) >= 3/4 lambda_0. The second one (Lemma 3.2 and Lemma B.4) takes away another
 quarter, which leaves lambda_min(G(k)) >= 1/2 lambda_0. So the condition is **1/2 of the limit's lambda_0**. Where no
-limit is known, the kernel's own start takes its place: with lambda_0 <= 4/3 lambda_min(G(0)), the drift may be lambda_0
-/ 4, that is 1/3 lambda_min(G(0)), and what remains is **2/3 of the first lambda_min**: (1/2 lambda_0) / (3/4 lambda_0)
-= 2/3. The one half refers to the limit, not to the first kernel.
+limit is known, the kernel's own start takes its place: with lambda_0 <= 4/3 lambda_min(G(0)), the drift may be
+lambda_0 / 4, that is 1/3 lambda_min(G(0)), and what remains is **2/3 of the first lambda_min**:
+(1/2 lambda_0) / (3/4 lambda_0) = 2/3. The one half refers to the limit, not to the first kernel.
 
 Each inequality is measured by itself, as a share of lambda_0, and the verdict includes both errors of measurement. An
 inequality that is true at the steps where it was measured is ``consistent`` and never more, because the widths of the

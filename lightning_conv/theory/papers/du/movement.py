@@ -127,8 +127,9 @@ def layer_radius(
     .. math:: R' = \frac{16 \, c_{x,0} \, a_{2,0} \, c_x^H \sqrt n \, |y - u(0)|}{\lambda_0 \sqrt m}, \qquad
               c_x = 2 \sqrt{c_\sigma} \, L \, c_{w,0}
 
-    The lemmas leave some constants open; they are taken from this network at its start: c_{w,0} = max_h |W^(h)(0)|_2 /
-    sqrt(m) (bounded from above by ``spectral_size``) and a_{2,0} = |a(0)| / sqrt(m). Lemma B.1 has c_{x,0} = 2.
+    The lemmas leave some constants open; they are taken from this network at its start: c_{w,0} = max_h
+    |W^(h)(0)|_2 / sqrt(m) (bounded from above by ``spectral_size``) and a_{2,0} = |a(0)| / sqrt(m). Lemma B.1 has
+    c_{x,0} = 2.
 
     Args:
         network: The network at its start.

@@ -3,12 +3,15 @@ r"""Oymak and Soltanolkotabi's line between misfit and distance (1812.10004): hy
 Everything is in the scale of S = 1/2 |u - y|^2 = 1/2 |r|^2 (``LossScale.step_on_sum`` converts steps). J = du/dtheta is
 the Jacobian of the N outputs, (N, P), and h the step size.
 
-Theorem 2.1: let alpha <= sigma_min(J), |J|_2 <= beta and |J(t2) - J(t1)|_2 <= L |t2 - t1| on the ball of radius 4 |r_0|
-/ alpha around theta_0, and let h <= min(1, alpha^2 / (L |r_0|)) / (2 beta^2). Then |r_k|^2 <= (1 - h alpha^2 / 2)^k
-|r_0|^2, the path is at most 4 |r_0| / alpha long, and (1/4) alpha |theta_k - theta_0| + |r_k| <= |r_0|.
+Theorem 2.1: let alpha <= sigma_min(J), |J|_2 <= beta and |J(t2) - J(t1)|_2 <= L |t2 - t1| on the ball of radius 4
+|r_0| / alpha around theta_0, and let h <= min(1, alpha^2 / (L |r_0|)) / (2 beta^2). Then
 
-The constants can be halved. With J' the mean of J along a step, r_{k+1} = r - h J' J^T r and |J' - J| <= L h |J^T r| /
-2, so
+.. math:: |r_k|^2 \le (1 - h \alpha^2 / 2)^k |r_0|^2, \qquad \tfrac14 \alpha |\theta_k - \theta_0| + |r_k| \le |r_0|,
+
+and the path is at most 4 |r_0| / alpha long.
+
+The constants can be halved. With J' the mean of J along a step, r_{k+1} = r - h J' J^T r and
+|J' - J| <= L h |J^T r| / 2, so
 
 .. math:: |r_{k+1}|^2 \le |r|^2 - 2h \bigl(1 - \tfrac12 L h |r|\bigr) |J^T r|^2 + h^2 \beta^2 |J^T r|^2 \le |r|^2 - h |J^T r|^2
 

@@ -111,10 +111,10 @@ def fewest_units(patterns: Tensor, weights: Tensor) -> Tensor:
 def shattered_optimum(targets: Tensor, beta: float) -> tuple[Tensor, float]:
     r"""Compute the optimum if every pattern in {0, 1}^n occurs.
 
-    It is min_d 1/2 |d - y|^2 + beta (|(d)_+|_inf + |(-d)_+|_inf). With all patterns, min |w|_1 over D w = d is max(d)_+
-    + max(-d)_+: the patterns {d > t} attain it, and e_max - e_min is dual feasible. The positive and the negative part
-    separate. Each is clipped at the level c >= 0 with sum_i (|y_i|
-    - c)_+ = beta (c = 0 if the sum is always smaller).
+    It is min_d 1/2 |d - y|^2 + beta (|(d)_+|_inf + |(-d)_+|_inf). With all patterns, min |w|_1 over D w = d is
+    max(d)_+ + max(-d)_+: the patterns {d > t} attain it, and e_max - e_min is dual feasible. The positive and the
+    negative part separate. Each is clipped at the level c >= 0 with sum_i (|y_i| - c)_+ = beta (c = 0 if the sum is
+    always smaller).
 
     Args:
         targets: y, (n,).
