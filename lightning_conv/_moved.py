@@ -139,6 +139,6 @@ class MovedFinder(MetaPathFinder):
 
 
 def install() -> None:
-    """Register the finder once, behind all others, so that it is asked only about names that no other finder knows."""
+    """Register the finder, once and before all others, which would load a second copy of a moved package's submodules."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.append(MovedFinder())
+        sys.meta_path.insert(0, MovedFinder())

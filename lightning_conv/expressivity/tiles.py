@@ -90,10 +90,6 @@ class Tiles:
             square += 2 * float(own.tril(-1).norm()) ** 2 + float(own.diagonal().norm()) ** 2
         return math.sqrt(square)
 
-    def dense(self) -> Tensor:
-        """Return the whole symmetric matrix, for tests and small n."""
-        return self.times(torch.eye(self.size, dtype=torch.float64))
-
 
 def _reserve(path: Path, size: int) -> None:
     """Reserve the disk space of a file, because writing to a mapped file without space ends the process by a signal.

@@ -15,6 +15,7 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.losses.per_sample import Infimum, SampleLosses
 from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
+from lightning_conv.networks.precision import in_float64
 
 WORD = 8  # bytes of a float64
 
@@ -76,9 +77,7 @@ class HeadProblem:
             require_features(features)
             if not features.is_floating_point():
                 raise TypeError(f"features: {features.dtype}; need floating point numbers")
-            if features.device.type == "mps":
-                features = features.cpu()  # Apple's GPUs have no float64
-            features = HeldRows(features.detach().double())
+            features = HeldRows(in_float64(features))
         self.samples, self.width, self.bias = features.samples, features.width, bias
         if len(targets) != self.samples:
             raise ValueError(f"targets: {len(targets)} for {self.samples} samples; need one row or number per sample")

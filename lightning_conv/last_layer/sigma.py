@@ -40,7 +40,7 @@ def sigma_max(problem: HeadProblem, *, tolerance: float = 1e-3) -> Bounded:
     except MemoryError:
         return found
     largest = largest_eigenvalue(gram.matrix, tolerance=tolerance)
-    return _root(largest, gram, "largest eigenvalue of the Gram matrix: " + largest.method)
+    return _gram_root(largest, gram, "largest eigenvalue of the Gram matrix: " + largest.method)
 
 
 def sigma_min(problem: HeadProblem) -> Bounded:
@@ -58,13 +58,18 @@ def sigma_min(problem: HeadProblem) -> Bounded:
 def gram_sigma_min(gram: SmallGram) -> Bounded:
     """Compute ``sigma_min`` from an existing Gram matrix."""
     smallest = smallest_eigenvalue(gram.matrix)
-    return _root(smallest, gram, "smallest eigenvalue of the Gram matrix: " + smallest.method)
+    return _gram_root(smallest, gram, "smallest eigenvalue of the Gram matrix: " + smallest.method)
 
 
-def _root(square: Bounded, gram: SmallGram, method: str) -> Bounded:
-    low = math.sqrt(max(square.lower - gram.rounding, 0.0)) / OUTWARD
-    high = math.sqrt(max(square.upper + gram.rounding, 0.0)) * OUTWARD
-    return Bounded(min(max(math.sqrt(max(square.value, 0.0)), low), high), low, high, square.certified, method)
+def _gram_root(square: Bounded, gram: SmallGram, method: str) -> Bounded:
+    lower, upper = square.lower - gram.rounding, square.upper + gram.rounding
+    return _root(square.value, lower, upper, square.certified, method)
+
+
+def _root(value: float, lower: float, upper: float, certified: bool, method: str) -> Bounded:
+    """Take square roots and round the bounds outwards."""
+    low, high = math.sqrt(max(lower, 0.0)) / OUTWARD, math.sqrt(max(upper, 0.0)) * OUTWARD
+    return Bounded(min(max(math.sqrt(max(value, 0.0)), low), high), low, high, certified, method)
 
 
 def _krylov(problem: HeadProblem) -> Tensor:
@@ -118,7 +123,4 @@ def trace_bound(problem: HeadProblem, basis: Tensor) -> Bounded:
     error += 1e-14 * count * abs(value)  # rounding of the small eigenvalue problem
     top, complement = value + error, max(trace - float(inner.trace()) + count * error, 0.0)
     upper = (top + complement) / 2 + math.hypot((top - complement) / 2, rest)
-    low, high = math.sqrt(max(value - error, 0.0)) / OUTWARD, math.sqrt(min(upper, trace)) * OUTWARD
-    return Bounded(
-        min(max(math.sqrt(max(value, 0.0)), low), high), low, high, True, "Krylov space and the trace of the rest"
-    )
+    return _root(value, value - error, min(upper, trace), True, "Krylov space and the trace of the rest")
