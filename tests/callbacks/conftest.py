@@ -74,20 +74,6 @@ def loader(data: Any = None, batch_size: int = 32) -> DataLoader[Any]:
     return DataLoader(data, batch_size=batch_size, sampler=DistributedSampler(data, num_replicas=1, rank=0, seed=1))
 
 
-@pytest.fixture(autouse=True)
-def _strict() -> Iterator[None]:
-    """Raise errors that diagnostics would turn into warnings, unless they are expected ones."""
-    before = set_strict(True)
-    yield
-    set_strict(before)
-
-
-@pytest.fixture
-def lenient(_strict: None) -> None:
-    """Turn errors into warnings as in a user's run, for tests that inject one."""
-    set_strict(False)
-
-
 @pytest.fixture
 def data() -> TensorDataset:
     return digits()
