@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 
-# Set before torch is imported, and inherited by the processes that tests start. Two threads where there are cores for
-# them: the workers of one test run that have more threads than cores wait for each other.
-os.environ.setdefault(
-    "OMP_NUM_THREADS", str(max(1, min(2, os.cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))))
+# Set before torch is imported, and inherited by the processes that tests start. Threads that share a core wait for each
+# other at every product. The workers of pytest-xdist inherit what their controller has set here, hence the minimum.
+os.environ["OMP_NUM_THREADS"] = str(
+    min(
+        int(os.environ.get("OMP_NUM_THREADS", "2")),
+        max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))),
+    )
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Processes whose numbers are compared to the last bit must not choose their products by the moment's load.

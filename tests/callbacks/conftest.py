@@ -75,14 +75,6 @@ def loader(data: Any = None, batch_size: int = 32) -> DataLoader[Any]:
 
 
 @pytest.fixture
-def lenient() -> Iterator[None]:
-    """Turn errors into warnings as in a user's run, for tests that inject one."""
-    before = set_strict(False)
-    yield
-    set_strict(before)
-
-
-@pytest.fixture
 def data() -> TensorDataset:
     return digits()
 

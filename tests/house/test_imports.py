@@ -48,14 +48,9 @@ def _no_pythonpath():
         yield
 
 
-@pytest.fixture(scope="module")
-def tree(house, tmp_path_factory):
-    copied = house.copy(tmp_path_factory.mktemp("imports") / "tree")
-    copied.hollow()
-    return copied
-
-
-@pytest.fixture(scope="module", params=[*INSTALLS, "not installed"])
+@pytest.fixture(
+    scope="module", params=[*(pytest.param(kind, marks=pytest.mark.slow) for kind in INSTALLS), "not installed"]
+)
 def installed(request, house, tmp_path_factory):
     """An environment with one kind of install, and the tree it was installed from."""
     folder = tmp_path_factory.mktemp(request.param.replace(" ", "-"))

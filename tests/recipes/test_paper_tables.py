@@ -90,6 +90,7 @@ def test_a_guard_that_declines_leaves_the_base_run_and_the_page_says_why(capsys)
     assert row(page, "one seed")[-1] == "0 of 1"
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_the_runs_that_are_missing(tmp_path, capsys):
     words = [*TINY, "--recipes", "wide_fc", "--seeds", "2", "--augment", "off"]
     code = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -64,13 +65,21 @@ def scalars(folder, after):
     return found
 
 
-@pytest.mark.parametrize(("phase", "killed_at"), [(1, 8), (2, 26)])
-def test_a_killed_run_resumes_to_the_numbers_of_the_uninterrupted_one(tmp_path, monkeypatch, phase, killed_at):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    assert main(RUN) == 0
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of the recipe from the first step to the last."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.chdir(folder):
+        assert main(RUN) == 0
+    return folder / "runs" / "wide_fc" / "version_0"
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "killed_at"), [(1, 8), (2, 26)])
+def test_a_killed_run_resumes_to_the_numbers_of_the_uninterrupted_one(
+    tmp_path, monkeypatch, uninterrupted, phase, killed_at
+):
+    (tmp_path / "killed").mkdir()
     # A process of its own that is killed with a signal it cannot catch, in the middle of an epoch.
     code = f"""
 import os, signal
@@ -95,24 +104,20 @@ main({RUN!r})
 
     resumed_from = state["global_step"]
     assert resumed_from == killed_at // 6 * 6
-    whole = scalars(tmp_path / "whole" / "runs" / "wide_fc" / "version_0", resumed_from)
-    resumed = scalars(tmp_path / "killed" / "runs" / "wide_fc" / "version_1", resumed_from)
+    again = tmp_path / "killed" / "runs" / "wide_fc" / "version_1"
+    whole = scalars(uninterrupted, resumed_from)
+    resumed = scalars(again, resumed_from)
     assert {"train_loss", "val_acc", "guard/loss", "kernel/lambda_min", "kernel/alignment"} <= {
         t for t in whole if whole[t]
     }
     assert resumed == whole
-    last = [
-        torch.load(tmp_path / name / "runs" / "wide_fc" / version / "checkpoints" / "last.ckpt", weights_only=True)
-        for name, version in (("whole", "version_0"), ("killed", "version_1"))
-    ]
+    last = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (uninterrupted, again)]
     for name, value in last[0]["state_dict"].items():
         assert torch.equal(value, last[1]["state_dict"][name]), name
 
 
-def test_the_event_file_of_the_recipe_holds_every_group_of_the_dashboard(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(RUN) == 0
-    events = EventAccumulator(str(tmp_path / "runs" / "wide_fc" / "version_0"))
+def test_the_event_file_of_the_recipe_holds_every_group_of_the_dashboard(uninterrupted):
+    events = EventAccumulator(str(uninterrupted))
     events.Reload()
     tags = events.Tags()
     for group in ("convergence/", "kernel/", "guard/"):

@@ -111,7 +111,7 @@ def test_randomness_that_no_module_shows_is_seen_on_the_step(make_trainer, make,
     assert assumptions(run(make_trainer, make(network=FunctionalDropout()), data)) == ["descent"]
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_descent_to_the_level_of_rounding_is_still_descent(make_trainer, make, data, double):
     module = make(lr=0.3, network=nn.Linear(6, 1))
     inputs = torch.linalg.qr(data.tensors[0])[0] * 12**0.5

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.support import require_supported
+from lightning_conv.callbacks.run import sampling
 
 
 def samples():
@@ -103,7 +104,7 @@ def rules(make_trainer, make_regression):
 
 
 class Globally(DistributedSampler):
-    """The samples of both ranks, batch after batch: each sample once, which of a sampler of one's own nobody would know."""
+    """The samples of both ranks, batch after batch: each sample once, which the guard does not know of a user's sampler."""
 
     def __init__(self, samples, batch_size=6):
         super().__init__(samples, 1, 0)
@@ -125,7 +126,9 @@ class Globally(DistributedSampler):
 
 
 @pytest.fixture
-def one_process(make_trainer, make_regression):
+def one_process(make_trainer, make_regression, monkeypatch):
+    monkeypatch.setattr(sampling, "KNOWN", (*sampling.KNOWN, Globally))
+
     def train(batch_size=6, **options):
         guard, module, data = ExpressivityGuard(**options), classifier(make_regression), samples()
         loader = DataLoader(data, batch_size=2 * batch_size, sampler=Globally(data, batch_size))

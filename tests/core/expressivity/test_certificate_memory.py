@@ -53,6 +53,7 @@ def run(*what):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="a process's own memory is read the way Linux tells it"
 )

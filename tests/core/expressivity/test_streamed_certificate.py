@@ -443,6 +443,7 @@ def run(folder, stage=""):
     return done.returncode, json.loads(done.stdout) if done.returncode == 0 else None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_runs_killed_in_the_gram_and_in_both_factors_go_on_to_the_same_bits(tmp_path):
     code, (*whole, asked, shares) = run(tmp_path / "whole")

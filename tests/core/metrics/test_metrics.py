@@ -676,6 +676,7 @@ def two_ranks(tmp_path_factory):
     return {name: (left[name], right[name]) for name in jobs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNEL_CASES)
 def test_equal_kernels_on_both_ranks_are_one_kernel(two_ranks, name):
     expected = KERNEL_CASES[name].expected(3)
@@ -683,6 +684,7 @@ def test_equal_kernels_on_both_ranks_are_one_kernel(two_ranks, name):
         assert found[:3] == pytest.approx([expected] * 3, **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNEL_CASES)
 def test_rank_without_a_kernel_takes_the_others_and_keeps_none(two_ranks, name):
     expected = KERNEL_CASES[name].expected(3)
@@ -693,6 +695,7 @@ def test_rank_without_a_kernel_takes_the_others_and_keeps_none(two_ranks, name):
     assert all(math.isnan(value) for found in two_ranks[f"{name}, on no rank"] for value in found)
 
 
+@pytest.mark.slow
 def test_kernels_that_differ_by_rounding_are_the_first_ranks(two_ranks):
     smallest = CASES["lambda_min"].expected(1)
     left, right = two_ranks["rounded"]
@@ -701,6 +704,7 @@ def test_kernels_that_differ_by_rounding_are_the_first_ranks(two_ranks):
     assert right[2] == pytest.approx(smallest * (1 + 1e-7), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "apart"),
     [("shards", "a distance of"), ("shapes", "shapes (7, 7) and (5, 5)"), ("references", "a distance of")],
@@ -712,16 +716,19 @@ def test_kernels_of_different_samples_are_refused_on_both_ranks(two_ranks, name,
         assert "sync_on_compute=False" in found
 
 
+@pytest.mark.slow
 def test_without_sync_every_rank_has_its_own(two_ranks):
     for found, gram in zip(two_ranks["shards, apart"], SOME, strict=False):
         assert found[:3] == pytest.approx([scipy.linalg.eigvalsh(gram.numpy())[0]] * 3, **close)
 
 
+@pytest.mark.slow
 def test_pairs_are_aligned_over_ranks(two_ranks):
     for found in two_ranks["pairs"]:
         assert found == pytest.approx([cka(SOME[0].numpy(), SOME[1].numpy())] * 3, **close)
 
 
+@pytest.mark.slow
 def test_features_of_all_ranks_are_concatenated(two_ranks):
     h = [batch.numpy() for batch in feature_batches()]
     left, right = two_ranks["rows"]
@@ -735,6 +742,7 @@ def test_features_of_all_ranks_are_concatenated(two_ranks):
         assert found.startswith("ValueError: features: the ranks hold rows of 5 and 9 features")
 
 
+@pytest.mark.slow
 def test_forward_on_all_ranks_at_every_step(two_ranks):
     h = [batch.numpy() for batch in feature_batches()]
     left, right = two_ranks["rows, on every step"]
@@ -744,6 +752,7 @@ def test_forward_on_all_ranks_at_every_step(two_ranks):
         assert found[3:] == pytest.approx([CASES["drift"].expected(count) for count in (1, 2, 3)], **close)
 
 
+@pytest.mark.slow
 def test_errors_of_all_ranks_add_up_in_square(two_ranks):
     h = np.vstack([batch.numpy() for batch in feature_batches()[:2]])
     values = scipy.linalg.svdvals(np.hstack([h, np.ones((len(h), 1))]))

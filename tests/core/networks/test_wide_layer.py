@@ -8,24 +8,11 @@ from torch import nn
 from lightning_conv import certify_expressivity, find_head, last_hidden_features
 from lightning_conv.networks.wide_layer import find_wide_layer, wide_layer_width, widen_head
 
-CLASSIFIERS = [
-    "resnet18",
-    "vgg11_bn",
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "densenet121",
-    "shufflenet_v2_x0_5",
-    "convnext_tiny",
-    "regnet_y_400mf",
-    "swin_t",
-    "vit_b_16",
-    "mnasnet0_5",
-    "alexnet",
-    "googlenet",
-]
+CLASSIFIERS = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5"]
+LARGE = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "swin_t", "vgg11_bn", "vit_b_16"]
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", [*CLASSIFIERS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_any_torchvision_classifier_is_widened(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     model = torchvision.models.get_model(name, num_classes=4, **options).eval()

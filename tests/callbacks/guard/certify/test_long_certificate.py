@@ -131,6 +131,7 @@ def test_a_run_that_is_killed_while_it_certifies_goes_on_where_it_was_to_the_sam
     assert any(f"kept in {tmp_path / NAME}" in line and "on disk" in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_folder_is_one_processs_and_is_left_only_by_a_kill(tmp_path):
     code = f"""
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder

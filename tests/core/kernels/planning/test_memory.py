@@ -73,6 +73,7 @@ def run(*what):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read the way Linux tells it")
 @pytest.mark.parametrize(
     ("case", "outputs", "precision", "limit"),
