@@ -62,7 +62,7 @@ def arrangement_patterns(inputs: Tensor) -> Arrangement:
     Cost: about 2 n linear programs per pattern, and of the order of n^r / r! patterns for rank r.
     """
     if inputs.ndim != 2 or 0 in inputs.shape:
-        raise ValueError(f"inputs: shape {tuple(inputs.shape)}; pass a matrix with one row per sample")
+        raise ValueError(f"inputs: shape {tuple(inputs.shape)}; need a matrix with one row per sample")
     rows: NDArray[np.float64] = inputs.detach().cpu().double().numpy()
     n, rank = len(rows), int(np.linalg.matrix_rank(rows))
     programs = sum(cell_count(i, min(rank, i)) for i in range(1, n + 1))
