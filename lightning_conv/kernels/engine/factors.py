@@ -88,6 +88,7 @@ class TiledFactor(Factor):
 
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:
         """See ``Factor.add_gram``."""
+        assert isinstance(other, TiledFactor)
         own = other is self
         for mine in self.tiles():
             for theirs in other.tiles():
