@@ -31,12 +31,17 @@ def true_error(model, inputs, samples):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_the_error_of_the_jacobian_is_measured(network, large, monkeypatch):
-    model, inputs = network
+def test_the_error_of_the_jacobian_is_measured(large, monkeypatch):
     if large:
         monkeypatch.setattr(anatomy, "LARGE", 0)
+    # How a product rounds depends on the processor: the first weights are taken for which it rounds visibly here.
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model, inputs = CalledAtPositions(), torch.randn(6, 2, 5, 5)
+        true = true_error(model, inputs, samples=1 if large else 3)
+        if true > 2.0**-24:
+            break
     said = ntk_gram(model, inputs, precision="fast").jacobian_error
-    true = true_error(model, inputs, samples=1 if large else 3)
     assert true > 2.0**-24, "the rounding of this test is not there"
     # Four times what was measured; where layers are compared by their factors, what is measured is a bound.
     assert 3.9 * true <= said <= 8 * true
