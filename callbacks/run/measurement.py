@@ -119,9 +119,6 @@ class Measurement:
         return time.perf_counter() - start, gram, spectrum
 
 
-ProbeKernel = Measurement  # its former name
-
-
 def not_full(gram: KernelGram) -> str:
     """Return why a theorem about the full kernel of all outputs says nothing about this kernel; empty if it is the full one."""
     if is_full(gram):
