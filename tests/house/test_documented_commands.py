@@ -36,8 +36,11 @@ COMMANDS = sorted(command for command in ALL if command.startswith("lightning-co
 
 def is_slow(command: str) -> bool:
     """Whether another page runs the same experiment, or a recipe trains for more than a few seconds."""
-    trains = r"compare --config wide_fc|tables$|tables --data digits|--config bn_resnet(?!.*MNIST)"
-    return "--out docs/results/lab" in command or bool(re.search(trains, command))
+    trains = (
+        r"compare --config wide_fc|tables$|tables --data digits|--config bn_resnet(?!.*MNIST)|--config wide_fc --model"
+    )
+    takes_long = r"lab (allen_zhu|chatterjee|du|kawaguchi_sun)$"
+    return "--out docs/results/lab" in command or bool(re.search(f"{trains}|{takes_long}", command))
 
 
 def missing(words: list[str], folder: Path) -> str | None:

@@ -68,11 +68,13 @@ def loaded(house):
     return face, whole
 
 
+@pytest.mark.slow
 def test_importing_the_core_loads_no_lightning(loaded):
     _, whole = loaded
     assert not {name.split(".")[0] for name in whole} & LIGHTNING
 
 
+@pytest.mark.slow
 def test_importing_the_face_of_the_core_loads_no_torchmetrics(loaded):
     """It takes seconds; who wants metrics imports `lightning_conv.metrics`."""
     face, _ = loaded

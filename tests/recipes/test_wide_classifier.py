@@ -20,7 +20,7 @@ def small_bn_resnet(**settings):
     return BNResNet(arch="resnet8", channels=4, probe_size=8, **settings)
 
 
-@pytest.fixture(params=[small_wide_fc, small_bn_resnet])
+@pytest.fixture(params=[small_wide_fc, pytest.param(small_bn_resnet, marks=pytest.mark.slow)])
 def recipe(request):
     return request.param
 

@@ -536,6 +536,7 @@ def diagnose(make_trainer, make_regression):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same_and_write_one_report(tmp_path, run_on_two_processes):
     found, other = run_on_two_processes(diagnose)
     assert found["violations"] == other["violations"] == []  # 16 samples on each of 2 ranks are all 32

@@ -174,6 +174,7 @@ def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_r
             assert resumed["history"] == uninterrupted["history"]
 
 
+@pytest.mark.slow
 def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resume(
     two_processes, one_process, make_regression
 ):
@@ -199,6 +200,7 @@ def test_two_ranks_switch_at_the_same_plateau_train_on_cached_features_and_resum
     assert normed[0]["sigma_min"] == pytest.approx(float(sigma_min), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_certified_steps_of_one_process_and_resume(two_processes, one_process):
     found = two_processes(rules)
     for name, batch_size in (("by_batch", 6), ("whole_set", 12)):

@@ -169,7 +169,8 @@ def test_every_precision_keeps_the_trunk_and_says_what_rounding_means_for_the_cl
     assert guard.verdict == "undecided"
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_module(watched_run, make_module, backend):
     torch._dynamo.reset()
     plain_guard, plain, _ = watched_run(make_module(dropout=0.0))

@@ -322,6 +322,7 @@ def test_the_last_picture_shows_the_last_step(tmp_path, make_trainer, make_modul
     assert [event.step for event in logged.Scalars("kernel/lambda_min")] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_measured_and_guarded_as_written(make_trainer, make_module, make_loader):
     def run(compiled):
         smallest, guard = LambdaMin(every_n_steps=3), ExpressivityGuard(switch_at=3)

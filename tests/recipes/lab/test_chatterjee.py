@@ -8,6 +8,7 @@ from lightning_conv.recipes.cli import main
 from lightning_conv.recipes.lab.chatterjee.experiment import run
 
 
+@pytest.mark.slow
 def test_the_certified_descent_holds_and_the_random_start_is_refuted(tmp_path):
     report = run(n=4, width=8, until=1e-6, max_steps=3000, radii=21, widest=4096, wide_steps=200)
     assert not report.violated

@@ -66,6 +66,7 @@ def test_the_run_is_gradient_descent_and_its_probes_are_those_of_autograd(kind):
         twin = after
 
 
+@pytest.mark.slow
 def test_du_train_end_to_end(tmp_path):
     words = ["--n", "6", "--widths", "[32,512]", "--seeds", "2", "--steps", "40", "--probes", "6"]
     assert main(["lab", "du-train", *words, "--out", str(tmp_path)]) == 0

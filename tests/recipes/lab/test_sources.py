@@ -28,7 +28,10 @@ def random_mnist(tmp_path):
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("chatterjee", "threshold") else ()) for name in NAMES],
+)
 def test_an_experiment_takes_mnist_and_says_so(name, random_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_CONV_SMALL", "1")
     words = ["--source", "mnist", "--root", str(random_mnist)]

@@ -163,6 +163,7 @@ def one_rank_differs(make_trainer, make_regression):
     return found
 
 
+@pytest.mark.slow
 def test_ranks_that_see_something_else_do_not_wait_for_each_other(run_on_two_processes):
     first, second = run_on_two_processes(one_rank_differs)
     assert first == second

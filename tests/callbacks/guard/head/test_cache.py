@@ -232,7 +232,15 @@ def squeezed(module):
 
 
 @pytest.mark.parametrize("change", [None, squeezed])
-@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "32-true",
+        pytest.param("64-true", marks=pytest.mark.slow),
+        "bf16-mixed",
+        pytest.param("bf16-true", marks=pytest.mark.slow),
+    ],
+)
 def test_after_the_cache_is_filled_the_trunk_is_never_called_and_the_losses_are_the_same(
     run, make_loader, precision, change
 ):

@@ -73,7 +73,7 @@ def test_so_does_a_hook_on_the_weight(fit, rule):
 
 
 @pytest.mark.parametrize("rule", ["base", "certified"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", ["squared", pytest.param("cross-entropy", marks=pytest.mark.slow)])
 def test_an_honest_run_is_left_alone_where_its_gradient_is_rounding(make_trainer, make_regression, rule, dtype, loss):
     """Well-conditioned features: after 300 steps there is nothing left of the gradient but rounding, or little (cross-entropy)."""
