@@ -12,99 +12,56 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# New package -> (old package, modules that have kept their names).
-_SAME_NAME = {
-    "linalg": ("", "eigenvalues lanczos estimates spectral_estimates"),
-    "kernels": ("", "layers drift contraction spectrum"),
-    "networks": ("", "evaluation batch_norm wide_layer analytic recomputation watched activation"),
-    "reporting": ("", "report markdown plots progress"),
-    "kernels.reading": ("kernels", "first_forward reach recording sample_axis samples sites"),
-    "kernels.planning": ("kernels", "costs passes task"),
-    "kernels.engine": ("kernels", "collectors coupled factors"),
-    "kernels.products": ("kernels", "precision jacobian_map pullback pushforward"),
-    "machine": ("kernels", "gemm memory"),
-    "losses": ("theory", "objective"),
-    "theory.tools": (
-        "theory",
-        "activations ball_bounds descent hidden_states matrix_norms observation power_law running_error smooth_mlp",
-    ),
-    "theory.papers": (
-        "theory",
-        "allen_zhu chatterjee du averaged_sgd bias_ntk clipping linear_networks linear_regions oymak",
-    ),
-    "callbacks.run": ("callbacks", "batch probe schedule"),
-    "callbacks.monitors": ("callbacks", "kernel_stability lambda_min step_size spectral_decay"),
-    "callbacks.guard.certify": ("callbacks.guard", "caveats certificate verdict"),
-    "callbacks.guard.head": (
-        "callbacks.guard",
-        "curvature descent feature_cache phase_two plain_steps step_rounding trunk",
-    ),
-}
-_RENAMED = {
-    "kernels.discovery": "kernels.reading.anatomy",
-    "kernels.formed": "kernels.engine.formed_factor",
-    "kernels.jacobian": "kernels.engine.per_sample_jacobian",
-    "kernels.pass_flops": "kernels.planning.pass_cost",
-    "kernels.projection": "kernels.engine.kernel",
-    "kernels.reading_memory": "kernels.reading.memory",
-    "kernels.rounding": "kernels.reading.jacobian_error",
-    "kernels.selection": "kernels.reading.parameters",
-    "kernels.sums": "kernels.engine.kernel_sum",
-    "anatomy": "networks.head",
-    "float32": "networks.precision",
-    "float64": "networks.precision",
-    "two_phase": "networks.perturbation",
-    "loss_gradient": "losses.gradient",
-    "theory.loss_scale": "losses.scale",
-    "theory.squared_loss": "losses.squared",
-    "theory.implicit_bias": "theory.papers.frei",
-    "theory.kawaguchi_sun": "theory.papers.kawaguchi_sun.expressivity",
-    "theory.phase_two": "theory.papers.kawaguchi_sun.phase_two",
-    "theory.threshold_networks": "theory.papers.threshold",
-    "theory.networks.biased": "theory.networks.bias_ntk",
-    "theory.networks.leaky": "theory.networks.frei",
-    "theory.networks.linear": "theory.networks.linear_networks",
-    "callbacks.expressivity_guard": "callbacks.guard.callback",
-    "callbacks.guard.compared_loss": "callbacks.guard.head.loss_check",
-    "callbacks.guard.descent_bound": "callbacks.guard.head.bounded_steps",
-    "callbacks.guard.epoch": "callbacks.run.sampling",
-    "callbacks.guard.head_steps": "callbacks.guard.head.steps",
-    "callbacks.guard.kept_folder": "callbacks.guard.certify.work_folder",
-    "callbacks.guard.known_outputs": "callbacks.guard.head.cached_outputs",
-    "callbacks.guard.plan": "callbacks.guard.switch.moment",
-    "callbacks.guard.rank_track": "callbacks.guard.certify.certificate",
-    "callbacks.guard.ranks": "callbacks.run.ranks",
-    "callbacks.guard.reason": "callbacks.guard.switch.report",
-    "callbacks.guard.solved_head": "callbacks.guard.head.solved",
-    "callbacks.guard.switching": "callbacks.guard.switch.moment",
-    "callbacks.guard.training_set": "callbacks.run.training_set",
-    "callbacks.kernel_monitor": "callbacks.monitors.base",
-    "callbacks.breach": "callbacks.run.assumptions",
-    "callbacks.hypotheses": "callbacks.run.violations",
-    "callbacks.data_hypotheses": "callbacks.run.data",
-    "callbacks.probe_kernel": "callbacks.run.measurement",
-    "callbacks.layer_norms": "callbacks.run.layer_norms",
-    "callbacks.worst": "callbacks.run.worst_step",
-    "callbacks.observer": "callbacks.criteria.observer",
-    "callbacks.papers_networks": "callbacks.criteria.networks",
-    "callbacks.certificates": "callbacks.criteria.papers.chatterjee.certificate",
-    "callbacks.ball_search": "callbacks.criteria.papers.chatterjee.ball",
-    "callbacks.forward_stability": "callbacks.criteria.papers.allen_zhu.states",
-    "callbacks.du_evidence": "callbacks.criteria.papers.du.evidence",
-    "callbacks.du_kernel": "callbacks.criteria.papers.du.kernel",
-    "callbacks.du_movement": "callbacks.criteria.papers.du.movement",
-    "callbacks.du_steps": "callbacks.criteria.papers.du.steps",
-    "callbacks.label_projection": "callbacks.criteria.papers.du.projection",
-    "callbacks.sparse_activation": "callbacks.criteria.papers.bias_ntk",
-    "callbacks.phase_two_criteria": "callbacks.criteria.papers.kawaguchi_sun",
-}
+# Old package, new package: the modules that have moved; "old=new" where the name has changed too, "." for the top level.
+_MOVES = """
+. kernels: layers drift contraction spectrum
+. linalg: eigenvalues lanczos estimates spectral_estimates
+. losses: loss_gradient=gradient
+. networks: anatomy=head float32=precision float64=precision two_phase=perturbation evaluation batch_norm wide_layer
+. networks: analytic recomputation watched activation
+. reporting: report markdown plots progress
+callbacks callbacks.criteria: observer papers_networks=networks
+callbacks callbacks.criteria.papers: sparse_activation=bias_ntk phase_two_criteria=kawaguchi_sun
+callbacks callbacks.criteria.papers.allen_zhu: forward_stability=states
+callbacks callbacks.criteria.papers.chatterjee: certificates=certificate ball_search=ball
+callbacks callbacks.criteria.papers.du: du_evidence=evidence du_kernel=kernel du_movement=movement du_steps=steps
+callbacks callbacks.criteria.papers.du: label_projection=projection
+callbacks callbacks.guard: expressivity_guard=callback
+callbacks callbacks.monitors: kernel_monitor=base kernel_stability lambda_min step_size spectral_decay
+callbacks callbacks.run: breach=assumptions hypotheses=violations data_hypotheses=data probe_kernel=measurement
+callbacks callbacks.run: layer_norms worst=worst_step batch probe schedule
+callbacks.guard callbacks.guard.certify: kept_folder=work_folder rank_track=certificate caveats certificate verdict
+callbacks.guard callbacks.guard.head: compared_loss=loss_check descent_bound=bounded_steps head_steps=steps
+callbacks.guard callbacks.guard.head: known_outputs=cached_outputs solved_head=solved curvature descent feature_cache
+callbacks.guard callbacks.guard.head: phase_two plain_steps step_rounding trunk
+callbacks.guard callbacks.guard.switch: plan=moment reason=report switching=moment
+callbacks.guard callbacks.run: epoch=sampling ranks training_set
+kernels kernels.engine: formed=formed_factor jacobian=per_sample_jacobian projection=kernel sums=kernel_sum collectors
+kernels kernels.engine: coupled factors
+kernels kernels.planning: pass_flops=pass_cost costs passes task
+kernels kernels.products: precision jacobian_map pullback pushforward
+kernels kernels.reading: discovery=anatomy reading_memory=memory rounding=jacobian_error selection=parameters
+kernels kernels.reading: first_forward reach recording sample_axis samples sites
+kernels machine: gemm memory
+theory losses: loss_scale=scale squared_loss=squared objective
+theory theory.papers: implicit_bias=frei threshold_networks=threshold allen_zhu chatterjee du averaged_sgd bias_ntk
+theory theory.papers: clipping linear_networks linear_regions oymak
+theory theory.papers.kawaguchi_sun: kawaguchi_sun=expressivity phase_two
+theory theory.tools: activations ball_bounds descent hidden_states matrix_norms observation power_law running_error
+theory theory.tools: smooth_mlp
+theory.networks theory.networks: biased=bias_ntk leaky=frei linear=linear_networks
+"""
 
 
 def _table() -> dict[str, str]:
-    moved = {f"lightning_conv.{old}": f"lightning_conv.{new}" for old, new in _RENAMED.items()}
-    for new, (old, names) in _SAME_NAME.items():
-        for name in names.split():
-            moved[f"lightning_conv.{old}.{name}" if old else f"lightning_conv.{name}"] = f"lightning_conv.{new}.{name}"
+    moved = {}
+    for row in _MOVES.strip().splitlines():
+        packages, _, modules = row.partition(":")
+        old_package, new_package = packages.split()
+        for module in modules.split():
+            old, _, new = module.partition("=")
+            old_name = f"{old_package}.{old}".removeprefix("..")
+            moved[f"lightning_conv.{old_name}"] = f"lightning_conv.{new_package}.{new or old}"
     return moved
 
 

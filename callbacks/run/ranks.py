@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -149,8 +148,10 @@ class Led:
 
         def led() -> T:
             if self._ranks.rank == 0:
-                with self._the_others_end():
+                try:
                     return lead()
+                finally:
+                    self._ranks.broadcast(None)  # ends the loop of the other ranks
             while (asked := self._ranks.broadcast(None)) is not None:
                 _tried(partial(self._rows, *asked))  # an error is raised on rank 0, too, which reports it
             return None  # type: ignore[return-value]
@@ -161,10 +162,3 @@ class Led:
         if failed:
             raise RuntimeError(failed)
         return made  # type: ignore[return-value]
-
-    @contextmanager
-    def _the_others_end(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._ranks.broadcast(None)

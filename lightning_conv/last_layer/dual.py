@@ -82,8 +82,7 @@ class HeadDual:
         floor, idle = 0.0, 0
         for _ in range(ROUNDS):
             a = self._project(conjugate.inside(a, floor))
-            candidate = conjugate.inside(a, 0.0)
-            found = _evaluate(problem, conjugate, candidate, self._smallest, size)
+            found = _evaluate(problem, conjugate, conjugate.inside(a, 0.0), self._smallest, size)
             if math.isinf(found.radius):
                 everywhere = found
                 break

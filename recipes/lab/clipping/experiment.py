@@ -88,8 +88,7 @@ def run(
         first, head = nn.Linear(data.inputs.shape[1], width), nn.Linear(width, 1)
         with torch.no_grad():
             head.weight.mul_(head_scale)
-        network = nn.Sequential(first, nn.Softplus(beta), head).double()
-        return Problem(network, data.inputs, data.targets)
+        return Problem(nn.Sequential(first, nn.Softplus(beta), head).double(), data.inputs, data.targets)
 
     def last_layer() -> Problem:
         whole = wide()

@@ -125,5 +125,4 @@ def worst_size(preactivations: Tensor, state_norm: float, switched: int) -> floa
         state_norm: |h|.
         switched: Number K of units.
     """
-    closest = preactivations.double().abs().sort().values[:switched]
-    return float(closest.norm()) / state_norm
+    return float(preactivations.double().abs().sort().values[:switched].norm()) / state_norm
