@@ -148,7 +148,8 @@ def _kernel_rows(trainer: Trainer) -> list[tuple[str, str]]:
         bounds = [metrics.get(f"kernel/lambda_min{suffix}") for suffix in ("", "_lower", "_upper")]
         rows.append(("lambda_min, probe samples", _bounded(*bounds)))
     if "kernel/relative_frobenius_change" in metrics:
-        rows.append(("kernel change since start", _number(metrics["kernel/relative_frobenius_change"])))
+        drift = _number(metrics["kernel/relative_frobenius_change"])
+        rows.append(("kernel change since start", drift))
     if "kernel/alignment" in metrics:
         rows.append(("kernel alignment with start", _number(metrics["kernel/alignment"])))
     return rows

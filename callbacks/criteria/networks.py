@@ -72,7 +72,8 @@ def find_network(
 
 def unit_rows(inputs: Tensor) -> bool:
     """Return whether every input has norm 1, up to ``UNIT``."""
-    return bool(((inputs.detach().cpu().double().flatten(1).norm(dim=1) - 1).abs() <= UNIT).all())
+    norms = inputs.detach().cpu().double().flatten(1).norm(dim=1)
+    return bool(((norms - 1).abs() <= UNIT).all())
 
 
 def sole_child(network: nn.Module, inputs: Tensor) -> str:

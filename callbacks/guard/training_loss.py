@@ -43,7 +43,8 @@ class TrainingLoss:
         self.loss_fn = functions.loss_fn if functions.loss_fn is not None else find_loss(pl_module)
         self.kind = loss_kind(self.loss_fn)
         # What the head's result goes through is not checked, so the infimum of the whole is not known.
-        self.given_infimum = functions.infimum if head.last or functions.infimum is not None else math.nan
+        known = head.last or functions.infimum is not None
+        self.given_infimum = functions.infimum if known else math.nan
         self.cached_outputs: Callable[[], Tensor] | None = None
         self._targets: Tensor | None = None
 

@@ -181,11 +181,13 @@ class KernelMonitor(pl.Callback):
             self._last_step = step
         # A figure costs more than a small kernel: figures get a third of the budget, except the first and the last one.
         before = time.perf_counter()
-        drawn = self._drawn  # step, moment and seconds of the last one
-        if drawn is None or (last and drawn[0] != step) or (before - drawn[1]) * self.max_overhead / 3 >= drawn[2]:
+        if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):
             self.draw(trainer, gram, spectrum, step)
             self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
+
+    def _may_draw(self, now: float) -> bool:
+        return self._drawn is not None and (now - self._drawn[1]) * self.max_overhead / 3 >= self._drawn[2]
 
     @override
     def state_dict(self) -> dict[str, Any]:

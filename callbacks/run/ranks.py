@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -148,10 +149,8 @@ class Led:
 
         def led() -> T:
             if self._ranks.rank == 0:
-                try:
+                with self._the_others_end():
                     return lead()
-                finally:
-                    self._ranks.broadcast(None)  # ends the loop of the other ranks
             while (asked := self._ranks.broadcast(None)) is not None:
                 _tried(partial(self._rows, *asked))  # an error is raised on rank 0, too, which reports it
             return None  # type: ignore[return-value]
@@ -162,3 +161,10 @@ class Led:
         if failed:
             raise RuntimeError(failed)
         return made  # type: ignore[return-value]
+
+    @contextmanager
+    def _the_others_end(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._ranks.broadcast(None)

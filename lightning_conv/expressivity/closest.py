@@ -125,7 +125,8 @@ class _Search:
         for start in range(0, len(open_pairs), AT_ONCE):
             if self.best == 0:
                 break
-            self._compare(open_pairs[start : start + AT_ONCE].cpu() + torch.tensor([mine.start, theirs.start]))
+            offsets = torch.tensor([mine.start, theirs.start])
+            self._compare(open_pairs[start : start + AT_ONCE].cpu() + offsets)
         return len(left) * (len(left) - 1) // 2 if own else len(left) * len(right)
 
     def _compare(self, pairs: Tensor) -> None:

@@ -115,7 +115,8 @@ class Proof:
         n = self.gram.size
         krylov = lanczos(inverse, n, steps=min(STEPS, n), seed=0, device=torch.device("cpu"), stop=converged)
         # One more inverse iteration, because G amplifies the Ritz vector's components of large eigenvalues.
-        value, slack = self._rayleigh(inverse(krylov.basis @ krylov.ritz()[1][:, -1:]), trace, error)
+        vector = inverse(krylov.basis @ krylov.ritz()[1][:, -1:])
+        value, slack = self._rayleigh(vector, trace, error)
         self.journal["smallest"] = [value, value + slack]
         return value, value + slack
 

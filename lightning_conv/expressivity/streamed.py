@@ -100,7 +100,8 @@ def certify_streamed(
             save=lambda done: journal.__setitem__("gram", done),
             seen=seen,
         )
-        proven = Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight)).run()
+        proof = Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
+        proven = proof.run()
         verdict, reason, sigma_min = _judge(source, gram, proven, feature_error, same_inputs)
     cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes, plan.seconds)
     return RankCertificate(

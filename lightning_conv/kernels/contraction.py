@@ -141,7 +141,8 @@ def contracted_energies(eigenvalues: Tensor, energies: Tensor, steps: Mapping[fl
         exponent = torch.where(shrink < 0.5, torch.log1p(-shrink.clamp(max=0.5)), (1 - shrink).abs().log())
         logs += (count[:, None] * exponent).sum(0)
     # Where the energy is zero it stays zero, while 0 * inf would be NaN.
-    return energies.double() * torch.where(energies > 0, 2 * logs, 0.0).exp()
+    factors = torch.where(energies > 0, 2 * logs, 0.0).exp()
+    return energies.double() * factors
 
 
 def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[float, int]) -> float:

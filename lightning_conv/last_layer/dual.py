@@ -82,7 +82,8 @@ class HeadDual:
         floor, idle = 0.0, 0
         for _ in range(ROUNDS):
             a = self._project(conjugate.inside(a, floor))
-            found = _evaluate(problem, conjugate, conjugate.inside(a, 0.0), self._smallest, size)
+            candidate = conjugate.inside(a, 0.0)
+            found = _evaluate(problem, conjugate, candidate, self._smallest, size)
             if math.isinf(found.radius):
                 everywhere = found
                 break

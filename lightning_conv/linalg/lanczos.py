@@ -140,7 +140,8 @@ def _first_block(
     if start is None:
         if not 1 <= block <= size:
             raise ValueError(f"block: {block}; need 1 to {size}, the size of the operator")
-        start = torch.randn(size, block, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(size, block, generator=generator, dtype=dtype).to(device)
     elif start.ndim not in {1, 2} or len(start) != size or start.numel() == 0:
         raise ValueError(f"start: shape {tuple(start.shape)}; need ({size},) or ({size}, b)")
     basis: Tensor
@@ -158,7 +159,8 @@ def _next_block(residual: Tensor, known: Tensor, scale: Tensor) -> tuple[Tensor,
     """
     size, room = len(residual), len(residual) - len(known)
     basis, coupling, spread = _ranked(residual)
-    kept = min(int((spread > 4 * size**0.5 * torch.finfo(residual.dtype).eps * scale).sum()), room)
+    tolerance = 4 * size**0.5 * torch.finfo(residual.dtype).eps * scale
+    kept = min(int((spread > tolerance).sum()), room)
     basis, coupling = basis[:, :kept], coupling[:kept]
     if kept:
         # After the normalisation, so that the second pass also cleans directions that nearly cancelled in the first.

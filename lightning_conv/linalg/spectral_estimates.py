@@ -90,11 +90,13 @@ def estimate_effective_rank(
         share = values / values.sum()
         rank = float(torch.exp(-torch.special.xlogy(share, share).sum()))
         return Estimate(rank, 0.0, size, "all eigenvalues")
-    signs = random_signs(size, 2 * probes, torch.Generator().manual_seed(seed), device)
+    generator = torch.Generator().manual_seed(seed)
+    signs = random_signs(size, 2 * probes, generator, device)
     first = lanczos(matvec, size, steps=steps, start=signs[:, :probes])
     columns = first.basis.shape[1]
     kept = columns if first.invariant else min(columns, probes * (steps // 2))
-    rest = project_out(first.basis[:, :kept], signs[:, probes:])
+    basis = first.basis[:, :kept]
+    rest = project_out(basis, signs[:, probes:])
     second = lanczos(matvec, size, steps=steps, start=rest)
     products = columns + second.basis.shape[1]
     scale = max(float(first.ritz()[0][-1]), float(second.ritz()[0][-1]))
@@ -121,7 +123,8 @@ def _entropy(
         totals.append(float(of_base.diagonal()[:known].sum()) + mean_of(samples[-1]))
     weighted, total = totals
     entropy = weighted / total + math.log(total)
-    return entropy, standard_error_of(samples[0] / total + (1 / total - weighted / total**2) * samples[1])
+    change = samples[0] / total + (1 / total - weighted / total**2) * samples[1]
+    return entropy, standard_error_of(change)
 
 
 def _functions_of(krylov: Krylov, drop: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,8 @@ def _functions_of(krylov: Krylov, drop: int, scale: float) -> tuple[Tensor, Tens
 
     Negative Ritz values, which are rounding, count as zero.
     """
-    size = len(krylov.projected) - (0 if krylov.invariant else drop * krylov.coupling.shape[1])
+    last = 0 if krylov.invariant else drop * krylov.coupling.shape[1]
+    size = len(krylov.projected) - last
     values, vectors = torch.linalg.eigh(krylov.projected[:size, :size] / scale)
     values = values.clamp(min=0)
     return (vectors * -torch.special.xlogy(values, values)) @ vectors.T, (vectors * values) @ vectors.T

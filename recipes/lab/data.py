@@ -69,4 +69,5 @@ def two_classes(
     index = torch.stack(chosen, 1).flatten()  # the classes take turns, so that a prefix is balanced
     inputs = images[index].double().flatten(1)
     inputs /= inputs.norm(dim=1, keepdim=True)
-    return TwoClasses(inputs, torch.where(labels[index] == classes[0], -1.0, 1.0).double(), labels[index])
+    targets = torch.where(labels[index] == classes[0], -1.0, 1.0).double()
+    return TwoClasses(inputs, targets, labels[index])

@@ -72,7 +72,8 @@ class FreiTracker(CriteriaTracker):
         if isinstance(self.orthogonality, str):
             return [not_applicable("near_orthogonality", FREI, ASKS, self.orthogonality)]
         if isinstance(self.slope, str):
-            return [not_applicable("near_orthogonality", FREI, ASKS, self.slope, self.orthogonality.kappa.value)]
+            kappa = self.orthogonality.kappa.value
+            return [not_applicable("near_orthogonality", FREI, ASKS, self.slope, kappa)]
         return [judge_orthogonality(self.orthogonality, self.slope, whole_set=run.whole_set)]
 
 

@@ -107,7 +107,8 @@ class RowsCollector(Collector):
     def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
         """Form the rows of these outputs."""
         count = rows.stop - rows.start
-        room = self._room(rows, first, len(gradients), next(iter(gradients[0].values())))
+        like = next(iter(gradients[0].values()))
+        room = self._room(rows, first, len(gradients), like)
         if self._inputs is None:
             for k, of in enumerate(gradients):
                 (room[:, k] if self.trace else room[k])[:] = site_rows(self._prepared, self.name, of, count)

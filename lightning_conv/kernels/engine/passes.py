@@ -120,7 +120,8 @@ class Engine:
         return added
 
     def _collect(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
-        return (self._by_jacobian if each.general else self._by_rule)(each, inputs, block, report)
+        form = self._by_jacobian if each.general else self._by_rule
+        return form(each, inputs, block, report)
 
     def _by_rule(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
         first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))

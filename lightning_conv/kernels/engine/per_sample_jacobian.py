@@ -47,7 +47,8 @@ def _rows_by_vmap(
         def outputs(parameters: Mapping[str, Tensor]) -> Tensor:
             return module.outputs(parameters, map_inputs(lambda tensor: tensor[None], sample))[0]
 
-        gradients = vmap(vjp(outputs, group)[1])(cotangents)[0]
+        pullback = vjp(outputs, group)[1]
+        gradients = vmap(pullback)(cotangents)[0]
         return {name: gradients[name].reshape(len(cotangents), -1) for name in group}
 
     found: dict[str, Tensor] = vmap(rows)(inputs)

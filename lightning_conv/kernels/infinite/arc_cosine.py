@@ -85,7 +85,8 @@ def h_infinity(inputs: Tensor) -> Tensor:
         raise ValueError(f"inputs: row {int((norms == 0).nonzero()[0, 0])} is zero and has no direction; remove it")
     unit = x / norms
     far, near = (torch.stack([(row + sign * unit).norm(dim=1) for row in unit]) for sign in (-1, 1))
-    kernel = (x @ x.T) * (math.pi - 2 * torch.atan2(far, near)) / (2 * math.pi)
+    theta = 2 * torch.atan2(far, near)
+    kernel = (x @ x.T) * (math.pi - theta) / (2 * math.pi)
     return (kernel + kernel.T) / 2
 
 

@@ -51,4 +51,5 @@ def product_gamma(terms: int, dtype: torch.dtype, precision: Precision) -> float
     if precision != "fast" or dtype == torch.float64:
         return gamma(terms + 1, torch.float64)  # + 1: the accumulator begins with a zero
     short = gamma(min(terms, BLOCK), dtype)
-    return short + (1 + short) * gamma(-(-terms // BLOCK), torch.float64)
+    blocks = -(-terms // BLOCK)
+    return short + (1 + short) * gamma(blocks, torch.float64)

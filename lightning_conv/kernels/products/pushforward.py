@@ -71,7 +71,8 @@ def push_by_double_backward(module: StatelessModule, inputs: Inputs, directions:
     with plain:
         leaves = {name: module.parameters[name].detach().requires_grad_() for name in directions}
         outputs = module.outputs(leaves, inputs)
-        nothing = outputs.new_zeros(len(next(iter(directions.values()))), *outputs.shape)
+        count = len(next(iter(directions.values())))
+        nothing = outputs.new_zeros(count, *outputs.shape)
         if not outputs.requires_grad:
             return nothing
         dummy = torch.zeros_like(outputs).requires_grad_()

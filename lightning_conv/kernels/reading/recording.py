@@ -68,7 +68,7 @@ class Recorder(TorchFunctionMode):
             if rule.rewrites and not names:
                 return rule.call(func, arguments)
         used = self._tracked((args, kwargs))
-        if used and isinstance(func, types.FunctionType) and func.__module__ == F.__name__:
+        if used and _is_composite(func):
             # A function that is written in Python in terms of others: record those.
             with self:
                 return _undispatched(func)(*args, **kwargs)
@@ -148,6 +148,10 @@ def _holds_tensor(result: object) -> bool:
     if isinstance(result, Tensor):
         return True
     return isinstance(result, (list, tuple)) and any(_holds_tensor(value) for value in result)
+
+
+def _is_composite(func: Callable[..., Any]) -> bool:
+    return isinstance(func, types.FunctionType) and func.__module__ == F.__name__
 
 
 _NO_DISPATCH = {

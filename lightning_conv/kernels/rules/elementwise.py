@@ -60,7 +60,8 @@ class DifferenceRule(_Elementwise):
 
     def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
         """Apply the sign of the operand and sum over the broadcast dimensions; see ``LayerRule.rows``."""
-        return (1 if slot == "input" else -1) * unbroadcast(gradients, arguments[slot].shape)
+        sign = 1 if slot == "input" else -1
+        return sign * unbroadcast(gradients, arguments[slot].shape)
 
 
 class ProductRule(_Elementwise):

@@ -40,4 +40,5 @@ class EmbeddingRule(LayerRule):
         values = gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])  # (N, K, R, d)
         values = values * (words >= 0)[:, None, :, None]
         table = torch.zeros(*values.shape[:2], *arguments["weight"].shape, dtype=values.dtype, device=values.device)
-        return table.scatter_add_(2, words.clamp(min=0)[:, None, :, None].expand_as(values), values)
+        index = words.clamp(min=0)[:, None, :, None].expand_as(values)
+        return table.scatter_add_(2, index, values)

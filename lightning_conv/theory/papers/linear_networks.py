@@ -55,7 +55,8 @@ def drift_bound(gradients: Sequence[Tensor], eta: float) -> float:
     The norm of the change is the spectral norm. The change is the difference of two positive semidefinite matrices, so
     its norm is at most the larger of their norms.
     """
-    return eta**2 * max(float(gradient.double().square().sum()) for gradient in gradients)
+    squares = [float(gradient.double().square().sum()) for gradient in gradients]
+    return eta**2 * max(squares)
 
 
 def stays_balanced(now: Sequence[Tensor], then: Sequence[Tensor], bound: float) -> Criterion:
@@ -73,7 +74,8 @@ def stays_balanced(now: Sequence[Tensor], then: Sequence[Tensor], bound: float) 
         float(torch.linalg.matrix_norm(d - start, 2))
         for d, start in zip(balancedness(now), balancedness(then), strict=True)
     )
-    return at_most("balancedness", SOURCE, "|D_l(t) - D_l(0)|_2 <= sum_t eta^2 max_l |G_l|_F^2", moved, bound)
+    asks = "|D_l(t) - D_l(0)|_2 <= sum_t eta^2 max_l |G_l|_F^2"
+    return at_most("balancedness", SOURCE, asks, moved, bound)
 
 
 def end_to_end(weights: Sequence[Tensor]) -> Tensor:

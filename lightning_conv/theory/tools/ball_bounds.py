@@ -131,8 +131,10 @@ def _gain(mlp: SmoothMLP, forward: _Forward, radius: float) -> tuple[float, str]
             return 0.0, f"weights of layer {place + 1} can become negative within the ball"
     least = [below(float(layer.weight.clamp(min=0).sum(1).min())) for layer in mlp.layers]
     # Only the row sums of layer 2 count, so it may have negative entries; they are subtracted in full.
-    least[1] -= above(float((-mlp.layers[1].weight).clamp(min=0).sum(1).max()))
-    gain = below(least[1] / math.sqrt(mlp.layers[1].inputs)) - above(moved[1]) if least[1] > 0 else 0.0
+    second = mlp.layers[1].weight
+    least[1] -= above(float((-second).clamp(min=0).sum(1).max()))
+    width = math.sqrt(mlp.layers[1].inputs)
+    gain = below(least[1] / width) - above(moved[1]) if least[1] > 0 else 0.0
     for place in range(2, mlp.depth):
         gain *= max(least[place] - above(moved[place] * math.sqrt(mlp.layers[place].inputs)), 0.0)
     gain = below(max(gain, 0.0) * math.prod(slopes))
@@ -167,7 +169,8 @@ def _curvature(mlp: SmoothMLP, forward: _Forward, g: list[float], a: list[float]
 
 def _reach(layer: AffineLayer, entering: Tensor) -> Tensor:
     """Bound |(h, 1)| of the trained part per sample, (n,): the movement of z if the layer moves by 1."""
-    return _up((entering.square() * float(layer.weight_trained) + float(layer.bias_trained)).sqrt())
+    square = entering.square() * float(layer.weight_trained) + float(layer.bias_trained)
+    return _up(square.sqrt())
 
 
 def _norm_of_inputs(layer: AffineLayer, x: Tensor) -> float:

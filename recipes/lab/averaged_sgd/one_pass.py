@@ -89,7 +89,8 @@ def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: 
     network = network_of(data, width, sharpness, generator)
     order = torch.randperm(len(data.inputs), generator=generator)
     inputs, targets, eta = data.inputs[order], data.targets[order], largest_step(penalty)
-    targets = torch.where(torch.rand(len(targets), generator=generator) < noise, -targets, targets)
+    flipped = torch.rand(len(targets), generator=generator) < noise
+    targets = torch.where(flipped, -targets, targets)
     truth = (1 - 2 * noise) * data.test_targets
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
     kernel, across = network.kernel(inputs), network.kernel(data.test_inputs, inputs)
@@ -98,8 +99,7 @@ def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: 
     square, paid, progressive = 0.0, 0.0, []  # |theta_t - theta_0|^2 of the linearised network, and its losses so far
     average = AveragedIterate(network.named_parameters())
     average.add(network.named_parameters())
-    # The steps that are evaluated: about 25, evenly spaced on a logarithmic axis, and the last one.
-    moments = {round(len(inputs) ** (k / 24)) for k in range(25)} | {len(inputs)}
+    moments = _moments(len(inputs))
     steps, last, averaged, linear = [], [], [], []
     parameters = dict(network.named_parameters())
     mean_network = network_of(data, width, sharpness)
@@ -135,6 +135,11 @@ def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: 
         [bound / t for bound, t in zip(bounds, steps, strict=True)],
         float(kernel.diagonal().max()), gap,
     )  # fmt: skip
+
+
+def _moments(total: int) -> set[int]:
+    """Return the steps that are evaluated: about 25, evenly spaced on a logarithmic axis, and the last one."""
+    return {round(total ** (k / 24)) for k in range(25)} | {total}
 
 
 @torch.no_grad()

@@ -88,7 +88,8 @@ def run(
         first, head = nn.Linear(data.inputs.shape[1], width), nn.Linear(width, 1)
         with torch.no_grad():
             head.weight.mul_(head_scale)
-        return Problem(nn.Sequential(first, nn.Softplus(beta), head).double(), data.inputs, data.targets)
+        network = nn.Sequential(first, nn.Softplus(beta), head).double()
+        return Problem(network, data.inputs, data.targets)
 
     def last_layer() -> Problem:
         whole = wide()

@@ -27,7 +27,8 @@ def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res
     """
     if name == "FC":
         return fully_connected_limit(x, depth, activation)
-    return (residual_limit if name == "ResNet" else convolutional_limit)(x, depth, activation, c_res=c_res)
+    limit = residual_limit if name == "ResNet" else convolutional_limit
+    return limit(x, depth, activation, c_res=c_res)
 
 
 def network(

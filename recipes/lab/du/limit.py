@@ -112,7 +112,8 @@ def _random_directions(n: int, seed: int) -> Tensor:
 
 def _case(name: str, depth: int, rows: Tensor, width: int, draws: int, c_res: float, seed: int) -> Case:
     """Compute the limit kernel of one architecture and depth, and the kernels of random networks."""
-    x = rows.view(len(rows), 1, 8, 8) if name == "ConvResNet" else rows
+    images = rows.view(len(rows), 1, 8, 8)
+    x = images if name == "ConvResNet" else rows
     limit, grams = limit_kernel(name, x, depth, SOFTPLUS, c_res), []
     for seed_k in range(seed, seed + draws):
         drawn = (
@@ -122,4 +123,5 @@ def _case(name: str, depth: int, rows: Tensor, width: int, draws: int, c_res: fl
             else network(name, 64, width, depth, SOFTPLUS, c_res, seed_k)
         )
         grams.append(last_hidden_gram(drawn, x))
-    return Case(name, depth, limit, limit.c_sigma if name == "FC" else (c_res / depth) ** 2, torch.stack(grams))
+    scale = limit.c_sigma if name == "FC" else (c_res / depth) ** 2
+    return Case(name, depth, limit, scale, torch.stack(grams))

@@ -113,7 +113,8 @@ def residual_rivals(
         report: called with the share that is done.
     """
     n = len(x)
-    stretched = x * SPREAD ** torch.linspace(-0.5, 0.5, n, dtype=torch.float64)[:, None]
+    exponents = torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
+    stretched = x * SPREAD ** exponents[:, None]
     deep = [depth for depth in depths if depth >= 3]
     covariance, pairing = [], []
     for done, depth in enumerate(deep):

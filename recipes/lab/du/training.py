@@ -112,7 +112,8 @@ def _checks(runs: Sequence[DeepRun]) -> list[Check]:
               f"smallest ratio {min(probe.whole.value / probe.last.value for _, probe in probes):.3g} over all probes"),
     ]  # fmt: skip
     for name, theorem in THEOREMS.items():
-        checks += _network_checks(name, theorem, [run for run in runs if run.name == name])
+        mine = [run for run in runs if run.name == name]
+        checks += _network_checks(name, theorem, mine)
     return checks
 
 

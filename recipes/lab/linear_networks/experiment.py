@@ -178,4 +178,5 @@ def _modes(target: Tensor, small: float, eta: float = 0.01) -> tuple[Tensor, Ten
     time = torch.tensor(times, dtype=torch.float64)
     found = torch.stack(measured)
     exact = torch.stack([mode_strength(time, small, float(s)) for s in strength[:k]], 1)
-    return torch.cat([time[:, None], found], 1), exact, float(((found - exact).abs() / strength[:k]).max())
+    off = float(((found - exact).abs() / strength[:k]).max())
+    return torch.cat([time[:, None], found], 1), exact, off

@@ -84,7 +84,8 @@ def descent_certificate(network: nn.Module, inputs: Inputs, targets: Tensor | No
     independent, positive = _independence(data, bias=mlp.first.bias_trained), judge_positive_start(mlp)
     if positive.verdict == "not applicable":  # the theorem on feedforward networks is about that start alone
         independent = without_verdict(independent, positive.reason)
-    return StartCertificate(found.criterion, found.step if found.holds else math.nan, (independent, positive))
+    hypotheses = (independent, positive)
+    return StartCertificate(found.criterion, found.step if found.holds else math.nan, hypotheses)
 
 
 def _independence(data: RankCertificate, *, bias: bool) -> Criterion:

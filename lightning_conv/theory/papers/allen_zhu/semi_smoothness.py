@@ -112,7 +112,8 @@ class SemiSmoothness:
         The verdict is about the fitted a and b. The constants of the theorem are unspecified, so the theorem is not
         judged.
         """
-        largest = max(self.use(held_out), default=math.nan)
+        used = self.use(held_out)
+        largest = max(used, default=math.nan)
         return at_most("semi_smoothness", SOURCE, f"{ASKS} with the fitted a, b", largest, 1.0)
 
 

@@ -135,7 +135,8 @@ def separation(
     if labels is not None:
         found = closest_rows(x, labels=labels, block=block, report=lambda done: report((1 + done) / parts))
         by_label = _widened(found, moved)
-    return Separation(delta, by_label, pairs_within(x, below, block=block) if below else {})
+    counts = pairs_within(x, below, block=block) if below else {}
+    return Separation(delta, by_label, counts)
 
 
 def pairs_within(matrix: Tensor, distances: Sequence[float], *, block: int = BLOCK) -> dict[float, int]:

@@ -125,4 +125,5 @@ def worst_size(preactivations: Tensor, state_norm: float, switched: int) -> floa
         state_norm: |h|.
         switched: Number K of units.
     """
-    return float(preactivations.double().abs().sort().values[:switched].norm()) / state_norm
+    closest = preactivations.double().abs().sort().values[:switched]
+    return float(closest.norm()) / state_norm

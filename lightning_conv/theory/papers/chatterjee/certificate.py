@@ -212,7 +212,8 @@ def _alpha(mlp: SmoothMLP, bounds: BallBounds, samples: int, data: RankCertifica
     if not mlp.first.weight_trained:
         smallest, why = 0.0, "the first layer is frozen"
     positive = below(4 / samples * smallest * bounds.first_layer_gain**2)
-    left = sigma_min.lower - above(above(math.sqrt(samples) * bounds.curvature) * bounds.radius)
+    lipschitz = above(math.sqrt(samples) * bounds.curvature)
+    left = sigma_min.lower - above(lipschitz * bounds.radius)
     lazy = below(4 / samples * below(left) ** 2) if left > 0 else 0.0
     if lazy > positive:
         return Bounded(lazy, lazy, math.inf, True, LIPSCHITZ)

@@ -68,7 +68,8 @@ def neuron_radius(
     """
     if min(samples, width) < 1 or not lambda_0 > 0:
         raise ValueError(f"samples, width, lambda_0: {samples}, {width}, {lambda_0}; all must be positive")
-    return (4 if descent == "gradient" else 1) * math.sqrt(samples / width) * initial_residual / lambda_0
+    factor = 4 if descent == "gradient" else 1
+    return factor * math.sqrt(samples / width) * initial_residual / lambda_0
 
 
 def neuron_movement_criterion(movement: Tensor, radius: float) -> Criterion:

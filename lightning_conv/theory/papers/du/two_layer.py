@@ -113,7 +113,8 @@ class TwoLayerDescent:
 
     def neuron_movement(self) -> Tensor:
         """Compute |w_r - w_r(0)|_2 of every neuron, (m,)."""
-        return ((self._c @ self._products) * self._c).sum(1).clamp(min=0).sqrt()
+        squares = ((self._c @ self._products) * self._c).sum(1)
+        return squares.clamp(min=0).sqrt()
 
     def weight(self) -> Tensor:
         """Compute the hidden weights W, (m, d)."""

@@ -41,7 +41,8 @@ class ExpressivityFacts:
     @property
     def sigma_min(self) -> float:
         """The n-th singular value, 0 if there are fewer columns than samples; the certificate contains its bounds."""
-        return float(self.singular_values[-1]) if len(self.singular_values) == self.certificate.n else 0.0
+        full = len(self.singular_values) == self.certificate.n
+        return float(self.singular_values[-1]) if full else 0.0
 
     @property
     def condition_number(self) -> float:

@@ -103,7 +103,8 @@ def certify_hypotheses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Cer
         score = sigma**2 / (8 * lipschitz * misfit) if lipschitz * misfit > 0 else math.inf
         if not room >= 0:  # NaN if there is no bound of the curvature
             break
-        found = Hypotheses(misfit, below((sigma + math.sqrt(room)) / 2), bounds.jacobian_norm, lipschitz)
+        alpha = below((sigma + math.sqrt(room)) / 2)
+        found = Hypotheses(misfit, alpha, bounds.jacobian_norm, lipschitz)
         if not above(found.radius) < 0.99 * radius:
             break
         radius = above(found.radius)
@@ -157,7 +158,8 @@ def sampled_hypotheses(
             if distance > 0:
                 slope = max(slope, float(torch.linalg.matrix_norm(jacobian - other, 2)) / distance)
         before, last = jacobian, x
-    least = min(float(each[-1]) for each in sizes) if len(first) <= first.shape[1] else 0.0
+    full = len(first) <= first.shape[1]
+    least = min(float(each[-1]) for each in sizes) if full else 0.0
     return SampledHypotheses(least, max(float(each[0]) for each in sizes), slope, len(chosen) + 1)
 
 
