@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ set_strict(True)
 SAMPLES = 96
 
 
+read_digits = cache(load_digits)
+
+
 def digits(count: int = SAMPLES) -> TensorDataset:
-    source = load_digits()
+    source = read_digits()
     return TensorDataset(
         torch.tensor(source.data[:count] / 16, dtype=torch.float32), torch.tensor(source.target[:count])
     )
