@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.guarded import READING, guarded
+from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
 
 T = TypeVar("T", bound=nn.Module)
@@ -64,7 +64,7 @@ def find_network(
     if len(inside) != len(trained):
         outside = next(each for each in trained if not each.startswith(f"{name}."))
         return f"{another} ({outside} is trained too)"
-    with guarded(None, "", expects=READING, say=None) as attempt:
+    with attempted(*READING) as attempt:
         require_same(network, name, inputs)
     # A network that cannot be called as its child is does something else.
     return f"{another} ({attempt.error})" if attempt.failed else Found(own, name, inside)

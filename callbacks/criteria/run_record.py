@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_conv.callbacks.criteria.observer import Observer, step_violations
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE, Assumption, Violation, violated, without_verdict
-from lightning_conv.callbacks.run.guarded import Attempt, guarded
+from lightning_conv.callbacks.run.guarded import Attempt, attempted, guarded
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
@@ -67,7 +67,7 @@ class RunRecord:
 
     def view(self, trainer: pl.Trainer, measurement: Measurement) -> RunView:
         """Return the run at this moment."""
-        run = RunView(
+        return RunView(
             trainer,
             measurement,
             given_loss=self._loss_fn,
@@ -75,9 +75,9 @@ class RunRecord:
             history=self.observer.history,
             infimum=self._infimum,
             largest_rate=self.observer.largest_rate,
+            look_for_violations=lambda run: [*(self._fixed or []), *step_violations(run)],
             layer_norms=self._norms,
         )
-        return run.with_violations([*(self._fixed or []), *step_violations(run)])
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: module, data and optimizer are looked at again."""
@@ -112,7 +112,6 @@ class RunRecord:
         seen = self.observer.observe(run, compared=not violated(self._fixed or [], COMPARED))
         if seen is None:
             return None
-        run = self.view(trainer, measurement)  # the step may have violated an assumption
         for tracker in self.trackers.values():
             with _attempt(tracker, "the step after a measurement is left out", run):
                 self._scalars |= tracker.observe(run, seen)
@@ -163,7 +162,7 @@ class RunRecord:
         if not known or self.observer.measured_loss:
             self.observer.measure(run, with_loss=known)
             return
-        with guarded(None, "", expects=NOT_EVALUATED, say=None) as attempt:
+        with attempted(*NOT_EVALUATED) as attempt:
             self.observer.measure(run, with_loss=True)
         if attempt.failed:
             why = (

@@ -21,7 +21,7 @@ from lightning_conv.callbacks.guard.support import require_rule
 from lightning_conv.callbacks.guard.switch.moment import plan_switch
 from lightning_conv.callbacks.guard.switch.report import reason_to_switch, report_switch
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import log_layout, log_metrics, log_text, publish
 from lightning_conv.expressivity import too_narrow
 from lightning_conv.losses.gradient import wide
@@ -268,7 +268,7 @@ class GuardedRun:
         state, method, view = self._state, self._settings.method, self._view
         state.certificate = None
         expects = (MemoryError, MisconfigurationException, NotImplementedError, RuntimeError, TypeError, ValueError)
-        with guarded(None, "", expects=expects, say=None) as attempt:
+        with attempted(*expects) as attempt:
             asked = method == "alignment" or (method == "auto" and self._narrow is not None)
             targets = self._targets() if asked else None
             state.certificate = certify_trunk(view, method, targets, self._trainer.default_root_dir)

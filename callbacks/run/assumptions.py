@@ -58,15 +58,19 @@ def without_verdict(criterion: Criterion, reason: str) -> Criterion:
     return replace(criterion, bound=math.nan, verdict="not applicable", reason=reason)
 
 
-def on_the_probe(criterion: Criterion, what: str, *, whole_set: bool) -> Criterion:
+def on_the_probe(criterion: Criterion, what: str = "", *, whole_set: bool) -> Criterion:
     """Turn ``certified`` into ``consistent`` where the probe is a part of the training set.
 
     Args:
-        criterion: about a number that is smaller, or equal, on a larger set.
-        what: name of the number.
+        criterion: about the samples of the probe.
+        what: name of the number that it is about, if that is smaller, or equal, on a larger set.
         whole_set: whether the probe holds the whole training set.
     """
     if whole_set or criterion.verdict != "certified":
         return criterion
-    where = f"; on the probe, whose {what} is an upper bound of the training set's"
+    where = (
+        f"; on the probe, whose {what} is an upper bound of the training set's"
+        if what
+        else "; on the probe's samples only"
+    )
     return replace(criterion, verdict="consistent", reason=criterion.reason + where)

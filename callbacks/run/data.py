@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, take_targets, transfer
-from lightning_conv.callbacks.run.guarded import READING, guarded
+from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.networks.evaluation import Inputs, input_tensors
@@ -34,7 +34,7 @@ def data_violations(run: RunView) -> list[Violation]:
         found.append(Violation("full batch", why))
     if why := _not_all(run, samples, loader):
         found.append(Violation("whole set", why))
-    with guarded(None, "", expects=READING, say=None) as attempt:
+    with attempted(*READING) as attempt:
         alike = _read_alike(trainer, samples, loader, run.measurement.probe.input_fn)
     if attempt.failed:
         found.append(Violation("fixed data", f"whether inputs are fixed could not be found out ({attempt.error})"))
@@ -54,7 +54,7 @@ def _not_all(run: RunView, samples: Any, loader: DataLoader[Any]) -> str:
         return f"the probe has {run.samples} of the {size} training samples, so its loss is not the training loss"
     if probe.inputs is None:
         return ""
-    with guarded(None, "", expects=READING, say=None) as attempt:
+    with attempted(*READING) as attempt:
         with isolate_rng():
             batch = transfer(run.trainer, loader.collate_fn([samples[i] for i in range(size)]))
         read = take_inputs(batch, probe.input_fn), take_targets(batch, probe.target_fn)

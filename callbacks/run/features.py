@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.guarded import READING, guarded
+from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.expressivity.singular import feature_rounding
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.networks.head import find_head, last_hidden_features
@@ -33,7 +33,7 @@ def last_features(network: nn.Module, inputs: Inputs) -> LastFeatures | str:
 
     Cost: one forward pass in float32 and one in float64.
     """
-    with guarded(None, "", expects=READING, say=None) as attempt:
+    with attempted(*READING) as attempt:
         head = find_head(network, inputs)
         coarse, values = (
             last_hidden_features(network, head, inputs, dtype=dtype).cpu() for dtype in (torch.float32, torch.float64)

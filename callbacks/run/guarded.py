@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -71,6 +71,15 @@ def guarded(
         if say is not None:
             where = "" if step is None else f" at step {step}"
             say(f"{what}{where}: {error}")
+
+
+def attempted(*expects: type[Exception]) -> AbstractContextManager[Attempt]:
+    """Guard a block whose failure the caller reports, or takes for an answer.
+
+    Args:
+        expects: see ``guarded``.
+    """
+    return guarded(None, "", expects=expects, say=None)
 
 
 def set_strict(on: bool) -> bool:

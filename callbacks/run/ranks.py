@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ class Ranks:
 def _tried(compute: Callable[[], T]) -> tuple[T | None, str]:
     """Return the result and an empty string, or None and the error as words, which the caller raises on all ranks."""
     made: T | None = None
-    with guarded(None, "", expects=(Exception,), say=None) as attempt:
+    with attempted(Exception) as attempt:
         made = compute()
     return made, attempt.reason
 

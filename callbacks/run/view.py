@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import lightning.pytorch as pl
@@ -40,7 +40,7 @@ class RunView:
     given_loss: LossFn | None = None  # loss_fn= of the callback; None: the loss module on the LightningModule
     start: Mapping[str, Tensor] = field(default_factory=dict)  # w_0 by name; empty: not known yet
     history: Sequence[Observation] = ()  # what was observed so far, in order
-    violations: Sequence[Violation] = ()  # assumptions that the run violates
+    look_for_violations: Callable[[RunView], Sequence[Violation]] = lambda _: ()
     infimum: float = 0.0  # of the loss on the probe; 0 where it is not known
     largest_rate: float = math.nan  # of all steps of plain descent so far, on the run's loss; NaN: there was none
     layer_norms: LayerNorms = field(default_factory=LayerNorms)
@@ -137,9 +137,10 @@ class RunView:
         """Number of processes that the gradient is averaged over where f is the sum over all of them; otherwise 1."""
         return self.trainer.world_size if self.loss.summed else 1
 
-    def with_violations(self, violations: Sequence[Violation]) -> RunView:
-        """Return the same moment with these violated assumptions."""
-        return replace(self, violations=violations)
+    @cached_property
+    def violations(self) -> Sequence[Violation]:
+        """The assumptions that the run violates."""
+        return self.look_for_violations(self)
 
     def violated(self, assumed: Sequence[Assumption] | frozenset[Assumption]) -> str:
         """Return why a theorem with these assumptions does not apply to the run; empty if it does."""

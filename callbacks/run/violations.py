@@ -9,7 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.data import data_violations
-from lightning_conv.callbacks.run.guarded import READING, guarded
+from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.losses.facts import LossFacts
 from lightning_conv.networks.analytic import Kink, find_kinks
@@ -73,7 +73,7 @@ def _of_network(network: nn.Module, inputs: Inputs) -> list[Violation]:
     if dropping:
         found.append(Violation("no dropout", f"dropout (p={dropping[0].p:g}) makes the loss random"))
     kinks: list[Kink] = []
-    with guarded(None, "", expects=READING, say=None) as attempt:
+    with attempted(*READING) as attempt:
         kinks = find_kinks(network, inputs)
     if attempt.failed:
         return [*found, Violation("smooth", f"whether the network is smooth could not be found out ({attempt.error})")]

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_conv.callbacks.criteria.networks import Found, find_network
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE, on_the_probe
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
@@ -87,7 +87,7 @@ def find_orthogonality(inputs: Inputs) -> NearOrthogonality | str:
     """
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return "the input is not one tensor of numbers"
-    with guarded(None, "", expects=(ValueError, RuntimeError, MemoryError), say=None) as attempt:
+    with attempted(ValueError, RuntimeError, MemoryError) as attempt:
         return near_orthogonality(inputs.detach().cpu())
     return str(attempt.error)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
 from lightning_conv.callbacks.guard.callback import ExpressivityGuard
 from lightning_conv.callbacks.guard.head.descent import HeadDescent
-from lightning_conv.callbacks.run.assumptions import without_verdict
+from lightning_conv.callbacks.run.assumptions import on_the_probe, without_verdict
 from lightning_conv.callbacks.run.features import LastFeatures
-from lightning_conv.callbacks.run.guarded import READING, guarded
+from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.theory.criterion import Criterion, Verdict, not_applicable
+from lightning_conv.theory.criterion import Criterion, not_applicable
 from lightning_conv.theory.papers.kawaguchi_sun.expressivity import (
     SOURCE,
     ExpressivityFacts,
@@ -52,14 +52,7 @@ class KawaguchiSunTracker(CriteriaTracker):
         """Return ``expressivity_condition`` and ``alignment``; on a part of the training set nothing is certified."""
         if isinstance(self._features, str):
             return [not_applicable("expressivity_condition", SOURCE, RANK, self._features)]
-        found = judge_expressivity(self._features)
-        if run.whole_set:
-            return found
-        where = "; on the probe's samples only"
-        return [
-            replace(each, verdict="consistent", reason=each.reason + where) if each.verdict == "certified" else each
-            for each in found
-        ]
+        return [on_the_probe(each, whole_set=run.whole_set) for each in judge_expressivity(self._features)]
 
     def unconditional(self, run: RunView) -> list[Criterion]:
         """Return ``phase_two_criteria``, which are about the frozen trunk, whatever the network and the probe are."""
@@ -81,7 +74,7 @@ def find_facts(features: LastFeatures | str, targets: Tensor | None) -> Expressi
     """
     if isinstance(features, str):
         return features
-    with guarded(None, "", expects=READING, say=None) as attempt:
+    with attempted(*READING) as attempt:
         rows = _rows(targets, len(features.values))
         return expressivity_facts(features.values, rows, bias=features.bias, feature_error=features.error)
     return str(attempt.error)
@@ -176,11 +169,8 @@ def _of_steps(descent: HeadDescent) -> list[Criterion]:
     return found
 
 
-_VERDICTS: dict[str, Verdict] = {"certified": "certified", "refuted": "refuted", "undecided": "undecided"}
-
-
 def _of_infimum(guard: ExpressivityGuard) -> Criterion:
-    certificate, verdict = guard.certificate, _VERDICTS.get(guard.verdict, "not applicable")
+    certificate, verdict = guard.certificate, guard.verdict
     shown = None if certificate is None else certificate.residual or certificate.sigma_min
     reason = "; ".join(part for part in (guard.why, *guard.caveats) if part)
     if verdict == "certified":

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_conv.callbacks.guard.certify.caveats import ROUNDED
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
 AGREEMENT = 1e-3
@@ -58,7 +58,7 @@ class LossCheck:
         self.release()  # a batch that was skipped (``on_train_batch_start`` gave -1) has no end
         self._before = [parameter.detach().clone() for parameter in self._view.head_parameters]
         self._expected = math.nan
-        with guarded(None, "", expects=UNKNOWN, say=None):
+        with attempted(*UNKNOWN):
             self._targets = self._view.loss.targets_of(batch)
             if self._shape is not None and self._view.head.last:
                 self._hook = self._view.head.module.register_forward_hook(self._look)
@@ -94,7 +94,7 @@ class LossCheck:
         hooked = self._hook is not None
         self.release()
         if hooked and len(seen) == 1 and self._shape is not None:  # a step that runs the head twice is not looked into
-            with guarded(None, "", expects=UNKNOWN, say=None):
+            with attempted(*UNKNOWN):
                 self._expected = self._loss_of(seen[0].reshape(len(seen[0]), *self._shape))
         trainer = self._view.trainer
         allowed = (0.1 if str(trainer.precision) in ROUNDED else AGREEMENT) * max(abs(self._expected), 1e-3)

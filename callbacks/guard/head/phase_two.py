@@ -25,7 +25,7 @@ from lightning_conv.callbacks.guard.head.trunk import FrozenTrunk
 from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.logging import log_text, publish
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
@@ -60,14 +60,14 @@ class PhaseTwo:
         self.trunk.freeze()
         self._forget_other_rules()
         if self.rule != "base":
-            with guarded(None, "", expects=FROM_DATA, say=None) as setting_up:
+            with attempted(*FROM_DATA) as setting_up:
                 self._set_up_rule()
             if setting_up.failed:
                 self.limit(f"step_rule={self.rule!r} could not be set up ({setting_up.reason})")
                 self._fall_back()
         if self._settings.cache_features and not isinstance(self._steps, SolvedHead):
             expects = (MemoryError, NotCachedError, RuntimeError)
-            with guarded(None, "", expects=expects, say=None) as caching:
+            with attempted(*expects) as caching:
                 self._cache = FeatureCache(self._view)
                 self._cache_outputs(self._cache)
             if caching.error is not None:
@@ -156,7 +156,7 @@ class PhaseTwo:
         view, state = self._view, self._state
         if self._settings.step_rule == "solve" or view.loss.loss_fn is None or not view.head.last:
             return
-        with guarded(None, "", expects=FROM_DATA, say=None) as attempt:
+        with attempted(*FROM_DATA) as attempt:
             head = TrainedHead(view)
             found = solve_on(head, view.ranks, self._settings.tol)
         if attempt.failed:

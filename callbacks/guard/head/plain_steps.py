@@ -16,7 +16,7 @@ from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
 from lightning_conv.callbacks.guard.head.problem import TrainedHead, head_memory, holds_features
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.steps import Parameters, Steps, describe_optimizer, describe_steps
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.last_layer import HeadCurvature
@@ -75,7 +75,7 @@ class PlainSteps(BoundedSteps):
     @contextmanager
     def _withdrawn_on_error(self) -> Iterator[None]:
         """Let an error withdraw the bound and do nothing else to the run."""
-        with guarded(None, "", expects=(MemoryError,), say=None) as attempt, torch.no_grad():
+        with attempted(MemoryError) as attempt, torch.no_grad():
             yield
         if attempt.failed:
             self._due = None
@@ -141,7 +141,7 @@ def watched_steps(view: GuardView, state: GuardState) -> PlainSteps | str:
         state: Memory of the guard; the plan is written into its ``steps``.
     """
     expects = (MemoryError, MisconfigurationException, RuntimeError, ValueError)
-    with guarded(None, "", expects=expects, say=None) as attempt:
+    with attempted(*expects) as attempt:
         why = _first(view.ranks.gather(lambda: "; ".join(state.caveats) or not_plain(view)))
         if why := why or _not_affordable(view):
             return why

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.callbacks import ConvergenceCriteria, KernelStability, Probe
+from lightning_conv.callbacks.criteria import run_record
 from lightning_conv.callbacks.criteria.papers.du.evidence import DuEvidence
 from lightning_conv.callbacks.criteria.papers.oymak import OymakTracker
+from lightning_conv.callbacks.run import view
 from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.infinite import fully_connected_limit, residual_limit
 from lightning_conv.theory.criterion import at_least, at_most
@@ -246,3 +248,20 @@ def test_a_network_that_the_certificate_does_not_cover_says_so(make_trainer, mak
     score = by_name(criteria)["criterion_score_descent"]
     assert score.verdict == "not applicable"
     assert "smooth fully-connected networks with one output" in score.reason
+
+
+def test_between_measurements_a_step_is_described_once_and_no_violation_is_looked_for(
+    monkeypatch, make_trainer, make_module, make_loader
+):
+    described, looked = [], []
+    describe, look = view.describe_steps, run_record.step_violations
+    monkeypatch.setattr(
+        view, "describe_steps", lambda *args, **kwargs: described.append(1) or describe(*args, **kwargs)
+    )
+    monkeypatch.setattr(run_record, "step_violations", lambda run: looked.append(run.step) or look(run))
+    trainer = make_trainer([ConvergenceCriteria("clipping", every_n_steps=100)], max_epochs=4)
+    trainer.fit(make_module(), make_loader())
+    assert trainer.global_step == 12
+    # At the start, after the first step and at the end there is a measurement; the steps between need the rate and no more.
+    assert set(looked) <= {0, 1, 12}
+    assert len(described) <= 12 + 8

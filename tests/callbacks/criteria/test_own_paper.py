@@ -143,7 +143,7 @@ def test_former_names_are_accepted():
 
 def test_an_option_goes_to_the_papers_that_have_it():
     assert ConvergenceCriteria(radius=2.0).trackers["chatterjee"].radius == 2.0
-    assert ConvergenceCriteria("du", radius=2.0).trackers["du"] is not None
+    assert list(ConvergenceCriteria("du", radius=2.0).trackers) == ["du"]
     with pytest.raises(MisconfigurationException, match="radius: -1"):
         ConvergenceCriteria(radius=-1)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lightning_conv.callbacks.run.assumptions import on_the_probe
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.allen_zhu import Separation, are_unit_inputs, direction_rounding, separation
@@ -77,7 +77,7 @@ def find_separation(inputs: Inputs, targets: Tensor | None) -> DataSeparation | 
     x = inputs.detach().cpu()
     rounding = direction_rounding(x[0].numel())
     # An input may have no direction, and there may be no room.
-    with guarded(None, "", expects=(ValueError, RuntimeError, MemoryError), say=None) as attempt:
+    with attempted(ValueError, RuntimeError, MemoryError) as attempt:
         labels, normalised = _classes(targets, len(x)), are_unit_inputs(x)
         found = separation(x, labels, below=(rounding, CLOSE), normalised=normalised)
         return DataSeparation(len(x), rounding, found)

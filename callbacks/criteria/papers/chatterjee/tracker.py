@@ -22,7 +22,7 @@ from lightning_conv.callbacks.criteria.papers.chatterjee.certificate import (
 )
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
@@ -90,7 +90,7 @@ class ChatterjeeTracker(CriteriaTracker):
         if loss_fn is None or targets is None:
             return BallSearch((), "the loss is not known")
         mean = None if run.scale is None else targets.double().reshape(len(targets), -1).mean(0)
-        with guarded(None, "", say=None) as attempt:  # if it fails, the run's own path is judged
+        with attempted() as attempt:  # if it fails, the run's own path is judged
             landscape = ProbeLandscape(
                 run.network, run.inputs, targets, loss_fn, run.measurement.parameters, run.infimum
             )
