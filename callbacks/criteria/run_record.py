@@ -165,10 +165,7 @@ class RunRecord:
         with attempted(*NOT_EVALUATED) as attempt:
             self.observer.measure(run, with_loss=True)
         if attempt.failed:
-            why = (
-                f"the loss could not be evaluated on the probe ({attempt.error}); "
-                "pass loss_fn= or Probe(target_fn=, forward_fn=)"
-            )
+            why = f"the loss could not be evaluated on the probe ({attempt.error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
             self._fixed = [*(self._fixed or []), Violation("known loss", why)]
             self.observer.measure(run, with_loss=False)
 

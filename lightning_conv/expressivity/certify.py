@@ -115,8 +115,7 @@ def certify_expressivity(
             )
         if entering.dtype != torch.float64 or len(entering) != samples:
             raise ValueError(
-                f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of "
-                f"{samples} samples"
+                f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
             )
         return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
     need = decomposition_bytes(samples, width)
@@ -128,8 +127,7 @@ def certify_expressivity(
             )
         if not fits:
             raise MemoryError(
-                f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or use "
-                "fewer samples"
+                f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or use fewer samples"
             )
         return certify_alignment(_held(features), targets, bias=bias, feature_error=feature_error)
     held = fits and is_held(samples, width, bias=bias)

@@ -93,10 +93,6 @@ class KernelDrift(ReferenceMetric):
     higher_is_better = None  # a network in the lazy regime keeps its kernel, one that learns features changes it
     plot_lower_bound = 0.0
 
-    def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
-        super().__init__(reference, **options)
-        self._compared: tuple[KernelGram | Tensor, KernelGram | Tensor] | None = None
-
     @override
     def update(self, gram: KernelGram | Tensor) -> None:
         """Take ``gram``, a ``KernelGram`` or a symmetric float64 matrix (N, N), as the latest kernel."""
@@ -106,10 +102,10 @@ class KernelDrift(ReferenceMetric):
     def compute(self) -> Tensor:
         """Compute |G - G_0|_F / |G_0|_F; NaN before the first update."""
         gram, reference = self._stored("matrix"), self._stored("reference")
-        self._compared = None
+        self._found = None
         if gram is None or reference is None:
             return self._scalar(float("nan"))
-        self._compared = gram, reference
+        self._found = gram, reference
         return self._scalar(relative_frobenius_change(gram, reference))
 
     def drift(self) -> Drift:
@@ -120,16 +116,7 @@ class KernelDrift(ReferenceMetric):
         Raises:
             ValueError: there is no kernel yet.
         """
-        self.compute()
-        if self._compared is None:
-            raise ValueError("gram: there is none yet; call update(gram) first")
-        return kernel_drift(*self._compared)
-
-    @override
-    def reset(self) -> None:
-        """Discard the latest kernel and keep the reference."""
-        super().reset()
-        self._compared = None
+        return kernel_drift(*self._details("gram"))
 
 
 class KernelAlignment(ReferenceMetric):

@@ -62,7 +62,6 @@ class ExpressivityRank(Float64Metric):
         self.bias = bias
         self.add_state("features", [], dist_reduce_fx="cat")
         self.add_state("squared_error", self._scalar(0.0), dist_reduce_fx="sum")
-        self._certificate: RankCertificate | None = None
 
     @override
     def update(self, features: Tensor, feature_error: float = 0.0) -> None:
@@ -100,13 +99,13 @@ class ExpressivityRank(Float64Metric):
     @override
     def compute(self) -> Tensor:
         """Compute the certified lower bound of the rank of [h, 1]; NaN before the first update."""
-        self._certificate = None
+        self._found = None
         if not len(self.features):
             return self._scalar(float("nan"))
         rows = self.features if isinstance(self.features, Tensor) else torch.cat(self.features)
         error = float(self.squared_error) ** 0.5
-        self._certificate = certify_expressivity(rows, bias=self.bias, feature_error=error)
-        return self._scalar(float(self._certificate.rank_lower))
+        self._found = certify_expressivity(rows, bias=self.bias, feature_error=error)
+        return self._scalar(float(self._found.rank_lower))
 
     def certificate(self) -> RankCertificate:
         """Return the certificate: the verdict, sigma_min with its bounds, and the reason.
@@ -116,13 +115,5 @@ class ExpressivityRank(Float64Metric):
         Raises:
             ValueError: there are no features yet.
         """
-        self.compute()
-        if self._certificate is None:
-            raise ValueError("features: there are none yet; call update(features) first")
-        return self._certificate
-
-    @override
-    def reset(self) -> None:
-        """Discard all features."""
-        super().reset()
-        self._certificate = None
+        certificate: RankCertificate = self._details("features")
+        return certificate

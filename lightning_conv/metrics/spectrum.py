@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.spectrum import Bounded, Spectrum, require_symmetric
-from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of
+from lightning_conv.metrics.states import KernelMetric, matrix_of
 
 
 class SpectrumMetric(KernelMetric):
     """A metric of the latest kernel's spectrum. In a ``MetricCollection`` such metrics share one state."""
-
-    def __init__(self, **options: Unpack[MetricOptions]) -> None:
-        super().__init__(**options)
-        self._spectrum: Spectrum | None = None
 
     @override
     def update(self, gram: KernelGram | Tensor) -> None:
@@ -30,8 +24,8 @@ class SpectrumMetric(KernelMetric):
     def compute(self) -> Tensor:
         """Compute the metric; NaN before the first update."""
         gram = self._stored("matrix")
-        self._spectrum = None if gram is None else kernel_spectrum(gram)
-        return self._scalar(float("nan") if self._spectrum is None else self._number(self._spectrum))
+        self._found = None if gram is None else kernel_spectrum(gram)
+        return self._scalar(float("nan") if self._found is None else self._number(self._found))
 
     def _number(self, spectrum: Spectrum) -> float:
         raise NotImplementedError
@@ -44,16 +38,8 @@ class SpectrumMetric(KernelMetric):
         Raises:
             ValueError: there is no kernel yet.
         """
-        self.compute()
-        if self._spectrum is None:
-            raise ValueError("gram: there is none yet; call update(gram) first")
-        return self._spectrum
-
-    @override
-    def reset(self) -> None:
-        """Discard the latest kernel."""
-        super().reset()
-        self._spectrum = None
+        spectrum: Spectrum = self._details("gram")
+        return spectrum
 
 
 class MinEigenvalue(SpectrumMetric):

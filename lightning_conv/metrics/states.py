@@ -39,6 +39,27 @@ class Float64Metric(Metric):
     """
 
     is_differentiable = False
+    _found: Any = None  # what ``compute`` found beside its number; None: nothing to compute from
+
+    @override
+    def reset(self) -> None:
+        """Discard what ``update`` collected."""
+        super().reset()
+        self._found = None
+
+    def _details(self, argument: str) -> Any:
+        """Compute, and return what was found beside the number.
+
+        Args:
+            argument: the argument of ``update`` that is missing if nothing was found.
+
+        Raises:
+            ValueError: nothing was collected yet.
+        """
+        self.compute()
+        if self._found is None:
+            raise ValueError(f"{argument}: there is none yet; call update({argument}) first")
+        return self._found
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:

@@ -119,8 +119,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     if shared_with(model, head) is not None or is_parametrized(head):
         why = "is reparametrized" if is_parametrized(head) else "shares its weight with another layer"
         raise ValueError(
-            f"head: {name!r} {why}, so the outputs are not linear in the trained parameters; end the network in a plain "
-            "nn.Linear"
+            f"head: {name!r} {why}, so the outputs are not linear in the trained parameters; end the network in a plain nn.Linear"
         )
     (flipped,), _, changed = _watch(model, few, only=head, sign=-1)
     last = _same(made[name][0][1], result) and _same(flipped[1][1], changed)

@@ -28,7 +28,7 @@ def sheet(width: float, height: float, rows: int, columns: int, **options: Any) 
 
 
 def dress(
-    axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "", legend: Place | None = None
+    axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "", legend: Place = "best"
 ) -> None:
     """Give a panel its title, labels, scales, a light grid and a legend.
 
@@ -38,7 +38,7 @@ def dress(
         x: label.
         y: label.
         log: the axes whose scale is logarithmic (base 10).
-        legend: its place; None: no legend.
+        legend: its place; there is none if the panel has one already, or nothing drawn so far has a label.
     """
     if "x" in log:
         axes.set_xscale("log")
@@ -48,5 +48,5 @@ def dress(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(visible=True, alpha=0.3)
-    if legend is not None:
+    if axes.get_legend() is None and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc=legend)

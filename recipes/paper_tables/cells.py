@@ -33,31 +33,18 @@ STATISTICS = 2048
 """Largest number of samples over which BatchNorm's statistics are taken at the start."""
 
 
-def open_data(
-    name: str,
-    root: str,
-    *,
-    n: int | None = None,
-    n_test: int | None = None,
-    batch_size: int = 64,
-    augment: bool = False,
-    seed: int = 0,
-) -> InMemoryDataModule:
+def open_data(name: str, root: str, n_test: int | None = None, **options: Any) -> InMemoryDataModule:
     """Make the data module of a data set of the tables.
 
     Args:
         name: `digits`, or a torchvision data set.
         root: folder of the torchvision data sets.
-        n: training samples; None: all.
         n_test: test samples of a torchvision data set; None: all.
-        batch_size: samples per batch.
-        augment: see `InMemoryDataModule`.
-        seed: of the split, of the order and of the augmentation.
+        options: what both data modules take, such as `n_train` and `batch_size`.
 
     Returns:
         The module, before `setup`.
     """
-    options: dict[str, Any] = {"n_train": n, "batch_size": batch_size, "augment": augment, "seed": seed}
     if name == "digits":
         return DigitsDataModule(**options)
     return TorchvisionDataModule(name, root=root, n_test=n_test, **options)
@@ -80,15 +67,8 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
     """
     with _quiet():
         seed_everything(cell.seed, verbose=False)
-        data = open_data(
-            cell.data,
-            root,
-            n=cell.n,
-            n_test=cell.n_test,
-            batch_size=cell.batch_size,
-            augment=cell.augment,
-            seed=cell.seed,
-        )
+        options = {"n_train": cell.n, "batch_size": cell.batch_size, "augment": cell.augment, "seed": cell.seed}
+        data = open_data(cell.data, root, cell.n_test, **options)
         module = RECIPES[cell.recipe](**{**cell.settings, "guard": cell.guard, "diagnostics": False})
         measured = _Course(report, certifies=cell.guard and not cell.augment)
         trainer = Trainer(
@@ -104,7 +84,6 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
             enable_model_summary=False,
         )
         trainer.fit(module, data)
-        seconds = measured.seconds
         test_loss, test_error = _loss_and_error(module, data.splits.test, cell.batch_size)
         train_loss, train_error = _loss_and_error(module, data.splits.train, cell.batch_size)
         result: dict[str, Any] = {
@@ -116,7 +95,7 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
             "n_test": len(data.splits.test),
             "width": int(module.hparams["width"]),
             "steps": trainer.global_step,
-            "seconds": seconds,
+            "seconds": measured.seconds,
         }
         if measured.start is not None:
             result["start"] = certificate_facts(measured.start)
@@ -159,14 +138,8 @@ def certificate_facts(certificate: RankCertificate | None) -> dict[str, Any] | N
     """Return what the tables show of a certificate, as plain types."""
     if certificate is None:
         return None
-    facts: dict[str, Any] = {
-        "verdict": certificate.verdict,
-        "rank": certificate.rank_lower,
-        "n": certificate.n,
-        "width": certificate.width,
-        "method": certificate.method,
-        "reason": certificate.reason,
-    }
+    names = ("verdict", "n", "width", "method", "reason")
+    facts = {name: getattr(certificate, name) for name in names} | {"rank": certificate.rank_lower}
     for name in ("sigma_min", "sigma_max"):
         bound = getattr(certificate, name)
         facts[name] = (

@@ -78,8 +78,7 @@ class Ledger:
             return cls(path, list(stored["runs"]), cells)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"out: {path} holds no results of this command ({type(error).__name__}: {error}); move it away, or name another "
-                "folder"
+                f"out: {path} holds no results of this command ({type(error).__name__}: {error}); move it away, or name another folder"
             ) from error
 
     def result(self, cell: Cell) -> dict[str, Any] | None:

@@ -96,12 +96,11 @@ def run(
     found = laws(runs)
     worst = _worst(x[:8])
     setting = (
-        f"{n} images of {source} (3 against 8) as unit vectors with last coordinate 1/sqrt2, targets -1 and 1; "
-        f"h_0 = relu(A x), h_l = relu(W_l h_(l-1)), u = B h_L with L = {depth}, A and B fixed; F = (1/2) sum (u - "
-        f"y)^2; plain gradient descent, all samples, eta = 1 / lambda_max(G(0)), until F <= {stop_at:g} F(0) or "
-        f"{max_steps} steps; {seeds} initialisations per width; float64. The theorems hold for widths of the order "
-        "of n^24 with unspecified constants, so none of them applies here; the question is whether the "
-        "quantities in their proofs behave at practical widths as the proofs have them."
+        f"{n} images of {source} (3 against 8) as unit vectors with last coordinate 1/sqrt2, targets -1 and 1; h_0 = relu(A x), h_l = "
+        f"relu(W_l h_(l-1)), u = B h_L with L = {depth}, A and B fixed; F = (1/2) sum (u - y)^2; plain gradient descent, all samples, eta "
+        f"= 1 / lambda_max(G(0)), until F <= {stop_at:g} F(0) or {max_steps} steps; {seeds} initialisations per width; float64. The "
+        "theorems hold for widths of the order of n^24 with unspecified constants, so none of them applies here; the question is whether "
+        "the quantities in their proofs behave at practical widths as the proofs have them."
     )
     return Report(
         name="allen_zhu",

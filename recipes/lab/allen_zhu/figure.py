@@ -26,14 +26,15 @@ def draw(
     figure, axes = sheet(13.5, 7.6, 2, 3)
     for r in runs:
         steps = [max(p.step, 0.7) for p in r.probes]
-        style = {"color": colours[r.width], "linewidth": 1.1, "label": f"m = {r.width}" if r.seed == 0 else None}
-        axes[0, 0].plot(steps, [p.ratios.loss / r.probes[0].ratios.loss for p in r.probes], **style)
+        style = {"color": colours[r.width], "linewidth": 1.1}
+        label = f"m = {r.width}" if r.seed == 0 else None
+        axes[0, 0].plot(steps, [p.ratios.loss / r.probes[0].ratios.loss for p in r.probes], label=label, **style)
         axes[0, 1].plot(steps, [p.ratios.over_sum / r.width for p in r.probes], **style)
         moved = [p for p in r.probes if p.omega > 0 and p.changed > 0]
         axes[1, 0].plot([p.omega for p in moved], [p.changed for p in moved], **style)
         axes[1, 1].plot([p.omega for p in r.probes[1:]], [p.drift for p in r.probes[1:]], **style)
     step = "step (the first point is step 0)"
-    dress(axes[0, 0], "training loss", step, "F / F(0)", log="xy", legend="best")
+    dress(axes[0, 0], "training loss", step, "F / F(0)", log="xy")
     dress(axes[0, 1], "gradient ratio: no critical point on the way", step, r"$|\nabla F|^2 / (m F)$", log="xy")
     _by_width(axes[0, 2], runs, laws)
     omega, share, law = worst
@@ -43,9 +44,6 @@ def draw(
     axes[1, 0].plot(ends, fitted, "k--", linewidth=1, label=f"worst step: exponent {law.exponent:.2f}")
     along = laws[ALONG][0]
     axes[1, 0].plot([], [], " ", label=f"training: exponent {along.exponent:.2f}")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    kept = [(h, t) for h, t in zip(handles, labels, strict=True) if not t.startswith("m =")]
-    axes[1, 0].legend(*zip(*kept, strict=True), frameon=False, fontsize=8)
     omega_name = r"$\omega = \max_l |W_l - W_l(0)|_2$"
     dress(axes[1, 0], "switched units over training", omega_name, "share of switched units", log="xy")
     dress(axes[1, 1], "forward drift over training", r"$\omega$", r"$\max |h_{i,l} - h_{i,l}(0)|$", log="xy")
@@ -72,6 +70,6 @@ def _by_width(axes: Axes, runs: Sequence[Run], laws: Mapping[str, tuple[PowerLaw
         axes.scatter([r.width for r in runs], values, s=12, color=f"C{k}", linewidths=0)
         label = rf"{name}: $m^{{{law.exponent:.2f}}}$"
         axes.plot(grid, law.factor * grid**law.exponent, color=f"C{k}", linewidth=1.1, label=label)
-    dress(axes, "movement falls with the width", "width m", "after training", log="xy", legend="best")
+    dress(axes, "movement falls with the width", "width m", "after training", log="xy")
     axes.set_xticks(grid, [str(m) for m in grid])
     axes.minorticks_off()

@@ -24,7 +24,7 @@ def draw(
     fitted = torch.tensor([decay.first, decay.last], dtype=torch.float64)
     line = f"$i^{{-{decay.beta:.2f}}}$, fitted"
     spectrum.plot(fitted, decay.constant * fitted**-decay.beta, color="black", linestyle="--", label=line)
-    dress(spectrum, "Spectrum of the kernel", "index", "eigenvalue", log="xy", legend="best")
+    dress(spectrum, "Spectrum of the kernel", "index", "eigenvalue", log="xy")
     spectrum.set_ylim(bottom=float(values[values > 0].min()) / 2)
 
     for axes, (share, runs) in zip((clean, noisy), passes.items(), strict=False):
@@ -38,19 +38,12 @@ def draw(
             axes.plot(runs[0].steps, centre, color=colour, linestyle=style, label=name)
             axes.fill_between(runs[0].steps, centre - error, centre + error, color=colour, alpha=0.2, linewidth=0)
         title = f"{width} units, {share:.0%} of labels flipped (band: standard error)"
-        dress(axes, title, "samples seen", "test error", log="x", legend="best")
+        dress(axes, title, "samples seen", "test error", log="x")
 
     gap.plot(list(gaps), list(gaps.values()), marker="o", color="tab:blue", label="measured")
     anchor = next(iter(gaps))
     for power, style in ((-0.5, ":"), (-1.0, "--")):
         law = [gaps[anchor] * (m / anchor) ** power for m in gaps]
         gap.plot(list(gaps), law, color="black", linestyle=style, linewidth=1, label=f"$M^{{{power:g}}}$")
-    dress(
-        gap,
-        "Network against its linearisation, averaged",
-        "units M",
-        "distance of the outputs",
-        log="xy",
-        legend="best",
-    )
+    dress(gap, "Network against its linearisation, averaged", "units M", "distance of the outputs", log="xy")
     return figure

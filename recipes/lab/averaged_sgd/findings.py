@@ -57,9 +57,8 @@ def checks_of(
         ),
         *(
             Check(
-                f"linearised network, {share:.0%} of labels flipped: the mean loss on each next sample is at most min over w of [mean loss "
-                "of w "
-                "+ |w|^2 / (2 eta t)] / (1 - eta (max K_ii + lambda)), at every step looked at and for every seed",
+                f"linearised network, {share:.0%} of labels flipped: the mean loss on each next sample is at most min over w of [mean "
+                "loss of w + |w|^2 / (2 eta t)] / (1 - eta (max K_ii + lambda)), at every step looked at and for every seed",
                 "derived: regret of gradient descent on smooth losses",
                 max(pair[0] / pair[1] for each in runs for pair in zip(each.progressive, each.promised, strict=True)) <= 1 + 1e-9,
                 ", ".join(
@@ -79,9 +78,8 @@ def checks_of(
         Check(
             f"the averaged iterate's error falls like T^-{decay.rate():.2f} or faster (r = 1/2; lambda as for T = n throughout)",
             f"{SOURCE}, Corollary 1", fmean(slopes) - 2 * standard_error(slopes) <= -decay.rate(),
-            f"T^({fmean(slopes):.3f} +- {standard_error(slopes):.3f}) over the last tenfold of samples, standard error of "
-            f"{len(slopes)} seeds; "
-            f"predicted exponents {-decay.rate():.2f} (r = 1/2) to {-decay.rate(1.0):.2f} (r = 1), up to constants",
+            f"T^({fmean(slopes):.3f} +- {standard_error(slopes):.3f}) over the last tenfold of samples, standard error of {len(slopes)} "
+            f"seeds; predicted exponents {-decay.rate():.2f} (r = 1/2) to {-decay.rate(1.0):.2f} (r = 1), up to constants",
             must=False,
         ),
         Check(

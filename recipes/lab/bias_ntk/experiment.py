@@ -63,12 +63,11 @@ def run(
             runs.append(_train(net, data.inputs, data.targets, rate, stop_at, max_steps))
             report((k + 1) / len(thresholds))
     setting = (
-        f"{n} images of {source} (3 against 8), unit norm; f = (1/sqrt m) sum a_r relu(w_r . x - b_r), m = "
-        f"{width}, b_r = B at the start, w and b trained, a fixed; F = (1/2) sum (f - y)^2 with y = f at the "
-        "start -1 or +1, so that every B begins with the same errors; plain gradient descent on all samples, eta "
-        f"= {rate:g} / lambda_max(H(B)) for each B, until F <= {stop_at:g} F(0); float64. The paper's largest B for this "
-        f"width is sqrt(0.5 ln m) = {math.sqrt(0.5 * math.log(width)):.2f}. The width that it asks for is not "
-        "reached and its constants are unspecified: only the mechanism is tested."
+        f"{n} images of {source} (3 against 8), unit norm; f = (1/sqrt m) sum a_r relu(w_r . x - b_r), m = {width}, b_r = B at the start, "
+        "w and b trained, a fixed; F = (1/2) sum (f - y)^2 with y = f at the start -1 or +1, so that every B begins with the same "
+        f"errors; plain gradient descent on all samples, eta = {rate:g} / lambda_max(H(B)) for each B, until F <= {stop_at:g} F(0); "
+        f"float64. The paper's largest B for this width is sqrt(0.5 ln m) = {math.sqrt(0.5 * math.log(width)):.2f}. The width that it "
+        "asks for is not reached and its constants are unspecified: only the mechanism is tested."
     )
     return Report(
         name="bias_ntk",

@@ -22,13 +22,13 @@ def draw(runs: Sequence[Run]) -> Figure:
         active.semilogy(r.probed, r.mean_active, color=colour)
         active.axhline(active_probability(r.threshold), color=colour, linestyle=":", linewidth=1)
     loss.plot([], [], "k:", label="linearised, with H(B)")
-    dress(loss, "training loss", "step", "F / F(0)", legend="best")
+    dress(loss, "training loss", "step", "F / F(0)")
     active.plot([], [], "k:", linewidth=1, label=r"$1 - \Phi(B)$")
-    dress(active, "activation stays sparse", "step", "share of active units", legend="best")
+    dress(active, "activation stays sparse", "step", "share of active units")
     grid = torch.linspace(0, max(r.threshold for r in runs), 61).tolist()
     kernel.semilogy(grid, [active_probability(b) for b in grid], color="k", linestyle=":", label=r"$1 - \Phi(B)$")
     thresholds = [r.threshold for r in runs]
     kernel.semilogy(thresholds, [r.smallest.value for r in runs], "o-", label=r"$\lambda_{\min}(H(B))$")
     kernel.semilogy(thresholds, [r.largest for r in runs], "s-", label=r"$\lambda_{\max}(H(B))$")
-    dress(kernel, "the kernel shrinks with the activation", "B", legend="best")
+    dress(kernel, "the kernel shrinks with the activation", "B")
     return figure

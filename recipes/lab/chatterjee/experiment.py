@@ -110,16 +110,14 @@ def run(
     independence = affine_independence(data.inputs).sigma_min
     assert independence is not None
     setting = (
-        f"{n} images of {source} (3 against 8, unit norm, targets -1 and 1), a tanh network of {depth} linear layers with {width} "
-        "units in each "
-        f"hidden layer, all weights and biases trained in float64, f = (1/n) sum (u - y)^2. Chatterjee's positive initialisation: first "
-        f"layer and biases zero, hidden weights in [1, 1.5], output weights in [A, 1.5 A]; A = {weight:.4g} is the smallest (to one "
+        f"{n} images of {source} (3 against 8, unit norm, targets -1 and 1), a tanh network of {depth} linear layers with {width} units "
+        "in each hidden layer, all weights and biases trained in float64, f = (1/n) sum (u - y)^2. Chatterjee's positive initialisation: "
+        f"first layer and biases zero, hidden weights in [1, 1.5], output weights in [A, 1.5 A]; A = {weight:.4g} is the smallest (to one "
         f"percent) for which the certificate holds. sigma_min([X, 1]) = {independence.value:.4g} is certified, so the images are affinely "
-        "independent. "
-        f"|Hess f(x_0)| = {curvature:.4g} by power iteration; one more run takes {LARGER:g} over that as its step, and is judged "
-        f"step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: the theorem promises "
-        "nothing for them. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so "
-        f"that u = 0 at the start; the widest, {widest} units, descends with its certified step for {wide_steps} steps at most."
+        f"independent. |Hess f(x_0)| = {curvature:.4g} by power iteration; one more run takes {LARGER:g} over that as its step, and is "
+        "judged step by step. Two starts that fail the criterion run with half a step of 1 / |Hess f(x_0)|: the theorem promises nothing "
+        "for them. Random weights: two layers, all entries from N(0, 1), biases zero, units in pairs of opposite output weights so that "
+        f"u = 0 at the start; the widest, {widest} units, descends with its certified step for {wide_steps} steps at most."
     )
     return Report(
         "chatterjee", "Chatterjee's criterion: a certified descent, step by step", setting, checks,

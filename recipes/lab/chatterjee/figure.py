@@ -75,7 +75,7 @@ def _lengths(axes: Axes, case: Case, certificate: DescentCertificate) -> None:
     axes.plot(steps, case.path.lengths.numpy(), label="path length", color="tab:blue")
     axes.axhline(certificate.length, color="tab:blue", linestyle="--", label="proven bound of the length")
     axes.axhline(certificate.radius, color="black", linewidth=1, label="r")
-    dress(axes, "certified run: how far it goes", "step + 1", log="xy", legend="best")
+    dress(axes, "certified run: how far it goes", "step + 1", log="xy")
 
 
 def _widths(axes: Axes, wide: WideStarts) -> None:
@@ -83,7 +83,7 @@ def _widths(axes: Axes, wide: WideStarts) -> None:
     axes.plot(wide.widths, [each.flow.measured for each in wide.certificates], "o-", label="gradient flow")
     axes.plot(wide.widths, [each.score for each in wide.certificates], "s--", label=descent)
     axes.axhline(1, color="black", linewidth=1)
-    dress(axes, "random weights: proven score, at the best radius", "units", log="xy", legend="best")
+    dress(axes, "random weights: proven score, at the best radius", "units", log="xy")
 
 
 def _wide_losses(axes: Axes, wide: WideStarts) -> None:
@@ -95,4 +95,4 @@ def _wide_losses(axes: Axes, wide: WideStarts) -> None:
     bound = losses[0] * np.exp(steps * np.log1p(-wide.widest.rate))
     axes.plot(steps + 1, losses, label="f(x_k), certified step")
     axes.plot(steps + 1, bound, "--", label="proven: (1 - delta)^k f_0")
-    dress(axes, title, "step + 1", "f(x_k)", log="xy", legend="best")
+    dress(axes, title, "step + 1", "f(x_k)", log="xy")

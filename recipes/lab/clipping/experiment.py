@@ -114,12 +114,11 @@ def run(
     setting = (
         f"{n} images of {source} (3 and 8, rows of norm 1, targets -1 and 1), f = (1 / 2n) sum (u - y)^2, full batch, float64. Network: "
         f"{data.inputs.shape[1]} - {width} softplus({beta:g}) - 1, the head's initial weights times {head_scale:g}. gamma = {threshold:g} "
-        "|grad f_0|, delta = "
-        f"{delta:g}.\n\n*Last layer alone*: f is a quadratic, beta = lambda_max(G) / n and mu = 2 lambda_min(G) / n are proven bounds, "
-        "eta = 1 / beta: every hypothesis of the theorem is proven, so every inequality must hold.\n\n*Wide network*: mu is the smallest "
-        "of the proven 2 lambda_min(G_t) / n over all iterates of this very run, so it is known afterwards only; smoothness is not proven, "
-        "eta = 1 / (2 beta_0) with beta_0 = lambda_max(G_0) / n, and the descent that it would give is measured at every step instead.\n\n"
-        f"*Sweep*: the wide network, {min(steps, 1000)} steps with each learning rate."
+        f"|grad f_0|, delta = {delta:g}.\n\n*Last layer alone*: f is a quadratic, beta = lambda_max(G) / n and mu = 2 lambda_min(G) / n "
+        "are proven bounds, eta = 1 / beta: every hypothesis of the theorem is proven, so every inequality must hold.\n\n*Wide network*: "
+        "mu is the smallest of the proven 2 lambda_min(G_t) / n over all iterates of this very run, so it is known afterwards only; "
+        "smoothness is not proven, eta = 1 / (2 beta_0) with beta_0 = lambda_max(G_0) / n, and the descent that it would give is "
+        f"measured at every step instead.\n\n*Sweep*: the wide network, {min(steps, 1000)} steps with each learning rate."
     )
     return Report(
         "clipping", "delta-GClip: three regimes, one rate", setting, checks, tables, draw(network, relative, ends),

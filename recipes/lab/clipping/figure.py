@@ -22,20 +22,13 @@ def draw(checked: Checked, relative: Sequence[float], ends: dict[str, list[float
     left.plot(steps, path.losses, color=COLOURS["delta-GClip"], label="measured")
     left.plot(steps, checked.bounds(), color="black", linestyle="--", label="bound with the steps taken")
     left.plot(steps, rate, color="black", linestyle=":", label="$(1 - \\eta\\delta\\mu/2)^t f_0$")
-    dress(left, "Wide network: the loss and its bounds", "step", "loss", log="y", legend="best")
+    dress(left, "Wide network: the loss and its bounds", "step", "loss", log="y")
 
     for regime, colour in REGIME_COLOURS.items():
         inside = [t for t, each in enumerate(path.regimes) if each == regime]
         factors = [path.steps[t] / path.eta for t in inside]
         middle.scatter([path.norms[t] for t in inside], factors, s=9, color=colour, label=regime)
-    dress(
-        middle,
-        "Three regimes, in the order of the run",
-        "norm of the gradient",
-        "step over learning rate",
-        log="x",
-        legend="best",
-    )
+    dress(middle, "Three regimes, in the order of the run", "norm of the gradient", "step over learning rate", log="x")
     middle.set_ylim(0, 1.1)
     middle.invert_xaxis()
 
@@ -45,6 +38,6 @@ def draw(checked: Checked, relative: Sequence[float], ends: dict[str, list[float
         gone = [rate for rate, loss in zip(relative, losses, strict=True) if math.isinf(loss)]
         right.plot(gone, [top * 0.6**k] * len(gone), linestyle="", marker="x", color=COLOURS[name])
     title, rates = "Learning rates (crosses: diverged)", "learning rate / (n / largest eigenvalue)"
-    dress(right, title, rates, "loss at the end", log="xy", legend="best")
+    dress(right, title, rates, "loss at the end", log="xy")
     right.axvline(2.0, color="black", linewidth=0.8, linestyle=":")
     return figure

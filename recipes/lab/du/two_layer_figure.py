@@ -42,7 +42,7 @@ def _limit(axes: Axes, gaps: Mapping[int, Sequence[float]], slope: float, lambda
     axes.axhline(lambda_0 / 4, color="black", linestyle=":", label="lambda_0 / 4 (Lemma 3.1)")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    dress(axes, "the kernel at the start", "width m", "|H(0) - H_inf|_2", legend="best")
+    dress(axes, "the kernel at the start", "width m", "|H(0) - H_inf|_2")
 
 
 def _error(axes: Axes, track: Track, lambda_0: float, eta: float, predicted: Tensor) -> None:
@@ -51,7 +51,7 @@ def _error(axes: Axes, track: Track, lambda_0: float, eta: float, predicted: Ten
     axes.plot(k, first * np.exp(k / 2 * math.log1p(-eta * lambda_0 / 2)), "k:", label="bound, Theorem 4.1")
     axes.plot(k, track.residuals, color="tab:blue", linewidth=2, label="measured")
     axes.plot(k, predicted.numpy(), color="tab:orange", linestyle="--", label="linear model of H_inf")
-    dress(axes, f"the error, m = {track.width:,}", "step k", "|u(k) - y|", log="y", legend="best")
+    dress(axes, f"the error, m = {track.width:,}", "step k", "|u(k) - y|", log="y")
 
 
 def _smallest(axes: Axes, tracks: Sequence[Track], lambda_0: float) -> None:

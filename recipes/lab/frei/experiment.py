@@ -70,18 +70,15 @@ def run(
             runs.append(_train(net, data, y, eta, steps))
             report((k + 1) / len(sets) / len(slopes))
     setting = (
-        f"{n} images of {source} (3 against 8) in four versions: as they are; less their mean; whitened (x -> "
-        f"(X^T X)^(-1/2) x, which makes the training inputs orthonormal); and {features} random Fourier features "
-        "of a bandwidth so narrow that they keep little but each image's identity. All inputs are scaled to norm "
-        f"1. f = sum a_j phi(w_j . x), a_j = +-1/sqrt m fixed, m = {width}, phi = max(gamma z, z), w_j ~ N(0, "
-        f"{std:g}^2 I); logistic loss, mean over the samples, plain gradient descent, eta = {eta:g}, {steps} "
-        "steps; float64. Images as they are are far from orthogonal: for them the theorems are not applicable, "
-        "and their results are only reported. Frei et al. prove their limit for gradient flow (rank at most "
-        "two, equal margins), and a low stable rank from the first step on for gradient descent with a smoothed "
-        "leaky ReLU and a small start; Kou et al. treat gradient descent and the ReLU too. What must hold here at every finite step is "
-        "derived "
-        "beside: a bound of the stable rank of W - W(0) from the spectrum of X X^T, and rank two of what moves once every unit's sign on "
-        "every sample is certain."
+        f"{n} images of {source} (3 against 8) in four versions: as they are; less their mean; whitened (x -> (X^T X)^(-1/2) x, which "
+        f"makes the training inputs orthonormal); and {features} random Fourier features of a bandwidth so narrow that they keep little "
+        f"but each image's identity. All inputs are scaled to norm 1. f = sum a_j phi(w_j . x), a_j = +-1/sqrt m fixed, m = {width}, phi "
+        f"= max(gamma z, z), w_j ~ N(0, {std:g}^2 I); logistic loss, mean over the samples, plain gradient descent, eta = {eta:g}, "
+        f"{steps} steps; float64. Images as they are are far from orthogonal: for them the theorems are not applicable, and their results "
+        "are only reported. Frei et al. prove their limit for gradient flow (rank at most two, equal margins), and a low stable rank "
+        "from the first step on for gradient descent with a smoothed leaky ReLU and a small start; Kou et al. treat gradient descent and "
+        "the ReLU too. What must hold here at every finite step is derived beside: a bound of the stable rank of W - W(0) from the "
+        "spectrum of X X^T, and rank two of what moves once every unit's sign on every sample is certain."
     )
     return Report(
         name="frei",

@@ -23,7 +23,7 @@ def draw(runs: Sequence[Run]) -> Figure:
             row[1].plot(steps, r.spreads, **style)
         kind = f"leaky ReLU, gamma = {slope:g}" if slope else "ReLU"
         step = "step (0.5 stands for the start)"
-        dress(row[0], kind, step, r"stable rank $|W|_F^2 / |W|_2^2$", log="xy", legend="best")
+        dress(row[0], kind, step, r"stable rank $|W|_F^2 / |W|_2^2$", log="xy")
         dress(row[1], kind, step, "smallest / largest margin", log="x")
         row[1].set_ylim(-0.05, 1.05)
     return figure

@@ -99,14 +99,13 @@ def run(
         *(check for each in runs for check in run_checks(each)),
     ]  # fmt: skip
     setting = (
-        f"{n} images of {source}, ten classes; trunk: {inputs.shape[1]} pixels, 128 units, then {width} (wide) or {narrow} (narrow) units, "
-        "softplus of "
-        f"sharpness {beta:g}, torch's own initialisation, float64. Phase 1: {first} steps of SGD (rate {RATE:g}, momentum {MOMENTUM:g}, "
-        f"batches of {BATCH}) on all weights, cross-entropy. Switch: Gaussian noise of {noise:g} of each tensor's root mean square is "
-        f"added to the trunk once, which is frozen from then on. Phase 2: {steps} full-batch steps of 1 / L_H on the head alone, which "
-        "goes on from its weights of phase 1 for cross-entropy and starts at zero for the squared losses, L_H from the proven "
-        "sigma_max([h, 1]). L is the mean over samples: squared error averaged over the 10 outputs, or cross-entropy. Nothing here "
-        "is fitted to the run: step and bounds are known before it."
+        f"{n} images of {source}, ten classes; trunk: {inputs.shape[1]} pixels, 128 units, then {width} (wide) or {narrow} (narrow) "
+        f"units, softplus of sharpness {beta:g}, torch's own initialisation, float64. Phase 1: {first} steps of SGD (rate {RATE:g}, "
+        f"momentum {MOMENTUM:g}, batches of {BATCH}) on all weights, cross-entropy. Switch: Gaussian noise of {noise:g} of each tensor's "
+        f"root mean square is added to the trunk once, which is frozen from then on. Phase 2: {steps} full-batch steps of 1 / L_H on the "
+        "head alone, which goes on from its weights of phase 1 for cross-entropy and starts at zero for the squared losses, L_H from the "
+        "proven sigma_max([h, 1]). L is the mean over samples: squared error averaged over the 10 outputs, or cross-entropy. Nothing "
+        "here is fitted to the run: step and bounds are known before it."
     )
     rows = [
         facts_row(f"{name}, {when}", each) for name, own in started.items() for when, each in moments(own, facts[name])

@@ -69,11 +69,10 @@ def run(
     paths = [_path(target, width, layers, small, rank_steps, seed) for layers in depths]
     modes, exact, off = _modes(target, small)
     setting = (
-        f"{samples} digits; pixels centred and whitened on the directions that vary, ten one-hot labels centred, "
-        "so that the loss (1/2n) sum |W_L...W_1 x - y|^2 is (1/2)|W_L...W_1 - M|_F^2 plus a constant, M = Y^T X "
-        f"/ n, {target.shape[0]} x {target.shape[1]}; hidden width {width}; plain gradient descent, float64. "
-        f"Balancedness: L = {depth}, Gaussian start that is not balanced, time T = {duration:g} at every step "
-        f"size. Rank: balanced random start, singular values of the product {small:g}."
+        f"{samples} digits; pixels centred and whitened on the directions that vary, ten one-hot labels centred, so that the loss (1/2n) "
+        f"sum |W_L...W_1 x - y|^2 is (1/2)|W_L...W_1 - M|_F^2 plus a constant, M = Y^T X / n, {target.shape[0]} x {target.shape[1]}; "
+        f"hidden width {width}; plain gradient descent, float64. Balancedness: L = {depth}, Gaussian start that is not balanced, time T = "
+        f"{duration:g} at every step size. Rank: balanced random start, singular values of the product {small:g}."
     )
     return Report(
         name="linear_networks",

@@ -20,7 +20,7 @@ def draw(drifts: Sequence[Drift], law: PowerLaw, paths: Sequence[Path], modes: T
         etas, [d.moved for d in drifts], "o-", label=rf"$\max|D(T) - D(0)|_2 \sim \eta^{{{law.exponent:.2f}}}$"
     )
     balance.loglog(etas, [d.bound for d in drifts], "s--", color="0.5", label=r"bound $\sum \eta^2 \max|G|_F^2$")
-    dress(balance, "balancedness at a fixed time", r"step size $\eta$", legend="best")
+    dress(balance, "balancedness at a fixed time", r"step size $\eta$")
     balance.set_xticks(etas, [f"{eta:g}" for eta in etas])
     balance.minorticks_off()
     for k in range(exact.shape[1]):
@@ -28,10 +28,10 @@ def draw(drifts: Sequence[Drift], law: PowerLaw, paths: Sequence[Path], modes: T
         mode.plot(modes[:, 0], exact[:, k], "k:", linewidth=1)
     mode.plot([], [], "k:", label="closed form")
     title = "two layers, aligned start: one mode after the other"
-    dress(mode, title, "time", "singular values of the product", legend="best")
+    dress(mode, title, "time", "singular values of the product")
     for path in paths:
         rank.plot([loss / path.loss[0] for loss in path.loss], path.rank, label=f"L = {path.depth}")
     title = "depth: lower rank on the way"
-    dress(rank, title, "loss / loss at the start", "effective rank of the product", legend="best")
+    dress(rank, title, "loss / loss at the start", "effective rank of the product")
     rank.invert_xaxis()
     return figure

@@ -53,11 +53,10 @@ def run(
             report((k + 1) / len(depths) / seeds)
     folded = {depth: linear_regions(sawtooth(depth)) for depth in (1, 2, 3, 4, 5, 6)}
     setting = (
-        f"Networks of one input with {width} units per hidden layer, fitted to sin(6 pi x) at {points} points of "
-        f"[0, 1] by Adam ({steps} steps, rate {lr:g}); {seeds} initialisations per depth. Every breakpoint on the "
-        "whole line is found in rational arithmetic: the weights are rational numbers, so are the breakpoints, "
-        "and every count is exact. Beside them the folding network (width 2, x -> |2x - 1| repeated), whose "
-        "pieces double with each layer."
+        f"Networks of one input with {width} units per hidden layer, fitted to sin(6 pi x) at {points} points of [0, 1] by Adam ({steps} "
+        f"steps, rate {lr:g}); {seeds} initialisations per depth. Every breakpoint on the whole line is found in rational arithmetic: the "
+        "weights are rational numbers, so are the breakpoints, and every count is exact. Beside them the folding network (width 2, x -> "
+        "|2x - 1| repeated), whose pieces double with each layer."
     )
     return Report(
         name="linear_regions",

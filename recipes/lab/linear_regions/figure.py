@@ -23,7 +23,7 @@ def draw(runs: Sequence[Run], folded: dict[int, LinearRegions], x: Tensor, y: Te
         fit.plot(r.curve[:, 0], r.curve[:, 1], color=f"C{k}", linewidth=1.1, label=label)
         inside = [kink for kink in r.end.kinks if -0.1 < kink < 1.1]
         fit.plot(inside, [-1.35 - 0.14 * k] * len(inside), "|", color=f"C{k}", markersize=8)
-    dress(fit, "fits and their kinks", "x (ticks below: kinks of each network)", "f(x)", legend="best")
+    dress(fit, "fits and their kinks", "x (ticks below: kinks of each network)", "f(x)")
     fit.set_ylim(-1.8, 1.9)
     depths = sorted({len(r.widths) for r in runs})
     for r in runs:
@@ -37,5 +37,5 @@ def draw(runs: Sequence[Run], folded: dict[int, LinearRegions], x: Tensor, y: Te
     by_depth.plot(list(folded), pieces, "x--", color="C2", label="folding network, width 2")
     by_depth.plot([], [], "o", color="C0", mfc="none", label="start")
     by_depth.plot([], [], "o", color="C1", label="trained")
-    dress(by_depth, "pieces by depth", "hidden layers", "linear pieces", log="y", legend="best")
+    dress(by_depth, "pieces by depth", "hidden layers", "linear pieces", log="y")
     return figure

@@ -87,12 +87,11 @@ def run(
     ]  # fmt: skip
     cases = [proven, *failing]
     setting = (
-        f"{n} images of {source} (3 against 8, unit norm, targets -1 and 1), two-layer tanh networks with {width} hidden units, "
-        "all weights trained in "
-        f"float64 by gradient descent on S = 1/2 sum (u - y)^2. Proven: units in pairs with the same input weights and output weights "
-        f"+-{output_weight:g}, so that u = 0 at the start; constants proven on the whole ball of radius 2 |r_0| / alpha, and the step they "
-        f"allow. Failing: torch's own initialisation, with the singular values of its first Jacobian claimed as alpha and beta, "
-        f"which is what one can measure before a run, and the step 1 / (2 beta^2) that they would allow, and twice that."
+        f"{n} images of {source} (3 against 8, unit norm, targets -1 and 1), two-layer tanh networks with {width} hidden units, all "
+        "weights trained in float64 by gradient descent on S = 1/2 sum (u - y)^2. Proven: units in pairs with the same input weights and "
+        f"output weights +-{output_weight:g}, so that u = 0 at the start; constants proven on the whole ball of radius 2 |r_0| / alpha, "
+        "and the step they allow. Failing: torch's own initialisation, with the singular values of its first Jacobian claimed as alpha "
+        "and beta, which is what one can measure before a run, and the step 1 / (2 beta^2) that they would allow, and twice that."
     )
     return Report(
         "oymak", "Oymak and Soltanolkotabi: misfit against distance", setting, checks,

@@ -89,8 +89,7 @@ def run(
             f"with opposite output weights, so that u(0) = 0), {n} samples of {source}, classes {classes[0]} and {classes[1]}, scaled to "
             f"norm 1; full-batch gradient descent on S = 1/2 sum (u - y)^2 with eta = 1 / lambda_max(H_inf) = {eta:.4g}, until |u - y| is "
             f"{stop_below} of |y| or {steps:,} steps. Predicted: sqrt(sum_i (1 - eta lambda_i)^(2k) (v_i . y)^2) with eigenvalues and "
-            "eigenvectors of H_inf, from the images and labels alone, before any training. "
-            f"lambda_0 = {spectrum.lambda_min.value:.4g}."
+            f"eigenvectors of H_inf, from the images and labels alone, before any training. lambda_0 = {spectrum.lambda_min.value:.4g}."
         ),
         checks=checks_of(fits),
         tables={"Both label vectors": [row(name, fit) for name, fit in fits.items()]},

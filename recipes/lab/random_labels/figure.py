@@ -28,8 +28,8 @@ def draw(fits: dict[str, Fit], eigenvalues: Tensor) -> Figure:
     energy.plot(np.arange(1, len(shares) + 1), shares, ":k", label="eigenvalues")
     step, title = "step k + 1", "labels on the eigenvectors of H_inf"
     dress(error, "the error, measured and predicted", step, "|u(k) - y| / |y|", log="x", legend="lower left")
-    dress(wrong, "training error", step, "share of wrong signs", log="x", legend="best")
-    dress(energy, title, "eigenvector, by eigenvalue", "cumulative share of |y|^2", log="x", legend="best")
+    dress(wrong, "training error", step, "share of wrong signs", log="x")
+    dress(energy, title, "eigenvector, by eigenvalue", "cumulative share of |y|^2", log="x")
     error.set_ylim(0, None)
     wrong.set_ylim(0, None)
     energy.set_ylim(0, 1.05)

@@ -84,14 +84,12 @@ def run(
     checks = [*arrangement_checks(arrangement, n), *optimum_checks(inputs, data.targets, arrangement, optima, trained)]
     checks += shattered_checks(shattered.targets, shatter, decay)
     setting = (
-        f"{n} images of {source} (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; "
-        "1/2 |f(X) - y|^2 + beta/2 "
-        "|theta|^2 over two-layer networks with units s_j 1{<v_j, x> >= 0}. Straight-through: Adam "
-        f"(rate {rate:g}, {steps} steps, {runs} seeds for each width), the derivative of a sigmoid in place of the step's, directions "
-        "of norm 1; "
-        "counted is the best objective that a run visited, with amplitudes balanced, which can only lower it. "
-        "Beside it the convex program on the patterns of as many random directions, for the output weights alone. "
-        f"The shattered case: {SHATTERED} images in all {shattered.inputs.shape[1]} pixels."
+        f"{n} images of {source} (3 and 8, targets -1 and 1) in their first two principal components and a column of ones; 1/2 |f(X) - "
+        f"y|^2 + beta/2 |theta|^2 over two-layer networks with units s_j 1{{<v_j, x> >= 0}}. Straight-through: Adam (rate {rate:g}, "
+        f"{steps} steps, {runs} seeds for each width), the derivative of a sigmoid in place of the step's, directions of norm 1; counted "
+        "is the best objective that a run visited, with amplitudes balanced, which can only lower it. Beside it the convex program on "
+        f"the patterns of as many random directions, for the output weights alone. The shattered case: {SHATTERED} images in all "
+        f"{shattered.inputs.shape[1]} pixels."
     )
     return Report(
         "threshold", "Threshold networks: the convex optimum and straight-through training", setting, checks,

@@ -39,7 +39,7 @@ def draw(
         place += 1
     left.set_xticks([x for x, _ in ticks], [name for _, name in ticks])
     title = "Straight-through runs (line: median)"
-    dress(left, title, "", "objective above the certified optimum, %", legend="best")
+    dress(left, title, "", "objective above the certified optimum, %")
     left.set_yscale("symlog", linthresh=1)
     left.set_ylim(bottom=-0.1)
     left.axhline(0, color="black", linewidth=0.8)
