@@ -71,28 +71,26 @@ class RegularizedGradientClipping(ChangesSteps):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        for refused, why in (
-            (
-                not pl_module.automatic_optimization,
+        if why := self._refused(trainer, pl_module):
+            raise MisconfigurationException(f"RegularizedGradientClipping: {why}")
+
+    def _refused(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+        """Return the reason why the gradients of this run cannot be clipped, or an empty string."""
+        if not pl_module.automatic_optimization:
+            return (
                 "the module optimizes manually, so no hook stands before its steps; scale the gradients in training_step by "
-                "lightning_conv.theory.papers.clipping.clipping_factor",
-            ),
-            (
-                bool(trainer.gradient_clip_val),
-                f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips as well; remove one of the two",
-            ),
-            (
-                is_overridden("configure_gradient_clipping", pl_module),
-                "the module has its own configure_gradient_clipping; remove one of the two",
-            ),
-            (
-                isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)),
+                "lightning_conv.theory.papers.clipping.clipping_factor"
+            )
+        if trainer.gradient_clip_val:
+            return f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips as well; remove one of the two"
+        if is_overridden("configure_gradient_clipping", pl_module):
+            return "the module has its own configure_gradient_clipping; remove one of the two"
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+            return (
                 f"{type(trainer.strategy).__name__} shards the gradients, and no process has the norm of all of them; use a single "
-                "device or DDP",
-            ),
-        ):
-            if refused:
-                raise MisconfigurationException(f"RegularizedGradientClipping: {why}")
+                "device or DDP"
+            )
+        return ""
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,7 +134,8 @@ class RegularizedGradientClipping(ChangesSteps):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:  # 0: never, as in Trainer(barebones=True)
             self._log(trainer)
 
     @override

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
@@ -60,7 +61,7 @@ class ConvergenceReport(pl.Callback):
         with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
-            for monitor in _monitors(trainer):
+            for monitor in callbacks_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
             criteria = find_criteria(trainer)
             facts = self._facts(trainer, pl_module, how)
@@ -93,7 +94,9 @@ class ConvergenceReport(pl.Callback):
             "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
             "lightning_conv": __version__,
         }
-        violated = [each.reason for monitor in _monitors(trainer) for each in monitor.violations]
+        violated = [
+            each.reason for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.violations
+        ]
         if violated:
             facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(violated))
         return facts
@@ -101,12 +104,7 @@ class ConvergenceReport(pl.Callback):
 
 def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
     """Return the verdicts of the run's callbacks."""
-    found = [each for monitor in _monitors(trainer) for each in monitor.criteria]
+    found = [each for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.criteria]
     if not found:
-        alone = [callback for callback in trainer.callbacks if isinstance(callback, KernelStability)]  # type: ignore[attr-defined]
-        found = [each for callback in alone for each in callback.criteria]
+        found = [each for callback in callbacks_of(trainer, KernelStability) for each in callback.criteria]
     return found
-
-
-def _monitors(trainer: pl.Trainer) -> list[ConvergenceCriteria]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, ConvergenceCriteria)]  # type: ignore[attr-defined]

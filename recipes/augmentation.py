@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 from typing_extensions import override
 
+from lightning_conv.callbacks.run.sampling import register_sampler
+
 
 class RandomCrops(Dataset[tuple[Tensor, ...]]):
     """Images shifted at random by up to `padding` pixels each way, and mirrored with probability 1/2 on request.
@@ -63,6 +65,7 @@ class RandomCrops(Dataset[tuple[Tensor, ...]]):
         return drawn
 
 
+@register_sampler
 class AugmentedSampler(DistributedSampler[tuple[Tensor, ...]]):
     """`DistributedSampler` that asks for (epoch, index) instead of the index."""
 

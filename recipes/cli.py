@@ -1,4 +1,4 @@
-"""The command `lightning-conv`: read the first word, run that command, report mistakes of the user in one message.
+"""The command `lightning-conv`: read the first word, run that command, report a usage error as one message.
 
 Nothing heavy is imported before a command needs it, so that help and version answer at once.
 """
@@ -53,9 +53,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after `lightning-conv`; None: those of the running process.
 
     Returns:
-        The exit code: 0 after a completed run, 1 if an inequality of `lab` is violated that must hold, 2 after a
-            mistake of the
-        user, whose message went to stderr.
+        The exit code: 0 after a completed run, 1 if a required inequality of `lab` is violated, 2 after a usage error, whose
+            message went to stderr.
     """
     try:
         return _dispatch(*(sys.argv[1:] if args is None else args))

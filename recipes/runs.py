@@ -9,6 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from typing_extensions import override
 
 from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.recipes import BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC
 from lightning_conv.recipes.small import EPOCHS, is_small
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
@@ -118,7 +119,7 @@ class ComparedCLI(RecipeCLI):
         Raises:
             MisconfigurationException: if the trainer's own callbacks contain a guard.
         """
-        if any(isinstance(callback, ExpressivityGuard) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if find_callback(self.trainer, ExpressivityGuard) is not None:
             raise MisconfigurationException(
                 "trainer.callbacks: contains an ExpressivityGuard, which the run without the guard would keep; remove it "
                 "and use the one of the model (model.guard, model.switch_at)"

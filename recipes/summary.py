@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.callbacks.run.callbacks import find_callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +106,9 @@ def _training_rows(trainer: Trainer) -> list[tuple[str, str]]:
 
 def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
     """Return the rows of the guard; none if the run had no guard."""
-    guards = [callback for callback in trainer.callbacks if isinstance(callback, ExpressivityGuard)]  # type: ignore[attr-defined]
-    if not guards:
+    guard = find_callback(trainer, ExpressivityGuard)
+    if guard is None:
         return []
-    guard = guards[0]
     rows = [("phase reached", f"{guard.phase} of 2")]
     certificate = guard.certificate
     if certificate is not None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
 from lightning_conv.callbacks.run.assumptions import Violation
+from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.callbacks.run.deviation import step_departure
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.losses.gradient import inner, norm, wide
@@ -102,7 +103,8 @@ class Observer:
         self.largest_rate = rate if math.isnan(self.largest_rate) else max(rate, self.largest_rate)
         if self.pending is not None:
             self.pending.rate = rate
-        clipping, order = find_clipping(run.trainer), run.trainer.callbacks  # type: ignore[attr-defined]
+        clipping = find_callback(run.trainer, RegularizedGradientClipping)
+        order: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
         if clipping is not None and order.index(clipping) > order.index(callback):
             self._path_known = False  # the gradients will be clipped after they were seen here
         if self._path_known and (gradients := gradients_of(optimizer)):
@@ -122,7 +124,8 @@ class Observer:
         seen, pending, self.pending = self.history[-1], self.pending, None
         if pending is None or run.step != seen.step + 1:
             return None
-        clipping, parameters = find_clipping(run.trainer), run.parameters
+        clipping = find_callback(run.trainer, RegularizedGradientClipping)
+        parameters = run.parameters
         moved = {name: parameters[name].detach() - before for name, before in pending.weights.items()}
         factor = 1.0 if clipping is None else clipping.metrics.get("clipping/factor", math.nan)
         step = pending.rate * factor
@@ -163,12 +166,6 @@ class Observer:
         self.largest_rate = float(state.get("largest_rate", math.nan))
 
 
-def find_clipping(trainer: pl.Trainer) -> RegularizedGradientClipping | None:
-    """Return the run's ``RegularizedGradientClipping``, or None."""
-    found = [c for c in trainer.callbacks if isinstance(c, RegularizedGradientClipping)]  # type: ignore[attr-defined]
-    return found[0] if found else None
-
-
 def step_violations(run: RunView) -> list[Violation]:
     """Return the assumptions that the optimizer's present settings, or an observed step, violate."""
     if run.steps.rate is None:
@@ -180,6 +177,6 @@ def step_violations(run: RunView) -> list[Violation]:
             f"{seen.rounding:.2g}: another loss, a further term in it, random numbers in the forward, or samples left out"
         )
         found.append(Violation("descent", why))
-    if find_clipping(run.trainer) is not None:
+    if find_callback(run.trainer, RegularizedGradientClipping) is not None:
         found.append(Violation("unclipped", "RegularizedGradientClipping scales the gradients"))
     return found

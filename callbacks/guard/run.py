@@ -152,9 +152,13 @@ class GuardedRun:
         if state.phase == 2:
             self._phase_two.warn_if_moved()
         elif not state.declined:
-            at_rest = state.plateau is not None
-            before = "the training loss came to rest" if at_rest else f"the switch at {state.switch_step}"
-            state.reason = f"the run ended at step {self._trainer.global_step}, before {before}"
+            ended = f"the run ended at step {self._trainer.global_step}"
+            if state.plateau is None:
+                state.reason = f"{ended}, before the switch at {state.switch_step}"
+            elif state.plateau.tries:  # the reason of the last certificate that failed
+                state.reason = f"{ended}; {state.reason}"
+            else:
+                state.reason = f"{ended}, before the training loss came to rest"
             rank_zero_warn(f"ExpressivityGuard: {state.reason}; nothing was certified")
 
     def release(self) -> None:

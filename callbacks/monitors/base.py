@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from typing_extensions import override
 
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_layout, log_metrics, publish, warn_without_logger
 from lightning_conv.callbacks.run.measurement import Measurement
@@ -90,7 +91,8 @@ class KernelMonitor(pl.Callback):
         self._shown = frozenset()
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        peers = [c for c in trainer.callbacks if isinstance(c, KernelMonitor) and c._settings == self._settings]  # type: ignore[attr-defined]
+        monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        peers = [monitor for monitor in monitors if monitor._settings == self._settings]
         if peers[0] is self:
             for peer in peers:
                 peer._forget_another_run(trainer)

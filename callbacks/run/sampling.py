@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
@@ -18,24 +18,44 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
 )
 
+from lightning_conv.callbacks.run.callbacks import find_callback
+
 UNKNOWN_BATCH = 256
 """Samples that are read at a time where the loader does not say how many."""
 
-KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler)
-"""Samplers that draw every sample equally often, unless with replacement; a subclass may do anything."""
+_EVEN: set[type[Sampler[Any]]] = {SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler}
+
+SamplerClass = TypeVar("SamplerClass", bound=type[Sampler[Any]])
+
+
+def register_sampler(sampler: SamplerClass) -> SamplerClass:
+    """Declare that a sampler class draws every sample of its data set equally often in an epoch, as torch's own do.
+
+    Nothing checks it: guarantees about the training set rest on it. A subclass may draw in any way and needs a declaration of
+    its own.
+
+    Args:
+        sampler: The class.
+
+    Returns:
+        The class, so that this is a decorator.
+    """
+    _EVEN.add(sampler)
+    return sampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the training loader makes batches of the n samples.
 
-    A sampler or batch sampler of another class than torch's is not known. Iterating it would show one epoch only, and
-    could change its state and thereby the run.
+    A sampler of another class than torch's is known if it is declared by ``register_sampler``; a batch sampler is not. Iterating
+    it would show one epoch only, and could change its state and thereby the run.
     """
 
     size: int  # n; of a SubsetRandomSampler the size of its subset
@@ -100,8 +120,7 @@ def describe_sampling(trainer: pl.Trainer) -> Sampling:
     batches, order, world = loader.batch_sampler, _order(loader), trainer.world_size
     given = getattr(batches, "batch_size", None)
     uneven = _uneven(batches, _own(order))
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    changing = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    changing = find_callback(trainer, GradientAccumulationScheduler) is not None
     return Sampling(
         size=size,
         world=world,
@@ -167,7 +186,7 @@ def _uneven(batches: object, sampler: object) -> str:
     """Return why an epoch may not draw all samples equally often; empty if it does."""
     if sampler is None:
         return f"{type(batches).__name__} makes the batches itself and may weight samples or leave some out"
-    if type(sampler) not in KNOWN:
+    if type(sampler) not in _EVEN:
         why = ", as it draws with replacement" if getattr(sampler, "replacement", False) else ""
         return f"{type(sampler).__name__} may weight samples or leave some out{why}"
     if isinstance(sampler, RandomSampler) and sampler.replacement:

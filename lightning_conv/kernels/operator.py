@@ -50,15 +50,25 @@ class NTKOperator:
         batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
             ``"batch"``: the statistics of ``inputs``, differentiated through as in training.
         dtype: None: the dtype of the model. ``torch.float64``: a converted copy of the model.
-        max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9``; None: a quarter of the free memory.
-            It determines ``chunk`` and the number of vectors per pass.
+        max_memory: number of bytes that the passes through the network may use, such as ``2**30`` or ``1e9``; None: a quarter of
+            the free memory. It determines ``chunk`` and the number of vectors per pass. The vectors themselves, and the matrix
+            of ``dense``, come in addition.
         chunk: number of samples that go through the network at once; None: as many as ``max_memory`` allows. With
             ``batch_norm="batch"`` it must be all of them.
+
+    Attributes:
+        parameters: names of the differentiated parameters.
+        n_samples: n.
+        n_outputs: C.
+        device: device of the passes and of the vectors that come back.
+        precision: dtype of the passes.
+        jvp_method: how J w is computed: ``"forward mode"`` or ``"double backward"``.
+        jvp_reason: why not in forward mode.
 
     Raises:
         ValueError: an option is unknown; there is no parameter; the inputs are empty or not finite; the forward is
             random; samples couple although ``batch_norm`` is not ``"batch"``; ``max_memory`` is not a finite number of
-            at least one byte.
+            at least one byte; ``chunk`` is below 1, or below n with ``batch_norm="batch"``.
         TypeError: the model does not return one floating-point tensor.
         MemoryError: a single pass does not fit into ``max_memory``.
         RuntimeError: J w can be computed neither in forward mode nor by a double backward.
@@ -112,7 +122,6 @@ class NTKOperator:
         self.parameters = self._map.names
         self.device, self.precision = self._map.module.device, self._map.module.dtype
         self.jvp_method, self.jvp_reason = self._map.push_rule.method, self._map.push_rule.reason
-        """How J w is computed: ``"forward mode"``, or ``"double backward"`` with the reason why not in forward mode."""
 
     @property
     def shape(self) -> tuple[int, int]:

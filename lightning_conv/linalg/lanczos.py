@@ -30,16 +30,6 @@ class Krylov:
     symmetric."""
 
     @property
-    def alphas(self) -> Tensor:
-        """Diagonal of T, (k,)."""
-        return self.projected.diagonal()
-
-    @property
-    def betas(self) -> Tensor:
-        """First subdiagonal of T, (k - 1,), nonnegative for one start vector."""
-        return self.projected.diagonal(-1)
-
-    @property
     def invariant(self) -> bool:
         """Whether A Q = Q T up to rounding; the Ritz values are then eigenvalues, and further steps add nothing."""
         return len(self.coupling) == 0

@@ -7,8 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_conv.linalg.estimates import Estimate, mean_of, project_out, random_signs, standard_error_of
+from lightning_conv.linalg.estimates import (
+    Estimate,
+    entropy_rank,
+    mean_of,
+    project_out,
+    random_signs,
+    standard_error_of,
+)
 from lightning_conv.linalg.lanczos import Krylov, Matvec, lanczos
+
+NOTHING = "the operator is zero or negative"
+"""``Estimate.method`` where there is no effective rank."""
 
 
 def estimate_lambda_max(
@@ -87,9 +97,9 @@ def estimate_effective_rank(
     if size <= 2 * probes * steps:
         image = matvec(torch.eye(size, dtype=torch.float64, device=device))
         values = torch.linalg.eigvalsh((image + image.T) / 2).clamp(min=0)
-        share = values / values.sum()
-        rank = float(torch.exp(-torch.special.xlogy(share, share).sum()))
-        return Estimate(rank, 0.0, size, "all eigenvalues")
+        if not float(values[-1]) > 0:
+            return Estimate(math.nan, math.nan, size, NOTHING)
+        return Estimate(entropy_rank(values), 0.0, size, "all eigenvalues")
     generator = torch.Generator().manual_seed(seed)
     signs = random_signs(size, 2 * probes, generator, device)
     first = lanczos(matvec, size, steps=steps, start=signs[:, :probes])
@@ -101,7 +111,7 @@ def estimate_effective_rank(
     products = columns + second.basis.shape[1]
     scale = max(float(first.ritz()[0][-1]), float(second.ritz()[0][-1]))
     if scale <= 0:
-        return Estimate(math.nan, math.nan, products, "the operator is zero or negative")
+        return Estimate(math.nan, math.nan, products, NOTHING)
     coordinates = second.basis.T @ rest
     entropy, error = _entropy(first, second, kept, coordinates, scale, drop=0)
     earlier = _entropy(first, second, kept, coordinates, scale, drop=1)[0]
@@ -112,7 +122,7 @@ def estimate_effective_rank(
 def _entropy(
     first: Krylov, second: Krylov, kept: int, coordinates: Tensor, scale: float, *, drop: int
 ) -> tuple[float, float]:
-    """H and its standard error, from the Krylov spaces without their last ``drop`` blocks."""
+    """Compute the entropy H and its standard error from the Krylov spaces without their last ``drop`` blocks."""
     base = _functions_of(first, drop, scale)
     rest = _functions_of(second, drop, scale)
     totals, samples = [], []

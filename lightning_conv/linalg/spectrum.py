@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -15,6 +14,7 @@ from lightning_conv.linalg.eigenvalues.dense import LinAlgError, decompose, eige
 from lightning_conv.linalg.eigenvalues.largest import largest
 from lightning_conv.linalg.eigenvalues.smallest import smallest
 from lightning_conv.linalg.eigenvalues.symmetric import checked, require_symmetric
+from lightning_conv.linalg.estimates import entropy_rank
 
 __all__ = [
     "Bounded",
@@ -56,14 +56,12 @@ class Spectrum:
     def effective_rank(self) -> float:
         """Exponential of the entropy of the eigenvalues, taken as a distribution (Roy & Vetterli 2007).
 
-        It is N if all eigenvalues are equal, and 1 if only one is not zero.
+        It is N if all eigenvalues are equal, 1 if only one is not zero, and NaN if all are.
 
         Raises:
             ValueError: only the two extreme eigenvalues are known.
         """
-        share = self.all_eigenvalues("effective_rank").clamp(min=0)
-        share = share / share.sum()
-        return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+        return entropy_rank(self.all_eigenvalues("effective_rank").clamp(min=0))
 
     @property
     def stable_rank(self) -> float:

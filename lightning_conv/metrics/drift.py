@@ -17,7 +17,7 @@ from lightning_conv.kernels.drift import (
 )
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import require_symmetric
-from lightning_conv.metrics.states import KernelMetric, MetricOptions, matrix_of, only, place
+from lightning_conv.metrics.states import KernelMetric, MetricOptions, first_entry, matrix_of, to_supported_device
 
 
 class ReferenceMetric(KernelMetric):
@@ -57,8 +57,8 @@ class ReferenceMetric(KernelMetric):
 
     def forget(self) -> None:
         """Discard the latest kernel and the reference; a reference given to the constructor becomes the reference again."""
-        self.reset()
-        super().reset()
+        self.reset()  # what was computed last
+        super().reset()  # the matrix and the default of the reference
 
 
 class KernelDrift(ReferenceMetric):
@@ -154,7 +154,7 @@ class KernelAlignment(ReferenceMetric):
 
     def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
         super().__init__(reference, **options)
-        self.add_state("other", torch.empty(0, 0, dtype=torch.float64, device=self.device), dist_reduce_fx=only)
+        self.add_state("other", torch.empty(0, 0, dtype=torch.float64, device=self.device), dist_reduce_fx=first_entry)
 
     @override
     def update(self, gram: KernelGram | Tensor, other: KernelGram | Tensor | None = None) -> None:
@@ -175,7 +175,7 @@ class KernelAlignment(ReferenceMetric):
                 )
         self._receive(gram, compare=other is None)
         empty = torch.empty(0, 0, dtype=torch.float64, device=self.device)
-        self.other = empty if other is None else place(matrix_of(other).clone(), self.device)
+        self.other = empty if other is None else to_supported_device(matrix_of(other).clone(), self.device)
 
     @override
     def compute(self) -> Tensor:

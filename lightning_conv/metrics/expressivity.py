@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conv.expressivity import RankCertificate, certify_expressivity, require_features
-from lightning_conv.metrics.states import Float64Metric, MetricOptions, gather_rows, place
+from lightning_conv.metrics.states import Float64Metric, MetricOptions, gather_rows, to_supported_device
 
 
 class ExpressivityRank(Float64Metric):
@@ -93,7 +93,7 @@ class ExpressivityRank(Float64Metric):
         if not 0 <= feature_error < float("inf"):
             raise ValueError(f"feature_error: {feature_error}; need a norm, zero or more")
         assert isinstance(self.features, list)
-        self.features.append(place(features, self.device))
+        self.features.append(to_supported_device(features, self.device))
         self.squared_error = self.squared_error + feature_error**2
 
     @override

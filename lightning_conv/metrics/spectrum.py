@@ -12,7 +12,7 @@ from lightning_conv.metrics.states import KernelMetric, matrix_of
 
 
 class SpectrumMetric(KernelMetric):
-    """A metric of the latest kernel's spectrum. In a ``MetricCollection`` such metrics share one state."""
+    """A metric of the latest kernel's spectrum. In a ``MetricCollection`` such metrics share one state, but each decomposes it."""
 
     @override
     def update(self, gram: KernelGram | Tensor) -> None:

@@ -65,7 +65,7 @@ class Float64Metric(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
         def move(tensor: Tensor) -> Tensor:
             # An empty float32 tensor reveals the target device of fn without a conversion of the state.
-            return place(tensor, fn(torch.empty(0, device=tensor.device)).device)
+            return to_supported_device(tensor, fn(torch.empty(0, device=tensor.device)).device)
 
         return super()._apply(move, exclude_state)
 
@@ -74,7 +74,7 @@ class Float64Metric(Metric):
         return self._plot(val, ax)
 
     def _scalar(self, value: float) -> Tensor:
-        return place(torch.tensor(value, dtype=torch.float64, device="cpu"), self.device)
+        return to_supported_device(torch.tensor(value, dtype=torch.float64, device="cpu"), self.device)
 
 
 class KernelMetric(Float64Metric):
@@ -97,9 +97,9 @@ class KernelMetric(Float64Metric):
     def _add_kernel(self, name: str, gram: KernelGram | Tensor | None = None, *, persistent: bool = False) -> None:
         states = _pack(gram, self.device, given=gram is not None)
         for state, default in zip((name, f"{name}_facts"), states, strict=True):
-            self.add_state(state, default, dist_reduce_fx=only, persistent=persistent)
+            self.add_state(state, default, dist_reduce_fx=first_entry, persistent=persistent)
 
-    def _store(self, name: str, gram: KernelGram | Tensor | None) -> None:
+    def _store(self, name: str, gram: KernelGram | Tensor) -> None:
         matrix, facts = _pack(gram, self.device, given=False)
         setattr(self, name, matrix)
         setattr(self, f"{name}_facts", facts)
@@ -126,11 +126,11 @@ def _pack(gram: KernelGram | Tensor | None, device: torch.device, *, given: bool
     known = gram.facts() if isinstance(gram, KernelGram) else None
     text = json.dumps({"given": given, "gram": known}).encode()
     # A copy, because the caller may fill the same memory with the next kernel.
-    matrix = place(matrix_of(gram).clone(), device)
+    matrix = to_supported_device(matrix_of(gram).clone(), device)
     return matrix, torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
 
 
-def place(tensor: Tensor, device: torch.device) -> Tensor:
+def to_supported_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Move ``tensor`` to ``device``, or to the CPU if the device does not support its type."""
     lacking = device.type == "mps" and tensor.dtype == torch.float64
     return tensor.to("cpu" if lacking else device)
@@ -152,19 +152,23 @@ def gather_kernels(result: Tensor, group: Any = None) -> list[Tensor]:
     if not held:
         return [result]
     first, one = held[0]
-    for rank, other in held[1:] if one.is_floating_point() else []:
-        if one.shape != other.shape:
-            apart = f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
-        elif (distance := float((other - one).norm())) > RANK_TOLERANCE * float(one.norm()):
-            apart = f"a distance of {distance:.1e} at norm {float(one.norm()):.1e}"
-        else:
-            continue
-        raise ValueError(
-            f"gram: ranks {first} and {rank} hold different kernels ({apart}), which cannot be combined; compute the kernel of "
-            'the same samples on every rank (batch_norm="frozen" makes it independent of running statistics), or log one number '
-            "per rank with sync_on_compute=False"
-        )
+    if not one.is_floating_point():  # the facts; the matrices themselves are compared
+        return [one]
+    for rank, other in held[1:]:
+        if difference := _difference(one, other):
+            raise ValueError(
+                f"gram: ranks {first} and {rank} hold different kernels ({difference}), which cannot be combined; compute the "
+                'kernel of the same samples on every rank (batch_norm="frozen" makes it independent of running statistics), or '
+                "log one number per rank with sync_on_compute=False"
+            )
     return [one]
+
+
+def _difference(one: Tensor, other: Tensor) -> str:
+    if one.shape != other.shape:
+        return f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
+    distance, norm = float((other - one).norm()), float(one.norm())
+    return f"a distance of {distance:.1e} at norm {norm:.1e}" if distance > RANK_TOLERANCE * norm else ""
 
 
 def gather_rows(result: Tensor, group: Any = None) -> list[Tensor]:
@@ -196,6 +200,6 @@ def matrix_of(gram: KernelGram | Tensor) -> Tensor:
     return (gram.matrix if isinstance(gram, KernelGram) else gram).detach()
 
 
-def only(stacked: Tensor) -> Tensor:
+def first_entry(stacked: Tensor) -> Tensor:
     """Return the only entry: the reduction for ``gather_kernels``, which returns one state."""
     return stacked[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[in
     figure = new_figure()
     figure.subplots_adjust(left=0.14, bottom=0.14, top=0.97, hspace=0.55)
     above, below = figure.subplots(2, 1)
-    for (name, share), style in zip(shares.items(), ("-", "--", ":"), strict=False):
+    for (name, share), style in zip(shares.items(), cycle(("-", "--", ":", "-.")), strict=False):
         above.plot(range(1, len(share) + 1), share.cumsum(0).cpu().numpy(), linestyle=style, linewidth=1.2, label=name)
     above.set_xscale("log")
     above.set_ylim(0, 1.05)

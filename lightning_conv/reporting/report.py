@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
+from lightning_conv.reporting.json_values import json_values
 from lightning_conv.reporting.markdown import markdown_table
 from lightning_conv.theory.criterion import Criterion, Verdict
 
@@ -94,16 +95,10 @@ def report_json(facts: Mapping[str, object], criteria: Sequence[Criterion], metr
     """Return facts, criteria and metrics as JSON, in which NaN and infinity become null."""
     content: dict[str, Any] = {
         "facts": dict(facts),
-        "criteria": [_finite(asdict(each)) for each in criteria],
-        "metrics": _finite(metrics),
+        "criteria": [asdict(each) for each in criteria],
+        "metrics": metrics,
     }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+    return json.dumps(json_values(content), indent=1, allow_nan=False) + "\n"
 
 
 def _number(value: float) -> str:

@@ -13,67 +13,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_conv.recipes.lab.report import Report
 
-EXPERIMENTS: dict[str, tuple[str, str]] = {
-    "allen_zhu": (
-        "allen_zhu.experiment",
-        "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
-    ),
-    "averaged_sgd": (
-        "averaged_sgd.experiment",
-        "Nitanda, Suzuki 2021: averaged SGD under the NTK, the averaged iterate against the last one",
-    ),
-    "bias_ntk": (
-        "bias_ntk.experiment",
-        "Yang et al. 2023: sparse activation by a constant bias, its kernel H(B), and training speed",
-    ),
-    "chatterjee": (
-        "chatterjee.experiment",
-        "Chatterjee 2022: gradient descent whose convergence is certified before its first step",
-    ),
-    "clipping": (
-        "clipping.experiment",
-        "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping",
-    ),
-    "du": ("du.limit", "Du, Lee, Li, Wang, Zhai 2019: the limit kernels of deep networks against finite widths"),
-    "du_depth": ("du.depth", "Du, Lee, Li, Wang, Zhai 2019: what depth costs, with and without skip connections"),
-    "du_train": (
-        "du.training",
-        "Du, Lee, Li, Wang, Zhai 2019: deep networks in training, each link of the proof measured",
-    ),
-    "du_two_layer": (
-        "du.two_layer",
-        "Du, Zhai, Poczos, Singh 2019: two layers, the limit of the kernel and the rate of a whole run",
-    ),
-    "frei": (
-        "frei.experiment",
-        "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
-    ),
-    "kawaguchi_sun": (
-        "kawaguchi_sun.experiment",
-        "Kawaguchi, Sun 2021: the second phase with a certified step, and its bounds",
-    ),
-    "linear_networks": (
-        "linear_networks.experiment",
-        "linear networks: balancedness is conserved, the rank of the product grows step by step",
-    ),
-    "linear_regions": (
-        "linear_regions.experiment",
-        "linear regions of ReLU networks of one variable, counted exactly, against the bound",
-    ),
-    "oymak": (
-        "oymak.experiment",
-        "Oymak, Soltanolkotabi 2019: the line between misfit and distance, proven for one network, broken by another",
-    ),
-    "random_labels": (
-        "random_labels.experiment",
-        "Zhang et al. 2017, Arora et al. 2019: true and random labels, measured and predicted",
-    ),
-    "threshold": (
-        "threshold.experiment",
-        "Ergen et al. 2023: threshold networks, the certified convex optimum against straight-through training",
-    ),
+EXPERIMENTS: dict[str, str] = {
+    "allen_zhu": "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
+    "averaged_sgd": "Nitanda, Suzuki 2021: averaged SGD under the NTK, the averaged iterate against the last one",
+    "bias_ntk": "Yang et al. 2023: sparse activation by a constant bias, its kernel H(B), and training speed",
+    "chatterjee": "Chatterjee 2022: gradient descent whose convergence is certified before its first step",
+    "clipping": "delta-GClip: its three regimes and its rate, beside gradient descent and plain clipping",
+    "du": "Du, Lee, Li, Wang, Zhai 2019: the limit kernels of deep networks against finite widths",
+    "du_depth": "Du, Lee, Li, Wang, Zhai 2019: what depth costs, with and without skip connections",
+    "du_train": "Du, Lee, Li, Wang, Zhai 2019: deep networks in training, each link of the proof measured",
+    "du_two_layer": "Du, Zhai, Poczos, Singh 2019: two layers, the limit of the kernel and the rate of a whole run",
+    "frei": "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
+    "kawaguchi_sun": "Kawaguchi, Sun 2021: the second phase with a certified step, and its bounds",
+    "linear_networks": "linear networks: balancedness is conserved, the rank of the product grows step by step",
+    "linear_regions": "linear regions of ReLU networks of one variable, counted exactly, against the bound",
+    "oymak": "Oymak, Soltanolkotabi 2019: the line between misfit and distance, proven for one network, broken by another",
+    "random_labels": "Zhang et al. 2017, Arora et al. 2019: true and random labels, measured and predicted",
+    "threshold": "Ergen et al. 2023: threshold networks, the certified convex optimum against straight-through training",
 }
-"""Name on the command line -> (module in this folder, one line for the help)."""
+"""Name on the command line -> one line for the help."""
+
+MODULES = {"du": "du.limit", "du_depth": "du.depth", "du_train": "du.training", "du_two_layer": "du.two_layer"}
+"""Experiments whose module in this folder is not NAME.experiment."""
 
 ALIASES = {"gclip": "clipping", "du2layer": "du_two_layer", "du --depth": "du_depth"}
 """Former name, or name and flag -> name in ``EXPERIMENTS``; a hyphen for an underscore needs no entry."""
@@ -108,5 +69,6 @@ def experiment(name: str) -> "Callable[..., Report]":
     Args:
         name: as on the command line.
     """
-    run: Callable[..., Report] = import_module(f"{__name__}.{EXPERIMENTS[resolve(name)[0]][0]}").run
+    slug = resolve(name)[0]
+    run: Callable[..., Report] = import_module(f"{__name__}.{MODULES.get(slug, f'{slug}.experiment')}").run
     return run

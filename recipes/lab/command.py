@@ -26,7 +26,7 @@ OUT = Path("runs") / "lab"
 def overview() -> str:
     """Return the help: one line per experiment."""
     width = max(map(len, EXPERIMENTS))
-    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in sorted(EXPERIMENTS.items())]
+    lines = [f"  {name:<{width}}  {line}" for name, line in sorted(EXPERIMENTS.items())]
     return "usage: lightning-conv lab NAME [--out FOLDER] [settings]\n\n" + "\n".join(lines) + "\n"
 
 
@@ -45,7 +45,7 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     """
     slug, words = resolve(name, args)
     run = experiment(slug)
-    parser = ArgumentParser(prog=f"lightning-conv lab {slug}", description=EXPERIMENTS[slug][1], allow_abbrev=False)
+    parser = ArgumentParser(prog=f"lightning-conv lab {slug}", description=EXPERIMENTS[slug], allow_abbrev=False)
     parser.add_argument("--out", type=str, default=str(OUT), help=f"folder of the page (default {OUT})")
     flags = {setting for setting, kind in get_type_hints(run).items() if kind is bool}
     parser.add_function_arguments(run, skip={*flags})

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_conv.recipes.machine import processor
+from lightning_conv.reporting.json_values import json_values
 from lightning_conv.reporting.markdown import markdown_table
 from lightning_conv.theory.criterion import Criterion, Verdict
 
@@ -119,7 +120,7 @@ class Report:
             "tables": self.tables,
             "data": self.data,
         }
-        (folder / f"{self.name}.json").write_text(json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
+        (folder / f"{self.name}.json").write_text(json.dumps(json_values(plain), indent=1, allow_nan=False) + "\n")
         if self.figure is not None:
             self.figure.savefig(folder / f"{self.name}.png", dpi=110)
         page.write_text(self.markdown(command))
@@ -138,22 +139,3 @@ def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """Return a value in the types of JSON, which has neither infinity nor NaN: they become None.
-
-    Raises:
-        TypeError: the value has a type that cannot be written as JSON.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing_extensions import override
 
 from lightning_conv import RankCertificate, certify_expressivity, find_head
 from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import features_of
 from lightning_conv.recipes.bn_resnet_module import BNResNet
@@ -26,6 +26,7 @@ from lightning_conv.recipes.paper_tables.ledger import Cell
 from lightning_conv.recipes.torchvision_data import TorchvisionDataModule
 from lightning_conv.recipes.wide_classifier import WideClassifier
 from lightning_conv.recipes.wide_fc_module import WideFC
+from lightning_conv.reporting.json_values import json_values
 
 RECIPES: dict[str, type[WideClassifier]] = {"bn_resnet": BNResNet, "wide_fc": WideFC}
 
@@ -99,7 +100,7 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
         }
         if measured.start is not None:
             result["start"] = certificate_facts(measured.start)
-        for guard in [callback for callback in trainer.callbacks if isinstance(callback, ExpressivityGuard)]:  # type: ignore[attr-defined]
+        if (guard := find_callback(trainer, ExpressivityGuard)) is not None:
             result |= {
                 "phase": guard.phase,
                 "reason": guard.reason,
@@ -142,9 +143,7 @@ def certificate_facts(certificate: RankCertificate | None) -> dict[str, Any] | N
     facts = {name: getattr(certificate, name) for name in names} | {"rank": certificate.rank_lower}
     for name in ("sigma_min", "sigma_max"):
         bound = getattr(certificate, name)
-        facts[name] = (
-            None if bound is None else {key: _finite(getattr(bound, key)) for key in ("value", "lower", "upper")}
-        )
+        facts[name] = bound and json_values({key: getattr(bound, key) for key in ("value", "lower", "upper")})
     return facts
 
 
@@ -182,11 +181,6 @@ def _loss_and_error(module: WideClassifier, split: Any, batch_size: int) -> tupl
             loss += float(module.loss_fn(logits, targets)) * len(labels)
             wrong += int((logits.argmax(1) != targets).sum())
     return loss / len(split), wrong / len(split)
-
-
-def _finite(value: float) -> float | None:
-    """Return None for what is not finite: JSON has no infinity."""
-    return float(value) if math.isfinite(value) else None
 
 
 @contextmanager

@@ -210,3 +210,13 @@ def test_it_is_a_lightning_callback_that_pickles(make_trainer, make_module, make
     clip = pickle.loads(pickle.dumps(RegularizedGradientClipping(gamma=1.5, delta=0.2)))
     assert isinstance(clip, pl.Callback)
     assert (clip.gamma, clip.delta) == (1.5, 0.2)
+
+
+@pytest.mark.parametrize("quiet", [{"log_every_n_steps": 0}, {"barebones": True}])
+def test_a_trainer_that_never_logs_is_served(make_module, make_loader, quiet):
+    bare = (
+        {} if "barebones" in quiet else {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    )
+    clip = RegularizedGradientClipping(gamma=0.05, delta=0.3)
+    pl.Trainer(callbacks=[clip], accelerator="cpu", max_epochs=1, **bare, **quiet).fit(make_module(), make_loader())
+    assert clip.metrics["clipping/gradient_norm"] > 0

@@ -6,9 +6,10 @@ import math
 from contextlib import suppress
 from dataclasses import replace
 
-from lightning_conv.callbacks.criteria.observer import find_clipping
+from lightning_conv.callbacks.clipping import RegularizedGradientClipping
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE
+from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.worst_step import worst_at
 from lightning_conv.theory.criterion import Criterion, at_least, at_most, not_applicable
@@ -34,7 +35,8 @@ class ClippingTracker(CriteriaTracker):
 
     def observe(self, run: RunView, step: Observation) -> dict[str, float]:
         """Return ``clipped_contraction``: 1 - eta delta mu / 2 with mu = inf a, the largest f_{t+1} / f_t that is promised."""
-        infimum, clipping = infimum_of_ratios(run.history), find_clipping(run.trainer)
+        infimum = infimum_of_ratios(run.history)
+        clipping = find_callback(run.trainer, RegularizedGradientClipping)
         known = 0 < infimum < math.inf and run.history[0].loss > 0 and not math.isnan(step.step_size)
         if clipping is not None and known:
             with suppress(ValueError, KeyError):
@@ -45,7 +47,7 @@ class ClippingTracker(CriteriaTracker):
 
     def criteria(self, run: RunView) -> list[Criterion]:
         """Return ``clipping_descent``, ``clipping_step_rate`` and ``clipping_length``."""
-        if find_clipping(run.trainer) is None:
+        if find_callback(run.trainer, RegularizedGradientClipping) is None:
             return [
                 not_applicable(*each, "the run has no RegularizedGradientClipping") for each in (DESCENT, RATE, LENGTH)
             ]

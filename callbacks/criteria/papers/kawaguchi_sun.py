@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, register_criteria
 from lightning_conv.callbacks.guard.callback import ExpressivityGuard
 from lightning_conv.callbacks.guard.head.descent import HeadDescent
 from lightning_conv.callbacks.run.assumptions import on_the_probe, without_verdict
+from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
@@ -56,11 +56,11 @@ class KawaguchiSunTracker(CriteriaTracker):
 
     def unconditional(self, run: RunView) -> list[Criterion]:
         """Return ``phase_two_criteria``, which are about the frozen trunk, whatever the network and the probe are."""
-        return phase_two_criteria(find_guard(run.trainer))
+        return phase_two_criteria(find_callback(run.trainer, ExpressivityGuard))
 
     def finish(self, run: RunView) -> bool:
         """Return whether there is a guard: it measures at the end of an epoch, and checks the trunk at the end of training."""
-        return find_guard(run.trainer) is not None
+        return find_callback(run.trainer, ExpressivityGuard) is not None
 
 
 def find_facts(features: LastFeatures | str, targets: Tensor | None) -> ExpressivityFacts | str:
@@ -110,12 +110,6 @@ def feature_quantities(facts: ExpressivityFacts) -> dict[str, float]:
     if facts.alignment is not None and facts.alignment.residual is not None:
         found["alignment_residual"] = facts.alignment.residual.value
     return found
-
-
-def find_guard(trainer: pl.Trainer) -> ExpressivityGuard | None:
-    """Return the run's ``ExpressivityGuard``, or None."""
-    found = [c for c in trainer.callbacks if isinstance(c, ExpressivityGuard)]  # type: ignore[attr-defined]
-    return found[0] if found else None
 
 
 def phase_two_criteria(guard: ExpressivityGuard | None) -> list[Criterion]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.ranks import Led
 from lightning_conv.callbacks.run.training_set import TrunkRows
 from lightning_conv.expressivity import (
@@ -134,9 +134,7 @@ def _instead(view: GuardView, plan: StreamPlan | str) -> RankCertificate | None:
         f"ExpressivityGuard: method='auto': a proof at these very weights {takes}, so rank n is proven at almost every weight of "
         f"{wide.name!r}; pass method='singular' for the former"
     )
-    with guarded(
-        None, "", expects=(MemoryError, RuntimeError, ValueError), say=None
-    ) as attempt:  # the other proof is still there
+    with attempted(MemoryError, RuntimeError, ValueError) as attempt:  # the other proof is still there
         found = _distinct(view)
     if attempt.failed:
         rank_zero_info(f"ExpressivityGuard: method='distinct' failed ({attempt.reason})")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lightning_conv.callbacks.guard.head.curvature import largest_step
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
+from lightning_conv.reporting.markdown import markdown_table
 
 SHOWN = 5
 """Functions that are named one by one."""
@@ -72,5 +73,4 @@ def report_switch(state: GuardState, head: str) -> str:
         rows.append(("largest safe step 2 / L_H", f"{largest_step(state.curvature):.6e}"))
     if state.perturbation is not None:
         rows.append(("noise, relative norm", f"{state.perturbation.relative:.3e}"))
-    table = [f"| {quantity} | {value} |" for quantity, value in rows]
-    return "\n".join([state.reason, "", "| quantity | value |", "|---|---|", *table])
+    return "\n".join([state.reason, "", markdown_table(("quantity", "value"), rows)])

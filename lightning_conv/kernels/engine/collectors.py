@@ -148,7 +148,7 @@ def per_sample_products(inputs: Tensor, outer: Sequence[Tensor], out: Tensor) ->
             torch.bmm(each[:, :, 0].transpose(1, 2), inputs[:, :, 0], out=torch.unflatten(out[:, index], 1, (o, width)))
     elif groups == 1:
         side_by_side = torch.stack([each[:, :, 0] for each in outer], 2).flatten(2)  # (n, R, K out)
-        torch.bmm(side_by_side.transpose(1, 2), inputs[:, :, 0], out=out.reshape(count, k * o, width))
+        torch.bmm(side_by_side.transpose(1, 2), inputs[:, :, 0], out=out.view(count, k * o, width))
     else:
         stacked = torch.stack(tuple(outer), 3).movedim(2, 1).flatten(0, 1).flatten(2)  # (n g, R, K out)
         found = torch.bmm(stacked.transpose(1, 2), inputs.movedim(2, 1).flatten(0, 1))
@@ -156,7 +156,7 @@ def per_sample_products(inputs: Tensor, outer: Sequence[Tensor], out: Tensor) ->
 
 
 class OuterCollector(Collector):
-    """Gathers A and B as they are."""
+    """Gathers the inputs A and the output gradients B as they are."""
 
     def __init__(self, site: Site, samples: int, outputs: int, *, trace: bool) -> None:
         super().__init__(site, samples, outputs, trace=trace)
@@ -229,14 +229,16 @@ def collectors_of(
     site: Site, contribution: Contribution, samples: int, outputs: int, workspace: Workspace, *, trace: bool
 ) -> list[Collector]:
     """Return the collectors of a site, in the form that was planned for it."""
-    if contribution.formed_late:
-        formed: list[Collector] = [FormedCollector(site, samples, outputs, workspace, trace=trace)]
-        return formed + ([RowsCollector(site, site.bias, samples, outputs, trace=trace)] if site.bias else [])
-    if contribution.way == "per-sample gradients":
-        return [RowsCollector(site, name, samples, outputs, trace=trace) for name in site.names]
     if contribution.way == "token Gram":
         return [TokenCollector(site, samples, outputs, trace=trace)]
-    collectors: list[Collector] = [OuterCollector(site, samples, outputs, trace=trace)]
-    if site.bias is not None and not site.bias_in_product:
+    if contribution.way == "per-sample gradients" and not contribution.formed_late:
+        return [RowsCollector(site, name, samples, outputs, trace=trace) for name in site.names]
+    late = contribution.formed_late
+    collectors: list[Collector] = [
+        FormedCollector(site, samples, outputs, workspace, trace=trace)
+        if late
+        else OuterCollector(site, samples, outputs, trace=trace)
+    ]
+    if site.bias is not None and (late or not site.bias_in_product):
         collectors.append(RowsCollector(site, site.bias, samples, outputs, trace=trace))
     return collectors

@@ -1,6 +1,7 @@
 """``Factor``: what is kept of the samples for one site, and the Gram blocks that follow from it.
 
-There are three forms. With sample i, output k and positions r and s they are:
+A site is a layer at one place of the forward. a_ir is its input at position r of sample i (A collects them), and b_ikr the
+gradient of output k with respect to its output there (B). There are three forms:
 
 - rows           g_ik = du_ik/dtheta as it is:        G[(i,k),(j,l)] = g_ik . g_jl
 - outer products g_ik = sum_r b_ikr a_ir^T:           G[(i,k),(j,l)] = sum_rs (a_ir . a_js) (b_ikr . b_jls)
@@ -175,7 +176,7 @@ class RowsFactor(TiledFactor):
 
 
 class OuterFactor(TiledFactor):
-    """A and B of a layer that is linear in patches, positions or plain inputs."""
+    """The inputs A and the output gradients B of a layer that is linear in patches, positions or plain inputs."""
 
     def __init__(self, inputs: Tensor, gradients: Tensor, outputs: int, *, bias: bool, trace: bool) -> None:
         super().__init__(inputs.shape[0], outputs, trace=trace)
@@ -230,12 +231,14 @@ class OuterFactor(TiledFactor):
 
     def magnitudes(self) -> Tensor:
         """Return sum_r |a_ir| |b_ikr|, which bounds |g_ik| even if positions cancel; for the trace its norm over k."""
-        inputs = norms_from_above(self.inputs)
-        if self.bias:
-            inputs = torch.sqrt(inputs**2 + 1)
         sizes = norms_from_above(self._by_output())  # (n, K, R)
-        each = (sizes * inputs[:, None]).sum(2)
+        each = (sizes * self._input_norms()[:, None]).sum(2)
         return each.square().sum(1).sqrt() if self.trace else each.flatten()
+
+    def _input_norms(self) -> Tensor:
+        """Return |a_ir|, (n, R), where a bias adds an input of 1."""
+        inputs = norms_from_above(self.inputs)
+        return torch.sqrt(inputs**2 + 1) if self.bias else inputs
 
     def _by_output(self) -> Tensor:
         """Return B as (n, K, R, out)."""
@@ -270,8 +273,6 @@ class TokenFactor(OuterFactor):
         of_sums = gamma_k(self.positions**2, torch.float64)
         return (1 + product_gamma(terms, self.gradients.dtype, precision)) * (1 + of_sums) - 1
 
-    def magnitudes(self) -> Tensor:
-        """Return sum_r |b_ikr| over the positions that have a word."""
-        sizes = norms_from_above(self._by_output())
-        each = (sizes * (self.words >= 0)[:, None]).sum(2)
-        return each.square().sum(1).sqrt() if self.trace else each.flatten()
+    def _input_norms(self) -> Tensor:
+        """Return 1 at the positions that have a word, and 0 at padding."""
+        return self.words >= 0

@@ -98,6 +98,7 @@ class FormedFactor(Factor):
         """See ``Factor.add_gram``."""
         assert isinstance(other, FormedFactor)
         step = min(self.step, other.step)
+        # Both keep the step that was used, because ``gamma`` is the bound for products of blocks of this size.
         self.step = other.step = step
         for first in range(0, self.channels, step):
             left = self.form(first, 0)

@@ -39,12 +39,13 @@ class Engine:
         self.cotangents, self.report = cotangents, report
         self.trace = self.plan.problem.trace
         self.stride = 1 if self.trace else len(cotangents)
+        self.symmetric = self.others is None
         self.columns = self.inputs if self.others is None else self.others
         self.shape = [self.stride * sample_count(each) for each in (self.inputs, self.columns)]
         layers = list(dict.fromkeys(c.layer for c in self.plan.contributions))
         self.matrix = self._zeros()
         self.layer_matrices = {layer: self._zeros() for layer in layers} if task.request.per_layer else {}
-        self.layer_traces = dict.fromkeys(layers, 0.0) if self.others is None else {}
+        self.layer_traces = dict.fromkeys(layers, 0.0) if self.symmetric else {}
         self.floor = 0.0
         self._workspace = Workspace(self.plan.workspace)
         anatomy = self.anatomy
@@ -61,7 +62,10 @@ class Engine:
         return torch.zeros(*self.shape, dtype=torch.float64, device=self.module.device)
 
     def run(self) -> KernelSum:
-        """Run all passes; if the plan is for more outputs than there are, those passes that cover some of them."""
+        """Run all passes, once, since the matrix accumulates.
+
+        If the plan is for more outputs than there are, only those passes run that cover some of them.
+        """
         passes = [each for each in self.plan.passes if each.outputs[0] < len(self.cotangents)]
         for number, each in enumerate(passes):
             self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
@@ -70,23 +74,23 @@ class Engine:
             self.matrix += layer
         # The sum over factors errs by gamma_k times the sum of their magnitudes.
         self.floor += gamma(self._additions + 1, torch.float64) * self._size
-        if self.others is None:
+        if self.symmetric:
             for matrix in (self.matrix, *self.layer_matrices.values()):
                 mirror(matrix)
         return KernelSum(self.matrix, self.floor, self.layer_traces, self.layer_matrices)
 
     def _run(self, each: Pass, report: Report) -> None:
         rows = blocks(sample_count(self.inputs), each.rows)
-        columns = rows if self.others is None else blocks(sample_count(self.others), each.rows)
-        reports = equal_parts(report, _steps(len(rows), None if self.others is None else len(columns)))
+        columns = blocks(sample_count(self.columns), each.rows)
+        reports = equal_parts(report, _steps(len(rows), None if self.symmetric else len(columns)))
         left_sizes: dict[int, float] = {}
         right_sizes: dict[int, float] = {}
         for first, mine in enumerate(rows):
             left = self._collect(each, self.inputs, mine, next(reports))
             for second, theirs in enumerate(columns):
-                if self.others is None and second < first:
+                if self.symmetric and second < first:
                     continue
-                own = self.others is None and second == first
+                own = self.symmetric and second == first
                 right = left if own else self._collect(each, self.columns, theirs, next(reports))
                 products = next(reports)
                 for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
@@ -94,12 +98,12 @@ class Engine:
                     diagonal = self._add(layer, one, other, mine, theirs)
                     if own:
                         left_sizes[index] = left_sizes.get(index, 0.0) + one.size(diagonal, self.plan.precision)
-                    elif self.others is not None:
+                    elif not self.symmetric:
                         if second == 0:
                             left_sizes[index] = left_sizes.get(index, 0.0) + one.size(None, self.plan.precision)
                         if first == 0:
                             right_sizes[index] = right_sizes.get(index, 0.0) + other.size(None, self.plan.precision)
-        for index, (_, factor) in enumerate(left):
+        for index, (_, factor) in enumerate(left):  # the last block of rows: its bound is the same for every block
             # |E_ij| <= gamma m_i m'_j in every entry, hence |E|_2 <= gamma |m||m'|.
             size = (left_sizes[index] * (right_sizes or left_sizes)[index]) ** 0.5
             self.floor += factor.gamma(self.plan.precision) * size
@@ -203,8 +207,7 @@ class Engine:
 
 def _steps(rows: int, columns: int | None) -> int:
     """Count how often a pass collects or multiplies factors, for blocks of rows and columns (None: the same)."""
-    pairs = rows * (rows + 1) // 2 if columns is None else rows * columns
-    return rows + (pairs - rows if columns is None else pairs) + pairs
+    return rows * (rows + 1) if columns is None else rows + 2 * rows * columns
 
 
 def mirror(matrix: Tensor) -> None:

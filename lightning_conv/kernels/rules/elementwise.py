@@ -17,19 +17,26 @@ def unbroadcast(values: Tensor, shape: torch.Size) -> Tensor:
     The parameter must not have a row per sample: if it extends to dimension 0 of the output, its size there is 1.
     """
     extra = values.ndim - 1 - len(shape)  # dimensions of the output (samples among them) that the parameter lacks
-    if extra > 0:
-        summed = values.flatten(2, 1 + extra - 1).sum(2) if extra > 1 else values
-        first = 2
-        rest = shape
-    else:
-        summed, first, rest = values, 2, shape[1:]
-    ones = [first + k for k, size in enumerate(rest) if size == 1 and summed.shape[first + k] != 1]
+    rest = shape if extra > 0 else shape[1:]
+    summed = values.flatten(2, extra).sum(2) if extra > 1 else values
+    ones = [2 + k for k, size in enumerate(rest) if size == 1 and summed.shape[2 + k] != 1]
     if ones:
         summed = summed.sum(ones, keepdim=True)
     return summed.reshape(*values.shape[:2], *shape)
 
 
-class _Elementwise(LayerRule):
+class _Broadcast(LayerRule):
+    def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
+        """Return nothing, since the derivative needs only the shapes of the parameter and of the output."""
+        del arguments, output
+        return {}
+
+    def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
+        """Sum over the broadcast dimensions; see ``LayerRule.rows``."""
+        return unbroadcast(gradients, arguments[slot].shape)
+
+
+class _Elementwise(_Broadcast):
     signature = "input other"
     parameters = ("input", "other")
 
@@ -37,18 +44,9 @@ class _Elementwise(LayerRule):
         """Call by position, since the methods of ``Tensor`` do not name their first argument."""
         return function(*arguments.values())
 
-    def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
-        """Return nothing, since the derivative of a sum does not depend on the summands."""
-        del arguments, output
-        return {}
-
     def holds(self, arguments: Arguments) -> bool:
         """Return whether the arguments are two floating-point tensors and nothing else."""
         return all(isinstance(v, Tensor) and v.is_floating_point() for v in arguments.values()) and len(arguments) == 2
-
-    def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """Sum over the broadcast dimensions; see ``LayerRule.rows``."""
-        return unbroadcast(gradients, arguments[slot].shape)
 
 
 class SumRule(_Elementwise):
@@ -77,7 +75,7 @@ class ProductRule(_Elementwise):
         return unbroadcast(gradients * factor[:, None], arguments[slot].shape)
 
 
-class ExpandRule(LayerRule):
+class ExpandRule(_Broadcast):
     """Rule of ``p.expand(n, ...)``: one copy per sample, as for a class token."""
 
     signature = "input"
@@ -91,12 +89,3 @@ class ExpandRule(LayerRule):
         """Expand the parameter."""
         args, kwargs = arguments["to"]
         return function(arguments["input"], *args, **kwargs)
-
-    def sampled(self, arguments: Arguments, output: Tensor) -> dict[str, Tensor]:
-        """Return nothing, since the shape of the output tells how the parameter was expanded."""
-        del arguments, output
-        return {}
-
-    def rows(self, arguments: Arguments, slot: str, gradients: Tensor) -> Tensor:
-        """Sum over the broadcast dimensions; see ``LayerRule.rows``."""
-        return unbroadcast(gradients, arguments[slot].shape)

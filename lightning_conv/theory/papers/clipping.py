@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from lightning_conv.linalg.eigenvalues.bounded import divide
 from lightning_conv.theory.criterion import Criterion, at_least, at_most
 
 Regime: TypeAlias = Literal["full", "clipped", "floor"]
@@ -108,13 +109,21 @@ def clipped_path_bound(loss: float, mu: float) -> float:
     It follows from f_t - f_{t+1} >= (h_t / 2) |grad f_t|^2 and |grad f_t| >= sqrt(mu f_t):
 
     h_t |grad f_t| <= (2 / sqrt(mu)) (f_t - f_{t+1}) / sqrt(f_t) <= (4 / sqrt(mu)) (sqrt(f_t) - sqrt(f_{t+1})).
+
+    Args:
+        loss: f_0.
+        mu: Constant of PL*, |grad f|^2 >= mu f; the bound is infinite where it is not positive.
     """
     return 4 * math.sqrt(loss / mu) if mu > 0 else math.inf
 
 
 @dataclass(frozen=True)
 class ClippedPath:
-    """A run of delta-GClip: T steps from f_0 to f_T."""
+    """A run of delta-GClip: T steps from f_0 to f_T.
+
+    Raises:
+        ValueError: gamma or delta is out of range, or there is not one loss more than steps.
+    """
 
     eta: float
     gamma: float
@@ -156,8 +165,11 @@ def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) 
         mu: A lower bound of |grad f|^2 / f on the path.
         rounding: Rounding error of the losses, relative to the largest of them; losses at or below it are not judged.
 
+    Returns:
+        The criteria ``clipping_descent``, ``clipping_pl``, ``clipping_rate`` and ``clipping_length``, in this order.
+
     Raises:
-        ValueError: mu is not positive.
+        ValueError: mu is not positive, or eta delta mu / 2 is above 1, which the hypotheses exclude.
     """
     if not mu > 0:
         raise ValueError(f"mu: {mu}; PL* needs a positive constant")
@@ -170,7 +182,7 @@ def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) 
     ]
     ratios = [norm**2 / loss for norm, loss in zip(norms, losses, strict=False) if loss > floor]
     over = [
-        loss / clipped_loss_bound(losses[0], eta=path.eta, delta=path.delta, mu=mu, steps=t)
+        divide(loss, clipped_loss_bound(losses[0], eta=path.eta, delta=path.delta, mu=mu, steps=t))
         for t, loss in enumerate(losses[1:], 1)
         if loss > floor
     ]
@@ -179,6 +191,6 @@ def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) 
     return [
         at_least("clipping_descent", SOURCE, f"{descent} at every step", least, 0.5),
         at_least("clipping_pl", SOURCE, "|grad f_t|^2 / f_t >= mu at every step", min(ratios, default=math.nan), mu),
-        at_most("clipping_rate", SOURCE, f"{rate} at every step", max(over, default=0.0), 1.0),
+        at_most("clipping_rate", SOURCE, f"{rate} at every step", max(over, default=math.nan), 1.0),
         at_most("clipping_length", SOURCE, "sum_t h_t |grad f_t| <= 4 sqrt(f_0 / mu)", path.length, most),
     ]

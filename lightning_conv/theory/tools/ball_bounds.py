@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.rounding import gamma
-from lightning_conv.theory.tools.smooth_mlp import AffineLayer, SmoothMLP, above, below, spectral_norm
+from lightning_conv.theory.tools.smooth_mlp import AffineLayer, SmoothMLP, above, below, spectral_norm_bound
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: fl
     a_l = du/dh_l = W_{l+1}^T g_{l+1}.
 
     *Forward.* |z_l| <= |W_l^0| |h_{l-1}| + |b_l^0| + r |(h_{l-1}, 1)| (in layer 1 the computed z_1 of the centre takes
-    the place of the first two terms), |h_l| <= min(|s_l(0)| sqrt(m_l) + S_l |z_l|, sup|s_l| sqrt(m_l)).
+    the index of the first two terms), |h_l| <= min(|s_l(0)| sqrt(m_l) + S_l |z_l|, sup|s_l| sqrt(m_l)).
 
     *Gain.* g_1 = s_1'(z_1) o v with v = W_2^T D_2 W_3^T ... W_L^T, D_l = diag(s_l'(z_l)). If W_3..W_L stay
     non-negative, so does every factor of v from the right, and with sums instead of norms
@@ -65,7 +65,7 @@ def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: fl
 
     .. math:: |u''| \le \sum_{l<L} |a_l|_\infty B_l |z_l'|^2 + 2 \sum_{l \ge 2} |g_l| d_l S_{l-1} |z_{l-1}'| = d^T Q d,
 
-    so |Hess u_i| <= |Q|_F. [all derived]
+    so |Hess u_i| <= |Q|_F. These bounds are derived here, not taken from a paper.
 
     Args:
         mlp: The network, with the weights in the centre of the ball.
@@ -93,16 +93,16 @@ def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: fl
     ]
     square = sum(gradient**2 * each for gradient, each in zip(g, squares, strict=True))
     if any(z > s.smooth_to for z, s in zip(forward.largest, mlp.activations, strict=True)):
-        gain, reason = 0.0, "a pre-activation may reach the point where torch's softplus becomes linear"
-        return BallBounds(radius, gain, math.inf, math.inf, reason)
+        reason = "a pre-activation may reach the point where torch's softplus becomes linear"
+        return BallBounds(radius, 0.0, math.inf, math.inf, reason)
     return BallBounds(radius, gain, above(math.sqrt(square)), _curvature(mlp, forward, g, a, radius), reason)
 
 
 def _forward(mlp: SmoothMLP, x: Tensor, radius: float) -> _Forward:
     entering, largest = [_norms(x)], []
-    for place, (layer, activation) in enumerate(zip(mlp.layers, mlp.activations, strict=False)):
+    for index, (layer, activation) in enumerate(zip(mlp.layers, mlp.activations, strict=False)):
         reach = radius * _reach(layer, entering[-1])
-        if place == 0:
+        if index == 0:
             z = x @ layer.weight.T + layer.bias
             rounding = gamma(layer.inputs + 2, torch.float64) * (
                 layer.row_norm * entering[0] + float(layer.bias.abs().max())
@@ -126,17 +126,17 @@ def _gain(mlp: SmoothMLP, forward: _Forward, radius: float) -> tuple[float, str]
         gain = below(float(mlp.last.weight.norm())) - above(moved[1])
         reason = "" if gain > 0 else "the output weights can all become zero within the ball"
         return max(gain, 0.0) * below(slopes[0]), reason
-    for place in range(2, mlp.depth):
-        if float(mlp.layers[place].weight.min()) < above(moved[place]):
-            return 0.0, f"weights of layer {place + 1} can become negative within the ball"
+    for index in range(2, mlp.depth):
+        if float(mlp.layers[index].weight.min()) < above(moved[index]):
+            return 0.0, f"weights of layer {index + 1} can become negative within the ball"
     least = [below(float(layer.weight.clamp(min=0).sum(1).min())) for layer in mlp.layers]
     # Only the row sums of layer 2 count, so it may have negative entries; they are subtracted in full.
     second = mlp.layers[1].weight
     least[1] -= above(float((-second).clamp(min=0).sum(1).max()))
     width = math.sqrt(mlp.layers[1].inputs)
     gain = below(least[1] / width) - above(moved[1]) if least[1] > 0 else 0.0
-    for place in range(2, mlp.depth):
-        gain *= max(least[place] - above(moved[place] * math.sqrt(mlp.layers[place].inputs)), 0.0)
+    for index in range(2, mlp.depth):
+        gain *= max(least[index] - above(moved[index] * math.sqrt(mlp.layers[index].inputs)), 0.0)
     gain = below(max(gain, 0.0) * math.prod(slopes))
     return gain, "" if gain > 0 else "sums of weights can become zero within the ball"
 
@@ -144,26 +144,26 @@ def _gain(mlp: SmoothMLP, forward: _Forward, radius: float) -> tuple[float, str]
 def _backward(mlp: SmoothMLP, radius: float) -> tuple[list[float], list[float]]:
     """Bound |g_l|, l = 1..L, and |a_l|_inf, l = 1..L-1, from above."""
     g, a = [1.0], [above(float(mlp.last.weight.abs().max()) + radius)]
-    for place in range(mlp.depth - 2, -1, -1):
-        following = mlp.layers[place + 1]
-        if place < mlp.depth - 2:
+    for index in range(mlp.depth - 2, -1, -1):
+        following = mlp.layers[index + 1]
+        if index < mlp.depth - 2:
             a.insert(0, above((following.column_norm + radius) * g[0]))
-        g.insert(0, above(mlp.activations[place].most_slope * (following.norm + radius) * g[0]))
+        g.insert(0, above(mlp.activations[index].most_slope * (following.norm + radius) * g[0]))
     return g, a
 
 
 def _curvature(mlp: SmoothMLP, forward: _Forward, g: list[float], a: list[float], radius: float) -> float:
     q = torch.zeros(mlp.depth, mlp.depth, dtype=torch.float64)
     c = torch.zeros(mlp.depth, dtype=torch.float64)
-    for place, layer in enumerate(mlp.layers):
-        before = c * (mlp.activations[place - 1].most_slope if place else 0.0)
-        if layer.weight_trained and place:
-            q[place] += g[place] * before
-            q[:, place] += g[place] * before
+    for index, layer in enumerate(mlp.layers):
+        before = c * (mlp.activations[index - 1].most_slope if index else 0.0)
+        if layer.weight_trained and index:
+            q[index] += g[index] * before
+            q[:, index] += g[index] * before
         c = before * above(layer.norm + radius)
-        c[place] += float(_reach(layer, forward.entering[place]).max())
-        if place < mlp.depth - 1:
-            q += a[place] * mlp.activations[place].most_bend * torch.outer(c, c)
+        c[index] += float(_reach(layer, forward.entering[index]).max())
+        if index < mlp.depth - 1:
+            q += a[index] * mlp.activations[index].most_bend * torch.outer(c, c)
     return above(above(float(q.norm())))
 
 
@@ -175,8 +175,9 @@ def _reach(layer: AffineLayer, entering: Tensor) -> Tensor:
 
 def _norm_of_inputs(layer: AffineLayer, x: Tensor) -> float:
     """Bound |(X, 1)|_2 of the trained part from above."""
-    columns = torch.cat([x[:, : x.shape[1] * layer.weight_trained], x.new_ones(len(x), int(layer.bias_trained))], 1)
-    return spectral_norm(columns) if columns.numel() else 0.0
+    trained = x if layer.weight_trained else x[:, :0]
+    columns = torch.cat([trained, x.new_ones(len(x), int(layer.bias_trained))], 1)
+    return spectral_norm_bound(columns) if columns.numel() else 0.0
 
 
 def _square_of_inputs(layer: AffineLayer, entering: Tensor) -> float:

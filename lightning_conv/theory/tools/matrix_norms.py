@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.estimates import entropy_rank
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.linalg.spectral_estimates import estimate_lambda_max
 
@@ -22,12 +23,14 @@ STEPS = 80
 def spectral_norm(matrix: Tensor, *, tolerance: float = 1e-6, steps: int = STEPS, seed: int = 0) -> Bounded:
     r"""Compute |A|_2, the largest singular value, by Lanczos on A^T A.
 
-    ``lower`` is the square root of a Rayleigh quotient less its rounding error, which is a proven bound. ``upper`` adds
-    the residual of the Ritz pair, which is an estimate: it fails for a start vector nearly orthogonal to the top
-    singular vector. Therefore the result is never ``certified``. |A|_F is a certain upper bound and limits ``upper``.
-    For up to 256 rows or columns the norm is the root of the largest eigenvalue of A A^T (or A^T A; p <= q is the
-    smaller dimension). The interval then covers the rounding of the product, gamma_{q+2} |A|_F^2, and the error of
-    LAPACK, 8 p u |A|_F^2 (also an estimate; u is the unit roundoff).
+    The result is not ``certified``, because one end of its interval, or both, are estimates:
+
+    - For up to 256 rows or columns the norm is the root of the largest eigenvalue of A A^T (or A^T A; p <= q is the
+      smaller dimension). The interval covers the rounding of the product, gamma_{q+2} |A|_F^2, and the error of LAPACK,
+      8 p u |A|_F^2, which is an estimate (u is the unit roundoff).
+    - For larger matrices ``lower`` is the square root of a Rayleigh quotient less its rounding error, which is a proven
+      bound. ``upper`` adds the residual of the Ritz pair, which is an estimate: it fails for a start vector nearly
+      orthogonal to the top singular vector. |A|_F is a proven upper bound and limits ``upper``.
 
     Args:
         matrix: A, (p, q).
@@ -96,9 +99,11 @@ def stable_rank(matrix: Tensor) -> Bounded:
         ValueError: See ``spectral_norm``.
     """
     a = _checked(matrix)
-    square, norm = float(a.square().sum()), spectral_norm(a)
-    if square == 0:
+    largest = float(a.abs().max())
+    if largest == 0:
         return Bounded(0.0, 0.0, 0.0, certified=True, method="zero matrix")
+    a = a / largest  # the ratio has no scale, and squares then neither overflow nor vanish
+    square, norm = float(a.square().sum()), spectral_norm(a)
     return Bounded(
         square / norm.value**2, square / norm.upper**2, square / norm.lower**2, certified=False, method=norm.method
     )
@@ -119,7 +124,7 @@ def numerical_rank(matrix: Tensor, *, threshold: float = 1e-3) -> int:
 def effective_rank(matrix: Tensor) -> float:
     """Compute the exponential of the entropy of the singular values over their sum, between 1 and the rank.
 
-    Unlike the rank it is continuous.
+    Unlike the rank it is continuous. It is 0 for a zero matrix.
 
     Raises:
         ValueError: See ``spectral_norm``.
@@ -127,10 +132,7 @@ def effective_rank(matrix: Tensor) -> float:
     Source: Roy & Vetterli 2007.
     """
     values = torch.linalg.svdvals(_checked(matrix))
-    if float(values[0]) == 0:
-        return 0.0
-    shares = values / values.sum()
-    return math.exp(float(-torch.special.xlogy(shares, shares).sum()))
+    return entropy_rank(values) if float(values[0]) > 0 else 0.0
 
 
 @dataclass(frozen=True)

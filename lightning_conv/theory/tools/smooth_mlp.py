@@ -99,7 +99,7 @@ def smooth_activation(module: nn.Module) -> SmoothActivation | None:
     return None
 
 
-def spectral_norm(matrix: Tensor) -> float:
+def spectral_norm_bound(matrix: Tensor) -> float:
     """Bound |A|_2 from above by |A|_F and by the eigenvalues of the smaller of A A^T and A^T A, rounding included."""
     wide = matrix if matrix.shape[1] >= matrix.shape[0] else matrix.T
     gram = wide @ wide.T
@@ -131,7 +131,7 @@ class AffineLayer:
     @cached_property
     def norm(self) -> float:
         """Upper bound of |W|_2."""
-        return spectral_norm(self.weight)
+        return spectral_norm_bound(self.weight)
 
     @cached_property
     def row_norm(self) -> float:

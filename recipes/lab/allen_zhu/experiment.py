@@ -69,18 +69,20 @@ def run(
         seeds: initialisations per width.
         stop_at: share of F(0) at which training ends, the same for all widths, so that distances can be compared.
         max_steps: largest number of steps.
-        probes: measurements per run, evenly spaced in the logarithm of the step.
+        probes: steps at which a run is measured, evenly spaced in the logarithm up to ``max_steps``; a run that ends before has fewer.
         source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
 
     Raises:
-        ValueError: fewer than two widths, or a setting that is not positive.
+        ValueError: fewer than two widths, a setting that is not positive, or ``stop_at`` outside (0, 1).
     """
-    if len(widths) < 2 or min(n, depth, seeds, max_steps, probes) < 1 or not 0 < stop_at < 1:
-        raise ValueError(
-            f"widths, n, depth, seeds, max_steps, probes, stop_at: {widths}, {n}, {depth}, {seeds}, {max_steps}, {probes}, {stop_at}; "
-            "need two widths or more, positive numbers and 0 < stop_at < 1"
-        )
+    if len(widths) < 2:
+        raise ValueError(f"widths: {widths}; need two widths or more")
+    if not 0 < stop_at < 1:
+        raise ValueError(f"stop_at: {stop_at}; need a share of the loss at the start, between 0 and 1")
+    sizes = {"n": n, "depth": depth, "seeds": seeds, "max_steps": max_steps, "probes": probes}
+    if wrong := [f"{name}: {size}; need 1 or more" for name, size in sizes.items() if size < 1]:
+        raise ValueError(wrong[0])
     data = two_classes(n, source=source, root=root)
     apart = separation(data.inputs, data.labels, below=(0.1, 0.2, 0.3))
     x, y = unit_inputs(data.inputs), data.targets[:, None]
@@ -156,9 +158,9 @@ def _train(net: AllenZhuNet, x: Tensor, y: Tensor, seed: int, stop_at: float, ma
                 drift=forward_drift(net.states(x), states),
             )
             run.probes.append(probe)
-            for length in LENGTHS if here.loss > 0 else ():
-                v = {name: -length * eta * gradient for name, gradient in here.gradient.items()}
-                run.steps.append(residual(net, x, y, v, at=here))
+            if here.loss > 0:
+                steps = ({name: -length * eta * g for name, g in here.gradient.items()} for length in LENGTHS)
+                run.steps += [residual(net, x, y, v, at=here) for v in steps]
         if done:
             break
         net.step(here.gradient, eta)

@@ -45,9 +45,9 @@ class Fit:
     other_runs: list[Residual]  # all probes of the other initialisations
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One trained network."""
+    """One trained network; the measurements are appended while it trains."""
 
     width: int
     seed: int

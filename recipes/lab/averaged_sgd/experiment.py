@@ -48,7 +48,7 @@ def run(
         root: folder of MNIST.
 
     Raises:
-        ValueError: fewer than two runs, or too few samples.
+        ValueError: fewer than two runs, too few samples, or ``noise`` outside [0, 0.5).
     """
     if not 0 <= noise < 0.5:
         raise ValueError(f"noise: {noise}; need a share in [0, 0.5); from 0.5 on the labels say the opposite")
@@ -93,10 +93,10 @@ def run(
     setting = (
         f"Even against odd images of {source} (targets 1 and -1, rows of norm 1), {n} for training and {len(data.test_inputs)} for "
         f"testing. Two layers of M softplus({sharpness:g}) units with the symmetric initialisation, all parameters trained; one pass of "
-        f"SGD, a sample a step, on 1/2 (g(x) - y)^2 + (lambda/2) |theta - theta_0|^2 with lambda = {penalty:.4g} and the largest constant "
-        f"step of the theorem, eta = {largest_step(penalty):.4g}. Errors are means of (g(x) - g_rho(x))^2 on the test set, over {runs} "
-        "seeds; g_rho is the mean label, y itself or, where a share p of the training labels is flipped, (1 - 2p) y. The linearised "
-        "network is the same SGD on g's tangent at theta_0, exactly, through its kernel."
+        f"SGD, one sample per step, on 1/2 (g(x) - y)^2 + (lambda/2) |theta - theta_0|^2 with lambda = {penalty:.4g} and the largest "
+        f"constant step of the theorem, eta = {largest_step(penalty):.4g}. Errors are means of (g(x) - g_rho(x))^2 on the test set, over "
+        f"{runs} seeds; g_rho is the mean label, y itself or, where a share p of the training labels is flipped, (1 - 2p) y. The "
+        "linearised network is the same SGD on g's tangent at theta_0, exactly, through its kernel."
     )
     return Report(
         "averaged_sgd", "Averaged SGD under the NTK", setting, checks,

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.support import require_supported
 from lightning_conv.callbacks.run import sampling
+from lightning_conv.callbacks.run.sampling import register_sampler
 
 
 def samples():
@@ -127,7 +128,8 @@ class Globally(DistributedSampler):
 
 @pytest.fixture
 def one_process(make_trainer, make_regression, monkeypatch):
-    monkeypatch.setattr(sampling, "KNOWN", (*sampling.KNOWN, Globally))
+    monkeypatch.setattr(sampling, "_EVEN", set(sampling._EVEN))
+    register_sampler(Globally)
 
     def train(batch_size=6, **options):
         guard, module, data = ExpressivityGuard(**options), classifier(make_regression), samples()

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard
-from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
+from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling, register_sampler
 
 N = 20
 TABLE = TensorDataset(torch.rand(N, 4, generator=torch.Generator().manual_seed(0)), torch.rand(N, 1))
@@ -122,6 +122,18 @@ def test_what_is_not_whole_says_why(sampling, name):
     found = sampling(make())
     assert not found.whole
     assert said in found.not_whole
+
+
+def test_a_declared_sampler_is_believed_and_its_subclass_is_not(sampling):
+    @register_sampler
+    class Declared(SequentialSampler):
+        """A sampler whose author says that it draws every sample once."""
+
+    class Further(Declared):
+        """A subclass, of which nobody has said anything."""
+
+    assert sampling(batches(Declared(TABLE))).whole
+    assert "Further may weight samples" in sampling(batches(Further(TABLE))).not_whole
 
 
 def test_batches_of_an_unknown_class_are_not_known_and_are_not_iterated(sampling):

@@ -109,8 +109,11 @@ def test_effective_rank_does_not_depend_on_the_scale(with_spectrum):
 
 
 def test_effective_rank_of_nothing_is_not_a_number():
-    assert math.isnan(estimate_effective_rank(torch.zeros_like, SIZE).value)
-    assert math.isnan(estimate_effective_rank(torch.zeros_like, 5).value)
+    for size in (SIZE, 5):
+        found = estimate_effective_rank(torch.zeros_like, size)
+        assert math.isnan(found.value)
+        assert math.isnan(found.standard_error)
+        assert found.method == "the operator is zero or negative"
 
 
 @pytest.mark.parametrize(("probes", "steps"), [(1, 8), (8, 1)])

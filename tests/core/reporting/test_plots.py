@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_conv import Bounded, Spectrum, kernel_spectrum
-from lightning_conv.reporting.plots import new_figure, plot_layers, plot_spectra
+from lightning_conv.reporting.plots import new_figure, plot_label_projection, plot_layers, plot_spectra
 
 
 def spectrum(*eigenvalues):
@@ -97,3 +97,9 @@ def test_copes_with_a_single_layer_of_no_name_and_no_eigenvalue(smallest):
     figure = plot_layers({"": 1.0}, smallest)
     assert figure.axes[0].get_yticklabels()[0].get_text() == "(the model)"
     assert drawn(figure).any()
+
+
+def test_every_projection_is_drawn_however_many_there_are():
+    shares = {str(k): torch.tensor([0.5, 0.5]) for k in range(5)}
+    above, _ = plot_label_projection(shares, [(0, 1.0, 1.0), (1, 0.5, 0.4)]).axes
+    assert [line.get_label() for line in above.lines] == list(shares)

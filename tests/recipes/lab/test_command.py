@@ -27,7 +27,7 @@ def _invented(monkeypatch):
         checks = [Check("a <= b", "nobody", good, f"size {size}"), Check("c [h, 1]", "nobody", False, "-", must=False)]
         return Report("invented", "Invented", "Nothing.", checks, {"numbers": [{"x": 1.5, "y": True}]}, new_figure())
 
-    monkeypatch.setitem(lab.EXPERIMENTS, "invented", ("nowhere", "an experiment of the test"))
+    monkeypatch.setitem(lab.EXPERIMENTS, "invented", "an experiment of the test")
     monkeypatch.setattr("lightning_conv.recipes.lab.command.experiment", lambda name: run)
 
 

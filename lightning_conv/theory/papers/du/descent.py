@@ -1,4 +1,4 @@
-"""What the proofs say about single steps: the contraction of the error and the remainder of the linearisation.
+"""The contraction of the error, over a run and per step, and the remainder of the linearisation.
 
 Notation: r = u - y, S = 1/2 |r|^2, and eta is the step size on S. For a run on another squared loss k S,
 ``loss_scale(...).step_on_sum(eta)`` converts the step size. Ratios of losses do not depend on k.
@@ -198,7 +198,7 @@ def _value(lambda_0: Bounded | float) -> float:
 
 
 def _matrix_and_residual(gram: KernelGram | Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    matrix = gram.matrix if isinstance(gram, KernelGram) else gram
+    matrix = gram.matrix if isinstance(gram, KernelGram) else gram.double()
     r = residual.detach().double().flatten()
     if len(r) != len(matrix):
         raise ValueError(

@@ -141,6 +141,17 @@ def test_uncertified_plateaus_are_tried_again_without_a_trace_and_given_up_at_th
     for name, value in plain.items():
         assert torch.equal(value, module.state_dict()[name]), name
 
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step == 24
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "certify_trunk", fail)
+        module, guard = make_module(dropout=0.0), ExpressivityGuard(**REST)
+        with pytest.warns(UserWarning, match=r"the run ended at step 24; .*not yet"):
+            run([guard, Stop()])
+        assert "came to rest" not in guard.reason
+
     with monkeypatch.context() as patch:
         patch.setattr(room, "certify_trunk", fail)
         module = make_module(dropout=0.0)

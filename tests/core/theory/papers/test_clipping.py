@@ -98,3 +98,14 @@ def test_the_bound_is_the_geometric_one_and_impossible_constants_are_refused():
         clipping_criteria(quadratic_run(1.0, 0.1, steps=2)[0], mu=0.0)
     with pytest.raises(ValueError, match="2 and 2"):
         ClippedPath(1.0, 1.0, 0.5, [1.0, 1.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("eta", "steps"), [(1.0, 1201), (2.0, 1)])
+def test_a_loss_above_a_bound_of_zero_refutes_the_rate(eta, steps):
+    stuck = ClippedPath(eta, 1.0, 1.0, [1.0] * (steps + 1), [1.0] * steps)  # the bound is 2^-1201 or 0
+    assert {c.name: c.verdict for c in clipping_criteria(stuck, mu=1.0)}["clipping_rate"] == "refuted"
+
+
+def test_where_no_loss_is_above_rounding_the_rate_is_undecided():
+    done = ClippedPath(1.0, 1.0, 1.0, [1.0, 0.0], [1.0])
+    assert {c.name: c.verdict for c in clipping_criteria(done, mu=1.0)}["clipping_rate"] == "undecided"

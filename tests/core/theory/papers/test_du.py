@@ -151,6 +151,7 @@ def test_a_run_on_another_scale_of_the_loss_has_the_same_verdict_after_conversio
     # The error shrinks by 2 eta - eta^2 a step: with lambda_0 / 2 above that the bound would be lower.
     assert du.contraction_criterion(losses, step, 4.01).verdict == "refuted"
     assert du.linearised_rate(x @ x.T, outputs[0] - y, step) == pytest.approx(2 * step, rel=1e-12)
+    assert du.linearised_rate((x @ x.T).float(), outputs[0] - y, step) == pytest.approx(2 * step, rel=1e-6)
 
 
 def test_the_linearised_rate_lies_between_its_ends_and_is_the_slope_of_the_loss():

@@ -88,6 +88,8 @@ def test_ranks_of_matrices_with_known_singular_values(with_spectrum):
     assert effective_rank(matrix) == pytest.approx(3, rel=1e-10)
     faint = with_spectrum(torch.tensor([1.0, 2e-3, 5e-4], dtype=torch.float64))
     assert (numerical_rank(faint), numerical_rank(faint, threshold=1e-4)) == (2, 3)
+    for scale in (1e-170, 1e160):  # whose squares vanish and overflow
+        assert stable_rank(scale * matrix).value == pytest.approx(3, rel=1e-10)
     zero = torch.zeros(4, 4)
     assert (stable_rank(zero).value, numerical_rank(zero), effective_rank(zero)) == (0.0, 0, 0.0)
     with pytest.raises(ValueError, match="threshold: 2"):
