@@ -21,11 +21,11 @@ from lightning_conv.theory.papers.clipping import clipping_factor, clipping_regi
 
 
 class RegularizedGradientClipping(ChangesSteps):
-    r"""Scales the gradient by min(1, max(delta, gamma / \|grad f\|)) before every optimizer step.
+    """Scales the gradient by min(1, max(delta, gamma / |grad f|)) before every optimizer step.
 
     With plain SGD of learning rate eta this is delta-GClip (Tucat, Mukherjee, Sen, Sun & Rivasplata 2025): the step
-    h = eta min(1, max(delta, gamma / \|grad f\|)) lies in [eta delta, eta], and where f >= 0 is beta-smooth with
-    \|grad f\|^2 >= mu f and eta <= 1 / beta, full-batch steps give f_t <= (1 - eta delta mu / 2)^t f_0. Trainer(gradient_clip_val=gamma)
+    h = eta min(1, max(delta, gamma / |grad f|)) lies in [eta delta, eta], and where f >= 0 is beta-smooth with
+    |grad f|^2 >= mu f and eta <= 1 / beta, full-batch steps give f_t <= (1 - eta delta mu / 2)^t f_0. Trainer(gradient_clip_val=gamma)
     is the case delta = 0, whose step has no positive lower bound. With another optimizer the gradient is scaled all the same, which the
     theory does not cover (a warning says so).
 
@@ -35,20 +35,20 @@ class RegularizedGradientClipping(ChangesSteps):
 
     Logged every ``log_every_n_steps`` of the Trainer, to every logger and to ``trainer.callback_metrics``:
 
-    - ``clipping/gradient_norm``: \|grad f\| before clipping, of the step just taken
+    - ``clipping/gradient_norm``: |grad f| before clipping, of the step just taken
     - ``clipping/factor``: h / eta; with plain SGD also ``clipping/step_size``: h
-    - ``clipping/share_full``, ``clipping/share_clipped``, ``clipping/share_floor``: of the steps since the start
+    - ``clipping/share_full``, ``clipping/share_clipped``, ``clipping/share_floor``: of the finite gradients since the start
 
     Args:
         gamma: threshold of the norm, in units of the gradient.
         delta: floor of the factor, in [0, 1].
 
     Raises:
-        MisconfigurationException: gamma or delta out of range; ``Trainer(gradient_clip_val=...)``, an own
-            ``configure_gradient_clipping``, which would clip twice; manual optimization; sharded strategies; an
+        MisconfigurationException: gamma or delta out of range; ``Trainer(gradient_clip_val=...)``, a
+            ``configure_gradient_clipping`` defined by the module, since both would clip; manual optimization; sharded strategies; an
             optimizer that undoes the scaling of mixed precision by itself.
 
-    Cost: one norm of the gradient per step.
+    Cost: one norm of the gradient and one synchronisation with the device per step.
 
     Example::
 
@@ -94,6 +94,7 @@ class RegularizedGradientClipping(ChangesSteps):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A new fit starts new counts; a resumed one keeps those of its checkpoint.
         if not self._loaded and (trainer.global_step == 0 or trainer.ckpt_path is not None):
             self._counts, self._last = {"full": 0, "clipped": 0, "floor": 0}, {}
         self._loaded, self._logged = False, None

@@ -31,12 +31,11 @@ from lightning_conv.theory.tools.observation import Observation
 class ConvergenceCriteria(KernelMonitor):
     r"""Compares the run with the theorems: measures both sides of their inequalities, judges them, and names violated assumptions.
 
-    Every measurement takes the loss f on the probe and its gradient, the kernel (shared with the other monitors of equal settings), and,
-    over the optimizer step that follows, how far f falls and how far the weights move. The papers below are judged, and those that are
-    added by ``register_criteria``:
+    A measurement computes the loss f on the probe, its gradient and the kernel (shared with monitors of equal settings), and, over the
+    optimizer step that follows, the fall of f and the movement of the weights. Judged are the papers below and those added by
+    ``register_criteria``:
 
-    - ``"allen_zhu"``: separation of the data, semi-smoothness; for ``AllenZhuNet`` also the norms of the hidden states at the start, and
-      the exponent with which units switch
+    - ``"allen_zhu"``: separation of the data, semi-smoothness; for ``AllenZhuNet`` also hidden norms, and how units switch
     - ``"bias_ntk"``: the share of active units at the start and later, for ``BiasedTwoLayer``
     - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); whether points of a ball around the start
       refute the criterion; descent efficiency, linear rate and path length of gradient descent
@@ -49,13 +48,11 @@ class ConvergenceCriteria(KernelMonitor):
       ``ExpressivityGuard``, on the training set, the step, the gap under its proven bound, and what its certificate proves
     - ``"oymak"``: the step, and misfit and distance under one line
 
-    What a theorem asks for at every step is judged at the worst of the steps measured, which the reason names.
-
-    Where the run violates an assumption of a theorem, its criteria are ``not applicable`` with the reasons, and the measured quantities
-    are logged all the same. Examples are momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that is not
-    squared or whose infimum is not attained, a network that is not smooth, and an observed step that is not -h grad f, for whatever
-    reason. Everything is measured on the probe: a theorem about the training loss applies only if the probe holds the whole training
-    set, ``Probe(size=len(dataset))``.
+    What a theorem asks for at every step is judged at the worst of the measured steps, which the reason names. Where the run violates an
+    assumption of a theorem, its criteria are ``not applicable`` with the reasons, and the measured quantities are logged all the same.
+    Examples are momentum, Adam, weight decay, mini-batches, BatchNorm, dropout, augmentation, a loss that is not squared or whose infimum
+    is not attained, a network that is not smooth, and an observed step that is not -h grad f, for whatever reason. Everything is measured
+    on the probe: a theorem about the training loss applies only if the probe holds the whole training set, ``Probe(size=len(dataset))``.
 
     Logged, to every logger and to ``trainer.callback_metrics``, in the units of the run's loss (f is the loss minus its infimum where
     that is known); ``docs/criteria.md`` has all of them:
@@ -85,8 +82,7 @@ class ConvergenceCriteria(KernelMonitor):
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
         loss_fn: the loss of the training step; None: the one loss module on the LightningModule. Whether a step minimises this
             and nothing else is checked for full-batch steps, not for mini-batches.
-        radius: of the ball around w_0 in which ``"chatterjee"`` looks for points with small \|grad f\|^2 / f, which refute its criterion
-            for radii up to this one. None: the criterion is compared with the run's own path only.
+        radius: radius of the ball around w_0 in which ``"chatterjee"`` searches for points that refute its criterion; None: no search.
 
     Raises:
         MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.

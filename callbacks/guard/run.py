@@ -34,13 +34,15 @@ class ExpressivityError(RuntimeError):
 
 
 class GuardedRun:
-    """The two-phase rule on one run. All ranks go through it alike; what decides is computed once and sent to all of them.
+    """The two-phase rule on one run.
+
+    All ranks make the same calls; each decision is computed on rank 0 and broadcast.
 
     Args:
         trainer: Trainer of the run, about to train.
         pl_module: Module that it trains.
         settings: Settings of the guard.
-        state: Memory of the guard, which the run goes on writing.
+        state: State of the guard, updated in place.
 
     Raises:
         MisconfigurationException: There is no usable head, the data have no random access, or ``switch_at`` is a share of an endless run.
@@ -71,7 +73,7 @@ class GuardedRun:
         self._kinks = [str(kink) for kink in find_kinks(view.network, view.data.first_inputs())]
 
     def start(self) -> None:
-        """Begin, or go on with, the phase that the run is in."""
+        """Start or resume the current phase."""
         state, step = self._state, self._trainer.global_step
         if state.caveats:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {'; '.join(state.caveats)}")
@@ -88,7 +90,7 @@ class GuardedRun:
         when = f"after step {state.switch_step}" if state.plateau is None else "where the training loss comes to rest"
         width, size = self._view.head.width, self._view.data.size
         rank_zero_info(f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}')
-        # Said at the start of a run, not after most of it.
+        # Reject a head that is too narrow before training, not at the switch.
         if (narrow := self._narrow) is not None and self._settings.method != "alignment":
             state.verdict = "undecided"
             self._undecided(f"{narrow}, or pass method='alignment' to train this head to its own infimum")
@@ -98,7 +100,7 @@ class GuardedRun:
         self._switch_if_due()
 
     def before_batch(self, batch: Any | None = None) -> None:
-        """Prepare a batch, or an epoch.
+        """Keep the trunk in eval mode at the start of an epoch, and prepare phase 2 for a batch.
 
         Args:
             batch: The batch; None: an epoch begins.
@@ -109,7 +111,7 @@ class GuardedRun:
             self._phase_two.before_batch(batch)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Take part when the gradients are there and the optimizer is about to step.
+        """Call the step rule of phase 2 between the backward pass and the optimizer step.
 
         Args:
             optimizer: Optimizer of the run.
@@ -118,7 +120,7 @@ class GuardedRun:
             self._phase_two.before_step(optimizer)
 
     def after_batch(self, outputs: Any) -> None:
-        """Take in the loss of a batch; switch if it is time.
+        """Record the loss of the batch, and switch to phase 2 if it is due.
 
         Args:
             outputs: What the training step returned.
@@ -147,7 +149,7 @@ class GuardedRun:
         self.log()
 
     def end(self) -> None:
-        """Check that the trunk kept still, or say that the run did not come to phase 2."""
+        """Check that the trunk is unchanged, or warn that phase 2 was not reached."""
         state = self._state
         if state.phase == 2:
             self._phase_two.warn_if_moved()
@@ -162,7 +164,7 @@ class GuardedRun:
             rank_zero_warn(f"ExpressivityGuard: {state.reason}; nothing was certified")
 
     def release(self) -> None:
-        """Hand the module back as it was."""
+        """Restore the module to its state before phase 2."""
         self._phase_two.release()
 
     def log(self) -> None:

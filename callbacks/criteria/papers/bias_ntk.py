@@ -107,7 +107,7 @@ class BiasNTKTracker(CriteriaTracker):
             return [without_verdict(each, self._setting) for each in shares]
         first = starts_sparse(self._first, self._setting.threshold, self._setting.width)
         if math.isnan(self._first):
-            first = without_verdict(first, "the run was not seen from its first step on")
+            first = without_verdict(first, "the run was not observed from its first step")
         largest = self._worst.criteria() or [stays_sparse(math.nan, self._setting.threshold)]
         return [first, *(_of_an_order(each) for each in largest)]
 

@@ -34,7 +34,7 @@ FROM_DATA = (ArithmeticError, MemoryError, MisconfigurationException, RuntimeErr
 
 
 class PhaseTwo:
-    """What the hooks do in phase 2.
+    """Phase 2 of one run: freezes the trunk, caches features, and applies the step rule.
 
     Args:
         view: The run.
@@ -51,12 +51,12 @@ class PhaseTwo:
 
     @property
     def rule(self) -> StepRule:
-        """What moves the head: the rule that was asked for, or the run's optimizer where that went wrong."""
+        """Step rule in force: the requested one, or ``"base"`` after it failed."""
         memory, asked = self._state.steps, self._settings.step_rule
         return "base" if memory.get("rule") == "base" and memory.get("asked") == asked else asked
 
     def begin(self) -> None:
-        """Freeze the trunk, and set up the rule of the head; at the switch, and when a run resumes in phase 2."""
+        """Freeze the trunk and set up the step rule, at the switch and when a run resumes in phase 2."""
         self.trunk.freeze()
         self._forget_other_rules()
         if self.rule != "base":
@@ -77,7 +77,7 @@ class PhaseTwo:
             self._watch_plain_steps()
 
     def _forget_other_rules(self) -> None:
-        """Forget what a rule remembers if another one came in between: it is about the steps since its own start."""
+        """Clear the memory of a step rule if another one was in force in between: its plan holds from its own start."""
         state, asked = self._state, self._settings.step_rule
         if not state.steps or (state.steps["rule"] == self.rule and state.steps.get("asked", self.rule) == asked):
             return
@@ -86,7 +86,7 @@ class PhaseTwo:
         state.steps = {}
 
     def _cache_outputs(self, cache: FeatureCache) -> None:
-        """Let the loss on the training set be measured without the trunk, too."""
+        """Evaluate the training loss on the cached features, if nothing follows the head."""
         if not self._view.head.last:  # what follows the head is only known by running the network
             return
         try:
@@ -117,7 +117,7 @@ class PhaseTwo:
         view.trainer.should_stop = True
 
     def _watch_plain_steps(self) -> None:
-        """Bound the run's own steps, too, where they are plain gradient descent."""
+        """Set up the bound of the run's own steps where they are plain gradient descent."""
         found = watched_steps(self._view, self._state)
         if isinstance(found, str):
             self._state.steps = {"rule": "base", "asked": "base", "no_bound": found}
@@ -125,7 +125,7 @@ class PhaseTwo:
             self._steps = found
 
     def note_curvature(self) -> None:
-        """Note L_H, and warn if a rate of plain SGD is beyond 2 / L_H."""
+        """Compute L_H, and warn if the learning rate of plain SGD is above 2 / L_H."""
         view, state = self._view, self._state
         with guarded(None, "ExpressivityGuard: no curvature of the head's loss", expects=FROM_DATA) as attempt:
             state.curvature = view.ranks.broadcast(known_curvature(state.steps, state.certificate, view))
@@ -140,7 +140,7 @@ class PhaseTwo:
         rank_zero_warn(f"ExpressivityGuard: {about}{said}")
 
     def _fall_back(self) -> None:
-        """Go on by the run's own optimizer: nothing is proven of its steps, and what it minimises counts."""
+        """Fall back to the run's optimizer, withdraw the bound, and add the optimizer's caveats."""
         self._state.steps = {"rule": "base", "asked": self._settings.step_rule}
         self._steps = HeadSteps(self._view)
         self._withdraw_logged_bound()
@@ -152,7 +152,7 @@ class PhaseTwo:
             publish(self._view.trainer, {"guard/bound": math.inf})
 
     def note_best_loss(self) -> None:
-        """Note what the problem of a head that does not reach the targets can come down to, on this trunk."""
+        """Compute the smallest loss that the head can reach on this trunk, and append it to the reason."""
         view, state = self._view, self._state
         if self._settings.step_rule == "solve" or view.loss.loss_fn is None or not view.head.last:
             return
@@ -172,7 +172,7 @@ class PhaseTwo:
         self._judge_by(head.problem, found)
 
     def _judge_by(self, problem: HeadProblem, solution: HeadSolution) -> None:
-        """Take in what the solved problem of the head proves."""
+        """Update the verdict with the bounds from the solved head problem."""
         state = self._state
         state.loss_kind = where_attained(self._view.loss.kind, problem.losses.targets)
         state.bounds = HeadBounds.of(problem, solution, state.loss_kind)
@@ -193,7 +193,7 @@ class PhaseTwo:
         self._check.before(batch)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Let the rule of the head take part when the gradients are there.
+        """Call the step rule between the backward pass and the optimizer step.
 
         Args:
             optimizer: Optimizer of the run.
@@ -222,10 +222,10 @@ class PhaseTwo:
             self.limit(stepped)
 
     def limit(self, caveat: str) -> None:
-        """Take in a caveat that shows in the run.
+        """Add a caveat found during the run and judge again.
 
         Args:
-            caveat: What the argument does not cover.
+            caveat: Reason why the guarantee is limited.
         """
         state, trainer = self._state, self._view.trainer
         if caveat in state.caveats:
@@ -252,7 +252,7 @@ class PhaseTwo:
             self._state.history.append({"step": float(step), "epoch": float(epoch)} | measured)
 
     def warn_if_moved(self) -> None:
-        """Compare the trunk with what it was at the switch."""
+        """Warn if the trunk differs from what it was at the switch."""
         state, trainer = self._state, self._view.trainer
         if moved := self.trunk.moved_since(state.fingerprints):
             state.verdict = "undecided"
@@ -272,7 +272,7 @@ class PhaseTwo:
         self._cache = self._view.loss.cached_outputs = None
 
     def release(self) -> None:
-        """Hand the module back as it was."""
+        """Restore the module to its state before phase 2."""
         self._release_cache()
         self._check.release()
         self.trunk.release()

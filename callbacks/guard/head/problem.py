@@ -100,7 +100,7 @@ def _build(view: GuardView, allowed: int) -> HeadProblem:
 
 
 def _held(source: TrunkRows, ranks: Ranks, allowed: int) -> Tensor:
-    """Read all rows, a strip at a time."""
+    """Read all rows, strip by strip."""
     held = ranks.alike(lambda: torch.empty(source.samples, source.width, dtype=torch.float64))
     for some in blocks(source.samples, max(1, allowed // (4 * WORD * source.width))):
         held[some] = read_rows(source, some)

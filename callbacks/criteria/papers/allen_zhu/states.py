@@ -44,12 +44,15 @@ class Setting:
 
 
 def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -> Setting | str:
-    """Return the sizes of an ``AllenZhuNet`` whose W_l alone are trained, on ``unit_inputs``; for another run say why it is another one.
+    """Return the sizes of an ``AllenZhuNet`` whose W_l alone are trained, on ``unit_inputs``.
 
     Args:
-        network: whose kernel is measured.
-        inputs: of the probe.
-        trained: names of the parameters that the kernel is over.
+        network: Network whose kernel is measured.
+        inputs: Inputs of the probe, (n, ...).
+        trained: Names of the parameters that the kernel is over.
+
+    Returns:
+        The sizes; for any other run a string that explains the difference.
     """
     found = find_network(network, inputs, AllenZhuNet, trained, asks=SETTING)
     if isinstance(found, str):
@@ -64,7 +67,10 @@ def find_setting(network: nn.Module, inputs: Inputs, trained: Collection[str]) -
 
 
 class ForwardStability:
-    """Follows one run. For other networks than the paper's the norms are reported without a verdict, and no exponent is fitted."""
+    """Collects hidden norms, drift and switched units of one run.
+
+    For other networks than the paper's the norms are reported without a verdict, and no exponent is fitted.
+    """
 
     def __init__(self) -> None:
         self._setting: Setting | str = "not looked at"
@@ -72,13 +78,13 @@ class ForwardStability:
         self._points: dict[int, tuple[float, float]] = {}  # step -> omega, share of switched units
 
     def begin(self, network: nn.Module, inputs: Inputs, trained: Collection[str]) -> None:
-        """Look whether the run trains the paper's network; arguments as in ``find_setting``."""
+        """Detect the paper's network; arguments as in ``find_setting``."""
         self._setting = find_setting(network, inputs, trained)
 
     def measure(
         self, raw: Mapping[str, float], seen: Observation, *, k: float = math.nan, delta: float = math.nan
     ) -> dict[str, float]:
-        """Keep a measurement; a second one of the same step replaces the first.
+        """Record a measurement; a second one of the same step replaces the first.
 
         Args:
             raw: ``RunView.layers`` and ``RunView.activity``, with ``gradient_over_largest``.
@@ -117,11 +123,11 @@ class ForwardStability:
         """Judge whether the norms at the start lie in [3/4, 5/4], and the exponent with which switched units follow the movement.
 
         Args:
-            from_the_start: whether the run was seen from its first step on.
+            from_the_start: whether the run was observed from its first step.
         """
         why = self._setting if isinstance(self._setting, str) else ""
         if not why and not from_the_start:
-            why = "the run was not seen from its first step on, and the lemmas are about its initialisation"
+            why = "the run was not observed from its first step, and the lemmas are about its initialisation"
         norms = (self._norms or HiddenNorms(math.nan, math.nan)).criteria(papers_network=not why)
         if isinstance(self._setting, str):
             exponent = not_applicable("sign_change_exponent", DRIFT, SIGN_ASKS, why)

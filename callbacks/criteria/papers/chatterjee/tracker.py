@@ -74,7 +74,7 @@ class ChatterjeeTracker(CriteriaTracker):
         return [*certified, in_the_ball, *descent_criteria(run.history)]
 
     def _look_at_start(self, run: RunView) -> None:
-        why = run.violated(self.assumes) if run.step == 0 else "the run was not seen from its first step on"
+        why = run.violated(self.assumes) if run.step == 0 else "the run was not observed from its first step"
         unproven = why or ("" if run.scale is not None else "the certificate is about the squared loss, nn.MSELoss")
         self._certificate = (
             no_certificate(unproven)

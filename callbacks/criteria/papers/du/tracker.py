@@ -27,19 +27,19 @@ from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.du.descent import step_contraction_criterion
 from lightning_conv.theory.tools.observation import Observation
 
-OF_THE_START = frozenset(
+COMPARED_WITH_START = frozenset(
     {"own_lambda_min_share", "kernel_drift", "limit_distance", "layer_norms", "layer_movement", "neuron_movement"}
 )
-"""Criteria that compare with the start."""
+"""Names of the criteria that compare with the start."""
 
-LATE = "the run was not seen from its first step on, and the lemmas are about its initialisation"
+NOT_OBSERVED_FROM_START = "the run was not observed from its first step, and the lemmas are about its initialisation"
 
 
 @register_criteria
 class DuTracker(CriteriaTracker):
-    """Judges kernel and weights, the contraction of every observed step, and what its linearisation leaves out.
+    """Judges the assumptions and conclusions of Du et al. 2019: kernel, weight movement, contraction per step, linearisation error.
 
-    What the linearisation says (``linearisation_error``, ``residual_predicted``) needs the full kernel and a squared loss.
+    The linearisation (``linearisation_error``, ``residual_predicted``) needs the full kernel and a squared loss.
     """
 
     name, position = "du", 20
@@ -56,7 +56,7 @@ class DuTracker(CriteriaTracker):
         self._last: tuple[KernelGram, Spectrum] | None = None  # the last kernel
 
     def begin(self, run: RunView) -> None:
-        """Look whether the run trains one of the papers' networks, and compute its limit kernel."""
+        """Detect a network of the papers and compute its limit kernel."""
         max_memory = run.measurement.probe.max_memory
         self._evidence.begin(run.network, run.inputs, run.measurement.parameters, max_memory)
 
@@ -72,7 +72,7 @@ class DuTracker(CriteriaTracker):
         return self._evidence.quantities(run.network, start) | self.projection.quantities()
 
     def _linearise(self, run: RunView, gram: KernelGram, spectrum: Spectrum) -> None:
-        """Keep what the step to come is compared with, and compare the error with its prediction."""
+        """Store the kernel and the outputs for the linearisation of the next step, and compare the error with its prediction."""
         last, scale = run.history[-1], run.scale
         if scale is None or math.isnan(last.loss):
             return
@@ -87,11 +87,14 @@ class DuTracker(CriteriaTracker):
         self.projection.measure(last.step, math.sqrt(2 * max(last.loss, 0.0) / scale.k))
 
     def before_step(self, run: RunView, rate: float) -> None:
-        """Note the size of the step."""
+        """Record the size of the step for the predicted error."""
         self.projection.before_step(rate)
 
     def observe(self, run: RunView, step: Observation) -> dict[str, float]:
-        """Return ``linearisation_error``, and 2 eta lambda_min(G) and 2 eta lambda_max(G), between which the linearised rate lies."""
+        """Return ``linearisation_error``, and the ends between which the linearised rate lies.
+
+        The ends are bounds of 2 eta lambda_min(G) from below and of 2 eta lambda_max(G) from above.
+        """
         if run.scale is None or run.targets is None or self._last is None:
             return {}
         eta = run.scale.step_on_sum(step.step_size)
@@ -110,10 +113,13 @@ class DuTracker(CriteriaTracker):
         return self._steps.quantities() | ends
 
     def criteria(self, run: RunView) -> list[Criterion]:
-        """Return what is asked of kernel and weights, of the linearised steps, and ``step_contraction``."""
+        """Return the criteria on kernel, weights and linearised steps, and ``step_contraction``."""
         found = [*self._evidence.criteria(), *(self._steps.criteria() if self._evidence.deep else [])]
         if not run.from_the_start:
-            found = [without_verdict(each, LATE) if each.name in OF_THE_START else each for each in found]
+            found = [
+                without_verdict(each, NOT_OBSERVED_FROM_START) if each.name in COMPARED_WITH_START else each
+                for each in found
+            ]
         seen = [each for each in run.history if not math.isnan(each.next_loss) and not math.isnan(each.step_size)]
         if not seen or run.scale is None or self._last is None or not is_full(self._last[0]):
             return found

@@ -283,6 +283,6 @@ def test_a_run_that_was_not_seen_from_its_start_is_not_held_against_it(tmp_path,
     found = by_name(criteria)
     for name in ("layer_norms", "limit_distance", "kernel_drift", "layer_movement"):
         assert found[name].verdict == "not applicable"
-        assert "not seen from its first step on" in found[name].reason
+        assert "not observed from its first step" in found[name].reason
     assert found["lambda_min_share"].verdict != "not applicable"
     assert found["step_contraction"].verdict != "not applicable"
