@@ -48,7 +48,7 @@ def two_classes(
 
     Args:
         n: samples, even.
-        classes: the targets of the first are -1, those of the second 1.
+        classes: the two classes; the targets are -1 for the first and 1 for the second.
         source: the digits of scikit-learn, or MNIST, which must be on disk.
         root: folder of MNIST.
         seed: seed of the order.

@@ -16,7 +16,7 @@ SOFTPLUS = softplus(1.0)
 
 
 def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res: float) -> LimitKernel:
-    """Return K^(H) of an architecture.
+    """Return the limit K^(H) of the kernel of the last layer's weights at infinite width.
 
     Args:
         name: FC, ResNet or ConvResNet.
@@ -34,7 +34,7 @@ def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res
 def network(
     name: str, inputs: int, width: int, depth: int, activation: Activation, c_res: float, seed: int
 ) -> DuFC | DuResNet:
-    """Return a random network of rows.
+    """Return a randomly initialised network whose inputs are rows.
 
     Args:
         name: FC or ResNet.
@@ -56,10 +56,10 @@ def convolutional_network(width: int, depth: int, activation: Activation, c_res:
 
 
 def require_ascending(depths: Sequence[int]) -> None:
-    """Refuse depths that are not ascending, or not 2 or more.
+    """Refuse depths that do not ascend, or below 2.
 
     Raises:
-        ValueError: with the depths.
+        ValueError: the depths do not ascend, or one is below 2.
     """
     if list(depths) != sorted(set(depths)) or depths[0] < 2:
         raise ValueError(f"depths: {list(depths)}; need ascending ones of 2 or more")

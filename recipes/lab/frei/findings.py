@@ -48,15 +48,15 @@ class Run:
 
     @property
     def covered(self) -> bool:
-        """Whether the data satisfy the hypothesis."""
+        """Whether the condition on the data is certified."""
         return self.criterion.verdict == "certified"
 
 
 def checks_of(runs: Sequence[Run]) -> list[Check]:
-    """Check what is proven to hold at every step, and what the theorems say about the limit.
+    """Check the inequalities that are proven at every step, and what the theorems state about the limit.
 
     Args:
-        runs: the runs of all data sets and slopes.
+        runs: one run per data set and slope.
     """
     covered, others = [r for r in runs if r.covered], [r for r in runs if not r.covered]
     leaky = [r for r in covered if r.slope > 0]

@@ -16,19 +16,19 @@ from lightning_conv.theory.papers.kawaguchi_sun.expressivity import Expressivity
 
 @dataclass(frozen=True)
 class HeadDescent:
-    """The gradient descent of one head."""
+    """Gradient descent on one head, with its proven bounds."""
 
     name: str
     gaps: Tensor  # L(w_t) - inf L, (T + 1,)
     family: list[Comparator]
     curvature: HeadCurvature
     mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
-    floor: float  # squared loss: the smallest that any head reaches
+    floor: float  # squared loss: the smallest loss that any head reaches
     criteria: list[Criterion]
 
 
 def curve(each: HeadDescent) -> dict[str, Any]:
-    """Return losses and bounds at about a hundred steps, evenly spaced on a logarithmic axis."""
+    """Return ``step``, ``loss``, ``bound`` and ``linear bound`` at about a hundred steps, evenly spaced in the logarithm."""
     steps = log_spaced(len(each.gaps) - 1, 100)
     bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
     linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
@@ -54,7 +54,7 @@ def phase_one_checks(wide: PhaseOne) -> list[Check]:
 
 
 def moments(each: PhaseOne, after: ExpressivityFacts) -> list[tuple[str, ExpressivityFacts]]:
-    """Return the moments at which the features are reported, with their facts."""
+    """Return (moment, facts) at the start, at step tau and after the noise was added."""
     return [("at the start", each.looks[0].facts), ("at tau", each.looks[-1].facts), ("after the noise", after)]
 
 
@@ -66,7 +66,7 @@ def rank_checks(facts: dict[str, ExpressivityFacts]) -> list[Check]:
 
 
 def run_checks(each: HeadDescent) -> list[Check]:
-    """Check the bounds of one descent, and its floor if it has one."""
+    """Check the bounds of one descent, and its smallest loss if it is known."""
     checks = [Check.of(criterion, each.name) for criterion in each.criteria]
     if each.floor:
         lowest = float(each.gaps.min())

@@ -23,7 +23,7 @@ class Case:
 
 
 def proven_checks(certified: CertifiedHypotheses, case: Case, until: float) -> list[Check]:
-    """Check the proven hypotheses, and every conclusion for the run that they cover."""
+    """Check the proven hypotheses, and every conclusion for the run to which they apply."""
     first, share = certified.criterion, float(case.path.losses[-1] / case.path.losses[0])
     return [
         Check(first.asks, first.source, certified.holds, with_verdict(first)),
@@ -43,7 +43,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def constants(case: Case) -> dict[str, Any]:
-    """Return the row of the claimed constants beside what was seen."""
+    """Return the claimed constants and the values sampled along the run, as a row of the table."""
     return {
         "run": case.name, "alpha": case.claimed.alpha, "least sigma_min(J) seen": case.seen.sigma_min, "beta": case.claimed.beta,
         "largest sigma_max(J) seen": case.seen.sigma_max, "L": case.claimed.lipschitz, "largest slope of J seen": case.seen.lipschitz,
