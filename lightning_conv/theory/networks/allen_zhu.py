@@ -102,6 +102,6 @@ class AllenZhuNet(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Mapping[str, Tensor], eta: float) -> None:
-        """Take one step of gradient descent on F, W_l <- W_l - eta dF/dW_l."""
+        """Perform one step of gradient descent on F, W_l <- W_l - eta dF/dW_l, in place."""
         for k, layer in enumerate(self.hidden):
             layer.weight.sub_(gradient[f"hidden.{k}.weight"], alpha=eta)  # type: ignore[operator]

@@ -60,7 +60,7 @@ class SymmetricTwoLayer(nn.Module):
 
     @torch.no_grad()
     def kernel(self, inputs: Tensor, others: Tensor | None = None) -> Tensor:
-        """Compute the NTK at the present weights, 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)], (n, m).
+        """Compute the NTK at the current weights, 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)], (n, m).
 
         Args:
             inputs: Samples, (n, d).

@@ -20,7 +20,7 @@ from lightning_conv.theory.networks.initialisation import undrawn
 
 
 class DuNetwork(nn.Module):
-    """The common part of the three networks: hidden layers, each with its scale, and the output layer a.
+    """Base of the three networks: hidden layers, each with its scale, and the output layer a.
 
     Attributes:
         hidden: The layers W^(1), ..., W^(H).

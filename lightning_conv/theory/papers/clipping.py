@@ -1,5 +1,8 @@
 r"""Regularised gradient clipping, delta-GClip (Tucat, Mukherjee, Sen, Sun & Rivasplata 2025): step and guarantee.
 
+delta-GClip is gradient clipping by norm with a floor delta on the clipping factor. With f the loss, eta the learning
+rate and gamma the threshold of the gradient norm,
+
 .. math:: w_{t+1} = w_t - h(w_t) \nabla f(w_t), \qquad
           h(w) = \eta \min\{1, \max\{\delta, \gamma / |\nabla f(w)|\}\}
 
@@ -56,9 +59,20 @@ def clipping_factor(norm: float, *, gamma: float, delta: float) -> float:
 
 
 def clipping_regime(norm: float, *, gamma: float, delta: float) -> Regime:
-    """Return which step size is taken at this norm: the full one, the clipped one, or the floor eta delta.
+    """Return the step size that is used at this norm: the full one, the clipped one, or the floor eta delta.
 
     A norm that is NaN counts as ``"full"``, because there is nothing to scale.
+
+    Args:
+        norm: |grad f|_2 over all parameters.
+        gamma: Threshold of the norm, in the units of the gradient; positive.
+        delta: Floor of the factor, in [0, 1]; 0 is clipping by norm without a floor.
+
+    Returns:
+        ``"full"`` (step eta), ``"clipped"`` (eta gamma / norm) or ``"floor"`` (eta delta).
+
+    Raises:
+        ValueError: gamma or delta is out of range.
 
     Example:
         >>> [clipping_regime(norm, gamma=1.0, delta=0.25) for norm in (0.5, 2.0, 100.0)]
@@ -88,7 +102,7 @@ def clipped_loss_bound(loss: float, *, eta: float, delta: float, mu: float, step
     Args:
         loss: f_0.
         eta: Learning rate, at most 1 / beta. PL* and smoothness give mu <= 2 beta, hence eta mu / 2 <= 1.
-        delta: The floor.
+        delta: Floor of the clipping factor, in [0, 1].
         mu: Constant of PL*, |grad f|^2 >= mu f.
         steps: Number t of steps.
 
@@ -145,7 +159,7 @@ class ClippedPath:
 
     @property
     def regimes(self) -> list[Regime]:
-        """Which of the three step sizes was taken, step by step."""
+        """Step size that was used at each step: ``"full"``, ``"clipped"`` or ``"floor"``."""
         return [clipping_regime(norm, gamma=self.gamma, delta=self.delta) for norm in self.norms]
 
     @property

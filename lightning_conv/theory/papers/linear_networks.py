@@ -64,8 +64,9 @@ def stays_balanced(now: Sequence[Tensor], then: Sequence[Tensor], bound: float) 
 
     Args:
         now: W_1..W_L.
-        then: The same at the start.
-        bound: The sum. It is a bound for plain gradient descent on any loss of the product and any data.
+        then: W_1..W_L at the start.
+        bound: Sum of ``drift_bound`` over the steps. It is valid for plain gradient descent on any loss of the product and any
+            data.
 
     Raises:
         ValueError: see ``balancedness``.

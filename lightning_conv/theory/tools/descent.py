@@ -24,7 +24,7 @@ class Descent:
 
     @property
     def taken(self) -> int:
-        """T."""
+        """Number T of steps taken."""
         return len(self.steps)
 
     @property

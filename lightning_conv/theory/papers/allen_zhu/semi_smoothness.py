@@ -87,7 +87,7 @@ class SemiSmoothness:
     a: float
     b: float
     margin: float
-    condition: float  # of the fit's two columns, scaled to length 1
+    condition: float  # condition number of the fit's two columns, scaled to length 1
     steps: int
 
     @property

@@ -33,6 +33,9 @@ class HiddenNorms:
         Args:
             papers_network: Whether the network is ``AllenZhuNet`` on ``unit_inputs``. For another network the numbers
                 are reported and not judged.
+
+        Returns:
+            The criteria ``hidden_norm_min`` and ``hidden_norm_max``, in this order.
         """
         asks = ("|h_{i,l}| >= 3/4 at the start", "|h_{i,l}| <= 5/4 at the start")
         names = ("hidden_norm_min", "hidden_norm_max")
@@ -101,6 +104,9 @@ def worst_step(weight: Tensor, state: Tensor, switched: int) -> Tensor:
         weight: W, (m, k).
         state: h, (k,).
         switched: Number K of units.
+
+    Returns:
+        V, of the shape of ``weight``.
 
     Raises:
         ValueError: K is not between 1 and m, or h is zero.

@@ -44,8 +44,8 @@ def criterion_score(value: float, alpha: float, radius: float, *, epsilon: float
         value: f(x_0).
         alpha: Infimum of |grad f|^2 / f over the ball, or a bound of it.
         radius: r.
-        epsilon: Share eps of the descent that may be lost to curvature: 0 for gradient flow, positive for gradient
-            descent.
+        epsilon: Share eps of the first-order decrease h |grad f|^2 that a step may lose to curvature: 0 for gradient flow,
+            positive for gradient descent.
 
     Source: Chatterjee 2203.16462, the criterion 4 f(x_0) < r^2 alpha(x_0, r).
     """

@@ -17,13 +17,13 @@ from lightning_conv.theory.tools.ball_points import ball_points
 
 
 class Landscape(Protocol):
-    """The methods of f that a search uses, such as those of ``Objective``."""
+    """Interface of f that a search uses; ``Objective`` provides it."""
 
     start: Tensor  # x_0, (P,), float64
 
     @property
     def size(self) -> int:
-        """P."""
+        """Number P of weights."""
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Return f(x) and its gradient."""
@@ -124,6 +124,9 @@ def sampled_infima(
         candidates: Further points, tried in every ball that contains them.
         seed: Seed of the random points.
         report: Called with the share of the work that is done.
+
+    Returns:
+        One result per radius, in the order of ``radii``.
 
     Raises:
         ValueError: A radius is not positive.

@@ -1,4 +1,7 @@
-"""The kernel of the proofs: H(k) of the two-layer network and G^(H)(k) of the deep ones, by the Hadamard formula."""
+"""The kernel of the proofs: H(k) of the two-layer network and G^(H)(k) of the deep ones, by the Hadamard formula.
+
+H(k) is from Du, Zhai, Poczos, Singh 2019 (1810.02054), G^(H)(k) from Du, Lee, Li, Wang, Zhai 2019 (1811.03804).
+"""
 
 from __future__ import annotations
 

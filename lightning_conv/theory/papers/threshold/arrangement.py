@@ -27,7 +27,7 @@ class Arrangement:
 
     @property
     def count(self) -> int:
-        """p."""
+        """Number p of patterns."""
         return self.patterns.shape[1]
 
 
