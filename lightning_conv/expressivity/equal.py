@@ -1,4 +1,4 @@
-"""Equal samples, which make rank n impossible however wide the layer is: find them and name them."""
+"""Equal samples, which make rank n impossible for every width of the layer: the search for them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step:
     with ``steps`` = 1.
 
     Args:
-        comparators: one or several.
+        comparators: one comparator or several; the bound is the smallest over them.
         step: eta, at most ``HeadCurvature.step``; the bound is not valid for a larger one.
         steps: t >= 0.
 
@@ -67,9 +67,9 @@ def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step:
     """Return the number of steps after which ``gradient_descent_bound`` is at most ``gap``; infinite if it never is.
 
     Args:
-        comparators: one or several.
+        comparators: one comparator or several.
         step: eta.
-        gap: the value of L(w_t) - L* to reach.
+        gap: value of L(w_t) - L* to reach.
     """
     family = _family(comparators)
     _require(step, 0)

@@ -56,7 +56,7 @@ def comparators(
     - W_0 itself.
     - If the infimum is not attained, as for cross-entropy: multiples s W_0, at distance (s - 1) |W_0|. If all samples are
       classified correctly, their loss comes arbitrarily close to the infimum.
-    - Otherwise, or if these do not reach ``smallest``: for excesses from half the present gap to ``smallest``, the
+    - Otherwise, or if these do not reach ``smallest``: for excesses from half the current gap to ``smallest``, the
       least-norm change of W_0 whose outputs have :math:`\ell_i - \inf \ell_i \le \delta` (``prescribed_outputs``). With
       rank [h, 1] = n these outputs are reached; for squared loss this is the minimiser closest to W_0.
 
@@ -66,8 +66,8 @@ def comparators(
         problem: the problem of the head, with one of torch's losses.
         start: W_0, (D, C).
         solver: a solver from ``least_change``, if one exists already.
-        smallest: the last excess.
-        report: called with the share that is done.
+        smallest: smallest excess L - inf L to aim at.
+        report: called with the share of the work that is done.
 
     Raises:
         SingularError: the multiples of W_0 do not suffice, and [h, 1] is numerically singular.

@@ -84,7 +84,7 @@ def gap_to_heads(loss: Bounded, infimum: Bounded | None, dual: DualBound | None)
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is proven about one W and its rounding."""
+    """Proven bounds of the loss and the gaps of one W, and of its rounding to the network's type."""
 
     loss: Bounded
     gap: Bounded | None

@@ -16,7 +16,7 @@ from lightning_conv.losses.facts import curvature
 
 @dataclass(frozen=True)
 class HeadCurvature:
-    r"""The Lipschitz constant L_H of the gradient of :math:`L = \frac1n \sum_i \ell_i` by the head, and the steps it allows."""
+    r"""Lipschitz constant L_H of the gradient of :math:`L = \frac1n \sum_i \ell_i` with respect to the head, and allowed steps."""
 
     value: Bounded  # L_H = (L_ell / n) sigma_max([h, 1])^2
     sigma_max: Bounded
@@ -61,7 +61,7 @@ def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurv
     Raises:
         ValueError: L_ell of the loss is not known.
 
-    Cost: that of ``sigma_max``: a dozen passes.
+    Cost: as ``sigma_max``, a dozen passes.
 
     Source: Kawaguchi & Sun 2021, Theorem 2 (the constant); L is the mean over samples.
     """

@@ -15,9 +15,9 @@ from lightning_conv.losses.kind import LossFn, loss_kind
 class Objective:
     """f(x) = loss(u(x), y) on a whole training set, x the trainable parameters of a model as one vector of P numbers.
 
-    It works on a float64 copy of the model in eval mode. The model stays as it is, and every value is a pure function
-    of x. The network must be deterministic, and its samples must fit into memory together. ``SampleLoss`` takes any
-    others.
+    It works on a float64 copy of the model in eval mode. The model is not changed, and every value is a pure function
+    of x. The network must be deterministic, and its samples must fit into memory together. ``SampleLoss`` supports
+    other networks.
 
     Args:
         model: any module; parameters with ``requires_grad`` are x, in the order of ``named_parameters``.

@@ -15,7 +15,7 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 def derivative(activation: Activation, values: Tensor) -> Tensor:
     """Compute sigma'(z) elementwise by autograd, also under ``no_grad``.
 
-    At a kink the result is what autograd says, such as 0 for ReLU at 0.
+    At a kink the result is that of autograd, such as 0 for ReLU at 0.
 
     Args:
         activation: elementwise sigma.

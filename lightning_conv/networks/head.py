@@ -15,7 +15,7 @@ from lightning_conv.networks.watched import entering, watched_forward
 
 @dataclass(frozen=True)
 class Head:
-    """The last linear layer of a model: u = W h + b."""
+    """Last linear layer of a model: u = W h + b."""
 
     name: str
     module: nn.Linear
@@ -29,7 +29,7 @@ class Head:
 
     @property
     def fixed_bias(self) -> nn.Parameter | None:
-        """A bias that is added and not trained."""
+        """Bias that is added but not trained; None: there is none."""
         return None if self.has_bias else self.module.bias
 
     @property
@@ -163,7 +163,7 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
 
     Args:
         model: the network.
-        head: its head.
+        head: head of the network, see ``find_head``.
         inputs: n samples.
         dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model.
 
