@@ -22,7 +22,7 @@ class BNResNet(WideClassifier):
     kernel and trains with the guarantee: `configure_callbacks` adds the callbacks. A callback of the same type in the
     trainer takes precedence.
 
-    No theorem says that this network satisfies the expressivity condition. The guard certifies it at the switch, for
+    No theorem proves that this network satisfies the expressivity condition. The guard certifies it at the switch, for
     the trained trunk in eval mode (running statistics of BatchNorm); where it cannot, it leaves the run as it is. In
     phase 2 the whole network stays in eval mode. The kernel is measured with the probe's own batch statistics, held
     constant (`Probe(batch_norm="frozen")`). It needs gradients through the convolutions, hence the small probe.

@@ -31,7 +31,7 @@ class WideClassifier(LightningModule):
     `input_setting` names.
     """
 
-    input_setting: ClassVar[str]  # the setting that says how large the network's input is
+    input_setting: ClassVar[str]  # name of the setting that holds the size of the network's input
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class WideFC(WideClassifier):
     all outputs; where the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
 
     Args:
-        hidden: units of the narrow layers; the theorem asks for at least 2 min(m_x, n) each (m_x input features).
+        hidden: units of the narrow layers; the theorem requires at least 2 min(m_x, n) each (m_x input features).
         width: units of the wide last hidden layer; None: ceil(width_factor * n_train).
         width_factor: width per training sample when `width` is None.
         beta: sharpness of the softplus.

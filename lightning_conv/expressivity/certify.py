@@ -62,7 +62,7 @@ def certify_expressivity(
     Args:
         features: h, (n, m_H), one row per training sample, the inputs of the last linear layer. Either float64, or float32
             with ``recompute``, or ``FeatureRows``, which are computed strip by strip and never held in memory at once.
-        method: see above.
+        method: method of the list above.
         bias: whether the last layer has a trainable bias; without one the matrix is h alone.
         recompute: function that returns the same features from a float64 copy of the trunk. It is called if ``features``
             are not float64, because a float32 rank says nothing: rounding fills every direction to about 1e-7 of the

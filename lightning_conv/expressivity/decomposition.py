@@ -44,7 +44,7 @@ def decompose(matrix: Tensor) -> Decomposition:
     with the rounding errors of E and of the defects included.
 
     Args:
-        matrix: A, float64.
+        matrix: matrix A, (rows, columns), float64.
 
     Raises:
         torch.linalg.LinAlgError: the decomposition did not converge.

@@ -46,7 +46,7 @@ class Proof:
     """Computation of the bounds of [h, 1] from its Gram matrix.
 
     Args:
-        gram: G as computed.
+        gram: computed Gram matrix G, in tiles.
         factor: tiles that receive the factors.
         width: m_H, on which the rounding of G depends.
         feature_error: see ``certify_expressivity``.

@@ -75,7 +75,7 @@ def stream_gram(
     n / (2 panel tile) times. See ``gram_rounding`` for the error.
 
     Args:
-        source: h.
+        source: last hidden features h of the n samples.
         tiles: tiles that receive G.
         bias: whether the last layer has a bias.
         panel: number of tile rows that are held.

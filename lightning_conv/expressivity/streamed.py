@@ -50,14 +50,14 @@ def certify_streamed(
     verdict is ``undecided`` below that.
 
     Args:
-        source: h.
+        source: last hidden features h of the n samples.
         bias: whether the last layer has a bias.
         feature_error: see ``certify_expressivity``.
         max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of the free memory).
         folder: folder of the matrices and the journal. A killed run resumes if it is called again with the same features and
             folder. The features are read once to check that they are the same bit for bit; if not, the computation starts
             again. None: nothing is kept.
-        tile: rows per tile.
+        tile: rows per tile; None: chosen by ``plan_stream``.
         progress: see ``certify_expressivity``.
         same_inputs: see ``certify_expressivity``.
 

@@ -23,7 +23,7 @@ def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | No
 
     Args:
         problem: the problem of the head.
-        start: W_0, (D, C).
+        start: last layer W_0 at the switch, (D, C).
         w: any matrix of that shape.
         floor: a lower bound of the infimum with which L is compared; None: that of the loss, ``problem.infimum``.
 
@@ -64,7 +64,7 @@ def comparators(
 
     Args:
         problem: the problem of the head, with one of torch's losses.
-        start: W_0, (D, C).
+        start: last layer W_0 at the switch, (D, C).
         solver: a solver from ``least_change``, if one exists already.
         smallest: smallest excess L - inf L to aim at.
         report: called with the share of the work that is done.

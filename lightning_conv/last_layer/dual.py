@@ -71,7 +71,7 @@ class HeadDual:
         """Compute a lower bound, which is sharper the closer W is to a minimiser, and may be -inf far from it.
 
         Args:
-            w: W, (D, C).
+            w: last layer W, (D, C).
 
         Cost: eight passes for each of a few projections.
         """

@@ -33,14 +33,14 @@ class Search:
 
     Args:
         problem: the problem of the head.
-        start: W_0, (D, C).
-        tol: required gap.
+        start: initial last layer W_0, (D, C).
+        tol: required gap, in the units of the mean loss.
         dtype: floating type of the network.
         max_iterations: maximum number of iterations of L-BFGS or conjugate gradients.
         report: called with the share of the work that is done.
 
     Attributes:
-        w: the best layer.
+        w: best layer so far, (D, C).
         judged: proven bounds of the loss and the gaps of ``w``.
         dual: lower bound of the loss over all heads; None until one is computed.
         method: method that found the layer.

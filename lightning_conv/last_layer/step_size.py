@@ -38,8 +38,8 @@ class HeadCurvature:
 
         Args:
             sigma_max: largest singular value of [h, 1].
-            smoothness: L_ell.
-            samples: n.
+            smoothness: Lipschitz constant L_ell of the gradient of every sample's loss by its outputs.
+            samples: number n of samples.
         """
         low, value, high = (
             curvature(smoothness, sigma, samples) for sigma in (sigma_max.lower, sigma_max.value, sigma_max.upper)
@@ -132,7 +132,7 @@ class PowerSchedule:
     Args:
         first: eta_0; at most 1 / ``batch_curvature``, so that no step overshoots on its own batch.
         decay: k_0, the number of steps after which the decay sets in.
-        power: p.
+        power: exponent p of the decay.
 
     Raises:
         ValueError: the step or the decay is not positive, or the power is outside (1/2, 1].

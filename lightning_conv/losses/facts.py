@@ -40,7 +40,7 @@ def loss_facts(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | No
     Args:
         loss_fn: a loss module; ``"none"`` is treated as the mean of its result.
         outputs: u, (n, C) or (n,); only its shape counts.
-        targets: y.
+        targets: targets y of the n samples.
 
     Example:
         >>> import torch
@@ -99,7 +99,7 @@ def target_distributions(loss_fn: Any, targets: Tensor, outputs: int) -> Tensor:
     Args:
         loss_fn: the ``nn.CrossEntropyLoss``.
         targets: class numbers, (n,), or distributions, (n, C).
-        outputs: C.
+        outputs: number C of classes.
     """
     q = targets.double() if targets.is_floating_point() else F.one_hot(targets.long(), outputs).double()
     smoothing = float(loss_fn.label_smoothing)

@@ -26,8 +26,8 @@ class SampleLoss:
 
     Args:
         network: a module whose output is one tensor; it is not changed, bit for bit.
-        inputs: n samples.
-        targets: y.
+        inputs: inputs of the n samples.
+        targets: targets y of the n samples.
         loss_fn: a function of (outputs, targets) that returns one number; all results have the scale of this loss.
         batch_norm: mode of BatchNorm layers, see ``StatelessModule``; ``"frozen"`` uses the statistics of ``inputs``.
         chunk: samples that go through the network together.
@@ -69,6 +69,9 @@ class SampleLoss:
         Args:
             names: names of these parameters.
             at: their values; None: the network's own.
+
+        Returns:
+            f, and the gradient by parameter name.
 
         Cost: one forward and one backward pass; with several chunks one forward pass more.
         """

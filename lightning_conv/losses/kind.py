@@ -104,8 +104,8 @@ class LossKind:
         elementwise.
 
         Args:
-            outputs: u, (n, ...).
-            targets: y.
+            outputs: network outputs u, (n, ...).
+            targets: targets y of the n samples.
 
         Raises:
             ValueError: the loss is elementwise and there is not one target per output.

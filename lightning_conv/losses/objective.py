@@ -21,13 +21,13 @@ class Objective:
 
     Args:
         model: any module; parameters with ``requires_grad`` are x, in the order of ``named_parameters``.
-        inputs: n samples.
+        inputs: inputs of the n samples.
         targets: y; they are brought to the shape of the outputs.
         loss_fn: a function of (outputs, targets) that returns one number; all results have the scale of this loss.
 
     Attributes:
         start: x of the model as it was given, (P,), float64.
-        samples: n.
+        samples: number n of samples.
 
     Raises:
         ValueError: nothing is trainable, or outputs and targets have different numbers.

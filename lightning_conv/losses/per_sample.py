@@ -185,7 +185,7 @@ class SampleLosses:
         return found.reshape(len(outputs), -1).mean(1).sum()
 
     def gradients(self, outputs: Tensor, rows: slice) -> tuple[float, Tensor]:
-        """Return sum_i ell_i(u_i) and the gradients of ell_i by u_i, (m, C)."""
+        """Return sum_i ell_i(u_i) and the gradients of ell_i with respect to u_i, (m, C)."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             total = self.total(leaf, rows)

@@ -63,9 +63,9 @@ def half_sum_of_squares(
 
     Args:
         model: any module.
-        inputs: n samples.
+        inputs: inputs of the n samples.
         targets: y in the shape of the outputs; (n,) for one output.
-        gradient: also compute dF.
+        gradient: whether to compute the gradient of F as well.
         parameters: values, by name, that replace the module's own.
         dtype: floating type to compute in; None: the module's.
         block: number of samples that are passed through the network at once.

@@ -19,7 +19,7 @@ def derivative(activation: Activation, values: Tensor) -> Tensor:
 
     Args:
         activation: elementwise sigma.
-        values: z, of any shape.
+        values: pre-activations z, of any shape.
 
     Returns:
         The derivative, detached, of the shape of ``values``.

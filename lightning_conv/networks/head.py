@@ -164,7 +164,7 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
     Args:
         model: the network.
         head: head of the network, see ``find_head``.
-        inputs: n samples.
+        inputs: inputs of the n samples.
         dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model.
 
     Raises:
@@ -183,7 +183,7 @@ def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bo
     Args:
         module: the network.
         head: a linear layer of it, the last one or an earlier one.
-        inputs: samples.
+        inputs: inputs of the samples.
         stop: end the forward where the layer is called, to skip expensive layers after it. A second call of the layer is
             then not noticed.
 
@@ -225,7 +225,7 @@ def shared_with(model: nn.Module, layer: nn.Module) -> str | None:
 
     Args:
         model: the network.
-        layer: a module of it.
+        layer: module of ``model`` whose parameters are looked for elsewhere.
     """
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}

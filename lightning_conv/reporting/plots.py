@@ -19,7 +19,7 @@ DPI = 100
 
 MOST_BARS = 12
 LONGEST_NAME = 16
-"""Number of characters of a layer's name that fit beside the bars."""
+"""Number of characters of a layer's name that fit next to the bars."""
 
 
 def new_figure() -> Figure:

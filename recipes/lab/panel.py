@@ -11,7 +11,7 @@ Place = Literal["best", "lower left", "upper left", "upper right"]
 
 
 def sheet(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
-    """Make a figure of several panels, outside the global state of pyplot.
+    """Create a figure of several panels, outside the global state of pyplot.
 
     Args:
         width: width of the figure in inches.
@@ -33,7 +33,7 @@ def dress(
     """Set title, labels, scales, a light grid and a legend of a panel.
 
     Args:
-        axes: the panel.
+        axes: panel to label.
         title: title of the panel.
         x: label of the horizontal axis.
         y: label of the vertical axis.

@@ -30,7 +30,7 @@ class Check:
     source: str  # paper and theorem
     holds: bool
     seen: str  # the numbers behind it
-    must: bool = True  # False: an observation; a theorem that says "exists" or O(.) promises nothing here
+    must: bool = True  # False: an observation; a theorem with "exists" or O(.) gives no bound for a given network
 
     @classmethod
     def of(

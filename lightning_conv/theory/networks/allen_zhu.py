@@ -20,7 +20,7 @@ class AllenZhuNet(nn.Module):
     every layer. The theorems are about inputs that ``unit_inputs`` has normalised.
 
     Args:
-        inputs: Length of x.
+        inputs: Length of an input x.
         width: Width m of every hidden layer.
         depth: Number L of trained hidden layers.
         outputs: Number d of outputs.

@@ -21,7 +21,7 @@ class SymmetricTwoLayer(nn.Module):
         inputs: Dimension d of a sample.
         width: Number M of units, even.
         activation: The function s, smooth, with |s'| <= 2 and |s(u)| <= 1 + |u|; None: tanh.
-        scale: R.
+        scale: Size R of the initial output weights, |a_r| = R.
         gamma: Scale of the biases.
         generator: Draws b; None: the global random state.
 

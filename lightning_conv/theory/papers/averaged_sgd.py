@@ -120,7 +120,7 @@ def progressive_bound(kernel: Tensor, targets: Tensor, step: float, penalty: flo
         kernel: K_st = <phi_s, phi_t> in the order of the pass, (n, n).
         targets: y, (n,).
         step: eta, with eta L < 1.
-        penalty: lambda.
+        penalty: Weight lambda of (lambda/2) |w|^2.
         at: Numbers t of samples.
 
     Returns:

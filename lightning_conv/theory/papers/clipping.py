@@ -100,7 +100,7 @@ def clipped_loss_bound(loss: float, *, eta: float, delta: float, mu: float, step
     """Compute (1 - eta delta mu / 2)^t f_0, the bound of f_t under the theorem's hypotheses.
 
     Args:
-        loss: f_0.
+        loss: Initial loss f_0.
         eta: Learning rate, at most 1 / beta. PL* and smoothness give mu <= 2 beta, hence eta mu / 2 <= 1.
         delta: Floor of the clipping factor, in [0, 1].
         mu: Constant of PL*, |grad f|^2 >= mu f.
@@ -125,7 +125,7 @@ def clipped_path_bound(loss: float, mu: float) -> float:
     h_t |grad f_t| <= (2 / sqrt(mu)) (f_t - f_{t+1}) / sqrt(f_t) <= (4 / sqrt(mu)) (sqrt(f_t) - sqrt(f_{t+1})).
 
     Args:
-        loss: f_0.
+        loss: Initial loss f_0.
         mu: Constant of PL*, |grad f|^2 >= mu f; the bound is infinite where it is not positive.
     """
     return 4 * math.sqrt(loss / mu) if mu > 0 else math.inf
@@ -175,7 +175,7 @@ def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) 
     later one is false, the measurement is wrong.
 
     Args:
-        path: The run.
+        path: A run of delta-GClip.
         mu: A lower bound of |grad f|^2 / f on the path.
         rounding: Rounding error of the losses, relative to the largest of them; losses at or below it are not judged.
 

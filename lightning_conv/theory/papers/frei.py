@@ -35,7 +35,7 @@ class NearOrthogonality:
 
         Args:
             slope: gamma of the leaky ReLU; for 0 (the ReLU) the theorem of Frei et al. does not apply.
-            constant: C of Kou et al.
+            constant: The unspecified constant C of Kou et al.
 
         Returns:
             The condition of Kou et al., then, for gamma > 0, that of Frei et al.
@@ -147,7 +147,7 @@ def patterns_settle(
 
     Args:
         orthogonality: ``near_orthogonality`` of the inputs.
-        slope: gamma.
+        slope: Slope gamma of the leaky ReLU for negative inputs.
         weights: The sums A_i of the loss derivatives so far, n numbers.
         scale: Step size times |a_j| times 1/n.
         start: max |w_j(0) . x_i|.

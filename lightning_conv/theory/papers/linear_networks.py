@@ -106,8 +106,8 @@ def mode_strength(time: Tensor, start: float, target: float, *, layers: int = 2)
     Args:
         time: Times t.
         start: a_0 > 0 (any number for L = 1).
-        target: s > 0.
-        layers: L, 1 or 2.
+        target: Singular value s > 0 of Y, the limit of a(t).
+        layers: Number L of layers, 1 or 2.
 
     Raises:
         ValueError: ``layers`` is neither 1 nor 2 (there is no closed form), or ``start`` or ``target`` is not positive.

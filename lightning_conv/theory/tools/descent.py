@@ -71,7 +71,7 @@ def gradient_descent(
     """Run full-batch gradient descent without momentum.
 
     Args:
-        objective: f.
+        objective: The loss f as a function of the flat weights.
         step: Step size h, or a function of x that returns it.
         steps: Largest number of steps.
         until: Stop as soon as f is at most this number.

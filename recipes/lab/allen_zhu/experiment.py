@@ -67,7 +67,7 @@ def run(
     Args:
         n: samples, half of them of each of two classes.
         depth: number L of trained hidden layers.
-        widths: values of m.
+        widths: numbers m of units per hidden layer.
         seeds: initialisations per width.
         stop_at: value of F / F(0) at which training ends, the same for all widths, so that distances can be compared.
         max_steps: largest number of steps.
@@ -209,7 +209,7 @@ def _halves(steps: Sequence[Residual]) -> tuple[list[Residual], list[Residual]]:
 
 
 def _worst(inputs: Tensor) -> tuple[list[float], list[float], PowerLaw]:
-    """Compute omega and the share of switched units of the smallest such step at width 4096, and the fitted power law."""
+    """Compute the size omega of the smallest steps that switch given shares of units at width 4096; fit a power law."""
     net = AllenZhuNet(inputs.shape[1], 4096, 1, 1)
     states = net.states(inputs)[0]
     reached = states @ net.weights[0].T

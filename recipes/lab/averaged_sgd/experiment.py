@@ -41,7 +41,7 @@ def run(
         width: number M of units of the runs that are compared.
         widths: values of M at which the network is compared with its linearisation.
         noise: share of training labels that are flipped in the second comparison.
-        sharpness: beta of the softplus s; the theorem asks for a bound of s'', and |s''| <= beta / 4.
+        sharpness: beta of the softplus s; the theorem requires a bound of s'', and |s''| <= beta / 4.
         runs: number of seeds; each draws its own initialisation and order of the samples.
         penalty: lambda; None: T^(-beta / (2 r beta + 1)) of Corollary 1 with r = 1/2 and the measured beta.
         first: rank of the first eigenvalue that the decay is fitted to.

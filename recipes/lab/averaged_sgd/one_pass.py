@@ -1,4 +1,4 @@
-"""One pass of SGD over even against odd digits, beside the same pass of the linearised network."""
+"""One pass of SGD on even against odd digits, and the same pass of the linearised network."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: 
     """Run one pass of SGD over the samples in a random order, and the same pass of the linearised network.
 
     Args:
-        data: the samples.
+        data: training and test samples.
         width: number M of units.
         sharpness: sharpness beta of the softplus.
         penalty: weight lambda of (lambda/2) |theta - theta_0|^2.

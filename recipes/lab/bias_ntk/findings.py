@@ -73,7 +73,7 @@ def checks_of(runs: Sequence[Run], max_steps: int) -> list[Check]:
 
 
 def row(r: Run) -> dict[str, object]:
-    """Return the row of one threshold."""
+    """Return the table row of one threshold B: column -> number (kernel, active shares, steps measured and predicted)."""
     return {
         "B": r.threshold,
         "1 - Phi(B)": active_probability(r.threshold),

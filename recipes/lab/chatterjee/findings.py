@@ -74,7 +74,7 @@ def failing_checks(cases: Sequence[Case], until: float) -> list[Check]:
 
 
 def row(case: Case) -> dict[str, Any]:
-    """Return the row of one run."""
+    """Return the table row of one run: column -> number (steps, losses, ratio, distances, score)."""
     path = case.path
     return {
         "run": case.name, "step": case.step, "steps": path.taken, "f(x_0)": float(path.losses[0]), "f in the end": float(path.losses[-1]),
@@ -85,7 +85,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def certificate_row(certificate: DescentCertificate) -> dict[str, Any]:
-    """Return the row of the certificate."""
+    """Return the table row of the certificate: column -> number (radius, alpha, step, rate, scores, path length)."""
     return {
         "r": certificate.radius, "alpha >=": certificate.alpha.lower, "Hessian <=": certificate.smoothness,
         "step h": certificate.step, "delta per step": certificate.rate, "score (flow)": certificate.flow.measured,

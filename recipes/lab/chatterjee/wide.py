@@ -61,7 +61,7 @@ class WideStarts:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per width."""
+        """Return one table row per width: column -> value (certificate of the random network of that width)."""
         return [
             {
                 "units": width, "r": each.radius, "alpha >=": each.alpha.lower, "by": each.alpha.method,

@@ -68,7 +68,7 @@ def run(
 
     Args:
         n: images of the digits 3 and 8, half of them of each.
-        width: hidden units.
+        width: number of hidden units.
         beta: sharpness of the softplus.
         head_scale: factor on the head's initial weights; a large one makes the curvature at the start large.
         delta: floor of the clipping factor.

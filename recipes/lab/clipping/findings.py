@@ -23,7 +23,11 @@ class Checked:
     proven: bool  # whether the hypotheses are proven
 
     def checks(self, where: str) -> list[Check]:
-        """Check every bound, and whether all three regimes occur."""
+        """Check every inequality in ``criteria``, and whether all three regimes occur.
+
+        Args:
+            where: name of the run, put before each claim.
+        """
         found = [Check.of(each, where, seen=f"{each.measured:.6g} against {each.bound:.6g}") for each in self.criteria]
         regimes = self.path.regimes
         shares = ", ".join(f"{name} {regimes.count(name)}" for name in REGIME_COLOURS)  # type: ignore[arg-type]
@@ -33,7 +37,11 @@ class Checked:
         ]
 
     def row(self, where: str) -> dict[str, object]:
-        """Return the row of the table."""
+        """Return the table row of the run: column -> value (eta, mu, losses and path length with their bounds).
+
+        Args:
+            where: name of the run.
+        """
         steps = len(self.path.norms)
         bound = clipped_loss_bound(
             self.path.losses[0], eta=self.path.eta, delta=self.path.delta, mu=self.mu, steps=steps

@@ -16,13 +16,13 @@ SOFTPLUS = softplus(1.0)
 
 
 def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res: float) -> LimitKernel:
-    """Return the limit K^(H) of the kernel of the last layer's weights at infinite width.
+    """Return K^(H), the limit at infinite width of the kernel of the last hidden layer's weights.
 
     Args:
         name: FC, ResNet or ConvResNet.
         x: rows, or images for ConvResNet.
         depth: number H of layers.
-        activation: sigma.
+        activation: elementwise activation sigma.
         c_res: factor c_res of the residual branches.
     """
     if name == "FC":
@@ -41,7 +41,7 @@ def network(
         inputs: length of a row.
         width: number m of units per layer.
         depth: number H of layers.
-        activation: sigma.
+        activation: elementwise activation sigma.
         c_res: factor c_res of the residual branches.
         seed: seed of the weights.
     """

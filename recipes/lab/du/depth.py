@@ -1,4 +1,4 @@
-"""What depth costs: the fully connected network and the residual one of Du, Lee, Li, Wang, Zhai 2019, against depth."""
+"""Cost of depth: the fully connected network and the residual one of Du, Lee, Li, Wang, Zhai 2019, against depth."""
 
 from __future__ import annotations
 

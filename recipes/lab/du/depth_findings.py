@@ -49,7 +49,7 @@ class Depth:
 
 
 def row(each: Depth) -> dict[str, object]:
-    """Return the row of one network."""
+    """Return the table row of one network at one depth: column -> value."""
     lambda_0 = each.limit.lambda_0
     return {
         "network": each.network,
@@ -82,7 +82,7 @@ def cost_law(cases: Sequence[Depth]) -> DepthLaw:
 
 
 def law_row(net: str, act: str, what: str, law: DepthLaw) -> dict[str, object]:
-    """Return the row of one fitted law."""
+    """Return the table row of one fitted law: column -> value."""
     return {
         "network": net, "sigma": act, "quantity": what, "depths": law.points, "largest / smallest": law.spread,
         "exp: rate a layer": law.rate, "exp: residual in ln": law.exponential_residual, "power: exponent": law.exponent,
@@ -95,7 +95,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def checks_of(found: Sequence[Depth]) -> list[Check]:
-    """Check how sensitivity, lambda_0 and their ratio grow with depth: bounded for the ResNet, exponential for the FC network."""
+    """Check sensitivity, lambda_0 and their ratio against depth: stable and 1 / H^2 for the ResNet, exponential for the FC network."""
     shallow, deep = found[0].depth, found[-1].depth
     span = f"H = {shallow} to {deep}"
     sensitivity, scaled, growth = {}, {}, {}

@@ -48,11 +48,11 @@ class DepthLaw:
 
 
 def depth_law(depths: Sequence[int], values: Sequence[float]) -> DepthLaw:
-    """Fit both laws to one quantity. With fewer than three depths nothing is fitted: the numbers are NaN.
+    """Fit both laws to one quantity. With fewer than three depths nothing is fitted: the numbers are NaN, the spread is infinite.
 
     Args:
-        depths: values of H.
-        values: y > 0.
+        depths: numbers H of layers.
+        values: the quantity y at each depth, above 0.
 
     Example:
         >>> depth_law([2, 4, 8, 16], [3 * 1.5**h for h in (2, 4, 8, 16)]).better

@@ -60,7 +60,7 @@ def covariance_before(limit: LimitKernel, scale: float, activation: Activation, 
     Args:
         limit: limit kernel of the recursion.
         scale: c_sigma, or (c_res / H)^2.
-        activation: sigma.
+        activation: elementwise activation sigma.
         n: number of samples.
     """
     before, last = limit.covariances[-2:]
@@ -77,7 +77,7 @@ def paired_as_printed(x: Tensor, limit: LimitKernel, depth: int, activation: Act
         x: inputs of any norm, (n, d).
         limit: limit kernel of the recursion.
         depth: number H of layers, 2 or more.
-        activation: sigma.
+        activation: elementwise activation sigma.
         c_res: factor c_res of the branches.
     """
     dual, step = HermiteDual(activation, limit.order), c_res / depth
@@ -105,10 +105,10 @@ def residual_rivals(
 
     Args:
         x: inputs of norm 1, (n, d); for the pairing they are stretched to norms ``SPREAD`` apart.
-        depths: values of H.
+        depths: numbers H of layers.
         width: number m of units.
         draws: number of networks per depth.
-        activation: sigma.
+        activation: elementwise activation sigma.
         seed: seed of the weights.
         report: called with the share that is done.
 
@@ -162,7 +162,7 @@ def check(claim: str, source: str, rivals: Sequence[Rival]) -> Check:
 
 
 def row(what: str, rival: Rival) -> dict[str, object]:
-    """Return the row of one comparison."""
+    """Return the table row of one comparison of a printed kernel with the right one: column -> value."""
     return {
         "network": rival.network, "H": rival.depth, "printed": what, "networks": len(rival.draws),
         "z of the printed kernel": rival.z(rival.printed), "z of the kernel here": rival.z(rival.right),

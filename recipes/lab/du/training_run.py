@@ -69,7 +69,7 @@ class DeepRun:
 
     @property
     def contraction(self) -> Criterion:
-        """Criterion of the theorem's rate over all steps: |r(k+1)|^2 <= (1 - eta lambda_0 / 2) |r(k)|^2."""
+        """Criterion of the theorem's rate: |r(k)|^2 <= (1 - eta lambda_0 / 2)^k |r(0)|^2 at every step k."""
         return contraction_criterion(self.losses, self.eta, self.lambda_0)
 
     @property
@@ -147,7 +147,7 @@ def train(
 
 @torch.no_grad()
 def descend(network: DuFC | DuResNet, gradients: tuple[Tensor, ...], eta: float) -> None:
-    """Take one step of plain gradient descent."""
+    """Perform one step of plain gradient descent on all weights, in place."""
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.sub_(gradient, alpha=eta)
 

@@ -49,8 +49,8 @@ def run(
         test: number of test samples, on which sign f is compared with the sign of its linear part.
         width: number m of units.
         slopes: values of gamma of the leaky ReLU; 0 is the ReLU.
-        std: standard deviation of the initial weights. The theorems ask for a small one.
-        eta: step size.
+        std: standard deviation of the initial weights. The theorems require a small one.
+        eta: step size of gradient descent on the mean loss.
         steps: steps of gradient descent.
         features: number of random Fourier features, for one of the versions.
         source: source of the images: digits, or mnist, which must be on disk.

@@ -49,7 +49,7 @@ class PhaseOne:
         return torch.cat([layer.weight.detach().T, layer.bias.detach()[None]])
 
     def curve(self) -> dict[str, Any]:
-        """Return the measurements by step; the last entry is after the noise, at the same step."""
+        """Return ``step``, ``loss``, the ranks and ``sigma_min``, one entry per measurement; the last one is after the noise."""
         seen = [*self.looks, self.after]
         return {
             "step": [look.step for look in seen], "loss": [look.loss for look in seen],
@@ -74,7 +74,7 @@ def phase_one(
 
     Args:
         inputs: (n, pixels), float64.
-        labels: classes 0..9.
+        labels: class of each sample, 0 to 9, (n,).
         width: number m_H of units.
         beta: sharpness of the softplus.
         steps: number tau of mini-batch steps.

@@ -33,7 +33,7 @@ def proven_checks(certified: CertifiedHypotheses, case: Case, until: float) -> l
 
 
 def row(case: Case) -> dict[str, Any]:
-    """Return the row of one run."""
+    """Return the table row of one run: column -> value."""
     path, r = case.path, misfits(case.path, 1.0)
     return {
         "run": case.name, "step on S": float(path.steps[0]), "steps": path.taken, "misfit at the start": float(r[0]),
@@ -52,7 +52,7 @@ def constants(case: Case) -> dict[str, Any]:
 
 
 def curve(case: Case) -> dict[str, Any]:
-    """Return the run as numbers for the JSON."""
+    """Return the run as plain numbers for the JSON file: ``step``, ``misfit``, ``distance`` and ``length``, one entry per step."""
     steps, r = log_spaced(case.path.taken, 150), misfits(case.path, 1.0)
     return {
         "step": steps, "misfit": r[steps].tolist(), "distance": case.path.distances[steps].tolist(),

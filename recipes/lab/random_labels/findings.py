@@ -49,7 +49,7 @@ class Fit:
         return next((k for k, value in enumerate(curve) if value <= target), None)
 
     def paces(self) -> dict[float, tuple[int | None, int | None]]:
-        """Return the steps to each share of |y|, measured and predicted, without shares that neither curve reaches."""
+        """Return share of |y| -> (measured, predicted) number of steps to it; shares that neither curve reaches are left out."""
         curves = self.track.residuals, self.predicted.tolist()
         found = {share: (self.steps_to(share, curves[0]), self.steps_to(share, curves[1])) for share in SHARES}
         return {share: pair for share, pair in found.items() if pair != (None, None)}
@@ -63,7 +63,7 @@ class Fit:
 
 
 def row(name: str, fit: Fit) -> dict[str, object]:
-    """Return the row of one vector of labels."""
+    """Return the table row of one vector of labels: column -> value."""
     return {
         "labels": name,
         "steps": len(fit.track.residuals) - 1,

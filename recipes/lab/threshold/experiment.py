@@ -47,7 +47,7 @@ def run(
         n: images of the digits 3 and 8, half of them of each.
         decay: values of the weight decay beta.
         widths: hidden units of the straight-through networks.
-        runs: seeds per width.
+        runs: number of seeds per width.
         steps: steps of Adam.
         rate: learning rate of Adam.
         source: source of the images: digits, or mnist, which must be on disk.

@@ -108,7 +108,7 @@ def certify_alpha(
     Args:
         model: The network with the weights x_0; see ``read_mlp``.
         inputs: Samples, (n, d).
-        radius: r.
+        radius: Radius r of the ball around x_0, in weight space.
         data: ``affine_independence`` of the inputs, if it is already computed.
         sigma_min: ``jacobian_sigma_min``, if it is already computed.
 

@@ -65,8 +65,8 @@ def sampled_alpha(
     in steps of a fraction of the radius, which is halved where a does not decrease, and is projected onto the ball.
 
     Args:
-        objective: f.
-        radius: r.
+        objective: The loss f as a function of the flat weights.
+        radius: Radius r of the ball, in weight space.
         centre: x_0; None: the model's own weights. The centre is always one of the points.
         points: Number of random points.
         descents: Number of descents, from the best points.
@@ -116,7 +116,7 @@ def sampled_infima(
     """Run ``sampled_alpha`` in balls of growing radius, each of which starts with the best point of the one before.
 
     Args:
-        objective: f.
+        objective: The loss f as a function of the flat weights.
         radii: Radii in ascending order.
         points: Number of random points in each ball.
         descents: Number of descents in each ball.
@@ -150,6 +150,9 @@ def aligned_points(objective: Objective, *, centre: Tensor | None = None, shares
         objective: f, a multiple of sum (u - y)^2.
         centre: x_0; None: the model's own weights.
         shares: Number of points.
+
+    Returns:
+        ``shares`` points, each (P,), from near x_0 to the end of the segment.
 
     Cost: two Jacobians (N, P) and their singular value decompositions.
     """

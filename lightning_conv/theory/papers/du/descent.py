@@ -64,7 +64,7 @@ def step_criterion(before: float, after: float, step: float, lambda_0: Bounded |
 
     Args:
         before: L(k), in any scale of the squared loss.
-        after: L(k+1).
+        after: L(k+1), in the same scale.
         step: Step size eta on S.
         lambda_0: lambda_min of the limit kernel.
 

@@ -69,7 +69,7 @@ def last_hidden_gram(network: DuNetwork | DuTwoLayer, x: Tensor) -> Tensor:
 
     Args:
         network: One of the modules of ``lightning_conv.theory``.
-        x: n samples.
+        x: Inputs of the n samples.
 
     Cost: one forward pass and n^2 (d + m) multiplications; (n p)^2 (k^2 m + m) multiplications for the convolutional
     network.

@@ -57,9 +57,9 @@ def neuron_radius(
               R' = \frac{4 \sqrt n \, |y - u(0)|}{\sqrt m \, \lambda_0} \;\text{ (gradient descent)}
 
     Args:
-        initial_residual: |y - u(0)|.
+        initial_residual: Initial error |y - u(0)|, Euclidean norm over the samples.
         samples: Number n of samples, of norm 1.
-        width: m.
+        width: Number m of neurons.
         lambda_0: lambda_min of H_inf.
         descent: Dynamics: ``"flow"`` for gradient flow, ``"gradient"`` for gradient descent.
 
@@ -138,7 +138,7 @@ def layer_radius(
 
     Args:
         network: The network at its start.
-        initial_residual: |y - u(0)|.
+        initial_residual: Initial error |y - u(0)|, Euclidean norm over the samples.
         samples: Number n of samples, of norm 1.
         lambda_0: lambda_min of K^(H).
         lipschitz: Lipschitz constant L of sigma: 1 for softplus, tanh and ReLU.
