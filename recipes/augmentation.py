@@ -15,8 +15,8 @@ class RandomCrops(Dataset[tuple[Tensor, ...]]):
     """Images shifted at random by up to `padding` pixels each way, and mirrored with probability 1/2 on request.
 
     The usual augmentation of small images. `AugmentedSampler` asks for a sample by (epoch, index): its shift is then
-    row `index` of a table drawn from (seed, epoch) alone. When it is asked for by its index alone, as by whoever looks
-    at single samples, an image is drawn anew from the global random state each time.
+    row `index` of a table drawn from (seed, epoch) alone. A sample that is asked for by its index alone is drawn anew
+    from the global random state each time.
 
     Args:
         images: shape (n, channels, height, width).
@@ -24,7 +24,7 @@ class RandomCrops(Dataset[tuple[Tensor, ...]]):
         padding: greatest shift in pixels; the border that comes in is `fill`.
         fill: value of each channel on the border, shape (channels,).
         mirror: also mirror images left to right.
-        seed: of the draws.
+        seed: seed of the shifts and the mirroring.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, *, padding: int, fill: Tensor, mirror: bool, seed: int) -> None:

@@ -22,10 +22,10 @@ class BNResNet(WideClassifier):
     kernel and trains with the guarantee: `configure_callbacks` adds the callbacks. A callback of the same type in the
     trainer takes precedence.
 
-    No theorem says that this network satisfies the expressivity condition. The guard certifies it at the switch, for
+    No theorem proves that this network satisfies the expressivity condition. The guard certifies it at the switch, for
     the trained trunk in eval mode (running statistics of BatchNorm); where it cannot, it leaves the run as it is. In
     phase 2 the whole network stays in eval mode. The kernel is measured with the probe's own batch statistics, held
-    constant (`Probe(batch_norm="frozen")`), which cost convolutions: hence few samples.
+    constant (`Probe(batch_norm="frozen")`). It needs gradients through the convolutions, hence the small probe.
 
     The loss is the mean softmax cross-entropy (natural logarithm). Logged: `train_loss` (mean over the epoch's batches,
     in train mode, while the weights move), `val_loss`, `val_acc`, `test_loss`, `test_acc` (accuracies in [0, 1]).
@@ -50,8 +50,8 @@ class BNResNet(WideClassifier):
         probe_size: training samples on which the kernel is measured.
         switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see
             `ExpressivityGuard`.
-        method: of the guard's certificate, see `certify_expressivity`.
-        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
+        method: method of the guard's certificate, see `certify_expressivity`.
+        step_rule: rule that moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
             `ExpressivityGuard`.
         cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed
             every time.
@@ -88,7 +88,7 @@ class BNResNet(WideClassifier):
 
     @override
     def build(self, sizes: dict[str, int]) -> nn.Sequential:
-        """Make the network."""
+        """Build the network from `in_channels`, `num_classes` and `width`."""
         names = ("arch", "channels", "feature_norm", "beta")
         options: dict[str, Any] = {name: self.hparams[name] for name in names}
         return bn_resnet(sizes["in_channels"], sizes["num_classes"], width=sizes["width"], **options)

@@ -88,7 +88,7 @@ def _run(command: str, args: list[str]) -> int:
     """Run a command that needs torch.
 
     Raises:
-        UsageError: for a mistake that the user can correct.
+        UsageError: the command line contains a mistake that the user can correct.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -114,7 +114,7 @@ def _lab(name: str = "--help", *settings: str) -> int:
     """List the experiments, or run one.
 
     Raises:
-        UsageError: for a mistake that the user can correct.
+        UsageError: the command line contains a mistake that the user can correct.
     """
     from lightning_conv.recipes.lab import command as lab
 

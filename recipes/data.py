@@ -19,7 +19,7 @@ from lightning_conv.recipes.augmentation import AugmentedSampler, RandomCrops
 
 
 class Splits(NamedTuple):
-    """The data of a data module: both splits, and the number of classes of the whole data set."""
+    """Training and test samples of a data module, and the number of classes of the whole data set."""
 
     train: TensorDataset
     test: TensorDataset
@@ -50,7 +50,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 class InMemoryDataModule(LightningDataModule, ABC):
-    """Serves two tensor data sets; a subclass says in `read` where they come from.
+    """Serves two tensor data sets; a subclass reads them in `read`.
 
     The test split is also the validation split: these recipes tune nothing on it, they watch it. Whoever selects a
     model by `val_acc` must hold out a further split.
@@ -65,7 +65,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         normalize: subtract the mean and divide by the standard deviation of each channel over the training split, in
             both splits; without it the inputs lie in [0, 1].
         augment: shift training images at random by up to an eighth of their smaller side, and mirror them where
-            `mirrored` says that this leaves the class what it is. The inputs are then no fixed set: a rank certificate
+            `mirrored` is true, so that the class stays the same. The inputs are then no fixed set: a rank certificate
             is about one draw of them.
 
     Raises:
@@ -89,11 +89,11 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def count_train(self) -> int:
-        """Return how many training samples there are, before a subset is taken and without reading the images."""
+        """Return the number of training samples before a subset is taken; the images are not read."""
 
     @property
     def mirrored(self) -> bool:
-        """Whether an image's mirror image is of the same class; not so for characters."""
+        """Whether the mirror image of an image belongs to the same class; for characters it does not."""
         return False
 
     @override
@@ -115,7 +115,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         if self.augment:
             images, labels = train.tensors
             padding = max(1, min(images.shape[2:]) // 8)
-            # What comes in from beyond the border was black before it was normalized.
+            # The border that a shift brings in was black before normalization.
             fill = -mean / std
             self._training = RandomCrops(
                 images, labels, padding=padding, fill=fill, mirror=self.mirrored, seed=self.seed
@@ -123,10 +123,10 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     @property
     def splits(self) -> Splits:
-        """Both splits without augmentation, normalized if that is asked for, and the number of classes.
+        """Both splits without augmentation, normalized if `normalize` is set, and the number of classes.
 
         Raises:
-            MisconfigurationException: before `setup`.
+            MisconfigurationException: `setup` has not run yet.
         """
         if self._splits is None:
             name = type(self).__name__

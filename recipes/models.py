@@ -35,7 +35,7 @@ def wide_fc(
     Networks" (AAAI 2021, arXiv 2104.05785): narrow layers at least 2 min(m_x, n) wide (m_x input features, n distinct
     training samples) and a last hidden layer of at least about n units satisfy the expressivity condition. The widths
     are the caller's: see `wide_layer_width`, and 2 * 64 = 128 for the 8 x 8 digits. Where a narrow layer is narrower
-    than that, the theorem is silent and only the certificate of the trained network tells.
+    than that, the theorem does not apply, and only the certificate of the trained network decides.
 
     The activation is softplus(z) = ln(1 + exp(beta z)) / beta: real analytic, as the theory asks, and at beta = 100
     within ln(2) / beta = 0.007 of ReLU.

@@ -39,7 +39,7 @@ def _condensed(message: str) -> str:
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Saves the configuration of a training run beside its logs, but not of evaluations and runs without a logger.
+    """Saves the configuration of a training run next to its logs, but not of evaluations and runs without a logger.
 
     Without a logger Lightning would write `config.yaml` into the working directory and refuse the next run.
     """

@@ -13,5 +13,5 @@ SAMPLES = 40
 
 
 def is_small() -> bool:
-    """Return whether the environment asks for small settings."""
+    """Return whether ``LIGHTNING_CONV_SMALL`` is set, other than to 0."""
     return os.environ.get(VARIABLE, "0") not in ("", "0")

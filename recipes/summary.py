@@ -1,4 +1,4 @@
-"""What the command prints after a run: closing tables, and where the logs are."""
+"""Output of the command after a run: closing tables, and the place of the logs."""
 
 import shlex
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ def print_comparison(guarded: RunOutcome, plain: RunOutcome) -> None:
     """Print two runs side by side, and the difference of their test accuracies in percentage points.
 
     Args:
-        guarded: the run with the guard.
-        plain: the same run without it.
+        guarded: outcome of the run with the guard.
+        plain: outcome of the same run without the guard.
     """
     console = Console()
     table = Table(
@@ -133,7 +133,7 @@ def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
 
 
 def _fell(losses: list[float]) -> str:
-    """Say whether the loss fell from each entry to the next."""
+    """Describe whether the loss fell from each entry to the next."""
     epochs = len(losses) - 1
     if epochs == 0:
         return "no phase-2 epoch was completed"

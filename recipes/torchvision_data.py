@@ -31,7 +31,7 @@ SPLIT_ARGUMENT = {
 }
 
 
-# Those whose objects stay what they are in the mirror; characters and digits do not.
+# Data sets whose classes do not change in the mirror; those of characters and digits do.
 MIRRORED = {"CIFAR10", "CIFAR100", "EuroSAT", "FashionMNIST", "STL10"}
 
 
@@ -43,8 +43,8 @@ class TorchvisionDataModule(InMemoryDataModule):
     Args:
         dataset: CIFAR10, CIFAR100, EuroSAT, FashionMNIST, KMNIST, MNIST, SEMEION, STL10, SVHN or USPS.
         root: the folder handed to that class as `root` (for MNIST: the folder that holds `MNIST/raw`).
-        n_train: size of a seeded subset of the training split, with the classes in their shares; None: all of it.
-        n_test: the same for the test split.
+        n_train: size of a seeded subset of the training split, with nearly the class shares of the whole; None: all of it.
+        n_test: size of such a subset of the test split; None: all of it.
         batch_size: samples per batch and process.
         seed: seed of the subsets, of the shuffling and of the augmentation.
         normalize: subtract the mean and divide by the standard deviation of each channel over the training samples.
@@ -84,7 +84,7 @@ class TorchvisionDataModule(InMemoryDataModule):
     @property
     @override
     def mirrored(self) -> bool:
-        """Whether a mirror image is of the same class."""
+        """Whether the mirror image of an image belongs to the same class."""
         return self.dataset in MIRRORED
 
     @override
@@ -98,7 +98,7 @@ class TorchvisionDataModule(InMemoryDataModule):
         return count - self._held_out(count)
 
     def _held_out(self, count: int) -> int:
-        """Return how many samples of the training split go to the test."""
+        """Return the number of training samples that serve as the test split; 0 if the data set has its own."""
         return math.ceil(0.2 * count) if SPLIT_ARGUMENT[self.dataset] is None else 0
 
     @override

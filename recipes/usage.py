@@ -1,4 +1,4 @@
-"""What the commands share without heavy imports: the error for a mistake of the user, and configurations by name."""
+"""Parts that all commands share without heavy imports: the error for a user's mistake, and configurations by name."""
 
 from collections.abc import Sequence
 from importlib.resources import files

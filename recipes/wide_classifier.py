@@ -31,7 +31,7 @@ class WideClassifier(LightningModule):
     `input_setting` names.
     """
 
-    input_setting: ClassVar[str]  # the setting that says how large the network's input is
+    input_setting: ClassVar[str]  # name of the setting that holds the size of the network's input
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class WideClassifier(LightningModule):
 
     @abstractmethod
     def build(self, sizes: dict[str, int]) -> nn.Sequential:
-        """Make the network from `num_classes`, `width` and `input_setting`; a `ValueError` is reported to the user."""
+        """Build the network from `num_classes`, `width` and `input_setting`; a `ValueError` is reported to the user."""
 
     @abstractmethod
     def input_size(self, shape: tuple[int, ...]) -> int:
-        """Return the value of `input_setting` for inputs of this shape; a `ValueError` says why they do not fit."""
+        """Return the value of `input_setting` for inputs of this shape; raise a `ValueError` if they do not fit."""
 
     @override
     def configure_model(self) -> None:

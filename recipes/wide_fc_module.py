@@ -33,7 +33,7 @@ class WideFC(WideClassifier):
     all outputs; where the samples are fitted already it is far smaller. Larger inputs or widths need a smaller `lr`.
 
     Args:
-        hidden: units of the narrow layers; the theorem asks for at least 2 min(m_x, n) each (m_x input features).
+        hidden: units of the narrow layers; the theorem requires at least 2 min(m_x, n) each (m_x input features).
         width: units of the wide last hidden layer; None: ceil(width_factor * n_train).
         width_factor: width per training sample when `width` is None.
         beta: sharpness of the softplus.
@@ -46,8 +46,8 @@ class WideFC(WideClassifier):
         probe_size: training samples on which the kernel is measured.
         switch_at: when the guard switches: a share of the run (float), a step (int), or `"auto"`, see
             `ExpressivityGuard`.
-        method: of the guard's certificate, see `certify_expressivity`.
-        step_rule: what moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
+        method: method of the guard's certificate, see `certify_expressivity`.
+        step_rule: rule that moves the head in phase 2: `"base"` (this optimizer), `"certified"` or `"solve"`, see
             `ExpressivityGuard`.
         cache_features: compute the trunk's features once in phase 2 and look them up; augmented images are computed
             every time.
@@ -82,7 +82,7 @@ class WideFC(WideClassifier):
 
     @override
     def build(self, sizes: dict[str, int]) -> nn.Sequential:
-        """Make the network."""
+        """Build the network from `in_features`, `num_classes` and `width`."""
         hidden, beta = self.hparams["hidden"], self.hparams["beta"]
         return wide_fc(sizes["in_features"], sizes["num_classes"], width=sizes["width"], hidden=hidden, beta=beta)
 

@@ -1,4 +1,4 @@
-"""The expressivity condition: a proof whether the last hidden features let the last layer reach every target."""
+"""The expressivity condition: proofs that the last hidden features let the last layer reach every target."""
 
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
 from lightning_conv.expressivity.certify import Method, certify_expressivity

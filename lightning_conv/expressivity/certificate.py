@@ -27,7 +27,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class RankCertificate:
-    """What is proven about the rank of [h, 1] on n samples."""
+    """Proven facts about the rank of [h, 1] on n samples, h being the last hidden features."""
 
     verdict: RankVerdict
     """Of the claim rank = n; for "alignment" of the claim that the features reach the targets."""

@@ -29,7 +29,7 @@ Method: TypeAlias = Literal["auto", "singular", "distinct", "alignment"]
 HELD_UP_TO = 2048
 """Number of samples or features up to which all singular values may be computed."""
 SINGULAR_UP_TO = 20_000
-"""Number of samples up to which ``"auto"`` certifies the present weights: some minutes (60,000 take an hour or more)."""
+"""Number of samples up to which ``"auto"`` certifies the current weights: some minutes (60,000 take an hour or more)."""
 FEW = 512
 """Number of samples up to which all singular values are computed at once. Beyond, the Cholesky factors are tried first."""
 
@@ -50,7 +50,7 @@ def certify_expressivity(
 ) -> RankCertificate:
     """Certify that the last hidden features h of the whole training set let the last layer reach every target.
 
-    - ``"singular"``: rank [h, 1] = n at the present weights. The proof uses verified Cholesky factors of the Gram matrix,
+    - ``"singular"``: rank [h, 1] = n at the current weights. The proof uses verified Cholesky factors of the Gram matrix,
       strip by strip (``certify_streamed``). For at most 512 samples, and up to 2,048 where the factors leave the rank
       undecided, it uses all singular values (``certify_held``).
     - ``"distinct"``: rank n at almost every weight of a wide last hidden layer, because the inputs of that layer are
@@ -62,7 +62,7 @@ def certify_expressivity(
     Args:
         features: h, (n, m_H), one row per training sample, the inputs of the last linear layer. Either float64, or float32
             with ``recompute``, or ``FeatureRows``, which are computed strip by strip and never held in memory at once.
-        method: see above.
+        method: method of the list above.
         bias: whether the last layer has a trainable bias; without one the matrix is h alone.
         recompute: function that returns the same features from a float64 copy of the trunk. It is called if ``features``
             are not float64, because a float32 rank says nothing: rounding fills every direction to about 1e-7 of the
@@ -73,14 +73,14 @@ def certify_expressivity(
             is about the matrix as given.
         same_inputs: function that tells whether samples i and j are the same input. It is asked about the two closest rows
             if rank n is not certified, because equal inputs refute rank n, while equal features after rounding do not.
-        entering: for ``"distinct"``: the inputs of the last hidden layer, (n, d), float64.
-        targets: for ``"alignment"``: Y, (n, C); class numbers count as one-hot rows.
+        entering: inputs of the last hidden layer, (n, d), float64; required for ``"distinct"``.
+        targets: Y, (n, C), required for ``"alignment"``; class numbers count as one-hot rows.
         max_memory: bytes that may be used, such as ``2**30`` or ``1e9``, in addition to ``features``, ``entering`` and the
             computation of rows (default a quarter of the free memory). Matrices that do not fit go to ``folder`` or to a
             temporary one. ``"distinct"`` takes a few times the memory of ``entering`` in any case.
-        folder: folder of the factors' matrices and of a journal. After a kill, the same call continues where it was.
+        folder: folder for the matrices of the factors and for a journal. After a kill, the same call resumes from the journal.
         progress: whether to show a bar on standard error with the predicted time; None: on a terminal, if it takes long. A
-            function is called with the share that is done, 0 to 1, instead, for instance to write it to a log.
+            function is called with the share that is done, 0 to 1, instead of a bar, for instance to write it to a log.
 
     Returns:
         The certificate. ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: the rank cannot be n,
@@ -150,7 +150,7 @@ def certify_expressivity(
 
 
 def chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:
-    """Return the method that ``"auto"`` stands for."""
+    """Return the method that ``"auto"`` selects."""
     if too_narrow(samples, width, bias=bias) is not None:
         return "alignment" if targets else "singular"
     return "distinct" if entering and samples > SINGULAR_UP_TO else "singular"
@@ -161,7 +161,7 @@ def _held(features: Tensor | FeatureRows) -> Tensor:
 
 
 def is_held(samples: int, width: int, *, bias: bool) -> bool:
-    """Return whether ``"singular"`` may compute all singular values: for small matrices, and for narrow ones, whose rank it gives."""
+    """Return whether ``"singular"`` may use all singular values: for small matrices, and for narrow ones to get their rank."""
     return min(samples, width) <= HELD_UP_TO or too_narrow(samples, width, bias=bias) is not None
 
 

@@ -19,7 +19,7 @@ SHARE = 0.25
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The computed decomposition U diag(s) V^T, with k = min(rows, columns)."""
+    """Computed singular value decomposition U diag(s) V^T with proven errors, k = min(rows, columns)."""
 
     left: Tensor  # U, (rows, k)
     values: Tensor  # s, (k,), descending
@@ -44,7 +44,7 @@ def decompose(matrix: Tensor) -> Decomposition:
     with the rounding errors of E and of the defects included.
 
     Args:
-        matrix: A, float64.
+        matrix: matrix A, (rows, columns), float64.
 
     Raises:
         torch.linalg.LinAlgError: the decomposition did not converge.

@@ -45,7 +45,7 @@ def certify_distinct(
     may have made to the distance of two rows.
 
     Args:
-        entering: X, the inputs of the wide layer at the trunk's present weights, (n, d), float64.
+        entering: X, the inputs of the wide layer at the trunk's current weights, (n, d), float64.
         width: number of units of the wide layer, which is the last hidden one.
         bias: whether the head has a trainable bias.
         feature_error: Frobenius norm of the change that rounding before the wide layer may have made to X.

@@ -1,4 +1,4 @@
-"""Equal samples, which make rank n impossible however wide the layer is: find them and name them."""
+"""Equal samples, which make rank n impossible for every width of the layer: the search for them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def closest_pair(source: FeatureRows, gram: Tiles) -> Pair:
     Equal samples are certain to be found if this rounding leaves at most 16 pairs open.
 
     Args:
-        source: h.
+        source: last hidden features h of the n samples.
         gram: h h^T, with or without the ones of a bias, which cancel.
 
     Cost: reads n^2 numbers, and computes the features of at most 32 samples.

@@ -84,8 +84,8 @@ def lowest_eigenvalue(matrix: Tiles, shift: float) -> float:
     be n + 3; with tiles of 1,024 and 60,000 samples the bound is 27 times as sharp.
 
     Args:
-        matrix: A.
-        shift: t.
+        matrix: symmetric matrix A in tiles.
+        shift: number t that was subtracted from the diagonal of A.
 
     Source: Rump 2006; Higham 2002, section 10.1.
     """

@@ -1,4 +1,4 @@
-"""The progress of a long computation, kept on disk so that a killed computation can continue."""
+"""Journal of a long computation on disk, from which a killed computation can continue."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def plan_stream(
     """Plan how the features of n samples are processed.
 
     Args:
-        samples: n.
-        width: m_H.
+        samples: number n of samples.
+        width: number m_H of features per sample.
         max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of the free memory).
         folder: folder of the matrices; None: memory if they fit into half of ``max_memory``, else a temporary folder.
         tile: rows per tile; None: 1,024, or fewer for few samples.

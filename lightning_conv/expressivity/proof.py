@@ -33,7 +33,7 @@ METHOD = "verified Cholesky of the tiled float64 Gram matrix"
 
 @dataclass(frozen=True)
 class Proven:
-    """What the factors prove about [h, 1]."""
+    """Bounds of [h, 1] that the Cholesky factors prove."""
 
     rank: int  # lower bound
     sigma_min: Bounded  # the n-th singular value; the upper bound is infinite if the first factor failed
@@ -43,15 +43,15 @@ class Proven:
 
 @dataclass(frozen=True)
 class Proof:
-    """The computation of the bounds from the Gram matrix.
+    """Computation of the bounds of [h, 1] from its Gram matrix.
 
     Args:
-        gram: G as computed.
+        gram: computed Gram matrix G, in tiles.
         factor: tiles that receive the factors.
         width: m_H, on which the rounding of G depends.
         feature_error: see ``certify_expressivity``.
         journal: record of the finished parts.
-        report: called with the share that is done.
+        report: called with the share of the work that is done.
     """
 
     gram: Tiles
@@ -85,7 +85,7 @@ class Proof:
         return Proven(n if sigma_min.lower > 0 else 0, sigma_min, sigma_max, reach)
 
     def _factor(self, name: str, shift: float, report: Report) -> int:
-        """Return the number of rows that have a factor, continuing the work of an earlier process."""
+        """Return the number of rows that have a factor; continue the work of an earlier process."""
         noted = self.journal[name] or {"shift": shift, "columns": 0}
         if noted.get("rows") is not None and noted["shift"] == shift:
             return int(noted["rows"])
@@ -167,7 +167,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Scaled:
-    """The matrix 2^-exponent G, scaled to an ordinary size, as ``complement_bound`` expects it."""
+    """Matrix 2^-exponent G, whose trace is near 1, with the interface that ``complement_bound`` expects."""
 
     tiles: Tiles
     exponent: int

@@ -75,12 +75,12 @@ def stream_gram(
     n / (2 panel tile) times. See ``gram_rounding`` for the error.
 
     Args:
-        source: h.
+        source: last hidden features h of the n samples.
         tiles: tiles that receive G.
         bias: whether the last layer has a bias.
         panel: number of tile rows that are held.
         done: the part of ``tiles`` that is done already.
-        report: called with the share that is done.
+        report: called with the share of the work that is done.
         save: called after each tile row with the part that is done.
         seen: called with each tile row's number and features when they are read for the first time.
 

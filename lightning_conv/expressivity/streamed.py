@@ -50,14 +50,14 @@ def certify_streamed(
     verdict is ``undecided`` below that.
 
     Args:
-        source: h.
+        source: last hidden features h of the n samples.
         bias: whether the last layer has a bias.
         feature_error: see ``certify_expressivity``.
         max_memory: bytes, such as ``2**30`` or ``1e9`` (default a quarter of the free memory).
-        folder: folder of the matrices and the journal. A killed run continues where it was if it is called again with the
-            same features and folder. The features are read once to check that they are the same bit for bit; if not, the
-            computation starts again. None: nothing is kept.
-        tile: rows per tile.
+        folder: folder of the matrices and the journal. A killed run resumes if it is called again with the same features and
+            folder. The features are read once to check that they are the same bit for bit; if not, the computation starts
+            again. None: nothing is kept.
+        tile: rows per tile; None: chosen by ``plan_stream``.
         progress: see ``certify_expressivity``.
         same_inputs: see ``certify_expressivity``.
 
@@ -135,7 +135,7 @@ def _judge(
 
 @contextmanager
 def _place(folder: Path | None, plan: StreamPlan) -> Iterator[Path | None]:
-    """Provide the folder of the matrices, or None for memory."""
+    """Provide the folder of the matrices; None means memory."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -156,7 +156,7 @@ def _row_seconds(source: FeatureRows) -> float:
 
 
 def _are_those_of(journal: Journal, source: FeatureRows, gram: Tiles) -> bool:
-    """Return whether the features are bit for bit those of the recorded work."""
+    """Return whether the features equal those of the recorded work bit for bit."""
     noted = journal["rows"] or {}
     return all(_fingerprint(read_rows(source, gram.rows(int(row)))) == known for row, known in noted.items())
 

@@ -23,7 +23,7 @@ class Tiles:
     A file is memory-mapped, so the system keeps in memory what fits. Numbers that were written survive a kill of the process.
 
     Args:
-        size: n.
+        size: number n of rows of the matrix.
         tile: rows and columns per tile; the last tiles are smaller.
         path: file of the tiles. It is created if it does not exist; otherwise its numbers are used. None: memory.
 

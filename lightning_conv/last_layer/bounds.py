@@ -40,9 +40,9 @@ def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step:
     with ``steps`` = 1.
 
     Args:
-        comparators: one or several.
+        comparators: one comparator or several; the bound is the smallest over them.
         step: eta, at most ``HeadCurvature.step``; the bound is not valid for a larger one.
-        steps: t >= 0.
+        steps: number t of steps, 0 or more.
 
     Raises:
         ValueError: there is no comparator, the step is not positive, or the number of steps is negative.
@@ -67,9 +67,9 @@ def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step:
     """Return the number of steps after which ``gradient_descent_bound`` is at most ``gap``; infinite if it never is.
 
     Args:
-        comparators: one or several.
-        step: eta.
-        gap: the value of L(w_t) - L* to reach.
+        comparators: one comparator or several.
+        step: step size eta, at most 1 / L_H.
+        gap: value of L(w_t) - L* to reach.
     """
     family = _family(comparators)
     _require(step, 0)
@@ -100,7 +100,7 @@ def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> f
         gap: L(w_0) - L* of the whole problem if rank [h, 1] = n, otherwise L(w_0) minus the head's own minimum.
         step: eta, at most ``HeadCurvature.step``.
         curvature_min: a lower bound of mu, from the n-th singular value of [h, 1] (for a narrow head the D-th).
-        steps: t.
+        steps: number t of steps, 0 or more.
 
     Raises:
         ValueError: eta mu is not in [0, 1], or the step or the number of steps is not valid.

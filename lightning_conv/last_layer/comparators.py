@@ -23,7 +23,7 @@ def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | No
 
     Args:
         problem: the problem of the head.
-        start: W_0, (D, C).
+        start: last layer W_0 at the switch, (D, C).
         w: any matrix of that shape.
         floor: a lower bound of the infimum with which L is compared; None: that of the loss, ``problem.infimum``.
 
@@ -56,7 +56,7 @@ def comparators(
     - W_0 itself.
     - If the infimum is not attained, as for cross-entropy: multiples s W_0, at distance (s - 1) |W_0|. If all samples are
       classified correctly, their loss comes arbitrarily close to the infimum.
-    - Otherwise, or if these do not reach ``smallest``: for excesses from half the present gap to ``smallest``, the
+    - Otherwise, or if these do not reach ``smallest``: for excesses from half the current gap to ``smallest``, the
       least-norm change of W_0 whose outputs have :math:`\ell_i - \inf \ell_i \le \delta` (``prescribed_outputs``). With
       rank [h, 1] = n these outputs are reached; for squared loss this is the minimiser closest to W_0.
 
@@ -64,10 +64,10 @@ def comparators(
 
     Args:
         problem: the problem of the head, with one of torch's losses.
-        start: W_0, (D, C).
+        start: last layer W_0 at the switch, (D, C).
         solver: a solver from ``least_change``, if one exists already.
-        smallest: the last excess.
-        report: called with the share that is done.
+        smallest: smallest excess L - inf L to aim at.
+        report: called with the share of the work that is done.
 
     Raises:
         SingularError: the multiples of W_0 do not suffice, and [h, 1] is numerically singular.

@@ -21,7 +21,7 @@ RIDGE = 1e-11
 REFINED = 4
 ROUNDS = 20
 RADIUS = 1e3
-"""If sigma_min([h, 1]) > 0 is not proven, the bound is about heads of at most this many times the present norm (plus 1)."""
+"""If sigma_min([h, 1]) > 0 is not proven, the bound is about heads of at most this many times the current norm (plus 1)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class HeadDual:
         ValueError: the loss is the caller's own, whose conjugate is not known.
         MemoryError: the smaller Gram matrix does not fit.
 
-    Cost: that matrix, its factor and a proven sigma_min, once.
+    Cost: the smaller Gram matrix of Z, its factor and a proven sigma_min, once.
 
     Source: Rockafellar 1970, theorem 31.1.
     """
@@ -71,7 +71,7 @@ class HeadDual:
         """Compute a lower bound, which is sharper the closer W is to a minimiser, and may be -inf far from it.
 
         Args:
-            w: W, (D, C).
+            w: last layer W, (D, C).
 
         Cost: eight passes for each of a few projections.
         """
@@ -119,7 +119,7 @@ def _evaluate(problem: HeadProblem, conjugate: Conjugate, a: Tensor, smallest: f
 
 
 class _Projection:
-    """The map A -> A - P A, P the projector onto the range of Z, by the smaller Gram matrix with a ridge and refinement."""
+    """Map A -> A - P A, with P the projector onto the range of Z, by the smaller Gram matrix with a ridge and refinement."""
 
     def __init__(self, problem: HeadProblem, gram: SmallGram) -> None:
         self._problem, self._by_rows = problem, gram.by_rows

@@ -33,7 +33,7 @@ class SingularError(ValueError):
 
 @dataclass(frozen=True)
 class SmallGram:
-    """The smaller of [h, 1] [h, 1]^T (n x n) and [h, 1]^T [h, 1] (D x D)."""
+    """The smaller of the Gram matrices [h, 1] [h, 1]^T (n x n) and [h, 1]^T [h, 1] (D x D)."""
 
     matrix: Tensor
     by_rows: bool  # whether it is the n x n matrix
@@ -139,7 +139,7 @@ def least_change(problem: HeadProblem, report: Report = silent) -> Iterator[Leas
 
     Args:
         problem: the problem with the features [h, 1].
-        report: called with the share that is done.
+        report: called with the share of the work that is done.
 
     Yields:
         The solver.

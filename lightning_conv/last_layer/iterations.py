@@ -55,7 +55,7 @@ def lbfgs(problem: HeadProblem, start: Tensor) -> Iterator[Iterate]:
 
     Args:
         problem: the problem of the head.
-        start: W_0, (D, C).
+        start: initial last layer W_0, (D, C).
 
     Yields:
         W_0 and every iterate. The loss never rises.
@@ -106,7 +106,7 @@ def conjugate_gradients(problem: HeadProblem, start: Tensor) -> Iterator[Iterate
 
     Args:
         problem: the problem of the head, with a squared loss.
-        start: W_0, (D, C).
+        start: initial last layer W_0, (D, C).
 
     Yields:
         W_0 and every iterate, until rounding stops progress.

@@ -194,10 +194,10 @@ class HeadProblem:
         return torch.cat(found) * (1 + gamma(self.columns + 4, torch.float64))
 
     def loss_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
-        """Compute L(W) and its gradient [h, 1]^T G / n, where G are the gradients by the outputs.
+        """Compute L(W) and its gradient [h, 1]^T G / n, (D, C), where G holds the gradients with respect to the outputs.
 
         Args:
-            w: W, (D, C).
+            w: last layer W, (D, C).
 
         Cost: one pass, 4 n D C flops.
         """
@@ -218,7 +218,7 @@ class HeadProblem:
         taken as exact. For the caller's own loss the rounding of the formula is not known, and ``certified`` is False.
 
         Args:
-            w: W, (D, C).
+            w: last layer W, (D, C).
 
         Raises:
             ValueError: W has another shape.

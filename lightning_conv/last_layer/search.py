@@ -29,20 +29,20 @@ FAR = 300.0
 
 
 class Search:
-    """The best layer so far, what is proven about it, and the methods that find a better one.
+    """Search for a head with a small gap: the best layer so far, its proven bounds, and the methods that improve it.
 
     Args:
         problem: the problem of the head.
-        start: W_0, (D, C).
-        tol: required gap.
+        start: initial last layer W_0, (D, C).
+        tol: required gap, in the units of the mean loss.
         dtype: floating type of the network.
         max_iterations: maximum number of iterations of L-BFGS or conjugate gradients.
-        report: called with the share that is done.
+        report: called with the share of the work that is done.
 
     Attributes:
-        w: the best layer.
-        judged: what is proven about it.
-        dual: lower bound over heads, if one was needed.
+        w: best layer so far, (D, C).
+        judged: proven bounds of the loss and the gaps of ``w``.
+        dual: lower bound of the loss over all heads; None until one is computed.
         method: method that found the layer.
         iterations: number of iterations of the last iterative method.
     """
@@ -60,7 +60,7 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Whether a gap is small enough."""
+        """Whether one of the two gaps is at most ``tol``."""
         return self.judged.best() <= self.tol
 
     @property
@@ -112,7 +112,7 @@ class Search:
         return "" if self.done else f"{method} ended after {self.iterations} iterations"
 
     def _offer(self, w: Tensor, method: str) -> None:
-        """Keep W if it is better than the present best layer."""
+        """Replace the best layer by W if its loss is no larger, or if its gap is at most ``tol``."""
         found = judge(self.problem, w, self.dual, self.dtype)
         if found.loss.value <= self.judged.loss.value or found.best() <= self.tol:
             self.w, self.judged, self.method = w, found, method

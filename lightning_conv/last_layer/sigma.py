@@ -107,7 +107,7 @@ def trace_bound(problem: HeadProblem, basis: Tensor) -> Bounded:
 
     Args:
         problem: the problem with the features.
-        basis: Q.
+        basis: orthonormal columns Q, (D, k).
     """
     count = basis.shape[1]
     overlap = basis.T @ basis

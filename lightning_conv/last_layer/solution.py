@@ -50,7 +50,7 @@ def gap_between(loss: Bounded, infimum: Bounded | None) -> Bounded | None:
     """Compute loss - infimum with bounds, which are never below 0.
 
     Args:
-        loss: loss of a head.
+        loss: mean loss of a head, with its bounds.
         infimum: infimum of the loss over all outputs; None: not known.
     """
     if infimum is None:
@@ -67,7 +67,7 @@ def gap_to_heads(loss: Bounded, infimum: Bounded | None, dual: DualBound | None)
     """Bound the loss minus its infimum over heads: between 0 and the difference to the better known lower bound.
 
     Args:
-        loss: loss of a head.
+        loss: mean loss of a head, with its bounds.
         infimum: infimum of the loss over all outputs; None: not known.
         dual: a lower bound over heads; None: not known.
     """
@@ -84,7 +84,7 @@ def gap_to_heads(loss: Bounded, infimum: Bounded | None, dual: DualBound | None)
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is proven about one W and its rounding."""
+    """Proven bounds of the loss and the gaps of one W, and of its rounding to the network's type."""
 
     loss: Bounded
     gap: Bounded | None
@@ -103,7 +103,7 @@ def judge(problem: HeadProblem, w: Tensor, dual: DualBound | None, dtype: torch.
 
     Args:
         problem: the problem of the head.
-        w: W.
+        w: last layer W, (D, C).
         dual: lower bound over heads; None: not known.
         dtype: floating type of the network.
     """

@@ -45,7 +45,7 @@ def solve_head(
     Args:
         problem: the problem of the head.
         tol: required gap, in the units of the mean loss.
-        method: see above.
+        method: method of the list above.
         start: (weight, bias) of the start; None: zeros.
         dtype: floating type of the network that will hold the layer; ``verdict`` refers to the gap after rounding to it.
         max_iterations: maximum number of iterations of L-BFGS or conjugate gradients.

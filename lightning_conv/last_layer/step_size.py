@@ -16,7 +16,7 @@ from lightning_conv.losses.facts import curvature
 
 @dataclass(frozen=True)
 class HeadCurvature:
-    r"""The Lipschitz constant L_H of the gradient of :math:`L = \frac1n \sum_i \ell_i` by the head, and the steps it allows."""
+    r"""Lipschitz constant L_H of the gradient of :math:`L = \frac1n \sum_i \ell_i` with respect to the head, and allowed steps."""
 
     value: Bounded  # L_H = (L_ell / n) sigma_max([h, 1])^2
     sigma_max: Bounded
@@ -38,8 +38,8 @@ class HeadCurvature:
 
         Args:
             sigma_max: largest singular value of [h, 1].
-            smoothness: L_ell.
-            samples: n.
+            smoothness: Lipschitz constant L_ell of the gradient of every sample's loss by its outputs.
+            samples: number n of samples.
         """
         low, value, high = (
             curvature(smoothness, sigma, samples) for sigma in (sigma_max.lower, sigma_max.value, sigma_max.upper)
@@ -61,7 +61,7 @@ def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurv
     Raises:
         ValueError: L_ell of the loss is not known.
 
-    Cost: that of ``sigma_max``: a dozen passes.
+    Cost: as ``sigma_max``, a dozen passes.
 
     Source: Kawaguchi & Sun 2021, Theorem 2 (the constant); L is the mean over samples.
     """
@@ -132,7 +132,7 @@ class PowerSchedule:
     Args:
         first: eta_0; at most 1 / ``batch_curvature``, so that no step overshoots on its own batch.
         decay: k_0, the number of steps after which the decay sets in.
-        power: p.
+        power: exponent p of the decay.
 
     Raises:
         ValueError: the step or the decay is not positive, or the power is outside (1/2, 1].

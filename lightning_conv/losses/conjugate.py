@@ -1,4 +1,4 @@
-"""``Conjugate``: the convex conjugates of torch's losses, which Fenchel duality bounds their infimum with."""
+"""``Conjugate``: the convex conjugates of torch's losses, with which Fenchel duality bounds their infimum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_conv.losses.per_sample import SampleLosses
 
 
 class Conjugate:
-    r"""The convex conjugates of the samples' losses, and their domains.
+    r"""Convex conjugates of the samples' losses, and their domains.
 
     They are :math:`\ell_i^*(\alpha) = \sup_u \alpha \cdot u - \ell_i(u)`. Each is a sum over the C
     outputs of the following terms; A below is the (n, C) matrix of all alpha.
@@ -50,7 +50,7 @@ class Conjugate:
         return a / self._s + self._losses.targets, torch.ones_like(a)
 
     def inside(self, a: Tensor, floor: float) -> Tensor:
-        """Return A moved into the domain, ``floor`` away from its border.
+        """Move A into the domain, ``floor`` away from its border.
 
         For box domains A is scaled, which keeps Z^T A = 0.
         """
@@ -64,7 +64,7 @@ class Conjugate:
         return self._s * (p.clamp(floor, 1 - floor) - self._losses.targets)
 
     def slack(self, a: Tensor) -> float:
-        """Return how far every entry of A may move without leaving the domain; negative outside of it."""
+        """Return the distance by which every entry of A may move without leaving the domain; negative outside of it."""
         if self._kind in ("squared", "elementwise"):
             return self._bound - float(a.abs().max())
         p, most = self._probabilities(a)
@@ -86,7 +86,7 @@ class Conjugate:
         return self._s * both
 
     def sizes(self, a: Tensor) -> Tensor:
-        """Return the sizes, (n,), that the rounding error of A itself is proportional to."""
+        """Return the numbers, (n,), to which the rounding error of A itself is proportional."""
         if self._kind == "cross-entropy":
             return self._total[:, 0] + a.abs().sum(1)
         if self._kind == "binary":

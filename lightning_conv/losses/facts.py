@@ -22,9 +22,9 @@ class LossFacts:
 
 
 def loss_facts(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | None:
-    r"""Return infimum and smoothness of a mean loss of torch; None where they are not known.
+    r"""Return infimum and smoothness of a mean loss of torch; None if they are not known.
 
-    They are not known of subclasses, which may compute anything.
+    They are not known for subclasses, which may compute anything.
     With ``reduction="sum"`` the facts are about that sum divided by n; the divisions by C below are then left out.
 
     - squared error, mean over n C numbers: infimum 0, smoothness 2 / C
@@ -38,16 +38,16 @@ def loss_facts(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | No
     heaviest class, divided by the mean weight (for a sum: not divided).
 
     Args:
-        loss_fn: a loss module; ``"none"`` is taken as the mean of what it returns.
+        loss_fn: a loss module; ``"none"`` is treated as the mean of its result.
         outputs: u, (n, C) or (n,); only its shape counts.
-        targets: y.
+        targets: targets y of the n samples.
 
     Example:
         >>> import torch
         >>> loss_facts(torch.nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.tensor([0, 2]))
         LossFacts(infimum=0.0, smoothness=0.5, attained=False)
     """
-    # What a sample's sum over its outputs is divided by.
+    # Divisor of the sum over the outputs of a sample.
     divisor = 1 if reduction(loss_fn) == "sum" else outputs[0].numel() if outputs.ndim else 1
     match torch_loss(loss_fn):
         case "cross_entropy":
@@ -99,7 +99,7 @@ def target_distributions(loss_fn: Any, targets: Tensor, outputs: int) -> Tensor:
     Args:
         loss_fn: the ``nn.CrossEntropyLoss``.
         targets: class numbers, (n,), or distributions, (n, C).
-        outputs: C.
+        outputs: number C of classes.
     """
     q = targets.double() if targets.is_floating_point() else F.one_hot(targets.long(), outputs).double()
     smoothing = float(loss_fn.label_smoothing)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FlatWeights:
-    """The order in which named tensors make up a vector x of P numbers."""
+    """Order in which named tensors make up a vector x of P numbers."""
 
     shapes: Mapping[str, torch.Size]
 

@@ -20,16 +20,16 @@ from lightning_conv.networks.evaluation import (
 
 
 class SampleLoss:
-    """The loss f(w) = loss(u(w), y) on n samples, at the network's present weights or at given ones.
+    """Loss f(w) = loss(u(w), y) of a network on n samples, at the network's current weights or at given ones.
 
     The outputs are computed in the type of the evaluation, the loss in float64.
 
     Args:
-        network: a module whose output is one tensor; it is left as it is, bit for bit.
-        inputs: n samples.
-        targets: y.
+        network: a module whose output is one tensor; it is not changed, bit for bit.
+        inputs: inputs of the n samples.
+        targets: targets y of the n samples.
         loss_fn: a function of (outputs, targets) that returns one number; all results have the scale of this loss.
-        batch_norm: as in ``StatelessModule``; ``"frozen"`` takes the statistics of ``inputs``.
+        batch_norm: mode of BatchNorm layers, see ``StatelessModule``; ``"frozen"`` uses the statistics of ``inputs``.
         chunk: samples that go through the network together.
         dtype: type in which the network is evaluated; None: its own, float32 at least.
     """
@@ -64,11 +64,14 @@ class SampleLoss:
     def gradient(
         self, names: Sequence[str], *, at: Mapping[str, Tensor] | None = None
     ) -> tuple[float, dict[str, Tensor]]:
-        """Return f and its gradient by some of the parameters, in the type of the evaluation.
+        """Return f and its gradient with respect to some of the parameters, in the type of the evaluation.
 
         Args:
             names: names of these parameters.
             at: their values; None: the network's own.
+
+        Returns:
+            f, and the gradient by parameter name.
 
         Cost: one forward and one backward pass; with several chunks one forward pass more.
         """

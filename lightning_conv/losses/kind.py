@@ -1,4 +1,4 @@
-"""``loss_kind``: all that the rest of the project asks about a loss function, in one object."""
+"""``loss_kind``: the facts about a loss function that the rest of the project needs, in one object."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["LossFn", "LossKind", "TorchLoss", "is_loss_module", "loss_kind"]
 
 @dataclass(frozen=True)
 class LossKind:
-    """A loss function, and what is known of it by its type and settings."""
+    """A loss function, and the facts that follow from its type and settings."""
 
     loss_fn: Any  # the loss itself; None: not known
     kind: TorchLoss  # which of torch's losses it is; "other": any other, a subclass too; "unknown": there is none
@@ -79,7 +79,7 @@ class LossKind:
         return has_classes_0_and_1(self.loss_fn)
 
     def hard_labels(self, targets: Tensor) -> bool:
-        """Return whether this is a cross-entropy whose targets name one class per sample.
+        """Return whether this is a cross-entropy whose targets name exactly one class per sample.
 
         The infimum, 0, is then approached wherever the right class scores highest for every sample.
 
@@ -94,18 +94,18 @@ class LossKind:
         return one_hot and bool((targets >= 0).all())
 
     def like(self, outputs: Tensor) -> Any:
-        """Return the loss; of a module a copy with its weights in the type and on the device of the outputs."""
+        """Return the loss; a module is copied with its weights in the type and on the device of the outputs."""
         return copy.deepcopy(self.loss_fn).to(outputs) if isinstance(self.loss_fn, nn.Module) else self.loss_fn
 
     def aligned(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the targets as the loss takes them with these outputs.
+        """Return the targets in the form that the loss expects with these outputs.
 
         They are on the outputs' device, floating ones in the outputs' type, and in their shape if the loss is
         elementwise.
 
         Args:
-            outputs: u, (n, ...).
-            targets: y.
+            outputs: network outputs u, (n, ...).
+            targets: targets y of the n samples.
 
         Raises:
             ValueError: the loss is elementwise and there is not one target per output.

@@ -15,19 +15,19 @@ from lightning_conv.losses.kind import LossFn, loss_kind
 class Objective:
     """f(x) = loss(u(x), y) on a whole training set, x the trainable parameters of a model as one vector of P numbers.
 
-    It works on a float64 copy of the model in eval mode. The model stays as it is, and every value is a pure function
-    of x. The network must be deterministic, and its samples must fit into memory together. ``SampleLoss`` takes any
-    others.
+    It works on a float64 copy of the model in eval mode. The model is not changed, and every value is a pure function
+    of x. The network must be deterministic, and its samples must fit into memory together. ``SampleLoss`` supports
+    other networks.
 
     Args:
         model: any module; parameters with ``requires_grad`` are x, in the order of ``named_parameters``.
-        inputs: n samples.
+        inputs: inputs of the n samples.
         targets: y; they are brought to the shape of the outputs.
         loss_fn: a function of (outputs, targets) that returns one number; all results have the scale of this loss.
 
     Attributes:
         start: x of the model as it was given, (P,), float64.
-        samples: n.
+        samples: number n of samples.
 
     Raises:
         ValueError: nothing is trainable, or outputs and targets have different numbers.

@@ -31,7 +31,7 @@ U = unit_roundoff(torch.float64)
 
 
 class SampleLosses:
-    r"""The losses :math:`\ell_i` of n samples, :math:`L = \frac1n \sum_i \ell_i(u_i)`, in float64.
+    r"""Losses :math:`\ell_i` of n samples, :math:`L = \frac1n \sum_i \ell_i(u_i)`, in float64.
 
     The formulas of torch's losses are known (``loss_facts``): squared, Huber, smooth L1 and absolute error (a mean over
     the C outputs of a sample), cross-entropy with class numbers or distributions, smoothed or weighted, and binary
@@ -43,11 +43,11 @@ class SampleLosses:
         targets: y, one row or number per sample.
         outputs: C; None: the number of columns of the targets, for class numbers the largest one + 1.
         infimum: infimum of L over all outputs: a number, or a function of the targets that returns one per sample (or
-            their mean). None: what ``loss_facts`` says.
-        smoothness: L_ell, the Lipschitz constant of every gradient of :math:`\ell_i`; None: what ``loss_facts`` says.
+            their mean). None: the result of ``loss_facts``.
+        smoothness: L_ell, the Lipschitz constant of every gradient of :math:`\ell_i`; None: the result of ``loss_facts``.
 
     Attributes:
-        loss: what is known of ``loss_fn``.
+        loss: kind of ``loss_fn``, a ``LossKind``.
         kind: the formula; ``"custom"``: not one of torch's.
         infimum: (1/n) sum_i inf ell_i with the rounding error of its sum; None: not known.
         smoothness: L_ell; None: unbounded or not known.
@@ -160,7 +160,7 @@ class SampleLosses:
 
         Args:
             outputs: u, (m, C), float64.
-            rows: these samples.
+            rows: slice of these samples.
         """
         found: Tensor = self.module(outputs, self.targets[rows])
         if self.kind == "cross-entropy":
@@ -185,7 +185,7 @@ class SampleLosses:
         return found.reshape(len(outputs), -1).mean(1).sum()
 
     def gradients(self, outputs: Tensor, rows: slice) -> tuple[float, Tensor]:
-        """Return sum_i ell_i(u_i) and the gradients of ell_i by u_i, (m, C)."""
+        """Return sum_i ell_i(u_i) and the gradients of ell_i with respect to u_i, (m, C)."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             total = self.total(leaf, rows)

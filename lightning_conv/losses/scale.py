@@ -41,8 +41,8 @@ def loss_scale(loss_fn: object, samples: int, outputs: int) -> LossScale | None:
 
     Args:
         loss_fn: the loss module of the run.
-        samples: n.
-        outputs: C.
+        samples: number n of samples in the loss.
+        outputs: number C of outputs per sample.
 
     Raises:
         ValueError: n or C is not positive.

@@ -20,19 +20,19 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class HalfSumOfSquares:
-    """The loss F = sum_i F_i with F_i = (1/2) |u_i - y_i|^2 (no 1/n), and dF by the trainable parameters."""
+    """Loss F = sum_i F_i with F_i = (1/2) |u_i - y_i|^2 (no 1/n), and its gradient with respect to the trainable parameters."""
 
     per_sample: Tensor  # F_i, (n,), float64
     gradient: Mapping[str, Tensor]  # by parameter name; empty if it was not asked for
 
     @property
     def loss(self) -> float:
-        """The loss F."""
+        """Loss F."""
         return float(self.per_sample.sum())
 
     @property
     def largest(self) -> float:
-        """The largest loss of a sample, max_i F_i."""
+        """Largest loss of a sample, max_i F_i."""
         return float(self.per_sample.max())
 
     @property
@@ -41,7 +41,7 @@ class HalfSumOfSquares:
         return sum(float(part.double().square().sum()) for part in self.gradient.values())
 
     def along(self, step: Mapping[str, Tensor]) -> float:
-        """Return <grad F, step> for a step given by parameter name; a parameter without a name in it did not move."""
+        """Return <grad F, step> for a step given by parameter name; parameters that are missing in it did not move."""
         return sum(
             float((part.double() * step[name].double()).sum()) for name, part in self.gradient.items() if name in step
         )
@@ -63,9 +63,9 @@ def half_sum_of_squares(
 
     Args:
         model: any module.
-        inputs: n samples.
+        inputs: inputs of the n samples.
         targets: y in the shape of the outputs; (n,) for one output.
-        gradient: also compute dF.
+        gradient: whether to compute the gradient of F as well.
         parameters: values, by name, that replace the module's own.
         dtype: floating type to compute in; None: the module's.
         block: number of samples that are passed through the network at once.

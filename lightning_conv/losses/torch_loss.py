@@ -1,4 +1,4 @@
-"""``torch_loss``: which of torch's loss functions a loss is, decided by its type and nowhere else."""
+"""``torch_loss``: identification of torch's loss functions, by type; no other module does this."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss
 
 
 def torch_loss(loss_fn: object) -> TorchLoss:
-    """Return which of torch's losses this is: ``"other"`` for anything else, as a subclass may compute anything."""
+    """Return the kind of a loss of torch, and ``"other"`` for anything else, including subclasses, which may compute anything."""
     return _KINDS.get(type(loss_fn), "other")
 
 

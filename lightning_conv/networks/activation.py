@@ -15,11 +15,11 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 def derivative(activation: Activation, values: Tensor) -> Tensor:
     """Compute sigma'(z) elementwise by autograd, also under ``no_grad``.
 
-    At a kink the result is what autograd says, such as 0 for ReLU at 0.
+    At a kink the result is that of autograd, such as 0 for ReLU at 0.
 
     Args:
         activation: elementwise sigma.
-        values: z, of any shape.
+        values: pre-activations z, of any shape.
 
     Returns:
         The derivative, detached, of the shape of ``values``.

@@ -114,7 +114,7 @@ class Smoothed:
     swapped: tuple[str, ...]
     """Dotted names of the activations that were replaced."""
     left: tuple[Kink, ...]
-    """What could not be replaced. If it is empty and ``watched`` is True, the network is real-analytic."""
+    """Functions that could not be replaced. If it is empty and ``watched`` is True, the network is real-analytic."""
     watched: bool = True
     """Whether a forward was run, so that ``left`` also lists functions called inside it. False: modules by type only."""
 

@@ -1,4 +1,4 @@
-"""BatchNorm layers that normalise by the batch at hand and do not update their running statistics: ``batch_statistics``."""
+"""BatchNorm layers that normalise by the current batch and do not update their running statistics: ``batch_statistics``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let the BatchNorm layers of ``model`` normalise by the batch, as in train mode, without their running statistics.
+    """Switch the BatchNorm layers of ``model`` to the batch's statistics, as in train mode, without their running statistics.
 
     All other layers keep their mode: dropout stays off, and InstanceNorm with running statistics goes on using them. The
     BatchNorm layers do not track statistics meanwhile, so that no buffer is written to, not even a clone. (Forward mode

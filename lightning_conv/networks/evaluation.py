@@ -72,7 +72,7 @@ def take(inputs: Inputs, rows: slice) -> Inputs:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into eval mode with full float32 precision and without autocast; restore all of it, and the RNGs.
+    """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it, and the RNGs, afterwards.
 
     Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
     fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
@@ -117,9 +117,9 @@ class StatelessModule:
     Args:
         model: any module whose outputs are one tensor with the samples along dimension 0.
         dtype: floating type of the evaluation; ``None`` keeps the model's own (at least float32).
-        batch_norm: which statistics BatchNorm layers use. ``"eval"``: the running statistics. ``"frozen"``: those of
-            ``statistics_of``, held constant. This is the function that train mode computes on exactly this batch,
-            without the derivative through mean and variance. ``"batch"``: those of the batch that is evaluated, with
+        batch_norm: source of the statistics of BatchNorm layers. ``"eval"``: the running statistics. ``"frozen"``: the
+            statistics of ``statistics_of``, held constant. This is the function that train mode computes on exactly this batch,
+            without the derivative through mean and variance. ``"batch"``: the statistics of the batch that is evaluated, with
             derivatives through them. This is train-mode BatchNorm, with everything else in eval mode; it couples the
             samples.
         statistics_of: the batch that provides the statistics; required for ``"frozen"``.

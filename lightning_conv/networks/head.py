@@ -15,7 +15,7 @@ from lightning_conv.networks.watched import entering, watched_forward
 
 @dataclass(frozen=True)
 class Head:
-    """The last linear layer of a model: u = W h + b."""
+    """Last linear layer of a model: u = W h + b."""
 
     name: str
     module: nn.Linear
@@ -29,7 +29,7 @@ class Head:
 
     @property
     def fixed_bias(self) -> nn.Parameter | None:
-        """A bias that is added and not trained."""
+        """Bias that is added but not trained; None: there is none."""
         return None if self.has_bias else self.module.bias
 
     @property
@@ -163,8 +163,8 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
 
     Args:
         model: the network.
-        head: its head.
-        inputs: n samples.
+        head: head of the network, see ``find_head``.
+        inputs: inputs of the n samples.
         dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model.
 
     Raises:
@@ -183,7 +183,7 @@ def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bo
     Args:
         module: the network.
         head: a linear layer of it, the last one or an earlier one.
-        inputs: samples.
+        inputs: inputs of the samples.
         stop: end the forward where the layer is called, to skip expensive layers after it. A second call of the layer is
             then not noticed.
 
@@ -225,7 +225,7 @@ def shared_with(model: nn.Module, layer: nn.Module) -> str | None:
 
     Args:
         model: the network.
-        layer: a module of it.
+        layer: module of ``model`` whose parameters are looked for elsewhere.
     """
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}

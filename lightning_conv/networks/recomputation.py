@@ -11,7 +11,7 @@ from torch.utils import checkpoint
 
 @contextmanager
 def no_recomputation() -> Iterator[None]:
-    """Make forwards inside this context keep their activations, also inside ``torch.utils.checkpoint``.
+    """Keep the activations of forwards inside this context, also inside ``torch.utils.checkpoint``.
 
     A checkpoint runs its part of the network again in the backward pass. By then the parameters, buffers and modes of an
     evaluation are no longer in place. The backward pass would differentiate another function, or read the model's own

@@ -23,7 +23,7 @@ def watched_forward(
     """Run one forward in eval mode without gradients, remove the hooks and return the result.
 
     Args:
-        module: the network.
+        module: network to run.
         inputs: samples, in any floating type.
         handles: handles of the registered hooks.
         parameters: parameters that replace the network's own.

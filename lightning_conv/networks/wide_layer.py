@@ -101,7 +101,7 @@ def widen_head(
 
 @dataclass(frozen=True)
 class WideLayer:
-    """The layer h = sigma(W x + b) whose result is the input of the head."""
+    """Wide layer h = sigma(W x + b) whose result is the input of the head."""
 
     name: str
     module: nn.Linear
@@ -118,7 +118,7 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
 
     Args:
         model: the network.
-        head: its head.
+        head: head of the network, see ``find_head``.
         inputs: a few samples.
 
     Returns:

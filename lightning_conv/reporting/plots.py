@@ -19,11 +19,15 @@ DPI = 100
 
 MOST_BARS = 12
 LONGEST_NAME = 16
-"""Number of characters of a layer's name that fit beside the bars."""
+"""Number of characters of a layer's name that fit next to the bars."""
 
 
 def new_figure() -> Figure:
-    """Create an empty figure of the common size, outside pyplot's global state."""
+    """Create an empty figure of the common size, outside pyplot's global state.
+
+    Returns:
+        The figure, without axes.
+    """
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
     # Fixed margins, because a layout engine draws every figure twice.
     figure.subplots_adjust(left=0.17, right=0.97, bottom=0.15, top=0.96)
@@ -39,6 +43,9 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
 
     Args:
         spectra: the spectra by label.
+
+    Returns:
+        A figure with one panel.
 
     Raises:
         ValueError: a spectrum does not have all of its eigenvalues.
@@ -65,7 +72,14 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
 
 
 def plot_observations(history: Sequence[Observation]) -> Figure:
-    """Plot the loss, the PL ratio and its running infimum over the measured steps, on a logarithmic axis."""
+    """Plot the loss, the PL ratio and its running infimum over the measured steps, on a logarithmic axis.
+
+    Args:
+        history: observations of one run, in the order of the steps; losses in the units of the run's loss.
+
+    Returns:
+        A figure with one panel.
+    """
     figure = new_figure()
     axes = figure.add_subplot()
     steps = [seen.step for seen in history]
@@ -84,9 +98,12 @@ def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[in
     """Plot the labels' projection onto the initial kernel's eigenvectors, and the error that this kernel predicts.
 
     Args:
-        shares: for each name the share of its energy on every eigenvector, by descending eigenvalue. The plot shows the
-            sums over the leading eigenvectors.
+        shares: for each named vector y its shares |v_i . y|^2 / |y|^2 on the eigenvectors v_i, by descending eigenvalue. The
+            plot shows the sums over the leading eigenvectors.
         curve: tuples of the step, the measured |u - y|, and the |u - y| predicted by the initial kernel (NaN: no prediction).
+
+    Returns:
+        A figure with two panels: cumulative shares above, errors by step below.
     """
     figure = new_figure()
     figure.subplots_adjust(left=0.14, bottom=0.14, top=0.97, hspace=0.55)
@@ -123,16 +140,19 @@ def plot_layers(
             and those with the largest lambda_min are drawn.
         smallest: lambda_min of the layers' kernels; None: one panel only.
         whole: lambda_min of the whole kernel.
+
+    Returns:
+        A figure with one panel, or two if ``smallest`` is given.
     """
     smallest = smallest or {}
-    kept = _most_telling(shares, smallest)
+    kept = _select_layers(shares, smallest)
     rows = np.arange(len(kept))[::-1]
     figure = new_figure()
     figure.subplots_adjust(left=0.31)
     panels = figure.subplots(1, 2 if smallest else 1, sharey=True, squeeze=False)[0]
     panels[0].barh(rows, [shares.get(layer, 0.0) for layer in kept], height=0.7)
     panels[0].set_yticks(rows, [_short(layer) for layer in kept])
-    _dress(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
+    _style_bar_axis(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
     left_out = len(shares) - len(kept)
     if left_out > 0:
         panels[0].set_title(f"{left_out} of {len(shares)} layers left out", fontsize=7, loc="left", pad=2)
@@ -152,11 +172,11 @@ def plot_layers(
         if whole is not None and whole.value > 0:
             panels[1].axvline(whole.value, color="black", linestyle=":", linewidth=1)
             values.append(whole.value)
-        _dress(panels[1], values, "lambda_min (hollow: <=)")
+        _style_bar_axis(panels[1], values, "lambda_min (hollow: <=)")
     return figure
 
 
-def _most_telling(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) -> list[str]:
+def _select_layers(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) -> list[str]:
     """Select at most ``MOST_BARS`` layers, by share and a few by lambda_min, in the network's order."""
     by_share = sorted(shares, key=lambda layer: -shares[layer])
     by_value = [layer for layer in sorted(smallest, key=lambda layer: -smallest[layer].lower) if layer in shares]
@@ -170,7 +190,7 @@ def _short(layer: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
 
 
-def _dress(axes: Axes, values: Sequence[float], label: str) -> None:
+def _style_bar_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     positive = [value for value in values if value > 0]
     if positive:
         axes.set_xscale("log")

@@ -15,16 +15,19 @@ Report: TypeAlias = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
 LONG = 5.0
-"""Predicted duration, in seconds, from which a bar is shown on a terminal."""
+"""Predicted duration in seconds from which a bar is shown on a terminal."""
 
 
 def silent(share: float) -> None:
-    """Ignore the report."""
+    """Do nothing with the reported share."""
     del share
 
 
 def part(report: Report, start: float, share: float) -> Report:
-    """Return the report of a part of the work that begins at ``start`` and makes up ``share`` of the whole."""
+    """Return a report for one part of the work, which begins at ``start`` and makes up ``share`` of the whole.
+
+    The part's own share of 0 to 1 is mapped to ``start`` to ``start + share``.
+    """
     return lambda done: report(start + share * done)
 
 
@@ -37,10 +40,10 @@ class Lines:
     """A report for logs, which writes a line at most after every ``step`` of the work and every ``pause`` seconds.
 
     Args:
-        say: function that writes a line.
+        say: function that writes one line of text.
         title: beginning of each line.
-        step: share of the work between two lines, at least.
-        pause: seconds between two lines, at least.
+        step: least share of the work between two lines.
+        pause: least time between two lines, in seconds.
     """
 
     def __init__(self, say: Callable[[str], None], title: str, step: float = 0.05, pause: float = 60.0) -> None:
@@ -68,12 +71,12 @@ def progress_bar(title: str, seconds: float, wanted: bool | Report | None) -> It
 
     Args:
         title: text before the bar.
-        seconds: predicted duration.
+        seconds: predicted duration in seconds; it only decides whether a bar is shown if ``wanted`` is None.
         wanted: whether to show the bar; None: only on a terminal and if the prediction reaches ``LONG``. A report is
             used instead of a bar.
 
     Yields:
-        The report that moves the bar.
+        The report, which moves the bar when it is called with the share that is done.
     """
     if callable(wanted):
         yield wanted

@@ -63,7 +63,7 @@ def criteria_table(criteria: Sequence[Criterion]) -> str:
 
 
 def verdict_counts(criteria: Iterable[Criterion]) -> dict[Verdict, int]:
-    """Count the criteria by verdict, for the verdicts that occur."""
+    """Count the criteria by verdict, without verdicts that do not occur."""
     verdicts = [each.verdict for each in criteria]
     return {verdict: verdicts.count(verdict) for verdict in get_args(Verdict) if verdict in verdicts}
 

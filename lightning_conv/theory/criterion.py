@@ -13,7 +13,7 @@ Verdict: TypeAlias = Literal["certified", "consistent", "refuted", "undecided", 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One inequality that a theorem asks for.
+    """One inequality that a theorem requires.
 
     The verdicts are
 
@@ -23,7 +23,7 @@ class Criterion:
     - ``undecided``: the bound lies within the error of the measurement;
     - ``not applicable``: a hypothesis of the theorem is violated in this run.
 
-    No verdict says that a theorem is satisfied, because the O(.) constants of the theorems are unspecified.
+    No verdict means that a theorem is satisfied, because the O(.) constants of the theorems are unspecified.
     """
 
     name: str  # short, lower case, as in a tag: "lambda_min_ratio"

@@ -41,11 +41,14 @@ ALIASES = {"gclip": "clipping", "du2layer": "du_two_layer", "du --depth": "du_de
 
 
 def resolve(name: str, words: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """Return the name in ``EXPERIMENTS`` and the settings of an experiment that may be called by a former name.
+    """Resolve the name of an experiment, current or former, and its settings.
 
     Args:
-        name: as on the command line.
-        words: settings as on the command line.
+        name: name of the experiment on the command line, such as ``du-two-layer``.
+        words: settings that follow the name on the command line.
+
+    Returns:
+        The name in ``EXPERIMENTS``, and the settings without a flag that was part of a former name.
 
     Raises:
         ValueError: no experiment has this name; the message suggests similar ones.
@@ -67,7 +70,10 @@ def experiment(name: str) -> "Callable[..., Report]":
     """Return the function of an experiment; its module is imported only here.
 
     Args:
-        name: as on the command line.
+        name: name of the experiment on the command line, current or former.
+
+    Returns:
+        The function ``run`` of its module.
     """
     slug = resolve(name)[0]
     run: Callable[..., Report] = import_module(f"{__name__}.{MODULES.get(slug, f'{slug}.experiment')}").run

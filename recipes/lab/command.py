@@ -34,8 +34,8 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     """Run one experiment.
 
     Args:
-        name: of the experiment, as on the command line.
-        args: its settings and `--out`, as on the command line.
+        name: name of the experiment.
+        args: settings of the experiment and `--out FOLDER`, as words of the command line.
 
     Returns:
         0, or 1 if an inequality that must hold is violated.

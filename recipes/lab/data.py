@@ -1,4 +1,4 @@
-"""Real data in the form that the theorems ask for: a few samples, unit norm, one number as the target."""
+"""Real data in the form that the theorems require: a few samples, unit norm, one number as the target."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def two_classes(
     """Return n samples of two classes in an order drawn from ``seed``, half of each, with rows scaled to norm 1.
 
     Args:
-        n: samples, even.
-        classes: the targets of the first are -1, those of the second 1.
+        n: number of samples, even.
+        classes: the two classes; the targets are -1 for the first and 1 for the second.
         source: the digits of scikit-learn, or MNIST, which must be on disk.
         root: folder of MNIST.
         seed: seed of the order.

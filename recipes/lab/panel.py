@@ -1,4 +1,4 @@
-"""How the figures of the laboratory look: ``sheet`` makes their panels, ``dress`` labels one."""
+"""Layout of the laboratory's figures: ``sheet`` makes their panels, ``dress`` labels one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Place = Literal["best", "lower left", "upper left", "upper right"]
 
 
 def sheet(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
-    """Make a figure of several panels, outside the global state of pyplot.
+    """Create a figure of several panels, outside the global state of pyplot.
 
     Args:
-        width: in inches.
-        height: in inches.
+        width: width of the figure in inches.
+        height: height of the figure in inches.
         rows: number of rows of panels.
         columns: number of columns of panels.
-        options: of `Figure.subplots`.
+        options: keyword arguments of `Figure.subplots`.
 
     Returns:
         The figure, and its panels as `Figure.subplots` returns them.
@@ -30,15 +30,15 @@ def sheet(width: float, height: float, rows: int, columns: int, **options: Any) 
 def dress(
     axes: Axes, title: str, x: str, y: str = "", *, log: Literal["", "x", "y", "xy"] = "", legend: Place = "best"
 ) -> None:
-    """Give a panel its title, labels, scales, a light grid and a legend.
+    """Set title, labels, scales, a light grid and a legend of a panel.
 
     Args:
-        axes: the panel.
+        axes: panel to label.
         title: title of the panel.
-        x: label.
-        y: label.
-        log: the axes whose scale is logarithmic (base 10).
-        legend: its place; there is none if the panel has one already, or nothing drawn so far has a label.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        log: axes whose scale is logarithmic (base 10).
+        legend: place of the legend; none is drawn if the panel has one already or nothing in it has a label.
     """
     if "x" in log:
         axes.set_xscale("log")

@@ -30,7 +30,7 @@ class Check:
     source: str  # paper and theorem
     holds: bool
     seen: str  # the numbers behind it
-    must: bool = True  # False: an observation; a theorem that says "exists" or O(.) promises nothing here
+    must: bool = True  # False: an observation; a theorem with "exists" or O(.) gives no bound for a given network
 
     @classmethod
     def of(
@@ -42,14 +42,14 @@ class Check:
         seen: str | None = None,
         must: bool = True,
     ) -> Check:
-        """Return the check of a criterion.
+        """Turn a judged criterion into a check.
 
         Args:
             criterion: the judged inequality.
             where: the run that it is about, put before the claim.
-            verdicts: with which the check counts as satisfied.
+            verdicts: verdicts with which the check counts as satisfied.
             seen: the numbers behind it; None: the reason of the criterion.
-            must: see the attribute.
+            must: whether the inequality has to be satisfied, see the attribute.
         """
         claim = f"{where}: {criterion.asks}" if where else criterion.asks
         told = criterion.reason if seen is None else seen
@@ -57,7 +57,7 @@ class Check:
 
     @property
     def answer(self) -> str:
-        """Whether it was satisfied, in a word."""
+        """Outcome in a word: "yes", "NO" for a violation, "no (need not)" for an observation."""
         return "yes" if self.holds else "NO" if self.must else "no (need not)"
 
 
@@ -75,7 +75,7 @@ def log_spaced(last: int, points: int) -> list[int]:
 class Report:
     """The outcome of one experiment."""
 
-    name: str  # of the experiment; the names of the written files begin with it
+    name: str  # name of the experiment; the names of the written files begin with it
     title: str
     setting: str  # a description of the run in a few sentences
     checks: Sequence[Check]
@@ -90,7 +90,7 @@ class Report:
         return [check for check in self.checks if check.must and not check.holds]
 
     def markdown(self, command: str) -> str:
-        """Return the page.
+        """Return the page as Markdown.
 
         Args:
             command: the command that produced the report.
@@ -128,7 +128,7 @@ class Report:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Return a table with numbers to four digits."""
+    """Return a Markdown table with numbers to four digits."""
     if not rows:
         return "(no rows)"
     columns = list(rows[0])

@@ -35,16 +35,16 @@ STATISTICS = 2048
 
 
 def open_data(name: str, root: str, n_test: int | None = None, **options: Any) -> InMemoryDataModule:
-    """Make the data module of a data set of the tables.
+    """Build the data module of a data set of the tables.
 
     Args:
         name: `digits`, or a torchvision data set.
         root: folder of the torchvision data sets.
         n_test: test samples of a torchvision data set; None: all.
-        options: what both data modules take, such as `n_train` and `batch_size`.
+        options: arguments that both data modules accept, such as `n_train` and `batch_size`.
 
     Returns:
-        The module, before `setup`.
+        The module, before its `setup`.
     """
     if name == "digits":
         return DigitsDataModule(**options)
@@ -55,9 +55,9 @@ def run_cell(cell: Cell, root: str, accelerator: str, report: Callable[[float], 
     """Train one cell and measure it.
 
     Args:
-        cell: what to run.
+        cell: description of the run.
         root: folder of the torchvision data sets.
-        accelerator: of Lightning's trainer.
+        accelerator: `accelerator` of Lightning's trainer.
         report: called with the share of the training that is done.
 
     Returns:
@@ -117,7 +117,7 @@ def certificate_at_start(network: nn.Module, inputs: Tensor) -> RankCertificate:
     one that is trained.
 
     Args:
-        network: with a linear head.
+        network: network with a linear head.
         inputs: the training set, shape (n, ...).
 
     Returns:
@@ -136,7 +136,7 @@ def certificate_at_start(network: nn.Module, inputs: Tensor) -> RankCertificate:
 
 
 def certificate_facts(certificate: RankCertificate | None) -> dict[str, Any] | None:
-    """Return what the tables show of a certificate, as plain types."""
+    """Return a certificate as plain types: verdict, n, width, method, reason, rank, sigma_min and sigma_max with bounds."""
     if certificate is None:
         return None
     names = ("verdict", "n", "width", "method", "reason")
@@ -185,7 +185,7 @@ def _loss_and_error(module: WideClassifier, split: Any, batch_size: int) -> tupl
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's notes and the guard's warnings; the reason of the guard says what it has to say."""
+    """Silence Lightning's messages and the guard's warnings; `reason` in the result already contains the latter."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:

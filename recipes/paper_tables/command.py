@@ -1,4 +1,4 @@
-"""The command `lightning-conv tables`: which runs there are, the loop over those that are missing, and the page.
+"""The command `lightning-conv tables`: plan the runs, execute those that are missing, write the page.
 
 Nothing heavy is imported before the options are read.
 """
@@ -81,10 +81,10 @@ def _positive(word: str) -> int:
 
 
 def run(words: Sequence[str]) -> None:
-    """Run what is missing and write the page after every run.
+    """Execute the missing runs and write the page after each.
 
     Args:
-        words: of the command line, after `tables`.
+        words: words of the command line after `tables`.
 
     Raises:
         UsageError: if an option is wrong, or the file of results cannot be read.
@@ -121,7 +121,7 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     """Yield the runs that the options ask for, after checking that the data are there.
 
     Args:
-        options: from the parser.
+        options: parsed options, see `parser`.
 
     Yields:
         The cells, seed by seed, so that every table has a first version early.
@@ -142,7 +142,7 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     for augment, seed, data, recipe in product(augmentations, range(options.seeds), sizes, recipes):
         config = _config(recipe)
         changed = _checked(recipe, changes.get(recipe, {}), config["model"]["init_args"])
-        # What the tables themselves decide.
+        # Settings that the tables fix themselves.
         fixed = {"guard", "diagnostics", "measure_every", "probe_size"}
         settings = {**config["model"]["init_args"], **changed}
         for guard in (False, True):

@@ -30,7 +30,7 @@ class Cell:
     n: int  # training samples
     n_test: int | None  # test samples; None: the whole split
     recipe: str
-    settings: dict[str, Any]  # of the model, all of them
+    settings: dict[str, Any]  # all settings of the model
     changed: dict[str, Any]  # those that differ from the packaged recipe's
     batch_size: int
     epochs: int
@@ -59,10 +59,10 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read a ledger; a file that is not there is an empty one.
+        """Read a ledger; a file that does not exist counts as an empty ledger.
 
         Args:
-            path: of the JSON file.
+            path: path of the JSON file.
 
         Returns:
             The ledger.
@@ -98,7 +98,7 @@ class Ledger:
         }
 
     def keep(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Add a finished cell and write the file atomically; what another command has added meanwhile stays."""
+        """Add a finished cell and write the file atomically; entries that another command added meanwhile are kept."""
         current = Ledger.read(self.path)
         self.runs, self.cells = current.runs, current.cells
         if self._run not in self.runs:
@@ -111,10 +111,10 @@ class Ledger:
 
 
 def identity(cell: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the outcome of a run up to rounding: the cell without the settings in `SAME_TRAINING`.
+    """Return the entries of a cell that determine the result up to rounding: all but the settings in `SAME_TRAINING`.
 
     Args:
-        cell: as a dict.
+        cell: cell as a dict.
     """
     cell = _completed(cell)
     parts = {
@@ -140,6 +140,6 @@ def machine() -> str:
 
 
 def _plain(cell: Cell) -> dict[str, Any]:
-    """Return the cell as it comes out of JSON."""
+    """Return the cell as a dict, as it is after a round trip through JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(cell)))
     return plain

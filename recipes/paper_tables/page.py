@@ -1,4 +1,4 @@
-"""The two tables as Markdown, from the ledger alone."""
+"""The two tables as Markdown, rendered from the ledger alone."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ at the switch; a run where it was not goes on as the base run does. With augment
 
 
 def render(ledger: Ledger) -> str:
-    """Return the page.
+    """Render the tables with their notes.
 
     Args:
-        ledger: finished cells; groups of cells that differ in more than seed and guard have a row each.
+        ledger: finished cells; each group of cells that differ only in seed and guard gets one row.
 
     Returns:
         Markdown.
@@ -78,7 +78,7 @@ def _groups(cells: Sequence[dict[str, Any]]) -> list[Group]:
 
 
 def _recipe(cell: dict[str, Any]) -> str:
-    """Return the recipe's name with the settings that are not its own."""
+    """Return the recipe's name with the settings that differ from the packaged ones."""
     changed = ", ".join(f"{name} = {value}" for name, value in cell["changed"].items())
     return f"`{cell['recipe']}`" + (f", {changed}" if changed else "")
 
@@ -134,7 +134,7 @@ def _bounded(bound: dict[str, float | None] | None) -> str:
 
 
 def _undecided(groups: Iterable[Group]) -> list[str]:
-    """Return why a condition is not certified, where it is not."""
+    """Return one paragraph with the reason of every condition that is not certified; nothing if all are."""
     lines = []
     for entry in (entry for group in groups for entry in group):
         cell, result = entry["cell"], entry["result"]
@@ -187,11 +187,11 @@ def _is_certified(result: dict[str, Any]) -> bool:
 
 
 def judgement(base: Sequence[float], guarded: Sequence[float]) -> str:
-    """Say whether two means differ by no more than the larger standard deviation of the two samples.
+    """Compare the distance of two means with the larger standard deviation of the two samples.
 
     Args:
-        base: one number per seed.
-        guarded: the same.
+        base: numbers without the guard, one per seed.
+        guarded: numbers with the guard, one per seed.
 
     Returns:
         `within`, `beyond`, or `one seed`, where there is no deviation.
@@ -213,7 +213,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _origins(ledger: Ledger) -> list[str]:
-    """Return the commands that ran the cells, and where."""
+    """Return the commands that ran the cells, by machine."""
     used: dict[str, list[str]] = {}
     for number, run in enumerate(ledger.runs):
         count = sum(entry["run"] == number for entry in ledger.cells)

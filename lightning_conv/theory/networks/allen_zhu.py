@@ -20,7 +20,7 @@ class AllenZhuNet(nn.Module):
     every layer. The theorems are about inputs that ``unit_inputs`` has normalised.
 
     Args:
-        inputs: Length of x.
+        inputs: Length of an input x.
         width: Width m of every hidden layer.
         depth: Number L of trained hidden layers.
         outputs: Number d of outputs.
@@ -102,6 +102,6 @@ class AllenZhuNet(nn.Module):
 
     @torch.no_grad()
     def step(self, gradient: Mapping[str, Tensor], eta: float) -> None:
-        """Take one step of gradient descent on F, W_l <- W_l - eta dF/dW_l."""
+        """Perform one step of gradient descent on F, W_l <- W_l - eta dF/dW_l, in place."""
         for k, layer in enumerate(self.hidden):
             layer.weight.sub_(gradient[f"hidden.{k}.weight"], alpha=eta)  # type: ignore[operator]

@@ -21,7 +21,7 @@ class SymmetricTwoLayer(nn.Module):
         inputs: Dimension d of a sample.
         width: Number M of units, even.
         activation: The function s, smooth, with |s'| <= 2 and |s(u)| <= 1 + |u|; None: tanh.
-        scale: R.
+        scale: Size R of the initial output weights, |a_r| = R.
         gamma: Scale of the biases.
         generator: Draws b; None: the global random state.
 
@@ -60,7 +60,7 @@ class SymmetricTwoLayer(nn.Module):
 
     @torch.no_grad()
     def kernel(self, inputs: Tensor, others: Tensor | None = None) -> Tensor:
-        """Compute the NTK at the present weights, 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)], (n, m).
+        """Compute the NTK at the current weights, 1/M sum_r [s s' + a_r^2 (x.x' + gamma^2) s'(z_r) s'(z'_r)], (n, m).
 
         Args:
             inputs: Samples, (n, d).

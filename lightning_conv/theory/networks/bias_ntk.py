@@ -17,7 +17,7 @@ class BiasedTwoLayer(nn.Module):
     start, Phi being the standard normal distribution function. The bias of the torch layer is -b.
 
     Args:
-        inputs: Length of x.
+        inputs: Length of an input x.
         width: Number m of units.
         threshold: B; 0 gives the usual network without sparsity.
         seed: Seed of the initialisation; networks that differ only in B get the same w and a.

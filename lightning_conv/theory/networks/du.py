@@ -20,7 +20,7 @@ from lightning_conv.theory.networks.initialisation import undrawn
 
 
 class DuNetwork(nn.Module):
-    """The common part of the three networks: hidden layers, each with its scale, and the output layer a.
+    """Base of the three networks: hidden layers, each with its scale, and the output layer a.
 
     Attributes:
         hidden: The layers W^(1), ..., W^(H).
@@ -62,14 +62,14 @@ class DuNetwork(nn.Module):
         """Return the factor of sigma(W^(h) x): sqrt(c_sigma / m), or c_res / (H sqrt m) in a residual branch.
 
         Args:
-            layer: h, from 1 to H.
+            layer: Number h of the layer, from 1 to H.
         """
         if self.c_res is None or layer == 1:
             return math.sqrt(self.c_sigma / self.width)
         return self.c_res / (self.depth * math.sqrt(self.width))
 
     def states(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute the features x^(0), ..., x^(H) and the pre-activations z^(h) = W^(h) x^(h-1), h = 1, ..., H."""
+        """Compute (features x^(0), ..., x^(H); pre-activations z^(h) = W^(h) x^(h-1), h = 1, ..., H)."""
         features, pre_activations = [x], []
         for h, layer in enumerate(self.hidden, start=1):
             pre_activations.append(layer(features[-1]))

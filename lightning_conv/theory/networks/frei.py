@@ -32,10 +32,10 @@ class LeakyTwoLayer(nn.Module):
     Half of the a_j are positive and half are negative (for odd m there is one more positive one).
 
     Args:
-        inputs: Length of x.
+        inputs: Length of an input x.
         width: Number m of units.
         slope: gamma in [0, 1); 0 gives the ReLU.
-        std: Standard deviation s. The theorems about gradient descent ask for a small one.
+        std: Standard deviation s. The theorems about gradient descent require a small one.
         smooth: Use ``SmoothLeakyReLU`` instead of the leaky ReLU, as in the theorem about gradient descent.
         seed: Seed of the initialisation.
         dtype: Type of the weights.

@@ -1,4 +1,4 @@
-"""Layers whose weights are drawn as the papers do, from a generator of their own."""
+"""Layers whose weights are drawn as in the papers, from a separate generator."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def undrawn(layer: Callable[..., _Layer], *arguments: Any, **settings: Any) -> _Layer:
-    """Make a torch layer on the CPU whose weights are not initialised; the caller sets them.
+    """Construct a torch layer on the CPU whose weights are not initialised; the caller sets them.
 
-    The layer is first made on the meta device, because torch would otherwise draw weights from the global random state.
+    The layer is first constructed on the meta device, because torch would otherwise draw weights from the global random state.
     """
     return layer(*arguments, **settings, device="meta").to_empty(device="cpu")
 
 
 def gaussian(inputs: int, outputs: int, std: float, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
-    """Make a linear layer without bias whose entries are drawn from N(0, std^2).
+    """Construct a linear layer without bias whose entries are drawn from N(0, std^2).
 
     The numbers are drawn in float64 for every ``dtype``, so that networks of two precisions start from the same
     weights.

@@ -120,7 +120,7 @@ def progressive_bound(kernel: Tensor, targets: Tensor, step: float, penalty: flo
         kernel: K_st = <phi_s, phi_t> in the order of the pass, (n, n).
         targets: y, (n,).
         step: eta, with eta L < 1.
-        penalty: lambda.
+        penalty: Weight lambda of (lambda/2) |w|^2.
         at: Numbers t of samples.
 
     Returns:
@@ -144,7 +144,7 @@ def progressive_bound(kernel: Tensor, targets: Tensor, step: float, penalty: flo
 
 
 class AveragedIterate:
-    """The plain average of parameters over the iterates that are added, in float64.
+    """Arithmetic mean of parameters over the iterates that are added, in float64.
 
     Args:
         parameters: Parameters by name, which determine names and shapes.
@@ -166,5 +166,5 @@ class AveragedIterate:
 
     @property
     def mean(self) -> dict[str, Tensor]:
-        """The average, float64."""
+        """Mean by parameter name, float64."""
         return dict(self._mean)

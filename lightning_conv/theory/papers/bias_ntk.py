@@ -41,8 +41,8 @@ def _both_active(below_one: np.ndarray, above_minus_one: np.ndarray, threshold: 
 
     Args:
         below_one: 1 - rho, which may be small and exact.
-        above_minus_one: 1 + rho, likewise.
-        threshold: B.
+        above_minus_one: 1 + rho, in the same way.
+        threshold: Threshold B of the two normal variables.
 
     Source: Owen 1956, equation (2.1) at h = k; scipy.special.owens_t.
     """
@@ -66,7 +66,7 @@ def bias_ntk(inputs: Tensor, threshold: float, *, trained_bias: bool = True) -> 
 
     Args:
         inputs: Samples, (n, d), rows of norm 1.
-        threshold: B.
+        threshold: Initial bias B of every unit.
         trained_bias: Whether the bias is trained; if not, the "+ 1" is left out.
 
     Raises:
@@ -115,7 +115,7 @@ def starts_sparse(active_fraction: float, threshold: float, width: int, *, failu
 
     Args:
         active_fraction: Share of active units, the mean over the units for one or several inputs.
-        threshold: B.
+        threshold: Initial bias B of every unit.
         width: Number m of units.
         failure: Probability with which weights that are drawn as in the paper are refuted.
 
@@ -139,7 +139,7 @@ def stays_sparse(active_fraction: float, threshold: float, *, when: str = "") ->
     Args:
         active_fraction: Share of active units, the mean over the units for one input or several
             (``LayerPattern.active_fraction``).
-        threshold: B >= 0.
+        threshold: Initial bias B of every unit, 0 or more.
         when: Words for the reader, such as "at step 100".
 
     Raises:

@@ -1,5 +1,8 @@
 r"""Regularised gradient clipping, delta-GClip (Tucat, Mukherjee, Sen, Sun & Rivasplata 2025): step and guarantee.
 
+delta-GClip is gradient clipping by norm with a floor delta on the clipping factor. With f the loss, eta the learning
+rate and gamma the threshold of the gradient norm,
+
 .. math:: w_{t+1} = w_t - h(w_t) \nabla f(w_t), \qquad
           h(w) = \eta \min\{1, \max\{\delta, \gamma / |\nabla f(w)|\}\}
 
@@ -56,9 +59,20 @@ def clipping_factor(norm: float, *, gamma: float, delta: float) -> float:
 
 
 def clipping_regime(norm: float, *, gamma: float, delta: float) -> Regime:
-    """Return which step size is taken at this norm: the full one, the clipped one, or the floor eta delta.
+    """Return the step size that is used at this norm: the full one, the clipped one, or the floor eta delta.
 
     A norm that is NaN counts as ``"full"``, because there is nothing to scale.
+
+    Args:
+        norm: |grad f|_2 over all parameters.
+        gamma: Threshold of the norm, in the units of the gradient; positive.
+        delta: Floor of the factor, in [0, 1]; 0 is clipping by norm without a floor.
+
+    Returns:
+        ``"full"`` (step eta), ``"clipped"`` (eta gamma / norm) or ``"floor"`` (eta delta).
+
+    Raises:
+        ValueError: gamma or delta is out of range.
 
     Example:
         >>> [clipping_regime(norm, gamma=1.0, delta=0.25) for norm in (0.5, 2.0, 100.0)]
@@ -86,9 +100,9 @@ def clipped_loss_bound(loss: float, *, eta: float, delta: float, mu: float, step
     """Compute (1 - eta delta mu / 2)^t f_0, the bound of f_t under the theorem's hypotheses.
 
     Args:
-        loss: f_0.
+        loss: Initial loss f_0.
         eta: Learning rate, at most 1 / beta. PL* and smoothness give mu <= 2 beta, hence eta mu / 2 <= 1.
-        delta: The floor.
+        delta: Floor of the clipping factor, in [0, 1].
         mu: Constant of PL*, |grad f|^2 >= mu f.
         steps: Number t of steps.
 
@@ -111,7 +125,7 @@ def clipped_path_bound(loss: float, mu: float) -> float:
     h_t |grad f_t| <= (2 / sqrt(mu)) (f_t - f_{t+1}) / sqrt(f_t) <= (4 / sqrt(mu)) (sqrt(f_t) - sqrt(f_{t+1})).
 
     Args:
-        loss: f_0.
+        loss: Initial loss f_0.
         mu: Constant of PL*, |grad f|^2 >= mu f; the bound is infinite where it is not positive.
     """
     return 4 * math.sqrt(loss / mu) if mu > 0 else math.inf
@@ -145,7 +159,7 @@ class ClippedPath:
 
     @property
     def regimes(self) -> list[Regime]:
-        """Which of the three step sizes was taken, step by step."""
+        """Step size that was used at each step: ``"full"``, ``"clipped"`` or ``"floor"``."""
         return [clipping_regime(norm, gamma=self.gamma, delta=self.delta) for norm in self.norms]
 
     @property
@@ -161,7 +175,7 @@ def clipping_criteria(path: ClippedPath, mu: float, *, rounding: float = 1e-12) 
     later one is false, the measurement is wrong.
 
     Args:
-        path: The run.
+        path: A run of delta-GClip.
         mu: A lower bound of |grad f|^2 / f on the path.
         rounding: Rounding error of the losses, relative to the largest of them; losses at or below it are not judged.
 

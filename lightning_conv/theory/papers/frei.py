@@ -19,12 +19,12 @@ KOU = "Kou, Chen, Gu 2023 (2310.18935)"
 
 @dataclass(frozen=True)
 class NearOrthogonality:
-    """How close n inputs are to being orthogonal."""
+    """Ratio kappa of squared norms to inner products of n inputs; the larger kappa, the closer they are to orthogonal."""
 
     kappa: Bounded  # min_i |x_i|^2 / (n max_{i != k} |x_i . x_k|); infinite for orthogonal inputs
     pair: tuple[int, int]  # the samples with the largest |x_i . x_k|
     smallest: float  # R_min = min |x_i|
-    largest: float  # R_max
+    largest: float  # R_max = max |x_i|
 
     def criteria(self, slope: float, *, constant: float = 1.0) -> list[Criterion]:
         r"""Judge the conditions on the data of both papers, kappa >= C.
@@ -35,7 +35,10 @@ class NearOrthogonality:
 
         Args:
             slope: gamma of the leaky ReLU; for 0 (the ReLU) the theorem of Frei et al. does not apply.
-            constant: C of Kou et al.
+            constant: The unspecified constant C of Kou et al.
+
+        Returns:
+            The condition of Kou et al., then, for gamma > 0, that of Frei et al.
         """
         asks = "|x_i|^2 >= C n max |x_i . x_k|"
         kou = at_least("near_orthogonality_kou", KOU, f"{asks}, C = {constant:g}", self.kappa, constant, proves=True)
@@ -144,7 +147,7 @@ def patterns_settle(
 
     Args:
         orthogonality: ``near_orthogonality`` of the inputs.
-        slope: gamma.
+        slope: Slope gamma of the leaky ReLU for negative inputs.
         weights: The sums A_i of the loss derivatives so far, n numbers.
         scale: Step size times |a_j| times 1/n.
         start: max |w_j(0) . x_i|.

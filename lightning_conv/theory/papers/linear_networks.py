@@ -64,8 +64,9 @@ def stays_balanced(now: Sequence[Tensor], then: Sequence[Tensor], bound: float) 
 
     Args:
         now: W_1..W_L.
-        then: The same at the start.
-        bound: The sum. It is a bound for plain gradient descent on any loss of the product and any data.
+        then: W_1..W_L at the start.
+        bound: Sum of ``drift_bound`` over the steps. It is valid for plain gradient descent on any loss of the product and any
+            data.
 
     Raises:
         ValueError: see ``balancedness``.
@@ -105,8 +106,8 @@ def mode_strength(time: Tensor, start: float, target: float, *, layers: int = 2)
     Args:
         time: Times t.
         start: a_0 > 0 (any number for L = 1).
-        target: s > 0.
-        layers: L, 1 or 2.
+        target: Singular value s > 0 of Y, the limit of a(t).
+        layers: Number L of layers, 1 or 2.
 
     Raises:
         ValueError: ``layers`` is neither 1 nor 2 (there is no closed form), or ``start`` or ``target`` is not positive.

@@ -86,7 +86,7 @@ def linear_regions(model: nn.Module, *, arithmetic: Arithmetic = "exact") -> Lin
 
     Args:
         model: An ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU`` (which may be nested) with one input.
-        arithmetic: See above.
+        arithmetic: ``"exact"`` or ``"float64"``, as described above.
 
     Raises:
         ValueError: The model is another module, has more than one input, or has weights that are not finite.

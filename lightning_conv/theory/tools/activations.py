@@ -43,7 +43,7 @@ class ActivationPatterns:
 
     @property
     def samples(self) -> int:
-        """n."""
+        """Number n of samples."""
         return len(self.layers[0].bits)
 
     def changes(self, other: ActivationPatterns) -> Tensor:

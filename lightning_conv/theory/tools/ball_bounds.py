@@ -70,7 +70,7 @@ def ball_bounds(mlp: SmoothMLP, inputs: Tensor, radius: float, *, input_norm: fl
     Args:
         mlp: The network, with the weights in the centre of the ball.
         inputs: Samples, (n, d).
-        radius: r >= 0.
+        radius: Radius r of the ball, 0 or more.
         input_norm: Upper bound of |(X, 1)|_2 over the trained part of layer 1, if it is known.
 
     Raises:

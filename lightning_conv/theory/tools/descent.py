@@ -24,7 +24,7 @@ class Descent:
 
     @property
     def taken(self) -> int:
-        """T."""
+        """Number T of steps taken."""
         return len(self.steps)
 
     @property
@@ -71,7 +71,7 @@ def gradient_descent(
     """Run full-batch gradient descent without momentum.
 
     Args:
-        objective: f.
+        objective: The loss f as a function of the flat weights.
         step: Step size h, or a function of x that returns it.
         steps: Largest number of steps.
         until: Stop as soon as f is at most this number.

@@ -48,7 +48,11 @@ class Activity:
         )
 
     def quantities(self) -> dict[str, float]:
-        """Return those scalars that are defined for the network."""
+        """Return the finite quantities by name.
+
+        Keys, as far as the network has them: ``active_fraction``, ``sign_changes`` (shares of units), ``forward_drift``,
+        ``forward_drift_relative``, ``hidden_norm_min``, ``hidden_norm_max``.
+        """
         found: dict[str, float] = {}
         if self.units:
             found |= {"active_fraction": self.active / self.units, "sign_changes": self.changed / self.units}
@@ -65,7 +69,7 @@ def pattern_changes(now: Tensor, initial: Tensor) -> float:
 
     Args:
         now: Pre-activations z_ir = w_r . x_i, (n, m).
-        initial: The same at the start.
+        initial: Pre-activations at the start, (n, m).
 
     Raises:
         ValueError: The shapes differ.
@@ -84,7 +88,7 @@ def forward_drift(now: Sequence[Tensor], then: Sequence[Tensor]) -> float:
 
     Args:
         now: Hidden states by layer, each (n, units).
-        then: The same at the start.
+        then: Hidden states at the start, of the same shapes.
 
     Raises:
         ValueError: The numbers of layers or the shapes differ.
@@ -103,14 +107,14 @@ def activity(
 ) -> Activity | None:
     """Measure the active units of ReLUs, leaky ReLUs and PReLUs, switched units, and the drift of hidden states.
 
-    A hidden state is the input of a linear or convolutional layer, with one row per sample. The norms at the start
-    leave out the input of the network itself. The states of the start come from a second forward pass with the weights
-    of the start, so that no states are kept.
+    A hidden state is the input of a linear or convolutional layer, with one row per sample. The input of the network
+    itself is not counted among the hidden norms. The initial states come from a second forward pass with the initial
+    weights, so that no states are kept.
 
     Args:
         network: The network; it is not changed.
         inputs: n samples, on the network's device.
-        start: The weights of the start, w_0, by name.
+        start: Initial weights w_0 by name.
         batch_norm: With ``"frozen"``, each set of weights uses its own statistics of these samples. With ``"eval"``,
             the result is None for a network with BatchNorm, because its running statistics at the start are not known.
 

@@ -33,7 +33,7 @@ def spectral_norm(matrix: Tensor, *, tolerance: float = 1e-6, steps: int = STEPS
       orthogonal to the top singular vector. |A|_F is a proven upper bound and limits ``upper``.
 
     Args:
-        matrix: A, (p, q).
+        matrix: Matrix A, (p, q).
         tolerance: Tolerance of the residual, relative to |A|_2^2.
         steps: Largest number of products with A^T A.
         seed: Seed of the start vector.

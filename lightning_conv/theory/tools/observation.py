@@ -105,7 +105,7 @@ def every_step(history: Sequence[Observation]) -> bool:
 
 
 def observed_metrics(history: Sequence[Observation]) -> dict[str, float]:
-    """Return the scalars of the last observation that are finite."""
+    """Return the finite scalars of the last observation by name, with the infimum of the ratios as ``pl_infimum``."""
     if not history:
         return {}
     last = history[-1]

@@ -120,12 +120,12 @@ class AffineLayer:
 
     @property
     def inputs(self) -> int:
-        """m_in."""
+        """Number m_in of inputs."""
         return self.weight.shape[1]
 
     @property
     def outputs(self) -> int:
-        """m_out."""
+        """Number m_out of outputs."""
         return self.weight.shape[0]
 
     @cached_property
@@ -153,7 +153,7 @@ class SmoothMLP:
 
     @property
     def depth(self) -> int:
-        """L."""
+        """Number L of layers."""
         return len(self.layers)
 
     @property

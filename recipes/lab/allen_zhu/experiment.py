@@ -42,7 +42,7 @@ from lightning_conv.theory.tools.matrix_norms import distances
 from lightning_conv.theory.tools.power_law import PowerLaw, power_law
 
 LENGTHS = (0.25, 1.0, 4.0)
-"""Lengths, in steps of gradient descent, at which the residual is measured: one length could not tell a from b."""
+"""Lengths of the trial step, in gradient-descent steps, at which the residual is measured; one alone would not separate a from b."""
 
 
 SMALL: dict[str, Any] = {"n": 8, "depth": 2, "widths": (16, 64), "seeds": 2, "max_steps": 60, "probes": 6}
@@ -60,18 +60,24 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Train at each width until F is ``stop_at`` of its start, with eta = 1 / lambda_max of the first NTK Gram matrix.
+    """Train at each width until F <= ``stop_at`` F(0), with step size eta = 1 / lambda_max of the initial NTK Gram matrix.
+
+    Cost: about 370 s on 2 cores with the default settings.
 
     Args:
         n: samples, half of them of each of two classes.
         depth: number L of trained hidden layers.
-        widths: values of m.
+        widths: numbers m of units per hidden layer.
         seeds: initialisations per width.
-        stop_at: share of F(0) at which training ends, the same for all widths, so that distances can be compared.
+        stop_at: value of F / F(0) at which training ends, the same for all widths, so that distances can be compared.
         max_steps: largest number of steps.
         probes: steps at which a run is measured, evenly spaced in the logarithm up to ``max_steps``; a run that ends before has fewer.
         source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
+
+    Returns:
+        The checks of the proof's inequalities in its order, and tables of the data, the trained networks by width, the
+        fitted exponents and the fitted semi-smoothness bounds.
 
     Raises:
         ValueError: fewer than two widths, a setting that is not positive, or ``stop_at`` outside (0, 1).
@@ -88,6 +94,7 @@ def run(
     x, y = unit_inputs(data.inputs), data.targets[:, None]
     runs: list[Run] = []
     cost = [width**2 for width in widths for _ in range(seeds)]
+    # 60 s: a rough duration; it only decides whether a bar is shown (``progress.LONG``).
     with progress_bar("training", 60.0, None) as report:
         for done, (width, seed) in enumerate(product(widths, range(seeds))):
             net = AllenZhuNet(x.shape[1], width, depth, 1, seed=seed)
@@ -132,7 +139,7 @@ def run(
 
 
 def _train(net: AllenZhuNet, x: Tensor, y: Tensor, seed: int, stop_at: float, max_steps: int, probes: int) -> Run:
-    """Train one network until its loss is at most ``stop_at`` of its first one, and measure it on the way."""
+    """Train one network until F <= ``stop_at`` F(0), and measure it at about ``probes`` steps on the way."""
     eta = 1 / largest_eigenvalue(ntk_gram(net, x).matrix).value
     start = {f"hidden.{k}.weight": weight.clone() for k, weight in enumerate(net.weights)}
     patterns, states = activation_patterns(net, x), net.states(x)
@@ -175,7 +182,7 @@ def _log_spaced(last: int, count: int) -> Iterator[int]:
 
 
 def _fit(steps: Sequence[Sequence[Residual]]) -> Fit:
-    """Fit the bound of one width to the residuals of its runs."""
+    """Fit the semi-smoothness bound of one width to every other probe of its first run; the rest is held out."""
     even, odd = _halves(steps[0])
     return Fit(fit_semi_smoothness(even), odd, [s for other in steps[1:] for s in other])
 
@@ -195,14 +202,14 @@ def _joint(runs: Sequence[Run]) -> Fit:
 
 
 def _halves(steps: Sequence[Residual]) -> tuple[list[Residual], list[Residual]]:
-    """Return the residuals of every other probe, and the others."""
+    """Split the residuals by probe: those of probes 0, 2, 4, ... and those of probes 1, 3, 5, ...."""
     at_once = len(LENGTHS)
     even = [s for k, s in enumerate(steps) if (k // at_once) % 2 == 0]
     return even, [s for k, s in enumerate(steps) if (k // at_once) % 2 == 1]
 
 
 def _worst(inputs: Tensor) -> tuple[list[float], list[float], PowerLaw]:
-    """Return omega and the share of switched units of the worst step, for a few samples at a large width."""
+    """Compute the size omega of the smallest steps that switch given shares of units at width 4096; fit a power law."""
     net = AllenZhuNet(inputs.shape[1], 4096, 1, 1)
     states = net.states(inputs)[0]
     reached = states @ net.weights[0].T

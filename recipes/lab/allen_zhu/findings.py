@@ -16,10 +16,10 @@ SWITCHED = "share of switched units at the end, against the width"
 ALONG = "share of switched units against omega, over training"
 
 MARGIN = 2.0
-"""Factor by which a held-out residual may exceed the largest fitted one."""
+"""Factor by which a held-out residual may exceed the fitted bound."""
 
 COMMON = 2.0
-"""Factor up to which the constants of two widths count as one constant."""
+"""Largest ratio of the constants of two widths that still counts as one constant."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Fit:
-    """A semi-smoothness bound from every other probe of the first initialisation, and the steps that judge it."""
+    """Semi-smoothness bound fitted to every other probe of the first initialisation, and the held-out residuals."""
 
     bound: SemiSmoothness
-    same_run: list[Residual]  # the other probes
-    other_runs: list[Residual]  # all probes of the other initialisations
+    same_run: list[Residual]  # held out: the other probes of the first initialisation
+    other_runs: list[Residual]  # held out: all probes of the other initialisations
 
 
 @dataclass
@@ -63,7 +63,11 @@ class Run:
 
 
 def laws(runs: Sequence[Run]) -> dict[str, tuple[PowerLaw, str]]:
-    """Fit how distances and switched units depend on the width and on omega, and name the exponent of the theory."""
+    """Fit power laws of distances and switched units against the width and omega.
+
+    Returns:
+        Description of the law -> (fitted law, exponent that the theory states, as text).
+    """
     widths = [r.width for r in runs]
 
     def against_omega(least: int) -> PowerLaw:
@@ -83,7 +87,7 @@ def checks_of(
     apart: Separation, runs: Sequence[Run], joint: Fit, laws: dict[str, tuple[PowerLaw, str]],
     worst: tuple[list[float], list[float], PowerLaw], depth: int,
 ) -> list[Check]:  # fmt: skip
-    """Check the inequalities, in the order in which the proof uses them."""
+    """Check, in the order of the proof: separation, initial norms, movement, switched units, drift, gradient, semi-smoothness."""
 
     def said(law: PowerLaw) -> str:
         return f"exponent {law.exponent:.3f} +- {law.error:.3f}"
@@ -141,7 +145,7 @@ def checks_of(
 
 
 def data_row(apart: Separation) -> dict[str, object]:
-    """Return the table of the data."""
+    """Return the row of the data: the separation delta, its pair of samples, and how many pairs are close."""
     by_label = apart.by_label
     row: dict[str, object] = {"delta": apart.delta.distance.value, "pair": f"{apart.delta.first}, {apart.delta.second}"}
     if by_label is not None:
@@ -150,7 +154,7 @@ def data_row(apart: Separation) -> dict[str, object]:
 
 
 def row_of(runs: Sequence[Run], width: int, n: int, depth: int, apart: Separation) -> dict[str, object]:
-    """Return the row of one width after training."""
+    """Return the row of one width after training: means over its runs, and the extreme gradient constants."""
     mine = [r for r in runs if r.width == width]
     delta = apart.delta.distance.value
     lower = [p.ratios.lower_constant(width=width, samples=n, outputs=1, delta=delta) for r in mine for p in r.probes]
@@ -174,7 +178,7 @@ def row_of(runs: Sequence[Run], width: int, n: int, depth: int, apart: Separatio
 
 
 def fit_row(name: int | str, width: int, fit: Fit) -> dict[str, object]:
-    """Return the row of the semi-smoothness of one width, or of all (``width`` 1: |V| in units of 1 / sqrt(m))."""
+    """Return the row of one fitted bound; the joint fit is already per sqrt(m) and m, so its ``width`` is 1."""
     bound, same, other = fit.bound, fit.bound.use(fit.same_run), fit.bound.use(fit.other_runs)
     return {
         "width": name, "a / sqrt(m)": bound.a / math.sqrt(width), "b / m": bound.b / width, "margin": bound.margin,
@@ -185,7 +189,7 @@ def fit_row(name: int | str, width: int, fit: Fit) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
-    """Return a run as numbers for the JSON."""
+    """Return a run as plain numbers for the JSON file, one list per measured quantity."""
     keys = ("step", "omega", "relative_spectral", "relative_frobenius", "changed", "changed_layer", "drift")
     rows = {key: [getattr(p, key) for p in r.probes] for key in keys}
     losses = {

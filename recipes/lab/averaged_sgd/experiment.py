@@ -32,20 +32,26 @@ def run(
     source: Source = "digits",
     root: str = "data",
 ) -> Report:
-    """Make one pass of SGD over n images, several times.
+    """Run one pass of SGD over n images from several seeds and compare the averaged iterate with the last one.
+
+    Cost: about 27 s on 2 cores with the default settings.
 
     Args:
-        n: training samples, and so steps.
+        n: number of training samples, and of steps, as each sample is used once.
         width: number M of units of the runs that are compared.
         widths: values of M at which the network is compared with its linearisation.
         noise: share of training labels that are flipped in the second comparison.
-        sharpness: beta of the softplus s; the theorem asks for a bound of s'', and |s''| <= beta / 4.
-        runs: number of seeds, of the order and of the initialisation.
+        sharpness: beta of the softplus s; the theorem requires a bound of s'', and |s''| <= beta / 4.
+        runs: number of seeds; each draws its own initialisation and order of the samples.
         penalty: lambda; None: T^(-beta / (2 r beta + 1)) of Corollary 1 with r = 1/2 and the measured beta.
         first: rank of the first eigenvalue that the decay is fitted to.
-        last: rank of the last one.
+        last: rank of the last eigenvalue of the fit.
         source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
+
+    Returns:
+        The checks of hypotheses, bounds and rate, and tables of the errors by width and of the kernel's degrees of
+        freedom by lambda.
 
     Raises:
         ValueError: fewer than two runs, too few samples, or ``noise`` outside [0, 0.5).
@@ -63,7 +69,7 @@ def run(
     penalty = decay.penalty(n) if penalty is None else penalty
     passes: dict[int, list[Pass]] = {}
     total = runs * (len({*widths, width}) + 1)
-    with progress_bar("averaged SGD", 2.0 * total, None) as report:
+    with progress_bar("averaged SGD", 2.0 * total, None) as report:  # roughly 2 s per pass
         for size in sorted({*widths, width}):
             passes[size] = []
             for seed in range(runs):

@@ -28,14 +28,14 @@ def checks_of(
     gaps: dict[int, float],
     start: float,
 ) -> list[Check]:
-    """Check what the theorem presupposes, what is proven to hold, and what its rate promises.
+    """Check the hypotheses of the theorem, the inequalities that are proven, and the predicted rate.
 
     Args:
         decay: fitted decay of the spectrum.
-        eigenvalues: of the Gram matrix over n.
-        penalty: lambda.
-        passes: the passes, by share of flipped labels.
-        gaps: distance of the network from its linearisation, by width.
+        eigenvalues: eigenvalues of the NTK Gram matrix divided by n, ascending.
+        penalty: weight lambda of (lambda/2) |theta - theta_0|^2.
+        passes: share of flipped labels -> one pass per seed; contains 0.0.
+        gaps: width -> distance of the network from its linearisation.
         start: largest |g_0| on the test set.
     """
     gains = {share: [each.last[-1] - each.averaged[-1] for each in runs] for share, runs in passes.items()}

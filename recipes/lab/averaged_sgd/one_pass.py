@@ -1,4 +1,4 @@
-"""One pass of SGD over even against odd digits, beside the same pass of the linearised network."""
+"""One pass of SGD on even against odd digits, and the same pass of the linearised network."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Pass:
-    """The errors of each iterate on the test set at some steps of one pass over the samples."""
+    """Test errors of the last, the averaged and the linearised iterate at some steps of one pass over the samples."""
 
     steps: list[int]
     last: list[float]  # mean squared error of theta_t
-    averaged: list[float]  # of the average of theta_0 ... theta_t
-    linear: list[float]  # of the averaged iterate of the linearised network
+    averaged: list[float]  # mean squared error of the average of theta_0 ... theta_t
+    linear: list[float]  # mean squared error of the averaged iterate of the linearised network
     wrong: tuple[float, float]  # share of wrong signs at the end: last, averaged
     distance: float  # |theta_T - theta_0|
     progressive: list[float]  # linearised network: mean loss up to these steps on each sample, before it is learned
@@ -44,7 +44,7 @@ class Pass:
 
 
 def parity(n: int, source: Source = "digits", root: str = "data", tests: int = 1000) -> Parity:
-    """Return the first n training images and the test images.
+    """Return the first n training images and up to ``tests`` test images, with their parity as the target.
 
     Args:
         n: number of training images.
@@ -75,13 +75,13 @@ def network_of(
 
 
 def one_pass(data: Parity, width: int, sharpness: float, penalty: float, noise: float, seed: int) -> Pass:
-    """Make one pass of SGD over the samples, in an order drawn from the seed.
+    """Run one pass of SGD over the samples in a random order, and the same pass of the linearised network.
 
     Args:
-        data: the samples.
+        data: training and test samples.
         width: number M of units.
         sharpness: sharpness beta of the softplus.
-        penalty: lambda.
+        penalty: weight lambda of (lambda/2) |theta - theta_0|^2.
         noise: share of training labels that are flipped.
         seed: seed of the order, the flips and the initialisation.
     """

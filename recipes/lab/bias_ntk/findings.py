@@ -26,16 +26,16 @@ class Run:
     deviation: float  # largest |G_ij - H(B)_ij| in standard errors of a network of this width
     share_error: float  # deviation of the active share at the start from 1 - Phi(B), in standard errors
     losses: list[float]
-    predicted: list[float]  # by the linearised model with H(B)
-    predicted_steps: int  # until that reaches the loss at which training ended
+    predicted: list[float]  # losses of the linearised model with H(B)
+    predicted_steps: int  # steps after which the predicted loss is the one at which training ended
     probed: list[int]
     mean_active: list[float]
-    most_active: list[float]  # of the sample with the largest share
+    most_active: list[float]  # active share of the sample with the largest share
     switched: float  # share of units that changed over the whole training
 
     @property
     def steps(self) -> int:
-        """Number of steps of gradient descent until the loss was reached."""
+        """Number of steps of gradient descent until training ended."""
         return len(self.losses) - 1
 
 
@@ -73,7 +73,7 @@ def checks_of(runs: Sequence[Run], max_steps: int) -> list[Check]:
 
 
 def row(r: Run) -> dict[str, object]:
-    """Return the row of one threshold."""
+    """Return the table row of one threshold B: column -> number (kernel, active shares, steps measured and predicted)."""
     return {
         "B": r.threshold,
         "1 - Phi(B)": active_probability(r.threshold),

@@ -1,4 +1,4 @@
-"""Starts of a tanh network, the smallest ratios in the balls around each, and the descents from it."""
+"""Starts of a tanh network: the smallest ratios |grad f|^2 / f in balls around each, and gradient descent from it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from lightning_conv.theory.papers.chatterjee import (
 from lightning_conv.theory.tools.descent import Descent, gradient_descent
 
 SECONDS_A_STEP = 3e-4
-"""An estimate, which decides whether a progress bar is shown."""
+"""Rough duration of one step in seconds; it only decides whether a progress bar is shown."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One start: the bounds of alpha in the balls around it, and the descent from it."""
+    """One start: the bounds of alpha, the infimum of |grad f|^2 / f, in the balls around it, and the descent from it."""
 
     name: str
     objective: Objective
@@ -40,12 +40,12 @@ class Case:
     proven: list[float]  # lower bound of alpha in each ball
     scores: list[float]  # lower bound of r^2 alpha / (4 f_0) in each ball
     ceiling: ScoreCeiling
-    certificate: DescentCertificate | None  # the path takes its step
+    certificate: DescentCertificate | None  # of the step of the path; None: that step is not certified
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """The data, the number of balls, and the limits of a descent."""
+    """Data and settings that all cases share: number of balls, largest number of steps, final loss and seed."""
 
     data: TwoClasses
     count: int
@@ -54,7 +54,7 @@ class Laboratory:
     seed: int
 
     def case(self, name: str, model: nn.Module, step: float, certified: DescentCertificate | None = None) -> Case:
-        """Search the balls around a start, and descend from it."""
+        """Bound alpha in the balls around a start, and run gradient descent from it."""
         objective = Objective(model, self.data.inputs, self.data.targets, nn.MSELoss())
         value, gradient = objective.value_and_gradient(objective.start)
         still = _stationary(objective, self.data.targets)
@@ -70,7 +70,7 @@ class Laboratory:
         return Case(name, objective, path, step, radii, infima, proven, scores, ceiling, certified)
 
     def descend(self, name: str, start: Case, step: float) -> Case:
-        """Descend from the start of another case, whose balls are taken over, with another step."""
+        """Run gradient descent with another, uncertified step from the start of ``start``, and reuse its bounds of alpha."""
         path = self._path(name, start.objective, step)
         return replace(start, name=name, path=path, step=step, certificate=None)
 

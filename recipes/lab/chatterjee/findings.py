@@ -17,7 +17,7 @@ SOURCE = "Chatterjee 2203.16462"
 
 
 def certificate_checks(certificate: DescentCertificate, case: Case, until: float) -> list[Check]:
-    """Check the certificate, and that the certified descent keeps every promise of it."""
+    """Check the certificate, and every bound that it implies for the certified descent."""
     path, flow, last = case.path, certificate.flow, float(case.path.losses[-1])
     return [
         Check(flow.asks, SOURCE, flow.verdict == "certified", f"{flow.verdict}: {flow.reason}"),
@@ -33,7 +33,7 @@ def certificate_checks(certificate: DescentCertificate, case: Case, until: float
 
 
 def a_posteriori_checks(certificate: DescentCertificate, case: Case) -> list[Check]:
-    """Check what alpha on the ball promises for any steps whose descent was measured; no smoothness bound is needed."""
+    """Check the bounds that alpha implies once the decrease of each step is measured; no smoothness bound is needed."""
     path = case.path
     least = float(path.efficiencies.min())
     lost = torch.log1p(-(1 - certificate.epsilon) * certificate.alpha.lower * path.steps).cumsum(0)
@@ -54,7 +54,7 @@ def a_posteriori_checks(certificate: DescentCertificate, case: Case) -> list[Che
 
 
 def failing_checks(cases: Sequence[Case], until: float) -> list[Check]:
-    """Check that the criterion is refuted for the other starts, and report where they arrive."""
+    """Check that the criterion is refuted for the other starts, and report their final losses."""
     checks = []
     for case in cases:
         ceiling, last = case.ceiling, float(case.path.losses[-1])
@@ -74,7 +74,7 @@ def failing_checks(cases: Sequence[Case], until: float) -> list[Check]:
 
 
 def row(case: Case) -> dict[str, Any]:
-    """Return the row of one run."""
+    """Return the table row of one run: column -> number (steps, losses, ratio, distances, score)."""
     path = case.path
     return {
         "run": case.name, "step": case.step, "steps": path.taken, "f(x_0)": float(path.losses[0]), "f in the end": float(path.losses[-1]),
@@ -85,7 +85,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def certificate_row(certificate: DescentCertificate) -> dict[str, Any]:
-    """Return the row of the certificate."""
+    """Return the table row of the certificate: column -> number (radius, alpha, step, rate, scores, path length)."""
     return {
         "r": certificate.radius, "alpha >=": certificate.alpha.lower, "Hessian <=": certificate.smoothness,
         "step h": certificate.step, "delta per step": certificate.rate, "score (flow)": certificate.flow.measured,
@@ -94,7 +94,7 @@ def certificate_row(certificate: DescentCertificate) -> dict[str, Any]:
 
 
 def numbers(cases: Sequence[Case], wide: WideStarts) -> dict[str, Any]:
-    """Return the curves for the JSON."""
+    """Return the curves for the JSON file: for each run its losses, ratios and distances by step, and alpha by radius."""
     curves: dict[str, Any] = {}
     for case in cases:
         steps = torch.tensor(log_spaced(case.path.taken, 120))

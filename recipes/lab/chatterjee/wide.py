@@ -18,6 +18,7 @@ from lightning_conv.theory.tools.descent import Descent, gradient_descent
 from lightning_conv.theory.tools.power_law import power_law
 
 SECONDS_A_WEIGHT_AND_STEP = 1e-8
+"""Rough duration in seconds; it only decides whether a progress bar is shown."""
 SHARES = (16, 8, 4, 2, 1)
 """The widths are the largest one divided by these."""
 
@@ -41,7 +42,7 @@ class WideStarts:
         return power_law(self.widths, [each.flow.measured for each in self.certificates]).exponent
 
     def checks(self) -> list[Check]:
-        """Check that the criterion is proven at the largest width, what it promises, and the growth with the width."""
+        """Check the criterion at the largest width, the bounds that it implies, and that the proven score grows with the width."""
         widest, width = self.widest, self.widths[-1]
         found = [
             Check(
@@ -60,7 +61,7 @@ class WideStarts:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per width."""
+        """Return one table row per width: column -> value (certificate of the random network of that width)."""
         return [
             {
                 "units": width, "r": each.radius, "alpha >=": each.alpha.lower, "by": each.alpha.method,
@@ -76,9 +77,9 @@ def wide_starts(data: TwoClasses, widest: int, *, epsilon: float, steps: int, un
     Args:
         data: inputs and targets.
         widest: units of the largest network, a multiple of 32.
-        epsilon: share of the descent that may be lost to curvature.
-        steps: at most.
-        until: loss at which the descent stops.
+        epsilon: share of the first-order decrease h |grad f|^2 of a step that curvature may cancel, in (0, 1).
+        steps: largest number of steps of the descent.
+        until: loss f at which the descent stops.
         seed: seed of the weights.
     """
     widths = [widest // share for share in SHARES]

@@ -15,7 +15,7 @@ REGIME_COLOURS = {"floor": "tab:red", "clipped": "tab:orange", "full": "tab:blue
 
 @dataclass(frozen=True)
 class Checked:
-    """A run and its bounds."""
+    """One run of delta-GClip, the PL* constant mu used in its bounds, and the criteria that judge it."""
 
     path: ClippedPath
     mu: float
@@ -23,7 +23,11 @@ class Checked:
     proven: bool  # whether the hypotheses are proven
 
     def checks(self, where: str) -> list[Check]:
-        """Check every inequality; the conclusions must hold wherever the hypotheses do."""
+        """Check every inequality in ``criteria``, and whether all three regimes occur.
+
+        Args:
+            where: name of the run, put before each claim.
+        """
         found = [Check.of(each, where, seen=f"{each.measured:.6g} against {each.bound:.6g}") for each in self.criteria]
         regimes = self.path.regimes
         shares = ", ".join(f"{name} {regimes.count(name)}" for name in REGIME_COLOURS)  # type: ignore[arg-type]
@@ -33,7 +37,11 @@ class Checked:
         ]
 
     def row(self, where: str) -> dict[str, object]:
-        """Return the row of the table."""
+        """Return the table row of the run: column -> value (eta, mu, losses and path length with their bounds).
+
+        Args:
+            where: name of the run.
+        """
         steps = len(self.path.norms)
         bound = clipped_loss_bound(
             self.path.losses[0], eta=self.path.eta, delta=self.path.delta, mu=self.mu, steps=steps
@@ -61,7 +69,7 @@ class Checked:
 
 
 def comparison(ends: dict[str, list[float]]) -> Check:
-    """Compare how many learning rates each method tolerates."""
+    """Check that delta-GClip ends below a loss of 0.5 at more learning rates than gradient descent."""
     best = {name: min(losses) for name, losses in ends.items()}
     usable = {name: sum(loss < 0.5 for loss in losses) for name, losses in ends.items()}
     seen = "; ".join(f"{name}: best {best[name]:.3g}, {usable[name]} rates end below 0.5" for name in ends)

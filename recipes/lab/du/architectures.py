@@ -16,13 +16,13 @@ SOFTPLUS = softplus(1.0)
 
 
 def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res: float) -> LimitKernel:
-    """Return K^(H) of an architecture.
+    """Return K^(H), the limit at infinite width of the kernel of the last hidden layer's weights.
 
     Args:
         name: FC, ResNet or ConvResNet.
         x: rows, or images for ConvResNet.
         depth: number H of layers.
-        activation: sigma.
+        activation: elementwise activation sigma.
         c_res: factor c_res of the residual branches.
     """
     if name == "FC":
@@ -34,14 +34,14 @@ def limit_kernel(name: str, x: Tensor, depth: int, activation: Activation, c_res
 def network(
     name: str, inputs: int, width: int, depth: int, activation: Activation, c_res: float, seed: int
 ) -> DuFC | DuResNet:
-    """Return a random network of rows.
+    """Return a randomly initialised network whose inputs are rows.
 
     Args:
         name: FC or ResNet.
         inputs: length of a row.
         width: number m of units per layer.
         depth: number H of layers.
-        activation: sigma.
+        activation: elementwise activation sigma.
         c_res: factor c_res of the residual branches.
         seed: seed of the weights.
     """
@@ -56,10 +56,10 @@ def convolutional_network(width: int, depth: int, activation: Activation, c_res:
 
 
 def require_ascending(depths: Sequence[int]) -> None:
-    """Refuse depths that are not ascending, or not 2 or more.
+    """Refuse depths that do not ascend, or below 2.
 
     Raises:
-        ValueError: with the depths.
+        ValueError: the depths do not ascend, or one is below 2.
     """
     if list(depths) != sorted(set(depths)) or depths[0] < 2:
         raise ValueError(f"depths: {list(depths)}; need ascending ones of 2 or more")

@@ -1,4 +1,4 @@
-"""What depth costs: the fully connected network and the residual one of Du, Lee, Li, Wang, Zhai 2019, against depth."""
+"""Cost of depth: the fully connected network and the residual one of Du, Lee, Li, Wang, Zhai 2019, against depth."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ SMALL: dict[str, Any] = {"n": 4, "width": 48, "depths": (2, 4, 8)}
 def run(
     *, n: int = 10, width: int = 256, depths: tuple[int, ...] = (2, 4, 8, 16, 32), c_res: float = 0.5, seed: int = 0
 ) -> Report:
-    """Measure the sensitivity of the last features, lambda_0 and the distance to the limit against depth.
+    """Measure the sensitivity of the last features, lambda_0 and the distance to the limit kernel against depth.
+
+    Cost: about 15 s on 2 cores with the default settings.
 
     Args:
         n: number of samples.
@@ -46,6 +48,9 @@ def run(
         depths: values of H, ascending, each 2 or more.
         c_res: factor c_res of the residual network.
         seed: seed of data and weights.
+
+    Returns:
+        The checks of the growth with depth, and tables of the networks and of the laws fitted to all depths.
 
     Raises:
         ValueError: the depths are not ascending from 2 on.
@@ -55,6 +60,7 @@ def run(
     found: list[Depth] = []
     cases = [(net, act, h) for net in ("FC", "ResNet") for act in ACTIVATIONS for h in depths]
     flops = 2 * len(ACTIVATIONS) * SAMPLES * 6 * width**3 * sum(depths)
+    # The duration (1e-10 s per operation) only decides whether a bar is shown.
     with progress_bar("depths", flops * 1e-10, None) as bar:
         for (net, act, h), report in zip(cases, equal_parts(bar, len(cases)), strict=True):
             found.append(_measure(net, act, h, x, width, c_res, seed))

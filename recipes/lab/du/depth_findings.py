@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": SOFTPLUS, "tan
 
 @dataclass(frozen=True)
 class Depth:
-    """One architecture, activation and depth."""
+    """Measurements of one architecture and activation at one depth."""
 
     network: str  # "FC" or "ResNet"
     activation: str
@@ -49,7 +49,7 @@ class Depth:
 
 
 def row(each: Depth) -> dict[str, object]:
-    """Return the row of one network."""
+    """Return the table row of one network at one depth: column -> value."""
     lambda_0 = each.limit.lambda_0
     return {
         "network": each.network,
@@ -66,7 +66,7 @@ def row(each: Depth) -> dict[str, object]:
 
 
 def of(found: Sequence[Depth], network: str, activation: str) -> list[Depth]:
-    """Return the depths of one network and activation."""
+    """Return the measurements of one network and activation at all depths."""
     return [each for each in found if (each.network, each.activation) == (network, activation)]
 
 
@@ -82,7 +82,7 @@ def cost_law(cases: Sequence[Depth]) -> DepthLaw:
 
 
 def law_row(net: str, act: str, what: str, law: DepthLaw) -> dict[str, object]:
-    """Return the row of one fitted law."""
+    """Return the table row of one fitted law: column -> value."""
     return {
         "network": net, "sigma": act, "quantity": what, "depths": law.points, "largest / smallest": law.spread,
         "exp: rate a layer": law.rate, "exp: residual in ln": law.exponential_residual, "power: exponent": law.exponent,
@@ -95,7 +95,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def checks_of(found: Sequence[Depth]) -> list[Check]:
-    """Check what the paper says about depth."""
+    """Check sensitivity, lambda_0 and their ratio against depth: stable and 1 / H^2 for the ResNet, exponential for the FC network."""
     shallow, deep = found[0].depth, found[-1].depth
     span = f"H = {shallow} to {deep}"
     sensitivity, scaled, growth = {}, {}, {}

@@ -1,4 +1,4 @@
-"""Whether a quantity grows with depth exponentially or like a power, by the residuals of both laws."""
+"""Fit an exponential and a power law in depth to a quantity, and choose by the residuals."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 CLEAR = 0.5
-"""Ratio of the residuals of two laws up to which the better one counts as fitting."""
+"""Largest ratio of the residuals at which the better of the two laws counts as fitting."""
 
 FLAT = 1.5
-"""Ratio of the largest and the smallest value up to which a quantity counts as independent of depth."""
+"""Largest ratio of the largest and the smallest value at which a quantity counts as independent of depth."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DepthLaw:
 
     @property
     def better(self) -> str:
-        """The law that fits ("flat", "exponential", "power"), or "nearer" and a law where the depths do not decide."""
+        """Law that fits: "flat", "exponential", "power"; "nearer ..." if the residuals do not decide; "not told": too few depths."""
         if self.spread <= FLAT:
             return "flat"
         if not self.points > 2:
@@ -48,11 +48,11 @@ class DepthLaw:
 
 
 def depth_law(depths: Sequence[int], values: Sequence[float]) -> DepthLaw:
-    """Fit both laws to one quantity. With fewer than three depths both fit.
+    """Fit both laws to one quantity. With fewer than three depths nothing is fitted: the numbers are NaN, the spread is infinite.
 
     Args:
-        depths: values of H.
-        values: y > 0.
+        depths: numbers H of layers.
+        values: the quantity y at each depth, above 0.
 
     Example:
         >>> depth_law([2, 4, 8, 16], [3 * 1.5**h for h in (2, 4, 8, 16)]).better

@@ -70,7 +70,7 @@ def comparisons(
 
 
 def row(case: Case) -> dict[str, object]:
-    """Return the row of one network."""
+    """Return the table row of one architecture and depth: column -> value."""
     z = case.z(case.limit.matrix)
     along = (case.draws * case.limit.matrix).sum((1, 2)) / case.limit.matrix.square().sum()
     return {

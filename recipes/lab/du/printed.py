@@ -1,4 +1,4 @@
-"""Where Definitions 5.1, 6.1 and 7.1 print another kernel than the one that networks tend to, shown by simulation."""
+"""Simulations that refute the limit kernels as printed in Definitions 5.1, 6.1 and 7.1 of Du et al. 2019."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lightning_conv.theory import DuResNet
 from lightning_conv.theory.papers.du import last_hidden_gram
 
 LEVEL = 1e-3
-"""Probability with which right kernels would look refuted, over all depths of one comparison (Bonferroni)."""
+"""Probability with which correct kernels would look refuted, over all depths of one comparison (Bonferroni)."""
 
 C_RES = 0.9
-"""c_res of the networks here. The skip connections hide the difference, and the less the larger the branches are."""
+"""Factor c_res of these networks. Skip connections hide the difference; larger residual branches hide it less."""
 
 MORE_DRAWS = 8
-"""Residual networks per depth, in units of ``draws``, at half the width: noise ~ 1 / sqrt(draws m), work ~ m^2."""
+"""Number of residual networks per depth over ``draws``, at half the width: noise ~ 1 / sqrt(draws m), work ~ m^2."""
 
 SPREAD = 4.0
 """Ratio of the largest and the smallest norm of the inputs for the pairing; for equal norms the kernels are equal."""
@@ -31,7 +31,7 @@ SPREAD = 4.0
 
 @dataclass(frozen=True)
 class Rival:
-    """Two kernels for the same networks: the one of the recursion, and the printed one."""
+    """Two kernels for the same networks: the one of the recursion ("right"), and the printed one."""
 
     network: str
     depth: int
@@ -58,10 +58,10 @@ def covariance_before(limit: LimitKernel, scale: float, activation: Activation, 
     """Return K^(H) with the expectation of sigma' sigma' over the covariance K^(H-2), as the definitions print it.
 
     Args:
-        limit: the right kernel.
+        limit: limit kernel of the recursion.
         scale: c_sigma, or (c_res / H)^2.
-        activation: sigma.
-        n: samples.
+        activation: elementwise activation sigma.
+        n: number of samples.
     """
     before, last = limit.covariances[-2:]
     dual = HermiteDual(activation, limit.order)
@@ -75,9 +75,9 @@ def paired_as_printed(x: Tensor, limit: LimitKernel, depth: int, activation: Act
 
     Args:
         x: inputs of any norm, (n, d).
-        limit: the right kernel.
+        limit: limit kernel of the recursion.
         depth: number H of layers, 2 or more.
-        activation: sigma.
+        activation: elementwise activation sigma.
         c_res: factor c_res of the branches.
     """
     dual, step = HermiteDual(activation, limit.order), c_res / depth
@@ -101,16 +101,19 @@ def residual_rivals(
     seed: int,
     report: Callable[[float], None],
 ) -> tuple[list[Rival], list[Rival]]:
-    """Simulate covariance and pairing of Definition 6.1 from H = 3 on, where the last layer follows a skip connection.
+    """Simulate the covariance and the pairing of Definition 6.1 from H = 3 on, where the last layer follows a skip connection.
 
     Args:
         x: inputs of norm 1, (n, d); for the pairing they are stretched to norms ``SPREAD`` apart.
-        depths: values of H.
+        depths: numbers H of layers.
         width: number m of units.
         draws: number of networks per depth.
-        activation: sigma.
+        activation: elementwise activation sigma.
         seed: seed of the weights.
         report: called with the share that is done.
+
+    Returns:
+        The rivals for the covariance and those for the pairing, one per depth of 3 or more.
     """
     n = len(x)
     exponents = torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
@@ -139,12 +142,12 @@ def threshold(rivals: Sequence[Rival]) -> float:
 
 
 def check(claim: str, source: str, rivals: Sequence[Rival]) -> Check:
-    """Check that what is printed is refuted at every depth, and the right kernel at none.
+    """Check that the printed kernel is refuted at every depth, and the one of the recursion at none.
 
     Args:
-        claim: what is printed, in words.
-        source: the definition.
-        rivals: one per depth.
+        claim: printed statement, in words.
+        source: definition in the paper.
+        rivals: the two kernels and their networks, one per depth.
     """
     limit = threshold(rivals)
     pairs = [(rival, rival.z(rival.printed), rival.z(rival.right)) for rival in rivals]
@@ -159,7 +162,7 @@ def check(claim: str, source: str, rivals: Sequence[Rival]) -> Check:
 
 
 def row(what: str, rival: Rival) -> dict[str, object]:
-    """Return the row of one comparison."""
+    """Return the table row of one comparison of a printed kernel with the right one: column -> value."""
     return {
         "network": rival.network, "H": rival.depth, "printed": what, "networks": len(rival.draws),
         "z of the printed kernel": rival.z(rival.printed), "z of the kernel here": rival.z(rival.right),

@@ -69,7 +69,7 @@ class DeepRun:
 
     @property
     def contraction(self) -> Criterion:
-        """The theorem's rate, judged at every step."""
+        """Criterion of the theorem's rate: |r(k)|^2 <= (1 - eta lambda_0 / 2)^k |r(0)|^2 at every step k."""
         return contraction_criterion(self.losses, self.eta, self.lambda_0)
 
     @property
@@ -84,7 +84,7 @@ class DeepRun:
 
     @property
     def moved(self) -> float:
-        """Averaged movement of the layer that moved most at the end, over |r(0)|, to which R' is proportional."""
+        """Largest final movement |W^(h) - W^(h)(0)|_F / sqrt(m) of a layer over |r(0)|, to which R' is proportional."""
         return self.probes[-1].movement / math.sqrt(2 * self.losses[0])
 
     @property
@@ -108,14 +108,14 @@ def train(
     """Run gradient descent on S = 1/2 sum (u - y)^2 over all layers, the output layer a included, as in the theorems.
 
     Args:
-        network: initialised; it is trained in place.
-        x: (n, d), of norm 1.
-        y: (n,), -1 and 1.
-        limit: K^(H) on x.
+        network: initialised network, trained in place.
+        x: inputs of norm 1, (n, d).
+        y: targets -1 and 1, (n,).
+        limit: limit kernel K^(H) on x.
         seed: seed of the network, for the report.
         steps: steps of gradient descent.
         probes: number of steps that are measured, evenly spaced on a logarithmic axis.
-        rate: eta lambda_max(G(0)), G over all layers.
+        rate: step size in units of 1 / lambda_max(G(0)), with G over all layers.
         report: called with the share of the steps that is done.
     """
     initial = copy.deepcopy(network.state_dict())
@@ -147,7 +147,7 @@ def train(
 
 @torch.no_grad()
 def descend(network: DuFC | DuResNet, gradients: tuple[Tensor, ...], eta: float) -> None:
-    """Take one step of plain gradient descent."""
+    """Perform one step of plain gradient descent on all weights, in place."""
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.sub_(gradient, alpha=eta)
 

@@ -15,12 +15,12 @@ from lightning_conv.theory.papers.du import TwoLayerDescent
 
 @dataclass
 class Track:
-    """The measurements at every step, and at every ``every``-th."""
+    """Measurements of one run: errors at every step, kernels at every ``every``-th step."""
 
     width: int
     residuals: list[float] = field(default_factory=list)  # |u(k) - y| at k = 0, 1, ...
     wrong: list[int] = field(default_factory=list)  # samples with sign(u) != y, at every step
-    at: list[int] = field(default_factory=list)  # the steps k of what follows
+    at: list[int] = field(default_factory=list)  # steps k at which the kernel was measured
     lambda_min: list[float] = field(default_factory=list)  # of H(k), lower end of its interval
     drift: list[float] = field(default_factory=list)  # |H(k) - H(0)|_2
     patterns: float = 0.0  # share of activations that changed, at the end
@@ -43,9 +43,9 @@ def train(
     """Run gradient descent on S = 1/2 sum (u - y)^2.
 
     Args:
-        network: initialised.
-        x: (n, d).
-        y: (n,), -1 and 1.
+        network: initialised network.
+        x: inputs, (n, d).
+        y: targets -1 and 1, (n,).
         eta: step size on S.
         steps: largest number of steps.
         every: number of steps between two measurements of the kernel; the last step is measured too; 0: never.

@@ -48,15 +48,15 @@ class Run:
 
     @property
     def covered(self) -> bool:
-        """Whether the data satisfy the hypothesis."""
+        """Whether the condition on the data is certified."""
         return self.criterion.verdict == "certified"
 
 
 def checks_of(runs: Sequence[Run]) -> list[Check]:
-    """Check what is proven to hold at every step, and what the theorems say about the limit.
+    """Check the inequalities that are proven at every step, and what the theorems state about the limit.
 
     Args:
-        runs: the runs of all data sets and slopes.
+        runs: one run per data set and slope.
     """
     covered, others = [r for r in runs if r.covered], [r for r in runs if not r.covered]
     leaky = [r for r in covered if r.slope > 0]
@@ -77,7 +77,7 @@ def checks_of(runs: Sequence[Run]) -> list[Check]:
     most = max((max(r.stable_ranks[1:]) for r in covered), default=math.nan)
     flow, descent = f"{FREI}, theorem on gradient flow (in the limit)", f"{FREI}, theorem on gradient descent; {KOU}"
     return [
-        # Where the condition on the data is not met the theorems say nothing: no check, only the tables.
+        # The theorems do not apply where the condition on the data fails: then there is no check, only the tables.
         Check("some data satisfy the condition on near-orthogonality (for the others: not applicable)", f"{FREI}; {KOU}", bool(leaky),
               "not applicable: " + said(others, lambda r: f"kappa {r.criterion.measured:.3g}, needs {r.criterion.bound:.3g}")),
         Check("leaky ReLU, any data: the stable rank of W - W(0) is at most lambda_max / lambda_min of X X^T times (1 + q)^2 / (4 q), "
@@ -100,7 +100,7 @@ def checks_of(runs: Sequence[Run]) -> list[Check]:
 
 
 def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
-    """Return the row of one data set: kappa and the verdicts on the conditions."""
+    """Return the table row of one data set: kappa and the verdicts on the conditions."""
     found = data.orthogonality
     row: dict[str, object] = {"data": data.name, "dimension": data.train.shape[1], "kappa": found.kappa.value}
     for slope in slopes:
@@ -111,7 +111,7 @@ def data_row(data: DataSet, slopes: Sequence[float]) -> dict[str, object]:
 
 
 def row(r: Run) -> dict[str, object]:
-    """Return the row of one run."""
+    """Return the table row of one run: column -> value."""
     at_one = r.steps.index(1)
     return {
         "data": r.data.name,
@@ -130,6 +130,6 @@ def row(r: Run) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
-    """Return a run as numbers for the JSON."""
+    """Return a run as plain numbers for the JSON file: one list per measured quantity, over ``steps``."""
     return {"data": r.data.name, "slope": r.slope, "steps": r.steps, "stable_rank": r.stable_ranks, "spread": r.spreads,
             "movement": r.movement, "bound": r.bounds}  # fmt: skip

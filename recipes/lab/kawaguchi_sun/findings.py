@@ -16,19 +16,19 @@ from lightning_conv.theory.papers.kawaguchi_sun.expressivity import Expressivity
 
 @dataclass(frozen=True)
 class HeadDescent:
-    """The gradient descent of one head."""
+    """Gradient descent on one head, with its proven bounds."""
 
     name: str
     gaps: Tensor  # L(w_t) - inf L, (T + 1,)
     family: list[Comparator]
     curvature: HeadCurvature
     mu: float | None  # squared loss with rank n: (L_ell / n) sigma_min^2, proven
-    floor: float  # squared loss: the smallest that any head reaches
+    floor: float  # squared loss: the smallest loss that any head reaches
     criteria: list[Criterion]
 
 
 def curve(each: HeadDescent) -> dict[str, Any]:
-    """Return losses and bounds at about a hundred steps, evenly spaced on a logarithmic axis."""
+    """Return ``step``, ``loss``, ``bound`` and ``linear bound`` at about a hundred steps, evenly spaced in the logarithm."""
     steps = log_spaced(len(each.gaps) - 1, 100)
     bounds = [gradient_descent_bound(each.family, each.curvature.step, t) for t in steps]
     linear = [linear_bound(float(each.gaps[0]), each.curvature.step, each.mu, t) for t in steps] if each.mu else []
@@ -36,7 +36,10 @@ def curve(each: HeadDescent) -> dict[str, Any]:
 
 
 def phase_one_checks(wide: PhaseOne) -> list[Check]:
-    """Check phase 1. Rank n at one weight vector makes it rank n at almost every one, so only rounding can hide it."""
+    """Check that rank n is certified throughout phase 1 and that the loss falls.
+
+    Rank n at one weight vector implies it at almost every one, so only rounding can hide it.
+    """
     n = wide.after.facts.certificate.n
     ranks = [look.facts.certificate.rank_lower for look in wide.looks]
     lost = n - wide.looks[-1].facts.certificate.rank_lower
@@ -54,19 +57,19 @@ def phase_one_checks(wide: PhaseOne) -> list[Check]:
 
 
 def moments(each: PhaseOne, after: ExpressivityFacts) -> list[tuple[str, ExpressivityFacts]]:
-    """Return the moments at which the features are reported, with their facts."""
+    """Return (moment, facts) at the start, at step tau and after the noise was added."""
     return [("at the start", each.looks[0].facts), ("at tau", each.looks[-1].facts), ("after the noise", after)]
 
 
 def rank_checks(facts: dict[str, ExpressivityFacts]) -> list[Check]:
-    """Check the rank of the wide layer, and report that of the narrow one."""
+    """Check that rank n of the wide layer is certified, and report the verdicts on the narrow one."""
     wide, narrow = (judge_expressivity(facts[name]) for name in ("wide", "narrow"))
     judged = [("wide", wide[0], True), *(("narrow", criterion, False) for criterion in narrow)]
     return [Check.of(c, name, verdicts=("certified",), seen=with_verdict(c), must=must) for name, c, must in judged]
 
 
 def run_checks(each: HeadDescent) -> list[Check]:
-    """Check the bounds of one descent, and its floor if it has one."""
+    """Check the bounds of one descent, and its losses against the smallest loss of any head if that is known."""
     checks = [Check.of(criterion, each.name) for criterion in each.criteria]
     if each.floor:
         lowest = float(each.gaps.min())
@@ -84,7 +87,7 @@ def run_checks(each: HeadDescent) -> list[Check]:
 
 
 def facts_row(name: str, facts: ExpressivityFacts) -> dict[str, Any]:
-    """Return the row of the features at one moment."""
+    """Return the table row of the features at one moment: column -> value (rank, singular values, verdict)."""
     certificate, residual = facts.certificate, facts.alignment.residual if facts.alignment else None
     return {
         "features": name, "verdict": certificate.verdict, "rank at least": certificate.rank_lower, "n": certificate.n,
@@ -96,7 +99,7 @@ def facts_row(name: str, facts: ExpressivityFacts) -> dict[str, Any]:
 
 
 def run_row(each: HeadDescent) -> dict[str, Any]:
-    """Return the row of one descent."""
+    """Return the table row of one descent on the head: column -> value."""
     last = len(each.gaps) - 1
     return {
         "run": each.name, "step 1 / L_H": each.curvature.step, "loss at the start": float(each.gaps[0]),

@@ -1,4 +1,4 @@
-"""Phase 1 of Kawaguchi and Sun's algorithm and its switch: everything is trained, and [h, 1] is measured on the way."""
+"""Phase 1 of Kawaguchi and Sun's algorithm, in which everything is trained, and the switch; [h, 1] is measured on the way."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class PhaseOne:
     """A network that was trained and then perturbed; its trunk is frozen from then on."""
 
     network: nn.Sequential
-    looks: list[Look]  # at the start, ..., at tau
-    after: Look  # with the noise
+    looks: list[Look]  # measurements from the start to step tau
+    after: Look  # measurement after the noise was added
 
     @property
     def trunk(self) -> nn.Module:
-        """All but the head."""
+        """The network without its head."""
         return self.network.get_submodule("trunk")
 
     @property
@@ -49,7 +49,7 @@ class PhaseOne:
         return torch.cat([layer.weight.detach().T, layer.bias.detach()[None]])
 
     def curve(self) -> dict[str, Any]:
-        """Return the measurements by step; the last entry is after the noise, at the same step."""
+        """Return ``step``, ``loss``, the ranks and ``sigma_min``, one entry per measurement; the last one is after the noise."""
         seen = [*self.looks, self.after]
         return {
             "step": [look.step for look in seen], "loss": [look.loss for look in seen],
@@ -74,13 +74,13 @@ def phase_one(
 
     Args:
         inputs: (n, pixels), float64.
-        labels: classes 0..9.
+        labels: class of each sample, 0 to 9, (n,).
         width: number m_H of units.
         beta: sharpness of the softplus.
-        steps: tau, steps of mini-batches.
+        steps: number tau of mini-batch steps.
         noise: size of the noise, relative to the root mean square of each tensor.
         seed: seed of weights, batches and noise; the global generator is not touched.
-        report: called with the share that is done.
+        report: called with the share of the steps that is done.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -45,16 +45,21 @@ def run(
 ) -> Report:
     """Regress the ten one-hot labels of digits on whitened pixels with a product of matrices.
 
+    Cost: about 4 s on 2 cores with the default settings.
+
     Args:
         samples: number of images.
         width: units per hidden layer.
         depth: number L of layers of the network whose balancedness is followed.
-        duration: T, the time (steps times eta) of every run for the balancedness.
+        duration: time T (steps times eta) of every run for the balancedness.
         etas: step sizes, the largest first.
-        small: size of the singular values of the product at the start, for the rank.
+        small: initial size of the singular values of the product in the runs whose rank is followed.
         depths: values of L of the networks whose rank is followed.
         rank_steps: largest number of steps of these networks.
         seed: seed of the initialisations.
+
+    Returns:
+        The checks of the balancedness, the modes and the rank, and tables by step size and by depth.
 
     Raises:
         ValueError: the depth is below 2, or there are fewer than two step sizes.

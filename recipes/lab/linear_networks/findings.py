@@ -64,7 +64,7 @@ def _at_half(path: Path) -> float:
 
 
 def row(path: Path) -> dict[str, object]:
-    """Return the row of the rank of one network."""
+    """Return the table row of the rank of one network: column -> value."""
     at = [
         next(k for k, loss in enumerate(path.loss) if loss <= share * path.loss[0] or k == len(path.loss) - 1)
         for share in (0.75, 0.5, 0.25)
@@ -84,7 +84,7 @@ def row(path: Path) -> dict[str, object]:
 
 
 def drift_row(d: Drift) -> dict[str, object]:
-    """Return the row of the balancedness of one step size."""
+    """Return the table row of the balancedness at one step size: column -> value."""
     return {
         "eta": d.eta,
         "steps": d.steps,
@@ -96,5 +96,5 @@ def drift_row(d: Drift) -> dict[str, object]:
 
 
 def plain(path: Path) -> dict[str, object]:
-    """Return a path as numbers for the JSON."""
+    """Return a path as plain numbers for the JSON file: ``depth``, and ``time``, ``rank`` and ``loss`` by step."""
     return {"depth": path.depth, "time": path.time, "rank": path.rank, "loss": path.loss}

@@ -29,6 +29,8 @@ def run(
 ) -> Report:
     """Fit sin(6 pi x) on [0, 1] with ReLU networks of one input, by Adam on all points, and count their pieces exactly.
 
+    Cost: about 70 s on 2 cores with the default settings.
+
     Args:
         width: units per hidden layer.
         depths: numbers of hidden layers.
@@ -36,6 +38,9 @@ def run(
         points: number of points of the target.
         steps: steps of Adam.
         lr: learning rate of Adam.
+
+    Returns:
+        The checks of the counts, and tables by depth and of the folding network.
 
     Raises:
         ValueError: a setting is not positive.
@@ -47,6 +52,7 @@ def run(
     x = torch.linspace(0, 1, points, dtype=torch.float64)[:, None]
     y = torch.sin(6 * torch.pi * x)
     runs = []
+    # 60 s: a rough duration; it only decides whether a bar is shown (``progress.LONG``).
     with progress_bar("training", 60.0, None) as report:
         for k, (depth, seed) in enumerate((depth, seed) for depth in depths for seed in range(seeds)):
             runs.append(_train((width,) * depth, seed, x, y, steps, lr))
@@ -120,7 +126,7 @@ def _train(widths: tuple[int, ...], seed: int, x: Tensor, y: Tensor, steps: int,
 
 @torch.no_grad()
 def off_the_line(net: nn.Sequential, found: LinearRegions) -> float:
-    """Return how far the network leaves the straight line between neighbouring kinks, over its largest value there.
+    """Return the largest distance of the network from the line between neighbouring kinks, over its largest value there.
 
     Each piece is tested at three points, so that a missing kink would show. Pieces of a width below 1e-9 are skipped:
     rounding of the points hides them.

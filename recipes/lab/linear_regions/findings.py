@@ -46,7 +46,7 @@ def checks_of(runs: Sequence[Run], folded: dict[int, LinearRegions], width: int)
 
 
 def row(runs: Sequence[Run], depth: int) -> dict[str, object]:
-    """Return the row of one depth."""
+    """Return the table row of one depth, means over the seeds: column -> value."""
     mine = [r for r in runs if len(r.widths) == depth]
 
     def mean(values: Sequence[float]) -> float:
@@ -66,7 +66,7 @@ def row(runs: Sequence[Run], depth: int) -> dict[str, object]:
 
 
 def folded_row(depth: int, found: LinearRegions) -> dict[str, object]:
-    """Return the row of one folding network."""
+    """Return the table row of one folding network: column -> value."""
     return {
         "hidden layers": depth,
         "pieces": found.pieces,
@@ -76,6 +76,6 @@ def folded_row(depth: int, found: LinearRegions) -> dict[str, object]:
 
 
 def plain(r: Run) -> dict[str, object]:
-    """Return a run as numbers for the JSON."""
+    """Return a run as plain numbers for the JSON file: widths, seed, pieces before and after, kinks and loss."""
     counts = {"start": r.start.pieces, "end": r.end.pieces, "kinks": r.end.kinks}
     return {"widths": r.widths, "seed": r.seed, **counts, "loss": r.loss}

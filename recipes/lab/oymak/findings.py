@@ -23,7 +23,7 @@ class Case:
 
 
 def proven_checks(certified: CertifiedHypotheses, case: Case, until: float) -> list[Check]:
-    """Check the proven hypotheses, and every conclusion for the run that they cover."""
+    """Check the proven hypotheses, and every conclusion for the run to which they apply."""
     first, share = certified.criterion, float(case.path.losses[-1] / case.path.losses[0])
     return [
         Check(first.asks, first.source, certified.holds, with_verdict(first)),
@@ -33,7 +33,7 @@ def proven_checks(certified: CertifiedHypotheses, case: Case, until: float) -> l
 
 
 def row(case: Case) -> dict[str, Any]:
-    """Return the row of one run."""
+    """Return the table row of one run: column -> value."""
     path, r = case.path, misfits(case.path, 1.0)
     return {
         "run": case.name, "step on S": float(path.steps[0]), "steps": path.taken, "misfit at the start": float(r[0]),
@@ -43,7 +43,7 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def constants(case: Case) -> dict[str, Any]:
-    """Return the row of the claimed constants beside what was seen."""
+    """Return the claimed constants and the values sampled along the run, as a row of the table."""
     return {
         "run": case.name, "alpha": case.claimed.alpha, "least sigma_min(J) seen": case.seen.sigma_min, "beta": case.claimed.beta,
         "largest sigma_max(J) seen": case.seen.sigma_max, "L": case.claimed.lipschitz, "largest slope of J seen": case.seen.lipschitz,
@@ -52,7 +52,7 @@ def constants(case: Case) -> dict[str, Any]:
 
 
 def curve(case: Case) -> dict[str, Any]:
-    """Return the run as numbers for the JSON."""
+    """Return the run as plain numbers for the JSON file: ``step``, ``misfit``, ``distance`` and ``length``, one entry per step."""
     steps, r = log_spaced(case.path.taken, 150), misfits(case.path, 1.0)
     return {
         "step": steps, "misfit": r[steps].tolist(), "distance": case.path.distances[steps].tolist(),

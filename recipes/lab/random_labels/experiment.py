@@ -36,19 +36,24 @@ def run(
 ) -> Report:
     """Train the same network, from the same start, on true and on random labels of the same images.
 
+    Cost: about 46 s on 2 cores with the default settings.
+
     Args:
         n: training samples of two classes, scaled to norm 1.
         tests: test samples of the same classes.
         width: number m of units.
-        kappa: scale of the hidden weights at the start. The theorem needs u(0) near 0, by a small one; here u(0) = 0 at
-            any, since neurons come in pairs with opposite output weights, and activation patterns change less at a
-            larger one.
+        kappa: scale of the initial hidden weights. The theorem takes a small one, so that u(0) is near 0; here u(0) = 0 for
+            any kappa, since neurons come in pairs with opposite output weights, and a larger kappa makes activation
+            patterns change less.
         steps: largest number of steps of gradient descent.
-        stop_below: share of |y| at which |u - y| ends the run.
+        stop_below: value of |u - y| / |y| at which the run ends.
         classes: the two classes of the images.
         source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
         seed: seed of the data's order, the weights and the random labels.
+
+    Returns:
+        The checks of fit, speed and difficulty, and a table with one row per vector of labels.
 
     Raises:
         ValueError: there is no step, or the number of samples is odd.
@@ -64,6 +69,7 @@ def run(
     eta = 1 / spectrum.lambda_max.value
     random = torch.randint(2, (n,), generator=torch.Generator().manual_seed(seed + 1)).double() * 2 - 1
     fits = {}
+    # The duration (2e-10 s per operation) only decides whether a bar is shown.
     with progress_bar("gradient descent on true and on random labels", 2 * steps * width * n * n * 2e-10, None) as bar:
         for (name, y), part in zip(
             {"true": data.targets[:n], "random": random}.items(), equal_parts(bar, 2), strict=True

@@ -19,7 +19,7 @@ ZHANG = "Zhang, Bengio, Hardt, Recht, Vinyals 2017 (1611.03530)"
 
 
 FACTOR = 1.5
-"""Ratio of the measured and the predicted number of steps up to which the prediction counts as right."""
+"""Largest ratio of the measured and the predicted number of steps at which the prediction counts as right."""
 
 
 SHARES = (0.5, 0.2, 0.1)
@@ -34,7 +34,7 @@ class Fit:
     track: Track
     predicted: Tensor  # |y - u(k)| at every step
     shares: Tensor  # of |y|^2 on each eigenvector, descending eigenvalues
-    measure: float
+    measure: float  # ``generalisation_measure`` of the limit kernel and the labels
     test_error: float
 
     @property
@@ -49,7 +49,7 @@ class Fit:
         return next((k for k, value in enumerate(curve) if value <= target), None)
 
     def paces(self) -> dict[float, tuple[int | None, int | None]]:
-        """Return the steps to each share of |y|, measured and predicted, without shares that neither curve reaches."""
+        """Return share of |y| -> (measured, predicted) number of steps to it; shares that neither curve reaches are left out."""
         curves = self.track.residuals, self.predicted.tolist()
         found = {share: (self.steps_to(share, curves[0]), self.steps_to(share, curves[1])) for share in SHARES}
         return {share: pair for share, pair in found.items() if pair != (None, None)}
@@ -63,7 +63,7 @@ class Fit:
 
 
 def row(name: str, fit: Fit) -> dict[str, object]:
-    """Return the row of one vector of labels."""
+    """Return the table row of one vector of labels: column -> value."""
     return {
         "labels": name,
         "steps": len(fit.track.residuals) - 1,
@@ -81,7 +81,7 @@ def row(name: str, fit: Fit) -> dict[str, object]:
 
 
 def checks_of(fits: dict[str, Fit]) -> list[Check]:
-    """Check that both are fitted, at the predicted speed, and that random labels are harder."""
+    """Check that both vectors of labels are fitted, at the predicted speed, and that random labels are harder."""
     true, random = fits["true"], fits["random"]
     checks = [
         Check(

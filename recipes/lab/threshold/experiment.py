@@ -39,15 +39,22 @@ def run(
 ) -> Report:
     """Solve the convex program for two principal components of images, and train the same problem straight-through.
 
+    Straight-through: the backward pass replaces the derivative of the threshold, which is zero almost everywhere.
+
+    Cost: about 33 s on 2 cores with the default settings.
+
     Args:
         n: images of the digits 3 and 8, half of them of each.
-        decay: values of beta.
+        decay: values of the weight decay beta.
         widths: hidden units of the straight-through networks.
-        runs: seeds per width.
+        runs: number of seeds per width.
         steps: steps of Adam.
         rate: learning rate of Adam.
         source: source of the images: digits, or mnist, which must be on disk.
         root: folder of MNIST.
+
+    Returns:
+        The checks of the patterns, of the optimum and of the shattered case, and a table of the objectives.
 
     Raises:
         ValueError: there is no run, step, width or decay.

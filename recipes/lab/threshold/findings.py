@@ -25,19 +25,19 @@ class StraightThrough:
 
     width: int
     objectives: list[float]
-    sampled: list[float]  # of the convex program on as many random patterns, from the same seeds
+    sampled: list[float]  # optima of the convex program on as many random patterns, from the same seeds
 
     def excess(self, optimum: ThresholdOptimum) -> list[float]:
-        """Return the objectives relative to the certified lower bound of the optimum, less 1."""
+        """Return objective / (certified lower bound of the optimum) - 1 of every run."""
         return [value / optimum.lower - 1 for value in self.objectives]
 
     def sampled_excess(self, optimum: ThresholdOptimum) -> float:
-        """Return the median of the convex program on random patterns, relative to the same bound, less 1."""
+        """Return the median optimum on random patterns, relative to the same lower bound, minus 1."""
         return statistics.median(self.sampled) / optimum.lower - 1
 
 
 def arrangement_checks(arrangement: Arrangement, n: int) -> list[Check]:
-    """Check the number of patterns."""
+    """Check the number of patterns against the formula for samples in general position."""
     expected = cell_count(n, 3)
     return [
         Check(

@@ -53,8 +53,8 @@ def residual(
 
     Args:
         model: The network with the weights W.
-        inputs: n samples.
-        targets: y.
+        inputs: Inputs of the n samples.
+        targets: Targets y, in the shape of the outputs.
         step: V by parameter name; parameters that are missing do not move.
         at: ``half_sum_of_squares`` at W with its gradient, if it is already computed.
 
@@ -87,7 +87,7 @@ class SemiSmoothness:
     a: float
     b: float
     margin: float
-    condition: float  # of the fit's two columns, scaled to length 1
+    condition: float  # condition number of the fit's two columns, scaled to length 1
     steps: int
 
     @property

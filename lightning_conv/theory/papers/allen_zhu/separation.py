@@ -87,6 +87,9 @@ class Separation:
 
         With ``least`` = 0 no two inputs may have the same direction, which is what the theorem needs. ``certified``
         means proven for the inputs as float64 numbers.
+
+        Returns:
+            The criterion of delta over all pairs, then, with labels, that over pairs with different labels.
         """
         bound = max(least, sys.float_info.min)
         asks = "|x_i - x_j| >= delta for all i != j"
@@ -150,6 +153,9 @@ def pairs_within(matrix: Tensor, distances: Sequence[float], *, block: int = BLO
         matrix: Rows, (n, d), float64.
         distances: Thresholds, 0 or larger; 0 counts equal rows.
         block: Number of rows that are compared at once.
+
+    Returns:
+        Threshold -> number of pairs.
 
     Raises:
         ValueError: A threshold is negative or NaN.

@@ -33,6 +33,9 @@ class HiddenNorms:
         Args:
             papers_network: Whether the network is ``AllenZhuNet`` on ``unit_inputs``. For another network the numbers
                 are reported and not judged.
+
+        Returns:
+            The criteria ``hidden_norm_min`` and ``hidden_norm_max``, in this order.
         """
         asks = ("|h_{i,l}| >= 3/4 at the start", "|h_{i,l}| <= 5/4 at the start")
         names = ("hidden_norm_min", "hidden_norm_max")
@@ -65,7 +68,7 @@ def sign_change_exponent(
     r"""Judge the exponent p of (share of switched units) ~ omega^p against the 2/3 of Lemma 5.2.
 
     The lemma bounds the share from above by O(omega^{2/3} L) for every perturbation W' with |W'|_2 <= omega. As omega
-    falls, the share may fall faster, so the lemma asks for p >= 2/3. The exponent 2/3 is that of the worst direction
+    falls, the share may fall faster, so the lemma requires p >= 2/3. The exponent 2/3 is that of the worst direction
     (``worst_step``). A step that is spread evenly over the units switches a share of about omega, p = 1.
 
     Args:
@@ -98,9 +101,12 @@ def worst_step(weight: Tensor, state: Tensor, switched: int) -> Tensor:
     Lemma 5.2 is attained.
 
     Args:
-        weight: W, (m, k).
-        state: h, (k,).
+        weight: Weights W of the layer, (m, k).
+        state: Input h of the layer for one sample, (k,).
         switched: Number K of units.
+
+    Returns:
+        V, of the shape of ``weight``.
 
     Raises:
         ValueError: K is not between 1 and m, or h is zero.
@@ -121,8 +127,8 @@ def worst_size(preactivations: Tensor, state_norm: float, switched: int) -> floa
     """Compute |V|_2 = |g_K| / |h| of ``worst_step`` without forming the step.
 
     Args:
-        preactivations: g = W h, (m,).
-        state_norm: |h|.
+        preactivations: Pre-activations g = W h of one sample, (m,).
+        state_norm: Norm |h| of the layer's input.
         switched: Number K of units.
     """
     closest = preactivations.double().abs().sort().values[:switched]

@@ -22,7 +22,7 @@ LIPSCHITZ = "sigma_min(J) at the centre less the Lipschitz constant of J times r
 
 @dataclass(frozen=True)
 class DescentCertificate:
-    """What is proven about gradient descent on f = (1/n) sum (u_i - y_i)^2 from the network's present weights.
+    """Proven statements about gradient descent on f = (1/n) sum (u_i - y_i)^2 from the network's current weights.
 
     If ``holds`` is true, descent with any constant step h up to ``step`` stays within ``radius``, obeys f_k <= (1 -
     delta)^k f_0 with delta = (1 - eps) alpha h, and converges to zero loss.
@@ -35,7 +35,7 @@ class DescentCertificate:
     epsilon: float
     step: float  # 2 eps / smoothness, rounded down
     criterion: Criterion
-    flow: Criterion  # the same for gradient flow, eps = 0
+    flow: Criterion  # the criterion for gradient flow, eps = 0
 
     @property
     def holds(self) -> bool:
@@ -108,7 +108,7 @@ def certify_alpha(
     Args:
         model: The network with the weights x_0; see ``read_mlp``.
         inputs: Samples, (n, d).
-        radius: r.
+        radius: Radius r of the ball around x_0, in weight space.
         data: ``affine_independence`` of the inputs, if it is already computed.
         sigma_min: ``jacobian_sigma_min``, if it is already computed.
 
@@ -158,7 +158,7 @@ def certify_descent(
         inputs: Samples, (n, d).
         targets: y, n numbers.
         radius: r; None: the radius with the fastest certified rate, or, if none is certified, with the largest score.
-        epsilon: Between 0 and 1; one half gives the best rate, a smaller number is easier to certify.
+        epsilon: Share of a step's first-order decrease that curvature may cancel, in (0, 1); 1/2 gives the best rate, less is easier.
         data: See ``certify_alpha``.
 
     Raises:
@@ -184,7 +184,7 @@ def certify_descent(
 
 @dataclass(frozen=True)
 class _Start:
-    """The quantities that do not depend on the radius."""
+    """Quantities of a start that do not depend on the radius."""
 
     mlp: SmoothMLP
     inputs: Tensor

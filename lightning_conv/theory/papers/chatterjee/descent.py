@@ -25,7 +25,10 @@ def descent_criteria(history: Sequence[Observation], *, epsilon: float = 0.5) ->
 
     Args:
         history: Observations from the first step on, in order.
-        epsilon: The share of the descent that a step may lose to curvature, in (0, 1).
+        epsilon: The share of the first-order decrease h |grad f|^2 that a step may lose to curvature, in (0, 1).
+
+    Returns:
+        The criteria ``descent_efficiency``, ``linear_rate`` and ``path_length``, in this order.
 
     Raises:
         ValueError: epsilon is out of range.

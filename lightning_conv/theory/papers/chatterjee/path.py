@@ -1,4 +1,4 @@
-"""What a run of full-batch gradient descent, known at every step, says about the criterion: ``judge_path``."""
+"""Judgement of the criterion on a run of full-batch gradient descent that is known at every step: ``judge_path``."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ def judge_path(
         path: The run, on f of any scale; with a certificate on f = (1/n) sum (u - y)^2.
         radius: Radius r of a ball that is claimed to satisfy the criterion; None: that of the certificate, if there is
             one.
-        epsilon: Share of the descent that may be lost to curvature; a certificate brings its own.
-        certificate: Certificate of the network at the start of the path; its promises are judged too.
+        epsilon: Share of the first-order decrease h |grad f|^2 that a step may lose to curvature; with a certificate, its
+            own epsilon is used.
+        certificate: Certificate of the network at the start of the path; the bounds that it implies are judged too.
 
     Returns:
-        - ``criterion_score_path``, with a radius: (1 - eps)^2 r^2 a / (4 f_0), with a the smallest ratio on the part of
-          the path that lies in the ball. Below 1 the criterion is refuted at r, since alpha is at most a.
+        In this order:
+
         - ``descent_efficiency``: the smallest efficiency e_t against 1 - eps.
         - ``path_length``: the largest quotient of the path length and its bound by the smallest ratio and the smallest
           efficiency. It is ``undecided`` if a step did not lower f, because then there is no bound.
+        - ``criterion_score_path``, with a radius: (1 - eps)^2 r^2 a / (4 f_0), with a the smallest ratio on the part of
+          the path that lies in the ball. Below 1 the criterion is refuted at r, since alpha is at most a.
         - ``certified_loss``, ``certified_distance``, ``certified_length``, ``certified_ratio``: with a certificate, for
           its step or a smaller one.
 

@@ -51,9 +51,9 @@ def positive_init_(model: nn.Module, *, A: float, kappa: float = 1.0, spread: fl
 
 
 def judge_positive_start(model: nn.Module | SmoothMLP) -> Criterion:
-    """Judge whether the present weights are Chatterjee's positive initialisation.
+    """Judge whether the current weights are Chatterjee's positive initialisation.
 
-    The theorem on feedforward networks asks for W_1 = 0, zero biases, positive entries of W_2..W_L and s(0) = 0; s' > 0
+    The theorem on feedforward networks requires W_1 = 0, zero biases, positive entries of W_2..W_L and s(0) = 0; s' > 0
     is true of every activation of ``read_mlp``. How large the entries of W_L must be depends on the data;
     ``certify_descent`` decides it.
 

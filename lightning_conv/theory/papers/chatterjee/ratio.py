@@ -22,8 +22,8 @@ def alpha_ratio(value: float, gradient_norm: float) -> float:
     quotient of the kernel G = J J^T at r = u - y, and lies between 2 lambda_min(G) and 2 lambda_max(G).
 
     Args:
-        value: f(x) >= 0.
-        gradient_norm: |grad f(x)|.
+        value: Loss f(x), 0 or more.
+        gradient_norm: Norm of the gradient, |grad f(x)|.
 
     Raises:
         ValueError: The loss is negative.
@@ -41,11 +41,11 @@ def criterion_score(value: float, alpha: float, radius: float, *, epsilon: float
     """Compute (1 - eps)^2 r^2 alpha / (4 f(x_0)), which the criterion asks to be above 1.
 
     Args:
-        value: f(x_0).
+        value: Initial loss f(x_0).
         alpha: Infimum of |grad f|^2 / f over the ball, or a bound of it.
-        radius: r.
-        epsilon: Share eps of the descent that may be lost to curvature: 0 for gradient flow, positive for gradient
-            descent.
+        radius: Radius r of the ball, in weight space.
+        epsilon: Share eps of the first-order decrease h |grad f|^2 that a step may lose to curvature: 0 for gradient flow,
+            positive for gradient descent.
 
     Source: Chatterjee 2203.16462, the criterion 4 f(x_0) < r^2 alpha(x_0, r).
     """
@@ -56,7 +56,7 @@ def least_radius(value: float, alpha: float, *, epsilon: float = 0.0) -> float:
     """Compute 2 sqrt(f(x_0) / alpha) / (1 - eps): the radius must be larger than this, and no descent path is longer.
 
     Args:
-        value: f(x_0).
+        value: Initial loss f(x_0).
         alpha: See ``criterion_score``.
         epsilon: See ``criterion_score``.
     """
@@ -76,8 +76,8 @@ def length_bound(value: float, now: float, alpha: float, *, epsilon: float = 0.0
     because f_s - f_{s+1} = (sqrt f_s - sqrt f_{s+1})(sqrt f_s + sqrt f_{s+1}); the sum telescopes. [derived]
 
     Args:
-        value: f_0.
-        now: f_t.
+        value: Loss f_0 at the beginning of the path.
+        now: Loss f_t at its end.
         alpha: Smallest |grad f|^2 / f on the path.
         epsilon: 1 minus the smallest descent efficiency on the path.
     """
@@ -109,7 +109,7 @@ def score_ceiling(value: float, points: Iterable[tuple[float, float]], *, radius
     undecided.
 
     Args:
-        value: f(x_0).
+        value: Initial loss f(x_0).
         points: Pairs (distance from x_0, |grad f|^2 / f) of x_0 itself, at distance 0, and of other points.
         radius: Largest radius in question; points farther away are ignored. None: the distance of the farthest point.
 
@@ -138,11 +138,11 @@ def judge_ball(
 ) -> Criterion:
     """Judge the criterion by the ratios found at points around x_0, which can refute it but never support it.
 
-    The criterion asks for *some* r, and a bounded search leaves larger radii undecided. The verdict ``refuted``
+    The criterion requires *some* r, and a bounded search leaves larger radii undecided. The verdict ``refuted``
     therefore needs a largest radius in question.
 
     Args:
-        value: f(x_0).
+        value: Initial loss f(x_0).
         points: See ``score_ceiling``.
         radius: Largest radius r in question; None: all radii.
         source: Source of the criterion.

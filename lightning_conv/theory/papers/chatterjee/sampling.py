@@ -17,13 +17,13 @@ from lightning_conv.theory.tools.ball_points import ball_points
 
 
 class Landscape(Protocol):
-    """The methods of f that a search uses, such as those of ``Objective``."""
+    """Interface of f that a search uses; ``Objective`` provides it."""
 
     start: Tensor  # x_0, (P,), float64
 
     @property
     def size(self) -> int:
-        """P."""
+        """Number P of weights."""
 
     def value_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         """Return f(x) and its gradient."""
@@ -65,8 +65,8 @@ def sampled_alpha(
     in steps of a fraction of the radius, which is halved where a does not decrease, and is projected onto the ball.
 
     Args:
-        objective: f.
-        radius: r.
+        objective: The loss f as a function of the flat weights.
+        radius: Radius r of the ball, in weight space.
         centre: x_0; None: the model's own weights. The centre is always one of the points.
         points: Number of random points.
         descents: Number of descents, from the best points.
@@ -116,7 +116,7 @@ def sampled_infima(
     """Run ``sampled_alpha`` in balls of growing radius, each of which starts with the best point of the one before.
 
     Args:
-        objective: f.
+        objective: The loss f as a function of the flat weights.
         radii: Radii in ascending order.
         points: Number of random points in each ball.
         descents: Number of descents in each ball.
@@ -124,6 +124,9 @@ def sampled_infima(
         candidates: Further points, tried in every ball that contains them.
         seed: Seed of the random points.
         report: Called with the share of the work that is done.
+
+    Returns:
+        One result per radius, in the order of ``radii``.
 
     Raises:
         ValueError: A radius is not positive.
@@ -147,6 +150,9 @@ def aligned_points(objective: Objective, *, centre: Tensor | None = None, shares
         objective: f, a multiple of sum (u - y)^2.
         centre: x_0; None: the model's own weights.
         shares: Number of points.
+
+    Returns:
+        ``shares`` points, each (P,), from near x_0 to the end of the segment.
 
     Cost: two Jacobians (N, P) and their singular value decompositions.
     """

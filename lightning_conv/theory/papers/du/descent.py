@@ -1,5 +1,7 @@
 """The contraction of the error, over a run and per step, and the remainder of the linearisation.
 
+"Deep" is Du, Lee, Li, Wang, Zhai 2019 (1811.03804), "two layers" is Du, Zhai, Poczos, Singh 2019 (1810.02054).
+
 Notation: r = u - y, S = 1/2 |r|^2, and eta is the step size on S. For a run on another squared loss k S,
 ``loss_scale(...).step_on_sum(eta)`` converts the step size. Ratios of losses do not depend on k.
 """
@@ -41,6 +43,10 @@ def contraction_criterion(losses: Sequence[float] | Tensor, step: float, lambda_
             eta lambda_0 / 2 lies outside (0, 1).
 
     Source: deep, Theorems 5.1, 6.1, 7.1; two layers, Theorem 4.1.
+
+    Example:
+        >>> contraction_criterion([1.0, 0.7, 0.5], step=0.5, lambda_0=1.0).verdict  # 0.7 <= 0.75 and 0.5 <= 0.75^2
+        'consistent'
     """
     values = torch.as_tensor(losses, dtype=torch.float64).flatten()
     if len(values) < 2 or not (float(values[0]) > 0 and bool((values >= 0).all())):
@@ -58,12 +64,16 @@ def step_criterion(before: float, after: float, step: float, lambda_0: Bounded |
 
     Args:
         before: L(k), in any scale of the squared loss.
-        after: L(k+1).
+        after: L(k+1), in the same scale.
         step: Step size eta on S.
         lambda_0: lambda_min of the limit kernel.
 
     Raises:
         ValueError: eta lambda_0 / 2 lies outside (0, 1).
+
+    Example:
+        >>> step_criterion(before=1.0, after=0.7, step=0.5, lambda_0=1.0).bound
+        0.75
     """
     _log_rate(step, lambda_0)
     return step_contraction_criterion(divide(after, before), step, lambda_0)
@@ -92,12 +102,18 @@ def linearised_rate(gram: KernelGram | Tensor, residual: Tensor, step: float) ->
     It always lies between 2 eta lambda_min and 2 eta lambda_max of G.
 
     Args:
-        gram: The present kernel G over all trained parameters, (n, n).
+        gram: The current kernel G over all trained parameters, (n, n).
         residual: r = u - y, (n,).
         step: Step size eta on S.
 
     Raises:
         ValueError: The sizes differ.
+
+    Example:
+        >>> import torch
+        >>> gram = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+        >>> linearised_rate(gram, torch.tensor([1.0, 0.0], dtype=torch.float64), step=0.1)
+        0.2
     """
     matrix, r = _matrix_and_residual(gram, residual)
     return 2 * step * divide(float(r @ matrix @ r), float(r @ r))
@@ -120,14 +136,14 @@ class Linearisation:
 
     @property
     def relative(self) -> float:
-        """The remainder over the predicted change."""
+        """Remainder over the predicted change."""
         return divide(self.remainder, self.predicted_change)
 
 
 def linearisation(
     before: Tensor, after: Tensor, targets: Tensor, gram: KernelGram | Tensor, step: float, *, rounding: float = 0.0
 ) -> Linearisation:
-    """Measure how far a step is from its linearisation.
+    """Measure the difference between a step and its linearisation.
 
     Args:
         before: u(k), (n,); for C outputs (n, C), in which case the kernel is the full one with row i C + c.
@@ -163,6 +179,9 @@ def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded 
         found: The step, by ``linearisation``.
         step: Step size eta on S.
         lambda_0: lambda_min of the limit kernel.
+
+    Returns:
+        The criteria ``linearisation_remainder`` (Lemma B.6) and ``output_change`` (Lemma B.7), in this order.
     """
     bound = step * _value(lambda_0) / 8
     share, change = divide(found.remainder, found.residual), divide(found.change, found.residual)
@@ -176,7 +195,7 @@ def linearisation_criteria(found: Linearisation, step: float, lambda_0: Bounded 
 
 
 def _within(measured: tuple[float, float, float], lambda_0: Bounded | float) -> Bounded:
-    """Return a number with its interval, widened by the error that lambda_0 causes in the bound it is compared with."""
+    """Return a number with its interval, widened by the error that lambda_0 causes in the bound of the comparison."""
     value, lower, upper = measured
     if isinstance(lambda_0, Bounded):
         lower = lower * lambda_0.value / lambda_0.upper if lambda_0.upper > 0 else 0.0

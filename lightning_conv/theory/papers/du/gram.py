@@ -1,4 +1,7 @@
-"""The kernel of the proofs: H(k) of the two-layer network and G^(H)(k) of the deep ones, by the Hadamard formula."""
+"""The kernel of the proofs: H(k) of the two-layer network and G^(H)(k) of the deep ones, by the Hadamard formula.
+
+H(k) is from Du, Zhai, Poczos, Singh 2019 (1810.02054), G^(H)(k) from Du, Lee, Li, Wang, Zhai 2019 (1811.03804).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def last_hidden_gram(network: DuNetwork | DuTwoLayer, x: Tensor) -> Tensor:
 
     Args:
         network: One of the modules of ``lightning_conv.theory``.
-        x: n samples.
+        x: Inputs of the n samples.
 
     Cost: one forward pass and n^2 (d + m) multiplications; (n p)^2 (k^2 m + m) multiplications for the convolutional
     network.

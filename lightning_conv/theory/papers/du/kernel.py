@@ -1,4 +1,6 @@
-r"""What the proofs ask of the kernel during training: lambda_min, drift from the start, distance from the limit.
+r"""Criteria of the proofs about the kernel during training: lambda_min, drift from the start, distance from the limit.
+
+"Deep" is Du, Lee, Li, Wang, Zhai 2019 (1811.03804), "two layers" is Du, Zhai, Poczos, Singh 2019 (1810.02054).
 
 Notation: G(k) is the kernel after k steps (H(k) for two layers, G^(H)(k) for H layers), K its limit for infinite width
 (H_inf, or K^(H)), lambda_0 = lambda_min(K) on the training set, and r_k = u(k) - y. The argument of both papers is
@@ -7,7 +9,7 @@ Notation: G(k) is the kernel after k steps (H(k) for two layers, G^(H)(k) for H 
     |G(0) - K|_2 \le \lambda_0 / 4 \;\text{ and }\; |G(k) - G(0)|_2 \le \lambda_0 / 4 \quad\Rightarrow\quad
     \lambda_{\min}(G(k)) \ge \lambda_0 / 2 \quad\Rightarrow\quad |r_{k+1}|^2 \le (1 - \eta \lambda_0 / 2) |r_k|^2.
 
-**Where 1/2 and 2/3 come from.** The first inequality (Lemma 3.1 of the two-layer paper, Lemma B.2 of the deep one) and
+**Origin of 1/2 and 2/3.** The first inequality (Lemma 3.1 of the two-layer paper, Lemma B.2 of the deep one) and
 Weyl's inequality give lambda_min(G(0)) >= 3/4 lambda_0. The second one (Lemma 3.2 and Lemma B.4) takes away another
 quarter, which leaves lambda_min(G(k)) >= 1/2 lambda_0. So the condition is **1/2 of the limit's lambda_0**. Where no
 limit is known, the kernel's own start takes its place: with lambda_0 <= 4/3 lambda_min(G(0)), the drift may be
@@ -102,7 +104,7 @@ def own_lambda_min_criterion(gram: KernelGram | Tensor, initial: KernelGram | Te
     Raises:
         ValueError: The two kernels cannot be compared.
 
-    Source: after Lemmas B.2 and B.4 of the deep paper. For other networks than those of the paper it is an analogy, not
+    Source: after Lemmas B.2 and B.4 of the deep paper. For networks other than those of the paper it is an analogy, not
     a theorem.
     """
     require_comparable(gram, initial)

@@ -1,4 +1,7 @@
-"""What the kernel's eigenvectors say about labels: how fast they are fitted, and how well the fit generalises."""
+"""Labels on the kernel's eigenvectors: how fast gradient descent fits them, and a bound on the loss on new samples.
+
+H_inf is the limit kernel of the two-layer network of Du, Zhai, Poczos, Singh 2019 (1810.02054).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ def label_energies(kernel: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         kernel: H_inf, or the kernel of a network, (n, n), float64.
         labels: y, (n,).
+
+    Returns:
+        Eigenvalues and shares, each (n,), in the same order; the shares add up to 1.
 
     Raises:
         ValueError: The kernel is not a symmetric float64 matrix, the number of labels is not n, or all labels are zero.

@@ -1,4 +1,6 @@
-r"""How far the weights move: single neurons, whole layers, and the norms of the features at the start.
+r"""Movement of the weights, of single neurons and of whole layers, and the norms of the features at the start.
+
+"Deep" is Du, Lee, Li, Wang, Zhai 2019 (1811.03804), "two layers" is Du, Zhai, Poczos, Singh 2019 (1810.02054).
 
 The proofs keep the kernel near its start by keeping every weight near its start: the wider the network, the less each
 neuron has to move. Notation: m is the width, R and R' are the radii of the papers, and the loss is S = 1/2 sum (u -
@@ -55,11 +57,11 @@ def neuron_radius(
               R' = \frac{4 \sqrt n \, |y - u(0)|}{\sqrt m \, \lambda_0} \;\text{ (gradient descent)}
 
     Args:
-        initial_residual: |y - u(0)|.
+        initial_residual: Initial error |y - u(0)|, Euclidean norm over the samples.
         samples: Number n of samples, of norm 1.
-        width: m.
+        width: Number m of neurons.
         lambda_0: lambda_min of H_inf.
-        descent: Which of the two formulas.
+        descent: Dynamics: ``"flow"`` for gradient flow, ``"gradient"`` for gradient descent.
 
     Raises:
         ValueError: ``samples``, ``width`` or ``lambda_0`` is not positive.
@@ -91,15 +93,18 @@ class Movement:
 
     name: str
     frobenius: float  # |W(k) - W(0)|_F
-    averaged: float  # the same over sqrt(m)
+    averaged: float  # |W(k) - W(0)|_F / sqrt(m)
 
 
 def layer_movement(network: DuNetwork, initial: Mapping[str, Tensor]) -> list[Movement]:
-    """Compute |W^(h)(k) - W^(h)(0)|_F, and the same over sqrt(m), of every hidden layer and of the output layer a.
+    """Compute |W^(h)(k) - W^(h)(0)|_F, absolute and over sqrt(m), of every hidden layer and of the output layer a.
 
     Args:
         network: The network after k steps.
         initial: A copy of its ``state_dict`` at the start.
+
+    Returns:
+        One movement per weight, in the order of ``network.named_parameters()``.
 
     Raises:
         ValueError: A weight is missing from ``initial`` or has another shape.
@@ -133,7 +138,7 @@ def layer_radius(
 
     Args:
         network: The network at its start.
-        initial_residual: |y - u(0)|.
+        initial_residual: Initial error |y - u(0)|, Euclidean norm over the samples.
         samples: Number n of samples, of norm 1.
         lambda_0: lambda_min of K^(H).
         lipschitz: Lipschitz constant L of sigma: 1 for softplus, tanh and ReLU.

@@ -1,4 +1,7 @@
-"""How a movement of the weights propagates to the last features, in the fully connected network and in the ResNet."""
+"""Propagation of a movement of the weights to the last features, in the networks ``DuFC`` and ``DuResNet``.
+
+The lemmas are from Du, Lee, Li, Wang, Zhai 2019 (1811.03804).
+"""
 
 from __future__ import annotations
 

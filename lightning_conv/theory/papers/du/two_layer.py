@@ -1,5 +1,7 @@
 r"""``TwoLayerDescent``: gradient descent on the two-layer ReLU network, at a cost independent of the input dimension.
 
+The network is that of Du, Zhai, Poczos, Singh 2019 (1810.02054).
+
 One step of size eta on S = 1/2 sum (u - y)^2 is, with r = u - y and D_r = diag(1{w_r . x_i > 0}),
 
 .. math:: w_r \leftarrow w_r - \frac{\eta \, a_r}{\sqrt m} X^T D_r \, r.
@@ -28,7 +30,7 @@ BLOCK = 4096
 
 
 class TwoLayerDescent:
-    """The state of a run: pre-activations and coefficients of every neuron, in float64.
+    """State of a run of gradient descent: pre-activations and coefficients of every neuron, in float64.
 
     Args:
         network: The network at its start, with ReLU and an output layer that is not trained. It is not changed.
@@ -71,7 +73,7 @@ class TwoLayerDescent:
 
     @property
     def width(self) -> int:
-        """m."""
+        """Number m of neurons."""
         return len(self._z)
 
     @property
@@ -80,7 +82,7 @@ class TwoLayerDescent:
         return self.outputs - self._y
 
     def step(self, eta: float) -> None:
-        """Take one step of gradient descent.
+        """Perform one step of gradient descent.
 
         Args:
             eta: Step size on S.
@@ -100,7 +102,7 @@ class TwoLayerDescent:
         self.steps += 1
 
     def gram(self) -> Tensor:
-        """Compute the kernel H, (n, n), of the present weights. Cost: 2 n^2 m flops."""
+        """Compute the kernel H, (n, n), at the current weights. Cost: 2 n^2 m flops."""
         both = torch.zeros_like(self._products)
         for start in range(0, self.width, BLOCK):
             active = (self._z[start : start + BLOCK] > 0).double()

@@ -56,7 +56,7 @@ def judge_head_step(step: float, curvature: Bounded) -> Criterion:
 
     Args:
         step: Largest step size eta that was taken, on the mean loss.
-        curvature: L_H.
+        curvature: Lipschitz constant L_H of the gradient of the mean loss by the head.
     """
     most = 1 + ROUNDING
     allowed, surely = (divide(most, end) for end in (curvature.upper, curvature.lower))
@@ -105,9 +105,9 @@ def judge_phase_two(
 
     Args:
         gaps: L(w_t) - L*, t = 0..T, of the mean loss, for a constant step size.
-        step: Step size eta.
+        step: Constant step size eta, on the mean loss.
         comparators: Comparators w of the first weights w_0, by ``lightning_conv.last_layer.comparators``.
-        curvature: L_H, by ``head_curvature``; the theorem asks for eta <= 1 / L_H.
+        curvature: L_H, by ``head_curvature``; the theorem requires eta <= 1 / L_H.
         mu: (L_ell / n) sigma_min([h, 1])^2 or less, for a squared loss; adds the linear bound. None: no linear bound.
 
     Returns:

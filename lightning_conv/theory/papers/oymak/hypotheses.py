@@ -45,14 +45,14 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class CertifiedHypotheses:
-    """Hypotheses that are proven on the ball that they need, rounding included, or the reason why they are not."""
+    """Hypotheses with a proof on the ball that they require, rounding included, or with the reason why the proof failed."""
 
     hypotheses: Hypotheses
     criterion: Criterion
 
     @property
     def holds(self) -> bool:
-        """Whether they are proven."""
+        """Whether the hypotheses are proven."""
         return self.hypotheses.alpha > 0
 
 
@@ -169,6 +169,9 @@ def judge_hypotheses(hypotheses: Hypotheses, sampled: SampledHypotheses) -> list
     Args:
         hypotheses: The claimed constants.
         sampled: Result of ``sampled_hypotheses`` in the ball of radius 2 |r_0| / alpha or a smaller one.
+
+    Returns:
+        The criteria ``sigma_min_jacobian``, ``sigma_max_jacobian`` and ``jacobian_lipschitz``, in this order.
     """
     where = f"at {sampled.points} points of the ball"
     slope = f"|J(t2) - J(t1)|_2 <= L |t2 - t1|, {where}"

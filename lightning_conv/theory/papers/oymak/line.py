@@ -23,9 +23,9 @@ def judge_line(path: Descent, hypotheses: Hypotheses, *, scale: float = 1.0) -> 
     """Judge the conclusions of the theorem at every step of a run of plain gradient descent on f = k S.
 
     Args:
-        path: The run.
+        path: A run of plain gradient descent on f.
         hypotheses: The constants, claimed or proven; alpha > 0.
-        scale: k.
+        scale: Factor k with f = k S.
 
     Returns:
         - ``oymak_step``: the largest step against the largest that the theorem covers. If it is refuted, the other

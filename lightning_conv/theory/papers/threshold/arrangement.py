@@ -27,7 +27,7 @@ class Arrangement:
 
     @property
     def count(self) -> int:
-        """p."""
+        """Number p of patterns."""
         return self.patterns.shape[1]
 
 
@@ -46,7 +46,7 @@ def cell_count(n: int, rank: int) -> int:
 def arrangement_patterns(inputs: Tensor) -> Arrangement:
     """Enumerate all patterns 1{X v >= 0} by a tree over the samples.
 
-    Linear programs decide how a branch of the tree can be extended. A branch asks for <x_i, v> >= 1 where the pattern
+    Linear programs decide how a branch of the tree can be extended. A branch requires <x_i, v> >= 1 where the pattern
     is 1 and for <x_i, v> <= -1 where it is 0. If only directions with <x_i, v> = 0 are possible (v = 0 if no half-space
     contains all samples, and rows that are not in general position), the boundary is allowed. The directions are
     verified in rational arithmetic, so every listed pattern occurs. In general position the list is complete if it has

@@ -88,6 +88,9 @@ def fewest_units(patterns: Tensor, weights: Tensor) -> Tensor:
     Args:
         patterns: D, (n, p).
         weights: w, (p,).
+
+    Returns:
+        The new weights, (p,).
     """
     weights = weights.clone()
     while True:
