@@ -139,12 +139,7 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Under gradient accumulation several batches share one step.
         if self._kernel is not None and trainer.global_step != self._last_step and self._is_due(trainer):

@@ -15,13 +15,7 @@ from lightning_conv.reporting.progress import Report
 
 
 def tiled_cholesky(
-    matrix: Tiles,
-    factor: Tiles,
-    shift: float,
-    *,
-    done: int = 0,
-    report: Report,
-    save: Callable[[int], None],
+    matrix: Tiles, factor: Tiles, shift: float, *, done: int = 0, report: Report, save: Callable[[int], None]
 ) -> int:
     """Compute the lower factor L of A - shift I, one column of tiles after the other.
 

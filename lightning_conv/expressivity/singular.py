@@ -18,11 +18,7 @@ FEATURE_SAFETY = 16.0
 
 
 def certify_held(
-    features: Tensor,
-    *,
-    bias: bool = True,
-    feature_error: float = 0.0,
-    same_inputs: SameInputs | None = None,
+    features: Tensor, *, bias: bool = True, feature_error: float = 0.0, same_inputs: SameInputs | None = None
 ) -> RankCertificate:
     r"""Certify rank [h, 1] = n from the singular values of float64 features.
 
@@ -81,11 +77,7 @@ def feature_rounding(coarse: Tensor, features: Tensor) -> float:
 
 
 def _judge(
-    features: Tensor,
-    rank: int,
-    sigma_min: Bounded,
-    feature_error: float,
-    same_inputs: SameInputs | None,
+    features: Tensor, rank: int, sigma_min: Bounded, feature_error: float, same_inputs: SameInputs | None
 ) -> tuple[RankVerdict, str]:
     n = len(features)
     if rank == n:

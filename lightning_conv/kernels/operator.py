@@ -108,13 +108,7 @@ class NTKOperator:
                 f'chunk: {chunk}; need at least 1, and all {samples} samples with batch_norm="batch", since they couple'
             )
         self._map = JacobianMap(
-            model,
-            inputs,
-            parameters=parameters,
-            batch_norm=batch_norm,
-            dtype=dtype,
-            max_memory=max_memory,
-            chunk=chunk,
+            model, inputs, parameters=parameters, batch_norm=batch_norm, dtype=dtype, max_memory=max_memory, chunk=chunk
         )
         self._max_memory = max_memory
         self.outputs, self.batch_norm = outputs, batch_norm

@@ -129,13 +129,7 @@ def estimate_target_alignment(
 
 
 def estimate_alignment(
-    matvec: Matvec,
-    other: Matvec,
-    size: int,
-    *,
-    products: int = 30,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+    matvec: Matvec, other: Matvec, size: int, *, products: int = 30, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Estimate:
     r"""Estimate the alignment <A, B>_F / (|A|_F |B|_F) of two operators, with the same vectors for all three terms.
 

@@ -61,13 +61,7 @@ def estimate_lambda_max(
 
 
 def estimate_effective_rank(
-    matvec: Matvec,
-    size: int,
-    *,
-    probes: int = 8,
-    steps: int = 12,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+    matvec: Matvec, size: int, *, probes: int = 8, steps: int = 12, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Estimate:
     r"""Estimate the effective rank exp(H) of a positive semidefinite A, with H the entropy of its eigenvalues.
 

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.losses.kind import LossFn, loss_kind
-from lightning_conv.networks.evaluation import (
-    BatchNormMode,
-    Inputs,
-    StatelessModule,
-    sample_count,
-    take,
-    undisturbed,
-)
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take, undisturbed
 
 
 class SampleLoss:

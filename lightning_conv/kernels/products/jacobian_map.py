@@ -20,14 +20,7 @@ from lightning_conv.kernels.reading.anatomy import READ_SAMPLES
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, require_float_inputs, require_repeatable
 from lightning_conv.machine.memory import blocks, memory_budget
-from lightning_conv.networks.evaluation import (
-    BatchNormMode,
-    Inputs,
-    StatelessModule,
-    sample_count,
-    take,
-    undisturbed,
-)
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take, undisturbed
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""

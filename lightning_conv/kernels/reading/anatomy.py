@@ -76,12 +76,7 @@ class Anatomy:
 
 
 def read_network(
-    module: StatelessModule,
-    names: tuple[str, ...],
-    inputs: Inputs,
-    *,
-    rules: bool = True,
-    samples: int = READ_SAMPLES,
+    module: StatelessModule, names: tuple[str, ...], inputs: Inputs, *, rules: bool = True, samples: int = READ_SAMPLES
 ) -> Anatomy:
     """Find the layer rules that apply to the parameters ``names``, on the first few samples.
 
@@ -163,11 +158,7 @@ def _read(
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
         del first, outputs, plain, present, recorder, calls
     error = estimate_jacobian_error(
-        module,
-        probe,
-        combination,
-        truth,
-        by_factors=Factored(sites, calls, present) if checked == samples else None,
+        module, probe, combination, truth, by_factors=Factored(sites, calls, present) if checked == samples else None
     )
     return Anatomy(
         parameters=names,

@@ -133,15 +133,7 @@ def layer_gradients(
     if not calls or not outputs.requires_grad:
         return [None] * len(calls)
     grad_outputs = cotangent.to(outputs).expand_as(outputs)
-    return list(
-        torch.autograd.grad(
-            outputs,
-            edges_of(calls),
-            grad_outputs,
-            retain_graph=keep,
-            allow_unused=True,
-        )
-    )
+    return list(torch.autograd.grad(outputs, edges_of(calls), grad_outputs, retain_graph=keep, allow_unused=True))
 
 
 def _holds_tensor(result: object) -> bool:

@@ -61,13 +61,7 @@ class ProbeLandscape:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        inputs: Inputs,
-        targets: Tensor,
-        loss_fn: LossFn,
-        names: Sequence[str],
-        infimum: float,
+        self, network: nn.Module, inputs: Inputs, targets: Tensor, loss_fn: LossFn, names: Sequence[str], infimum: float
     ) -> None:
         self._loss = SampleLoss(network, inputs, targets, loss_fn, dtype=torch.float64)
         named = dict(network.named_parameters())
