@@ -1,0 +1,115 @@
+"""``probe_head``: what a layer computes at random weights, compared with W h + b."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.watched import entering, watched_forward
+
+SCALES = (1.0, -1.0, 1e3, -1e3)
+"""Sizes of the random weights, in units of the layer's own; both signs, since a ReLU does not show on positive outputs."""
+
+
+@dataclass(frozen=True)
+class HeadProbe:
+    """What a layer was seen to compute at its own weights and at random ones."""
+
+    departs: str  # why its output is not W h + b; empty if it is, at all settings
+    last: bool  # whether its output is the model's, at all settings
+
+
+def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
+    r"""Compare the output of a layer with W h + b, at its own W and b and at four random settings of them.
+
+    The class of a layer does not tell what it computes: a subclass, a hook, a mask or a clamp may change it. The input h is that which
+    enters the layer in a forward of the whole model in eval mode; it must be the same at every setting. The product is computed apart
+    from the layer, in float64, and the two may differ by rounding alone: four times :math:`\gamma_{m + 2} (|W| |h| + |b|)`, entry by
+    entry, and at most 16 units of roundoff in half precision, whose products are summed in float32. Entries that are not finite, or
+    that overflow the type, are not compared.
+
+    Args:
+        model: the network, in which nothing is changed.
+        layer: a linear layer of it that a forward calls once, on a matrix.
+        inputs: a few samples.
+
+    Cost: five forwards of ``inputs``.
+    """
+    further = sorted(name for name, _ in layer.named_parameters() if name not in ("weight", "bias"))
+    if further:
+        return HeadProbe(f"has parameters beside weight and bias ({', '.join(further)})", last=False)
+    module, first, last = StatelessModule(model), None, True
+    names = [next(name for name, other in model.named_parameters() if other is own) for own in layer.parameters()]
+    for values in _settings(layer):
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def look(
+            _: nn.Module,
+            args: tuple[Tensor, ...],
+            kwargs: dict[str, Tensor],
+            output: Tensor,
+            seen: list[tuple[Tensor, Tensor]] = seen,
+        ) -> None:
+            seen.append((entering(args, kwargs), output.detach().clone()))  # a copy: a later layer may work in place
+
+        hook = layer.register_forward_hook(look, with_kwargs=True)
+        result = watched_forward(module, inputs, [hook], parameters=dict(zip(names, values, strict=True)))
+        features, output = seen[0]
+        first = features if first is None else first
+        if len(seen) != 1 or not same(features, first):
+            return HeadProbe("is given an input that depends on its own weights", last=False)
+        if (share := _difference(output, features, *values)) > 0:
+            return HeadProbe(
+                f"is a {type(layer).__name__} whose output is not W h + b (it differs by {share:.2g} of |W| |h| + |b| at "
+                f"{'its own' if values[0] is layer.weight else 'random'} weights)",
+                last=False,
+            )
+        last = last and same(output, result)
+    return HeadProbe("", last)
+
+
+def _settings(layer: nn.Linear) -> Iterator[list[Tensor]]:
+    """Yield the layer's own [W, b], then random ones of the same shapes."""
+    own = [each.detach() for each in layer.parameters()]
+    yield list(layer.parameters())
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in own]
+    size = float(own[0].double().square().mean().sqrt())
+    size = size if 0 < size < float("inf") else layer.in_features**-0.5
+    for scale in SCALES:
+        yield [(scale * size * each).to(like) for each, like in zip(drawn, own, strict=True)]
+
+
+def _difference(output: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
+    """Return the largest |output - (W h + b)| that rounding does not explain, over |W| |h| + |b|; 0 if there is none."""
+    h, w = features.double(), weight.detach().double()
+    b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else bias.detach().double()
+    expected, sizes = h @ w.T + b, h.abs() @ w.abs().T + b.abs()
+    if output.shape != expected.shape:
+        return float("inf")
+    dtype = output.dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    allowed = 16 * unit_roundoff(dtype) if half else 4 * gamma(w.shape[1] + 2, dtype)
+    limits = torch.finfo(dtype)
+    compared = torch.isfinite(expected) & (sizes < limits.max / 2)
+    apart = (output.double() - expected).abs() / sizes.clamp(min=limits.tiny)
+    apart = torch.where(compared, torch.nan_to_num(apart, nan=float("inf")), 0.0)
+    largest = float(apart.max()) if apart.numel() else 0.0
+    return largest if largest > allowed else 0.0
+
+
+def same(output: Tensor, result: object) -> bool:
+    """Return whether two results hold the same numbers bit for bit; NaN counts as equal, since a diverged network has a head too.
+
+    Args:
+        output: a tensor.
+        result: what it is compared with.
+    """
+    if not isinstance(result, Tensor) or output.numel() != result.numel():
+        return False
+    return torch.allclose(output.flatten(), result.detach().flatten(), rtol=0, atol=0, equal_nan=True)
