@@ -219,8 +219,8 @@ def project_out(basis: Tensor, vectors: Tensor) -> Tensor:
     return vectors - basis @ (basis.T @ vectors)
 
 
-def entropy_rank(weights: Tensor) -> float:
-    """Compute the effective rank exp(H), where H is the entropy of p_i = w_i / sum w; NaN if all weights are zero.
+def spectral_entropy(weights: Tensor) -> Tensor:
+    """Compute H = -sum_i p_i log p_i of p_i = w_i / sum w, a scalar; exp(H) is the effective rank. NaN if all weights are zero.
 
     Args:
         weights: w, eigenvalues or singular values, zero or more, (N,).
@@ -228,7 +228,7 @@ def entropy_rank(weights: Tensor) -> float:
     Source: Roy & Vetterli 2007, Definition 1.
     """
     shares = weights / weights.sum()
-    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    return -torch.special.xlogy(shares, shares).sum()
 
 
 def mean_of(samples: Tensor) -> float:

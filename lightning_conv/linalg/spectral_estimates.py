@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_conv.linalg.estimates import (
     Estimate,
-    entropy_rank,
     mean_of,
     project_out,
     random_signs,
+    spectral_entropy,
     standard_error_of,
 )
 from lightning_conv.linalg.lanczos import Krylov, Matvec, lanczos
@@ -93,7 +93,7 @@ def estimate_effective_rank(
         values = torch.linalg.eigvalsh((image + image.T) / 2).clamp(min=0)
         if not float(values[-1]) > 0:
             return Estimate(math.nan, math.nan, size, NOTHING)
-        return Estimate(entropy_rank(values), 0.0, size, "all eigenvalues")
+        return Estimate(float(spectral_entropy(values).exp()), 0.0, size, "all eigenvalues")
     generator = torch.Generator().manual_seed(seed)
     signs = random_signs(size, 2 * probes, generator, device)
     first = lanczos(matvec, size, steps=steps, start=signs[:, :probes])

@@ -14,7 +14,7 @@ from lightning_conv.linalg.eigenvalues.dense import LinAlgError, decompose, eige
 from lightning_conv.linalg.eigenvalues.largest import largest
 from lightning_conv.linalg.eigenvalues.smallest import smallest
 from lightning_conv.linalg.eigenvalues.symmetric import checked, require_symmetric
-from lightning_conv.linalg.estimates import entropy_rank
+from lightning_conv.linalg.estimates import spectral_entropy
 
 __all__ = [
     "Bounded",
@@ -61,7 +61,7 @@ class Spectrum:
         Raises:
             ValueError: only the two extreme eigenvalues are known.
         """
-        return entropy_rank(self.all_eigenvalues("effective_rank").clamp(min=0))
+        return float(spectral_entropy(self.all_eigenvalues("effective_rank").clamp(min=0)).exp())
 
     @property
     def stable_rank(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.estimates import entropy_rank
+from lightning_conv.linalg.estimates import spectral_entropy
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.linalg.spectral_estimates import estimate_lambda_max
 
@@ -99,10 +99,11 @@ def stable_rank(matrix: Tensor) -> Bounded:
         ValueError: See ``spectral_norm``.
     """
     a = _checked(matrix)
-    largest = float(a.abs().max())
-    if largest == 0:
+    largest = a.abs().max()
+    if float(largest) == 0:
         return Bounded(0.0, 0.0, 0.0, certified=True, method="zero matrix")
-    a = a / largest  # the ratio has no scale, and squares then neither overflow nor vanish
+    # The ratio has no scale; a power of two changes no digit, and squares then neither overflow nor vanish.
+    a = torch.ldexp(a, -torch.frexp(largest).exponent.clamp(min=-1000))
     square, norm = float(a.square().sum()), spectral_norm(a)
     return Bounded(
         square / norm.value**2, square / norm.upper**2, square / norm.lower**2, certified=False, method=norm.method
@@ -132,7 +133,7 @@ def effective_rank(matrix: Tensor) -> float:
     Source: Roy & Vetterli 2007.
     """
     values = torch.linalg.svdvals(_checked(matrix))
-    return entropy_rank(values) if float(values[0]) > 0 else 0.0
+    return math.exp(float(spectral_entropy(values))) if float(values[0]) > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.expressivity.certify import FEW
 from lightning_conv.expressivity.decomposition import decompose
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.estimates import entropy_rank
+from lightning_conv.linalg.estimates import spectral_entropy
 from lightning_conv.theory.criterion import Criterion
 
 SOURCE = "Kawaguchi, Sun 2104.05785"
@@ -59,7 +59,7 @@ class ExpressivityFacts:
     @property
     def effective_rank(self) -> float:
         """Exponential of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank."""
-        return entropy_rank(self.singular_values)
+        return float(spectral_entropy(self.singular_values).exp())
 
 
 def expressivity_facts(
