@@ -30,8 +30,7 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
     The class of a layer does not tell what it computes: a subclass, a hook, a mask or a clamp may change it. The input h is that which
     enters the layer in a forward of the whole model in eval mode; it must be the same at every setting. The product is computed apart
     from the layer, in float64, and the two may differ by rounding alone: four times :math:`\gamma_{m + 2} (|W| |h| + |b|)`, entry by
-    entry, and at most 16 units of roundoff in half precision, whose products are summed in float32. Entries that are not finite, or
-    that overflow the type, are not compared.
+    entry, at most 6 % of it. Entries that are not finite, or that overflow the type, are not compared.
 
     Args:
         model: the network, in which nothing is changed.
@@ -45,7 +44,8 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
         return HeadProbe(f"has parameters beside weight and bias ({', '.join(further)})", last=False)
     module, first, last = StatelessModule(model), None, True
     names = [next(name for name, other in model.named_parameters() if other is own) for own in layer.parameters()]
-    for values in _settings(layer):
+    own = [module.parameters[name] for name in names]
+    for values in _settings(own):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def look(
@@ -66,21 +66,20 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
         if (share := _difference(output, features, *values)) > 0:
             return HeadProbe(
                 f"is a {type(layer).__name__} whose output is not W h + b (it differs by {share:.2g} of |W| |h| + |b| at "
-                f"{'its own' if values[0] is layer.weight else 'random'} weights)",
+                f"{'its own' if values is own else 'random'} weights)",
                 last=False,
             )
         last = last and same(output, result)
     return HeadProbe("", last)
 
 
-def _settings(layer: nn.Linear) -> Iterator[list[Tensor]]:
-    """Yield the layer's own [W, b], then random ones of the same shapes."""
-    own = [each.detach() for each in layer.parameters()]
-    yield list(layer.parameters())
+def _settings(own: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the layer's own [W, b], then random ones of the same shapes and types."""
+    yield own
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in own]
     size = float(own[0].double().square().mean().sqrt())
-    size = size if 0 < size < float("inf") else layer.in_features**-0.5
+    size = size if 0 < size < float("inf") else own[0].shape[1] ** -0.5
     for scale in SCALES:
         yield [(scale * size * each).to(like) for each, like in zip(drawn, own, strict=True)]
 
@@ -93,8 +92,7 @@ def _difference(output: Tensor, features: Tensor, weight: Tensor, bias: Tensor |
     if output.shape != expected.shape:
         return float("inf")
     dtype = output.dtype
-    half = dtype in (torch.float16, torch.bfloat16)
-    allowed = 16 * unit_roundoff(dtype) if half else 4 * gamma(w.shape[1] + 2, dtype)
+    allowed = min(4 * gamma(w.shape[1] + 2, dtype), 16 * unit_roundoff(torch.bfloat16))
     limits = torch.finfo(dtype)
     compared = torch.isfinite(expected) & (sizes < limits.max / 2)
     apart = (output.double() - expected).abs() / sizes.clamp(min=limits.tiny)
