@@ -21,7 +21,7 @@ StepRule: TypeAlias = Literal["base", "certified", "solve"]
 
 @dataclass(frozen=True, eq=False)
 class SwitchSettings:
-    """When phase 2 begins, and what happens then."""
+    """Arguments about the switch to phase 2."""
 
     switch_at: int | float | Literal["auto"] = 0.6
     head: str | None = None
@@ -32,7 +32,7 @@ class SwitchSettings:
 
 @dataclass(frozen=True, eq=False)
 class RunFunctions:
-    """How to read the run where it does not show: its loss, inputs, targets and outputs."""
+    """Functions that read loss, inputs, targets and outputs of the run, where the defaults do not find them."""
 
     loss_fn: LossFn | None = None
     infimum: float | Callable[[Tensor], Tensor] | None = None
@@ -43,7 +43,7 @@ class RunFunctions:
 
 @dataclass(frozen=True, eq=False)
 class PhaseTwoSettings:
-    """What is certified for phase 2, and how the head is trained in it."""
+    """Arguments about the certificate of phase 2, and the training of the head in it."""
 
     method: Method = "auto"
     step_rule: StepRule = "base"
@@ -52,7 +52,7 @@ class PhaseTwoSettings:
 
 @dataclass(frozen=True, eq=False)
 class PlateauSettings:
-    """The rule of ``switch_at="auto"``."""
+    """Arguments of the rule ``switch_at="auto"``, see ``Plateau``."""
 
     plateau_threshold: float = 0.01
     plateau_patience: int = 3
@@ -74,7 +74,7 @@ class GuardSettings(PlateauSettings, PhaseTwoSettings, RunFunctions, SwitchSetti
     track_rank: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that are out of range."""
+        """Reject values that are out of range."""
         at = self.switch_at
         steps = isinstance(at, int) and not isinstance(at, bool) and at >= 0
         if not (at == "auto" or steps or (isinstance(at, float) and 0 < at < 1)):
