@@ -250,6 +250,13 @@ class PhaseTwo:
             self._withdraw_logged_bound()
         if measured := self._view.ranks.broadcast(measured):
             self._state.history.append({"step": float(step), "epoch": float(epoch)} | measured)
+            self._require_infimum(measured)
+
+    def _require_infimum(self, measured: dict[str, float]) -> None:
+        """Withdraw the verdict if the loss is below the infimum that the user gave, by more than float32 rounding explains."""
+        loss, gap = measured["loss"], measured.get("gap", 0.0)
+        if gap < -1e-5 * max(abs(loss), abs(loss - gap)):
+            self.limit(f"infimum: {loss - gap:.6g} is above the loss {loss:.6g}, so it is not the infimum of this loss")
 
     def warn_if_moved(self) -> None:
         """Compare the trunk with its fingerprints from the switch; if it moved, withdraw the verdict and warn."""
