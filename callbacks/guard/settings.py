@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeGuard, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -111,9 +111,9 @@ class GuardSettings(PlateauSettings, PhaseTwoSettings, RunFunctions, SwitchSetti
         raise MisconfigurationException(f"{name}: {getattr(self, name)!r}; need {need}")
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
