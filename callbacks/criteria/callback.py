@@ -190,9 +190,8 @@ class ConvergenceCriteria(KernelMonitor):
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
             log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
-        for tracker in self.trackers.values():
-            for name, figure in tracker.figures().items():
-                log_figure(trainer, f"theory/{name}", figure, step)
+        for name, figure in self._record.figures().items():
+            log_figure(trainer, f"theory/{name}", figure, step)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -210,7 +209,7 @@ class ConvergenceCriteria(KernelMonitor):
             return
         with guarded(None, f"{type(self).__name__}: the end of the fit is not judged"):
             run = self._record.view(trainer, self._kernel)
-            if any(tracker.finish(run) for tracker in self.trackers.values()):
+            if self._record.finish(run):
                 self._judge_again(run, trainer.global_step)
 
     def _not_observed(self, step: int) -> str:

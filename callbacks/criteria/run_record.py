@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
+from matplotlib.figure import Figure
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.criteria.observer import Observer, step_violations
@@ -103,7 +104,8 @@ class RunRecord:
         run = self.view(trainer, measurement)
         rate = self.observer.before_step(run, optimizer, callback)
         for tracker in self.trackers.values():
-            with _attempt(tracker, "a step is not noted", run):
+            # Without the step, so that an error in every step is one warning.
+            with _attempt(tracker, "steps are not noted"):
                 tracker.before_step(run, rate)
 
     def observe(self, trainer: pl.Trainer, measurement: Measurement) -> RunView | None:
@@ -114,7 +116,7 @@ class RunRecord:
             return None
         for tracker in self.trackers.values():
             with _attempt(tracker, "the step after a measurement is left out", run):
-                self._scalars |= tracker.observe(run, seen)
+                self._scalars |= _numbers(tracker.observe(run, seen))
         return run
 
     def criteria(self, run: RunView) -> list[Criterion]:
@@ -123,9 +125,27 @@ class RunRecord:
         for tracker in self.trackers.values():
             with _attempt(tracker, "nothing is judged", run):
                 reason = run.violated(tracker.assumes)
-                found += [_violating(each, reason) if reason else each for each in tracker.criteria(run)]
-                found += tracker.unconditional(run)
+                judged, always = tracker.criteria(run), tracker.unconditional(run)
+                if odd := [each for each in (*judged, *always) if not isinstance(each, Criterion)]:
+                    raise TypeError(f"criteria: {odd[0]!r}; need a list of Criterion")
+                found += [*(_violating(each, reason) if reason else each for each in judged), *always]
         return found
+
+    def figures(self) -> dict[str, Callable[[], Figure]]:
+        """Return the functions of all trackers that draw, by the name of the figure."""
+        found: dict[str, Callable[[], Figure]] = {}
+        for tracker in self.trackers.values():
+            with _attempt(tracker, "its figures are left out"):
+                found |= tracker.figures()
+        return found
+
+    def finish(self, run: RunView) -> bool:
+        """Return whether the end of the fit has brought any tracker something that must be judged again; all of them are asked."""
+        brought = False
+        for tracker in self.trackers.values():
+            with _attempt(tracker, "the end of the fit is left out", run):
+                brought = tracker.finish(run) or brought
+        return brought
 
     def scalars(self) -> dict[str, float]:
         """Return the scalars of the last measurement and the step after it, those that are finite."""
@@ -134,7 +154,10 @@ class RunRecord:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain types, for a checkpoint."""
-        trackers = {name: tracker.state_dict() for name, tracker in self.trackers.items()}
+        trackers: dict[str, Any] = {}
+        for name, tracker in self.trackers.items():
+            with _attempt(tracker, "its state is not in the checkpoint"):
+                trackers[name] = tracker.state_dict()
         return {"observer": self.observer.state_dict(), "trackers": trackers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,7 +165,8 @@ class RunRecord:
         self.observer.load_state_dict(state.get("observer", {}))
         for name, tracker in self.trackers.items():
             if name in state.get("trackers", {}):
-                tracker.load_state_dict(state["trackers"][name])
+                with _attempt(tracker, "it begins anew, without its state in the checkpoint"):
+                    tracker.load_state_dict(state["trackers"][name])
 
     def _look(self, trainer: pl.Trainer, measurement: Measurement) -> None:
         """Look at what does not change during a fit, at its first measurement."""
@@ -177,7 +201,7 @@ class RunRecord:
                 scalars |= run.layers if need == "layers" else run.activity
         for tracker in self.trackers.values():
             with _attempt(tracker, "its measurement is left out", run):
-                scalars |= tracker.measure(run, gram, spectrum)
+                scalars |= _numbers(tracker.measure(run, gram, spectrum))
         self._scalars = scalars
         return run
 
@@ -188,6 +212,21 @@ def _violating(criterion: Criterion, reason: str) -> Criterion:
     return without_verdict(criterion, "; ".join(dict.fromkeys([*own, *reason.split("; ")])))
 
 
-def _attempt(tracker: CriteriaTracker, what: str, run: RunView) -> AbstractContextManager[Attempt]:
+def _attempt(tracker: CriteriaTracker, what: str, run: RunView | None = None) -> AbstractContextManager[Attempt]:
     """Guard a call of a tracker, whose errors must not keep the others from being judged."""
-    return guarded(run.step, f"ConvergenceCriteria, {tracker.name}: {what}")
+    return guarded(None if run is None else run.step, f"ConvergenceCriteria, {tracker.name}: {what}")
+
+
+def _numbers(scalars: Mapping[str, Any]) -> dict[str, float]:
+    """Return scalars as floats.
+
+    Raises:
+        TypeError: one is not a number; the message names it.
+    """
+    found: dict[str, float] = {}
+    for name, value in scalars.items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name!r}: {value!r}; need a number") from error
+    return found

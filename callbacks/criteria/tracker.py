@@ -118,7 +118,8 @@ def register_criteria(tracker: type[T]) -> type[T]:
     """Register a paper's tracker under its ``name``, as a class decorator.
 
     Raises:
-        TypeError: a class variable is missing or unknown, or the name is taken by another class.
+        TypeError: it is no class derived from ``CriteriaTracker``; a class variable or a method is missing or of the wrong kind; or
+            the name is taken by another class.
 
     Example::
 
@@ -129,14 +130,7 @@ def register_criteria(tracker: type[T]) -> type[T]:
             def criteria(self, run):
                 return [at_most("distance", self.source, "|w_t - w_0| <= 1", run.history[-1].distance, 1.0)]
     """
-    missing = [name for name in ("name", "source", "assumes") if not hasattr(tracker, name)]
-    if missing:
-        raise TypeError(f"{_path(tracker)}: the class variable {missing[0]!r} is missing; see CriteriaTracker")
-    for variable, allowed in (("assumes", get_args(Assumption)), ("needs", get_args(Need))):
-        if unknown := sorted(getattr(tracker, variable) - set(allowed)):
-            raise TypeError(
-                f"{_path(tracker)}: {variable} has {unknown[0]!r}, which is not one of {', '.join(allowed)}"
-            )
+    _require_complete(tracker)
     for name in (tracker.name, *tracker.aliases):
         other = _named().get(name)
         # A class that is defined again, as in a notebook, takes its own place.
@@ -144,6 +138,31 @@ def register_criteria(tracker: type[T]) -> type[T]:
             raise TypeError(f"{_path(tracker)}: the name {name!r} is taken by {_path(other)}")
     _REGISTRY[tracker.name] = tracker
     return tracker
+
+
+def _require_complete(tracker: object) -> None:
+    """Refuse what is no tracker class, or one whose class variables or methods are missing or of the wrong kind.
+
+    Raises:
+        TypeError: the message names the class and what is wrong with it.
+    """
+    if not (isinstance(tracker, type) and issubclass(tracker, CriteriaTracker)):
+        raise TypeError(f"{tracker!r} is not a class derived from CriteriaTracker")
+    where = _path(tracker)
+    if missing := [name for name in ("name", "source", "assumes") if not hasattr(tracker, name)]:
+        raise TypeError(f"{where}: the class variable {missing[0]!r} is missing; see CriteriaTracker")
+    if abstract := sorted(getattr(tracker, "__abstractmethods__", ())):
+        raise TypeError(f"{where}: the method {abstract[0]!r} is missing; see CriteriaTracker")
+    if not isinstance(tracker.name, str) or tracker.name in ("", "auto"):
+        raise TypeError(f"{where}: name is {tracker.name!r}; need the paper's short name, a string other than 'auto'")
+    if not isinstance(tracker.aliases, tuple | list):
+        raise TypeError(f"{where}: aliases is {tracker.aliases!r}; need a tuple of former names")
+    for variable, allowed in (("assumes", get_args(Assumption)), ("needs", get_args(Need))):
+        given = getattr(tracker, variable)
+        if not isinstance(given, frozenset | set):
+            raise TypeError(f"{where}: {variable} is {given!r}; need a frozenset of some of {', '.join(allowed)}")
+        if unknown := sorted(map(str, given - set(allowed))):
+            raise TypeError(f"{where}: {variable} has {unknown[0]!r}, which is not one of {', '.join(allowed)}")
 
 
 def registered_criteria() -> dict[str, type[CriteriaTracker]]:
@@ -162,11 +181,14 @@ def make_trackers(which: Which | Sequence[Which], options: Mapping[str, Any]) ->
         options: arguments by name; each class gets those that its ``__init__`` has.
 
     Raises:
-        MisconfigurationException: an unknown name, or none at all.
+        MisconfigurationException: something that is neither a known name nor a tracker, none at all, or two objects of one name.
+        TypeError: a class lacks a class variable or a method.
     """
     chosen = [which] if isinstance(which, str) or not isinstance(which, Sequence) else list(which)
     known, named = registered_criteria(), _named()
-    unknown = [each for each in chosen if isinstance(each, str) and each not in named and each != "auto"]
+    unknown = [
+        each for each in chosen if not (each == "auto" or each in named if isinstance(each, str) else _is_tracker(each))
+    ]
     if unknown or not chosen:
         raise MisconfigurationException(
             f"which: {unknown or which!r} is not known; choose from {', '.join(known)}, or 'auto' for all of them"
@@ -178,9 +200,26 @@ def make_trackers(which: Which | Sequence[Which], options: Mapping[str, Any]) ->
         if isinstance(tracker, type):
             accepted = inspect.signature(tracker).parameters
             made.setdefault(tracker.name, tracker(**{k: v for k, v in options.items() if k in accepted}))
+        elif tracker.name in made and not isinstance(each, str) and made[tracker.name] in expanded:
+            raise MisconfigurationException(
+                f"which: two trackers of the name {tracker.name!r}; give each a name of its own"
+            )
         else:
             made[tracker.name] = tracker
     return list(made.values())
+
+
+def _is_tracker(candidate: object) -> bool:
+    """Return whether this is a tracker or a tracker class, after a check of its class.
+
+    Raises:
+        TypeError: see ``_require_complete``.
+    """
+    kind = candidate if isinstance(candidate, type) else type(candidate)
+    if not issubclass(kind, CriteriaTracker):
+        return False
+    _require_complete(kind)
+    return True
 
 
 def _named() -> dict[str, type[CriteriaTracker]]:

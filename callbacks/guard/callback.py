@@ -24,14 +24,17 @@ __all__ = ["ExpressivityError", "ExpressivityGuard"]
 class ExpressivityGuard(GuardSettings, pl.Callback):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
-    Phase 1 trains everything by the module's own optimizer. At tau Gaussian noise is added to the trunk, and the rank of
-    [h, 1] (the last hidden features of the whole training set in eval mode, and a column of ones if a bias is trained) is
-    certified in float64. If it is n, phase 2 begins: only the last linear layer learns. For a loss
-    that is convex in the outputs this problem is convex, and its infimum is the global infimum of the training loss over
-    all weights. The trunk is then constant bit for bit - it has no gradients, and the whole module is in eval mode - and is not
-    back-propagated through. What limits the argument in a run (random inputs, weight decay on the head, samples left out)
-    is warned of and written into the reason. Afterwards, also after an error, the module is trainable again.
-    Runs on a single device and under ``strategy="ddp"``; docs/guard.md describes every setting and what is refused.
+    Phase 1 trains all weights by the module's own optimizer. At the switch, time tau, Gaussian noise is added to the trunk (everything
+    but the last linear layer, the head). Then the rank of [h, 1] is certified in float64: h are the last hidden features of all n
+    training samples in eval mode, and the column of ones is there if a bias is trained.
+
+    If the rank is n, phase 2 begins: only the head is trained. For a loss that is convex in the outputs this problem is convex, and its
+    infimum is the global infimum of the training loss over all weights. In phase 2 the trunk is constant bit for bit: it has no
+    gradients, and the whole module is in eval mode.
+
+    Whatever limits the guarantee in a run (random inputs, weight decay on the head, samples left out) is reported in a warning and in
+    ``reason``. When the fit ends, also in an error, the module is trainable again. The callback supports a single device and
+    ``strategy="ddp"``; docs/guard.md describes every setting and the configurations that are rejected.
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
@@ -48,15 +51,15 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     - ``guard/step_size``: step size of ``step_rule="certified"``; ``guard/bound``: proven upper bound of the gap, while all steps are
       plain full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
     - ``guard/best_loss``: the loss that a head that is too narrow can come down to on this trunk
-    - text ``guard/reason`` (TensorBoard): what was decided and why
+    - text ``guard/reason`` (TensorBoard): the decision, and the reason for it
 
     Args:
         switch_at: tau, a share of the run in (0, 1) or a number of optimizer steps. ``"auto"``: where the training loss has come
             to rest and the condition is certified; if it is not, the switch is tried again with back-off until ``latest_switch``.
-        head: Dotted name of the last linear layer; None: it is found.
+        head: Dotted name of the last linear layer; None: it is searched for.
         noise_scale: Standard deviation of the noise, relative to the root mean square of each tensor.
-        on_undecided: What to do if the condition is not certified. ``"warn"``: take the noise back, warn, and go on training
-            everything. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
+        on_undecided: Action if the condition is not certified. ``"warn"``: take the noise back, warn, and go on training
+            all layers. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
             guarantee; with ``switch_at="auto"`` at once where the condition is refuted, otherwise after the last attempt.
         seed: Seed of the noise.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
@@ -69,7 +72,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         method: Method of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where
             that is predicted to take more than ten minutes, at almost every weight of a wide last hidden layer (``"distinct"``).
             ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
-        step_rule: What moves the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
+        step_rule: Rule that trains the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
             size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: the convex problem of the head
             is solved at the switch, and the run ends; where ``tol`` is not reached, the optimizer goes on.
         cache_features: Whether to compute the trunk's forward once in phase 2 and to look its results up. Where that is not provably
@@ -79,8 +82,8 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         plateau_window: For ``switch_at="auto"``: number of batches in a window; None: an epoch.
         latest_switch: For ``switch_at="auto"``: share of the run after which the switch is tried for the last time.
         tol: Gap to which ``step_rule="solve"`` solves.
-        track_rank: Whether to certify the rank at the start and before the noise of the switch, too, for the log alone. Each takes a
-            certificate.
+        track_rank: Whether to certify the rank also at the start and before the noise of the switch, for the log only. Each of the two
+            costs as much as a certificate.
 
     Raises:
         MisconfigurationException: There are several optimizers, manual optimization, a strategy other than DDP on several devices,
@@ -98,7 +101,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     """
 
     def __post_init__(self) -> None:
-        """Check the arguments, and begin with an empty memory."""
+        """Check the arguments, and start with an empty state."""
         super().__post_init__()
         self._state = GuardState()
         self._run: GuardedRun | None = None
@@ -142,7 +145,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     @property
     def caveats(self) -> list[str]:
-        """What the argument does not cover in this run."""
+        """Reasons why the guarantee is limited in this run."""
         return self._state.caveats
 
     @property
@@ -157,7 +160,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Loss and gap on the training set, by step and epoch."""
+        """Measurements of phase 2 in order: ``step``, ``epoch``, ``loss``, ``gap`` and numbers of the step rule, as far as known."""
         return self._state.history
 
     @property
@@ -176,7 +179,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.global_step < self._state.last_step:
-            self._state.forget()  # used for another run
+            self._state.forget()  # the state is that of another run
         self._run = GuardedRun(trainer, pl_module, self.settings, self._state)
         self._head_name = self._run.head_name
         self._run.start()

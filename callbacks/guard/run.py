@@ -34,9 +34,7 @@ class ExpressivityError(RuntimeError):
 
 
 class GuardedRun:
-    """The two-phase rule on one run.
-
-    All ranks make the same calls; each decision is computed on rank 0 and broadcast.
+    """The two-phase rule on one run. All ranks make the same calls and reach the same decisions, from broadcast or averaged values.
 
     Args:
         trainer: Trainer of the run, about to train.
@@ -58,7 +56,7 @@ class GuardedRun:
         self._trunk = self._phase_two.trunk
         self._logged_step: int | None = None
         if state.phase == 2 and trainer.global_step == 0 and self._trunk.moved_since(state.fingerprints):
-            state.forget()  # it was the memory of another run, which ended in its first step
+            state.forget()  # it was the state of another run, which ended in its first step
         if state.phase == 1:  # the present settings count, also for a resumed run that is to be longer
             state.plateau, state.switch_step = plan_switch(
                 settings, state.plateau, trainer.estimated_stepping_batches, trainer.num_training_batches
@@ -66,7 +64,7 @@ class GuardedRun:
         view.loss.announce()
         require_rule(settings.step_rule, view)
         found = view.ranks.broadcast(find_caveats(view, self._phase_two.rule != "base"))
-        # What limited an earlier part of phase 2 is still in its weights.
+        # The weights still bear what an earlier part of phase 2 did, so its caveats stay.
         before = state.caveats if state.phase == 2 else []
         self._new_caveats = [caveat for caveat in found if caveat not in before]
         state.caveats = [*before, *self._new_caveats]
@@ -90,7 +88,7 @@ class GuardedRun:
         when = f"after step {state.switch_step}" if state.plateau is None else "where the training loss comes to rest"
         width, size = self._view.head.width, self._view.data.size
         rank_zero_info(f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}')
-        # Reject a head that is too narrow before training, not at the switch.
+        # Reject a head that is too narrow before training (unless on_undecided="continue"), not at the switch.
         if (narrow := self._narrow) is not None and self._settings.method != "alignment":
             state.verdict = "undecided"
             self._undecided(f"{narrow}, or pass method='alignment' to train this head to its own infimum")
@@ -100,10 +98,10 @@ class GuardedRun:
         self._switch_if_due()
 
     def before_batch(self, batch: Any | None = None) -> None:
-        """Keep the trunk in eval mode at the start of an epoch, and prepare phase 2 for a batch.
+        """Prepare phase 2 for a batch, or for an epoch.
 
         Args:
-            batch: The batch; None: an epoch begins.
+            batch: The batch that the training step is about to see; None: an epoch begins.
         """
         if self._state.phase == 2 and batch is None:
             self._trunk.keep_still()
@@ -114,7 +112,7 @@ class GuardedRun:
         """Call the step rule of phase 2 between the backward pass and the optimizer step.
 
         Args:
-            optimizer: Optimizer of the run.
+            optimizer: Optimizer that is about to step.
         """
         if self._state.phase == 2:
             self._phase_two.before_step(optimizer)
@@ -123,7 +121,7 @@ class GuardedRun:
         """Record the loss of the batch, and switch to phase 2 if it is due.
 
         Args:
-            outputs: What the training step returned.
+            outputs: Value that the training step returned: the loss, or a dict with the key ``loss``.
         """
         state = self._state
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -141,8 +139,8 @@ class GuardedRun:
             self._switch_if_due()
 
     def after_epoch(self) -> None:
-        """Measure in phase 2, and log."""
-        if self._logged_step == self._trainer.global_step:  # a switch in the last step has logged it all
+        """Measure the training loss in phase 2, and log."""
+        if self._logged_step == self._trainer.global_step:  # a switch in the last step has logged everything
             return
         if self._state.phase == 2:
             self._phase_two.measure()
@@ -164,11 +162,11 @@ class GuardedRun:
             rank_zero_warn(f"ExpressivityGuard: {state.reason}; nothing was certified")
 
     def release(self) -> None:
-        """Restore the module to its state before phase 2."""
+        """Restore the module to its state before phase 2: its forward functions, ``requires_grad`` and modes."""
         self._phase_two.release()
 
     def log(self) -> None:
-        """Send what is known now to the loggers and to ``trainer.callback_metrics``."""
+        """Send the current scalars to the loggers and to ``trainer.callback_metrics``."""
         log_metrics(self._trainer, self._state.metrics(self._trainer.global_step), self._trainer.global_step)
         self._logged_step = self._trainer.global_step
 
@@ -205,7 +203,7 @@ class GuardedRun:
                 self._forget_directions()
                 state.phase = 2
         finally:
-            # Not certified; or an error, Ctrl-C too: a checkpoint that is saved now resumes in phase 1, and adds the noise then.
+            # Not certified, or an error (Ctrl-C included): a checkpoint saved now resumes in phase 1 and adds the noise only then.
             if state.phase == 1:
                 self._trunk.put_back(before)
                 state.perturbation = None
@@ -226,13 +224,13 @@ class GuardedRun:
             self._state.ranks |= rank_at(moment, self._view)
 
     def _forget_directions(self) -> None:
-        """Clear what an optimizer remembers of all parameters at once: the curvature pairs of LBFGS would move the trunk."""
+        """Clear the curvature pairs of LBFGS: they cover all parameters and would move the trunk."""
         if isinstance(optimizer := self._trainer.optimizers[0], LBFGS):
             optimizer.state.clear()
 
     @property
     def _settled(self) -> bool:
-        """Whether the certificate is the last word: another attempt comes too late, or cannot say anything else."""
+        """Whether no later certificate can change the outcome."""
         state = self._state
         return state.plateau is None or self._last_chance or state.hopeless or self._narrow is not None
 
@@ -254,10 +252,10 @@ class GuardedRun:
         self.log()
 
     def _undecided(self, reason: str) -> None:
-        """Follow ``on_undecided``; returns only if the run goes on.
+        """Apply ``on_undecided``; return only if the run goes on.
 
         Args:
-            reason: Why the condition is not certified.
+            reason: Reason why the condition is not certified.
 
         Raises:
             ExpressivityError: ``on_undecided="raise"``.
@@ -270,7 +268,7 @@ class GuardedRun:
             rank_zero_warn(f"ExpressivityGuard: {reason}. Training of all layers goes on, without the guarantee")
 
     def _certify(self) -> str:
-        """Compute the certificate and return its reason. An error leaves the condition undecided and does not end the run."""
+        """Compute the certificate and return its reason; an expected error leaves the condition undecided and does not end the run."""
         state, method, view = self._state, self._settings.method, self._view
         state.certificate = None
         expects = (MemoryError, MisconfigurationException, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -282,7 +280,7 @@ class GuardedRun:
         return f"no certificate could be computed ({attempt.reason})"
 
     def _targets(self) -> torch.Tensor:
-        """Return what the trained part of the head is to reach: numbers for a loss of numbers, less a bias that is not trained."""
+        """Return the targets for the trained part of the head, minus an untrained bias if the loss is attained at the targets alone."""
         targets, fixed = self._view.loss.targets(), self._view.head.fixed_bias
         self._state.loss_kind = where_attained(self._view.loss.kind, targets)
         if self._state.loss_kind != "distance":

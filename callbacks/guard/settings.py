@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from numbers import Integral, Real
+from typing import Literal, TypeAlias, TypeGuard, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -21,7 +22,7 @@ StepRule: TypeAlias = Literal["base", "certified", "solve"]
 
 @dataclass(frozen=True, eq=False)
 class SwitchSettings:
-    """When phase 2 begins, and what happens then."""
+    """Arguments about the switch to phase 2."""
 
     switch_at: int | float | Literal["auto"] = 0.6
     head: str | None = None
@@ -32,7 +33,7 @@ class SwitchSettings:
 
 @dataclass(frozen=True, eq=False)
 class RunFunctions:
-    """How to read the run where it does not show: its loss, inputs, targets and outputs."""
+    """Functions that read loss, inputs, targets and outputs of the run, where the defaults do not find them."""
 
     loss_fn: LossFn | None = None
     infimum: float | Callable[[Tensor], Tensor] | None = None
@@ -43,7 +44,7 @@ class RunFunctions:
 
 @dataclass(frozen=True, eq=False)
 class PhaseTwoSettings:
-    """What is certified for phase 2, and how the head is trained in it."""
+    """Arguments about the certificate of phase 2, and the training of the head in it."""
 
     method: Method = "auto"
     step_rule: StepRule = "base"
@@ -52,7 +53,7 @@ class PhaseTwoSettings:
 
 @dataclass(frozen=True, eq=False)
 class PlateauSettings:
-    """The rule of ``switch_at="auto"``."""
+    """Arguments of the rule ``switch_at="auto"``, see ``Plateau``."""
 
     plateau_threshold: float = 0.01
     plateau_patience: int = 3
@@ -74,10 +75,10 @@ class GuardSettings(PlateauSettings, PhaseTwoSettings, RunFunctions, SwitchSetti
     track_rank: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that are out of range."""
+        """Reject values that are out of range."""
         at = self.switch_at
-        steps = isinstance(at, int) and not isinstance(at, bool) and at >= 0
-        if not (at == "auto" or steps or (isinstance(at, float) and 0 < at < 1)):
+        named = isinstance(at, str) and at == "auto"
+        if not (named or (_is_int(at) and at >= 0) or (isinstance(at, float) and 0 < at < 1)):
             self._refuse(
                 "switch_at", "a share of the run in (0, 1), a number of optimizer steps (an int, 0 or more), or 'auto'"
             )
@@ -85,14 +86,34 @@ class GuardSettings(PlateauSettings, PhaseTwoSettings, RunFunctions, SwitchSetti
             if getattr(self, name) not in get_args(kind):
                 self._refuse(name, f"one of {', '.join(get_args(kind))}")
         for name in ("noise_scale", "plateau_threshold", "tol"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not (_is_number(getattr(self, name)) and 0 < getattr(self, name) < math.inf):
                 self._refuse(name, "a positive number, such as 1e-3")
-        if self.plateau_patience < 1:
+        if not (_is_int(self.plateau_patience) and self.plateau_patience >= 1):
             self._refuse("plateau_patience", "1 or more windows")
-        if self.plateau_window is not None and self.plateau_window < 1:
+        if self.plateau_window is not None and not (_is_int(self.plateau_window) and self.plateau_window >= 1):
             self._refuse("plateau_window", "1 or more batches, or None for as many as an epoch has")
-        if not 0 < self.latest_switch < 1:
+        if not (_is_number(self.latest_switch) and 0 < self.latest_switch < 1):
             self._refuse("latest_switch", "a share of the run in (0, 1)")
+        if not (_is_int(self.seed) and -(2**63) <= self.seed < 2**63):
+            self._refuse("seed", "an int of 64 bits")
+        for name in ("loss_fn", "input_fn", "target_fn", "forward_fn"):
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, type) or not callable(given)):
+                self._refuse(name, "a function or a module (an object such as nn.MSELoss(), not the class), or None")
+        given = self.infimum
+        if not (given is None or callable(given) or (_is_number(given) and not math.isinf(given))):
+            self._refuse("infimum", "a finite number, a function of the targets, or None")
+        for name in ("cache_features", "track_rank"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "True or False")
 
     def _refuse(self, name: str, need: str) -> None:
         raise MisconfigurationException(f"{name}: {getattr(self, name)!r}; need {need}")
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)

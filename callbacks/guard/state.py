@@ -1,4 +1,4 @@
-"""``GuardState``: what the expressivity guard remembers, kept in the checkpoint and logged as scalars."""
+"""``GuardState``: the state of the expressivity guard, kept in the checkpoint and logged as scalars."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ REBUILT = {"perturbation": Perturbation, "plateau": Plateau, "bounds": HeadBound
 
 @dataclass
 class GuardState:
-    """The memory of the guard. ``as_plain`` and ``from_plain`` use plain types only, which is all that a checkpoint may hold."""
+    """The state of the guard. ``as_plain`` and ``from_plain`` convert it to and from plain types, the only ones a checkpoint may hold."""
 
     phase: int = 1
     reason: str = "before the switch"
     verdict: Verdict = (
         "not applicable"  # on the claim that the infimum of the last layer is the global one of the training loss
     )
-    why: str = ""  # why the verdict is not "certified", where neither the certificate nor a caveat says so
+    why: str = ""  # reason why the verdict is not "certified", where neither the certificate nor a caveat gives it
     switch_step: int | None = None  # the step after which phase 1 ends, or is to end at the latest
     declined: bool = False  # the condition was not certified and the run goes on in phase 1
     last_step: int = 0
@@ -43,7 +43,7 @@ class GuardState:
     loss_kind: Attained = "other"  # where the loss comes to its infimum
     bounds: HeadBounds | None = None  # on the head's problem on this trunk, where it was solved
     best_loss: float | None = None  # the loss that a narrow head can reach on this trunk
-    steps: dict[str, Any] = field(default_factory=dict)  # memory of the step rule: numbers and strings
+    steps: dict[str, Any] = field(default_factory=dict)  # state of the step rule: numbers and strings
     curvature: Bounded | None = None  # L_H of the head's mean loss on this trunk
     ranks: dict[str, float] = field(default_factory=dict)  # of certificates that decide nothing, by their tag
 
@@ -57,7 +57,7 @@ class GuardState:
         """Rebuild the state that ``as_plain`` stored; fields that an older checkpoint lacks keep their defaults.
 
         Args:
-            stored: Content of a checkpoint.
+            stored: Dict that ``as_plain`` returned, read from a checkpoint.
         """
         known = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
         for name, kind in REBUILT.items():
@@ -70,7 +70,7 @@ class GuardState:
         return cls(**known)
 
     def forget(self) -> None:
-        """Begin anew, for another run."""
+        """Reset all fields to their defaults, for another run."""
         vars(self).update(vars(GuardState()))
 
     @property
@@ -85,7 +85,7 @@ class GuardState:
         return certificate is not None and certificate.method != "alignment" and certificate.verdict == "refuted"
 
     def judge(self) -> None:
-        """Update the verdict to what is known now, see ``verdict_on``."""
+        """Update the verdict and ``why``, see ``verdict_on``."""
         self.verdict, self.why = verdict_on(self.certificate, self.loss_kind, self.bounds, self.caveats)
 
     def add_reason(self, said: str) -> None:
@@ -97,10 +97,13 @@ class GuardState:
         self.reason = f"{self.reason}; {said}"
 
     def metrics(self, step: float) -> dict[str, float]:
-        """Return the scalars for the loggers; loss and gap only if they were measured at ``step``.
+        """Return the scalars for the loggers.
 
         Args:
-            step: The present optimizer step.
+            step: Number of optimizer steps done.
+
+        Returns:
+            The scalars by logged name, as ``ExpressivityGuard`` lists them; those in ``MEASURED`` only if they were measured at ``step``.
         """
         values = {"convergence/phase": float(self.phase), "guard/phase": float(self.phase)}
         if (certificate := self.certificate) is not None:

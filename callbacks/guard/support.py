@@ -1,4 +1,4 @@
-"""What the guard refuses, and what to do instead."""
+"""Checks that reject the runs that the guard does not support; each message says what to do instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 
 
 def require_supported(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Refuse what would break the two-phase rule.
+    """Reject a strategy, averaging or manual optimization that would break the two-phase rule.
 
     Args:
         trainer: Trainer of the run.
@@ -48,11 +48,11 @@ def require_supported(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Non
 
 
 def require_rule(step_rule: StepRule, view: GuardView) -> None:
-    """Refuse, before the run begins, a step rule for which no theorem applies.
+    """Reject, before the run begins, a step rule for which no theorem applies.
 
     Args:
-        step_rule: Rule that is asked for.
-        view: The run.
+        step_rule: Requested rule.
+        view: Run that is about to train, with its network split into trunk and head.
 
     Raises:
         MisconfigurationException: The loss is not known, not smooth, or a sum over the batch; something follows the head; or the

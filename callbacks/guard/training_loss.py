@@ -1,4 +1,4 @@
-"""``TrainingLoss``: the mean loss on the whole training set, its infimum, and how smooth it is."""
+"""``TrainingLoss``: the mean loss on the whole training set, its infimum, and the Lipschitz constant of its gradient."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ class TrainingLoss:
 
     Attributes:
         loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: not known.
-        kind: What is known of this function.
-        given_infimum: What the user says of the infimum; NaN: it is not known.
-        cached_outputs: Returns the outputs of the network on the training set, where they take no pass over it.
+        kind: Known properties of this function.
+        given_infimum: Infimum that the user passed (a number, or a function of the targets); None: use that of ``kind``; NaN: it is not
+            known.
+        cached_outputs: Function that returns the outputs of the network on the training set without a pass over it; None: there is none.
     """
 
     def __init__(self, pl_module: pl.LightningModule, data: TrainingSet, head: Head, functions: RunFunctions) -> None:
         self._data, self._outputs, self._target_fn = data, head.module.out_features, functions.target_fn
         self.loss_fn = functions.loss_fn if functions.loss_fn is not None else find_loss(pl_module)
         self.kind = loss_kind(self.loss_fn)
-        # What the head's result goes through is not checked, so the infimum of the whole is not known.
+        # The function that follows the head is not examined, so the infimum over its outputs is not known.
         known = head.last or functions.infimum is not None
         self.given_infimum = functions.infimum if known else math.nan
         self.cached_outputs: Callable[[], Tensor] | None = None
         self._targets: Tensor | None = None
 
     def announce(self) -> None:
-        """Warn at the start of a run of what will be missing, judged by the targets of its first batch."""
+        """Warn at the start of a run if the gap cannot be logged, judged by the targets of its first batch."""
         if self.loss_fn is None:
             rank_zero_warn(
                 "ExpressivityGuard: found no loss module on the LightningModule, so the gap is not logged; pass "
@@ -63,14 +64,18 @@ class TrainingLoss:
             )
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        """Return ``loss``, and ``gap`` where the infimum is known; an empty dict if the loss is not known.
+        """Measure the mean loss on the training set.
 
         The network runs in eval mode and in its own precision; the loss of all its outputs is taken at once, in float64. Each rank
         computes the outputs of its share of the samples; the loss is the same number on all of them. Where ``cached_outputs`` gives
         the outputs, neither the network nor the data set is called (the targets are read once).
 
         Args:
-            network: What is called on the inputs.
+            network: Module that is called on the inputs.
+
+        Returns:
+            ``loss``, the mean loss, and where the infimum is known ``gap``, the loss minus its infimum; an empty dict if the loss is not
+            known.
         """
         if self.loss_fn is None:
             return {}
@@ -88,11 +93,14 @@ class TrainingLoss:
         return self.of(outputs, targets)
 
     def of(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return ``loss``, and ``gap`` where the infimum is known, of some samples.
+        """Compute the mean loss of some samples from their outputs.
 
         Args:
             outputs: Outputs u in float64, one row per sample.
             targets: Targets y of the same samples.
+
+        Returns:
+            ``loss``, and ``gap`` where the infimum is known, as ``measure`` does.
         """
         targets = self.kind.aligned(outputs, targets)
         with torch.no_grad():
@@ -105,7 +113,7 @@ class TrainingLoss:
         """Return the infimum of the mean loss over all outputs: 0, or the entropy of soft or smoothed targets; None: not known.
 
         Args:
-            targets: Targets of some samples.
+            targets: Targets y, one row per sample.
         """
         given = self.given_infimum
         if callable(given):
@@ -116,9 +124,9 @@ class TrainingLoss:
         return None if facts is None else facts.infimum
 
     def smoothness(self) -> float | None:
-        """Return L_ell, the Lipschitz constant of the gradient of a sample's loss by its outputs; None: there is none, or it is not known.
+        """Return L_ell, the Lipschitz constant of the gradient of a sample's loss with respect to its outputs; None: not known.
 
-        All ranks call it together, as it reads the targets.
+        All ranks must call it together, as it reads the targets.
         """
         facts = self._facts(self.targets())
         return None if facts is None else facts.smoothness
@@ -134,7 +142,7 @@ class TrainingLoss:
             batch: A batch of the training loader.
 
         Raises:
-            MisconfigurationException: There are none.
+            MisconfigurationException: The batch holds no tensor of targets.
         """
         found = take_targets(batch, self._target_fn)
         if found is not None:
@@ -145,7 +153,7 @@ class TrainingLoss:
         )
 
     def targets(self) -> Tensor:
-        """Return the targets of all samples. They are read once, by all ranks together."""
+        """Return the targets of all n samples, which all ranks read together at the first call."""
         if self._targets is None:
             self._targets = torch.cat(self._data.collect(lambda _, batch: self.targets_of(batch).cpu()))
         return self._targets

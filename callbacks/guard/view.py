@@ -1,4 +1,4 @@
-"""``GuardView``: the parts of a run that the guard works on."""
+"""``GuardView``: a run as the guard sees it: network, head, training set and loss."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class GuardView:
 
     trainer: pl.Trainer
     module: pl.LightningModule
-    network: nn.Module  # what is called on the inputs: the module, or the function ``forward_fn`` of it
+    network: nn.Module  # called on the inputs: the module itself, or a wrapper that calls ``forward_fn`` on it
     head: Head  # of the network
     data: TrainingSet
     loss: TrainingLoss  # on the training set
 
     @classmethod
     def of(cls, trainer: pl.Trainer, module: pl.LightningModule, settings: GuardSettings) -> GuardView:
-        """Find the parts of a run.
+        """Find network, head, training set and loss of a run.
 
         Args:
             trainer: Trainer of the run.
@@ -59,9 +59,9 @@ class GuardView:
 
     @property
     def not_whole(self) -> str:
-        """The reason why a step is not one on the mean loss of the whole training set; empty if it is. Ranks do not communicate."""
+        """The reason why a step is not one on the mean loss of the whole training set, or an empty string; ranks do not communicate."""
         accumulated = self.data.sampling.accumulated
-        # torch divides class weights by those of the batch: the mean over batches is another loss than that of the set.
+        # torch normalises class weights within a batch, so the mean over batches differs from the loss on the whole set.
         if self.loss.kind.weighted and (accumulated or 2) * self.ranks.world > 1:
             return "class weights are divided batch by batch, so that a step is not that of the whole set"
         if accumulated is None or not self.data.steps_are_whole(accumulated):
@@ -70,7 +70,7 @@ class GuardView:
 
     @property
     def head_parameters(self) -> list[Tensor]:
-        """The parameters that phase 2 trains: the weight of the head, and its bias if that is trained."""
+        """The parameters that phase 2 trains: the weight of the head, and its bias if that requires a gradient."""
         return [self.head.module.weight, *([self.head.module.bias] if self.head.has_bias else [])]
 
 
@@ -82,9 +82,9 @@ def usable_head(
     Args:
         trainer: Trainer of the run.
         pl_module: Module that it trains.
-        network: What is called on the inputs.
+        network: Module that is called on the inputs.
         inputs: A batch of inputs.
-        name: Dotted name of the head in the network; None: it is looked for.
+        name: Dotted name of the head in the network; None: it is searched for.
 
     Raises:
         MisconfigurationException: There are several optimizers, the network cannot be called, it has no usable linear head, or

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
+from lightning_conv.callbacks.run.guarded import Attempt, guarded
 from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
 from lightning_conv.theory.criterion import Criterion
 
@@ -67,8 +69,10 @@ def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Log finite values at ``step``, the number of optimizer steps done; they belong to the weights after that many steps."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+        with _logging(logger):
+            logger.log_metrics(finite, step=step)
     publish(trainer, metrics)
 
 
@@ -79,32 +83,36 @@ def publish(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
 
 def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
     """Log a figure to TensorBoard; it is drawn only if there is such a logger."""
-    for writer in _writers(trainer):
-        writer.add_figure(tag, draw(), global_step=step)
+    _write(trainer, lambda writer: writer.add_figure(tag, draw(), global_step=step))
 
 
 def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
     """Log a histogram to TensorBoard."""
-    for writer in _writers(trainer):
-        writer.add_histogram(tag, values, global_step=step)
+    _write(trainer, lambda writer: writer.add_histogram(tag, values, global_step=step))
 
 
 def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
     """Log Markdown to TensorBoard."""
-    for writer in _writers(trainer):
-        writer.add_text(tag, text, global_step=step)
+    _write(trainer, lambda writer: writer.add_text(tag, text, global_step=step))
 
 
 def log_layout(trainer: pl.Trainer) -> None:
     """Log the layout of TensorBoard's custom-scalars tab."""
-    for writer in _writers(trainer):
-        writer.add_custom_scalars(LAYOUT)
+    _write(trainer, lambda writer: writer.add_custom_scalars(LAYOUT))
 
 
-def _writers(trainer: pl.Trainer) -> Iterator[Any]:
+def _write(trainer: pl.Trainer, write: Callable[[Any], object]) -> None:
+    """Call a function with the writer of every TensorBoard logger, which is a dummy on all ranks but the first."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            yield logger.experiment  # a dummy on all ranks but the first
+            with _logging(logger):
+                write(logger.experiment)
+
+
+def _logging(logger: object) -> AbstractContextManager[Attempt]:
+    """Guard a call of a logger: a full disk or a lost connection is no reason to end a run."""
+    # Without the step, so that a logger that fails in every step is one warning.
+    return guarded(None, f"{type(logger).__name__}: something is not logged", expects=(OSError, ValueError))
 
 
 def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int) -> None:

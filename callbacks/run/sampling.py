@@ -45,7 +45,12 @@ def register_sampler(sampler: SamplerClass) -> SamplerClass:
 
     Returns:
         The class, so that this is a decorator.
+
+    Raises:
+        TypeError: It is not a class.
     """
+    if not isinstance(sampler, type):
+        raise TypeError(f"sampler: {sampler!r}; need a class of samplers, not an object")
     _EVEN.add(sampler)
     return sampler
 

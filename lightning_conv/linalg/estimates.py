@@ -228,7 +228,8 @@ def spectral_entropy(weights: Tensor) -> Tensor:
     Source: Roy & Vetterli 2007, Definition 1.
     """
     shares = weights / weights.sum()
-    return -torch.special.xlogy(shares, shares).sum()
+    terms: Tensor = torch.special.xlogy(shares, shares)
+    return -terms.sum()
 
 
 def mean_of(samples: Tensor) -> float:

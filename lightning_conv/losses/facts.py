@@ -76,6 +76,8 @@ def _cross_entropy(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts 
         mean = float(weights.mean()) if loss_fn.reduction == "mean" else 1.0
         return LossFacts(0.0, 0.5 * float(weights.max()) / mean, attained=False)
     q = target_distributions(loss_fn, targets, outputs.shape[1])
+    if bool((q < 0).any()):
+        return None  # not bounded from below
     entropy = -torch.special.xlogy(q, q).sum(1)
     # q need not sum to 1: inf_p -sum q log p is that of q / |q|, times |q|.
     total = q.sum(1)

@@ -38,8 +38,17 @@ _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss
 
 
 def torch_loss(loss_fn: object) -> TorchLoss:
-    """Return the kind of a loss of torch, and ``"other"`` for anything else, including subclasses, which may compute anything."""
-    return _KINDS.get(type(loss_fn), "other")
+    """Return the kind of a loss of torch, and ``"other"`` for anything else.
+
+    Subclasses, and modules whose ``forward`` is replaced or hooked, may compute anything.
+
+    Args:
+        loss_fn: the loss; None: not known.
+    """
+    changed = isinstance(loss_fn, nn.Module) and (
+        "forward" in vars(loss_fn) or loss_fn._forward_hooks or loss_fn._forward_pre_hooks
+    )
+    return "other" if changed else _KINDS.get(type(loss_fn), "other")
 
 
 def reduction(loss_fn: object) -> str:

@@ -1,4 +1,4 @@
-"""``HeadDescent``: what the guard knows of the head's steps in phase 2, for a comparison with the theorem."""
+"""``HeadDescent``: the head's steps in phase 2 with their measured gaps and bounds, for a comparison with the theorem."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_conv.theory.papers.kawaguchi_sun.phase_two import HeadGap
 
 @dataclass(frozen=True)
 class HeadDescent:
-    """The steps since the rule that takes them was set up."""
+    """The head's steps since their rule was set up."""
 
-    not_covered: str  # why they are not plain full-batch gradient steps with a proven bound; empty: they are
+    not_covered: str  # reason why they are not plain full-batch gradient steps with a proven bound; empty: they are
     step: float  # the largest eta; NaN: not known
     curvature: Bounded | None  # L_H
     gaps: list[HeadGap]  # the measurements with a bound
@@ -30,21 +30,21 @@ def descent_of(
     caveats: Sequence[str],
     curvature: Bounded | None,
 ) -> HeadDescent:
-    """Return the descent that the memory of a guard tells of.
+    """Summarise the head's steps from the state of a guard.
 
     Args:
-        steps: Memory of the step rule.
-        rule: Rule that was asked for.
-        history: Loss, gap and bound by step.
-        caveats: What the run does beside minimising the mean loss.
-        curvature: L_H.
+        steps: State of the step rule.
+        rule: Requested step rule.
+        history: Measurements of phase 2 in order, one dict per measurement.
+        caveats: Reasons why the guarantee is limited.
+        curvature: L_H, the smallest Lipschitz constant of the gradient of the head's mean loss; None: not known.
     """
     gaps: list[HeadGap] = []
     for entry in history:
         if "head_steps" not in entry:
             continue
         taken = int(entry["head_steps"])
-        if gaps and taken <= gaps[-1].steps:  # another plan, from another start
+        if gaps and taken <= gaps[-1].steps:  # the count began again: a new plan, from another start
             gaps = []
         gaps.append(HeadGap(taken, entry["head_gap"], entry["bound"], entry["bound_rounded"], entry["head_gap_lower"]))
     step = max(float(steps.get("largest", 0.0)), float(steps.get("first", 0.0))) or math.nan
@@ -59,6 +59,6 @@ def _why_not(steps: Mapping[str, Any], rule: StepRule, caveats: Sequence[str]) -
         return "the head's problem was solved at the switch, there are no steps"
     if (why := steps.get("given_up")) is not None:
         return str(why)
-    if "gap" in steps:  # a bound, be it that of the start alone
+    if "gap" in steps:  # the plan has a bound, at least the gap at its start
         return ""
     return str(steps.get("no_bound", f"nothing is known of the steps of step_rule={rule!r}"))

@@ -1,4 +1,4 @@
-"""``LossCheck``: does the training step minimise the loss that the guard knows? It is compared once per epoch of phase 2."""
+"""``LossCheck``: compares the loss of the training step with ``loss_fn``, once per epoch of phase 2."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, Index
 
 
 class LossCheck:
-    """Compares on the first batch, and on the next one whenever it is asked to, until the two losses differ.
+    """Compares the two losses on the first batch, and on the batch after each call of ``again``, until they differ.
 
     Args:
-        view: The run.
-        input_fn: See ``Probe``.
+        view: Run, with its network split into trunk and head.
+        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
     """
 
     def __init__(self, view: GuardView, input_fn: InputFn | None) -> None:
@@ -41,14 +41,14 @@ class LossCheck:
         self._before: list[Tensor] = []  # the head before the step of the batch that is compared
 
     def again(self) -> None:
-        """Compare on the next batch, too: a term of the loss may set in later."""
+        """Schedule a comparison on the next batch: a term of the loss may become active only later."""
         self.release()
         self._wanted = self._known
 
     def before(self, batch: Any) -> None:
         """Prepare the comparison on a batch, if one is wanted.
 
-        The loss by ``loss_fn`` is computed by a forward pass of its own the first time, and later from what the training step computes.
+        The first time, ``loss_fn`` is evaluated on a separate forward pass; later, on the outputs of the head in the training step.
 
         Args:
             batch: The batch that the training step is about to see.
@@ -82,23 +82,23 @@ class LossCheck:
         """Compare the loss of the training step with that of ``loss_fn``.
 
         Args:
-            loss: Loss of the training step; None: not known. It is read only where it is compared, so that the device need not be
-                waited for otherwise.
+            loss: Loss of the training step; None: not known. It is read only where it is compared, to avoid a device synchronisation
+                in every batch.
 
         Returns:
-            What to say if the two differ on any rank; otherwise None.
+            A string that names both losses if they differ on any rank; otherwise None.
         """
         if not self._wanted:
             return None
         self._wanted, stepped, seen = False, math.nan if loss is None else float(loss), self._seen
         hooked = self._hook is not None
         self.release()
-        if hooked and len(seen) == 1 and self._shape is not None:  # a step that runs the head twice is not looked into
+        if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
             with attempted(*UNKNOWN):
                 self._expected = self._loss_of(seen[0].reshape(len(seen[0]), *self._shape))
         trainer = self._view.trainer
         allowed = (0.1 if str(trainer.precision) in ROUNDED else AGREEMENT) * max(abs(self._expected), 1e-3)
-        apart = abs(stepped - self._expected) > allowed  # not so if one of them is not known
+        apart = abs(stepped - self._expected) > allowed  # False if one of them is NaN
         if not any(self._view.ranks.gather(lambda: apart)):
             self._before = []
             return None
@@ -109,14 +109,14 @@ class LossCheck:
         )
 
     def release(self) -> None:
-        """Remove the hook from the head, and forget what the head computed."""
+        """Remove the hook from the head, and drop the recorded outputs."""
         if self._hook is not None:
             self._hook.remove()
         self._hook, self._seen = None, []
 
     @torch.no_grad()
     def take_back(self) -> None:
-        """Put the head back to where it was before the batch that was compared."""
+        """Restore the head's weights from before the batch that was compared."""
         for parameter, before in zip(self._view.head_parameters, self._before, strict=True):
             parameter.copy_(before)
         self._before = []

@@ -1,4 +1,4 @@
-"""Phase 2 of a guarded run: the trunk held still, its features cached, the head moved by its rule, the loss measured."""
+"""Phase 2 of a guarded run: the trunk is frozen, its features are cached, the head is trained by its rule, the loss is measured."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class PhaseTwo:
     """Phase 2 of one run: freezes the trunk, caches features, and applies the step rule.
 
     Args:
-        view: The run.
+        view: Run, with its network split into trunk and head.
         settings: Settings of the guard.
-        state: Memory of the guard.
+        state: State of the guard, updated in place.
     """
 
     def __init__(self, view: GuardView, settings: GuardSettings, state: GuardState) -> None:
@@ -56,7 +56,7 @@ class PhaseTwo:
         return "base" if memory.get("rule") == "base" and memory.get("asked") == asked else asked
 
     def begin(self) -> None:
-        """Freeze the trunk and set up the step rule, at the switch and when a run resumes in phase 2."""
+        """Freeze the trunk, and set up the step rule of the head, at the switch or when a run resumes in phase 2."""
         self.trunk.freeze()
         self._forget_other_rules()
         if self.rule != "base":
@@ -72,12 +72,12 @@ class PhaseTwo:
                 self._cache_outputs(self._cache)
             if caching.error is not None:
                 self._drop_cache(str(caching.error))
-        # After the cache, which was asked for: the features in float64 take what it leaves.
+        # Only now: the user asked for the cache and not for this bound, whose float64 features take the memory that is left.
         if self._settings.step_rule == "base":
             self._watch_plain_steps()
 
     def _forget_other_rules(self) -> None:
-        """Clear the memory of a step rule if another one was in force in between: its plan holds from its own start."""
+        """Clear the state of the step rule if another rule was in force since: its counts are of the steps since its own start."""
         state, asked = self._state, self._settings.step_rule
         if not state.steps or (state.steps["rule"] == self.rule and state.steps.get("asked", self.rule) == asked):
             return
@@ -87,7 +87,7 @@ class PhaseTwo:
 
     def _cache_outputs(self, cache: FeatureCache) -> None:
         """Evaluate the training loss on the cached features, if nothing follows the head."""
-        if not self._view.head.last:  # what follows the head is only known by running the network
+        if not self._view.head.last:  # its output is then not the network's output
             return
         try:
             self._view.loss.cached_outputs = CachedOutputs(self._view, cache)
@@ -117,7 +117,7 @@ class PhaseTwo:
         view.trainer.should_stop = True
 
     def _watch_plain_steps(self) -> None:
-        """Set up the bound of the run's own steps where they are plain gradient descent."""
+        """Bound the gap of the run's own steps, where they are plain full-batch gradient descent."""
         found = watched_steps(self._view, self._state)
         if isinstance(found, str):
             self._state.steps = {"rule": "base", "asked": "base", "no_bound": found}
@@ -125,7 +125,7 @@ class PhaseTwo:
             self._steps = found
 
     def note_curvature(self) -> None:
-        """Compute L_H, and warn if the learning rate of plain SGD is above 2 / L_H."""
+        """Record L_H where it is known, and warn if the learning rate of plain SGD is above 2 / L_H."""
         view, state = self._view, self._state
         with guarded(None, "ExpressivityGuard: no curvature of the head's loss", expects=FROM_DATA) as attempt:
             state.curvature = view.ranks.broadcast(known_curvature(state.steps, state.certificate, view))
@@ -152,7 +152,7 @@ class PhaseTwo:
             publish(self._view.trainer, {"guard/bound": math.inf})
 
     def note_best_loss(self) -> None:
-        """Compute the smallest loss that the head can reach on this trunk, and append it to the reason."""
+        """Compute bounds of the smallest loss that the head can reach on this trunk, and append them to the reason."""
         view, state = self._view, self._state
         if self._settings.step_rule == "solve" or view.loss.loss_fn is None or not view.head.last:
             return
@@ -165,7 +165,7 @@ class PhaseTwo:
         dual, least = found.head_infimum, ""
         state.best_loss = found.loss.value
         if dual is not None and not math.isinf(dual.lower):
-            # The bound may be a statement about these heads only.
+            # The lower bound may cover only heads within this radius.
             about = f" (heads with |W|_F <= {dual.radius:.3g})" if math.isfinite(dual.radius) else ""
             least = f"at least {dual.lower:.6g}{about} and "
         state.add_reason(f"the best loss of this trunk is {least}at most {found.loss.upper:.6g}")
@@ -196,15 +196,15 @@ class PhaseTwo:
         """Call the step rule between the backward pass and the optimizer step.
 
         Args:
-            optimizer: Optimizer of the run.
+            optimizer: Optimizer that is about to step.
         """
         self._steps.before_step(optimizer)
 
     def after_batch(self, loss: Tensor | None) -> None:
-        """Check what was done in a batch.
+        """Check the step, the cache and the loss of a batch; add a caveat or fall back to the run's optimizer if a check fails.
 
         Args:
-            loss: Loss of the training step; None: not known.
+            loss: Loss that the training step returned; None: not known.
         """
         stepped = self._steps.after_step()
         if self._cache is not None and (why := self._cache.give_up()) is not None:
@@ -212,13 +212,13 @@ class PhaseTwo:
         if (said := self._check.after(loss)) is not None:
             self.limit(said)
             if self.rule != "base":
-                # The rule was made for another loss than that of the training step.
+                # The rule minimises ``loss_fn``, which is not the loss of the training step.
                 self._check.take_back()
                 self._tell(
                     f"step_rule={self.rule!r} is for that loss, so the optimizer of the run goes on, and no bound holds"
                 )
                 self._fall_back()
-        elif stepped is not None:  # another loss has another gradient, which need not be said, too
+        elif stepped is not None:  # a wrong gradient follows from a wrong loss, so only one of the two is reported
             self.limit(stepped)
 
     def limit(self, caveat: str) -> None:
@@ -238,7 +238,7 @@ class PhaseTwo:
         log_text(trainer, "guard/reason", state.reason, trainer.global_step)
 
     def measure(self) -> None:
-        """Add loss, gap and bound to the history; the loss of the next batch is compared."""
+        """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
         self._check.again()
         trainer = self._view.trainer
         step, epoch = trainer.global_step, trainer.current_epoch
@@ -250,9 +250,16 @@ class PhaseTwo:
             self._withdraw_logged_bound()
         if measured := self._view.ranks.broadcast(measured):
             self._state.history.append({"step": float(step), "epoch": float(epoch)} | measured)
+            self._require_infimum(measured)
+
+    def _require_infimum(self, measured: dict[str, float]) -> None:
+        """Withdraw the verdict if the loss is below the infimum that the user gave, by more than float32 rounding explains."""
+        loss, gap = measured["loss"], measured.get("gap", 0.0)
+        if gap < -1e-5 * max(abs(loss), abs(loss - gap)):
+            self.limit(f"infimum: {loss - gap:.6g} is above the loss {loss:.6g}, so it is not the infimum of this loss")
 
     def warn_if_moved(self) -> None:
-        """Warn if the trunk differs from what it was at the switch."""
+        """Compare the trunk with its fingerprints from the switch; if it moved, withdraw the verdict and warn."""
         state, trainer = self._state, self._view.trainer
         if moved := self.trunk.moved_since(state.fingerprints):
             state.verdict = "undecided"
@@ -272,7 +279,7 @@ class PhaseTwo:
         self._cache = self._view.loss.cached_outputs = None
 
     def release(self) -> None:
-        """Restore the module to its state before phase 2."""
+        """Restore the module to its state before phase 2: its forward functions, ``requires_grad`` and modes."""
         self._release_cache()
         self._check.release()
         self.trunk.release()

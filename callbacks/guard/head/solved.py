@@ -1,4 +1,4 @@
-"""The head's convex problem solved at the switch: there is nothing left to train."""
+"""``step_rule="solve"``: the convex problem of the head is solved at the switch, so there is nothing left to train."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_conv.last_layer import HeadSolution, solve_head
 
 
 class SolvedHead(HeadSteps):
-    """The head stays where it was solved until the run ends.
+    """Keeps the solved head constant until the run ends.
 
     Args:
-        view: The run.
-        head: Head of the run, solved.
-        memory: Memory of the rule in the checkpoint, from ``memory_of``.
+        view: Run, with its network split into trunk and head.
+        head: Head of the run, with the solution written into it.
+        memory: State of the rule in the checkpoint, from ``memory_of``.
     """
 
     def __init__(self, view: GuardView, head: TrainedHead, memory: dict[str, Any]) -> None:
@@ -27,29 +27,30 @@ class SolvedHead(HeadSteps):
         self._head, self._memory = head, memory
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Keep the head where it is, should the run go on (``min_epochs``).
-
-        Args:
-            optimizer: Optimizer of the run.
-        """
+        """Remove the head's gradients, so that the optimizer leaves it alone if the run goes on (``min_epochs``)."""
         for parameter in self._head.parameters:
             parameter.grad = None
 
     def measure(self) -> dict[str, float]:
-        """Return loss, gap and the proven bound of the gap: one pass over the features. The bound is about the head, not about steps."""
+        """Measure the solved head, with one pass over the features.
+
+        Returns:
+            ``loss``, ``gap`` where the infimum is known, and ``bound``, the proven bound of the gap of this head, where there is one.
+        """
         found, bound = self._head.measure(), self._memory["bound"]
         return found if bound is None else found | {"bound": bound}
 
 
 def solve_and_write(head: TrainedHead, ranks: Ranks, tol: float) -> HeadSolution:
-    """Solve, and write the solution into the head; one that misses ``tol`` only if its loss is lower than the head's.
+    """Solve the head's problem and write the solution into the head.
 
-    All ranks solve alike (what is not held in memory they compute together); the solution of rank 0 is taken.
+    A solution that misses ``tol`` is written only if its loss is lower than the head's. All ranks solve the problem (features that are not
+    held in memory are computed jointly); the solution of rank 0 is used.
 
     Args:
-        head: Head of the run.
+        head: Head of the run, which is overwritten.
         ranks: Processes of the run.
-        tol: Gap that is asked for.
+        tol: Requested gap, in units of the loss.
     """
     problem, solution = head.problem, solve_on(head, ranks, tol)
     better = solution.rounded_loss.value < problem.value(head.w).value
@@ -59,33 +60,33 @@ def solve_and_write(head: TrainedHead, ranks: Ranks, tol: float) -> HeadSolution
 
 
 def solve_on(head: TrainedHead, ranks: Ranks, tol: float) -> HeadSolution:
-    """Solve the head's problem from where the head is, for its type; the solution of rank 0, on all ranks.
+    """Solve the head's problem, starting at its present weights, and return the solution of rank 0 on all ranks.
 
     Args:
-        head: Head of the run.
+        head: Head of the run; the solution is also judged after rounding to its dtype.
         ranks: Processes of the run.
-        tol: Gap that is asked for.
+        tol: Requested gap, in units of the loss.
     """
     problem, dtype = head.problem, head.parameters[0].dtype
     return ranks.gather(lambda: solve_head(problem, tol=tol, start=problem.split(head.w), dtype=dtype))[0]
 
 
 def is_solved(solution: HeadSolution, tol: float) -> bool:
-    """Return whether the gap that is asked for is reached: proven, or by the infimum that the user gave.
+    """Return whether the gap of the solution, rounded to the head's dtype, is at most ``tol``.
 
     Args:
         solution: Solution of the head's problem.
-        tol: Gap that is asked for.
+        tol: Requested gap to the infimum over all outputs or over all heads, in units of the loss.
     """
     gaps = (solution.rounded_gap, solution.rounded_head_gap)
     return any(gap is not None and gap.upper <= tol for gap in gaps)
 
 
 def memory_of(solution: HeadSolution) -> dict[str, Any]:
-    """Return what the checkpoint keeps of a solved head.
+    """Return the state of the rule for the checkpoint, as plain types: ``rule``, ``verdict``, ``reason`` and ``bound``.
 
     Args:
-        solution: Solution of the head's problem.
+        solution: Solution of the head's problem. ``bound`` is None unless its gap is certified.
     """
     gap = solution.rounded_gap
     return {

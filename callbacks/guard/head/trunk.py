@@ -1,4 +1,4 @@
-"""``FrozenTrunk``: the trunk in phase 2, taken out of training, watched, and handed back as it was."""
+"""``FrozenTrunk``: freezes the trunk in phase 2, detects changes of it, and makes it trainable again afterwards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning_conv.networks.perturbation import fingerprint, freeze
 
 
 class FrozenTrunk:
-    """Everything of a module but its head.
+    """The trunk of a module: all of it but the head.
 
     Args:
-        view: The run.
+        view: Run, with its network split into trunk and head.
     """
 
     def __init__(self, view: GuardView) -> None:
@@ -23,11 +23,11 @@ class FrozenTrunk:
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters of the trunk that are trained now, by name."""
+        """The parameters of the trunk that require a gradient at present, by name."""
         return {name: p for name, p in self._head.trunk_parameters(self._module).items() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """Return all parameters and buffers of the module: what the ranks must agree on before they certify."""
+        """Return all parameters and buffers of the module by name; they must be equal on all ranks before the certificate."""
         return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
 
     def copy(self) -> dict[str, Tensor]:
@@ -39,13 +39,13 @@ class FrozenTrunk:
         """Restore all parameters and buffers.
 
         Args:
-            before: What ``copy`` returned.
+            before: Copy that ``copy`` returned.
         """
         for name, tensor in self.state().items():
             tensor.copy_(before[name])
 
     def freeze(self) -> None:
-        """Take the trunk out of training: it gets no gradients, no rank waits for them, and the whole module is in eval mode."""
+        """Freeze the trunk and put the whole module into eval mode; under DDP, rewrap it so that no rank waits for absent gradients."""
         self._thawed = list(self.trainable.values())
         self._modes = [(module, module.training) for module in self._module.modules()]
         freeze(self._thawed)
@@ -54,12 +54,12 @@ class FrozenTrunk:
             self._ranks.rewrap()
 
     def keep_still(self) -> None:
-        """Go back to eval mode, should something have switched modes."""
+        """Return the module to eval mode if something switched it, as Lightning does after a validation."""
         if any(module.training for module in self._module.modules()):
             self._module.eval()
 
     def release(self) -> None:
-        """Hand the module back trainable and in the mode it was in. A second call does nothing."""
+        """Restore ``requires_grad`` of the trunk and the train or eval mode of every submodule. A second call does nothing."""
         for parameter in self._thawed:
             parameter.requires_grad_(True)
         for module, training in self._modes:
@@ -69,7 +69,7 @@ class FrozenTrunk:
     def fingerprints(self) -> dict[str, str]:
         """Return a hash of each parameter and each buffer of a layer, by name.
 
-        Buffers of the LightningModule itself count samples and the like; those of its layers make the features.
+        Buffers of the LightningModule itself are left out: they hold counters and the like, while those of its layers enter the features.
         """
         tensors: dict[str, Tensor] = dict(self._head.trunk_parameters(self._module))
         tensors |= {name: buffer for name, buffer in self._module.named_buffers() if "." in name}
@@ -79,7 +79,7 @@ class FrozenTrunk:
         """Return the names of the tensors that changed by at least one bit, on any rank.
 
         Args:
-            then: Hashes that ``fingerprints`` returned earlier.
+            then: Hashes by name that ``fingerprints`` returned earlier.
         """
         now = self.fingerprints()
         moved = {name for name in now.keys() | then.keys() if now.get(name) != then.get(name)}

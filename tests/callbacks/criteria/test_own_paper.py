@@ -162,10 +162,69 @@ def test_what_is_missing_or_taken_is_said():
         ({"assumes": None}, "the class variable 'assumes' is missing"),
         ({"assumes": frozenset({"no noise"})}, "assumes has 'no noise', which is not one of descent, "),
         ({"needs": frozenset({"hessian"})}, "needs has 'hessian', which is not one of layers, activity, step norms"),
+        ({"needs": ["layers"]}, r"needs is \['layers'\]; need a frozenset"),
+        ({"assumes": "descent"}, "assumes is 'descent'; need a frozenset"),
+        ({"name": "auto"}, "name is 'auto'; need the paper's short name"),
+        ({"name": 3}, "name is 3; need"),
+        ({"aliases": "old"}, "aliases is 'old'; need a tuple"),
+        ({"criteria": None}, "the method 'criteria' is missing"),
         ({"name": "du"}, r"Other: the name 'du' is taken by .*papers\.du\.tracker\.DuTracker"),
         ({"aliases": ("implicit_bias",)}, r"the name 'implicit_bias' is taken by .*FreiTracker"),
     ):
         with pytest.raises(TypeError, match=said):
             registered(**changes)
+    for no_class in (object(), int, "du"):
+        with pytest.raises(TypeError, match="is not a class derived from CriteriaTracker"):
+            register_criteria(no_class)
     assert registered() is registered_criteria()["other"]
     assert registered(source="as in a notebook that is run again") is registered_criteria()["other"]
+
+
+ERRORS = {
+    "state_dict": (lambda self: 1 / 0, "its state is not in the checkpoint: division"),
+    "figures": (lambda self: 1 / 0, "its figures are left out: division"),
+    "no figures": (lambda self: None, "its figures are left out: 'NoneType'"),
+    "before_step": (lambda self, run, rate: 1 / 0, "steps are not noted: division"),
+    "finish": (lambda self, run: 1 / 0, "the end of the fit is left out at step 4: division"),
+    "criteria": (lambda self, run: [1], "nothing is judged at step 0: criteria: 1; need a list of Criterion"),
+    "measure": (lambda self, run, gram, spectrum: {"x": None}, "left out at step 0: 'x': None; need a number"),
+    "observe": (lambda self, run, step: {"x": torch.ones(3)}, "left out at step 1: 'x': tensor"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_no_error_and_no_odd_result_of_a_tracker_ends_the_run(own, fit, monkeypatch, lenient, name):
+    replaced, said = ERRORS[name]
+    monkeypatch.setattr(own, name.removeprefix("no "), replaced)
+    criteria = ConvergenceCriteria(["kawaguchi_sun", own], every_n_steps=1)
+    with pytest.warns(UserWarning, match=re.escape("ConvergenceCriteria, slow_descent: ") + ".*" + re.escape(said)):
+        trainer = fit(criteria)
+    assert trainer.global_step == 4
+    assert "expressivity_condition" in {each.name for each in criteria.criteria}
+
+
+def test_a_tracker_that_cannot_read_its_state_begins_anew(own, fit, monkeypatch, tmp_path, lenient):
+    first = ConvergenceCriteria(own, every_n_steps=1)
+    fit(first).save_checkpoint(tmp_path / "last.ckpt")
+    monkeypatch.setattr(own, "load_state_dict", lambda self, state: state["in another format"])
+    later = ConvergenceCriteria(own, every_n_steps=1)
+    with pytest.warns(UserWarning, match="slow_descent: it begins anew, without its state in the checkpoint"):
+        fit(later, epochs=6, ckpt_path=tmp_path / "last.ckpt")
+    assert judged(later).verdict == "consistent"
+
+
+def test_every_tracker_is_asked_at_the_end_of_the_fit(own, fit, monkeypatch):
+    asked = []
+    other = type("Other", (own,), {"name": "other"})
+    for each in (own, other):
+        monkeypatch.setattr(each, "finish", lambda self, run: asked.append(self.name) or True, raising=False)
+    fit(ConvergenceCriteria([own, other], every_n_steps=1))
+    assert asked == ["slow_descent", "other"]
+
+
+def test_what_is_no_tracker_is_refused_by_its_value(own):
+    for which in (None, [3], {"du"}, int, CriteriaTracker):
+        with pytest.raises((MisconfigurationException, TypeError), match=r"is not known; choose from|is missing; see"):
+            ConvergenceCriteria(which)
+    with pytest.raises(MisconfigurationException, match="two trackers of the name 'slow_descent'"):
+        ConvergenceCriteria([own(slowest=0.5), own(slowest=0.1)])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 
+import numpy as np
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
 
 from lightning_conv.callbacks import ExpressivityGuard
 
@@ -73,3 +77,38 @@ def test_settings_do_not_change_and_guards_are_told_apart():
         guard.seed = 1
     assert guard != ExpressivityGuard()
     assert pickle.loads(pickle.dumps(guard)).seed == guard.seed
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "switch_at": [np.array([1, 2]), "later", -1, 1.5, True],
+        "noise_scale": ["1e-3", 0.0, True, None],
+        "tol": ["x", -1.0],
+        "plateau_threshold": [None],
+        "plateau_patience": [1.5, 0, "3"],
+        "plateau_window": [0, 2.5, "x"],
+        "latest_switch": ["x", 1.0],
+        "seed": ["x", None, 1.5, 2**70],
+        "loss_fn": ["mse", nn.MSELoss],
+        "infimum": ["x", math.inf],
+        "input_fn": ["x"],
+        "target_fn": [3],
+        "forward_fn": [nn.Linear],
+        "cache_features": ["no", 1],
+        "track_rank": [None],
+        "method": ["x"],
+        "step_rule": [3],
+        "on_undecided": [None],
+    }.items(),
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_wrong_value_is_refused_with_the_name_of_its_argument(name, values):
+    for value in values:
+        with pytest.raises(MisconfigurationException, match=rf"^{name}: .*; need "):
+            ExpressivityGuard(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    guard = ExpressivityGuard(switch_at=np.int64(3), tol=np.float64(1e-5), seed=np.int64(2))
+    assert (guard.switch_at, guard.tol, guard.seed) == (3, 1e-5, 2)

@@ -236,3 +236,11 @@ def test_equal_samples_do_not_wait_for_the_last_chance_when_the_run_is_to_contin
     assert len(tries) == 1
     assert guard.verdict == "undecided"
     assert math.isfinite(guard.history[-1]["loss"])
+
+
+def test_an_infimum_above_the_loss_is_said_and_nothing_is_certified(run, make_loader):
+    guard = ExpressivityGuard(switch_at=SWITCH, infimum=50.0)
+    with pytest.warns(UserWarning, match="infimum: 50 is above the loss"):
+        run(guard, make_loader().dataset)
+    assert guard.verdict == "undecided"
+    assert any("infimum: 50" in caveat for caveat in guard.caveats)

@@ -193,3 +193,9 @@ def test_two_processes_share_a_step_and_a_sample_that_is_drawn_twice_is_seen():
     assert padded.smallest_batch == 10
     assert replace(shared, batch_size=5).not_whole == "mini-batches: 10 of 20 samples per step"
     assert replace(shared, batch_size=5, accumulated=2).whole
+
+
+def test_only_a_class_can_be_declared():
+    for no_class in (OneByOne(TABLE), "RandomSampler"):
+        with pytest.raises(TypeError, match="need a class of samplers"):
+            register_sampler(no_class)

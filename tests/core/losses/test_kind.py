@@ -74,3 +74,19 @@ def test_weights_make_a_loss_weighted_and_no_longer_logistic():
     assert loss_kind(nn.CrossEntropyLoss(torch.ones(3))).weighted
     assert weighted.classes_0_and_1
     assert not loss_kind(nn.SoftMarginLoss()).classes_0_and_1
+
+
+def test_a_loss_whose_forward_is_replaced_or_hooked_is_another_one():
+    replaced, hooked, prepared = nn.MSELoss(), nn.MSELoss(), nn.MSELoss()
+    replaced.forward = lambda outputs, targets: 7 * nn.functional.mse_loss(outputs, targets)
+    hooked.register_forward_hook(lambda module, args, output: output**2)
+    prepared.register_forward_pre_hook(lambda module, args: (args[0] ** 2, args[1]))
+    outputs, targets = torch.ones(3, 1), torch.zeros(3, 1)
+    for loss in (replaced, hooked, prepared):
+        assert loss_kind(loss).kind == "other"
+        assert loss_kind(loss).facts(outputs, targets) is None
+
+
+def test_soft_targets_below_zero_leave_a_cross_entropy_without_a_bound():
+    targets = torch.tensor([[1.5, -0.5], [0.5, 0.5]])
+    assert loss_kind(nn.CrossEntropyLoss()).facts(torch.zeros(2, 2), targets) is None

@@ -123,7 +123,7 @@ def test_the_exponent_is_judged_from_below(exponent, verdict, said):
     assert said in found.reason
     late = stability.criteria(from_the_start=False)[-1]
     assert late.verdict == "not applicable"
-    assert "from its first step on" in late.reason
+    assert "from its first step" in late.reason
 
 
 def test_of_another_network_the_norms_are_told_and_no_points_are_gathered(monkeypatch):
