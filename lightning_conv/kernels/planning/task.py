@@ -19,13 +19,10 @@ from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_n
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.reach import with_late_parameters
-from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, joined, require_float_inputs
+from lightning_conv.kernels.reading.samples import COMPARED, check_samples_do_not_couple, joined, require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
 from lightning_conv.machine.memory import allowed_memory, mebibytes
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
-
-COMPARED = 16
-"""Samples whose outputs are compared with those of fewer samples, to see whether samples couple."""
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
 
 ERROR_GROUPS = 4
 """Groups into which the projections are divided, so that their spread gives a standard error."""
@@ -98,17 +95,14 @@ class Task:
             samples=count if self.couples else READ_SAMPLES,
         )
         if not self.couples:
-            # With three samples or fewer there is no rest of the batch: all but the last are compared with all of them.
-            few = anatomy.first_outputs if count > READ_SAMPLES else self._outputs(anatomy, inputs, max(1, count - 1))
-            check_samples_do_not_couple(few, self._outputs(anatomy, inputs, min(COMPARED, count)), anatomy.level)
+
+            def outputs_of(order: Tensor) -> Tensor:
+                # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
+                return self.module.outputs({}, anatomy.arranged(map_inputs(lambda each: each[order], inputs))).detach()
+
+            few = anatomy.first_outputs if count > READ_SAMPLES else None
+            check_samples_do_not_couple(outputs_of, count, few, anatomy.level)
         return anatomy
-
-    def _outputs(self, anatomy: Anatomy, inputs: Inputs, first: int) -> Tensor:
-        """Return the outputs of the first samples.
-
-        Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
-        """
-        return self.module.outputs({}, anatomy.arranged(take(inputs, slice(0, first)))).detach()
 
     def _reading_samples(self) -> Inputs:
         """Return the samples of the rows.

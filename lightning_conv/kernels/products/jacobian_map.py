@@ -20,7 +20,15 @@ from lightning_conv.kernels.reading.anatomy import READ_SAMPLES
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, require_float_inputs, require_repeatable
 from lightning_conv.machine.memory import blocks, memory_budget
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.evaluation import (
+    BatchNormMode,
+    Inputs,
+    StatelessModule,
+    map_inputs,
+    sample_count,
+    take,
+    undisturbed,
+)
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""
@@ -101,10 +109,12 @@ class JacobianMap:
         if self.couples:
             require_repeatable(self.module, self.inputs)
             return
-        counts = min(3, max(1, self.n_samples - 1)), min(16, self.n_samples)
-        # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
-        few, more = (self.module.outputs({}, self._rows(slice(0, count))).detach() for count in counts)
-        check_samples_do_not_couple(few, more)
+
+        def outputs_of(order: Tensor) -> Tensor:
+            # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
+            return self.module.outputs({}, map_inputs(lambda each: each[order], self.inputs)).detach()
+
+        check_samples_do_not_couple(outputs_of, self.n_samples)
 
     def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:
         """Return the numbers of samples and of vectors per pass.

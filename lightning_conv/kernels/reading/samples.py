@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -41,28 +41,53 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def check_samples_do_not_couple(few: Tensor, whole: Tensor, level: float = 0.0) -> None:
-    """Refuse a network whose outputs for the first samples change with the rest of the batch.
+COMPARED = 16
+"""Number of samples among which a coupling is looked for."""
 
-    The kernel of a pair of samples would then not be defined.
+
+def check_samples_do_not_couple(
+    outputs_of: Callable[[Tensor], Tensor], samples: int, few: Tensor | None = None, level: float = 0.0
+) -> None:
+    """Refuse a network whose output for a sample changes with the others in its batch, or with their order.
+
+    The kernel of a pair of samples would then not be defined. Up to 16 samples are evaluated in their order, in reverse order,
+    without those behind the first few, and without the first one: a sample may see all others, or only those before it, as in a
+    cumulative sum over the batch.
 
     Args:
-        few: outputs of the first samples alone.
-        whole: outputs of more samples, the first ones among them.
+        outputs_of: the outputs of the samples with these indices, in this order, (k, ...) for (k,).
+        samples: number of samples.
+        few: outputs of the first samples alone, where they are known already; None: they are computed.
         level: size of the terms that add up to an output; where they cancel, what remains is rounding.
 
     Raises:
         ValueError: the outputs change by more than rounding.
+
+    Cost: four forwards of up to 16 samples, three where ``few`` is given.
     """
-    part = whole[: few.shape[0]]
-    tolerance = torch.finfo(few.dtype).eps ** 0.5
-    scale = max(float(whole.abs().max()), tolerance * level, torch.finfo(few.dtype).tiny)
-    change = float((part - few).abs().max()) / scale
+    count = min(COMPARED, samples)
+    order = torch.arange(count)
+    whole = outputs_of(order)
+    few = outputs_of(order[: max(1, min(3, count - 1))]) if few is None else few
+    _compare(
+        few, whole[: len(few)], f"of the first {len(few)} samples", "when the rest of the batch is added", whole, level
+    )
+    if count > 1:
+        _compare(outputs_of(order.flip(0)).flip(0), whole, "of a sample", "with the order of the batch", whole, level)
+        _compare(
+            outputs_of(order[1:]), whole[1:], "of the other samples", "when the first sample is left out", whole, level
+        )
+
+
+def _compare(found: Tensor, expected: Tensor, whose: str, when: str, whole: Tensor, level: float) -> None:
+    tolerance = torch.finfo(whole.dtype).eps ** 0.5
+    scale = max(float(whole.abs().max()), tolerance * level, torch.finfo(whole.dtype).tiny)
+    change = float((found - expected).abs().max()) / scale
     if change > tolerance:
         raise ValueError(
-            f"model: the outputs of the first {few.shape[0]} samples change by {change:.1e} (relative) when the rest of the batch is "
-            "added, so samples couple or the forward is random; remove what mixes samples (batch-wide attention) or what is random in "
-            'evaluation mode, or use batch_norm="batch", which computes the kernel of the whole batch'
+            f"model: the outputs {whose} change by {change:.1e} (relative) {when}, so samples couple or the forward is random; "
+            "remove what mixes samples (batch-wide attention, a sum along the batch) or what is random in evaluation mode, or use "
+            'batch_norm="batch", which computes the kernel of the whole batch'
         )
 
 
