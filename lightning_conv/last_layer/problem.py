@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,12 +14,41 @@ from torch import Tensor
 from lightning_conv.expressivity.certificate import require_features
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.symmetric import SAFE_EXPONENT
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.losses.per_sample import Infimum, SampleLosses
 from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
 from lightning_conv.networks.precision import in_float64
 
 WORD = 8  # bytes of a float64
+
+
+def ldexp(values: Tensor, exponent: int) -> Tensor:
+    """Compute 2^exponent times the values, in two steps, because 2^1074 overflows; exact unless the result is subnormal."""
+    half = exponent // 2
+    return values * 2.0**half * 2.0 ** (exponent - half)
+
+
+@dataclass(frozen=True)
+class ScaledRows:
+    """Features times a power of two."""
+
+    source: FeatureRows
+    exponent: int
+
+    @property
+    def samples(self) -> int:
+        """Number of samples n."""
+        return self.source.samples
+
+    @property
+    def width(self) -> int:
+        """Number of features m_H."""
+        return self.source.width
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the rows start, ..., stop - 1."""
+        return ldexp(self.source.rows(start, stop), self.exponent)
 
 
 class HeadProblem:
@@ -187,11 +218,39 @@ class HeadProblem:
         """Upper bounds of |[h_i, 1]|_2, (n,), which determine the smoothness and the rounding of one sample."""
         found = []
         for strip, h in self.rows():
-            norms = h.norm(dim=1)
-            if not bool(torch.isfinite(norms).all()):
+            exponent = math.frexp(float(h.abs().max()))[1] if h.numel() else 0
+            if abs(exponent) <= SAFE_EXPONENT:
+                norms = h.norm(dim=1)
+                if not bool(torch.isfinite(norms).all()):
+                    require_features(h, first=strip.start)
+                found.append((norms.square() + self.bias).sqrt())
+            else:  # the squares would vanish or overflow
                 require_features(h, first=strip.start)
-            found.append((norms.square() + self.bias).sqrt())
+                found.append(torch.hypot(ldexp(ldexp(h, -exponent).norm(dim=1), exponent), h.new_tensor(self.bias)))
         return torch.cat(found) * (1 + gamma(self.columns + 4, torch.float64))
+
+    def scaled(self) -> tuple[HeadProblem, int]:
+        """Return a problem with features of moderate size and the exponent k, where these features are 2^k times the scaled ones.
+
+        Only the features are scaled, so the copy has the singular values of 2^-k h, but another loss. Without a trained bias any
+        size is brought to about 1. With one the column of ones keeps [h, 1] from being tiny.
+
+        Raises:
+            ValueError: the features are larger than 2^200 and the bias is trained.
+        """
+        exponent = math.frexp(float(self.row_norms.max()))[1]
+        if abs(exponent) <= SAFE_EXPONENT:
+            return self, 0
+        if self.bias:
+            raise ValueError(
+                f"features: of norm up to {float(self.row_norms.max()):.1e}, whose products overflow; divide the features by a constant"
+            )
+        other = copy.copy(self)
+        other.__dict__.pop("row_norms")
+        other.source = (
+            HeldRows(ldexp(self.source.features, -exponent)) if self.held else ScaledRows(self.source, -exponent)
+        )  # type: ignore[attr-defined]
+        return other, exponent
 
     def loss_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
         """Compute L(W) and its gradient [h, 1]^T G / n, (D, C), where G holds the gradients with respect to the outputs.

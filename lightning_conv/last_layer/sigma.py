@@ -12,7 +12,7 @@ from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.largest import largest_eigenvalue
 from lightning_conv.linalg.eigenvalues.smallest import smallest_eigenvalue
-from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD, rescaled
 from lightning_conv.linalg.lanczos import lanczos
 from lightning_conv.linalg.rounding import gamma
 
@@ -30,8 +30,18 @@ def sigma_max(problem: HeadProblem, *, tolerance: float = 1e-3) -> Bounded:
         problem: the problem with the features [h, 1].
         tolerance: required relative width of the interval.
 
+    Features of extreme size are scaled by a power of two first, so that no square vanishes or overflows.
+
+    Raises:
+        ValueError: the features are larger than 2^200 and the bias is trained.
+
     Cost: at most 13 passes of 4 n D flops; with the Gram matrix 2 n D min(n, D) flops more.
     """
+    problem, exponent = problem.scaled()
+    return rescaled(_sigma_max(problem, tolerance), exponent)
+
+
+def _sigma_max(problem: HeadProblem, tolerance: float) -> Bounded:
     found = trace_bound(problem, _krylov(problem))
     if found.upper - found.lower <= tolerance * found.value:
         return found
@@ -52,7 +62,8 @@ def sigma_min(problem: HeadProblem) -> Bounded:
     Raises:
         MemoryError: the Gram matrix does not fit.
     """
-    return gram_sigma_min(small_gram(problem))
+    problem, exponent = problem.scaled()
+    return rescaled(gram_sigma_min(small_gram(problem)), exponent)
 
 
 def gram_sigma_min(gram: SmallGram) -> Bounded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from lightning_conv.last_layer.sigma import sigma_max
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.losses.facts import curvature
+
+TINY = 2.0**-1000
+"""Size from which on a product of float64 numbers has its full relative precision."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class HeadCurvature:
             curvature(smoothness, sigma, samples) for sigma in (sigma_max.lower, sigma_max.value, sigma_max.upper)
         )
         method = f"(L_ell / n) sigma_max^2; {sigma_max.method}"
-        return cls(Bounded(value, low / OUTWARD, high * OUTWARD, sigma_max.certified, method), sigma_max, smoothness)
+        # A square that underflows is rounded outwards; everywhere else the factor covers the rounding.
+        upper = high * OUTWARD if high > TINY else math.nextafter(high * OUTWARD, math.inf)
+        lower = min(low / OUTWARD, sys.float_info.max) if low > TINY else 0.0
+        return cls(Bounded(value, lower, upper, sigma_max.certified, method), sigma_max, smoothness)
 
 
 def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurvature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,4 +121,7 @@ def curvature(smoothness: float, sigma_max: float, samples: int) -> float:
     Gradient descent with eta = 1 / L_H obeys L(w_t) - L* <= L_H R^2 / (2 t), where R is the distance of the start
     from a minimiser (Kawaguchi & Sun 2021, Theorem 2).
     """
-    return smoothness / samples * sigma_max**2
+    try:
+        return smoothness / samples * sigma_max**2
+    except OverflowError:
+        return math.inf

@@ -44,12 +44,7 @@ class Symmetric:
 
     def rescaled(self, bounded: Bounded) -> Bounded:
         """Return the same statement about the matrix that was given."""
-        if self.exponent == 0:
-            return bounded
-        # Subnormal results round, so the ends move to the next number outwards.
-        lower = math.nextafter(_ldexp(bounded.lower, self.exponent), -math.inf)
-        upper = math.nextafter(_ldexp(bounded.upper, self.exponent), math.inf)
-        return replace(bounded, value=_ldexp(bounded.value, self.exponent), lower=lower, upper=upper)
+        return rescaled(bounded, self.exponent)
 
     def rayleigh(self, vector: Tensor) -> tuple[float, float]:
         r"""Return the Rayleigh quotient x^T A x / x^T x and a proven bound on its rounding error.
@@ -71,6 +66,16 @@ class Symmetric:
         value = float(vector @ (self.matrix @ vector)) / square
         error = gamma(2 * self.size + 4, torch.float64) * self.norm + gamma(self.size + 4, torch.float64) * abs(value)
         return value, error * OUTWARD
+
+
+def rescaled(bounded: Bounded, exponent: int) -> Bounded:
+    """Return the statement about 2^exponent times the number."""
+    if exponent == 0:
+        return bounded
+    # Subnormal results round, so the ends move to the next number outwards.
+    lower = math.nextafter(_ldexp(bounded.lower, exponent), -math.inf)
+    upper = math.nextafter(_ldexp(bounded.upper, exponent), math.inf)
+    return replace(bounded, value=_ldexp(bounded.value, exponent), lower=lower, upper=upper)
 
 
 def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
