@@ -112,7 +112,8 @@ class StatelessModule:
     """A module as a function ``outputs(parameters, inputs)`` of detached parameters and buffers.
 
     The ``parameters`` share memory with the model where no conversion is needed, and are never written to. The buffers
-    are cloned, so a forward that writes to buffers writes to the clones. Call it only inside ``undisturbed(model)``.
+    are cloned, so a forward that writes to buffers writes to the clones. A complex parameter is a real one of real and
+    imaginary parts, (..., 2), since real outputs have derivatives by both. Call it only inside ``undisturbed(model)``.
 
     Args:
         model: any module whose outputs are one tensor with the samples along dimension 0.
@@ -138,13 +139,18 @@ class StatelessModule:
         statistics_of: Inputs | None = None,
     ) -> None:
         self.model, self.batch_norm = model, batch_norm
-        floating = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
-        self.device = floating[0].device if floating else torch.device("cpu")
-        self.model_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        numbers = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point() or p.is_complex()]
+        self.device = numbers[0].device if numbers else torch.device("cpu")
+        kinds = [p.dtype.to_real() for p in model.parameters() if p.is_floating_point() or p.is_complex()]
+        self.model_dtype = kinds[0] if kinds else torch.float32
         self.dtype = dtype or (torch.float64 if self.model_dtype == torch.float64 else torch.float32)
         if self.device.type == "mps":
             self.device = torch.device("cpu")  # Apple's GPUs have no float64, in which all sums are taken
-        self.parameters = {name: self._convert(p.detach()) for name, p in model.named_parameters()}
+        self.parameters = {name: _as_real(self._convert(p.detach())) for name, p in model.named_parameters()}
+        self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
+        names = {id(p): name for name, p in model.named_parameters()}
+        self.aliases = {name: names[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+        """Every name of a parameter -> the one under which ``parameters`` has it; tied weights have several."""
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
         self._places = _places(model)
@@ -168,6 +174,8 @@ class StatelessModule:
     def _convert(self, tensor: Tensor) -> Tensor:
         if tensor.is_inference():  # autograd cannot save a tensor made under inference_mode, as in a validation loop
             tensor = tensor.clone()
+        if tensor.is_complex():
+            return tensor.to(self.device, self.dtype.to_complex())
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
     def convert(self, inputs: Inputs) -> Inputs:
@@ -177,6 +185,7 @@ class StatelessModule:
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
         """Return the raw result of the model with ``parameters`` in place of its own."""
         given = {**self.buffers, **self.parameters, **parameters}
+        given |= {name: torch.view_as_complex(given[name]) for name in self._complex}
         state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
             if isinstance(inputs, Tensor):
@@ -244,6 +253,10 @@ class StatelessModule:
                 f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
                 'times, each time with other statistics; use batch_norm="eval"'
             )
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _places(model: nn.Module) -> dict[str, str]:

@@ -13,8 +13,9 @@ def parameter_names(module: StatelessModule, asked: Sequence[str] | str | None) 
 
     Args:
         module: the model.
-        asked: names, or shell patterns such as ``"encoder.*"`` or ``"*.bias"`` (``*`` also matches dots); None or
-            ``"requires_grad"``: all that require gradients, as in a model that is frozen for LoRA.
+        asked: names, or shell patterns such as ``"encoder.*"`` or ``"*.bias"`` (``*`` also matches dots); a tied weight has
+            several names and is found by each. None or ``"requires_grad"``: all that require gradients, as in a model that
+            is frozen for LoRA.
 
     Raises:
         ValueError: ``asked`` is empty, a name or pattern matches nothing, or no parameter requires a gradient.
@@ -25,7 +26,8 @@ def parameter_names(module: StatelessModule, asked: Sequence[str] | str | None) 
                 "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze the parameters that are meant"
             )
         return module.trainable
-    return matching_names(module.parameters, asked)
+    chosen = {module.aliases[name] for name in matching_names(module.aliases, asked)}
+    return tuple(name for name in module.parameters if name in chosen)
 
 
 def matching_names(known: Iterable[str], asked: Sequence[str] | str) -> tuple[str, ...]:
