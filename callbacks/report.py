@@ -10,14 +10,16 @@ from typing_extensions import override
 
 from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.logging import GROUPS
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
 
-GROUPS = ("convergence/", "kernel/", "theory/", "guard/", "clipping/")
-"""Tags of this library's callbacks."""
+SHOWN = 5
+"""Steps of failed measurements that are named one by one."""
 
 
 class ConvergenceReport(pl.Callback):
@@ -94,6 +96,9 @@ class ConvergenceReport(pl.Callback):
             "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
             "lightning_conv": __version__,
         }
+        monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        if failed := [_failures(monitor) for monitor in monitors if monitor.failed]:
+            facts["failed measurements"] = "; ".join(failed)
         violated = [
             each.reason for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.violations
         ]
@@ -108,3 +113,9 @@ def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
     if not found:
         found = [each for callback in callbacks_of(trainer, KernelStability) for each in callback.criteria]
     return found
+
+
+def _failures(monitor: KernelMonitor) -> str:
+    shown, left = monitor.failed[:SHOWN], len(monitor.failed) - SHOWN
+    further = f" and {left} more" if left > 0 else ""
+    return f"{type(monitor).__name__} at step {', '.join(map(str, shown))}{further}"

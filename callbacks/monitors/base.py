@@ -11,11 +11,19 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_layout, log_metrics, publish, warn_without_logger
+from lightning_conv.callbacks.run.logging import (
+    log_layout,
+    log_metrics,
+    publish,
+    warn_of_early_stopping,
+    warn_without_logger,
+    withdraw,
+)
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe, cannot_call
 from lightning_conv.callbacks.run.schedule import Schedule
@@ -29,7 +37,12 @@ from lightning_conv.networks.evaluation import sample_count
 class KernelMonitor(pl.Callback):
     """Base of the monitors: measures at the first step, when due, and at the last step; subclasses say what is logged.
 
-    Errors before the first step are raised, as nothing is lost yet. A later error is a warning, and that measurement is left out.
+    Errors before the first step are raised, as nothing is lost yet. A later error is a warning, the first time, and that measurement
+    is left out: in ``trainer.callback_metrics`` its numbers become NaN, so that EarlyStopping and ModelCheckpoint read no old ones.
+    A failed measurement counts for ``max_overhead`` like any other.
+
+    Attributes:
+        failed: Steps of this run whose measurement failed.
     """
 
     def __init__(
@@ -46,6 +59,7 @@ class KernelMonitor(pl.Callback):
         self._shown: frozenset[str] = frozenset()  # those of ``once`` that were logged in this fit
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
+        self.failed: list[int] = []
 
     @property
     def _settings(self) -> tuple[object, ...]:
@@ -71,7 +85,7 @@ class KernelMonitor(pl.Callback):
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
-        self._drawn = None
+        self._drawn, self.failed = None, []
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -85,6 +99,7 @@ class KernelMonitor(pl.Callback):
                 "device; use a single device or DDP"
             )
         warn_without_logger(trainer, self, "values")
+        warn_of_early_stopping(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -161,10 +176,15 @@ class KernelMonitor(pl.Callback):
         return self._kernel.due(trainer.global_step, trainer)
 
     def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
-        with guarded(trainer.global_step, f"{type(self).__name__}: no measurement") as attempt:
+        assert self._kernel is not None
+        begun, step = time.perf_counter(), trainer.global_step
+        what = f"{type(self).__name__}: no measurement"
+        with guarded(step, what, say=None if self.failed else rank_zero_warn) as attempt:
             self._measure(trainer, pl_module, last=last)
         if attempt.failed:
-            self._last_step = trainer.global_step
+            self._last_step, self.failed = step, [*self.failed, step]
+            self._metrics = withdraw(trainer, self._metrics)
+            self._kernel.schedule.spend(step, time.perf_counter() - begun)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
         assert self._kernel is not None

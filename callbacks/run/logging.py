@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import Attempt, guarded
 from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
 from lightning_conv.theory.criterion import Criterion
+
+GROUPS = ("convergence/", "kernel/", "theory/", "guard/", "clipping/")
+"""Beginnings of the tags of this library's callbacks."""
 
 LAYOUT = {
     "convergence": {
@@ -79,6 +84,31 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) ->
 def publish(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
     """Put values into ``trainer.callback_metrics``, where EarlyStopping and ModelCheckpoint read them."""
     trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+
+
+def withdraw(trainer: pl.Trainer, names: Iterable[str]) -> dict[str, float]:
+    """Replace values in ``trainer.callback_metrics`` by NaN, since they are of an earlier step; loggers keep what they have.
+
+    Args:
+        trainer: Trainer of the run.
+        names: Names of the values.
+
+    Returns:
+        The values, all NaN.
+    """
+    values = dict.fromkeys(names, math.nan)
+    publish(trainer, values)
+    return values
+
+
+def warn_of_early_stopping(trainer: pl.Trainer) -> None:
+    """Warn before the run begins of an EarlyStopping that would end it at the first measurement that fails."""
+    for stopping in callbacks_of(trainer, EarlyStopping):
+        if stopping.check_finite and stopping.monitor.startswith(GROUPS):
+            rank_zero_warn(
+                f"EarlyStopping(monitor={stopping.monitor!r}, check_finite=True) ends the run where a measurement fails, since its value "
+                "is then NaN; pass check_finite=False to go on"
+            )
 
 
 def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:

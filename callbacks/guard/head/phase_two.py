@@ -23,10 +23,10 @@ from lightning_conv.callbacks.guard.head.solved import SolvedHead, is_solved, me
 from lightning_conv.callbacks.guard.head.steps import HeadSteps
 from lightning_conv.callbacks.guard.head.trunk import FrozenTrunk
 from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
-from lightning_conv.callbacks.guard.state import GuardState
+from lightning_conv.callbacks.guard.state import MEASURED, GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
-from lightning_conv.callbacks.run.logging import log_text, publish
+from lightning_conv.callbacks.run.logging import log_text, publish, withdraw
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
 FROM_DATA = (ArithmeticError, MemoryError, MisconfigurationException, RuntimeError, TypeError, ValueError)
@@ -245,6 +245,8 @@ class PhaseTwo:
         with guarded(step, "ExpressivityGuard: no training loss", expects=FROM_DATA) as attempt:
             measured = self._steps.measure()
         if attempt.failed:
+            tags = {"convergence/gap", *(f"guard/{name}" for name in MEASURED)}
+            withdraw(trainer, tags & trainer.callback_metrics.keys())
             return
         if "bound" not in measured:
             self._withdraw_logged_bound()

@@ -1,0 +1,97 @@
+"""After a failed measurement nothing reads an old number: it is NaN until the next one, said once, and named in the report."""
+
+from __future__ import annotations
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_conv.callbacks import ConvergenceReport, ExpressivityGuard, KernelStability, LambdaMin
+
+
+class Watch(pl.Callback):
+    """What others read at the end of every batch."""
+
+    def __init__(self, tag):
+        self.tag, self.seen = tag, []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.seen.append(float(trainer.callback_metrics.get(self.tag, math.inf)))
+
+
+@pytest.fixture
+def fit(make_trainer, make_regression):
+    """A run whose weights are NaN from step 4 to step 6."""
+
+    def run(callbacks, epochs=9, **options):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+        module, kept = make_regression(network, lr=0.01), {}
+
+        class Break(pl.Callback):
+            def on_train_batch_start(self, trainer, *args):
+                if trainer.global_step == 3:
+                    kept.update({name: value.clone() for name, value in network.state_dict().items()})
+                    with torch.no_grad():
+                        network[0].weight.fill_(float("nan"))
+                if trainer.global_step == 6:
+                    network.load_state_dict(kept)
+
+        trainer = make_trainer([Break(), *callbacks], max_epochs=epochs, **options)
+        data = TensorDataset(torch.randn(8, 4), torch.randn(8, 1))
+        trainer.fit(module, DataLoader(data, batch_size=8))
+        return trainer
+
+    return run
+
+
+def test_the_number_is_nan_until_the_next_measurement_and_loggers_keep_what_they_have(fit, recorder, tmp_path, lenient):
+    monitor, report = LambdaMin(8, every_n_steps=1), ConvergenceReport(folder=tmp_path)
+    watch = Watch("kernel/lambda_min")
+    with pytest.warns(UserWarning, match="LambdaMin: no measurement at step 4") as said:
+        fit([monitor, watch, report], logger=recorder)
+    assert [math.isnan(value) for value in watch.seen] == [step in (4, 5, 6) for step in range(1, 10)]
+    assert monitor.failed == [4, 5, 6]
+    assert sum("LambdaMin: no measurement" in str(each.message) for each in said) == 1
+    logged = recorder.scalars["kernel/lambda_min"]
+    assert set(logged) == {0, 1, 2, 3, 7, 8, 9}
+    assert all(math.isfinite(value) for value in logged.values())
+    assert "LambdaMin at step 4, 5, 6" in (tmp_path / "convergence.md").read_text()
+
+
+def test_early_stopping_that_would_end_the_run_is_named_before_it_begins(fit, lenient):
+    stopping = EarlyStopping("kernel/lambda_min", patience=100, check_on_train_epoch_end=True)
+    with pytest.warns(
+        UserWarning, match=r"EarlyStopping\(monitor='kernel/lambda_min', check_finite=True\) ends the run"
+    ):
+        trainer = fit([LambdaMin(8, every_n_steps=1), stopping])
+    assert trainer.global_step == 4
+    patient = EarlyStopping("kernel/lambda_min", patience=100, check_on_train_epoch_end=True, check_finite=False)
+    assert fit([LambdaMin(8, every_n_steps=1), patient]).global_step == 9
+
+
+def test_failed_measurements_are_charged_to_the_budget(fit, monkeypatch, lenient):
+    monitor = KernelStability(8)
+    spent = []
+    monkeypatch.setattr(type(monitor._schedule), "spend", lambda self, step, seconds: spent.append(step))
+    monkeypatch.setattr(type(monitor._schedule), "due", lambda self, step: True)
+    fit([monitor])
+    assert {4, 5, 6} <= set(spent)
+
+
+def test_a_training_loss_that_cannot_be_measured_is_nan(make_trainer, make_module, make_loader, monkeypatch, lenient):
+    guard, watch = ExpressivityGuard(switch_at=4), Watch("convergence/gap")
+
+    class Fail(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                monkeypatch.setattr(guard._run._phase_two._steps, "measure", lambda: 1 / 0)
+
+    make_trainer([guard, watch, Fail()], max_epochs=5).fit(make_module(dropout=0.0), make_loader())
+    assert math.isnan(watch.seen[-1])
+    assert any(math.isfinite(value) for value in watch.seen)
