@@ -248,8 +248,10 @@ class HeadProblem:
         other = copy.copy(self)
         other.__dict__.pop("row_norms")
         other.source = (
-            HeldRows(ldexp(self.source.features, -exponent)) if self.held else ScaledRows(self.source, -exponent)
-        )  # type: ignore[attr-defined]
+            HeldRows(ldexp(self.source.features, -exponent))
+            if isinstance(self.source, HeldRows)
+            else ScaledRows(self.source, -exponent)
+        )
         return other, exponent
 
     def loss_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
