@@ -114,10 +114,8 @@ class ConvergenceCriteria(KernelMonitor):
         self._clear()
 
     def _clear(self) -> None:
-        self.criteria: list[Criterion] = []
-        """The verdicts of the last measurement."""
-        self.violations: list[Violation] = []
-        """The assumptions that this run violates."""
+        self.criteria: list[Criterion] = []  # the verdicts of the last measurement
+        self.violations: list[Violation] = []  # the assumptions that this run violates
         self._record = RunRecord(self._prototypes, self.loss_fn)
         self._said: list[tuple[str, Verdict]] = []
         self._waited = False  # whether a measurement waited for a step when the checkpoint was written

@@ -42,13 +42,10 @@ class Observer:
     """
 
     def __init__(self, *, spectral: bool) -> None:
-        self.history: list[Observation] = []
-        """What was measured, in order."""
-        self.start: dict[str, Tensor] = {}
-        """The weights of the start, w_0; empty before the first measurement."""
+        self.history: list[Observation] = []  # what was measured, in order
+        self.start: dict[str, Tensor] = {}  # the weights of the start, w_0; empty before the first measurement
         self.pending: Pending | None = None
-        self.largest_rate = math.nan
-        """The largest rate of all steps so far that were plain descent."""
+        self.largest_rate = math.nan  # the largest rate of all steps so far that were plain descent
         self._spectral = spectral
         self._path: Tensor | float = 0.0
         self._path_known = True

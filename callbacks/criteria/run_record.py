@@ -45,11 +45,9 @@ class RunRecord:
     """
 
     def __init__(self, trackers: Iterable[CriteriaTracker], loss_fn: LossFn | None) -> None:
-        self.trackers = {each.name: copy.deepcopy(each) for each in trackers}
-        """Name -> tracker."""
+        self.trackers = {each.name: copy.deepcopy(each) for each in trackers}  # name -> tracker
         self._needs = frozenset(need for each in self.trackers.values() for need in each.needs)
-        self.observer = Observer(spectral="step norms" in self._needs)
-        """Of the steps."""
+        self.observer = Observer(spectral="step norms" in self._needs)  # of the steps
         self._loss_fn = loss_fn
         self._norms = LayerNorms()
         self._fixed: list[Violation] | None = None  # those that do not change during a fit; None: not looked for yet

@@ -13,12 +13,11 @@ from lightning_conv.linalg.spectrum import Bounded
 from lightning_conv.networks.perturbation import Perturbation
 from lightning_conv.theory.criterion import Verdict
 
-MEASURED = ("loss", "gap", "bound", "step_size")
-"""Entries of the history that are logged."""
+MEASURED = ("loss", "gap", "bound", "step_size")  # entries of the history that are logged
+# Numbers of a certificate that come with bounds; some methods know only some of them.
 BOUNDED = ("sigma_min", "sigma_max", "distance", "residual")
-"""Numbers of a certificate that come with bounds; some methods know only some of them."""
+# Fields that a checkpoint holds as dicts.
 REBUILT = {"perturbation": Perturbation, "plateau": Plateau, "bounds": HeadBounds, "curvature": Bounded}
-"""Fields that a checkpoint holds as dicts."""
 
 
 @dataclass

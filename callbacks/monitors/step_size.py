@@ -43,8 +43,7 @@ class StepSize:
     """Follows the steps of plain SGD on a squared loss between two measurements of the kernel."""
 
     def __init__(self) -> None:
-        self.remarks: tuple[str, ...] = ()
-        """What does not apply, and why."""
+        self.remarks: tuple[str, ...] = ()  # what does not apply, and why
         self._interval: Interval | None = None
 
     def before_step(self, run: RunView) -> None:

@@ -31,10 +31,8 @@ class OymakTracker(CriteriaTracker):
     assumes = EVERYWHERE | {"full batch", "whole set", "squared loss", "smooth"}
 
     def __init__(self) -> None:
-        self.least_lambda_min = math.inf
-        """The smallest lower bound of lambda_min(G) so far."""
-        self.greatest_lambda_max = 0.0
-        """The largest lower bound of lambda_max(G) so far."""
+        self.least_lambda_min = math.inf  # the smallest lower bound of lambda_min(G) so far
+        self.greatest_lambda_max = 0.0  # the largest lower bound of lambda_max(G) so far
         self._full = False  # whether the kernel is that of all outputs
 
     def measure(self, run: RunView, gram: KernelGram, spectrum: Spectrum) -> dict[str, float]:

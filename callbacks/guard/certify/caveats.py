@@ -9,13 +9,13 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.steps import decays
 from lightning_conv.networks.head import Head
 
+# Precisions of the trainer in which gradients are rounded, with the type that they are rounded to.
 ROUNDED = {
     "16-true": torch.float16,
     "bf16-true": torch.bfloat16,
     "16-mixed": torch.float16,
     "bf16-mixed": torch.bfloat16,
 }
-"""Precisions of the trainer in which gradients are rounded, with the type that they are rounded to."""
 
 
 def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:

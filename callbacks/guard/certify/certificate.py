@@ -30,12 +30,11 @@ from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import find_wide_layer
 from lightning_conv.reporting.progress import Lines
 
-SAMPLED = 512
-"""Samples on which the rounding inside the trunk is measured where there are many."""
+SAMPLED = 512  # samples on which the rounding inside the trunk is measured where there are many
+# Predicted seconds up to which ``"auto"`` proves the rank at the very weights of the run, where another method
+# applies.
 MODEST = 600.0
-"""Predicted seconds up to which ``"auto"`` proves the rank at the very weights of the run, where another method applies."""
-KEPT_FROM = 60.0
-"""Predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile."""
+KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
 
 
 def certify_trunk(
@@ -167,8 +166,8 @@ def _distinct(view: GuardView) -> RankCertificate:
     )
 
 
+# A moment of the run at which a rank is certified that decides nothing.
 Moment: TypeAlias = Literal["at_start", "before_noise"]
-"""A moment of the run at which a rank is certified that decides nothing."""
 
 
 def rank_at(moment: Moment, view: GuardView) -> dict[str, float]:

@@ -26,12 +26,10 @@ from lightning_conv.last_layer import (
 from lightning_conv.linalg.eigenvalues.bounded import Bounded, divide
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 
+# Every so many steps one is compared with the exact gradient; so are the steps whose number is a power of two.
 OFTEN = 64
-"""Every so many steps one is compared with the exact gradient; so are the steps whose number is a power of two."""
-STRAY = 1e-2
-"""Part of its length by which a compared step may be off, beside rounding: beyond, it is not a step on L."""
-CHARGED = 2.0
-"""Factor on the larger of two compared steps' errors, which the steps between them are charged with."""
+STRAY = 1e-2  # part of its length by which a compared step may be off, beside rounding: beyond, it is not a step on L
+CHARGED = 2.0  # factor on the larger of two compared steps' errors, which the steps between them are charged with
 
 
 class BoundedSteps(HeadSteps, ABC):

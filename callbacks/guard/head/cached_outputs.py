@@ -10,8 +10,7 @@ from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, memo
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.networks.evaluation import undisturbed
 
-STRIP = 4096
-"""Rows that go through the head at a time."""
+STRIP = 4096  # rows that go through the head at a time
 
 
 class CachedOutputs:

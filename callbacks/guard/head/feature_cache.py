@@ -17,8 +17,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.machine.memory import available_memory, mebibytes
 from lightning_conv.networks.evaluation import Inputs, take
 
-TRIAL = 3
-"""Batches of phase 2 after which a cache that was never used is given up."""
+TRIAL = 3  # batches of phase 2 after which a cache that was never used is given up
 
 
 class NotCachedError(Exception):

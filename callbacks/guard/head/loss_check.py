@@ -16,10 +16,11 @@ from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
+# Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run.
 AGREEMENT = 1e-3
-"""Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run."""
+# Errors of a batch without targets, or of a loss that cannot be called; the measurement on the training set reports
+# them.
 UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, IndexError, KeyError)
-"""Errors of a batch without targets, or of a loss that cannot be called; the measurement on the training set reports them."""
 
 
 class LossCheck:

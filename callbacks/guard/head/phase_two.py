@@ -29,8 +29,8 @@ from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.logging import log_text, publish, withdraw
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
+# Errors of data, a loss or features that the convex problem of the head cannot take, on any rank.
 FROM_DATA = (ArithmeticError, MemoryError, MisconfigurationException, RuntimeError, TypeError, ValueError)
-"""Errors of data, a loss or features that the convex problem of the head cannot take, on any rank."""
 
 
 class PhaseTwo:

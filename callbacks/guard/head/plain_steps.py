@@ -24,13 +24,10 @@ from lightning_conv.machine.gemm import calibrated
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.precision import in_float64
 
-AGREEMENT = 1e-4
-"""Part of a step's length by which it may differ from -eta grad, beside the rounding of the weights."""
+AGREEMENT = 1e-4  # part of a step's length by which it may differ from -eta grad, beside the rounding of the weights
 TOO_LARGE = "the features do not fit into memory beside the run; step_rule='certified' gives a bound all the same"
-AFFORDED = 30.0
-"""Predicted seconds at the switch that a bound may take for which the user did not ask."""
-SHARE = 0.5
-"""Of the calibrated rate of products that they reach."""
+AFFORDED = 30.0  # predicted seconds at the switch that a bound may take for which the user did not ask
+SHARE = 0.5  # of the calibrated rate of products that they reach
 
 
 class PlainSteps(BoundedSteps):

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from lightning_conv.last_layer import HeadProblem
 
+# Rounding unit of the float32 products that ``torch.set_float32_matmul_precision`` allows on CUDA.
 SHORT = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-"""Rounding unit of the float32 products that ``torch.set_float32_matmul_precision`` allows on CUDA."""
-SEVERAL = 4.0
-"""Number of such units by which a feature or an output may be wrong."""
+SEVERAL = 4.0  # number of such units by which a feature or an output may be wrong
 
 
 def relative_error(weight: Tensor) -> float:

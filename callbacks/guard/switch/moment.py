@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.settings import GuardSettings
 
-ENDLESS_WINDOW = 100
-"""Batches in a window of the training loss, where an epoch has no known number of them."""
+ENDLESS_WINDOW = 100  # batches in a window of the training loss, where an epoch has no known number of them
 
 
 @dataclass

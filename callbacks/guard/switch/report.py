@@ -9,8 +9,7 @@ from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.reporting.markdown import markdown_table
 
-SHOWN = 5
-"""Functions that are named one by one."""
+SHOWN = 5  # functions that are named one by one
 
 
 def reason_to_switch(state: GuardState, settings: GuardSettings, step: int, found: str, kinks: Sequence[str]) -> str:

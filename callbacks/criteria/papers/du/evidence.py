@@ -50,8 +50,7 @@ class DuEvidence:
     """Follows one run."""
 
     def __init__(self) -> None:
-        self.place: str | None = None
-        """Name of the papers' network in the module; None: the run trains another network."""
+        self.place: str | None = None  # name of the papers' network in the module; None: the run trains another network
         self._limit: LimitKernel | None = None
         self._lambda_0: Bounded | None = None  # of the limit
         self._deep = False

@@ -33,10 +33,11 @@ class LabelProjection:
         self._steps: dict[float, int] = {}  # since the last measurement: sizes on S, and how often each was taken
         self._stopped = False
         self._k = math.nan  # the run's loss is k S
+        # Name -> share of its energy on every eigenvector, by descending eigenvalue: of the labels y, and of y -
+        # u(0).
         self.shares: dict[str, Tensor] = {}
-        """Name -> share of its energy on every eigenvector, by descending eigenvalue: of the labels y, and of y - u(0)."""
+        # Step, measured |u - y|, and predicted |u - y| (NaN: not predicted).
         self.curve: list[tuple[int, float, float]] = []
-        """Step, measured \\|u - y\\|, and predicted \\|u - y\\| (NaN: not predicted)."""
 
     @property
     def begun(self) -> bool:

@@ -49,8 +49,7 @@ class DuTracker(CriteriaTracker):
     needs = frozenset({"activity"})
 
     def __init__(self) -> None:
-        self.projection = LabelProjection()
-        """Of the error on the first kernel's eigenvectors."""
+        self.projection = LabelProjection()  # of the error on the first kernel's eigenvectors
         self._evidence = DuEvidence()
         self._steps = LinearisedSteps()
         self._last: tuple[KernelGram, Spectrum] | None = None  # the last kernel
