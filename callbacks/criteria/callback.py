@@ -35,7 +35,7 @@ class ConvergenceCriteria(KernelMonitor):
     optimizer step that follows, the fall of f and the movement of the weights. Judged are the papers below and those added by
     ``register_criteria``:
 
-    - ``"allen_zhu"``: separation of the data, semi-smoothness; for ``AllenZhuNet`` also hidden norms, and how units switch
+    - ``"allen_zhu"``: separation of the data, semi-smoothness; for ``AllenZhuNet`` also hidden norms, and the exponent of switching
     - ``"bias_ntk"``: the share of active units at the start and later, for ``BiasedTwoLayer``
     - ``"chatterjee"``: what is proven before the first step (smooth MLPs with one output); whether points of a ball around the start
       refute the criterion; descent efficiency, linear rate and path length of gradient descent
@@ -82,7 +82,8 @@ class ConvergenceCriteria(KernelMonitor):
         max_overhead: share of wall time that measuring may take. First and last step are always measured.
         loss_fn: the loss of the training step; None: the one loss module on the LightningModule. Whether a step minimises this
             and nothing else is checked for full-batch steps, not for mini-batches.
-        radius: radius of the ball around w_0 in which ``"chatterjee"`` searches for points that refute its criterion; None: no search.
+        radius: radius of the ball around w_0 in which ``"chatterjee"`` searches for points with small \|grad f\|^2 / f, which refute its
+            criterion for radii up to this one. None: the criterion is compared with the run's own path only.
 
     Raises:
         MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.

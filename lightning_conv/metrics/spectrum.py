@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,8 +29,9 @@ class SpectrumMetric(KernelMetric):
         self._found = None if gram is None else kernel_spectrum(gram)
         return self._scalar(float("nan") if self._found is None else self._number(self._found))
 
+    @abstractmethod
     def _number(self, spectrum: Spectrum) -> float:
-        raise NotImplementedError
+        """Return the metric's number."""
 
     def spectrum(self) -> Spectrum:
         """Return all eigenvalues, with bounds of the smallest and the largest one.

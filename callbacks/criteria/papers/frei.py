@@ -37,8 +37,7 @@ class FreiTracker(CriteriaTracker):
     once = hypotheses = frozenset({"near_orthogonality"})
 
     def __init__(self) -> None:
-        # gamma of a ``LeakyTwoLayer`` that the run trains as Frei et al. do; a string says why they say nothing about
-        # the run.
+        # gamma of a ``LeakyTwoLayer`` that the run trains as Frei et al. do; a string: why the paper is not about the run.
         self.slope: float | str = "not looked at"
         # Of the probe's inputs; a string says why it is not known.
         self.orthogonality: NearOrthogonality | str = "not looked at"

@@ -31,8 +31,7 @@ from lightning_conv.networks.wide_layer import find_wide_layer
 from lightning_conv.reporting.progress import Lines
 
 SAMPLED = 512  # samples on which the rounding inside the trunk is measured where there are many
-# Predicted seconds up to which ``"auto"`` proves the rank at the very weights of the run, where another method
-# applies.
+# Predicted seconds up to which ``"auto"`` proves the rank at the run's own weights, where another method applies.
 MODEST = 600.0
 KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
 

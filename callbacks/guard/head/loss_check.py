@@ -18,8 +18,7 @@ from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
 # Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run.
 AGREEMENT = 1e-3
-# Errors of a batch without targets, or of a loss that cannot be called; the measurement on the training set reports
-# them.
+# Errors of a batch without targets, or of a loss that cannot be called, which the measurement on the training set reports.
 UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, IndexError, KeyError)
 
 

@@ -290,7 +290,7 @@ def test_every_chart_of_the_layout_finds_its_tags(
         logger=TensorBoardLogger(tmp_path),
     )
     plain.fit(make_regression(nn.Linear(64, 10), lr=0.01), make_loader(one_hot_digits))
-    # What the first kernel foretells is about full-batch descent on the probe.
+    # What the first kernel predicts is about full-batch descent on the probe.
     few = TensorDataset(*(tensor[:8] for tensor in one_hot_digits.tensors))
     whole = make_trainer(
         [ConvergenceCriteria("du", Probe(8, outputs="full"))], max_epochs=1, logger=TensorBoardLogger(tmp_path)

@@ -33,8 +33,7 @@ class LabelProjection:
         self._steps: dict[float, int] = {}  # since the last measurement: sizes on S, and how often each was taken
         self._stopped = False
         self._k = math.nan  # the run's loss is k S
-        # Name -> share of its energy on every eigenvector, by descending eigenvalue: of the labels y, and of y -
-        # u(0).
+        # Name (the labels y, or y - u(0)) -> share of its energy on every eigenvector, by descending eigenvalue.
         self.shares: dict[str, Tensor] = {}
         # Step, measured |u - y|, and predicted |u - y| (NaN: not predicted).
         self.curve: list[tuple[int, float, float]] = []
