@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_conv.callbacks.guard.certify.checks import Check, of_certificate
 from lightning_conv.callbacks.guard.head.descent import HeadDescent, descent_of
 from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings
@@ -149,6 +150,11 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         return self._state.caveats
 
     @property
+    def checks(self) -> list[Check]:
+        """The checks that the verdict rests on, each with its name, whether it held, and what was seen."""
+        return [*self._state.checks, *of_certificate(self._state.certificate)]
+
+    @property
     def certificate(self) -> RankCertificate | None:
         """The certificate of the switch, once it is computed."""
         return self._state.certificate
@@ -187,14 +193,14 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._run is not None:
-            self._run.before_batch()
+            self._run.before_epoch()
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._run is not None:
-            self._run.before_batch(batch)
+            self._run.before_batch(batch, batch_idx)
 
     @override
     def on_before_optimizer_step(

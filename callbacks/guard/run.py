@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lightning_conv.callbacks.guard.certify.caveats import find_caveats
 from lightning_conv.callbacks.guard.certify.certificate import Moment, certify_trunk, rank_at
+from lightning_conv.callbacks.guard.certify.checks import caveats, replaced
+from lightning_conv.callbacks.guard.certify.run_checks import checks_of
 from lightning_conv.callbacks.guard.certify.verdict import where_attained
 from lightning_conv.callbacks.guard.head.phase_two import PhaseTwo
 from lightning_conv.callbacks.guard.settings import GuardSettings
@@ -63,11 +64,11 @@ class GuardedRun:
             )
         view.loss.announce()
         require_rule(settings.step_rule, view)
-        found = view.ranks.broadcast(find_caveats(view, self._phase_two.rule != "base"))
-        # The weights still bear what an earlier part of phase 2 did, so its caveats stay.
-        before = state.caveats if state.phase == 2 else []
-        self._new_caveats = [caveat for caveat in found if caveat not in before]
-        state.caveats = [*before, *self._new_caveats]
+        found = view.ranks.broadcast(checks_of(view, self._phase_two.rule != "base"))
+        # The weights still bear what an earlier part of phase 2 did, so what failed in it stays.
+        before = state.checks if state.phase == 2 else []
+        state.checks = replaced(before, found)
+        self._new_caveats = [said for said in state.caveats if said not in caveats(before)]
         self._kinks = [str(kink) for kink in find_kinks(view.network, view.data.first_inputs())]
 
     def start(self) -> None:
@@ -77,6 +78,7 @@ class GuardedRun:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {'; '.join(state.caveats)}")
         log_layout(self._trainer)
         if state.phase == 2:
+            self._new_caveats += self._phase_two.claim.compare()
             state.judge()
             state.reason = "; ".join([state.reason, *self._new_caveats])
             self._phase_two.warn_if_moved()
@@ -97,16 +99,24 @@ class GuardedRun:
         self.log()
         self._switch_if_due()
 
-    def before_batch(self, batch: Any | None = None) -> None:
-        """Prepare phase 2 for a batch, or for an epoch.
+    def before_epoch(self) -> None:
+        """Keep the module in eval mode in phase 2."""
+        if self._state.phase == 2:
+            self._trunk.keep_still()
+
+    def before_batch(self, batch: Any, batch_idx: int) -> None:
+        """Prepare the comparisons of a batch.
 
         Args:
-            batch: The batch that the training step is about to see; None: an epoch begins.
+            batch: The batch that the training step is about to see.
+            batch_idx: Its number in the epoch.
         """
-        if self._state.phase == 2 and batch is None:
-            self._trunk.keep_still()
-        elif self._state.phase == 2:
-            self._phase_two.before_batch(batch)
+        state = self._state
+        if state.phase == 2:
+            self._phase_two.before_batch(batch, batch_idx)
+        elif not state.declined:
+            last = None if state.switch_step is None else state.switch_step - 1
+            self._phase_two.claim.gradients.before_batch(batch, batch_idx, last)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Call the step rule of phase 2 between the backward pass and the optimizer step.
@@ -116,6 +126,8 @@ class GuardedRun:
         """
         if self._state.phase == 2:
             self._phase_two.before_step(optimizer)
+        else:
+            self._phase_two.claim.gradients.before_step()
 
     def after_batch(self, outputs: Any) -> None:
         """Record the loss of the batch, and switch to phase 2 if it is due.
@@ -129,11 +141,12 @@ class GuardedRun:
             loss = wide(loss.detach()) * self._trainer.accumulate_grad_batches
         else:
             loss = None
+        stepped = self._trainer.global_step > state.last_step
+        self._phase_two.claim.gradients.after_batch(stepped)
         if state.phase == 2:
             self._phase_two.after_batch(loss)
         elif state.plateau is not None and not state.declined and loss is not None:
             state.plateau.observe(self._view.ranks.mean(loss))
-        stepped = self._trainer.global_step > state.last_step
         state.last_step = self._trainer.global_step
         if stepped:
             self._switch_if_due()
@@ -150,7 +163,7 @@ class GuardedRun:
         """Check that the trunk is unchanged, or warn that phase 2 was not reached."""
         state = self._state
         if state.phase == 2:
-            self._phase_two.warn_if_moved()
+            self._phase_two.end()
         elif not state.declined:
             ended = f"the run ended at step {self._trainer.global_step}"
             if state.plateau is None:
@@ -196,6 +209,8 @@ class GuardedRun:
                 f"ExpressivityGuard: certifying the rank of [h, 1], {view.data.size} x {view.head.width + 1}, at step {step}"
             )
             reason = self._certify()
+            if self._enters_phase_two:
+                self._phase_two.claim.compare()
             state.judge()
             if self._enters_phase_two:
                 state.reason = reason_to_switch(state, self._settings, step, reason, self._kinks)
@@ -249,6 +264,7 @@ class GuardedRun:
         rank_zero_info(f"ExpressivityGuard: {state.reason}")
         log_text(self._trainer, "guard/reason", report_switch(state, self.head_name), step)
         self._phase_two.measure()
+        self._phase_two.compare_own_loss()
         self.log()
 
     def _undecided(self, reason: str) -> None:

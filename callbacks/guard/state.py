@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lightning_conv.callbacks.guard.certify.checks import Check, caveats, of_certificate, settle
 from lightning_conv.callbacks.guard.certify.verdict import Attained, HeadBounds, verdict_on
 from lightning_conv.callbacks.guard.head.curvature import largest_step
 from lightning_conv.callbacks.guard.switch.moment import Plateau
@@ -35,7 +36,7 @@ class GuardState:
     last_step: int = 0
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the trunk's tensors in phase 2
     history: list[dict[str, float]] = field(default_factory=list)  # loss and gap on the training set
-    caveats: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)  # that the verdict rests on
     plateau: Plateau | None = None
     certificate: RankCertificate | None = None
     perturbation: Perturbation | None = None
@@ -49,7 +50,7 @@ class GuardState:
     def as_plain(self) -> dict[str, Any]:
         """Return all fields as numbers, strings, lists and dicts."""
         plateau = self.plateau.as_plain() if self.plateau is not None else None
-        return asdict(replace(self, plateau=None)) | {"plateau": plateau}
+        return asdict(replace(self, plateau=None)) | {"plateau": plateau, "caveats": self.caveats}
 
     @classmethod
     def from_plain(cls, stored: dict[str, Any]) -> GuardState:
@@ -65,6 +66,9 @@ class GuardState:
         if (certificate := known.get("certificate")) is not None:
             bounds = {name: Bounded(**certificate[name]) for name in BOUNDED if certificate.get(name) is not None}
             known["certificate"] = RankCertificate(**{**certificate, **bounds, "cost": Cost(**certificate["cost"])})
+        known["checks"] = [Check(**check) for check in known.get("checks", [])]
+        if "checks" not in stored:  # a version that kept no list of checks kept what had failed
+            known["checks"] = [Check("steps of the rule", False, said) for said in stored.get("caveats", [])]
         known["history"] = [dict(entry) for entry in known.get("history", [])]
         return cls(**known)
 
@@ -78,14 +82,20 @@ class GuardState:
         return self.certificate is not None and self.certificate.verdict == "certified"
 
     @property
+    def caveats(self) -> list[str]:
+        """What the checks that failed saw."""
+        return caveats(self.checks)
+
+    @property
     def hopeless(self) -> bool:
         """Whether rank n is refuted whatever the weights: too few features, or two equal samples."""
         certificate = self.certificate
         return certificate is not None and certificate.method != "alignment" and certificate.verdict == "refuted"
 
     def judge(self) -> None:
-        """Update the verdict and ``why``, see ``verdict_on``."""
-        self.verdict, self.why = verdict_on(self.certificate, self.loss_kind, self.bounds, self.caveats)
+        """Update the verdict and ``why``: what follows (``verdict_on``) as far as the checks that it needs were made (``settle``)."""
+        found = verdict_on(self.certificate, self.loss_kind, self.bounds, self.caveats)
+        self.verdict, self.why = settle(*found, [*self.checks, *of_certificate(self.certificate)])
 
     def add_reason(self, said: str) -> None:
         """Append a sentence to the reason.

@@ -63,7 +63,7 @@ class TrainingLoss:
                 f"ExpressivityGuard: the infimum of {self.kind.name} is not known, so the gap is not logged; pass infimum=..."
             )
 
-    def measure(self, network: nn.Module) -> dict[str, float]:
+    def measure(self, network: nn.Module, *, cached: bool = True) -> dict[str, float]:
         """Measure the mean loss on the training set.
 
         The network runs in eval mode and in its own precision; the loss of all its outputs is taken at once, in float64. Each rank
@@ -72,6 +72,7 @@ class TrainingLoss:
 
         Args:
             network: Module that is called on the inputs.
+            cached: Whether ``cached_outputs`` may give the outputs.
 
         Returns:
             ``loss``, the mean loss, and where the infimum is known ``gap``, the loss minus its infimum; an empty dict if the loss is not
@@ -79,7 +80,7 @@ class TrainingLoss:
         """
         if self.loss_fn is None:
             return {}
-        if self.cached_outputs is not None:
+        if cached and self.cached_outputs is not None:
             return self.of(self.cached_outputs(), self.targets())
         module = StatelessModule(network)
 
@@ -104,10 +105,19 @@ class TrainingLoss:
         """
         targets = self.kind.aligned(outputs, targets)
         with torch.no_grad():
-            loss = self.kind.evaluate(outputs, targets)
-        mean = float(loss) / len(outputs) if self.kind.summed else float(loss.mean())
+            mean = float(self.mean(outputs, targets))
         infimum = self.infimum(targets)
         return {"loss": mean} if infimum is None else {"loss": mean, "gap": mean - infimum}
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of some samples, in the type of the outputs; a sum over samples is divided by their number.
+
+        Args:
+            outputs: Outputs u, one row per sample.
+            targets: Targets y of the same samples.
+        """
+        loss = self.kind.evaluate(outputs, targets)
+        return loss / len(outputs) if self.kind.summed else loss.mean()
 
     def infimum(self, targets: Tensor) -> float | None:
         """Return the infimum of the mean loss over all outputs: 0, or the entropy of soft or smoothed targets; None: not known.

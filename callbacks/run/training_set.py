@@ -33,6 +33,8 @@ TOGETHER = 4
 READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
 
+RANDOM_INPUTS = "inputs are random when they are read, so the certificate is about one draw of them"
+
 
 class TrainingSet:
     """The data set of the run's training loader, batch by batch in its own order, on the module's device.
@@ -112,8 +114,7 @@ class TrainingSet:
 
     def caveats(self) -> list[str]:
         """Return why the objective of the run is not the mean loss over these samples as they are read here."""
-        random_inputs = "inputs are random when they are read, so the certificate is about one draw of them"
-        return list(self.sampling.caveats) + [random_inputs] * self.is_random()
+        return list(self.sampling.caveats) + [RANDOM_INPUTS] * self.is_random()
 
     def steps_are_whole(self, accumulated: int) -> bool:
         """Return whether every optimizer step sees every sample once, as it is read here.
@@ -163,6 +164,24 @@ class TrainingSet:
         """
         return self.feature_rows(network, layer, dtype, stop=stop).rows(0, self.size)
 
+    def features_at(self, network: nn.Module, layer: Head, dtype: torch.dtype, chosen: Sequence[int]) -> Tensor:
+        """Return what enters ``layer`` for some samples, as ``features`` does for all.
+
+        Args:
+            network: module that takes the inputs.
+            layer: a linear layer of the network.
+            dtype: type of the copy.
+            chosen: numbers of the samples.
+        """
+        module, size = StatelessModule(network, dtype=dtype), self.sampling.batch_size
+
+        def part() -> list[Tensor]:
+            mine = self.ranks.share(0, len(chosen))
+            groups = [chosen[k : min(k + size, mine.stop)] for k in range(mine.start, mine.stop, size)]
+            return [features_of(module, layer, self._inputs_of(group)).cpu() for group in groups]
+
+        return torch.cat([rows for parts in self.ranks.gather(part) for rows in parts])
+
     def feature_rows(
         self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
     ) -> TrunkRows:
@@ -175,12 +194,15 @@ class TrainingSet:
 
     def _read(self, indices: Sequence[int], seed: int) -> list[Tensor]:
         """Return the tensors that enter the network for these samples, with random numbers from ``seed``."""
+        return list(input_tensors(self._inputs_of(indices, seed)))
+
+    def _inputs_of(self, indices: Sequence[int], seed: int = 0) -> Inputs:
         with isolate_rng():
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator
             torch.manual_seed(seed)
             batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
-        return list(input_tensors(take_inputs(batch, self._input_fn)))
+        return take_inputs(batch, self._input_fn)
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -44,6 +44,9 @@ class RankCertificate:
     feature_error: float = 0.0  # allowance for the rounding inside the trunk, Frobenius norm
     distance: Bounded | None = None  # "distinct": distance of the closest two samples
     residual: Bounded | None = None  # "alignment": |(I - P) Y| / |Y|
+    narrow: str | None = ""
+    rows_here: int = 0  # "distinct": number of rows whose rank was looked at at these weights
+    rank_here: int = 0  # lower bound of their rank
 
 
 def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:

@@ -78,14 +78,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
     """
     flags = [(module, module.training) for module in model.modules()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []
     try:
         for module, _ in flags:
             module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)
         with (
+            without_fused_attention(),
             full_float32(),
             _as_written(),
             no_recomputation(),
@@ -97,9 +96,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Switch off torch's fast path of attention and Transformer layers in eval mode, and restore the setting.
+
+    It is taken once no parameter needs a gradient, sets what is computed at padded positions to zero, and has no derivative by the
+    layers inside it.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _as_written() -> AbstractContextManager[None]:

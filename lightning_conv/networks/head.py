@@ -22,6 +22,8 @@ class Head:
     module: nn.Linear
     last: bool = True
     """Whether the layer's result is the model's result. If not, the convexity of what follows is not checked."""
+    probed: bool = False
+    """Whether the layer was seen to compute W h + b, at its own weights and at random ones."""
 
     @property
     def has_bias(self) -> bool:
@@ -129,7 +131,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         raise ValueError(f"head: {name!r} {probe.departs}; end the network in a plain nn.Linear")
     if not probe.last and not named:
         raise ValueError(nothing)
-    return Head(name, head, last=probe.last)
+    return Head(name, head, last=probe.last, probed=True)
 
 
 _Call = tuple[nn.Module, tuple[Tensor, Tensor]]

@@ -63,12 +63,9 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
         first = features if first is None else first
         if len(seen) != 1 or not same(features, first):
             return HeadProbe("is given an input that depends on its own weights", last=False)
-        if (share := _difference(output, features, *values)) > 0:
-            return HeadProbe(
-                f"is a {type(layer).__name__} whose output is not W h + b (it differs by {share:.2g} of |W| |h| + |b| at "
-                f"{'its own' if values is own else 'random'} weights)",
-                last=False,
-            )
+        if said := departure(output, features, *values):
+            where = "its own" if values is own else "random"
+            return HeadProbe(f"is a {type(layer).__name__} whose {said} at {where} weights", last=False)
         last = last and same(output, result)
     return HeadProbe("", last)
 
@@ -84,13 +81,22 @@ def _settings(own: list[Tensor]) -> Iterator[list[Tensor]]:
         yield [(scale * size * each).to(like) for each, like in zip(drawn, own, strict=True)]
 
 
-def _difference(output: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> float:
-    """Return the largest |output - (W h + b)| that rounding does not explain, over |W| |h| + |b|; 0 if there is none."""
+def departure(output: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
+    r"""Return how an output differs from W h + b by more than rounding, as words; empty if it does not.
+
+    Rounding: four times :math:`\gamma_{m + 2} (|W| |h| + |b|)` in the type of the output, entry by entry.
+
+    Args:
+        output: What the layer returned, (n, C).
+        features: h, what entered it, (n, m).
+        weight: W, (C, m).
+        bias: b, (C,); None: there is none.
+    """
     h, w = features.double(), weight.detach().double()
     b = torch.zeros(len(w), dtype=torch.float64, device=w.device) if bias is None else bias.detach().double()
     expected, sizes = h @ w.T + b, h.abs() @ w.abs().T + b.abs()
     if output.shape != expected.shape:
-        return float("inf")
+        return f"output of shape {tuple(output.shape)} is not W h + b, of shape {tuple(expected.shape)}"
     dtype = output.dtype
     allowed = min(4 * gamma(w.shape[1] + 2, dtype), 16 * unit_roundoff(torch.bfloat16))
     limits = torch.finfo(dtype)
@@ -98,7 +104,9 @@ def _difference(output: Tensor, features: Tensor, weight: Tensor, bias: Tensor |
     apart = (output.double() - expected).abs() / sizes.clamp(min=limits.tiny)
     apart = torch.where(compared, torch.nan_to_num(apart, nan=float("inf")), 0.0)
     largest = float(apart.max()) if apart.numel() else 0.0
-    return largest if largest > allowed else 0.0
+    if largest <= allowed:
+        return ""
+    return f"output is not W h + b (it differs by {largest:.2g} of |W| |h| + |b|)"
 
 
 def same(output: Tensor, result: object) -> bool:

@@ -160,9 +160,38 @@ def _distinct(view: GuardView) -> RankCertificate:
     coarse, exact = (data.features(network, layer, dtype, stop=True) for dtype in (torch.float32, torch.float64))
     error = feature_rounding(coarse, exact)
     rows = data.feature_rows(network, head)  # for their number and width: none is computed
-    return data.ranks.once(
+    found = data.ranks.once(
         lambda: certify_expressivity(rows, method="distinct", bias=head.has_bias, entering=exact, feature_error=error)
     )
+    return _also_here(view, found) if found.verdict == "certified" else found
+
+
+def _also_here(view: GuardView, found: RankCertificate) -> RankCertificate:
+    """Certify the rank of a random sample of the rows at the present weights, which are not almost every weight.
+
+    Full rank of a subset is necessary for rank n, and not sufficient; where the sample is the whole set it is a proof.
+
+    Args:
+        view: The run.
+        found: Certificate for almost every weight.
+
+    Returns:
+        It with ``rows_here`` and ``rank_here``; ``undecided`` where some rank is missing.
+    """
+    data, head, network = view.data, view.head, view.network
+    chosen = torch.randperm(data.size, generator=torch.Generator().manual_seed(0))[:SAMPLED].sort().values.tolist()
+    coarse, exact = (data.features_at(network, head, dtype, chosen) for dtype in (torch.float32, torch.float64))
+    error = feature_rounding(coarse, exact)
+    here = data.ranks.once(
+        lambda: certify_expressivity(exact, method="singular", bias=head.has_bias, feature_error=error)
+    )
+    rows, rank = len(chosen), here.rank_lower
+    which = f"{rows} rows drawn at random" if rows < data.size else f"all {rows} rows"
+    reason = f"{found.reason}; at these weights the rank of {which} is certified to be {rank}"
+    if rank == rows:
+        return replace(found, reason=reason, rows_here=rows, rank_here=rank)
+    reason = f"{reason} and not shown to be {rows}, so nothing is said of these weights ({here.reason})"
+    return replace(found, verdict="undecided", rank_lower=rank, reason=reason, rows_here=rows, rank_here=rank)
 
 
 # A moment of the run at which a rank is certified that decides nothing.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_conv.callbacks.guard.certify.caveats import ROUNDED
+from lightning_conv.callbacks.guard.certify.run_checks import ROUNDED
 from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
 from lightning_conv.callbacks.guard.head.problem import TrainedHead
 from lightning_conv.callbacks.guard.view import GuardView

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,9 @@ class FeatureCache:
     def __init__(self, view: GuardView) -> None:
         self._view, self._weight, self._replaced = view, view.head.module.weight, ExitStack()
         self._names = {module: name for name, module in view.module.named_modules()}
+        self._own: list[
+            tuple[nn.Module, Callable[..., Any] | None]
+        ] = []  # modules with a look-up, and what it replaced
         self._batches = self._hits = 0
         self._checked, self._checking, self._wrong = False, False, ""
         if reason := next(filter(None, view.ranks.gather(self._obstacle)), None):
@@ -81,13 +84,26 @@ class FeatureCache:
             keys = [key for batch in recorded for key in batch.keys[name]]
             known = {key: row for row, key in reversed(list(enumerate(keys)))}
             module = view.module.get_submodule(name)
-            self._replaced.callback(_restore, module, vars(module).get("forward"))
-            looked_up = self._look_up(module.forward, known, ends_in_head[name])
-            module.forward = looked_up
+            own = vars(module).get("forward")
+            self._replaced.callback(_restore, module, own)
+            module.forward = self._look_up(module.forward, known, ends_in_head[name])
+            self._own.append((module, own))
 
     def release(self) -> None:
         """Give the modules their own forward back."""
         self._replaced.close()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Give the modules their own forward back for a while, as a copy of the module needs it."""
+        looked_up = [(module, vars(module).get("forward")) for module, _ in self._own]
+        try:
+            for module, own in self._own:
+                _restore(module, own)
+            yield
+        finally:
+            for module, function in looked_up:
+                _restore(module, function)
 
     def give_up(self) -> str | None:
         """Return, after a batch, why the cache is of no use; None if it is."""

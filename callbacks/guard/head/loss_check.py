@@ -10,14 +10,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_conv.callbacks.guard.certify.caveats import ROUNDED
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.losses.of_outputs import evaluate, rounding
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, take, undisturbed
 
-# Relative difference up to which the loss of the training step counts as that of ``loss_fn``, in a float32 run.
-AGREEMENT = 1e-3
 # Errors of a batch without targets, or of a loss that cannot be called, which the measurement on the training set reports.
 UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, IndexError, KeyError)
 
@@ -33,7 +31,8 @@ class LossCheck:
     def __init__(self, view: GuardView, input_fn: InputFn | None) -> None:
         self._view, self._input_fn = view, input_fn
         self._known = view.loss.loss_fn is not None
-        self._wanted, self._expected = self._known, math.nan
+        self._wanted = self._known
+        self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
         self._seen: list[Tensor] = []  # outputs of the head in the training step
@@ -45,10 +44,13 @@ class LossCheck:
         self.release()
         self._wanted = self._known
 
-    def before(self, batch: Any) -> None:
-        """Prepare the comparison on a batch, if one is wanted.
+    def end(self) -> None:
+        """Make no comparison any more: the losses are known to differ."""
+        self.release()
+        self._known = self._wanted = False
 
-        The first time, ``loss_fn`` is evaluated on a separate forward pass; later, on the outputs of the head in the training step.
+    def before(self, batch: Any) -> None:
+        """Prepare the comparison on a batch, if one is wanted: ``loss_fn`` is evaluated on the outputs of the head in the training step.
 
         Args:
             batch: The batch that the training step is about to see.
@@ -57,29 +59,28 @@ class LossCheck:
             return
         self.release()  # a batch that was skipped (``on_train_batch_start`` gave -1) has no end
         self._before = [parameter.detach().clone() for parameter in self._view.head_parameters]
-        self._expected = math.nan
+        self._outputs = None
         with attempted(*UNKNOWN):
             self._targets = self._view.loss.targets_of(batch)
-            if self._shape is not None and self._view.head.last:
-                self._hook = self._view.head.module.register_forward_hook(self._look)
+            inputs = take_inputs(batch, self._input_fn)
+            if not self._view.head.last:  # its output is not the network's
+                self._outputs = self._network_on(inputs)
                 return
-            with undisturbed(self._view.network), torch.no_grad():
-                module = StatelessModule(self._view.network)
-                outputs = module.call({}, module.convert(take_inputs(batch, self._input_fn)))
-            assert isinstance(outputs, Tensor)
-            self._shape = outputs.shape[1:]
-            self._expected = self._loss_of(outputs)
+            self._shape = self._network_on(take(inputs, slice(2))).shape[1:] if self._shape is None else self._shape
+            self._hook = self._view.head.module.register_forward_hook(self._look)
+
+    def _network_on(self, inputs: Inputs) -> Tensor:
+        with undisturbed(self._view.network), torch.no_grad():
+            module = StatelessModule(self._view.network)
+            outputs = module.call({}, module.convert(inputs))
+        assert isinstance(outputs, Tensor)
+        return outputs
 
     def _look(self, module: nn.Module, inputs: Any, outputs: Tensor) -> None:
         self._seen.append(outputs.detach().clone())
 
-    def _loss_of(self, outputs: Tensor) -> float:
-        assert self._targets is not None
-        found = self._view.loss.of(outputs.cpu().double(), self._targets.cpu())["loss"]
-        return found * (len(outputs) if self._view.loss.kind.summed else 1)
-
     def after(self, loss: Tensor | None) -> str | None:
-        """Compare the loss of the training step with that of ``loss_fn``.
+        """Compare the loss of the training step with that of ``loss_fn``, up to the rounding of the step (``rounding``).
 
         Args:
             loss: Loss of the training step; None: not known. It is read only where it is compared, to avoid a device synchronisation
@@ -94,19 +95,34 @@ class LossCheck:
         hooked = self._hook is not None
         self.release()
         if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
+            self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
+        expected, allowed = math.nan, math.nan
+        if self._outputs is not None:
             with attempted(*UNKNOWN):
-                self._expected = self._loss_of(seen[0].reshape(len(seen[0]), *self._shape))
-        trainer = self._view.trainer
-        allowed = (0.1 if str(trainer.precision) in ROUNDED else AGREEMENT) * max(abs(self._expected), 1e-3)
-        apart = abs(stepped - self._expected) > allowed  # False if one of them is NaN
+                expected, allowed = self._loss_of(self._outputs)
+        apart = abs(stepped - expected) > allowed  # False if one of them is NaN
         if not any(self._view.ranks.gather(lambda: apart)):
             self._before = []
             return None
         self._known = False
         return (
-            f"the training step minimises something else than the mean of {self._view.loss.kind.name} ({stepped:.6g} instead of "
-            f"{self._expected:.6g} on a batch at step {trainer.global_step})"
+            f"the training step minimises something else than the mean of {self._view.loss.kind.name} ({stepped:.9g} instead of "
+            f"{expected:.9g} on a batch at step {self._view.trainer.global_step})"
         )
+
+    def _loss_of(self, outputs: Tensor) -> tuple[float, float]:
+        """Return what the training step's loss should be, and by how much rounding may change it."""
+        assert self._targets is not None
+        targets, kind = self._targets, self._view.loss.kind
+
+        def loss(u: Tensor) -> Tensor:
+            value = kind.evaluate(u, targets)
+            return value if kind.summed else value.mean()
+
+        exact = evaluate(loss, outputs.double())
+        own = evaluate(loss, outputs if outputs.dtype.itemsize >= 4 else outputs.float())
+        scale = torch.finfo(outputs.dtype).eps / torch.finfo(own.outputs.dtype).eps
+        return exact.value, scale * rounding(own, exact, own.steepness)
 
     def release(self) -> None:
         """Remove the hook from the head, and drop the recorded outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -10,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_conv.callbacks.guard.certify.caveats import optimizer_caveats
+from lightning_conv.callbacks.guard.certify.checks import CheckName
+from lightning_conv.callbacks.guard.certify.claim import Claim
+from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
 from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
 from lightning_conv.callbacks.guard.head.cached_outputs import CachedOutputs
 from lightning_conv.callbacks.guard.head.certified_steps import CertifiedSteps
@@ -26,7 +29,7 @@ from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
 from lightning_conv.callbacks.guard.state import MEASURED, GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
-from lightning_conv.callbacks.run.logging import log_text, publish, withdraw
+from lightning_conv.callbacks.run.logging import publish, withdraw
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
 # Errors of data, a loss or features that the convex problem of the head cannot take, on any rank.
@@ -48,6 +51,8 @@ class PhaseTwo:
         self._cache: FeatureCache | None = None
         self._steps = HeadSteps(view)
         self._check = LossCheck(view, settings.input_fn)
+        self.claim = Claim(view, state)
+        self._said: tuple[int, float] | None = None  # step and loss of the last measurement
 
     @property
     def rule(self) -> StepRule:
@@ -59,11 +64,16 @@ class PhaseTwo:
         """Freeze the trunk, and set up the step rule of the head, at the switch or when a run resumes in phase 2."""
         self.trunk.freeze()
         self._forget_other_rules()
+        self.claim.gradients.again()
+        if self.claim.other_loss:
+            self._check.end()
+            if self.rule != "base":
+                self._tell_of_another_loss()
         if self.rule != "base":
             with attempted(*FROM_DATA) as setting_up:
                 self._set_up_rule()
             if setting_up.failed:
-                self.limit(f"step_rule={self.rule!r} could not be set up ({setting_up.reason})")
+                self.limit("steps of the rule", f"step_rule={self.rule!r} could not be set up ({setting_up.reason})")
                 self._fall_back()
         if self._settings.cache_features and not isinstance(self._steps, SolvedHead):
             expects = (MemoryError, NotCachedError, RuntimeError)
@@ -139,13 +149,17 @@ class PhaseTwo:
         self._state.add_reason(said)
         rank_zero_warn(f"ExpressivityGuard: {about}{said}")
 
+    def _tell_of_another_loss(self) -> None:
+        self._tell(f"step_rule={self.rule!r} is for that loss, so the optimizer of the run goes on, and no bound holds")
+        self._fall_back()
+
     def _fall_back(self) -> None:
         """Fall back to the run's optimizer, withdraw the bound, and add the optimizer's caveats."""
         self._state.steps = {"rule": "base", "asked": self._settings.step_rule}
         self._steps = HeadSteps(self._view)
         self._withdraw_logged_bound()
         for caveat in optimizer_caveats(self._view.trainer, self._view.head):
-            self.limit(caveat)
+            self.limit("no other term in the optimizer", caveat)
 
     def _withdraw_logged_bound(self) -> None:
         if "guard/bound" in self._view.trainer.callback_metrics:
@@ -183,13 +197,17 @@ class PhaseTwo:
         elif state.why and state.why != before[1]:
             state.add_reason(state.why)
 
-    def before_batch(self, batch: Any) -> None:
-        """Keep the module in eval mode, and prepare the comparison of the loss in the first batch of an epoch.
+    def before_batch(self, batch: Any, batch_idx: int) -> None:
+        """Keep the module in eval mode, and prepare the comparisons of the loss in the first batch of an epoch, and of gradients.
 
         Args:
             batch: The batch that the training step is about to see.
+            batch_idx: Its number in the epoch.
         """
         self.trunk.keep_still()
+        if not isinstance(self._steps, SolvedHead):
+            with self._cache.suspended() if self._cache is not None else nullcontext():
+                self.claim.gradients.before_batch(batch, batch_idx)
         self._check.before(batch)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -198,6 +216,7 @@ class PhaseTwo:
         Args:
             optimizer: Optimizer that is about to step.
         """
+        self.claim.gradients.before_step()
         self._steps.before_step(optimizer)
 
     def after_batch(self, loss: Tensor | None) -> None:
@@ -210,32 +229,25 @@ class PhaseTwo:
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
         if (said := self._check.after(loss)) is not None:
-            self.limit(said)
+            self.limit("compared with the step", said)
             if self.rule != "base":
                 # The rule minimises ``loss_fn``, which is not the loss of the training step.
                 self._check.take_back()
-                self._tell(
-                    f"step_rule={self.rule!r} is for that loss, so the optimizer of the run goes on, and no bound holds"
-                )
-                self._fall_back()
+                self._tell_of_another_loss()
         elif stepped is not None:  # a wrong gradient follows from a wrong loss, so only one of the two is reported
-            self.limit(stepped)
+            self.limit("steps of the rule", stepped)
+        else:
+            self.claim.take_gradients()
 
-    def limit(self, caveat: str) -> None:
-        """Add a caveat found during the run and judge again.
+    def limit(self, name: CheckName, caveat: str) -> None:
+        """Add a caveat found during the run, withdraw what was proven of the steps, and judge again.
 
         Args:
+            name: Name of the check that failed.
             caveat: Reason why the guarantee is limited.
         """
-        state, trainer = self._state, self._view.trainer
-        if caveat in state.caveats:
-            return
-        state.caveats.append(caveat)
-        self._steps.give_up(caveat)
-        state.judge()
-        state.add_reason(caveat)
-        rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {caveat}")
-        log_text(trainer, "guard/reason", state.reason, trainer.global_step)
+        if self.claim.limit(name, caveat):
+            self._steps.give_up(caveat)
 
     def measure(self) -> None:
         """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
@@ -252,24 +264,37 @@ class PhaseTwo:
             self._withdraw_logged_bound()
         if measured := self._view.ranks.broadcast(measured):
             self._state.history.append({"step": float(step), "epoch": float(epoch)} | measured)
+            self._said = step, measured["loss"]
             self._require_infimum(measured)
 
     def _require_infimum(self, measured: dict[str, float]) -> None:
         """Withdraw the verdict if the loss is below the infimum that the user gave, by more than float32 rounding explains."""
         loss, gap = measured["loss"], measured.get("gap", 0.0)
         if gap < -1e-5 * max(abs(loss), abs(loss - gap)):
-            self.limit(f"infimum: {loss - gap:.6g} is above the loss {loss:.6g}, so it is not the infimum of this loss")
+            self.limit(
+                "given infimum",
+                f"infimum: {loss - gap:.6g} is above the loss {loss:.6g}, so it is not the infimum of this loss",
+            )
+
+    def end(self) -> None:
+        """Check that the trunk is unchanged, and that the network's own loss is the one that was said of these weights."""
+        self.warn_if_moved()
+        self.compare_own_loss()
+
+    def compare_own_loss(self) -> None:
+        """Call the network on the training set, and compare its loss with the last one that was measured, if that is of now."""
+        said = self._said[1] if self._said is not None and self._said[0] == self._view.trainer.global_step else None
+        measured = type(self._steps) is HeadSteps and self._view.loss.cached_outputs is None  # by calling the network
+        self.claim.compare_own_loss(None if measured else said)
 
     def warn_if_moved(self) -> None:
         """Compare the trunk with its fingerprints from the switch; if it moved, withdraw the verdict and warn."""
-        state, trainer = self._state, self._view.trainer
+        state = self._state
         if moved := self.trunk.moved_since(state.fingerprints):
-            state.verdict = "undecided"
-            state.reason = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee no longer applies"
+            said = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee no longer applies"
             if state.steps:
-                state.steps.setdefault("given_up", state.reason)
-            rank_zero_warn(f"ExpressivityGuard: {state.reason}")
-            log_text(trainer, "guard/reason", state.reason, trainer.global_step)
+                state.steps.setdefault("given_up", said)
+            self.claim.withdraw(said)
 
     def _drop_cache(self, why: str) -> None:
         self._release_cache()

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_conv.callbacks.guard.certify.caveats import ROUNDED
+from lightning_conv.callbacks.guard.certify.run_checks import ROUNDED
 from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
 from lightning_conv.callbacks.guard.head.problem import TrainedHead, head_memory, holds_features
 from lightning_conv.callbacks.guard.state import GuardState

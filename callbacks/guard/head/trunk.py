@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.networks.evaluation import without_fused_attention
 from lightning_conv.networks.perturbation import fingerprint, freeze
 
 
@@ -20,6 +23,7 @@ class FrozenTrunk:
         self._module, self._head, self._ranks = view.module, view.head, view.ranks
         self._thawed: list[nn.Parameter] = []
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._fused = ExitStack()
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -45,11 +49,15 @@ class FrozenTrunk:
             tensor.copy_(before[name])
 
     def freeze(self) -> None:
-        """Freeze the trunk and put the whole module into eval mode; under DDP, rewrap it so that no rank waits for absent gradients."""
+        """Freeze the trunk and put the whole module into eval mode, without torch's fused attention of that mode.
+
+        Under DDP, rewrap it so that no rank waits for absent gradients.
+        """
         self._thawed = list(self.trainable.values())
         self._modes = [(module, module.training) for module in self._module.modules()]
         freeze(self._thawed)
         self._module.eval()
+        self._fused.enter_context(without_fused_attention())
         if self._thawed:
             self._ranks.rewrap()
 
@@ -65,6 +73,7 @@ class FrozenTrunk:
         for module, training in self._modes:
             module.training = training
         self._thawed, self._modes = [], []
+        self._fused.close()
 
     def fingerprints(self) -> dict[str, str]:
         """Return a hash of each parameter and each buffer of a layer, by name.

@@ -14,7 +14,10 @@ KEPT = Path(__file__).parent / "state_of_0_1.json"
 
 def test_the_state_of_an_earlier_version_survives_a_load_and_a_save():
     stored = json.loads(KEPT.read_text())
-    assert GuardState.from_plain(stored).as_plain() == stored
+    kept = GuardState.from_plain(stored).as_plain()
+    certificate = kept.pop("certificate")
+    assert stored.pop("certificate").items() <= certificate.items()
+    assert kept == stored | {"checks": []}
 
 
 def test_a_guard_with_the_state_of_an_earlier_version_claims_the_same():
@@ -26,9 +29,9 @@ def test_a_guard_with_the_state_of_an_earlier_version_claims_the_same():
     assert guard.descent.not_covered == ""
     assert [gap.steps for gap in guard.descent.gaps] == [0, 1]
     assert guard.descent.step == stored["steps"]["first"]
-    before = guard.verdict, guard._state.why
-    guard._state.judge()
-    assert (guard.verdict, guard._state.why) == before
+    guard._state.judge()  # as when the run goes on, before it has made the checks that were not made then
+    assert guard.verdict == "undecided"
+    assert "not checked: head probed" in guard.why
 
 
 def test_fields_that_an_older_checkpoint_lacks_keep_their_defaults():

@@ -1,0 +1,116 @@
+"""``Claim``: the checks of the guard's claim are made as the run goes on, and the verdict follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons, replaced
+from lightning_conv.callbacks.guard.certify.gradient_watch import GradientWatch
+from lightning_conv.callbacks.guard.certify.own_loss import own_loss
+from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
+from lightning_conv.callbacks.guard.state import GuardState
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.logging import log_text
+
+
+class Claim:
+    """What is known of the claim that the last layer's infimum is the global one of the loss that the training step minimises.
+
+    Args:
+        view: The run.
+        state: State of the guard, updated in place.
+
+    Attributes:
+        gradients: Comparison of the gradients in some steps.
+        other_loss: How the loss of the training step was seen to differ from ``loss_fn``, in this part of the run; empty if it was not.
+    """
+
+    def __init__(self, view: GuardView, state: GuardState) -> None:
+        self._view, self._state = view, state
+        self.gradients = GradientWatch(view)
+        self.other_loss = ""
+
+    def compare(self) -> list[str]:
+        """Make the checks that need the training step and the training set, before the verdict is said and anything is written.
+
+        Returns:
+            What those saw that failed for the first time, each of which was said in a warning.
+        """
+        before = self._state.caveats
+        seen = [*compare_with_step(self._view), self.gradients.check(), own_loss(self._view)]
+        self.note([*seen, *of_reasons("trunk unmoved", [])])
+        new = [said for said in self._state.caveats if said not in before]
+        for said in new:
+            rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {said}")
+        return new
+
+    def note(self, checks: Sequence[Check]) -> None:
+        """Replace the checks of these names, without a new verdict.
+
+        Args:
+            checks: Checks that were made now.
+        """
+        self._state.checks = replaced(self._state.checks, checks)
+        failed = [each.said for each in checks if each.name == "compared with the step" and each.held is False]
+        self.other_loss = failed[0] if failed else self.other_loss
+
+    def take_gradients(self) -> None:
+        """Take the last comparison of gradients into the verdict, if it is another one than before."""
+        found = self.gradients.found
+        if found is not None and found not in self._state.checks:
+            self.take(found)
+
+    def compare_own_loss(self, logged: float | None) -> None:
+        """Call the network on the training set, see ``own_loss``.
+
+        Args:
+            logged: Loss that was said to be the network's at these weights, if it was not measured by calling it.
+        """
+        self.take(own_loss(self._view, logged))
+
+    def take(self, check: Check) -> None:
+        """Take a check into the verdict; one that failed is said and logged.
+
+        Args:
+            check: Check that was made now.
+        """
+        if check.held is False:
+            self.limit(check.name, check.said)
+            return
+        self.note([check])
+        self._state.judge()
+
+    def limit(self, name: CheckName, caveat: str) -> bool:
+        """Add a caveat found during the run and judge again.
+
+        Args:
+            name: Name of the check that failed.
+            caveat: Reason why the guarantee is limited.
+
+        Returns:
+            Whether it is a new one.
+        """
+        state, trainer = self._state, self._view.trainer
+        if caveat in state.caveats:
+            return False
+        self.note([Check(name, False, caveat)])
+        state.judge()
+        state.add_reason(caveat)
+        rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {caveat}")
+        log_text(trainer, "guard/reason", state.reason, trainer.global_step)
+        return True
+
+    def withdraw(self, said: str) -> None:
+        """Withdraw the verdict because the trunk moved.
+
+        Args:
+            said: What moved, which becomes the reason.
+        """
+        state, trainer = self._state, self._view.trainer
+        self.note([Check("trunk unmoved", False, said)])
+        state.judge()
+        state.reason = said
+        rank_zero_warn(f"ExpressivityGuard: {said}")
+        log_text(trainer, "guard/reason", said, trainer.global_step)

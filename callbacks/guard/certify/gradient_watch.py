@@ -1,0 +1,212 @@
+"""``GradientWatch``: whether the gradients that the optimizer gets are those of the loss that the training step returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.guard.certify.checks import Check
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.twin import Twin
+
+ULPS = (
+    256  # units of rounding by which a gradient may differ, relative to its norm, beside what a repetition differs by
+)
+# Hooks in which a module or another callback may change gradients.
+MODULE_HOOKS = (
+    "backward",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+)
+CALLBACK_HOOKS = ("on_after_backward", "on_before_optimizer_step")
+
+
+class GradientWatch:
+    """Follows some optimizer steps: the first one, those whose number is a power of two, and the last one before the switch.
+
+    The training step is run once more on a copy of the module in the run's own modes, from the run's random numbers, and its gradients
+    are compared with ``p.grad`` where the optimizer is about to step; and ``p.grad`` after the step with what it was before, since clipping
+    may scale it and nothing else may change it.
+
+    Args:
+        view: The run.
+
+    Attributes:
+        found: The last comparison; None: there was none yet.
+
+    Cost: a copy of the weights and a training step for each batch of a step that is followed.
+    """
+
+    def __init__(self, view: GuardView) -> None:
+        self._view = view
+        self.found: Check | None = None
+        self._begins, self._next = True, view.trainer.global_step
+        self._batches: list[tuple[Any, int]] | None = None  # of the step that is followed; None: none is
+        self._expected: list[Tensor] = []
+        self._kept: list[Tensor | None] = []
+        self._why = ""  # why the step could not be run on a copy
+
+    def again(self) -> None:
+        """Follow the next step, whatever its number: a phase begins."""
+        self._next = self._view.trainer.global_step
+
+    def before_batch(self, batch: Any, batch_idx: int, last: int | None = None) -> None:
+        """Add the gradients of a batch, if its step is followed.
+
+        Args:
+            batch: The batch that the training step is about to see.
+            batch_idx: Its number in the epoch.
+            last: Number of the last step before the switch, where it is known.
+        """
+        step = self._view.trainer.global_step
+        if self._begins and (step >= self._next or step == last):
+            self._batches, self._expected, self._why = [], [], ""
+            self._next = max(2 * step, step + 1)
+        self._begins = False
+        if self._batches is None:
+            return
+        self._batches.append((batch, batch_idx))
+        with attempted(Exception) as attempt:  # the step is any code of the user's
+            made = self._gradients(batch, batch_idx)
+            self._expected = [a + b for a, b in zip(self._expected, made, strict=True)] if self._expected else made
+        self._why = self._why or attempt.reason
+
+    def _gradients(self, batch: Any, batch_idx: int) -> list[Tensor]:
+        twin = Twin(self._view.trainer, self._view.module)
+        weights = [each for each in twin.module.parameters() if each.requires_grad]
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = twin.step(batch, batch_idx)
+            if loss is None:
+                raise ValueError("the training step returns no loss")
+            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+        whole = [torch.zeros_like(each) if part is None else part for part, each in zip(parts, weights, strict=True)]
+        return [each / self._view.trainer.accumulate_grad_batches for each in whole]
+
+    @property
+    def _weights(self) -> list[nn.Parameter]:
+        return [each for each in self._view.module.parameters() if each.requires_grad]
+
+    def before_step(self) -> None:
+        """Compare the gradients, if the step is followed. All ranks call it together."""
+        batches, self._batches = self._batches, None
+        if batches is None:
+            self._kept = []  # the optimizer asks for the gradient again, at other weights, as LBFGS does
+            return
+        found = self._view.ranks.gather(lambda: self._why)
+        if why := next(filter(None, found), ""):
+            self.found = Check("gradients of the step", None, f"the training step could not be run on a copy: {why}")
+            return
+        with torch.no_grad():
+            expected = [self._view.ranks.mean(each) for each in self._expected]
+            actual = [torch.zeros_like(each) if each.grad is None else each.grad.detach() for each in self._weights]
+            self._kept = [None if each.grad is None else each.grad.detach().clone() for each in self._weights]
+            if not all(bool(torch.isfinite(each).all()) for each in actual):
+                return  # the scaler leaves such a step out
+        apart, size = _distance(actual, expected), _norm(expected)
+        eps = max(torch.finfo(each.dtype).eps for each in actual)
+        close = apart <= ULPS * eps * size
+        if all(self._view.ranks.gather(lambda: close)):
+            self.found = Check("gradients of the step", True)
+            return
+        self.found = self._judge(batches[0], apart, size)
+
+    def _judge(self, first: tuple[Any, int], apart: float, size: float) -> Check:
+        """Judge gradients that differ: a step that draws random numbers differs from its own repetition."""
+
+        def repeated() -> float:
+            with attempted(Exception):
+                torch.rand(1)  # other random numbers; the generator is put back by the caller
+                some = self._gradients(*first)
+                torch.rand(1)
+                return _distance(some, self._gradients(*first))
+            return float("inf")
+
+        with isolate_rng():
+            again = max(self._view.ranks.gather(repeated))
+        if apart <= 16 * again:
+            return Check(
+                "gradients of the step", None, "the training step draws random numbers, so its gradients differ anyway"
+            )
+        return Check(
+            "gradients of the step",
+            False,
+            f"the optimizer gets other gradients than those of the training step's loss: {apart / max(size, 1e-300):.2g} of their norm "
+            f"apart at step {self._view.trainer.global_step} (a hook, a callback, or a backward of its own)",
+        )
+
+    def after_batch(self, stepped: bool) -> None:
+        """Compare the gradients after the optimizer's step with those before it, if the step was followed.
+
+        Args:
+            stepped: Whether the optimizer has stepped.
+        """
+        self._begins = stepped
+        kept, self._kept = self._kept, []
+        if not kept or self.found is None or self.found.held is False:
+            return
+        pairs = [(was, each.grad) for was, each in zip(kept, self._weights, strict=False)]
+        then, now = ([pair[k] for pair in pairs if None not in pair] for k in (0, 1))
+        changed = not _is_scaled(then, now) and not self._clips_values
+        if any(self._view.ranks.gather(lambda: changed)):
+            said = "something changes the gradients between the backward pass and the optimizer's step"
+            self.found = Check("gradients of the step", False, said)
+
+    @property
+    def _clips_values(self) -> bool:
+        trainer = self._view.trainer
+        return trainer.gradient_clip_val is not None and str(trainer.gradient_clip_algorithm or "norm").endswith(
+            "value"
+        )
+
+    def check(self) -> Check:
+        """Return the last comparison; where no step was seen yet, whether anything could change the gradients of the first."""
+        if self.found is not None:
+            return self.found
+        said = self._could_be_changed()
+        return Check("gradients of the step", None if said else True, said)
+
+    def _could_be_changed(self) -> str:
+        module, trainer = self._view.module, self._view.trainer
+        own = [name for name in MODULE_HOOKS if is_overridden(name, module)]
+        others = [
+            type(each).__name__
+            for each in trainer.callbacks  # type: ignore[attr-defined]
+            if not type(each).__module__.startswith(("lightning.", "lightning_conv."))
+            and any(is_overridden(name, each) for name in CALLBACK_HOOKS)
+        ]
+        hooked = [name for name, each in module.named_parameters() if _hooks_of(each)]
+        found = [f"the module overrides {', '.join(own)}"] * bool(own)
+        found += [f"{', '.join(others)} may change gradients"] * bool(others)
+        found += [f"{name!r} has a hook on its gradient" for name in hooked[:1]]
+        return "no step was seen yet, and " + " and ".join(found) if found else ""
+
+
+def _hooks_of(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def _is_scaled(then: Sequence[Any], now: Sequence[Any]) -> bool:
+    """Return whether gradients are those of before times one number in (0, 1]."""
+    before, after = _norm(then), _norm(now)
+    if after > before * (1 + 1e-6):
+        return False
+    scale = after / before if before > 0 else 1.0
+    return _distance([scale * each for each in then], now) <= 1e-5 * max(after, 1e-300)
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(each.abs().double().square().sum()) for each in tensors))
+
+
+def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    return _norm([a - b for a, b in zip(some, others, strict=True)])

@@ -1,0 +1,236 @@
+"""``compare_with_step``: whether the training step minimises the loss that the guard's claim is about, on a copy of the module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.losses.of_outputs import OutputLoss, Point, coupling, difference, evaluate, settings
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed, without_fused_attention
+from lightning_conv.networks.head import features_of
+
+EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
+ULPS = 64  # units of rounding by which features may differ, beside twice what float64 shows of their rounding
+BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
+MADE: tuple[CheckName, ...] = ("compared with the step", "same loss to the end", "same features in the step")
+DRAWN = (1.0, 30.0)  # sizes of random weights, in units of the present ones
+
+
+def compare_with_step(view: GuardView) -> list[Check]:
+    r"""Compare the training step with the loss and the features that the guard's claim is about.
+
+    The step runs on a copy of the module in eval mode, as phase 2 runs it, on samples from two places of the training set. With u the
+    head's outputs, and outputs of choice put in their place,
+
+    - the loss must not change, and have no gradient, when all weights are replaced by random ones and u is held: no penalty, no other head
+    - it must not couple the samples (``coupling``)
+    - it must be ``loss_fn``, if that is known, in value and gradient at outputs near and far (``difference``); at full batch size too
+    - it must be the same at the run's last step and epoch: a term may set in later
+    - its gradient by the weights must be J^T s, with J^T from the network as it is evaluated here and s the gradient by u
+    - the features must be those of the network as it is evaluated here, also once the trunk is frozen
+
+    each up to the rounding of the precision in use, as stated there.
+
+    Args:
+        view: The run.
+
+    Returns:
+        The checks ``MADE``. All ranks get the same.
+
+    Cost: about 100 training steps of 16 samples, one of a whole batch, and some copies of the weights, one at a time.
+    """
+    found = [pair for pairs in view.ranks.gather(lambda: _local(view)) for pair in pairs]
+    return list(dict.fromkeys(found))
+
+
+def _local(view: GuardView) -> list[Check]:
+    # The step is any code of the user's, and phase 2 runs it without fused attention.
+    with attempted(Exception) as attempt, without_fused_attention():
+        return _Comparison(view).checks()
+    why = f"the training step could not be run on a copy of the module: {attempt.reason}"
+    return [Check(name, None, why) for name in MADE]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    inputs: Inputs
+    whole: Any
+
+
+class _Comparison:
+    def __init__(self, view: GuardView) -> None:
+        self._view = view
+        self._twin = _in_eval_mode(view)
+        self._engine = StatelessModule(view.network)
+
+    def checks(self) -> list[Check]:
+        said = dict.fromkeys(MADE, "")
+        for batch in self._batches():
+            call = self._call(self._twin, batch)
+            points = [point for point in settings(call, call.observe().outputs) if point.finite]
+            found = (self._departure(batch, points), self._later(batch, points), self._other_features(batch))
+            said = {name: said[name] or new for name, new in zip(MADE, found, strict=True)}
+        said[MADE[0]] = said[MADE[0]] or self._departs_on_a_whole_batch()
+        return [Check(name, not why, why) for name, why in said.items()]
+
+    def _batches(self) -> Iterator[_Batch]:
+        size = self._view.data.size
+        starts = [0] if size <= EXAMINED else [0, size - EXAMINED]
+        for start in starts:
+            for inputs, whole in self._view.data.batches(start, min(start + EXAMINED, size)):
+                yield _Batch(inputs, whole)
+                break  # a loader of smaller batches
+
+    def _departure(self, batch: _Batch, points: list[Point]) -> str:
+        if not points:
+            return "the loss of the training step is not finite"
+        return (
+            self._another_loss(batch, points)
+            or self._beside_the_outputs(batch, points)
+            or coupling(self._call(self._twin, batch), points)
+            or (self._another_gradient(batch) if self._view.head.last else "")
+        )
+
+    def _call(self, twin: Twin, batch: _Batch) -> StepCall:
+        return StepCall(twin, self._view.head_name, batch.whole)
+
+    def _another_loss(self, batch: _Batch, points: list[Point]) -> str:
+        reference = self._reference(batch)
+        if reference is None or not (apart := difference(points, reference)):
+            return ""
+        step = self._view.trainer.global_step
+        name = self._view.loss.kind.name
+        return f"the training step minimises something else than the mean of {name} ({apart} on a batch at step {step})"
+
+    def _reference(self, batch: _Batch) -> OutputLoss | None:
+        """Return ``loss_fn`` as a function of the head's outputs on a batch; None: it is not known."""
+        loss = self._view.loss
+        if loss.loss_fn is None or not self._view.head.last:
+            return None
+        targets, shape = loss.targets_of(batch.whole), self._result(batch).shape[1:]
+
+        def reference(u: Tensor) -> Tensor:
+            value = loss.kind.evaluate(u.reshape(len(u), *shape), targets)
+            return value if value.ndim == 0 else value.mean()
+
+        return reference
+
+    def _result(self, batch: _Batch) -> Tensor:
+        with undisturbed(self._view.network), torch.no_grad():
+            made = self._engine.call({}, self._engine.convert(batch.inputs))
+        assert isinstance(made, Tensor)
+        return made
+
+    def _beside_the_outputs(self, batch: _Batch, points: list[Point]) -> str:
+        """Return whether the loss depends on the weights when the outputs are held."""
+        call = self._call(_in_eval_mode(self._view), batch)
+        u = points[0].outputs
+        weights = [each.requires_grad_() for each in call.twin.module.parameters() if each.is_floating_point()]
+        loss = call(u)
+        direct = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
+        moved = any(each is not None and bool((each != 0).any()) for each in direct)
+        for seed, size in enumerate(DRAWN):
+            call.weights_drawn(seed, size)
+            for point in points[:2]:
+                now = float(call(point.outputs).detach())
+                moved = moved or abs(now - point.value) > ULPS * torch.finfo(u.dtype).eps * abs(point.value)
+        return (
+            f"the training step minimises something else than a loss of the outputs of {self._view.head_name!r}: it changes with the "
+            "weights while these outputs are held"
+            if moved
+            else ""
+        )
+
+    def _later(self, batch: _Batch, points: list[Point]) -> str:
+        """Return whether the loss is another one at the end of the run."""
+        trainer = self._view.trainer
+        last = trainer.estimated_stepping_batches
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        step = int(last) - 1 if 1 <= last < float("inf") else trainer.global_step + 10**6
+        epoch = epochs - 1 if epochs is not None else trainer.current_epoch + 10**3
+        call = self._call(_in_eval_mode(self._view, step, epoch), batch)
+        apart = points and difference(points, lambda u: call(u.to(points[0].outputs)).to(u.dtype))
+        return (
+            f"the loss of the training step changes during the run ({apart}, compared with step {step})"
+            if apart
+            else ""
+        )
+
+    def _another_gradient(self, batch: _Batch) -> str:
+        """Return whether the gradient of the loss by the weights is another one than J^T s."""
+        view, engine = self._view, self._engine
+        call = self._call(_in_eval_mode(view), batch)
+        own = {
+            name: each.requires_grad_()
+            for name, each in call.twin.module.named_parameters()
+            if each.is_floating_point()
+        }
+        seen = call.observe()
+        prefix = "" if view.network is view.module else "module."
+        names = [name for name in own if prefix + name in engine.parameters]
+        total = torch.autograd.grad(seen.loss, [own[name] for name in names], allow_unused=True, retain_graph=True)
+        (s,) = torch.autograd.grad(seen.loss, seen.outputs)
+        with undisturbed(view.network):
+            weights = {prefix + name: engine.parameters[prefix + name].detach().requires_grad_() for name in names}
+            made = engine.call(weights, engine.convert(batch.inputs))
+            assert isinstance(made, Tensor)
+            expected = torch.autograd.grad(
+                made, list(weights.values()), s.reshape(made.shape).to(made.dtype), allow_unused=True
+            )
+        apart = _norm([a if b is None else b if a is None else a - b for a, b in zip(total, expected, strict=True)])
+        size = _norm([*expected])
+        if apart <= BACKWARD * torch.finfo(s.dtype).eps * size:
+            return ""
+        return (
+            "the gradient of the training step is not that of a loss of the network's outputs (J^T s): they are "
+            f"{apart / max(size, 1e-300):.2g} of its norm apart"
+        )
+
+    def _other_features(self, batch: _Batch) -> str:
+        """Return whether the training step of phase 2 computes other features than the network as it is evaluated here."""
+        view = self._view
+        here = features_of(self._engine, view.head, batch.inputs)
+        exact = features_of(StatelessModule(view.network, dtype=torch.float64), view.head, batch.inputs)
+        for frozen in (False, True):
+            twin = _in_eval_mode(view)
+            for name, parameter in twin.module.named_parameters():
+                parameter.requires_grad_(not frozen or name.startswith(f"{view.head_name}."))
+            seen = self._call(twin, batch).observe().features
+            if seen.shape != here.shape:
+                return f"the training step computes features of shape {tuple(seen.shape)}, the certificate is about {tuple(here.shape)}"
+            rounding = 2 * float((here.double() - exact.double()).abs().max())
+            allowed = ULPS * (torch.finfo(seen.dtype).eps * float(exact.abs().max()) + rounding)
+            apart = float((seen.double() - here.double()).abs().max())
+            if not apart <= allowed:
+                when = " once the trunk is frozen" if frozen else ""
+                return (
+                    f"the training step computes other features{when} than those that are certified: {apart:.2g} apart, where rounding "
+                    f"explains {allowed:.1g}"
+                )
+        return ""
+
+    def _departs_on_a_whole_batch(self) -> str:
+        inputs, whole = next(self._view.data.batches())
+        batch = _Batch(inputs, whole)
+        call = self._call(self._twin, batch)
+        return self._another_loss(batch, [evaluate(call, call.observe().outputs)])
+
+
+def _in_eval_mode(view: GuardView, step: int | None = None, epoch: int | None = None) -> Twin:
+    twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
+    twin.module.eval()
+    return twin
+
+
+def _norm(tensors: list[Tensor | None]) -> float:
+    return math.sqrt(sum(float(each.detach().abs().double().square().sum()) for each in tensors if each is not None))

@@ -1,0 +1,101 @@
+"""``StepCall``: the training step as a function of the outputs of one layer, observed on a copy of the module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.networks.watched import entering
+
+
+class NotAFunctionError(RuntimeError):
+    """The training step does not call the layer once, or gives no loss; the message says which."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One training step, as it was observed."""
+
+    loss: Tensor  # with its graph
+    outputs: Tensor  # u, the result of the layer, in the graph of the loss
+    features: Tensor  # h, what enters the layer
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """The training step on one batch: u -> loss, where u stands for the result of a layer.
+
+    Args:
+        twin: Copy of the module.
+        name: Dotted name of the layer in the LightningModule.
+        batch: A batch, as the training step gets it.
+        batch_idx: Its number in the epoch.
+    """
+
+    twin: Twin
+    name: str
+    batch: Any
+    batch_idx: int = 0
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return the loss if the layer returned these outputs, with its graph.
+
+        The forward of everything else runs as it does in the training step.
+
+        Args:
+            outputs: u, in shape and type of the layer's result.
+
+        Raises:
+            NotAFunctionError: The step does not call the layer exactly once, or gives no loss.
+        """
+        return self.observe(outputs).loss
+
+    def observe(self, instead: Tensor | None = None) -> Seen:
+        """Run the step once.
+
+        Args:
+            instead: Outputs that take the place of the layer's; None: its own.
+
+        Raises:
+            NotAFunctionError: See ``__call__``.
+        """
+        calls: list[tuple[Tensor, Tensor]] = []
+
+        def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> Tensor:
+            made = output if instead is None else instead
+            calls.append((entering(args, dict(kwargs)), made))
+            return made.clone()  # what follows may work in place
+
+        layer = self.twin.module.get_submodule(self.name)
+        hook = layer.register_forward_hook(look, with_kwargs=True)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                loss = self.twin.step(self.batch, self.batch_idx)
+        finally:
+            hook.remove()
+        if len(calls) != 1:
+            raise NotAFunctionError(f"the training step calls {self.name!r} {len(calls)} times")
+        if loss is None or loss.numel() != 1:
+            raise NotAFunctionError("the training step returns no loss")
+        features, outputs = calls[0]
+        return Seen(loss.reshape(()), outputs, features)
+
+    @torch.no_grad()
+    def weights_drawn(self, seed: int, size: float) -> None:
+        """Overwrite the copy's weights by random numbers of the size of each tensor times ``size``.
+
+        Args:
+            seed: Seed of the numbers.
+            size: Factor; tensors that are zero are drawn at this size itself.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.twin.module.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                scale = float(parameter.abs().double().square().mean().sqrt()) if parameter.numel() else 0.0
+                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_((drawn * size * (scale if 0 < scale < float("inf") else 1.0)).to(parameter))

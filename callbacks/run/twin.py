@@ -1,0 +1,206 @@
+"""``Twin``: a copy of the LightningModule on which the training step is run once more, without touching the run."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class NotATwinError(RuntimeError):
+    """The copy's training step reaches back into the run; the message says by what."""
+
+
+class TrainerReader:
+    """The trainer as the copy sees it: what it reads is the run's, nothing that it calls for reaches a logger or an optimizer.
+
+    Args:
+        trainer: Trainer of the run.
+        step: Optimizer steps that the copy is told of; None: those of the run.
+        epoch: Epoch that the copy is told of; None: that of the run.
+    """
+
+    def __init__(self, trainer: pl.Trainer, step: int | None = None, epoch: int | None = None) -> None:
+        own = vars(self)
+        own |= {"_read": trainer, "logger": DummyLogger(), "loggers": [], "callback_metrics": {}, "logged_metrics": {}}
+        own["global_step"] = trainer.global_step if step is None else step
+        own["current_epoch"] = trainer.current_epoch if epoch is None else epoch
+        own["optimizers"] = [Still(optimizer) for optimizer in trainer.optimizers]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the run's trainer has under this name."""
+        return getattr(self._read, name)
+
+
+class Still:
+    """The settings of an optimizer or of a scheduler, to be read; its steps do nothing.
+
+    Args:
+        of: Optimizer or scheduler of the run.
+    """
+
+    def __init__(self, of: Any) -> None:
+        groups = getattr(of, "param_groups", getattr(getattr(of, "optimizer", None), "param_groups", []))
+        self.param_groups = [copy.copy(group) | {"params": []} for group in groups]
+        self.defaults = dict(getattr(of, "defaults", {}))
+
+    def get_last_lr(self) -> list[float]:
+        """Return the learning rates of the groups."""
+        return [float(group["lr"]) for group in self.param_groups]
+
+    def step(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    zero_grad = step
+
+
+class Twin:
+    """A copy of a LightningModule: weights, buffers, attributes and metrics of its own, and a trainer that can only be read.
+
+    A function among the attributes, such as a training step that was assigned to the instance, is made anew where it holds the module or
+    a container in its closure: otherwise the copy would run the module itself. Whatever the step does outside the module, such as
+    writing to a file, does happen.
+
+    Args:
+        trainer: Trainer of the run.
+        module: LightningModule of the run.
+        step: Optimizer steps that the copy is told of; None: those of the run.
+        epoch: Epoch that the copy is told of; None: that of the run.
+
+    Attributes:
+        module: The copy, in the modes of the original, with all of its trainable parameters.
+
+    Raises:
+        TypeError, RuntimeError, ...: The module cannot be copied, as Python's ``copy.deepcopy`` says.
+
+    Cost: a copy of the module's weights.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *, step: int | None = None, epoch: int | None = None
+    ) -> None:
+        self._trainer, self._original = trainer, module
+        self._reader = TrainerReader(trainer, step, epoch)
+        shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
+        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared}
+        self.module: pl.LightningModule = copy.deepcopy(module, memo)
+        for each in self.module.modules():
+            for name, value in list(vars(each).items()):
+                if isinstance(value, types.FunctionType):
+                    vars(each)[name] = _made_anew(value, memo)
+        still, schedulers = (
+            [Still(each) for each in some]
+            for some in (trainer.optimizers, (config.scheduler for config in trainer.lr_scheduler_configs))
+        )
+        instead = {
+            "log": _nothing,
+            "log_dict": _nothing,
+            "print": _nothing,
+            "optimizers": lambda *_, **__: still[0] if len(still) == 1 else still,
+            "lr_schedulers": lambda: (schedulers[0] if len(schedulers) == 1 else schedulers) or None,
+        }
+        for each in self.module.modules():
+            if isinstance(each, pl.LightningModule):
+                vars(each).update(instead, _trainer=self._reader)
+
+    def step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Run the training step of the copy, in its present modes, as the run does: in its precision, from its random numbers.
+
+        The generators are put back afterwards. The step gets a copy of the batch.
+
+        Args:
+            batch: A batch as the training step gets it.
+            batch_idx: Its number in the epoch.
+
+        Returns:
+            The loss, with its graph; None: the step gave none.
+
+        Raises:
+            NotATwinError: The step calls a module of the run.
+        """
+        given = apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
+        function = self.module.training_step
+        numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
+        with isolate_rng(), self._refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
+            made = function(given, batch_idx) if numbered else function(given)
+        loss = made.get("loss") if isinstance(made, Mapping) else made
+        return loss if isinstance(loss, Tensor) else None
+
+    @contextmanager
+    def _refused_to_the_original(self) -> Iterator[None]:
+        def refuse(module: nn.Module, _: Any) -> NoReturn:
+            raise NotATwinError(
+                f"the training step of a copy of the module calls the module itself ({type(module).__name__})"
+            )
+
+        with_parameters = [each for each in self._original.modules() if any(True for _ in each.parameters())]
+        hooks = [each.register_forward_pre_hook(refuse) for each in with_parameters]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _hooks_from_outside(module: nn.Module) -> list[Any]:
+    """Return the forward hooks that are methods of something else than a module, whose copy would bring all that it holds."""
+    hooks = [hook for each in module.modules() for kind in HOOKS for hook in vars(each)[kind].values()]
+    return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", module), nn.Module)]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Do nothing."""
+
+
+def _made_anew(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """Return the function over the copies of what its closure, its defaults and its globals hold of the module, and of containers in them.
+
+    Args:
+        function: A function.
+        memo: Copies by the ``id`` of their originals, as ``copy.deepcopy`` keeps them.
+    """
+    memo[id(function)] = function  # it may hold itself
+    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    of_module = {
+        name: memo[id(value)] for name, value in named.items() if isinstance(value, nn.Module) and id(value) in memo
+    }
+    around = {**function.__globals__, **of_module} if of_module else function.__globals__
+    cells = function.__closure__ or ()
+    closure = tuple(types.CellType(_own(each.cell_contents, memo)) if _is_filled(each) else each for each in cells)
+    defaults = None if function.__defaults__ is None else tuple(_own(each, memo) for each in function.__defaults__)
+    new = types.FunctionType(function.__code__, around, function.__name__, defaults, closure)
+    new.__kwdefaults__ = {name: _own(value, memo) for name, value in (function.__kwdefaults__ or {}).items()} or None
+    memo[id(function)] = new
+    return new
+
+
+def _own(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, types.FunctionType):
+        return _made_anew(value, memo)
+    if isinstance(value, (list, dict, set, types.MethodType)):
+        try:
+            return copy.deepcopy(value, memo)
+        except Exception:  # what cannot be copied is used as it is
+            return value
+    return value
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - an empty cell raises
+    except ValueError:
+        return False
+    return True

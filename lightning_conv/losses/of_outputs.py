@@ -1,0 +1,211 @@
+"""A loss given as a function of the outputs alone: whether it is a sum over the samples, and whether it is a given loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+OutputLoss: TypeAlias = Callable[[Tensor], Tensor]
+"""phi(u): the loss of a batch, a number with its graph, as a function of the outputs u, (n, ...)."""
+
+SCALES = (0.1, 1.0, 10.0)
+"""Sizes of random outputs, beside the present ones, in units of the larger of 1 and the present ones' root mean square."""
+DESCENTS = 6
+"""Steps down from the present outputs: a loss may differ only where it is small."""
+ULPS = 64
+"""Units of rounding by which two ways to compute the same loss may differ."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """phi at some outputs u."""
+
+    outputs: Tensor
+    value: float
+    slope: Tensor  # s, the gradient by u
+
+    @property
+    def finite(self) -> bool:
+        """Whether value and gradient are finite."""
+        return math.isfinite(self.value) and bool(torch.isfinite(self.slope).all())
+
+    @property
+    def size(self) -> float:
+        """|phi| + sum |s u|, what one unit of rounding in u and in the sums changes phi by."""
+        return abs(self.value) + float((self.slope * self.outputs).double().abs().sum())
+
+    @property
+    def steepness(self) -> float:
+        """The sum of |s|."""
+        return float(self.slope.double().abs().sum())
+
+
+def rounding(own: Point, exact: Point, general: float) -> float:
+    r"""Return by how much two ways to compute a loss psi may differ at a point: the first bound of ``difference``.
+
+    Args:
+        own: psi in the type of the outputs.
+        exact: psi at the same outputs in float64.
+        general: G, a sum of |s|.
+    """
+    eps, largest = torch.finfo(own.outputs.dtype).eps, float(own.outputs.double().abs().max())
+    return ULPS * eps * own.size + 4 * eps * largest * general + 4 * abs(own.value - exact.value)
+
+
+def evaluate(loss: OutputLoss, outputs: Tensor) -> Point:
+    """Evaluate phi and its gradient.
+
+    Args:
+        loss: phi.
+        outputs: u.
+
+    Raises:
+        ValueError: The gradient by the outputs is missing: phi does not depend on them, or detaches them.
+    """
+    u = outputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = loss(u)
+        (slope,) = torch.autograd.grad(value, u, allow_unused=True) if value.requires_grad else (None,)
+    if slope is None:
+        raise ValueError("the loss has no gradient by the outputs")
+    return Point(u.detach(), float(value.detach()), slope.detach())
+
+
+def settings(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> Iterator[Point]:
+    r"""Yield phi at the present outputs, at random ones, and at some steps down from the present ones.
+
+    A step down is that of Polyak for the infimum 0, :math:`u - (\phi / |s|^2) s`, halved until phi falls.
+
+    Args:
+        loss: phi.
+        outputs: u, the present ones.
+        seed: Seed of the random ones.
+
+    Cost: about 12 evaluations.
+    """
+    present = evaluate(loss, outputs)
+    yield present
+    generator = torch.Generator().manual_seed(seed)
+    size = max(1.0, float(outputs.detach().double().square().mean().sqrt()))
+    size = size if math.isfinite(size) else 1.0
+    for scale in SCALES:
+        drawn = scale * size * torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+        yield evaluate(loss, drawn.to(outputs))
+    point = present
+    for _ in range(DESCENTS):
+        found = _down(loss, point)
+        if found is None:
+            return
+        point = found
+        yield point
+
+
+def _down(loss: OutputLoss, point: Point) -> Point | None:
+    length = float(point.slope.double().square().sum())
+    if not (point.finite and 0 < length < math.inf and point.value > 0):
+        return None
+    rate = point.value / length
+    for _ in range(4):
+        found = evaluate(loss, point.outputs - (rate * point.slope.double()).to(point.outputs))
+        if found.finite and found.value < point.value:
+            return found
+        rate /= 4
+    return None
+
+
+def coupling(loss: OutputLoss, points: Sequence[Point], seed: int = 0) -> str:
+    r"""Return how phi couples the samples of a batch; empty if :math:`\phi(u) = \sum_i \phi_i(u_i)` as far as it was tried.
+
+    With the samples divided at random into A and B:
+
+    - the curvature: S v, with v random on A and 0 on B, must be exactly 0 on B (at every point, by a second derivative)
+    - the values: :math:`\phi(a, b) - \phi(a', b) - \phi(a, b') + \phi(a', b')` must be 0 up to ``ULPS`` units of rounding, for the
+      outputs (a, b) and (a', b') of two points in turn. This finds a choice between samples, such as that of the hardest ones, whose
+      second derivative does not show it.
+
+    Args:
+        loss: phi.
+        points: Where it was evaluated; four of them, from the first to the last, are used.
+        seed: Seed of the divisions.
+
+    Cost: two second derivatives and two evaluations for each of the four.
+    """
+    samples = len(points[0].outputs)
+    if samples < 2:
+        return ""
+    points = [points[k] for k in sorted({0, len(points) // 3, 2 * len(points) // 3, len(points) - 1})]
+    generator = torch.Generator().manual_seed(seed)
+    for point, other in zip(points, [*points[1:], points[0]], strict=True):
+        order = torch.randperm(samples, generator=generator)
+        some, rest = order[: samples // 2], order[samples // 2 :]
+        for side, opposite in ((some, rest), (rest, some)):
+            if (share := _curvature_across(loss, point, side, opposite, generator)) > 0:
+                return f"the loss couples the samples of a batch (the curvature between two samples is {share:.2g} of that of one)"
+        if len(points) > 1 and (apart := _difference_across(loss, point, other, some)) > 0:
+            return f"the loss couples the samples of a batch (what one half adds depends on the other half, by {apart:.2g})"
+    return ""
+
+
+def _curvature_across(
+    loss: OutputLoss, point: Point, side: Tensor, opposite: Tensor, generator: torch.Generator
+) -> float:
+    """Return max |S v| on the other samples over max |S v| on these, v random on these; 0 where there is no second derivative."""
+    u = point.outputs.clone().requires_grad_()
+    v = torch.zeros_like(u)
+    v[side] = torch.randn(u[side].shape, generator=generator, dtype=torch.float64).to(u)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(loss(u), u, create_graph=True)
+        if not slope.requires_grad:  # piecewise linear
+            return 0.0
+        (curved,) = torch.autograd.grad((slope * v).sum(), u, allow_unused=True)
+    if curved is None or not bool(torch.isfinite(curved).all()):
+        return 0.0
+    across, own = (float(curved[rows].abs().max()) for rows in (opposite, side))
+    return 0.0 if across == 0 else across / max(own, across)
+
+
+def _difference_across(loss: OutputLoss, point: Point, other: Point, some: Tensor) -> float:
+    first, second = point.outputs.clone(), other.outputs.clone()
+    first[some], second[some] = other.outputs[some], point.outputs[some]
+    mixed = evaluate(loss, first), evaluate(loss, second)
+    all_four = (point, other, *mixed)
+    if not all(each.finite for each in all_four):
+        return 0.0
+    apart = abs(point.value + other.value - mixed[0].value - mixed[1].value)
+    allowed = ULPS * torch.finfo(point.outputs.dtype).eps * sum(each.size for each in all_four)
+    return apart if apart > allowed else 0.0
+
+
+def difference(points: Sequence[Point], reference: OutputLoss) -> str:
+    r"""Return where phi differs from another loss, in value or gradient, by more than rounding explains; empty if nowhere.
+
+    At every point, with eps of the type of u and both losses in that type,
+
+    .. math:: |\phi - \psi| \le 64\, \epsilon\, (|\psi| + \sum |s u|) + 4\, \epsilon\, \max|u|\, G + 4 |\psi - \psi_{64}|, \qquad
+        |\nabla \phi - \nabla \psi| \le 64\, \epsilon\, |\nabla \psi| + 4\, \epsilon\, G + 4 |\nabla \psi - \nabla \psi_{64}|,
+
+    where psi_64 is the other loss in float64, whose difference measures the rounding of such a loss, and G is the sum of |s| at the first
+    point (a cross-entropy of confident outputs is rounded in units of its slope elsewhere).
+
+    Args:
+        points: phi at some outputs, from ``settings``.
+        reference: psi.
+    """
+    eps = torch.finfo(points[0].outputs.dtype).eps
+    general = points[0].steepness if points[0].finite else 0.0
+    for point in points:
+        own, exact = evaluate(reference, point.outputs), evaluate(reference, point.outputs.double())
+        if not (exact.finite and own.finite):
+            continue
+        if not abs(point.value - own.value) <= rounding(own, exact, general):
+            return f"{point.value:.9g} instead of {own.value:.9g}"
+        apart = float((point.slope.double() - own.slope.double()).norm())
+        rounded = float((own.slope.double() - exact.slope).norm())
+        if not apart <= ULPS * eps * float(own.slope.double().norm()) + 4 * eps * general + 4 * rounded:
+            return f"the same value, {point.value:.6g}, and another gradient"
+    return ""
