@@ -64,7 +64,7 @@ class GuardedRun:
             )
         view.loss.announce()
         require_rule(settings.step_rule, view)
-        found = view.ranks.broadcast(checks_of(view, self._phase_two.rule != "base"))
+        found = view.ranks.broadcast(checks_of(view, self._phase_two.rule.name != "base"))
         # The weights still bear what an earlier part of phase 2 did, so what failed in it stays.
         before = state.checks if state.phase == 2 else []
         state.checks = replaced(before, found)
@@ -258,9 +258,9 @@ class GuardedRun:
     def _begin_phase_two(self, step: int) -> None:
         state = self._state
         self._phase_two.begin()
-        self._phase_two.note_curvature()
+        self._phase_two.rule.note_curvature()
         if state.certificate is not None and state.certificate.method == "alignment" and state.verdict != "certified":
-            self._phase_two.note_best_loss()
+            self._phase_two.rule.note_best_loss()
         rank_zero_info(f"ExpressivityGuard: {state.reason}")
         log_text(self._trainer, "guard/reason", report_switch(state, self.head_name), step)
         self._phase_two.measure()

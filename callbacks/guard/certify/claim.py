@@ -31,6 +31,7 @@ class Claim:
         self._view, self._state = view, state
         self.gradients = GradientWatch(view)
         self.other_loss = ""
+        self._compared_at: int | None = None  # step at which the network's own loss was compared
 
     def compare(self) -> list[str]:
         """Make the checks that need the training step and the training set, before the verdict is said and anything is written.
@@ -39,6 +40,7 @@ class Claim:
             What those saw that failed for the first time, each of which was said in a warning.
         """
         before = self._state.caveats
+        self._compared_at = self._view.trainer.global_step
         seen = [*compare_with_step(self._view), self.gradients.check(), own_loss(self._view)]
         self.note([*seen, *of_reasons("trunk unmoved", [])])
         new = [said for said in self._state.caveats if said not in before]
@@ -63,12 +65,15 @@ class Claim:
             self.take(found)
 
     def compare_own_loss(self, logged: float | None) -> None:
-        """Call the network on the training set, see ``own_loss``.
+        """Call the network on the training set (``own_loss``), unless that was done at these weights and nothing new was said of them.
 
         Args:
             logged: Loss that was said to be the network's at these weights, if it was not measured by calling it.
         """
-        self.take(own_loss(self._view, logged))
+        step = self._view.trainer.global_step
+        if logged is not None or step != self._compared_at:
+            self._compared_at = step
+            self.take(own_loss(self._view, logged))
 
     def take(self, check: Check) -> None:
         """Take a check into the verdict; one that failed is said and logged.

@@ -90,7 +90,7 @@ def test_a_training_loss_that_cannot_be_measured_is_nan(make_trainer, make_modul
     class Fail(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 3:
-                monkeypatch.setattr(guard._run._phase_two._steps, "measure", lambda: 1 / 0)
+                monkeypatch.setattr(guard._run._phase_two.rule.steps, "measure", lambda: 1 / 0)
 
     make_trainer([guard, watch, Fail()], max_epochs=5).fit(make_module(dropout=0.0), make_loader())
     assert math.isnan(watch.seen[-1])

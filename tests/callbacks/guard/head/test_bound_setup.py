@@ -112,12 +112,12 @@ def test_features_that_will_not_fit_are_not_computed(fit, monkeypatch):
 
 
 def test_the_cache_that_was_asked_for_comes_before_the_bound_that_was_not(fit, monkeypatch):
-    from lightning_conv.callbacks.guard.head import phase_two
+    from lightning_conv.callbacks.guard.head import phase_two, rule
 
     order = []
-    for name in ("FeatureCache", "watched_steps"):
-        real = getattr(phase_two, name)
-        monkeypatch.setattr(phase_two, name, lambda *a, name=name, real=real: (order.append(name), real(*a))[1])
+    for room, name in ((phase_two, "FeatureCache"), (rule, "watched_steps")):
+        real = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *a, name=name, real=real: (order.append(name), real(*a))[1])
     guard = ExpressivityGuard(switch_at=SWITCH, cache_features=True)
     fit(guard)
     assert order == ["FeatureCache", "watched_steps"]
