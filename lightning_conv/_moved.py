@@ -30,7 +30,7 @@ callbacks callbacks.guard: expressivity_guard=callback
 callbacks callbacks.monitors: kernel_monitor=base kernel_stability lambda_min step_size spectral_decay
 callbacks callbacks.run: breach=assumptions hypotheses=violations data_hypotheses=data probe_kernel=measurement
 callbacks callbacks.run: layer_norms worst=worst_step batch probe schedule
-callbacks.guard callbacks.guard.certify: kept_folder=work_folder rank_track=certificate caveats certificate verdict
+callbacks.guard callbacks.guard.certify: kept_folder=work_folder rank_track=certificate caveats=run_checks certificate verdict
 callbacks.guard callbacks.guard.head: compared_loss=loss_check descent_bound=bounded_steps head_steps=steps
 callbacks.guard callbacks.guard.head: known_outputs=cached_outputs solved_head=solved curvature descent feature_cache
 callbacks.guard callbacks.guard.head: phase_two plain_steps step_rounding trunk
