@@ -63,17 +63,25 @@ def certify_held(
     return RankCertificate(verdict, rank, n, width, "singular", reason, cost, sigma_min, sigma_max, feature_error)
 
 
-def feature_rounding(coarse: Tensor, features: Tensor) -> float:
+def feature_rounding(coarse: Tensor, features: Tensor, narrow_unit: float = 0.0) -> float:
     """Estimate the change that rounding inside the trunk made to float64 features: 16 * 2^-29 |h_32 - h_64|_F.
+
+    If the float64 copy casts to a narrower type inside, of unit roundoff u, the estimate is 16 u (2^24 |h_32 - h_64|_F + |h_64|_F):
+    the measured error scaled to that type and, since both evaluations cast alike and may differ too little, the rounding of the
+    features themselves.
 
     Args:
         coarse: h as the float32 trunk computes it, (n, m_H).
         features: h from its float64 copy, (n, m_H).
+        narrow_unit: u of the cast, ``Narrowing.unit``; 0: the copy does not cast.
 
     Returns:
         The estimate of the Frobenius norm.
     """
-    return FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
+    measured = float((coarse.double() - features).norm())
+    if narrow_unit:
+        return FEATURE_SAFETY * narrow_unit * (2.0**24 * measured + float(features.norm()))
+    return FEATURE_SAFETY * 2.0**-29 * measured
 
 
 def _judge(

@@ -1,0 +1,323 @@
+"""``NarrowWatch``: where the evaluation of a float64 copy of a network leaves float64.
+
+The copy has its parameters, buffers and inputs in float64, but the code of the network may convert them: an RMSNorm that computes
+in float32, ``.float()``, ``type_as``, a round trip through NumPy, a backward pass of its own. The results are then rounded to
+1e-7 or worse, and no bound that assumes float64 holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_conv.linalg.rounding import unit_roundoff
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count, take
+
+WATCHED = ("aten", "prim", "prims")
+"""Namespaces of the operators whose results show the type in which they compute."""
+
+SHAPE_ONLY = frozenset(
+    f"aten::{name}"
+    for name in "empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full".split()
+)
+"""Operators that take the shape of a tensor and none of its numbers."""
+
+FEW = 3
+"""Number of samples on which numbers from outside are compared."""
+CHANGE = 1.0625
+"""Factor on the parameters in that comparison."""
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """A place at which an evaluation is not one in float64."""
+
+    module: str  # in words: the module's name, or the backward pass
+    what: str
+    operator: str
+    dtype: torch.dtype | None  # the narrow type; None: not known
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff of the narrow type; 1 where it is not known."""
+        known = self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
+        return unit_roundoff(self.dtype) if known and self.dtype is not None else 1.0
+
+    def __str__(self) -> str:
+        """Return the text for messages, such as ``'norm' computes in torch.float32 (aten::_to_copy)``."""
+        return f"{self.module} {self.what} ({self.operator})"
+
+
+class NarrowedError(TypeError):
+    """Features that were asked for in float64 are rounded to a narrower type by a cast inside the network.
+
+    Args:
+        features: the features, in float64 by their type.
+        narrowing: the place of the cast.
+    """
+
+    def __init__(self, features: Tensor, narrowing: Narrowing) -> None:
+        super().__init__(
+            f"features: asked for in float64, but {narrowing}, so they are rounded and a rank or a bound from them would be false; "
+            "remove the cast inside forward, or compute in the type of the input there"
+        )
+        self.features, self.narrowing = features, narrowing
+
+
+def coarsest(found: Sequence[Narrowing | None]) -> Narrowing | None:
+    """Return the finding with the coarsest type, the first of several; None: there is none."""
+    return max((each for each in found if each is not None), key=lambda each: each.unit, default=None)
+
+
+class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    r"""Watch every operator of an evaluation, forward and backward, for results in a narrower type than float64.
+
+    Let an operator f return a result y in a floating (or complex) type with fewer bits. It is reported if y depends on the inputs or
+    the parameters, and if the same f applied to the same numbers in float64 gives another result: the operator has then rounded. So
+    a conversion of numbers that the narrow type can hold (masks, one-hot rows, token numbers), sums of a mask, and copies and views
+    are not reported. What depends only on constants and buffers, such as a table of positions, belongs to the function, as it is stored.
+
+    Reported besides: operators of other libraries (``torch.library``), higher-order operators and reinterpreted bits, since nothing is
+    seen inside them; numbers that enter from outside of torch (NumPy, Python lists) and change with the inputs or the parameters
+    (``numbers_from_outside``). A conversion to integers is not a narrowing: the integers are exact, and the function, which jumps,
+    is another matter. Two round trips leave no trace: NumPy arrays that share memory with a tensor and are changed in place, and
+    Python numbers that are rounded between ``.item()`` and their use.
+
+    The mode changes no bit of the result.
+
+    Args:
+        module: the network, in float64.
+        inputs: the converted inputs of the evaluation.
+        parameters: parameters that replace the network's own.
+
+    Attributes:
+        found: what was seen, each place once.
+
+    Cost: some 20 us per operator; for results in a narrow type, which are rare, the operator once more in float64.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(
+        self, module: StatelessModule, inputs: Inputs, parameters: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names: dict[nn.Module, str] = {layer: name for name, layer in module.model.named_modules()}
+        self._inside: list[str] = []
+        # Whether the numbers of a storage depend on inputs or parameters. The weak references keep an address from being used again.
+        self._known: dict[int, tuple[StorageWeakRef, bool]] = {}
+        self._from_outside: list[str] = []
+        self._seen: dict[Narrowing, None] = {}
+        for tensor in (*module.parameters.values(), *(parameters or {}).values(), *input_tensors(inputs)):
+            self._note(tensor, depends=True)
+        for tensor in module.buffers.values():
+            self._note(tensor, depends=False)
+
+    @property
+    def found(self) -> tuple[Narrowing, ...]:
+        """What was seen, each place once, in order."""
+        return tuple(self._seen)
+
+    @property
+    def from_outside(self) -> tuple[str, ...]:
+        """Digests of the floating numbers that were not made by an operator: stored tensors, and those made from Python or NumPy."""
+        return tuple(self._from_outside)
+
+    @contextmanager
+    def watching(self) -> Iterator[NarrowWatch]:
+        """Watch what runs inside, with hooks on all modules that tell where an operator is called."""
+        self._inside.clear()
+        handles = [layer.register_forward_pre_hook(self._enter) for layer in self._names]
+        handles += [layer.register_forward_hook(self._leave, always_call=True) for layer in self._names]
+        try:
+            with self:
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, _: tuple[Any, ...]) -> None:
+        self._inside.append(self._names[module])
+
+    def _leave(self, *_: Any) -> None:
+        if self._inside:
+            self._inside.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and look at the types of what enters it and what it returns."""
+        kwargs = dict(kwargs or {})
+        given, schema = _tensors((args, kwargs)), getattr(func, "_schema", None)
+        depends = any([self._depends(tensor) for tensor in given])  # a list: all of them are noted
+        depends = depends and (schema is None or schema.name not in SHAPE_ONLY)
+        if schema is None or func.namespace not in WATCHED or func is torch.ops.aten.view.dtype:
+            result = func(*args, **kwargs)
+            made = _tensors(result)
+            if depends and any(_floating(tensor) for tensor in (*given, *made)):
+                self._add("does what cannot be watched", str(func), None)
+        else:
+            # What an operator overwrites is needed once more if it rounds.
+            spare = tree_map(_copied, (args, kwargs)) if depends and schema.is_mutable else (args, kwargs)
+            result = func(*args, **kwargs)
+            made = _tensors(result) or (given if schema.is_mutable else [])
+            narrow = [tensor.dtype for tensor in made if _narrow(tensor)]
+            if depends and narrow and not func.is_view and _rounds(func, *spare, made):
+                coarse = max(narrow, key=lambda dtype: Narrowing("", "", "", dtype).unit)
+                self._add(f"computes in {coarse}", schema.name, coarse)
+        for tensor in (*made, *(given if depends and (schema is None or schema.is_mutable) else ())):
+            self._note(tensor, depends)
+        return result
+
+    def _add(self, what: str, operator: str, dtype: torch.dtype | None) -> None:
+        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+        if node is not None:
+            module = f"the backward pass, in {node.name()},"
+        elif self._inside and self._inside[-1]:
+            module = repr(self._inside[-1])
+        else:
+            module = "the forward of the network itself"
+        self._seen.setdefault(Narrowing(module, what, operator, dtype))
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Return whether the numbers depend on inputs or parameters; note floating ones of an unknown origin."""
+        key = _storage(tensor)
+        if key is None:
+            return True
+        known = self._known.get(key.cdata)
+        if known is not None:
+            return known[1]
+        if _floating(tensor) and tensor.numel():
+            self._from_outside.append(_digest(tensor))
+        self._known[key.cdata] = key, False
+        return False
+
+    def _note(self, tensor: Tensor, depends: bool) -> None:
+        key = _storage(tensor)
+        if key is not None and (depends or key.cdata not in self._known):
+            self._known[key.cdata] = key, depends
+
+
+def numbers_from_outside(module: StatelessModule, inputs: Inputs) -> Narrowing | None:
+    """Return whether numbers that enter a forward from outside of torch change with the inputs or the parameters.
+
+    A tensor that no operator made is a stored constant, or comes from NumPy or a Python list, where it may have been
+    computed in any type. Constants are the same in a second forward, with the samples in another order and other parameters; what
+    differs is not a constant. If the second forward fails, nothing is known.
+
+    Args:
+        module: the network, inside ``undisturbed``.
+        inputs: converted inputs; the first few are used.
+
+    Cost: two forwards of at most three samples.
+    """
+    few = take(inputs, slice(min(FEW, sample_count(inputs))))
+    changed = {name: value * CHANGE for name, value in module.parameters.items()}
+    seen = [_from_outside(module, {}, few), _from_outside(module, changed, map_inputs(lambda each: each.flip(0), few))]
+    if seen[0] is not None and seen[0] == seen[1]:
+        return None
+    return Narrowing("the network", "uses numbers that were computed outside of torch", "NumPy or Python", None)
+
+
+def _from_outside(
+    module: StatelessModule, parameters: Mapping[str, Tensor], inputs: Inputs
+) -> tuple[str, ...] | None:
+    """Return the digests of what enters a forward from outside of torch; None: the forward fails."""
+    watch = NarrowWatch(module, inputs, parameters)
+    try:
+        with watch.watching(), torch.no_grad():
+            module.call(parameters, inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError):
+        return None
+    return watch.from_outside
+
+
+def narrowing_of(module: StatelessModule, inputs: Inputs, watch: NarrowWatch) -> Narrowing | None:
+    """Return the coarsest finding of a watch that has ended, or that of the numbers from outside, if there are any."""
+    outside = numbers_from_outside(module, inputs) if watch.from_outside else None
+    return coarsest([*watch.found, outside])
+
+
+def _rounds(func: Any, args: Any, kwargs: Any, made: Sequence[Tensor]) -> bool:
+    """Return whether the results are not those of the same operator on the same numbers in float64."""
+    if torch.Tag.nondeterministic_seeded in func.tags:  # calling it again would move the generator
+        return True
+    for convert in (_widened, _all_widened):
+        wide = tree_map(convert, (args, kwargs))
+        try:
+            result = func(*wide[0], **wide[1])
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            return True
+        again = _tensors(result) or _tensors(wide)
+        if any(_narrow(tensor) for tensor in again):
+            continue  # integers that are divided give the default type
+        return not all(_same(one, other) for one, other in zip(made, again, strict=False)) or len(made) != len(again)
+    return True
+
+
+def _same(narrow: Tensor, wide: Tensor) -> bool:
+    if narrow.shape != wide.shape:
+        return False
+    narrow = _widened(narrow)
+    return bool(((narrow == wide) | ((narrow != narrow) & (wide != wide))).all())
+
+
+def _widened(value: Any) -> Any:
+    """Return a narrow tensor, or the name of a narrow type, in float64 or complex128; anything else as it is."""
+    if isinstance(value, torch.dtype):
+        return _wide(value) if value.is_floating_point or value.is_complex else value
+    return _dense(value).to(_wide(value.dtype)) if isinstance(value, Tensor) and _narrow(value) else value
+
+
+def _all_widened(value: Any) -> Any:
+    integers = isinstance(value, Tensor) and not _floating(value)
+    return value.to(torch.float64) if integers else _widened(value)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.dequantize() if tensor.is_quantized else tensor
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and _narrow(value) else value
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def _floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+
+
+def _narrow(tensor: Tensor) -> bool:
+    return _floating(tensor) and tensor.dtype not in (torch.float64, torch.complex128)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef | None:
+    """Return the memory that the numbers are in; None: they have none of their own (sparse ones)."""
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _digest(tensor: Tensor) -> str:
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else _dense(tensor).resolve_neg()
+    if values.layout != torch.strided:
+        values = values.to_dense()
+    raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().tobytes()).hexdigest() + str(tuple(tensor.shape))
