@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import READING, attempted
-from lightning_conv.expressivity.singular import feature_rounding
+from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import find_head, last_hidden_features, watched_features
 
@@ -38,7 +38,9 @@ def last_features(network: nn.Module, inputs: Inputs) -> LastFeatures | str:
         head = find_head(network, inputs)
         coarse = last_hidden_features(network, head, inputs, dtype=torch.float32).cpu()
         found, narrowing = watched_features(StatelessModule(network, dtype=torch.float64), head, inputs)
-        values, unit = found.cpu(), 0.0 if narrowing is None else narrowing.unit
-        narrow = "" if narrowing is None else str(narrowing)
-        return LastFeatures(values, feature_rounding(coarse, values, unit), head.has_bias, narrow)
+        values = found.cpu()
+        if narrowing is not None:
+            error = narrow_rounding(coarse, values, narrowing.unit)
+            return LastFeatures(values, error, head.has_bias, str(narrowing))
+        return LastFeatures(values, feature_rounding(coarse, values), head.has_bias, "")
     return str(attempt.error)

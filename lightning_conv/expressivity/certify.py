@@ -18,7 +18,7 @@ from lightning_conv.expressivity.alignment import certify_alignment
 from lightning_conv.expressivity.certificate import RankCertificate, require_features, too_narrow, watched
 from lightning_conv.expressivity.decomposition import decomposition_bytes
 from lightning_conv.expressivity.distinct import certify_distinct
-from lightning_conv.expressivity.singular import certify_held, feature_rounding
+from lightning_conv.expressivity.singular import certify_held, feature_rounding, narrow_rounding
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.machine.memory import allowed_memory, mebibytes
@@ -183,14 +183,16 @@ def _in_float64(
             f"features: {features.dtype}; a rank needs float64 features from a float64 copy of the trunk: pass recompute=, or "
             "use last_hidden_features(..., dtype=torch.float64)"
         )
-    unit = 0.0
+    narrowing = None
     try:
         exact = recompute()
     except NarrowedError as error:
-        exact, narrow, unit = error.features, str(error.narrowing), error.narrowing.unit
+        exact, narrowing = error.features, error.narrowing
     require_features(exact)
     if exact.dtype != torch.float64 or exact.shape != features.shape:
         raise TypeError(
             f"recompute: returned {exact.dtype} of shape {tuple(exact.shape)}; need float64 of {tuple(features.shape)}"
         )
-    return exact, feature_rounding(features, exact, unit), narrow
+    if narrowing is not None:
+        return exact, narrow_rounding(features, exact, narrowing.unit), str(narrowing)
+    return exact, feature_rounding(features, exact), narrow

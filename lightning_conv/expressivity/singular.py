@@ -63,25 +63,34 @@ def certify_held(
     return RankCertificate(verdict, rank, n, width, "singular", reason, cost, sigma_min, sigma_max, feature_error)
 
 
-def feature_rounding(coarse: Tensor, features: Tensor, narrow_unit: float = 0.0) -> float:
+def feature_rounding(coarse: Tensor, features: Tensor) -> float:
     """Estimate the change that rounding inside the trunk made to float64 features: 16 * 2^-29 |h_32 - h_64|_F.
-
-    If the float64 copy casts to a narrower type inside, of unit roundoff u, the estimate is 16 u (2^24 |h_32 - h_64|_F + |h_64|_F):
-    the measured error scaled to that type and, since both evaluations cast alike and may differ too little, the rounding of the
-    features themselves.
 
     Args:
         coarse: h as the float32 trunk computes it, (n, m_H).
         features: h from its float64 copy, (n, m_H).
-        narrow_unit: u of the cast, ``Narrowing.unit``; 0: the copy does not cast.
 
     Returns:
         The estimate of the Frobenius norm.
     """
-    measured = float((coarse.double() - features).norm())
-    if narrow_unit:
-        return FEATURE_SAFETY * narrow_unit * (2.0**24 * measured + float(features.norm()))
-    return FEATURE_SAFETY * 2.0**-29 * measured
+    return FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
+
+
+def narrow_rounding(coarse: Tensor, features: Tensor, unit: float) -> float:
+    """Estimate the same where the float64 copy casts to a narrower type inside: 16 u (2^24 |h_32 - h_64|_F + |h_64|_F).
+
+    The measured error is scaled to the unit roundoff u of that type. Since both evaluations cast alike and may differ too little, the
+    rounding of the features themselves is added.
+
+    Args:
+        coarse: see ``feature_rounding``.
+        features: see ``feature_rounding``.
+        unit: u, ``Narrowing.unit``.
+
+    Returns:
+        The estimate of the Frobenius norm.
+    """
+    return FEATURE_SAFETY * unit * (2.0**24 * float((coarse.double() - features).norm()) + float(features.norm()))
 
 
 def _judge(

@@ -47,6 +47,9 @@ class KernelGram:
     plan: NTKPlan | None = None
     unused: tuple[str, ...] = ()
     """The other ``parameters``, on which the outputs of no sample depend."""
+    narrow: str = ""
+    """Where the network casts to a narrower type, so that no bound is certified and ``jacobian_error`` allows for that type; empty:
+    nowhere. With ``precision="certified"`` all passes are watched, otherwise one on a few samples in float64."""
 
     @property
     def trace(self) -> float:

@@ -26,13 +26,24 @@ WATCHED = ("aten", "prim", "prims")
 """Namespaces of the operators whose results show the type in which they compute."""
 
 SHAPE_ONLY = frozenset(
-    f"aten::{name}"
-    for name in "empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full".split()
+    {
+        "aten::empty_like",
+        "aten::full_like",
+        "aten::new_empty",
+        "aten::new_empty_strided",
+        "aten::new_full",
+        "aten::new_ones",
+        "aten::new_zeros",
+        "aten::ones_like",
+        "aten::zeros_like",
+    }
 )
 """Operators that take the shape of a tensor and none of its numbers."""
 
 FEW = 3
 """Number of samples on which numbers from outside are compared."""
+ROOM = 10_000
+"""Number of storages that are remembered before those that were freed are forgotten."""
 CHANGE = 1.0625
 """Factor on the parameters in that comparison."""
 
@@ -79,12 +90,13 @@ def coarsest(found: Sequence[Narrowing | None]) -> Narrowing | None:
 
 
 class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    r"""Watch every operator of an evaluation, forward and backward, for results in a narrower type than float64.
+    r"""Watch every operator of an evaluation, forward and backward, for results in a narrower type than that of the module.
 
     Let an operator f return a result y in a floating (or complex) type with fewer bits. It is reported if y depends on the inputs or
     the parameters, and if the same f applied to the same numbers in float64 gives another result: the operator has then rounded. So
     a conversion of numbers that the narrow type can hold (masks, one-hot rows, token numbers), sums of a mask, and copies and views
-    are not reported. What depends only on constants and buffers, such as a table of positions, belongs to the function, as it is stored.
+    are not reported. What depends only on constants and buffers, such as a table of positions, belongs to the function, as it is
+    stored. A module in float32 is watched in the same way for the types that are narrower than that.
 
     Reported besides: operators of other libraries (``torch.library``), higher-order operators and reinterpreted bits, since nothing is
     seen inside them; numbers that enter from outside of torch (NumPy, Python lists) and change with the inputs or the parameters
@@ -95,8 +107,8 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     The mode changes no bit of the result.
 
     Args:
-        module: the network, in float64.
-        inputs: the converted inputs of the evaluation.
+        module: the network, in float64 as a rule.
+        inputs: the converted inputs of the evaluation, one or several sets.
         parameters: parameters that replace the network's own.
 
     Attributes:
@@ -108,16 +120,18 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     supports_higher_order_operators = True
 
     def __init__(
-        self, module: StatelessModule, inputs: Inputs, parameters: Mapping[str, Tensor] | None = None
+        self, module: StatelessModule, *inputs: Inputs, parameters: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._bits, self._room = torch.finfo(module.dtype).bits, ROOM
         self._names: dict[nn.Module, str] = {layer: name for name, layer in module.model.named_modules()}
         self._inside: list[str] = []
         # Whether the numbers of a storage depend on inputs or parameters. The weak references keep an address from being used again.
         self._known: dict[int, tuple[StorageWeakRef, bool]] = {}
         self._from_outside: list[str] = []
         self._seen: dict[Narrowing, None] = {}
-        for tensor in (*module.parameters.values(), *(parameters or {}).values(), *input_tensors(inputs)):
+        given = [tensor for some in inputs for tensor in input_tensors(some)]
+        for tensor in (*module.parameters.values(), *(parameters or {}).values(), *given):
             self._note(tensor, depends=True)
         for tensor in module.buffers.values():
             self._note(tensor, depends=False)
@@ -170,7 +184,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             spare = tree_map(_copied, (args, kwargs)) if depends and schema.is_mutable else (args, kwargs)
             result = func(*args, **kwargs)
             made = _tensors(result) or (given if schema.is_mutable else [])
-            narrow = [tensor.dtype for tensor in made if _narrow(tensor)]
+            narrow = [tensor.dtype for tensor in made if _narrow(tensor) and _bits(tensor.dtype) < self._bits]
             if depends and narrow and not func.is_view and _rounds(func, *spare, made):
                 coarse = max(narrow, key=lambda dtype: Narrowing("", "", "", dtype).unit)
                 self._add(f"computes in {coarse}", schema.name, coarse)
@@ -205,6 +219,9 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = _storage(tensor)
         if key is not None and (depends or key.cdata not in self._known):
             self._known[key.cdata] = key, depends
+        if len(self._known) > self._room:
+            self._known = {address: known for address, known in self._known.items() if not known[0].expired()}
+            self._room = max(ROOM, 2 * len(self._known))
 
 
 def numbers_from_outside(module: StatelessModule, inputs: Inputs) -> Narrowing | None:
@@ -221,20 +238,18 @@ def numbers_from_outside(module: StatelessModule, inputs: Inputs) -> Narrowing |
     Cost: two forwards of at most three samples.
     """
     few = take(inputs, slice(min(FEW, sample_count(inputs))))
-    changed = {name: value * CHANGE for name, value in module.parameters.items()}
+    changed = {name: value.detach() * CHANGE for name, value in module.parameters.items()}
     seen = [_from_outside(module, {}, few), _from_outside(module, changed, map_inputs(lambda each: each.flip(0), few))]
     if seen[0] is not None and seen[0] == seen[1]:
         return None
     return Narrowing("the network", "uses numbers that were computed outside of torch", "NumPy or Python", None)
 
 
-def _from_outside(
-    module: StatelessModule, parameters: Mapping[str, Tensor], inputs: Inputs
-) -> tuple[str, ...] | None:
+def _from_outside(module: StatelessModule, parameters: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...] | None:
     """Return the digests of what enters a forward from outside of torch; None: the forward fails."""
-    watch = NarrowWatch(module, inputs, parameters)
+    watch = NarrowWatch(module, inputs, parameters=parameters)
     try:
-        with watch.watching(), torch.no_grad():
+        with watch.watching():
             module.call(parameters, inputs)
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError):
         return None
@@ -301,6 +316,11 @@ def _floating(tensor: Tensor) -> bool:
 
 def _narrow(tensor: Tensor) -> bool:
     return _floating(tensor) and tensor.dtype not in (torch.float64, torch.complex128)
+
+
+def _bits(dtype: torch.dtype) -> int:
+    known = dtype.is_floating_point or dtype.is_complex
+    return torch.finfo(dtype.to_real() if dtype.is_complex else dtype).bits if known else 0
 
 
 def _tensors(tree: Any) -> list[Tensor]:

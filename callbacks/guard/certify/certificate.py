@@ -26,13 +26,15 @@ from lightning_conv.expressivity import (
 )
 from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
-from lightning_conv.expressivity.singular import feature_rounding
+from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import find_wide_layer
 from lightning_conv.reporting.progress import Lines
 
 SAMPLED = 512  # samples on which the rounding inside the trunk is measured where there are many
-WATCHED = 32  # samples on which the whole trunk is watched for casts where only what lies below the wide layer is computed
+WATCHED = (
+    32  # samples on which the whole trunk is watched for casts where only what lies below the wide layer is computed
+)
 # Predicted seconds up to which ``"auto"`` proves the rank at the run's own weights, where another method applies.
 MODEST = 600.0
 KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
@@ -72,7 +74,7 @@ def certify_trunk(
                 exact,
                 method=method,
                 bias=head.has_bias,
-                feature_error=feature_rounding(coarse, exact, _unit(rows)),
+                feature_error=_allowance(coarse, exact, rows),
                 same_inputs=data.same_inputs,
                 targets=targets if too_few or method == "alignment" else None,
                 narrow=rows.narrow,
@@ -88,8 +90,8 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     began = time.perf_counter()
     exact = rows.rows(0, SAMPLED)
     row_seconds = (time.perf_counter() - began) / len(exact)
-    first = _unit(rows)
-    error = feature_rounding(coarse, exact, first) * max(1.0, data.size / SAMPLED) ** 0.5
+    first = rows.narrowing
+    error = _allowance(coarse, exact, rows) * max(1.0, data.size / SAMPLED) ** 0.5
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
         found = _instead(view, plan)
@@ -117,12 +119,14 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
             )
 
     # A cast may depend on the data: the samples that come later are watched, too, but the allowance comes from the first ones.
-    return watched(led.run(lead), rows.narrow, allowed_for=_unit(rows) <= first)
+    return watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == first)
 
 
-def _unit(rows: TrunkRows) -> float:
-    """Return the unit roundoff of the narrowest type that the rows went through; 0: they were computed in float64."""
-    return 0.0 if rows.narrowing is None else rows.narrowing.unit
+def _allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
+    """Return the estimated effect of rounding inside the trunk on ``exact``, which was read from ``rows``."""
+    if rows.narrowing is None:
+        return feature_rounding(coarse, exact)
+    return narrow_rounding(coarse, exact, rows.narrowing.unit)
 
 
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
@@ -175,7 +179,7 @@ def _distinct(view: GuardView) -> RankCertificate:
     exact = below.rows(0, data.size)
     rows = data.feature_rows(network, head, torch.float64)
     rows.rows(0, WATCHED)
-    error = feature_rounding(coarse, exact, _unit(below))
+    error = _allowance(coarse, exact, below)
     return data.ranks.once(
         lambda: certify_expressivity(
             rows,
