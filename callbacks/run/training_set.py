@@ -204,6 +204,7 @@ class TrunkRows:
     layer: Head
     stop: bool = False  # whether the forward pass ends at the layer, which must be called once
     _narrowings: list[Narrowing] = field(default_factory=list, compare=False)
+    _cleared: set[str] = field(default_factory=set, compare=False)
 
     @property
     def narrowing(self) -> Narrowing | None:
@@ -231,7 +232,9 @@ class TrunkRows:
         """Return the features h of some samples."""
 
         def compute(inputs: Inputs, _: Any) -> tuple[Tensor, Narrowing | None]:
-            features, narrowing = watched_features(self.module, self.layer, inputs, stop=self.stop)
+            features, narrowing = watched_features(
+                self.module, self.layer, inputs, stop=self.stop, cleared=self._cleared
+            )
             return features.cpu(), narrowing
 
         parts = self.data.collect(compute, start, min(stop, self.samples))

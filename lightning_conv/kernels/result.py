@@ -49,7 +49,7 @@ class KernelGram:
     """The other ``parameters``, on which the outputs of no sample depend."""
     narrow: str = ""
     """Where the network casts to a narrower type, so that no bound is certified and ``jacobian_error`` allows for that type; empty:
-    nowhere. With ``precision="certified"`` all passes are watched, otherwise one on a few samples in float64."""
+    nowhere. All passes in float64 are watched; of a kernel in float32, one pass in float64 on a few samples."""
 
     @property
     def trace(self) -> float:

@@ -177,7 +177,7 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
 
 
 def watched_features(
-    module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False
+    module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False, cleared: set[str] | None = None
 ) -> tuple[Tensor, Narrowing | None]:
     """Compute ``features_of`` and, in float64, watch the forward for casts to a narrower type.
 
@@ -186,6 +186,7 @@ def watched_features(
         head: see ``features_of``.
         inputs: see ``features_of``.
         stop: see ``features_of``.
+        cleared: see ``narrowing_of``; the same set for all batches saves forwards.
 
     Returns:
         The features, and where they leave float64; None: nowhere, or not watched.
@@ -196,7 +197,7 @@ def watched_features(
         converted = module.convert(inputs)
         watch = NarrowWatch(module, converted)
         features = features_of(module, head, converted, stop=stop, within=watch.watching())
-        return features, narrowing_of(module, converted, watch)
+        return features, narrowing_of(module, converted, watch, cleared=cleared, whole=True)
 
 
 class _Reached(Exception):

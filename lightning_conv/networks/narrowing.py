@@ -150,8 +150,9 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def watching(self) -> Iterator[NarrowWatch]:
         """Watch what runs inside, with hooks on all modules that tell where an operator is called."""
         self._inside.clear()
-        handles = [layer.register_forward_pre_hook(self._enter) for layer in self._names]
-        handles += [layer.register_forward_hook(self._leave, always_call=True) for layer in self._names]
+        layers = [layer for layer in self._names if not isinstance(layer, torch.jit.ScriptModule)]  # those refuse hooks
+        handles = [layer.register_forward_pre_hook(self._enter) for layer in layers]
+        handles += [layer.register_forward_hook(self._leave, always_call=True) for layer in layers]
         try:
             with self:
                 yield self
@@ -224,7 +225,29 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._room = max(ROOM, 2 * len(self._known))
 
 
-def numbers_from_outside(module: StatelessModule, inputs: Inputs) -> Narrowing | None:
+def narrowing_of(
+    module: StatelessModule, inputs: Inputs, watch: NarrowWatch, *, cleared: set[str] | None = None, whole: bool = False
+) -> Narrowing | None:
+    """Return the coarsest finding of a watch that has ended, with what ``numbers_from_outside`` finds, if there are any.
+
+    Args:
+        module: the network, inside ``undisturbed``.
+        inputs: the converted inputs of the evaluation.
+        watch: the watch.
+        cleared: digests that are known as constants; those that prove to be are added.
+        whole: whether the evaluation was one forward of all ``inputs``, which is then compared; else the first few samples are.
+    """
+    digests, outside = watch.from_outside, None
+    if not set(digests) <= (cleared or set()):
+        outside = numbers_from_outside(module, inputs, digests if whole else None)
+        if cleared is not None and outside is None:
+            cleared.update(digests)
+    return coarsest([*watch.found, outside])
+
+
+def numbers_from_outside(
+    module: StatelessModule, inputs: Inputs, first: Sequence[str] | None = None
+) -> Narrowing | None:
     """Return whether numbers that enter a forward from outside of torch change with the inputs or the parameters.
 
     A tensor that no operator made is a stored constant, or comes from NumPy or a Python list, where it may have been
@@ -233,16 +256,25 @@ def numbers_from_outside(module: StatelessModule, inputs: Inputs) -> Narrowing |
 
     Args:
         module: the network, inside ``undisturbed``.
-        inputs: converted inputs; the first few are used.
+        inputs: converted inputs.
+        first: digests of a forward of all ``inputs``, or of its beginning; None: two forwards of the first few are compared.
 
-    Cost: two forwards of at most three samples.
+    Cost: one forward, or two of at most three samples.
     """
-    few = take(inputs, slice(min(FEW, sample_count(inputs))))
+    if first is None:
+        inputs = take(inputs, slice(min(FEW, sample_count(inputs))))
+        first = _from_outside(module, {}, inputs)
     changed = {name: value.detach() * CHANGE for name, value in module.parameters.items()}
-    seen = [_from_outside(module, {}, few), _from_outside(module, changed, map_inputs(lambda each: each.flip(0), few))]
-    if seen[0] is not None and seen[0] == seen[1]:
+    second = _from_outside(module, changed, map_inputs(_moved, inputs))
+    if first is not None and second is not None and list(first) == list(second[: len(first)]):
         return None
     return Narrowing("the network", "uses numbers that were computed outside of torch", "NumPy or Python", None)
+
+
+def _moved(samples: Tensor) -> Tensor:
+    """Return the samples in another order or, if they are all equal, other ones."""
+    flipped = samples.flip(0)
+    return samples * CHANGE if _floating(samples) and torch.equal(flipped, samples) else flipped
 
 
 def _from_outside(module: StatelessModule, parameters: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...] | None:
@@ -256,12 +288,6 @@ def _from_outside(module: StatelessModule, parameters: Mapping[str, Tensor], inp
     return watch.from_outside
 
 
-def narrowing_of(module: StatelessModule, inputs: Inputs, watch: NarrowWatch) -> Narrowing | None:
-    """Return the coarsest finding of a watch that has ended, or that of the numbers from outside, if there are any."""
-    outside = numbers_from_outside(module, inputs) if watch.from_outside else None
-    return coarsest([*watch.found, outside])
-
-
 def _rounds(func: Any, args: Any, kwargs: Any, made: Sequence[Tensor]) -> bool:
     """Return whether the results are not those of the same operator on the same numbers in float64."""
     if torch.Tag.nondeterministic_seeded in func.tags:  # calling it again would move the generator
@@ -270,19 +296,19 @@ def _rounds(func: Any, args: Any, kwargs: Any, made: Sequence[Tensor]) -> bool:
         wide = tree_map(convert, (args, kwargs))
         try:
             result = func(*wide[0], **wide[1])
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            again = _tensors(result) or _tensors(wide)
+            if any(_narrow(tensor) for tensor in again):
+                continue  # integers that are divided give the default type
+            return len(made) != len(again) or not all(map(_same, made, again))
+        except (RuntimeError, TypeError, ValueError, IndexError):  # no such operator in float64: nothing is shown
             return True
-        again = _tensors(result) or _tensors(wide)
-        if any(_narrow(tensor) for tensor in again):
-            continue  # integers that are divided give the default type
-        return not all(_same(one, other) for one, other in zip(made, again, strict=False)) or len(made) != len(again)
     return True
 
 
 def _same(narrow: Tensor, wide: Tensor) -> bool:
     if narrow.shape != wide.shape:
         return False
-    narrow = _widened(narrow)
+    narrow, wide = _strided(_widened(narrow)), _strided(wide)
     return bool(((narrow == wide) | ((narrow != narrow) & (wide != wide))).all())
 
 
@@ -300,6 +326,10 @@ def _all_widened(value: Any) -> Any:
 
 def _dense(tensor: Tensor) -> Tensor:
     return tensor.dequantize() if tensor.is_quantized else tensor
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def _copied(value: Any) -> Any:
@@ -337,7 +367,5 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
 
 def _digest(tensor: Tensor) -> str:
     values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else _dense(tensor).resolve_neg()
-    if values.layout != torch.strided:
-        values = values.to_dense()
     raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest() + str(tuple(tensor.shape))
