@@ -63,12 +63,15 @@ def watched(certificate: RankCertificate, narrow: str | None, *, allowed_for: bo
     """
     if not narrow:
         return replace(certificate, narrow=narrow)
-    bounds = {
-        name: _estimated(bounded, allowed_for)
-        for name in ("sigma_min", "sigma_max", "distance", "residual")
-        if (bounded := getattr(certificate, name)) is not None
-    }
-    certificate = replace(certificate, narrow=narrow, rank_lower=0, **bounds)
+    certificate = replace(
+        certificate,
+        narrow=narrow,
+        rank_lower=0,
+        sigma_min=_estimated(certificate.sigma_min, allowed_for),
+        sigma_max=_estimated(certificate.sigma_max, allowed_for),
+        distance=_estimated(certificate.distance, allowed_for),
+        residual=_estimated(certificate.residual, allowed_for),
+    )
     if certificate.verdict == "refuted" and certificate.method != "alignment":
         reason = re.sub(r" \([^()]* is certified\)", "", certificate.reason)
         return replace(certificate, reason=f"{reason}; no rank is certified, because {narrow}")
@@ -80,8 +83,10 @@ def watched(certificate: RankCertificate, narrow: str | None, *, allowed_for: bo
     return replace(certificate, verdict="undecided", reason=reason)
 
 
-def _estimated(bounded: Bounded, allowed_for: bool) -> Bounded:
-    if bounded.lower == bounded.upper:  # a fact about the shape, such as the value 0 for fewer columns than rows
+def _estimated(bounded: Bounded | None, allowed_for: bool) -> Bounded | None:
+    if (
+        bounded is None or bounded.lower == bounded.upper
+    ):  # a fact about the shape, such as the value 0 for fewer columns than rows
         return bounded
     if not allowed_for:
         bounded = replace(bounded, lower=0.0, upper=float("inf"))

@@ -29,7 +29,8 @@ from lightning_conv.networks.evaluation import (
     take,
     undisturbed,
 )
-from lightning_conv.networks.narrowing import Narrowing, NarrowWatch, narrowing_of
+from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
+from lightning_conv.networks.narrowing import Narrowing
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""

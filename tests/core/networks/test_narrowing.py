@@ -9,7 +9,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from lightning_conv import find_head, last_hidden_features
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import features_of, watched_features
-from lightning_conv.networks.narrowing import NarrowedError, Narrowing, NarrowWatch, coarsest, narrowing_of
+from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
+from lightning_conv.networks.narrowing import NarrowedError, Narrowing, coarsest
 
 
 def look(model, inputs, dtype=torch.float64):
