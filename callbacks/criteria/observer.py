@@ -22,7 +22,7 @@ from lightning_conv.theory.tools.matrix_norms import largest_spectral_norm
 from lightning_conv.theory.tools.observation import NOISE, Observation
 
 FLOAT64_NOISE = 1e-14
-"""Changes of the loss below this share of it are rounding where the network is float64."""
+"""Changes of the loss below this share of it are rounding where the network computes in float64."""
 
 
 @dataclass
@@ -59,8 +59,14 @@ class Observer:
         """Begin a fit, of a new run or of this one: no measurement waits for a step."""
         self.pending = None
 
-    def measure(self, run: RunView, *, with_loss: bool) -> None:
-        """Add an observation of the present weights, which then waits for the step after it."""
+    def measure(self, run: RunView, *, with_loss: bool, casts: bool = False) -> None:
+        """Add an observation of the present weights, which then waits for the step after it.
+
+        Args:
+            run: at this moment.
+            with_loss: whether the loss is measured.
+            casts: whether the network casts to a narrower type inside; the loss of a float64 network is then rounded to that.
+        """
         if run.steps.rate is None:  # before the first step nothing has shown yet whether the steps are plain ones
             self._path_known = False
         parameters = run.parameters
@@ -69,7 +75,7 @@ class Observer:
         moved = {name: value.detach() - self.start[name].to(value) for name, value in parameters.items()}
         self.pending = None
         loss, slope = self.wait(run) if with_loss else (math.nan, math.nan)
-        exact = next(run.module.parameters()).dtype == torch.float64
+        exact = next(run.module.parameters()).dtype == torch.float64 and not casts
         path = float(self._path) if self._path_known else math.nan
         noise = FLOAT64_NOISE if exact else NOISE / 10
         self.history.append(Observation(run.step, loss, slope, norm(moved), path, noise=noise))

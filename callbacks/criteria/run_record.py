@@ -86,7 +86,7 @@ class RunRecord:
     def measure(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> RunView:
         """Observe the present weights, measure what the trackers and their needs ask for, and return the run at this moment."""
         self._look(trainer, measurement)
-        self._observe_loss(trainer, measurement)
+        self._observe_loss(trainer, measurement, casts=bool(gram.narrow))
         return self._measure(trainer, measurement, gram, spectrum)
 
     def resume(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> None:
@@ -177,19 +177,19 @@ class RunRecord:
             with _attempt(tracker, "the run is not looked at", run):
                 tracker.begin(run)
 
-    def _observe_loss(self, trainer: pl.Trainer, measurement: Measurement) -> None:
+    def _observe_loss(self, trainer: pl.Trainer, measurement: Measurement, *, casts: bool) -> None:
         """Add an observation; with the loss and its gradient where the loss is known and can be evaluated on the probe."""
         run = self.view(trainer, measurement)
         known = not run.violated(["known loss"])
         if not known or self.observer.measured_loss:
-            self.observer.measure(run, with_loss=known)
+            self.observer.measure(run, with_loss=known, casts=casts)
             return
         with attempted(*NOT_EVALUATED) as attempt:
-            self.observer.measure(run, with_loss=True)
+            self.observer.measure(run, with_loss=True, casts=casts)
         if attempt.failed:
             why = f"the loss could not be evaluated on the probe ({attempt.error}); pass loss_fn= or Probe(target_fn=, forward_fn=)"
             self._fixed = [*(self._fixed or []), Violation("known loss", why)]
-            self.observer.measure(run, with_loss=False)
+            self.observer.measure(run, with_loss=False, casts=casts)
 
     def _measure(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> RunView:
         run = self.view(trainer, measurement)

@@ -18,8 +18,10 @@ from typing_extensions import override
 from lightning_conv import RankCertificate, certify_expressivity, find_head
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
+from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
-from lightning_conv.networks.head import features_of
+from lightning_conv.networks.head import watched_features
+from lightning_conv.networks.narrowing import Narrowing, coarsest
 from lightning_conv.recipes.bn_resnet_module import BNResNet
 from lightning_conv.recipes.data import DigitsDataModule, InMemoryDataModule
 from lightning_conv.recipes.paper_tables.ledger import Cell
@@ -125,14 +127,16 @@ def certificate_at_start(network: nn.Module, inputs: Tensor) -> RankCertificate:
     """
     head = find_head(network, inputs[:2])
 
-    def features(dtype: torch.dtype) -> Tensor:
+    def features(dtype: torch.dtype) -> tuple[Tensor, Narrowing | None]:
         with undisturbed(network), torch.no_grad():
             frozen = StatelessModule(network, dtype=dtype, batch_norm="frozen", statistics_of=inputs[:STATISTICS])
-        return torch.cat([features_of(frozen, head, some).cpu() for some in torch.split(inputs, 256)])
+        parts = [watched_features(frozen, head, some) for some in torch.split(inputs, 256)]
+        return torch.cat([part.cpu() for part, _ in parts]), coarsest([found for _, found in parts])
 
-    return certify_expressivity(
-        features(torch.float32), bias=head.has_bias, recompute=lambda: features(torch.float64), progress=False
-    )
+    coarse, (exact, cast) = features(torch.float32)[0], features(torch.float64)
+    error = feature_rounding(coarse, exact) if cast is None else narrow_rounding(coarse, exact, cast.unit)
+    narrow = "" if cast is None else str(cast)
+    return certify_expressivity(exact, bias=head.has_bias, feature_error=error, narrow=narrow, progress=False)
 
 
 def certificate_facts(certificate: RankCertificate | None) -> dict[str, Any] | None:

@@ -156,17 +156,16 @@ class GradientWatch:
             return
         pairs = [(was, each.grad) for was, each in zip(kept, self._weights, strict=False)]
         then, now = ([pair[k] for pair in pairs if None not in pair] for k in (0, 1))
-        changed = not _is_scaled(then, now) and not self._clips_values
+        changed = not _is_scaled(then, now) and not self._is_clamped(then, now)
         if any(self._view.ranks.gather(lambda: changed)):
             said = "something changes the gradients between the backward pass and the optimizer's step"
             self.found = Check("gradients of the step", False, said)
 
-    @property
-    def _clips_values(self) -> bool:
-        trainer = self._view.trainer
-        return trainer.gradient_clip_val is not None and str(trainer.gradient_clip_algorithm or "norm").endswith(
-            "value"
-        )
+    def _is_clamped(self, then: Sequence[Any], now: Sequence[Any]) -> bool:
+        largest, algorithm = self._view.trainer.gradient_clip_val, self._view.trainer.gradient_clip_algorithm
+        if not largest or "value" not in str(algorithm).lower():
+            return False
+        return all(torch.equal(was.clamp(-largest, largest), is_) for was, is_ in zip(then, now, strict=True))
 
     def check(self) -> Check:
         """Return the last comparison; where no step was seen yet, whether anything could change the gradients of the first."""

@@ -240,3 +240,28 @@ def test_other_strategies_are_refused_with_what_to_do(make_trainer, make_module)
     with pytest.raises(MisconfigurationException, match="model_averaging_period"):
         require_supported(make_trainer(strategy=averaging, devices=2), make_module())
     require_supported(make_trainer(strategy="ddp", devices=2), make_module())
+
+
+class RoundedOnTheSecondRank(nn.Module):
+    def forward(self, x):
+        return x.float().to(x) if torch.distributed.get_rank() == 1 else x
+
+
+def cast(make_trainer, make_regression):
+    found = {}
+    for method in ("singular", "distinct"):
+        guard, module = ExpressivityGuard(switch_at=3, method=method), classifier(make_regression)
+        module.network.trunk.insert(0, RoundedOnTheSecondRank())
+        module.network.trunk.insert(2, RoundedOnTheSecondRank())
+        make_trainer([guard], max_epochs=3).fit(module, DataLoader(samples(), batch_size=6))
+        found[method] = [guard.certificate.verdict, guard.certificate.narrow, guard.verdict]
+    return found
+
+
+@pytest.mark.slow
+def test_a_cast_that_one_rank_sees_leaves_both_without_a_certificate(two_processes):
+    for ranks in two_processes(cast).values():
+        for verdict, narrow, of_the_run in ranks:
+            assert verdict == "undecided"
+            assert narrow == "'network.trunk.2' computes in torch.float32 (aten::_to_copy)"
+            assert of_the_run != "certified"

@@ -75,7 +75,8 @@ class DuTracker(CriteriaTracker):
         last, scale = run.history[-1], run.scale
         if scale is None or math.isnan(last.loss):
             return
-        if is_full(gram) and not run.violated(self.assumes - {"unclipped"}):
+        # Outputs that a cast inside the network rounds do not show how far a step is from a linear one.
+        if is_full(gram) and not gram.narrow and not run.violated(self.assumes - {"unclipped"}):
             self._steps.measure(run.exact_outputs, gram, spectrum)
         if run.violated(self.assumes) or not is_full(gram) or run.targets is None:
             self.projection.stop()
