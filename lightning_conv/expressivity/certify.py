@@ -117,7 +117,9 @@ def certify_expressivity(
             raise ValueError(
                 f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
             )
-        return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
+        return certify_distinct(
+            entering, width, bias=bias, feature_error=feature_error, same_inputs=same_inputs, progress=progress
+        )
     need = decomposition_bytes(samples, width)
     fits = need <= allowed
     if method == "alignment":

@@ -5,50 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
-from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
+from lightning_conv.expressivity.stream import FeatureRows, HeldRows, ScaledRows, read_rows
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import SAFE_EXPONENT
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import gamma, ldexp
 from lightning_conv.losses.per_sample import Infimum, SampleLosses
 from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
 from lightning_conv.networks.precision import in_float64
 
 WORD = 8  # bytes of a float64
-
-
-def ldexp(values: Tensor, exponent: int) -> Tensor:
-    """Compute 2^exponent times the values, in two steps, because 2^1074 overflows; exact unless the result is subnormal."""
-    half = exponent // 2
-    return values * 2.0**half * 2.0 ** (exponent - half)
-
-
-@dataclass(frozen=True)
-class ScaledRows:
-    """Features times a power of two."""
-
-    source: FeatureRows
-    exponent: int
-
-    @property
-    def samples(self) -> int:
-        """Number of samples n."""
-        return self.source.samples
-
-    @property
-    def width(self) -> int:
-        """Number of features m_H."""
-        return self.source.width
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return the rows start, ..., stop - 1."""
-        return ldexp(self.source.rows(start, stop), self.exponent)
 
 
 class HeadProblem:
