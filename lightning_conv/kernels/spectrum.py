@@ -116,6 +116,8 @@ def _with_kernel_bounds(spectrum: Spectrum, gram: KernelGram) -> Spectrum:
     error = sum_up(gram.floor, 2 * gram.projection_error, UNDERFLOW if gram.trace < VANISHING else 0.0)
     projected = " + 2 standard errors of the projection" if gram.projection_error else ""
     delta = product_up(gram.jacobian_error, root_up(max(gram.trace, 0.0)))
+    if math.isnan(delta) or math.isnan(error):  # the passes overflow, so nothing is known about their rounding
+        delta, error = math.inf, 0.0
 
     def widened(of_matrix: Bounded) -> Bounded:
         low = max(sum_down(root_down(max(sum_down(of_matrix.lower, -error), 0.0)), -delta), 0.0)

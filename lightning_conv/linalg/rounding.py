@@ -15,6 +15,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+MODERATE = 200
+"""Exponent up to which products of two numbers and sums of these are far from the ends of the range of float64."""
 LARGEST = sys.float_info.max
 FEW = 1 + 2.0**-48
 """Factor that covers the rounding of up to 31 multiplications, divisions, roots and sums of numbers of one sign."""
@@ -47,7 +49,7 @@ def rounded_down(exact: Fraction) -> float:
 
 def rounded_up(exact: Fraction) -> float:
     """Return the smallest float64 that is at least ``exact``, inf above all of them."""
-    return -rounded_down(-exact)
+    return 0.0 - rounded_down(-exact)
 
 
 def sum_down(*terms: float) -> float:
@@ -59,7 +61,7 @@ def sum_down(*terms: float) -> float:
 
 def sum_up(*terms: float) -> float:
     """Return the smallest float64 that is at least the exact sum; infinite terms add up as in floating point."""
-    return -sum_down(*(-term for term in terms))
+    return 0.0 - sum_down(*(-term for term in terms))
 
 
 def quotient_down(numerator: float, denominator: float) -> float:
@@ -74,7 +76,7 @@ def quotient_down(numerator: float, denominator: float) -> float:
 
 def quotient_up(numerator: float, denominator: float) -> float:
     """Return the smallest float64 that is at least numerator / denominator, for a positive denominator."""
-    return -quotient_down(-numerator, denominator)
+    return 0.0 - quotient_down(-numerator, denominator)
 
 
 def product_down(*factors: float) -> float:
@@ -86,7 +88,7 @@ def product_down(*factors: float) -> float:
 
 def product_up(first: float, *others: float) -> float:
     """Return the smallest float64 that is at least the exact product; infinite factors multiply as in floating point."""
-    return -product_down(-first, *others)
+    return 0.0 - product_down(-first, *others)
 
 
 def root_down(square: float) -> float:
@@ -112,7 +114,7 @@ def ldexp_down(number: float, exponent: int) -> float:
 
 def ldexp_up(number: float, exponent: int) -> float:
     """Return the smallest float64 that is at least 2^exponent times the number."""
-    return -ldexp_down(-number, exponent)
+    return 0.0 - ldexp_down(-number, exponent)
 
 
 def ldexp(values: Tensor, exponent: int) -> Tensor:
@@ -124,6 +126,24 @@ def ldexp(values: Tensor, exponent: int) -> Tensor:
 def exponent_of(values: Tensor) -> int:
     """Return k with 2^(k-1) <= max |values| < 2^k, so that 2^-k times the values is below 1; 0 if all are zero."""
     return math.frexp(float(values.abs().max()))[1] if values.numel() else 0
+
+
+def require_moderate(values: Tensor, name: str) -> None:
+    """Refuse numbers whose squares or products vanish or overflow: the largest must be within 2^-200 ... 2^200, or 0.
+
+    Args:
+        values: finite numbers.
+        name: the argument that they stand for, as the message calls it.
+
+    Raises:
+        ValueError: the largest is outside that range.
+    """
+    exponent = exponent_of(values)
+    if abs(exponent) > MODERATE:
+        what, cure = ("overflow", "divide") if exponent > 0 else ("vanish", "multiply")
+        raise ValueError(
+            f"{name}: of size up to {float(values.abs().max()):.1e}, whose products {what}; {cure} by a constant"
+        )
 
 
 def frobenius(values: Tensor) -> float:

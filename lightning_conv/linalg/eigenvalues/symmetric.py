@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.rounding import gamma, ldexp, ldexp_down, ldexp_up
+from lightning_conv.linalg.rounding import MODERATE, gamma, ldexp, ldexp_down, ldexp_up
 
 TILE = 512
 OUTWARD = 1 + 2.0**-30
@@ -17,7 +17,7 @@ OUTWARD = 1 + 2.0**-30
 Underflow changes a sum by at most N^3 2^-1074, which is negligible beside a term of at least 2^-53 |A| unless |A| is
 tiny."""
 
-SAFE_EXPONENT = 200
+SAFE_EXPONENT = MODERATE
 """Matrices whose largest entry is outside 2^-200 ... 2^200 are scaled by a power of two, which is exact."""
 
 
@@ -113,7 +113,7 @@ def require_symmetric(matrix: Tensor, name: str = "gram") -> tuple[float, bool]:
         )
     largest = max(abs(float(end)) for end in matrix.aminmax())
     if not math.isfinite(largest):
-        raise ValueError(f"{name}: contains NaN or infinity; check the network and its samples")
+        raise ValueError(f"{name}: contains NaN or infinity; check the network, its samples and their scale")
     exact = _exactly_symmetric(matrix)
     if not exact:
         skew = float((matrix - matrix.T).abs().max())
