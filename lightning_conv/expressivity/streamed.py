@@ -104,7 +104,7 @@ def certify_streamed(
                 gram,
                 bias=bias,
                 panel=plan.panel,
-                ones=math.ldexp(1.0, -2 * exponent),
+                ones=math.ldexp(1.0, -2 * exponent) if bias else 0.0,  # the features are then large, if they are scaled
                 done=journal["gram"] or (0, 0, 0),
                 report=part(report, 0, weight),
                 save=lambda done: journal.__setitem__("gram", done),
