@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_conv.linalg.rounding import (
     FEW,
     gamma,
+    ldexp_up,
     product_down,
     product_up,
     quotient_up,
@@ -83,7 +84,7 @@ def _between(stay: float, found: Comparator, price: float) -> float:
     if not math.isfinite(stay) or saved >= 2 * price:
         return sum_up(found.excess, price)
     # For saved < 2 price the subtrahend is at most saved / 2, so the difference keeps its digits.
-    return min((stay - saved * (saved / (4 * price))) * FEW, stay) if saved > 0 else stay
+    return min((stay - saved * (saved / price / 4)) * FEW, stay) if saved > 0 else stay
 
 
 def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step: float, gap: float) -> float:
@@ -145,7 +146,7 @@ def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> f
         return 0.0
     # Logarithm, product and exponential err by a few units; an error of the exponent is one of the result times it.
     shrink = math.exp(2 * steps * math.log1p(-contraction) * (2 - FEW)) * FEW
-    return product_up(gap, max(shrink, math.ulp(0.0)))
+    return product_up(gap, sum_up(shrink, 2 * math.ulp(0.0)))  # the result may be subnormal
 
 
 def rounded_bound(bound: float, drift: float, curvature: float) -> float:
@@ -164,7 +165,7 @@ def rounded_bound(bound: float, drift: float, curvature: float) -> float:
         >>> rounded_bound(4.0, 0.5, 8.0)
         9.0
     """
-    root = sum_up(root_up(bound), product_up(root_up(curvature / 2), drift))
+    root = sum_up(root_up(bound), product_up(root_up(ldexp_up(curvature, -1)), drift))
     return product_up(root, root)
 
 

@@ -69,7 +69,6 @@ class ReferenceMetric(KernelMetric):
                 for state in (self.reference, self.reference_facts)
             )
 
-    @override
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the metric; the copy knows its original (see the class)."""
         copied = type(self).__new__(type(self))
