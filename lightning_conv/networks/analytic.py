@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.networks.analytic_layers import judge_layer
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.operators import SAME_IN_FLOAT32, SAME_IN_FLOAT64
 from lightning_conv.networks.watched import watched_forward
-from lightning_conv.networks.weight_trace import WeightTrace
+from lightning_conv.networks.weight_trace import Step, WeightTrace
 
 SAMPLES = 4
 """Number of samples of a trace."""
@@ -61,23 +63,24 @@ def find_kinks(model: nn.Module, inputs: Inputs) -> list[Kink]:
         ['ReLU in 1']
     """
     few = take(inputs, slice(min(SAMPLES, sample_count(inputs))))
-    here = _trace(StatelessModule(model), few)
-    found = dict.fromkeys(Kink(*each) for each in here.found)
+    found, here = _trace(StatelessModule(model), few)
     module = StatelessModule(model)
     try:
-        there = _trace(module, few, _other_weights(module.parameters))
+        more, there = _trace(module, few, _other_weights(module.parameters))
     except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         return [*found, Kink("", f"a forward that fails at other weights ({type(error).__name__})", known=False)]
-    found |= dict.fromkeys(Kink(*each) for each in there.found)
-    if here.steps != there.steps and all(kink.known for kink in found):
-        steps = zip_longest(here.steps, there.steps, fillvalue=("nothing", "", ()))
-        now, _ = next((a, b) for a, b in steps if a != b)
-        found[Kink(now[1], f"another computation at other weights, from {now[0]} on", known=False)] = None
+    found |= more
+    if here != there and all(kink.known for kink in found):
+        pairs = zip_longest(here, there, fillvalue=("its end", "", ()))
+        operator, place, _ = next(a for a, b in pairs if a != b)
+        found[Kink(place, f"another computation at other weights, from {operator} on", known=False)] = None
     return list(found)
 
 
-def _trace(module: StatelessModule, inputs: Inputs, parameters: Mapping[str, Tensor] | None = None) -> WeightTrace:
-    """Run one forward and follow what depends on its weights."""
+def _trace(
+    module: StatelessModule, inputs: Inputs, parameters: Mapping[str, Tensor] | None = None
+) -> tuple[dict[Kink, None], list[Step]]:
+    """Run one forward and return what is not analytic, in order, and the operators that saw the weights."""
     names = {layer: name for name, layer in module.model.named_modules()}
     weights = [*module.parameters.values(), *module.model.parameters(), *(parameters or {}).values()]
     trace = WeightTrace(weights, module.dtype, present=parameters is None)
@@ -88,11 +91,12 @@ def _trace(module: StatelessModule, inputs: Inputs, parameters: Mapping[str, Ten
     def leave(*_: Any) -> None:
         trace.inside.pop()
 
-    handles = [layer.register_forward_pre_hook(enter) for layer in names]
-    handles += [layer.register_forward_hook(leave, always_call=True) for layer in names]
+    layers = [layer for layer in names if not isinstance(layer, torch.jit.ScriptModule)]  # which take no hooks
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave, always_call=True) for layer in layers]
     with torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]  # fused kernels are not seen
         watched_forward(module, inputs, handles, parameters=parameters, within=trace)
-    return trace
+    return dict.fromkeys(Kink(*each) for each in trace.found), trace.steps
 
 
 def _other_weights(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,9 +119,10 @@ class Smoothed:
     swapped: tuple[str, ...]
     """Dotted names of the activations that were replaced."""
     left: tuple[Kink, ...]
-    """Functions that could not be replaced. If it is empty and ``watched`` is True, the network is real-analytic."""
+    """What is not known to be real-analytic after the replacements, see ``find_kinks``. If it is empty, the network is
+    real-analytic in its weights: on the samples given, or, without samples, by the types of its modules."""
     watched: bool = True
-    """Whether a forward was run, so that ``left`` also lists functions called inside it. False: modules by type only."""
+    """Whether a forward was run, so that ``left`` lists functions. False: modules, by their exact type."""
 
 
 def softplus(beta: float) -> nn.Softplus:
@@ -162,37 +167,17 @@ _TWINS: dict[type[nn.Module], Callable[[Any, float], nn.Module]] = {
 }
 
 
-_KINKED_MODULES: dict[type[nn.Module], str] = {
-    getattr(nn, kind): what
-    for what, kinds in {
-        "ReLU": "ReLU",
-        "hard tanh or ReLU6": "ReLU6 Hardtanh",
-        "leaky ReLU": "LeakyReLU",
-        "RReLU": "RReLU",
-        "PReLU": "PReLU",
-        "threshold": "Threshold",
-        "ELU, SELU or CELU": "ELU SELU CELU",
-        "hard swish": "Hardswish",
-        "hard sigmoid": "Hardsigmoid",
-        "hard shrink": "Hardshrink",
-        "soft shrink": "Softshrink",
-        "max pooling": "MaxPool1d MaxPool2d MaxPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
-        "FractionalMaxPool2d FractionalMaxPool3d",
-    }.items()
-    for kind in kinds.split()
-}
-
-
 def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float = 100.0) -> Smoothed:
     """Copy ``model``, replace ReLU, leaky ReLU and ReLU6 by softplus activations, and list the kinks that are left.
 
     Only modules can be replaced. A ``torch.relu`` inside a forward is listed in ``left``, and so is max pooling, which has
-    no smooth counterpart that computes the same.
+    no smooth counterpart that computes the same, and everything that is not known to be real-analytic.
 
     Args:
         model: any module; it is not modified.
-        inputs: samples for a forward that detects what is left. None: no forward is run, ``left`` lists modules by their
-            type only and ``watched`` is False, because a ``torch.relu`` inside a forward shows only when it runs.
+        inputs: samples for a forward that detects what is left, by ``find_kinks``. None: no forward is run and ``watched``
+            is False. Then ``left`` lists modules: those with kinks, and with ``known=False`` all whose exact type is not on
+            the list of analytic layers (``analytic_layers``), as the class of a network of one's own is not.
         beta: sharpness; each activation changes by at most ln(2) / beta.
 
     Raises:
@@ -214,10 +199,11 @@ def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float
         twin, swapped = _TWINS[type(twin)](twin, beta).train(twin.training), [""]
     if inputs is not None:
         return Smoothed(twin, tuple(swapped), tuple(find_kinks(twin, inputs)))
-    kinks = (
-        (name, next((what for kind, what in _KINKED_MODULES.items() if isinstance(m, kind)), None))
-        for name, m in twin.named_modules()
-    )
-    return Smoothed(
-        twin, tuple(swapped), tuple(Kink(name, what) for name, what in kinks if what is not None), watched=False
-    )
+    wide = any(p.dtype == torch.float64 for p in twin.parameters())
+    same = SAME_IN_FLOAT64 if wide else SAME_IN_FLOAT32
+    judged = {
+        name: None if type(layer) in (LeakySoftplus, SoftplusSix) else judge_layer(layer, same)
+        for name, layer in twin.named_modules()
+    }
+    left = tuple(Kink(name, *found) for name, found in judged.items() if found is not None)
+    return Smoothed(twin, tuple(swapped), left, watched=False)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_conv.networks.signs import Call, Sign
+from lightning_conv.networks.signs import Call, Sign, names_in
 
 
 def _each(names: Mapping[str, str]) -> dict[str, str]:
@@ -41,8 +41,9 @@ KINKED = _each(
         "max pooling": "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
         "max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
         "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d",
-        "comparison": "gt ge lt le eq ne isclose",
-        "norm": "norm linalg_vector_norm _cdist_forward _pdist_forward renorm",
+        "comparison": "gt ge lt le eq ne isclose isnan isinf isfinite",
+        "norm": "norm linalg_vector_norm _cdist_forward _pdist_forward renorm embedding_renorm",
+        "weight norm, a division by a norm": "_weight_norm _weight_norm_interface",
         "standard deviation": "std std_mean",
         "smooth L1 or Huber loss": "smooth_l1_loss huber_loss",
     }
@@ -51,8 +52,8 @@ KINKED = _each(
 
 _ELEMENTWISE = (
     "add sub rsub mul neg positive square addcmul lerp exp exp2 expm1 sin cos sinh cosh tanh sigmoid erf erfc erfcx "
-    "special_erfcx atan asinh sinc special_ndtr special_log_ndtr special_bessel_j0 special_bessel_j1 special_i1 i0 gelu "
-    "silu mish glu log_sigmoid_forward mse_loss binary_cross_entropy_with_logits"
+    "special_erfcx atan asinh sinc special_ndtr special_log_ndtr special_bessel_j0 special_bessel_j1 special_i1 i0 logaddexp "
+    "logaddexp2 gelu silu mish glu log_sigmoid_forward mse_loss binary_cross_entropy_with_logits"
 )
 _LINEAR_ALGEBRA = (
     "mm bmm mv dot vdot addmm addmv addbmm baddbmm addr linear matmul linalg_cross trace linalg_matrix_exp _trilinear "
@@ -78,22 +79,22 @@ _COMPLEX = "view_as_real view_as_complex _conj _conj_physical conj_physical reso
 _FOURIER = "_fft_r2c _fft_c2r _fft_c2c"
 _LAYERS = "_thnn_fused_lstm_cell _thnn_fused_gru_cell"
 
-ANALYTIC = frozenset(
-    f"{_ELEMENTWISE} {_LINEAR_ALGEBRA} {_REDUCTIONS} {_ARRANGEMENTS} {_COMPLEX} {_FOURIER} {_LAYERS}".split()
-)
+ANALYTIC = names_in(f"{_ELEMENTWISE} {_LINEAR_ALGEBRA} {_REDUCTIONS} {_ARRANGEMENTS} {_COMPLEX} {_FOURIER} {_LAYERS}")
 """Operators that are real-analytic in all their floating arguments on the whole space. Indices and masks are held fixed."""
 
-COMPLEX_ANALYTIC = frozenset(
+COMPLEX_ANALYTIC = names_in(
     f"add sub rsub mul neg positive square addcmul lerp exp expm1 sin cos sinh cosh sum mean prod cumsum cumprod "
-    f"{_LINEAR_ALGEBRA} {_ARRANGEMENTS} {_COMPLEX} {_FOURIER}".split()
+    f"{_LINEAR_ALGEBRA} {_ARRANGEMENTS} {_COMPLEX} {_FOURIER}"
 )
 """Those of ``ANALYTIC`` that are so for complex numbers too: tanh, for one, has poles there."""
 
-SHAPE_ONLY = frozenset(
+SHAPE_ONLY = names_in(
     "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided _fused_sdp_choice "
-    "is_same_size rand_like randn_like randint_like".split()
+    "is_same_size is_pinned rand_like randn_like randint_like"
 )
 """Operators that read the shape of their tensors and no entry."""
+
+_READ = names_in("_local_scalar_dense equal allclose is_nonzero")
 
 SAME_IN_FLOAT32, SAME_IN_FLOAT64 = 15.0, 37.0
 """Arguments t from which ln(1 + exp(t)) rounds to t: exp(-15) = 3.1e-7 is below half a unit in the last place of 15."""
@@ -128,15 +129,22 @@ def judge(call: Call) -> Found | None:
     name = call.name
     if name in KINKED:
         return KINKED[name], True
-    if any(isinstance(value, Tensor) and value.is_complex() for value in call.given.values() if call.depends(value)):
-        if name not in COMPLEX_ANALYTIC and not (name == "div" and not call.depends(call.get("other"))):
-            return f"unknown operator aten::{name} of complex numbers", False
+    if name not in COMPLEX_ANALYTIC and _complex(call) and (name != "div" or call.depends(call.get("other"))):
+        return f"unknown operator aten::{name} of complex numbers", False
     if name == "view" and call.overload == "dtype":
         return "the bits of a number read as another type", True
+    if name in _READ:
+        return f"a value read by Python (aten::{name})", False
     if name in ANALYTIC:
         return None
     rule = _RULES.get(name)
     return rule(call) if rule is not None else (f"unknown operator aten::{name}", False)
+
+
+def _complex(call: Call) -> bool:
+    return any(
+        isinstance(value, Tensor) and value.is_complex() and call.depends(value) for value in call.given.values()
+    )
 
 
 _Rule: TypeAlias = Callable[[Call], Found | None]
@@ -211,18 +219,18 @@ _ROOTS = {
     "lgamma": "lgamma",
     "digamma": "digamma",
 }
-_NORMALISATIONS = (
+_NORMALISATIONS = names_in(
     "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm miopen_batch_norm _fused_rms_norm"
 )
-_ATTENTION = (
+_ATTENTION = names_in(
     "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math"
 )
 _RULES: dict[str, _Rule] = {
     **{name: _where("self", Sign.POSITIVE, what) for name, what in _ROOTS.items()},
-    **{name: _normalised for name in _NORMALISATIONS.split()},
-    **{name: _unless(lambda call: bool(call.get("dropout_p")), "dropout", False) for name in _ATTENTION.split()},
+    **{name: _normalised for name in _NORMALISATIONS},
+    **{name: _unless(lambda call: bool(call.get("dropout_p")), "dropout", False) for name in _ATTENTION},
     "log1p": _where("self", Sign.NONNEGATIVE, "log1p"),
     "xlogy": _where("other", Sign.POSITIVE, "a logarithm"),
     "addcdiv": _where("tensor2", Sign.POSITIVE, "division by"),

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def names_in(text: str) -> frozenset[str]:
+    """Return the words of ``text``."""
+    return frozenset(text.split())
+
+
 class Sign(IntEnum):
     """What is known of the entries of a tensor at every weight; the smaller of two is what is known of both."""
 
@@ -61,14 +66,14 @@ class Call:
         return Sign.POSITIVE if smallest > 0 else Sign.NONNEGATIVE if smallest == 0 else Sign.ANY
 
 
-_POSITIVE = frozenset("exp exp2 sigmoid cosh erfc".split())
-_NONNEGATIVE = frozenset("square var mse_loss".split())
-_KEPT = frozenset(
+_POSITIVE = names_in("exp exp2 sigmoid cosh erfc")
+_NONNEGATIVE = names_in("square var mse_loss")
+_KEPT = names_in(
     "view _unsafe_view reshape _reshape_alias t transpose permute expand slice select unsqueeze squeeze unbind split "
     "split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk clone detach alias flip roll repeat as_strided "
     "unfold diagonal index_select gather index pixel_shuffle pixel_unshuffle channel_shuffle lift_fresh _to_copy sum mean "
     "cumsum prod cumprod reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-    "replication_pad3d rsqrt reciprocal sqrt log1p masked_select".split()
+    "replication_pad3d rsqrt reciprocal sqrt log1p masked_select"
 )
 """Operators whose results have the sign of ``self``, where they are analytic."""
 _ARRANGED = {
@@ -83,8 +88,8 @@ _ARRANGED = {
 }
 """Operators whose results consist of entries of these arguments."""
 _PRODUCTS = {"mm": "mat2", "bmm": "mat2", "mv": "vec", "dot": "tensor", "mul": "other"}
-_WITH_ZEROS = frozenset(
-    "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d tril triu diag_embed".split()
+_WITH_ZEROS = names_in(
+    "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d tril triu diag_embed"
 )
 
 

@@ -13,14 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_conv.networks.operators import SHAPE_ONLY, judge
-from lightning_conv.networks.signs import Call, Sign, sign_of_result
+from lightning_conv.networks.signs import Call, Sign, names_in, sign_of_result
 
 Finding: TypeAlias = tuple[str, str, bool]
 """Module, what is not analytic there, and whether that is known."""
 
-_UNWRITTEN = frozenset("empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split())
-_OVERWRITING = frozenset("copy fill zero".split())
-_READERS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
+Step: TypeAlias = tuple[str, str, object]
+"""An operator that saw a weight, the module that called it, and what must be the same at other weights."""
+
+_UNWRITTEN = names_in("empty empty_like empty_strided empty_permuted new_empty new_empty_strided")
+_OVERWRITING = names_in("copy fill zero")
+_READERS = frozenset(
+    {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.apply_, Tensor.map_, Tensor.map2_}
+)
+"""Methods that read entries without an operator of torch."""
 
 
 class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -44,8 +50,7 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inside: list[str] = []
         """Modules whose forward is running, the innermost last."""
         self.found: dict[Finding, None] = {}
-        self.steps: list[tuple[str, str, object]] = []
-        """Every operator that saw a weight: name, module, and what must be the same at other weights."""
+        self.steps: list[Step] = []
         self._dtype, self._present = dtype, present
         self._signs: dict[object, Sign] = {}
         self._kept: list[object] = []
@@ -62,6 +67,11 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __exit__(self, *error: Any) -> None:
         self._readers.__exit__(*error)  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def supports_higher_order_operators(cls) -> bool:
+        """Tell torch that ``torch.cond`` and its kind may be given to this mode."""
+        return True
 
     def depends(self, value: object) -> bool:
         """Return whether ``value`` is a tensor that depends on the weights."""
@@ -102,6 +112,7 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if finding is not None:
             self.note(*finding)
         if name in _UNWRITTEN:
+            self._kept += [_memory(output)[1] for output in outputs]
             self._unwritten |= {_memory(output)[0] for output in outputs}
         elif written:
             self._unwritten -= {_memory(tensor)[0] for tensor in written}
