@@ -68,7 +68,7 @@ class GuardedRun:
         before = state.caveats if state.phase == 2 else []
         self._new_caveats = [caveat for caveat in found if caveat not in before]
         state.caveats = [*before, *self._new_caveats]
-        self._kinks = [str(kink) for kink in find_kinks(view.network, view.data.first_inputs())]
+        self._kinks = find_kinks(view.network, view.data.first_inputs())
 
     def start(self) -> None:
         """Start or resume the current phase."""
