@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_conv.networks.analytic_layers import judge_layer
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
-from lightning_conv.networks.operators import SAME_IN_FLOAT32, SAME_IN_FLOAT64
+from lightning_conv.networks.operators import same_from
 from lightning_conv.networks.watched import watched_forward
 from lightning_conv.networks.weight_trace import Step, WeightTrace
 
@@ -94,7 +94,7 @@ def _trace(
     layers = [layer for layer in names if not isinstance(layer, torch.jit.ScriptModule)]  # which take no hooks
     handles = [layer.register_forward_pre_hook(enter) for layer in layers]
     handles += [layer.register_forward_hook(leave, always_call=True) for layer in layers]
-    with torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]  # fused kernels are not seen
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # fused kernels are not seen
         watched_forward(module, inputs, handles, parameters=parameters, within=trace)
     return dict.fromkeys(Kink(*each) for each in trace.found), trace.steps
 
@@ -200,7 +200,7 @@ def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float
     if inputs is not None:
         return Smoothed(twin, tuple(swapped), tuple(find_kinks(twin, inputs)))
     wide = any(p.dtype == torch.float64 for p in twin.parameters())
-    same = SAME_IN_FLOAT64 if wide else SAME_IN_FLOAT32
+    same = same_from(torch.float64 if wide else torch.float32)
     judged = {
         name: None if type(layer) in (LeakySoftplus, SoftplusSix) else judge_layer(layer, same)
         for name, layer in twin.named_modules()

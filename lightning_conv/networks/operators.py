@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import TypeAlias
 
 import torch
@@ -100,6 +99,11 @@ SAME_IN_FLOAT32, SAME_IN_FLOAT64 = 15.0, 37.0
 """Arguments t from which ln(1 + exp(t)) rounds to t: exp(-15) = 3.1e-7 is below half a unit in the last place of 15."""
 
 
+def same_from(dtype: torch.dtype) -> float:
+    """Return the threshold from which both branches of torch's softplus round to one number in a type."""
+    return SAME_IN_FLOAT64 if dtype == torch.float64 else SAME_IN_FLOAT32
+
+
 def turns_linear(beta: float, threshold: float, same: float, largest: float | None) -> str | None:
     """Say why torch's softplus, which is z where beta z > ``threshold``, is not ln(1 + exp(beta z)) / beta; None: it is.
 
@@ -109,7 +113,7 @@ def turns_linear(beta: float, threshold: float, same: float, largest: float | No
     Args:
         beta: sharpness.
         threshold: threshold of beta z.
-        same: ``SAME_IN_FLOAT32`` or ``SAME_IN_FLOAT64``.
+        same: threshold from which they are one function, see ``same_from``.
         largest: largest beta z that was seen; None: none was looked at.
     """
     if threshold >= same:
@@ -176,7 +180,7 @@ def _division(call: Call) -> Found | None:
 
 def _power(call: Call) -> Found | None:
     base, exponent = call.get("self"), call.get("exponent")
-    whole = isinstance(exponent, Real) and float(exponent).is_integer() and exponent >= 0
+    whole = isinstance(exponent, int | float) and float(exponent).is_integer() and exponent >= 0
     if whole or call.sign("self") is Sign.POSITIVE:
         return None
     if isinstance(exponent, Tensor) and not call.depends(exponent):
@@ -190,9 +194,9 @@ def _power(call: Call) -> Found | None:
 def _softplus(call: Call) -> Found | None:
     z, beta, threshold = call.get("self"), call.get("beta"), call.get("threshold")
     assert isinstance(z, Tensor)
-    assert isinstance(beta, Real)
-    assert isinstance(threshold, Real)
-    same = SAME_IN_FLOAT64 if call.dtype == torch.float64 else SAME_IN_FLOAT32
+    assert isinstance(beta, int | float)
+    assert isinstance(threshold, int | float)
+    same = same_from(call.dtype)
     largest = float((z.detach() * float(beta)).max()) if call.present and z.numel() else -torch.inf
     why = turns_linear(float(beta), float(threshold), same, largest)
     return (why, True) if why else None
@@ -200,7 +204,7 @@ def _softplus(call: Call) -> Found | None:
 
 def _normalised(call: Call) -> Found | None:
     eps = call.given.get("eps", call.given.get("epsilon"))
-    if isinstance(eps, Real) and not eps > 0:
+    if isinstance(eps, int | float) and not eps > 0:
         return "normalisation with eps = 0", False
     if eps is None and call.name != "_fused_rms_norm":  # which then takes the type's own
         return f"unknown operator aten::{call.name}", False

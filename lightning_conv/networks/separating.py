@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_conv.networks.analytic_layers import altered
 from lightning_conv.networks.evaluation import undisturbed
-from lightning_conv.networks.operators import SAME_IN_FLOAT64, turns_linear
+from lightning_conv.networks.operators import same_from, turns_linear
 
 
 def _gelu(z: Tensor, layer: Any) -> Tensor:
@@ -30,17 +30,17 @@ _FORMULAS: Mapping[type[nn.Module], Callable[[Tensor, Any], Tensor]] = {
 }
 """Closed forms, other than torch's own way to compute them: tanh(ln(1 + e^z)) = 1 - 2 / ((1 + e^z)^2 + 1), and so on."""
 
-SEPARATING = tuple(_FORMULAS)
+SEPARATING: tuple[type[nn.Module], ...] = tuple(_FORMULAS)
 """Activations that are real-analytic on the whole line and not polynomials."""
 
 
 def not_separating(name: str, sigma: nn.Module, z: Tensor, h: Tensor) -> str | None:
     """Say why an activation is not one of ``SEPARATING``, as a function; None: it is, as far as it was seen.
 
-    It must be of one of these types exactly, without hooks, a replaced forward or another threshold of softplus than one at
-    which, or below which, the formula holds for all z seen: torch's softplus is z where beta z exceeds its threshold, which
-    differs from ln(1 + exp(beta z)) / beta by up to ln(1 + exp(-threshold)) / beta. From 37 on both round to one number in
-    float64. Its values must be those of the closed form, at the z seen and at 64 others.
+    It must be of one of these types exactly, without hooks or a replaced forward. Torch's softplus is z where beta z exceeds
+    its threshold, which differs from ln(1 + exp(beta z)) / beta by up to ln(1 + exp(-threshold)) / beta. It counts where both
+    round to one number in the type of the network (from 15 on in float32, from 37 on in float64), or where the threshold is
+    at least 15 and no beta z seen exceeds it. The values must be those of the closed form, at the z seen and at 64 others.
 
     Args:
         name: dotted name of the activation, for messages.
@@ -59,7 +59,7 @@ def not_separating(name: str, sigma: nn.Module, z: Tensor, h: Tensor) -> str | N
         beta, threshold = float(sigma.beta), float(sigma.threshold)
         if not beta > 0:
             return f"{name!r} is a softplus with beta = {beta:g}; need a positive one"
-        if why := turns_linear(beta, threshold, SAME_IN_FLOAT64, float((beta * z.double()).max())):
+        if why := turns_linear(beta, threshold, same_from(z.dtype), float((beta * z.double()).max())):
             return f"{name!r} is a {why}, so it is not real-analytic; pass Softplus(beta, threshold=40)"
         largest = threshold / beta
     others = torch.linspace(-8, 8, 64, dtype=torch.float64).clamp(max=largest).to(z)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -52,7 +51,7 @@ class Call:
 
     def sign_of(self, value: object) -> Sign:
         """Return the sign at every weight of a number, a tensor, or all tensors of a list."""
-        if isinstance(value, bool | Real):
+        if isinstance(value, int | float):
             return Sign.POSITIVE if value > 0 else Sign.NONNEGATIVE if value == 0 else Sign.ANY
         if isinstance(value, list | tuple):
             return min((self.sign_of(each) for each in value), default=Sign.ANY)
@@ -136,7 +135,7 @@ def _of_power(call: Call) -> Sign:
     base, exponent = call.get("self"), call.get("exponent")
     if call.sign("self") is Sign.POSITIVE:
         return Sign.POSITIVE
-    even = isinstance(exponent, Real) and float(exponent) % 2 == 0 and float(exponent) >= 0
+    even = isinstance(exponent, int | float) and float(exponent) % 2 == 0 and float(exponent) >= 0
     real = isinstance(base, Tensor) and base.is_floating_point()
     return Sign.NONNEGATIVE if even and real else Sign.ANY
 

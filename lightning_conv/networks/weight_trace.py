@@ -68,10 +68,7 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._readers.__exit__(*error)  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    @classmethod
-    def supports_higher_order_operators(cls) -> bool:
-        """Tell torch that ``torch.cond`` and its kind may be given to this mode."""
-        return True
+    supports_higher_order_operators = True  # ``torch.cond`` and its kind are given to this mode too
 
     def depends(self, value: object) -> bool:
         """Return whether ``value`` is a tensor that depends on the weights."""
@@ -212,6 +209,6 @@ def _fingerprint(tensor: Tensor) -> object:
     form = (tuple(tensor.shape), str(tensor.dtype))
     try:
         plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        return *form, zlib.crc32(memoryview(plain.view(torch.uint8).numpy()))
+        return *form, zlib.crc32(plain.view(torch.uint8).numpy().tobytes())
     except (NotImplementedError, RuntimeError, TypeError):
         return form

@@ -133,7 +133,7 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
             calls.append(_Seen(module, given[0].detach().clone(), output.detach().clone()))
 
     names = {module: name for name, module in model.named_modules()}
-    kinds = (nn.Linear, *SEPARATING)
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, *SEPARATING)
     seen = [module for module in names if isinstance(module, kinds)]
     stateless = StatelessModule(model)
     watched_forward(stateless, inputs, [m.register_forward_hook(record, with_kwargs=True) for m in seen])
