@@ -24,9 +24,12 @@ Step: TypeAlias = tuple[str, str, object]
 _UNWRITTEN = names_in("empty empty_like empty_strided empty_permuted new_empty new_empty_strided")
 _OVERWRITING = names_in("copy fill zero")
 _READERS = frozenset(
-    {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.apply_, Tensor.map_, Tensor.map2_}
+    getattr(Tensor, name)
+    for name in names_in(
+        "numpy tolist __array__ __dlpack__ __reduce_ex__ __deepcopy__ apply_ map_ map2_ data_ptr storage untyped_storage"
+    )
 )
-"""Methods that read entries without an operator of torch."""
+"""Methods by which entries are read without an operator of torch."""
 
 
 class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,7 +84,10 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunction():  # reads of this mode are not those of the network
+            return self._follow(func, args, dict(kwargs or {}))
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = tree_leaves((args, kwargs))
         if not isinstance(func, torch._ops.OpOverload):  # control flow and the like, given as a function
             return self._unknown(func, leaves, args, kwargs)
@@ -99,6 +105,8 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif numbers:
             finding = judge(call) if namespace == "aten" else (f"unknown operator {func._schema.name}", False)
         written = _written(func, given)
+        if not func.is_view and name not in SHAPE_ONLY:
+            self._read(name, [tensor for tensor in tensors if not any(tensor is each for each in written)])
         if seen:
             self._record(func, leaves, written, name)
         sign = sign_of_result(call) if numbers and finding is None else Sign.ANY
@@ -137,20 +145,21 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return f"rounding to {str(kind).removeprefix('torch.')}", True
         return None
 
+    def _read(self, name: str, tensors: list[Tensor]) -> None:
+        """List an operator that reads memory which was allocated and never written to, as far as torch knows."""
+        if any(tensor.numel() and _memory(tensor)[0] in self._unwritten for tensor in tensors):
+            self.note(f"memory that no operator of torch wrote (read by aten::{name})", False)
+
     def _record(self, func: Any, leaves: list[Any], written: list[Tensor], name: str) -> None:
         """Note the operator and all that it is given and does not depend on the weights."""
-        reads = not func.is_view
         fixed: list[object] = []
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 fixed.append(repr(leaf))
             elif self.depends(leaf):
                 fixed.append(tuple(leaf.shape))
-            elif _memory(leaf)[0] in self._unwritten:
-                if reads and leaf.numel() and not any(leaf is each for each in written):
-                    self.note(f"memory that no operator of torch wrote (read by aten::{name})", False)
-            elif reads and not (name in _OVERWRITING and any(leaf is each for each in written)):
-                fixed.append(_fingerprint(leaf))
+            elif not func.is_view and not (name in _OVERWRITING and any(leaf is each for each in written)):
+                fixed.append(_fingerprint(leaf) if _memory(leaf)[0] not in self._unwritten else None)
         self.steps.append((str(func), self.inside[-1] if self.inside else "", tuple(fixed)))
 
     def _sign(self, tensor: Tensor) -> Sign:
