@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -64,15 +65,17 @@ _REDUCTIONS = (
     "_adaptive_avg_pool2d _adaptive_avg_pool3d"
 )
 _ARRANGEMENTS = (
-    "view _unsafe_view reshape _reshape_alias t transpose permute expand slice select unsqueeze squeeze unbind split "
-    "split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk clone detach alias flip roll repeat as_strided unfold "
-    "diagonal diag_embed tril triu index_select gather index _unsafe_index index_put _unsafe_index_put index_add index_copy "
-    "index_fill scatter scatter_add slice_scatter select_scatter diagonal_scatter masked_select masked_scatter masked_fill where "
-    "embedding cat stack constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-    "replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im copy fill zero "
-    "lift_fresh _to_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
-    "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
-    "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa"
+    "view _unsafe_view reshape _reshape_alias t transpose permute expand slice select unsqueeze squeeze unbind "
+    "split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk clone detach alias flip roll repeat "
+    "as_strided unfold diagonal diag_embed tril triu index_select gather index _unsafe_index index_put "
+    "_unsafe_index_put index_add index_copy index_fill scatter scatter_add slice_scatter select_scatter "
+    "diagonal_scatter _pack_padded_sequence masked_select masked_scatter masked_fill where embedding cat stack "
+    "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im copy fill zero lift_fresh "
+    "_to_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+    "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
+    "upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "_upsample_lanczos2d_aa"
 )
 _COMPLEX = "view_as_real view_as_complex _conj _conj_physical conj_physical resolve_conj resolve_neg _neg_view complex polar real imag"
 _FOURIER = "_fft_r2c _fft_c2r _fft_c2c"
@@ -93,6 +96,12 @@ SHAPE_ONLY = names_in(
 )
 """Operators that read the shape of their tensors and no entry."""
 
+_OF_INFINITIES = names_in(
+    f"{_ARRANGEMENTS} add sub rsub neg exp _softmax _log_softmax _safe_softmax logsumexp "
+    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
+)
+"""Operators that masks of -inf may enter: the result is constant in the masked entries, or they are left out."""
 _READ = names_in("_local_scalar_dense equal allclose is_nonzero")
 
 SAME_IN_FLOAT32, SAME_IN_FLOAT64 = 15.0, 37.0
@@ -139,6 +148,8 @@ def judge(call: Call) -> Found | None:
         return "the bits of a number read as another type", True
     if name in _READ:
         return f"a value read by Python (aten::{name})", False
+    if name not in _OF_INFINITIES and _infinite(call):
+        return f"infinite numbers in aten::{name}", False
     if name in ANALYTIC:
         return None
     rule = _RULES.get(name)
@@ -149,6 +160,23 @@ def _complex(call: Call) -> bool:
     return any(
         isinstance(value, Tensor) and value.is_complex() and call.depends(value) for value in call.given.values()
     )
+
+
+def _infinite(call: Call) -> bool:
+    """Return whether an argument holds infinities or NaN, by which z inf is a jump; masks of -inf may be scaled."""
+    scaled = call.name in {"mul", "div"} and not call.depends(call.get("other"))
+    added = call.name in {"addmm", "addbmm", "baddbmm"}
+    looked_at = [value for name, value in call.given.items() if not (name == "self" and (scaled or added))]
+    return any(
+        not bool(torch.isfinite(value.detach()).all()) if isinstance(value, Tensor) else not math.isfinite(value)
+        for value in looked_at
+        if isinstance(value, float) or (_is_plain(value) and (call.present or not call.depends(value)))
+    )
+
+
+def _is_plain(value: object) -> bool:
+    real = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return real and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 _Rule: TypeAlias = Callable[[Call], Found | None]
@@ -173,9 +201,12 @@ def _unless(bad: Callable[[Call], bool], what: str, known: bool = True) -> _Rule
 def _division(call: Call) -> Found | None:
     if call.get("rounding_mode") is not None:
         return "rounding", True
-    if call.depends(call.get("other")) and call.sign("other") is not Sign.POSITIVE:
-        return "division by values not known to be positive at every weight", False
-    return None
+    by = call.get("other")
+    if call.depends(by):
+        fine, what = call.sign("other") is Sign.POSITIVE, "values not known to be positive at every weight"
+    else:
+        fine, what = bool((by != 0).all() if isinstance(by, Tensor) else by != 0), "zero"
+    return None if fine else (f"division by {what}", False)
 
 
 def _power(call: Call) -> Found | None:

@@ -231,6 +231,12 @@ NOT_ANALYTIC = {
     "complex angle": lambda z: torch.complex(z, z.flip(1)).angle(),
     "complex tanh": lambda z: torch.complex(z, z.flip(1)).tanh().real,
     "spectrum": lambda z: torch.fft.rfft(z).abs(),
+    # infinities turn a smooth function into a jump
+    "times infinity": lambda z: torch.tanh(z * math.inf),
+    "over zero": lambda z: torch.tanh(z / 0.0),
+    "over zeros": lambda z: torch.tanh(z / z.new_zeros(6)),
+    "plus infinity, times z": lambda z: torch.tanh((z + math.inf) * z),
+    "matrix of infinities": lambda z: (z @ z.new_full((6, 6), math.inf)).tanh(),
     # unknown operators
     "nan_to_num": torch.nan_to_num,
     "histc": lambda z: z + torch.histc(z.float(), 6).to(z),
@@ -340,6 +346,8 @@ ANALYTIC = {
     "Dropout": nn.Dropout(),
     "scripted": torch.jit.script(nn.Sequential(nn.Tanh())),
     "vmap": lambda z: torch.func.vmap(torch.tanh)(z),
+    "masked softmax": lambda z: ((z * 2 + torch.where(MASK, 0.0, -math.inf).to(z)) / 3).softmax(1),
+    "masked product of matrices": lambda z: torch.addmm(torch.where(MASK, 0.0, -math.inf).to(z), z, z.T @ z).softmax(1),
     # sums, products, losses
     "softmax": lambda z: z.softmax(1),
     "log_softmax": lambda z: z.log_softmax(1),
