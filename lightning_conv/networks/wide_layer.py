@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -111,11 +111,11 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
     """Find the linear layer and the activation that compute the head's features, as the theorem of "distinct" needs them.
 
     They are found by a forward of the samples. The features must equal sigma(z) elementwise, where z = W x + b is the result
-    of a linear layer with a bias and sigma is softplus, tanh, sigmoid, GELU, SiLU or Mish. Both must be of these types exactly,
-    without hooks or a replaced forward, and compute what their types say: their results are compared with the formulas in
-    float64. Softplus must be its formula at every z seen (``not_separating``). The layer's weights must be free: trained, not
-    reparametrized and not shared with another module. (A forward that uses ``layer.weight`` without calling the layer is not
-    detected.)
+    of a linear layer with a bias and sigma is softplus, tanh, sigmoid, GELU, SiLU or Mish. Both must be of these types
+    exactly, without hooks or a replaced forward, and compute what their types say: their results are compared with the
+    formulas in float64. What one of them gives must be the very tensor that the next one takes. Softplus must be its formula
+    at every z seen (``not_separating``). The layer's weights must be free: trained, not reparametrized and not shared with
+    another module. (A forward that uses ``layer.weight`` without calling the layer is not detected.)
 
     Args:
         model: the network.
@@ -130,27 +130,47 @@ def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer |
     def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object) -> None:
         given = (*args, *kwargs.values())
         if given and isinstance(given[0], Tensor) and isinstance(output, Tensor):
-            calls.append(_Seen(module, given[0].detach().clone(), output.detach().clone()))
+            places = (_Place.of(given[0]), _Place.of(output))
+            calls.append(_Seen(module, given[0].detach().clone(), output.detach().clone(), *places))
 
     names = {module: name for name, module in model.named_modules()}
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, *SEPARATING)
     seen = [module for module in names if isinstance(module, kinds)]
     stateless = StatelessModule(model)
     watched_forward(stateless, inputs, [m.register_forward_hook(record, with_kwargs=True) for m in seen])
-    features = next((call.given for call in calls if call.module is head.module), None)
-    if features is None:
+    entering = next((call for call in calls if call.module is head.module), None)
+    if entering is None:
         return f"the head {head.name!r} was not called"
     for call in calls:
-        if not isinstance(call.module, SEPARATING) or not torch.equal(call.result, features):
+        if not isinstance(call.module, SEPARATING) or not torch.equal(call.result, entering.given):
             continue
         linear = [other for other in calls if isinstance(other.module, nn.Linear) and other.module is not head.module]
         made = [other for other in linear if torch.equal(other.result, call.given)]
         if len(made) != 1:
             return f"the input of {names[call.module]!r} is not the result of one linear layer"
+        for maker, taker in ((made[0], call), (call, entering)):
+            if maker.left != taker.entered:
+                between = f"{names[maker.module]!r} and {names[taker.module]!r}"
+                return f"between {between} something else is computed, though it changes none of these samples"
         why = not_separating(names[call.module], call.module, call.given, call.result)
         return why or _usable(model, names[made[0].module], made[0], call.module, calls)
     kinds_said = ", ".join(kind.__name__ for kind in SEPARATING)
     return f"the features of {head.name!r} are not the result of an activation of a linear layer ({kinds_said})"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies, and how often it was written to: two equal ones are one tensor, with nothing done in between."""
+
+    tensor: Tensor = field(compare=False)  # kept, so that its memory is not given to another
+    address: int
+    version: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Place:
+        return cls(tensor, tensor.data_ptr(), tensor._version, tuple(tensor.shape), tensor.stride())
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,8 @@ class _Seen:
     module: nn.Module
     given: Tensor
     result: Tensor
+    entered: _Place
+    left: _Place
 
 
 def _usable(model: nn.Module, name: str, made: _Seen, sigma: nn.Module, calls: list[_Seen]) -> WideLayer | str:
