@@ -1,4 +1,4 @@
-"""Rank n at almost every weight: a wide layer with a real-analytic activation separates distinct inputs."""
+"""Rank n for almost every weight: a wide layer with a real-analytic activation separates distinct inputs."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def certify_distinct(
     verdict: RankVerdict
     if bounded.lower > 0:
         verdict, rank = "certified", n
-        reason = (
-            f"{who}, beyond what rounding may move ({allowance:.1e}); rank n = {n} at almost every weight of that layer"
-        )
+        reason = f"{who}, beyond what rounding may move ({allowance:.1e}); rank n = {n} for almost every weight of that layer"
     elif distance.value == 0 and feature_error == 0:
         verdict, rank = "refuted", 0
         reason = f"samples {found.first} and {found.second} are equal at the input of the wide layer; remove duplicate samples"

@@ -38,7 +38,8 @@ def _claim(state: GuardState, settings: GuardSettings) -> str:
     if state.certified and certificate is not None:
         if certificate.method == "alignment":
             return "the last layer is certified to reach the targets"
-        return f"rank [h, 1] = n = {certificate.n} is certified"
+        where = " for almost every weight of the wide layer" if certificate.method == "distinct" else ""
+        return f"rank [h, 1] = n = {certificate.n} is certified{where}"
     if settings.method == "alignment":
         return "rank n is not certified: the last layer is trained to its own infimum, on this trunk"
     return "NOT certified, on_undecided='continue'"
