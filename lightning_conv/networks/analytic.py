@@ -95,7 +95,7 @@ def _trace(
     handles = [layer.register_forward_pre_hook(enter) for layer in layers]
     handles += [layer.register_forward_hook(leave, always_call=True) for layer in layers]
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # fused kernels are not seen
-        watched_forward(module, inputs, handles, parameters=parameters, within=trace)
+        trace.end(watched_forward(module, inputs, handles, parameters=parameters, within=trace))
     return dict.fromkeys(Kink(*each) for each in trace.found), trace.steps
 
 

@@ -57,7 +57,8 @@ _ELEMENTWISE = (
 )
 _LINEAR_ALGEBRA = (
     "mm bmm mv dot vdot addmm addmv addbmm baddbmm addr linear matmul linalg_cross trace linalg_matrix_exp _trilinear "
-    "convolution _convolution convolution_overrideable mkldnn_convolution cudnn_convolution cudnn_convolution_transpose"
+    "convolution _convolution convolution_overrideable mkldnn_convolution cudnn_convolution cudnn_convolution_transpose "
+    "_sparse_mm _sparse_addmm"
 )
 _REDUCTIONS = (
     "sum mean prod var var_mean cumsum cumprod logsumexp logcumsumexp _softmax _log_softmax _safe_softmax nll_loss_forward "
@@ -79,9 +80,17 @@ _ARRANGEMENTS = (
 )
 _COMPLEX = "view_as_real view_as_complex _conj _conj_physical conj_physical resolve_conj resolve_neg _neg_view complex polar real imag"
 _FOURIER = "_fft_r2c _fft_c2r _fft_c2c"
+_DERIVATIVES = (
+    "tanh_backward sigmoid_backward gelu_backward silu_backward mish_backward _softmax_backward_data "
+    "_log_softmax_backward_data native_layer_norm_backward convolution_backward embedding_dense_backward slice_backward "
+    "select_backward"
+)
+"""Of networks that differentiate inside their forward: all are polynomials or analytic functions of their arguments."""
 _LAYERS = "_thnn_fused_lstm_cell _thnn_fused_gru_cell"
 
-ANALYTIC = names_in(f"{_ELEMENTWISE} {_LINEAR_ALGEBRA} {_REDUCTIONS} {_ARRANGEMENTS} {_COMPLEX} {_FOURIER} {_LAYERS}")
+ANALYTIC = names_in(
+    f"{_ELEMENTWISE} {_LINEAR_ALGEBRA} {_REDUCTIONS} {_ARRANGEMENTS} {_COMPLEX} {_FOURIER} {_DERIVATIVES} {_LAYERS}"
+)
 """Operators that are real-analytic in all their floating arguments on the whole space. Indices and masks are held fixed."""
 
 COMPLEX_ANALYTIC = names_in(
@@ -167,16 +176,16 @@ def _infinite(call: Call) -> bool:
     scaled = call.name in {"mul", "div"} and not call.depends(call.get("other"))
     added = call.name in {"addmm", "addbmm", "baddbmm"}
     looked_at = [value for name, value in call.given.items() if not (name == "self" and (scaled or added))]
-    return any(
-        not bool(torch.isfinite(value.detach()).all()) if isinstance(value, Tensor) else not math.isfinite(value)
-        for value in looked_at
-        if isinstance(value, float) or (_is_plain(value) and (call.present or not call.depends(value)))
-    )
+    return any(_has_infinities(value) for value in looked_at if call.present or not call.depends(value))
 
 
-def _is_plain(value: object) -> bool:
+def _has_infinities(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
     real = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-    return real and isinstance(value, Tensor) and value.layout == torch.strided
+    if not (real and isinstance(value, Tensor) and value.layout == torch.strided):
+        return False
+    return not bool(torch.isfinite(value.detach()).all())
 
 
 _Rule: TypeAlias = Callable[[Call], Found | None]

@@ -40,6 +40,9 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     value that Python reads (``item``, ``if``, ``numpy``) and memory that no operator of torch wrote are listed, because
     what is done with them is not seen.
 
+    Operators that run in another thread are not seen. What they return shows as another computation at other weights; what
+    they write in place into a tensor that depends on the weights does not.
+
     Every storage is kept until the trace is dropped, so that none is taken for another.
 
     Args:
@@ -76,6 +79,12 @@ class WeightTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def depends(self, value: object) -> bool:
         """Return whether ``value`` is a tensor that depends on the weights."""
         return isinstance(value, Tensor) and _memory(value)[0] in self._signs
+
+    def end(self, outputs: object) -> None:
+        """Note what the network returned, which must be the same at other weights where it does not depend on them."""
+        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        fixed = tuple(tuple(leaf.shape) if self.depends(leaf) else _fingerprint(leaf) for leaf in leaves)
+        self.steps.append(("the outputs", "", fixed))
 
     def note(self, what: str, known: bool) -> None:
         """List what is not analytic in the module that runs."""

@@ -1,6 +1,7 @@
 """What is real-analytic in the weights is on a list: nothing else passes in silence, and an independent oracle agrees."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -257,6 +258,51 @@ def test_a_value_that_is_read_behind_torchs_back_shows_at_other_weights():
     for module in (Doubled(), Sorted()):
         found = find_kinks(nn.Sequential(nn.Linear(4, 6), module, nn.Linear(6, 2)), torch.randn(6, 4))
         assert [kink.what.partition(",")[0] for kink in found] == ["another computation at other weights"]
+
+
+def in_a_thread(z):
+    made = []
+    thread = threading.Thread(target=lambda: made.append(z.detach().abs()))
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+@pytest.mark.parametrize("function", [in_a_thread, lambda z: torch.from_numpy(np.abs(peek(z)))])
+def test_outputs_that_no_operator_seen_computed_differ_at_other_weights(function):
+    found = find_kinks(nn.Sequential(nn.Linear(4, 6), Apply(function)), torch.randn(6, 4))
+    assert [str(kink).partition(",")[0] for kink in found] == ["another computation at other weights"]
+
+
+class Forces(nn.Module):
+    """Returns a derivative by its inputs, as networks of potentials do."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 1))
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU(), nn.Softmax(1), nn.LayerNorm(6)])
+def test_derivatives_inside_a_forward(activation):
+    assert find_kinks(Forces(activation), torch.randn(6, 4)) == []
+    assert find_kinks(Forces(nn.Sequential(activation, nn.ReLU())), torch.randn(6, 4)) != []
+
+
+def test_a_fixed_sparse_matrix_may_be_multiplied():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.adjacency = nn.Linear(4, 6), torch.eye(4).to_sparse()
+
+        def forward(self, x):
+            return torch.sparse.mm(self.adjacency, self.a(x)).tanh()
+
+    assert find_kinks(Graph(), torch.randn(4, 4)) == []
 
 
 def test_a_forward_that_fails_at_other_weights_is_not_known_to_be_analytic():
