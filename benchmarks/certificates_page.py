@@ -45,7 +45,7 @@ def write_page(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _distinct(rows: Sequence[dict[str, Any]]) -> str:
     head = (
-        "## `distinct`: rank n at almost every weight of the wide layer\n\n"
+        "## `distinct`: rank n for almost every weight of the wide layer\n\n"
         "What enters the wide layer is computed in float64 and in float32 (for its rounding); predicted is the comparison of all pairs,\n"
         "of which most are never looked at.\n\n"
     )

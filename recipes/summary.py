@@ -112,8 +112,11 @@ def _guard_rows(trainer: Trainer) -> list[tuple[str, str]]:
     rows = [("phase reached", f"{guard.phase} of 2")]
     certificate = guard.certificate
     if certificate is not None:
+        known = f"{certificate.verdict}"
+        if (certificate.method, certificate.verdict) == ("distinct", "certified"):
+            known += ", for almost every weight of the wide layer"
         rows += [
-            ("expressivity condition", certificate.verdict),
+            ("expressivity condition", known),
             ("rank of [h, 1] / samples", f"{certificate.rank_lower:,} / {certificate.n:,}"),
         ]
         for name in ("sigma_min", "sigma_max"):

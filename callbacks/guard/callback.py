@@ -71,7 +71,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         target_fn: Function that takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
         forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default ``module(inputs)``.
         method: Method of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where
-            that is predicted to take more than ten minutes, at almost every weight of a wide last hidden layer (``"distinct"``).
+            that is predicted to take more than ten minutes, for almost every weight of a wide last hidden layer (``"distinct"``).
             ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
         step_rule: Rule that trains the head in phase 2. ``"base"``: the optimizer of the run. ``"certified"``: plain gradient steps of the
             size that the proof allows, in place of the optimizer's, for the head only. ``"solve"``: the convex problem of the head

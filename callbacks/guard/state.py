@@ -90,7 +90,9 @@ class GuardState:
     def hopeless(self) -> bool:
         """Whether rank n is refuted whatever the weights: too few features, or two equal samples."""
         certificate = self.certificate
-        return certificate is not None and certificate.method != "alignment" and certificate.verdict == "refuted"
+        if certificate is None or certificate.method == "alignment" or certificate.at_these_weights:
+            return False
+        return certificate.verdict == "refuted"
 
     def judge(self) -> None:
         """Update the verdict and ``why``: what follows (``verdict_on``) as far as the checks that it needs were made (``settle``)."""

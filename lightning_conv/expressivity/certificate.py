@@ -31,9 +31,10 @@ class RankCertificate:
     """Proven facts about the rank of [h, 1] on n samples, h being the last hidden features."""
 
     verdict: RankVerdict
-    """Of the claim rank = n; for "alignment" of the claim that the features reach the targets."""
+    """Of the claim rank = n; for "distinct" of this claim for almost every weight of the wide layer; for "alignment" of the claim
+    that the features reach the targets."""
     rank_lower: int
-    """Lower bound of the rank at these weights, for "distinct" at almost every weight."""
+    """Lower bound of the rank: at these weights; with "distinct" for almost every weight of the wide layer."""
     n: int
     width: int  # m_H
     method: RankMethod

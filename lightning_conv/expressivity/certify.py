@@ -1,7 +1,7 @@
 """``certify_expressivity``: the expressivity condition, certified by the method that fits the size.
 
 After Kawaguchi & Sun 2021 (2104.05785): with last hidden features h (n x m_H), the condition is rank [h, 1] = n, where
-the column of ones stands for the bias. Features that are real-analytic in the trunk's weights satisfy it at almost every
+the column of ones stands for the bias. Features that are real-analytic in the trunk's weights satisfy it for almost every
 weight if they satisfy it at one weight. So one certified rank proves the condition for this architecture and these data.
 """
 
@@ -55,7 +55,7 @@ def certify_expressivity(
     - ``"singular"``: rank [h, 1] = n at the current weights. The proof uses verified Cholesky factors of the Gram matrix,
       strip by strip (``certify_streamed``). For at most 512 samples, and up to 2,048 where the factors leave the rank
       undecided, it uses all singular values (``certify_held``).
-    - ``"distinct"``: rank n at almost every weight of a wide last hidden layer, because the inputs of that layer are
+    - ``"distinct"``: rank n for almost every weight of a wide last hidden layer, because the inputs of that layer are
       distinct (``certify_distinct``).
     - ``"alignment"``: for heads narrower than n, the weaker condition that depends on the targets (``certify_alignment``).
     - ``"auto"``: alignment if the head is too narrow and there are targets; distinct beyond 20,000 samples if ``entering``

@@ -1,4 +1,4 @@
-"""Rank n at almost every weight: a wide layer with a real-analytic activation separates distinct inputs."""
+"""Rank n for almost every weight: a wide layer with a real-analytic activation separates distinct inputs."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def certify_distinct(
     present = False
     if bounded.lower > 0:
         verdict, rank = "certified", n
-        reason = (
-            f"{who}, beyond what rounding may move ({allowance:.1e}); rank n = {n} at almost every weight of that layer"
-        )
+        reason = f"{who}, beyond what rounding may move ({allowance:.1e}); rank n = {n} for almost every weight of that layer"
     elif (equal := Pair(found.first, found.second, distance.value).refutes(feature_error, same_inputs)) is not None:
         verdict, rank, present = "refuted", 0, equal.at_these_weights
         reason = equal.reason("the wide layer cannot separate them at its input")

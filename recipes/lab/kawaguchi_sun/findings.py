@@ -38,7 +38,7 @@ def curve(each: HeadDescent) -> dict[str, Any]:
 def phase_one_checks(wide: PhaseOne) -> list[Check]:
     """Check that rank n is certified throughout phase 1 and that the loss falls.
 
-    Rank n at one weight vector implies it at almost every one, so only rounding can hide it.
+    Rank n at one weight vector implies it for almost every one, so only rounding can hide it.
     """
     n = wide.after.facts.certificate.n
     ranks = [look.facts.certificate.rank_lower for look in wide.looks]

@@ -261,6 +261,37 @@ def test_each_violated_assumption_is_found_alone(
     assert [each.assumption for each in criteria.violations] == [assumption]
 
 
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            lambda z: torch.erfinv(torch.tanh(z) / 2),
+            "not known to be smooth in its weights (unknown operator aten::erfinv in network.1)",
+        ),
+        (lambda z: z if float(z.sum()) < 1e9 else -z, "not known to be smooth in its weights (a value read by Python"),
+        (lambda z: (z * z).sqrt(), "not known to be smooth in its weights (a square root of values"),
+        (lambda z: torch.fmax(z, 0.1 * z), "not smooth in its weights (maximum in network.1)"),
+    ],
+)
+def test_what_is_not_known_to_be_smooth_is_not_taken_for_smooth(
+    make_trainer, make_regression, one_output, function, said
+):
+    network = nn.Sequential(nn.Linear(64, 20), Call(function), nn.Linear(20, 1))
+    criteria = ConvergenceCriteria(every_n_steps=2)
+    make_trainer([criteria], max_epochs=1).fit(make_regression(network, lr=0.01).double(), whole(one_output))
+    assert [each.assumption for each in criteria.violations] == ["smooth"]
+    assert said in criteria.violations[0].reason
+
+
 def test_a_probe_that_is_a_part_of_the_set_is_said_to_be_one(make_trainer, smooth, one_output):
     criteria = ConvergenceCriteria(["du", "kawaguchi_sun"], probe=10, every_n_steps=1)
     make_trainer([criteria], max_epochs=1).fit(smooth(), whole(one_output))

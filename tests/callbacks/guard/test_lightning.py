@@ -299,6 +299,19 @@ def test_a_network_with_kinks_is_named_as_such(make_trainer, make_module, make_l
     assert "not real-analytic (ReLU in trunk.2)" in guard.reason
 
 
+def test_a_network_that_is_not_known_to_be_analytic_is_named_as_such(make_trainer, make_module, make_loader):
+    module = make_module()
+    module.trunk[2] = nn.Softsign()
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    make_trainer([guard]).fit(module, make_loader())
+    assert "not real-analytic (absolute value in trunk.2, division by values not known" in guard.reason
+    module = make_module()
+    module.trunk[2] = nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32))
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    make_trainer([guard]).fit(module, make_loader())
+    assert "the network is not known to be real-analytic (division by values not known to be positive" in guard.reason
+
+
 def test_soft_and_smoothed_targets_have_their_entropy_as_infimum(make_trainer, make_module, make_loader):
     module = make_module()
     module.loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1)

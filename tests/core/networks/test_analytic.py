@@ -143,24 +143,86 @@ def test_beta_must_be_positive():
         make_analytic(nn.ReLU(), torch.ones(1, 3), beta=0)
 
 
-def test_without_inputs_modules_are_swapped_and_what_is_left_is_known_by_type_only():
+def test_without_inputs_modules_are_swapped_and_judged_by_their_exact_type():
     model = torchvision.models.resnet18(num_classes=3).eval()
     images = torch.randn(2, 3, 32, 32)
     blind, seen = make_analytic(model, beta=100), make_analytic(model, images, beta=100)
     assert blind.swapped == seen.swapped
-    assert blind.left == seen.left
+    assert [kink for kink in blind.left if kink.known] == list(seen.left)
+    assert {kink.what for kink in blind.left if not kink.known} == {
+        "unknown module ResNet",
+        "unknown module BasicBlock",
+    }
     assert (blind.watched, seen.watched) == (False, True)
     assert torch.equal(blind.model(images), seen.model(images))
 
 
-def test_without_inputs_a_function_inside_a_forward_is_not_seen_and_the_result_says_so():
-    class Inner(nn.Module):
-        def forward(self, x):
-            return torch.relu(x)
+class Inner(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x)
 
-    found = make_analytic(nn.Sequential(nn.Linear(3, 3), Inner()))
-    assert found.left == ()
-    assert not found.watched
+
+class Cut(nn.Tanh):
+    def forward(self, x):
+        return x.clamp(-1, 1)
+
+
+def with_forward(layer):
+    layer.forward = torch.relu
+    return layer
+
+
+def with_hook(layer):
+    layer.register_forward_hook(lambda module, args, output: output.relu())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Inner(), "unknown module Inner in 1"),
+        (Cut(), "unknown module Cut in 1"),
+        (with_forward(nn.Tanh()), "unknown module Tanh (its forward was replaced) in 1"),
+        (with_hook(nn.Tanh()), "unknown module Tanh (it has forward hooks) in 1"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), "(it is reparametrized) in 1"),
+        (nn.Softsign(), "unknown module Softsign in 1"),
+        (nn.LayerNorm(3, eps=0.0), "normalisation with eps = 0 in 1"),
+        (nn.RNN(3, 3, nonlinearity="relu"), "ReLU in 1"),
+        (nn.Embedding(3, 3, max_norm=1.0), "norm in 1"),
+        (nn.EmbeddingBag(3, 3, mode="max"), "norm or maximum in 1"),
+        (nn.TransformerEncoderLayer(4, 2), "ReLU or unknown activation in 1"),
+        (nn.LocalResponseNorm(2, k=0.0), "a power of values that may be 0 in 1"),
+        (nn.Softplus(1, 5.0), "softplus (beta=1) that turns linear at beta z = 5 in 1"),
+    ],
+)
+def test_without_inputs_what_is_no_analytic_layer_by_its_exact_type_is_named(module, said):
+    left = make_analytic(nn.Sequential(nn.Linear(3, 3), module)).left
+    assert any(str(kink).endswith(said) for kink in left)
+
+
+def test_without_inputs_softplus_is_judged_by_its_threshold_and_the_type_of_the_weights():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Softplus())
+    assert make_analytic(model).left == ()
+    assert [str(kink) for kink in make_analytic(model.double()).left] == [
+        "softplus (beta=1) that turns linear at beta z = 20 in 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *SMOOTH,
+        nn.RMSNorm(6),
+        nn.BatchNorm1d(6),
+        nn.GRU(6, 6),
+        nn.TransformerEncoderLayer(6, 2, 8, activation="gelu"),
+        nn.MultiheadAttention(6, 2),
+        nn.Sequential(nn.Dropout(), nn.Flatten()),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_without_inputs_analytic_layers_are_recognised(module):
+    assert make_analytic(nn.Sequential(nn.Linear(4, 6), module, nn.Linear(6, 2))).left == ()
 
 
 @pytest.mark.parametrize(

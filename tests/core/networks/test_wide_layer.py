@@ -1,11 +1,14 @@
 """Wide layers: inserted into every torchvision classifier, and recognised where the theorem applies."""
 
+import mpmath
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from lightning_conv import certify_expressivity, find_head, last_hidden_features
+from lightning_conv.networks.head import Head
+from lightning_conv.networks.separating import _FORMULAS
 from lightning_conv.networks.wide_layer import find_wide_layer, wide_layer_width, widen_head
 
 CLASSIFIERS = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5"]
@@ -124,3 +127,184 @@ def test_dropout_between_activation_and_head_is_nothing_in_eval_mode():
     model = nn.Sequential(nn.Linear(4, 6), nn.Softplus(), nn.Dropout(0.5), nn.Linear(6, 2))
     x = torch.randn(3, 4)
     assert find_wide_layer(model, find_head(model, x), x).name == "0"
+
+
+ACTIVATIONS = [
+    nn.Softplus(),
+    nn.Softplus(0.01, 40.0),
+    nn.Softplus(100, 40.0),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.SiLU(),
+    nn.Mish(),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 3.0])
+@pytest.mark.parametrize("sigma", ACTIVATIONS, ids=repr)
+def test_every_activation_of_the_theorem_is_recognised(sigma, scale, dtype):
+    model = nn.Sequential(nn.Linear(4, 6), sigma, nn.Linear(6, 2)).to(dtype)
+    x = scale * torch.randn(50, 4, dtype=dtype)
+    assert find_wide_layer(model, find_head(model, x), x).name == "0"
+
+
+@pytest.mark.parametrize("sigma", ACTIVATIONS, ids=repr)
+def test_the_closed_forms_are_those_of_the_activations(sigma):
+    """At 50 digits, from the definitions, not from either program."""
+    erf, tanh, exp, log = mpmath.erf, mpmath.tanh, mpmath.exp, mpmath.log
+    with mpmath.workdps(50):
+        definition = {
+            nn.Softplus: lambda z: log(1 + exp(sigma.beta * z)) / sigma.beta,
+            nn.Tanh: tanh,
+            nn.Sigmoid: lambda z: 1 / (1 + exp(-z)),
+            nn.SiLU: lambda z: z / (1 + exp(-z)),
+            nn.Mish: lambda z: z * tanh(log(1 + exp(z))),
+            nn.GELU: lambda z: (
+                z * (1 + erf(z / mpmath.sqrt(2))) / 2
+                if sigma.approximate == "none"
+                else z * (1 + tanh(mpmath.sqrt(2 / mpmath.pi) * (z + mpmath.mpf(0.044715) * z**3))) / 2
+            ),
+        }[type(sigma)]
+        points = torch.linspace(-12, 12, 101, dtype=torch.float64)
+        values = _FORMULAS[type(sigma)](points, sigma)
+        for z, value in zip(points.tolist(), values.tolist(), strict=True):
+            exact = definition(mpmath.mpf(z))
+            assert abs(value - exact) <= 16 * 2.0**-52 * (1 + abs(z) + abs(exact))
+
+
+class Clamped(nn.Tanh):
+    def forward(self, z):
+        return z.clamp(-1, 1)
+
+
+class Same(nn.Tanh):
+    """Computes what its base does; the type does not say so."""
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.normalize(x), self.weight, self.bias)
+
+
+def changed(module, change):
+    change(module)
+    return module
+
+
+def relu_after(module):
+    module.register_forward_hook(lambda module, args, output: output.relu())
+
+
+def watched(module):
+    module.register_forward_hook(lambda module, args, output: None)
+
+
+def clamped_before(module):
+    module.register_forward_pre_hook(lambda module, args: (args[0].clamp(-0.1, 0.1),))
+
+
+def other_forward(module):
+    module.forward = torch.abs
+
+
+def masked_forward(module):
+    weight = module.weight
+    module.forward = lambda x: nn.functional.linear(x, weight * (weight > 0), module.bias)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sigma", "why"),
+    [
+        (nn.Linear(4, 6), Clamped(), "'1' is a Clamped, a subclass of Tanh"),
+        (nn.Linear(4, 6), Same(), "'1' is a Same, a subclass of Tanh"),
+        (nn.Linear(4, 6), nn.Softplus(1, -1e9), "softplus (beta=1) that turns linear at beta z = -1e+09"),
+        (nn.Linear(4, 6), nn.Softplus(1, 0.0), "softplus (beta=1) that turns linear at beta z = 0"),
+        (nn.Linear(4, 6), nn.Softplus(1, 14.0), "softplus (beta=1) that turns linear at beta z = 14"),
+        (nn.Linear(4, 6), nn.Softplus(-1.0, 20.0), "softplus with beta = -1"),
+        (nn.Linear(4, 6), changed(nn.Tanh(), relu_after), "'1' may compute something else than a Tanh: it has forward hooks"),
+        (nn.Linear(4, 6), changed(nn.Tanh(), watched), "'1' may compute something else than a Tanh: it has forward hooks"),
+        (nn.Linear(4, 6), changed(nn.Tanh(), clamped_before), "the input of '1' is not the result of one linear"),
+        (nn.Linear(4, 6), changed(nn.Tanh(), other_forward), "'1' may compute something else than a Tanh: its forward"),
+        (Cosine(4, 6), nn.Tanh(), "'0' is a Cosine, a subclass of Linear"),
+        (changed(nn.Linear(4, 6), relu_after), nn.Tanh(), "'0' may compute something else than a Linear: it has forward"),
+        (changed(nn.Linear(4, 6), clamped_before), nn.Tanh(), "'0' may compute something else than a Linear"),
+        (changed(nn.Linear(4, 6), masked_forward), nn.Tanh(), "'0' may compute something else than a Linear: its forward"),
+    ],
+)  # fmt: skip
+def test_types_are_taken_exactly_and_nothing_may_stand_between(layer, sigma, why):
+    model, x = nn.Sequential(layer, sigma, nn.Linear(6, 2)), torch.randn(5, 4)
+    assert why in find_wide_layer(model, Head("2", model[2]), x)
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype", "fine"),
+    [(19.0, torch.float64, True), (21.0, torch.float64, False), (21.0, torch.float32, True)],
+)
+def test_the_threshold_of_softplus_is_held_against_the_inputs_seen(largest, dtype, fine):
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(), nn.Linear(1, 1)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.zero_()
+    x = torch.tensor([[-1.0], [largest]], dtype=dtype)
+    found = find_wide_layer(model, Head("2", model[2]), x)
+    assert fine == (not isinstance(found, str))
+    assert fine or "where beta z = 21 was seen, so it is not real-analytic; pass Softplus(beta, threshold=40)" in found
+
+
+@pytest.mark.parametrize(
+    ("kind", "forward"),
+    [
+        (nn.Tanh, lambda self, z: z.clamp(-1, 1)),
+        (nn.Tanh, lambda self, z: torch.tanh(z) * 1.001),
+        (nn.Sigmoid, lambda self, z: nn.functional.hardsigmoid(z)),
+        (nn.SiLU, lambda self, z: nn.functional.hardswish(z)),
+        (nn.Softplus, lambda self, z: nn.functional.relu(z)),
+        (nn.Softplus, lambda self, z: torch.where(z.abs() < 4, nn.functional.softplus(z), z)),
+    ],
+)
+def test_a_class_of_the_right_name_with_another_function_is_refused(kind, forward, monkeypatch):
+    """The last one differs only where no sample is."""
+    monkeypatch.setattr(kind, "forward", forward)
+    model, x = nn.Sequential(nn.Linear(4, 6), kind(), nn.Linear(6, 2)), torch.rand(5, 4)
+    assert find_wide_layer(model, Head("2", model[2]), x) == f"'1' does not compute what a {kind.__name__} does"
+
+
+def test_a_linear_layer_that_computes_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        nn.Linear, "forward", lambda self, x: nn.functional.linear(x, self.weight, self.bias).round(decimals=3)
+    )
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.rand(5, 4)
+    assert find_wide_layer(model, Head("2", model[2]), x) == "'0' does not compute what a Linear does"
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("function", [lambda h: h.clamp(max=1e3), lambda h: h.clamp_(max=1e3), lambda h: h.relu()])
+def test_what_changes_no_sample_seen_but_others_is_refused(function):
+    x = torch.rand(5, 4)
+    after = nn.Sequential(nn.Linear(4, 6), nn.Softplus(), Call(function), nn.Linear(6, 2))
+    before = nn.Sequential(nn.Linear(4, 6), Call(function), nn.Softplus(), nn.Linear(6, 2))
+    with torch.no_grad():
+        before[0].bias.fill_(10.0)
+    for model in (after, before):
+        assert "something else is computed" in find_wide_layer(model, Head("3", model[3]), x) or (
+            "not the result of one linear layer" in find_wide_layer(model, Head("3", model[3]), x)
+        )
+
+
+@pytest.mark.parametrize(
+    "function", [lambda h: h, lambda h: h.flatten(1), lambda h: h.view(len(h), -1), lambda h: h.to(h)]
+)
+def test_what_computes_nothing_may_stand_between(function):
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Softplus(), Call(function), nn.Linear(6, 2)), torch.rand(5, 4)
+    assert find_wide_layer(model, Head("3", model[3]), x).name == "0"

@@ -34,6 +34,7 @@ def test_distinct_measures_the_closest_two_samples_as_they_enter_the_wide_layer(
     module = plain_run(guard)
     assert guard.certificate.method == "distinct"
     assert guard.verdict == "certified"
+    assert "is certified for almost every weight of the wide layer" in guard.reason
     with torch.no_grad():
         entering = module.double().eval().trunk[:3](data.tensors[0].double()).numpy()
     pairs = np.linalg.norm(entering[:, None] - entering[None], axis=2) + 1e9 * np.eye(96)
