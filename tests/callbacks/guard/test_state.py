@@ -14,7 +14,9 @@ KEPT = Path(__file__).parent / "state_of_0_1.json"
 
 def test_the_state_of_an_earlier_version_survives_a_load_and_a_save():
     stored = json.loads(KEPT.read_text())
-    assert GuardState.from_plain(stored).as_plain() == stored
+    saved = GuardState.from_plain(stored).as_plain()
+    assert saved["certificate"].pop("narrow") is None  # a later field: those features were not watched for casts
+    assert saved == stored
 
 
 def test_a_guard_with_the_state_of_an_earlier_version_claims_the_same():
