@@ -332,3 +332,21 @@ def test_steps_that_were_not_seen_end_the_prediction():
     assert not projection.follows
     assert set(projection.quantities()) == {"residual"}
     assert LinearisedSteps().quantities() == {}
+
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return x.float().to(x)
+
+
+def test_steps_of_a_network_that_casts_are_not_compared_and_its_loss_has_the_noise_of_float32(follow, recorder):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), Rounded(), nn.Linear(12, 2)).double()
+    criteria, _ = follow(network, logger=recorder)
+    assert "theory/linearisation_error" not in recorder.scalars
+    assert "theory/residual_predicted" in recorder.scalars
+    assert [seen.noise for seen in criteria.history] == pytest.approx([1e-6] * len(criteria.history))
+    network[2] = nn.Identity()
+    criteria, _ = follow(network, logger=recorder)
+    assert "theory/linearisation_error" in recorder.scalars
+    assert {seen.noise for seen in criteria.history} == {1e-14}
