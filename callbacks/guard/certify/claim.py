@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -24,12 +24,14 @@ class Claim:
 
     Attributes:
         gradients: Comparison of the gradients in some steps.
+        give_up: Function that withdraws what was proven of the steps; it is called with the reason when a check fails.
         other_loss: How the loss of the training step was seen to differ from ``loss_fn``, in this part of the run; empty if it was not.
     """
 
     def __init__(self, view: GuardView, state: GuardState) -> None:
         self._view, self._state = view, state
         self.gradients = GradientWatch(view)
+        self.give_up: Callable[[str], None] = lambda _: None
         self.other_loss = ""
         self._compared_at: int | None = None  # step at which the network's own loss was compared
 
@@ -87,25 +89,22 @@ class Claim:
         self.note([check])
         self._state.judge()
 
-    def limit(self, name: CheckName, caveat: str) -> bool:
-        """Add a caveat found during the run and judge again.
+    def limit(self, name: CheckName, caveat: str) -> None:
+        """Add a caveat found during the run, withdraw what was proven of the steps, and judge again.
 
         Args:
             name: Name of the check that failed.
             caveat: Reason why the guarantee is limited.
-
-        Returns:
-            Whether it is a new one.
         """
         state, trainer = self._state, self._view.trainer
         if caveat in state.caveats:
-            return False
+            return
         self.note([Check(name, False, caveat)])
+        self.give_up(caveat)
         state.judge()
         state.add_reason(caveat)
         rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {caveat}")
         log_text(trainer, "guard/reason", state.reason, trainer.global_step)
-        return True
 
     def withdraw(self, said: str) -> None:
         """Withdraw the verdict because the trunk moved.

@@ -101,13 +101,13 @@ class PhaseTwo:
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
         if (said := self._check.after(loss)) is not None:
-            self.rule.limit("compared with the step", said)
+            self.claim.limit("compared with the step", said)
             if self.rule.name != "base":
                 # The rule minimises ``loss_fn``, which is not the loss of the training step.
                 self._check.take_back()
                 self.rule.tell_of_another_loss()
         elif stepped is not None:  # a wrong gradient follows from a wrong loss, so only one of the two is reported
-            self.rule.limit("steps of the rule", stepped)
+            self.claim.limit("steps of the rule", stepped)
         else:
             self.claim.take_gradients()
 
@@ -133,7 +133,7 @@ class PhaseTwo:
         """Withdraw the verdict if the loss is below the infimum that the user gave, by more than float32 rounding explains."""
         loss, gap = measured["loss"], measured.get("gap", 0.0)
         if gap < -1e-5 * max(abs(loss), abs(loss - gap)):
-            self.rule.limit(
+            self.claim.limit(
                 "given infimum",
                 f"infimum: {loss - gap:.6g} is above the loss {loss:.6g}, so it is not the infimum of this loss",
             )

@@ -145,7 +145,8 @@ def watched_steps(view: GuardView, state: GuardState) -> PlainSteps | str:
         # Said before the features are computed: that takes a pass through the trunk in float64.
         if not holds_features(view, allowed := head_memory(view.ranks)):
             return TOO_LARGE
-        return PlainSteps(view, TrainedHead(view, allowed), state.steps, state.certificate)
+        head = TrainedHead(view, allowed)
+        return head.narrow or PlainSteps(view, head, state.steps, state.certificate)
     return f"no bound could be set up ({attempt.reason})"
 
 

@@ -30,13 +30,14 @@ class TrainedHead:
     Attributes:
         problem: The convex problem of the head.
         parameters: The parameters of the head that are trained.
+        narrow: Where the float64 copy of the trunk computes in less, so that nothing about these features is proven; empty: nowhere.
 
     Raises:
         RuntimeError: The problem could not be built on one of several ranks; raised on all of them.
     """
 
     def __init__(self, view: GuardView, allowed: int | None = None) -> None:
-        self.problem = _build(view, head_memory(view.ranks) if allowed is None else allowed)
+        self.problem, self.narrow = _build(view, head_memory(view.ranks) if allowed is None else allowed)
         self.parameters = view.head_parameters
 
     @property
@@ -84,7 +85,7 @@ def holds_features(view: GuardView, allowed: int) -> bool:
     return 2 * WORD * view.data.size * view.head.width <= allowed
 
 
-def _build(view: GuardView, allowed: int) -> HeadProblem:
+def _build(view: GuardView, allowed: int) -> tuple[HeadProblem, str]:
     ranks, head, loss, targets = view.ranks, view.head, view.loss, view.loss.targets()
     named: dict[str, Any] = {"outputs": head.module.out_features, "infimum": loss.given_infimum}
     # What may go wrong on one rank alone comes before the walks that all of them take part in.
@@ -96,7 +97,8 @@ def _build(view: GuardView, allowed: int) -> HeadProblem:
     def build() -> HeadProblem:
         return HeadProblem(rows if held is None else held, targets, loss.loss_fn, **named)
 
-    return build() if held is None else ranks.alike(build)
+    made = build() if held is None else ranks.alike(build)
+    return made, rows.narrow or ""
 
 
 def _held(source: TrunkRows, ranks: Ranks, allowed: int) -> Tensor:

@@ -7,7 +7,6 @@ import math
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_conv.callbacks.guard.certify.checks import CheckName
 from lightning_conv.callbacks.guard.certify.claim import Claim
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
 from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
@@ -44,6 +43,7 @@ class HeadRule:
     def __init__(self, view: GuardView, settings: GuardSettings, state: GuardState, claim: Claim) -> None:
         self._view, self._settings, self._state, self._claim = view, settings, state, claim
         self.steps = HeadSteps(view)
+        claim.give_up = lambda why: self.steps.give_up(why)
 
     @property
     def name(self) -> StepRule:
@@ -70,7 +70,9 @@ class HeadRule:
             with attempted(*FROM_DATA) as setting_up:
                 self._set_up_rule()
             if setting_up.failed:
-                self.limit("steps of the rule", f"step_rule={self.name!r} could not be set up ({setting_up.reason})")
+                self._claim.limit(
+                    "steps of the rule", f"step_rule={self.name!r} could not be set up ({setting_up.reason})"
+                )
                 self._fall_back()
 
     def _forget_other_rules(self) -> None:
@@ -87,6 +89,7 @@ class HeadRule:
         head = TrainedHead(view)
         if self.name == "certified":
             self.steps = CertifiedSteps(view, head, state.steps, state.certificate)
+            self._withdraw_where_narrow(head)
             return
         if not state.steps:
             solution = solve_and_write(head, view.ranks, tol)
@@ -100,7 +103,12 @@ class HeadRule:
             state.add_reason(state.steps["reason"])
             self._judge_by(head.problem, solution)
         self.steps = SolvedHead(view, head, state.steps)
+        self._withdraw_where_narrow(head)
         view.trainer.should_stop = True
+
+    def _withdraw_where_narrow(self, head: TrainedHead) -> None:
+        if head.narrow:
+            self.steps.give_up(head.narrow)
 
     def follow_plain_steps(self) -> None:
         """Bound the gap of the run's own steps, where they are plain full-batch gradient descent."""
@@ -109,16 +117,6 @@ class HeadRule:
             self._state.steps = {"rule": "base", "asked": "base", "no_bound": found}
         else:
             self.steps = found
-
-    def limit(self, name: CheckName, caveat: str) -> None:
-        """Add a caveat found during the run, withdraw what was proven of the steps, and judge again.
-
-        Args:
-            name: Name of the check that failed.
-            caveat: Reason why the guarantee is limited.
-        """
-        if self._claim.limit(name, caveat):
-            self.steps.give_up(caveat)
 
     def note_curvature(self) -> None:
         """Record L_H where it is known, and warn if the learning rate of plain SGD is above 2 / L_H."""
@@ -146,7 +144,7 @@ class HeadRule:
         self.steps = HeadSteps(self._view)
         self.withdraw_logged_bound()
         for caveat in optimizer_caveats(self._view.trainer, self._view.head):
-            self.limit("no other term in the optimizer", caveat)
+            self._claim.limit("no other term in the optimizer", caveat)
 
     def withdraw_logged_bound(self) -> None:
         """Let ``guard/bound`` be infinite in ``callback_metrics``, if it was logged."""

@@ -40,6 +40,14 @@ class SolvedHead(HeadSteps):
         found, bound = self._head.measure(), self._memory["bound"]
         return found if bound is None else found | {"bound": bound}
 
+    def give_up(self, why: str) -> None:
+        """Withdraw the bound of the gap.
+
+        Args:
+            why: The reason.
+        """
+        self._memory["bound"] = None
+
 
 def solve_and_write(head: TrainedHead, ranks: Ranks, tol: float) -> HeadSolution:
     """Solve the head's problem and write the solution into the head.
