@@ -77,6 +77,7 @@ class GuardedRun:
         if state.caveats:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {'; '.join(state.caveats)}")
         log_layout(self._trainer)
+        self._phase_two.claim.begin()
         if state.phase == 2:
             self._new_caveats += self._phase_two.claim.compare()
             state.judge()
@@ -116,7 +117,7 @@ class GuardedRun:
             self._phase_two.before_batch(batch, batch_idx)
         elif not state.declined:
             last = None if state.switch_step is None else state.switch_step - 1
-            self._phase_two.claim.gradients.before_batch(batch, batch_idx, last)
+            self._phase_two.claim.before_batch(batch, batch_idx, last)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Call the step rule of phase 2 between the backward pass and the optimizer step.
@@ -126,8 +127,8 @@ class GuardedRun:
         """
         if self._state.phase == 2:
             self._phase_two.before_step(optimizer)
-        else:
-            self._phase_two.claim.gradients.before_step()
+        elif not self._state.declined:
+            self._phase_two.claim.before_step()
 
     def after_batch(self, outputs: Any) -> None:
         """Record the loss of the batch, and switch to phase 2 if it is due.
@@ -281,6 +282,7 @@ class GuardedRun:
             raise ExpressivityError(f"ExpressivityGuard: {reason}")
         if self._settings.on_undecided == "warn":
             self._state.declined = True
+            self._phase_two.claim.release()
             rank_zero_warn(f"ExpressivityGuard: {reason}. Training of all layers goes on, without the guarantee")
 
     def _certify(self) -> str:

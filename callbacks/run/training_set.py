@@ -187,11 +187,20 @@ class TrainingSet:
             seed: of the random numbers that the data set may draw.
         """
         with isolate_rng():
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 - what a data set draws from is the global generator
-            torch.manual_seed(seed)
+            seed_all(seed)
             batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
         return take_inputs(batch, self._input_fn)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, from which data sets and training steps draw.
+
+    Args:
+        seed: The seed.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

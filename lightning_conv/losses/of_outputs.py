@@ -13,7 +13,7 @@ from torch import Tensor
 OutputLoss: TypeAlias = Callable[[Tensor], Tensor]
 """phi(u): the loss of a batch, a number with its graph, as a function of the outputs u, (n, ...)."""
 
-SCALES = (0.1, 1.0, 10.0)
+SCALES = (0.1, 1.0, 10.0, 1000.0)
 """Sizes of random outputs, beside the present ones, in units of the larger of 1 and the present ones' root mean square."""
 DESCENTS = 6
 """Steps down from the present outputs: a loss may differ only where it is small."""

@@ -74,6 +74,23 @@ def _restore(operation: Any, precision: str) -> None:
         operation.fp32_precision = precision
 
 
+def product_roundoff(like: Tensor) -> float:
+    """Return the relative rounding of a matrix product as torch computes it now: that of the type, of TF32 or of bfloat16.
+
+    Args:
+        like: a tensor of the type and on the device of the factors.
+    """
+    own = torch.finfo(like.dtype).eps / 2
+    if like.dtype != torch.float32:
+        return own
+    try:
+        allowed = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the run uses torch's newer interface
+        allowed = "medium"
+    tf32 = like.device.type == "cuda" and cuda.matmul.fp32_precision not in FULL
+    return max(own, {"highest": own, "high": 2.0**-11}.get(allowed, 2.0**-8), 2.0**-11 if tf32 else own)
+
+
 def in_float64(tensor: Tensor) -> Tensor:
     """Return the numbers in float64, without their graph; on the CPU where their device has no float64 (Apple's GPUs)."""
     tensor = tensor.detach()

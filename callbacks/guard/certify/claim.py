@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons, replaced
 from lightning_conv.callbacks.guard.certify.gradient_watch import GradientWatch
+from lightning_conv.callbacks.guard.certify.head_watch import HeadWatch
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
 from lightning_conv.callbacks.guard.state import GuardState
@@ -24,13 +26,14 @@ class Claim:
 
     Attributes:
         gradients: Comparison of the gradients in some steps.
+        head: Watch over the head in every step.
         give_up: Function that withdraws what was proven of the steps; it is called with the reason when a check fails.
         other_loss: How the loss of the training step was seen to differ from ``loss_fn``, in this part of the run; empty if it was not.
     """
 
     def __init__(self, view: GuardView, state: GuardState) -> None:
         self._view, self._state = view, state
-        self.gradients = GradientWatch(view)
+        self.gradients, self.head = GradientWatch(view), HeadWatch(view)
         self.give_up: Callable[[str], None] = lambda _: None
         self.other_loss = ""
         self._compared_at: int | None = None  # step at which the network's own loss was compared
@@ -44,7 +47,7 @@ class Claim:
         before = self._state.caveats
         self._compared_at = self._view.trainer.global_step
         seen = [*compare_with_step(self._view), self.gradients.check(), own_loss(self._view)]
-        self.note([*seen, *of_reasons("trunk unmoved", [])])
+        self.note([*seen, *of_reasons("trunk unmoved", []), *self.head.found])
         new = [said for said in self._state.caveats if said not in before]
         for said in new:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {said}")
@@ -60,11 +63,36 @@ class Claim:
         failed = [each.said for each in checks if each.name == "compared with the step" and each.held is False]
         self.other_loss = failed[0] if failed else self.other_loss
 
-    def take_gradients(self) -> None:
-        """Take the last comparison of gradients into the verdict, if it is another one than before."""
-        found = self.gradients.found
-        if found is not None and found not in self._state.checks:
-            self.take(found)
+    def begin(self) -> None:
+        """Watch the head from now on."""
+        self.head.begin()
+
+    def before_batch(self, batch: Any, batch_idx: int, last: int | None = None) -> None:
+        """Prepare the comparisons of a batch.
+
+        Args:
+            batch: The batch that the training step is about to see.
+            batch_idx: Its number in the epoch.
+            last: Number of the last step before the switch, where it is known.
+        """
+        self.gradients.before_batch(batch, batch_idx, last)
+        self.head.before_batch()
+
+    def before_step(self) -> None:
+        """Compare the gradients where the optimizer is about to step. All ranks call it together."""
+        self.gradients.before_step()
+        self.head.before_step()
+
+    def take_steps(self) -> None:
+        """Take what the steps showed into the verdict, if it is something else than before."""
+        found = [*self.head.found, *([] if self.gradients.found is None else [self.gradients.found])]
+        for check in found:
+            if check not in self._state.checks:
+                self.take(check)
+
+    def release(self) -> None:
+        """Leave the head without hooks."""
+        self.head.end()
 
     def compare_own_loss(self, logged: float | None) -> None:
         """Call the network on the training set (``own_loss``), unless that was done at these weights and nothing new was said of them.

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.certify.checks import Check
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.linalg.rounding import gamma
 
 ULPS = (
     256  # units of rounding by which a gradient may differ, relative to its norm, beside what a repetition differs by
@@ -55,6 +57,7 @@ class GradientWatch:
         self._expected: list[Tensor] = []
         self._kept: list[Tensor | None] = []
         self._why = ""  # why the step could not be run on a copy
+        self._beside = ""  # how its loss depends on the head beside its outputs
 
     def again(self) -> None:
         """Follow the next step, whatever its number: a phase begins."""
@@ -70,7 +73,7 @@ class GradientWatch:
         """
         step = self._view.trainer.global_step
         if self._begins and (step >= self._next or step == last):
-            self._batches, self._expected, self._why = [], [], ""
+            self._batches, self._expected, self._why, self._beside = [], [], "", ""
             self._next = max(2 * step, step + 1)
         self._begins = False
         if self._batches is None:
@@ -84,11 +87,11 @@ class GradientWatch:
     def _gradients(self, batch: Any, batch_idx: int) -> list[Tensor]:
         twin = Twin(self._view.trainer, self._view.module)
         weights = [each for each in twin.module.parameters() if each.requires_grad]
-        with torch.inference_mode(False), torch.enable_grad():
-            loss = twin.step(batch, batch_idx)
-            if loss is None:
-                raise ValueError("the training step returns no loss")
-            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+        seen = StepCall(twin, self._view.head_name, batch, batch_idx).observe()
+        (slope, *parts) = torch.autograd.grad(seen.loss, [seen.outputs, *weights], allow_unused=True)
+        head = twin.module.get_submodule(self._view.head_name)
+        of_head = next((part for part, each in zip(parts, weights, strict=True) if each is head.weight), None)
+        self._beside = self._beside or _beside_the_outputs(of_head, slope, seen.features)
         whole = [torch.zeros_like(each) if part is None else part for part, each in zip(parts, weights, strict=True)]
         return [each / self._view.trainer.accumulate_grad_batches for each in whole]
 
@@ -115,10 +118,13 @@ class GradientWatch:
         apart, size = _distance(actual, expected), _norm(expected)
         eps = max(torch.finfo(each.dtype).eps for each in actual)
         close = apart <= ULPS * eps * size
-        if all(self._view.ranks.gather(lambda: close)):
+        told = self._view.ranks.gather(lambda: (close, self._beside))
+        if said := next((said for _, said in told if said), ""):
+            self.found = Check("gradients of the step", False, f"{said} (at step {self._view.trainer.global_step})")
+        elif all(near for near, _ in told):
             self.found = Check("gradients of the step", True)
-            return
-        self.found = self._judge(batches[0], apart, size)
+        else:
+            self.found = self._judge(batches[0], apart, size)
 
     def _judge(self, first: tuple[Any, int], apart: float, size: float) -> Check:
         """Judge gradients that differ: a step that draws random numbers differs from its own repetition."""
@@ -188,6 +194,20 @@ class GradientWatch:
         found += [f"{', '.join(others)} may change gradients"] * bool(others)
         found += [f"{name!r} has a hook on its gradient" for name in hooked[:1]]
         return "no step was seen yet, and " + " and ".join(found) if found else ""
+
+
+def _beside_the_outputs(gradient: Tensor | None, slope: Tensor | None, features: Tensor) -> str:
+    """Return whether the gradient by the head's weight is another one than sum_i s_i h_i^T, s the gradient by the outputs."""
+    if slope is None:
+        return "the loss of the training step has no gradient by the head's outputs"
+    if gradient is None:  # the head's weight is frozen
+        return ""
+    s, h = slope.double(), features.double()
+    expected, sizes = s.T @ h, s.abs().T @ h.abs()
+    allowed = 4 * gamma(len(features) + 2, gradient.dtype) * sizes
+    if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
+        return ""
+    return "the gradient of the training step by the head is not that of a loss of the head's outputs"
 
 
 def _hooks_of(parameter: nn.Parameter) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import OutputLoss, Point, coupling, difference, evaluate, settings
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed, without_fused_attention
@@ -22,8 +24,9 @@ from lightning_conv.networks.head import features_of
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
 ULPS = 64  # units of rounding by which features may differ, beside twice what float64 shows of their rounding
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
+SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
 MADE: tuple[CheckName, ...] = ("compared with the step", "same loss to the end", "same features in the step")
-DRAWN = (1.0, 30.0)  # sizes of random weights, in units of the present ones
+DRAWN = (1.0, 30.0, 1e3, 1e6)  # sizes of random weights, in units of the present ones
 
 
 def compare_with_step(view: GuardView) -> list[Check]:
@@ -65,6 +68,7 @@ def _local(view: GuardView) -> list[Check]:
 class _Batch:
     inputs: Inputs
     whole: Any
+    number: int = 0  # in the epoch
 
 
 class _Comparison:
@@ -84,12 +88,10 @@ class _Comparison:
         return [Check(name, not why, why) for name, why in said.items()]
 
     def _batches(self) -> Iterator[_Batch]:
-        size = self._view.data.size
-        starts = [0] if size <= EXAMINED else [0, size - EXAMINED]
-        for start in starts:
-            for inputs, whole in self._view.data.batches(start, min(start + EXAMINED, size)):
-                yield _Batch(inputs, whole)
-                break  # a loader of smaller batches
+        size, few = self._view.data.size, min(EXAMINED, self._view.data.size)
+        for number, start in enumerate([0, size - few]):
+            inputs, whole = next(self._view.data.batches(start, start + few))
+            yield _Batch(inputs, whole, number)
 
     def _departure(self, batch: _Batch, points: list[Point]) -> str:
         if not points:
@@ -102,7 +104,7 @@ class _Comparison:
         )
 
     def _call(self, twin: Twin, batch: _Batch) -> StepCall:
-        return StepCall(twin, self._view.head_name, batch.whole)
+        return StepCall(twin, self._view.head_name, batch.whole, batch.number)
 
     def _another_loss(self, batch: _Batch, points: list[Point]) -> str:
         reference = self._reference(batch)
@@ -152,19 +154,31 @@ class _Comparison:
         )
 
     def _later(self, batch: _Batch, points: list[Point]) -> str:
-        """Return whether the loss is another one at the end of the run."""
+        """Return whether the loss is another one in the last batch of the run, or with other random numbers."""
+        step, epoch = self._last
+        batches = self._view.trainer.num_training_batches
+        last_batch = replace(batch, number=int(batches) - 1 if math.isfinite(batches) else 1)
+        call = self._call(_in_eval_mode(self._view, step, epoch), last_batch)
+
+        def then(u: Tensor) -> Tensor:
+            return call(u.to(points[0].outputs)).to(u.dtype)
+
+        if apart := difference(points, then) if points else "":
+            return f"the loss of the training step changes during the run ({apart}, compared with step {step})"
+        with isolate_rng():
+            for seed in range(SEEDS):
+                seed_all(seed)
+                if apart := difference(points[:1], then) if points else "":
+                    return f"the loss of the training step is random ({apart})"
+        return ""
+
+    @property
+    def _last(self) -> tuple[int, int]:
+        """The run's last step and epoch; far ones where they are not known."""
         trainer = self._view.trainer
-        last = trainer.estimated_stepping_batches
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        step = int(last) - 1 if 1 <= last < float("inf") else trainer.global_step + 10**6
-        epoch = epochs - 1 if epochs is not None else trainer.current_epoch + 10**3
-        call = self._call(_in_eval_mode(self._view, step, epoch), batch)
-        apart = points and difference(points, lambda u: call(u.to(points[0].outputs)).to(u.dtype))
-        return (
-            f"the loss of the training step changes during the run ({apart}, compared with step {step})"
-            if apart
-            else ""
-        )
+        last, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+        step = int(last) - 1 if 1 <= last < math.inf else trainer.global_step + 10**6
+        return step, epochs - 1 if epochs is not None and epochs > 0 else trainer.current_epoch + 10**3
 
     def _another_gradient(self, batch: _Batch) -> str:
         """Return whether the gradient of the loss by the weights is another one than J^T s."""
@@ -201,23 +215,32 @@ class _Comparison:
         view = self._view
         here = features_of(self._engine, view.head, batch.inputs)
         exact = features_of(StatelessModule(view.network, dtype=torch.float64), view.head, batch.inputs)
-        for frozen in (False, True):
-            twin = _in_eval_mode(view)
-            for name, parameter in twin.module.named_parameters():
-                parameter.requires_grad_(not frozen or name.startswith(f"{view.head_name}."))
-            seen = self._call(twin, batch).observe().features
+        for when, seen in self._features_of_steps(batch):
             if seen.shape != here.shape:
                 return f"the training step computes features of shape {tuple(seen.shape)}, the certificate is about {tuple(here.shape)}"
             rounding = 2 * float((here.double() - exact.double()).abs().max())
             allowed = ULPS * (torch.finfo(seen.dtype).eps * float(exact.abs().max()) + rounding)
             apart = float((seen.double() - here.double()).abs().max())
             if not apart <= allowed:
-                when = " once the trunk is frozen" if frozen else ""
                 return (
                     f"the training step computes other features{when} than those that are certified: {apart:.2g} apart, where rounding "
                     f"explains {allowed:.1g}"
                 )
         return ""
+
+    def _features_of_steps(self, batch: _Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the features that the step computes now, once the trunk is frozen, at the last step, and with other random numbers."""
+        twin = _in_eval_mode(self._view)
+        yield "", self._call(twin, batch).observe().features
+        for name, parameter in twin.module.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{self._view.head_name}."))
+        yield " once the trunk is frozen", self._call(twin, batch).observe().features
+        step, epoch = self._last
+        yield f" at step {step}", self._call(_in_eval_mode(self._view, step, epoch), batch).observe().features
+        with isolate_rng():
+            for seed in range(SEEDS):
+                seed_all(seed)
+                yield " with other random numbers", self._call(twin, batch).observe().features
 
     def _departs_on_a_whole_batch(self) -> str:
         inputs, whole = next(self._view.data.batches())
@@ -230,6 +253,10 @@ def _in_eval_mode(view: GuardView, step: int | None = None, epoch: int | None = 
     twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
     twin.module.eval()
     return twin
+
+
+def _finite(count: float) -> int:
+    return int(count) if math.isfinite(count) else 1
 
 
 def _norm(tensors: list[Tensor | None]) -> float:

@@ -44,6 +44,7 @@ class PhaseTwo:
         """Freeze the trunk, and set up the step rule of the head, at the switch or when a run resumes in phase 2."""
         self.trunk.freeze()
         self.claim.gradients.again()
+        self.claim.head.moved_on_purpose()
         if self.claim.other_loss:
             self._check.end()
         self.rule.set_up()
@@ -79,7 +80,7 @@ class PhaseTwo:
         self.trunk.keep_still()
         if not self.rule.is_solved:
             with self._cache.suspended() if self._cache is not None else nullcontext():
-                self.claim.gradients.before_batch(batch, batch_idx)
+                self.claim.before_batch(batch, batch_idx)
         self._check.before(batch)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -88,7 +89,7 @@ class PhaseTwo:
         Args:
             optimizer: Optimizer that is about to step.
         """
-        self.claim.gradients.before_step()
+        self.claim.before_step()
         self.rule.steps.before_step(optimizer)
 
     def after_batch(self, loss: Tensor | None) -> None:
@@ -105,11 +106,12 @@ class PhaseTwo:
             if self.rule.name != "base":
                 # The rule minimises ``loss_fn``, which is not the loss of the training step.
                 self._check.take_back()
+                self.claim.head.moved_on_purpose()
                 self.rule.tell_of_another_loss()
         elif stepped is not None:  # a wrong gradient follows from a wrong loss, so only one of the two is reported
             self.claim.limit("steps of the rule", stepped)
         else:
-            self.claim.take_gradients()
+            self.claim.take_steps()
 
     def measure(self) -> None:
         """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
@@ -171,4 +173,5 @@ class PhaseTwo:
         """Restore the module to its state before phase 2: its forward functions, ``requires_grad`` and modes."""
         self._release_cache()
         self._check.release()
+        self.claim.release()
         self.trunk.release()

@@ -97,6 +97,10 @@ OTHER = {
     "the hardest samples": lambda m, x, y: F.cross_entropy(m(x), y, reduction="none").topk(4).values.mean(),
     "similar samples": lambda m, x, y: F.cross_entropy((u := F.normalize(m(x))) @ u.T, torch.arange(len(x))),
     "a term that sets in late": late,
+    "labels drawn anew": lambda m, x, y: F.cross_entropy(m(x), torch.randint(0, CLASSES, y.shape)),
+    "mixed with other samples": lambda m, x, y: (
+        F.cross_entropy(m(x), y) + F.cross_entropy(m(0.5 * x + 0.5 * x[torch.randperm(len(x))]), y)
+    ),
     "detached outputs": lambda m, x, y: F.cross_entropy(m(x).detach(), y) + 0 * m.head.weight.sum(),
 }
 
@@ -110,6 +114,31 @@ def test_a_step_with_something_else_in_it_is_not_certified(fit, name, rule):
     assert guard.phase == 2
     assert guard.verdict == "undecided"
     assert guard.caveats or "compared with the step" in guard.why
+
+
+def test_a_term_that_depends_on_the_number_of_the_batch_is_found(fit):
+    class Odd(Net):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1]) + (batch_idx == 2) * 0.1 * self(batch[0]).square().mean()
+
+    guard = fit(Odd(), batch_size=8)
+    assert guard.verdict == "undecided"
+    assert "changes during the run" in guard.caveats[0]
+
+
+def test_a_term_that_waits_for_some_calls_is_found_in_a_step(fit):
+    class Patient(Net):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def training_step(self, batch, batch_idx):
+            self.calls += 1
+            wait = self.calls > 8 and self.calls < 12
+            return F.cross_entropy(self(batch[0]), batch[1]) + wait * 0.1 * self.head.weight.square().sum()
+
+    guard = fit(Patient(), max_epochs=12)
+    assert guard.verdict == "undecided"
 
 
 def test_a_solved_head_is_not_written_where_the_step_has_another_loss(fit):
