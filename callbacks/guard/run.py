@@ -79,7 +79,8 @@ class GuardedRun:
         log_layout(self._trainer)
         self._phase_two.claim.begin()
         if state.phase == 2:
-            self._new_caveats += self._phase_two.claim.compare()
+            with self._trunk.in_eval_mode():
+                self._new_caveats += self._phase_two.claim.compare()
             state.judge()
             state.reason = "; ".join([state.reason, *self._new_caveats])
             self._phase_two.warn_if_moved()
@@ -209,9 +210,11 @@ class GuardedRun:
             rank_zero_info(
                 f"ExpressivityGuard: certifying the rank of [h, 1], {view.data.size} x {view.head.width + 1}, at step {step}"
             )
-            reason = self._certify()
-            if self._enters_phase_two:
-                self._phase_two.claim.compare()
+            state.certified_on.clear()
+            with self._trunk.in_eval_mode():  # hooks of the module may transform batches by its mode
+                reason = self._certify()
+                if self._enters_phase_two:
+                    self._phase_two.claim.compare()
             state.judge()
             if self._enters_phase_two:
                 state.reason = reason_to_switch(state, self._settings, step, reason, self._kinks)

@@ -37,6 +37,7 @@ class GuardState:
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the trunk's tensors in phase 2
     history: list[dict[str, float]] = field(default_factory=list)  # loss and gap on the training set
     checks: list[Check] = field(default_factory=list)  # that the verdict rests on
+    certified_on: dict[str, Any] = field(default_factory=dict)  # hash of the samples, and some projected features
     plateau: Plateau | None = None
     certificate: RankCertificate | None = None
     perturbation: Perturbation | None = None

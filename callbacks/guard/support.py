@@ -7,8 +7,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lightning_conv.callbacks.guard.certify.run_checks import moves_without_gradient
 from lightning_conv.callbacks.guard.settings import StepRule
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.guarded import attempted
 
 
 def require_supported(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,6 +83,15 @@ def require_rule(step_rule: StepRule, view: GuardView) -> None:
             f"{rule}: {loss.kind.name} has no Lipschitz gradient that is known, so no step size is proven; use step_rule='base', or "
             "a loss such as nn.HuberLoss()"
         )
+    optimizer = view.trainer.optimizers[0]
+    if type(optimizer).__module__.partition(".")[0] != "torch":
+        with attempted(Exception) as attempt:
+            moves_without_gradient(optimizer, view.head_parameters, present=False)
+        if attempt.failed:
+            raise MisconfigurationException(
+                f"{rule}: the rule moves the head itself and leaves no gradients, and a step of {type(optimizer).__name__} without any "
+                f"fails ({attempt.reason}); use step_rule='base', or an optimizer of torch"
+            )
     if getattr(view.trainer.optimizers[0], "_step_supports_amp_scaling", False) and view.trainer.scaler is not None:
         raise MisconfigurationException(
             f"{rule}: a fused optimizer unscales its gradients itself, so they are not there before its step; use fused=False"

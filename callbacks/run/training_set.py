@@ -34,7 +34,7 @@ TOGETHER = 4
 READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
 
-RANDOM_INPUTS = "inputs are random when they are read, so the certificate is about one draw of them"
+RANDOM_INPUTS = "inputs are random when they are read, or depend on what is collated with them, so the certificate is about one draw of them"
 
 
 class TrainingSet:
@@ -141,12 +141,24 @@ class TrainingSet:
         groups = max(1, probed // TOGETHER)
         # Each read has a seed of its own: with only two seeds, an event that both of them cause would go unnoticed.
         seeds = count(1)
+        if self._mixes(chosen):
+            return True
         for group in (chosen[k::groups] for k in range(groups)):
             first = self._read(group, next(seeds))
             for _ in range(max(1, READS // probed - 1)):
                 if not _equal(first, self._read(group, next(seeds))):
                     return True
         return False
+
+    def _mixes(self, chosen: Sequence[int]) -> bool:
+        """Return whether a sample enters the network as another tensor when other samples are collated with it, or in another order."""
+        if len(chosen) < 2:
+            return False
+        together, turned = self._read(chosen, seed=1), self._read(chosen[::-1], seed=1)
+        if not _equal(together, [each.flip(0) for each in turned]):
+            return True
+        half = chosen[: len(chosen) // 2]
+        return not _equal([each[: len(half)] for each in together], self._read(half, seed=1))
 
     def first_inputs(self) -> Inputs:
         """Return the inputs of the first batch."""

@@ -36,7 +36,6 @@ class TrainerReader:
         own |= {"_read": trainer, "logger": DummyLogger(), "loggers": [], "callback_metrics": {}, "logged_metrics": {}}
         own["global_step"] = trainer.global_step if step is None else step
         own["current_epoch"] = trainer.current_epoch if epoch is None else epoch
-        own["optimizers"] = [Still(optimizer) for optimizer in trainer.optimizers]
 
     def __getattr__(self, name: str) -> Any:
         """Return what the run's trainer has under this name."""
@@ -48,11 +47,13 @@ class Still:
 
     Args:
         of: Optimizer or scheduler of the run.
+        memo: Copies of the parameters by the ``id`` of their originals.
     """
 
-    def __init__(self, of: Any) -> None:
+    def __init__(self, of: Any, memo: dict[int, Any]) -> None:
         groups = getattr(of, "param_groups", getattr(getattr(of, "optimizer", None), "param_groups", []))
-        self.param_groups = [copy.copy(group) | {"params": []} for group in groups]
+        own = [[memo[id(each)] for each in group["params"] if id(each) in memo] for group in groups]
+        self.param_groups = [copy.copy(group) | {"params": params} for group, params in zip(groups, own, strict=True)]
         self.defaults = dict(getattr(of, "defaults", {}))
 
     def get_last_lr(self) -> list[float]:
@@ -100,9 +101,10 @@ class Twin:
                 if isinstance(value, types.FunctionType):
                     vars(each)[name] = _made_anew(value, memo)
         still, schedulers = (
-            [Still(each) for each in some]
+            [Still(each, memo) for each in some]
             for some in (trainer.optimizers, (config.scheduler for config in trainer.lr_scheduler_configs))
         )
+        vars(self._reader)["optimizers"] = still
         instead = {
             "log": _nothing,
             "log_dict": _nothing,

@@ -10,11 +10,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons, replaced
 from lightning_conv.callbacks.guard.certify.gradient_watch import GradientWatch
 from lightning_conv.callbacks.guard.certify.head_watch import HeadWatch
+from lightning_conv.callbacks.guard.certify.known_samples import KnownSamples
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
+from lightning_conv.callbacks.guard.certify.training_pass import walk
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.batch import InputFn
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import log_text
+from lightning_conv.networks.evaluation import without_fused_attention
 
 
 class Claim:
@@ -23,16 +28,19 @@ class Claim:
     Args:
         view: The run.
         state: State of the guard, updated in place.
+        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
 
     Attributes:
         gradients: Comparison of the gradients in some steps.
         head: Watch over the head in every step.
+        samples: The samples and features that the certificate is about.
         give_up: Function that withdraws what was proven of the steps; it is called with the reason when a check fails.
         other_loss: How the loss of the training step was seen to differ from ``loss_fn``, in this part of the run; empty if it was not.
     """
 
-    def __init__(self, view: GuardView, state: GuardState) -> None:
+    def __init__(self, view: GuardView, state: GuardState, input_fn: InputFn | None) -> None:
         self._view, self._state = view, state
+        self.samples = KnownSamples(view, input_fn, state)
         self.gradients, self.head = GradientWatch(view), HeadWatch(view)
         self.give_up: Callable[[str], None] = lambda _: None
         self.other_loss = ""
@@ -46,12 +54,27 @@ class Claim:
         """
         before = self._state.caveats
         self._compared_at = self._view.trainer.global_step
-        seen = [*compare_with_step(self._view), self.gradients.check(), own_loss(self._view)]
-        self.note([*seen, *of_reasons("trunk unmoved", []), *self.head.found])
+        seen = [
+            *of_reasons("trunk unmoved", []),
+            *compare_with_step(self._view),
+            self.gradients.check(),
+            *self.head.found,
+        ]
+        self.note([*seen, *self._of_walk(with_step=True)])
         new = [said for said in self._state.caveats if said not in before]
         for said in new:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {said}")
         return new
+
+    def _of_walk(self, *, with_step: bool, logged: float | None = None) -> list[Check]:
+        """Make the checks that take a pass over the training set."""
+        with attempted(Exception) as attempt, without_fused_attention():  # the step is any code of the user's
+            walked = walk(self._view, with_step=with_step)
+            told = {"compared with the step": walked.step, "same features in the step": walked.features}
+            failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
+            return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked.keys)]
+        why = f"the network or the training step could not be called on the training set: {attempt.reason}"
+        return [Check("own loss", None, why)]
 
     def note(self, checks: Sequence[Check]) -> None:
         """Replace the checks of these names, without a new verdict.
@@ -77,6 +100,8 @@ class Claim:
         """
         self.gradients.before_batch(batch, batch_idx, last)
         self.head.before_batch()
+        if self._state.phase == 2:
+            self.take_all(self.samples.look(batch, batch_idx))
 
     def before_step(self) -> None:
         """Compare the gradients where the optimizer is about to step. All ranks call it together."""
@@ -85,8 +110,19 @@ class Claim:
 
     def take_steps(self) -> None:
         """Take what the steps showed into the verdict, if it is something else than before."""
-        found = [*self.head.found, *([] if self.gradients.found is None else [self.gradients.found])]
-        for check in found:
+        self.take_all([*self.head.found, *([] if self.gradients.found is None else [self.gradients.found])])
+
+    def compare_features(self) -> None:
+        """Compare the features of some samples with those that were certified. All ranks call it together."""
+        self.take_all(self.samples.compare())
+
+    def take_all(self, checks: Sequence[Check]) -> None:
+        """Take the checks that are new into the verdict.
+
+        Args:
+            checks: Checks that were made now.
+        """
+        for check in checks:
             if check not in self._state.checks:
                 self.take(check)
 
@@ -103,7 +139,8 @@ class Claim:
         step = self._view.trainer.global_step
         if logged is not None or step != self._compared_at:
             self._compared_at = step
-            self.take(own_loss(self._view, logged))
+            for check in self._of_walk(with_step=False, logged=logged):
+                self.take(check)
 
     def take(self, check: Check) -> None:
         """Take a check into the verdict; one that failed is said and logged.

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.certify.checks import Check
+from lightning_conv.callbacks.guard.certify.training_pass import beside_the_outputs
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.linalg.rounding import gamma
 
 ULPS = (
     256  # units of rounding by which a gradient may differ, relative to its norm, beside what a repetition differs by
@@ -88,12 +88,15 @@ class GradientWatch:
         twin = Twin(self._view.trainer, self._view.module)
         weights = [each for each in twin.module.parameters() if each.requires_grad]
         seen = StepCall(twin, self._view.head_name, batch, batch_idx).observe()
-        (slope, *parts) = torch.autograd.grad(seen.loss, [seen.outputs, *weights], allow_unused=True)
-        head = twin.module.get_submodule(self._view.head_name)
-        of_head = next((part for part, each in zip(parts, weights, strict=True) if each is head.weight), None)
-        self._beside = self._beside or _beside_the_outputs(of_head, slope, seen.features)
+        parts = torch.autograd.grad(seen.loss, weights, allow_unused=True, retain_graph=True)
+        self._beside = self._beside or beside_the_outputs(self._view, twin, seen)
         whole = [torch.zeros_like(each) if part is None else part for part, each in zip(parts, weights, strict=True)]
         return [each / self._view.trainer.accumulate_grad_batches for each in whole]
+
+    @property
+    def follows(self) -> bool:
+        """Whether the step that comes is followed."""
+        return self._batches is not None
 
     @property
     def _weights(self) -> list[nn.Parameter]:
@@ -194,20 +197,6 @@ class GradientWatch:
         found += [f"{', '.join(others)} may change gradients"] * bool(others)
         found += [f"{name!r} has a hook on its gradient" for name in hooked[:1]]
         return "no step was seen yet, and " + " and ".join(found) if found else ""
-
-
-def _beside_the_outputs(gradient: Tensor | None, slope: Tensor | None, features: Tensor) -> str:
-    """Return whether the gradient by the head's weight is another one than sum_i s_i h_i^T, s the gradient by the outputs."""
-    if slope is None:
-        return "the loss of the training step has no gradient by the head's outputs"
-    if gradient is None:  # the head's weight is frozen
-        return ""
-    s, h = slope.double(), features.double()
-    expected, sizes = s.T @ h, s.abs().T @ h.abs()
-    allowed = 4 * gamma(len(features) + 2, gradient.dtype) * sizes
-    if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
-        return ""
-    return "the gradient of the training step by the head is not that of a loss of the head's outputs"
 
 
 def _hooks_of(parameter: nn.Parameter) -> bool:

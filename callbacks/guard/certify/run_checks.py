@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_conv.callbacks.guard.certify.checks import Check, of_reasons
+from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.steps import decays
 from lightning_conv.callbacks.run.training_set import RANDOM_INPUTS
 from lightning_conv.networks.head import Head
@@ -31,6 +40,52 @@ def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
     return ["weight decay on the head adds to the loss that is minimised"] if decayed else []
 
 
+def optimizer_check(view: GuardView) -> list[Check]:
+    """Return the check that the run's own optimizer minimises nothing beside the loss, where it moves the head.
+
+    Optimizers of torch are known. Of any other a copy without its memory makes a step from gradients that are zero: a penalty of its
+    own, or noise, moves the weights all the same.
+
+    Args:
+        view: The run.
+    """
+    name: CheckName = "no other term in the optimizer"
+    optimizer = view.trainer.optimizers[0]
+    if type(optimizer).__module__.partition(".")[0] == "torch":
+        return of_reasons(name, optimizer_caveats(view.trainer, view.head))
+    kind = type(optimizer).__name__
+    with attempted(Exception) as attempt:
+        moved = moves_without_gradient(optimizer, view.head_parameters)
+        said = f"{kind} moves weights whose gradient is zero, so it minimises something beside the loss"
+        return of_reasons(name, [*optimizer_caveats(view.trainer, view.head), said if moved else ""])
+    return [Check(name, None, f"a step of a copy of {kind} could not be made: {attempt.reason}")]
+
+
+def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *, present: bool = True) -> bool:
+    """Return whether a copy of an optimizer, with no memory of earlier steps, moves copies of some parameters without a gradient.
+
+    Args:
+        optimizer: Optimizer; nothing of it changes.
+        parameters: Parameters of it.
+        present: Whether the gradients are zero; False: there are none.
+
+    Raises:
+        Exception: Whatever its step raises then.
+    """
+    memo: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        for each in group["params"]:
+            memo[id(each)] = torch.nn.Parameter(each.detach().clone())
+            memo[id(each)].grad = torch.zeros_like(each) if present else None
+    memo[id(optimizer.state)] = defaultdict(dict)
+    memo |= {id(hooks): type(hooks)() for name, hooks in vars(optimizer).items() if name.endswith("_hooks")}
+    twin = copy.deepcopy(optimizer, memo)
+    before = [memo[id(each)].detach().clone() for each in parameters]
+    with isolate_rng():
+        twin.step()
+    return any(not torch.equal(was, memo[id(each)].detach()) for was, each in zip(before, parameters, strict=True))
+
+
 def checks_of(view: GuardView, own_steps: bool = False) -> list[Check]:
     """Return the checks that the settings of a run decide.
 
@@ -45,12 +100,12 @@ def checks_of(view: GuardView, own_steps: bool = False) -> list[Check]:
         "nothing follows the head": [follows],
         "every sample alike": list(view.data.sampling.caveats),
         "fixed inputs": [RANDOM_INPUTS] * view.data.is_random(),
-        "no other term in the optimizer": [] if own_steps else optimizer_caveats(view.trainer, view.head),
         "full precision": [rounded(str(view.trainer.precision))],
         "steps of the rule": [],
         "given infimum": [],
     }
-    return [check for name, reasons in found.items() for check in of_reasons(name, reasons)]  # type: ignore[arg-type]
+    made = [check for name, reasons in found.items() for check in of_reasons(name, reasons)]  # type: ignore[arg-type]
+    return [*made, *([Check("no other term in the optimizer", True)] if own_steps else optimizer_check(view))]
 
 
 def rounded(precision: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.sample_keys import sample_keys
 from lightning_conv.machine.memory import available_memory, mebibytes
 from lightning_conv.networks.evaluation import Inputs, take
 
@@ -231,39 +231,6 @@ def memory_obstacle(need: int, device: torch.device, processes: int) -> str | No
         if taken > free // 4:
             return f"the features take {mebibytes(taken)} ({place}), more than a quarter of the free {mebibytes(free)}"
     return None
-
-
-def sample_keys(given: tuple[tuple[Any, ...], dict[str, Any]]) -> list[bytes] | None:
-    """Return a hash of each sample of what a module is called on: tensors with one row per sample, and constants.
-
-    Args:
-        given: Positional and keyword arguments of the call.
-
-    Returns:
-        None where the module is called on something else, or on a tensor with a gradient, which features from a table would not have.
-    """
-    args, kwargs = given
-    named = [*enumerate(args), *sorted(kwargs.items())]
-    tensors = [value for _, value in named if isinstance(value, Tensor)]
-    constants = [(str(name), value) for name, value in named if not isinstance(value, Tensor)]
-    plain = all(value is None or isinstance(value, (bool, int, float, str)) for _, value in constants)
-    if not tensors or not plain or any(t.requires_grad or t.ndim == 0 or t.layout != torch.strided for t in tensors):
-        return None
-    count = tensors[0].shape[0]
-    if count == 0 or any(tensor.shape[0] != count for tensor in tensors):
-        return None
-    kinds = [
-        (str(name), str(value.dtype), tuple(value.shape[1:])) for name, value in named if isinstance(value, Tensor)
-    ]
-    rows = [t.detach().cpu().contiguous().reshape(count, -1).view(torch.uint8).numpy() for t in tensors]
-    start = hashlib.blake2b(repr((constants, kinds)).encode(), digest_size=16)
-    keys = []
-    for sample in range(count):
-        key = start.copy()
-        for row in rows:
-            key.update(row[sample])
-        keys.append(key.digest())
-    return keys
 
 
 def _outermost(names: list[str], ends_in_head: dict[str, bool]) -> list[str]:

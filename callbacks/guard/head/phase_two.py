@@ -36,7 +36,7 @@ class PhaseTwo:
         self.trunk = FrozenTrunk(view)
         self._cache: FeatureCache | None = None
         self._check = LossCheck(view, settings.input_fn)
-        self.claim = Claim(view, state)
+        self.claim = Claim(view, state, settings.input_fn)
         self.rule = HeadRule(view, settings, state, self.claim)
         self._said: tuple[int, float] | None = None  # step and loss of the last measurement
 
@@ -89,6 +89,8 @@ class PhaseTwo:
         Args:
             optimizer: Optimizer that is about to step.
         """
+        if self.claim.gradients.follows:
+            self.warn_if_moved()  # where the step is made: something may move the trunk for the time of a step
         self.claim.before_step()
         self.rule.steps.before_step(optimizer)
 
@@ -116,6 +118,7 @@ class PhaseTwo:
     def measure(self) -> None:
         """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
         self._check.again()
+        self.claim.compare_features()
         trainer = self._view.trainer
         step, epoch = trainer.global_step, trainer.current_epoch
         with guarded(step, "ExpressivityGuard: no training loss", expects=FROM_DATA) as attempt:
@@ -143,6 +146,7 @@ class PhaseTwo:
     def end(self) -> None:
         """Check that the trunk is unchanged, and that the network's own loss is the one that was said of these weights."""
         self.warn_if_moved()
+        self.claim.compare_features()
         self.compare_own_loss()
 
     def compare_own_loss(self) -> None:

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_conv.callbacks.guard.certify.claim import Claim
-from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
+from lightning_conv.callbacks.guard.certify.run_checks import optimizer_check
 from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
 from lightning_conv.callbacks.guard.head.certified_steps import CertifiedSteps
 from lightning_conv.callbacks.guard.head.curvature import beyond, known_curvature
@@ -143,8 +143,8 @@ class HeadRule:
         self._state.steps = {"rule": "base", "asked": self._settings.step_rule}
         self.steps = HeadSteps(self._view)
         self.withdraw_logged_bound()
-        for caveat in optimizer_caveats(self._view.trainer, self._view.head):
-            self._claim.limit("no other term in the optimizer", caveat)
+        for check in optimizer_check(self._view):
+            self._claim.take(check)
 
     def withdraw_logged_bound(self) -> None:
         """Let ``guard/bound`` be infinite in ``callback_metrics``, if it was logged."""

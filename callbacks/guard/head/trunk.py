@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,17 @@ class FrozenTrunk:
         """
         for name, tensor in self.state().items():
             tensor.copy_(before[name])
+
+    @contextmanager
+    def in_eval_mode(self) -> Iterator[None]:
+        """Put the whole module into eval mode for a while."""
+        modes = [(module, module.training) for module in self._module.modules()]
+        self._module.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def freeze(self) -> None:
         """Freeze the trunk and put the whole module into eval mode, without torch's fused attention of that mode.

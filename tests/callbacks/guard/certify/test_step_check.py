@@ -75,7 +75,8 @@ def test_a_plain_loss_is_certified_whatever_its_style(fit, name):
 
 
 def late(m, x, y):
-    return F.cross_entropy(m(x), y) + (m.current_epoch >= 4) * 0.1 * m(x).square().mean()
+    u = m(x)
+    return F.cross_entropy(u, y) + (m.current_epoch >= 4) * 0.1 * u.square().mean()
 
 
 def hidden(term):
@@ -98,9 +99,7 @@ OTHER = {
     "similar samples": lambda m, x, y: F.cross_entropy((u := F.normalize(m(x))) @ u.T, torch.arange(len(x))),
     "a term that sets in late": late,
     "labels drawn anew": lambda m, x, y: F.cross_entropy(m(x), torch.randint(0, CLASSES, y.shape)),
-    "mixed with other samples": lambda m, x, y: (
-        F.cross_entropy(m(x), y) + F.cross_entropy(m(0.5 * x + 0.5 * x[torch.randperm(len(x))]), y)
-    ),
+    "mixed with other samples": lambda m, x, y: F.cross_entropy(m(0.5 * x + 0.5 * x[torch.randperm(len(x))]), y),
     "detached outputs": lambda m, x, y: F.cross_entropy(m(x).detach(), y) + 0 * m.head.weight.sum(),
 }
 
@@ -119,11 +118,12 @@ def test_a_step_with_something_else_in_it_is_not_certified(fit, name, rule):
 def test_a_term_that_depends_on_the_number_of_the_batch_is_found(fit):
     class Odd(Net):
         def training_step(self, batch, batch_idx):
-            return F.cross_entropy(self(batch[0]), batch[1]) + (batch_idx == 2) * 0.1 * self(batch[0]).square().mean()
+            u = self(batch[0])
+            return F.cross_entropy(u, batch[1]) + (batch_idx == 2) * 0.1 * u.square().mean()
 
     guard = fit(Odd(), batch_size=8)
     assert guard.verdict == "undecided"
-    assert "changes during the run" in guard.caveats[0]
+    assert "changes during the run" in "".join(guard.caveats), guard.why
 
 
 def test_a_term_that_waits_for_some_calls_is_found_in_a_step(fit):
@@ -192,7 +192,7 @@ def test_phase_two_trains_on_the_features_that_were_certified(fit, monkeypatch):
     )
     other = fit(Net(None, nn.CrossEntropyLoss(), Attention()))
     assert other.verdict == "undecided"
-    assert "other features once the trunk is frozen" in "".join(other.caveats)
+    assert "once the trunk is frozen" in "".join(other.caveats)
 
 
 def test_features_that_depend_on_what_needs_a_gradient_are_not_certified(fit):

@@ -1,0 +1,197 @@
+"""``walk``: one pass over the training set, on which network, head and training step are compared sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.call import Seen, StepCall
+from lightning_conv.callbacks.run.sample_keys import keys_of
+from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.losses.of_outputs import evaluate, rounding
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.head import features_of
+from lightning_conv.networks.head_probe import departure
+from lightning_conv.networks.watched import entering, watched_forward
+
+ULPS = 64  # units of rounding by which features may differ, beside what float64 shows of their rounding
+LARGEST = 0.5  # power of eps: relative rounding of a network beyond which two evaluations are those of two functions
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What one pass over the training set showed."""
+
+    own: str = ""  # where the network's output is not W h + b
+    step: str = ""  # where the training step's loss is not what it should be
+    features: str = ""  # where the training step computes other features
+    keys: tuple[bytes, ...] | None = None  # of all samples; None: they have none
+    outputs: Tensor | None = None  # of the network, in float64
+
+
+def walk(view: GuardView, *, with_step: bool) -> Walk:
+    """Call the network in float64 on every training sample, and the training step of a copy on every batch.
+
+    Args:
+        view: The run.
+        with_step: Whether to run the step, with the trunk frozen as in phase 2.
+
+    Returns:
+        All ranks get the same.
+
+    Cost: a pass in float64, and with the step one in the run's precision, with a backward pass through the head.
+    """
+    looked = _Look(view, with_step)
+    found = view.data.collect(looked)
+    first = {
+        name: next((said for each in found if (said := getattr(each, name))), "")
+        for name in ("own", "step", "features")
+    }
+    known = all(each.keys is not None for each in found)
+    outputs = [each.outputs for each in found if each.outputs is not None]
+    return Walk(
+        **first,
+        keys=tuple(key for each in found for key in each.keys or ()) if known else None,
+        outputs=torch.cat(outputs) if len(outputs) == len(found) else None,
+    )
+
+
+class _Look:
+    def __init__(self, view: GuardView, with_step: bool) -> None:
+        self._view, self._module = view, StatelessModule(view.network, dtype=torch.float64)
+        self._twin = frozen_twin(view) if with_step else None
+        self._rounding: Tensor | None = None  # of the features in the run's precision, by column
+        self._number = 0
+
+    def __call__(self, inputs: Inputs, batch: Any) -> Walk:
+        view, head = self._view, self._view.head.module
+        seen: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+
+        def record(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            weights = [each.detach() for each in (layer.weight, layer.bias) if isinstance(each, Tensor)]
+            seen.append((entering(args, kwargs), output.detach().clone(), weights))
+
+        result = watched_forward(self._module, inputs, [head.register_forward_hook(record, with_kwargs=True)])
+        keys = keys_of(inputs)
+        kept = None if keys is None else tuple(keys)
+        if len(seen) != 1 or not isinstance(result, Tensor):
+            return Walk(f"the network calls {view.head_name!r} {len(seen)} times on some training samples", keys=kept)
+        features, output, weights = seen[0]
+        own = departure(output, features, *weights)
+        if not own and view.head.last and not torch.equal(result.reshape(output.shape), output):
+            own = f"the network's result is not that of {view.head_name!r} on some training samples"
+        step, unlike = ("", "") if self._twin is None else self._of_step(self._twin, inputs, batch, features, result)
+        return Walk(own, step, unlike, kept, result.double().cpu())
+
+    def _of_step(self, twin: Twin, inputs: Inputs, batch: Any, exact: Tensor, result: Tensor) -> tuple[str, str]:
+        view = self._view
+        made = StepCall(twin, view.head_name, batch, self._number).observe()
+        self._number += 1
+        if self._rounding is None:
+            coarse = features_of(StatelessModule(view.network), view.head, inputs)
+            self._rounding = (coarse.double() - exact).abs().amax(0)
+        unlike = other_features(made.features, exact, 8 * self._rounding)
+        return other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made), unlike
+
+
+def frozen_twin(view: GuardView) -> Twin:
+    """Return a copy of the module as phase 2 has it: in eval mode, only the head with gradients.
+
+    Args:
+        view: The run.
+    """
+    twin = Twin(view.trainer, view.module)
+    twin.module.eval()
+    for name, parameter in twin.module.named_parameters():
+        parameter.requires_grad_(parameter.is_floating_point() and name.startswith(f"{view.head_name}."))
+    return twin
+
+
+def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
+    r"""Return how features differ from those of the float64 copy by more than rounding; empty if they do not.
+
+    Column by column, :math:`64\, (\epsilon \max_i |h_{ij}| + r_j)`, where r_j is the difference of a float32 evaluation of the
+    function from one in float64. That difference must itself be small, at most :math:`\sqrt\epsilon \max |h|`: else float64 shows another function.
+
+    Args:
+        made: h of the training step, (n, m).
+        exact: h of the float64 copy.
+        coarse: r, (m,).
+    """
+    if made.shape != exact.shape:
+        return f"the training step computes features of shape {tuple(made.shape)}, the certificate is about {tuple(exact.shape)}"
+    eps, largest = torch.finfo(made.dtype).eps, float(exact.abs().max())
+    if float(coarse.max()) > eps**LARGEST * largest and eps > torch.finfo(torch.float64).eps:
+        return (
+            f"the features in float64 are {float(coarse.max()):.2g} apart from those in the run's precision, more than rounding explains, "
+            "so the certificate is not about the latter"
+        )
+    apart = (made.double() - exact).abs().amax(0)
+    allowed = ULPS * (eps * exact.abs().amax(0) + coarse)
+    if bool((apart <= allowed).all()):
+        return ""
+    worst = int((apart - allowed).argmax())
+    return (
+        f"the training step computes other features than those that are certified: {float(apart[worst]):.2g} apart, where rounding "
+        f"explains {float(allowed[worst]):.1g}"
+    )
+
+
+def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...]) -> str:
+    """Return how the loss of a training step differs from ``loss_fn`` of the same outputs; empty if it does not, or is not known.
+
+    Args:
+        view: The run.
+        batch: The batch.
+        made: The step.
+        shape: Shape of the network's result for one sample.
+    """
+    loss = view.loss
+    if loss.loss_fn is None or not view.head.last:
+        return ""
+    targets = loss.targets_of(batch)
+
+    def named(u: Tensor) -> Tensor:
+        value = loss.kind.evaluate(u.reshape(len(u), *shape), targets)
+        return value if value.ndim == 0 else value.mean()
+
+    u = made.outputs.detach()
+    own, exact = evaluate(named, u), evaluate(named, u.double())
+    stepped = float(made.loss.detach())
+    if not exact.finite or abs(stepped - own.value) <= rounding(own, exact, own.steepness):
+        return ""
+    return (
+        f"the training step minimises something else than the mean of {loss.kind.name} ({stepped:.9g} instead of {own.value:.9g} on a "
+        f"batch at step {view.trainer.global_step})"
+    )
+
+
+def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
+    """Return whether the gradient of a step by the head's weight is another one than sum_i s_i h_i^T, s the gradient by the outputs.
+
+    Args:
+        view: The run.
+        twin: Copy on which the step was run.
+        made: The step.
+    """
+    weight = twin.module.get_parameter(f"{view.head_name}.weight")
+    slope, gradient = torch.autograd.grad(made.loss, [made.outputs, weight], allow_unused=True, retain_graph=True)
+    if slope is None:
+        return "the loss of the training step has no gradient by the head's outputs"
+    if gradient is None:
+        return "the loss of the training step has no gradient by the head's weight"
+    s, h = slope.double(), made.features.double()
+    expected, sizes = s.T @ h, s.abs().T @ h.abs()
+    allowed = (
+        4
+        * gamma(len(h) + 2, min((gradient.dtype, s.dtype, slope.dtype), key=lambda kind: -torch.finfo(kind).eps))
+        * sizes
+    )
+    if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
+        return ""
+    return "the gradient of the training step by the head is not that of a loss of the head's outputs"
