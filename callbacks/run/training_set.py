@@ -34,7 +34,9 @@ TOGETHER = 4
 READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
 
-RANDOM_INPUTS = "inputs are random when they are read, or depend on what is collated with them, so the certificate is about one draw of them"
+RANDOM_INPUTS = (
+    "inputs are random when they are read, or depend on what is collated with them; the certificate is about one draw"
+)
 
 
 class TrainingSet:

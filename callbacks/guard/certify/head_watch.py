@@ -97,7 +97,7 @@ class HeadWatch:
             self._tell("steps of the rule", "something moved the head between two steps of the optimizer")
         self._left = None
         once = len(calls) == len(starts) and starts == list(range(len(starts))) and all(len(s) == 1 for _, s in calls)
-        if once and self._view.ranks.world == 1:
+        if calls and once and self._view.ranks.world == 1:
             self._judge([(h, slopes[0]) for h, slopes in calls])
 
     def _judge(self, calls: list[tuple[Tensor, Tensor]]) -> None:

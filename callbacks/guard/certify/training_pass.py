@@ -116,7 +116,8 @@ def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
     r"""Return how features differ from those of the float64 copy by more than rounding; empty if they do not.
 
     Column by column, :math:`64\, (\epsilon \max_i |h_{ij}| + r_j)`, where r_j is the difference of a float32 evaluation of the
-    function from one in float64. That difference must itself be small, at most :math:`\sqrt\epsilon \max |h|`: else float64 shows another function.
+    function from one in float64. That difference must itself be small, at most :math:`\sqrt\epsilon \max |h|`: else float64 shows
+    another function.
 
     Args:
         made: h of the training step, (n, m).

@@ -200,7 +200,9 @@ def test_another_loss_in_the_training_step_gives_the_certified_steps_up(run, dat
         )  # fmt: skip
     assert (guard.phase, guard.verdict) == (2, "undecided")
     assert "minimises something else" in guard.caveats[0]
-    assert "weight decay on the head" in guard.caveats[1]  # of the optimizer that moves the head after all
+    assert any(
+        "weight decay on the head" in each for each in guard.caveats
+    )  # of the optimizer that moves the head after all
     assert all("bound" not in entry and "step_size" not in entry for entry in guard.history)
     assert "guard/bound" not in trainer.callback_metrics
     at = SWITCH * accumulated
