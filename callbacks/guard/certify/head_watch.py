@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
+from lightning_conv.callbacks.guard.certify.training_pass import product_rounding
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.linalg.rounding import gamma, unit_roundoff
+from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.precision import product_roundoff
 from lightning_conv.networks.watched import entering
 
@@ -113,10 +114,10 @@ class HeadWatch:
         h, s = (torch.cat([call[k].to(wide) for call in calls]) for k in (0, 1))
         made, sizes = [s.T @ h, s.sum(0)][: len(present)], [s.abs().T @ h.abs(), s.abs().sum(0)][: len(present)]
         unit = max(unit_roundoff(coarsest), product_roundoff(present[0])) / unit_roundoff(coarsest)
-        allowed = 4 * unit * gamma(rows + 2, coarsest)
+        allowed, underflow = unit * product_rounding(rows, coarsest), rows * torch.finfo(coarsest).tiny
         factor = _factor(present, made)
         apart = any(
-            bool(((actual - factor * each).abs() > allowed * factor * size).any())
+            bool(((actual - factor * each).abs() > factor * (allowed * size + underflow)).any())
             for actual, each, size in zip(present, made, sizes, strict=True)
         )
         if apart and all(bool(torch.isfinite(each).all()) for each in made):

@@ -172,6 +172,18 @@ def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...])
     )
 
 
+def product_rounding(rows: int, dtype: torch.dtype) -> float:
+    r"""Return 4 :math:`\gamma_{n + 2}`, by which two ways to sum n products may differ, relative to the sum of their absolute values.
+
+    Products that underflow add at most n times the smallest normal number.
+
+    Args:
+        rows: n.
+        dtype: Type in which they are summed.
+    """
+    return 4 * gamma(rows + 2, dtype)
+
+
 def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
     """Return whether the gradient of a step by the head's weight is another one than sum_i s_i h_i^T, s the gradient by the outputs.
 
@@ -188,11 +200,8 @@ def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
         return "the loss of the training step has no gradient by the head's weight"
     s, h = slope.double(), made.features.double()
     expected, sizes = s.T @ h, s.abs().T @ h.abs()
-    allowed = (
-        4
-        * gamma(len(h) + 2, min((gradient.dtype, s.dtype, slope.dtype), key=lambda kind: -torch.finfo(kind).eps))
-        * sizes
-    )
+    coarsest = max((gradient.dtype, slope.dtype), key=lambda kind: torch.finfo(kind).eps)
+    allowed = product_rounding(len(h), coarsest) * sizes + len(h) * torch.finfo(coarsest).tiny
     if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
         return ""
     return "the gradient of the training step by the head is not that of a loss of the head's outputs"

@@ -108,7 +108,7 @@ def test_features_that_will_not_fit_are_not_computed(fit, monkeypatch):
     guard = ExpressivityGuard(switch_at=SWITCH)
     fit(guard)
     assert "do not fit into memory" in guard.descent.not_covered
-    assert len(walked) == with_bound - 1
+    assert len(walked) < with_bound
 
 
 def test_the_cache_that_was_asked_for_comes_before_the_bound_that_was_not(fit, monkeypatch):
