@@ -14,6 +14,7 @@ from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.networks.perturbation import Perturbation
@@ -233,6 +234,9 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._run is not None:
+            with attempted(Exception):
+                self._run.interrupted()
         self._release()  # Lightning skips teardown then
 
     def _release(self) -> None:

@@ -176,6 +176,11 @@ class GuardedRun:
                 state.reason = f"{ended}, before the training loss came to rest"
             rank_zero_warn(f"ExpressivityGuard: {state.reason}; nothing was certified")
 
+    def interrupted(self) -> None:
+        """Withdraw the verdict if the trunk is another one when an error ends the run."""
+        if self._state.phase == 2:
+            self._phase_two.interrupted()
+
     def release(self) -> None:
         """Restore the module to its state before phase 2: its forward functions, ``requires_grad`` and modes."""
         self._phase_two.release()

@@ -130,16 +130,17 @@ class Claim:
         """Leave the head without hooks."""
         self.head.end()
 
-    def compare_own_loss(self, logged: float | None) -> None:
+    def compare_own_loss(self, logged: float | None, *, with_step: bool = False) -> None:
         """Call the network on the training set (``own_loss``), unless that was done at these weights and nothing new was said of them.
 
         Args:
             logged: Loss that was said to be the network's at these weights, if it was not measured by calling it.
+            with_step: Whether to run the training step there, too: a head that was solved is where no step was seen.
         """
         step = self._view.trainer.global_step
         if logged is not None or step != self._compared_at:
             self._compared_at = step
-            for check in self._of_walk(with_step=False, logged=logged):
+            for check in self._of_walk(with_step=with_step, logged=logged):
                 self.take(check)
 
     def take(self, check: Check) -> None:

@@ -43,22 +43,24 @@ def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
 def optimizer_check(view: GuardView) -> list[Check]:
     """Return the check that the run's own optimizer minimises nothing beside the loss, where it moves the head.
 
-    Optimizers of torch are known. Of any other a copy without its memory makes a step from gradients that are zero: a penalty of its
-    own, or noise, moves the weights all the same.
+    A copy without its memory makes a step from gradients that are zero: a penalty of its own, or noise, moves the weights all the same.
+    An optimizer of torch may fail in that (LBFGS needs a closure); its weight decay is known.
 
     Args:
         view: The run.
     """
     name: CheckName = "no other term in the optimizer"
     optimizer = view.trainer.optimizers[0]
-    if type(optimizer).__module__.partition(".")[0] == "torch":
-        return of_reasons(name, optimizer_caveats(view.trainer, view.head))
-    kind = type(optimizer).__name__
+    kind, known = type(optimizer).__name__, type(optimizer).__module__.partition(".")[0] == "torch"
+    said = optimizer_caveats(view.trainer, view.head)
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        said.append("the optimizer maximizes the loss")
     with attempted(Exception) as attempt:
-        moved = moves_without_gradient(optimizer, view.head_parameters)
-        said = f"{kind} moves weights whose gradient is zero, so it minimises something beside the loss"
-        return of_reasons(name, [*optimizer_caveats(view.trainer, view.head), said if moved else ""])
-    return [Check(name, None, f"a step of a copy of {kind} could not be made: {attempt.reason}")]
+        if not said and moves_without_gradient(optimizer, view.head_parameters):
+            said.append(f"{kind} moves weights whose gradient is zero, so it minimises something beside the loss")
+    if attempt.failed and not said and not known:
+        return [Check(name, None, f"a step of a copy of {kind} could not be made: {attempt.reason}")]
+    return of_reasons(name, said)
 
 
 def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *, present: bool = True) -> bool:

@@ -9,7 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_conv.callbacks.guard.certify.checks import Check
 from lightning_conv.callbacks.guard.certify.claim import Claim
+from lightning_conv.callbacks.guard.certify.run_checks import optimizer_check
 from lightning_conv.callbacks.guard.head.cached_outputs import CachedOutputs
 from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, NotCachedError
 from lightning_conv.callbacks.guard.head.loss_check import LossCheck
@@ -133,6 +135,9 @@ class PhaseTwo:
             self._state.history.append({"step": float(step), "epoch": float(epoch)} | measured)
             self._said = step, measured["loss"]
             self._require_infimum(measured)
+            self._require_bound(measured)
+            if not self.rule.is_solved and self.rule.name == "base":
+                self.claim.take_all(optimizer_check(self._view))  # its settings may have changed
 
     def _require_infimum(self, measured: dict[str, float]) -> None:
         """Withdraw the verdict if the loss is below the infimum that the user gave, by more than float32 rounding explains."""
@@ -142,6 +147,21 @@ class PhaseTwo:
                 "given infimum",
                 f"infimum: {loss - gap:.6g} is above the loss {loss:.6g}, so it is not the infimum of this loss",
             )
+
+    def _require_bound(self, measured: dict[str, float]) -> None:
+        """Withdraw the bound if the gap is beyond it, by more than rounding explains: some step was not what it should be."""
+        gap, bound = measured.get("head_gap_lower", measured.get("gap")), measured.get("bound")
+        if gap is not None and bound is not None and gap > bound + 1e-3 * max(abs(bound), abs(measured["loss"])):
+            said = f"the gap {gap:.6g} is above its bound {bound:.6g}, so some step was no step on this loss"
+            self.claim.limit("steps of the rule", said)
+
+    def interrupted(self) -> None:
+        """Withdraw the verdict if the trunk is another one when an error ends the run. Ranks do not communicate."""
+        if self._view.ranks.world == 1:
+            self.warn_if_moved()
+        else:
+            self.claim.note([Check("trunk unmoved", None, "an error ended the run")])
+            self._state.judge()
 
     def end(self) -> None:
         """Check that the trunk is unchanged, and that the network's own loss is the one that was said of these weights."""
@@ -153,7 +173,7 @@ class PhaseTwo:
         """Call the network on the training set, and compare its loss with the last one that was measured, if that is of now."""
         said = self._said[1] if self._said is not None and self._said[0] == self._view.trainer.global_step else None
         measured = self.rule.is_bare and self._view.loss.cached_outputs is None  # by calling the network
-        self.claim.compare_own_loss(None if measured else said)
+        self.claim.compare_own_loss(None if measured else said, with_step=self.rule.is_solved)
 
     def warn_if_moved(self) -> None:
         """Compare the trunk with its fingerprints from the switch; if it moved, withdraw the verdict and warn."""
