@@ -46,6 +46,7 @@ def impractical(sigma_max: float, sigma_min: float) -> str:
     if not sigma_max > 0 or halving_steps(sigma_max, sigma_min) <= USEFUL_UP_TO:
         return ""
     return (
-        f"; of no practical use to gradient steps: at the step size 1 / L_H the slowest direction would take about "
-        f'{halving_steps(sigma_max, sigma_min):.0e} steps to halve (squared loss); solving the problem of the head (step_rule="solve") needs none of them'
+        "; of no practical use to gradient steps: at the step size 1 / L_H the slowest direction would take about "
+        f"{halving_steps(sigma_max, sigma_min):.0e} steps to halve (squared loss); solving the problem of the head "
+        '(step_rule="solve") needs none of them'
     )

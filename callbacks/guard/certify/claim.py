@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,15 @@ from lightning_conv.callbacks.run.batch import InputFn
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.networks.evaluation import without_fused_attention
+
+
+def without_numbers(said: str) -> str:
+    """Return a sentence without its numbers, to tell whether another one says the same.
+
+    Args:
+        said: The sentence.
+    """
+    return re.sub(r"-?\d[\d.]*(e[+-]?\d+)?", "#", said)
 
 
 class Claim:
@@ -163,7 +173,7 @@ class Claim:
             caveat: Reason why the guarantee is limited.
         """
         state, trainer = self._state, self._view.trainer
-        if caveat in state.caveats:
+        if without_numbers(caveat) in map(without_numbers, state.caveats):  # said before, of another step
             return
         self.note([Check(name, False, caveat)])
         self.give_up(caveat)
