@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import READING, attempted
-from lightning_conv.expressivity.singular import feature_rounding
-from lightning_conv.networks.evaluation import Inputs
-from lightning_conv.networks.head import find_head, last_hidden_features
+from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
+from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.head import find_head, last_hidden_features, watched_features
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class LastFeatures:
     values: Tensor  # h, (n, m_H), float64, on the CPU
     error: float  # estimated effect of rounding inside the trunk, as ``feature_rounding`` returns it
     bias: bool  # whether the last layer trains a bias, so that [h, 1] and not h alone counts
+    narrow: str | None = None  # where the network casts to a narrower type; empty: nowhere; None: not watched
 
 
 def last_features(network: nn.Module, inputs: Inputs) -> LastFeatures | str:
@@ -35,8 +36,11 @@ def last_features(network: nn.Module, inputs: Inputs) -> LastFeatures | str:
     """
     with attempted(*READING) as attempt:
         head = find_head(network, inputs)
-        coarse, values = (
-            last_hidden_features(network, head, inputs, dtype=dtype).cpu() for dtype in (torch.float32, torch.float64)
-        )
-        return LastFeatures(values, feature_rounding(coarse, values), head.has_bias)
+        coarse = last_hidden_features(network, head, inputs, dtype=torch.float32).cpu()
+        found, narrowing = watched_features(StatelessModule(network, dtype=torch.float64), head, inputs)
+        values = found.cpu()
+        if narrowing is not None:
+            error = narrow_rounding(coarse, values, narrowing.unit)
+            return LastFeatures(values, error, head.has_bias, str(narrowing))
+        return LastFeatures(values, feature_rounding(coarse, values), head.has_bias, "")
     return str(attempt.error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors
-from lightning_conv.networks.head import Head, features_of
+from lightning_conv.networks.head import Head, watched_features
+from lightning_conv.networks.narrowing import Narrowing, coarsest
 
 T = TypeVar("T")
 
@@ -178,7 +179,7 @@ class TrainingSet:
         def part() -> list[Tensor]:
             mine = self.ranks.share(0, len(chosen))
             groups = [chosen[k : min(k + size, mine.stop)] for k in range(mine.start, mine.stop, size)]
-            return [features_of(module, layer, self._inputs_of(group)).cpu() for group in groups]
+            return [watched_features(module, layer, self._inputs_of(group))[0].cpu() for group in groups]
 
         return torch.cat([rows for parts in self.ranks.gather(part) for rows in parts])
 
@@ -215,12 +216,29 @@ def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class TrunkRows:
-    """Features of a training set, computed in strips from a copy of the trunk by all ranks together."""
+    """Features of a training set, computed in strips from a copy of the trunk by all ranks together.
+
+    A copy in float64 is watched for casts to a narrower type, in every strip and on every rank.
+    """
 
     data: TrainingSet
     module: StatelessModule
     layer: Head
     stop: bool = False  # whether the forward pass ends at the layer, which must be called once
+    _narrowings: list[Narrowing] = field(default_factory=list, compare=False)
+    _cleared: set[str] = field(default_factory=set, compare=False)
+
+    @property
+    def narrowing(self) -> Narrowing | None:
+        """Where the rows that were read so far left float64, the coarsest place; None: nowhere, or the copy is not in float64."""
+        return coarsest(self._narrowings)
+
+    @property
+    def narrow(self) -> str | None:
+        """The same in words; empty: nowhere; None: the copy is not in float64 and not watched."""
+        if self.module.dtype != torch.float64:
+            return None
+        return "" if self.narrowing is None else str(self.narrowing)
 
     @property
     def samples(self) -> int:
@@ -234,9 +252,15 @@ class TrunkRows:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the features h of some samples."""
-        parts = self.data.collect(
-            lambda inputs, _: features_of(self.module, self.layer, inputs, stop=self.stop).cpu(),
-            start,
-            min(stop, self.samples),
-        )
-        return torch.cat(parts)
+
+        def compute(inputs: Inputs, _: Any) -> tuple[Tensor, Narrowing | None]:
+            features, narrowing = watched_features(
+                self.module, self.layer, inputs, stop=self.stop, cleared=self._cleared
+            )
+            return features.cpu(), narrowing
+
+        parts = self.data.collect(compute, start, min(stop, self.samples))
+        for _, narrowing in parts:
+            if narrowing is not None and narrowing not in self._narrowings:
+                self._narrowings.append(narrowing)
+        return torch.cat([features for features, _ in parts])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -44,9 +45,49 @@ class RankCertificate:
     feature_error: float = 0.0  # allowance for the rounding inside the trunk, Frobenius norm
     distance: Bounded | None = None  # "distinct": distance of the closest two samples
     residual: Bounded | None = None  # "alignment": |(I - P) Y| / |Y|
-    narrow: str | None = ""
     rows_here: int = 0  # "distinct": number of rows whose rank was looked at at these weights
     rank_here: int = 0  # lower bound of their rank
+    narrow: str | None = None
+    """Where the features were not computed in float64; empty: nowhere; None: the computation was not watched."""
+
+
+def watched(certificate: RankCertificate, narrow: str | None, *, allowed_for: bool = True) -> RankCertificate:
+    """Return the certificate with what a ``NarrowWatch`` saw while its features were computed.
+
+    If the network casts to a narrower type, nothing about the features is proven, since the allowance for that type is an estimate:
+    the verdict is ``undecided``, the certified rank is 0, and the bounds are not certified. What does not depend on the numbers,
+    that the layer is too narrow or that two samples are equal, remains ``refuted``.
+
+    Args:
+        certificate: certificate of the features, with ``feature_error`` for the narrow type.
+        narrow: what was seen: the place; empty: no cast; None: not watched.
+        allowed_for: whether ``feature_error`` allows for the narrow type; if not, the bounds are void.
+    """
+    if not narrow:
+        return replace(certificate, narrow=narrow)
+    bounds = {
+        name: _estimated(bounded, allowed_for)
+        for name in ("sigma_min", "sigma_max", "distance", "residual")
+        if (bounded := getattr(certificate, name)) is not None
+    }
+    certificate = replace(certificate, narrow=narrow, rank_lower=0, **bounds)
+    if certificate.verdict == "refuted" and certificate.method != "alignment":
+        reason = re.sub(r" \([^()]* is certified\)", "", certificate.reason)
+        return replace(certificate, reason=f"{reason}; no rank is certified, because {narrow}")
+    allowance = f" (allowed for: {certificate.feature_error:.1e}, an estimate)" if allowed_for else ""
+    reason = (
+        f"{narrow}, so the features are rounded in that type{allowance} and nothing is certified; remove the cast, or let the network "
+        "compute in the type of its input"
+    )
+    return replace(certificate, verdict="undecided", reason=reason)
+
+
+def _estimated(bounded: Bounded, allowed_for: bool) -> Bounded:
+    if bounded.lower == bounded.upper:  # a fact about the shape, such as the value 0 for fewer columns than rows
+        return bounded
+    if not allowed_for:
+        bounded = replace(bounded, lower=0.0, upper=float("inf"))
+    return replace(bounded, certified=False)
 
 
 def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:

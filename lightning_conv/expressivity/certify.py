@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.alignment import certify_alignment
-from lightning_conv.expressivity.certificate import RankCertificate, require_features, too_narrow
+from lightning_conv.expressivity.certificate import RankCertificate, require_features, too_narrow, watched
 from lightning_conv.expressivity.decomposition import decomposition_bytes
 from lightning_conv.expressivity.distinct import certify_distinct
-from lightning_conv.expressivity.singular import certify_held, feature_rounding
+from lightning_conv.expressivity.singular import certify_held, feature_rounding, narrow_rounding
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.machine.memory import allowed_memory, mebibytes
+from lightning_conv.networks.narrowing import NarrowedError
 from lightning_conv.reporting.progress import Report
 
 Method: TypeAlias = Literal["auto", "singular", "distinct", "alignment"]
@@ -47,6 +48,7 @@ def certify_expressivity(
     max_memory: float | None = None,
     folder: str | Path | None = None,
     progress: bool | Report | None = None,
+    narrow: str | None = None,
 ) -> RankCertificate:
     """Certify that the last hidden features h of the whole training set let the last layer reach every target.
 
@@ -81,6 +83,9 @@ def certify_expressivity(
         folder: folder for the matrices of the factors and for a journal. After a kill, the same call resumes from the journal.
         progress: whether to show a bar on standard error with the predicted time; None: on a terminal, if it takes long. A
             function is called with the share that is done, 0 to 1, instead of a bar, for instance to write it to a log.
+        narrow: where the computation of the features left float64, as ``NarrowWatch`` found it; empty: nowhere; None: not watched.
+            If it names a place, nothing is certified (``watched``), and ``feature_error`` should allow for the narrow type. With
+            ``recompute`` it is taken from the ``NarrowedError`` that ``last_hidden_features`` raises.
 
     Returns:
         The certificate. ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: the rank cannot be n,
@@ -104,7 +109,7 @@ def certify_expressivity(
         raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
     allowed = allowed_memory(max_memory, torch.device("cpu"))
     if isinstance(features, Tensor):
-        features, feature_error = _in_float64(features, recompute, feature_error)
+        features, feature_error, narrow = _in_float64(features, recompute, feature_error, narrow)
     samples, width = features.shape if isinstance(features, Tensor) else (features.samples, features.width)
     if method == "auto":
         method = chosen(samples, width, bias, entering is not None, targets is not None)
@@ -117,7 +122,8 @@ def certify_expressivity(
             raise ValueError(
                 f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
             )
-        return certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
+        found = certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
+        return watched(found, narrow)
     need = decomposition_bytes(samples, width)
     fits = need <= allowed
     if method == "alignment":
@@ -129,7 +135,7 @@ def certify_expressivity(
             raise MemoryError(
                 f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or use fewer samples"
             )
-        return certify_alignment(_held(features), targets, bias=bias, feature_error=feature_error)
+        return watched(certify_alignment(_held(features), targets, bias=bias, feature_error=feature_error), narrow)
     held = fits and is_held(samples, width, bias=bias)
     if held:
         features = _held(features)
@@ -144,9 +150,9 @@ def certify_expressivity(
             same_inputs=same_inputs,
         )
         if not held or certificate.verdict != "undecided":
-            return certificate
+            return watched(certificate, narrow)
     assert isinstance(features, Tensor)
-    return certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
+    return watched(certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs), narrow)
 
 
 def chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:
@@ -165,19 +171,28 @@ def is_held(samples: int, width: int, *, bias: bool) -> bool:
     return min(samples, width) <= HELD_UP_TO or too_narrow(samples, width, bias=bias) is not None
 
 
-def _in_float64(features: Tensor, recompute: Callable[[], Tensor] | None, feature_error: float) -> tuple[Tensor, float]:
+def _in_float64(
+    features: Tensor, recompute: Callable[[], Tensor] | None, feature_error: float, narrow: str | None
+) -> tuple[Tensor, float, str | None]:
+    """Return the features in float64, the allowance for their rounding, and where their computation left float64."""
     require_features(features)
     if features.dtype == torch.float64:
-        return features, feature_error
+        return features, feature_error, narrow
     if recompute is None:
         raise TypeError(
             f"features: {features.dtype}; a rank needs float64 features from a float64 copy of the trunk: pass recompute=, or "
             "use last_hidden_features(..., dtype=torch.float64)"
         )
-    exact = recompute()
+    narrowing = None
+    try:
+        exact = recompute()
+    except NarrowedError as error:
+        exact, narrowing = error.features, error.narrowing
     require_features(exact)
     if exact.dtype != torch.float64 or exact.shape != features.shape:
         raise TypeError(
             f"recompute: returned {exact.dtype} of shape {tuple(exact.shape)}; need float64 of {tuple(features.shape)}"
         )
-    return exact, feature_rounding(features, exact)
+    if narrowing is not None:
+        return exact, narrow_rounding(features, exact, narrowing.unit), str(narrowing)
+    return exact, feature_rounding(features, exact), narrow

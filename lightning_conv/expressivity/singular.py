@@ -76,6 +76,23 @@ def feature_rounding(coarse: Tensor, features: Tensor) -> float:
     return FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
 
 
+def narrow_rounding(coarse: Tensor, features: Tensor, unit: float) -> float:
+    """Estimate the same where the float64 copy casts to a narrower type inside: 16 u (2^24 |h_32 - h_64|_F + |h_64|_F).
+
+    The measured error is scaled to the unit roundoff u of that type. Since both evaluations cast alike and may differ too little, the
+    rounding of the features themselves is added.
+
+    Args:
+        coarse: see ``feature_rounding``.
+        features: see ``feature_rounding``.
+        unit: u, ``Narrowing.unit``.
+
+    Returns:
+        The estimate of the Frobenius norm.
+    """
+    return FEATURE_SAFETY * unit * (2.0**24 * float((coarse.double() - features).norm()) + float(features.norm()))
+
+
 def _judge(
     features: Tensor, rank: int, sigma_min: Bounded, feature_error: float, same_inputs: SameInputs | None
 ) -> tuple[RankVerdict, str]:

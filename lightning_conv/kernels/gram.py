@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from lightning_conv.kernels.engine.kernel import compute_kernel
+from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.planning.request import EngineName, Outputs, Request
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.reading.jacobian_error import with_narrowing
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
-from lightning_conv.reporting.progress import progress_bar
+from lightning_conv.networks.narrowing import Narrowing, NarrowWatch, narrowing_of
+from lightning_conv.reporting.progress import Report, progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram"]
 
@@ -63,7 +67,8 @@ def ntk_gram(
         per_layer: also return the kernel of each layer.
         precision: ``"fast"``: products in the model's dtype in short blocks, sums in float64. ``"exact"``: forward and
             backward passes in the model's dtype, products in float64. ``"certified"``: everything in float64, with a
-            float64 copy of parameters and buffers.
+            float64 copy of parameters and buffers. It is watched for casts to a narrower type (``KernelGram.narrow``),
+            with which nothing is certified.
         batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
             ``"batch"``: the statistics of ``inputs``, differentiated through as in training; the samples then couple,
             and each row of J takes a backward pass over the whole batch.
@@ -107,7 +112,7 @@ def ntk_gram(
         task = Task(model, inputs, inputs2, parameters, request, plan)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
-            found = compute_kernel(task, seed, report)
+            found, error, narrowing = _watched(task, seed, report)
     return KernelGram(
         matrix=found.matrix,
         outputs=outputs,
@@ -116,7 +121,7 @@ def ntk_gram(
         precision=precision,
         batch_norm=batch_norm,
         floor=found.floor,
-        jacobian_error=task.anatomy.jacobian_error,
+        jacobian_error=error,
         parameters=task.names,
         structured=tuple(name for site in task.anatomy.sites for name in site.names),
         general=tuple(task.anatomy.general),
@@ -127,4 +132,23 @@ def ntk_gram(
         projection_error=found.projection_error,
         n_samples2=None if task.others is None else sample_count(task.others),
         plan=task.plan,
+        narrow="" if narrowing is None else str(narrowing),
     )
+
+
+def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, Narrowing | None]:
+    """Compute the kernel; in float64, watch all passes for casts to a narrower type.
+
+    In other types the casts are those that were seen when the network was read, and its error allows for them already.
+
+    Returns:
+        The kernel, ``jacobian_error``, and the cast.
+    """
+    error = task.anatomy.jacobian_error
+    if task.module.dtype != torch.float64:
+        return compute_kernel(task, seed, report), error, task.anatomy.narrowing
+    watch = NarrowWatch(task.module, *(each for each in (task.inputs, task.others) if each is not None))
+    with watch.watching():
+        found = compute_kernel(task, seed, report)
+    narrowing = narrowing_of(task.module, task.inputs, watch)
+    return found, with_narrowing(error, task.module.dtype, narrowing), narrowing

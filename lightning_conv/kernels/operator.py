@@ -62,6 +62,7 @@ class NTKOperator:
         n_outputs: C.
         device: device of the passes and of the vectors that come back.
         precision: dtype of the passes.
+        narrowing: where the passes cast to a narrower type than ``precision``, on the first few samples; None: nowhere.
         jvp_method: how J w is computed: ``"forward mode"`` or ``"double backward"``.
         jvp_reason: why not in forward mode.
 
@@ -115,6 +116,7 @@ class NTKOperator:
         self.n_samples, self.n_outputs = samples, self._map.n_outputs
         self.parameters = self._map.names
         self.device, self.precision = self._map.module.device, self._map.module.dtype
+        self.narrowing = self._map.narrowing
         self.jvp_method, self.jvp_reason = self._map.push_rule.method, self._map.push_rule.reason
 
     @property

@@ -47,6 +47,9 @@ class KernelGram:
     plan: NTKPlan | None = None
     unused: tuple[str, ...] = ()
     """The other ``parameters``, on which the outputs of no sample depend."""
+    narrow: str = ""
+    """Where the network casts to a narrower type, so that no bound is certified and ``jacobian_error`` allows for that type; empty:
+    nowhere. All passes in float64 are watched; of a kernel in float32, one pass in float64 on a few samples."""
 
     @property
     def trace(self) -> float:

@@ -16,6 +16,9 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.ritz import ritz_bounds
 from lightning_conv.linalg.spectrum import SEED, Method, Spectrum, matrix_spectrum
 
+CAST = 32
+"""Relative error of a product with a kernel whose passes go through a narrower type, in units of that type's roundoff."""
+
 
 def kernel_spectrum(
     gram: KernelGram | NTKOperator | Tensor, *, method: Method | None = None, steps: int = 64
@@ -33,11 +36,13 @@ def kernel_spectrum(
           \le \Bigl( \sqrt{\lambda + f} + \delta \Bigr)^2 .
 
       delta is an estimate. The bounds are ``certified`` only with ``precision="certified"``, where they are about the
-      Jacobian as computed in float64.
+      Jacobian as computed in float64, and only if the network does not cast to a narrower type (``KernelGram.narrow``);
+      delta then allows for that type.
     - An ``NTKOperator``: the two extreme Ritz values with their residuals, see ``ritz_bounds``. ``lambda_min.upper``
       and ``lambda_max.lower`` are bounds up to the rounding of the products, for which 4 sqrt(N) eps lambda_max is
-      added with eps of the operator's ``precision``. The other two ends assume that the Ritz values belong to the
-      extreme eigenvalues. None of them is ``certified``.
+      added with eps of the operator's ``precision``. If the network casts to a narrower type (``NTKOperator.narrowing``),
+      eps is 32 times the unit roundoff of that type, an estimate. The other two ends assume that the Ritz values belong
+      to the extreme eigenvalues. None of them is ``certified``.
 
     lambda_min on m probe samples is an UPPER bound of lambda_min over any larger set that contains them (interlacing).
 
@@ -91,7 +96,10 @@ def _operator_spectrum(operator: NTKOperator, method: Method | None, steps: int)
         )
     size = operator.shape[0]
     found = ritz_bounds(operator.matmul, size, steps=steps, seed=SEED, semidefinite=True, device=operator.device)
-    rounding = 4 * math.sqrt(size) * torch.finfo(operator.precision).eps * found.lambda_max.upper
+    narrowing = operator.narrowing
+    eps = torch.finfo(operator.precision).eps if narrowing is None else CAST * narrowing.unit
+    cast = "" if narrowing is None else f", and {narrowing}"
+    rounding = 4 * math.sqrt(size) * eps * found.lambda_max.upper
 
     def widened(end: Bounded) -> Bounded:
         return replace(
@@ -99,7 +107,7 @@ def _operator_spectrum(operator: NTKOperator, method: Method | None, steps: int)
             lower=max(end.lower - rounding, 0.0),
             upper=end.upper + rounding,
             method=f"{end.method} + rounding of products",
-            reason="the kernel is known only by its products",
+            reason=f"the kernel is known only by its products{cast}",
         )
 
     return Spectrum(None, widened(found.lambda_min), widened(found.lambda_max), radius=None)
@@ -110,6 +118,7 @@ def _with_kernel_bounds(spectrum: Spectrum, gram: KernelGram) -> Spectrum:
     # For a projected kernel twice the standard error in the Frobenius norm: an estimate, not a bound.
     error = gram.floor + 2 * gram.projection_error
     projected = " + 2 standard errors of the projection" if gram.projection_error else ""
+    narrow = f" + a cast ({gram.narrow})" if gram.narrow else ""
     delta = gram.jacobian_error * math.sqrt(max(gram.trace, 0.0))
 
     def widened(of_matrix: Bounded) -> Bounded:
@@ -120,8 +129,8 @@ def _with_kernel_bounds(spectrum: Spectrum, gram: KernelGram) -> Spectrum:
             value=min(max(of_matrix.value, low), high),
             lower=low,
             upper=high,
-            certified=of_matrix.certified and gram.precision == "certified" and not projected,
-            method=f"{of_matrix.method} + {gram.precision} floor + Jacobian rounding{projected}",
+            certified=of_matrix.certified and gram.precision == "certified" and not projected and not gram.narrow,
+            method=f"{of_matrix.method} + {gram.precision} floor + Jacobian rounding{projected}{narrow}",
         )
 
     lowest, highest = widened(spectrum.lambda_min), widened(spectrum.lambda_max)

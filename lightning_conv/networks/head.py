@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
 from lightning_conv.networks.head_probe import probe_head, same
+from lightning_conv.networks.narrowing import NarrowedError, Narrowing, NarrowWatch, narrowing_of
 from lightning_conv.networks.watched import entering, watched_forward
 
 
@@ -160,19 +161,59 @@ def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype:
         model: the network.
         head: head of the network, see ``find_head``.
         inputs: inputs of the n samples.
-        dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model.
+        dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model, which is
+            watched for casts (``NarrowWatch``).
 
     Raises:
+        NarrowedError: ``dtype`` is float64, and the network casts to a narrower type inside. The error has the rounded
+            features, and ``certify_expressivity`` takes it from ``recompute``.
         ValueError: the forward does not call the head exactly once.
     """
-    return features_of(StatelessModule(model, dtype=dtype), head, inputs)
+    module = StatelessModule(model, dtype=dtype)
+    if dtype != torch.float64:
+        return features_of(module, head, inputs)
+    features, narrowing = watched_features(module, head, inputs)
+    if narrowing is not None:
+        raise NarrowedError(features, narrowing)
+    return features
+
+
+def watched_features(
+    module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False, cleared: set[str] | None = None
+) -> tuple[Tensor, Narrowing | None]:
+    """Compute ``features_of`` and, in float64, watch the forward for casts to a narrower type.
+
+    Args:
+        module: the network; only in float64 is it watched.
+        head: see ``features_of``.
+        inputs: see ``features_of``.
+        stop: see ``features_of``.
+        cleared: see ``narrowing_of``; the same set for all batches saves forwards.
+
+    Returns:
+        The features, and where they leave float64; None: nowhere, or not watched.
+    """
+    if module.dtype != torch.float64:
+        return features_of(module, head, inputs, stop=stop), None
+    with undisturbed(module.model):
+        converted = module.convert(inputs)
+        watch = NarrowWatch(module, converted)
+        features = features_of(module, head, converted, stop=stop, within=watch.watching())
+        return features, narrowing_of(module, converted, watch, cleared=cleared, whole=True)
 
 
 class _Reached(Exception):
     """Raised by a hook when the forward has reached the layer and need not go on."""
 
 
-def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False) -> Tensor:
+def features_of(
+    module: StatelessModule,
+    head: Head,
+    inputs: Inputs,
+    *,
+    stop: bool = False,
+    within: AbstractContextManager[object] | None = None,
+) -> Tensor:
     """Compute ``last_hidden_features`` with an existing copy of the network, whose parameters are then converted only once.
 
     Args:
@@ -181,6 +222,7 @@ def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bo
         inputs: inputs of the samples.
         stop: end the forward where the layer is called, to skip expensive layers after it. A second call of the layer is
             then not noticed.
+        within: see ``watched_forward``.
 
     Raises:
         ValueError: the forward does not call the layer exactly once.
@@ -193,7 +235,8 @@ def features_of(module: StatelessModule, head: Head, inputs: Inputs, *, stop: bo
             raise _Reached
 
     with suppress(_Reached):
-        watched_forward(module, inputs, [head.module.register_forward_pre_hook(enter, with_kwargs=True)])
+        hook = head.module.register_forward_pre_hook(enter, with_kwargs=True)
+        watched_forward(module, inputs, [hook], within=within)
     _require_one_call(head.name, entered)
     return entered[0]
 

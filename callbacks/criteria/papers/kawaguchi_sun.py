@@ -76,7 +76,9 @@ def find_facts(features: LastFeatures | str, targets: Tensor | None) -> Expressi
         return features
     with attempted(*READING) as attempt:
         rows = _rows(targets, len(features.values))
-        return expressivity_facts(features.values, rows, bias=features.bias, feature_error=features.error)
+        return expressivity_facts(
+            features.values, rows, bias=features.bias, feature_error=features.error, narrow=features.narrow
+        )
     return str(attempt.error)
 
 

@@ -24,13 +24,17 @@ from lightning_conv.expressivity import (
     plan_stream,
     too_narrow,
 )
+from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
-from lightning_conv.expressivity.singular import feature_rounding
+from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import find_wide_layer
 from lightning_conv.reporting.progress import Lines
 
 SAMPLED = 512  # samples on which the rounding inside the trunk is measured where there are many
+WATCHED = (
+    32  # samples on which the whole trunk is watched for casts where only what lies below the wide layer is computed
+)
 # Predicted seconds up to which ``"auto"`` proves the rank at the run's own weights, where another method applies.
 MODEST = 600.0
 KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
@@ -41,7 +45,8 @@ def certify_trunk(
 ) -> RankCertificate:
     """Certify that the last layer reaches every target from the trunk as it is (``"alignment"``: the given targets).
 
-    All ranks compute the features, each for its share of the samples; rank 0 computes the certificate.
+    All ranks compute the features, each for its share of the samples; rank 0 computes the certificate. Every pass in float64 is watched
+    for casts to a narrower type (``RankCertificate.narrow``); with one on any rank nothing is certified.
 
     Args:
         view: The run.
@@ -58,19 +63,21 @@ def certify_trunk(
     if method == "distinct":
         return _distinct(view)
     data, head, network = view.data, view.head, view.network
-    narrow = too_narrow(data.size, head.width, bias=head.has_bias) is not None
+    too_few = too_narrow(data.size, head.width, bias=head.has_bias) is not None
     if is_held(data.size, head.width, bias=head.has_bias) or method == "alignment":
         # In float32 whatever the model's type: the error of these features is scaled to float64.
         coarse = data.features(network, head, torch.float32)
-        exact = data.features(network, head, torch.float64)
+        rows = data.feature_rows(network, head, torch.float64)
+        exact = rows.rows(0, data.size)
         return data.ranks.once(
             lambda: certify_expressivity(
-                coarse,
+                exact,
                 method=method,
                 bias=head.has_bias,
-                recompute=lambda: exact,
+                feature_error=_allowance(coarse, exact, rows),
                 same_inputs=data.same_inputs,
-                targets=targets if narrow or method == "alignment" else None,
+                targets=targets if too_few or method == "alignment" else None,
+                narrow=rows.narrow,
             )
         )
     return _streamed(view, method, root)
@@ -83,7 +90,8 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     began = time.perf_counter()
     exact = rows.rows(0, SAMPLED)
     row_seconds = (time.perf_counter() - began) / len(exact)
-    error = feature_rounding(coarse, exact) * max(1.0, data.size / SAMPLED) ** 0.5
+    first = rows.narrowing
+    error = _allowance(coarse, exact, rows) * max(1.0, data.size / SAMPLED) ** 0.5
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
         found = _instead(view, plan)
@@ -110,7 +118,15 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
                 progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
             )
 
-    return led.run(lead)
+    # A cast may depend on the data: the samples that come later are watched, too, but the allowance comes from the first ones.
+    return watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == first)
+
+
+def _allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
+    """Return the estimated effect of rounding inside the trunk on ``exact``, which was read from ``rows``."""
+    if rows.narrowing is None:
+        return feature_rounding(coarse, exact)
+    return narrow_rounding(coarse, exact, rows.narrowing.unit)
 
 
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
@@ -156,12 +172,23 @@ def _distinct(view: GuardView) -> RankCertificate:
     if isinstance(wide, str):
         raise ValueError(f'method="distinct" does not apply: {wide}; use method="singular"')
     data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
-    # The wide layer itself is not computed: in float64 it would take longer than all that lies before it.
-    coarse, exact = (data.features(network, layer, dtype, stop=True) for dtype in (torch.float32, torch.float64))
-    error = feature_rounding(coarse, exact)
-    rows = data.feature_rows(network, head)  # for their number and width: none is computed
+    # The wide layer itself is computed for a few samples only, to see whether it casts: in float64 all of them would take longer than all
+    # that lies before it.
+    coarse = data.features(network, layer, torch.float32, stop=True)
+    below = data.feature_rows(network, layer, torch.float64, stop=True)
+    exact = below.rows(0, data.size)
+    rows = data.feature_rows(network, head, torch.float64)
+    rows.rows(0, WATCHED)
+    error = _allowance(coarse, exact, below)
     found = data.ranks.once(
-        lambda: certify_expressivity(rows, method="distinct", bias=head.has_bias, entering=exact, feature_error=error)
+        lambda: certify_expressivity(
+            rows,
+            method="distinct",
+            bias=head.has_bias,
+            entering=exact,
+            feature_error=error,
+            narrow=below.narrow or rows.narrow,
+        )
     )
     return _also_here(view, found) if found.verdict == "certified" else found
 

@@ -29,6 +29,7 @@ from lightning_conv.networks.evaluation import (
     take,
     undisturbed,
 )
+from lightning_conv.networks.narrowing import Narrowing, NarrowWatch, narrowing_of
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""
@@ -66,6 +67,7 @@ class JacobianMap:
             graph = graph_size(self.module, self.names, few, limit=budget)
             self.n_outputs = graph.outputs
             self.push_rule = choose_push(self.module, self.names, few)
+            self.narrowing = self._narrowing(few)
         self.chunk, self.block = self._plan(graph, sample_count(few), budget, chunk)
         longest = max(self.module.parameters[name].numel() for name in self.names)
         largest = max(longest, graph.largest * self.chunk // sample_count(few))
@@ -104,6 +106,14 @@ class JacobianMap:
 
     def _rows(self, rows: slice) -> Inputs:
         return take(self.inputs, rows)
+
+    def _narrowing(self, few: Inputs) -> Narrowing | None:
+        """Return where a forward and a backward pass of these samples cast to a narrower type."""
+        watch = NarrowWatch(self.module, few)
+        cotangent = torch.ones(1, sample_count(few), self.n_outputs, dtype=self.module.dtype, device=self.module.device)
+        with watch.watching():
+            Pullback(self.module, self.names, few, batched=False)(cotangent)
+        return narrowing_of(self.module, few, watch)
 
     def _check(self) -> None:
         if self.couples:

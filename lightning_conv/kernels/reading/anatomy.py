@@ -29,6 +29,7 @@ from lightning_conv.kernels.reading.sites import (
 )
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, sample_count, take
+from lightning_conv.networks.narrowing import Narrowing
 
 READ_SAMPLES = 3
 """Samples on which a network is read, unless its samples couple."""
@@ -59,6 +60,7 @@ class Anatomy:
     reading_bytes: int  # peak bytes of reading the network
     general_sizes: Mapping[str, int]  # elements of the parameters without a rule
     jacobian_error: float  # relative, estimated
+    narrowing: Narrowing | None  # where a copy in float64 casts to a narrower type
     channels_last: bool  # whether images are passed with their channels innermost rather than as they are
 
     def arranged(self, inputs: Inputs) -> Inputs:
@@ -157,7 +159,7 @@ def _read(
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
         del first, outputs, plain, present, recorder, calls
-    error = estimate_jacobian_error(
+    error, narrowing = estimate_jacobian_error(
         module, probe, combination, truth, by_factors=Factored(sites, calls, present) if checked == samples else None
     )
     return Anatomy(
@@ -175,6 +177,7 @@ def _read(
         reading_bytes=peak_bytes(module, names, samples, checked, forward_bytes, gradient_numel),
         general_sizes={name: module.parameters[name].numel() for name in general},
         jacobian_error=error,
+        narrowing=narrowing,
         channels_last=in_channels_last and bool(sites),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from lightning_conv.kernels.reading.recording import LayerCall, edges_of, record, signature_of
 from lightning_conv.kernels.reading.sites import Site, site_gradients, site_inputs
+from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.narrowing import Narrowing, NarrowWatch, narrowing_of
 
 SAFETY = 4.0
 """Factor on the measured error."""
@@ -48,11 +51,12 @@ def estimate_jacobian_error(
     truth: Mapping[str, Tensor | None],
     *,
     by_factors: Factored | None,
-) -> float:
+) -> tuple[float, Narrowing | None]:
     """Estimate the relative rounding error |dJ|_F / |J|_F of the Jacobian in the module's dtype, times a factor of 4.
 
     The same random combination of Jacobian rows is computed in float32 and in float64. For a float64 evaluation the
-    float32 error is scaled by 2^-29, the ratio of the unit roundoffs. The result is an estimate, not a bound.
+    float32 error is scaled by 2^-29, the ratio of the unit roundoffs. The result is an estimate, not a bound. A twin in
+    float64 is watched for casts to a narrower type: with one it is no more exact than the network (``with_narrowing``).
 
     Linear layers with one position are compared by their factors, |d(b a^T)| <= |db||a| + |b||da|, so that gradients as
     large as the network need not be formed. The other parameters are compared by the gradients of autograd, one after
@@ -64,6 +68,9 @@ def estimate_jacobian_error(
         mixture: random combination of their outputs, with independent standard normal entries.
         truth: the gradients of sum(mixture * outputs) from autograd.
         by_factors: the layers to compare by their factors; None: compare every parameter by its gradient.
+
+    Returns:
+        The estimate, and the place at which a twin in float64 casts; None: nowhere, or the twin is in float32.
     """
     other = torch.float32 if module.dtype == torch.float64 else torch.float64
     ratio = 2.0**-29 if module.dtype == torch.float64 else 1.0
@@ -76,22 +83,26 @@ def estimate_jacobian_error(
         twin = module.twin(other)
         leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
         twin.parameters |= leaves
-        # Without layers to compare nothing is recorded, since a forward that uses torch.func inside cannot be.
-        outputs, recorder = record(twin, twin.convert(inputs), {n: twin.parameters[n] for n in truth if sites})
-        calls = recorder.calls
-        if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
-            return SAFETY * 16 * unit
-        for name, leaf in leaves.items():
-            leaf.register_hook(partial(difference.add, rest[name]))  # type: ignore[no-untyped-call]
         wanted = sorted({use.call for site in sites for use in site.uses})
-        found = torch.autograd.grad(
-            outputs,
-            [*edges_of([calls[index] for index in wanted]), *leaves.values()],  # type: ignore[arg-type]
-            mixture.to(outputs),
-            allow_unused=True,
-        )
+        few = twin.convert(inputs)
+        watch = NarrowWatch(twin, few, parameters=leaves) if other == torch.float64 else None
+        with nullcontext() if watch is None else watch.watching():
+            # Without layers to compare nothing is recorded, since a forward that uses torch.func inside cannot be.
+            outputs, recorder = record(twin, few, {n: twin.parameters[n] for n in truth if sites})
+            calls = recorder.calls
+            if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
+                return SAFETY * 16 * unit, None
+            for name, leaf in leaves.items():
+                leaf.register_hook(partial(difference.add, rest[name]))  # type: ignore[no-untyped-call]
+            found = torch.autograd.grad(
+                outputs,
+                [*edges_of([calls[index] for index in wanted]), *leaves.values()],  # type: ignore[arg-type]
+                mixture.to(outputs),
+                allow_unused=True,
+            )
+        narrowing = None if watch is None else narrowing_of(twin, few, watch)
     except (TypeError, RuntimeError):  # a forward that works in one dtype only
-        return SAFETY * 16 * unit
+        return SAFETY * 16 * unit, None
     theirs = dict(zip(wanted, found, strict=False))
     for site in sites:
         assert by_factors is not None
@@ -103,7 +114,23 @@ def estimate_jacobian_error(
                 _factors(site, calls, twin_gradient, samples),
                 bias=site.bias is not None,
             )
-    return SAFETY * max(difference.relative * ratio, unit)
+    return with_narrowing(SAFETY * max(difference.relative * ratio, unit), module.dtype, narrowing), narrowing
+
+
+def with_narrowing(error: float, dtype: torch.dtype, narrowing: Narrowing | None) -> float:
+    """Return the estimate of ``estimate_jacobian_error`` for a network that casts to a narrower type of unit roundoff u.
+
+    It is the largest of the estimate, the estimate scaled from the evaluation's own unit roundoff to u, and 64 u, the value where two
+    evaluations cannot be compared: both cast alike, so their difference does not measure the cast.
+
+    Args:
+        error: the estimate.
+        dtype: type of the evaluation.
+        narrowing: what a ``NarrowWatch`` saw; None: no cast.
+    """
+    if narrowing is None:
+        return error
+    return max(error, error * narrowing.unit / unit_roundoff(dtype), SAFETY * 16 * narrowing.unit)
 
 
 class Difference:

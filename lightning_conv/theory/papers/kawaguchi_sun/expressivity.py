@@ -63,7 +63,12 @@ class ExpressivityFacts:
 
 
 def expressivity_facts(
-    features: Tensor, targets: Tensor | None = None, *, bias: bool = True, feature_error: float = 0.0
+    features: Tensor,
+    targets: Tensor | None = None,
+    *,
+    bias: bool = True,
+    feature_error: float = 0.0,
+    narrow: str | None = None,
 ) -> ExpressivityFacts:
     """Compute the certificate, log phi, the ranks and the alignment of the features of n samples.
 
@@ -76,6 +81,7 @@ def expressivity_facts(
             range of [h, 1].
         bias: Whether the last layer has a trained bias.
         feature_error: See ``certify_expressivity``.
+        narrow: See ``certify_expressivity``.
 
     Raises:
         ValueError: See ``certify_expressivity``.
@@ -87,7 +93,9 @@ def expressivity_facts(
         >>> facts.certificate.verdict, facts.condition_number, facts.stable_rank
         ('certified', 1.0, 3.0)
     """
-    certificate = certify_expressivity(features, method="singular", bias=bias, feature_error=feature_error)
+    certificate = certify_expressivity(
+        features, method="singular", bias=bias, feature_error=feature_error, narrow=narrow
+    )
     columns = torch.cat([features, features.new_ones(len(features), 1)], 1) if bias else features
     radii = None
     if len(columns) <= FEW:
@@ -98,7 +106,7 @@ def expressivity_facts(
     aligned = None
     if targets is not None:
         aligned = certify_expressivity(
-            features, method="alignment", targets=targets, bias=bias, feature_error=feature_error
+            features, method="alignment", targets=targets, bias=bias, feature_error=feature_error, narrow=narrow
         )
     return ExpressivityFacts(certificate, values, _log_phi(values, radii, certificate), aligned)
 
@@ -107,7 +115,7 @@ def _log_phi(values: Tensor, radii: Tensor | None, certificate: RankCertificate)
     method = "twice the sum of log sigma_i, each within its error"
     if len(values) < certificate.n:
         return Bounded(-math.inf, -math.inf, -math.inf, True, "fewer columns than samples")
-    proven = radii is not None and certificate.feature_error == 0
+    proven = radii is not None and certificate.feature_error == 0 and not certificate.narrow
     if radii is None:  # the rounding error of the decomposition has no proven bound here and is estimated
         radii = torch.full_like(values, certificate.n * EPSILON * float(values[0]))
     radii = radii + certificate.feature_error
