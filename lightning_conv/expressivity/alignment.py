@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import time
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_conv.expressivity.certificate import RankCertificate, RankVerdict, require_features
+from lightning_conv.expressivity.certificate import RankCertificate, RankVerdict, require_error, require_features
 from lightning_conv.expressivity.decomposition import Decomposition, bounded_value, decompose, decomposition_cost
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import (
+    FEW,
+    exponent_of,
+    gamma,
+    ldexp,
+    ldexp_down,
+    ldexp_up,
+    product_down,
+    quotient_down,
+    quotient_up,
+    root_down,
+    rounded_down,
+    sum_down,
+)
 
 REACHED = 1e-8
 """Relative residual up to which the targets count as reached; float32 weights cannot express less."""
@@ -58,8 +71,12 @@ def certify_alignment(
     """
     start = time.perf_counter()
     require_features(features)
+    require_error(feature_error)
     n, width = features.shape
     y = _rows(targets, n).to(features)
+    # The quotient has no scale: a power of two changes no digit, and squares then neither vanish nor overflow.
+    unit = exponent_of(y)
+    y = ldexp(y, -unit)
     size = float(y.norm())
     if not size > 0:
         raise ValueError("targets: all zero; every last layer reaches them, so there is nothing to certify")
@@ -71,40 +88,42 @@ def certify_alignment(
         reason = f"the singular value decomposition did not converge ({error})"
         cost = decomposition_cost(n, width, start)
         return RankCertificate("undecided", 0, n, width, "alignment", reason, cost, feature_error=feature_error)
-    lowest = decomposition.values - decomposition.radii - feature_error
-    rank = int((lowest > 0).sum())
+    given = feature_error
+    a, feature_error = ldexp(a, -decomposition.exponent), ldexp_up(feature_error, -decomposition.exponent)
+    rank = decomposition.rank(given)
     weights = decomposition.solve(y)
     residual = y - a @ weights
-    rounding = gamma(a.shape[1] + 3, torch.float64) * float(a.norm() * weights.norm() + y.norm())
     sums = 1 + gamma(y.numel() + 3, torch.float64)  # the rounding of a norm
+    norms = 1 + gamma(a.numel() + y.numel() + weights.numel() + 8, torch.float64)  # of the norms in the error terms
+    height = float(a.norm())
+    rounding = gamma(a.shape[1] + 3, torch.float64) * (height * float(weights.norm()) + size) * norms
     norm = float(residual.norm())
-    upper = (norm + rounding + feature_error * float(weights.norm())) * sums
+    upper = (norm + rounding + feature_error * float(weights.norm()) * norms) * sums
     lower = norm / sums - rounding
     if rank == a.shape[1] and lower > 0:
-        smallest = float(lowest[-1])
-        slack = gamma(n + 3, torch.float64) * float(a.norm()) * norm
-        inside = (float((a.T @ residual).norm()) + slack + float(a.norm()) * rounding) / smallest
+        values, radii = decomposition.values, decomposition.radii
         # sigma_min of the least favourable features within the error.
-        lower = math.sqrt(max(lower**2 - (inside * sums) ** 2, 0.0)) * (1 - 1e-12) - feature_error * size / smallest
-        lower = max(
-            lower, _outside(decomposition, y) - (decomposition.error + feature_error) / smallest * size * sums**2
-        )
+        smallest = sum_down(float(values[-1]), -float(radii[-1]), -feature_error)
+        inside = float((a.T @ residual).norm()) + height * (gamma(n + 3, torch.float64) * norm + rounding)
+        inside = quotient_up(inside * norms * sums, smallest)
+        rest = root_down(max(rounded_down(Fraction(lower) ** 2 - Fraction(inside) ** 2), 0.0))
+        moved = quotient_up(feature_error * size * sums * FEW, smallest)
+        slanted = quotient_up((decomposition.error + feature_error) * size * sums**2 * FEW, smallest)
+        lower = max(sum_down(rest, -moved), sum_down(_outside(decomposition, y), -slanted))
     else:
         lower = 0.0
-    lower, upper = max(lower, 0.0) / sums, upper * sums  # the rounding of |Y|
-    ratio = Bounded(
-        norm / size, lower / size, upper / size, feature_error == 0, "least squares and its normal equations"
-    )
+    # The factors cover the rounding of |Y|, and of the few operations on the way.
+    lower, upper = max(lower, 0.0) / sums / FEW, upper * sums * FEW
+    method = "least squares and its normal equations"
+    ratio = Bounded(norm / size, quotient_down(lower, size), quotient_up(upper, size), feature_error == 0, method)
     verdict: RankVerdict = "certified" if ratio.upper <= REACHED else "refuted" if ratio.lower > 0 else "undecided"
+    loss = ldexp_down(quotient_down(product_down(lower, lower), n), 2 * unit)
     reason = (
         f"the last layer reaches the targets up to {ratio.value:.3e} of their norm (at least {ratio.lower:.3e}, at most "
-        f"{ratio.upper:.3e}); the squared loss of this trunk is at least {ratio.lower**2 * size**2 / n:.3e}"
+        f"{ratio.upper:.3e}); the squared loss of this trunk is at least {loss:.3e}"
     )
-    top, radius = float(decomposition.values[0]), float(decomposition.radii[0]) + feature_error
-    sigma_max, cost = bounded_value(top, radius, proven=feature_error == 0), decomposition_cost(n, width, start)
-    return RankCertificate(
-        verdict, rank, n, width, "alignment", reason, cost, None, sigma_max, feature_error, residual=ratio
-    )
+    sigma_max, cost = bounded_value(decomposition, 0, given), decomposition_cost(n, width, start)
+    return RankCertificate(verdict, rank, n, width, "alignment", reason, cost, None, sigma_max, given, residual=ratio)
 
 
 def _outside(decomposition: Decomposition, y: Tensor) -> float:

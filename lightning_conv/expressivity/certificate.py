@@ -45,6 +45,9 @@ class RankCertificate:
     feature_error: float = 0.0  # allowance for the rounding inside the trunk, Frobenius norm
     distance: Bounded | None = None  # "distinct": distance of the closest two samples
     residual: Bounded | None = None  # "alignment": |(I - P) Y| / |Y|
+    at_these_weights: bool = False
+    """Whether a refutation is about the present weights only: the features of two samples coincide, but it was not shown
+    that the samples do. Other weights may then give rank n. If False, ``refuted`` is true whatever the weights."""
     rows_here: int = 0  # "distinct": number of rows whose rank was looked at at these weights
     rank_here: int = 0  # lower bound of their rank
     narrow: str | None = None
@@ -102,23 +105,36 @@ def too_narrow(samples: int, width: int, *, bias: bool = True) -> str | None:
     )
 
 
-def require_features(features: Tensor, first: int = 0) -> None:
+def require_error(feature_error: float) -> None:
+    """Check that ``feature_error`` is a norm.
+
+    Raises:
+        ValueError: it is negative or NaN.
+    """
+    if not feature_error >= 0:
+        raise ValueError(f"feature_error: {feature_error}; need a Frobenius norm, 0 or more")
+
+
+def require_features(features: Tensor, first: int = 0, name: str = "features") -> None:
     """Check that ``features`` is a non-empty finite matrix.
 
     Args:
         features: one row per sample.
         first: number of the first sample, for the message.
+        name: name of the argument, for the message.
 
     Raises:
         ValueError: it is empty, not a matrix, or has NaN or infinite entries.
     """
     if features.ndim != 2 or features.numel() == 0:
-        raise ValueError(f"features: shape {tuple(features.shape)}; need a non-empty matrix (n samples, m_H features)")
+        raise ValueError(
+            f"{name}: shape {tuple(features.shape)}; need a non-empty matrix (n samples, one row for each)"
+        )
     if bool(torch.isfinite(features.sum())):
         return
     bad = (~torch.isfinite(features)).any(1).nonzero().flatten()
     if len(bad):
         raise ValueError(
-            f"features: sample {first + int(bad[0])} (and {len(bad) - 1} more) has NaN or infinite features; the network or its data "
+            f"{name}: sample {first + int(bad[0])} (and {len(bad) - 1} more) has NaN or infinite features; the network or its data "
             "overflow"
         )

@@ -74,7 +74,7 @@ def certify_expressivity(
             float32 error scaled by the ratio of the unit roundoffs, with a safety factor of 16. With zero the certificate
             is about the matrix as given.
         same_inputs: function that tells whether samples i and j are the same input. It is asked about the two closest rows
-            if rank n is not certified, because equal inputs refute rank n, while equal features after rounding do not.
+            if rank n is not certified: equal inputs refute rank n whatever the weights, equal features at these weights.
         entering: inputs of the last hidden layer, (n, d), float64; required for ``"distinct"``.
         targets: Y, (n, C), required for ``"alignment"``; class numbers count as one-hot rows.
         max_memory: bytes that may be used, such as ``2**30`` or ``1e9``, in addition to ``features``, ``entering`` and the
@@ -88,13 +88,14 @@ def certify_expressivity(
             ``recompute`` it is taken from the ``NarrowedError`` that ``last_hidden_features`` raises.
 
     Returns:
-        The certificate. ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: the rank cannot be n,
-        because the head is too narrow or two samples, which are named, are equal. ``undecided``: sigma_min is not above its
+        The certificate. ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: the rank is not n, because
+        the head is too narrow, or two samples, which are named, are equal or have equal features; the latter is about these
+        weights only (``at_these_weights``). ``undecided``: sigma_min is not above its
         rounding bound; the two closest rows are named. The field ``cost`` has the actual and the predicted cost.
 
     Raises:
-        ValueError: the features are empty, not a matrix or not finite, the method is unknown or lacks an argument, or
-            ``max_memory`` is not a finite number of at least one byte.
+        ValueError: the features are empty, not a matrix or not finite, the method is unknown or lacks an argument,
+            ``feature_error`` is negative or NaN, or ``max_memory`` is not a finite number of at least one byte.
         TypeError: the features are float32 and ``recompute`` is missing.
         MemoryError: ``max_memory`` does not suffice.
         OSError: a disk has no room for the matrices.
@@ -122,7 +123,9 @@ def certify_expressivity(
             raise ValueError(
                 f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
             )
-        found = certify_distinct(entering, width, bias=bias, feature_error=feature_error, progress=progress)
+        found = certify_distinct(
+            entering, width, bias=bias, feature_error=feature_error, same_inputs=same_inputs, progress=progress
+        )
         return watched(found, narrow)
     need = decomposition_bytes(samples, width)
     fits = need <= allowed

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import exponent_of, gamma, ldexp, ldexp_up
 from lightning_conv.reporting.progress import Report, silent
 
 BLOCK = 1024
@@ -17,6 +17,8 @@ AT_ONCE = 4096
 """Number of pairs whose distance is computed from their difference at a time."""
 
 AXIS_STEPS = 5
+LARGEST_EXPONENT = 1000
+"""Entries beyond 2^1000 are refused, because their distances may overflow."""
 UNDERFLOW = 1e-300
 """Upper bound of what underflow can take from a square."""
 
@@ -44,7 +46,9 @@ def closest_rows(
         \bigl|\hat s_{ij} - |x_i - x_j|^2\bigr| \le \gamma_{d+16} (|y_i| + |y_j|)^2,
 
     which covers the rounding of y, of the product and of the sums. Only pairs that these bounds leave open are computed
-    from their difference, whose relative error is gamma_{d+4}. So the bounds are valid for all pairs.
+    from their difference, whose relative error is gamma_{d+4}. So the bounds are valid for all pairs. The squared distances
+    are those of the rows times a power of two that brings them to about 1, since squares of tiny rows would vanish.
+    Differences are those of the rows as given, so two rows have distance 0 only if they are equal.
 
     Args:
         matrix: x, (n, d), float64, n >= 2.
@@ -53,7 +57,8 @@ def closest_rows(
         report: called with the share of the blocks that is done.
 
     Raises:
-        ValueError: there are fewer than two rows, they are not float64, or the labels are all the same or not one per row.
+        ValueError: there are fewer than two rows, they are not float64, a row has NaN or infinite entries, or entries so large
+            that distances overflow, or the labels are all the same or not one per row.
 
     Cost: at most n^2 d flops, memory O(block^2 + n d).
     """
@@ -64,13 +69,15 @@ def closest_rows(
         raise ValueError(
             f"labels: shape {tuple(labels.shape)}; need one for each of the {n} rows, and two different ones"
         )
-    centred = matrix - matrix.mean(0)
+    exponent = _require_finite(matrix)
+    scaled = ldexp(matrix, -exponent)
+    centred = scaled - scaled.mean(0)
     along = centred @ _axis(centred)
     order = along.argsort()
     rows, along = centred[order], along[order]
     norms = torch.linalg.vector_norm(rows, dim=1)
     classes = None if labels is None else labels.to(matrix.device)[order]
-    search = _Search(matrix, order, rows, norms, gamma(d + 16, torch.float64), classes)
+    search = _Search(matrix, exponent, order, rows, norms, gamma(d + 16, torch.float64), classes)
     slack = 4 * gamma(d + 16, torch.float64) * float(norms.max())  # rounding of the projections
     starts = range(0, n, block)
     looked = 0
@@ -82,28 +89,61 @@ def closest_rows(
     for number, start in enumerate(starts):
         mine = slice(start, min(start + block, n))
         for second in range(start + block, n, block):
-            if search.best == 0 or float(along[second] - along[mine.stop - 1]) - slack > search.best * (1 + 1e-9):
+            if search.best == 0 or float(along[second] - along[mine.stop - 1]) - slack > search.reach * (1 + 1e-9):
                 break
             looked += search.look(mine, slice(second, second + block))
         report((number + 1) / len(starts))
-    value, error = search.best, search.best * gamma(d + 4, torch.float64)
-    lower = math.nextafter(value - error, 0.0) if value else 0.0
-    upper = math.nextafter(value + error, math.inf) if value else 0.0
-    bounded = Bounded(value, lower, upper, certified=True, method="difference of the two rows")
+    bounded = _around(search.best, d)
     first, second = sorted(search.pair)
     return ClosestRows(first, second, bounded, looked / (n * (n - 1) / 2))
+
+
+def _require_finite(matrix: Tensor) -> int:
+    """Return the exponent of the largest entry.
+
+    Raises:
+        ValueError: an entry is NaN, infinite or beyond 2^1000.
+    """
+    bad = (~torch.isfinite(matrix)).any(1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"matrix: row {int(bad[0])} (and {len(bad) - 1} more) has NaN or infinite entries, which have no distances; remove these "
+            "samples"
+        )
+    exponent = exponent_of(matrix)
+    if exponent > LARGEST_EXPONENT:
+        raise ValueError(
+            f"matrix: entries of up to {float(matrix.abs().max()):.1e}, whose distances overflow; divide the matrix by a constant"
+        )
+    return exponent
+
+
+def _around(value: float, columns: int) -> Bounded:
+    """Return the interval of a distance as ``distance_of`` computes it, whose last product may be subnormal."""
+    method = "difference of the two rows"
+    if value == 0:
+        return Bounded(0.0, 0.0, 0.0, True, method)
+    found = Bounded.around(value, math.ulp(0.0), gamma(columns + 4, torch.float64), certified=True, method=method)
+    # Rows at a computed distance are not equal, so their distance is at least the smallest positive number.
+    return replace(found, lower=max(found.lower, math.ulp(0.0)))
 
 
 @dataclass
 class _Search:
     matrix: Tensor
+    exponent: int  # of the largest entry
     order: Tensor  # row numbers in the matrix, sorted
-    rows: Tensor  # centred, sorted
+    rows: Tensor  # of the scaled matrix, centred, sorted
     norms: Tensor
     relative: float
     labels: Tensor | None  # sorted like the rows
     best: float = math.inf
     pair: tuple[int, int] = (0, 1)
+
+    @property
+    def reach(self) -> float:
+        """The best distance so far in units of the scaled matrix, rounded up."""
+        return ldexp_up(self.best, -self.exponent)
 
     def look(self, mine: slice, theirs: slice) -> int:
         """Compare two blocks, or a block with itself, and return the number of pairs."""
@@ -121,7 +161,7 @@ class _Search:
             row, column = divmod(int(lower.argmin()), lower.shape[1])
             if math.isfinite(float(lower[row, column])):
                 self._compare(torch.tensor([[row + mine.start, column + theirs.start]]))
-        open_pairs = ((lower <= self.best**2 * (1 + 1e-12) + UNDERFLOW) & (lower < math.inf)).nonzero()
+        open_pairs = ((lower <= self.reach**2 * (1 + 1e-12) + UNDERFLOW) & (lower < math.inf)).nonzero()
         for start in range(0, len(open_pairs), AT_ONCE):
             if self.best == 0:
                 break

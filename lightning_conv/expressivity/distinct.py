@@ -8,9 +8,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
+from lightning_conv.expressivity.certificate import (
+    Cost,
+    RankCertificate,
+    RankVerdict,
+    require_error,
+    require_features,
+    too_narrow,
+)
 from lightning_conv.expressivity.closest import closest_rows
+from lightning_conv.expressivity.equal import Pair, SameInputs
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.rounding import product_up, sum_down, sum_up
 from lightning_conv.machine.gemm import calibrated
 from lightning_conv.reporting.progress import Report, progress_bar
 
@@ -24,6 +33,7 @@ def certify_distinct(
     *,
     bias: bool = True,
     feature_error: float = 0.0,
+    same_inputs: SameInputs | None = None,
     progress: bool | Report | None = None,
 ) -> RankCertificate:
     r"""Certify that rank [sigma(X W^T + b), 1] = n for almost every (W, b), from n distinct rows of X.
@@ -49,19 +59,22 @@ def certify_distinct(
         width: number of units of the wide layer, which is the last hidden one.
         bias: whether the head has a trainable bias.
         feature_error: Frobenius norm of the change that rounding before the wide layer may have made to X.
+        same_inputs: see ``certify_expressivity``.
         progress: see ``certify_expressivity``.
 
     Returns:
-        The certificate, which names the closest two samples. ``refuted``: the layer is too narrow, or two rows are equal
-        without any rounding, which makes rank n impossible at these weights of the previous layers.
+        The certificate, which names the closest two samples. ``refuted``: the layer is too narrow, two samples are equal, or
+        two rows are equal without any rounding, which makes rank n impossible at these weights of the previous layers
+        (``at_these_weights``).
 
     Raises:
-        ValueError: X is not a finite float64 matrix.
+        ValueError: X is not a finite float64 matrix, or ``feature_error`` is negative or NaN.
 
     Cost: n^2 d flops at most, memory O(n d).
     """
     start = time.perf_counter()
-    require_features(entering)
+    require_features(entering, name="entering")
+    require_error(feature_error)
     n, d = entering.shape
     flops = float(n) ** 2 * d
     certificate = partial(RankCertificate, n=n, width=width, method="distinct", feature_error=feature_error)
@@ -74,27 +87,23 @@ def certify_distinct(
         return certificate("certified", 1, reason=reason, cost=Cost(0.0, 0.0, 0.0))
     with progress_bar(f"closest of {n} samples, at most about {seconds:.0f} s", seconds, progress) as report:
         found = closest_rows(entering, report=report)
-    allowance = 2**0.5 * (1 + 1e-15) * feature_error
+    allowance = product_up(2**0.5, 1 + 1e-15, feature_error)
     distance = found.distance
-    bounded = Bounded(
-        distance.value,
-        max(distance.lower - allowance, 0.0),
-        distance.upper + allowance,
-        feature_error == 0,
-        distance.method,
-    )
+    lower, upper = max(sum_down(distance.lower, -allowance), 0.0), sum_up(distance.upper, allowance)
+    bounded = Bounded(distance.value, lower, upper, feature_error == 0, distance.method)
     who = f"samples {found.first} and {found.second}, the closest, are {distance.value:.3e} apart at the input of the wide layer"
     verdict: RankVerdict
+    present = False
     if bounded.lower > 0:
         verdict, rank = "certified", n
         reason = (
             f"{who}, beyond what rounding may move ({allowance:.1e}); rank n = {n} at almost every weight of that layer"
         )
-    elif distance.value == 0 and feature_error == 0:
-        verdict, rank = "refuted", 0
-        reason = f"samples {found.first} and {found.second} are equal at the input of the wide layer; remove duplicate samples"
+    elif (equal := Pair(found.first, found.second, distance.value).refutes(feature_error, same_inputs)) is not None:
+        verdict, rank, present = "refuted", 0, equal.at_these_weights
+        reason = equal.reason("the wide layer cannot separate them at its input")
     else:
         verdict, rank = "undecided", 0
         reason = f"{who}, which is not beyond what rounding may move ({allowance:.1e})"
     cost = Cost(time.perf_counter() - start, found.compared * flops, 24.0 * n * d, predicted=seconds)
-    return certificate(verdict, rank, reason=reason, cost=cost, distance=bounded)
+    return certificate(verdict, rank, reason=reason, cost=cost, distance=bounded, at_these_weights=present)

@@ -1,4 +1,4 @@
-"""Equal samples, which make rank n impossible for every width of the layer: the search for them."""
+"""Samples with equal features, which make rank n impossible for every width of the layer: the search for them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,44 @@ class Pair:
     second: int
     distance: float
 
-    def refutes(self, feature_error: float, same_inputs: SameInputs | None) -> str | None:
-        """Explain how the two samples make rank n impossible, or return None.
+    def refutes(self, feature_error: float, same_inputs: SameInputs | None) -> Coincidence | None:
+        """Return how the two samples make rank n impossible, or None if they do not.
+
+        Equal inputs have equal features whatever the weights. Equal features of other inputs, or of inputs that cannot be
+        compared, are a fact about the present weights only.
 
         Args:
             feature_error: see ``certify_expressivity``.
             same_inputs: see ``certify_expressivity``.
         """
-        who = f"samples {self.first} and {self.second}"
-        if self.distance == 0 and feature_error == 0:
-            return f"{who} have equal features"
+        who, exact = f"samples {self.first} and {self.second}", self.distance == 0 and feature_error == 0
         # The features of equal inputs may differ a little, because rounding depends on the size of the batch.
-        if self.distance <= 2 * feature_error and same_inputs is not None and same_inputs(self.first, self.second):
-            return f"{who} are equal"
-        return None
+        if not (exact or self.distance <= 2 * feature_error):
+            return None
+        same = None if same_inputs is None else same_inputs(self.first, self.second)
+        if same:
+            return Coincidence(f"{who} are equal", "remove duplicate samples", at_these_weights=False)
+        if not exact:
+            return None
+        hint = (
+            "other weights may separate them"
+            if same is False
+            else "other weights may separate them unless they are equal"
+        )
+        return Coincidence(f"{who} have equal features at these weights", hint, at_these_weights=True)
+
+
+@dataclass(frozen=True)
+class Coincidence:
+    """Two samples that make rank n impossible."""
+
+    what: str
+    hint: str
+    at_these_weights: bool  # whether other weights may separate them
+
+    def reason(self, consequence: str) -> str:
+        """Return the reason of a certificate, such as "samples 0 and 1 are equal, so ...; remove duplicate samples"."""
+        return f"{self.what}, so {consequence}; {self.hint}"
 
 
 def closest_pair(source: FeatureRows, gram: Tiles) -> Pair:

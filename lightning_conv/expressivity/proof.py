@@ -16,7 +16,7 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.largest import complement_bound
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.linalg.lanczos import Krylov, lanczos
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import gamma, root_down, root_up, sum_down, sum_up
 from lightning_conv.reporting.progress import Report, part
 
 STEPS = 40
@@ -76,12 +76,12 @@ class Proof:
             # The rows of a leading factor are independent. With rounding inside the trunk this does not carry over.
             rank = rows if self.feature_error == 0 else 0
             return Proven(rank, self._bounded(0.0, 0.0, math.inf), sigma_max, reach)
-        lower = lowest_eigenvalue(gram, shift) - error
+        lower = sum_down(lowest_eigenvalue(gram, shift), -error)
         value, above = self._smallest(trace, error)
         closer = value * (1 - CLOSE) - error - rounding(gram, trace, largest)
         if closer > shift and self._factor("second", closer, part(self.report, 0.5, 0.5)) == n:
-            lower = max(lower, lowest_eigenvalue(gram, closer) - error)
-        sigma_min = self._bounded(math.sqrt(max(value, lower, 0.0)), math.sqrt(max(lower, 0.0)), math.sqrt(above))
+            lower = max(lower, sum_down(lowest_eigenvalue(gram, closer), -error))
+        sigma_min = self._bounded(math.sqrt(max(value, lower, 0.0)), root_down(max(lower, 0.0)), root_up(above))
         return Proven(n if sigma_min.lower > 0 else 0, sigma_min, sigma_max, reach)
 
     def _factor(self, name: str, shift: float, report: Report) -> int:
@@ -117,8 +117,8 @@ class Proof:
         # One more inverse iteration, because G amplifies the Ritz vector's components of large eigenvalues.
         vector = inverse(krylov.basis @ krylov.ritz()[1][:, -1:])
         value, slack = self._rayleigh(vector, trace, error)
-        self.journal["smallest"] = [value, value + slack]
-        return value, value + slack
+        self.journal["smallest"] = [value, sum_up(value, slack)]
+        return value, sum_up(value, slack)
 
     def _largest(self, trace: float, error: float) -> Bounded:
         """Bound sigma_max by Lanczos from below, and from above by ``complement_bound`` or the trace."""
@@ -128,9 +128,9 @@ class Proof:
             stored = self._by_lanczos(trace, error) if usual else [0.0, 0.0, trace]
             self.journal["largest"] = stored
         value, slack, above = stored
-        above = min(above, trace) + error
+        above = sum_up(min(above, trace), error)
         value = min(max(value, 0.0), trace)
-        return self._bounded(math.sqrt(value), math.sqrt(max(value - slack, 0.0)), math.sqrt(above))
+        return self._bounded(math.sqrt(value), root_down(max(sum_down(value, -slack), 0.0)), root_up(above))
 
     def _by_lanczos(self, trace: float, error: float) -> list[float]:
         """Return a Rayleigh quotient close to lambda_max(G), its error, and an upper bound of lambda_max of G as computed."""
@@ -161,8 +161,8 @@ class Proof:
         """Round the bounds of a singular value outwards, and allow for the rounding inside the trunk."""
         proven = self.feature_error == 0
         method = METHOD + ("" if proven else " + estimated rounding inside the trunk")
-        low = max(math.nextafter(lower, 0) - self.feature_error, 0.0)
-        return Bounded(value, low, math.nextafter(upper, math.inf) + self.feature_error, proven, method)
+        low = max(sum_down(lower, -self.feature_error), 0.0)
+        return Bounded(value, low, sum_up(upper, self.feature_error), proven, method)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,20 @@ import time
 import torch
 from torch import Tensor
 
-from lightning_conv.expressivity.certificate import RankCertificate, RankVerdict, require_features, too_narrow
+from lightning_conv.expressivity.certificate import (
+    RankCertificate,
+    RankVerdict,
+    require_error,
+    require_features,
+    too_narrow,
+)
 from lightning_conv.expressivity.closest import closest_rows
-from lightning_conv.expressivity.decomposition import bounded_value, decompose, decomposition_cost
+from lightning_conv.expressivity.decomposition import METHOD, bounded_value, decompose, decomposition_cost
 from lightning_conv.expressivity.equal import Pair, SameInputs
+from lightning_conv.expressivity.practical import impractical
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError
+from lightning_conv.linalg.rounding import frobenius
 
 FEATURE_SAFETY = 16.0
 
@@ -32,12 +40,13 @@ def certify_held(
         same_inputs: see ``certify_expressivity``.
 
     Raises:
-        ValueError: the features are empty, not a matrix or not finite.
+        ValueError: the features are empty, not a matrix or not finite, or ``feature_error`` is negative or NaN.
 
     Cost: one singular value decomposition, about 20 n^2 m_H flops; memory ``decomposition_bytes``.
     """
     start = time.perf_counter()
     require_features(features)
+    require_error(feature_error)
     n, width = features.shape
     augmented = torch.cat([features, features.new_ones(n, 1)], 1) if bias else features
     try:
@@ -47,20 +56,33 @@ def certify_held(
         reason = f"the singular value decomposition did not converge ({error})"
         cost = decomposition_cost(n, width, start)
         return RankCertificate("undecided", 0, n, width, "singular", reason, cost, nothing, nothing, feature_error)
-    values, radii = decomposition.values, decomposition.radii + feature_error
-    rank = int((values - radii > 0).sum())
-    proven = feature_error == 0
-    sigma_max = bounded_value(float(values[0]), float(radii[0]), proven=proven)
+    rank = decomposition.rank(feature_error)
+    sigma_max = bounded_value(decomposition, 0, feature_error)
     verdict: RankVerdict
+    present = False
     if narrow := too_narrow(n, width, bias=bias):
         # The n-th singular value of a matrix with fewer columns is exactly zero.
-        sigma_min = bounded_value(0.0, 0.0, proven=True)
+        sigma_min = Bounded(0.0, 0.0, 0.0, True, METHOD)
         verdict, reason = "refuted", f"{narrow} (rank at least {rank} is certified)"
     else:
-        sigma_min = bounded_value(float(values[n - 1]), float(radii[n - 1]), proven=proven)
-        verdict, reason = _judge(features, rank, sigma_min, feature_error, same_inputs)
+        sigma_min = bounded_value(decomposition, n - 1, feature_error)
+        verdict, reason, present = _judge(features, rank, sigma_min, feature_error, same_inputs)
+        if verdict == "certified":
+            reason += impractical(sigma_max.value, sigma_min.value)
     cost = decomposition_cost(n, width, start)
-    return RankCertificate(verdict, rank, n, width, "singular", reason, cost, sigma_min, sigma_max, feature_error)
+    return RankCertificate(
+        verdict,
+        rank,
+        n,
+        width,
+        "singular",
+        reason,
+        cost,
+        sigma_min,
+        sigma_max,
+        feature_error,
+        at_these_weights=present,
+    )
 
 
 def feature_rounding(coarse: Tensor, features: Tensor) -> float:
@@ -73,7 +95,7 @@ def feature_rounding(coarse: Tensor, features: Tensor) -> float:
     Returns:
         The estimate of the Frobenius norm.
     """
-    return FEATURE_SAFETY * 2.0**-29 * float((coarse.double() - features).norm())
+    return FEATURE_SAFETY * 2.0**-29 * frobenius(coarse.double() - features)
 
 
 def narrow_rounding(coarse: Tensor, features: Tensor, unit: float) -> float:
@@ -95,20 +117,28 @@ def narrow_rounding(coarse: Tensor, features: Tensor, unit: float) -> float:
 
 def _judge(
     features: Tensor, rank: int, sigma_min: Bounded, feature_error: float, same_inputs: SameInputs | None
-) -> tuple[RankVerdict, str]:
+) -> tuple[RankVerdict, str, bool]:
+    """Return the verdict, its reason, and whether a refutation is about the present weights only."""
     n = len(features)
     if rank == n:
         return (
             "certified",
             f"sigma_min = {sigma_min.value:.3e} is above its rounding bound {sigma_min.value - sigma_min.lower:.1e}",
+            False,
         )
+    if n == 1:
+        return "undecided", f"sigma_min = {sigma_min.value:.3e} is not above its rounding bound", False
     closest = closest_rows(features)
     pair = Pair(closest.first, closest.second, closest.distance.value)
-    if (equal := pair.refutes(feature_error, same_inputs)) is not None:
-        return "refuted", f"{equal}, so rank [h, 1] < n = {n} (at least {rank} is certified); remove duplicate samples"
+    if (found := pair.refutes(feature_error, same_inputs)) is not None:
+        return "refuted", found.reason(f"rank [h, 1] < n = {n} (at least {rank} is certified)"), found.at_these_weights
     bound = sigma_min.value - max(sigma_min.lower, 0.0) if sigma_min.lower > 0 else sigma_min.upper - sigma_min.value
-    return "undecided", (
-        f"sigma_min = {sigma_min.value:.3e} is not above its rounding bound {bound:.1e} (rank at least {rank} of {n} is certified, "
-        f"rounding inside the trunk allowed for: {feature_error:.1e}); the closest features are those of samples {pair.first} and "
-        f"{pair.second}, at distance {pair.distance:.1e}; a sharper softplus or a wider last hidden layer raises sigma_min"
+    return (
+        "undecided",
+        (
+            f"sigma_min = {sigma_min.value:.3e} is not above its rounding bound {bound:.1e} (rank at least {rank} of {n} is certified, "
+            f"rounding inside the trunk allowed for: {feature_error:.1e}); the closest features are those of samples {pair.first} and "
+            f"{pair.second}, at distance {pair.distance:.1e}; a sharper softplus or a wider last hidden layer raises sigma_min"
+        ),
+        False,
     )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.rounding import gamma, ldexp
 from lightning_conv.reporting.progress import Report
 
 STRIP = 2048
@@ -58,12 +59,35 @@ class HeldRows:
         return self.features[start:stop]
 
 
+@dataclass(frozen=True)
+class ScaledRows:
+    """Features times a power of two."""
+
+    source: FeatureRows
+    exponent: int
+
+    @property
+    def samples(self) -> int:
+        """Number of samples n."""
+        return self.source.samples
+
+    @property
+    def width(self) -> int:
+        """Number of features m_H."""
+        return self.source.width
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the rows start, ..., stop - 1."""
+        return ldexp(self.source.rows(start, stop), self.exponent)
+
+
 def stream_gram(
     source: FeatureRows,
     tiles: Tiles,
     *,
     bias: bool,
     panel: int,
+    ones: float = 1.0,
     done: GramDone = (0, 0, 0),
     report: Report,
     save: Callable[[GramDone], None],
@@ -79,6 +103,7 @@ def stream_gram(
         tiles: tiles that receive G.
         bias: whether the last layer has a bias.
         panel: number of tile rows that are held.
+        ones: the number in place of 1 in :math:`1 1^T`, if the features are scaled: the square of their factor.
         done: the part of ``tiles`` that is done already.
         report: called with the share of the work that is done.
         save: called after each tile row with the part that is done.
@@ -100,7 +125,7 @@ def stream_gram(
             if first == 0:
                 seen(i, mine)
             for j in range(first, min(i + 1, last)):
-                _product(mine, held[j - first], bias, tiles[i, j])
+                _product(mine, held[j - first], ones if bias else 0.0, tiles[i, j])
             before = first * tiles.count - first * (first - 1) // 2  # tiles in the columns on the left
             report((before + sum(min(k + 1, last) - first for k in range(first, i + 1))) / total)
             save((first, last, i + 1))
@@ -126,14 +151,14 @@ def read_rows(source: FeatureRows, rows: slice) -> Tensor:
     return found
 
 
-def _product(left: Tensor, right: Tensor, bias: bool, out: Tensor) -> None:
+def _product(left: Tensor, right: Tensor, ones: float, out: Tensor) -> None:
     torch.mm(left[:, :STRIP], right[:, :STRIP].T, out=out)
     part = torch.empty_like(out)
     for start in range(STRIP, left.shape[1], STRIP):
         # Not addmm, because a library may start its long sum with the present content.
         out += torch.mm(left[:, start : start + STRIP], right[:, start : start + STRIP].T, out=part)
-    if bias:
-        out += 1
+    if ones:
+        out += ones
 
 
 def gram_rounding(tiles: Tiles, width: int) -> float:
@@ -142,10 +167,10 @@ def gram_rounding(tiles: Tiles, width: int) -> float:
     Every product is rounded once, added up in a strip of at most 2,048 features, and then added to the m / 2048 other strips
     and the 1. Hence :math:`|\hat G_{ij} - G_{ij}| \le \gamma_D |h_i||h_j|` with D = min(m, 2048) + m / 2048 + 1 (Higham
     2002, section 4.2). The matrix of these bounds has the norm gamma_D sum |h_i|^2 = gamma_D tr G, where
-    tr G <= tr(computed) / (1 - gamma_D).
+    tr G <= tr(computed) / (1 - gamma_D). Entries that underflow are covered by ``OUTWARD`` if the trace is above 2^-800.
     """
     g = gram_relative(width)
-    return g / (1 - g) * float(tiles.diagonal().sum()) * (1 + gamma(tiles.size, torch.float64))
+    return g / (1 - g) * float(tiles.diagonal().sum()) * (1 + gamma(tiles.size, torch.float64)) * OUTWARD
 
 
 def gram_relative(width: int) -> float:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, too_narrow
+from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_error, too_narrow
 from lightning_conv.expressivity.equal import SameInputs, closest_pair
 from lightning_conv.expressivity.journal import Journal
 from lightning_conv.expressivity.plan import StreamPlan, plan_stream
+from lightning_conv.expressivity.practical import impractical
 from lightning_conv.expressivity.proof import METHOD, Proof, Proven
-from lightning_conv.expressivity.stream import FeatureRows, read_rows, stream_gram
+from lightning_conv.expressivity.stream import FeatureRows, ScaledRows, read_rows, stream_gram
 from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.symmetric import rescaled
+from lightning_conv.linalg.rounding import exponent_of, ldexp_up, product_up, sum_up
 from lightning_conv.reporting.progress import Report, part, progress_bar
 
+SMALLEST, LARGEST = 2.0**-400, 2.0**400
+"""Range of the largest diagonal entry of the Gram matrix outside which the features are scaled by a power of two."""
 PROBED = 64
 """Number of samples whose features are computed first, to measure the time per sample."""
 
@@ -71,6 +77,7 @@ def certify_streamed(
     Source: Rump 2006; Higham 2002, chapter 10; Kawaguchi & Sun 2021 for the condition.
     """
     start = time.perf_counter()
+    require_error(feature_error)
     samples, width = source.samples, source.width
     if (narrow := too_narrow(samples, width, bias=bias)) is not None:
         nothing = Bounded(0.0, 0.0, 0.0, True, "fewer columns than rows")
@@ -90,46 +97,92 @@ def certify_streamed(
 
         # Share of the work that the Gram matrix takes, including the features.
         weight = 1 - 2 * samples**3 / 3 / plan.flops * (1 - plan.computed * row_seconds / plan.seconds)
-        stream_gram(
-            source,
-            gram,
-            bias=bias,
-            panel=plan.panel,
-            done=journal["gram"] or (0, 0, 0),
-            report=part(report, 0, weight),
-            save=lambda done: journal.__setitem__("gram", done),
-            seen=seen,
+
+        def fill(exponent: int) -> None:
+            stream_gram(
+                ScaledRows(source, -exponent) if exponent else source,
+                gram,
+                bias=bias,
+                panel=plan.panel,
+                ones=math.ldexp(1.0, -2 * exponent) if bias else 0.0,  # the features are then large, if they are scaled
+                done=journal["gram"] or (0, 0, 0),
+                report=part(report, 0, weight),
+                save=lambda done: journal.__setitem__("gram", done),
+                seen=(lambda row, features: None) if exponent else seen,
+            )
+
+        exponent = int(journal["scale"])
+        fill(exponent)
+        if exponent == 0 and not SMALLEST <= float(gram.diagonal().max()) <= LARGEST:
+            exponent = _largest_exponent(source, gram)
+            if exponent:
+                journal.stages.pop("gram", None)
+                journal["scale"] = exponent
+                fill(exponent)
+        error = ldexp_up(feature_error, -exponent)
+        proven = Proof(gram, factor, width, error, journal, part(report, weight, 1 - weight)).run()
+        proven = replace(
+            proven,
+            sigma_min=rescaled(proven.sigma_min, exponent),
+            sigma_max=rescaled(proven.sigma_max, exponent),
+            reach=ldexp_up(proven.reach, exponent),
         )
-        proof = Proof(gram, factor, width, feature_error, journal, part(report, weight, 1 - weight))
-        proven = proof.run()
-        verdict, reason, sigma_min = _judge(source, gram, proven, feature_error, same_inputs)
+        judged = _judge(source, gram, proven, feature_error, same_inputs)
     cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes, plan.seconds)
     return RankCertificate(
-        verdict, proven.rank, samples, width, "singular", reason, cost, sigma_min, proven.sigma_max, feature_error
+        judged.verdict,
+        proven.rank,
+        samples,
+        width,
+        "singular",
+        judged.reason,
+        cost,
+        judged.sigma_min,
+        proven.sigma_max,
+        feature_error,
+        at_these_weights=judged.at_these_weights,
     )
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    verdict: RankVerdict
+    reason: str
+    sigma_min: Bounded
+    at_these_weights: bool = False
 
 
 def _judge(
     source: FeatureRows, gram: Tiles, proven: Proven, feature_error: float, same_inputs: SameInputs | None
-) -> tuple[RankVerdict, str, Bounded]:
+) -> _Judgement:
     sigma_min, n = proven.sigma_min, gram.size
-    if sigma_min.lower > 0:
+    if proven.rank == n:
         how = f"sigma_min = {sigma_min.value:.3e} is at least {sigma_min.lower:.3e}, by {METHOD}"
-        return "certified", how, sigma_min
+        return _Judgement("certified", how + impractical(proven.sigma_max.value, sigma_min.value), sigma_min)
     pair = closest_pair(source, gram)
     # (e_i - e_j) / sqrt(2) is a unit vector, and the column of ones cancels.
-    above = min(sigma_min.upper, pair.distance * (0.5**0.5 + 1e-9) + feature_error)
-    sigma_min = replace(sigma_min, upper=above)
+    above = min(sigma_min.upper, sum_up(product_up(pair.distance, 0.5**0.5 + 1e-9), feature_error))
+    # Not ``replace``: an interval without an upper end was not certified.
+    sigma_min = Bounded(min(sigma_min.value, above), sigma_min.lower, above, feature_error == 0, sigma_min.method)
     rank = f"rank at least {proven.rank} of {n} is certified"
-    if (equal := pair.refutes(feature_error, same_inputs)) is not None:
-        return "refuted", f"{equal}, so rank [h, 1] < n = {n} ({rank}); remove duplicate samples", sigma_min
-    return (
+    if (found := pair.refutes(feature_error, same_inputs)) is not None:
+        reason = found.reason(f"rank [h, 1] < n = {n} ({rank})")
+        return _Judgement("refuted", reason, sigma_min, found.at_these_weights)
+    return _Judgement(
         "undecided",
         f"sigma_min is at most {above:.3e} and not proven to be positive: squares in float64 and the rounding inside the trunk "
         f"({feature_error:.1e}) leave open what is below about {proven.reach:.1e} ({rank}); the closest features are those of samples "
         f"{pair.first} and {pair.second}, at distance {pair.distance:.1e}; a sharper softplus or a wider last hidden layer raises "
         "sigma_min",
         sigma_min,
+    )
+
+
+def _largest_exponent(source: FeatureRows, gram: Tiles) -> int:
+    """Return the exponent of the largest feature, in one pass."""
+    return max(
+        (exponent_of(h) for h in (read_rows(source, gram.rows(row)) for row in range(gram.count)) if bool(h.any())),
+        default=0,
     )
 
 

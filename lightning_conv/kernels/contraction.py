@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.planning.request import require_option
+from lightning_conv.linalg.rounding import exponent_of, ldexp, product_up, quotient_down, sum_up
 from lightning_conv.linalg.spectrum import Spectrum
 
 SquaredLoss: TypeAlias = Literal["mean", "sum", "half_sum"]
@@ -85,9 +86,10 @@ def full_lambda_max(gram: KernelGram, spectrum: Spectrum) -> tuple[float, float]
         return largest.lower, largest.upper
     if gram.outputs == "trace":
         # |J|_F^2 of the exact Jacobian: the products err by at most the floor, and J by the relative jacobian_error.
-        whole = (gram.trace + gram.floor) * (1 + gram.jacobian_error) ** 2
-        return largest.lower / classes, min(classes * largest.upper, whole)
-    return (largest.lower / classes, math.inf) if gram.outputs == "sum" else (0.0, math.inf)
+        grown = sum_up(1.0, gram.jacobian_error)
+        whole = product_up(sum_up(gram.trace, gram.floor), grown, grown)
+        return quotient_down(largest.lower, classes), min(product_up(classes, largest.upper), whole)
+    return (quotient_down(largest.lower, classes), math.inf) if gram.outputs == "sum" else (0.0, math.inf)
 
 
 def is_full(gram: KernelGram) -> bool:
@@ -168,7 +170,7 @@ def predicted_contraction(
         steps: number of steps with each step size eta_j on S = 1/2 |r|^2 (see ``step_in_sum_of_squares``).
 
     Raises:
-        ValueError: the sizes differ, or the residual is zero.
+        ValueError: the sizes differ, or the residual is zero, NaN or infinite.
 
     Cost: one product of (N, N) with (N,), and O(N) per distinct step size. Source: Arora et al. 2019 (1901.08584),
     Theorem 4.1, where the label vector stands for r_0 at a small initialisation; Du et al. 2019 (1811.03804), section
@@ -181,8 +183,12 @@ def predicted_contraction(
         >>> predicted_contraction(values, vectors, torch.tensor([1.0, 1.0]), {0.25: 1})  # ((3/4)^2 + 0) / 2
         0.28125
     """
-    energies = error_energies(eigenvectors, residual)
-    before = float(energies.sum())
-    if before == 0:
+    if not bool(torch.isfinite(residual).all()):
+        raise ValueError("residual: contains NaN or infinity; check the outputs and the targets")
+    if not bool(residual.any()):
         raise ValueError("residual: is zero, so there is no error to contract")
+    # The factor has no scale; squares of a residual of about 1 neither vanish nor overflow.
+    residual = residual.detach().double()
+    energies = error_energies(eigenvectors, ldexp(residual, -exponent_of(residual)))
+    before = float(energies.sum())
     return contracted_energy(eigenvalues, energies, steps) / before

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import divide, quotient
+from lightning_conv.linalg.rounding import exponent_of, frobenius, ldexp
 from lightning_conv.linalg.spectrum import Bounded, Spectrum, require_symmetric
 
 
@@ -32,8 +33,15 @@ def centred_alignment(x: Tensor, y: Tensor) -> float:
 
     It is NaN where a centred matrix is zero, since alignment is not defined then. Source: Cortes, Mohri, Rostamizadeh
     2012, Definition 4.
+
+    Raises:
+        ValueError: a matrix has NaN or infinite entries.
     """
-    left, right = (_centre(matrix) for matrix in (x, y))
+    for name, matrix in (("x", x), ("y", y)):
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError(f"{name}: contains NaN or infinity; check the network, its samples and their scale")
+    # The quotient has no scale: a power of two changes no digit, and squares then neither vanish nor overflow.
+    left, right = (_centre(ldexp(matrix, -exponent_of(matrix))) for matrix in (x, y))
     scale = float(left.norm() * right.norm())
     return float((left * right).sum()) / scale if scale > 0 else float("nan")
 
@@ -60,7 +68,7 @@ def relative_frobenius_change(gram: KernelGram | Tensor, reference: KernelGram |
     require_symmetric(now)
     require_symmetric(then, "reference")
     then = then.to(now.device)
-    return float((now - then).norm()) / _norm(then)
+    return frobenius(now - then) / _norm(then)
 
 
 def kernel_drift(
@@ -109,7 +117,7 @@ def _matrix(gram: KernelGram | Tensor) -> Tensor:
 
 
 def _norm(reference: Tensor) -> float:
-    size = float(reference.norm())
+    size = frobenius(reference)
     if size == 0:
         raise ValueError("reference: the matrix is zero, so a relative change is not defined; use a later reference")
     return size

@@ -14,10 +14,14 @@ from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.ritz import ritz_bounds
+from lightning_conv.linalg.rounding import product_down, product_up, root_down, root_up, sum_down, sum_up
 from lightning_conv.linalg.spectrum import SEED, Method, Spectrum, matrix_spectrum
 
 CAST = 32
 """Relative error of a product with a kernel whose passes go through a narrower type, in units of that type's roundoff."""
+VANISHING, UNDERFLOW = 2.0**-900, 2.0**-960
+"""Trace below which products of the Jacobian may vanish, and more than what this takes from all sums of up to 2^100
+products, each of which loses at most 2^-1074."""
 
 
 def kernel_spectrum(
@@ -116,14 +120,17 @@ def _operator_spectrum(operator: NTKOperator, method: Method | None, steps: int)
 def _with_kernel_bounds(spectrum: Spectrum, gram: KernelGram) -> Spectrum:
     """Turn the bounds of the matrix into bounds of the exact kernel that ``gram`` approximates."""
     # For a projected kernel twice the standard error in the Frobenius norm: an estimate, not a bound.
-    error = gram.floor + 2 * gram.projection_error
+    error = sum_up(gram.floor, 2 * gram.projection_error, UNDERFLOW if gram.trace < VANISHING else 0.0)
     projected = " + 2 standard errors of the projection" if gram.projection_error else ""
     narrow = f" + a cast ({gram.narrow})" if gram.narrow else ""
-    delta = gram.jacobian_error * math.sqrt(max(gram.trace, 0.0))
+    delta = product_up(gram.jacobian_error, root_up(max(gram.trace, 0.0)))
+    if math.isnan(delta) or math.isnan(error):  # the passes overflow, so nothing is known about their rounding
+        delta, error = math.inf, 0.0
 
     def widened(of_matrix: Bounded) -> Bounded:
-        low = max(math.sqrt(max(of_matrix.lower - error, 0.0)) - delta, 0.0) ** 2
-        high = (math.sqrt(max(of_matrix.upper + error, 0.0)) + delta) ** 2
+        low = max(sum_down(root_down(max(sum_down(of_matrix.lower, -error), 0.0)), -delta), 0.0)
+        high = sum_up(root_up(max(sum_up(of_matrix.upper, error), 0.0)), delta)
+        low, high = product_down(low, low), product_up(high, high)
         return replace(
             of_matrix,
             value=min(max(of_matrix.value, low), high),

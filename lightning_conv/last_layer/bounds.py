@@ -10,9 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
+
+from lightning_conv.linalg.rounding import (
+    FEW,
+    gamma,
+    ldexp_up,
+    product_down,
+    product_up,
+    quotient_up,
+    root_up,
+    rounded_up,
+    sum_up,
+    unit_roundoff,
+)
+
+STEPS = 2**1000
+"""Numbers of steps beyond this count as infinite."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class Comparator:
 
 
 def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step: float, steps: int) -> float:
-    r"""Bound L(w_t) - L* after t steps of gradient descent.
+    r"""Bound L(w_t) - L* after t steps of gradient descent; the bound is rounded up.
 
     .. math:: L(w_t) - L^* \le \min_{\bar w} \; L(\bar w) - L^* + \frac{|w_0 - \bar w|^2}{2 \eta t},
         \qquad 0 < \eta \le \frac1{L_H}.
@@ -52,15 +69,22 @@ def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step:
     stay = min((found.excess for found in family if found.distance == 0), default=math.inf)
     if steps == 0:
         return stay
-    return min(_between(stay, found, found.distance**2 / (2 * step * steps)) for found in family)
+    return min(_between(stay, found, _price(found, step, steps)) for found in family)
+
+
+def _price(found: Comparator, step: float, steps: int) -> float:
+    """Compute |w_0 - w|^2 / (2 eta t), rounded up."""
+    square = Fraction(found.distance) ** 2 if math.isfinite(found.distance) else None
+    return math.inf if square is None else rounded_up(square / (2 * Fraction(step) * steps))
 
 
 def _between(stay: float, found: Comparator, price: float) -> float:
     """Minimise (1 - s) stay + s excess + s^2 price over s in [0, 1]."""
     saved = stay - found.excess
     if not math.isfinite(stay) or saved >= 2 * price:
-        return found.excess + price
-    return stay - saved**2 / (4 * price) if saved > 0 else stay
+        return sum_up(found.excess, price)
+    # For saved < 2 price the subtrahend is at most saved / 2, so the difference keeps its digits.
+    return min((stay - saved * (saved / price / 4)) * FEW, stay) if saved > 0 else stay
 
 
 def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step: float, gap: float) -> float:
@@ -76,10 +100,16 @@ def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step:
     if min((found.excess for found in family if found.distance == 0), default=math.inf) <= gap:
         return 0
     # Enough for one comparator alone. Points between W_0 and it may need fewer, and the bound falls with the steps.
-    needed = [found.distance**2 / (2 * step * (gap - found.excess)) for found in family if found.excess < gap]
-    if not needed:
+    needed = [
+        Fraction(found.distance) ** 2 / (2 * Fraction(step) * (Fraction(gap) - Fraction(found.excess)))
+        for found in family
+        if found.excess < gap and math.isfinite(found.distance)
+    ]
+    if not needed or min(needed) > STEPS:
         return math.inf
     low, high = 0, max(1, math.ceil(min(needed)))
+    while gradient_descent_bound(family, step, high) > gap:  # by the rounding of the bound
+        high += 1 + high // 2**40
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if gradient_descent_bound(family, step, middle) <= gap else (middle, high)
@@ -109,7 +139,14 @@ def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> f
     contraction = step * curvature_min
     if not 0 <= contraction <= 1:
         raise ValueError(f"curvature_min: eta mu = {contraction}; need 0 <= eta mu <= 1, as for eta <= 1 / L_H")
-    return gap * math.exp(2 * steps * math.log1p(-contraction)) if contraction < 1 else gap * float(steps == 0)
+    contraction = min(product_down(step, curvature_min), 1.0)
+    if steps == 0 or gap == 0 or contraction == 0:
+        return gap
+    if contraction == 1:
+        return 0.0
+    # Logarithm, product and exponential err by a few units; an error of the exponent is one of the result times it.
+    shrink = math.exp(2 * steps * math.log1p(-contraction) * (2 - FEW)) * FEW
+    return product_up(gap, sum_up(shrink, 2 * math.ulp(0.0)))  # the result may be subnormal
 
 
 def rounded_bound(bound: float, drift: float, curvature: float) -> float:
@@ -128,7 +165,8 @@ def rounded_bound(bound: float, drift: float, curvature: float) -> float:
         >>> rounded_bound(4.0, 0.5, 8.0)
         9.0
     """
-    return (math.sqrt(bound) + math.sqrt(curvature / 2) * drift) ** 2
+    root = sum_up(root_up(bound), product_up(root_up(ldexp_up(curvature, -1)), drift))
+    return product_up(root, root)
 
 
 def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: float, steps: Tensor) -> float:
@@ -149,7 +187,13 @@ def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: fl
     """
     total, squares = _sums(steps)
     family = _family(comparators)
-    return min(f.excess + (f.distance**2 + gradient_bound**2 * squares) / (2 * total) for f in family)
+    noise = product_up(gradient_bound, gradient_bound, squares)
+    return min(_weighted(f, sum_up(product_up(f.distance, f.distance), noise), total) for f in family)
+
+
+def _weighted(found: Comparator, numerator: float, total: float) -> float:
+    """Compute excess + numerator / (2 total), rounded up."""
+    return sum_up(found.excess, quotient_up(numerator, 2 * total))
 
 
 def sgd_interpolation_bound(
@@ -180,8 +224,17 @@ def sgd_interpolation_bound(
     family = _family(comparators)
     if not float(steps.max()) * batch_curvature < 1:
         raise ValueError(f"steps: up to {float(steps.max()):.3e}; need less than 1 / L_B = {1 / batch_curvature:.3e}")
-    useful = float((steps.double() * (1 - steps.double() * batch_curvature)).sum())
-    return min((f.distance**2 + 2 * f.excess * total) / (2 * useful) for f in family)
+    # Each factor 1 - eta L_B errs by 2 u, which counts where it is small.
+    exact = steps.to(torch.float64)
+    useful = exact * (1 - exact * batch_curvature - 4 * unit_roundoff(torch.float64)).clamp(min=0)
+    least = float(useful.sum()) * (1 - gamma(len(exact) + 4, torch.float64))
+    if not least > 0:
+        return math.inf
+    most = total * (1 + 2 * gamma(len(exact) + 4, torch.float64))
+    return min(
+        quotient_up(sum_up(product_up(f.distance, f.distance), product_up(2.0, f.excess, most)), 2 * least)
+        for f in family
+    )
 
 
 def _family(comparators: Comparator | Iterable[Comparator]) -> list[Comparator]:
@@ -192,10 +245,12 @@ def _family(comparators: Comparator | Iterable[Comparator]) -> list[Comparator]:
 
 
 def _sums(steps: Tensor) -> tuple[float, float]:
+    """Return the sum of the steps, rounded down, and that of their squares, rounded up."""
     if steps.ndim != 1 or len(steps) == 0 or not bool((steps > 0).all()):
         raise ValueError(f"steps: shape {tuple(steps.shape)}; need a vector of one or more positive steps")
     exact = steps.to(torch.float64)
-    return float(exact.sum()), float(exact.square().sum())
+    relative = gamma(len(exact) + 4, torch.float64)
+    return float(exact.sum()) * (1 - relative), float(exact.square().sum()) * (1 + relative)
 
 
 def _require(step: float, steps: int) -> None:

@@ -11,7 +11,7 @@ from lightning_conv.last_layer.gram import LeastChange, least_change
 from lightning_conv.last_layer.prescribed import prescribed_outputs
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
-from lightning_conv.linalg.rounding import gamma, unit_roundoff
+from lightning_conv.linalg.rounding import frobenius, gamma, unit_roundoff
 from lightning_conv.reporting.progress import Report, part, silent
 
 PRESCRIBED = 6
@@ -38,7 +38,7 @@ def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | No
         floor = problem.infimum.lower
     change = w - start
     # The difference is rounded too, by a relative u per entry.
-    distance = float(change.norm()) * (1 + gamma(w.numel() + 4, w.dtype)) * (1 + 2 * unit_roundoff(w.dtype))
+    distance = frobenius(change) * (1 + gamma(w.numel() + 4, w.dtype)) * (1 + 2 * unit_roundoff(w.dtype))
     excess = problem.value(w).upper - floor
     return Comparator(max(excess, 0.0) * OUTWARD if excess > 0 else 0.0, distance)
 

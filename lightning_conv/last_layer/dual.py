@@ -50,7 +50,8 @@ class HeadDual:
         problem: the problem of the head, with one of torch's losses.
 
     Raises:
-        ValueError: the loss is the caller's own, whose conjugate is not known.
+        ValueError: the loss is the caller's own, whose conjugate is not known, or the features are refused by
+            ``HeadProblem.require_moderate``.
         MemoryError: the smaller Gram matrix does not fit.
 
     Cost: the smaller Gram matrix of Z, its factor and a proven sigma_min, once.
@@ -61,6 +62,7 @@ class HeadDual:
     def __init__(self, problem: HeadProblem) -> None:
         if problem.losses.kind == "custom":
             raise ValueError("loss_fn: the conjugate of the caller's own loss is not known, so there is no dual bound")
+        problem.require_moderate()
         self._problem = problem
         gram = small_gram(problem)
         self._project = _Projection(problem, gram)

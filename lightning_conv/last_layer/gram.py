@@ -147,9 +147,11 @@ def least_change(problem: HeadProblem, report: Report = silent) -> Iterator[Leas
     Raises:
         SingularError: there is no Cholesky factor.
         MemoryError: the matrix does not fit into ``max_memory``.
+        ValueError: the features are all zero without a trained bias, or their products vanish or overflow.
 
     Cost: n D min(n, D) flops for the Gram matrix, min(n, D)^3 / 3 for the factor.
     """
+    problem.require_moderate()
     if problem.samples <= problem.columns and not problem.held:
         with _tiled(problem, report) as solver:
             yield solver

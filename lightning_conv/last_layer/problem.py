@@ -5,50 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
-from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
+from lightning_conv.expressivity.stream import FeatureRows, HeldRows, ScaledRows, read_rows
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import SAFE_EXPONENT
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import gamma, ldexp, require_moderate
 from lightning_conv.losses.per_sample import Infimum, SampleLosses
 from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
 from lightning_conv.networks.precision import in_float64
 
 WORD = 8  # bytes of a float64
-
-
-def ldexp(values: Tensor, exponent: int) -> Tensor:
-    """Compute 2^exponent times the values, in two steps, because 2^1074 overflows; exact unless the result is subnormal."""
-    half = exponent // 2
-    return values * 2.0**half * 2.0 ** (exponent - half)
-
-
-@dataclass(frozen=True)
-class ScaledRows:
-    """Features times a power of two."""
-
-    source: FeatureRows
-    exponent: int
-
-    @property
-    def samples(self) -> int:
-        """Number of samples n."""
-        return self.source.samples
-
-    @property
-    def width(self) -> int:
-        """Number of features m_H."""
-        return self.source.width
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return the rows start, ..., stop - 1."""
-        return ldexp(self.source.rows(start, stop), self.exponent)
+VANISHING = 2.0**-900
+"""Loss below which products of its formula may have vanished."""
 
 
 class HeadProblem:
@@ -229,6 +202,18 @@ class HeadProblem:
                 found.append(torch.hypot(ldexp(ldexp(h, -exponent).norm(dim=1), exponent), h.new_tensor(self.bias)))
         return torch.cat(found) * (1 + gamma(self.columns + 4, torch.float64))
 
+    def require_moderate(self) -> None:
+        """Refuse features whose Gram matrix cannot be solved with.
+
+        Raises:
+            ValueError: they are all zero and the bias is not trained, or their products vanish or overflow.
+        """
+        if not bool(self.row_norms.any()):
+            raise ValueError(
+                "features: all zero without a trained bias, so no last layer changes the outputs; check the trunk"
+            )
+        require_moderate(self.row_norms, "features")
+
     def scaled(self) -> tuple[HeadProblem, int]:
         """Return a problem with features of moderate size and the exponent k, where these features are 2^k times the scaled ones.
 
@@ -303,6 +288,8 @@ class HeadProblem:
         if not math.isfinite(value):
             return Bounded(value, -math.inf, math.inf, certified=False, method="overflow")
         slack = 1.001 * (slack / self.samples + gamma(self.samples + 3, torch.float64) * abs(value))
+        if abs(value) < VANISHING:  # products that underflow: 2^-1074 for each output, and a few more for a sample
+            slack += (self.outputs_each + 16) * math.ulp(0.0)
         proven = known and (self.smoothness is not None or self.losses.lipschitz is not None)
         method = "float64, rounding bounded" if proven else "float64, rounding of the outputs only"
         return Bounded(value, value - slack, value + slack, certified=proven, method=method)

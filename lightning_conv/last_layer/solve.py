@@ -57,7 +57,8 @@ def solve_head(
 
     Raises:
         ValueError: the tolerance or the method is not valid, the start has another shape, or the method does not support
-            the loss: ``"cg"`` needs squared loss, ``"cholesky"`` one of torch's losses.
+            the loss: ``"cg"`` needs squared loss, ``"cholesky"`` one of torch's losses; or the features are refused by
+            ``HeadProblem.require_moderate``.
         SingularError: the method is ``"cholesky"`` and [h, 1] is singular.
         MemoryError: the method is ``"cholesky"`` and its matrix does not fit.
 
@@ -104,6 +105,7 @@ def _require(problem: HeadProblem, tol: float, method: str, dtype: torch.dtype) 
         raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(SolveMethod))}")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: {dtype}; need the floating type of the network, such as torch.float32")
+    problem.require_moderate()
     kind = problem.losses.kind
     if method == "cg" and kind != "squared":
         raise ValueError('method: "cg" needs a squared loss; use "lbfgs"')

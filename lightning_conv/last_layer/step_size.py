@@ -12,6 +12,7 @@ from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sigma import sigma_max
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.rounding import exponent_of, ldexp, ldexp_up, product_up, quotient_up
 from lightning_conv.losses.facts import curvature
 
 TINY = 2.0**-1000
@@ -94,9 +95,13 @@ def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvat
     """
     if not 1 <= batch_size <= problem.samples:
         raise ValueError(f"batch_size: {batch_size}; need 1 to n = {problem.samples}")
-    largest = float(torch.topk(problem.row_norms.square(), batch_size).values.mean())
-    bound = _smoothness(problem) * largest * OUTWARD
-    return bound if curvature is None else min(bound, curvature.value.upper * problem.samples / batch_size * OUTWARD)
+    norms = torch.topk(problem.row_norms, batch_size).values
+    exponent = exponent_of(norms)  # squares of the scaled norms neither vanish nor overflow
+    largest = ldexp_up(float(ldexp(norms, -exponent).square().mean()) * OUTWARD, 2 * exponent)
+    bound = product_up(_smoothness(problem), largest)
+    if curvature is None:
+        return bound
+    return min(bound, product_up(curvature.value.upper, quotient_up(problem.samples, batch_size)))
 
 
 def gradient_bound(problem: HeadProblem) -> float:

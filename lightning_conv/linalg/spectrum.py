@@ -13,8 +13,9 @@ from lightning_conv.linalg.eigenvalues.cholesky import factor_memory
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError, decompose, eigen_decomposition, residual_radius
 from lightning_conv.linalg.eigenvalues.largest import largest
 from lightning_conv.linalg.eigenvalues.smallest import smallest
-from lightning_conv.linalg.eigenvalues.symmetric import checked, require_symmetric
+from lightning_conv.linalg.eigenvalues.symmetric import Symmetric, checked, require_symmetric
 from lightning_conv.linalg.estimates import spectral_entropy
+from lightning_conv.linalg.rounding import ldexp, ldexp_up, product_up, sum_up
 
 __all__ = [
     "Bounded",
@@ -96,8 +97,10 @@ def matrix_spectrum(matrix: Tensor, *, method: Method | None = None) -> Spectrum
             the largest, by ``smallest_eigenvalue`` and ``largest_eigenvalue``. ``"auto"``: dense up to N = 512,
             extremes above.
 
+    Matrices of extreme size are scaled by a power of two first, so the bounds hold for subnormal entries, too.
+
     Raises:
-        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite.
+        ValueError: the matrix is not square, not symmetric, empty, not float64, or not finite, or an eigenvalue overflows.
         torch.linalg.LinAlgError: the eigensolver failed on the device and on the CPU.
 
     Cost: about 12 N^3 flops if dense; 2 N^3 / 3 and about 300 N^2 flops for the extremes.
@@ -114,20 +117,36 @@ def matrix_spectrum(matrix: Tensor, *, method: Method | None = None) -> Spectrum
 
 
 def _dense(matrix: Tensor) -> Spectrum:
-    require_symmetric(matrix, "gram")
-    values, vectors, reason = decompose(matrix)
-    absolute, relative = residual_radius(matrix.to(vectors.device), values, vectors)
-    radius = absolute + relative * float(values.abs().max())
+    a = checked(matrix, "gram")
+    values, vectors, reason = decompose(a.matrix)
+    absolute, relative = residual_radius(a.matrix.to(vectors.device), values, vectors)
+    radius = sum_up(absolute, product_up(relative, float(values.abs().max())))
+    ends = (
+        Bounded.around(float(values[end]), absolute, relative, certified=True, method="residual bound", reason=reason)
+        for end in (0, -1)
+    )
+    lowest, highest = (_in_range(a.rescaled(end), a) for end in ends)
+    if a.exponent != 0:
+        # The values are rounded when they are scaled back, each by at most half the least positive number.
+        values, radius = ldexp(values, a.exponent), sum_up(ldexp_up(radius, a.exponent), math.ulp(0.0))
+    return Spectrum(values, lowest, highest, radius)
 
-    def bounded(value: float) -> Bounded:
-        error = absolute + relative * abs(value)
-        return Bounded(value, value - error, value + error, certified=True, method="residual bound", reason=reason)
 
-    return Spectrum(values, bounded(float(values[0])), bounded(float(values[-1])), radius)
+def _in_range(bounded: Bounded, a: Symmetric) -> Bounded:
+    """Return the eigenvalue if it can be represented.
+
+    Raises:
+        ValueError: it overflows.
+    """
+    if math.isinf(bounded.value):
+        raise ValueError(
+            f"gram: entries of up to 2^{a.exponent}, so an eigenvalue overflows; divide the matrix by a constant"
+        )
+    return bounded
 
 
 def _extremes(matrix: Tensor) -> Spectrum:
     a = checked(matrix, "gram")
     memory = factor_memory(a)
-    lowest, highest = (a.rescaled(end(a, TOLERANCE, SEED, memory)) for end in (smallest, largest))
+    lowest, highest = (_in_range(a.rescaled(end(a, TOLERANCE, SEED, memory)), a) for end in (smallest, largest))
     return Spectrum(None, lowest, highest, radius=None, trace=float(matrix.diagonal().sum()))

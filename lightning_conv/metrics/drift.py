@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+import copy
+import weakref
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -27,10 +29,17 @@ class ReferenceMetric(KernelMetric):
     epoch; if the reference were discarded too, each epoch's drift would be zero. ``forget`` discards both. The reference is
     in the ``state_dict``, so that a resumed run measures against the same one. The latest kernel is not
     (``persistent(True)`` adds it).
+
+    A copy (``clone``, ``copy.deepcopy``) has the reference of its original. If the original has none yet, the first kernel
+    that one of its copies receives becomes its reference as well, and so that of all copies made later. So
+    ``MetricTracker(KernelDrift())``, which makes a new copy of its metric at each ``increment`` and updates only copies,
+    measures every period against the very first kernel. Copies made before have their own first kernel, such as
+    ``metrics.clone(prefix="train_")`` and ``metrics.clone(prefix="val_")``. A pickled metric has no original.
     """
 
     reference: Tensor
     reference_facts: Tensor
+    _original: weakref.ref[ReferenceMetric] | None = None  # metric without a reference of which this one is a copy
 
     def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
         super().__init__(**options)
@@ -44,9 +53,35 @@ class ReferenceMetric(KernelMetric):
             reference = self._stored("reference")
             if reference is None:
                 self._store("reference", gram)
+                self._hand_on()
             else:
                 require_comparable(gram, reference)
         self._store("matrix", gram)
+
+    def _hand_on(self) -> None:
+        """Make the first kernel the reference of the original, too, unless that has one."""
+        original = self._original() if self._original is not None else None
+        if original is not None and not original.reference.numel():
+            original.reference, original.reference_facts = (
+                state.to(original.device)
+                if state.dtype != torch.float64
+                else to_supported_device(state, original.device)
+                for state in (self.reference, self.reference_facts)
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the metric; the copy knows its original (see the class)."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        # A module among the attributes would become a child module, a weak reference does not.
+        copied._original = weakref.ref(self)
+        return copied
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle or copy, without the reference to the original."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_original"}
 
     @override
     def reset(self) -> None:

@@ -8,11 +8,17 @@ infimum of its convex problem is the global infimum of the loss, (1/n) sum_i inf
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from lightning_conv.linalg.rounding import exponent_of, frobenius, ldexp
+
+NEGLIGIBLE = 2.0**-24
+"""Share of the root mean square of all tensors up to which a tensor counts as zero: the unit roundoff of float32."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,10 @@ class Perturbation:
 def perturb(parameters: Mapping[str, Tensor], scale: float, seed: int) -> Perturbation:
     """Add Gaussian noise to ``parameters`` in place, with std = ``scale`` times the root mean square of each tensor.
 
-    A tensor of zeros takes the root mean square of all tensors together, so that the distribution has a density on the
-    whole space, which the theorem's "almost surely" relies on. The noise has its own generator and does not consume global
-    random numbers.
+    A tensor of zeros, or one whose root mean square is below ``NEGLIGIBLE`` times that of all tensors together, takes the
+    latter (1 if all are zero). So the distribution has a density on the whole space, which the theorem's "almost surely"
+    relies on, and noise on a tensor that is nearly zero does not vanish beside the others. The noise has its own generator
+    and does not consume global random numbers.
 
     Args:
         parameters: tensors by name; their order determines the noise that each one gets.
@@ -44,17 +51,25 @@ def perturb(parameters: Mapping[str, Tensor], scale: float, seed: int) -> Pertur
         raise ValueError(f"noise_scale: {scale}; need a positive number, because the theorem requires noise")
     generator = torch.Generator().manual_seed(seed)
     count = sum(p.numel() for p in parameters.values())
-    total = sum(float(_exact(p).square().sum()) for p in parameters.values())
-    overall = (total / count) ** 0.5 if count and total else 1.0
-    squared = 0.0
-    for parameter in parameters.values():
+    sizes = {name: _rms(_exact(p)) for name, p in parameters.items()}
+    total = math.hypot(*(sizes[name] * p.numel() ** 0.5 for name, p in parameters.items()))
+    overall = total / count**0.5 if total else 1.0
+    moved = 0.0
+    for name, parameter in parameters.items():
         before = _exact(parameter)
-        rms = float(before.square().mean().sqrt()) or overall
+        rms = overall if sizes[name] <= NEGLIGIBLE * overall else sizes[name]
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (scale * rms)
         parameter.add_(noise.to(parameter.dtype).to(parameter.device))
         # The change after rounding to the parameter's type.
-        squared += float((_exact(parameter) - before).square().sum())
-    return Perturbation(squared**0.5, (squared / total) ** 0.5 if total else float("inf"), len(parameters))
+        moved = math.hypot(moved, frobenius(_exact(parameter) - before))
+    return Perturbation(moved, moved / total if total else float("inf"), len(parameters))
+
+
+def _rms(values: Tensor) -> float:
+    """Compute the root mean square without squares that vanish or overflow."""
+    exponent = exponent_of(values)
+    root = float(ldexp(values, -exponent).square().mean().sqrt()) if values.numel() else 0.0
+    return math.ldexp(root, exponent)
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from lightning_conv.kernels.contraction import is_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.theory.criterion import Criterion, at_most, not_applicable
-from lightning_conv.theory.papers.oymak import SOURCE
+from lightning_conv.theory.papers.oymak import SOURCE, STEP, Hypotheses, judge_step
 from lightning_conv.theory.tools.observation import Observation
 
 LINE = "(alpha / 4) |w_k - w_0| + |r_k| <= |r_0| at every k, with alpha^2 the smallest lambda_min(G) measured"
-STEP = "h <= 1 / (2 beta^2) at every step, with beta^2 the largest lambda_max(G) measured"
+STEP_ASKS = f"{STEP} at every step, with beta^2 the largest lambda_max(G) measured"
 
 
 @register_criteria
@@ -49,12 +49,14 @@ class OymakTracker(CriteriaTracker):
             reason = 'needs a squared loss and the full kernel, Probe(outputs="full")'
             return [
                 not_applicable(name, SOURCE, asks, reason)
-                for name, asks in (("oymak_step", STEP), ("misfit_and_distance", LINE))
+                for name, asks in (("oymak_step", STEP_ASKS), ("misfit_and_distance", LINE))
             ]
-        # The theorem takes beta in the whole ball, where it is larger: a step beyond this bound is beyond the theorem's.
-        allowed = 1 / (2 * self.greatest_lambda_max) if self.greatest_lambda_max > 0 else math.nan
+        # Nothing that is measured bounds L, so only the first factor of the condition can be judged. The theorem takes beta in the
+        # whole ball, where it is larger: a step beyond this bound is beyond the theorem's.
+        beta = math.sqrt(self.greatest_lambda_max) if self.greatest_lambda_max > 0 else math.nan
+        known = Hypotheses(math.nan, math.sqrt(self.least_lambda_min), beta, lipschitz=math.nan)
         return [
-            at_most("oymak_step", SOURCE, STEP, run.scale.step_on_sum(run.largest_rate), allowed),
+            replace(judge_step(run.scale.step_on_sum(run.largest_rate), known), asks=STEP_ASKS),
             _line(seen, math.sqrt(self.least_lambda_min), run.scale.k),
         ]
 

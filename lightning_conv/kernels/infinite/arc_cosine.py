@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.infinite.correlation import correlations
+from lightning_conv.linalg.rounding import require_moderate
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ def h_infinity(inputs: Tensor) -> Tensor:
                 [0.0000, 0.5000]], dtype=torch.float64)
     """
     x = as_rows(inputs)
-    norms = x.norm(dim=1, keepdim=True)
-    if not bool((norms > 0).all()):
-        raise ValueError(f"inputs: row {int((norms == 0).nonzero()[0, 0])} is zero and has no direction; remove it")
-    unit = x / norms
+    sizes = x.abs().amax(1, keepdim=True)
+    if not bool((sizes > 0).all()):
+        raise ValueError(f"inputs: row {int((sizes == 0).nonzero()[0, 0])} is zero and has no direction; remove it")
+    unit = x / sizes
+    unit = unit / unit.norm(dim=1, keepdim=True)
     far, near = (torch.stack([(row + sign * unit).norm(dim=1) for row in unit]) for sign in (-1, 1))
     theta = 2 * torch.atan2(far, near)
     kernel = (x @ x.T) * (math.pi - theta) / (2 * math.pi)
@@ -94,7 +96,7 @@ def as_rows(inputs: Tensor) -> Tensor:
     """Return samples as float64 rows, (n, d).
 
     Raises:
-        ValueError: there are no samples, or some are not finite.
+        ValueError: there are no samples, or some are not finite, or so large or small that their products overflow or vanish.
     """
     if inputs.ndim < 2 or inputs.numel() == 0:
         raise ValueError(
@@ -103,4 +105,5 @@ def as_rows(inputs: Tensor) -> Tensor:
     rows = inputs.detach().double().flatten(1)
     if not bool(rows.isfinite().all()):
         raise ValueError("inputs: contain NaN or infinity; clean the samples")
+    require_moderate(rows, "inputs")
     return rows

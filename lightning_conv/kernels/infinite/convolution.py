@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from lightning_conv.kernels.infinite.limit import Dual, LimitKernel, c_sigma, limit_kernel
 from lightning_conv.kernels.infinite.recursions import of_pairs, require_c_res, require_depth
+from lightning_conv.linalg.rounding import require_moderate
 from lightning_conv.networks.activation import Activation
 
 
@@ -61,6 +62,7 @@ def convolutional_limit(
         raise ValueError(f"images: shape {tuple(images.shape)}; need (n, channels, height, width)")
     if not bool(images.isfinite().all()):
         raise ValueError("images: contain NaN or infinity; clean the samples")
+    require_moderate(images.double(), "images")
     neighbours = patch_positions(images.shape[2], images.shape[3], kernel_size)
     n, positions = len(images), len(neighbours)
     constant, step = c_sigma(activation), c_res / depth

@@ -86,7 +86,5 @@ def dense_end(a: Symmetric, index: int, reason: str) -> Bounded:
     values, vectors, further = decompose(a.matrix)
     absolute, relative = residual_radius(a.matrix.to(vectors.device), values, vectors)
     value = float(values[index])
-    error = absolute + relative * abs(value)
-    return Bounded(
-        value, value - error, value + error, True, "residual bound", "; ".join(filter(None, (reason, further)))
-    )
+    reason = "; ".join(filter(None, (reason, further)))
+    return Bounded.around(value, absolute, relative, certified=True, method="residual bound", reason=reason)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
+from lightning_conv.linalg.eigenvalues.symmetric import SAFE_EXPONENT, rescaled
 from lightning_conv.linalg.lanczos import Matvec, lanczos
+from lightning_conv.linalg.rounding import exponent_of, ldexp
 
 METHOD = "Lanczos residual"
 ASYMMETRY = 1e-3
@@ -80,7 +82,17 @@ def ritz_bounds(
         >>> found.lambda_max.lower <= 100 <= found.lambda_max.upper
         True
     """
-    krylov = lanczos(matvec, size, steps=steps, start=start, block=block, seed=seed, dtype=dtype, device=device)
+    exponent: int | None = None  # of the operator, from its first product: squares then neither vanish nor overflow
+
+    def scaled(columns: Tensor) -> Tensor:
+        nonlocal exponent
+        images = matvec(columns)
+        if exponent is None:
+            found = exponent_of(images)
+            exponent = found if abs(found) > SAFE_EXPONENT * (dtype == torch.float64) + 30 else 0
+        return ldexp(images, -exponent) if exponent else images
+
+    krylov = lanczos(scaled, size, steps=steps, start=start, block=block, seed=seed, dtype=dtype, device=device)
     if krylov.asymmetry > ASYMMETRY:
         raise ValueError(
             f"matvec: not symmetric (<x, A y> and <y, A x> differ by {krylov.asymmetry:.1e} of the largest product); Lanczos needs A = A^T"
@@ -88,17 +100,18 @@ def ritz_bounds(
     values, coordinates, residuals = krylov.ritz()
     ends = krylov.basis @ coordinates[:, [0, -1]]
     ends = ends / ends.norm(dim=0)
-    images = matvec(ends)
+    images = scaled(ends)
     thetas = (ends * images).sum(0)
     distances = (images - ends * thetas).norm(dim=0)
     allowance = 4 * size**0.5 * torch.finfo(values.dtype).eps * float(images.norm(dim=0).max())
     floor = 0.0 if semidefinite else -float("inf")
     (low, high), (below, above) = thetas.tolist(), distances.tolist()
+    exponent = exponent or 0
     return RitzBounds(
-        lambda_min=_bounded(low, low - below - allowance, low + allowance, floor),
-        lambda_max=_bounded(high, high - allowance, high + above + allowance, floor),
-        values=values,
-        residuals=residuals,
+        lambda_min=rescaled(_bounded(low, low - below - allowance, low + allowance, floor), exponent),
+        lambda_max=rescaled(_bounded(high, high - allowance, high + above + allowance, floor), exponent),
+        values=ldexp(values, exponent),
+        residuals=ldexp(residuals, exponent),
         invariant=krylov.invariant,
     )
 

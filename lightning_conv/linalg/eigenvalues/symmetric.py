@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import MODERATE, gamma, ldexp, ldexp_down, ldexp_up
 
 TILE = 512
 OUTWARD = 1 + 2.0**-30
@@ -17,7 +17,7 @@ OUTWARD = 1 + 2.0**-30
 Underflow changes a sum by at most N^3 2^-1074, which is negligible beside a term of at least 2^-53 |A| unless |A| is
 tiny."""
 
-SAFE_EXPONENT = 200
+SAFE_EXPONENT = MODERATE
 """Matrices whose largest entry is outside 2^-200 ... 2^200 are scaled by a power of two, which is exact."""
 
 
@@ -72,9 +72,8 @@ def rescaled(bounded: Bounded, exponent: int) -> Bounded:
     """Return the statement about 2^exponent times the number."""
     if exponent == 0:
         return bounded
-    # Subnormal results round, so the ends move to the next number outwards.
-    lower = math.nextafter(_ldexp(bounded.lower, exponent), -math.inf)
-    upper = math.nextafter(_ldexp(bounded.upper, exponent), math.inf)
+    # Subnormal results are rounded, the ends outwards.
+    lower, upper = ldexp_down(bounded.lower, exponent), ldexp_up(bounded.upper, exponent)
     return replace(bounded, value=_ldexp(bounded.value, exponent), lower=lower, upper=upper)
 
 
@@ -89,8 +88,7 @@ def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
     if largest == 0 or abs(exponent) <= SAFE_EXPONENT:
         exponent = 0
     else:
-        half = exponent // 2  # in two steps, because 2^1074 overflows
-        matrix = matrix * 2.0**-half * 2.0 ** -(exponent - half)
+        matrix = ldexp(matrix, -exponent)
     sums = 1 + gamma(matrix.numel() + 3, torch.float64)
     norm = float(torch.linalg.vector_norm(matrix)) * sums
     skew = 0.0 if exact else float(torch.linalg.vector_norm(matrix - matrix.T)) * sums * OUTWARD
@@ -115,7 +113,7 @@ def require_symmetric(matrix: Tensor, name: str = "gram") -> tuple[float, bool]:
         )
     largest = max(abs(float(end)) for end in matrix.aminmax())
     if not math.isfinite(largest):
-        raise ValueError(f"{name}: contains NaN or infinity; check the network and its samples")
+        raise ValueError(f"{name}: contains NaN or infinity; check the network, its samples and their scale")
     exact = _exactly_symmetric(matrix)
     if not exact:
         skew = float((matrix - matrix.T).abs().max())

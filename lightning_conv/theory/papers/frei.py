@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
+from lightning_conv.linalg.rounding import (
+    FEW,
+    exponent_of,
+    gamma,
+    ldexp,
+    product_down,
+    product_up,
+    quotient_down,
+    quotient_up,
+)
 from lightning_conv.theory.criterion import Criterion, at_least
 
 BLOCK = 1024
+UNDERFLOW = 1e-300
+"""Upper bound of what underflow can take from a square or a product of rows whose largest entry is about 1."""
 FREI = "Frei, Vardi, Bartlett, Srebro, Hu 2023 (2210.07082)"
 KOU = "Kou, Chen, Gu 2023 (2310.18935)"
 
@@ -44,7 +56,8 @@ class NearOrthogonality:
         kou = at_least("near_orthogonality_kou", KOU, f"{asks}, C = {constant:g}", self.kappa, constant, proves=True)
         if slope <= 0:
             return [kou]
-        bound = 3 / slope**3 * (self.largest / self.smallest) ** 2 if self.smallest > 0 else math.inf
+        # The last factor covers the rounding of both norms, for inputs of up to a million numbers.
+        bound = 3 / slope**3 * (self.largest / self.smallest) ** 2 * OUTWARD if self.smallest > 0 else math.inf
         asks = f"{asks}, C = 3 gamma^-3 (R_max/R_min)^2"
         return [kou, at_least("near_orthogonality", FREI, asks, self.kappa, bound, proves=True)]
 
@@ -73,6 +86,9 @@ def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonali
     if not bool(torch.isfinite(x).all()):
         raise ValueError("inputs: contain NaN or infinity; remove these samples")
     n, d = x.shape
+    # kappa has no scale: a power of two changes no digit, and the largest squares then neither vanish nor overflow.
+    exponent = exponent_of(x)
+    x = ldexp(x, -exponent)
     relative = gamma(d + 2, torch.float64)
     squares = x.square().sum(1)
     norms = squares.sqrt()
@@ -82,7 +98,7 @@ def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonali
         for second in range(first, n, block):
             theirs = slice(second, second + block)
             products = (x[mine] @ x[theirs].T).abs()
-            error = relative * norms[mine, None] * norms[None, theirs] * (1 + relative)
+            error = relative * norms[mine, None] * norms[None, theirs] * (1 + relative) + UNDERFLOW
             if first == second:
                 above = torch.ones_like(products, dtype=torch.bool).tril()
                 products[above], error[above] = -1.0, 0.0
@@ -92,13 +108,15 @@ def near_orthogonality(inputs: Tensor, *, block: int = BLOCK) -> NearOrthogonali
             if float(products[row, column]) > largest:
                 largest, pair = float(products[row, column]), (first + row, second + column)
     least = float(squares.min())
+    low, high = max(least * (1 - 2 * relative) - UNDERFLOW, 0.0), least * (1 + 2 * relative) + UNDERFLOW
     ends = (
         _over(least, n * largest),
-        _over(least * (1 - 2 * relative), n * upper),
-        _over(least * (1 + 2 * relative), n * lower),
+        quotient_down(low, product_up(n, upper)),
+        quotient_up(high, product_down(n, lower)) if lower > 0 else math.inf,
     )
     kappa = Bounded(*ends, certified=True, method="all products, with their rounding")
-    return NearOrthogonality(kappa, pair, math.sqrt(least), float(norms.max()))
+    smallest, greatest = (math.ldexp(size, exponent) for size in (math.sqrt(least), float(norms.max())))
+    return NearOrthogonality(kappa, pair, smallest, greatest)
 
 
 def _over(numerator: float, denominator: float) -> float:
@@ -132,7 +150,7 @@ def stable_rank_bound(inputs: Tensor, slope: float, weights: Tensor) -> float:
     q = slope * float(a.min() / a.max())
     error = gamma(x.shape[1] + len(x), torch.float64) * float(eigenvalues.sum())
     least, most = float(eigenvalues[0]) - error, float(eigenvalues[-1]) + error
-    return most / least * (1 + q) ** 2 / (4 * q) if q > 0 and least > 0 else math.inf
+    return most / least * (1 + q) ** 2 / (4 * q) * FEW if q > 0 and least > 0 else math.inf
 
 
 def patterns_settle(
@@ -153,8 +171,11 @@ def patterns_settle(
         start: max |w_j(0) . x_i|.
     """
     least, most = float(weights.min()), float(weights.max())
-    across = orthogonality.smallest**2 / orthogonality.kappa.lower * most  # n max |x_k . x_i| <= R_min^2 / kappa
-    return scale * (slope * least * orthogonality.smallest**2 - across) > start
+    if not orthogonality.kappa.lower > 0:
+        return False
+    square = orthogonality.smallest**2
+    across = square / orthogonality.kappa.lower * most * OUTWARD  # n max |x_k . x_i| <= R_min^2 / kappa
+    return scale * (slope * least * square / OUTWARD - across) > start * OUTWARD
 
 
 @dataclass(frozen=True)

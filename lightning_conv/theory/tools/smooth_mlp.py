@@ -27,14 +27,21 @@ The error of tanh^2 is then 2^-48 and its rounding, and z enters a sigmoid whose
 """
 
 
+TINY = 2.0**-960
+"""Size below which a number may have lost digits by underflow."""
+
+
 def above(value: float) -> float:
-    """Return a number that is certainly not smaller than the exact value of which ``value`` >= 0 is a rounding."""
-    return value * (1 + OUTWARD)
+    """Return a number that is certainly not smaller than the exact value of which ``value`` >= 0 is a rounding.
+
+    Zero stays zero, since it is what frozen layers and linear activations contribute.
+    """
+    return math.nextafter(value * (1 + OUTWARD), math.inf) if 0 < value < TINY else value * (1 + OUTWARD)
 
 
 def below(value: float) -> float:
     """Return a number that is certainly not larger than the exact value of which ``value`` >= 0 is a rounding."""
-    return value * (1 - OUTWARD)
+    return 0.0 if value < TINY else value * (1 - OUTWARD)
 
 
 @dataclass(frozen=True)

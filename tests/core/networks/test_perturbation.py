@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_conv import certify_expressivity
 from lightning_conv.networks.perturbation import fingerprint, freeze, perturb
 
 DENSE_OPTIMIZERS = sorted(
@@ -74,6 +75,35 @@ def test_noise_covers_tensors_of_zeros():
     alone = {"bias": torch.zeros(40_000)}
     assert perturb(alone, 0.1, seed=0).relative == math.inf
     assert float(alone["bias"].std()) == pytest.approx(0.1, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-170, 1e-310])
+def test_noise_covers_tensors_that_are_nearly_zero_beside_the_others(size):
+    tensors = {"dead": torch.full((40_000,), size, dtype=torch.float64), "weight": torch.full((40_000,), 2.0).double()}
+    perturb(tensors, 0.1, seed=0)
+    assert float(tensors["dead"].std()) == pytest.approx(0.1 * math.sqrt(2), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-170, 1e160, 1e300])
+def test_noise_is_relative_at_every_scale(size):
+    tensors = {"w": torch.full((40_000,), size, dtype=torch.float64)}
+    report = perturb(tensors, 0.1, seed=0)
+    assert float((tensors["w"] / size - 1).std()) == pytest.approx(0.1, rel=0.02)
+    assert report.relative == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_layer_of_zeros_separates_inputs_again():
+    """A trunk whose first layer is zero gives all inputs the same features; noise in every coordinate repairs it."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 12), nn.Tanh()).double()
+    for parameter in trunk[0].parameters():
+        nn.init.zeros_(parameter)
+    inputs = torch.randn(4, 3, dtype=torch.float64)
+    before = certify_expressivity(trunk(inputs).detach(), same_inputs=lambda i, j: False)
+    assert before.verdict == "refuted"
+    assert before.at_these_weights
+    perturb(dict(trunk.named_parameters()), 1e-2, seed=0)
+    assert certify_expressivity(trunk(inputs).detach()).verdict == "certified"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

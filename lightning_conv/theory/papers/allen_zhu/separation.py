@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_conv.expressivity.closest import ClosestRows, closest_rows
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import gamma, sum_down, sum_up
 from lightning_conv.reporting.progress import Report, silent
 from lightning_conv.theory.criterion import Criterion, at_least
 
@@ -190,7 +190,6 @@ def pairs_within(matrix: Tensor, distances: Sequence[float], *, block: int = BLO
 
 def _widened(found: ClosestRows, by: float) -> ClosestRows:
     distance = found.distance
-    wider = Bounded(
-        distance.value, max(distance.lower - by, 0.0), distance.upper + by, certified=True, method=distance.method
-    )
+    lower, upper = max(sum_down(distance.lower, -by), 0.0), sum_up(distance.upper, by)
+    wider = Bounded(distance.value, lower, upper, certified=True, method=distance.method)
     return replace(found, distance=wider)

@@ -3,7 +3,8 @@
 A non-negative function f, a start x_0 and a radius r satisfy the criterion if 4 f(x_0) < r^2 alpha(x_0, r), where alpha
 is the infimum of |grad f|^2 / f over the ball B(x_0, r). The module ``ratio`` has the inequalities, ``sampling`` can
 refute them, ``certificate`` can prove them, ``positive`` has the initialisation for which the proof succeeds, ``path``
-judges a run of full-batch gradient descent, and ``descent`` a run that is observed at some of its steps.
+judges a run of full-batch gradient descent, and ``descent`` a run that is observed at some of its steps. The criterion is
+that of version 1 of the paper (30 March 2022); ``docs/theory/chatterjee.md`` says what of it is used.
 """
 
 from lightning_conv.theory.papers.chatterjee.certificate import (

@@ -18,6 +18,7 @@ from lightning_conv.expressivity.certify import FEW
 from lightning_conv.expressivity.decomposition import decompose
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.estimates import spectral_entropy
+from lightning_conv.linalg.rounding import ldexp
 from lightning_conv.theory.criterion import Criterion
 
 SOURCE = "Kawaguchi, Sun 2104.05785"
@@ -53,8 +54,7 @@ class ExpressivityFacts:
     @property
     def stable_rank(self) -> float:
         """|[h, 1]|_F^2 / sigma_1^2, between 1 and the rank."""
-        squares = self.singular_values.square()
-        return float(squares.sum() / squares[0])
+        return float((self.singular_values / self.singular_values[0]).square().sum())
 
     @property
     def effective_rank(self) -> float:
@@ -100,7 +100,9 @@ def expressivity_facts(
     radii = None
     if len(columns) <= FEW:
         decomposition = decompose(columns)
-        values, radii = decomposition.values, decomposition.radii
+        values, radii = (ldexp(each, decomposition.exponent) for each in (decomposition.values, decomposition.radii))
+        if decomposition.exponent:  # both may have become subnormal
+            radii = radii + 2 * math.ulp(0.0)
     else:
         values = torch.linalg.svdvals(columns)
     aligned = None

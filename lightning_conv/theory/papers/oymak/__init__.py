@@ -29,16 +29,18 @@ from lightning_conv.theory.papers.oymak.hypotheses import (
     judge_hypotheses,
     sampled_hypotheses,
 )
-from lightning_conv.theory.papers.oymak.line import judge_line, misfits
+from lightning_conv.theory.papers.oymak.line import STEP, judge_line, judge_step, misfits
 
 __all__ = [
     "SOURCE",
+    "STEP",
     "CertifiedHypotheses",
     "Hypotheses",
     "SampledHypotheses",
     "certify_hypotheses",
     "judge_hypotheses",
     "judge_line",
+    "judge_step",
     "misfits",
     "sampled_hypotheses",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.linalg.rounding import product_down, product_up, quotient_down, quotient_up
 from lightning_conv.losses.objective import Objective
 from lightning_conv.theory.criterion import Criterion, Verdict, at_least, at_most
 from lightning_conv.theory.tools.ball_bounds import ball_bounds
@@ -30,17 +31,28 @@ class Hypotheses:
     @property
     def radius(self) -> float:
         """2 |r_0| / alpha, the radius of the ball and a bound of the path length; the paper has twice that."""
-        return 2 * self.misfit / self.alpha if self.alpha > 0 else math.inf
+        return quotient_up(product_up(2.0, self.misfit), self.alpha) if self.alpha > 0 else math.inf
 
     @property
     def step(self) -> float:
-        """Largest step on S: min(1 / (2 beta^2), 1 / (2 L |r_0|))."""
-        return 1 / (2 * max(self.beta**2, self.lipschitz * self.misfit))
+        """Largest step on S of the sharper statement: min(1 / (2 beta^2), 1 / (2 L |r_0|)), rounded down."""
+        largest = max(product_up(self.beta, self.beta), product_up(self.lipschitz, self.misfit))
+        return quotient_down(0.5, largest) if largest > 0 else math.inf
+
+    @property
+    def papers_step(self) -> float:
+        """Largest step on S of Theorem 2.1: min(1, alpha^2 / (L |r_0|)) / (2 beta^2), rounded down.
+
+        It is at most ``step``, because alpha <= beta.
+        """
+        bent, square = product_up(self.lipschitz, self.misfit), product_up(self.beta, self.beta)
+        share = min(1.0, quotient_down(product_down(self.alpha, self.alpha), bent)) if bent > 0 else 1.0
+        return quotient_down(share, product_up(2.0, square)) if square > 0 else math.inf
 
     @property
     def rate(self) -> float:
-        """h alpha^2, the least share of |r|^2 that a step of size ``step`` removes."""
-        return self.step * self.alpha**2
+        """h alpha^2, the least share of |r|^2 that a step of size ``step`` removes, rounded down."""
+        return product_down(self.step, self.alpha, self.alpha)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Oymak and Soltanolkotabi's line and PL*: proven constants are never undercut, promises are kept, and broken hypotheses show."""
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from lightning_conv.theory.papers.oymak import (
     certify_hypotheses,
     judge_hypotheses,
     judge_line,
+    judge_step,
     misfits,
     sampled_hypotheses,
 )
@@ -160,3 +164,35 @@ def test_the_step_is_at_least_the_paper_s():
         claimed = Hypotheses(misfit, alpha, alpha + more, lipschitz)
         papers_step = min(1, alpha**2 / (lipschitz * misfit)) / (2 * claimed.beta**2)
         assert papers_step <= claimed.step * (1 + 1e-12)
+
+
+# --- the step condition ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(misfit=st.floats(1e-3, 1e3), alpha=st.floats(1e-3, 1e3), ratio=st.floats(1, 1e3), lipschitz=st.floats(0, 1e3))
+def test_the_papers_step_is_its_whole_condition_rounded_down(misfit, alpha, ratio, lipschitz):
+    claimed = Hypotheses(misfit, alpha, alpha * ratio, lipschitz)
+    r, a, b, lip = map(Fraction, (misfit, alpha, claimed.beta, lipschitz))
+    share = min(Fraction(1), a**2 / (lip * r)) if lip * r > 0 else Fraction(1)
+    exact = share / (2 * b**2)
+    assert exact * (1 - Fraction(1, 10**14)) <= Fraction(claimed.papers_step) <= exact
+    sharper = 1 / (2 * max(b**2, lip * r))
+    assert sharper * (1 - Fraction(1, 10**14)) <= Fraction(claimed.step) <= sharper
+    assert claimed.papers_step <= claimed.step * (1 + 1e-12)  # alpha <= beta
+    assert Fraction(claimed.rate) <= sharper * a**2
+    assert Fraction(claimed.radius) >= 2 * r / a
+
+
+def test_the_step_is_judged_by_both_factors():
+    known = Hypotheses(misfit=10.0, alpha=1.0, beta=2.0, lipschitz=1.0)  # min(1, 1 / 10) / 8
+    assert judge_step(0.0124, known).verdict == "consistent"
+    assert judge_step(0.0126, known).verdict == "refuted"
+    assert judge_step(0.0126, known).asks == "h <= min(1, alpha^2 / (L |r_0|)) / (2 beta^2)"
+
+
+def test_without_l_a_step_is_refuted_or_undecided():
+    unknown = Hypotheses(misfit=10.0, alpha=1.0, beta=2.0, lipschitz=math.nan)
+    assert judge_step(0.0126, unknown).verdict == "undecided"
+    assert "is not known" in judge_step(0.0126, unknown).reason
+    assert judge_step(0.1251, unknown).verdict == "refuted"
