@@ -69,7 +69,7 @@ class GuardedRun:
         before = state.checks if state.phase == 2 else []
         state.checks = replaced(before, found)
         self._new_caveats = [said for said in state.caveats if said not in caveats(before)]
-        self._kinks = [str(kink) for kink in find_kinks(view.network, view.data.first_inputs())]
+        self._kinks = find_kinks(view.network, view.data.first_inputs())
 
     def start(self) -> None:
         """Start or resume the current phase."""

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_conv.networks.analytic_layers import judge_layer
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.operators import same_from
 from lightning_conv.networks.watched import watched_forward
+from lightning_conv.networks.weight_trace import Step, WeightTrace
 
-KINKED = {
-    function: what
-    for what, functions in {
-        "ReLU": "relu relu_",
-        "threshold": "threshold",
-        "clamp": "clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_",
-        "hard tanh or ReLU6": "hardtanh hardtanh_",
-        "leaky ReLU": "leaky_relu leaky_relu_",
-        "RReLU": "rrelu_with_noise",
-        "PReLU": "_prelu_kernel",
-        "ELU, SELU or CELU": "elu elu_ celu celu_",
-        "hard swish": "hardswish hardswish_",
-        "hard sigmoid": "hardsigmoid",
-        "hard shrink": "hardshrink",
-        "soft shrink": "softshrink",
-        "absolute value": "abs abs_",
-        "sign": "sign sgn",
-        "rounding": "floor ceil round trunc",
-        "maximum": "maximum max amax",
-        "minimum": "minimum min amin",
-        "median": "median",
-        "sorting": "sort topk",
-        "choice by size": "argmax argmin",
-        "max pooling": "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d "
-        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d",
-        "comparison": "gt ge lt le",
-    }.items()
-    for function in functions.split()
-}
-"""Functions of aten with kinks or jumps, and their usual names."""
+SAMPLES = 4
+"""Number of samples of a trace."""
 
 
 @dataclass(frozen=True)
 class Kink:
-    """A function that is not real-analytic, and the module that calls it."""
+    """A function that is not real-analytic, or not known to be, and the module that calls it."""
 
     module: str  # dotted name, "" for the network itself
     what: str
+    known: bool = True
+    """Whether it is known to have a kink or a jump; False: it is only not known to be real-analytic."""
 
     def __str__(self) -> str:
         """Return the text for messages."""
@@ -58,52 +36,79 @@ class Kink:
 
 
 def find_kinks(model: nn.Module, inputs: Inputs) -> list[Kink]:
-    """List the functions with kinks or jumps that one forward in eval mode calls, each kind once per module.
+    """List what a forward in eval mode calls that is not known to be real-analytic in the weights, once per module.
 
-    A network of affine layers, normalisations with eps > 0, softmax and smooth activations (softplus, tanh, sigmoid,
-    GELU, SiLU) has none. Its features are then real-analytic in its weights, which Kawaguchi & Sun 2021 assume. Functions
-    that depend on the inputs alone are listed too.
+    An empty list says: on these samples the outputs are a composition of operators on a list of real-analytic ones
+    (``operators``), as functions of all weights. So Kawaguchi & Sun 2021 assume. Affine layers, normalisations with
+    eps > 0, softmax, attention, recurrent layers and smooth activations (softplus, tanh, sigmoid, GELU, SiLU, Mish) are on the
+    list; a root, a logarithm or a quotient is so where its argument is positive at every weight (a variance plus eps, an exp, a
+    square plus one: ``signs``). Functions of the inputs alone are constant in the weights and are not listed. Everything
+    else is: known kinks and jumps by their usual names, random numbers, and, with ``known=False``, every operator that is
+    not on the list and every value that Python reads (``item``, ``if``, ``numpy``).
+
+    The statement is about the formulas and the samples seen. Torch's softplus, which turns linear at a threshold, counts as
+    its formula where its branches round to one number, or where no sample seen is beyond the threshold.
+
+    A second forward at other weights must call the same operators with the same constants. What it does else is listed.
 
     Args:
-        model: any module.
-        inputs: samples; only the first one is used.
+        model: any module; it is not modified.
+        inputs: samples; the first four are used.
+
+    Cost: two forward passes of four samples, with all their results and a copy of the weights in memory.
 
     Example:
         >>> import torch
         >>> [str(kink) for kink in find_kinks(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()), torch.ones(1, 2))]
         ['ReLU in 1']
     """
-    few = take(inputs, slice(min(1, sample_count(inputs))))
-    names = {module: name for name, module in model.named_modules()}
-    watch = _Watch()
+    few = take(inputs, slice(min(SAMPLES, sample_count(inputs))))
+    found, here = _trace(StatelessModule(model), few)
+    module = StatelessModule(model)
+    try:
+        more, there = _trace(module, few, _other_weights(module.parameters))
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        return [*found, Kink("", f"a forward that fails at other weights ({type(error).__name__})", known=False)]
+    found |= more
+    if here != there and all(kink.known for kink in found):
+        pairs = zip_longest(here, there, fillvalue=("its end", "", ()))
+        operator, place, _ = next(a for a, b in pairs if a != b)
+        found[Kink(place, f"another computation at other weights, from {operator} on", known=False)] = None
+    return list(found)
 
-    def enter(module: nn.Module, _: tuple[Any, ...]) -> None:
-        watch.inside.append(names.get(module, ""))
+
+def _trace(
+    module: StatelessModule, inputs: Inputs, parameters: Mapping[str, Tensor] | None = None
+) -> tuple[dict[Kink, None], list[Step]]:
+    """Run one forward and return what is not analytic, in order, and the operators that saw the weights."""
+    names = {layer: name for name, layer in module.model.named_modules()}
+    weights = [*module.parameters.values(), *module.model.parameters(), *(parameters or {}).values()]
+    trace = WeightTrace(weights, module.dtype, present=parameters is None)
+
+    def enter(layer: nn.Module, _: tuple[Any, ...]) -> None:
+        trace.inside.append(names.get(layer, ""))
 
     def leave(*_: Any) -> None:
-        watch.inside.pop()
+        trace.inside.pop()
 
-    module = StatelessModule(model)
-    handles = [layer.register_forward_pre_hook(enter) for layer in names]
-    handles += [layer.register_forward_hook(leave, always_call=True) for layer in names]
-    watched_forward(module, few, handles, within=watch)
-    return list(dict.fromkeys(watch.kinks))
+    layers = [layer for layer in names if not isinstance(layer, torch.jit.ScriptModule)]  # which take no hooks
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave, always_call=True) for layer in layers]
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # fused kernels are not seen
+        watched_forward(module, inputs, handles, parameters=parameters, within=trace)
+    return dict.fromkeys(Kink(*each) for each in trace.found), trace.steps
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.inside: list[str] = []
-        self.kinks: list[Kink] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        what = KINKED.get(func.overloadpacket.__name__)
-        floating = any(isinstance(value, Tensor) and value.is_floating_point() for value in args)
-        if what is not None and floating:
-            self.kinks.append(Kink(self.inside[-1] if self.inside else "", what))
-        return func(*args, **(kwargs or {}))
+def _other_weights(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights plus Gaussian numbers of their own root mean square, or of 1 where they are all zero."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, weight in parameters.items():
+        if weight.is_floating_point() and weight.numel():
+            size = float(weight.double().square().mean().sqrt()) or 1.0
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight)
+            moved[name] = weight + size * noise
+    return moved
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,10 @@ class Smoothed:
     swapped: tuple[str, ...]
     """Dotted names of the activations that were replaced."""
     left: tuple[Kink, ...]
-    """Functions that could not be replaced. If it is empty and ``watched`` is True, the network is real-analytic."""
+    """What is not known to be real-analytic after the replacements, see ``find_kinks``. If it is empty, the network is
+    real-analytic in its weights: on the samples given, or, without samples, by the types of its modules."""
     watched: bool = True
-    """Whether a forward was run, so that ``left`` also lists functions called inside it. False: modules by type only."""
+    """Whether a forward was run, so that ``left`` lists functions. False: modules, by their exact type."""
 
 
 def softplus(beta: float) -> nn.Softplus:
@@ -161,37 +167,17 @@ _TWINS: dict[type[nn.Module], Callable[[Any, float], nn.Module]] = {
 }
 
 
-_KINKED_MODULES: dict[type[nn.Module], str] = {
-    getattr(nn, kind): what
-    for what, kinds in {
-        "ReLU": "ReLU",
-        "hard tanh or ReLU6": "ReLU6 Hardtanh",
-        "leaky ReLU": "LeakyReLU",
-        "RReLU": "RReLU",
-        "PReLU": "PReLU",
-        "threshold": "Threshold",
-        "ELU, SELU or CELU": "ELU SELU CELU",
-        "hard swish": "Hardswish",
-        "hard sigmoid": "Hardsigmoid",
-        "hard shrink": "Hardshrink",
-        "soft shrink": "Softshrink",
-        "max pooling": "MaxPool1d MaxPool2d MaxPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
-        "FractionalMaxPool2d FractionalMaxPool3d",
-    }.items()
-    for kind in kinds.split()
-}
-
-
 def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float = 100.0) -> Smoothed:
     """Copy ``model``, replace ReLU, leaky ReLU and ReLU6 by softplus activations, and list the kinks that are left.
 
     Only modules can be replaced. A ``torch.relu`` inside a forward is listed in ``left``, and so is max pooling, which has
-    no smooth counterpart that computes the same.
+    no smooth counterpart that computes the same, and everything that is not known to be real-analytic.
 
     Args:
         model: any module; it is not modified.
-        inputs: samples for a forward that detects what is left. None: no forward is run, ``left`` lists modules by their
-            type only and ``watched`` is False, because a ``torch.relu`` inside a forward shows only when it runs.
+        inputs: samples for a forward that detects what is left, by ``find_kinks``. None: no forward is run and ``watched``
+            is False. Then ``left`` lists modules: those with kinks, and with ``known=False`` all whose exact type is not on
+            the list of analytic layers (``analytic_layers``), as the class of a network of one's own is not.
         beta: sharpness; each activation changes by at most ln(2) / beta.
 
     Raises:
@@ -213,10 +199,11 @@ def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float
         twin, swapped = _TWINS[type(twin)](twin, beta).train(twin.training), [""]
     if inputs is not None:
         return Smoothed(twin, tuple(swapped), tuple(find_kinks(twin, inputs)))
-    kinks = (
-        (name, next((what for kind, what in _KINKED_MODULES.items() if isinstance(m, kind)), None))
-        for name, m in twin.named_modules()
-    )
-    return Smoothed(
-        twin, tuple(swapped), tuple(Kink(name, what) for name, what in kinks if what is not None), watched=False
-    )
+    wide = any(p.dtype == torch.float64 for p in twin.parameters())
+    same = same_from(torch.float64 if wide else torch.float32)
+    judged = {
+        name: None if type(layer) in (LeakySoftplus, SoftplusSix) else judge_layer(layer, same)
+        for name, layer in twin.named_modules()
+    }
+    left = tuple(Kink(name, *found) for name, found in judged.items() if found is not None)
+    return Smoothed(twin, tuple(swapped), left, watched=False)

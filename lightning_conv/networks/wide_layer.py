@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.networks.analytic import softplus
+from lightning_conv.networks.analytic_layers import altered
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import Head, shared_with
+from lightning_conv.networks.separating import SEPARATING, not_separating
 from lightning_conv.networks.watched import watched_forward
-
-SEPARATING = (nn.Softplus, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Mish)
-"""Activations that are real-analytic on the whole line and not polynomials."""
 
 
 def wide_layer_width(n_train: int, factor: float = 1.1) -> int:
@@ -109,53 +108,73 @@ class WideLayer:
 
 
 def find_wide_layer(model: nn.Module, head: Head, inputs: Inputs) -> WideLayer | str:
-    """Find the linear layer and the activation that compute the head's features.
+    """Find the linear layer and the activation that compute the head's features, as the theorem of "distinct" needs them.
 
-    They are found by a forward of the samples. The features must equal sigma(z) elementwise, where z is the result of a
-    linear layer with a bias and sigma is softplus, tanh, sigmoid, GELU, SiLU or Mish. The layer's weights must be free:
-    trained, not reparametrized and not shared with another module. (A forward that uses ``layer.weight`` without calling
-    the layer is not detected.)
+    They are found by a forward of the samples. The features must equal sigma(z) elementwise, where z = W x + b is the result
+    of a linear layer with a bias and sigma is softplus, tanh, sigmoid, GELU, SiLU or Mish. Both must be of these types exactly,
+    without hooks or a replaced forward, and compute what their types say: their results are compared with the formulas in
+    float64. Softplus must be its formula at every z seen (``not_separating``). The layer's weights must be free: trained, not
+    reparametrized and not shared with another module. (A forward that uses ``layer.weight`` without calling the layer is not
+    detected.)
 
     Args:
         model: the network.
         head: head of the network, see ``find_head``.
-        inputs: a few samples.
+        inputs: samples, such as those of the first batch. What is said of the values holds for these alone.
 
     Returns:
         The layer, or a string that explains why the theorem applies to none.
     """
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    calls: list[_Seen] = []
 
-    def record(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            calls.append((module, args[0].detach().clone(), output.detach().clone()))
+    def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object) -> None:
+        given = (*args, *kwargs.values())
+        if given and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+            calls.append(_Seen(module, given[0].detach().clone(), output.detach().clone()))
 
-    kinds = (nn.Linear, *SEPARATING)
-    module = StatelessModule(model)
-    watched_forward(module, inputs, [m.register_forward_hook(record) for m in model.modules() if isinstance(m, kinds)])
-    features = next((x for called, x, _ in calls if called is head.module), None)
+    names = {module: name for name, module in model.named_modules()}
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, *SEPARATING)
+    seen = [module for module in names if isinstance(module, kinds)]
+    stateless = StatelessModule(model)
+    watched_forward(stateless, inputs, [m.register_forward_hook(record, with_kwargs=True) for m in seen])
+    features = next((call.given for call in calls if call.module is head.module), None)
     if features is None:
         return f"the head {head.name!r} was not called"
-    names = {module: name for name, module in model.named_modules()}
-    for sigma, z, h in calls:
-        if not isinstance(sigma, SEPARATING) or not torch.equal(h, features):
+    for call in calls:
+        if not isinstance(call.module, SEPARATING) or not torch.equal(call.result, features):
             continue
-        made = [m for m, _, out in calls if isinstance(m, nn.Linear) and m is not head.module and torch.equal(out, z)]
+        linear = [other for other in calls if isinstance(other.module, nn.Linear) and other.module is not head.module]
+        made = [other for other in linear if torch.equal(other.result, call.given)]
         if len(made) != 1:
-            return f"the input of {names[sigma]!r} is not the result of one linear layer"
-        return _usable(model, names[made[0]], made[0], sigma, calls)
+            return f"the input of {names[call.module]!r} is not the result of one linear layer"
+        why = not_separating(names[call.module], call.module, call.given, call.result)
+        return why or _usable(model, names[made[0].module], made[0], call.module, calls)
     kinds_said = ", ".join(kind.__name__ for kind in SEPARATING)
     return f"the features of {head.name!r} are not the result of an activation of a linear layer ({kinds_said})"
 
 
-def _usable(
-    model: nn.Module, name: str, layer: nn.Module, sigma: nn.Module, calls: list[tuple[nn.Module, Tensor, Tensor]]
-) -> WideLayer | str:
+@dataclass(frozen=True)
+class _Seen:
+    """One call of a module."""
+
+    module: nn.Module
+    given: Tensor
+    result: Tensor
+
+
+def _usable(model: nn.Module, name: str, made: _Seen, sigma: nn.Module, calls: list[_Seen]) -> WideLayer | str:
+    layer = made.module
     assert isinstance(layer, nn.Linear)
     if layer.bias is None:
         return f"{name!r} has no bias, which the theorem requires"
-    if is_parametrized(layer) or sum(called is layer for called, _, _ in calls) != 1:
+    if is_parametrized(layer) or sum(call.module is layer for call in calls) != 1:
         return f"{name!r} is reparametrized or called several times, so its weights are not free"
+    if type(layer) is not nn.Linear:
+        return f"{name!r} is a {type(layer).__name__}, a subclass of Linear that may compute something else"
+    if why := altered(layer):
+        return f"{name!r} may compute something else than a Linear: {why}"
+    if not _affine(layer, made):
+        return f"{name!r} does not compute what a Linear does"
     if (other := shared_with(model, layer)) is not None:
         return (
             f"{name!r} shares a parameter with {other!r}, so its weights are not free: its input may change with them"
@@ -163,3 +182,13 @@ def _usable(
     if not (layer.weight.requires_grad and layer.bias.requires_grad):
         return f"{name!r} is frozen, so no noise is added to its weights"
     return WideLayer(name, layer, sigma)
+
+
+def _affine(layer: nn.Linear, made: _Seen) -> bool:
+    """Return whether a layer gave x W^T + b, up to the rounding of its type: (d + 4) eps (|x| |W|^T + |b|), twice."""
+    x, weight, bias = (
+        tensor.detach().to(made.given.device).double() for tensor in (made.given, layer.weight, layer.bias)
+    )
+    room = 2 * (x.shape[-1] + 4) * torch.finfo(made.result.dtype).eps
+    allowed = room * (x.abs() @ weight.abs().T + bias.abs())
+    return bool(((made.result.double() - (x @ weight.T + bias)).abs() <= allowed).all())

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from lightning_conv.callbacks.guard.head.curvature import largest_step
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
+from lightning_conv.networks.analytic import Kink
 from lightning_conv.reporting.markdown import markdown_table
 
 SHOWN = 5  # functions that are named one by one
 
 
-def reason_to_switch(state: GuardState, settings: GuardSettings, step: int, found: str, kinks: Sequence[str]) -> str:
+def reason_to_switch(state: GuardState, settings: GuardSettings, step: int, found: str, kinks: Sequence[Kink]) -> str:
     """Return the claim of the switch, what it rests on, and what limits it.
 
     Args:
@@ -20,13 +21,14 @@ def reason_to_switch(state: GuardState, settings: GuardSettings, step: int, foun
         settings: Settings of the guard.
         step: Step of the switch.
         found: Reason of the certificate.
-        kinks: Functions in the network that are not real-analytic.
+        kinks: Functions in the network that are not real-analytic, or not known to be.
     """
     said = [f"switched at step {step}: {_claim(state, settings)}", found, *filter(None, [state.why]), *state.caveats]
     if kinks:
-        shown = ", ".join(kinks[:SHOWN]) + (f" and {len(kinks) - SHOWN} more" if len(kinks) > SHOWN else "")
+        shown = ", ".join(map(str, kinks[:SHOWN])) + (f" and {len(kinks) - SHOWN} more" if len(kinks) > SHOWN else "")
+        analytic = "real-analytic" if any(kink.known for kink in kinks) else "known to be real-analytic"
         said.append(
-            f"the network is not real-analytic ({shown}), so nothing is claimed of almost all weights, but of these, which phase 2 keeps"
+            f"the network is not {analytic} ({shown}), so nothing is claimed of almost all weights, but of these, which phase 2 keeps"
         )
     return "; ".join(said)
 
