@@ -12,10 +12,11 @@ from runs import Run, exact, fit, loss_of, targets_reached
 SLACK = {"32-true": 2e-4, "64-true": 1e-9, "bf16-mixed": 5e-2}
 
 
-def judge(case: Case, build: Callable[[Case], Run]) -> str:
-    """Run a case and compare what the guard says with the truth; return how it came out."""
+def judge(case: Case, build: Callable[[Case], Run], honest: bool = False) -> str:
+    """Run a case and compare what the guard says with the truth; return how it came out. An honest one is refused for its rule alone."""
     run = fit(case, build)
     if isinstance(run, str):
+        assert not honest or "step_rule='certified'" in run, f"refused: {run}"
         return "refused"
     guard = run.seen
     assert guard is not None

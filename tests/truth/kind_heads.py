@@ -33,7 +33,7 @@ def renormalised(m: Head, h: Tensor) -> Tensor:
 
 def some_samples(m: Head, h: Tensor) -> Tensor:
     u = F.linear(h, m.weight, m.bias)
-    return torch.where(h[:, :1] > 1.0, u.clamp(-0.01, 0.01), u)
+    return torch.where(h[:, :1] > m.seen, u.clamp(-0.01, 0.01), u)
 
 
 def straight_through(m: Head, h: Tensor) -> Tensor:
@@ -82,7 +82,10 @@ def _with_rows(case: Case) -> int:
 
 def by_forward(case: Case) -> Run:
     head = Head(_with_rows(case), case.classes, FORWARDS[case.variant], bias="cosine" not in case.variant)
-    return plain(case, head=head, claimable=False)
+    run = plain(case, head=head, claimable=False)
+    with torch.no_grad():
+        head.seen.copy_(run.module.trunk(run.x)[:, 0].max() / 2)
+    return run
 
 
 def hooked(case: Case) -> Run:

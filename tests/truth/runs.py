@@ -115,7 +115,7 @@ def fit(case: Case, build: Callable[[Case], Run]) -> Run | str:
     y = run.y.to(dtype) if run.y.is_floating_point() else run.y
     options = {"switch_at": 1, "step_rule": case.rule, "method": case.method} | run.guard
     if not case.module and "loss_fn" not in options:
-        options["loss_fn"] = loss_of(case)
+        options |= {"loss_fn": loss_of(case), "infimum": 0.0}
     given = {"callbacks": [], "precision": case.precision, "max_epochs": run.epochs} | run.trainer
     run.seen = guard = ExpressivityGuard(**options)
     loader = DataLoader(TensorDataset(x, y), batch_size=case.batch or case.n)

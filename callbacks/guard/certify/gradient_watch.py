@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.guard.certify.checks import Check
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.callbacks.run.twin import Twin
 
 ULPS = (
@@ -156,17 +157,10 @@ class GradientWatch:
             return
         pairs = [(was, each.grad) for was, each in zip(kept, self._weights, strict=False)]
         then, now = ([pair[k] for pair in pairs if None not in pair] for k in (0, 1))
-        changed = not _is_scaled(then, now) and not self._clips_values
+        changed = not _is_scaled(then, now) and not clips_values(self._view.trainer)
         if any(self._view.ranks.gather(lambda: changed)):
             said = "something changes the gradients between the backward pass and the optimizer's step"
             self.found = Check("gradients of the step", False, said)
-
-    @property
-    def _clips_values(self) -> bool:
-        trainer = self._view.trainer
-        return trainer.gradient_clip_val is not None and str(trainer.gradient_clip_algorithm or "norm").endswith(
-            "value"
-        )
 
     def check(self) -> Check:
         """Return the last comparison; where no step was seen yet, whether anything could change the gradients of the first."""
