@@ -47,7 +47,8 @@ def hold_numbers(case: Case, run: Run, own: float, features: np.ndarray) -> None
     guard = run.seen
     assert guard is not None
     rounding = SLACK[case.precision] * max(1.0, own)
-    if guard.history and np.isfinite(own):
+    moved = {check.name for check in guard.checks if check.held is False} & {"own loss", "steps of the rule", "trunk unmoved"}
+    if guard.history and np.isfinite(own) and not moved:  # the guard said that the weights are not those of the number
         last = guard.history[-1]
         for name in ("gap", "bound"):
             if name in last and not (name == "bound" and guard.caveats):

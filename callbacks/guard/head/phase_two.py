@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.checks import CheckName
 from lightning_conv.callbacks.guard.certify.claim import Claim
+from lightning_conv.callbacks.guard.certify.move_watch import MoveWatch
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
 from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
 from lightning_conv.callbacks.guard.head.cached_outputs import CachedOutputs
@@ -52,6 +53,7 @@ class PhaseTwo:
         self._steps = HeadSteps(view)
         self._check = LossCheck(view, settings.input_fn)
         self.claim = Claim(view, state)
+        self._moves = MoveWatch(view.head.module, view.ranks)
         self._said: tuple[int, float] | None = None  # step and loss of the last measurement
 
     @property
@@ -205,6 +207,8 @@ class PhaseTwo:
             batch_idx: Its number in the epoch.
         """
         self.trunk.keep_still()
+        if moved := self._moves.before_batch():
+            self.limit("steps of the rule", moved)
         if not isinstance(self._steps, SolvedHead):
             with self._cache.suspended() if self._cache is not None else nullcontext():
                 self.claim.gradients.before_batch(batch, batch_idx)
@@ -218,6 +222,7 @@ class PhaseTwo:
         """
         self.claim.gradients.before_step()
         self._steps.before_step(optimizer)
+        self._moves.before_step(optimizer)
 
     def after_batch(self, loss: Tensor | None) -> None:
         """Check the step, the cache and the loss of a batch; add a caveat or fall back to the run's optimizer if a check fails.
@@ -225,7 +230,7 @@ class PhaseTwo:
         Args:
             loss: Loss that the training step returned; None: not known.
         """
-        stepped = self._steps.after_step()
+        stepped = self._steps.after_step() or self._moves.after_batch() or None
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
         if (said := self._check.after(loss)) is not None:
