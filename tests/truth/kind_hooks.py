@@ -129,12 +129,16 @@ PUT: dict[str, Callable[[Run], None]] = {
     "callback that reverses the gradient": callback("on_before_optimizer_step", lambda self, trainer, net, _: change(net, -1.0, 0.0)),  # fmt: skip
     "callback that decays after each batch": callback("on_train_batch_end", lambda self, trainer, net, *_: net.head.weight.data.mul_(0.9)),  # fmt: skip
     "callback that moves the trunk": callback("on_train_batch_end", lambda self, trainer, net, *_: net.trunk[0].weight.data.mul_(0.99)),  # fmt: skip
-    "callback that changes the batch": callback("on_train_batch_start", lambda self, trainer, net, batch, _: batch[0].mul_(1.1) is None or None),  # fmt: skip
 }
 # With these the guard's own steps on the head take no notice, so that what is said of them is true.
 ONLY_BASE = {"weight decay", "AdamW", "weight decay in a group"}
 # After the head is solved the run ends, and these do nothing any more.
-BEFORE_THE_END = {"callback that decays after each batch", "callback that moves the trunk"}
+BEFORE_THE_END = {
+    "callback that decays after each batch",
+    "callback that moves the trunk",
+    "optimizer_step that decays",
+    "optimizer_step that clamps the head",
+}
 
 
 def build(case: Case) -> Run:

@@ -72,6 +72,7 @@ class Run:
     guard: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     epochs: int = 3
+    shuffled: bool = False
     seen: ExpressivityGuard | None = None
 
 
@@ -118,7 +119,7 @@ def fit(case: Case, build: Callable[[Case], Run]) -> Run | str:
         options |= {"loss_fn": loss_of(case), "infimum": 0.0}
     given = {"callbacks": [], "precision": case.precision, "max_epochs": run.epochs} | run.trainer
     run.seen = guard = ExpressivityGuard(**options)
-    loader = DataLoader(TensorDataset(x, y), batch_size=case.batch or case.n)
+    loader = DataLoader(TensorDataset(x, y), batch_size=case.batch or case.n, shuffle=run.shuffled)
     before = set_strict(True)
     try:
         with quiet():

@@ -16,12 +16,19 @@ from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import OutputLoss, Point, coupling, difference, evaluate, settings
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed, without_fused_attention
+from lightning_conv.networks.evaluation import (
+    Inputs,
+    StatelessModule,
+    map_inputs,
+    undisturbed,
+    without_fused_attention,
+)
 from lightning_conv.networks.head import features_of
 
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
 ULPS = 64  # units of rounding by which features may differ, beside twice what float64 shows of their rounding
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
+NEIGHBOURS = 10**5  # units of float64 rounding by which the features of a sample may differ among other samples: products are reordered
 MADE: tuple[CheckName, ...] = ("compared with the step", "same loss to the end", "same features in the step")
 DRAWN = (1.0, 30.0)  # sizes of random weights, in units of the present ones
 
@@ -37,7 +44,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     - it must be ``loss_fn``, if that is known, in value and gradient at outputs near and far (``difference``); at full batch size too
     - it must be the same at the run's last step and epoch: a term may set in later
     - its gradient by the weights must be J^T s, with J^T from the network as it is evaluated here and s the gradient by u
-    - the features must be those of the network as it is evaluated here, also once the trunk is frozen
+    - the features must be those of the network as it is evaluated here, also once the trunk is frozen; they must be the same among other
+      samples of a batch, and in float64 (up to the root of the unit of rounding)
 
     each up to the rounding of the precision in use, as stated there.
 
@@ -47,7 +55,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     Returns:
         The checks ``MADE``. All ranks get the same.
 
-    Cost: about 100 training steps of 16 samples, one of a whole batch, and some copies of the weights, one at a time.
+    Cost: about 100 training steps of 16 samples, one of a whole batch, two forwards of 16 samples in float64, and some copies of the weights,
+        one at a time.
     """
     found = [pair for pairs in view.ranks.gather(lambda: _local(view)) for pair in pairs]
     return list(dict.fromkeys(found))
@@ -201,6 +210,11 @@ class _Comparison:
         view = self._view
         here = features_of(self._engine, view.head, batch.inputs)
         exact = features_of(StatelessModule(view.network, dtype=torch.float64), view.head, batch.inputs)
+        apart, largest = float((here.double() - exact).abs().max()), float(exact.abs().max())
+        if not apart <= torch.finfo(here.dtype).eps ** 0.5 * largest:
+            return f"the network computes other features in float64 than in {here.dtype}: {apart:.2g} apart, the largest is {largest:.2g}"
+        if said := self._coupled_features(batch, exact):
+            return said
         for frozen in (False, True):
             twin = _in_eval_mode(view)
             for name, parameter in twin.module.named_parameters():
@@ -215,6 +229,24 @@ class _Comparison:
                 when = " once the trunk is frozen" if frozen else ""
                 return (
                     f"the training step computes other features{when} than those that are certified: {apart:.2g} apart, where rounding "
+                    f"explains {allowed:.1g}"
+                )
+        return ""
+
+    def _coupled_features(self, batch: _Batch, exact: Tensor) -> str:
+        """Return whether the features of a sample depend on its neighbours in the batch, or on its place.
+
+        They are computed anew in pairs, and for all but the first in the reverse order.
+        """
+        n, network = len(exact), StatelessModule(self._view.network, dtype=torch.float64)
+        pairs = [list(range(k, k + 2 if k + 3 != n else n)) for k in range(0, n - 1, 2)]
+        allowed = NEIGHBOURS * torch.finfo(exact.dtype).eps * float(exact.abs().max())
+        for chosen in [[*reversed(range(1, n))], *pairs] if n > 2 else []:
+            some = map_inputs(lambda tensor, chosen=chosen: tensor[chosen], batch.inputs)
+            apart = float((features_of(network, self._view.head, some) - exact[chosen]).abs().max())
+            if not apart <= allowed:
+                return (
+                    f"the features of a sample depend on the other samples of its batch: {apart:.2g} apart among others, where rounding "
                     f"explains {allowed:.1g}"
                 )
         return ""
