@@ -22,7 +22,7 @@ def judge(case: Case, build: Callable[[Case], Run], honest: bool = False) -> str
         return "refused"
     guard = run.seen
     assert guard is not None
-    features, outputs = exact(run)
+    features, outputs = exact(run, case.batch)
     known = targets_reached(features, run.y, run.loss)
     said = guard.verdict
     context = f"{guard.why} {guard.caveats} {guard.certificate}"

@@ -154,14 +154,14 @@ def quiet() -> Any:
                 logging.getLogger(name).setLevel(level)
 
 
-def exact(run: Run) -> tuple[np.ndarray, Tensor]:
-    """Return [h, 1] and the outputs of the user's own module in float64, by a hook of our own."""
+def exact(run: Run, batch: int = 0) -> tuple[np.ndarray, Tensor]:
+    """Return [h, 1] and the outputs of the user's own module in float64, in batches as the run has them, by a hook of our own."""
     twin = copy.deepcopy(run.module).double().eval()
     seen: list[Tensor] = []
     twin.head.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
     with torch.no_grad():
-        outputs = twin(run.x.double())
-    h = seen[0].reshape(len(run.x), -1)
+        outputs = torch.cat([twin(some) for some in run.x.double().split(batch or len(run.x))])
+    h = torch.cat(seen).reshape(len(run.x), -1)
     ones = [h.new_ones(len(h), 1)] if getattr(twin.head, "bias", None) is not None else []
     return torch.cat([h, *ones], 1).numpy(), outputs
 
