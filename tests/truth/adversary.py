@@ -35,6 +35,13 @@ class Case:
     seed: int = 0
 
 
+def reason(error: Exception) -> str:
+    """Return the words of a refusal, which must have some."""
+    said = str(error)
+    assert len(said) > 20, f"refused without a reason: {said!r}"
+    return said
+
+
 CHOICES: dict[str, Sequence[Any]] = {
     "rule": ("base", "certified", "solve"),
     "method": ("auto", "singular", "distinct", "alignment"),

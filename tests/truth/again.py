@@ -1,9 +1,6 @@
 """Run one case again, the one that a failure prints: python tests/truth/again.py "Case(kind='heads', variant='cosine')"."""
 
 import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from adversary import Case
 from all_kinds import KINDS

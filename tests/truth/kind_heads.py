@@ -15,7 +15,9 @@ from torch import Tensor, nn
 class Head(nn.Linear):
     """A linear layer with another forward."""
 
-    def __init__(self, inputs: int, outputs: int, function: Callable[[Head, Tensor], Tensor], bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, function: Callable[[Head, Tensor], Tensor], bias: bool = True
+    ) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self.function = function
         self.register_buffer("mask", (torch.arange(inputs) < 2).float().expand(outputs, inputs).clone())
@@ -68,10 +70,18 @@ FORWARDS: dict[str, Callable[[Head, Tensor], Tensor]] = {
     "outputs less their mean over the batch": lambda m, h: (u := F.linear(h, m.weight, m.bias)) - u.mean(0),
     "half precision": lambda m, h: F.linear(h.half().to(h), m.weight.half().to(h), m.bias),
     "absolute outputs": lambda m, h: F.linear(h, m.weight, m.bias).abs(),
-    "minus where the weight is small": lambda m, h: F.linear(h, torch.where(m.weight.abs() < 0.05, -m.weight, m.weight), m.bias),  # fmt: skip
-    "clamped where gradients are on": lambda m, h: F.linear(h, m.weight, m.bias).clamp(-1e3, -1e-3) if torch.is_grad_enabled() else F.linear(h, m.weight, m.bias),  # fmt: skip
-    "clamped where gradients are off": lambda m, h: F.linear(h, m.weight, m.bias) if torch.is_grad_enabled() else F.linear(h, m.weight, m.bias).clamp(-0.1, 0.1),  # fmt: skip
-    "clamped where the trunk is frozen": lambda m, h: F.linear(h, m.weight, m.bias) if h.requires_grad else F.linear(h, m.weight, m.bias).clamp(-0.1, 0.1),  # fmt: skip
+    "minus where the weight is small": lambda m, h: F.linear(
+        h, torch.where(m.weight.abs() < 0.05, -m.weight, m.weight), m.bias
+    ),
+    "clamped where gradients are on": lambda m, h: (
+        F.linear(h, m.weight, m.bias).clamp(-1e3, -1e-3) if torch.is_grad_enabled() else F.linear(h, m.weight, m.bias)
+    ),
+    "clamped where gradients are off": lambda m, h: (
+        F.linear(h, m.weight, m.bias) if torch.is_grad_enabled() else F.linear(h, m.weight, m.bias).clamp(-0.1, 0.1)
+    ),
+    "clamped where the trunk is frozen": lambda m, h: (
+        F.linear(h, m.weight, m.bias) if h.requires_grad else F.linear(h, m.weight, m.bias).clamp(-0.1, 0.1)
+    ),
     "the two first outputs tied": lambda m, h: F.linear(h, m.weight[:1].expand_as(m.weight), m.bias),
 }
 
@@ -118,7 +128,12 @@ def follows(case: Case) -> Run:
     return plain(case, forward=FOLLOWS[case.variant], claimable=False)
 
 
-HOOKED = ["hook that clamps the outputs", "hook that masks the features", "forward of the instance", "extra parameter in a hook"]  # fmt: skip
+HOOKED = [
+    "hook that clamps the outputs",
+    "hook that masks the features",
+    "forward of the instance",
+    "extra parameter in a hook",
+]
 
 
 def build(case: Case) -> Run:

@@ -38,8 +38,9 @@ def adam(case: Case) -> Run:
 def decay_on_the_trunk(case: Case) -> Run:
     run = plain(case)
     run.module.configure_optimizers = lambda: torch.optim.SGD(
-        [{"params": run.module.trunk.parameters(), "weight_decay": 0.01}, {"params": run.module.head.parameters()}], lr=0.01
-    )  # fmt: skip
+        [{"params": run.module.trunk.parameters(), "weight_decay": 0.01}, {"params": run.module.head.parameters()}],
+        lr=0.01,
+    )
     return run
 
 

@@ -68,7 +68,9 @@ def adamw(run: Run) -> None:
 
 def group(run: Run) -> None:
     m = run.module
-    m.configure_optimizers = lambda: torch.optim.SGD([{"params": m.trunk.parameters()}, {"params": m.head.parameters(), "weight_decay": 0.1}], lr=0.05)  # fmt: skip
+    m.configure_optimizers = lambda: torch.optim.SGD(
+        [{"params": m.trunk.parameters()}, {"params": m.head.parameters(), "weight_decay": 0.1}], lr=0.05
+    )
 
 
 def on_weight(kind: str) -> Callable[[Run], None]:
@@ -90,7 +92,9 @@ def module_hook(kind: str) -> Callable[[Run], None]:
         if kind == "pre":
             head.register_full_backward_pre_hook(lambda _, given: (given[0] * 0.5 + 0.01,))
         else:
-            run.module.trunk.register_full_backward_hook(lambda _, given, __: tuple(None if g is None else 0.5 * g for g in given))  # fmt: skip
+            run.module.trunk.register_full_backward_hook(
+                lambda _, given, __: tuple(None if g is None else 0.5 * g for g in given)
+            )
             head.weight.register_hook(lambda g: -g)
 
     return put
@@ -117,18 +121,28 @@ PUT: dict[str, Callable[[Run], None]] = {
     "backward of its own": on("backward", own_backward),
     "on_after_backward": on("on_after_backward", lambda self: change(self)),
     "on_before_optimizer_step": on("on_before_optimizer_step", lambda self, _: change(self)),
-    "on_before_zero_grad that moves the head": on("on_before_zero_grad", lambda self, _: self.head.weight.data.mul_(0.9)),
+    "on_before_zero_grad that moves the head": on(
+        "on_before_zero_grad", lambda self, _: self.head.weight.data.mul_(0.9)
+    ),
     "optimizer_step that decays": on("optimizer_step", own_step),
     "optimizer_step that changes gradients": on("optimizer_step", normalised_step),
     "optimizer_step that clamps the head": constrained,
     "on_train_batch_end that decays": on("on_train_batch_end", lambda self, *_: self.head.weight.data.mul_(0.9)),
-    "on_train_batch_start that clamps": on("on_train_batch_start", lambda self, *_: self.head.weight.data.clamp_(-0.05, 0.05) is None or None),  # fmt: skip
+    "on_train_batch_start that clamps": on(
+        "on_train_batch_start", lambda self, *_: self.head.weight.data.clamp_(-0.05, 0.05) is None or None
+    ),
     "clipping of its own": on("configure_gradient_clipping", lambda self, *_, **__: change(self)),
     "callback after the backward": callback("on_after_backward", lambda self, trainer, net: change(net)),
     "callback before the step": callback("on_before_optimizer_step", lambda self, trainer, net, _: change(net)),
-    "callback that reverses the gradient": callback("on_before_optimizer_step", lambda self, trainer, net, _: change(net, -1.0, 0.0)),  # fmt: skip
-    "callback that decays after each batch": callback("on_train_batch_end", lambda self, trainer, net, *_: net.head.weight.data.mul_(0.9)),  # fmt: skip
-    "callback that moves the trunk": callback("on_train_batch_end", lambda self, trainer, net, *_: net.trunk[0].weight.data.mul_(0.99)),  # fmt: skip
+    "callback that reverses the gradient": callback(
+        "on_before_optimizer_step", lambda self, trainer, net, _: change(net, -1.0, 0.0)
+    ),
+    "callback that decays after each batch": callback(
+        "on_train_batch_end", lambda self, trainer, net, *_: net.head.weight.data.mul_(0.9)
+    ),
+    "callback that moves the trunk": callback(
+        "on_train_batch_end", lambda self, trainer, net, *_: net.trunk[0].weight.data.mul_(0.99)
+    ),
 }
 # With these the guard's own steps on the head take no notice, so that what is said of them is true.
 ONLY_BASE = {"weight decay", "AdamW", "weight decay in a group"}
@@ -142,7 +156,9 @@ BEFORE_THE_END = {
 
 
 def build(case: Case) -> Run:
-    true = case.rule != "base" and case.variant in ONLY_BASE or case.rule == "solve" and case.variant in BEFORE_THE_END
+    true = (case.rule != "base" and case.variant in ONLY_BASE) or (
+        case.rule == "solve" and case.variant in BEFORE_THE_END
+    )
     run = plain(case, claimable=true, covered=False)
     PUT[case.variant](run)
     run.epochs = 4
@@ -154,5 +170,5 @@ KIND = Kind(
     list(PUT),
     lambda case: judge(case, build),
     ("rule", "loss", "precision", "batch", "n", "inputs", "spare", "classes", "seed"),
-    each=4,
+    each=5,
 )

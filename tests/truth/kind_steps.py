@@ -44,7 +44,9 @@ def masked(net: Any, b: Any, loss: Callable[..., Tensor]) -> Tensor:
 
 
 def per_sample(loss: Callable[..., Tensor], u: Tensor, y: Tensor) -> Tensor:
-    function = type(loss)(reduction="none") if isinstance(loss, nn.Module) else lambda a, c: loss(a, c, reduction="none")
+    function = (
+        type(loss)(reduction="none") if isinstance(loss, nn.Module) else lambda a, c: loss(a, c, reduction="none")
+    )
     return function(u, y).flatten(1).mean(1) if u.ndim == function(u, y).ndim else function(u, y)
 
 
@@ -93,7 +95,9 @@ STEPS: dict[str, Step] = {
     "detached penalty": plus(lambda net, b: 0.1 * weights(net).detach()),
     "loss times a detached norm": lambda net, b, loss: loss(net(b[0]), b[1]) * net.head.weight.detach().norm(),
     "loss that is half detached": lambda net, b, loss: loss(net(b[0]).detach(), b[1]) + 0 * net(b[0]).sum(),
-    "gradient of another loss": lambda net, b, loss: (r := 2 * net(b[0]).abs().sum()) - r.detach() + loss(net(b[0]), b[1]),  # fmt: skip
+    "gradient of another loss": lambda net, b, loss: (
+        (r := 2 * net(b[0]).abs().sum()) - r.detach() + loss(net(b[0]), b[1])
+    ),
     "loss of detached features": lambda net, b, loss: loss(net.head(net.trunk(b[0]).detach()), b[1]),
     "labels shifted": lambda net, b, loss: loss(net(b[0]), shifted(b[1])),
     "noise on the targets": lambda net, b, loss: loss((u := net(b[0])) + 0.3 * torch.randn_like(u), b[1]),
@@ -126,9 +130,13 @@ STEPS: dict[str, Step] = {
     "penalty after some steps": late(lambda net, b: 0.1 * weights(net), lambda net: net.global_step >= 2),
     "penalty in the last epoch": late(lambda net, b: 0.1 * weights(net), lambda net: net.current_epoch >= 2),
     "penalty of the trainer's step": late(lambda net, b: 0.1 * weights(net), lambda net: net.trainer.global_step > 1),
-    "penalty on a frozen trunk": late(lambda net, b: 0.1 * net.head.weight.square().sum(), lambda net: not net.trunk[0].weight.requires_grad),  # fmt: skip
+    "penalty on a frozen trunk": late(
+        lambda net, b: 0.1 * net.head.weight.square().sum(), lambda net: not net.trunk[0].weight.requires_grad
+    ),
     "penalty in eval mode": late(lambda net, b: 0.1 * net.head.weight.square().sum(), lambda net: not net.training),
-    "penalty growing with the steps": lambda net, b, loss: loss(net(b[0]), b[1]) + 0.01 * net.global_step * weights(net),
+    "penalty growing with the steps": lambda net, b, loss: (
+        loss(net(b[0]), b[1]) + 0.01 * net.global_step * weights(net)
+    ),
 }
 
 

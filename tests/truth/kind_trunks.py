@@ -36,7 +36,9 @@ def soft(z: Tensor) -> Tensor:
 # A cast before an affine-in-exact-arithmetic map: the true rank of [h, 1] is at most inputs + 2 < n.
 CASTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "float() and back": lambda m, x: m.wide(x).float().to(x),
-    "rms norm in float32": lambda m, x: (z := m.wide(x).float()).mul(torch.rsqrt(z.square().mean(-1, True) + 1e-6)).type_as(x) * m.gain,  # fmt: skip
+    "rms norm in float32": lambda m, x: (
+        (z := m.wide(x).float()).mul(torch.rsqrt(z.square().mean(-1, True) + 1e-6)).type_as(x) * m.gain
+    ),
     "type_as a half buffer": lambda m, x: m.wide(x).type_as(m.narrow).to(x),
     "product with numbers of float32": lambda m, x: (m.wide(x).float() * torch.ones(1)).to(x),
     "bfloat16": lambda m, x: m.wide(x).to(torch.bfloat16).to(x),
@@ -44,7 +46,9 @@ CASTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "complex64": lambda m, x: torch.view_as_real(torch.complex(m.wide(x).float(), 0 * m.wide(x).float()))[..., 0].to(x),
     "numpy-like copy into float32": lambda m, x: torch.empty(len(x), m.wide.out_features).copy_(m.wide(x)).to(x),
     "einsum in float32": lambda m, x: torch.einsum("ni,oi->no", x.float(), m.wide.weight.float()).to(x),
-    "rounded to integers over 1000": lambda m, x: z + ((z * 1e6).round() / 1e6 - z).detach() if (z := m.wide(x)) is not None else z,  # fmt: skip
+    "rounded to integers over 1000": lambda m, x: (
+        z + ((z * 1e6).round() / 1e6 - z).detach() if (z := m.wide(x)) is not None else z
+    ),
     "out= of float32": lambda m, x: torch.add(m.wide(x).float(), 1.0).to(x),
     "fft in complex64": lambda m, x: torch.fft.ifft(torch.fft.fft(m.wide(x).float())).real.to(x),
 }
@@ -73,15 +77,21 @@ COUPLINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 PATHS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "no parameter needs a gradient": lambda m, x: soft(m.wide(x)) if any(p.requires_grad for p in m.parameters()) else 0.5 * m.wide(x).tanh(),  # fmt: skip
+    "no parameter needs a gradient": lambda m, x: (
+        soft(m.wide(x)) if any(p.requires_grad for p in m.parameters()) else 0.5 * m.wide(x).tanh()
+    ),
     "its weight needs no gradient": lambda m, x: soft(m.wide(x)) if m.wide.weight.requires_grad else m.wide(x).tanh(),
-    "in eval mode with gradients": lambda m, x: m.wide(x).tanh() if torch.is_grad_enabled() and not m.training else soft(m.wide(x)),  # fmt: skip
+    "in eval mode with gradients": lambda m, x: (
+        m.wide(x).tanh() if torch.is_grad_enabled() and not m.training else soft(m.wide(x))
+    ),
     "without gradients": lambda m, x: soft(m.wide(x)) if torch.is_grad_enabled() else m.wide(x).tanh(),
     "result needs a gradient": lambda m, x: soft(z) if (z := m.wide(x)).requires_grad else z.tanh(),
     "of float64": lambda m, x: m.wide(x).tanh() if x.dtype == torch.float64 else soft(m.wide(x)),
     "of few samples": lambda m, x: m.wide(x).tanh() if len(x) < 10 else soft(m.wide(x)),
     "noise": lambda m, x: soft(m.wide(x)) + 0.1 * torch.randn(1).to(x),
-    "noise where gradients are": lambda m, x: soft(m.wide(x)) + (0.3 * torch.randn(1).to(x) if torch.is_grad_enabled() else 0),  # fmt: skip
+    "noise where gradients are": lambda m, x: (
+        soft(m.wide(x)) + (0.3 * torch.randn(1).to(x) if torch.is_grad_enabled() else 0)
+    ),
     "dropout always": lambda m, x: F.dropout(soft(m.wide(x)), 0.3, True),
 }
 
@@ -92,8 +102,10 @@ LOW: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "softplus in its line": lambda m, x: F.softplus(m.wide(x) + 60),
     "dead ReLU": lambda m, x: F.relu(m.wide(x) - 1e3),
     "equal columns": lambda m, x: soft(m.wide(x)[:, :3]).repeat(1, 20)[:, : m.wide.out_features],
-    "squares of few": lambda m, x: torch.cat([x[:, :1] ** k for k in range(1, 6)], 1).repeat(1, 20)[:, : m.wide.out_features],  # fmt: skip
-    "signs": lambda m, x: (m.wide(x) * 0 + x[:, :1].sign()),
+    "squares of few": lambda m, x: torch.cat([x[:, :1] ** k for k in range(1, 6)], 1).repeat(1, 20)[
+        :, : m.wide.out_features
+    ],
+    "signs": lambda m, x: m.wide(x) * 0 + x[:, :1].sign(),
     "saturated tanh": lambda m, x: torch.tanh(m.wide(x) + 60),
     "sum of two": lambda m, x: m.wide(x) + (0 * m.wide(x)).tanh(),
 }
@@ -112,7 +124,11 @@ def build(case: Case) -> Run:
 def kind(name: str, each: int, losses: tuple[str, ...]) -> Kind:
     draws = ("batch", "rule", "method", "loss", "precision", "module", "n", "inputs", "spare", "classes", "seed")
     # Batches of another composition every time: in one fixed order a coupling is a part of the features.
-    choices = {"loss": losses, "batch": (5,) if name == "couplings" else (0, 5), "method": ("auto", "singular", "alignment", "distinct")}
+    choices = {
+        "loss": losses,
+        "batch": (5,) if name == "couplings" else (0, 5),
+        "method": ("auto", "singular", "alignment", "distinct"),
+    }
     return Kind(name, list(GROUPS[name]), lambda case: judge(case, build), draws, each, choices)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from adversary import Case
+from adversary import Case, reason
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from scipy.optimize import linprog
@@ -67,7 +67,9 @@ class Run:
     x: Tensor
     y: Tensor
     loss: str
-    claimable: bool = True  # whether the step's loss is one of the outputs W h + b alone; False: it is not, by construction
+    claimable: bool = (
+        True  # whether the step's loss is one of the outputs W h + b alone; False: it is not, by construction
+    )
     covered: bool = True  # whether nothing that the guard documents limits its guarantee
     guard: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +105,13 @@ def plain(case: Case, body: nn.Module | None = None, head: nn.Module | None = No
         return (net.loss_fn if hasattr(net, "loss_fn") else function)(net(batch[0]), batch[1])
 
     width = case.n + case.spare
-    net = Net(body or trunk(case), head or nn.Linear(width, case.classes), module, options.pop("step", step), options.pop("forward", None))  # fmt: skip
+    net = Net(
+        body or trunk(case),
+        head or nn.Linear(width, case.classes),
+        module,
+        options.pop("step", step),
+        options.pop("forward", None),
+    )
     return Run(net, x, y, case.loss, **options)
 
 
@@ -133,8 +141,7 @@ def fit(case: Case, build: Callable[[Case], Run]) -> Run | str:
                 enable_model_summary=False,
             ).fit(run.module, loader)
     except (MisconfigurationException, ValueError) as error:
-        assert len(str(error)) > 20, "refused without a reason"
-        return str(error)
+        return reason(error)
     finally:
         set_strict(before)
     return run
@@ -199,5 +206,6 @@ def _margin(features: np.ndarray, labels: np.ndarray, one_class: bool) -> float:
                 w[k] = features[i] * (2 * labels[i, k] - 1)
                 rows.append(w.ravel())
     a = np.hstack([-np.array(rows), np.ones((len(rows), 1))])
-    found = linprog([0.0] * (c * m) + [-1.0], A_ub=a, b_ub=np.zeros(len(rows)), bounds=[(None, None)] * (c * m) + [(None, 1.0)])  # fmt: skip
+    bounds = [(None, None)] * (c * m) + [(None, 1.0)]
+    found = linprog([0.0] * (c * m) + [-1.0], A_ub=a, b_ub=np.zeros(len(rows)), bounds=bounds)
     return float(found.x[-1]) if found.status == 0 else float("nan")

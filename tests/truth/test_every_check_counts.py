@@ -44,7 +44,9 @@ def another_loss(case: Case) -> Run:
 
 
 def later(case: Case) -> Run:
-    return plain(case, step=lambda net, b: net.loss_fn(net(b[0]), b[1]) * (1.0 if net.current_epoch < 9 else 2.0), epochs=10)  # fmt: skip
+    return plain(
+        case, step=lambda net, b: net.loss_fn(net(b[0]), b[1]) * (1.0 if net.current_epoch < 9 else 2.0), epochs=10
+    )
 
 
 def gradients(case: Case) -> Run:
@@ -128,7 +130,9 @@ def verdict_without(name: str | None, states: Any, monkeypatch: pytest.MonkeyPat
         return settle(verdict, why, [each for each in found if each.name != name])
 
     monkeypatch.setattr(guard_state, "settle", ignoring)
-    monkeypatch.setattr(guard_state, "caveats", lambda found: guard_checks.caveats([each for each in found if each.name != name]))
+    monkeypatch.setattr(
+        guard_state, "caveats", lambda found: guard_checks.caveats([each for each in found if each.name != name])
+    )
     states.judge()
     monkeypatch.undo()
     return states.verdict, states.why
@@ -160,7 +164,8 @@ def test_a_check_that_was_not_made_leaves_an_honest_run_undecided(name, monkeypa
     state = run.seen._state
     state.checks = [check for check in state.checks if check.name != name]
     if name in {check.name for check in guard_checks.of_certificate(state.certificate)}:
-        monkeypatch.setattr(guard_state, "of_certificate", lambda found: [c for c in guard_checks.of_certificate(found) if c.name != name])  # fmt: skip
+        of = guard_checks.of_certificate
+        monkeypatch.setattr(guard_state, "of_certificate", lambda found: [c for c in of(found) if c.name != name])
     state.judge()
     assert state.verdict == "undecided"
     assert name in state.why

@@ -28,7 +28,9 @@ from lightning_conv.networks.head import features_of
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
 ULPS = 64  # units of rounding by which features may differ, beside twice what float64 shows of their rounding
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
-NEIGHBOURS = 10**5  # units of float64 rounding by which the features of a sample may differ among other samples: products are reordered
+NEIGHBOURS = (
+    10**5
+)  # units of float64 rounding by which the features of a sample may differ among other samples: products are reordered
 MADE: tuple[CheckName, ...] = ("compared with the step", "same loss to the end", "same features in the step")
 DRAWN = (1.0, 30.0)  # sizes of random weights, in units of the present ones
 
@@ -55,8 +57,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     Returns:
         The checks ``MADE``. All ranks get the same.
 
-    Cost: about 100 training steps of 16 samples, one of a whole batch, two forwards of 16 samples in float64, and some copies of the weights,
-        one at a time.
+    Cost: about 100 training steps of 16 samples, one of a whole batch, two forwards of 16 samples in float64, and some copies of the
+        weights, one at a time.
     """
     found = [pair for pairs in view.ranks.gather(lambda: _local(view)) for pair in pairs]
     return list(dict.fromkeys(found))
