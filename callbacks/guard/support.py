@@ -11,6 +11,7 @@ from lightning_conv.callbacks.guard.certify.run_checks import moves_without_grad
 from lightning_conv.callbacks.guard.settings import StepRule
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.steps import clips_values
 
 
 def require_supported(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,8 +58,8 @@ def require_rule(step_rule: StepRule, view: GuardView) -> None:
         view: Run that is about to train, with its network split into trunk and head.
 
     Raises:
-        MisconfigurationException: The loss is not known, not smooth, or a sum over the batch; something follows the head; or the
-            optimizer unscales its gradients itself.
+        MisconfigurationException: The loss is not known, not smooth, or a sum over the batch; something follows the head; the values of
+            gradients are clipped; or the optimizer unscales its gradients itself.
     """
     if step_rule == "base":
         return
@@ -92,6 +93,11 @@ def require_rule(step_rule: StepRule, view: GuardView) -> None:
                 f"{rule}: the rule moves the head itself and leaves no gradients, and a step of {type(optimizer).__name__} without any "
                 f"fails ({attempt.reason}); use step_rule='base', or an optimizer of torch"
             )
+    if step_rule == "certified" and clips_values(view.trainer):
+        raise MisconfigurationException(
+            f"{rule}: the rule takes the gradients away before they are clipped, and torch cannot clip the values of none; use "
+            "gradient_clip_algorithm='norm', or no clipping (it does not change the steps of this rule)"
+        )
     if getattr(view.trainer.optimizers[0], "_step_supports_amp_scaling", False) and view.trainer.scaler is not None:
         raise MisconfigurationException(
             f"{rule}: a fused optimizer unscales its gradients itself, so they are not there before its step; use fused=False"

@@ -146,6 +146,16 @@ def describe_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter] 
     return Steps(None, f"groups of parameters with different learning rates ({', '.join(map(str, sorted(rates)))})")
 
 
+def clips_values(trainer: pl.Trainer) -> bool:
+    """Return whether the trainer clips every entry of a gradient, and not its norm.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    algorithm = str(trainer.gradient_clip_algorithm or "norm").lower()  # an enum, or what the user wrote
+    return trainer.gradient_clip_val is not None and algorithm.endswith("value")
+
+
 def decays(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> bool:
     """Return whether the optimizer's weight decay acts on any of these parameters."""
     return any(group.get("weight_decay") for group in _groups_with(optimizer, parameters))

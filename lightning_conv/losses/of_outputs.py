@@ -17,6 +17,8 @@ SCALES = (0.1, 1.0, 10.0, 1000.0)
 """Sizes of random outputs, beside the present ones, in units of the larger of 1 and the present ones' root mean square."""
 DESCENTS = 6
 """Steps down from the present outputs: a loss may differ only where it is small."""
+FAR = (2.0, 30.0)
+"""Lengths of further steps down, in units of the first: the first one comes to the targets of a squared error, the second far beyond."""
 ULPS = 64
 """Units of rounding by which two ways to compute the same loss may differ."""
 
@@ -79,14 +81,15 @@ def evaluate(loss: OutputLoss, outputs: Tensor) -> Point:
 def settings(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> Iterator[Point]:
     r"""Yield phi at the present outputs, at random ones, and at some steps down from the present ones.
 
-    A step down is that of Polyak for the infimum 0, :math:`u - (\phi / |s|^2) s`, halved until phi falls.
+    A step down is that of Polyak for the infimum 0, :math:`u - (\phi / |s|^2) s`, shortened until phi falls; those that were too long are
+    yielded, too, and some that are longer by ``FAR``: a loss that is held up at some value turns there.
 
     Args:
         loss: phi.
         outputs: u, the present ones.
         seed: Seed of the random ones.
 
-    Cost: about 12 evaluations.
+    Cost: about 14 evaluations.
     """
     present = evaluate(loss, outputs)
     yield present
@@ -96,26 +99,30 @@ def settings(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> Iterator[Point
     for scale in SCALES:
         drawn = scale * size * torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
         yield evaluate(loss, drawn.to(outputs))
+    if (rate := _polyak(present)) > 0:
+        yield from (evaluate(loss, _moved(present, factor * rate)) for factor in FAR)
     point = present
     for _ in range(DESCENTS):
-        found = _down(loss, point)
-        if found is None:
+        rate, found = _polyak(point), point
+        for _ in range(4 if rate > 0 else 0):
+            found = evaluate(loss, _moved(point, rate))
+            yield found
+            if found.finite and found.value < point.value:
+                break
+            rate /= 4
+        if not (found.finite and found.value < point.value):
             return
         point = found
-        yield point
 
 
-def _down(loss: OutputLoss, point: Point) -> Point | None:
+def _polyak(point: Point) -> float:
+    """Return phi / |s|^2; 0 where there is no such step down."""
     length = float(point.slope.double().square().sum())
-    if not (point.finite and 0 < length < math.inf and point.value > 0):
-        return None
-    rate = point.value / length
-    for _ in range(4):
-        found = evaluate(loss, point.outputs - (rate * point.slope.double()).to(point.outputs))
-        if found.finite and found.value < point.value:
-            return found
-        rate /= 4
-    return None
+    return point.value / length if point.finite and 0 < length < math.inf and point.value > 0 else 0.0
+
+
+def _moved(point: Point, rate: float) -> Tensor:
+    return point.outputs - (rate * point.slope.double()).to(point.outputs)
 
 
 def coupling(loss: OutputLoss, points: Sequence[Point], seed: int = 0) -> str:

@@ -30,14 +30,16 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
     The class of a layer does not tell what it computes: a subclass, a hook, a mask or a clamp may change it. The input h is that which
     enters the layer in a forward of the whole model in eval mode; it must be the same at every setting. The product is computed apart
     from the layer, in float64, and the two may differ by rounding alone: four times :math:`\gamma_{m + 2} (|W| |h| + |b|)`, entry by
-    entry, at most 6 % of it. Entries that are not finite, or that overflow the type, are not compared.
+    entry, at most 6 % of it. Entries that are not finite, or that overflow the type, are not compared. Every forward gets weights of its
+    own, so that one that overwrites them is seen. With gradients recorded, at the layer's own weights and at random ones, the output must
+    be the same, and its gradients those of W h + b: :math:`\sum_i c_i h_i^\top` and :math:`\sum_i c_i` for random :math:`c_i`.
 
     Args:
         model: the network, in which nothing is changed.
         layer: a linear layer of it that a forward calls once, on a matrix.
         inputs: a few samples.
 
-    Cost: five forwards of ``inputs``.
+    Cost: seven forwards of ``inputs``.
     """
     further = sorted(name for name, _ in layer.named_parameters() if name not in ("weight", "bias"))
     if further:
@@ -58,7 +60,8 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
             seen.append((entering(args, kwargs), output.detach().clone()))  # a copy: a later layer may work in place
 
         hook = layer.register_forward_hook(look, with_kwargs=True)
-        result = watched_forward(module, inputs, [hook], parameters=dict(zip(names, values, strict=True)))
+        given = [each.detach().clone() for each in values]
+        result = watched_forward(module, inputs, [hook], parameters=dict(zip(names, given, strict=True)))
         features, output = seen[0]
         first = features if first is None else first
         if len(seen) != 1 or not same(features, first):
@@ -67,7 +70,41 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
             where = "its own" if values is own else "random"
             return HeadProbe(f"is a {type(layer).__name__} whose {said} at {where} weights", last=False)
         last = last and same(output, result)
+    for values in list(_settings(own))[:2]:
+        if said := _with_gradients(module, layer, inputs, dict(zip(names, values, strict=True))):
+            return HeadProbe(f"is a {type(layer).__name__} whose {said}", last=False)
     return HeadProbe("", last)
+
+
+def _with_gradients(module: StatelessModule, layer: nn.Linear, inputs: Inputs, values: dict[str, Tensor]) -> str:
+    """Return how output or gradients differ from those of W h + b where gradients are recorded; empty if they do not."""
+    weights = {name: each.detach().clone().requires_grad_() for name, each in values.items()}
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+        seen.append((entering(args, kwargs), output.clone()))
+
+    hook = layer.register_forward_hook(look, with_kwargs=True)
+    watched_forward(module, inputs, [hook], parameters=weights, within=torch.enable_grad())
+    if len(seen) != 1:
+        return f"forward is called {len(seen)} times where gradients are recorded"
+    h, output = seen[0]
+    if said := departure(output.detach(), h, *(each.detach() for each in values.values())):
+        return f"{said} where gradients are recorded"
+    c = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(output)
+    if not output.requires_grad:
+        return "output has no gradient by its weights"
+    made = torch.autograd.grad(output, list(weights.values()), c, allow_unused=True)
+    wide, entered = c.double(), h.double()
+    expected = [wide.T @ entered, wide.sum(0)]
+    sizes = [wide.abs().T @ entered.abs(), wide.abs().sum(0)]
+    for found, true, size in zip(made, expected, sizes, strict=False):
+        if not bool(torch.isfinite(true).all()):
+            continue
+        apart = (true if found is None else found.double() - true).abs()
+        if bool((apart > min(4 * gamma(len(h) + 2, output.dtype), 16 * unit_roundoff(torch.bfloat16)) * size).any()):
+            return "gradient by its weights is not that of W h + b"
+    return ""
 
 
 def _settings(own: list[Tensor]) -> Iterator[list[Tensor]]:

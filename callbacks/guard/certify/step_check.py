@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +20,21 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import OutputLoss, Point, coupling, difference, settings
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed, without_fused_attention
+from lightning_conv.networks.evaluation import (
+    Inputs,
+    StatelessModule,
+    map_inputs,
+    undisturbed,
+    without_fused_attention,
+)
 from lightning_conv.networks.head import features_of
 
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
 ULPS = 64  # units of rounding by which features may differ, beside twice what float64 shows of their rounding
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
 SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
+# Units of float64 rounding by which the features of a sample may differ among other samples: products are reordered.
+NEIGHBOURS = 10**5
 MADE: tuple[CheckName, ...] = ("compared with the step", "same loss to the end", "same features in the step")
 DRAWN = (1.0, 30.0, 1e3, 1e6)  # sizes of random weights, in units of the present ones
 
@@ -41,7 +50,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     - it must be ``loss_fn``, if that is known, in value and gradient at outputs near and far (``difference``)
     - it must be the same at the run's last step and epoch: a term may set in later
     - its gradient by the weights must be J^T s, with J^T from the network as it is evaluated here and s the gradient by u
-    - the features must be those of the network as it is evaluated here, also once the trunk is frozen
+    - the features must be those of the network as it is evaluated here, also once the trunk is frozen; they must be the same among other
+      samples of a batch, and in float64 (up to the root of the unit of rounding)
 
     each up to the rounding of the precision in use, as stated there.
 
@@ -51,7 +61,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     Returns:
         The checks ``MADE``. All ranks get the same.
 
-    Cost: about 100 training steps of 16 samples, one of a whole batch, and some copies of the weights, one at a time.
+    Cost: about 100 training steps of 16 samples, one of a whole batch, two forwards of 16 samples in float64, and some copies of the
+        weights, one at a time.
     """
     found = [pair for pairs in view.ranks.gather(lambda: _local(view)) for pair in pairs]
     return list(dict.fromkeys(found))
@@ -215,6 +226,8 @@ class _Comparison:
         view = self._view
         here = features_of(self._engine, view.head, batch.inputs).double()
         exact = features_of(StatelessModule(view.network, dtype=torch.float64), view.head, batch.inputs)
+        if said := self._coupled_features(batch, exact):
+            return said
         for when, seen in self._features_of_steps(batch):
             if said := other_features(seen, exact, (here - exact).abs().amax(0)):
                 return said + when
@@ -232,6 +245,24 @@ class _Comparison:
                 seed_all(seed)
                 yield " (with other random numbers)", self._call(twin, batch).observe().features
 
+    def _coupled_features(self, batch: _Batch, exact: Tensor) -> str:
+        """Return whether the features of a sample depend on its neighbours in the batch, or on its place.
+
+        They are computed anew in pairs, and for all but the first in the reverse order.
+        """
+        n, network = len(exact), StatelessModule(self._view.network, dtype=torch.float64)
+        pairs = [list(range(k, k + 2 if k + 3 != n else n)) for k in range(0, n - 1, 2)]
+        allowed = NEIGHBOURS * torch.finfo(exact.dtype).eps * float(exact.abs().max())
+        for chosen in [[*reversed(range(1, n))], *pairs] if n > 2 else []:
+            some = map_inputs(partial(_rows, chosen=chosen), batch.inputs)
+            apart = float((features_of(network, self._view.head, some) - exact[chosen]).abs().max())
+            if not apart <= allowed:
+                return (
+                    f"the features of a sample depend on the other samples of its batch: {apart:.2g} apart among others, where rounding "
+                    f"explains {allowed:.1g}"
+                )
+        return ""
+
 
 def _in_eval_mode(view: GuardView, step: int | None = None, epoch: int | None = None) -> Twin:
     twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
@@ -239,8 +270,8 @@ def _in_eval_mode(view: GuardView, step: int | None = None, epoch: int | None = 
     return twin
 
 
-def _finite(count: float) -> int:
-    return int(count) if math.isfinite(count) else 1
+def _rows(tensor: Tensor, chosen: list[int]) -> Tensor:
+    return tensor[chosen]
 
 
 def _norm(tensors: list[Tensor | None]) -> float:

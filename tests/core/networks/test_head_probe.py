@@ -98,6 +98,40 @@ def test_a_layer_that_computes_something_else_is_refused_by_name(layer, name):
         find_head(network(layer), torch.randn(5, 4), name)
 
 
+class Detached(nn.Linear):
+    """Its values are W h + b, and no step moves W."""
+
+    def forward(self, z):
+        return F.linear(z, self.weight.detach(), self.bias)
+
+
+class OtherWithGradients(nn.Linear):
+    def forward(self, z):
+        return super().forward(z).clamp(-0.1, 0.1) if torch.is_grad_enabled() else super().forward(z)
+
+
+class Renormalised(nn.Linear):
+    """It overwrites its weights by ones of a bounded norm, and computes with these."""
+
+    def forward(self, z):
+        with torch.no_grad():
+            self.weight.copy_(torch.renorm(self.weight, 2, 0, 0.1))
+        return super().forward(z)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Detached, "gradient by its weights is not that of W h"),
+        (OtherWithGradients, "where gradients are recorded"),
+        (Renormalised, "output is not W h"),
+    ],
+)
+def test_gradients_and_overwritten_weights_are_seen(layer, said):
+    with pytest.raises(ValueError, match=said):
+        find_head(network(layer), 3 * torch.randn(5, 4))
+
+
 @pytest.mark.parametrize("kind", ["output", "large output"])
 def test_a_hook_that_changes_the_output_is_refused(kind):
     with pytest.raises(ValueError, match=r"is a Linear whose output is not W h \+ b"):
