@@ -7,13 +7,14 @@ in float32, ``.float()``, ``type_as``, a round trip through NumPy, a backward pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -27,6 +28,7 @@ from lightning_conv.networks.narrow_types import (
     rounds,
     storage_of,
     tensors_in,
+    written_by,
 )
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 
@@ -48,6 +50,28 @@ SHAPE_ONLY = frozenset(
 )
 """Operators that take the shape of a tensor and none of its numbers."""
 
+BLANK = frozenset(
+    f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
+)
+FILLED = frozenset(f"aten::{new}{kind}{like}" for kind in ("zeros", "ones", "full") for new, like in (("", ""), ("", "_like"), ("new_", "")))
+"""Operators that allocate memory and write nothing, or one number, into it."""
+
+READERS = frozenset(
+    getattr(Tensor, name)
+    for name in (
+        "numpy",
+        "__array__",
+        "__dlpack__",
+        "apply_",
+        "map_",
+        "map2_",
+        "data_ptr",
+        "storage",
+        "untyped_storage",
+    )
+)
+"""Methods that hand the numbers to code outside of torch, which may change them where they are."""
+
 FEW = 3
 """Number of samples on which numbers from outside are compared."""
 ROOM = 10_000
@@ -66,10 +90,12 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     stored. A module in float32 is watched in the same way for the types that are narrower than that.
 
     Reported besides: operators of other libraries (``torch.library``), higher-order operators and reinterpreted bits, since nothing is
-    seen inside them; numbers that enter from outside of torch (NumPy, Python lists) and change with the inputs or the parameters
-    (``numbers_from_outside``). A conversion to integers is not a narrowing: the integers are exact, and the function, which jumps,
-    is another matter. Two round trips leave no trace: NumPy arrays that share memory with a tensor and are changed in place, and
-    Python numbers that are rounded between ``.item()`` and their use.
+    seen inside them; numbers that depend on inputs or parameters and are handed to code outside of torch in a forward or a backward
+    function (``READERS``); numbers that enter from outside and change with the inputs or the parameters (``numbers_from_outside``),
+    from NumPy, from Python lists, or in memory that no watched operator wrote, since it was written in another thread or through
+    NumPy: allocated and then read, or filled with one number and read with others. A conversion to integers is not a narrowing: the
+    integers are exact, and the function, which jumps, is another matter. Not seen are Python numbers that are rounded between
+    ``.item()`` or ``.tolist()`` and their use, and what another thread writes over the results of watched operators.
 
     The mode changes no bit of the result.
 
@@ -95,6 +121,10 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside: list[str] = []
         # Whether the numbers of a storage depend on inputs or parameters. The weak references keep an address from being used again.
         self._known: dict[int, tuple[StorageWeakRef, bool]] = {}
+        self._blank: dict[
+            int, bool
+        ] = {}  # storages that were allocated, by whether one number was written to all of them
+        self._readers = _Readers(self)
         self._from_outside: list[str] = []
         self._seen: dict[Narrowing, None] = {}
         given = [tensor for some in inputs for tensor in input_tensors(some)]
@@ -121,7 +151,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handles = [layer.register_forward_pre_hook(self._enter) for layer in layers]
         handles += [layer.register_forward_hook(self._leave, always_call=True) for layer in layers]
         try:
-            with self:
+            with self._readers, self:
                 yield self
         finally:
             for handle in handles:
@@ -138,10 +168,16 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operator and look at the types of what enters it and what it returns."""
-        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunction():  # reads of this mode are not those of the network
+            return self._look(func, args, dict(kwargs or {}))
+
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, schema = tensors_in((args, kwargs)), getattr(func, "_schema", None)
         depends = any([self._depends(tensor) for tensor in given])  # a list: all of them are noted
         depends = depends and (schema is None or schema.name not in SHAPE_ONLY)
+        written = written_by(func, args, kwargs)
+        if schema is None or not (func.is_view or schema.name in SHAPE_ONLY):
+            self._read(tensor for tensor in given if not any(tensor is each for each in written))
         if schema is None or func.namespace not in WATCHED or func is torch.ops.aten.view.dtype:
             result = func(*args, **kwargs)
             made = tensors_in(result)
@@ -158,7 +194,28 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(f"computes in {coarse}", schema.name, coarse)
         for tensor in (*made, *(given if depends and (schema is None or schema.is_mutable) else ())):
             self._note(tensor, depends)
+        if schema is not None and schema.name in BLANK | FILLED:
+            self._blank |= {key.cdata: schema.name in FILLED for key in map(storage_of, made) if key is not None}
+        for key in map(storage_of, written if schema is not None and schema.name not in FILLED else ()):
+            if key is not None:
+                self._blank.pop(key.cdata, None)
         return result
+
+    def _read(self, given: Iterable[Tensor]) -> None:
+        """Note floating numbers in memory that was allocated, and that no watched operator wrote since."""
+        for tensor in given if self._blank else ():
+            key = storage_of(tensor)
+            filled = None if key is None else self._blank.get(key.cdata)
+            if filled is None or not tensor.numel() or not is_floating(tensor):
+                continue
+            if not filled or bool((tensor != tensor.flatten()[0]).any()):
+                self._from_outside.append(digest_of(tensor))
+
+    def handed_out(self, tensor: Tensor, reader: str) -> None:
+        """Report a tensor whose numbers a module or a backward function hands to code outside of torch."""
+        inside = self._inside or torch._C._current_autograd_node() is not None
+        if inside and is_floating(tensor) and self._depends(tensor):
+            self._add("hands its numbers to code outside of torch", reader, None)
 
     def _add(self, what: str, operator: str, dtype: torch.dtype | None) -> None:
         node = torch._C._current_autograd_node()
@@ -189,7 +246,23 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[key.cdata] = key, depends
         if len(self._known) > self._room:
             self._known = {address: known for address, known in self._known.items() if not known[0].expired()}  # type: ignore[no-untyped-call]
+            self._blank = {address: filled for address, filled in self._blank.items() if address in self._known}
             self._room = max(ROOM, 2 * len(self._known))
+
+
+class _Readers(TorchFunctionMode):
+    """Tells a watch of reads that the dispatcher does not see."""
+
+    def __init__(self, watch: NarrowWatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in READERS and args and isinstance(args[0], Tensor):
+            self._watch.handed_out(args[0], f"Tensor.{func.__name__}")
+        return func(*args, **(kwargs or {}))
 
 
 def narrowing_of(
@@ -217,8 +290,8 @@ def numbers_from_outside(
 ) -> Narrowing | None:
     """Return whether numbers that enter a forward from outside of torch change with the inputs or the parameters.
 
-    A tensor that no operator made is a stored constant, or comes from NumPy or a Python list, where it may have been
-    computed in any type. Constants are the same in a second forward, with the samples in another order and other parameters; what
+    A tensor that no operator made or wrote is a stored constant, or comes from NumPy, a Python list or another thread, where it may
+    have been computed in any type. Constants are the same in a second forward, with the samples in another order and other parameters; what
     differs is not a constant. If the second forward fails, nothing is known.
 
     Args:
@@ -235,7 +308,9 @@ def numbers_from_outside(
     second = _from_outside(module, changed, map_inputs(_moved, inputs))
     if first is not None and second is not None and list(first) == list(second[: len(first)]):
         return None
-    return Narrowing("the network", "uses numbers that were computed outside of torch", "NumPy or Python", None)
+    return Narrowing(
+        "the network", "uses numbers that were computed outside of torch", "NumPy, Python or another thread", None
+    )
 
 
 def _moved(samples: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from casting import FORWARD, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, hidden, network
+from casting import FORWARD, HIDDEN, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, hidden, network
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_conv import find_head, last_hidden_features
+from lightning_conv import find_head, kernel_spectrum, last_hidden_features, ntk_gram
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import features_of, watched_features
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
@@ -52,6 +52,45 @@ def test_numbers_from_outside_that_change_with_the_data_are_of_unknown_precision
     assert "outside of torch" in str(narrowing)
     assert narrowing.unit == 1.0
     assert torch.equal(plain, watched)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("samples", [1, 5])
+def test_what_threads_and_numpy_write_is_of_unknown_precision(name, samples):
+    plain, watched, narrowing = look(network(Layer(HIDDEN[name])), torch.randn(samples, 4))
+    assert "outside of torch" in str(narrowing)
+    assert narrowing.unit == 1.0
+    assert torch.equal(plain, watched)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_features_whose_rank_is_that_of_hidden_rounding_are_not_certified(name):
+    """Affine features of 3 inputs, each row scaled, have rank at most 4 + 1 with the column of ones, whatever the norm is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 40), Layer(HIDDEN[name]), nn.Linear(40, 1))
+    inputs = torch.rand(30, 3)
+    head = find_head(model, inputs)
+    with pytest.raises(NarrowedError, match="outside of torch"):
+        last_hidden_features(model, head, inputs, dtype=torch.float64)
+
+
+def test_a_backward_pass_through_numpy_is_found_with_its_function():
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            copy = gradient.clone()
+            copy.numpy()[...] = copy.numpy().astype("f4")
+            return copy
+
+    gram = ntk_gram(network(Layer(Backward.apply)), torch.randn(5, 4), precision="certified")
+    assert gram.narrow == (
+        "the backward pass, in BackwardBackward, hands its numbers to code outside of torch (Tensor.numpy)"
+    )
+    assert not kernel_spectrum(gram).lambda_max.certified
 
 
 def test_numbers_from_outside_that_change_with_the_weights_are_no_constants():
