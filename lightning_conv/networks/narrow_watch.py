@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count, take
+from lightning_conv.networks.narrow_memory import Memory, Readers
 from lightning_conv.networks.narrow_types import (
     bits_of,
     copied,
@@ -50,28 +50,6 @@ SHAPE_ONLY = frozenset(
 )
 """Operators that take the shape of a tensor and none of its numbers."""
 
-BLANK = frozenset(
-    f"aten::{name}" for name in "empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split()
-)
-FILLED = frozenset(f"aten::{new}{kind}{like}" for kind in ("zeros", "ones", "full") for new, like in (("", ""), ("", "_like"), ("new_", "")))
-"""Operators that allocate memory and write nothing, or one number, into it."""
-
-READERS = frozenset(
-    getattr(Tensor, name)
-    for name in (
-        "numpy",
-        "__array__",
-        "__dlpack__",
-        "apply_",
-        "map_",
-        "map2_",
-        "data_ptr",
-        "storage",
-        "untyped_storage",
-    )
-)
-"""Methods that hand the numbers to code outside of torch, which may change them where they are."""
-
 FEW = 3
 """Number of samples on which numbers from outside are compared."""
 ROOM = 10_000
@@ -90,12 +68,11 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     stored. A module in float32 is watched in the same way for the types that are narrower than that.
 
     Reported besides: operators of other libraries (``torch.library``), higher-order operators and reinterpreted bits, since nothing is
-    seen inside them; numbers that depend on inputs or parameters and are handed to code outside of torch in a forward or a backward
-    function (``READERS``); numbers that enter from outside and change with the inputs or the parameters (``numbers_from_outside``),
-    from NumPy, from Python lists, or in memory that no watched operator wrote, since it was written in another thread or through
-    NumPy: allocated and then read, or filled with one number and read with others. A conversion to integers is not a narrowing: the
-    integers are exact, and the function, which jumps, is another matter. Not seen are Python numbers that are rounded between
-    ``.item()`` or ``.tolist()`` and their use, and what another thread writes over the results of watched operators.
+    seen inside them; numbers that depend on inputs or parameters and are handed to code outside of torch in a forward (``READERS``);
+    numbers that enter from outside and change with the inputs or the parameters (``numbers_from_outside``): from NumPy, from Python
+    lists, or in memory that another thread or NumPy wrote (``Memory``). A conversion to integers is not a narrowing: the integers are
+    exact, and the function, which jumps, is another matter. Not seen are Python numbers that are rounded between ``.item()`` or
+    ``.tolist()`` and their use, and arrays that a backward function changes in place.
 
     The mode changes no bit of the result.
 
@@ -121,10 +98,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside: list[str] = []
         # Whether the numbers of a storage depend on inputs or parameters. The weak references keep an address from being used again.
         self._known: dict[int, tuple[StorageWeakRef, bool]] = {}
-        self._blank: dict[
-            int, bool
-        ] = {}  # storages that were allocated, by whether one number was written to all of them
-        self._readers = _Readers(self)
+        self._memory, self._readers = Memory(), Readers(self._handed_out)
         self._from_outside: list[str] = []
         self._seen: dict[Narrowing, None] = {}
         given = [tensor for some in inputs for tensor in input_tensors(some)]
@@ -177,7 +151,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         depends = depends and (schema is None or schema.name not in SHAPE_ONLY)
         written = written_by(func, args, kwargs)
         if schema is None or not (func.is_view or schema.name in SHAPE_ONLY):
-            self._read(tensor for tensor in given if not any(tensor is each for each in written))
+            self.read(tensor for tensor in given if not any(tensor is each for each in written))
         if schema is None or func.namespace not in WATCHED or func is torch.ops.aten.view.dtype:
             result = func(*args, **kwargs)
             made = tensors_in(result)
@@ -194,27 +168,16 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(f"computes in {coarse}", schema.name, coarse)
         for tensor in (*made, *(given if depends and (schema is None or schema.is_mutable) else ())):
             self._note(tensor, depends)
-        if schema is not None and schema.name in BLANK | FILLED:
-            self._blank |= {key.cdata: schema.name in FILLED for key in map(storage_of, made) if key is not None}
-        for key in map(storage_of, written if schema is not None and schema.name not in FILLED else ()):
-            if key is not None:
-                self._blank.pop(key.cdata, None)
+        self._memory.note("" if schema is None else schema.name, made, written)
         return result
 
-    def _read(self, given: Iterable[Tensor]) -> None:
-        """Note floating numbers in memory that was allocated, and that no watched operator wrote since."""
-        for tensor in given if self._blank else ():
-            key = storage_of(tensor)
-            filled = None if key is None else self._blank.get(key.cdata)
-            if filled is None or not tensor.numel() or not is_floating(tensor):
-                continue
-            if not filled or bool((tensor != tensor.flatten()[0]).any()):
-                self._from_outside.append(digest_of(tensor))
+    def read(self, tensors: Iterable[Tensor]) -> None:
+        """Note numbers that no watched operator wrote, of tensors that are read by an operator or are the result."""
+        self._from_outside += [digest_of(tensor) for tensor in tensors if self._memory.unseen(tensor)]
 
-    def handed_out(self, tensor: Tensor, reader: str) -> None:
-        """Report a tensor whose numbers a module or a backward function hands to code outside of torch."""
-        inside = self._inside or torch._C._current_autograd_node() is not None
-        if inside and is_floating(tensor) and self._depends(tensor):
+    def _handed_out(self, tensor: Tensor, reader: str) -> None:
+        """Report a tensor whose numbers a module hands to code outside of torch."""
+        if self._inside and is_floating(tensor) and self._depends(tensor):
             self._add("hands its numbers to code outside of torch", reader, None)
 
     def _add(self, what: str, operator: str, dtype: torch.dtype | None) -> None:
@@ -246,23 +209,8 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[key.cdata] = key, depends
         if len(self._known) > self._room:
             self._known = {address: known for address, known in self._known.items() if not known[0].expired()}  # type: ignore[no-untyped-call]
-            self._blank = {address: filled for address, filled in self._blank.items() if address in self._known}
+            self._memory.forget(self._known)
             self._room = max(ROOM, 2 * len(self._known))
-
-
-class _Readers(TorchFunctionMode):
-    """Tells a watch of reads that the dispatcher does not see."""
-
-    def __init__(self, watch: NarrowWatch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in READERS and args and isinstance(args[0], Tensor):
-            self._watch.handed_out(args[0], f"Tensor.{func.__name__}")
-        return func(*args, **(kwargs or {}))
 
 
 def narrowing_of(

@@ -199,6 +199,10 @@ HIDDEN = {  # RMSNorm in float32 (or a number) that no operator shows
     "new_empty, in a thread": written_elsewhere(lambda x: x.new_empty(x.shape)),
     "zeros, in a thread": written_elsewhere(torch.zeros_like),
     "a view of ones, in a thread": written_elsewhere(lambda x: torch.ones(2, *x.shape, dtype=x.dtype)[1]),
+    "a copy, in a thread": written_elsewhere(torch.clone),
+    "a result, in a thread": written_elsewhere(lambda x: 2 * x),
+    "zeros that were written, in a thread": written_elsewhere(lambda x: torch.zeros_like(x).copy_(x)),
+    "a detached copy, in a thread": written_elsewhere(lambda x: x.clone().detach()),
     "NumPy in place": through_numpy,
     "an array in place": through_an_array,
     "an address": through_an_address,
@@ -218,7 +222,11 @@ def filled(x):
     table.fill_(0.5)
     zeros = x.new_zeros(x.shape)
     zeros[:, :4] = x[:, :4]
-    return x * table + zeros + torch.zeros_like(x) + torch.full((8,), 0.3, dtype=x.dtype)
+    later = x.detach().clone()
+    later.mul_(2).add_(1).relu_()
+    later[:, 0].zero_()
+    torch.add(x.detach(), 1, out=later)
+    return later + x * table + zeros + torch.zeros_like(x) + torch.full((8,), 0.3, dtype=x.dtype)
 
 
 QUIET |= {"constant table through NumPy": constant_table, "buffers": filled}

@@ -82,7 +82,12 @@ def require_own_outputs(
     if samples > 1:
         judge.compare(evaluated([order.flip(0)]).flip(0), whole, "of a sample", "with the order of the batch")
         judge.compare(evaluated([order[1:]]), whole[1:], "of the other samples", "when the first sample is left out")
-        judge.compare(evaluated(order.split(group)), whole, "of a sample", "when its batch is a part of the samples")
+        judge.compare(
+            evaluated([order[cut] for cut in blocks(samples, group)]),
+            whole,
+            "of a sample",
+            "when its batch is a part of the samples",
+        )
     if group > 1:
         found = evaluated(strided)
         judge.compare(found, whole[torch.cat(strided)], "of a sample", "when its batch is every few samples")

@@ -1,12 +1,13 @@
 """Casts to a narrower type inside a float64 copy are found with their place, and nothing else is."""
 
+import numpy as np
 import pytest
 import torch
 from casting import FORWARD, HIDDEN, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, hidden, network
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_conv import find_head, kernel_spectrum, last_hidden_features, ntk_gram
+from lightning_conv import find_head, last_hidden_features
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import features_of, watched_features
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
@@ -63,6 +64,21 @@ def test_what_threads_and_numpy_write_is_of_unknown_precision(name, samples):
     assert torch.equal(plain, watched)
 
 
+def test_features_that_no_operator_reads_are_looked_at():
+    """A list, rounded by NumPy, in memory that was only allocated, right before the head, and a forward that ends there."""
+
+    def last(x):
+        out = torch.empty(x.shape, dtype=x.dtype)
+        out.numpy()[...] = np.asarray(x.tolist(), np.float32)
+        return out
+
+    model, inputs = nn.Sequential(nn.Linear(4, 8), Layer(last), nn.Linear(8, 2)), torch.randn(5, 4)
+    module = StatelessModule(model, dtype=torch.float64)
+    for stop in (False, True):
+        narrowing = watched_features(module, find_head(model, inputs), inputs, stop=stop)[1]
+        assert "outside of torch" in str(narrowing)
+
+
 @pytest.mark.parametrize("name", HIDDEN)
 def test_features_whose_rank_is_that_of_hidden_rounding_are_not_certified(name):
     """Affine features of 3 inputs, each row scaled, have rank at most 4 + 1 with the column of ones, whatever the norm is."""
@@ -72,25 +88,6 @@ def test_features_whose_rank_is_that_of_hidden_rounding_are_not_certified(name):
     head = find_head(model, inputs)
     with pytest.raises(NarrowedError, match="outside of torch"):
         last_hidden_features(model, head, inputs, dtype=torch.float64)
-
-
-def test_a_backward_pass_through_numpy_is_found_with_its_function():
-    class Backward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            copy = gradient.clone()
-            copy.numpy()[...] = copy.numpy().astype("f4")
-            return copy
-
-    gram = ntk_gram(network(Layer(Backward.apply)), torch.randn(5, 4), precision="certified")
-    assert gram.narrow == (
-        "the backward pass, in BackwardBackward, hands its numbers to code outside of torch (Tensor.numpy)"
-    )
-    assert not kernel_spectrum(gram).lambda_max.certified
 
 
 def test_numbers_from_outside_that_change_with_the_weights_are_no_constants():

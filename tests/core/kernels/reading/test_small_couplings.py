@@ -94,6 +94,10 @@ SMALL = {
 }
 
 
+LARGER = ("so far", "more than 16", "noise", "common noise", "noise whose generator is put back")
+"""What changes the outputs by more than sqrt(eps) at the size 1e-8."""
+
+
 def drawn(u):
     with torch.random.fork_rng():
         return torch.randn(1).to(u)
