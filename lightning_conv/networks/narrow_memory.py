@@ -52,34 +52,38 @@ class Memory:
 
     Three signs tell of a writer that was not watched, such as another thread or NumPy: memory that was allocated and not written to is
     read; memory that was filled with one number has others; the counter of writes in place that autograd keeps (``Tensor._version``) has
-    moved without an operator.
+    moved without an operator, in memory that an operator made.
 
     Storages go by the address of ``StorageWeakRef``; who uses this keeps those references, so that no address is used again.
     """
 
     def __init__(self) -> None:
         self._blank: dict[int, bool] = {}  # allocated only, by whether one number was written to all of it
-        self._writes: dict[int, int] = {}  # largest number of writes that the counter may have
+        # Largest number of writes that the counter may have. Only of what was made while watching: older memory may have several.
+        self._writes: dict[int, int] = {}
 
     def unseen(self, tensor: Tensor) -> bool:
         """Return whether an operator that reads the tensor reads floating numbers that no watched operator wrote."""
         key, writes = storage_of(tensor), _writes(tensor)
         if key is None or not is_floating(tensor) or not tensor.numel():
             return False
-        moved = writes > self._writes.setdefault(key.cdata, writes)
-        self._writes[key.cdata] = max(writes, self._writes[key.cdata])
+        moved = writes > self._writes.get(key.cdata, writes)
+        if moved:
+            self._writes[key.cdata] = writes
         filled = self._blank.get(key.cdata)
         return moved or filled is False or (filled is True and bool((tensor != tensor.flatten()[0]).any()))
 
-    def note(self, name: str, made: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        """Note the results of the operator ``name``, and what it has just written in place."""
+    def note(self, name: str, given: Sequence[Tensor], made: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Note what the operator ``name`` was given, what it returned, and what it has just written in place."""
         for tensor in written:
             if (key := storage_of(tensor)) is not None:
                 self._blank.pop(key.cdata, None)
                 # Autograd counts the write when the operator has returned to it.
-                self._writes[key.cdata] = max(_writes(tensor) + 1, self._writes.get(key.cdata, 0))
+                if key.cdata in self._writes:
+                    self._writes[key.cdata] = max(_writes(tensor) + 1, self._writes[key.cdata])
+        older = {key.cdata for key in map(storage_of, given) if key is not None}
         for tensor in made:
-            if (key := storage_of(tensor)) is not None:
+            if (key := storage_of(tensor)) is not None and key.cdata not in older:
                 self._writes.setdefault(key.cdata, _writes(tensor))
                 if name in BLANK or name in FILLED:
                     self._blank[key.cdata] = name in FILLED

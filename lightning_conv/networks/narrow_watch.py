@@ -168,7 +168,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(f"computes in {coarse}", schema.name, coarse)
         for tensor in (*made, *(given if depends and (schema is None or schema.is_mutable) else ())):
             self._note(tensor, depends)
-        self._memory.note("" if schema is None else schema.name, made, written)
+        self._memory.note("" if schema is None else schema.name, given, made, written)
         return result
 
     def read(self, tensors: Iterable[Tensor]) -> None:
