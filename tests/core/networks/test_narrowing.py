@@ -7,7 +7,7 @@ from casting import FORWARD, HIDDEN, OUTSIDE, QUIET, BackwardCast, Layer, RMSNor
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_conv import find_head, last_hidden_features
+from lightning_conv import find_head, kernel_spectrum, last_hidden_features, ntk_gram
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import features_of, watched_features
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
@@ -269,3 +269,37 @@ def test_float64_features_of_a_network_that_casts_are_refused_with_the_place():
     assert last_hidden_features(model, head, inputs).dtype == torch.float32
     model.cast.narrow = False
     assert last_hidden_features(model, head, inputs, dtype=torch.float64).dtype == torch.float64
+
+
+class InPlace(nn.Module):
+    """Writes in place in the usual ways: residuals, activations, slices, masks, scattering, buffers of results."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.relu = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True)
+        self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.relu(self.norm(self.first(x)))
+        h = h + self.second(h)
+        h += 1
+        h.mul_(0.5).clamp_(max=3)
+        out = torch.empty_like(h)
+        out[:, :4] = h[:, 4:]
+        out[:, 4:].copy_(h[:, :4])
+        out = out.masked_fill_(out > 2, 2.0)
+        summed = torch.zeros_like(out).scatter_add_(1, torch.arange(8).flip(0).expand(len(x), 8), out)
+        summed.index_add_(0, torch.arange(len(x)), out)
+        return self.head(torch.tanh_(summed))
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+@pytest.mark.parametrize("engine", ["auto", "jacobian"])
+def test_writes_in_place_by_operators_are_seen(mode, engine):
+    torch.manual_seed(0)
+    gram = ntk_gram(
+        InPlace().double(), torch.randn(9, 4).double(), precision="certified", batch_norm=mode, engine=engine
+    )
+    assert gram.narrow == ""
+    assert kernel_spectrum(gram).lambda_max.certified
+    assert look(InPlace(), torch.randn(9, 4))[2] is None
