@@ -18,7 +18,7 @@ from lightning_conv.kernels.reading.jacobian_error import with_narrowing
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
-from lightning_conv.networks.narrowing import Narrowing
+from lightning_conv.networks.narrowing import Narrowing, coarsest
 from lightning_conv.reporting.progress import Report, progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram"]
@@ -68,8 +68,8 @@ def ntk_gram(
         per_layer: also return the kernel of each layer.
         precision: ``"fast"``: products in the model's dtype in short blocks, sums in float64. ``"exact"``: forward and
             backward passes in the model's dtype, products in float64. ``"certified"``: everything in float64, with a
-            float64 copy of parameters and buffers. It is watched for casts to a narrower type (``KernelGram.narrow``),
-            with which nothing is certified.
+            float64 copy of parameters and buffers. It is watched for casts to a narrower type, and for outputs that change with
+            the rest of the batch or with chance by more than rounding (``KernelGram.narrow``); with one nothing is certified.
         batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
             ``"batch"``: the statistics of ``inputs``, differentiated through as in training; the samples then couple,
             and each row of J takes a backward pass over the whole batch.
@@ -138,12 +138,12 @@ def ntk_gram(
 
 
 def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, Narrowing | None]:
-    """Compute the kernel; in float64, watch all passes for casts to a narrower type.
+    """Compute the kernel; in float64, watch all passes for casts to a narrower type, and look at ``Task.unsteady``.
 
     In other types the casts are those that were seen when the network was read, and its error allows for them already.
 
     Returns:
-        The kernel, ``jacobian_error``, and the cast.
+        The kernel, ``jacobian_error``, and the cast or the change of the outputs.
     """
     error = task.anatomy.jacobian_error
     if task.module.dtype != torch.float64:
@@ -151,5 +151,5 @@ def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, N
     watch = NarrowWatch(task.module, *(each for each in (task.inputs, task.others) if each is not None))
     with watch.watching():
         found = compute_kernel(task, seed, report)
-    narrowing = narrowing_of(task.module, task.inputs, watch)
+    narrowing = coarsest([narrowing_of(task.module, task.inputs, watch), task.unsteady])
     return found, with_narrowing(error, task.module.dtype, narrowing), narrowing

@@ -74,7 +74,7 @@ class NTKOperator:
         MemoryError: a single pass does not fit into ``max_memory``.
         RuntimeError: J w can be computed neither in forward mode nor by a double backward.
 
-    Cost: three forwards, a backward and P numbers per vector. Source: Jacot, Gabriel, Hongler 2018 (1806.07572, the
+    Cost: six forwards, a backward and P numbers per vector. Source: Jacot, Gabriel, Hongler 2018 (1806.07572, the
     kernel); Pearlmutter 1994 (products with derivatives).
 
     Example:

@@ -49,7 +49,8 @@ class KernelGram:
     """The other ``parameters``, on which the outputs of no sample depend."""
     narrow: str = ""
     """Where the network casts to a narrower type, so that no bound is certified and ``jacobian_error`` allows for that type; empty:
-    nowhere. All passes in float64 are watched; of a kernel in float32, one pass in float64 on a few samples."""
+    nowhere. All passes in float64 are watched; of a kernel in float32, one pass in float64 on a few samples. A kernel in float64 may
+    have here that an output changes with the rest of the batch or with chance, by more than rounding and less than 1.5e-8."""
 
     @property
     def trace(self) -> float:

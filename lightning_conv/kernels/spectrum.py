@@ -40,8 +40,8 @@ def kernel_spectrum(
           \le \Bigl( \sqrt{\lambda + f} + \delta \Bigr)^2 .
 
       delta is an estimate. The bounds are ``certified`` only with ``precision="certified"``, where they are about the
-      Jacobian as computed in float64, and only if the network does not cast to a narrower type (``KernelGram.narrow``);
-      delta then allows for that type.
+      Jacobian as computed in float64, and only if the network neither casts to a narrower type nor changes its outputs with the rest of
+      the batch or with chance (``KernelGram.narrow``); delta then allows for that type or change.
     - An ``NTKOperator``: the two extreme Ritz values with their residuals, see ``ritz_bounds``. ``lambda_min.upper``
       and ``lambda_max.lower`` are bounds up to the rounding of the products, for which 4 sqrt(N) eps lambda_max is
       added with eps of the operator's ``precision``. If the network casts to a narrower type (``NTKOperator.narrowing``),
@@ -122,7 +122,7 @@ def _with_kernel_bounds(spectrum: Spectrum, gram: KernelGram) -> Spectrum:
     # For a projected kernel twice the standard error in the Frobenius norm: an estimate, not a bound.
     error = sum_up(gram.floor, 2 * gram.projection_error, UNDERFLOW if gram.trace < VANISHING else 0.0)
     projected = " + 2 standard errors of the projection" if gram.projection_error else ""
-    narrow = f" + a cast ({gram.narrow})" if gram.narrow else ""
+    narrow = f" + not certified, since {gram.narrow}" if gram.narrow else ""
     delta = product_up(gram.jacobian_error, root_up(max(gram.trace, 0.0)))
     if math.isnan(delta) or math.isnan(error):  # the passes overflow, so nothing is known about their rounding
         delta, error = math.inf, 0.0

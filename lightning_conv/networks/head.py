@@ -200,6 +200,7 @@ def watched_features(
         converted = module.convert(inputs)
         watch = NarrowWatch(module, converted)
         features = features_of(module, head, converted, stop=stop, within=watch.watching())
+        watch.read([features])
         return features, narrowing_of(module, converted, watch, cleared=cleared, whole=True)
 
 

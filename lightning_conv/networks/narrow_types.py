@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,16 @@ def bits_of(dtype: torch.dtype) -> int:
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors among the arguments or results of an operator."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operator writes in place; none where its schema is not known."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = dict(zip((each.name for each in schema.arguments), args, strict=False)) | dict(kwargs)
+    names = [each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    return tensors_in([given.get(name) for name in names])
 
 
 def storage_of(tensor: Tensor) -> StorageWeakRef | None:

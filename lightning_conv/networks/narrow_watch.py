@@ -7,7 +7,7 @@ in float32, ``.float()``, ``type_as``, a round trip through NumPy, a backward pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count, take
+from lightning_conv.networks.narrow_memory import Memory, Readers
 from lightning_conv.networks.narrow_types import (
     bits_of,
     copied,
@@ -27,6 +28,7 @@ from lightning_conv.networks.narrow_types import (
     rounds,
     storage_of,
     tensors_in,
+    written_by,
 )
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 
@@ -66,10 +68,11 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     stored. A module in float32 is watched in the same way for the types that are narrower than that.
 
     Reported besides: operators of other libraries (``torch.library``), higher-order operators and reinterpreted bits, since nothing is
-    seen inside them; numbers that enter from outside of torch (NumPy, Python lists) and change with the inputs or the parameters
-    (``numbers_from_outside``). A conversion to integers is not a narrowing: the integers are exact, and the function, which jumps,
-    is another matter. Two round trips leave no trace: NumPy arrays that share memory with a tensor and are changed in place, and
-    Python numbers that are rounded between ``.item()`` and their use.
+    seen inside them; numbers that depend on inputs or parameters and are handed to code outside of torch in a forward (``READERS``);
+    numbers that enter from outside and change with the inputs or the parameters (``numbers_from_outside``): from NumPy, from Python
+    lists, or in memory that another thread or NumPy wrote (``Memory``). A conversion to integers is not a narrowing: the integers are
+    exact, and the function, which jumps, is another matter. Not seen are Python numbers that are rounded between ``.item()`` or
+    ``.tolist()`` and their use, and arrays that a backward function changes in place.
 
     The mode changes no bit of the result.
 
@@ -95,6 +98,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside: list[str] = []
         # Whether the numbers of a storage depend on inputs or parameters. The weak references keep an address from being used again.
         self._known: dict[int, tuple[StorageWeakRef, bool]] = {}
+        self._memory, self._readers = Memory(), Readers(self._handed_out)
         self._from_outside: list[str] = []
         self._seen: dict[Narrowing, None] = {}
         given = [tensor for some in inputs for tensor in input_tensors(some)]
@@ -121,7 +125,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handles = [layer.register_forward_pre_hook(self._enter) for layer in layers]
         handles += [layer.register_forward_hook(self._leave, always_call=True) for layer in layers]
         try:
-            with self:
+            with self._readers, self:
                 yield self
         finally:
             for handle in handles:
@@ -138,10 +142,16 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operator and look at the types of what enters it and what it returns."""
-        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunction():  # reads of this mode are not those of the network
+            return self._look(func, args, dict(kwargs or {}))
+
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, schema = tensors_in((args, kwargs)), getattr(func, "_schema", None)
         depends = any([self._depends(tensor) for tensor in given])  # a list: all of them are noted
         depends = depends and (schema is None or schema.name not in SHAPE_ONLY)
+        written = written_by(func, args, kwargs)
+        if schema is None or not (func.is_view or schema.name in SHAPE_ONLY):
+            self.read(tensor for tensor in given if not any(tensor is each for each in written))
         if schema is None or func.namespace not in WATCHED or func is torch.ops.aten.view.dtype:
             result = func(*args, **kwargs)
             made = tensors_in(result)
@@ -158,7 +168,17 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(f"computes in {coarse}", schema.name, coarse)
         for tensor in (*made, *(given if depends and (schema is None or schema.is_mutable) else ())):
             self._note(tensor, depends)
+        self._memory.note("" if schema is None else schema.name, given, made, written)
         return result
+
+    def read(self, tensors: Iterable[Tensor]) -> None:
+        """Note numbers that no watched operator wrote, of tensors that are read by an operator or are the result."""
+        self._from_outside += [digest_of(tensor) for tensor in tensors if self._memory.unseen(tensor)]
+
+    def _handed_out(self, tensor: Tensor, reader: str) -> None:
+        """Report a tensor whose numbers a module hands to code outside of torch."""
+        if self._inside and is_floating(tensor) and self._depends(tensor):
+            self._add("hands its numbers to code outside of torch", reader, None)
 
     def _add(self, what: str, operator: str, dtype: torch.dtype | None) -> None:
         node = torch._C._current_autograd_node()
@@ -189,6 +209,7 @@ class NarrowWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[key.cdata] = key, depends
         if len(self._known) > self._room:
             self._known = {address: known for address, known in self._known.items() if not known[0].expired()}  # type: ignore[no-untyped-call]
+            self._memory.forget(self._known)
             self._room = max(ROOM, 2 * len(self._known))
 
 
@@ -217,8 +238,8 @@ def numbers_from_outside(
 ) -> Narrowing | None:
     """Return whether numbers that enter a forward from outside of torch change with the inputs or the parameters.
 
-    A tensor that no operator made is a stored constant, or comes from NumPy or a Python list, where it may have been
-    computed in any type. Constants are the same in a second forward, with the samples in another order and other parameters; what
+    A tensor that no operator made or wrote is a stored constant, or comes from NumPy, a Python list or another thread, where it may
+    have been computed in any type. Constants are the same in a second forward, with the samples in another order and other parameters; what
     differs is not a constant. If the second forward fails, nothing is known.
 
     Args:
@@ -235,7 +256,9 @@ def numbers_from_outside(
     second = _from_outside(module, changed, map_inputs(_moved, inputs))
     if first is not None and second is not None and list(first) == list(second[: len(first)]):
         return None
-    return Narrowing("the network", "uses numbers that were computed outside of torch", "NumPy or Python", None)
+    return Narrowing(
+        "the network", "uses numbers that were computed outside of torch", "NumPy, Python or another thread", None
+    )
 
 
 def _moved(samples: Tensor) -> Tensor:

@@ -13,16 +13,19 @@ from lightning_conv.linalg.rounding import unit_roundoff
 
 @dataclass(frozen=True)
 class Narrowing:
-    """A place at which an evaluation is not one in float64."""
+    """A place at which an evaluation is not one in float64, or changes by more than the rounding of float64."""
 
     module: str  # in words: the module's name, or the backward pass
     what: str
     operator: str
     dtype: torch.dtype | None  # the narrow type; None: not known
+    size: float | None = None  # the relative change, where it was measured
 
     @property
     def unit(self) -> float:
-        """Unit roundoff of the narrow type; 1 where it is not known."""
+        """The measured change, or the unit roundoff of the narrow type; 1 where neither is known."""
+        if self.size is not None:
+            return self.size
         known = self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
         return unit_roundoff(self.dtype) if known and self.dtype is not None else 1.0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -124,3 +127,106 @@ def network(layer, inputs=4):
     for name, each in layers.items():
         model.add_module(name, each)
     return model
+
+
+def rms(x):
+    """RMSNorm in float32, by NumPy."""
+    narrow = np.asarray(x, np.float32)
+    return narrow / np.sqrt((narrow**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def elsewhere(work):
+    """Do the work in another thread, without gradients, and wait for it."""
+
+    def run():
+        with torch.no_grad():
+            work()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+
+
+def narrow_rms(x):
+    wide = x.detach().float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def written_elsewhere(make):
+    """RMSNorm in float32 that another thread writes into memory which ``make`` allocates."""
+
+    def norm(x):
+        out = make(x)
+        elsewhere(lambda: out.copy_(narrow_rms(x)))
+        return out + 0 * x
+
+    return norm
+
+
+def through_numpy(x):
+    copy = x.detach().clone()
+    array = copy.numpy()
+    array[...] = rms(array)
+    return copy + 0 * x
+
+
+def through_an_array(x):
+    copy = x.detach().clone()
+    array = np.asarray(copy)
+    array[...] = rms(array)
+    return copy + 0 * x
+
+
+def through_an_address(x):
+    copy = x.detach().clone()
+    number = ctypes.c_double if x.dtype == torch.float64 else ctypes.c_float
+    array = np.ctypeslib.as_array((number * copy.numel()).from_address(copy.data_ptr())).reshape(copy.shape)
+    array[...] = rms(array)
+    return copy + 0 * x
+
+
+def list_into_an_array(x):
+    out = torch.zeros(x.shape, dtype=x.dtype)
+    out.numpy()[...] = rms(x.tolist())
+    return out + 0 * x
+
+
+def one_number(x):
+    return x / float(np.float32(x.detach().numpy()).max())
+
+
+HIDDEN = {  # RMSNorm in float32 (or a number) that no operator shows
+    "empty, in a thread": written_elsewhere(torch.empty_like),
+    "new_empty, in a thread": written_elsewhere(lambda x: x.new_empty(x.shape)),
+    "zeros, in a thread": written_elsewhere(torch.zeros_like),
+    "a view of ones, in a thread": written_elsewhere(lambda x: torch.ones(2, *x.shape, dtype=x.dtype)[1]),
+    "a copy, in a thread": written_elsewhere(torch.clone),
+    "a result, in a thread": written_elsewhere(lambda x: 2 * x),
+    "zeros that were written, in a thread": written_elsewhere(lambda x: torch.zeros_like(x).copy_(x)),
+    "a detached copy, in a thread": written_elsewhere(lambda x: x.clone().detach()),
+    "NumPy in place": through_numpy,
+    "an array in place": through_an_array,
+    "an address": through_an_address,
+    "a list into an array": list_into_an_array,
+    "one number": one_number,
+}
+
+
+def constant_table(x):
+    table = torch.empty(8, dtype=x.dtype)
+    table.numpy()[...] = np.linspace(0, 1, 8, dtype=np.float32)
+    return x * table
+
+
+def filled(x):
+    table = torch.empty_like(x)
+    table.fill_(0.5)
+    zeros = x.new_zeros(x.shape)
+    zeros[:, :4] = x[:, :4]
+    later = x.detach().clone()
+    later.mul_(2).add_(1).relu_()
+    later[:, 0].zero_()
+    torch.add(x.detach(), 1, out=later)
+    return later + x * table + zeros + torch.zeros_like(x) + torch.full((8,), 0.3, dtype=x.dtype)
+
+
+QUIET |= {"constant table through NumPy": constant_table, "buffers": filled}

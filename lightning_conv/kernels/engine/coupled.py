@@ -23,7 +23,6 @@ from lightning_conv.kernels.products.pullback import (
     graph_size,
     pays_to_batch,
 )
-from lightning_conv.kernels.reading.samples import require_repeatable
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import memory_budget
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count
@@ -66,7 +65,7 @@ def coupled_gram(
 
     Raises:
         MemoryError: the result, the graph of the batch or one row of J does not fit.
-        ValueError: two forwards of the batch differ; ``max_memory`` is not a finite number of at least one byte.
+        ValueError: ``max_memory`` is not a finite number of at least one byte.
 
     Cost: n K backward passes over n samples per strip, which is n times the passes of a network whose samples do not
     couple, and n^2 K P flops (times K unless ``trace``).
@@ -74,7 +73,6 @@ def coupled_gram(
     rows = sample_count(inputs) * len(cotangents)
     size = sample_count(inputs) if trace else rows
     budget = memory_budget(max_memory, module.device, 8 * size * size)
-    require_repeatable(module, inputs)
     graph = graph_size(module, names, inputs, limit=budget)
     pullback = Pullback(module, names, inputs, batched=False)
     sizes = [(name, module.parameters[name].numel()) for name in pullback.reached()]

@@ -16,13 +16,15 @@ from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
 from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network
+from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.reach import with_late_parameters
-from lightning_conv.kernels.reading.samples import COMPARED, check_samples_do_not_couple, joined, require_float_inputs
+from lightning_conv.kernels.reading.samples import joined, require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
-from lightning_conv.machine.memory import allowed_memory, mebibytes
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
+from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.narrowing import Narrowing, coarsest
 
 ERROR_GROUPS = 4
 """Groups into which the projections are divided, so that their spread gives a standard error."""
@@ -32,6 +34,10 @@ class Task:
     """A network that was read, and what is to be computed of it. Construct it inside ``undisturbed(model)``.
 
     Arguments and errors are those of ``ntk_gram``; ``request`` holds its options.
+
+    Attributes:
+        unsteady: the change of the outputs between two evaluations that is neither rounding nor refused, see
+            ``require_own_outputs``; None: there is none.
     """
 
     def __init__(
@@ -71,9 +77,46 @@ class Task:
         self.plan = self._plan()
         if plan is not None:
             self._require_same(plan)
+        checked = plan is not None and request.precision != "certified"  # on the samples of the plan
+        self.unsteady = None if checked else self._unsteady()
+
+    def _unsteady(self) -> Narrowing | None:
+        """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that.
+
+        Raises:
+            ValueError: the outputs change with the rest of the batch, or from one forward to the next.
+        """
+        if self.couples:
+            return require_repeatable(self.module, self.inputs)
+        fits = allowed_memory(self.request.max_memory, self.module.device) // 2 // max(1, self.anatomy.forward_bytes)
+        sets = [self.inputs] if self.others is None else [self.inputs, self.others]
+        if (few := self._reading_samples()) is not self.inputs:
+            sets.append(few)
+        return coarsest(
+            [
+                require_own_outputs(
+                    self.module,
+                    each,
+                    rows=max(1, fits),
+                    cuts=self._cuts(sample_count(each)),
+                    arranged=self.anatomy.arranged,
+                    level=self.anatomy.level,
+                )
+                for each in sets
+            ]
+        )
+
+    def _cuts(self, samples: int) -> list[list[slice]]:
+        """Return the batches in which the passes of the plan evaluate so many samples; torch.func takes them one by one."""
+        cuts = []
+        for each in self.plan.passes:
+            tiles = [(rows, blocks(rows.stop - rows.start, each.tile)) for rows in blocks(samples, each.rows)]
+            in_tiles = [slice(rows.start + t.start, rows.start + t.stop) for rows, cut in tiles for t in cut]
+            cuts.append(blocks(samples, 1) if each.general else in_tiles)
+        return cuts
 
     def _read(self) -> Anatomy:
-        """Read the network on a few samples, and refuse one whose samples couple.
+        """Read the network on a few samples.
 
         Raises:
             MemoryError: reading takes more than ``max_memory``.
@@ -86,23 +129,13 @@ class Task:
                 f"{mebibytes(allowed)}; allow more, or choose fewer parameters"
             )
         inputs = self._reading_samples()
-        count = sample_count(inputs)
-        anatomy = read_network(
+        return read_network(
             self.module,
             self.names,
             inputs,
             rules=self.request.engine == "auto" and not self.couples,
-            samples=count if self.couples else READ_SAMPLES,
+            samples=sample_count(inputs) if self.couples else READ_SAMPLES,
         )
-        if not self.couples:
-
-            def outputs_of(order: Tensor) -> Tensor:
-                # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
-                return self.module.outputs({}, anatomy.arranged(map_inputs(lambda each: each[order], inputs))).detach()
-
-            few = anatomy.first_outputs if count > READ_SAMPLES else None
-            check_samples_do_not_couple(outputs_of, count, few, anatomy.level)
-        return anatomy
 
     def _reading_samples(self) -> Inputs:
         """Return the samples of the rows.
@@ -111,7 +144,7 @@ class Task:
         """
         if self.others is None or sample_count(self.inputs) >= READ_SAMPLES:
             return self.inputs
-        both = joined(self.inputs, take(self.others, slice(0, COMPARED)))
+        both = joined(self.inputs, take(self.others, slice(0, READ_SAMPLES)))
         return max(self.inputs, self.others, key=sample_count) if both is None else both
 
     def _require_same(self, plan: NTKPlan) -> None:

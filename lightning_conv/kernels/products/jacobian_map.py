@@ -17,20 +17,20 @@ from lightning_conv.kernels.products.pullback import (
 )
 from lightning_conv.kernels.products.pushforward import choose_push
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES
+from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
 from lightning_conv.kernels.reading.parameters import parameter_names
-from lightning_conv.kernels.reading.samples import check_samples_do_not_couple, require_float_inputs, require_repeatable
+from lightning_conv.kernels.reading.samples import require_float_inputs
 from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import (
     BatchNormMode,
     Inputs,
     StatelessModule,
-    map_inputs,
     sample_count,
     take,
     undisturbed,
 )
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
-from lightning_conv.networks.narrowing import Narrowing
+from lightning_conv.networks.narrowing import Narrowing, coarsest
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""
@@ -63,12 +63,12 @@ class JacobianMap:
             self.names = parameter_names(self.module, parameters)
             self.inputs = self.module.convert(inputs)
             few = self._rows(slice(0, self.n_samples if self.couples else min(READ_SAMPLES, self.n_samples)))
-            self._check()
             budget = memory_budget(max_memory, self.module.device, 0)
             graph = graph_size(self.module, self.names, few, limit=budget)
             self.n_outputs = graph.outputs
+            unsteady = self._unsteady(graph, sample_count(few), budget, chunk)
             self.push_rule = choose_push(self.module, self.names, few)
-            self.narrowing = self._narrowing(few)
+            self.narrowing = coarsest([self._narrowing(few), unsteady])
         self.chunk, self.block = self._plan(graph, sample_count(few), budget, chunk)
         longest = max(self.module.parameters[name].numel() for name in self.names)
         largest = max(longest, graph.largest * self.chunk // sample_count(few))
@@ -116,16 +116,13 @@ class JacobianMap:
             Pullback(self.module, self.names, few, batched=False)(cotangent)
         return narrowing_of(self.module, few, watch)
 
-    def _check(self) -> None:
+    def _unsteady(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> Narrowing | None:
+        """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that."""
         if self.couples:
-            require_repeatable(self.module, self.inputs)
-            return
-
-        def outputs_of(order: Tensor) -> Tensor:
-            # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
-            return self.module.outputs({}, map_inputs(lambda each: each[order], self.inputs)).detach()
-
-        check_samples_do_not_couple(outputs_of, self.n_samples)
+            return require_repeatable(self.module, self.inputs)
+        fits = max(1, int(budget * measured // 2 // max(1, graph.saved_bytes)))
+        cuts = [] if chunk is None else [blocks(self.n_samples, chunk)]
+        return require_own_outputs(self.module, self.inputs, rows=fits, cuts=cuts)
 
     def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:
         """Return the numbers of samples and of vectors per pass.

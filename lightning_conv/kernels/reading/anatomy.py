@@ -51,7 +51,6 @@ class Anatomy:
     general: Mapping[str, str]  # parameters without a rule, with the reason
     unused: tuple[str, ...]  # parameters on which the outputs of the samples that were read do not depend
     outputs: int  # C
-    first_outputs: Tensor  # outputs of the samples that were read
     level: float  # sum of |du/dtheta||theta| over the parameters: the size of the terms that add up to an output
     tracked: tuple[str, ...]  # parameters whose uses were recorded
     signature: tuple[tuple[str, ...], ...]  # parameters of each recorded call, in order
@@ -154,7 +153,7 @@ def _read(
             why |= dict.fromkeys(site.names, fault)
     ruled = {name for site in sites for name in site.names}
     general = {n: why.get(n, "no layer rule covers it") for n in names if n not in ruled and n not in unused}
-    signature, first_outputs = signature_of(calls), outputs.detach()
+    signature, classes = signature_of(calls), int(outputs.shape[1])
     sizes = [float(g.norm() * module.parameters[name].norm()) for name, g in truth.items() if g is not None]
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
@@ -167,8 +166,7 @@ def _read(
         sites=tuple(sites),
         general=general,
         unused=unused,
-        outputs=int(first_outputs.shape[1]),
-        first_outputs=first_outputs,
+        outputs=classes,
         level=sum(sizes) / float(combination.norm()),
         tracked=tracked,
         signature=signature,

@@ -1,13 +1,13 @@
-"""The samples of a kernel: whether they may be used, whether they couple, and how they are laid out in memory."""
+"""The samples of a kernel: whether they may be used, how they are joined, and how they are laid out in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs
+from lightning_conv.networks.evaluation import Inputs, input_tensors, map_inputs
 
 
 def bytes_by_storage(inputs: Inputs) -> dict[int, int]:
@@ -41,56 +41,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor
 
 
-COMPARED = 16
-"""Number of samples among which a coupling is looked for."""
-
-
-def check_samples_do_not_couple(
-    outputs_of: Callable[[Tensor], Tensor], samples: int, few: Tensor | None = None, level: float = 0.0
-) -> None:
-    """Refuse a network whose output for a sample changes with the others in its batch, or with their order.
-
-    The kernel of a pair of samples would then not be defined. Up to 16 samples are evaluated in their order, in reverse order,
-    without those behind the first few, and without the first one: a sample may see all others, or only those before it, as in a
-    cumulative sum over the batch.
-
-    Args:
-        outputs_of: the outputs of the samples with these indices, in this order, (k, ...) for (k,).
-        samples: number of samples.
-        few: outputs of the first samples alone, where they are known already; None: they are computed.
-        level: size of the terms that add up to an output; where they cancel, what remains is rounding.
-
-    Raises:
-        ValueError: the outputs change by more than rounding.
-
-    Cost: four forwards of up to 16 samples, three where ``few`` is given.
-    """
-    count = min(COMPARED, samples)
-    order = torch.arange(count)
-    whole = outputs_of(order)
-    few = outputs_of(order[: max(1, min(3, count - 1))]) if few is None else few
-    _compare(
-        few, whole[: len(few)], f"of the first {len(few)} samples", "when the rest of the batch is added", whole, level
-    )
-    if count > 1:
-        _compare(outputs_of(order.flip(0)).flip(0), whole, "of a sample", "with the order of the batch", whole, level)
-        _compare(
-            outputs_of(order[1:]), whole[1:], "of the other samples", "when the first sample is left out", whole, level
-        )
-
-
-def _compare(found: Tensor, expected: Tensor, whose: str, when: str, whole: Tensor, level: float) -> None:
-    tolerance = torch.finfo(whole.dtype).eps ** 0.5
-    scale = max(float(whole.abs().max()), tolerance * level, torch.finfo(whole.dtype).tiny)
-    change = float((found - expected).abs().max()) / scale
-    if change > tolerance:
-        raise ValueError(
-            f"model: the outputs {whose} change by {change:.1e} (relative) {when}, so samples couple or the forward is random; "
-            "remove what mixes samples (batch-wide attention, a sum along the batch) or what is random in evaluation mode, or use "
-            'batch_norm="batch", which computes the kernel of the whole batch'
-        )
-
-
 def require_float_inputs(inputs: Inputs) -> None:
     """Refuse inputs with NaN or infinity before anything is computed.
 
@@ -104,19 +54,3 @@ def require_float_inputs(inputs: Inputs) -> None:
             raise ValueError(
                 f"inputs: tensor {position} of shape {tuple(tensor.shape)} contains NaN or infinity; clean the samples"
             )
-
-
-def require_repeatable(module: StatelessModule, inputs: Inputs) -> None:
-    """Refuse a network that is random in evaluation mode.
-
-    Raises:
-        ValueError: two forward passes of one batch differ by more than rounding.
-    """
-    # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
-    first, second = (module.outputs({}, inputs).detach() for _ in range(2))
-    change = float((first - second).abs().max())
-    if change > torch.finfo(module.dtype).eps ** 0.5 * float(first.abs().max()):
-        raise ValueError(
-            f"model: two forward passes of one batch differ by {change:.1e}, so the forward is random in evaluation mode; "
-            "remove what is random"
-        )

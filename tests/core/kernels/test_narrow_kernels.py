@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from casting import FORWARD, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, network
+from casting import FORWARD, HIDDEN, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, network
 from torch import nn
 from torch.func import functional_call, jacrev
 
@@ -92,9 +92,11 @@ def test_a_cast_is_named_by_both_engines(name):
         assert not kernel_spectrum(gram).lambda_min.certified
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", [*OUTSIDE, *(name for name in HIDDEN if name != "one number")])
 def test_numbers_from_outside_leave_no_bound(name):
-    gram = ntk_gram(network(Layer(OUTSIDE[name])).double(), torch.randn(5, 4).double(), precision="certified")
+    gram = ntk_gram(
+        network(Layer((OUTSIDE | HIDDEN)[name])).double(), torch.randn(5, 4).double(), precision="certified"
+    )
     assert "outside of torch" in gram.narrow
     found = kernel_spectrum(gram).lambda_min
     assert (found.lower, found.certified) == (0, False)

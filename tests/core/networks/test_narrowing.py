@@ -1,12 +1,13 @@
 """Casts to a narrower type inside a float64 copy are found with their place, and nothing else is."""
 
+import numpy as np
 import pytest
 import torch
-from casting import FORWARD, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, hidden, network
+from casting import FORWARD, HIDDEN, OUTSIDE, QUIET, BackwardCast, Layer, RMSNorm, hidden, network
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_conv import find_head, last_hidden_features
+from lightning_conv import find_head, kernel_spectrum, last_hidden_features, ntk_gram
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 from lightning_conv.networks.head import features_of, watched_features
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
@@ -52,6 +53,41 @@ def test_numbers_from_outside_that_change_with_the_data_are_of_unknown_precision
     assert "outside of torch" in str(narrowing)
     assert narrowing.unit == 1.0
     assert torch.equal(plain, watched)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("samples", [1, 5])
+def test_what_threads_and_numpy_write_is_of_unknown_precision(name, samples):
+    plain, watched, narrowing = look(network(Layer(HIDDEN[name])), torch.randn(samples, 4))
+    assert "outside of torch" in str(narrowing)
+    assert narrowing.unit == 1.0
+    assert torch.equal(plain, watched)
+
+
+def test_features_that_no_operator_reads_are_looked_at():
+    """A list, rounded by NumPy, in memory that was only allocated, right before the head, and a forward that ends there."""
+
+    def last(x):
+        out = torch.empty(x.shape, dtype=x.dtype)
+        out.numpy()[...] = np.asarray(x.tolist(), np.float32)
+        return out
+
+    model, inputs = nn.Sequential(nn.Linear(4, 8), Layer(last), nn.Linear(8, 2)), torch.randn(5, 4)
+    module = StatelessModule(model, dtype=torch.float64)
+    for stop in (False, True):
+        narrowing = watched_features(module, find_head(model, inputs), inputs, stop=stop)[1]
+        assert "outside of torch" in str(narrowing)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_features_whose_rank_is_that_of_hidden_rounding_are_not_certified(name):
+    """Affine features of 3 inputs, each row scaled, have rank at most 4 + 1 with the column of ones, whatever the norm is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 40), Layer(HIDDEN[name]), nn.Linear(40, 1))
+    inputs = torch.rand(30, 3)
+    head = find_head(model, inputs)
+    with pytest.raises(NarrowedError, match="outside of torch"):
+        last_hidden_features(model, head, inputs, dtype=torch.float64)
 
 
 def test_numbers_from_outside_that_change_with_the_weights_are_no_constants():
@@ -233,3 +269,37 @@ def test_float64_features_of_a_network_that_casts_are_refused_with_the_place():
     assert last_hidden_features(model, head, inputs).dtype == torch.float32
     model.cast.narrow = False
     assert last_hidden_features(model, head, inputs, dtype=torch.float64).dtype == torch.float64
+
+
+class InPlace(nn.Module):
+    """Writes in place in the usual ways: residuals, activations, slices, masks, scattering, buffers of results."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.relu = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True)
+        self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.relu(self.norm(self.first(x)))
+        h = h + self.second(h)
+        h += 1
+        h.mul_(0.5).clamp_(max=3)
+        out = torch.empty_like(h)
+        out[:, :4] = h[:, 4:]
+        out[:, 4:].copy_(h[:, :4])
+        out = out.masked_fill_(out > 2, 2.0)
+        summed = torch.zeros_like(out).scatter_add_(1, torch.arange(8).flip(0).expand(len(x), 8), out)
+        summed.index_add_(0, torch.arange(len(x)), out)
+        return self.head(torch.tanh_(summed))
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+@pytest.mark.parametrize("engine", ["auto", "jacobian"])
+def test_writes_in_place_by_operators_are_seen(mode, engine):
+    torch.manual_seed(0)
+    gram = ntk_gram(
+        InPlace().double(), torch.randn(9, 4).double(), precision="certified", batch_norm=mode, engine=engine
+    )
+    assert gram.narrow == ""
+    assert kernel_spectrum(gram).lambda_max.certified
+    assert look(InPlace(), torch.randn(9, 4))[2] is None

@@ -176,7 +176,7 @@ def test_a_random_forward_is_refused():
             return self.layer(x + torch.randn_like(x))
 
     with pytest.raises(ValueError, match="model: two forward passes of one batch differ"):
-        gram(Noisy(), torch.randn(4, 3))
+        ntk_gram(Noisy(), torch.randn(4, 3), batch_norm="batch")
 
 
 def test_large_layers_go_one_backward_at_a_time_and_agree():

@@ -1,0 +1,194 @@
+"""Whether the samples of a kernel couple: the outputs of all samples, compared between several ways to batch them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import isfinite, isqrt
+
+import torch
+from torch import Tensor
+
+from lightning_conv.machine.memory import blocks
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
+from lightning_conv.networks.narrowing import Narrowing
+
+ROUNDINGS = 32
+"""Factor on the measured rounding of the outputs, up to which a change is taken for rounding (ordinary networks: up to 4)."""
+MOST = 2**12
+"""Largest relative change, in units of eps, that is taken for rounding unless the terms of an output cancel."""
+FEW = 3
+"""Samples on which that rounding is measured."""
+
+
+def require_own_outputs(
+    module: StatelessModule,
+    inputs: Inputs,
+    *,
+    rows: int,
+    cuts: Sequence[Sequence[slice]] = (),
+    arranged: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+    level: float = 0.0,
+) -> Narrowing | None:
+    r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
+
+    The kernel of a pair of samples would then not be defined. All n samples are evaluated together, and once more in reverse order,
+    without the first one, the first one alone, in groups of neighbours i // g and in groups of i mod g, where g is the integer part
+    of the square root of n, and in the batches of the engine. Two samples that share a group in one of the two ways do not in the
+    other, so every pair is separated at least once. Each way has another seed.
+
+    A change is refused above sqrt(eps) of the largest output. In float64 a smaller one makes the kernel uncertified, unless it is
+
+    .. math:: \le \min\{32 \max(r, \epsilon \max|u|), \; \epsilon \max(2^{12} \max|u|, \ell)\}
+
+    with r, the rounding of the outputs, as measured against float32 (times 2^-29), and l the ``level``.
+
+    Args:
+        module: the network, inside ``undisturbed``.
+        inputs: its n samples, converted.
+        rows: largest number of samples whose forward fits into the memory. Above it the samples are taken in such batches, and what
+            only a larger batch shows is not seen.
+        cuts: further ways to batch the samples in their order, as the engine does.
+        arranged: layout in which the engine passes the samples.
+        level: size of the terms that add up to an output; where they cancel, what remains is rounding.
+
+    Returns:
+        The largest change that is too large for rounding in float64 and too small to be refused; None: there is none.
+
+    Raises:
+        ValueError: the outputs change by more than sqrt(eps).
+
+    Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; a copy of the
+    parameters in float32.
+    """
+    samples, ways = sample_count(inputs), 0
+
+    def outputs_of(order: Tensor) -> Tensor:
+        # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
+        given = arranged(_taken(inputs, order.to(module.device)))
+        return module.outputs({}, given).detach()
+
+    def evaluated(groups: Sequence[Tensor]) -> Tensor:
+        nonlocal ways
+        ways += 1
+        torch.default_generator.manual_seed(ways)
+        return torch.cat([outputs_of(group[cut]) for group in groups for cut in blocks(len(group), rows)])
+
+    order, group = torch.arange(samples), isqrt(samples)
+    strided = [order[start::group] for start in range(group)]
+    whole = evaluated([order])
+    judge = _Judge(module, inputs, whole, level)
+    judge.compare(evaluated([order[:1]]), whole[:1], "of the first sample", "when the rest of the batch is added")
+    if samples > 1:
+        judge.compare(evaluated([order.flip(0)]).flip(0), whole, "of a sample", "with the order of the batch")
+        judge.compare(evaluated([order[1:]]), whole[1:], "of the other samples", "when the first sample is left out")
+        judge.compare(
+            evaluated([order[cut] for cut in blocks(samples, group)]),
+            whole,
+            "of a sample",
+            "when its batch is a part of the samples",
+        )
+    if group > 1:
+        found = evaluated(strided)
+        judge.compare(found, whole[torch.cat(strided)], "of a sample", "when its batch is every few samples")
+    for cut in {tuple((each.start, each.stop) for each in cut) for cut in cuts}:
+        if len(cut) > 1:
+            found = evaluated([order[start:stop] for start, stop in cut])
+            judge.compare(found, whole, "of a sample", "when its batch is a part of the samples")
+    return judge.found
+
+
+def require_repeatable(module: StatelessModule, inputs: Inputs) -> Narrowing | None:
+    """Refuse a network that is random in evaluation mode; return a smaller change as ``require_own_outputs`` does.
+
+    Raises:
+        ValueError: two forward passes of one batch differ by more than sqrt(eps).
+
+    Cost: two forwards.
+    """
+    # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
+    outputs = []
+    for seed in (1, 2):
+        torch.default_generator.manual_seed(seed)
+        outputs.append(module.outputs({}, inputs).detach())
+    judge = _Judge(module, inputs, outputs[0], 0.0, measured=False)
+    change = judge.change(outputs[1], outputs[0])
+    if change > judge.refused:
+        raise ValueError(
+            f"model: two forward passes of one batch differ by {change:.1e} (relative), so the forward is random in evaluation mode; "
+            "remove what is random"
+        )
+    judge.note(change, "of a batch", "from one forward to the next")
+    return judge.found
+
+
+class _Judge:
+    """Compares outputs with those of all samples together, and keeps the largest change that is not refused.
+
+    Args:
+        module: the network.
+        inputs: the samples.
+        whole: outputs of all samples together.
+        level: see ``require_own_outputs``.
+        measured: whether rounding is measured against float32; otherwise it is eps of the largest output.
+    """
+
+    def __init__(
+        self, module: StatelessModule, inputs: Inputs, whole: Tensor, level: float, *, measured: bool = True
+    ) -> None:
+        eps = torch.finfo(whole.dtype).eps
+        self.found: Narrowing | None = None
+        self.refused = eps**0.5
+        size = float(whole.abs().nan_to_num(0.0, 0.0, 0.0).max()) if whole.numel() else 0.0
+        self._scale = max(size, self.refused * level, torch.finfo(whole.dtype).tiny)
+        self._rounding = self.refused  # below float64 nothing is certified
+        if whole.dtype == torch.float64:
+            error = _rounding(module, inputs) if measured else 0.0
+            self._rounding = min(ROUNDINGS * max(error, eps * size), eps * max(MOST * size, level)) / self._scale
+
+    def change(self, found: Tensor, expected: Tensor) -> float:
+        """Return the largest change relative to the outputs; what is not finite in both is the same."""
+        same = (found == expected) | (found.isnan() & expected.isnan())
+        moved = (found - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
+        return float(moved.max()) / self._scale if moved.numel() else 0.0
+
+    def compare(self, found: Tensor, expected: Tensor, whose: str, when: str) -> None:
+        """Refuse a change above sqrt(eps), and note one above rounding.
+
+        Raises:
+            ValueError: the outputs change by more than sqrt(eps).
+        """
+        change = self.change(found, expected)
+        if change > self.refused:
+            raise ValueError(
+                f"model: the outputs {whose} change by {change:.1e} (relative) {when}, so samples couple or the forward is random; "
+                "remove what mixes samples (batch-wide attention, a sum along the batch) or what is random in evaluation mode, or use "
+                'batch_norm="batch", which computes the kernel of the whole batch'
+            )
+        self.note(change, whose, when)
+
+    def note(self, change: float, whose: str, when: str) -> None:
+        """Keep a change above rounding if it is the largest so far."""
+        if change > self._rounding and (self.found is None or change > self.found.unit):
+            what = f"changes the outputs {whose} by {change:.1e} (relative) {when}, more than rounding explains"
+            self.found = Narrowing("the network", what, "samples couple or the forward is random", None, change)
+
+
+def _rounding(module: StatelessModule, inputs: Inputs) -> float:
+    """Estimate the largest rounding error of an output in float64 by that in float32; 0: it cannot be measured."""
+    few = take(inputs, slice(FEW))
+    with suppress(TypeError, RuntimeError, ValueError):  # a forward that works in one dtype only
+        twin = module.twin(torch.float32)
+        narrow, wide = twin.outputs({}, twin.convert(few)), module.outputs({}, few)
+        error = float((narrow.detach().double() - wide.detach()).abs().max()) * 2.0**-29
+        return error if isfinite(error) else 0.0
+    return 0.0
+
+
+def _taken(inputs: Inputs, order: Tensor) -> Inputs:
+    """Return the samples with these indices; a view where they are neighbours, since no copy is needed then."""
+    if len(order) and bool(
+        (order == torch.arange(int(order[0]), int(order[0]) + len(order), device=order.device)).all()
+    ):
+        return take(inputs, slice(int(order[0]), int(order[-1]) + 1))
+    return map_inputs(lambda each: each[order], inputs)
