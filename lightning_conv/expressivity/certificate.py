@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def watched(certificate: RankCertificate, narrow: str | None, *, allowed_for: bo
     """
     if not narrow:
         return replace(certificate, narrow=narrow)
-    bounds = {
+    bounds: dict[str, Any] = {
         name: _estimated(bounded, allowed_for)
         for name in ("sigma_min", "sigma_max", "distance", "residual")
         if (bounded := getattr(certificate, name)) is not None

@@ -95,9 +95,9 @@ def _with_gradients(module: StatelessModule, layer: nn.Linear, inputs: Inputs, v
     if not output.requires_grad:
         return "output has no gradient by its weights"
     made = torch.autograd.grad(output, list(weights.values()), c, allow_unused=True)
-    expected, sizes = (
-        [each(c.double()).T @ each(h.double()), each(c.double()).sum(0)] for each in (lambda x: x, lambda x: x.abs())
-    )
+    exact = c.double(), h.double()
+    expected = [exact[0].T @ exact[1], exact[0].sum(0)]
+    sizes = [exact[0].abs().T @ exact[1].abs(), exact[0].abs().sum(0)]
     for found, true, size in zip(made, expected, sizes, strict=False):
         if not bool(torch.isfinite(true).all()):
             continue
