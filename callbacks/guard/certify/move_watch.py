@@ -13,7 +13,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.ranks import Ranks
 
 ULPS = 64  # units of rounding by which a step may differ from its repetition, relative to the weight and to the move
-BETWEEN = "something moves the head between the optimizer's steps (a hook of the module or a callback)"
+BETWEEN = "something moved the head between two steps of the optimizer (a hook of the module, or a callback)"
 BESIDE = "a step moves the head otherwise than the optimizer does (an optimizer_step of its own, or a hook)"
 
 
