@@ -73,7 +73,7 @@ COUPLINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "gram of the batch": lambda m, x: soft(m.wide(x)) + (x @ x.T).mean(1, keepdim=True),
     "position in the batch": lambda m, x: soft(m.wide(x) + torch.arange(len(x))[:, None] / len(x)),
     "number of samples": lambda m, x: soft(m.wide(x) * len(x)),
-    "batch normalised by a threshold": lambda m, x: soft(m.wide(x) * (2.0 if x.mean() > 0 else 1.0)),
+    "batch normalised by a threshold": lambda m, x: soft(m.wide(x) * (2.0 if torch.sin(50 * x.mean()) > 0 else 1.0)),
 }
 
 PATHS: dict[str, Callable[[Any, Tensor], Tensor]] = {
