@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lightning_conv.callbacks.guard.certify.certificate import Moment, certify_trunk, rank_at
+from lightning_conv.callbacks.guard.certify.attempt import attempt_certificate, rewatch
+from lightning_conv.callbacks.guard.certify.certificate import Moment, rank_at
 from lightning_conv.callbacks.guard.certify.checks import caveats, replaced
 from lightning_conv.callbacks.guard.certify.run_checks import checks_of
-from lightning_conv.callbacks.guard.certify.verdict import where_attained
 from lightning_conv.callbacks.guard.head.phase_two import PhaseTwo
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
@@ -22,7 +20,6 @@ from lightning_conv.callbacks.guard.support import require_rule
 from lightning_conv.callbacks.guard.switch.moment import plan_switch
 from lightning_conv.callbacks.guard.switch.report import reason_to_switch, report_switch
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import log_layout, log_metrics, log_text, publish
 from lightning_conv.expressivity import too_narrow
 from lightning_conv.losses.gradient import wide
@@ -80,6 +77,7 @@ class GuardedRun:
         self._phase_two.claim.begin()
         if state.phase == 2:
             with self._trunk.in_eval_mode():
+                rewatch(self._view, state)
                 self._new_caveats += self._phase_two.claim.compare()
             state.judge()
             state.reason = "; ".join([state.reason, *self._new_caveats])
@@ -217,7 +215,7 @@ class GuardedRun:
             )
             state.certified_on.clear()
             with self._trunk.in_eval_mode():  # hooks of the module may transform batches by its mode
-                reason = self._certify()
+                reason = attempt_certificate(self._view, self._settings, state, self._trainer.default_root_dir)
                 if self._enters_phase_two:
                     self._phase_two.claim.compare()
             state.judge()
@@ -292,24 +290,3 @@ class GuardedRun:
             self._state.declined = True
             self._phase_two.claim.release()
             rank_zero_warn(f"ExpressivityGuard: {reason}. Training of all layers goes on, without the guarantee")
-
-    def _certify(self) -> str:
-        """Compute the certificate and return its reason; an expected error leaves the condition undecided and does not end the run."""
-        state, method, view = self._state, self._settings.method, self._view
-        state.certificate = None
-        expects = (MemoryError, MisconfigurationException, NotImplementedError, RuntimeError, TypeError, ValueError)
-        with attempted(*expects) as attempt:
-            asked = method == "alignment" or (method == "auto" and self._narrow is not None)
-            targets = self._targets() if asked else None
-            state.certificate = certify_trunk(view, method, targets, self._trainer.default_root_dir)
-            return state.certificate.reason
-        return f"no certificate could be computed ({attempt.reason})"
-
-    def _targets(self) -> torch.Tensor:
-        """Return the targets for the trained part of the head, minus an untrained bias if the loss is attained at the targets alone."""
-        targets, fixed = self._view.loss.targets(), self._view.head.fixed_bias
-        self._state.loss_kind = where_attained(self._view.loss.kind, targets)
-        if self._state.loss_kind != "distance":
-            return targets
-        rows = targets.double().reshape(len(targets), -1)
-        return rows if fixed is None else rows - fixed.detach().double().cpu()

@@ -11,6 +11,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_conv.callbacks.guard.certify.almost_everywhere import (
+    SAMPLED,
+    allowance,
+    certify_almost_everywhere,
+    wide_layer,
+)
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
@@ -26,15 +32,9 @@ from lightning_conv.expressivity import (
 )
 from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
-from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
-from lightning_conv.networks.head import Head
-from lightning_conv.networks.wide_layer import find_wide_layer
 from lightning_conv.reporting.progress import Lines
 
-SAMPLED = 512  # samples on which the rounding inside the trunk is measured where there are many
-WATCHED = (
-    32  # samples on which the whole trunk is watched for casts where only what lies below the wide layer is computed
-)
+STRIP = 4096  # samples that are read at a time
 # Predicted seconds up to which ``"auto"`` proves the rank at the run's own weights, where another method applies.
 MODEST = 600.0
 KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
@@ -61,7 +61,7 @@ def certify_trunk(
         MemoryError: The certificate does not fit into memory, and no other method applies.
     """
     if method == "distinct":
-        return _distinct(view)
+        return certify_almost_everywhere(view)
     data, head, network = view.data, view.head, view.network
     too_few = too_narrow(data.size, head.width, bias=head.has_bias) is not None
     if is_held(data.size, head.width, bias=head.has_bias) or method == "alignment":
@@ -74,7 +74,7 @@ def certify_trunk(
                 exact,
                 method=method,
                 bias=head.has_bias,
-                feature_error=_allowance(coarse, exact, rows),
+                feature_error=allowance(coarse, exact, rows),
                 same_inputs=data.same_inputs,
                 targets=targets if too_few or method == "alignment" else None,
                 narrow=rows.narrow,
@@ -91,7 +91,7 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     exact = rows.rows(0, SAMPLED)
     row_seconds = (time.perf_counter() - began) / len(exact)
     first = rows.narrowing
-    error = _allowance(coarse, exact, rows) * max(1.0, data.size / SAMPLED) ** 0.5
+    error = allowance(coarse, exact, rows) * max(1.0, data.size / SAMPLED) ** 0.5
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
         found = _instead(view, plan)
@@ -122,13 +122,6 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     return watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == first)
 
 
-def _allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
-    """Return the estimated effect of rounding inside the trunk on ``exact``, which was read from ``rows``."""
-    if rows.narrowing is None:
-        return feature_rounding(coarse, exact)
-    return narrow_rounding(coarse, exact, rows.narrowing.unit)
-
-
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
     """Return the plan, or why there is none."""
     try:
@@ -140,7 +133,7 @@ def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
 def _instead(view: GuardView, plan: StreamPlan | str) -> RankCertificate | None:
     """Return the proof for almost every weight, where the one for these weights takes long; None, and a message, where there is none."""
     takes = f"cannot be had ({plan})" if isinstance(plan, str) else f"would take about {plan.seconds / 60:.0f} minutes"
-    wide = find_wide_layer(view.network, view.head, view.data.first_inputs())
+    wide = wide_layer(view)
     if isinstance(wide, str):
         rank_zero_info(f"ExpressivityGuard: no shorter proof than that at these weights applies: {wide}")
         return None
@@ -149,7 +142,7 @@ def _instead(view: GuardView, plan: StreamPlan | str) -> RankCertificate | None:
         f"{wide.name!r}; pass method='singular' for the former"
     )
     with attempted(MemoryError, RuntimeError, ValueError) as attempt:  # the other proof is still there
-        found = _distinct(view)
+        found = certify_almost_everywhere(view)
     if attempt.failed:
         rank_zero_info(f"ExpressivityGuard: method='distinct' failed ({attempt.reason})")
         return None
@@ -157,75 +150,6 @@ def _instead(view: GuardView, plan: StreamPlan | str) -> RankCertificate | None:
         rank_zero_info(f"ExpressivityGuard: {found.reason}")
         return None
     return replace(found, reason=f"{found.reason} (a proof at these very weights, method='singular', {takes})")
-
-
-def _distinct(view: GuardView) -> RankCertificate:
-    """Certify rank n at almost every weight of the wide layer, from what enters it.
-
-    Args:
-        view: The run.
-
-    Raises:
-        ValueError: There is no such layer; the message says why.
-    """
-    wide = find_wide_layer(view.network, view.head, view.data.first_inputs())
-    if isinstance(wide, str):
-        raise ValueError(f'method="distinct" does not apply: {wide}; use method="singular"')
-    data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
-    # The wide layer itself is computed for a few samples only, to see whether it casts: in float64 all of them would take longer than all
-    # that lies before it.
-    coarse = data.features(network, layer, torch.float32, stop=True)
-    below = data.feature_rows(network, layer, torch.float64, stop=True)
-    exact = below.rows(0, data.size)
-    rows = data.feature_rows(network, head, torch.float64)
-    rows.rows(0, WATCHED)
-    error = _allowance(coarse, exact, below)
-    found = data.ranks.once(
-        lambda: certify_expressivity(
-            rows,
-            method="distinct",
-            bias=head.has_bias,
-            entering=exact,
-            feature_error=error,
-            narrow=below.narrow or rows.narrow,
-        )
-    )
-    return _also_here(view, found) if found.verdict == "certified" else found
-
-
-def _also_here(view: GuardView, found: RankCertificate) -> RankCertificate:
-    """Certify the rank of a random sample of the rows at the present weights, which are not almost every weight.
-
-    Full rank of a subset is necessary for rank n, and not sufficient; where the sample is the whole set it is a proof.
-
-    Args:
-        view: The run.
-        found: Certificate for almost every weight.
-
-    Returns:
-        It with ``rows_here`` and ``rank_here``; ``undecided`` where some rank is missing.
-    """
-    data, head, network = view.data, view.head, view.network
-    chosen = torch.randperm(data.size, generator=torch.Generator().manual_seed(0))[:SAMPLED].sort().values.tolist()
-    coarse = data.feature_rows(network, head, torch.float32).at(chosen)
-    trunk = data.feature_rows(network, head, torch.float64)
-    exact = trunk.at(chosen)
-    here = data.ranks.once(
-        lambda: certify_expressivity(
-            exact,
-            method="singular",
-            bias=head.has_bias,
-            feature_error=_allowance(coarse, exact, trunk),
-            narrow=trunk.narrow,
-        )
-    )
-    rows, rank = len(chosen), here.rank_lower
-    which = f"{rows} rows drawn at random" if rows < data.size else f"all {rows} rows"
-    reason = f"{found.reason}; at these weights the rank of {which} is certified to be {rank}"
-    if rank == rows:
-        return replace(found, reason=reason, rows_here=rows, rank_here=rank)
-    reason = f"{reason} and not shown to be {rows}, so nothing is said of these weights ({here.reason})"
-    return replace(found, verdict="undecided", rank_lower=rank, reason=reason, rows_here=rows, rank_here=rank)
 
 
 # A moment of the run at which a rank is certified that decides nothing.
@@ -252,6 +176,23 @@ def rank_at(moment: Moment, view: GuardView) -> dict[str, float]:
             numbers |= {f"sigma_min_{moment}": sigma.value, f"sigma_min_{moment}_lower": sigma.lower}
         return numbers
     return {}
+
+
+def rewatched(view: GuardView, certificate: RankCertificate) -> RankCertificate:
+    """Return a certificate of an earlier version, whose features were not watched for casts, with what they show now.
+
+    Args:
+        view: The run, with the trunk of the certificate.
+        certificate: The certificate.
+
+    Cost: a pass over the training set in float64.
+    """
+    if certificate.narrow is not None:
+        return certificate
+    rows = view.data.feature_rows(view.network, view.head, torch.float64)
+    for start in range(0, view.data.size, STRIP):
+        rows.rows(start, start + STRIP)
+    return watched(certificate, rows.narrow, allowed_for=False)
 
 
 @dataclass(frozen=True)

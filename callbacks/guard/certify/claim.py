@@ -112,6 +112,8 @@ class Claim:
         self.head.before_batch()
         if self._state.phase == 2:
             self.take_all(self.samples.look(batch, batch_idx))
+        else:
+            self.samples.remember(batch)
 
     def before_step(self) -> None:
         """Compare the gradients where the optimizer is about to step. All ranks call it together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.sample_keys import keys_of
 
+REMEMBERED = 4096  # samples of phase 1, the last ones
 ROWS = 64  # samples, evenly spaced, whose features are computed again
 DIRECTIONS = 4  # random directions on which these features are projected
 AGREEMENT = 1e-9  # relative difference of the projections in float64 up to which the features are the same
@@ -39,6 +41,7 @@ class KnownSamples:
     def __init__(self, view: GuardView, input_fn: InputFn | None, state: GuardState) -> None:
         self._view, self._input_fn, self._state = view, input_fn, state
         self._known: set[bytes] = set()
+        self._seen: deque[bytes] = deque(maxlen=REMEMBERED)  # in batches before the switch
         self._first_epoch: int | None = None  # of phase 2 in this part of the run
 
     def learn(self, keys: Sequence[bytes] | None) -> list[Check]:
@@ -50,6 +53,7 @@ class KnownSamples:
         if keys is None:
             return [Check("fixed inputs", None, "the samples are no plain tensors, so that they cannot be recognised")]
         self._known = set(keys)
+        strange, self._seen = not self._known.issuperset(self._seen), deque(maxlen=REMEMBERED)
         digest = hashlib.sha256(b"".join(keys)).hexdigest()
         with attempted(Exception) as attempt:
             features = self._features()
@@ -57,7 +61,8 @@ class KnownSamples:
             return [Check("trunk unmoved", None, f"the features could not be computed again ({attempt.reason})")]
         if not self._state.certified_on:
             self._state.certified_on |= {"digest": digest, "features": features.tolist()}
-            return []
+            said = "batches before the switch held samples that are not those of the training set as it is read here"
+            return [Check("fixed inputs", False, said)] if strange else []
         same = digest == self._state.certified_on["digest"]
         said = "the training set is another one than that of the certificate"
         return [*([] if same else [Check("fixed inputs", False, said)]), *self._moved(features)]
@@ -83,6 +88,16 @@ class KnownSamples:
         return rows @ torch.randn(
             head.width, DIRECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64
         )
+
+    def remember(self, batch: Any) -> None:
+        """Keep the hashes of a batch of phase 1, to compare them at the switch; nothing where the batch is on another device than the CPU.
+
+        Args:
+            batch: The batch that the training step is about to see.
+        """
+        if self._view.module.device.type == "cpu":
+            with attempted(Exception):
+                self._seen.extend(keys_of(take_inputs(batch, self._input_fn)) or ())
 
     def look(self, batch: Any, batch_idx: int) -> list[Check]:
         """Return whether a batch of phase 2 holds a sample that was not certified.

@@ -104,6 +104,22 @@ def test_a_transfer_hook_that_augments_by_the_mode_of_the_module_is_certified_as
     assert guard.declined
 
 
+class Larger(pl.Callback):
+    """Changes the batches in place."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        batch[0].mul_(1.1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_batches_that_a_callback_changes_before_a_head_is_solved(fit, first):
+    larger = Larger()
+    larger.first = first
+    guard = fit(Net(), larger, rule="solve")
+    assert guard.phase == 2
+    assert guard.verdict == "undecided"
+
+
 def centred(samples):
     x, y = torch.utils.data.default_collate(samples)
     return x - x.mean(0), y
@@ -310,6 +326,22 @@ def test_a_network_that_is_another_one_in_float64(fit, rule):
     module = Net()
     module.trunk.append(Chameleon())
     undecided(fit(module, rule=rule), "in float64")
+
+
+def test_an_outlier_that_leaves_the_wide_layer_is_found_among_all_samples(fit):
+    """Only the last samples, beyond the first batch, take another way."""
+
+    class Clipped(Net):
+        def forward(self, x):
+            h = self.trunk(x)
+            bad = x.norm(dim=1) > 50
+            return self.head(torch.where(bad[:, None], torch.zeros_like(h), h) if bool(bad.any()) else h)
+
+    data = table()
+    data.tensors[0][-2:] *= 1000.0
+    guard = fit(Clipped(), data=data, guard=ExpressivityGuard(switch_at=SWITCH, method="distinct"))
+    assert guard.verdict != "certified"
+    assert guard.certificate is None or guard.certificate.verdict != "certified"
 
 
 def test_large_targets_that_hardly_differ_are_not_reached_by_a_narrow_head(make_trainer):
