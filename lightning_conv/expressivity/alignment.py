@@ -62,9 +62,8 @@ def certify_alignment(
             |W| times this number, and the smallest residual by at most |Y| / sigma_min(A) times this number.
 
     Returns:
-        The certificate. ``refuted``: rho is proven positive. ``certified``: it is not distinguished from 0, and the residual is at
-        most 1e-8 of what a head of the bias alone leaves (large targets that hardly differ are no easier to reach). ``undecided``
-        otherwise.
+        The certificate. ``certified``: the residual is at most 1e-8 of what a head of the bias alone leaves (large targets that
+        hardly differ are no easier to reach). ``refuted``: rho is proven positive. ``undecided`` otherwise.
 
     Raises:
         ValueError: the features are not a finite matrix, the number of targets is not n, or all targets are zero.
@@ -119,7 +118,8 @@ def certify_alignment(
     method = "least squares and its normal equations"
     ratio = Bounded(norm / size, quotient_down(lower, size), quotient_up(upper, size), feature_error == 0, method)
     spread = float((y - y.mean(0)).norm()) if bias else size
-    verdict: RankVerdict = "refuted" if ratio.lower > 0 else "certified" if upper <= REACHED * spread else "undecided"
+    reached = upper <= REACHED * spread
+    verdict: RankVerdict = "certified" if reached else "refuted" if ratio.lower > 0 else "undecided"
     loss = ldexp_down(quotient_down(product_down(lower, lower), n), 2 * unit)
     reason = (
         f"the last layer reaches the targets up to {ratio.value:.3e} of their norm (at least {ratio.lower:.3e}, at most "

@@ -71,7 +71,9 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
             return HeadProbe(f"is a {type(layer).__name__} whose {said} at {where} weights", last=False)
         last = last and same(output, result)
     for values in list(_settings(own))[:2]:
-        if said := _with_gradients(module, layer, inputs, dict(zip(names, values, strict=True))):
+        with torch.inference_mode(False), torch.enable_grad():
+            said = _with_gradients(module, layer, inputs, dict(zip(names, values, strict=True)))
+        if said:
             return HeadProbe(f"is a {type(layer).__name__} whose {said}", last=False)
     return HeadProbe("", last)
 
@@ -102,7 +104,9 @@ def _with_gradients(module: StatelessModule, layer: nn.Linear, inputs: Inputs, v
         if not bool(torch.isfinite(true).all()):
             continue
         apart = (true if found is None else found.double() - true).abs()
-        if bool((apart > min(4 * gamma(len(h) + 2, output.dtype), 16 * unit_roundoff(torch.bfloat16)) * size).any()):
+        relative = min(4 * gamma(len(h) + 2, output.dtype), 16 * unit_roundoff(torch.bfloat16))
+        underflow = len(h) * torch.finfo(output.dtype).tiny
+        if bool((apart > relative * size + underflow).any()):
             return "gradient by its weights is not that of W h + b"
     return ""
 

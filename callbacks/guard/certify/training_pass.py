@@ -20,6 +20,7 @@ from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
 
 ULPS = 64  # units of rounding by which features may differ, beside what float64 shows of their rounding
+NEGLIGIBLE = 1e-6  # part of the largest feature below which a column counts as being of that size
 LARGEST = 0.5  # power of eps: relative rounding of a network beyond which two evaluations are those of two functions
 
 
@@ -116,8 +117,8 @@ def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
     r"""Return how features differ from those of the float64 copy by more than rounding; empty if they do not.
 
     Column by column, :math:`64\, (\epsilon \max_i |h_{ij}| + r_j)`, where r_j is the difference of a float32 evaluation of the
-    function from one in float64. That difference must itself be small, at most :math:`\sqrt\epsilon \max |h|`: else float64 shows
-    another function.
+    function from one in float64, and the size of a column counts as 1e-6 of the largest at least. That difference must itself be small,
+    at most :math:`\sqrt\epsilon \max |h|`: else float64 shows another function.
 
     Args:
         made: h of the training step, (n, m).
@@ -133,7 +134,7 @@ def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
             "so the certificate is not about the latter"
         )
     apart = (made.double() - exact).abs().amax(0)
-    allowed = ULPS * (eps * exact.abs().amax(0) + coarse)
+    allowed = ULPS * (eps * exact.abs().amax(0).clamp(min=NEGLIGIBLE * largest) + coarse)
     if bool((apart <= allowed).all()):
         return ""
     worst = int((apart - allowed).argmax())

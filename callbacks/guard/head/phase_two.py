@@ -150,7 +150,7 @@ class PhaseTwo:
 
     def _require_bound(self, measured: dict[str, float]) -> None:
         """Withdraw the bound if the gap is beyond it, by more than rounding explains: some step was not what it should be."""
-        gap, bound = measured.get("head_gap_lower", measured.get("gap")), measured.get("bound")
+        gap, bound = measured.get("head_gap_lower"), measured.get("bound_rounded")
         if gap is not None and bound is not None and gap > bound + 1e-3 * max(abs(bound), abs(measured["loss"])):
             said = f"the gap {gap:.6g} is above its bound {bound:.6g}, so some step was no step on this loss"
             self.claim.limit("steps of the rule", said)

@@ -247,7 +247,7 @@ def test_after_the_cache_is_filled_the_trunk_is_never_called_and_the_losses_are_
 ):
     """Apart from the checks, which are switched off here: they call the network on purpose."""
     for name in ("before_batch", "compare_features", "compare_own_loss"):
-        monkeypatch.setattr(Claim, name, lambda *_: None)
+        monkeypatch.setattr(Claim, name, lambda *_, **__: None)
     histories, calls = [], []
     for cached in (False, True):
         count = CountAll()
