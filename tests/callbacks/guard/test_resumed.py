@@ -110,7 +110,7 @@ def test_certified_steps_that_were_given_up_stay_so(parts, scales):
 def test_an_interrupt_at_the_switch_leaves_no_noise_behind(
     monkeypatch, tmp_path, make_trainer, make_module, make_loader, where
 ):
-    import lightning_conv.callbacks.guard.run as room
+    import lightning_conv.callbacks.guard.certify.attempt as room
     from lightning_conv.callbacks.guard.head.trunk import FrozenTrunk
 
     def interrupt(*args, **options):

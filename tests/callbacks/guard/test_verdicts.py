@@ -221,7 +221,7 @@ def test_a_bias_that_is_not_trained_is_taken_off_the_targets(run, make_loader):
 
 def test_equal_samples_do_not_wait_for_the_last_chance_when_the_run_is_to_continue(run, make_loader, monkeypatch):
     """What no weights can change is not certified anew at every step."""
-    import lightning_conv.callbacks.guard.run as room
+    import lightning_conv.callbacks.guard.certify.attempt as room
 
     inputs, labels = (tensor.clone() for tensor in make_loader().dataset.tensors)
     inputs[50] = inputs[3]

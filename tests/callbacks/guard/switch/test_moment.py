@@ -114,7 +114,7 @@ def test_a_loss_that_keeps_falling_switches_at_the_latest_share(auto_run):
 def test_uncertified_plateaus_are_tried_again_without_a_trace_and_given_up_at_the_last(
     monkeypatch, make_trainer, make_module, make_loader
 ):
-    import lightning_conv.callbacks.guard.run as room
+    import lightning_conv.callbacks.guard.certify.attempt as room
 
     tries = []
 
@@ -174,7 +174,7 @@ def test_what_is_refuted_for_good_is_not_tried_again(auto_run, make_loader):
 @pytest.fixture
 def certificates(monkeypatch):
     """The steps at which a certificate was computed."""
-    import lightning_conv.callbacks.guard.run as room
+    import lightning_conv.callbacks.guard.certify.attempt as room
 
     taken, certify = [], room.certify_trunk
 
@@ -197,7 +197,7 @@ def test_what_is_refuted_enters_phase_two_at_once_where_that_is_asked_for(auto_r
 
 
 def test_what_is_undecided_is_tried_again_before_phase_two_begins_without_it(auto_run, monkeypatch):
-    import lightning_conv.callbacks.guard.run as room
+    import lightning_conv.callbacks.guard.certify.attempt as room
 
     tries = []
 
