@@ -119,6 +119,15 @@ class TrainingLoss:
         loss = self.kind.evaluate(outputs, targets)
         return loss / len(outputs) if self.kind.summed else loss.mean()
 
+    def of_step(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch as a training step gives it: a sum stays a sum, and a loss without reduction is averaged.
+
+        Args:
+            outputs: Outputs u, one row per sample.
+            targets: Targets y of the same samples.
+        """
+        return self.kind.evaluate(outputs, targets).mean()  # one number already, unless there is no reduction
+
     def infimum(self, targets: Tensor) -> float | None:
         """Return the infimum of the mean loss over all outputs: 0, or the entropy of soft or smoothed targets; None: not known.
 

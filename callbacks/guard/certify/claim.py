@@ -33,7 +33,7 @@ def without_numbers(said: str) -> str:
 
 
 class Claim:
-    """What is known of the claim that the last layer's infimum is the global one of the loss that the training step minimises.
+    """Makes and keeps the checks of the claim that the last layer's infimum is the global one of the loss that the training step minimises.
 
     Args:
         view: The run.

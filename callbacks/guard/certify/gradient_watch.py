@@ -16,6 +16,7 @@ from lightning_conv.callbacks.guard.certify.training_pass import beside_the_outp
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.callbacks.run.twin import Twin
 
 ULPS = (
@@ -171,8 +172,8 @@ class GradientWatch:
             self.found = Check("gradients of the step", False, said)
 
     def _is_clamped(self, then: Sequence[Any], now: Sequence[Any]) -> bool:
-        largest, algorithm = self._view.trainer.gradient_clip_val, self._view.trainer.gradient_clip_algorithm
-        if not largest or "value" not in str(algorithm).lower():
+        largest = self._view.trainer.gradient_clip_val
+        if not largest or not clips_values(self._view.trainer):
             return False
         return all(torch.equal(was.clamp(-largest, largest), is_) for was, is_ in zip(then, now, strict=True))
 

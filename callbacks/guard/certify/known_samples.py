@@ -24,7 +24,7 @@ AGREEMENT = 1e-9  # relative difference of the projections in float64 up to whic
 
 
 class KnownSamples:
-    """What entered and left the trunk when it was certified.
+    """Remembers what entered and left the trunk when it was certified.
 
     Of every sample a 128-bit hash is kept for the run, and one of all of them for the checkpoint; of up to 64 samples the features,
     computed in float64 and projected on four random directions.

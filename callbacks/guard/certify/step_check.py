@@ -19,7 +19,7 @@ from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.losses.of_outputs import OutputLoss, Point, coupling, difference, settings
+from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings
 from lightning_conv.networks.evaluation import (
     Inputs,
     StatelessModule,
@@ -30,7 +30,6 @@ from lightning_conv.networks.evaluation import (
 from lightning_conv.networks.head import features_of
 
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
-ULPS = 64  # units of rounding by which features may differ, beside twice what float64 shows of their rounding
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
 SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
 # Units of float64 rounding by which the features of a sample may differ among other samples: products are reordered.
@@ -61,7 +60,7 @@ def compare_with_step(view: GuardView) -> list[Check]:
     Returns:
         The checks ``MADE``. All ranks get the same.
 
-    Cost: about 100 training steps of 16 samples, one of a whole batch, 17 forwards of two to 16 samples in float64, and some copies of the
+    Cost: about 100 training steps of 16 samples, 17 forwards of two to 16 samples in float64, and some copies of the
         weights, one at a time.
     """
     found = [pair for pairs in view.ranks.gather(lambda: _local(view)) for pair in pairs]
@@ -133,8 +132,7 @@ class _Comparison:
         targets, shape = loss.targets_of(batch.whole), self._result(batch).shape[1:]
 
         def reference(u: Tensor) -> Tensor:
-            value = loss.kind.evaluate(u.reshape(len(u), *shape), targets)
-            return value if value.ndim == 0 else value.mean()
+            return loss.of_step(u.reshape(len(u), *shape), targets)
 
         return reference
 

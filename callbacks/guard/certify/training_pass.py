@@ -13,13 +13,12 @@ from lightning_conv.callbacks.run.call import Seen, StepCall
 from lightning_conv.callbacks.run.sample_keys import keys_of
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.linalg.rounding import gamma
-from lightning_conv.losses.of_outputs import evaluate, rounding
+from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
 
-ULPS = 64  # units of rounding by which features may differ, beside what float64 shows of their rounding
 NEGLIGIBLE = 1e-6  # part of the largest feature below which a column counts as being of that size
 LARGEST = 0.5  # power of eps: relative rounding of a network beyond which two evaluations are those of two functions
 
@@ -159,8 +158,7 @@ def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...])
     targets = loss.targets_of(batch)
 
     def named(u: Tensor) -> Tensor:
-        value = loss.kind.evaluate(u.reshape(len(u), *shape), targets)
-        return value if value.ndim == 0 else value.mean()
+        return loss.of_step(u.reshape(len(u), *shape), targets)
 
     u = made.outputs.detach()
     own, exact = evaluate(named, u), evaluate(named, u.double())

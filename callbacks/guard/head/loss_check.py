@@ -113,11 +113,10 @@ class LossCheck:
     def _loss_of(self, outputs: Tensor) -> tuple[float, float]:
         """Return what the training step's loss should be, and by how much rounding may change it."""
         assert self._targets is not None
-        targets, kind = self._targets, self._view.loss.kind
+        targets = self._targets
 
         def loss(u: Tensor) -> Tensor:
-            value = kind.evaluate(u, targets)
-            return value if kind.summed else value.mean()
+            return self._view.loss.of_step(u, targets)
 
         exact = evaluate(loss, outputs.double())
         own = evaluate(loss, outputs if outputs.dtype.itemsize >= 4 else outputs.float())
