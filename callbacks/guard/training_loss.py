@@ -133,10 +133,13 @@ class TrainingLoss:
 
         Args:
             targets: Targets y, one row per sample.
+
+        Raises:
+            MisconfigurationException: The function that the user passed returned something else than finite numbers.
         """
         given = self.given_infimum
         if callable(given):
-            return float(torch.as_tensor(given(targets)).double().mean())
+            return _finite(given(targets))
         if given is not None:
             return None if math.isnan(given) else given
         facts = self._facts(targets)
@@ -176,3 +179,21 @@ class TrainingLoss:
         if self._targets is None:
             self._targets = torch.cat(self._data.collect(lambda _, batch: self.targets_of(batch).cpu()))
         return self._targets
+
+
+def _finite(given: Any) -> float:
+    """Return the mean of what the function ``infimum`` returned.
+
+    Raises:
+        MisconfigurationException: It is not finite.
+    """
+    try:
+        mean = float(torch.as_tensor(given).double().mean())
+    except (TypeError, ValueError, RuntimeError):
+        mean = math.nan
+    if not math.isfinite(mean):
+        raise MisconfigurationException(
+            f"infimum: the function returned {given!r:.200} for the targets; it must return the infimum of each sample's loss, as finite "
+            "numbers"
+        )
+    return mean

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_conv.networks.narrow_memory import READERS
 from lightning_conv.networks.operators import SHAPE_ONLY, judge
 from lightning_conv.networks.signs import Call, Sign, names_in, sign_of_result
 
@@ -23,12 +24,7 @@ Step: TypeAlias = tuple[str, str, object]
 
 _UNWRITTEN = names_in("empty empty_like empty_strided empty_permuted new_empty new_empty_strided")
 _OVERWRITING = names_in("copy fill zero")
-_READERS = frozenset(
-    getattr(Tensor, name)
-    for name in names_in(
-        "numpy tolist __array__ __dlpack__ __reduce_ex__ __deepcopy__ apply_ map_ map2_ data_ptr storage untyped_storage"
-    )
-)
+_READERS = READERS | {getattr(Tensor, name) for name in names_in("tolist __reduce_ex__ __deepcopy__")}
 """Methods by which entries are read without an operator of torch."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,7 +118,7 @@ class GradientWatch:
             self._kept = [None if each.grad is None else each.grad.detach().clone() for each in self._weights]
             if not all(bool(torch.isfinite(each).all()) for each in actual):
                 return  # the scaler leaves such a step out
-        apart, size = _distance(actual, expected), _norm(expected)
+        apart, size = _distance(actual, expected), norm_of(expected)
         eps = max(torch.finfo(each.dtype).eps for each in actual)
         close = apart <= ULPS * eps * size
         told = self._view.ranks.gather(lambda: (close, self._beside))
@@ -206,16 +205,17 @@ def _hooks_of(parameter: nn.Parameter) -> bool:
 
 def _is_scaled(then: Sequence[Any], now: Sequence[Any]) -> bool:
     """Return whether gradients are those of before times one number in (0, 1]."""
-    before, after = _norm(then), _norm(now)
+    before, after = norm_of(then), norm_of(now)
     if after > before * (1 + 1e-6):
         return False
     scale = after / before if before > 0 else 1.0
     return _distance([scale * each for each in then], now) <= 1e-5 * max(after, 1e-300)
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(each.abs().double().square().sum()) for each in tensors))
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """Return the Euclidean norm of some tensors together, in float64."""
+    return float(nn.utils.get_total_norm([each.detach().abs().double() for each in tensors]))
 
 
 def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    return _norm([a - b for a, b in zip(some, others, strict=True)])
+    return norm_of([a - b for a, b in zip(some, others, strict=True)])

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
+from lightning_conv.callbacks.guard.certify.gradient_watch import norm_of
 from lightning_conv.callbacks.guard.certify.training_pass import frozen_twin, other_features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
@@ -210,8 +211,11 @@ class _Comparison:
             expected = torch.autograd.grad(
                 made, list(weights.values()), s.reshape(made.shape).to(made.dtype), allow_unused=True
             )
-        apart = _norm([a if b is None else b if a is None else a - b for a, b in zip(total, expected, strict=True)])
-        size = _norm([*expected])
+        pairs = zip(total, expected, strict=True)
+        apart = norm_of(
+            [a if b is None else b if a is None else a - b for a, b in pairs if a is not None or b is not None]
+        )
+        size = norm_of([each for each in expected if each is not None])
         if apart <= BACKWARD * torch.finfo(s.dtype).eps * size:
             return ""
         return (
@@ -272,7 +276,3 @@ def _in_eval_mode(view: GuardView, step: int | None = None, epoch: int | None = 
 
 def _rows(tensor: Tensor, chosen: list[int]) -> Tensor:
     return tensor[chosen]
-
-
-def _norm(tensors: list[Tensor | None]) -> float:
-    return math.sqrt(sum(float(each.detach().abs().double().square().sum()) for each in tensors if each is not None))

@@ -101,6 +101,7 @@ class Task:
                     cuts=self._cuts(sample_count(each)),
                     arranged=self.anatomy.arranged,
                     level=self.anatomy.level,
+                    gradients=self.request.precision == "certified",
                 )
                 for each in sets
             ]

@@ -8,6 +8,7 @@ from math import isfinite, isqrt
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
@@ -19,6 +20,8 @@ MOST = 2**12
 """Largest relative change, in units of eps, that is taken for rounding unless the terms of an output cancel."""
 FEW = 3
 """Samples on which that rounding is measured."""
+ENDS = 2
+"""Samples at either end whose gradients are compared."""
 
 
 def require_own_outputs(
@@ -29,6 +32,7 @@ def require_own_outputs(
     cuts: Sequence[Sequence[slice]] = (),
     arranged: Callable[[Inputs], Inputs] = lambda inputs: inputs,
     level: float = 0.0,
+    gradients: bool = False,
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
 
@@ -43,6 +47,10 @@ def require_own_outputs(
 
     with r, the rounding of the outputs, as measured against float32 (times 2^-29), and l the ``level``.
 
+    With ``gradients`` those of the outputs of the first two and the last two samples are compared, too: that of a random combination of
+    them together with the sum of those of each sample alone, relative to the sum of their norms. They differ where samples couple in
+    the derivatives alone (a detached mean of the batch), as far as these four show it.
+
     Args:
         module: the network, inside ``undisturbed``.
         inputs: its n samples, converted.
@@ -51,15 +59,16 @@ def require_own_outputs(
         cuts: further ways to batch the samples in their order, as the engine does.
         arranged: layout in which the engine passes the samples.
         level: size of the terms that add up to an output; where they cancel, what remains is rounding.
+        gradients: whether gradients are compared.
 
     Returns:
         The largest change that is too large for rounding in float64 and too small to be refused; None: there is none.
 
     Raises:
-        ValueError: the outputs change by more than sqrt(eps).
+        ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
     Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; a copy of the
-    parameters in float32.
+    parameters in float32; with ``gradients`` five gradients of eight samples in all, two of them kept.
     """
     samples, ways = sample_count(inputs), 0
 
@@ -95,6 +104,12 @@ def require_own_outputs(
         if len(cut) > 1:
             found = evaluated([order[start:stop] for start, stop in cut])
             judge.compare(found, whole, "of a sample", "when its batch is a part of the samples")
+    ends = torch.tensor(sorted({*range(min(ENDS, samples)), *range(max(0, samples - ENDS), samples)}))
+    if gradients and 1 < len(ends) <= rows:
+        together, *alone = [arranged(_taken(inputs, some.to(module.device))) for some in (ends, *ends.split(1))]
+        judge.take(
+            _change_of_gradient(module, together, alone), "gradients of the outputs", "when samples are evaluated alone"
+        )
     return judge.found
 
 
@@ -118,7 +133,7 @@ def require_repeatable(module: StatelessModule, inputs: Inputs) -> Narrowing | N
             f"model: two forward passes of one batch differ by {change:.1e} (relative), so the forward is random in evaluation mode; "
             "remove what is random"
         )
-    judge.note(change, "of a batch", "from one forward to the next")
+    judge.note(change, "outputs of a batch", "from one forward to the next")
     return judge.found
 
 
@@ -158,20 +173,43 @@ class _Judge:
         Raises:
             ValueError: the outputs change by more than sqrt(eps).
         """
-        change = self.change(found, expected)
+        self.take(self.change(found, expected), f"outputs {whose}", when)
+
+    def take(self, change: float, what: str, when: str) -> None:
+        """Refuse a relative change above sqrt(eps), and note one above rounding.
+
+        Raises:
+            ValueError: the change is above sqrt(eps).
+        """
         if change > self.refused:
             raise ValueError(
-                f"model: the outputs {whose} change by {change:.1e} (relative) {when}, so samples couple or the forward is random; "
+                f"model: the {what} change by {change:.1e} (relative) {when}, so samples couple or the forward is random; "
                 "remove what mixes samples (batch-wide attention, a sum along the batch) or what is random in evaluation mode, or use "
                 'batch_norm="batch", which computes the kernel of the whole batch'
             )
-        self.note(change, whose, when)
+        self.note(change, what, when)
 
-    def note(self, change: float, whose: str, when: str) -> None:
+    def note(self, change: float, what: str, when: str) -> None:
         """Keep a change above rounding if it is the largest so far."""
         if change > self._rounding and (self.found is None or change > self.found.unit):
-            what = f"changes the outputs {whose} by {change:.1e} (relative) {when}, more than rounding explains"
-            self.found = Narrowing("the network", what, "samples couple or the forward is random", None, change)
+            said = f"changes the {what} by {change:.1e} (relative) {when}, more than rounding explains"
+            self.found = Narrowing("the network", said, "samples couple or the forward is random", None, change)
+
+
+def _change_of_gradient(module: StatelessModule, together: Inputs, alone: Sequence[Inputs]) -> float:
+    r"""Return :math:`|g - \sum_i g_i| / \sum_i |g_i|` with g the gradient of v . u, v random, and g_i that of sample i evaluated alone."""
+    weights = {name: module.parameters[name].detach().requires_grad_() for name in module.trainable}
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        outputs = [module.outputs(weights, inputs) for inputs in (together, *alone)]
+    v = torch.randn(outputs[0].shape, generator=generator, dtype=torch.float64).to(outputs[0])
+    apart, scale = [torch.zeros_like(each) for each in weights.values()], 0.0
+    for u, vector, sign in zip(outputs, (v, *v.split(1)), (1, *[-1] * len(alone)), strict=True):
+        found = torch.autograd.grad(u, [*weights.values()], vector, allow_unused=True, materialize_grads=True)
+        apart = [a + sign * b for a, b in zip(apart, found, strict=True)]
+        scale += float(get_total_norm(found)) if sign < 0 else 0.0
+    return float(get_total_norm(apart)) / scale if scale > 0 else 0.0
 
 
 def _rounding(module: StatelessModule, inputs: Inputs) -> float:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -244,3 +245,9 @@ def test_an_infimum_above_the_loss_is_said_and_nothing_is_certified(run, make_lo
         run(guard, make_loader().dataset)
     assert guard.verdict == "undecided"
     assert any("infimum: 50" in caveat for caveat in guard.caveats)
+
+
+@pytest.mark.parametrize("returned", [math.nan, math.inf, None, "0"], ids=str)
+def test_a_function_infimum_that_returns_no_finite_number_is_refused_by_name(run, make_loader, returned):
+    with pytest.raises(MisconfigurationException, match=r"infimum: the function returned .* must return"):
+        run(ExpressivityGuard(switch_at=SWITCH, infimum=lambda targets: returned), make_loader().dataset)

@@ -139,6 +139,34 @@ def test_what_is_too_small_to_be_refused_is_not_certified_and_lies_in_the_bounds
     assert found.lambda_max.lower <= truth <= found.lambda_max.upper
 
 
+IN_DERIVATIVES = {
+    "mean": lambda u: u.mean(0),
+    "so far": lambda u: u.cumsum(0),
+    "the last one": lambda u: u[-1:],
+    "a statistic": lambda u: u * u.square().mean(),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+@pytest.mark.parametrize("mix", IN_DERIVATIVES)
+def test_samples_that_couple_in_their_derivatives_alone_are_not_certified(mix, size, engine):
+    torch.manual_seed(0)
+
+    def straight_through(u):
+        other = IN_DERIVATIVES[mix](u)
+        return u + size * (other - other.detach())
+
+    model, x = Mixing(straight_through).double(), torch.rand(24, 4).double()
+    if size == 1.0:
+        with pytest.raises(ValueError, match=r"gradients of the outputs change .* samples couple|engine='jacobian'"):
+            ntk_gram(model, x, precision="certified", engine=engine)
+        return
+    gram = ntk_gram(model, x, precision="certified", engine=engine)
+    assert "gradients of the outputs" in gram.narrow
+    assert not kernel_spectrum(gram).lambda_max.certified
+
+
 def test_a_plan_that_is_used_again_checks_the_new_samples():
     torch.manual_seed(0)
     far = 100.0
