@@ -7,7 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from lightning_conv.callbacks.guard.certify.run_checks import moves_without_gradient
+from lightning_conv.callbacks.guard.certify.optimizer_copy import moves_without_gradient
 from lightning_conv.callbacks.guard.settings import StepRule
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted

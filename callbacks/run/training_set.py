@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.ranks import Ranks
+from lightning_conv.callbacks.run.sample_keys import tensors_of
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors
 from lightning_conv.networks.head import Head, watched_features
@@ -35,7 +36,8 @@ READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
 
 RANDOM_INPUTS = (
-    "inputs are random when they are read, or depend on what is collated with them; the certificate is about one draw"
+    "inputs or targets are random when they are read, or depend on what is collated with them, "
+    "so the certificate is about one draw"
 )
 
 
@@ -133,7 +135,7 @@ class TrainingSet:
         return self.sampling.smallest_batch
 
     def is_random(self) -> bool:
-        """Return whether a few samples, some at a time, enter the network as other tensors when they are read again."""
+        """Return whether a few samples, some at a time, are other tensors, inputs or targets, when they are read again."""
         return self._random
 
     @cached_property
@@ -146,21 +148,20 @@ class TrainingSet:
         if self._mixes(chosen):
             return True
         for group in (chosen[k::groups] for k in range(groups)):
-            first = self._read(group, next(seeds))
+            first = tensors_of(self._batch_of(group, next(seeds)))
             for _ in range(max(1, READS // probed - 1)):
-                if not _equal(first, self._read(group, next(seeds))):
+                if not _equal(first, tensors_of(self._batch_of(group, next(seeds)))):
                     return True
         return False
 
     def _mixes(self, chosen: Sequence[int]) -> bool:
-        """Return whether a sample enters the network as another tensor when other samples are collated with it, or in another order."""
+        """Return whether a sample is another tensor when other samples are collated with it, or in another order."""
         if len(chosen) < 2:
             return False
-        together, turned = self._read(chosen, seed=1), self._read(chosen[::-1], seed=1)
-        if not _equal(together, [each.flip(0) for each in turned]):
-            return True
         half = chosen[: len(chosen) // 2]
-        return not _equal([each[: len(half)] for each in together], self._read(half, seed=1))
+        together, turned, less = (self._rows(some, seed=1) for some in (chosen, chosen[::-1], half))
+        flipped = [each.flip(0) for each in turned]
+        return not (_equal(together, flipped) and _equal([each[: len(half)] for each in together], less))
 
     def first_inputs(self) -> Inputs:
         """Return the inputs of the first batch."""
@@ -200,10 +201,17 @@ class TrainingSet:
             indices: numbers of the samples.
             seed: of the random numbers that the data set may draw.
         """
+        return take_inputs(self._batch_of(indices, seed), self._input_fn)
+
+    def _batch_of(self, indices: Sequence[int], seed: int) -> Any:
+        """Return these samples as a batch that the training step gets."""
         with isolate_rng():
             seed_all(seed)
-            batch = transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
-        return take_inputs(batch, self._input_fn)
+            return transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
+
+    def _rows(self, indices: Sequence[int], seed: int) -> list[Tensor]:
+        """Return the tensors of such a batch that have one row per sample."""
+        return [each for each in tensors_of(self._batch_of(indices, seed)) if each.ndim and len(each) == len(indices)]
 
 
 def seed_all(seed: int) -> None:

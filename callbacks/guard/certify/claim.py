@@ -82,7 +82,7 @@ class Claim:
             walked = walk(self._view, with_step=with_step)
             told = {"compared with the step": walked.step, "same features in the step": walked.features}
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
-            return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked.keys)]
+            return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked)]
         why = f"the network or the training step could not be called on the training set: {attempt.reason}"
         return [Check("own loss", None, why)]
 
@@ -109,10 +109,12 @@ class Claim:
             last: Number of the last step before the switch, where it is known.
         """
         self.gradients.before_batch(batch, batch_idx, last)
-        self.head.before_batch()
         if self._state.phase == 2:
-            self.take_all(self.samples.look(batch, batch_idx))
+            seen, expected = self.samples.look(batch)
+            self.take_all(seen)
+            self.head.before_batch(batch, expected)
         else:
+            self.head.before_batch()
             self.samples.remember(batch)
 
     def before_step(self) -> None:
@@ -120,13 +122,22 @@ class Claim:
         self.gradients.before_step()
         self.head.before_step()
 
+    def hold_head(self) -> None:
+        """Remember the head and its gradient as the step rule leaves them to the optimizer."""
+        self.head.hold()
+
     def take_steps(self) -> None:
         """Take what the steps showed into the verdict, if it is something else than before."""
         self.take_all([*self.head.found, *([] if self.gradients.found is None else [self.gradients.found])])
 
     def compare_features(self) -> None:
-        """Compare the features of some samples with those that were certified. All ranks call it together."""
-        self.take_all(self.samples.compare())
+        """Compare the features of some samples with those that were certified, and the head with what the last step left.
+
+        All ranks call it together, and get what any of them saw in its steps.
+        """
+        self.head.compare_left()
+        seen = [check for found in self._view.ranks.gather(lambda: self.head.found) for check in found]
+        self.take_all([*seen, *self.samples.compare()])
 
     def take_all(self, checks: Sequence[Check]) -> None:
         """Take the checks that are new into the verdict.

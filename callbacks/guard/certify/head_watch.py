@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
+from lightning_conv.callbacks.guard.certify.known_samples import Expected
 from lightning_conv.callbacks.guard.certify.training_pass import product_rounding
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.sample_keys import tensors_of
+from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.precision import product_roundoff
 from lightning_conv.networks.watched import entering
@@ -25,11 +29,13 @@ class HeadWatch:
 
     .. math:: \frac{\partial L}{\partial W} = \sum_i s_i h_i^\top, \qquad \frac{\partial L}{\partial b} = \sum_i s_i
 
-    hold where the loss depends on the head through u alone. A penalty on the head, in whichever step it acts, adds to the left side. And
-    between two steps nothing may move the head: what the optimizer left is compared with what the next step starts from.
+    hold where the loss depends on the head through u alone. A penalty on the head, in whichever step it acts, adds to the left side. In
+    phase 2 h must be what was certified of these samples (``Expected``), and nothing may change the batch before the step sees it. Nothing
+    but the optimizer, or the rule, may move the head: what it left is compared with what the next step starts from, and what it found,
+    weights and gradient, with what was judged.
 
-    The first is exact up to rounding, four times :math:`\gamma_{n + 2} \sum_i |s_i| |h_i|`, and up to one positive factor, by which a
-    callback may have scaled all gradients; the second is exact bit for bit. Where the head is called several
+    The equations hold up to rounding, four times :math:`\gamma_{n + 2} \sum_i |s_i| |h_i|`, and up to one positive factor, by which a
+    callback may have scaled all gradients, or clipping; the weights are compared bit for bit. Where the head is called several
     times in a step, or compiled code calls it, the gradient is not judged; neither is it under several ranks, where it is averaged.
 
     Args:
@@ -38,7 +44,7 @@ class HeadWatch:
     Attributes:
         found: What was seen that should not be, as failed checks.
 
-    Cost: in every step one product as large as that of the head's gradient, and a copy of the head.
+    Cost: in every step one product as large as that of the head's gradient, and three copies of the head.
     """
 
     def __init__(self, view: GuardView) -> None:
@@ -48,34 +54,41 @@ class HeadWatch:
         self._calls: list[
             tuple[Tensor, list[Tensor]]
         ] = []  # h of each call since the last step, with s once it is there
-        self._starts: list[int] = []  # number of calls at the start of each batch
+        self._batches: list[_Batch] = []  # since the last step
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
+        self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
 
     def begin(self) -> None:
         """Register the hooks. A second call does nothing."""
         if self._hooks:
             return
         optimizer = self._view.trainer.optimizers[0]
+        after = optimizer.register_step_post_hook(self._after_optimizer)
+        # The first of these hooks sees what the optimizer made; another one may move the head.
+        optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)
         self._hooks = [
             self._head.register_forward_hook(self._look, with_kwargs=True),
-            optimizer.register_step_post_hook(self._after_optimizer),
+            optimizer.register_step_pre_hook(self._around_closure),
+            after,
         ]
 
     def end(self) -> None:
         """Remove the hooks. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._calls, self._starts, self._left = [], [], [], None
+        self._hooks, self._calls, self._batches, self._left, self._judged = [], [], [], None, None
 
     def moved_on_purpose(self) -> None:
         """Forget what the head was after the last step: the guard moves it."""
-        self._left = None
+        self._left = self._judged = None
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if not (self._starts and isinstance(output, Tensor) and output.requires_grad):
+        if not (self._batches and isinstance(output, Tensor) and output.requires_grad):
             return  # a validation, a forward of the guard's own, or one without gradients
-        if self._head.weight is not self._view.head_parameters[0]:
-            return
+        if module is not self._head or self._head.weight is not self._view.head_parameters[0]:
+            return  # a copy of the head, or one whose weight was replaced for this call
+        if self._batches[-1].was_changed():
+            self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
         slopes: list[Tensor] = []
         self._calls.append((entering(args, dict(kwargs)), slopes))
 
@@ -84,22 +97,47 @@ class HeadWatch:
 
         output.register_hook(keep)  # type: ignore[no-untyped-call]
 
-    def before_batch(self) -> None:
-        """Begin a batch. Calls of the head outside a batch are not looked at."""
-        self._starts.append(len(self._calls))
+    def before_batch(self, batch: Any = None, expected: Expected | None = None) -> None:
+        """Begin a batch. Calls of the head outside a batch are not looked at.
+
+        Args:
+            batch: The batch that the training step is about to see, where it must stay as it is; None: it may change.
+            expected: The features that its samples must have; None: they are not known.
+        """
+        self._batches.append(_Batch.of(batch, expected, len(self._calls)))
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Compare the gradient of the head with what the batches since the last step make of it, and the head with what that step left."""
         if not self._hooks:
             return
-        calls, starts, self._calls, self._starts = self._calls, self._starts, [], []
+        calls, batches, self._calls, self._batches = self._calls, self._batches, [], []
+        self.compare_left()
+        self._left = None
+        once = len(calls) == len(batches) and all(batch.calls == k for k, batch in enumerate(batches))
+        self._compare_features(calls, batches, once)
+        if calls and once and all(len(s) == 1 for _, s in calls) and self._view.ranks.world == 1:
+            self._judge([(h, slopes[0]) for h, slopes in calls])
+
+    def compare_left(self) -> None:
+        """Compare the head with what the last step left."""
         if self._left is not None and not all(map(torch.equal, self._left, self._view.head_parameters)):
             self._tell("steps of the rule", "something moved the head between two steps of the optimizer")
-        self._left = None
-        once = len(calls) == len(starts) and starts == list(range(len(starts))) and all(len(s) == 1 for _, s in calls)
-        if calls and once and self._view.ranks.world == 1:
-            self._judge([(h, slopes[0]) for h, slopes in calls])
+
+    def _compare_features(self, calls: list[tuple[Tensor, list[Tensor]]], batches: list[_Batch], once: bool) -> None:
+        if not any(batch.expected for batch in batches):
+            return
+        if any(parameter.grad is None for parameter in self._view.head_parameters):
+            self._tell(
+                "steps of the rule", "a parameter of the head has no gradient, and the certificate counts it as trained"
+            )
+        if not once:
+            said = f"the head was called {len(calls)} times in a step of {len(batches)} batches, so its features were not compared"
+            self._tell("same features in the step", said, held=None)
+        elif any(b.expected is not None and b.expected.unlike(h) for (h, _), b in zip(calls, batches, strict=True)):
+            self._tell(
+                "same features in the step", "a training step computes other features than those that were certified"
+            )
 
     def _judge(self, calls: list[tuple[Tensor, Tensor]]) -> None:
         gradients = [parameter.grad for parameter in self._view.head_parameters]
@@ -123,12 +161,87 @@ class HeadWatch:
         if apart and all(bool(torch.isfinite(each).all()) for each in made):
             self._tell("gradients of the step", "the gradient that the head gets is not that of a loss of its outputs")
 
+    def hold(self) -> None:
+        """Remember weights and gradient of the head, which the optimizer must find as they are."""
+        if self._hooks:
+            weights = [parameter.detach().clone() for parameter in self._view.head_parameters]
+            self._judged = weights, [None if p.grad is None else p.grad.clone() for p in self._view.head_parameters]
+
+    def _around_closure(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the comparison follow the closure, after which the optimizer moves the weights."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._compare_judged()
+            return None
+
+        def followed() -> Any:
+            made = closure()
+            self._compare_judged()
+            return made
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": followed}
+        return (args[0], followed, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _compare_judged(self) -> None:
+        judged, self._judged = self._judged, None
+        if judged is None:
+            return
+        weights, gradients = judged
+        if not all(map(torch.equal, weights, self._view.head_parameters)):
+            self._tell(
+                "steps of the rule", "something moved the head between the backward pass and the optimizer's step"
+            )
+        now = [parameter.grad for parameter in self._view.head_parameters]
+        if [each is None for each in now] == [each is None for each in gradients]:
+            pairs = [(a, b) for a, b in zip(gradients, now, strict=True) if a is not None and b is not None]
+            if self._is_same([a for a, _ in pairs], [b for _, b in pairs]):
+                return
+        said = "something changes the gradient of the head between the backward pass and the optimizer's step"
+        self._tell("gradients of the step", said)
+
+    def _is_same(self, judged: list[Tensor], now: list[Tensor]) -> bool:
+        """Return whether gradients are those that were judged: bit for bit, or as clipping leaves them."""
+        if all(map(torch.equal, judged, now)):
+            return True
+        trainer = self._view.trainer
+        if (largest := trainer.gradient_clip_val) and clips_values(trainer):
+            return all(torch.equal(was.clamp(-largest, largest), each) for was, each in zip(judged, now, strict=True))
+        factor = _factor(now, judged)
+        return factor <= 1 and all(
+            bool(((each - factor * was).abs() <= 8 * torch.finfo(was.dtype).eps * was.abs()).all())
+            for was, each in zip(judged, now, strict=True)
+        )
+
     def _after_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._left = [parameter.detach().clone() for parameter in self._view.head_parameters]
 
-    def _tell(self, name: CheckName, said: str) -> None:
+    def _tell(self, name: CheckName, said: str, *, held: bool | None = False) -> None:
         if not any(check.name == name for check in self.found):
-            self.found.append(Check(name, False, f"{said} (first at step {self._view.trainer.global_step})"))
+            self.found.append(Check(name, held, f"{said} (first at step {self._view.trainer.global_step})"))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    calls: int  # of the head since the last step, at its start
+    expected: Expected | None
+    tensors: list[tuple[Tensor, int]]  # those of the batch, with the number of writes in place that they have seen
+    batch: Any
+
+    @classmethod
+    def of(cls, batch: Any, expected: Expected | None, calls: int) -> _Batch:
+        return cls(calls, expected, _versions(batch), batch)
+
+    def was_changed(self) -> bool:
+        now = _versions(self.batch)
+        return len(now) != len(self.tensors) or any(
+            a is not b or before != after for (a, before), (b, after) in zip(self.tensors, now, strict=True)
+        )
+
+
+def _versions(batch: Any) -> list[tuple[Tensor, int]]:
+    return [(each, 0 if each.is_inference() else each._version) for each in tensors_of(batch)]
 
 
 def _factor(actual: list[Tensor], made: list[Tensor]) -> float:

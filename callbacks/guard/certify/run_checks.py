@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons
+from lightning_conv.callbacks.guard.certify.optimizer_copy import moves_without_gradient, steps_depend_on_weights
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.steps import decays
@@ -44,10 +41,13 @@ def optimizer_check(view: GuardView) -> list[Check]:
     """Return the check that the run's own optimizer minimises nothing beside the loss, where it moves the head.
 
     A copy without its memory makes a step from gradients that are zero: a penalty of its own, or noise, moves the weights all the same.
-    An optimizer of torch may fail in that (LBFGS needs a closure); its weight decay is known.
+    Where the class is not one of torch's, copies with its memory make some steps from other weights, too: without a further term they
+    move alike. An optimizer of torch may fail in the first (LBFGS needs a closure); its weight decay is known.
 
     Args:
         view: The run.
+
+    Cost: copies of the optimizer and of its parameters.
     """
     name: CheckName = "no other term in the optimizer"
     optimizer = view.trainer.optimizers[0]
@@ -55,37 +55,35 @@ def optimizer_check(view: GuardView) -> list[Check]:
     said = optimizer_caveats(view.trainer, view.head)
     if any(group.get("maximize") for group in optimizer.param_groups):
         said.append("the optimizer maximizes the loss")
+    if left := untrained(optimizer, view.head_parameters):
+        said.append(f"the optimizer does not move the head's {left}, which the certificate counts as trained")
     with attempted(Exception) as attempt:
         if not said and moves_without_gradient(optimizer, view.head_parameters):
             said.append(f"{kind} moves weights whose gradient is zero, so it minimises something beside the loss")
+        if not said and not known and steps_depend_on_weights(optimizer, view.head_parameters):
+            said.append(f"the steps of {kind} depend on the weights, so it minimises something beside the loss")
     if attempt.failed and not said and not known:
         return [Check(name, None, f"a step of a copy of {kind} could not be made: {attempt.reason}")]
     return of_reasons(name, said)
 
 
-def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *, present: bool = True) -> bool:
-    """Return whether a copy of an optimizer, with no memory of earlier steps, moves copies of some parameters without a gradient.
+def untrained(optimizer: Optimizer, parameters: Sequence[Tensor]) -> str:
+    """Return which parameter of the head an optimizer does not move: one that it does not have, or has with a learning rate of zero.
 
     Args:
-        optimizer: Optimizer; nothing of it changes.
-        parameters: Parameters of it.
-        present: Whether the gradients are zero; False: there are none.
-
-    Raises:
-        Exception: Whatever its step raises then.
+        optimizer: Optimizer of the run. Where all rates of the head are zero, as at the end of a schedule, none is named.
+        parameters: Weight and bias of the head, or the weight alone.
     """
-    memo: dict[int, Any] = {}
-    for group in optimizer.param_groups:
-        for each in group["params"]:
-            memo[id(each)] = torch.nn.Parameter(each.detach().clone())
-            memo[id(each)].grad = torch.zeros_like(each) if present else None
-    memo[id(optimizer.state)] = defaultdict(dict)
-    memo |= {id(hooks): type(hooks)() for name, hooks in vars(optimizer).items() if name.endswith("_hooks")}
-    twin = copy.deepcopy(optimizer, memo)
-    before = [memo[id(each)].detach().clone() for each in parameters]
-    with isolate_rng():
-        twin.step()
-    return any(not torch.equal(was, memo[id(each)].detach()) for was, each in zip(before, parameters, strict=True))
+    rates = [
+        next((float(g.get("lr", 1.0)) for g in optimizer.param_groups if any(each is own for own in g["params"])), None)
+        for each in parameters
+    ]
+    named = [
+        name
+        for name, rate in zip(("weight", "bias"), rates, strict=False)
+        if rate is None or (rate == 0 and any(rates))
+    ]
+    return " and ".join(named)
 
 
 def checks_of(view: GuardView, own_steps: bool = False) -> list[Check]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import Seen, StepCall
-from lightning_conv.callbacks.run.sample_keys import keys_of
+from lightning_conv.callbacks.run.sample_keys import batch_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding
@@ -20,6 +21,7 @@ from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
 
 NEGLIGIBLE = 1e-6  # part of the largest feature below which a column counts as being of that size
+DIRECTIONS = 4  # random directions on which features are projected, to recognise them
 LARGEST = 0.5  # power of eps: relative rounding of a network beyond which two evaluations are those of two functions
 
 
@@ -32,6 +34,22 @@ class Walk:
     features: str = ""  # where the training step computes other features
     keys: tuple[bytes, ...] | None = None  # of all samples; None: they have none
     outputs: Tensor | None = None  # of the network, in float64
+    projected: Tensor | None = None  # the features, ``project``; None without the step
+    spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
+
+
+def project(features: Tensor) -> Tensor:
+    """Project features on random directions that are always the same: (n, m) -> (n, 4), in float64.
+
+    Args:
+        features: h.
+    """
+    return features.double() @ _directions(features.shape[-1]).to(features.device)
+
+
+@cache
+def _directions(width: int) -> Tensor:
+    return torch.randn(width, DIRECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def walk(view: GuardView, *, with_step: bool) -> Walk:
@@ -44,7 +62,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     Returns:
         All ranks get the same.
 
-    Cost: a pass in float64, and with the step one in the run's precision, with a backward pass through the head.
+    Cost: a pass in float64, a hash of all samples, and with the step a pass in the run's precision, with a backward pass through the head.
     """
     looked = _Look(view, with_step)
     found = view.data.collect(looked)
@@ -54,10 +72,14 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     }
     known = all(each.keys is not None for each in found)
     outputs = [each.outputs for each in found if each.outputs is not None]
+    projected = [each.projected for each in found if each.projected is not None]
+    spreads = [each.spread for each in found if each.spread is not None]
     return Walk(
         **first,
         keys=tuple(key for each in found for key in each.keys or ()) if known else None,
         outputs=torch.cat(outputs) if len(outputs) == len(found) else None,
+        projected=torch.cat(projected) if len(projected) == len(found) else None,
+        spread=torch.stack(spreads).amax(0) if spreads else None,
     )
 
 
@@ -77,7 +99,7 @@ class _Look:
             seen.append((entering(args, kwargs), output.detach().clone(), weights))
 
         result = watched_forward(self._module, inputs, [head.register_forward_hook(record, with_kwargs=True)])
-        keys = keys_of(inputs)
+        keys = batch_keys(batch, inputs)
         kept = None if keys is None else tuple(keys)
         if len(seen) != 1 or not isinstance(result, Tensor):
             return Walk(f"the network calls {view.head_name!r} {len(seen)} times on some training samples", keys=kept)
@@ -85,10 +107,10 @@ class _Look:
         own = departure(output, features, *weights)
         if not own and view.head.last and not torch.equal(result.reshape(output.shape), output):
             own = f"the network's result is not that of {view.head_name!r} on some training samples"
-        step, unlike = ("", "") if self._twin is None else self._of_step(self._twin, inputs, batch, features, result)
-        return Walk(own, step, unlike, kept, result.double().cpu())
+        found = Walk(own, keys=kept, outputs=result.double().cpu())
+        return found if self._twin is None else self._of_step(self._twin, inputs, batch, features, result, found)
 
-    def _of_step(self, twin: Twin, inputs: Inputs, batch: Any, exact: Tensor, result: Tensor) -> tuple[str, str]:
+    def _of_step(self, twin: Twin, inputs: Inputs, batch: Any, exact: Tensor, result: Tensor, found: Walk) -> Walk:
         view = self._view
         made = StepCall(twin, view.head_name, batch, self._number).observe()
         self._number += 1
@@ -96,7 +118,16 @@ class _Look:
             coarse = features_of(StatelessModule(view.network), view.head, inputs)
             self._rounding = (coarse.double() - exact).abs().amax(0)
         unlike = other_features(made.features, exact, 8 * self._rounding)
-        return other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made), unlike
+        width = exact.shape[-1]
+        rounded = columns_rounding(exact, 8 * self._rounding, torch.finfo(made.features.dtype).eps)
+        rounded = rounded.reshape(-1, width).amax(0).cpu()
+        return replace(
+            found,
+            step=other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made),
+            features=unlike,
+            projected=project(exact).cpu(),
+            spread=(rounded.square() @ _directions(width).square()).sqrt(),
+        )
 
 
 def frozen_twin(view: GuardView) -> Twin:
@@ -132,8 +163,7 @@ def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
             f"the features in float64 are {float(coarse.max()):.2g} apart from those in the run's precision, more than rounding explains, "
             "so the certificate is not about the latter"
         )
-    apart = (made.double() - exact).abs().amax(0)
-    allowed = ULPS * (eps * exact.abs().amax(0).clamp(min=NEGLIGIBLE * largest) + coarse)
+    apart, allowed = (made.double() - exact).abs().amax(0), columns_rounding(exact, coarse, eps)
     if bool((apart <= allowed).all()):
         return ""
     worst = int((apart - allowed).argmax())
@@ -141,6 +171,18 @@ def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
         f"the training step computes other features than those that are certified: {float(apart[worst]):.2g} apart, where rounding "
         f"explains {float(allowed[worst]):.1g}"
     )
+
+
+def columns_rounding(exact: Tensor, coarse: Tensor, eps: float) -> Tensor:
+    """Return by how much rounding may change features, column by column, see ``other_features``.
+
+    Args:
+        exact: h of the float64 copy, (n, m).
+        coarse: r, (m,).
+        eps: Twice the unit roundoff of the type in which the step computes them.
+    """
+    sizes = exact.abs().amax(0)
+    return ULPS * (eps * sizes.clamp(min=NEGLIGIBLE * float(sizes.max())) + coarse)
 
 
 def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...]) -> str:

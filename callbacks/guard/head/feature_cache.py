@@ -152,7 +152,7 @@ class FeatureCache:
             if isinstance(module, _BatchNorm) and module.running_mean is None:
                 return f"{name!r} couples the samples of a batch"
         if self._view.data.is_random():
-            return "the inputs are random when they are read"
+            return "inputs or targets are random when they are read"
         try:
             return self._uneven()
         except NotCachedError as error:

@@ -95,6 +95,7 @@ class PhaseTwo:
             self.warn_if_moved()  # where the step is made: something may move the trunk for the time of a step
         self.claim.before_step()
         self.rule.steps.before_step(optimizer)
+        self.claim.hold_head()
 
     def after_batch(self, loss: Tensor | None) -> None:
         """Check the step, the cache and the loss of a batch; add a caveat or fall back to the run's optimizer if a check fails.

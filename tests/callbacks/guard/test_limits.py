@@ -98,7 +98,7 @@ def test_of_a_subset_sampler_the_subset_is_what_counts(make_trainer, make_module
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("random inputs", "inputs are random when they are read"),
+        ("random inputs", "inputs or targets are random when they are read"),
         ("weighted sampler", "WeightedRandomSampler may weight samples"),
         ("limited batches", "only 2 of 3 batches are trained on"),
         ("weight decay", "weight decay on the head"),

@@ -152,7 +152,7 @@ def loaders(data):
             DataLoader(data, batch_sampler=BatchSampler(weighted, 96, False)),
             "WeightedRandomSampler may weight",
         ),
-        "flips": (DataLoader(Augmented(data, flip_by_torch), 96), "inputs are random"),
+        "flips": (DataLoader(Augmented(data, flip_by_torch), 96), "inputs or targets are random"),
     }
 
 

@@ -161,7 +161,7 @@ REFUSED = {
     "hooks": (hooked, None, "has hooks"),
     "coupled": (coupled, None, "depend on the other samples"),
     "random features": (random, None, "the features are random"),
-    "random inputs": (None, FreshNoise, "inputs are random"),
+    "random inputs": (None, FreshNoise, "inputs or targets are random"),
     "other inputs": (transformed, None, "does not call the network as"),
 }
 
