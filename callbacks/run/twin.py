@@ -81,8 +81,10 @@ class Twin:
 
     Attributes:
         module: The copy, in the modes of the original, with all of its trainable parameters.
+        global_step: Optimizer steps that it is told of.
 
     Raises:
+        NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
         TypeError, RuntimeError, ...: The module cannot be copied, as Python's ``copy.deepcopy`` says.
 
     Cost: a copy of the module's weights.
@@ -93,9 +95,14 @@ class Twin:
     ) -> None:
         self._trainer, self._original = trainer, module
         self._reader = TrainerReader(trainer, step, epoch)
+        self.global_step: int = self._reader.global_step
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared}
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
+        if shared_with_run := _shared(module, self.module):
+            raise NotATwinError(
+                f"a copy of the module shares {shared_with_run!r} with it, so nothing may be written into the copy"
+            )
         for each in self.module.modules():
             for name, value in list(vars(each).items()):
                 if isinstance(value, types.FunctionType):
@@ -153,6 +160,13 @@ class Twin:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _shared(module: nn.Module, copied: nn.Module) -> str:
+    """Return the name of a tensor of the copy that lies in the memory of one of the original; empty: there is none."""
+    own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers()) if each.numel()}
+    named = (*copied.named_parameters(), *copied.named_buffers())
+    return next((name for name, each in named if each.numel() and each.untyped_storage().data_ptr() in own), "")
 
 
 def _hooks_from_outside(module: nn.Module) -> list[Any]:

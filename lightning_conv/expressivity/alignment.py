@@ -119,7 +119,7 @@ def certify_alignment(
     ratio = Bounded(norm / size, quotient_down(lower, size), quotient_up(upper, size), feature_error == 0, method)
     spread = float((y - y.mean(0)).norm()) if bias else size
     constant = spread <= gamma(n + 2, torch.float64) * size  # targets that the bias alone reaches
-    reached = upper <= REACHED * (size if constant else spread)
+    reached = lower == 0 and upper <= REACHED * (size if constant else spread)
     verdict: RankVerdict = "certified" if reached else "refuted" if ratio.lower > 0 else "undecided"
     loss = ldexp_down(quotient_down(product_down(lower, lower), n), 2 * unit)
     reason = (

@@ -70,6 +70,15 @@ def take(inputs: Inputs, rows: slice) -> Inputs:
     return map_inputs(lambda tensor: tensor[rows], inputs)
 
 
+def spread(inputs: Inputs, count: int) -> Inputs:
+    """Return so many samples, evenly spaced from the first to the last, as copies; all of them where there are no more."""
+    samples = sample_count(inputs)
+    if count >= samples:
+        return inputs
+    chosen = torch.linspace(0, samples - 1, count).round().long()
+    return map_inputs(lambda tensor: tensor[chosen.to(tensor.device)], inputs)
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it, and the RNGs, afterwards.

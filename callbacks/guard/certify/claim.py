@@ -14,7 +14,7 @@ from lightning_conv.callbacks.guard.certify.head_watch import HeadWatch
 from lightning_conv.callbacks.guard.certify.known_samples import KnownSamples
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
-from lightning_conv.callbacks.guard.certify.training_pass import walk
+from lightning_conv.callbacks.guard.certify.training_pass import coinciding, walk
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn
@@ -80,7 +80,12 @@ class Claim:
         """Make the checks that take a pass over the training set."""
         with attempted(Exception) as attempt, without_fused_attention():  # the step is any code of the user's
             walked = walk(self._view, with_step=with_step)
-            told = {"compared with the step": walked.step, "same features in the step": walked.features}
+            told = {
+                "compared with the step": walked.step,
+                "same loss to the end": walked.later,
+                "same features in the step": walked.features,
+                "full precision": coinciding(walked),
+            }
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
             return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked)]
         why = f"the network or the training step could not be called on the training set: {attempt.reason}"
@@ -110,7 +115,7 @@ class Claim:
         """
         self.gradients.before_batch(batch, batch_idx, last)
         if self._state.phase == 2:
-            seen, expected = self.samples.look(batch)
+            seen, expected = self.samples.look(batch, batch_idx)
             self.take_all(seen)
             self.head.before_batch(batch, expected)
         else:
@@ -129,6 +134,19 @@ class Claim:
     def take_steps(self) -> None:
         """Take what the steps showed into the verdict, if it is something else than before."""
         self.take_all([*self.head.found, *([] if self.gradients.found is None else [self.gradients.found])])
+
+    def after_batch(self) -> None:
+        """Count the samples of a batch of phase 2."""
+        self._take_drawn(self.samples.after_batch(self._view.trainer.is_last_batch))
+
+    def after_epoch(self) -> None:
+        """Take in whether a batch of an epoch of phase 2 was skipped."""
+        self._take_drawn(self.samples.after_epoch())
+
+    def _take_drawn(self, checks: Sequence[Check]) -> None:
+        """Take in what the samples that were drawn show, unless the settings of the run say it already."""
+        if not any(check.name == "every sample alike" and check.held is False for check in self._state.checks):
+            self.take_all(checks)
 
     def compare_features(self) -> None:
         """Compare the features of some samples with those that were certified, and the head with what the last step left.

@@ -36,7 +36,7 @@ class HeadWatch:
 
     The equations hold up to rounding, four times :math:`\gamma_{n + 2} \sum_i |s_i| |h_i|`, and up to one positive factor, by which a
     callback may have scaled all gradients, or clipping; the weights are compared bit for bit. Where the head is called several
-    times in a step, or compiled code calls it, the gradient is not judged; neither is it under several ranks, where it is averaged.
+    times in a step, or compiled code calls it, the gradient is not judged. Under several ranks both sides are averaged over them.
 
     Args:
         view: The run.
@@ -44,7 +44,8 @@ class HeadWatch:
     Attributes:
         found: What was seen that should not be, as failed checks.
 
-    Cost: in every step one product as large as that of the head's gradient, and three copies of the head.
+    Cost: in every step one product as large as that of the head's gradient, and three copies of the head; under several ranks an average of
+        two matrices of the head's size.
     """
 
     def __init__(self, view: GuardView) -> None:
@@ -65,7 +66,7 @@ class HeadWatch:
         optimizer = self._view.trainer.optimizers[0]
         after = optimizer.register_step_post_hook(self._after_optimizer)
         # The first of these hooks sees what the optimizer made; another one may move the head.
-        optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)
+        optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
         self._hooks = [
             self._head.register_forward_hook(self._look, with_kwargs=True),
             optimizer.register_step_pre_hook(self._around_closure),
@@ -116,8 +117,12 @@ class HeadWatch:
         self._left = None
         once = len(calls) == len(batches) and all(batch.calls == k for k, batch in enumerate(batches))
         self._compare_features(calls, batches, once)
-        if calls and once and all(len(s) == 1 for _, s in calls) and self._view.ranks.world == 1:
-            self._judge([(h, slopes[0]) for h, slopes in calls])
+        seen = [(h, slopes[0]) for h, slopes in calls] if once and all(len(s) == 1 for _, s in calls) else []
+        # Several ranks would talk in every step of phase 1, too, which decides nothing.
+        if self._view.ranks.world > 1 and all(batch.batch is None for batch in batches):
+            return
+        if all(self._view.ranks.gather(lambda: self._can_be_judged(seen))):
+            self._judge(seen)
 
     def compare_left(self) -> None:
         """Compare the head with what the last step left."""
@@ -139,12 +144,22 @@ class HeadWatch:
                 "same features in the step", "a training step computes other features than those that were certified"
             )
 
-    def _judge(self, calls: list[tuple[Tensor, Tensor]]) -> None:
+    def _can_be_judged(self, calls: list[tuple[Tensor, Tensor]]) -> bool:
         gradients = [parameter.grad for parameter in self._view.head_parameters]
-        present = [gradient for gradient in gradients if gradient is not None]
         scaled = getattr(self._view.trainer.precision_plugin, "scaler", None) is not None
-        if scaled or len(present) < len(gradients) or not all(bool(torch.isfinite(each).all()) for each in present):
-            return
+        return (
+            bool(calls)
+            and not scaled
+            and all(each is not None and bool(torch.isfinite(each).all()) for each in gradients)
+        )
+
+    def _judge(self, calls: list[tuple[Tensor, Tensor]]) -> None:
+        """Compare the gradient with what these calls make of it. All ranks call it together.
+
+        Args:
+            calls: What entered the head, and the gradient by what it returned.
+        """
+        present, ranks = [each.grad for each in self._view.head_parameters if each.grad is not None], self._view.ranks
         coarsest = max(
             (each.dtype for each in (*present, *(s for _, s in calls))), key=lambda kind: torch.finfo(kind).eps
         )
@@ -152,7 +167,8 @@ class HeadWatch:
         h, s = (torch.cat([call[k].to(wide) for call in calls]) for k in (0, 1))
         made, sizes = [s.T @ h, s.sum(0)][: len(present)], [s.abs().T @ h.abs(), s.abs().sum(0)][: len(present)]
         unit = max(unit_roundoff(coarsest), product_roundoff(present[0])) / unit_roundoff(coarsest)
-        allowed, underflow = unit * product_rounding(rows, coarsest), rows * torch.finfo(coarsest).tiny
+        made, sizes = ([ranks.mean(each) for each in some] for some in (made, sizes))
+        allowed, underflow = unit * product_rounding(rows + ranks.world, coarsest), rows * torch.finfo(coarsest).tiny
         factor = _factor(present, made)
         apart = any(
             bool(((actual - factor * each).abs() > factor * (allowed * size + underflow)).any())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,12 @@ class KnownSamples:
     def __init__(self, view: GuardView, input_fn: InputFn | None, state: GuardState) -> None:
         self._view, self._input_fn, self._state = view, input_fn, state
         self._known: dict[bytes, int] = {}  # hash -> row of the projected features
+        self._copies: Counter[bytes] = Counter()  # of each hash among the samples
         self._projected: Tensor | None = None
         self._spread = torch.zeros(DIRECTIONS)
         self._seen: deque[bytes] = deque(maxlen=REMEMBERED)  # in batches before the switch
+        self._drawn: Counter[bytes] | None = None  # in this epoch of phase 2, if it was seen from its first batch on
+        self._begun: list[bytes] | None = None  # of a batch without an end
 
     def learn(self, walked: Walk) -> list[Check]:
         """Take in the samples of the certificate; where a checkpoint holds some, compare these with them.
@@ -71,7 +74,7 @@ class KnownSamples:
         keys = walked.keys
         if keys is None:
             return [Check("fixed inputs", None, "the samples are no plain tensors, so that they cannot be recognised")]
-        self._known = {key: row for row, key in enumerate(keys)}
+        self._known, self._copies = {key: row for row, key in enumerate(keys)}, Counter(keys)
         if walked.projected is not None and walked.spread is not None:
             self._projected, self._spread = walked.projected.reshape(len(keys), -1, DIRECTIONS), walked.spread
         strange, self._seen = not self._known.keys() >= set(self._seen), deque(maxlen=REMEMBERED)
@@ -126,19 +129,21 @@ class KnownSamples:
     def _keys(self, batch: Any) -> list[bytes] | None:
         return batch_keys(batch, take_inputs(batch, self._input_fn))
 
-    def look(self, batch: Any) -> tuple[list[Check], Expected | None]:
+    def look(self, batch: Any, batch_idx: int) -> tuple[list[Check], Expected | None]:
         """Look at a batch of phase 2.
 
         Args:
             batch: The batch that the training step is about to see.
+            batch_idx: Its number in the epoch.
 
         Returns:
             What is wrong with it, and the features that its samples must have; None: they are not known.
         """
         if not self._known:
             return [], None
+        self._drawn = Counter() if batch_idx == 0 else self._drawn
         with attempted(Exception):
-            keys = self._keys(batch) or []
+            keys = self._begun = self._keys(batch) or []
             if keys and self._known.keys() >= set(keys):
                 rows = [self._known[key] for key in keys]
                 return [], None if self._projected is None else Expected(
@@ -146,3 +151,27 @@ class KnownSamples:
                 )
         said = f"a batch holds samples that were not certified (first at step {self._view.trainer.global_step})"
         return [Check("fixed inputs", False, said)], None
+
+    def after_batch(self, last: bool) -> list[Check]:
+        """Count the samples of a batch, and return after the last one of an epoch whether all were drawn equally often, by one process.
+
+        Args:
+            last: Whether it is the last batch of the epoch.
+        """
+        begun, self._begun = self._begun, None
+        if self._drawn is None or not begun:
+            return []
+        self._drawn.update(begun)
+        if not last or self._view.ranks.world > 1:
+            return []
+        drawn, self._drawn = self._drawn, None
+        times = {drawn[key] / self._copies[key] for key in self._known}
+        return [] if len(times) == 1 else self._unequal("an epoch did not draw every training sample equally often")
+
+    def after_epoch(self) -> list[Check]:
+        """Return whether a batch was skipped: it began and has no end."""
+        begun, self._begun = self._begun, None
+        return self._unequal("a batch was skipped, because a hook returned -1 at its start") if begun else []
+
+    def _unequal(self, said: str) -> list[Check]:
+        return [Check("every sample alike", False, f"{said} (first at step {self._view.trainer.global_step})")]

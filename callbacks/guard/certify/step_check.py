@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.certify.gradient_watch import norm_of
-from lightning_conv.callbacks.guard.certify.training_pass import frozen_twin, other_features
+from lightning_conv.callbacks.guard.certify.training_pass import frozen_twin, last_moment, other_features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
@@ -165,7 +165,7 @@ class _Comparison:
 
     def _later(self, batch: _Batch, points: list[Point]) -> str:
         """Return whether the loss is another one in the last batch of the run, or with other random numbers."""
-        step, epoch = self._last
+        step, epoch = last_moment(self._view.trainer)
         batches = self._view.trainer.num_training_batches
         last_batch = replace(batch, number=int(batches) - 1 if math.isfinite(batches) else 1)
         call = self._call(_in_eval_mode(self._view, step, epoch), last_batch)
@@ -181,14 +181,6 @@ class _Comparison:
                 if apart := difference(points[:1], then) if points else "":
                     return f"the loss of the training step is random ({apart})"
         return ""
-
-    @property
-    def _last(self) -> tuple[int, int]:
-        """The run's last step and epoch; far ones where they are not known."""
-        trainer = self._view.trainer
-        last, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
-        step = int(last) - 1 if 1 <= last < math.inf else trainer.global_step + 10**6
-        return step, epochs - 1 if epochs is not None and epochs > 0 else trainer.current_epoch + 10**3
 
     def _another_gradient(self, batch: _Batch) -> str:
         """Return whether the gradient of the loss by the weights is another one than J^T s."""
@@ -240,7 +232,7 @@ class _Comparison:
         yield "", self._call(_in_eval_mode(self._view), batch).observe().features
         twin = frozen_twin(self._view)
         yield " (once the trunk is frozen)", self._call(twin, batch).observe().features
-        step, epoch = self._last
+        step, epoch = last_moment(self._view.trainer)
         yield f" (at step {step})", self._call(_in_eval_mode(self._view, step, epoch), batch).observe().features
         with isolate_rng():
             for seed in range(SEEDS):

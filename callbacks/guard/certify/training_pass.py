@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import Seen, StepCall
-from lightning_conv.callbacks.run.sample_keys import batch_keys
+from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.linalg.rounding import gamma
-from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding
+from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
 
 NEGLIGIBLE = 1e-6  # part of the largest feature below which a column counts as being of that size
+SAME = 1e-12  # relative difference of projections in float64 up to which they are those of equal features
 DIRECTIONS = 4  # random directions on which features are projected, to recognise them
 LARGEST = 0.5  # power of eps: relative rounding of a network beyond which two evaluations are those of two functions
 
@@ -31,9 +34,11 @@ class Walk:
 
     own: str = ""  # where the network's output is not W h + b
     step: str = ""  # where the training step's loss is not what it should be
+    later: str = ""  # where it is another one at the run's last step and epoch
     features: str = ""  # where the training step computes other features
     keys: tuple[bytes, ...] | None = None  # of all samples; None: they have none
     outputs: Tensor | None = None  # of the network, in float64
+    rows: tuple[bytes, ...] = ()  # hashes of the features that the step computes, of all samples
     projected: Tensor | None = None  # the features, ``project``; None without the step
     spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
 
@@ -62,13 +67,14 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     Returns:
         All ranks get the same.
 
-    Cost: a pass in float64, a hash of all samples, and with the step a pass in the run's precision, with a backward pass through the head.
+    Cost: a pass in float64, a hash of all samples, and with the step three passes in the run's precision, with a backward pass through the
+        head, and a hash of all features.
     """
     looked = _Look(view, with_step)
     found = view.data.collect(looked)
     first = {
         name: next((said for each in found if (said := getattr(each, name))), "")
-        for name in ("own", "step", "features")
+        for name in ("own", "step", "later", "features")
     }
     known = all(each.keys is not None for each in found)
     outputs = [each.outputs for each in found if each.outputs is not None]
@@ -78,6 +84,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
         **first,
         keys=tuple(key for each in found for key in each.keys or ()) if known else None,
         outputs=torch.cat(outputs) if len(outputs) == len(found) else None,
+        rows=tuple(row for each in found for row in each.rows),
         projected=torch.cat(projected) if len(projected) == len(found) else None,
         spread=torch.stack(spreads).amax(0) if spreads else None,
     )
@@ -87,6 +94,7 @@ class _Look:
     def __init__(self, view: GuardView, with_step: bool) -> None:
         self._view, self._module = view, StatelessModule(view.network, dtype=torch.float64)
         self._twin = frozen_twin(view) if with_step else None
+        self._later = frozen_twin(view, *last_moment(view.trainer)) if with_step else None
         self._rounding: Tensor | None = None  # of the features in the run's precision, by column
         self._number = 0
 
@@ -113,6 +121,7 @@ class _Look:
     def _of_step(self, twin: Twin, inputs: Inputs, batch: Any, exact: Tensor, result: Tensor, found: Walk) -> Walk:
         view = self._view
         made = StepCall(twin, view.head_name, batch, self._number).observe()
+        later = self._unlike_later(made, batch)
         self._number += 1
         if self._rounding is None:
             coarse = features_of(StatelessModule(view.network), view.head, inputs)
@@ -124,19 +133,68 @@ class _Look:
         return replace(
             found,
             step=other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made),
+            later=later,
             features=unlike,
+            rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact).cpu(),
             spread=(rounded.square() @ _directions(width).square()).sqrt(),
         )
 
+    def _unlike_later(self, made: Seen, batch: Any) -> str:
+        """Return whether the loss of a batch is another function of the outputs at the run's last step and epoch."""
+        assert self._later is not None
+        (slope,) = torch.autograd.grad(made.loss, made.outputs, retain_graph=True)
+        now = Point(made.outputs.detach(), float(made.loss.detach()), slope.detach())
+        call = StepCall(self._later, self._view.head_name, batch, self._number)
 
-def frozen_twin(view: GuardView) -> Twin:
+        def then(u: Tensor) -> Tensor:
+            return call(u.to(now.outputs)).to(u.dtype)
+
+        if not now.finite or not (apart := difference([now], then)):
+            return ""
+        return f"the loss of the training step changes during the run ({apart}, compared with step {self._later.global_step})"
+
+
+def coinciding(walked: Walk) -> str:
+    """Return which two samples have equal features in the run's own precision and not in float64; empty if there are none.
+
+    Args:
+        walked: A pass over the training set with the step.
+    """
+    if walked.projected is None or len(walked.rows) != len(walked.projected):
+        return ""
+    first: dict[bytes, int] = {}
+    rounded = SAME * float(walked.projected.abs().max())
+    for place, row in enumerate(walked.rows):
+        other = first.setdefault(row, place)
+        if other != place and float((walked.projected[other] - walked.projected[place]).abs().max()) > rounded:
+            return (
+                f"in the run's own precision the features of samples {other} and {place} are equal, which they are not in float64, so rank "
+                "n is not that of the features that the head is trained on"
+            )
+    return ""
+
+
+def last_moment(trainer: pl.Trainer) -> tuple[int, int]:
+    """Return the run's last step and epoch; far ones where they are not known.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    last, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+    step = int(last) - 1 if 1 <= last < math.inf else trainer.global_step + 10**6
+    return step, epochs - 1 if epochs is not None and epochs > 0 else trainer.current_epoch + 10**3
+
+
+def frozen_twin(view: GuardView, step: int | None = None, epoch: int | None = None) -> Twin:
     """Return a copy of the module as phase 2 has it: in eval mode, only the head with gradients.
 
     Args:
         view: The run.
+        step: Optimizer steps that the copy is told of; None: those of the run.
+        epoch: Epoch that the copy is told of; None: that of the run.
     """
-    twin = Twin(view.trainer, view.module)
+    twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
     twin.module.eval()
     for name, parameter in twin.module.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point() and name.startswith(f"{view.head_name}."))

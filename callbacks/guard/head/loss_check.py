@@ -1,4 +1,4 @@
-"""``LossCheck``: compares the loss of the training step with ``loss_fn``, once per epoch of phase 2."""
+"""``LossCheck``: compares the loss of the training step with ``loss_fn`` in phase 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, Index
 
 
 class LossCheck:
-    """Compares the two losses on the first batch, and on the batch after each call of ``again``, until they differ.
+    """Compares the two losses on every batch until they differ.
+
+    Under several ranks, and where something follows the head: on the first batch, and on the batch after each call of ``again``.
 
     Args:
         view: Run, with its network split into trunk and head.
@@ -32,6 +34,7 @@ class LossCheck:
         self._view, self._input_fn = view, input_fn
         self._known = view.loss.loss_fn is not None
         self._wanted = self._known
+        self._every = view.head.last and view.ranks.world == 1
         self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
@@ -83,15 +86,14 @@ class LossCheck:
         """Compare the loss of the training step with that of ``loss_fn``, up to the rounding of the step (``rounding``).
 
         Args:
-            loss: Loss of the training step; None: not known. It is read only where it is compared, to avoid a device synchronisation
-                in every batch.
+            loss: Loss of the training step; None: not known.
 
         Returns:
             A string that names both losses if they differ on any rank; otherwise None.
         """
         if not self._wanted:
             return None
-        self._wanted, stepped, seen = False, math.nan if loss is None else float(loss), self._seen
+        self._wanted, stepped, seen = self._every, math.nan if loss is None else float(loss), self._seen
         hooked = self._hook is not None
         self.release()
         if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
@@ -104,7 +106,7 @@ class LossCheck:
         if not any(self._view.ranks.gather(lambda: apart)):
             self._before = []
             return None
-        self._known = False
+        self._known = self._wanted = False
         return (
             f"the training step minimises something else than the mean of {self._view.loss.kind.name} ({stepped:.9g} instead of "
             f"{expected:.9g} on a batch at step {self._view.trainer.global_step})"

@@ -103,6 +103,7 @@ class PhaseTwo:
         Args:
             loss: Loss that the training step returned; None: not known.
         """
+        self.claim.after_batch()
         stepped = self.rule.steps.after_step()
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
@@ -121,6 +122,7 @@ class PhaseTwo:
     def measure(self) -> None:
         """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
         self._check.again()
+        self.claim.after_epoch()
         self.claim.compare_features()
         trainer = self._view.trainer
         step, epoch = trainer.global_step, trainer.current_epoch
@@ -137,8 +139,8 @@ class PhaseTwo:
             self._said = step, measured["loss"]
             self._require_infimum(measured)
             self._require_bound(measured)
-            if not self.rule.is_solved and self.rule.name == "base":
-                self.claim.take_all(optimizer_check(self._view))  # its settings may have changed
+        if not self.rule.is_solved and self.rule.name == "base":
+            self.claim.take_all(optimizer_check(self._view))  # its settings may have changed
 
     def _require_infimum(self, measured: dict[str, float]) -> None:
         """Withdraw the verdict if the loss is below the infimum that the user gave, by more than float32 rounding explains."""
@@ -155,6 +157,8 @@ class PhaseTwo:
         if gap is not None and bound is not None and gap > bound + 1e-3 * max(abs(bound), abs(measured["loss"])):
             said = f"the gap {gap:.6g} is above its bound {bound:.6g}, so some step was no step on this loss"
             self.claim.limit("steps of the rule", said)
+            for name in ("bound", "bound_rounded"):
+                self._state.history[-1].pop(name, None)
 
     def interrupted(self) -> None:
         """Withdraw the verdict if the trunk is another one when an error ends the run. Ranks do not communicate."""

@@ -28,7 +28,7 @@ from lightning_conv.kernels.reading.sites import (
     slot_of,
 )
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, sample_count, take
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, sample_count, spread, take
 from lightning_conv.networks.narrowing import Narrowing
 
 READ_SAMPLES = 3
@@ -79,7 +79,7 @@ class Anatomy:
 def read_network(
     module: StatelessModule, names: tuple[str, ...], inputs: Inputs, *, rules: bool = True, samples: int = READ_SAMPLES
 ) -> Anatomy:
-    """Find the layer rules that apply to the parameters ``names``, on the first few samples.
+    """Find the layer rules that apply to the parameters ``names``, on a few samples.
 
     A layer with its parameters (a ``Site``) is accepted if
 
@@ -99,7 +99,7 @@ def read_network(
     Raises:
         OutOfMemoryError: the device is out of memory.
     """
-    few = take(inputs, slice(0, samples))
+    few = spread(inputs, samples)
     if rules and any(a is not b for a, b in zip(*map(input_tensors, (channels_last(few), few)), strict=True)):
         try:
             return _read(module, names, few, rules=True, in_channels_last=True)

@@ -106,7 +106,9 @@ def require_own_outputs(
             judge.compare(found, whole, "of a sample", "when its batch is a part of the samples")
     ends = torch.tensor(sorted({*range(min(ENDS, samples)), *range(max(0, samples - ENDS), samples)}))
     if gradients and 1 < len(ends) <= rows:
-        together, *alone = [arranged(_taken(inputs, some.to(module.device))) for some in (ends, *ends.split(1))]
+        together, *alone = [
+            arranged(_taken(inputs, some.to(module.device))) for some in (ends, *(each.reshape(1) for each in ends))
+        ]
         judge.take(
             _change_of_gradient(module, together, alone), "gradients of the outputs", "when samples are evaluated alone"
         )
@@ -205,7 +207,7 @@ def _change_of_gradient(module: StatelessModule, together: Inputs, alone: Sequen
         outputs = [module.outputs(weights, inputs) for inputs in (together, *alone)]
     v = torch.randn(outputs[0].shape, generator=generator, dtype=torch.float64).to(outputs[0])
     apart, scale = [torch.zeros_like(each) for each in weights.values()], 0.0
-    for u, vector, sign in zip(outputs, (v, *v.split(1)), (1, *[-1] * len(alone)), strict=True):
+    for u, vector, sign in zip(outputs, (v, *(row[None] for row in v)), (1, *[-1] * len(alone)), strict=True):
         found = torch.autograd.grad(u, [*weights.values()], vector, allow_unused=True, materialize_grads=True)
         apart = [a + sign * b for a, b in zip(apart, found, strict=True)]
         scale += float(get_total_norm(found)) if sign < 0 else 0.0
