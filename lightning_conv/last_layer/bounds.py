@@ -24,6 +24,7 @@ from lightning_conv.linalg.rounding import (
     quotient_up,
     root_up,
     rounded_up,
+    sum_down,
     sum_up,
     unit_roundoff,
 )
@@ -146,7 +147,7 @@ def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> f
         return 0.0
     # Logarithm, product and exponential err by a few units; an error of the exponent is one of the result times it.
     shrink = math.exp(2 * steps * math.log1p(-contraction) * (2 - FEW)) * FEW
-    return product_up(gap, sum_up(shrink, 2 * math.ulp(0.0)))  # the result may be subnormal
+    return product_up(gap, min(sum_up(shrink, 2 * math.ulp(0.0)), 1.0))  # the result may be subnormal
 
 
 def rounded_bound(bound: float, drift: float, curvature: float) -> float:
@@ -227,7 +228,10 @@ def sgd_interpolation_bound(
     # Each factor 1 - eta L_B errs by 2 u, which counts where it is small.
     exact = steps.to(torch.float64)
     useful = exact * (1 - exact * batch_curvature - 4 * unit_roundoff(torch.float64)).clamp(min=0)
-    least = float(useful.sum()) * (1 - gamma(len(exact) + 4, torch.float64))
+    # Products that are subnormal err by half a unit each.
+    least = sum_down(
+        product_down(float(useful.sum()), 1 - gamma(len(exact) + 4, torch.float64)), -len(exact) * math.ulp(0.0)
+    )
     if not least > 0:
         return math.inf
     most = total * (1 + 2 * gamma(len(exact) + 4, torch.float64))
@@ -250,7 +254,9 @@ def _sums(steps: Tensor) -> tuple[float, float]:
         raise ValueError(f"steps: shape {tuple(steps.shape)}; need a vector of one or more positive steps")
     exact = steps.to(torch.float64)
     relative = gamma(len(exact) + 4, torch.float64)
-    return float(exact.sum()) * (1 - relative), float(exact.square().sum()) * (1 + relative)
+    squares = product_up(float(exact.square().sum()), 1 + relative)
+    # Squares that are subnormal err by half a unit each.
+    return product_down(float(exact.sum()), 1 - relative), sum_up(squares, len(exact) * math.ulp(0.0))
 
 
 def _require(step: float, steps: int) -> None:

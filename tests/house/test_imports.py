@@ -74,6 +74,7 @@ def installed(request, house, tmp_path_factory):
     return request.param, python, tree
 
 
+@pytest.mark.slow
 def test_every_module_imports_from_inside_the_root(installed):
     _, python, tree = installed
     result = _run(python, IMPORT_ALL, *tree.modules(), cwd=tree.root)
@@ -91,6 +92,7 @@ def test_every_module_imports_from_outside_the_root(installed, tmp_path):
     assert all(Path(line).is_relative_to(tree.root) == (kind != "wheel") for line in result.stdout.split())
 
 
+@pytest.mark.slow
 def test_checkout_uses_its_own_rooms_when_another_one_is_installed(installed, house, tmp_path):
     _, python, _ = installed
     second = house.copy(tmp_path / "second")
@@ -120,6 +122,7 @@ def _run_alone(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-S", "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_finder_stays_out_of_an_installed_copy(house, tmp_path):
     """Without a pyproject.toml beside the package, folders that happen to be its neighbours are none of its rooms."""
     tree = house.copy(tmp_path / "site-packages")
@@ -131,6 +134,7 @@ def test_finder_stays_out_of_an_installed_copy(house, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_finder_stays_out_of_a_copy_that_holds_its_rooms(house, tmp_path):
     """A copy installed into somebody's project folder must not take that project's `callbacks/` for its own."""
     tree = house.copy(tmp_path / "project")
@@ -142,6 +146,7 @@ def test_finder_stays_out_of_a_copy_that_holds_its_rooms(house, tmp_path):
     assert Path(result.stdout.strip()).parent == tree.root / "lightning_conv" / "callbacks"
 
 
+@pytest.mark.slow
 def test_finder_is_installed_once(house, tmp_path):
     tree = house.copy(tmp_path / "tree")
     tree.hollow()

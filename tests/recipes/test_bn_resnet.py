@@ -115,6 +115,7 @@ class ColourImages(InMemoryDataModule):
         return Splits(TensorDataset(images[:40], labels[:40]), TensorDataset(images[40:], labels[40:]), 4)
 
 
+@pytest.mark.slow
 def test_colour_images_of_any_shape_are_trained_on_and_certified(quiet_trainer):
     seed_everything(0, verbose=False)
     trainer = quiet_trainer(max_epochs=4)

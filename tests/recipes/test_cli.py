@@ -153,6 +153,7 @@ def test_a_torchvision_set_is_chosen_by_its_short_name(mnist_root, capsys):
     assert lines_with(capsys.readouterr().out, "optimizer steps", "2 / 2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", SMALL)
 def test_compare_prints_both_accuracies_and_their_difference_in_points(recipe, capsys):
     assert main(["compare", "--config", recipe, *QUICK, *SMALL[recipe], "--model.diagnostics", "false"]) == 0

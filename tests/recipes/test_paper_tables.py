@@ -45,6 +45,7 @@ def row(page, *words):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_both_tables_show_what_the_runs_gave(capsys):
     words = [*TINY, *SMALL_RESNET, "--seeds", "2", "--augment", "both"]
     assert tables(*words) == 0

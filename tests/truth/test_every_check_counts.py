@@ -138,6 +138,7 @@ def verdict_without(name: str | None, states: Any, monkeypatch: pytest.MonkeyPat
     return states.verdict, states.why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_with_a_check_a_run_is_undecided_that_would_be_certified_without_it(name, monkeypatch):
     build, rule = RUNS[name]
@@ -156,6 +157,7 @@ def test_with_a_check_a_run_is_undecided_that_would_be_certified_without_it(name
     assert verdict == "certified", (failed, why, state.caveats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_check_that_was_not_made_leaves_an_honest_run_undecided(name, monkeypatch):
     run = fit(CASE, plain)

@@ -202,6 +202,7 @@ class Augmented(Dataset):
         return x + 0.1 * torch.randn(x.shape), y
 
 
+@pytest.mark.slow
 def test_with_adam_augmentation_and_batchnorm_nothing_applies_the_reasons_are_told_and_the_numbers_are_logged(
     tmp_path, make_trainer, make_module, make_loader
 ):
@@ -380,6 +381,7 @@ def test_it_leaves_the_seed_of_the_environment_alone(monkeypatch, make_trainer, 
     assert os.environ["PL_GLOBAL_SEED"] == "77"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_verdicts_and_history(tmp_path, make_trainer, make_module, make_loader):
     def run(epochs, seed=0, checkpoint=False, **kwargs):
         criteria = ConvergenceCriteria(every_n_steps=3, probe=20)

@@ -106,6 +106,7 @@ def kappa_by_hand(x: torch.Tensor) -> float:
     return min(float(row @ row) for row in x) / (len(x) * max(products))
 
 
+@pytest.mark.slow
 def test_near_orthogonality_is_judged_for_the_papers_network_on_the_logistic_loss(
     make_trainer, make_regression, recorder
 ):

@@ -126,6 +126,7 @@ def overshot(make_trainer, make_regression, with_rates, points):
     return criteria
 
 
+@pytest.mark.slow
 def test_a_violation_early_in_the_run_is_not_hidden_by_what_follows(overshot):
     found = by_name(overshot)
     assert found["misfit_and_distance"].verdict == "refuted"
@@ -140,6 +141,7 @@ def test_a_violation_early_in_the_run_is_not_hidden_by_what_follows(overshot):
     assert found["path_length"].verdict == "refuted"
 
 
+@pytest.mark.slow
 def test_the_step_condition_is_held_against_the_largest_eigenvalue(overshot, points):
     step = by_name(overshot)["oymak_step"]
     kernel = points.tensors[0] @ points.tensors[0].T + 1  # of the linear model with a bias

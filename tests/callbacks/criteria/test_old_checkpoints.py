@@ -27,6 +27,7 @@ def state_of(name):
     return stored["callbacks"]["ConvergenceCriteria"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", old_run.KEPT)
 def test_the_resumed_run_ends_as_an_uninterrupted_one(name, straight):
     kind, _ = old_run.KEPT[name]

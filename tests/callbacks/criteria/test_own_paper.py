@@ -61,6 +61,7 @@ def judged(criteria):
     return next(each for each in criteria.criteria if each.name == "slow_descent")
 
 
+@pytest.mark.slow
 def test_it_is_judged_with_the_others_or_alone(own, fit):
     together = ConvergenceCriteria(every_n_steps=1)
     fit(together)

@@ -144,6 +144,7 @@ def test_the_event_file_tells_phase_rank_sigma_gap_and_reason(tmp_path, guarded_
     assert "classifier" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.LBFGS])
 def test_no_optimizer_state_moves_the_trunk(guarded_run, make_module, optimizer):
     module = make_module()

@@ -106,6 +106,7 @@ def test_certified_steps_that_were_given_up_stay_so(parts, scales):
     assert second._state.steps == {"rule": "base", "asked": "certified"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["during the certificate", "while the trunk is written down"])
 def test_an_interrupt_at_the_switch_leaves_no_noise_behind(
     monkeypatch, tmp_path, make_trainer, make_module, make_loader, where

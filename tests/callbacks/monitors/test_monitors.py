@@ -275,6 +275,7 @@ def test_the_kernel_stays_over_the_same_parameters_when_the_guard_freezes_the_tr
     assert float(trainer.callback_metrics["kernel/trace"]) == pytest.approx(expected.trace, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_chart_of_the_layout_finds_its_tags(
     tmp_path, make_trainer, make_module, make_loader, make_regression, one_hot_digits
 ):

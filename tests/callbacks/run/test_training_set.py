@@ -225,6 +225,7 @@ def test_a_loader_of_unknown_length_is_no_error(make_trainer, make_module, data)
     assert guard.phase == 2
 
 
+@pytest.mark.slow
 def test_class_weights_of_accumulated_batches_are_not_those_of_the_whole_set(make_trainer, make_module, data):
     """torch divides by the weights of the batch: the mean over three batches is another loss than that of the set."""
     order = data.tensors[1].argsort()  # the batches hold other classes

@@ -23,6 +23,7 @@ def all_pairs(matrix):
     return float(distances.min())
 
 
+@pytest.mark.slow
 @given(
     n=st.integers(2, 60),
     d=st.integers(1, 8),

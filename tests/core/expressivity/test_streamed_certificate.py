@@ -174,6 +174,7 @@ def test_sigma_max_of_layers_features_is_known_to_a_millionth_and_its_bounds_hol
     assert math.sqrt(float(features.square().sum())) > 1.001 * found.upper  # what the trace alone would say
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(size=st.integers(1, 12), tile=st.integers(1, 5), seed=st.integers(0, 2**16), spread=st.integers(-12, 12))
 def test_sigma_max_bounds_hold_for_any_features(size, tile, seed, spread):

@@ -170,6 +170,7 @@ def intervals(jacobian):
     return said, float(torch.linalg.matrix_norm(rows, 2) ** 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(2, 5),

@@ -26,6 +26,7 @@ def spectral_norm(matrix):
     return float(torch.linalg.matrix_norm(matrix, 2))
 
 
+@pytest.mark.slow
 def test_agrees_with_the_double_loop_on_resnet18(naive_gram):
     model = randomise_statistics(torchvision.models.resnet18(num_classes=3)).double()
     # The last stage holds three quarters of the 11 million parameters and no other kind of layer: time, not coverage.
@@ -82,6 +83,7 @@ def test_gram_is_the_finite_difference_of_a_gradient_step(naive_gram):
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "outputs"),
     [
@@ -121,6 +123,7 @@ def test_cutting_the_work_changes_nothing_but_rounding(case, outputs, monkeypatc
         assert small.layer_traces[layer] == pytest.approx(trace, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "embedding", "lstm"])
 @pytest.mark.parametrize("outputs", ["trace", "full"])
 def test_less_memory_changes_nothing_but_rounding(case, outputs, monkeypatch):
@@ -136,10 +139,11 @@ def test_less_memory_changes_nothing_but_rounding(case, outputs, monkeypatch):
             break
         assert cut.plan.bytes <= budget
         assert_same(cut.matrix, whole.matrix, 1e-13)
-        budget, done = int(budget * 0.93), done + 1
+        budget, done = int(budget * 0.85), done + 1
     assert done > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mlp", "cnn with batch norm"])
 def test_too_little_memory_is_refused_with_numbers_and_what_would_fit(case):
     model, inputs = build(case)
@@ -487,6 +491,7 @@ def test_law_permuting_the_samples_permutes_the_kernel(network, random):
     assert float((permuted.matrix - direct.matrix[order][:, order]).abs().max()) <= 1e-12 * direct.trace
 
 
+@pytest.mark.slow
 @LAWS
 @given(networks())
 def test_law_the_kernel_is_the_sum_of_the_layers_kernels(network):
@@ -603,6 +608,7 @@ def test_parameters_by_pattern_are_those_that_match(naive_gram):
         ntk_gram(model, inputs, parameters=["0.*", "3.*"])
 
 
+@pytest.mark.slow
 def test_projections_estimate_the_trace_kernel_without_bias():
     model, inputs = mlp(4, 8, 30).double(), rand(5, 4).double()
     truth = ntk_gram(model, inputs).matrix

@@ -218,6 +218,7 @@ def test_the_schedule_is_what_robbins_and_monro_ask_for():
 # --- gradient descent ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LOSSES)
 def test_gradient_descent_obeys_the_bound_at_every_step(case):
     problem = problem_of(case)
@@ -385,6 +386,7 @@ def stochastic(problem, steps, batch, seed):
     return torch.tensor(trace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["cross-entropy", "label smoothing"])
 def test_stochastic_gradients_obey_the_bound_in_the_mean(case):
     problem = problem_of(case)
@@ -395,6 +397,7 @@ def test_stochastic_gradients_obey_the_bound_in_the_mean(case):
         assert float(mean[count - 1]) <= sgd_bound(family, steepest, steps[:count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["cross-entropy", "mse", "label smoothing"])
 def test_with_rank_n_constant_steps_obey_the_faster_bound_in_the_mean(case):
     problem = problem_of(case)

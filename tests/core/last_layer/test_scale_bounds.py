@@ -8,7 +8,7 @@ from fractions import Fraction
 import mpmath
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -67,6 +67,7 @@ def test_the_number_of_steps_reaches_the_gap(excess, distance, step):
 
 
 @settings(max_examples=300, deadline=None)
+@example(gap=1.7976931348623091e308, mu=1.0, share=3.842683895344844e-292, steps=1)
 @given(gap=ANY, mu=st.floats(1e-300, 1e300), share=st.floats(0, 1), steps=st.integers(0, 10**7))
 def test_the_linear_bound_is_not_below_the_exact_one(gap, mu, share, steps):
     step = share / mu
@@ -92,6 +93,7 @@ def test_the_bound_for_rounded_steps_is_not_below_the_exact_one(bound, drift, cu
 
 
 @settings(max_examples=200, deadline=None)
+@example(0.0, 1e-150, 18376.0, [5.960464477539063e-08], 5.711171658090467e149)
 @given(
     excess=st.floats(0, 1e3),
     distance=SIZES,

@@ -85,6 +85,7 @@ def test_nothing_else_passes_in_silence(name):
         assert make_analytic(model, x).left == tuple(found)
 
 
+@pytest.mark.slow
 def test_the_oracle_sees_kinks(float64):
     """Else its agreement would say nothing. It cannot see what happens off its line, such as a pole or a branch."""
     seen = 0

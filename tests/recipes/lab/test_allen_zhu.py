@@ -49,6 +49,7 @@ def test_settings_that_make_no_sense_get_one_message(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "violated", "told"),
     [

@@ -32,6 +32,7 @@ def test_the_certified_descent_holds_and_the_random_start_is_refuted(tmp_path):
         assert loss <= random_weights["loss"][0] * (1 - rows[-1]["delta per step"]) ** step * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_narrow_random_network_is_not_certified_and_does_not_descend():
     report = run(n=4, width=4, until=1e-2, max_steps=2000, radii=3, widest=32)
     assert not report.violated
@@ -40,6 +41,7 @@ def test_a_narrow_random_network_is_not_certified_and_does_not_descend():
     assert not any("certified step" in check.claim for check in report.checks)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_arrive_is_a_violation():
     report = run(n=4, width=4, until=1e-12, max_steps=20, radii=3, widest=32)
     assert [check.claim for check in report.violated] == ["f <= 1e-12 in the end"]

@@ -16,6 +16,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_it_runs_and_writes_its_page_and_nothing_that_must_hold_is_violated(tmp_path, name):
     assert main(["lab", name, *TINY[name], "--out", str(tmp_path)]) == 0

@@ -126,6 +126,7 @@ def test_a_run_stops_where_it_is_told_to():
     assert float((outputs - data.targets).norm()) == pytest.approx(track.residuals[-1], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_du_end_to_end(tmp_path):
     words = ["--n", "3", "--width", "64", "--draws", "6", "--depths", "[2,3]"]
     assert main(["lab", "du", *words, "--out", str(tmp_path)]) == 0
@@ -151,6 +152,7 @@ def test_a_wrong_kernel_fails_the_check_of_du():
     assert not limit_findings.checks_of([wrong, *cases[1:]], 8.0)[0].holds
 
 
+@pytest.mark.slow
 def test_depth_end_to_end(tmp_path):
     words = ["--depth", "--n", "4", "--width", "48", "--depths", "[2,4,8]"]
     assert main(["lab", "du", *words, "--out", str(tmp_path)]) == 0
@@ -182,6 +184,7 @@ def test_a_law_of_depth_is_named_only_where_the_depths_tell_it(law, better):
     assert depth_law([2, 32], [1.0, 50.0]).better == "not told"
 
 
+@pytest.mark.slow
 def test_the_printed_kernels_of_the_residual_network_are_refuted_by_narrow_networks():
     """Networks narrow enough for a test tell both of Definition 6.1's kernels from those that networks tend to."""
     covariance, pairing = du_printed.residual_rivals(

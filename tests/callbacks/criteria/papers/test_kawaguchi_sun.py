@@ -109,6 +109,7 @@ def test_the_gap_is_held_against_the_bound_that_a_double_loop_gives(run, one_hot
     assert seen["phase_two_infimum"].measured == pytest.approx(float(sigma[95]), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_gap_above_its_bound_is_refuted_and_one_that_rounding_explains_is_not(run, one_hot_digits):
     guard = ExpressivityGuard(switch_at=SWITCH, step_rule="certified")
     run(guard, one_hot_digits)
@@ -127,6 +128,7 @@ def test_a_gap_above_its_bound_is_refuted_and_one_that_rounding_explains_is_not(
     assert {each.name: each.verdict for each in phase_two_criteria(guard)}["head_bound"] == "undecided"
 
 
+@pytest.mark.slow
 def test_a_float32_run_that_outlives_its_bound_is_not_refuted(make_trainer, make_regression):
     """Well-conditioned features: the linear bound falls below what float32 weights can reach."""
     torch.manual_seed(0)
@@ -151,6 +153,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_that_no_bound_covers_are_said_and_the_gap_is_told(run, one_hot_digits, name):
     optimizer, batch_size, said = OPTIMIZERS[name]
@@ -164,6 +167,7 @@ def test_steps_that_no_bound_covers_are_said_and_the_gap_is_told(run, one_hot_di
     assert seen["phase_two_infimum"].verdict == "consistent"
 
 
+@pytest.mark.slow
 def test_mini_batches_of_certified_size_solved_heads_and_rounded_steps_have_no_bound_either(run, one_hot_digits):
     cases = (
         ({"step_rule": "certified"}, {"batch_size": 32}, "mini-batches"),
@@ -194,6 +198,7 @@ def test_without_a_guard_before_the_switch_and_where_it_declined(run, one_hot_di
     assert all("phase 2 was not entered" in each.reason for each in found(criteria).values())
 
 
+@pytest.mark.slow
 def test_what_limits_the_guard_limits_the_criteria(run, one_hot_digits):
     class Meddler(pl.Callback):
         """Moves the trunk after the last measurement of the criteria."""
@@ -218,6 +223,7 @@ def test_what_limits_the_guard_limits_the_criteria(run, one_hot_digits):
     assert found(criteria)["phase_two_infimum"].verdict == "undecided"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [True, False])
 def test_the_report_has_what_the_guard_finds_out_at_the_end_wherever_it_stands_in_the_list(
     tmp_path, make_trainer, make_module, one_hot_digits, moved
@@ -254,6 +260,7 @@ def test_the_report_has_what_the_guard_finds_out_at_the_end_wherever_it_stands_i
     assert criteria.criteria == last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["certified", "base"])
 def test_a_resumed_run_judges_the_whole_of_phase_two(tmp_path, run, one_hot_digits, rule):
     plain = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.02)}

@@ -55,6 +55,7 @@ def test_what_is_short_is_proven_at_these_weights_and_leaves_nothing_behind(run,
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.slow
 def test_what_is_long_is_proven_at_almost_every_weight_where_that_can_be_and_said(run, said, monkeypatch):
     monkeypatch.setattr(room, "MODEST", 0.0)
     guard = run()
@@ -97,6 +98,7 @@ def test_too_little_memory_for_the_long_proof_leaves_the_short_one(run, said, mo
         assert run(change=relu).phase == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_certifies_goes_on_where_it_was_to_the_same_bits(
     run, said, monkeypatch, tmp_path
 ):

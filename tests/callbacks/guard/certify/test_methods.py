@@ -29,6 +29,7 @@ def plain_run(make_trainer, make_module, make_loader):
     return run
 
 
+@pytest.mark.slow
 def test_distinct_measures_the_closest_two_samples_as_they_enter_the_wide_layer(plain_run, data):
     guard = ExpressivityGuard(switch_at=SWITCH, method="distinct")
     module = plain_run(guard)
@@ -50,6 +51,7 @@ def test_distinct_is_not_claimed_of_a_layer_that_the_theorem_is_silent_about(mak
     assert (guard.phase, guard.verdict) == (1, "undecided")
 
 
+@pytest.mark.slow
 def test_a_narrow_head_is_trained_to_its_own_infimum_and_the_residual_is_reported(plain_run, data, one_hot_digits):
     guard = ExpressivityGuard(switch_at=SWITCH, method="alignment")
     module = plain_run(guard, one_hot_digits, nn.MSELoss(), width=20)
@@ -87,6 +89,7 @@ def test_a_narrow_head_that_goes_on_regardless_gets_its_residual_too(plain_run):
     assert "NOT certified" in guard.reason
 
 
+@pytest.mark.slow
 def test_certificates_of_every_method_survive_a_checkpoint(plain_run):
     for method in ("singular", "distinct", "alignment"):
         guard, other = ExpressivityGuard(switch_at=SWITCH, method=method), ExpressivityGuard()

@@ -57,6 +57,7 @@ def test_no_kind_of_cast_is_certified(guarded, name):
     assert guard.certificate.narrow in guard.certificate.reason
 
 
+@pytest.mark.slow
 def test_the_same_trunk_without_a_cast_is_certified(guarded):
     guard = guarded(wide())
     assert guard.certificate.verdict == "certified"
@@ -85,11 +86,13 @@ def test_distinct_is_undecided_wherever_the_cast_is(guarded, where):
     assert guard.certificate.narrow
 
 
+@pytest.mark.slow
 def test_distinct_without_a_cast_is_watched_and_certified(guarded):
     certificate = guarded(wide(), method="distinct").certificate
     assert (certificate.verdict, certificate.narrow) == ("certified", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [10, 40])
 def test_alignment_is_undecided(guarded, width):
     guard = guarded(wide(Layer(FORWARD["float"]), width), width=width, method="alignment")
@@ -106,6 +109,7 @@ def streaming(monkeypatch):
     monkeypatch.setattr(room, "SAMPLED", 4)
 
 
+@pytest.mark.slow
 def test_many_samples_are_undecided(guarded, streaming):
     guard = guarded(wide(RMSNorm(12)), method="singular")
     assert guard.certificate.verdict == "undecided"
@@ -132,6 +136,7 @@ def test_the_certificate_survives_a_checkpoint(guarded):
     assert other.certificate.narrow == guard.certificate.narrow != ""
 
 
+@pytest.mark.slow
 def test_the_criteria_on_the_probe_are_undecided(guarded):
     def verdicts(trunk):
         criteria = ConvergenceCriteria(which=["kawaguchi_sun"], probe=30, every_n_steps=1)

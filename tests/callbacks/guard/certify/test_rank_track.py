@@ -38,6 +38,7 @@ def singular_values(trunk, inputs):
     return np.linalg.svd(np.hstack([hidden, np.ones((len(hidden), 1))]), compute_uv=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [120, 40])
 def test_the_ranks_are_those_of_their_moments(make_trainer, make_module, make_loader, recorder, width):
     trunks = Trunks()
@@ -79,6 +80,7 @@ def test_without_being_asked_nothing_is_tracked_and_the_run_is_the_same(
     assert guard.history == other.history
 
 
+@pytest.mark.slow
 def test_a_resumed_run_still_knows_them(tmp_path, make_trainer, make_module, make_loader):
     def guard():
         return ExpressivityGuard(switch_at=SWITCH, track_rank=True)

@@ -104,7 +104,7 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("rule", ["base", "solve"])
+@pytest.mark.parametrize("rule", ["base", pytest.param("solve", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OTHER)
 def test_a_step_with_something_else_in_it_is_not_certified(fit, name, rule):
     guard = fit(

@@ -87,6 +87,7 @@ def flattened(module):
 CALLS = {"self(x)": None, "parts": directly, "nested": flattened}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_cached_features_give_the_same_weights_and_no_forward_of_the_trunk(run, make_loader, call, shuffled):

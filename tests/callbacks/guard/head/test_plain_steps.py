@@ -94,6 +94,7 @@ def test_plain_sgd_on_whole_batches_keeps_a_bound_by_hand_and_is_not_touched(run
         assert torch.allclose(after, before - 0.02 * gradient, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["base", "certified"])
 def test_the_estimated_drift_holds_what_rounding_really_did(run, one_hot_digits, rule):
     """The run against exact descent in float64 from the same head: never further apart than the charges say."""
@@ -111,6 +112,7 @@ def test_the_estimated_drift_holds_what_rounding_really_did(run, one_hot_digits,
     assert drift < 1e-3
 
 
+@pytest.mark.slow
 def test_a_schedule_of_rates_counts_with_the_sum_of_its_steps(run, one_hot_digits):
     def scheduled(parameters):
         optimizer = torch.optim.SGD(parameters, lr=0.05)
@@ -155,6 +157,7 @@ def test_steps_of_rate_zero_keep_the_bound_where_it_is(run, one_hot_digits):
     assert seen[SWITCH]["head_step"].reason == "every step of phase 2 had rate 0 so far"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_a_rate_above_one_over_l_h_has_no_bound_and_one_above_two_is_warned_of(run, one_hot_digits, loss):
     inputs, targets = one_hot_digits.tensors
@@ -190,6 +193,7 @@ def test_a_rate_above_one_over_l_h_has_no_bound_and_one_above_two_is_warned_of(r
         assert all("bound" not in entry for entry in guard.history[1:])
 
 
+@pytest.mark.slow
 def test_l_h_and_the_largest_step_are_logged_at_the_switch_whatever_the_optimizer(run, one_hot_digits):
     for options in ({"optimizer": lambda p: torch.optim.Adam(p, lr=1e-3)}, {"batch_size": 32}, {}):
         guard = ExpressivityGuard(switch_at=SWITCH)
@@ -208,6 +212,7 @@ def test_l_h_and_the_largest_step_are_logged_at_the_switch_whatever_the_optimize
     assert "guard/largest_step" not in trainer.callback_metrics
 
 
+@pytest.mark.slow
 def test_steps_that_are_something_else_end_the_bound(run, one_hot_digits, shrinking_sgd):
     guard = ExpressivityGuard(switch_at=SWITCH)
     run(guard, one_hot_digits, optimizer=lambda p: shrinking_sgd(0.99)(p, lr=0.02), epochs=9)
@@ -287,6 +292,7 @@ def on_each(make_trainer, make_regression):
     return {"history": guard.history, "weights": module.state_dict(), "judged": judged, "reason": guard.reason}
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_bound(run_on_two_processes):
     first, second = run_on_two_processes(on_each)
     assert first["history"] == second["history"]

@@ -224,6 +224,7 @@ def test_a_loss_on_a_device_without_float64_is_observed(on_apple, make_trainer, 
     assert guard.history[0]["step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_in", [2, 8])
 def test_a_run_killed_before_or_after_the_plateau_resumes_to_the_same_numbers(
     tmp_path, make_trainer, make_module, make_loader, killed_in

@@ -252,7 +252,7 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("n", [1, 2, 17, 64])
+@pytest.mark.parametrize("n", [1, 17, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 64))])
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_networks_stay_certified(name, n):
     torch.manual_seed(0)

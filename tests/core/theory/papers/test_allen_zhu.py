@@ -333,6 +333,7 @@ def test_the_lemmas_exponent_is_a_least_one(exponent, verdict):
     assert "exponent >= 2/3, less 0.04" in found.asks
 
 
+@pytest.mark.slow
 def test_the_worst_step_attains_the_lemmas_exponent():
     net = AllenZhuNet(5, 4000, 1, 1)
     weight, h = net.weights[0], net.states(unit_inputs(torch.randn(1, 4)))[0][0]

@@ -61,6 +61,7 @@ def test_the_ratio_is_twice_a_rayleigh_quotient_of_the_kernel(naive_gram):
         alpha_ratio(-1.0, 1.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     hidden=st.lists(st.integers(1, 4), min_size=1, max_size=3),
@@ -326,6 +327,7 @@ def test_what_is_found_in_a_ball_refutes_where_a_radius_is_asked_about_and_leave
     assert (gap.refuted, gap.score, gap.refuted_to) == (False, 4.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_random_initialisation_is_refuted_at_every_radius_and_a_certified_one_is_not():
     inputs, targets = independent_data()
     torch.manual_seed(0)

@@ -85,6 +85,7 @@ def test_what_is_out_of_reach_is_refused_with_the_number():
         arrangement_patterns(torch.zeros(3))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.01, 2.0))
 def test_the_gap_bounds_the_distance_to_an_optimum_found_by_another_solver(seed, beta):

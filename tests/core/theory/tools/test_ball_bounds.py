@@ -55,6 +55,7 @@ def gain(objective, x, width, features):
     return float(objective.jacobian(x)[:, position : position + width].norm(dim=1).min())
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     hidden=st.lists(st.integers(1, 4), min_size=1, max_size=3),
