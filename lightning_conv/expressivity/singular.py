@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -20,9 +21,10 @@ from lightning_conv.expressivity.equal import Pair, SameInputs
 from lightning_conv.expressivity.practical import impractical
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError
-from lightning_conv.linalg.rounding import frobenius
+from lightning_conv.linalg.rounding import exponent_of, frobenius, ldexp, ldexp_up
 
 FEATURE_SAFETY = 16.0
+LOST = 0.1  # part of a row or column of the features that float32 may lose before it says nothing of float64
 
 
 def certify_held(
@@ -86,7 +88,11 @@ def certify_held(
 
 
 def feature_rounding(coarse: Tensor, features: Tensor) -> float:
-    """Estimate the change that rounding inside the trunk made to float64 features: 16 * 2^-29 |h_32 - h_64|_F.
+    r"""Estimate the change that rounding inside the trunk made to float64 features: 16 * 2^-29 |h_32 - h_64|_F.
+
+    The error in float32 may be scaled to that in float64 as long as it is small. Where float32 loses a row of h, or what differs in a
+    column, by more than a tenth (a cancellation: (z + c) - c with a large c), it says nothing of float64, and what was lost counts as
+    unknown.
 
     Args:
         coarse: h as the float32 trunk computes it, (n, m_H).
@@ -95,7 +101,13 @@ def feature_rounding(coarse: Tensor, features: Tensor) -> float:
     Returns:
         The estimate of the Frobenius norm.
     """
-    return FEATURE_SAFETY * 2.0**-29 * frobenius(coarse.double() - features)
+    exponent = exponent_of(features)  # squares must not vanish or overflow
+    h, moved = ldexp(features, -exponent), ldexp(coarse.double() - features, -exponent)
+    varying = h - h.mean(0)
+    rows = moved.norm(dim=1) > LOST * h.norm(dim=1)
+    columns = (moved - moved.mean(0)).norm(dim=0) > LOST * varying.norm(dim=0)
+    lost = math.hypot(float(h[rows].norm()), float(varying[:, columns].norm()))
+    return ldexp_up(FEATURE_SAFETY * 2.0**-29 * frobenius(moved) + lost, exponent)
 
 
 def narrow_rounding(coarse: Tensor, features: Tensor, unit: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -86,12 +87,8 @@ def certify_trunk(
 def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:
     data, head, network = view.data, view.head, view.network
     rows = data.feature_rows(network, head, torch.float64)
-    coarse = data.feature_rows(network, head, torch.float32).rows(0, SAMPLED)
     began = time.perf_counter()
-    exact = rows.rows(0, SAMPLED)
-    row_seconds = (time.perf_counter() - began) / len(exact)
-    first = rows.narrowing
-    error = allowance(coarse, exact, rows) * max(1.0, data.size / SAMPLED) ** 0.5
+    row_seconds = (time.perf_counter() - began) / len(rows.rows(0, SAMPLED))
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
         found = _instead(view, plan)
@@ -99,6 +96,7 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
             return found
     if isinstance(plan, str):
         raise MemoryError(plan)
+    error, seen = _allowance(view, rows), rows.narrowing
     led = Led(data.ranks, rows.rows)
     source = rows if data.ranks.world == 1 else LedRows(led, rows)
 
@@ -118,8 +116,17 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
                 progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
             )
 
-    # A cast may depend on the data: the samples that come later are watched, too, but the allowance comes from the first ones.
-    return watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == first)
+    return watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == seen)
+
+
+def _allowance(view: GuardView, rows: TrunkRows) -> float:
+    """Return the estimated effect of rounding inside the trunk on all rows, from a pass in float32 and one in float64, strip by strip."""
+    data, errors = view.data, []
+    coarse = data.feature_rows(view.network, view.head, torch.float32)
+    for start in range(0, data.size, STRIP):
+        exact = rows.rows(start, start + STRIP)
+        errors.append(allowance(coarse.rows(start, start + STRIP), exact, rows))
+    return math.hypot(*errors)
 
 
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:

@@ -20,10 +20,11 @@ from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings
+from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, evaluate, settings
 from lightning_conv.networks.evaluation import (
     Inputs,
     StatelessModule,
+    input_tensors,
     map_inputs,
     undisturbed,
     without_fused_attention,
@@ -46,7 +47,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     head's outputs, and outputs of choice put in their place,
 
     - the loss must not change, and have no gradient, when all weights are replaced by random ones and u is held: no penalty, no other head
-    - it must not couple the samples (``coupling``)
+    - it must not couple the samples (``coupling``), nor depend on them otherwise: in a batch of half of the samples its gradient by the
+      outputs of these must be the same up to one factor (a mean is divided by their number)
     - it must be ``loss_fn``, if that is known, in value and gradient at outputs near and far (``difference``)
     - it must be the same at the run's last step and epoch: a term may set in later
     - its gradient by the weights must be J^T s, with J^T from the network as it is evaluated here and s the gradient by u
@@ -81,6 +83,7 @@ class _Batch:
     inputs: Inputs
     whole: Any
     number: int = 0  # in the epoch
+    half: Any = None  # the first half of its samples as a batch
 
 
 class _Comparison:
@@ -102,7 +105,8 @@ class _Comparison:
         size, few = self._view.data.size, min(EXAMINED, self._view.data.size)
         for number, start in enumerate([0, size - few]):
             inputs, whole = next(self._view.data.batches(start, start + few))
-            yield _Batch(inputs, whole, number)
+            half = len(input_tensors(inputs)[0]) // 2
+            yield _Batch(inputs, whole, number, next(self._view.data.batches(start, start + half))[1] if half else None)
 
     def _departure(self, batch: _Batch, points: list[Point]) -> str:
         if not points:
@@ -111,8 +115,26 @@ class _Comparison:
             self._another_loss(batch, points)
             or self._beside_the_outputs(batch, points)
             or coupling(self._call(self._twin, batch), points)
+            or self._targets_of_the_batch(batch, points)
             or (self._another_gradient(batch) if self._view.head.last else "")
         )
+
+    def _targets_of_the_batch(self, batch: _Batch, points: list[Point]) -> str:
+        """Return whether the loss of a sample depends on what else is in its batch, while the outputs are held."""
+        samples = len(input_tensors(batch.inputs)[0])
+        if batch.half is None or samples < 2:
+            return ""
+        rows = len(points[0].outputs) * (samples // 2) // samples
+        call = StepCall(self._twin, self._view.head_name, batch.half, batch.number)
+        for point in (points[0], points[len(points) // 2]):
+            here, there = point.slope[:rows].double(), evaluate(call, point.outputs[:rows]).slope.double()
+            squares = float(there.square().sum())
+            factor = float((here * there).sum()) / squares if squares > 0 else 0.0
+            sizes = here.abs() + abs(factor) * there.abs()
+            allowed = 4 * ULPS * torch.finfo(point.slope.dtype).eps * (sizes + sizes.mean())
+            if bool(torch.isfinite(there).all()) and bool(((here - factor * there).abs() > allowed).any()):
+                return "the loss of a sample depends on what else is in its batch, not through the outputs"
+        return ""
 
     def _call(self, twin: Twin, batch: _Batch) -> StepCall:
         return StepCall(twin, self._view.head_name, batch.whole, batch.number)

@@ -22,6 +22,10 @@ from lightning_conv.kernels.planning import passes, sizes
 from lightning_conv.kernels.planning import task as tasks
 
 
+def slow(*cases):
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def spectral_norm(matrix):
     return float(torch.linalg.matrix_norm(matrix, 2))
 
@@ -123,9 +127,8 @@ def test_cutting_the_work_changes_nothing_but_rounding(case, outputs, monkeypatc
         assert small.layer_traces[layer] == pytest.approx(trace, rel=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["mlp", "cnn with batch norm", "transformer", "embedding", "lstm"])
-@pytest.mark.parametrize("outputs", ["trace", "full"])
+@pytest.mark.parametrize("case", ["mlp", *slow("cnn with batch norm", "transformer", "embedding", "lstm")])
+@pytest.mark.parametrize("outputs", ["trace", *slow("full")])
 def test_less_memory_changes_nothing_but_rounding(case, outputs, monkeypatch):
     monkeypatch.setattr(passes, "FORWARD_TARGET", 1)
     monkeypatch.setattr(sizes, "FORWARD_TARGET", 1)
