@@ -28,7 +28,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class StepCall:
-    """The training step on one batch: u -> loss, where u stands for the result of a layer.
+    """The training step on one batch: u -> loss, where u stands for the result of a layer in its call with gradients.
 
     Args:
         twin: Copy of the module.
@@ -67,6 +67,8 @@ class StepCall:
         calls: list[tuple[Tensor, Tensor]] = []
 
         def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():  # an accuracy, say: it adds nothing to the gradient
+                return output
             made = output if instead is None else instead
             calls.append((entering(args, dict(kwargs)), made))
             return made.clone()  # what follows may work in place

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import IOBase
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -14,7 +16,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+Lock, RLock = type(threading.Lock()), type(threading.RLock())
+METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -33,13 +38,14 @@ class TrainerReader:
 
     def __init__(self, trainer: pl.Trainer, step: int | None = None, epoch: int | None = None) -> None:
         own = vars(self)
-        own |= {"_read": trainer, "logger": DummyLogger(), "loggers": [], "callback_metrics": {}, "logged_metrics": {}}
+        own |= {"_read": trainer, "logger": DummyLogger(), "loggers": []}
         own["global_step"] = trainer.global_step if step is None else step
         own["current_epoch"] = trainer.current_epoch if epoch is None else epoch
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the run's trainer has under this name."""
-        return getattr(self._read, name)
+        """Return what the run's trainer has under this name; of its metrics a copy."""
+        found = getattr(self._read, name)
+        return dict(found) if name in METRICS else found
 
 
 class Still:
@@ -69,9 +75,10 @@ class Still:
 class Twin:
     """A copy of a LightningModule: weights, buffers, attributes and metrics of its own, and a trainer that can only be read.
 
-    A function among the attributes, such as a training step that was assigned to the instance, is made anew where it holds the module or
-    a container in its closure: otherwise the copy would run the module itself. Whatever the step does outside the module, such as
-    writing to a file, does happen.
+    Tensors with a graph among the attributes, such as outputs that the module collects, are copied without it; locks and open files are
+    shared. A function among them, such as a training step that was assigned to the instance, is made anew where it holds the module or a
+    container in its closure: otherwise the copy would run the module itself. Whatever the step does outside the module, such as writing
+    to a file, does happen.
 
     Args:
         trainer: Trainer of the run.
@@ -97,7 +104,7 @@ class Twin:
         self._reader = TrainerReader(trainer, step, epoch)
         self.global_step: int = self._reader.global_step
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
-        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared}
+        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | _not_copied(module)
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
         if shared_with_run := _shared(module, self.module):
             raise NotATwinError(
@@ -160,6 +167,13 @@ class Twin:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _not_copied(module: nn.Module) -> dict[int, Any]:
+    """Return what stands for the attributes that ``copy.deepcopy`` refuses: by their ``id``."""
+    held = [leaf for each in module.modules() for leaf in tree_leaves(vars(each))]
+    graphs = {id(leaf): leaf.detach().clone() for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf}
+    return graphs | {id(leaf): leaf for leaf in held if isinstance(leaf, (Lock, RLock, IOBase))}
 
 
 def _shared(module: nn.Module, copied: nn.Module) -> str:

@@ -38,6 +38,9 @@ SEPARATED = (
 )
 
 
+AHEAD = 0.88  # -ln(sqrt(2) - 1), rounded down: the lead of the right output where its loss is below ln 2 / 2
+
+
 @dataclass(frozen=True)
 class HeadBounds:
     """What the solution of the head's problem proves of inf_W L, the infimum over all heads on this trunk."""
@@ -48,24 +51,27 @@ class HeadBounds:
     separated: bool  # whether some head gives the right class of every sample more than half of the probability
 
     @classmethod
-    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: Attained) -> HeadBounds:
+    def of(cls, problem: HeadProblem, solution: HeadSolution, kind: Attained, feature_error: float = 0.0) -> HeadBounds:
         r"""Return the bounds that a solution proves.
 
         With hard labels and equal weights :math:`n L < \ln 2` leaves every sample's loss below ln 2, so its class has more than half
-        of the probability and the largest output; :math:`cW, c \to \infty`, then brings the loss to 0.
+        of the probability and the largest output; :math:`cW, c \to \infty`, then brings the loss to 0. To allow for rounding inside the
+        trunk, half of ln 2 is asked for, which leaves each such output ahead by more than 0.88, and :math:`2 |W|_F \|\delta h\|_F < 0.88`,
+        by which it may move.
 
         Args:
             problem: Problem of the head.
             solution: Solution of the problem.
             kind: Where the loss comes to its infimum.
+            feature_error: Estimate of what rounding inside the trunk does to the features, in the Frobenius norm.
         """
         dual = solution.head_infimum
         lower = dual.lower if dual is not None and math.isinf(dual.radius) else -math.inf
         weighted = loss_kind(problem.losses.module).weighted
         # A fixed bias would not be scaled.
         plain = kind == "hard labels" and not weighted and problem.losses.mean and problem.offset is None
-        # A factor of two for rounding inside the trunk, which moves probabilities by far less.
-        separated = plain and problem.samples * solution.loss.upper < math.log(2) / 2
+        ahead = 2 * float(solution.weight.norm()) * feature_error < AHEAD
+        separated = plain and ahead and problem.samples * solution.loss.upper < math.log(2) / 2
         infimum = solution.infimum
         return cls(lower, solution.loss.upper, None if infimum is None else infimum.upper, separated)
 

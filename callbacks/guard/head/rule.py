@@ -175,7 +175,8 @@ class HeadRule:
         """Update the verdict with the bounds from the solved head problem."""
         state = self._state
         state.loss_kind = where_attained(self._view.loss.kind, problem.losses.targets)
-        state.bounds = HeadBounds.of(problem, solution, state.loss_kind)
+        error = math.inf if state.certificate is None else state.certificate.feature_error
+        state.bounds = HeadBounds.of(problem, solution, state.loss_kind, error)
         before = state.verdict, state.why
         state.judge()
         if state.verdict == "certified" and before[0] != "certified":
