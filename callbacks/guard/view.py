@@ -99,7 +99,7 @@ def usable_head(
         head = find_head(network, inputs, name)
     except ValueError as error:
         raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
-    except (TypeError, NotImplementedError) as error:
+    except (TypeError, NotImplementedError, RuntimeError) as error:
         raise MisconfigurationException(f"ExpressivityGuard: {cannot_call(pl_module, error)}") from error
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     if not head.module.weight.requires_grad or id(head.module.weight) not in optimized:

@@ -202,6 +202,11 @@ def _uneven(batches: object, sampler: object) -> str:
 def _caveats(trainer: pl.Trainer, batches: Any, order: Any | None, size: int) -> list[str]:
     """Return what else makes the objective of the run differ from the mean loss over the samples."""
     found, sampler = [], _own(order)
+    source = getattr(sampler, "dataset" if isinstance(sampler, DistributedSampler) else "data_source", None)
+    if isinstance(source, Sized) and len(source) != size:
+        found.append(f"the sampler draws from {len(source)} samples and the data set has {size}")
+    if (drawn := getattr(sampler, "_num_samples", None)) is not None and drawn != size:
+        found.append(f"the sampler draws {drawn} of {size} samples in an epoch")
     fixed = isinstance(sampler, SequentialSampler) or (isinstance(sampler, DistributedSampler) and not sampler.shuffle)
     if fixed and isinstance(order, DistributedSampler) and order.total_size != size:
         found.append(f"the sampler makes {order.total_size} of {size} samples, the same ones in every epoch")

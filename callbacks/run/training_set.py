@@ -148,9 +148,9 @@ class TrainingSet:
         if self._mixes(chosen):
             return True
         for group in (chosen[k::groups] for k in range(groups)):
-            first = tensors_of(self._batch_of(group, next(seeds)))
+            first = tensors_of(self.batch_of(group, next(seeds)))
             for _ in range(max(1, READS // probed - 1)):
-                if not _equal(first, tensors_of(self._batch_of(group, next(seeds)))):
+                if not _equal(first, tensors_of(self.batch_of(group, next(seeds)))):
                     return True
         return False
 
@@ -201,17 +201,22 @@ class TrainingSet:
             indices: numbers of the samples.
             seed: of the random numbers that the data set may draw.
         """
-        return take_inputs(self._batch_of(indices, seed), self._input_fn)
+        return take_inputs(self.batch_of(indices, seed), self._input_fn)
 
-    def _batch_of(self, indices: Sequence[int], seed: int) -> Any:
-        """Return these samples as a batch that the training step gets."""
+    def batch_of(self, indices: Sequence[int], seed: int = 0) -> Any:
+        """Return some samples as a batch that the training step gets.
+
+        Args:
+            indices: numbers of the samples.
+            seed: of the random numbers that the data set may draw.
+        """
         with isolate_rng():
             seed_all(seed)
             return transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
 
     def _rows(self, indices: Sequence[int], seed: int) -> list[Tensor]:
         """Return the tensors of such a batch that have one row per sample."""
-        return [each for each in tensors_of(self._batch_of(indices, seed)) if each.ndim and len(each) == len(indices)]
+        return [each for each in tensors_of(self.batch_of(indices, seed)) if each.ndim and len(each) == len(indices)]
 
 
 def seed_all(seed: int) -> None:

@@ -101,6 +101,7 @@ def certify_alignment(
     norm = float(residual.norm())
     upper = (norm + rounding + feature_error * float(weights.norm()) * norms) * sums
     lower = norm / sums - rounding
+    explained = lower <= feature_error * float(weights.norm()) * norms  # the residual is what rounding makes of zero
     if rank == a.shape[1] and lower > 0:
         values, radii = decomposition.values, decomposition.radii
         # sigma_min of the least favourable features within the error.
@@ -119,7 +120,7 @@ def certify_alignment(
     ratio = Bounded(norm / size, quotient_down(lower, size), quotient_up(upper, size), feature_error == 0, method)
     spread = float((y - y.mean(0)).norm()) if bias else size
     constant = spread <= gamma(n + 2, torch.float64) * size  # targets that the bias alone reaches
-    reached = lower == 0 and upper <= REACHED * (size if constant else spread)
+    reached = explained and upper <= REACHED * (size if constant else spread)
     verdict: RankVerdict = "certified" if reached else "refuted" if ratio.lower > 0 else "undecided"
     loss = ldexp_down(quotient_down(product_down(lower, lower), n), 2 * unit)
     reason = (

@@ -84,14 +84,13 @@ class LossKind:
         The infimum, 0, is then approached wherever the right class scores highest for every sample.
 
         Args:
-            targets: class numbers without ``ignore_index``, (n, ...), or rows with a single non-zero entry.
+            targets: class numbers without ``ignore_index``, (n, ...), or rows with a single non-zero entry, 1.
         """
         if self.kind != "cross_entropy" or self.loss_fn.label_smoothing:
             return False
         if not targets.is_floating_point():
             return not bool((targets == self.loss_fn.ignore_index).any())
-        one_hot = targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all())
-        return one_hot and bool((targets >= 0).all())
+        return targets.ndim == 2 and bool(((targets != 0).sum(1) == 1).all() and (targets.sum(1) == 1).all())
 
     def like(self, outputs: Tensor) -> Any:
         """Return the loss; a module is copied with its weights in the type and on the device of the outputs."""

@@ -15,6 +15,7 @@ from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import WideLayer, find_wide_layer
 
 SAMPLED = 512  # samples on which the rounding inside the trunk is measured where there are many
+FAR = 64  # of them those of the largest inputs of the wide layer
 # Samples on which the whole trunk is watched for casts where only what lies below the wide layer is computed.
 WATCHED = 32
 
@@ -77,23 +78,25 @@ def certify_almost_everywhere(view: GuardView) -> RankCertificate:
             narrow=below.narrow or rows.narrow,
         )
     )
-    return _also_here(view, found) if found.verdict == "certified" else found
+    return _also_here(view, found, exact.flatten(1).norm(dim=1)) if found.verdict == "certified" else found
 
 
-def _also_here(view: GuardView, found: RankCertificate) -> RankCertificate:
-    """Certify the rank of a random sample of the rows at the present weights, which are not almost every weight.
+def _also_here(view: GuardView, found: RankCertificate, sizes: Tensor) -> RankCertificate:
+    """Certify the rank of a sample of the rows at the present weights, which are not almost every weight: the largest, and random ones.
 
     Full rank of a subset is necessary for rank n, and not sufficient; where the sample is the whole set it is a proof.
 
     Args:
         view: The run.
         found: Certificate for almost every weight.
+        sizes: Norm of what enters the wide layer, of each sample: far out an activation is its asymptote.
 
     Returns:
         It with ``rows_here`` and ``rank_here``; ``undecided`` where some rank is missing.
     """
     data, head, network = view.data, view.head, view.network
-    chosen = torch.randperm(data.size, generator=torch.Generator().manual_seed(0))[:SAMPLED].sort().values.tolist()
+    order, far = torch.randperm(data.size, generator=torch.Generator().manual_seed(0)), sizes.argsort(descending=True)
+    chosen = sorted([*dict.fromkeys([*far[:FAR].tolist(), *order.tolist()])][:SAMPLED])
     coarse = data.feature_rows(network, head, torch.float32).at(chosen)
     trunk = data.feature_rows(network, head, torch.float64)
     exact = trunk.at(chosen)
@@ -107,7 +110,7 @@ def _also_here(view: GuardView, found: RankCertificate) -> RankCertificate:
         )
     )
     rows, rank = len(chosen), here.rank_lower
-    which = f"{rows} rows drawn at random" if rows < data.size else f"all {rows} rows"
+    which = f"{rows} rows, the largest and some drawn at random," if rows < data.size else f"all {rows} rows"
     reason = f"{found.reason}; at these weights the rank of {which} is certified to be {rank}"
     if rank == rows:
         return replace(found, reason=reason, rows_here=rows, rank_here=rank)

@@ -100,7 +100,7 @@ def of_certificate(certificate: RankCertificate | None) -> list[Check]:
     rows, rank = certificate.rows_here, certificate.rank_here
     said = "" if rows else "the rank at these weights was not looked at"
     if rows and rank < rows:
-        said = f"of {rows} rows drawn at random rank {rank} is certified at these weights, so almost every weight is not these"
+        said = f"of {rows} rows (the largest and random ones) rank {rank} is certified here, so almost every weight is not these"
     return [*found, Check("at these weights", None if not rows else not said, said)]
 
 

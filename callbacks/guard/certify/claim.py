@@ -14,7 +14,7 @@ from lightning_conv.callbacks.guard.certify.head_watch import HeadWatch
 from lightning_conv.callbacks.guard.certify.known_samples import KnownSamples
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
-from lightning_conv.callbacks.guard.certify.training_pass import coinciding, walk
+from lightning_conv.callbacks.guard.certify.training_pass import lost_in_precision, walk
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn
@@ -84,7 +84,7 @@ class Claim:
                 "compared with the step": walked.step,
                 "same loss to the end": walked.later,
                 "same features in the step": walked.features,
-                "full precision": coinciding(walked),
+                "full precision": lost_in_precision(walked),
             }
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
             return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked)]
@@ -124,8 +124,11 @@ class Claim:
 
     def before_step(self) -> None:
         """Compare the gradients where the optimizer is about to step. All ranks call it together."""
-        self.gradients.before_step()
-        self.head.before_step()
+        with attempted(Exception) as attempt:  # gradients may be of any kind
+            self.gradients.before_step()
+            self.head.before_step()
+        if attempt.failed:
+            self.take_all([Check("gradients of the step", None, f"they could not be compared ({attempt.reason})")])
 
     def hold_head(self) -> None:
         """Remember the head and its gradient as the step rule leaves them to the optimizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.sample_keys import tensors_of
 from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.linalg.rounding import unit_roundoff
+from lightning_conv.networks.head_probe import same
 from lightning_conv.networks.precision import product_roundoff
 from lightning_conv.networks.watched import entering
 
@@ -58,6 +60,9 @@ class HeadWatch:
         self._batches: list[_Batch] = []  # since the last step
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
+        self._accumulated: dict[
+            int, Tensor
+        ] = {}  # gradients as the last backward pass left them, by the parameter's number
 
     def begin(self) -> None:
         """Register the hooks. A second call does nothing."""
@@ -71,6 +76,10 @@ class HeadWatch:
             self._head.register_forward_hook(self._look, with_kwargs=True),
             optimizer.register_step_pre_hook(self._around_closure),
             after,
+            *(
+                each.register_post_accumulate_grad_hook(partial(self._keep_gradient, number))  # type: ignore[no-untyped-call]
+                for number, each in enumerate(self._view.head_parameters)
+            ),
         ]
 
     def end(self) -> None:
@@ -78,6 +87,7 @@ class HeadWatch:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._calls, self._batches, self._left, self._judged = [], [], [], None, None
+        self._accumulated = {}
 
     def moved_on_purpose(self) -> None:
         """Forget what the head was after the last step: the guard moves it."""
@@ -98,6 +108,10 @@ class HeadWatch:
 
         output.register_hook(keep)  # type: ignore[no-untyped-call]
 
+    def _keep_gradient(self, number: int, parameter: Tensor) -> None:
+        if self._batches and self._batches[-1].batch is not None and parameter.grad is not None:
+            self._accumulated[number] = parameter.grad.detach().clone()
+
     def before_batch(self, batch: Any = None, expected: Expected | None = None) -> None:
         """Begin a batch. Calls of the head outside a batch are not looked at.
 
@@ -113,6 +127,7 @@ class HeadWatch:
         if not self._hooks:
             return
         calls, batches, self._calls, self._batches = self._calls, self._batches, [], []
+        accumulated, self._accumulated = self._accumulated, {}
         self.compare_left()
         self._left = None
         once = len(calls) == len(batches) and all(batch.calls == k for k, batch in enumerate(batches))
@@ -123,11 +138,26 @@ class HeadWatch:
             return
         if all(self._view.ranks.gather(lambda: self._can_be_judged(seen))):
             self._judge(seen)
+        self._compare_accumulated(accumulated)
 
     def compare_left(self) -> None:
         """Compare the head with what the last step left."""
-        if self._left is not None and not all(map(torch.equal, self._left, self._view.head_parameters)):
+        if self._left is not None and not all(map(same, self._left, self._view.head_parameters)):
             self._tell("steps of the rule", "something moved the head between two steps of the optimizer")
+
+    def _compare_accumulated(self, gradients: Mapping[int, Tensor]) -> None:
+        """Compare the gradients with what the backward pass left: the equations hold up to rounding, below which a penalty may hide."""
+        scaled = getattr(self._view.trainer.precision_plugin, "scaler", None) is not None
+        if not gradients or scaled or self._view.ranks.world > 1:  # they are unscaled or averaged in between
+            return
+        for number, was in gradients.items():
+            parameter = self._view.head_parameters[number] if number < len(self._view.head_parameters) else None
+            if parameter is not None and parameter.grad is not None and not self._is_same([was], [parameter.grad]):
+                said = "something changes the gradient of the head after the backward pass"
+                self._tell("gradients of the step", said)
+            elif parameter is not None and parameter._backward_hooks:
+                said = "the head has a hook on its gradient, which is compared up to rounding only"
+                self._tell("gradients of the step", said, held=None)
 
     def _compare_features(self, calls: list[tuple[Tensor, list[Tensor]]], batches: list[_Batch], once: bool) -> None:
         if not any(batch.expected for batch in batches):
@@ -205,7 +235,7 @@ class HeadWatch:
         if judged is None:
             return
         weights, gradients = judged
-        if not all(map(torch.equal, weights, self._view.head_parameters)):
+        if not all(map(same, weights, self._view.head_parameters)):
             self._tell(
                 "steps of the rule", "something moved the head between the backward pass and the optimizer's step"
             )
@@ -219,7 +249,7 @@ class HeadWatch:
 
     def _is_same(self, judged: list[Tensor], now: list[Tensor]) -> bool:
         """Return whether gradients are those that were judged: bit for bit, or as clipping leaves them."""
-        if all(map(torch.equal, judged, now)):
+        if all(map(same, judged, now)):
             return True
         trainer = self._view.trainer
         if (largest := trainer.gradient_clip_val) and clips_values(trainer):

@@ -83,6 +83,8 @@ class KnownSamples:
             features = self._features()
         if attempt.failed:
             return [Check("trunk unmoved", None, f"the features could not be computed again ({attempt.reason})")]
+        if not self._state.certified_on and self._state.phase == 2:
+            return [Check("fixed inputs", None, "the checkpoint does not say which samples its certificate is about")]
         if not self._state.certified_on:
             bias = self._view.head.has_bias
             self._state.certified_on |= {"digest": digest, "features": features.tolist(), "bias": bias}

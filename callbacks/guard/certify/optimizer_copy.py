@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_conv.networks.head_probe import same
+
 STEPS = 8  # of copies with the optimizer's memory: a term may act in some steps only
 AGREEMENT = 3e-7  # relative to the weights: an optimizer may compute in float32 inside
 
@@ -85,7 +87,7 @@ def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *
     twin = OptimizerCopy(optimizer, parameters)
     before = [each.detach().clone() for each in twin.parameters]
     twin.step([torch.zeros_like(each) if present else None for each in twin.parameters])
-    return any(not torch.equal(was, each.detach()) for was, each in zip(before, twin.parameters, strict=True))
+    return not all(map(same, before, twin.parameters))
 
 
 @torch.no_grad()
@@ -118,7 +120,7 @@ def steps_depend_on_weights(optimizer: Optimizer, parameters: Sequence[Tensor], 
         here.step(gradients)
         there.step(gradients)
     return any(
-        not bool(((b - a - d).abs() <= AGREEMENT * (a.abs() + b.abs() + d.abs()).max()).all())
+        bool(((b - a - d).abs() > AGREEMENT * (a.abs() + b.abs() + d.abs()).max()).any())
         for a, b, d in zip(here.parameters, there.parameters, shifts, strict=True)
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons
@@ -16,6 +16,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.steps import decays
 from lightning_conv.callbacks.run.training_set import RANDOM_INPUTS
 from lightning_conv.networks.head import Head
+from lightning_conv.networks.narrow_types import is_floating
 
 # Precisions of the trainer in which gradients are rounded, with the type that they are rounded to.
 ROUNDED = {
@@ -100,12 +101,23 @@ def checks_of(view: GuardView, own_steps: bool = False) -> list[Check]:
         "nothing follows the head": [follows],
         "every sample alike": list(view.data.sampling.caveats),
         "fixed inputs": [RANDOM_INPUTS] * view.data.is_random(),
-        "full precision": [rounded(str(view.trainer.precision))],
+        "full precision": [rounded(str(view.trainer.precision)), in_narrow_type(view.network)],
         "steps of the rule": [],
         "given infimum": [],
     }
     made = [check for name, reasons in found.items() for check in of_reasons(name, reasons)]  # type: ignore[arg-type]
     return [*made, *([Check("no other term in the optimizer", True)] if own_steps else optimizer_check(view))]
+
+
+def in_narrow_type(network: nn.Module) -> str:
+    """Return which parameter or buffer of a network has 16 bits or less; empty if none has.
+
+    Args:
+        network: The network.
+    """
+    named = (*network.named_parameters(), *network.named_buffers())
+    narrow = next((f"{n!r} is in {t.dtype}" for n, t in named if is_floating(t) and t.dtype.itemsize < 4), "")
+    return narrow and f"{narrow}, so its steps see features and outputs that are rounded to this type"
 
 
 def rounded(precision: str) -> str:

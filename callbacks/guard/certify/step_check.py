@@ -47,8 +47,8 @@ def compare_with_step(view: GuardView) -> list[Check]:
     head's outputs, and outputs of choice put in their place,
 
     - the loss must not change, and have no gradient, when all weights are replaced by random ones and u is held: no penalty, no other head
-    - it must not couple the samples (``coupling``), nor depend on them otherwise: in a batch of half of the samples its gradient by the
-      outputs of these must be the same up to one factor (a mean is divided by their number)
+    - it must not couple the samples (``coupling``), nor depend on them otherwise: in a batch of half of the samples, in the reverse order,
+      its gradient by the outputs of these must be the same up to one factor (a mean is divided by their number)
     - it must be ``loss_fn``, if that is known, in value and gradient at outputs near and far (``difference``)
     - it must be the same at the run's last step and epoch: a term may set in later
     - its gradient by the weights must be J^T s, with J^T from the network as it is evaluated here and s the gradient by u
@@ -83,7 +83,7 @@ class _Batch:
     inputs: Inputs
     whole: Any
     number: int = 0  # in the epoch
-    half: Any = None  # the first half of its samples as a batch
+    half: Any = None  # the first half of its samples as a batch, in the reverse order
 
 
 class _Comparison:
@@ -105,8 +105,8 @@ class _Comparison:
         size, few = self._view.data.size, min(EXAMINED, self._view.data.size)
         for number, start in enumerate([0, size - few]):
             inputs, whole = next(self._view.data.batches(start, start + few))
-            half = len(input_tensors(inputs)[0]) // 2
-            yield _Batch(inputs, whole, number, next(self._view.data.batches(start, start + half))[1] if half else None)
+            half = range(start, start + len(input_tensors(inputs)[0]) // 2)
+            yield _Batch(inputs, whole, number, self._view.data.batch_of(half[::-1]) if half else None)
 
     def _departure(self, batch: _Batch, points: list[Point]) -> str:
         if not points:
@@ -114,6 +114,7 @@ class _Comparison:
         return (
             self._another_loss(batch, points)
             or self._beside_the_outputs(batch, points)
+            or self._beside_the_outputs(batch, points[:1], *last_moment(self._view.trainer))
             or coupling(self._call(self._twin, batch), points)
             or self._targets_of_the_batch(batch, points)
             or (self._another_gradient(batch) if self._view.head.last else "")
@@ -124,16 +125,17 @@ class _Comparison:
         samples = len(input_tensors(batch.inputs)[0])
         if batch.half is None or samples < 2:
             return ""
-        rows = len(points[0].outputs) * (samples // 2) // samples
+        each, half = len(points[0].outputs) // samples, samples // 2
+        rows = torch.arange(each * half).reshape(half, each).flip(0).flatten()  # a sample may have several rows
         call = StepCall(self._twin, self._view.head_name, batch.half, batch.number)
         for point in (points[0], points[len(points) // 2]):
-            here, there = point.slope[:rows].double(), evaluate(call, point.outputs[:rows]).slope.double()
+            here, there = point.slope[rows].double(), evaluate(call, point.outputs[rows]).slope.double()
             squares = float(there.square().sum())
             factor = float((here * there).sum()) / squares if squares > 0 else 0.0
             sizes = here.abs() + abs(factor) * there.abs()
             allowed = 4 * ULPS * torch.finfo(point.slope.dtype).eps * (sizes + sizes.mean())
             if bool(torch.isfinite(there).all()) and bool(((here - factor * there).abs() > allowed).any()):
-                return "the loss of a sample depends on what else is in its batch, not through the outputs"
+                return "the loss of a sample depends on what else is in its batch, or on its place there, not through the outputs"
         return ""
 
     def _call(self, twin: Twin, batch: _Batch) -> StepCall:
@@ -165,19 +167,23 @@ class _Comparison:
         assert isinstance(made, Tensor)
         return made
 
-    def _beside_the_outputs(self, batch: _Batch, points: list[Point]) -> str:
+    def _beside_the_outputs(
+        self, batch: _Batch, points: list[Point], step: int | None = None, epoch: int | None = None
+    ) -> str:
         """Return whether the loss depends on the weights when the outputs are held."""
-        call = self._call(_in_eval_mode(self._view), batch)
+        call = self._call(_in_eval_mode(self._view, step, epoch), batch)
         u = points[0].outputs
         weights = [each.requires_grad_() for each in call.twin.module.parameters() if each.is_floating_point()]
         loss = call(u)
         direct = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
         moved = any(each is not None and bool((each != 0).any()) for each in direct)
+        # At another step the loss may be another function, which is for another check to find.
+        values = [point.value if step is None else float(call(point.outputs).detach()) for point in points[:2]]
         for seed, size in enumerate(DRAWN):
             call.weights_drawn(seed, size)
-            for point in points[:2]:
+            for point, before in zip(points[:2], values, strict=True):
                 now = float(call(point.outputs).detach())
-                moved = moved or abs(now - point.value) > ULPS * torch.finfo(u.dtype).eps * abs(point.value)
+                moved = moved or abs(now - before) > ULPS * torch.finfo(u.dtype).eps * abs(before)
         return (
             f"the training step minimises something else than a loss of the outputs of {self._view.head_name!r}: it changes with the "
             "weights while these outputs are held"

@@ -38,6 +38,7 @@ class Walk:
     features: str = ""  # where the training step computes other features
     keys: tuple[bytes, ...] | None = None  # of all samples; None: they have none
     outputs: Tensor | None = None  # of the network, in float64
+    type: torch.dtype | None = None  # of the features in the step
     rows: tuple[bytes, ...] = ()  # hashes of the features that the step computes, of all samples
     projected: Tensor | None = None  # the features, ``project``; None without the step
     spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
@@ -67,7 +68,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     Returns:
         All ranks get the same.
 
-    Cost: a pass in float64, a hash of all samples, and with the step three passes in the run's precision, with a backward pass through the
+    Cost: a pass in float64, a hash of all samples, and with the step four passes in the run's precision, with a backward pass through the
         head, and a hash of all features.
     """
     looked = _Look(view, with_step)
@@ -84,6 +85,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
         **first,
         keys=tuple(key for each in found for key in each.keys or ()) if known else None,
         outputs=torch.cat(outputs) if len(outputs) == len(found) else None,
+        type=next((each.type for each in found if each.type is not None), None),
         rows=tuple(row for each in found for row in each.rows),
         projected=torch.cat(projected) if len(projected) == len(found) else None,
         spread=torch.stack(spreads).amax(0) if spreads else None,
@@ -95,7 +97,7 @@ class _Look:
         self._view, self._module = view, StatelessModule(view.network, dtype=torch.float64)
         self._twin = frozen_twin(view) if with_step else None
         self._later = frozen_twin(view, *last_moment(view.trainer)) if with_step else None
-        self._rounding: Tensor | None = None  # of the features in the run's precision, by column
+        self._own = StatelessModule(view.network)
         self._number = 0
 
     def __call__(self, inputs: Inputs, batch: Any) -> Walk:
@@ -123,18 +125,18 @@ class _Look:
         made = StepCall(twin, view.head_name, batch, self._number).observe()
         later = self._unlike_later(made, batch)
         self._number += 1
-        if self._rounding is None:
-            coarse = features_of(StatelessModule(view.network), view.head, inputs)
-            self._rounding = (coarse.double() - exact).abs().amax(0)
-        unlike = other_features(made.features, exact, 8 * self._rounding)
+        coarse = features_of(self._own, view.head, inputs)
+        rounding = 8 * (coarse.double() - exact).abs().amax(0)
+        unlike = other_features(made.features, exact, rounding)
         width = exact.shape[-1]
-        rounded = columns_rounding(exact, 8 * self._rounding, torch.finfo(made.features.dtype).eps)
+        rounded = columns_rounding(exact, rounding, torch.finfo(made.features.dtype).eps)
         rounded = rounded.reshape(-1, width).amax(0).cpu()
         return replace(
             found,
             step=other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made),
             later=later,
             features=unlike,
+            type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact).cpu(),
             spread=(rounded.square() @ _directions(width).square()).sqrt(),
@@ -155,12 +157,14 @@ class _Look:
         return f"the loss of the training step changes during the run ({apart}, compared with step {self._later.global_step})"
 
 
-def coinciding(walked: Walk) -> str:
-    """Return which two samples have equal features in the run's own precision and not in float64; empty if there are none.
+def lost_in_precision(walked: Walk) -> str:
+    """Return which two samples have equal features in the run's own precision and not in float64, or that it is one of 16 bits.
 
     Args:
         walked: A pass over the training set with the step.
     """
+    if walked.type is not None and walked.type.itemsize < 4:
+        return f"the training step computes features in {walked.type}, and the certificate is about those in float64"
     if walked.projected is None or len(walked.rows) != len(walked.projected):
         return ""
     first: dict[bytes, int] = {}

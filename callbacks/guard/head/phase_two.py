@@ -161,9 +161,10 @@ class PhaseTwo:
                 self._state.history[-1].pop(name, None)
 
     def interrupted(self) -> None:
-        """Withdraw the verdict if the trunk is another one when an error ends the run. Ranks do not communicate."""
+        """Withdraw the verdict if trunk or features are others when an error ends the run. Several ranks do not communicate."""
         if self._view.ranks.world == 1:
             self.warn_if_moved()
+            self.claim.compare_features()
         else:
             self.claim.note([Check("trunk unmoved", None, "an error ended the run")])
             self._state.judge()

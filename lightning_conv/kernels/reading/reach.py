@@ -13,7 +13,7 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_c
 REACH_TARGET = 64 * 2**20
 """Bytes of activations that pass through the network at once; larger blocks are not faster."""
 
-LATE = "the first samples do not reach it, others do"
+LATE = "the samples that were read do not reach it, others do"
 
 
 def with_late_parameters(anatomy: Anatomy, module: StatelessModule, sets: Sequence[Inputs], max_memory: int) -> Anatomy:

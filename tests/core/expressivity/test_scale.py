@@ -119,12 +119,12 @@ def test_the_share_of_the_targets_out_of_reach_has_no_scale(exponent, of_targets
     for seed in range(10):
         h, y = rand(6, 2, seed=seed), rand(6, 2, seed=seed + 100)
         if seed % 2:
-            y = h @ rand(2, 2, seed=seed) + 1e-9 * y  # nearly in reach
+            y = h @ rand(2, 2, seed=seed) + 1e-9 * y * (seed % 3 > 0)  # in reach, up to rounding, or nearly so
         h, y = times(h, exponent), times(y, of_targets)
         found = certify_expressivity(h, method="alignment", targets=y, bias=False)
         with mpmath.workdps(60):
             assert found.residual.lower <= exact_residual(h, y) <= found.residual.upper
-        assert found.verdict == ("certified" if seed % 2 else "refuted")
+        assert found.verdict == ("certified" if seed % 2 and seed % 3 == 0 else "refuted")
         assert found.residual.upper - found.residual.lower < 1e-9
 
 

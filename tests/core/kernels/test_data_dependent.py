@@ -1,4 +1,4 @@
-"""Networks whose samples take different ways: what the first samples do not reach is not lost."""
+"""Networks whose samples take different ways: what the samples that are read do not reach is not lost."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from lightning_conv.kernels.reading import anatomy, reach
 @pytest.mark.parametrize("kind", [Expert, Gated])
 def test_an_expert_that_only_later_samples_reach_is_in_the_kernel(kind, engine, naive_gram, monkeypatch):
     monkeypatch.setattr(reach, "REACH_TARGET", 1)  # one sample at a time
-    model, inputs = kind().double(), sent_to_the_expert(8, 4, 6)
+    model, inputs = kind().double(), sent_to_the_expert(8, 3, 6)
     for outputs in ("trace", "full", "sum"):
         gram = ntk_gram(model, inputs, outputs=outputs, engine=engine)
         assert_same(gram.matrix, naive_gram(model, inputs, outputs), 1e-12)
         assert "expert" in gram.general
         assert gram.unused == ("nothing",)
     reason = next(c.kind for c in gram.plan.contributions if c.layer == "expert")
-    assert reason == "the first samples do not reach it, others do"
+    assert reason == "the samples that were read do not reach it, others do"
 
 
 def test_it_may_be_the_columns_that_reach_it(naive_gram):

@@ -117,7 +117,7 @@ def test_many_samples_are_undecided(guarded, streaming):
     assert guarded(wide(), method="singular").certificate.narrow == ""
 
 
-def test_a_cast_that_only_later_samples_meet_is_seen_and_leaves_no_bound(guarded, streaming, monkeypatch):
+def test_a_cast_that_only_later_samples_meet_is_seen_and_allowed_for(guarded, streaming, monkeypatch):
     class Sometimes(nn.Module):
         def forward(self, x):
             return x.float().to(x) if len(x) > 4 and x.dtype == torch.float64 else x
@@ -125,7 +125,8 @@ def test_a_cast_that_only_later_samples_meet_is_seen_and_leaves_no_bound(guarded
     certificate = guarded(wide(Sometimes()), method="singular").certificate
     assert certificate.verdict == "undecided"
     assert certificate.narrow.endswith("computes in torch.float32 (aten::_to_copy)")
-    assert (certificate.sigma_min.lower, certificate.sigma_min.upper) == (0, float("inf"))
+    assert not certificate.sigma_min.certified
+    assert certificate.feature_error > 1e-6  # that of float32
 
 
 def test_the_certificate_survives_a_checkpoint(guarded):

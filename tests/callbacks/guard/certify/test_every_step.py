@@ -1,0 +1,385 @@
+"""Every step of phase 2 is looked at: its samples and targets, its features, its loss, the gradient and who moves the head."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from lightning_conv.callbacks import ExpressivityGuard
+
+SAMPLES, CLASSES, WIDTH, SWITCH, LATE = 24, 3, 30, 5, 4
+
+
+class Net(pl.LightningModule):
+    """A wide network; three batches make an epoch. What is unusual begins in the fifth epoch of six, in steps 12 to 17."""
+
+    def __init__(self, loss_fn=None, width=WIDTH):
+        super().__init__()
+        torch.manual_seed(1)
+        self.trunk = nn.Sequential(nn.Linear(4, width), nn.Softplus(10, 40.0), nn.Dropout(0.5))
+        self.head = nn.Linear(width, CLASSES)
+        self.scale = 1.0
+        if loss_fn is not None:
+            self.loss_fn = loss_fn
+
+    @property
+    def late(self):
+        return self.current_epoch >= LATE
+
+    def forward(self, x):
+        return self.head(self.scale * self.trunk(x))
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self(batch[0]), batch[1])
+
+    def loss(self, u, y):
+        return self.loss_fn(u, y) if hasattr(self, "loss_fn") else F.cross_entropy(u, y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def table(targets=None):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SAMPLES, 4, generator=generator)
+    labels = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+    return TensorDataset(x, labels if targets is None else targets)
+
+
+@pytest.fixture
+def fit(make_trainer):
+    def go(module, *others, data=None, guard=None, shuffle=False, ckpt=None, **options):
+        guard = guard or ExpressivityGuard(switch_at=SWITCH)
+        trainer = make_trainer([guard, *others], **{"max_epochs": 6} | options)
+        trainer.fit(module, DataLoader(data or table(), 8, shuffle=shuffle), ckpt_path=ckpt)
+        return guard
+
+    return go
+
+
+LOSSES = [None, nn.CrossEntropyLoss()]
+
+
+def undecided(guard, said):
+    assert guard.phase == 2
+    assert guard.verdict == "undecided"
+    assert said in "; ".join([guard.why, *guard.caveats])
+
+
+class TrainMode(Net):
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.late:
+            self.train()
+
+
+class ScaleForTheStep(Net):
+    def on_train_batch_start(self, batch, batch_idx):
+        self.scale = 0.0 if self.late else 1.0
+
+    def on_train_batch_end(self, *_):
+        self.scale = 1.0
+
+
+class Mixup(Net):
+    mates = None
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.mates = torch.arange(len(batch[0])).roll(1) if self.late else None
+
+    def on_train_batch_end(self, *_):
+        self.mates = None
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.head(h if self.mates is None else (h + h[self.mates]) / 2)
+
+
+class Flipped(Net):
+    """Strong augmentation in the step, closed before the end of the run."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].flip(1) if self.current_epoch in (3, 4) else batch[0]
+        return self.loss(self(x), batch[1])
+
+
+class HeadTwice(Net):
+    def training_step(self, batch, batch_idx):
+        u = self(batch[0])
+        return self.loss(u + (self.head(0 * self.trunk(batch[0])) if self.current_epoch == LATE else 0), batch[1])
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES, ids=["functional", "module"])
+@pytest.mark.parametrize("module", [TrainMode, ScaleForTheStep, Mixup, Flipped])
+def test_features_that_are_others_in_some_steps(fit, module, loss_fn):
+    undecided(fit(module(loss_fn)), "a training step computes other features than those that were certified")
+
+
+def test_features_that_could_not_be_compared(fit):
+    assert fit(HeadTwice()).verdict == "undecided"
+
+
+class InPlace(pl.Callback):
+    """Changes the batch after the guard saw it."""
+
+    def __init__(self, which):
+        self.which = which
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.late:
+            batch[self.which].mul_(0)
+
+
+class Replaced(pl.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.late:
+            batch[1] = batch[1].flip(0)
+
+
+@pytest.mark.parametrize("other", [InPlace(0), InPlace(1), Replaced()], ids=["inputs", "targets", "another tensor"])
+def test_a_batch_that_is_changed_after_the_guard_saw_it(fit, other):
+    undecided(fit(Net(), other), "a batch was changed between the start of its step and the call of the head")
+
+
+class Noisy(Dataset):
+    """Targets that are drawn anew at every read."""
+
+    def __init__(self, of_labels):
+        self.table, self.of_labels = table(), of_labels
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        x, y = self.table[index]
+        if self.of_labels:
+            return x, torch.randint(0, CLASSES, ()) if torch.rand(()) < 0.5 else y
+        return x, F.one_hot(y, CLASSES).float() + torch.randn(CLASSES)
+
+
+@pytest.mark.parametrize("rule", ["base", "solve"])
+@pytest.mark.parametrize("of_labels", [True, False])
+def test_random_targets(fit, of_labels, rule):
+    loss_fn = nn.CrossEntropyLoss() if of_labels else nn.MSELoss()
+    guard = fit(Net(loss_fn), data=Noisy(of_labels), guard=ExpressivityGuard(SWITCH, step_rule=rule))
+    undecided(guard, "inputs or targets are random when they are read")
+
+
+class Relabelled(pl.Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if module.late:
+            tensors = trainer.train_dataloader.dataset.tensors
+            trainer.train_dataloader.dataset.tensors = (tensors[0], tensors[1].flip(0))
+
+
+def test_targets_that_change_during_the_run(fit):
+    undecided(fit(Net(), Relabelled()), "a batch holds samples that were not certified")
+
+
+@pytest.mark.parametrize("rule", ["base", "certified", "solve"])
+def test_a_run_that_is_resumed_with_other_targets_or_without_the_bias(fit, make_trainer, tmp_path, rule):
+    def guard():
+        return ExpressivityGuard(SWITCH, step_rule=rule)
+
+    first = guard()
+    trainer = make_trainer([first], max_epochs=3)
+    trainer.fit(Net(nn.CrossEntropyLoss()), DataLoader(table(), 8))
+    assert (first.phase, first.verdict) == (2, "certified")
+    trainer.save_checkpoint(path := tmp_path / "kept.ckpt")
+    other = table(torch.randint(0, CLASSES, (SAMPLES,), generator=torch.Generator().manual_seed(9)))
+    undecided(fit(Net(nn.CrossEntropyLoss()), data=other, guard=guard(), ckpt=path), "the training set is another one")
+    frozen = Net(nn.CrossEntropyLoss())
+    frozen.head.bias.requires_grad_(False)
+    undecided(fit(frozen, guard=guard(), ckpt=path), "the head's bias is trained now and was not")
+
+
+class FrozenBias(Net):
+    def on_train_epoch_start(self):
+        if self.late:
+            self.head.bias.requires_grad_(False)
+
+
+def test_a_bias_that_is_frozen_during_the_run(fit):
+    undecided(fit(FrozenBias()), "the head's bias is trained now and was not, or the other way round")
+
+
+class Shrinking(Net):
+    def on_before_optimizer_step(self, optimizer):
+        if self.late:
+            self.head.weight.grad.add_(self.head.weight, alpha=0.2)
+
+
+class Clipping(Net):
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        if self.late:
+            self.head.weight.grad.add_(self.head.weight, alpha=0.2)
+
+
+class Clamped(Net):
+    def on_before_optimizer_step(self, optimizer):
+        self.head.weight.data.clamp_(-0.01, 0.01)
+
+
+class PostHook(Net):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+
+        def shrink(*_):
+            self.head.weight.data.mul_(0.99)
+
+        optimizer.register_step_post_hook(shrink)
+        return optimizer
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES, ids=["functional", "module"])
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Shrinking, "changes the gradient of the head between the backward pass and the optimizer's step"),
+        (Clipping, "changes the gradient of the head between the backward pass and the optimizer's step"),
+        (Clamped, "moved the head between the backward pass and the optimizer's step"),
+        (PostHook, "moved the head between two steps"),
+    ],
+)
+def test_what_acts_between_the_guard_and_the_optimizer(fit, module, said, loss_fn):
+    undecided(fit(module(loss_fn)), said)
+
+
+class Masked(Net):
+    """Targets of one batch do not count from the fifth epoch on."""
+
+    def training_step(self, batch, batch_idx):
+        kept = (batch[1] != CLASSES - 1) | (not self.late)
+        return (F.cross_entropy(self(batch[0]), batch[1], reduction="none") * kept).mean()
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES, ids=["functional", "module"])
+def test_another_loss_of_a_batch_in_the_middle_late_in_the_run(fit, loss_fn):
+    x, y = table().tensors
+    order = (
+        (y[:, None] == torch.tensor([0, 2, 1])).float().argmax(1).argsort(stable=True)
+    )  # class 2 stands in the middle
+    undecided(fit(Masked(loss_fn), data=TensorDataset(x[order], y[order])), "changes during the run")
+
+
+class Skipping(Net):
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.late and batch_idx == 1 else None
+
+
+def test_batches_that_a_hook_skips(fit):
+    undecided(fit(Skipping()), "a batch was skipped, because a hook returned -1")
+
+
+class Fewer(pl.Callback):
+    """Draws the first sample in place of the second one."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if module.late:
+            trainer.train_dataloader.sampler.__class__.__iter__ = lambda _: iter([0, 0, *range(2, SAMPLES)])
+
+
+def test_an_epoch_that_does_not_draw_every_sample(fit, monkeypatch):
+    sampler = torch.utils.data.SequentialSampler
+    monkeypatch.setattr(sampler, "__iter__", sampler.__iter__)  # is put back
+    undecided(fit(Net(), Fewer()), "an epoch did not draw every training sample equally often")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, x, y: F.mse_loss(m(x), y - y.mean(0)),
+        lambda m, x, y: F.mse_loss(m(x), (y - y.mean(0)) / y.std(0)),
+        lambda m, x, y: F.mse_loss(m(x), y.roll(1, 0)),
+        lambda m, x, y: F.mse_loss(m(x), y.argsort(0).float()),
+        lambda m, x, y: (F.mse_loss(m(x), y, reduction="none").mean(1) * torch.arange(len(x)).float()).mean(),
+    ],
+    ids=["centred", "standardised", "rolled", "ranks", "weights by place"],
+)
+def test_targets_or_weights_that_a_step_makes_of_its_batch(fit, step):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            return step(self, *batch)
+
+    targets = torch.randn(SAMPLES, CLASSES, generator=torch.Generator().manual_seed(4))
+    guard = fit(Own(), data=table(targets), shuffle=True)
+    assert guard.phase == 2
+    assert guard.verdict == "undecided"
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_plain_loss_of_targets_and_weights_of_the_samples_is_certified(fit, reduction):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            return F.mse_loss(self(batch[0]), batch[1], reduction=reduction)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    targets = torch.randn(SAMPLES, CLASSES, generator=torch.Generator().manual_seed(4))
+    guard = fit(Own(), data=table(targets), shuffle=True)
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+def near_duplicates():
+    """Five pairs that differ in the last digit of a small coordinate, with other labels."""
+    x, y = table().tensors
+    x[:, 3] *= 1e-2
+    for k in range(0, 10, 2):
+        x[k + 1] = x[k]
+        x[k + 1, 3] = torch.nextafter(x[k, 3], torch.tensor(torch.inf))
+        y[k], y[k + 1] = 0, 1
+    return TensorDataset(x, y)
+
+
+@pytest.mark.parametrize("rule", ["base", "solve"])
+def test_features_that_coincide_in_the_precision_of_the_run(fit, rule):
+    guard = fit(Net(nn.CrossEntropyLoss(), 70), data=near_duplicates(), guard=ExpressivityGuard(SWITCH, step_rule=rule))
+    undecided(guard, "in the run's own precision the features of samples")
+
+
+@pytest.mark.parametrize("rule", ["base", "certified", "solve"])
+@pytest.mark.parametrize("noise", [1e-9, 1e-10])
+def test_targets_that_are_almost_in_reach_are_not_reached(fit, rule, noise):
+    """By least squares in float64 the loss of every head is above that of the noise alone, times the share of its free directions."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
+    y = 1e8 * (x @ torch.randn(4, CLASSES, generator=generator, dtype=torch.float64))
+    y += noise * 1e8 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
+
+    class Linear(Net):
+        def __init__(self):
+            super().__init__(nn.MSELoss())
+            self.trunk, self.head = nn.Linear(4, 6), nn.Linear(6, CLASSES)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-20)
+
+    guard = ExpressivityGuard(SWITCH, method="alignment", step_rule=rule)
+    fit(Linear(), data=TensorDataset(x, y), guard=guard, precision="64-true")
+    least = torch.cat([x, torch.ones(SAMPLES, 1, dtype=torch.float64)], 1)
+    residual = y - least @ torch.linalg.lstsq(least, y).solution
+    assert residual.square().mean() > 0.1 * (noise * 1e8) ** 2
+    assert guard.verdict != "certified"
+
+
+def test_samples_that_float64_cannot_tell_apart_are_not_certified(fit):
+    """x - mean(x) of x and of x + t is the same; with a large t rounding tells them apart."""
+
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x - x.mean(1, keepdim=True)
+
+    class Cancelling(Net):
+        def __init__(self):
+            super().__init__(nn.CrossEntropyLoss())
+            self.trunk = nn.Sequential(Centred(), nn.Linear(4, WIDTH), nn.Softplus(10, 40.0))
+
+    x, y = table().tensors
+    x = x.double()
+    x[-1] = x[-2] + 1e14
+    guard = fit(Cancelling(), data=TensorDataset(x, y), precision="64-true")
+    assert guard.verdict != "certified"
