@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.certify.checks import Check
-from lightning_conv.callbacks.guard.certify.training_pass import beside_the_outputs
+from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs, distance, is_scaled, norm_of
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
@@ -118,7 +118,7 @@ class GradientWatch:
             self._kept = [None if each.grad is None else each.grad.detach().clone() for each in self._weights]
             if not all(bool(torch.isfinite(each).all()) for each in actual):
                 return  # the scaler leaves such a step out
-        apart, size = _distance(actual, expected), norm_of(expected)
+        apart, size = distance(actual, expected), norm_of(expected)
         eps = max(torch.finfo(each.dtype).eps for each in actual)
         close = apart <= ULPS * eps * size
         told = self._view.ranks.gather(lambda: (close, self._beside))
@@ -137,7 +137,7 @@ class GradientWatch:
                 torch.rand(1)  # other random numbers; the generator is put back by the caller
                 some = self._gradients(*first)
                 torch.rand(1)
-                return _distance(some, self._gradients(*first))
+                return distance(some, self._gradients(*first))
             return float("inf")
 
         with isolate_rng():
@@ -165,7 +165,7 @@ class GradientWatch:
             return
         pairs = [(was, each.grad) for was, each in zip(kept, self._weights, strict=False)]
         then, now = ([pair[k] for pair in pairs if None not in pair] for k in (0, 1))
-        changed = not _is_scaled(then, now) and not self._is_clamped(then, now)
+        changed = not is_scaled(then, now) and not self._is_clamped(then, now)
         if any(self._view.ranks.gather(lambda: changed)):
             said = "something changes the gradients between the backward pass and the optimizer's step"
             self.found = Check("gradients of the step", False, said)
@@ -201,21 +201,3 @@ class GradientWatch:
 
 def _hooks_of(parameter: nn.Parameter) -> bool:
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
-
-
-def _is_scaled(then: Sequence[Any], now: Sequence[Any]) -> bool:
-    """Return whether gradients are those of before times one number in (0, 1]."""
-    before, after = norm_of(then), norm_of(now)
-    if after > before * (1 + 1e-6):
-        return False
-    scale = after / before if before > 0 else 1.0
-    return _distance([scale * each for each in then], now) <= 1e-5 * max(after, 1e-300)
-
-
-def norm_of(tensors: Sequence[Tensor]) -> float:
-    """Return the Euclidean norm of some tensors together, in float64."""
-    return float(nn.utils.get_total_norm([each.detach().abs().double() for each in tensors]))
-
-
-def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    return norm_of([a - b for a, b in zip(some, others, strict=True)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
-from lightning_conv.callbacks.guard.certify.known_samples import Expected
-from lightning_conv.callbacks.guard.certify.training_pass import product_rounding
+from lightning_conv.callbacks.guard.certify.features_compared import Expected
+from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of, product_rounding, same_or_clipped
+from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.sample_keys import tensors_of
-from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.head_probe import same
 from lightning_conv.networks.precision import product_roundoff
@@ -57,7 +55,7 @@ class HeadWatch:
         self._calls: list[
             tuple[Tensor, list[Tensor]]
         ] = []  # h of each call since the last step, with s once it is there
-        self._batches: list[_Batch] = []  # since the last step
+        self._batches: list[BatchRecord] = []  # since the last step
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
         self._accumulated: dict[
@@ -119,7 +117,7 @@ class HeadWatch:
             batch: The batch that the training step is about to see, where it must stay as it is; None: it may change.
             expected: The features that its samples must have; None: they are not known.
         """
-        self._batches.append(_Batch.of(batch, expected, len(self._calls)))
+        self._batches.append(BatchRecord.of(batch, expected, len(self._calls)))
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -152,14 +150,20 @@ class HeadWatch:
             return
         for number, was in gradients.items():
             parameter = self._view.head_parameters[number] if number < len(self._view.head_parameters) else None
-            if parameter is not None and parameter.grad is not None and not self._is_same([was], [parameter.grad]):
+            if (
+                parameter is not None
+                and parameter.grad is not None
+                and not same_or_clipped(self._view.trainer, [was], [parameter.grad])
+            ):
                 said = "something changes the gradient of the head after the backward pass"
                 self._tell("gradients of the step", said)
             elif parameter is not None and parameter._backward_hooks:
                 said = "the head has a hook on its gradient, which is compared up to rounding only"
                 self._tell("gradients of the step", said, held=None)
 
-    def _compare_features(self, calls: list[tuple[Tensor, list[Tensor]]], batches: list[_Batch], once: bool) -> None:
+    def _compare_features(
+        self, calls: list[tuple[Tensor, list[Tensor]]], batches: list[BatchRecord], once: bool
+    ) -> None:
         if not any(batch.expected for batch in batches):
             return
         if any(parameter.grad is None for parameter in self._view.head_parameters):
@@ -199,7 +203,7 @@ class HeadWatch:
         unit = max(unit_roundoff(coarsest), product_roundoff(present[0])) / unit_roundoff(coarsest)
         made, sizes = ([ranks.mean(each) for each in some] for some in (made, sizes))
         allowed, underflow = unit * product_rounding(rows + ranks.world, coarsest), rows * torch.finfo(coarsest).tiny
-        factor = _factor(present, made)
+        factor = factor_of(present, made)
         apart = any(
             bool(((actual - factor * each).abs() > factor * (allowed * size + underflow)).any())
             for actual, each, size in zip(present, made, sizes, strict=True)
@@ -242,23 +246,10 @@ class HeadWatch:
         now = [parameter.grad for parameter in self._view.head_parameters]
         if [each is None for each in now] == [each is None for each in gradients]:
             pairs = [(a, b) for a, b in zip(gradients, now, strict=True) if a is not None and b is not None]
-            if self._is_same([a for a, _ in pairs], [b for _, b in pairs]):
+            if same_or_clipped(self._view.trainer, [a for a, _ in pairs], [b for _, b in pairs]):
                 return
         said = "something changes the gradient of the head between the backward pass and the optimizer's step"
         self._tell("gradients of the step", said)
-
-    def _is_same(self, judged: list[Tensor], now: list[Tensor]) -> bool:
-        """Return whether gradients are those that were judged: bit for bit, or as clipping leaves them."""
-        if all(map(same, judged, now)):
-            return True
-        trainer = self._view.trainer
-        if (largest := trainer.gradient_clip_val) and clips_values(trainer):
-            return all(torch.equal(was.clamp(-largest, largest), each) for was, each in zip(judged, now, strict=True))
-        factor = _factor(now, judged)
-        return factor <= 1 and all(
-            bool(((each - factor * was).abs() <= 8 * torch.finfo(was.dtype).eps * was.abs()).all())
-            for was, each in zip(judged, now, strict=True)
-        )
 
     def _after_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._left = [parameter.detach().clone() for parameter in self._view.head_parameters]
@@ -266,32 +257,3 @@ class HeadWatch:
     def _tell(self, name: CheckName, said: str, *, held: bool | None = False) -> None:
         if not any(check.name == name for check in self.found):
             self.found.append(Check(name, held, f"{said} (first at step {self._view.trainer.global_step})"))
-
-
-@dataclass(frozen=True)
-class _Batch:
-    calls: int  # of the head since the last step, at its start
-    expected: Expected | None
-    tensors: list[tuple[Tensor, int]]  # those of the batch, with the number of writes in place that they have seen
-    batch: Any
-
-    @classmethod
-    def of(cls, batch: Any, expected: Expected | None, calls: int) -> _Batch:
-        return cls(calls, expected, _versions(batch), batch)
-
-    def was_changed(self) -> bool:
-        now = _versions(self.batch)
-        return len(now) != len(self.tensors) or any(
-            a is not b or before != after for (a, before), (b, after) in zip(self.tensors, now, strict=True)
-        )
-
-
-def _versions(batch: Any) -> list[tuple[Tensor, int]]:
-    return [(each, 0 if each.is_inference() else each._version) for each in tensors_of(batch)]
-
-
-def _factor(actual: list[Tensor], made: list[Tensor]) -> float:
-    """Return the positive number c for which c times ``made`` is closest to ``actual``: a callback may scale the whole gradient."""
-    squares = sum(float(each.double().square().sum()) for each in made)
-    product = sum(float((a.double() * b.double()).sum()) for a, b in zip(actual, made, strict=True))
-    return product / squares if squares > 0 and product > 0 else 1.0

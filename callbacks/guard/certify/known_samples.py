@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check
-from lightning_conv.callbacks.guard.certify.training_pass import DIRECTIONS, Walk, project
+from lightning_conv.callbacks.guard.certify.features_compared import DIRECTIONS, Expected, project
+from lightning_conv.callbacks.guard.certify.training_pass import Walk
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs
@@ -21,23 +21,6 @@ from lightning_conv.callbacks.run.sample_keys import batch_keys
 REMEMBERED = 4096  # samples of phase 1, the last ones
 ROWS = 64  # samples, evenly spaced, whose features are computed again
 AGREEMENT = 1e-9  # relative difference of the projections in float64 up to which the features are the same
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The features of a batch, as they were certified."""
-
-    projected: Tensor  # (rows, DIRECTIONS), float64
-    spread: Tensor  # by how much rounding may change them, (DIRECTIONS,)
-
-    def unlike(self, features: Tensor) -> bool:
-        """Return whether these features are others.
-
-        Args:
-            features: h that enters the head, (rows, m).
-        """
-        found = project(features).reshape(-1, DIRECTIONS).cpu()
-        return found.shape != self.projected.shape or not bool(((found - self.projected).abs() <= self.spread).all())
 
 
 class KnownSamples:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
-from lightning_conv.callbacks.guard.certify.gradient_watch import norm_of
-from lightning_conv.callbacks.guard.certify.training_pass import frozen_twin, last_moment, other_features
+from lightning_conv.callbacks.guard.certify.copies import in_eval_mode, last_moment
+from lightning_conv.callbacks.guard.certify.gradients_compared import norm_of
+from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features_of_step
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
@@ -25,17 +25,12 @@ from lightning_conv.networks.evaluation import (
     Inputs,
     StatelessModule,
     input_tensors,
-    map_inputs,
     undisturbed,
     without_fused_attention,
 )
-from lightning_conv.networks.head import features_of
 
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward
-SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
-# Units of float64 rounding by which the features of a sample may differ among other samples: products are reordered.
-NEIGHBOURS = 10**5
 MADE: tuple[CheckName, ...] = ("compared with the step", "same loss to the end", "same features in the step")
 DRAWN = (1.0, 30.0, 1e3, 1e6)  # sizes of random weights, in units of the present ones
 
@@ -89,7 +84,7 @@ class _Batch:
 class _Comparison:
     def __init__(self, view: GuardView) -> None:
         self._view = view
-        self._twin = _in_eval_mode(view)
+        self._twin = in_eval_mode(view)
         self._engine = StatelessModule(view.network)
 
     def checks(self) -> list[Check]:
@@ -97,7 +92,11 @@ class _Comparison:
         for batch in self._batches():
             call = self._call(self._twin, batch)
             points = [point for point in settings(call, call.observe().outputs) if point.finite]
-            found = (self._departure(batch, points), self._later(batch, points), self._other_features(batch))
+            found = (
+                self._departure(batch, points),
+                self._later(batch, points),
+                features_of_step(self._view, batch.inputs, batch.whole, batch.number),
+            )
             said = {name: said[name] or new for name, new in zip(MADE, found, strict=True)}
         return [Check(name, not why, why) for name, why in said.items()]
 
@@ -171,7 +170,7 @@ class _Comparison:
         self, batch: _Batch, points: list[Point], step: int | None = None, epoch: int | None = None
     ) -> str:
         """Return whether the loss depends on the weights when the outputs are held."""
-        call = self._call(_in_eval_mode(self._view, step, epoch), batch)
+        call = self._call(in_eval_mode(self._view, step, epoch), batch)
         u = points[0].outputs
         weights = [each.requires_grad_() for each in call.twin.module.parameters() if each.is_floating_point()]
         loss = call(u)
@@ -196,7 +195,7 @@ class _Comparison:
         step, epoch = last_moment(self._view.trainer)
         batches = self._view.trainer.num_training_batches
         last_batch = replace(batch, number=int(batches) - 1 if math.isfinite(batches) else 1)
-        call = self._call(_in_eval_mode(self._view, step, epoch), last_batch)
+        call = self._call(in_eval_mode(self._view, step, epoch), last_batch)
 
         def then(u: Tensor) -> Tensor:
             return call(u.to(points[0].outputs)).to(u.dtype)
@@ -213,7 +212,7 @@ class _Comparison:
     def _another_gradient(self, batch: _Batch) -> str:
         """Return whether the gradient of the loss by the weights is another one than J^T s."""
         view, engine = self._view, self._engine
-        call = self._call(_in_eval_mode(view), batch)
+        call = self._call(in_eval_mode(view), batch)
         own = {
             name: each.requires_grad_()
             for name, each in call.twin.module.named_parameters()
@@ -242,57 +241,3 @@ class _Comparison:
             "the gradient of the training step is not that of a loss of the network's outputs (J^T s): they are "
             f"{apart / max(size, 1e-300):.2g} of its norm apart"
         )
-
-    def _other_features(self, batch: _Batch) -> str:
-        """Return whether the training step of phase 2 computes other features than the network as it is evaluated here."""
-        view = self._view
-        here = features_of(self._engine, view.head, batch.inputs).double()
-        exact = features_of(StatelessModule(view.network, dtype=torch.float64), view.head, batch.inputs)
-        if said := self._coupled_features(batch, exact):
-            return said
-        for when, seen in self._features_of_steps(batch):
-            if said := other_features(seen, exact, (here - exact).abs().amax(0)):
-                return said + when
-        return ""
-
-    def _features_of_steps(self, batch: _Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the features that the step computes now, once the trunk is frozen, at the last step, and with other random numbers."""
-        yield "", self._call(_in_eval_mode(self._view), batch).observe().features
-        twin = frozen_twin(self._view)
-        yield " (once the trunk is frozen)", self._call(twin, batch).observe().features
-        step, epoch = last_moment(self._view.trainer)
-        yield f" (at step {step})", self._call(_in_eval_mode(self._view, step, epoch), batch).observe().features
-        with isolate_rng():
-            for seed in range(SEEDS):
-                seed_all(seed)
-                yield " (with other random numbers)", self._call(twin, batch).observe().features
-
-    def _coupled_features(self, batch: _Batch, exact: Tensor) -> str:
-        """Return whether the features of a sample depend on its neighbours in the batch, on its place, or on random numbers.
-
-        They are computed anew for all but the first sample in the reverse order, and for each sample twice in a batch of its own (one alone
-        may lose its axis in a squeeze), with other random numbers each time.
-        """
-        n, network = len(exact), StatelessModule(self._view.network, dtype=torch.float64)
-        allowed = NEIGHBOURS * torch.finfo(exact.dtype).eps * float(exact.abs().max())
-        for seed, chosen in enumerate([[*reversed(range(1, n))] if n > 2 else [0, 0], *([k, k] for k in range(n))]):
-            some = map_inputs(partial(_rows, chosen=chosen), batch.inputs)
-            with isolate_rng():
-                seed_all(seed)
-                apart = float((features_of(network, self._view.head, some) - exact[chosen]).abs().max())
-            if not apart <= allowed:
-                return (
-                    f"the features of a sample depend on the other samples of its batch, or on random numbers: {apart:.2g} apart, where "
-                    f"rounding explains {allowed:.1g}"
-                )
-        return ""
-
-
-def _in_eval_mode(view: GuardView, step: int | None = None, epoch: int | None = None) -> Twin:
-    twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
-    twin.module.eval()
-    return twin
-
-
-def _rows(tensor: Tensor, chosen: list[int]) -> Tensor:
-    return tensor[chosen]

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.callbacks.guard.certify.copies import frozen_twin, last_moment
+from lightning_conv.callbacks.guard.certify.features_compared import (
+    columns_rounding,
+    directions,
+    other_features,
+    project,
+)
+from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import Seen, StepCall
 from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.linalg.rounding import gamma
-from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
+from lightning_conv.losses.of_outputs import Point, difference, evaluate, rounding
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
 
-NEGLIGIBLE = 1e-6  # part of the largest feature below which a column counts as being of that size
 SAME = 1e-12  # relative difference of projections in float64 up to which they are those of equal features
-DIRECTIONS = 4  # random directions on which features are projected, to recognise them
-LARGEST = 0.5  # power of eps: relative rounding of a network beyond which two evaluations are those of two functions
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,6 @@ class Walk:
     rows: tuple[bytes, ...] = ()  # hashes of the features that the step computes, of all samples
     projected: Tensor | None = None  # the features, ``project``; None without the step
     spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
-
-
-def project(features: Tensor) -> Tensor:
-    """Project features on random directions that are always the same: (n, m) -> (n, 4), in float64.
-
-    Args:
-        features: h.
-    """
-    return features.double() @ _directions(features.shape[-1]).to(features.device)
-
-
-@cache
-def _directions(width: int) -> Tensor:
-    return torch.randn(width, DIRECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def walk(view: GuardView, *, with_step: bool) -> Walk:
@@ -139,7 +126,7 @@ class _Look:
             type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact).cpu(),
-            spread=(rounded.square() @ _directions(width).square()).sqrt(),
+            spread=(rounded.square() @ directions(width).square()).sqrt(),
         )
 
     def _unlike_later(self, made: Seen, batch: Any) -> str:
@@ -179,74 +166,6 @@ def lost_in_precision(walked: Walk) -> str:
     return ""
 
 
-def last_moment(trainer: pl.Trainer) -> tuple[int, int]:
-    """Return the run's last step and epoch; far ones where they are not known.
-
-    Args:
-        trainer: Trainer of the run.
-    """
-    last, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
-    step = int(last) - 1 if 1 <= last < math.inf else trainer.global_step + 10**6
-    return step, epochs - 1 if epochs is not None and epochs > 0 else trainer.current_epoch + 10**3
-
-
-def frozen_twin(view: GuardView, step: int | None = None, epoch: int | None = None) -> Twin:
-    """Return a copy of the module as phase 2 has it: in eval mode, only the head with gradients.
-
-    Args:
-        view: The run.
-        step: Optimizer steps that the copy is told of; None: those of the run.
-        epoch: Epoch that the copy is told of; None: that of the run.
-    """
-    twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
-    twin.module.eval()
-    for name, parameter in twin.module.named_parameters():
-        parameter.requires_grad_(parameter.is_floating_point() and name.startswith(f"{view.head_name}."))
-    return twin
-
-
-def other_features(made: Tensor, exact: Tensor, coarse: Tensor) -> str:
-    r"""Return how features differ from those of the float64 copy by more than rounding; empty if they do not.
-
-    Column by column, :math:`64\, (\epsilon \max_i |h_{ij}| + r_j)`, where r_j is the difference of a float32 evaluation of the
-    function from one in float64, and the size of a column counts as 1e-6 of the largest at least. That difference must itself be small,
-    at most :math:`\sqrt\epsilon \max |h|`: else float64 shows another function.
-
-    Args:
-        made: h of the training step, (n, m).
-        exact: h of the float64 copy.
-        coarse: r, (m,).
-    """
-    if made.shape != exact.shape:
-        return f"the training step computes features of shape {tuple(made.shape)}, the certificate is about {tuple(exact.shape)}"
-    eps, largest = torch.finfo(made.dtype).eps, float(exact.abs().max())
-    if float(coarse.max()) > eps**LARGEST * largest and eps > torch.finfo(torch.float64).eps:
-        return (
-            f"the features in float64 are {float(coarse.max()):.2g} apart from those in the run's precision, more than rounding explains, "
-            "so the certificate is not about the latter"
-        )
-    apart, allowed = (made.double() - exact).abs().amax(0), columns_rounding(exact, coarse, eps)
-    if bool((apart <= allowed).all()):
-        return ""
-    worst = int((apart - allowed).argmax())
-    return (
-        f"the training step computes other features than those that are certified: {float(apart[worst]):.2g} apart, where rounding "
-        f"explains {float(allowed[worst]):.1g}"
-    )
-
-
-def columns_rounding(exact: Tensor, coarse: Tensor, eps: float) -> Tensor:
-    """Return by how much rounding may change features, column by column, see ``other_features``.
-
-    Args:
-        exact: h of the float64 copy, (n, m).
-        coarse: r, (m,).
-        eps: Twice the unit roundoff of the type in which the step computes them.
-    """
-    sizes = exact.abs().amax(0)
-    return ULPS * (eps * sizes.clamp(min=NEGLIGIBLE * float(sizes.max())) + coarse)
-
-
 def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...]) -> str:
     """Return how the loss of a training step differs from ``loss_fn`` of the same outputs; empty if it does not, or is not known.
 
@@ -273,38 +192,3 @@ def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...])
         f"the training step minimises something else than the mean of {loss.kind.name} ({stepped:.9g} instead of {own.value:.9g} on a "
         f"batch at step {view.trainer.global_step})"
     )
-
-
-def product_rounding(rows: int, dtype: torch.dtype) -> float:
-    r"""Return 4 :math:`\gamma_{n + 2}`, by which two ways to sum n products may differ, relative to the sum of their absolute values.
-
-    Products that underflow add at most n times the smallest normal number.
-
-    Args:
-        rows: n.
-        dtype: Type in which they are summed.
-    """
-    return 4 * gamma(rows + 2, dtype)
-
-
-def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
-    """Return whether the gradient of a step by the head's weight is another one than sum_i s_i h_i^T, s the gradient by the outputs.
-
-    Args:
-        view: The run.
-        twin: Copy on which the step was run.
-        made: The step.
-    """
-    weight = twin.module.get_parameter(f"{view.head_name}.weight")
-    slope, gradient = torch.autograd.grad(made.loss, [made.outputs, weight], allow_unused=True, retain_graph=True)
-    if slope is None:
-        return "the loss of the training step has no gradient by the head's outputs"
-    if gradient is None:
-        return "the loss of the training step has no gradient by the head's weight"
-    s, h = slope.double(), made.features.double()
-    expected, sizes = s.T @ h, s.abs().T @ h.abs()
-    coarsest = max((gradient.dtype, slope.dtype), key=lambda kind: torch.finfo(kind).eps)
-    allowed = product_rounding(len(h), coarsest) * sizes + len(h) * torch.finfo(coarsest).tiny
-    if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
-        return ""
-    return "the gradient of the training step by the head is not that of a loss of the head's outputs"

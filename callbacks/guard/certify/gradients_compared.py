@@ -1,0 +1,116 @@
+"""Gradients compared with one another, and that of the head with what its outputs make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.call import Seen
+from lightning_conv.callbacks.run.steps import clips_values
+from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.linalg.rounding import gamma
+from lightning_conv.networks.head_probe import same
+
+
+def product_rounding(rows: int, dtype: torch.dtype) -> float:
+    r"""Return 4 :math:`\gamma_{n + 2}`, by which two ways to sum n products may differ, relative to the sum of their absolute values.
+
+    Products that underflow add at most n times the smallest normal number.
+
+    Args:
+        rows: n.
+        dtype: Type in which they are summed.
+    """
+    return 4 * gamma(rows + 2, dtype)
+
+
+def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
+    """Return whether the gradient of a step by the head's weight is another one than sum_i s_i h_i^T, s the gradient by the outputs.
+
+    Args:
+        view: The run.
+        twin: Copy on which the step was run.
+        made: The step.
+    """
+    weight = twin.module.get_parameter(f"{view.head_name}.weight")
+    slope, gradient = torch.autograd.grad(made.loss, [made.outputs, weight], allow_unused=True, retain_graph=True)
+    if slope is None:
+        return "the loss of the training step has no gradient by the head's outputs"
+    if gradient is None:
+        return "the loss of the training step has no gradient by the head's weight"
+    s, h = slope.double(), made.features.double()
+    expected, sizes = s.T @ h, s.abs().T @ h.abs()
+    coarsest = max((gradient.dtype, slope.dtype), key=lambda kind: torch.finfo(kind).eps)
+    allowed = product_rounding(len(h), coarsest) * sizes + len(h) * torch.finfo(coarsest).tiny
+    if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
+        return ""
+    return "the gradient of the training step by the head is not that of a loss of the head's outputs"
+
+
+def factor_of(actual: Sequence[Tensor], made: Sequence[Tensor]) -> float:
+    """Return the positive number c for which c times ``made`` is closest to ``actual``: a callback may scale the whole gradient.
+
+    Args:
+        actual: Gradients.
+        made: What they are compared with.
+    """
+    squares = sum(float(each.double().square().sum()) for each in made)
+    product = sum(float((a.double() * b.double()).sum()) for a, b in zip(actual, made, strict=True))
+    return product / squares if squares > 0 and product > 0 else 1.0
+
+
+def same_or_clipped(trainer: pl.Trainer, judged: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Return whether gradients are those that were judged: bit for bit, or as clipping leaves them.
+
+    Args:
+        trainer: Trainer of the run, which says how it clips.
+        judged: Gradients before.
+        now: Gradients now.
+    """
+    if all(map(same, judged, now)):
+        return True
+    if (largest := trainer.gradient_clip_val) and clips_values(trainer):
+        return all(torch.equal(was.clamp(-largest, largest), each) for was, each in zip(judged, now, strict=True))
+    factor = factor_of(now, judged)
+    return factor <= 1 and all(
+        bool(((each - factor * was).abs() <= 8 * torch.finfo(was.dtype).eps * was.abs()).all())
+        for was, each in zip(judged, now, strict=True)
+    )
+
+
+def is_scaled(then: Sequence[Any], now: Sequence[Any]) -> bool:
+    """Return whether gradients are those of before times one number in (0, 1].
+
+    Args:
+        then: Gradients before.
+        now: Gradients now.
+    """
+    before, after = norm_of(then), norm_of(now)
+    if after > before * (1 + 1e-6):
+        return False
+    scale = after / before if before > 0 else 1.0
+    return distance([scale * each for each in then], now) <= 1e-5 * max(after, 1e-300)
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """Return the Euclidean norm of some tensors together, in float64.
+
+    Args:
+        tensors: The tensors.
+    """
+    return float(nn.utils.get_total_norm([each.detach().abs().double() for each in tensors]))
+
+
+def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Return the Euclidean norm of the differences of some tensors together.
+
+    Args:
+        some: Tensors.
+        others: As many of the same shapes.
+    """
+    return norm_of([a - b for a, b in zip(some, others, strict=True)])
