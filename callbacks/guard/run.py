@@ -153,6 +153,8 @@ class GuardedRun:
 
     def after_epoch(self) -> None:
         """Measure the training loss in phase 2, and log."""
+        if self._state.phase == 2:
+            self._phase_two.claim.after_epoch()
         if self._logged_step == self._trainer.global_step:  # a switch in the last step has logged everything
             return
         if self._state.phase == 2:

@@ -109,6 +109,63 @@ def constrained(run: Run) -> None:
     on("optimizer_step", step)(run)
 
 
+def late(name: str, function: Callable[..., Any]) -> Callable[[Run], None]:
+    """Let a hook of the module act from the third epoch of four on."""
+
+    def hook(self: Any, *given: Any, **named: Any) -> Any:
+        return function(self, *given, **named) if self.current_epoch >= 2 else None
+
+    return on(name, hook)
+
+
+def clamp(net: Any, *_: Any) -> None:
+    net.head.weight.data.clamp_(-0.05, 0.05)
+
+
+def late_for_a_step(run: Run) -> None:
+    """Scale the features during the steps of the last two epochs."""
+    scale = {"now": 1.0}
+    run.module.trunk.append(torch.nn.Module())
+    run.module.trunk[-1].forward = lambda h: scale["now"] * h
+    on("on_train_batch_start", lambda self, *_: scale.update(now=0.0 if self.current_epoch >= 2 else 1.0))(run)
+    on("on_train_batch_end", lambda self, *_: scale.update(now=1.0))(run)
+
+
+def relabelled(batch: Any) -> None:
+    batch[1].copy_(batch[1].flip(0))
+
+
+def post_hook(run: Run) -> None:
+    made = run.module.configure_optimizers()
+    made.register_step_post_hook(lambda *_: run.module.head.weight.data.mul_(0.9) is None or None)
+    run.module.configure_optimizers = lambda: made
+
+
+class Decaying(torch.optim.SGD):
+    """Has a decay of its own, where there is a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        made = super().step(closure)
+        for each in (p for group in self.param_groups for p in group["params"] if p.grad is not None and p.grad.any()):
+            each.mul_(0.99)
+        return made
+
+
+def decaying(run: Run) -> None:
+    run.module.configure_optimizers = lambda: Decaying(run.module.parameters(), lr=0.05)
+
+
+def noisy_targets(run: Run) -> None:
+    """Draw the targets anew at every read."""
+
+    def collate(samples: list[Any]) -> Any:
+        x, y = torch.utils.data.default_collate(samples)
+        return x, y + torch.randn_like(y) if y.is_floating_point() else torch.randint_like(y, 2)
+
+    run.collate = collate
+
+
 PUT: dict[str, Callable[[Run], None]] = {
     "weight decay": decayed,
     "AdamW": adamw,
@@ -143,15 +200,41 @@ PUT: dict[str, Callable[[Run], None]] = {
     "callback that moves the trunk": callback(
         "on_train_batch_end", lambda self, trainer, net, *_: net.trunk[0].weight.data.mul_(0.99)
     ),
+    "late change before the step": late("on_before_optimizer_step", lambda self, _: change(self)),
+    "late clipping of its own": late("configure_gradient_clipping", lambda self, *_, **__: change(self)),
+    "late change after the backward": late("on_after_backward", lambda self: change(self)),
+    "a small pull after the backward": on("on_after_backward", lambda self: change(self, pull=1e-5)),
+    "late features of another size": late_for_a_step,
+    "late inputs of zero": late("on_train_batch_start", lambda self, batch, *_: batch[0].zero_() is None or None),
+    "late targets of other samples": late("on_train_batch_start", lambda self, batch, *_: relabelled(batch)),
+    "late skipping of the epoch": late("on_train_batch_start", lambda self, batch, batch_idx: -1),
+    "clamp before the step": on("on_before_optimizer_step", clamp),
+    "post hook of the optimizer": post_hook,
+    "optimizer with a decay of its own": decaying,
+    "random targets": noisy_targets,
 }
 # With these the guard's own steps on the head take no notice, so that what is said of them is true.
-ONLY_BASE = {"weight decay", "AdamW", "weight decay in a group"}
+ONLY_BASE = {
+    "weight decay",
+    "AdamW",
+    "weight decay in a group",
+    "late change before the step",
+    "late clipping of its own",
+    "optimizer with a decay of its own",
+}
 # After the head is solved the run ends, and these do nothing any more.
 BEFORE_THE_END = {
     "callback that decays after each batch",
     "callback that moves the trunk",
     "optimizer_step that decays",
     "optimizer_step that clamps the head",
+    "late change after the backward",
+    "late features of another size",
+    "late inputs of zero",
+    "late targets of other samples",
+    "late skipping of the epoch",
+    "clamp before the step",
+    "post hook of the optimizer",
 }
 
 

@@ -75,6 +75,7 @@ class Run:
     trainer: dict[str, Any] = field(default_factory=dict)
     epochs: int = 3
     shuffled: bool = False
+    collate: Any = None
     seen: ExpressivityGuard | None = None
 
 
@@ -127,7 +128,9 @@ def fit(case: Case, build: Callable[[Case], Run]) -> Run | str:
         options |= {"loss_fn": loss_of(case), "infimum": 0.0}
     given = {"callbacks": [], "precision": case.precision, "max_epochs": run.epochs} | run.trainer
     run.seen = guard = ExpressivityGuard(**options)
-    loader = DataLoader(TensorDataset(x, y), batch_size=case.batch or case.n, shuffle=run.shuffled)
+    loader = DataLoader(
+        TensorDataset(x, y), batch_size=case.batch or case.n, shuffle=run.shuffled, collate_fn=run.collate
+    )
     before = set_strict(True)
     try:
         with quiet():

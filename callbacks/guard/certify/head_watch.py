@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.certify.features_compared import Expected
 from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of, product_rounding, same_or_clipped
+from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
 from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.linalg.rounding import unit_roundoff
@@ -244,6 +245,8 @@ class HeadWatch:
                 "steps of the rule", "something moved the head between the backward pass and the optimizer's step"
             )
         now = [parameter.grad for parameter in self._view.head_parameters]
+        if any(each is not None for each in now) and (said := optimizer_caveats(self._view.trainer, self._view.head)):
+            self._tell("no other term in the optimizer", said[0])  # its settings may have changed for this step
         if [each is None for each in now] == [each is None for each in gradients]:
             pairs = [(a, b) for a, b in zip(gradients, now, strict=True) if a is not None and b is not None]
             if same_or_clipped(self._view.trainer, [a for a, _ in pairs], [b for _, b in pairs]):

@@ -122,7 +122,6 @@ class PhaseTwo:
     def measure(self) -> None:
         """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
         self._check.again()
-        self.claim.after_epoch()
         self.claim.compare_features()
         trainer = self._view.trainer
         step, epoch = trainer.global_step, trainer.current_epoch
