@@ -207,7 +207,9 @@ class Claim:
             caveat: Reason why the guarantee is limited.
         """
         state, trainer = self._state, self._view.trainer
-        if any(without_numbers(each).startswith(without_numbers(caveat)) for each in state.caveats):  # said of another step
+        if any(
+            without_numbers(each).startswith(without_numbers(caveat)) for each in state.caveats
+        ):  # said of another step
             return
         self.note([Check(name, False, caveat)])
         self.give_up(caveat)

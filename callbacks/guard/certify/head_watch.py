@@ -245,8 +245,8 @@ class HeadWatch:
                 "steps of the rule", "something moved the head between the backward pass and the optimizer's step"
             )
         now = [parameter.grad for parameter in self._view.head_parameters]
-        if any(each is not None for each in now) and (said := optimizer_caveats(self._view.trainer, self._view.head)):
-            self._tell("no other term in the optimizer", said[0])  # its settings may have changed for this step
+        if any(each is not None for each in now) and (terms := optimizer_caveats(self._view.trainer, self._view.head)):
+            self._tell("no other term in the optimizer", terms[0])  # its settings may have changed for this step
         if [each is None for each in now] == [each is None for each in gradients]:
             pairs = [(a, b) for a, b in zip(gradients, now, strict=True) if a is not None and b is not None]
             if same_or_clipped(self._view.trainer, [a for a, _ in pairs], [b for _, b in pairs]):

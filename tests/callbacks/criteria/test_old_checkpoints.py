@@ -36,8 +36,10 @@ def test_the_resumed_run_ends_as_an_uninterrupted_one(name, straight):
     assert [seen.step for seen in resumed.history] == [seen.step for seen in whole.history] == list(range(9))
     for found, expected in zip(resumed.history, whole.history, strict=True):
         assert found.state() == pytest.approx(expected.state(), rel=1e-5, abs=1e-10, nan_ok=True), found.step
+    # A guard of then did not say which samples it certified.
+    unknown = {"phase_two_infimum"} if name == "phase_two" else set()
     assert [(each.name, each.verdict) for each in resumed.criteria] == [
-        (each.name, each.verdict) for each in whole.criteria
+        (each.name, "undecided" if each.name in unknown else each.verdict) for each in whole.criteria
     ]
     for found, expected in zip(resumed.criteria, whole.criteria, strict=True):
         same = pytest.approx((expected.measured, expected.bound), rel=1e-5, abs=1e-10, nan_ok=True)

@@ -268,11 +268,15 @@ def test_another_loss_that_sets_in_later_in_phase_2_is_found_out(make_trainer, m
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.05)
     step = type(module).training_step
 
-    def training_step(batch, batch_idx):
-        late = module.trainer.current_epoch >= 3
-        return step(module, batch, batch_idx) + late * 0.1 * module.classifier.weight.norm()
+    module.late = False
 
-    module.training_step = training_step
+    def training_step(batch, batch_idx):
+        return step(module, batch, batch_idx) + module.late * 0.1 * module.classifier.weight.norm()
+
+    def on_train_epoch_start():  # no copy of the module can tell
+        module.late = module.trainer.current_epoch >= 3
+
+    module.training_step, module.on_train_epoch_start = training_step, on_train_epoch_start
     guard = ExpressivityGuard(switch_at=SWITCH, cache_features=cache)
     with pytest.warns(UserWarning, match="minimises something else than the mean of CrossEntropyLoss"):
         make_trainer([guard], max_epochs=5).fit(module, make_loader())
