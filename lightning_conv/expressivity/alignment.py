@@ -32,6 +32,10 @@ REACHED = 1e-8
 """Relative residual up to which the targets count as reached; float32 weights cannot express less."""
 
 
+SOLVED = 16.0
+"""Error of a least-squares solution by singular values, in units of the rounding of its residual."""
+
+
 def certify_alignment(
     features: Tensor, targets: Tensor, *, bias: bool = True, feature_error: float = 0.0
 ) -> RankCertificate:
@@ -101,7 +105,8 @@ def certify_alignment(
     norm = float(residual.norm())
     upper = (norm + rounding + feature_error * float(weights.norm()) * norms) * sums
     lower = norm / sums - rounding
-    explained = lower <= feature_error * float(weights.norm()) * norms  # the residual is what rounding makes of zero
+    # Whether the residual is what rounding makes of zero: that of the product, and of the solution, which is no exact minimiser.
+    explained = norm / sums <= SOLVED * rounding + feature_error * float(weights.norm()) * norms
     if rank == a.shape[1] and lower > 0:
         values, radii = decomposition.values, decomposition.radii
         # sigma_min of the least favourable features within the error.

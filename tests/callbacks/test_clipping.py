@@ -191,6 +191,7 @@ def clipped(make_trainer, make_regression):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_clip_by_the_norm_of_the_whole_gradient(run_on_two_processes):
     found, other = run_on_two_processes(clipped)
     assert found["norm"] == other["norm"]

@@ -51,6 +51,7 @@ def missing(words: list[str], folder: Path) -> str | None:
     return str(folder / "data") if set(words) & set(SPLIT_ARGUMENT) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [pytest.param(each, marks=pytest.mark.slow if is_slow(each) else ()) for each in COMMANDS]
 )

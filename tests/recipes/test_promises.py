@@ -129,6 +129,7 @@ def test_the_event_file_of_the_recipe_holds_every_group_of_the_dashboard(uninter
     assert {"custom_scalars__config__", *texts} <= set(tags["tensors"])
 
 
+@pytest.mark.slow
 def test_the_loss_on_the_training_set_falls_in_every_phase_two_epoch(quiet_trainer):
     seed_everything(0, verbose=False)
     trainer: Trainer = quiet_trainer(max_epochs=10)

@@ -115,6 +115,7 @@ def test_logged_accuracy_is_the_share_of_correct_answers(recipe, quiet_trainer, 
     assert logged["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume_after", [1, 4])  # epochs; the switch is at the end of the third
 def test_a_resumed_run_equals_the_uninterrupted_one(recipe, quiet_trainer, data, tmp_path, resume_after):
     def run(**fit):

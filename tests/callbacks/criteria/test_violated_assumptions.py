@@ -111,6 +111,7 @@ def test_randomness_that_no_module_shows_is_seen_on_the_step(make_trainer, make,
     assert assumptions(run(make_trainer, make(network=FunctionalDropout()), data)) == ["descent"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_descent_to_the_level_of_rounding_is_still_descent(make_trainer, make, data, double):
     module = make(lr=0.3, network=nn.Linear(6, 1))
@@ -155,6 +156,7 @@ def sums(make_trainer, make_regression):
     }
 
 
+@pytest.mark.slow
 def test_sums_that_two_processes_average_are_steps_of_half_the_rate(run_on_two_processes):
     for found in run_on_two_processes(sums):
         assert found["violations"] == []

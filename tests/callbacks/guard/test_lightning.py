@@ -94,6 +94,7 @@ class Matrices(pl.LightningModule):
         return self.loss_fn(self(batch[0]), batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_no_optimizer_of_torch_moves_the_trunk(watched_run, make_module, name):
     kind = getattr(torch.optim, name)
@@ -156,6 +157,7 @@ def test_accumulation_and_clipping(watched_run, options):
     watched_run(max_epochs=8, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"])
 def test_every_precision_keeps_the_trunk_and_says_what_rounding_means_for_the_claim(
     watched_run, make_module, precision

@@ -195,6 +195,7 @@ def own_clipping(module):
     module.__class__ = type("Clipping", (type(module),), {"configure_gradient_clipping": lambda *args, **kwargs: None})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "options", "named"),
     [

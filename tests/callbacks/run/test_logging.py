@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_conv.callbacks import ConvergenceDiagnostics, ExpressivityGuard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["add_scalar", "add_text", "add_figure"])
 def test_a_full_disk_is_one_warning_and_the_run_goes_on(make_trainer, make_regression, tmp_path, monkeypatch, method):
     def full(*args, **kwargs):

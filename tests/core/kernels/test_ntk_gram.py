@@ -627,6 +627,7 @@ def test_projections_estimate_the_trace_kernel_without_bias():
     assert sum(again.layer_traces.values()) == pytest.approx(again.trace, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projections", [6, pytest.param(17, marks=pytest.mark.slow)])
 def test_groups_of_projections_of_unequal_size_may_be_cut(projections):
     # Groups of 2, 2, 1, 1 and 5, 4, 4, 4: some passes of a plan for the largest have nothing to do for the smaller ones.

@@ -20,6 +20,7 @@ from lightning_conv.theory.papers.linear_regions import LinearRegions
 NAMES = ["allen-zhu", "bias-ntk", "frei", "linear-networks", "linear-regions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_runs_writes_its_page_and_nothing_that_must_hold_is_violated(name, tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_CONV_SMALL", "1")

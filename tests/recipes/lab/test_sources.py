@@ -28,6 +28,7 @@ def random_mnist(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in ("chatterjee", "threshold") else ()) for name in NAMES],

@@ -179,6 +179,7 @@ def test_targets_that_change_during_the_run(fit):
     undecided(fit(Net(), Relabelled()), "a batch holds samples that were not certified")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["base", "certified", "solve"])
 def test_a_run_that_is_resumed_with_other_targets_or_without_the_bias(fit, make_trainer, tmp_path, rule):
     def guard():
@@ -335,6 +336,7 @@ def near_duplicates():
     return TensorDataset(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["base", "solve"])
 def test_features_that_coincide_in_the_precision_of_the_run(fit, rule):
     guard = fit(Net(nn.CrossEntropyLoss(), 70), data=near_duplicates(), guard=ExpressivityGuard(SWITCH, step_rule=rule))

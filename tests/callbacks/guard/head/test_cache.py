@@ -107,6 +107,7 @@ def test_cached_features_give_the_same_weights_and_no_forward_of_the_trunk(run, 
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_in_every_precision(run, make_loader, precision):
     data = DataLoader(make_loader().dataset, 32)
@@ -233,6 +234,7 @@ def squeezed(module):
     module.training_step = lambda batch, batch_idx: module.loss_fn(module(batch[0]), batch[1].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [None, squeezed])
 @pytest.mark.parametrize(
     "precision",

@@ -129,6 +129,7 @@ def test_mini_batches_take_the_schedule_and_begin_below_every_batchs_limit(run, 
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Adagrad])
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 1e-3}])
 def test_the_optimizer_and_its_clipping_do_not_touch_the_head(run, data, kind, options):
@@ -228,6 +229,7 @@ def test_rounded_gradients_and_scheduled_accumulation_take_no_bound(run, data):
     assert all("bound" not in entry for entry in guard.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [96, 32])
 @pytest.mark.parametrize("part", [1, 3])
 def test_a_run_killed_in_either_phase_resumes_to_the_same_steps_and_bounds(

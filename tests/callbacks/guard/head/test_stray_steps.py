@@ -51,6 +51,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["base", "certified"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_gradient_ends_the_bound(fit, rule, name):
@@ -75,6 +76,7 @@ def test_so_does_a_hook_on_the_weight(fit, rule):
     assert all("bound" not in entry for entry in guard.history[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["base", "certified"])
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", ["squared", pytest.param("cross-entropy", marks=pytest.mark.slow)])

@@ -104,6 +104,7 @@ def test_outputs_that_cancel_are_not_taken_for_coupled_samples(dtype, naive_gram
 # --- few rows, many columns -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 4])
 @pytest.mark.parametrize("kind", ["table", "network", "network of a batch of one"])
 def test_one_row_against_many_columns(kind, length, naive_gram):
