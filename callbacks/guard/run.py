@@ -218,10 +218,12 @@ class GuardedRun:
             state.certified_on.clear()
             with self._trunk.in_eval_mode():  # hooks of the module may transform batches by its mode
                 reason = attempt_certificate(self._view, self._settings, state, self._trainer.default_root_dir)
-                if self._enters_phase_two:
+                enters = self._enters_phase_two
+                if enters:
                     self._phase_two.claim.compare()
+                    reason = self._phase_two.claim.untrainable or reason
             state.judge()
-            if self._enters_phase_two:
+            if enters and not self._phase_two.claim.untrainable:
                 state.reason = reason_to_switch(state, self._settings, step, reason, self._kinks)
                 state.fingerprints = self._trunk.fingerprints()
                 self._forget_directions()

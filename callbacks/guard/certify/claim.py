@@ -45,6 +45,7 @@ class Claim:
         head: Watch over the head in every step.
         samples: The samples and features that the certificate is about.
         give_up: Function that withdraws what was proven of the steps; it is called with the reason when a check fails.
+        untrainable: Why the head cannot be trained on the frozen trunk; empty: it can, or that is not known.
         other_loss: How the loss of the training step was seen to differ from ``loss_fn``, in this part of the run; empty if it was not.
     """
 
@@ -53,7 +54,7 @@ class Claim:
         self.samples = KnownSamples(view, input_fn, state)
         self.gradients, self.head = GradientWatch(view), HeadWatch(view)
         self.give_up: Callable[[str], None] = lambda _: None
-        self.other_loss = ""
+        self.other_loss = self.untrainable = ""
         self._compared_at: int | None = None  # step at which the network's own loss was compared
 
     def compare(self) -> list[str]:
@@ -80,6 +81,8 @@ class Claim:
         """Make the checks that take a pass over the training set."""
         with attempted(Exception) as attempt, without_fused_attention():  # the step is any code of the user's
             walked = walk(self._view, with_step=with_step)
+            if with_step:
+                self.untrainable = walked.frozen
             told = {
                 "compared with the step": walked.step,
                 "same loss to the end": walked.later,

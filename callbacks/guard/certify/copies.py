@@ -29,8 +29,7 @@ def frozen_twin(view: GuardView, step: int | None = None, epoch: int | None = No
         step: Optimizer steps that the copy is told of; None: those of the run.
         epoch: Epoch that the copy is told of; None: that of the run.
     """
-    twin = Twin(view.trainer, view.module, step=step, epoch=epoch)
-    twin.module.eval()
+    twin = in_eval_mode(view, step, epoch)
     for name, parameter in twin.module.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point() and name.startswith(f"{view.head_name}."))
     return twin

@@ -17,7 +17,7 @@ from lightning_conv.callbacks.guard.certify.features_compared import (
 )
 from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.call import Seen, StepCall
+from lightning_conv.callbacks.run.call import NotAFunctionError, Seen, StepCall
 from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import Point, difference, evaluate, rounding
@@ -26,6 +26,10 @@ from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
 
+NO_GRADIENT = (
+    "once the trunk is frozen the loss of the training step has no gradient, so the head cannot be trained (reentrant activation "
+    "checkpoints around the head do that: use_reentrant=False)"
+)
 SAME = 1e-12  # relative difference of projections in float64 up to which they are those of equal features
 
 
@@ -35,6 +39,7 @@ class Walk:
 
     own: str = ""  # where the network's output is not W h + b
     step: str = ""  # where the training step's loss is not what it should be
+    frozen: str = ""  # why the head cannot be trained on a frozen trunk
     later: str = ""  # where it is another one at the run's last step and epoch
     features: str = ""  # where the training step computes other features
     keys: tuple[bytes, ...] | None = None  # of all samples; None: they have none
@@ -62,7 +67,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     found = view.data.collect(looked)
     first = {
         name: next((said for each in found if (said := getattr(each, name))), "")
-        for name in ("own", "step", "later", "features")
+        for name in ("own", "step", "frozen", "later", "features")
     }
     known = all(each.keys is not None for each in found)
     outputs = [each.outputs for each in found if each.outputs is not None]
@@ -109,7 +114,14 @@ class _Look:
 
     def _of_step(self, twin: Twin, inputs: Inputs, batch: Any, exact: Tensor, result: Tensor, found: Walk) -> Walk:
         view = self._view
-        made = StepCall(twin, view.head_name, batch, self._number).observe()
+        try:
+            made = StepCall(twin, view.head_name, batch, self._number).observe()
+        except NotAFunctionError:
+            with torch.enable_grad():
+                loss = twin.step(batch, self._number)
+            if loss is None or loss.requires_grad:
+                raise
+            return replace(found, frozen=NO_GRADIENT)
         later = self._unlike_later(made, batch)
         self._number += 1
         coarse = features_of(self._own, view.head, inputs)

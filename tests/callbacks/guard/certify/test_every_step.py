@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
@@ -385,3 +386,15 @@ def test_samples_that_float64_cannot_tell_apart_are_not_certified(fit):
     x[-1] = x[-2] + 1e14
     guard = fit(Cancelling(), data=TensorDataset(x, y), precision="64-true")
     assert guard.verdict != "certified"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_step_that_cannot_train_the_head_on_a_frozen_trunk_ends_no_run(fit, reentrant):
+    class Checkpointed(Net):
+        def forward(self, x):
+            return checkpoint(self.head, self.trunk(x), use_reentrant=reentrant)
+
+    guard = fit(Checkpointed())
+    assert guard.phase == (1 if reentrant else 2)
+    assert guard.verdict == ("undecided" if reentrant else "certified")
+    assert ("has no gradient, so the head cannot be trained" in guard.reason) == reentrant
