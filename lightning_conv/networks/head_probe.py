@@ -157,6 +157,6 @@ def same(output: Tensor, result: object) -> bool:
         output: a tensor.
         result: what it is compared with.
     """
-    if not isinstance(result, Tensor) or output.numel() != result.numel():
+    if not isinstance(result, Tensor) or output.numel() != result.numel() or output.dtype != result.dtype:
         return False
     return torch.allclose(output.flatten(), result.detach().flatten(), rtol=0, atol=0, equal_nan=True)
