@@ -253,5 +253,5 @@ KIND = Kind(
     list(PUT),
     lambda case: judge(case, build),
     ("rule", "loss", "precision", "batch", "n", "inputs", "spare", "classes", "seed"),
-    each=5,
+    each=3,
 )

@@ -154,5 +154,5 @@ KIND = Kind(
     list(STEPS),
     lambda case: judge(case, build),
     ("rule", "loss", "precision", "module", "batch", "n", "inputs", "spare", "classes", "seed"),
-    each=4,
+    each=3,
 )

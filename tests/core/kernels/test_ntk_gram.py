@@ -644,7 +644,7 @@ def test_groups_of_projections_of_unequal_size_may_be_cut(projections):
         for layer, trace in whole.layer_traces.items():
             assert cut.layer_traces[layer] == pytest.approx(trace, rel=1e-12)
         ranges |= {each.outputs for each in cut.plan.passes}
-        budget = int(budget * 0.93)
+        budget = int(budget * 0.88)
     assert any(first >= projections // 4 for first, _ in ranges), "no pass was empty for the smallest group"
 
 
