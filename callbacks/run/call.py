@@ -65,11 +65,13 @@ class StepCall:
             NotAFunctionError: See ``__call__``.
         """
         calls: list[tuple[Tensor, Tensor]] = []
+        # The step itself may differentiate by the outputs.
+        held = instead if instead is None or instead.requires_grad else instead.detach().requires_grad_()
 
         def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():  # an accuracy, say: it adds nothing to the gradient
                 return output
-            made = output if instead is None else instead
+            made = output if held is None else held
             calls.append((entering(args, dict(kwargs)), made))
             return made.clone()  # what follows may work in place
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.sample_keys import tensors_of
+from lightning_conv.callbacks.run.sample_keys import parts_of
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors
 from lightning_conv.networks.head import Head, watched_features
@@ -148,9 +148,9 @@ class TrainingSet:
         if self._mixes(chosen):
             return True
         for group in (chosen[k::groups] for k in range(groups)):
-            first = tensors_of(self.batch_of(group, next(seeds)))
+            first = _parts(self.batch_of(group, next(seeds)))
             for _ in range(max(1, READS // probed - 1)):
-                if not _equal(first, tensors_of(self.batch_of(group, next(seeds)))):
+                if not _equal(first, _parts(self.batch_of(group, next(seeds)))):
                     return True
         return False
 
@@ -216,7 +216,7 @@ class TrainingSet:
 
     def _rows(self, indices: Sequence[int], seed: int) -> list[Tensor]:
         """Return the tensors of such a batch that have one row per sample."""
-        return [each for each in tensors_of(self.batch_of(indices, seed)) if each.ndim and len(each) == len(indices)]
+        return [each for each in _parts(self.batch_of(indices, seed)) if each.ndim and len(each) == len(indices)]
 
 
 def seed_all(seed: int) -> None:
@@ -228,6 +228,13 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+def _parts(batch: Any) -> list[Tensor]:
+    try:
+        return parts_of(batch)
+    except Exception:  # what cannot be recognised is told where samples are to be recognised
+        return []
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

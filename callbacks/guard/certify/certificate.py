@@ -33,6 +33,7 @@ from lightning_conv.expressivity import (
 )
 from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
+from lightning_conv.expressivity.singular import certify_held
 from lightning_conv.reporting.progress import Lines
 
 STRIP = 4096  # samples that are read at a time
@@ -70,8 +71,10 @@ def certify_trunk(
         coarse = data.features(network, head, torch.float32)
         rows = data.feature_rows(network, head, torch.float64)
         exact = rows.rows(0, data.size)
-        return data.ranks.once(
-            lambda: certify_expressivity(
+        narrower = head.module.weight.dtype != torch.float64
+
+        def certify() -> RankCertificate:
+            found = certify_expressivity(
                 exact,
                 method=method,
                 bias=head.has_bias,
@@ -80,8 +83,27 @@ def certify_trunk(
                 targets=targets if too_few or method == "alignment" else None,
                 narrow=rows.narrow,
             )
-        )
+            return _also_in_float32(found, coarse, head.has_bias) if narrower else found
+
+        return data.ranks.once(certify)
     return _streamed(view, method, root)
+
+
+def _also_in_float32(found: RankCertificate, coarse: Tensor, bias: bool) -> RankCertificate:
+    """Return the certificate, ``undecided`` if the features in float32, as exact numbers, are not certified to have rank n as well.
+
+    Args:
+        found: Certificate of the features in float64.
+        coarse: The features as the run computes them.
+        bias: Whether the head trains a bias.
+    """
+    if found.verdict != "certified" or found.method != "singular":
+        return found
+    rank = certify_held(coarse.double(), bias=bias).rank_lower
+    if rank == found.n:
+        return found
+    said = f"in float32, in which the run computes, rank {rank} of {found.n} is certified"
+    return replace(found, verdict="undecided", reason=f"{said}; in float64: {found.reason}")
 
 
 def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:

@@ -87,12 +87,17 @@ class Claim:
                 "compared with the step": walked.step,
                 "same loss to the end": walked.later,
                 "same features in the step": walked.features,
-                "full precision": lost_in_precision(walked),
+                "full precision": lost_in_precision(walked, rank=self._claims_rank),
             }
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
             return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked)]
         why = f"the network or the training step could not be called on the training set: {attempt.reason}"
         return [Check("own loss", None, why)]
+
+    @property
+    def _claims_rank(self) -> bool:
+        certificate = self._state.certificate
+        return certificate is not None and certificate.verdict == "certified" and certificate.method != "alignment"
 
     def note(self, checks: Sequence[Check]) -> None:
         """Replace the checks of these names, without a new verdict.

@@ -17,6 +17,7 @@ from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of,
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
 from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.quiet_hook import QuietHook
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.head_probe import same
 from lightning_conv.networks.precision import product_roundoff
@@ -59,6 +60,7 @@ class HeadWatch:
         self._batches: list[BatchRecord] = []  # since the last step
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
+        self._twice = False  # whether a step since the last one of the optimizer differentiated a gradient
         self._accumulated: dict[
             int, Tensor
         ] = {}  # gradients as the last backward pass left them, by the parameter's number
@@ -68,12 +70,12 @@ class HeadWatch:
         if self._hooks:
             return
         optimizer = self._view.trainer.optimizers[0]
-        after = optimizer.register_step_post_hook(self._after_optimizer)
+        after = optimizer.register_step_post_hook(QuietHook(self._after_optimizer))
         # The first of these hooks sees what the optimizer made; another one may move the head.
         optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
         self._hooks = [
-            self._head.register_forward_hook(self._look, with_kwargs=True),
-            optimizer.register_step_pre_hook(self._around_closure),
+            self._head.register_forward_hook(QuietHook(self._look), with_kwargs=True),
+            optimizer.register_step_pre_hook(QuietHook(self._around_closure)),
             after,
             *(
                 each.register_post_accumulate_grad_hook(partial(self._keep_gradient, number))  # type: ignore[no-untyped-call]
@@ -104,6 +106,7 @@ class HeadWatch:
 
         def keep(gradient: Tensor) -> None:
             slopes.append(gradient.detach())
+            self._twice = self._twice or gradient.requires_grad
 
         output.register_hook(keep)  # type: ignore[no-untyped-call]
 
@@ -131,12 +134,17 @@ class HeadWatch:
         self._left = None
         once = len(calls) == len(batches) and all(batch.calls == k for k, batch in enumerate(batches))
         self._compare_features(calls, batches, once)
-        seen = [(h, slopes[0]) for h, slopes in calls] if once and all(len(s) == 1 for _, s in calls) else []
+        # The last one is that of the backward pass: the step may differentiate before it.
+        once, self._twice = once and not self._twice, False
+        seen = [(h, slopes[-1]) for h, slopes in calls] if once and all(slopes for _, slopes in calls) else []
         # Several ranks would talk in every step of phase 1, too, which decides nothing.
         if self._view.ranks.world > 1 and all(batch.batch is None for batch in batches):
             return
         if all(self._view.ranks.gather(lambda: self._can_be_judged(seen))):
             self._judge(seen)
+        elif any(batch.batch is not None for batch in batches):
+            said = "the gradient of the head could not be compared with what its outputs make of it"
+            self._tell("gradients of the step", said, held=None)
         self._compare_accumulated(accumulated)
 
     def compare_left(self) -> None:
@@ -255,6 +263,8 @@ class HeadWatch:
         self._tell("gradients of the step", said)
 
     def _after_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._batches and self._batches[-1].batch is not None:  # the trainer's hooks before a step were not called
+            self._tell("gradients of the step", "a step of the optimizer was made past the trainer")
         self._left = [parameter.detach().clone() for parameter in self._view.head_parameters]
 
     def _tell(self, name: CheckName, said: str, *, held: bool | None = False) -> None:

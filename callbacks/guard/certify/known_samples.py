@@ -70,7 +70,8 @@ class KnownSamples:
             return [Check("fixed inputs", None, "the checkpoint does not say which samples its certificate is about")]
         if not self._state.certified_on:
             bias = self._view.head.has_bias
-            self._state.certified_on |= {"digest": digest, "features": features.tolist(), "bias": bias}
+            held = {"digest": digest, "features": features.tolist(), "bias": bias, "loss": self._view.loss.kind.name}
+            self._state.certified_on |= held
             said = "batches before the switch held samples that are not those of the training set as it is read here"
             return [Check("fixed inputs", False, said)] if strange else []
         known, found = self._state.certified_on, self._moved(features)
@@ -80,6 +81,8 @@ class KnownSamples:
             found.append(
                 Check("steps of the rule", False, "the head's bias is trained now and was not, or the other way round")
             )
+        if self._view.loss.kind.name != known.get("loss", self._view.loss.kind.name):
+            found.append(Check("same loss to the end", False, "the loss is another one than that of the certificate"))
         return found
 
     def compare(self) -> list[Check]:
@@ -147,7 +150,7 @@ class KnownSamples:
         if self._drawn is None or not begun:
             return []
         self._drawn.update(begun)
-        if not last or self._view.ranks.world > 1:
+        if not last or self._view.ranks.world > 1 or self._view.data.sampling.drop_last:
             return []
         drawn, self._drawn = self._drawn, None
         times = {drawn[key] / self._copies[key] for key in self._known}

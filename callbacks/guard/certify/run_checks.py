@@ -110,12 +110,12 @@ def checks_of(view: GuardView, own_steps: bool = False) -> list[Check]:
 
 
 def in_narrow_type(network: nn.Module) -> str:
-    """Return which parameter or buffer of a network has 16 bits or less; empty if none has.
+    """Return which parameter of a network has 16 bits or less; empty if none has.
 
     Args:
         network: The network.
     """
-    named = (*network.named_parameters(), *network.named_buffers())
+    named = network.named_parameters()
     narrow = next((f"{n!r} is in {t.dtype}" for n, t in named if is_floating(t) and t.dtype.itemsize < 4), "")
     return narrow and f"{narrow}, so its steps see features and outputs that are rounded to this type"
 

@@ -18,10 +18,12 @@ from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs
 from lightning_conv.networks.head import features_of
+from lightning_conv.networks.head_probe import same
 
 SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
 # Units of float64 rounding by which the features of a sample may differ among other samples: products are reordered.
 NEIGHBOURS = 10**5
+DRAWN = " (with other random numbers)"
 
 
 def features_of_step(view: GuardView, inputs: Inputs, batch: Any, number: int) -> str:
@@ -37,9 +39,16 @@ def features_of_step(view: GuardView, inputs: Inputs, batch: Any, number: int) -
     exact = features_of(StatelessModule(view.network, dtype=torch.float64), view.head, inputs)
     if said := _coupled(view, inputs, exact):
         return said
+    steady: Tensor | None = None
     for when, seen in _of_steps(view, batch, number):
         if said := other_features(seen, exact, (here - exact).abs().amax(0)):
             return said + when
+        if when == DRAWN:
+            steady = seen if steady is None else steady
+            if not same(steady, seen):
+                return (
+                    "the features of the training step are random: they differ, if by little, with the random numbers"
+                )
     return ""
 
 
@@ -57,7 +66,7 @@ def _of_steps(view: GuardView, batch: Any, number: int) -> Iterator[tuple[str, T
     with isolate_rng():
         for seed in range(SEEDS):
             seed_all(seed)
-            yield " (with other random numbers)", seen(twin)
+            yield DRAWN, seen(twin)
 
 
 def _coupled(view: GuardView, inputs: Inputs, exact: Tensor) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.features_compared import Expected
-from lightning_conv.callbacks.run.sample_keys import tensors_of
+from lightning_conv.callbacks.run.sample_keys import bytes_of, parts_of
+
+Place: TypeAlias = tuple[Hashable, ...]
+SMALL = 2**16  # numbers
 
 
 @dataclass(frozen=True)
@@ -17,27 +24,52 @@ class BatchRecord:
 
     calls: int  # of the head since the last step, at its start
     expected: Expected | None
-    tensors: list[tuple[Tensor, int]]  # those of the batch, with the number of writes in place that they have seen
     batch: Any
+    tensors: dict[
+        Place, tuple[Tensor, int]
+    ]  # those of the batch, with the number of writes in place that they have seen
+    small: list[Tensor]  # what is small in it, such as targets; the inputs are known by their features
+    digest: bytes  # of these
 
     @classmethod
     def of(cls, batch: Any, expected: Expected | None, calls: int) -> BatchRecord:
         """Remember a batch.
 
         Args:
-            batch: The batch that the training step is about to see.
+            batch: The batch that the training step is about to see; None: nothing is remembered.
             expected: The features that its samples must have; None: they are not known.
             calls: Number of calls of the head since the last step.
         """
-        return cls(calls, expected, _versions(batch), batch)
+        small: list[Tensor] = []
+        with suppress(Exception):  # pickling runs any code
+            small = [each for each in parts_of(batch) if each.numel() <= SMALL and each.layout == torch.strided]
+        tensors = {place: (each, _writes(each)) for place, each in _places(batch)}
+        return cls(calls, expected, batch, tensors, small, _digest(small))
 
     def was_changed(self) -> bool:
-        """Return whether a tensor of the batch was written to, or is another one."""
-        now = _versions(self.batch)
-        return len(now) != len(self.tensors) or any(
-            a is not b or before != after for (a, before), (b, after) in zip(self.tensors, now, strict=True)
-        )
+        """Return whether a tensor of the batch was written to, or another one is in its place. The step may take some out, or add some."""
+        if any(_writes(tensor) != before for tensor, before in self.tensors.values()):
+            return True
+        if any(place in self.tensors and self.tensors[place][0] is not each for place, each in _places(self.batch)):
+            return True
+        return _digest(self.small) != self.digest  # NumPy and ``.data`` write without being counted
 
 
-def _versions(batch: Any) -> list[tuple[Tensor, int]]:
-    return [(each, 0 if each.is_inference() else each._version) for each in tensors_of(batch)]
+def _places(batch: Any, at: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+    """Yield the tensors in containers of a batch, and where they are."""
+    if isinstance(batch, Tensor):
+        yield at, batch
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for key, value in batch.items() if isinstance(batch, Mapping) else enumerate(batch):
+            yield from _places(value, (*at, key))
+
+
+def _digest(tensors: Sequence[Tensor]) -> bytes:
+    made = hashlib.blake2b(digest_size=16)
+    for each in tensors:
+        made.update(bytes_of(each, 1).tobytes())
+    return made.digest()
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

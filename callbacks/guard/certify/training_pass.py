@@ -156,11 +156,12 @@ class _Look:
         return f"the loss of the training step changes during the run ({apart}, compared with step {self._later.global_step})"
 
 
-def lost_in_precision(walked: Walk) -> str:
-    """Return which two samples have equal features in the run's own precision and not in float64, or that it is one of 16 bits.
+def lost_in_precision(walked: Walk, *, rank: bool) -> str:
+    """Return which two samples have equal features in the run's own precision, or that it is one of 16 bits; empty if neither is so.
 
     Args:
         walked: A pass over the training set with the step.
+        rank: Whether rank n is claimed; if not, features that are equal in float64 as well are no matter: the targets are known to be.
     """
     if walked.type is not None and walked.type.itemsize < 4:
         return f"the training step computes features in {walked.type}, and the certificate is about those in float64"
@@ -170,10 +171,11 @@ def lost_in_precision(walked: Walk) -> str:
     rounded = SAME * float(walked.projected.abs().max())
     for place, row in enumerate(walked.rows):
         other = first.setdefault(row, place)
-        if other != place and float((walked.projected[other] - walked.projected[place]).abs().max()) > rounded:
+        apart = float((walked.projected[other] - walked.projected[place]).abs().max())
+        if other != place and (rank or apart > rounded):
             return (
-                f"in the run's own precision the features of samples {other} and {place} are equal, which they are not in float64, so rank "
-                "n is not that of the features that the head is trained on"
+                f"in the run's own precision the features of samples {other} and {place} are equal, so what is certified in float64 is not "
+                "about the features that the head is trained on"
             )
     return ""
 

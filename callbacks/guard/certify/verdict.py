@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from lightning_conv.expressivity import RankCertificate
-from lightning_conv.expressivity.alignment import REACHED
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 from lightning_conv.losses.kind import LossKind, loss_kind
 from lightning_conv.theory.criterion import Verdict
@@ -38,6 +37,7 @@ SEPARATED = (
 )
 
 
+HARD = 1e-8  # relative residual of one-hot targets, far below half of the distance between two classes for any number of samples
 AHEAD = 0.88  # -ln(sqrt(2) - 1), rounded down: the lead of the right output where its loss is below ln 2 / 2
 
 
@@ -120,7 +120,7 @@ def _by_certificate(certificate: RankCertificate | None, kind: Attained) -> tupl
         return certificate.verdict, ""
     if certificate.rank_lower == certificate.n:  # every matrix of outputs is reached, the targets or not
         return "certified", ""
-    if kind == "hard labels" and certificate.residual is not None and certificate.residual.upper <= REACHED:
+    if kind == "hard labels" and certificate.residual is not None and certificate.residual.upper <= HARD:
         return "certified", ""  # no output is off by half of the distance between two classes
     if certificate.verdict == "undecided" or (kind == "distance" and certificate.verdict == "certified"):
         return certificate.verdict, ""

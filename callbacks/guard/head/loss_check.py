@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.quiet_hook import QuietHook
 from lightning_conv.losses.of_outputs import evaluate, rounding
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, take, undisturbed
 
@@ -70,7 +71,7 @@ class LossCheck:
                 self._outputs = self._network_on(inputs)
                 return
             self._shape = self._network_on(take(inputs, slice(2))).shape[1:] if self._shape is None else self._shape
-            self._hook = self._view.head.module.register_forward_hook(self._look)
+            self._hook = self._view.head.module.register_forward_hook(QuietHook(self._look))
 
     def _network_on(self, inputs: Inputs) -> Tensor:
         with undisturbed(self._view.network), torch.no_grad():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -398,3 +403,147 @@ def test_a_step_that_cannot_train_the_head_on_a_frozen_trunk_ends_no_run(fit, re
     assert guard.phase == (1 if reentrant else 2)
     assert guard.verdict == ("undecided" if reentrant else "certified")
     assert ("has no gradient, so the head cannot be trained" in guard.reason) == reentrant
+
+
+class OwnPenaltySteps(Net):
+    """Every fifth step is one of regularisation alone; the head is called for the accuracy."""
+
+    def training_step(self, batch, batch_idx):
+        u = self(batch[0])
+        if self.global_step % 5 == 3:
+            return 0.05 * self.head.weight.square().sum() + 0 * self.head.bias.sum()
+        return self.loss(u, batch[1])
+
+
+class PastTheHead(Net):
+    """Every fifth step takes the head's weights past the head."""
+
+    def training_step(self, batch, batch_idx):
+        u, h = self(batch[0]), self.trunk(batch[0])
+        if self.global_step % 5 == 3:
+            u = F.linear(h, 1.01 * self.head.weight, self.head.bias)
+        return self.loss(u, batch[1])
+
+
+class Twice(Net):
+    """Every fifth step differentiates twice."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(self(batch[0]), batch[1])
+        if self.global_step % 5 == 3:
+            (slope,) = torch.autograd.grad(loss, self.head.weight, create_graph=True)
+            loss = loss + slope.square().sum()
+        return loss
+
+
+@pytest.mark.parametrize("module", [OwnPenaltySteps, PastTheHead, Twice])
+def test_steps_whose_gradient_cannot_be_compared(fit, module):
+    assert (guard := fit(module())).verdict == "undecided"
+    assert guard.phase == 2
+
+
+def test_a_step_that_differentiates_by_the_outputs_for_its_log_is_certified(fit):
+    class Logging(Net):
+        def training_step(self, batch, batch_idx):
+            loss = self.loss(u := self(batch[0]), batch[1])
+            (slope,) = torch.autograd.grad(loss, u, retain_graph=True)
+            self.log("slope", slope.norm())
+            return loss
+
+    assert (guard := fit(Logging())).verdict == "certified", (guard.why, guard.caveats)
+
+
+class Copies(pl.Callback):
+    """What everyday callbacks do: an average of the weights, a copy of the best model, a file of the whole module."""
+
+    def __init__(self, folder):
+        self.folder, self.models = folder, []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        copied = copy.deepcopy(module.head)
+        torch.save(module.head, self.folder / "head.pt")
+        self.models += [copied, torch.load(self.folder / "head.pt", weights_only=False), AveragedModel(module.trunk)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_copies_of_the_head_take_nothing_of_the_guard_along(make_trainer, tmp_path, first):
+    guard, copies = ExpressivityGuard(switch_at=SWITCH), Copies(tmp_path)
+    module = Net(nn.CrossEntropyLoss())
+    make_trainer([copies, guard] if first else [guard, copies], max_epochs=6).fit(module, DataLoader(table(), 8))
+    assert (guard.verdict, guard.caveats) == ("certified", [])
+    x = torch.randn(2, WIDTH)
+    assert torch.equal(copies.models[-3](x), module.head(x))
+    assert torch.equal(copies.models[-2](x), module.head(x))
+
+
+class Arrays(Dataset):
+    """Labels that are no tensors, and other ones from the fifth epoch on."""
+
+    def __init__(self, kind):
+        self.module, self.kind, self.table = None, kind, table()
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        x, y = self.table[index]
+        return x, int(y + (self.module.late if self.module is not None else 0)) % CLASSES
+
+    def collate(self, samples):
+        x, y = torch.stack([s[0] for s in samples]), [s[1] for s in samples]
+        if self.kind == "array":
+            return x, np.array(y)
+        return SimpleNamespace(x=x, y=torch.tensor(y)) if self.kind == "object" else (x, [str(each) for each in y])
+
+
+@pytest.mark.parametrize("kind", ["array", "strings", "object"])
+@pytest.mark.parametrize("change", [False, True])
+def test_labels_that_are_no_tensors_are_known_as_well(make_trainer, kind, change):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            x, y = (batch.x, batch.y) if kind == "object" else batch
+            return F.cross_entropy(self(x), torch.tensor([int(each) for each in y]))
+
+    data, module = Arrays(kind), Own()
+    data.module = module if change else None
+    guard = ExpressivityGuard(switch_at=SWITCH, input_fn=lambda b: b.x if kind == "object" else b[0])
+    make_trainer([guard], max_epochs=6).fit(module, DataLoader(data, 8, collate_fn=data.collate, shuffle=True))
+    assert guard.phase == 2
+    assert guard.verdict == ("undecided" if change else "certified"), (guard.why, guard.caveats)
+
+
+@pytest.mark.parametrize("weights", [3, 4, 8])
+def test_dict_batches_with_a_tensor_for_all_samples_that_the_step_takes_apart(make_trainer, weights):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            y = batch.pop("y")
+            batch["h"] = self(batch["x"])
+            return F.cross_entropy(batch["h"], y) + 0 * batch["w"].sum()
+
+    def collate(samples):
+        x, y = torch.utils.data.default_collate(samples)
+        return {"w": torch.arange(float(weights)), "x": x, "y": y}
+
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    loader = DataLoader(table(), 8, collate_fn=collate, shuffle=weights != 8)
+    make_trainer([guard], max_epochs=6).fit(Own(), loader)
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+class Data(pl.Callback):
+    """Changes targets in ways that torch does not count."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.late:
+            self.way(batch[1])
+
+
+@pytest.mark.parametrize(
+    "way",
+    [lambda y: y.data.fill_(0), lambda y: y.numpy().fill(0), lambda y: np.random.shuffle(y.numpy())],  # noqa: NPY002
+)
+def test_targets_that_are_changed_behind_the_back_of_torch(fit, way):
+    undecided(fit(Net(), Data(way)), "a batch was changed between the start of its step and the call of the head")
