@@ -136,7 +136,9 @@ class Claim:
             self.gradients.before_step()
             self.head.before_step()
         if attempt.failed:
-            self.take_all([Check("gradients of the step", None, f"they could not be compared ({attempt.reason})")])
+            self.take_all(
+                [Check("gradients of the step", False, f"gradients could not be compared ({attempt.reason})")]
+            )
 
     def hold_head(self) -> None:
         """Remember the head and its gradient as the step rule leaves them to the optimizer."""

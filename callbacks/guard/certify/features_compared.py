@@ -57,13 +57,25 @@ def columns_rounding(exact: Tensor, coarse: Tensor, eps: float) -> Tensor:
     return ULPS * (eps * sizes.clamp(min=NEGLIGIBLE * float(sizes.max())) + coarse)
 
 
-def project(features: Tensor) -> Tensor:
+def project(features: Tensor, sizes: Tensor | None = None) -> Tensor:
     """Project features on random directions that are always the same: (n, m) -> (n, 4), in float64.
 
     Args:
         features: h.
+        sizes: Of each column, (m,), by which it is divided first: a large one would hide the others. None: 1.
     """
-    return features.double() @ directions(features.shape[-1]).to(features.device)
+    by_column = directions(features.shape[-1]).to(features.device)
+    return features.double() @ (by_column if sizes is None else by_column / sizes.to(features.device)[:, None])
+
+
+def sizes_of(features: Tensor) -> Tensor:
+    """Return the largest entry of each column, at least 1e-6 of the largest of all, (m,).
+
+    Args:
+        features: h, (..., m).
+    """
+    largest = features.double().abs().reshape(-1, features.shape[-1]).amax(0)
+    return largest.clamp(min=max(NEGLIGIBLE * float(largest.max()), torch.finfo(torch.float64).tiny)).cpu()
 
 
 @cache
@@ -81,6 +93,7 @@ class Expected:
     """The features of a batch, as they were certified."""
 
     projected: Tensor  # (rows, DIRECTIONS), float64
+    sizes: Tensor | None  # of the columns, see ``project``
     spread: Tensor  # by how much rounding may change them, (DIRECTIONS,)
 
     def unlike(self, features: Tensor) -> bool:
@@ -89,5 +102,5 @@ class Expected:
         Args:
             features: h that enters the head, (rows, m).
         """
-        found = project(features).reshape(-1, DIRECTIONS).cpu()
+        found = project(features, self.sizes).reshape(-1, DIRECTIONS).cpu()
         return found.shape != self.projected.shape or not bool(((found - self.projected).abs() <= self.spread).all())

@@ -144,7 +144,7 @@ class HeadWatch:
             self._judge(seen)
         elif any(batch.batch is not None for batch in batches):
             said = "the gradient of the head could not be compared with what its outputs make of it"
-            self._tell("gradients of the step", said, held=None)
+            self._tell("gradients of the step", said)
         self._compare_accumulated(accumulated)
 
     def compare_left(self) -> None:
@@ -168,7 +168,7 @@ class HeadWatch:
                 self._tell("gradients of the step", said)
             elif parameter is not None and parameter._backward_hooks:
                 said = "the head has a hook on its gradient, which is compared up to rounding only"
-                self._tell("gradients of the step", said, held=None)
+                self._tell("gradients of the step", said)
 
     def _compare_features(
         self, calls: list[tuple[Tensor, list[Tensor]]], batches: list[BatchRecord], once: bool
@@ -181,7 +181,7 @@ class HeadWatch:
             )
         if not once:
             said = f"the head was called {len(calls)} times in a step of {len(batches)} batches, so its features were not compared"
-            self._tell("same features in the step", said, held=None)
+            self._tell("same features in the step", said)
         elif any(b.expected is not None and b.expected.unlike(h) for (h, _), b in zip(calls, batches, strict=True)):
             self._tell(
                 "same features in the step", "a training step computes other features than those that were certified"
@@ -267,6 +267,6 @@ class HeadWatch:
             self._tell("gradients of the step", "a step of the optimizer was made past the trainer")
         self._left = [parameter.detach().clone() for parameter in self._view.head_parameters]
 
-    def _tell(self, name: CheckName, said: str, *, held: bool | None = False) -> None:
+    def _tell(self, name: CheckName, said: str) -> None:
         if not any(check.name == name for check in self.found):
-            self.found.append(Check(name, held, f"{said} (first at step {self._view.trainer.global_step})"))
+            self.found.append(Check(name, False, f"{said} (first at step {self._view.trainer.global_step})"))

@@ -44,6 +44,7 @@ class KnownSamples:
         self._copies: Counter[bytes] = Counter()  # of each hash among the samples
         self._projected: Tensor | None = None
         self._spread = torch.zeros(DIRECTIONS)
+        self._sizes: Tensor | None = None
         self._seen: deque[bytes] = deque(maxlen=REMEMBERED)  # in batches before the switch
         self._drawn: Counter[bytes] | None = None  # in this epoch of phase 2, if it was seen from its first batch on
         self._begun: list[bytes] | None = None  # of a batch without an end
@@ -60,6 +61,7 @@ class KnownSamples:
         self._known, self._copies = {key: row for row, key in enumerate(keys)}, Counter(keys)
         if walked.projected is not None and walked.spread is not None:
             self._projected, self._spread = walked.projected.reshape(len(keys), -1, DIRECTIONS), walked.spread
+            self._sizes = walked.sizes
         strange, self._seen = not self._known.keys() >= set(self._seen), deque(maxlen=REMEMBERED)
         digest = hashlib.sha256(b"".join(keys)).hexdigest()
         with attempted(Exception) as attempt:
@@ -67,7 +69,7 @@ class KnownSamples:
         if attempt.failed:
             return [Check("trunk unmoved", None, f"the features could not be computed again ({attempt.reason})")]
         if not self._state.certified_on and self._state.phase == 2:
-            return [Check("fixed inputs", None, "the checkpoint does not say which samples its certificate is about")]
+            return [Check("fixed inputs", None, "it is not recorded which samples the certificate is about")]
         if not self._state.certified_on:
             bias = self._view.head.has_bias
             held = {"digest": digest, "features": features.tolist(), "bias": bias, "loss": self._view.loss.kind.name}
@@ -134,9 +136,10 @@ class KnownSamples:
             keys = self._begun = self._keys(batch) or []
             if keys and self._known.keys() >= set(keys):
                 rows = [self._known[key] for key in keys]
-                return [], None if self._projected is None else Expected(
-                    self._projected[rows].flatten(0, 1), self._spread
-                )
+                if self._projected is None:
+                    return [], None
+                projected = self._projected[rows].flatten(0, 1)
+                return [], Expected(projected, sizes=self._sizes, spread=self._spread)
         said = f"a batch holds samples that were not certified (first at step {self._view.trainer.global_step})"
         return [Check("fixed inputs", False, said)], None
 

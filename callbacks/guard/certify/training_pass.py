@@ -14,6 +14,7 @@ from lightning_conv.callbacks.guard.certify.features_compared import (
     directions,
     other_features,
     project,
+    sizes_of,
 )
 from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs
 from lightning_conv.callbacks.guard.view import GuardView
@@ -48,6 +49,7 @@ class Walk:
     rows: tuple[bytes, ...] = ()  # hashes of the features that the step computes, of all samples
     projected: Tensor | None = None  # the features, ``project``; None without the step
     spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
+    sizes: Tensor | None = None  # of the columns by which they were divided
 
 
 def walk(view: GuardView, *, with_step: bool) -> Walk:
@@ -81,6 +83,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
         rows=tuple(row for each in found for row in each.rows),
         projected=torch.cat(projected) if len(projected) == len(found) else None,
         spread=torch.stack(spreads).amax(0) if spreads else None,
+        sizes=looked.sizes,
     )
 
 
@@ -90,6 +93,8 @@ class _Look:
         self._twin = frozen_twin(view) if with_step else None
         self._later = frozen_twin(view, *last_moment(view.trainer)) if with_step else None
         self._own = StatelessModule(view.network)
+        # All ranks divide by the same numbers, so they are of the first batch.
+        self.sizes = sizes_of(features_of(self._own, view.head, view.data.first_inputs())) if with_step else None
         self._number = 0
 
     def __call__(self, inputs: Inputs, batch: Any) -> Walk:
@@ -127,6 +132,7 @@ class _Look:
         coarse = features_of(self._own, view.head, inputs)
         rounding = 8 * (coarse.double() - exact).abs().amax(0)
         unlike = other_features(made.features, exact, rounding)
+        assert self.sizes is not None
         width = exact.shape[-1]
         rounded = columns_rounding(exact, rounding, torch.finfo(made.features.dtype).eps)
         rounded = rounded.reshape(-1, width).amax(0).cpu()
@@ -137,8 +143,8 @@ class _Look:
             features=unlike,
             type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
-            projected=project(exact).cpu(),
-            spread=(rounded.square() @ directions(width).square()).sqrt(),
+            projected=project(exact, self.sizes).cpu(),
+            spread=((rounded / self.sizes).square() @ directions(width).square()).sqrt(),
         )
 
     def _unlike_later(self, made: Seen, batch: Any) -> str:

@@ -24,7 +24,7 @@ UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, Index
 class LossCheck:
     """Compares the two losses on every batch until they differ.
 
-    Under several ranks, and where something follows the head: on the first batch, and on the batch after each call of ``again``.
+    Where something follows the head: on the first batch, and on the batch after each call of ``again``.
 
     Args:
         view: Run, with its network split into trunk and head.
@@ -35,7 +35,7 @@ class LossCheck:
         self._view, self._input_fn = view, input_fn
         self._known = view.loss.loss_fn is not None
         self._wanted = self._known
-        self._every = view.head.last and view.ranks.world == 1
+        self._every = view.head.last
         self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed

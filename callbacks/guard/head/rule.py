@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -23,6 +24,7 @@ from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.logging import publish
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
+FLOAT32 = 2.0**29  # from the allowance for float64 to float32
 # Errors of data, a loss or features that the convex problem of the head cannot take, on any rank.
 FROM_DATA = (ArithmeticError, MemoryError, MisconfigurationException, RuntimeError, TypeError, ValueError)
 
@@ -176,6 +178,10 @@ class HeadRule:
         state = self._state
         state.loss_kind = where_attained(self._view.loss.kind, problem.losses.targets)
         error = math.inf if state.certificate is None else state.certificate.feature_error
+        if (
+            self._view.head.module.weight.dtype != torch.float64
+        ):  # the run's features, and not those of the float64 copy
+            error *= FLOAT32
         state.bounds = HeadBounds.of(problem, solution, state.loss_kind, error)
         before = state.verdict, state.why
         state.judge()
