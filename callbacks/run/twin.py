@@ -143,9 +143,9 @@ class Twin:
             The loss, with its graph; None: the step gave none.
 
         Raises:
-            NotATwinError: The step calls a module of the run.
+            NotATwinError: The step calls a module of the run, or the batch cannot be copied.
         """
-        given = apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
+        given = _copied(batch)
         function = self.module.training_step
         numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
         with isolate_rng(), self._refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
@@ -167,6 +167,18 @@ class Twin:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _copied(batch: Any) -> Any:
+    """Return a copy of a batch, in which nothing is shared that a step could write to.
+
+    Raises:
+        NotATwinError: There is something in it that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(apply_to_collection(batch, Tensor, lambda tensor: tensor.detach()))
+    except Exception as error:  # copying runs any code
+        raise NotATwinError(f"a batch cannot be copied ({type(error).__name__}: {error})") from error
 
 
 def _not_copied(module: nn.Module) -> dict[int, Any]:

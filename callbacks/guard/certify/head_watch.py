@@ -54,6 +54,7 @@ class HeadWatch:
         self._view, self._head = view, view.head.module
         self.found: list[Check] = []
         self._hooks: list[RemovableHandle] = []
+        self._optimizer: Optimizer | None = None  # that has the hooks
         self._calls: list[
             tuple[Tensor, list[Tensor]]
         ] = []  # h of each call since the last step, with s once it is there
@@ -69,7 +70,7 @@ class HeadWatch:
         """Register the hooks. A second call does nothing."""
         if self._hooks:
             return
-        optimizer = self._view.trainer.optimizers[0]
+        optimizer = self._optimizer = self._view.trainer.optimizers[0]
         after = optimizer.register_step_post_hook(QuietHook(self._after_optimizer))
         # The first of these hooks sees what the optimizer made; another one may move the head.
         optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
@@ -129,6 +130,8 @@ class HeadWatch:
         if not self._hooks:
             return
         calls, batches, self._calls, self._batches = self._calls, self._batches, [], []
+        if self._optimizer is not self._view.trainer.optimizers[0]:
+            self._tell("steps of the rule", "another optimizer was put in the place of the run's")
         accumulated, self._accumulated = self._accumulated, {}
         self.compare_left()
         self._left = None

@@ -34,8 +34,10 @@ def optimizer_caveats(trainer: pl.Trainer, head: Head) -> list[str]:
         trainer: Trainer of the run.
         head: Head of the network.
     """
-    decayed = decays(trainer.optimizers[0], head.module.parameters())
-    return ["weight decay on the head adds to the loss that is minimised"] if decayed else []
+    optimizer = trainer.optimizers[0]
+    said = ["weight decay on the head adds to the loss that is minimised"] * decays(optimizer, head.module.parameters())
+    ascends = any(group.get("maximize") or group.get("lr", 0) < 0 for group in optimizer.param_groups)
+    return [*said, *["the optimizer maximizes the loss"] * ascends]
 
 
 def optimizer_check(view: GuardView) -> list[Check]:
@@ -54,8 +56,6 @@ def optimizer_check(view: GuardView) -> list[Check]:
     optimizer = view.trainer.optimizers[0]
     kind, known = type(optimizer).__name__, type(optimizer).__module__.partition(".")[0] == "torch"
     said = optimizer_caveats(view.trainer, view.head)
-    if any(group.get("maximize") for group in optimizer.param_groups):
-        said.append("the optimizer maximizes the loss")
     if left := untrained(optimizer, view.head_parameters):
         said.append(f"the optimizer does not move the head's {left}, which the certificate counts as trained")
     with attempted(Exception) as attempt:

@@ -595,3 +595,47 @@ def test_a_ragged_end_that_is_dropped_from_shuffled_epochs_is_no_matter(make_tra
     loader = DataLoader(table(), 7, shuffle=True, drop_last=True)
     make_trainer([guard], max_epochs=4).fit(Net(nn.CrossEntropyLoss()), loader)
     assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+class Swap(pl.Callback):
+    """Goes on with another optimizer, and a norm that is held, from the fifth epoch on."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == LATE:
+            trainer.strategy.optimizers = [torch.optim.SGD(module.parameters(), lr=0.01)]
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.late:
+            module.head.weight.data.clamp_(-0.02, 0.02)
+
+
+class Ascending(pl.Callback):
+    """Lets every fifth step ascend, by a setting that is put back after it."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        trainer.optimizers[0].param_groups[0]["maximize"] = trainer.global_step % 5 == 3
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.optimizers[0].param_groups[0]["maximize"] = False
+
+
+@pytest.mark.parametrize("other", [Swap(), Ascending()], ids=["another optimizer", "steps that ascend"])
+def test_an_optimizer_that_is_another_one_in_some_steps(fit, other):
+    assert fit(Net(), other).verdict == "undecided"
+
+
+def test_a_step_that_writes_into_an_object_writes_into_a_copy(make_trainer):
+    class Writing(Net):
+        def training_step(self, batch, batch_idx):
+            batch.x.mul_(0.5)
+            return F.cross_entropy(self(batch.x), batch.y)
+
+    def weights(callbacks):
+        torch.manual_seed(7)
+        module, data = Writing(), Arrays("object")
+        make_trainer(callbacks, max_epochs=3).fit(module, DataLoader(data, 8, collate_fn=data.collate))
+        return module.state_dict()
+
+    plain = weights([])
+    watched = weights([ExpressivityGuard(switch_at=10**6, input_fn=lambda b: b.x)])
+    assert all(torch.equal(plain[name], each) for name, each in watched.items())
