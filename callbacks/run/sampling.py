@@ -73,6 +73,11 @@ class Sampling:
     caveats: tuple[str, ...]  # why the run's objective is not the mean loss over the n samples
 
     @property
+    def every_epoch_is_whole(self) -> bool:
+        """Whether this process draws every sample in every epoch, and not only equally often in the long run."""
+        return self.world == 1 and not self.drop_last
+
+    @property
     def whole(self) -> bool:
         """Whether every optimizer step sees every sample exactly once."""
         return not self.not_whole

@@ -89,6 +89,7 @@ class Twin:
     Attributes:
         module: The copy, in the modes of the original, with all of its trainable parameters.
         global_step: Optimizer steps that it is told of.
+        trained: Names of the parameters that ask for a gradient in the original.
 
     Raises:
         NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
@@ -103,6 +104,7 @@ class Twin:
         self._trainer, self._original = trainer, module
         self._reader = TrainerReader(trainer, step, epoch)
         self.global_step: int = self._reader.global_step
+        self.trained = {name for name, each in module.named_parameters() if each.requires_grad}
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | _not_copied(module)
         self.module: pl.LightningModule = copy.deepcopy(module, memo)

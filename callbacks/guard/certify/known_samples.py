@@ -153,7 +153,7 @@ class KnownSamples:
         if self._drawn is None or not begun:
             return []
         self._drawn.update(begun)
-        if not last or self._view.ranks.world > 1 or self._view.data.sampling.drop_last:
+        if not last or not self._view.data.sampling.every_epoch_is_whole:
             return []
         drawn, self._drawn = self._drawn, None
         times = {drawn[key] / self._copies[key] for key in self._known}

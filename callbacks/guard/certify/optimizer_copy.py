@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_conv.networks.head_probe import same
 
 STEPS = 8  # of copies with the optimizer's memory: a term may act in some steps only
+SIZES = (1.0, 30.0, 1000.0)  # of other weights, in units of the present ones
 AGREEMENT = 3e-7  # relative to the weights: an optimizer may compute in float32 inside
 
 
@@ -94,7 +95,8 @@ def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *
 def steps_depend_on_weights(optimizer: Optimizer, parameters: Sequence[Tensor], seed: int = 0) -> bool:
     r"""Return whether two copies of an optimizer with its memory, at weights w and w + d, move differently on the same gradients.
 
-    Without a term in w the step is a function of gradients and memory alone. Gradients and d are random, of the size of the present ones.
+    Without a term in w the step is a function of gradients and memory alone. Gradients are random, of the size of the present ones, and so
+    is d, of that size and some larger ones: a norm may be held only far out.
 
     Args:
         optimizer: Optimizer; nothing of it changes.
@@ -104,15 +106,21 @@ def steps_depend_on_weights(optimizer: Optimizer, parameters: Sequence[Tensor], 
     Raises:
         Exception: Whatever its step raises.
 
-    Cost: two copies in float64, eight steps each.
+    Cost: six copies in float64, eight steps each.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor, size: float) -> Tensor:
         return size * torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
 
+    return any(_moves_otherwise(optimizer, parameters, draw, size) for size in SIZES)
+
+
+def _moves_otherwise(
+    optimizer: Optimizer, parameters: Sequence[Tensor], draw: Callable[[Tensor, float], Tensor], size: float
+) -> bool:
     here, there = (OptimizerCopy(optimizer, parameters, dtype=torch.float64, remembers=True) for _ in range(2))
-    shifts = [draw(each, _size(each)) for each in parameters]
+    shifts = [draw(each, size * _size(each)) for each in parameters]
     for parameter, shift in zip(there.parameters, shifts, strict=True):
         parameter.add_(shift)
     for _ in range(STEPS):

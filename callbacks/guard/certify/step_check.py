@@ -175,7 +175,8 @@ class _Comparison:
         """Return whether the loss depends on the weights when the outputs are held."""
         call = self._call(in_eval_mode(self._view, step, epoch), batch)
         u = points[0].outputs
-        weights = [each.requires_grad_() for each in call.twin.module.parameters() if each.is_floating_point()]
+        named = call.twin.module.named_parameters()
+        weights = [w.requires_grad_() for name, w in named if name in call.twin.trained and w.is_floating_point()]
         loss = call(u)
         direct = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
         moved = any(each is not None and bool((each != 0).any()) for each in direct)

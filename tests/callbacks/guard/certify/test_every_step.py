@@ -639,3 +639,18 @@ def test_a_step_that_writes_into_an_object_writes_into_a_copy(make_trainer):
     plain = weights([])
     watched = weights([ExpressivityGuard(switch_at=10**6, input_fn=lambda b: b.x)])
     assert all(torch.equal(plain[name], each) for name, each in watched.items())
+
+
+def test_a_frozen_teacher_is_part_of_the_loss(fit):
+    class Distilled(Net):
+        def __init__(self):
+            super().__init__()
+            self.teacher = nn.Linear(4, CLASSES).requires_grad_(False)
+
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                soft = self.teacher(batch[0]).softmax(1)
+            return F.cross_entropy(self(batch[0]), soft)
+
+    guard = fit(Distilled())
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])

@@ -40,6 +40,7 @@ TERMS = {
     "by the sign": lambda p, n: (p.grad * p.data > 0).to(p.dtype),
     "after eight steps": lambda p, n: float(n > 8),
     "every fourth step": lambda p, n: float(n % 4 == 0),
+    "far out": lambda p, n: float(p.data.norm() > 30),
     "by a ratio": lambda p, n: float(p.grad.norm() / p.data.norm()),
 }
 
