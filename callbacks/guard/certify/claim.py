@@ -153,8 +153,10 @@ class Claim:
         self._take_drawn(self.samples.after_batch(self._view.trainer.is_last_batch))
 
     def after_epoch(self) -> None:
-        """Take in whether a batch of an epoch of phase 2 was skipped."""
-        self._take_drawn(self.samples.after_epoch())
+        """Take in whether batches of an epoch of phase 2 were skipped."""
+        trainer = self._view.trainer
+        ending = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        self._take_drawn(self.samples.after_epoch(ending))
 
     def _take_drawn(self, checks: Sequence[Check]) -> None:
         """Take in what the samples that were drawn show, unless the settings of the run say it already."""

@@ -159,10 +159,19 @@ class KnownSamples:
         times = {drawn[key] / self._copies[key] for key in self._known}
         return [] if len(times) == 1 else self._unequal("an epoch did not draw every training sample equally often")
 
-    def after_epoch(self) -> list[Check]:
-        """Return whether a batch was skipped: it began and has no end."""
+    def after_epoch(self, ending: bool) -> list[Check]:
+        """Return whether a batch was skipped: it began and has no end; or whether the epoch ended before its last batch.
+
+        Args:
+            ending: Whether the run is about to end, which may be inside an epoch.
+        """
         begun, self._begun = self._begun, None
-        return self._unequal("a batch was skipped, because a hook returned -1 at its start") if begun else []
+        drawn, self._drawn = self._drawn, None
+        if begun:
+            return self._unequal("a batch was skipped, because a hook returned -1 at its start")
+        if drawn and not ending and self._view.data.sampling.every_epoch_is_whole:
+            return self._unequal("an epoch ended before its last batch")
+        return []
 
     def _unequal(self, said: str) -> list[Check]:
         return [Check("every sample alike", False, f"{said} (first at step {self._view.trainer.global_step})")]

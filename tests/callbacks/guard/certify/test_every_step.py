@@ -654,3 +654,20 @@ def test_a_frozen_teacher_is_part_of_the_loss(fit):
 
     guard = fit(Distilled())
     assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+class Shorter(pl.Callback):
+    """Ends epochs after two of three batches, from the fifth one on."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if module.late:
+            trainer.fit_loop.max_batches = 2
+
+
+def test_epochs_that_end_early(fit):
+    undecided(fit(Net(), Shorter()), "an epoch ended before its last batch")
+
+
+def test_a_run_that_ends_inside_an_epoch_is_certified(fit):
+    guard = fit(Net(nn.CrossEntropyLoss()), max_epochs=-1, max_steps=16)
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
