@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakMethod
 
+import torch
+
 
 class QuietHook:
     """Calls a method for as long as its object lives.
@@ -21,7 +23,9 @@ class QuietHook:
         self._method = WeakMethod(method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method."""
+        """Call the method. While code is compiled nothing is done, so that compiled code has no part of it."""
+        if torch.compiler.is_compiling():
+            return None
         method = self._method()
         return None if method is None else method(*args, **kwargs)
 
