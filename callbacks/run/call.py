@@ -28,7 +28,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class StepCall:
-    """The training step on one batch: u -> loss, where u stands for the result of a layer in its call with gradients.
+    """Runs the training step on one batch: u -> loss, where u stands for the result of a layer in its call with gradients.
 
     Args:
         twin: Copy of the module.

@@ -74,7 +74,7 @@ class Sampling:
 
     @property
     def every_epoch_is_whole(self) -> bool:
-        """Whether this process draws every sample in every epoch, and not only equally often in the long run."""
+        """Tell whether this process draws every sample in every epoch, and not only equally often in the long run."""
         return self.world == 1 and not self.drop_last
 
     @property

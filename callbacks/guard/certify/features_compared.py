@@ -90,7 +90,7 @@ def directions(width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Expected:
-    """The features of a batch, as they were certified."""
+    """Holds the features of a batch as they were certified."""
 
     projected: Tensor  # (rows, DIRECTIONS), float64
     sizes: Tensor | None  # of the columns, see ``project``

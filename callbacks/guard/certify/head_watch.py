@@ -62,9 +62,7 @@ class HeadWatch:
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
         self._twice = False  # whether a step since the last one of the optimizer differentiated a gradient
-        self._accumulated: dict[
-            int, Tensor
-        ] = {}  # gradients as the last backward pass left them, by the parameter's number
+        self._accumulated: dict[int, Tensor] = {}  # gradients after the last backward pass, by parameter
 
     def begin(self) -> None:
         """Register the hooks. A second call does nothing."""
@@ -157,8 +155,7 @@ class HeadWatch:
 
     def _compare_accumulated(self, gradients: Mapping[int, Tensor]) -> None:
         """Compare the gradients with what the backward pass left: the equations hold up to rounding, below which a penalty may hide."""
-        scaled = getattr(self._view.trainer.precision_plugin, "scaler", None) is not None
-        if not gradients or scaled or self._view.ranks.world > 1:  # they are unscaled or averaged in between
+        if not gradients or self._scaled or self._view.ranks.world > 1:  # they are unscaled or averaged in between
             return
         for number, was in gradients.items():
             parameter = self._view.head_parameters[number] if number < len(self._view.head_parameters) else None
@@ -190,12 +187,16 @@ class HeadWatch:
                 "same features in the step", "a training step computes other features than those that were certified"
             )
 
+    @property
+    def _scaled(self) -> bool:
+        """Tell whether a gradient scaler stands between the loss and the gradients."""
+        return getattr(self._view.trainer.precision_plugin, "scaler", None) is not None
+
     def _can_be_judged(self, calls: list[tuple[Tensor, Tensor]]) -> bool:
         gradients = [parameter.grad for parameter in self._view.head_parameters]
-        scaled = getattr(self._view.trainer.precision_plugin, "scaler", None) is not None
         return (
             bool(calls)
-            and not scaled
+            and not self._scaled
             and all(each is not None and bool(torch.isfinite(each).all()) for each in gradients)
         )
 

@@ -1,4 +1,4 @@
-"""What an optimizer does on copies of the weights: whether it moves them for another reason than the gradient."""
+"""Try an optimizer on copies of the weights: whether it moves them for another reason than the gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AGREEMENT = 3e-7  # relative to the weights: an optimizer may compute in float32
 
 
 class OptimizerCopy:
-    """A copy of an optimizer over copies of its parameters, without gradients, hooks and schedulers.
+    """Copies an optimizer and its parameters, without gradients, hooks and schedulers.
 
     Args:
         optimizer: Optimizer; nothing of it changes.

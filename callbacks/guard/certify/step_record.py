@@ -20,14 +20,12 @@ SMALL = 2**16  # numbers
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """What is remembered of a batch, to see whether anything changes it."""
+    """Remembers a batch, to see whether anything changes it."""
 
     calls: int  # of the head since the last step, at its start
     expected: Expected | None
     batch: Any
-    tensors: dict[
-        Place, tuple[Tensor, int]
-    ]  # those of the batch, with the number of writes in place that they have seen
+    tensors: dict[Place, tuple[Tensor, int]]  # of the batch, with the number of writes in place so far
     small: list[Tensor]  # what is small in it, such as targets; the inputs are known by their features
     digest: bytes  # of these
 
@@ -40,6 +38,8 @@ class BatchRecord:
             expected: The features that its samples must have; None: they are not known.
             calls: Number of calls of the head since the last step.
         """
+        if batch is None:
+            return cls(calls, expected, None, {}, [], _digest([]))
         small: list[Tensor] = []
         with suppress(Exception):  # pickling runs any code
             small = [each for each in parts_of(batch) if each.numel() <= SMALL and each.layout == torch.strided]
