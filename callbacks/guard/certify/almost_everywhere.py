@@ -7,10 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.training_set import TrunkRows
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import WideLayer, find_wide_layer
 
@@ -18,13 +17,6 @@ SAMPLED = 512  # samples on which the rounding inside the trunk is measured wher
 FAR = 64  # of them those of the largest inputs of the wide layer
 # Samples on which the whole trunk is watched for casts where only what lies below the wide layer is computed.
 WATCHED = 32
-
-
-def allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
-    """Return the estimated effect of rounding inside the trunk on ``exact``, which was read from ``rows``."""
-    if rows.narrowing is None:
-        return feature_rounding(coarse, exact)
-    return narrow_rounding(coarse, exact, rows.narrowing.unit)
 
 
 def wide_layer(view: GuardView) -> WideLayer | str:
@@ -109,10 +101,12 @@ def _also_here(view: GuardView, found: RankCertificate, sizes: Tensor) -> RankCe
             narrow=trunk.narrow,
         )
     )
+    if head.module.weight.dtype != torch.float64:
+        here = beyond_rounding(here, float((coarse.double() - exact).norm()))
     rows, rank = len(chosen), here.rank_lower
     which = f"{rows} rows, the largest and some drawn at random," if rows < data.size else f"all {rows} rows"
     reason = f"{found.reason}; at these weights the rank of {which} is certified to be {rank}"
-    if rank == rows:
+    if here.verdict == "certified":
         return replace(found, reason=reason, rows_here=rows, rank_here=rank)
     reason = f"{reason} and not shown to be {rows}, so nothing is said of these weights ({here.reason})"
     return replace(found, verdict="undecided", rank_lower=rank, reason=reason, rows_here=rows, rank_here=rank)

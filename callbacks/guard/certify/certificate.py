@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.almost_everywhere import (
     SAMPLED,
-    allowance,
     certify_almost_everywhere,
     wide_layer,
 )
+from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
@@ -33,7 +33,7 @@ from lightning_conv.expressivity import (
 )
 from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
-from lightning_conv.expressivity.singular import certify_held
+from lightning_conv.networks.head import Head
 from lightning_conv.reporting.progress import Lines
 
 STRIP = 4096  # samples that are read at a time
@@ -71,7 +71,6 @@ def certify_trunk(
         coarse = data.features(network, head, torch.float32)
         rows = data.feature_rows(network, head, torch.float64)
         exact = rows.rows(0, data.size)
-        narrower = head.module.weight.dtype != torch.float64
 
         def certify() -> RankCertificate:
             found = certify_expressivity(
@@ -83,27 +82,10 @@ def certify_trunk(
                 targets=targets if too_few or method == "alignment" else None,
                 narrow=rows.narrow,
             )
-            return _also_in_float32(found, coarse, head.has_bias) if narrower else found
+            return _as_in_the_run(found, head, float((coarse.double() - exact).norm()))
 
         return data.ranks.once(certify)
     return _streamed(view, method, root)
-
-
-def _also_in_float32(found: RankCertificate, coarse: Tensor, bias: bool) -> RankCertificate:
-    """Return the certificate, ``undecided`` if the features in float32, as exact numbers, are not certified to have rank n as well.
-
-    Args:
-        found: Certificate of the features in float64.
-        coarse: The features as the run computes them.
-        bias: Whether the head trains a bias.
-    """
-    if found.verdict != "certified" or found.method != "singular":
-        return found
-    rank = certify_held(coarse.double(), bias=bias).rank_lower
-    if rank == found.n:
-        return found
-    said = f"in float32, in which the run computes, rank {rank} of {found.n} is certified"
-    return replace(found, verdict="undecided", reason=f"{said}; in float64: {found.reason}")
 
 
 def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:
@@ -118,7 +100,7 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
             return found
     if isinstance(plan, str):
         raise MemoryError(plan)
-    error, seen = _allowance(view, rows), rows.narrowing
+    (error, apart), seen = _roundings(view, rows), rows.narrowing
     led = Led(data.ranks, rows.rows)
     source = rows if data.ranks.world == 1 else LedRows(led, rows)
 
@@ -138,17 +120,26 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
                 progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
             )
 
-    return watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == seen)
+    found = watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == seen)
+    return _as_in_the_run(found, head, apart)
 
 
-def _allowance(view: GuardView, rows: TrunkRows) -> float:
-    """Return the estimated effect of rounding inside the trunk on all rows, from a pass in float32 and one in float64, strip by strip."""
-    data, errors = view.data, []
+def _as_in_the_run(found: RankCertificate, head: Head, apart: float) -> RankCertificate:
+    return found if head.module.weight.dtype == torch.float64 else beyond_rounding(found, apart)
+
+
+def _roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
+    """Return the estimated effect of rounding inside the trunk on all rows, and how far they are in float32 from those in float64.
+
+    Cost: a pass in float32 and one in float64, strip by strip.
+    """
+    data, errors, apart = view.data, [0.0], [0.0]
     coarse = data.feature_rows(view.network, view.head, torch.float32)
     for start in range(0, data.size, STRIP):
-        exact = rows.rows(start, start + STRIP)
-        errors.append(allowance(coarse.rows(start, start + STRIP), exact, rows))
-    return math.hypot(*errors)
+        exact, rounded = rows.rows(start, start + STRIP), coarse.rows(start, start + STRIP)
+        errors.append(allowance(rounded, exact, rows))
+        apart.append(float((rounded.double() - exact).norm()))
+    return math.hypot(*errors), math.hypot(*apart)
 
 
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:

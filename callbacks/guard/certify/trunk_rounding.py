@@ -1,0 +1,47 @@
+"""Rounding inside the trunk: what it may do to features in float64, and whether rank n is beyond that of the run's own type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from lightning_conv.callbacks.run.training_set import TrunkRows
+from lightning_conv.expressivity import RankCertificate
+from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
+
+# The rounding of a row depends on its place in a batch and on the size of that, so another evaluation errs by other amounts.
+PLACES = 8.0
+
+
+def allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
+    """Return the estimated effect of rounding inside the trunk on ``exact``, which was read from ``rows``.
+
+    Args:
+        coarse: The same features in float32.
+        exact: Features in float64.
+        rows: Where they were read, which saw whether something was cast to a narrower type.
+    """
+    if rows.narrowing is None:
+        return feature_rounding(coarse, exact)
+    return narrow_rounding(coarse, exact, rows.narrowing.unit)
+
+
+def beyond_rounding(found: RankCertificate, apart: float) -> RankCertificate:
+    r"""Return the certificate, ``undecided`` if rank n is not that of every evaluation in float32, in which the run computes.
+
+    By Weyl's inequality :math:`\sigma_n([h_{32}, 1]) \ge \sigma_n([h, 1]) - \|h_{32} - h\|_F`; eight times the difference that was
+    measured counts as the most that another evaluation may differ by.
+
+    Args:
+        found: Certificate of the features in float64.
+        apart: :math:`\|h_{32} - h\|_F`.
+    """
+    sigma = found.sigma_min
+    if found.verdict != "certified" or sigma is None or found.rank_lower < found.n or sigma.lower > PLACES * apart:
+        return found
+    said = (
+        f"sigma_min >= {sigma.lower:.3g} is within the rounding of the features in float32, in which the run computes "
+        f"({PLACES * apart:.2g}), so rank n is not shown to be theirs; train with Trainer(precision='64-true'), or scale the inputs"
+    )
+    return replace(found, verdict="undecided", reason=f"{said}; in float64: {found.reason}")
