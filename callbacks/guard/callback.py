@@ -204,6 +204,11 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
             self._run.before_batch(batch, batch_idx)
 
     @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.after_backward()
+
+    @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:

@@ -118,6 +118,10 @@ class GuardedRun:
             last = None if state.switch_step is None else state.switch_step - 1
             self._phase_two.claim.before_batch(batch, batch_idx, last)
 
+    def after_backward(self) -> None:
+        """Look at no calls of the head until the next training step."""
+        self._phase_two.claim.head.calls.after_backward()
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Call the step rule of phase 2 between the backward pass and the optimizer step.
 

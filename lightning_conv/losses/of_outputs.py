@@ -59,6 +59,19 @@ def rounding(own: Point, exact: Point, general: float) -> float:
     return ULPS * eps * own.size + 4 * eps * largest * general + 4 * abs(own.value - exact.value)
 
 
+def slope_rounding(own: Point, exact: Point, general: float | None = None) -> float:
+    r"""Return by how much two ways to compute the gradient of a loss may differ, beside 64 units of its norm (``difference``).
+
+    Args:
+        own: psi in the type of the outputs.
+        exact: psi at the same outputs in float64.
+        general: G, a sum of |s|; None: that of ``own``.
+    """
+    eps = torch.finfo(own.outputs.dtype).eps
+    size = own.steepness if general is None else general
+    return 4 * eps * size + 4 * float((own.slope.double() - exact.slope).norm())
+
+
 def evaluate(loss: OutputLoss, outputs: Tensor) -> Point:
     """Evaluate phi and its gradient.
 
@@ -214,7 +227,7 @@ def difference(points: Sequence[Point], reference: OutputLoss) -> str:
         if not abs(point.value - own.value) <= rounding(own, exact, general):
             return f"{point.value:.9g} instead of {own.value:.9g}"
         apart = float((point.slope.double() - own.slope.double()).norm())
-        rounded = float((own.slope.double() - exact.slope).norm())
-        if not apart <= ULPS * eps * float(own.slope.double().norm()) + 4 * eps * general + 4 * rounded:
+        allowed = ULPS * eps * float(own.slope.double().norm()) + slope_rounding(own, exact, general)
+        if not apart <= allowed:
             return f"the same value, {point.value:.6g}, and another gradient"
     return ""

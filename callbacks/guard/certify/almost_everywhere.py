@@ -108,5 +108,5 @@ def _also_here(view: GuardView, found: RankCertificate, sizes: Tensor) -> RankCe
     reason = f"{found.reason}; at these weights the rank of {which} is certified to be {rank}"
     if here.verdict == "certified":
         return replace(found, reason=reason, rows_here=rows, rank_here=rank)
-    reason = f"{reason} and not shown to be {rows}, so nothing is said of these weights ({here.reason})"
+    reason = f"{reason} and not shown to be {rows} in the run, so nothing is said of these weights ({here.reason})"
     return replace(found, verdict="undecided", rank_lower=rank, reason=reason, rows_here=rows, rank_here=rank)

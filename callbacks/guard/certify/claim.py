@@ -125,9 +125,9 @@ class Claim:
         if self._state.phase == 2:
             seen, expected = self.samples.look(batch, batch_idx)
             self.take_all(seen)
-            self.head.before_batch(batch, expected)
+            self.head.calls.before_batch(batch, expected)
         else:
-            self.head.before_batch()
+            self.head.calls.before_batch(None, None)
             self.samples.remember(batch)
 
     def before_step(self) -> None:

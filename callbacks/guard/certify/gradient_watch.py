@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -31,10 +32,13 @@ MODULE_HOOKS = (
     "configure_gradient_clipping",
 )
 CALLBACK_HOOKS = ("on_after_backward", "on_before_optimizer_step")
+BACKWARD = ("backward", "pre_backward")  # of strategies and precision plugins
 
 
 class GradientWatch:
     """Follows some optimizer steps: the first one, those whose number is a power of two, and the last one before the switch.
+
+    Where the backward pass is of the user's own making, it follows all of phase 2: a term may be added there in any step.
 
     The training step is run once more on a copy of the module in the run's own modes, from the run's random numbers, and its gradients
     are compared with ``p.grad`` where the optimizer is about to step; and ``p.grad`` after the step with what it was before, since clipping
@@ -53,6 +57,7 @@ class GradientWatch:
         self._view = view
         self.found: Check | None = None
         self._begins, self._next = True, view.trainer.global_step
+        self._follows_all = False
         self._batches: list[tuple[Any, int]] | None = None  # of the step that is followed; None: none is
         self._expected: list[Tensor] = []
         self._kept: list[Tensor | None] = []
@@ -60,8 +65,8 @@ class GradientWatch:
         self._beside = ""  # how its loss depends on the head beside its outputs
 
     def again(self) -> None:
-        """Follow the next step, whatever its number: a phase begins."""
-        self._next = self._view.trainer.global_step
+        """Follow the next step, whatever its number: phase 2 begins."""
+        self._next, self._follows_all = self._view.trainer.global_step, _has_own_backward(self._view)
 
     def before_batch(self, batch: Any, batch_idx: int, last: int | None = None) -> None:
         """Add the gradients of a batch, if its step is followed.
@@ -74,7 +79,7 @@ class GradientWatch:
         step = self._view.trainer.global_step
         if self._begins and (step >= self._next or step == last):
             self._batches, self._expected, self._why, self._beside = [], [], "", ""
-            self._next = max(2 * step, step + 1)
+            self._next = step + 1 if self._follows_all else max(2 * step, step + 1)
         self._begins = False
         if self._batches is None:
             return
@@ -188,15 +193,33 @@ class GradientWatch:
         own = [name for name in MODULE_HOOKS if is_overridden(name, module)]
         others = [
             type(each).__name__
-            for each in trainer.callbacks  # type: ignore[attr-defined]
-            if not type(each).__module__.startswith(("lightning.", "lightning_conv."))
-            and any(is_overridden(name, each) for name in CALLBACK_HOOKS)
+            for each in foreign_callbacks(trainer)
+            if any(is_overridden(name, each) for name in CALLBACK_HOOKS)
         ]
         hooked = [name for name, each in module.named_parameters() if _hooks_of(each)]
         found = [f"the module overrides {', '.join(own)}"] * bool(own)
         found += [f"{', '.join(others)} may change gradients"] * bool(others)
         found += [f"{name!r} has a hook on its gradient" for name in hooked[:1]]
         return "no step was seen yet, and " + " and ".join(found) if found else ""
+
+
+def foreign_callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    """Return the callbacks that are neither Lightning's nor of this package.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    own = ("lightning.", "lightning_conv.")
+    return [each for each in trainer.callbacks if not type(each).__module__.startswith(own)]  # type: ignore[attr-defined]
+
+
+def _has_own_backward(view: GuardView) -> bool:
+    trainer = view.trainer
+    own = any(is_overridden(name, view.module) for name in ("backward", "on_before_backward"))
+    others = any(is_overridden("on_before_backward", each) for each in foreign_callbacks(trainer))
+    parts = [(each, name) for each in (trainer.strategy, trainer.precision_plugin) for name in BACKWARD]
+    made = [getattr(each, name) for each, name in parts if hasattr(each, name)]
+    return own or others or any(not each.__module__.startswith("lightning.") for each in made)
 
 
 def _hooks_of(parameter: nn.Parameter) -> bool:

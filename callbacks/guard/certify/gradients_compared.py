@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import Seen
+from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.linalg.rounding import gamma
+from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.networks.head_probe import same
+from lightning_conv.networks.precision import product_roundoff
 
 
 def product_rounding(rows: int, dtype: torch.dtype) -> float:
@@ -62,6 +64,33 @@ def factor_of(actual: Sequence[Tensor], made: Sequence[Tensor]) -> float:
     squares = sum(float(each.double().square().sum()) for each in made)
     product = sum(float((a.double() * b.double()).sum()) for a, b in zip(actual, made, strict=True))
     return product / squares if squares > 0 and product > 0 else 1.0
+
+
+def made_by_outputs(gradients: Sequence[Tensor], calls: Sequence[tuple[Tensor, Tensor]], ranks: Ranks) -> bool:
+    r"""Return whether the head's gradients are :math:`c \sum_i s_i h_i^\top` and :math:`c \sum_i s_i`, up to rounding, for some c > 0.
+
+    Args:
+        gradients: By the head's weight, or by weight and bias. All ranks call it together, with averaged ones.
+        calls: h, which entered the head, and s, the gradient by what it returned, of each call on this rank.
+        ranks: The ranks.
+
+    Cost: two products as large as that of the gradient, and under several ranks an average of two matrices of its size.
+    """
+    kinds = (each.dtype for each in (*gradients, *(s for _, s in calls)))
+    coarsest = max(kinds, key=lambda kind: torch.finfo(kind).eps)
+    rows, wide = sum(len(h) for h, _ in calls), torch.promote_types(coarsest, torch.float32)
+    h, s = (torch.cat([call[k].to(wide) for call in calls]) for k in (0, 1))
+    some = [s.T @ h, s.sum(0)][: len(gradients)], [s.abs().T @ h.abs(), s.abs().sum(0)][: len(gradients)]
+    unit = max(unit_roundoff(coarsest), product_roundoff(gradients[0])) / unit_roundoff(coarsest)
+    made, sizes = ([ranks.mean(each) for each in parts] for parts in some)
+    allowed, underflow = unit * product_rounding(rows + ranks.world, coarsest), rows * torch.finfo(coarsest).tiny
+    if not all(bool(torch.isfinite(each).all()) for each in made):
+        return True
+    factor = factor_of(gradients, made)
+    return not any(
+        bool(((actual - factor * each).abs() > factor * (allowed * size + underflow)).any())
+        for actual, each, size in zip(gradients, made, sizes, strict=True)
+    )
 
 
 def same_or_clipped(trainer: pl.Trainer, judged: Sequence[Tensor], now: Sequence[Tensor]) -> bool:

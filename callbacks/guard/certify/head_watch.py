@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
-from lightning_conv.callbacks.guard.certify.features_compared import Expected
-from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of, product_rounding, same_or_clipped
+from lightning_conv.callbacks.guard.certify.gradients_compared import made_by_outputs, same_or_clipped
+from lightning_conv.callbacks.guard.certify.head_calls import HeadCalls, Step
+from lightning_conv.callbacks.guard.certify.optimizer_copy import SIZES, STEPS, is_of_torch, steps_depend_on_weights
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
-from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
-from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.head_probe import same
-from lightning_conv.networks.precision import product_roundoff
-from lightning_conv.networks.watched import entering
 
 
 class HeadWatch:
@@ -45,6 +43,8 @@ class HeadWatch:
 
     Attributes:
         found: What was seen that should not be, as failed checks.
+        calls: The calls of the head since the last step.
+        move_head: Function that makes the rule's step where the optimizer makes its own; it may take the gradients away.
 
     Cost: in every step one product as large as that of the head's gradient, and three copies of the head; under several ranks an average of
         two matrices of the head's size.
@@ -53,15 +53,13 @@ class HeadWatch:
     def __init__(self, view: GuardView) -> None:
         self._view, self._head = view, view.head.module
         self.found: list[Check] = []
+        self.move_head: Callable[[], None] = lambda: None
+        self._untried = 0  # steps until a copy of an own optimizer is tried again
         self._hooks: list[RemovableHandle] = []
         self._optimizer: Optimizer | None = None  # that has the hooks
-        self._calls: list[
-            tuple[Tensor, list[Tensor]]
-        ] = []  # h of each call since the last step, with s once it is there
-        self._batches: list[BatchRecord] = []  # since the last step
+        self.calls = HeadCalls(view, self._changed)
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
-        self._twice = False  # whether a step since the last one of the optimizer differentiated a gradient
         self._accumulated: dict[int, Tensor] = {}  # gradients after the last backward pass, by parameter
 
     def begin(self) -> None:
@@ -73,7 +71,7 @@ class HeadWatch:
         # The first of these hooks sees what the optimizer made; another one may move the head.
         optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
         self._hooks = [
-            self._head.register_forward_hook(QuietHook(self._look), with_kwargs=True),
+            self.calls.register(),
             optimizer.register_step_pre_hook(QuietHook(self._around_closure)),
             after,
             *(
@@ -86,64 +84,40 @@ class HeadWatch:
         """Remove the hooks. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._calls, self._batches, self._left, self._judged = [], [], [], None, None
+        self.calls.clear()
+        self._hooks, self._left, self._judged = [], None, None
         self._accumulated = {}
 
     def moved_on_purpose(self) -> None:
         """Forget what the head was after the last step: the guard moves it."""
         self._left = self._judged = None
 
-    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        if not (self._batches and isinstance(output, Tensor) and output.requires_grad):
-            return  # a validation, a forward of the guard's own, or one without gradients
-        if module is not self._head or self._head.weight is not self._view.head_parameters[0]:
-            return  # a copy of the head, or one whose weight was replaced for this call
-        if self._batches[-1].was_changed():
-            self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
-        slopes: list[Tensor] = []
-        self._calls.append((entering(args, dict(kwargs)), slopes))
-
-        def keep(gradient: Tensor) -> None:
-            slopes.append(gradient.detach())
-            self._twice = self._twice or gradient.requires_grad
-
-        output.register_hook(keep)  # type: ignore[no-untyped-call]
+    def _changed(self) -> None:
+        self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
 
     def _keep_gradient(self, number: int, parameter: Tensor) -> None:
-        if self._batches and self._batches[-1].batch is not None and parameter.grad is not None:
+        if self.calls.in_compared_batch and parameter.grad is not None:
             self._accumulated[number] = parameter.grad.detach().clone()
-
-    def before_batch(self, batch: Any = None, expected: Expected | None = None) -> None:
-        """Begin a batch. Calls of the head outside a batch are not looked at.
-
-        Args:
-            batch: The batch that the training step is about to see, where it must stay as it is; None: it may change.
-            expected: The features that its samples must have; None: they are not known.
-        """
-        self._batches.append(BatchRecord.of(batch, expected, len(self._calls)))
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Compare the gradient of the head with what the batches since the last step make of it, and the head with what that step left."""
         if not self._hooks:
             return
-        calls, batches, self._calls, self._batches = self._calls, self._batches, [], []
+        step = self.calls.take()
         if self._optimizer is not self._view.trainer.optimizers[0]:
             self._tell("steps of the rule", "another optimizer was put in the place of the run's")
         accumulated, self._accumulated = self._accumulated, {}
         self.compare_left()
         self._left = None
-        once = len(calls) == len(batches) and all(batch.calls == k for k, batch in enumerate(batches))
-        self._compare_features(calls, batches, once)
-        # The last one is that of the backward pass: the step may differentiate before it.
-        once, self._twice = once and not self._twice, False
-        seen = [(h, slopes[-1]) for h, slopes in calls] if once and all(slopes for _, slopes in calls) else []
+        self._compare_features(step)
         # Several ranks would talk in every step of phase 1, too, which decides nothing.
-        if self._view.ranks.world > 1 and all(batch.batch is None for batch in batches):
+        if self._view.ranks.world > 1 and not step.is_compared:
             return
+        seen = step.judged()
         if all(self._view.ranks.gather(lambda: self._can_be_judged(seen))):
             self._judge(seen)
-        elif any(batch.batch is not None for batch in batches):
+        elif step.is_compared:
             said = "the gradient of the head could not be compared with what its outputs make of it"
             self._tell("gradients of the step", said)
         self._compare_accumulated(accumulated)
@@ -170,19 +144,23 @@ class HeadWatch:
                 said = "the head has a hook on its gradient, which is compared up to rounding only"
                 self._tell("gradients of the step", said)
 
-    def _compare_features(
-        self, calls: list[tuple[Tensor, list[Tensor]]], batches: list[BatchRecord], once: bool
-    ) -> None:
-        if not any(batch.expected for batch in batches):
+    def _compare_features(self, step: Step) -> None:
+        if not any(batch.expected for batch in step.batches):
             return
         if any(parameter.grad is None for parameter in self._view.head_parameters):
             self._tell(
                 "steps of the rule", "a parameter of the head has no gradient, and the certificate counts it as trained"
             )
-        if not once:
-            said = f"the head was called {len(calls)} times in a step of {len(batches)} batches, so its features were not compared"
+        if not step.once:
+            said = (
+                f"the head was called {len(step.calls)} times in a step of {len(step.batches)} batches, so its features were not "
+                "compared"
+            )
             self._tell("same features in the step", said)
-        elif any(b.expected is not None and b.expected.unlike(h) for (h, _), b in zip(calls, batches, strict=True)):
+        elif any(
+            batch.expected is not None and batch.expected.unlike(call.features)
+            for call, batch in zip(step.calls, step.batches, strict=True)
+        ):
             self._tell(
                 "same features in the step", "a training step computes other features than those that were certified"
             )
@@ -206,22 +184,8 @@ class HeadWatch:
         Args:
             calls: What entered the head, and the gradient by what it returned.
         """
-        present, ranks = [each.grad for each in self._view.head_parameters if each.grad is not None], self._view.ranks
-        coarsest = max(
-            (each.dtype for each in (*present, *(s for _, s in calls))), key=lambda kind: torch.finfo(kind).eps
-        )
-        rows, wide = sum(len(h) for h, _ in calls), torch.promote_types(coarsest, torch.float32)
-        h, s = (torch.cat([call[k].to(wide) for call in calls]) for k in (0, 1))
-        made, sizes = [s.T @ h, s.sum(0)][: len(present)], [s.abs().T @ h.abs(), s.abs().sum(0)][: len(present)]
-        unit = max(unit_roundoff(coarsest), product_roundoff(present[0])) / unit_roundoff(coarsest)
-        made, sizes = ([ranks.mean(each) for each in some] for some in (made, sizes))
-        allowed, underflow = unit * product_rounding(rows + ranks.world, coarsest), rows * torch.finfo(coarsest).tiny
-        factor = factor_of(present, made)
-        apart = any(
-            bool(((actual - factor * each).abs() > factor * (allowed * size + underflow)).any())
-            for actual, each, size in zip(present, made, sizes, strict=True)
-        )
-        if apart and all(bool(torch.isfinite(each).all()) for each in made):
+        gradients = [each.grad for each in self._view.head_parameters if each.grad is not None]
+        if not made_by_outputs(gradients, calls, self._view.ranks):
             self._tell("gradients of the step", "the gradient that the head gets is not that of a loss of its outputs")
 
     def hold(self) -> None:
@@ -234,12 +198,13 @@ class HeadWatch:
         """Let the comparison follow the closure, after which the optimizer moves the weights."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._compare_judged()
+            self._at_step()
             return None
 
         def followed() -> Any:
+            self.calls.before_closure()
             made = closure()
-            self._compare_judged()
+            self._at_step()
             return made
 
         if "closure" in kwargs:
@@ -247,10 +212,30 @@ class HeadWatch:
         return (args[0], followed, *args[2:]), kwargs
 
     @torch.no_grad()
-    def _compare_judged(self) -> None:
+    def _at_step(self) -> None:
+        """Compare what the optimizer finds with what was judged, and let the rule make its step."""
         judged, self._judged = self._judged, None
-        if judged is None:
+        if judged is not None:
+            self._compare_judged(judged)
+            self._try_optimizer()
+            self.move_head()
+
+    def _try_optimizer(self) -> None:
+        """Try a copy of an optimizer that is none of torch's for as many steps as come until it is tried again."""
+        optimizer = self._view.trainer.optimizers[0]
+        self._untried -= 1
+        if self._untried > 0 or is_of_torch(optimizer):
             return
+        self._untried = STEPS
+        with attempted(Exception) as attempt:
+            if steps_depend_on_weights(optimizer, self._view.head_parameters, sizes=SIZES[:1]):
+                said = f"the steps of {type(optimizer).__name__} depend on the weights, so it minimises something beside the loss"
+                self._tell("no other term in the optimizer", said)
+        if attempt.failed:
+            said = f"a step of a copy of {type(optimizer).__name__} could not be made: {attempt.reason}"
+            self._tell("no other term in the optimizer", said)
+
+    def _compare_judged(self, judged: tuple[list[Tensor], list[Tensor | None]]) -> None:
         weights, gradients = judged
         if not all(map(same, weights, self._view.head_parameters)):
             self._tell(
@@ -267,7 +252,7 @@ class HeadWatch:
         self._tell("gradients of the step", said)
 
     def _after_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._batches and self._batches[-1].batch is not None:  # the trainer's hooks before a step were not called
+        if self.calls.in_compared_batch:  # the trainer's hooks before a step were not called
             self._tell("gradients of the step", "a step of the optimizer was made past the trainer")
         self._left = [parameter.detach().clone() for parameter in self._view.head_parameters]
 

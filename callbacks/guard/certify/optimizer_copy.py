@@ -74,6 +74,15 @@ def _to(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
+def is_of_torch(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer's class is one of torch's, whose terms are among its settings.
+
+    Args:
+        optimizer: The optimizer.
+    """
+    return type(optimizer).__module__.partition(".")[0] == "torch"
+
+
 def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *, present: bool = True) -> bool:
     """Return whether a copy of an optimizer, with no memory of earlier steps, moves copies of some parameters without a gradient.
 
@@ -92,7 +101,9 @@ def moves_without_gradient(optimizer: Optimizer, parameters: Sequence[Tensor], *
 
 
 @torch.no_grad()
-def steps_depend_on_weights(optimizer: Optimizer, parameters: Sequence[Tensor], seed: int = 0) -> bool:
+def steps_depend_on_weights(
+    optimizer: Optimizer, parameters: Sequence[Tensor], seed: int = 0, sizes: Sequence[float] = SIZES
+) -> bool:
     r"""Return whether two copies of an optimizer with its memory, at weights w and w + d, move differently on the same gradients.
 
     Without a term in w the step is a function of gradients and memory alone. Gradients are random, of the size of the present ones, and so
@@ -102,18 +113,19 @@ def steps_depend_on_weights(optimizer: Optimizer, parameters: Sequence[Tensor], 
         optimizer: Optimizer; nothing of it changes.
         parameters: Parameters of it.
         seed: Seed of the random numbers.
+        sizes: Sizes of d, in units of the present weights.
 
     Raises:
         Exception: Whatever its step raises.
 
-    Cost: six copies in float64, eight steps each.
+    Cost: two copies in float64 for each size, ``STEPS`` steps each.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor, size: float) -> Tensor:
         return size * torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
 
-    return any(_moves_otherwise(optimizer, parameters, draw, size) for size in SIZES)
+    return any(_moves_otherwise(optimizer, parameters, draw, size) for size in sizes)
 
 
 def _moves_otherwise(

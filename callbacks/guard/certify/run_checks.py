@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons
-from lightning_conv.callbacks.guard.certify.optimizer_copy import moves_without_gradient, steps_depend_on_weights
+from lightning_conv.callbacks.guard.certify.optimizer_copy import (
+    is_of_torch,
+    moves_without_gradient,
+    steps_depend_on_weights,
+)
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.steps import decays
@@ -54,7 +58,7 @@ def optimizer_check(view: GuardView) -> list[Check]:
     """
     name: CheckName = "no other term in the optimizer"
     optimizer = view.trainer.optimizers[0]
-    kind, known = type(optimizer).__name__, type(optimizer).__module__.partition(".")[0] == "torch"
+    kind, known = type(optimizer).__name__, is_of_torch(optimizer)
     said = optimizer_caveats(view.trainer, view.head)
     if left := untrained(optimizer, view.head_parameters):
         said.append(f"the optimizer does not move the head's {left}, which the certificate counts as trained")

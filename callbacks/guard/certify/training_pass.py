@@ -22,6 +22,7 @@ from lightning_conv.callbacks.run.call import NotAFunctionError, Seen, StepCall
 from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import Point, difference, evaluate, rounding
+from lightning_conv.losses.slope import wrong_slope
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure
@@ -62,7 +63,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     Returns:
         All ranks get the same.
 
-    Cost: a pass in float64, a hash of all samples, and with the step four passes in the run's precision, with a backward pass through the
+    Cost: a pass in float64, a hash of all samples, and with the step six passes in the run's precision, with a backward pass through the
         head, and a hash of all features.
     """
     looked = _Look(view, with_step)
@@ -128,7 +129,6 @@ class _Look:
                 raise
             return replace(found, frozen=NO_GRADIENT)
         later = self._unlike_later(made, batch)
-        self._number += 1
         coarse = features_of(self._own, view.head, inputs)
         rounding = 8 * (coarse.double() - exact).abs().amax(0)
         unlike = other_features(made.features, exact, rounding)
@@ -136,9 +136,11 @@ class _Look:
         width = exact.shape[-1]
         rounded = columns_rounding(exact, rounding, torch.finfo(made.features.dtype).eps)
         rounded = rounded.reshape(-1, width).amax(0).cpu()
-        return replace(
+        found = replace(
             found,
-            step=other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made),
+            step=other_value(view, batch, made, result.shape[1:])
+            or beside_the_outputs(view, twin, made)
+            or self._not_its_gradient(twin, made, batch),
             later=later,
             features=unlike,
             type=made.features.dtype,
@@ -146,6 +148,14 @@ class _Look:
             projected=project(exact, self.sizes).cpu(),
             spread=((rounded / self.sizes).square() @ directions(width).square()).sqrt(),
         )
+        self._number += 1
+        return found
+
+    def _not_its_gradient(self, twin: Twin, made: Seen, batch: Any) -> str:
+        """Return whether the step's backward pass gives another gradient than that of its value."""
+        call, u = StepCall(twin, self._view.head_name, batch, self._number), made.outputs.detach()
+        said = wrong_slope(lambda drawn: call(drawn).to(drawn.dtype), u, seed=self._number)
+        return said and f"the backward pass of the training step does not give the gradient of its loss ({said})"
 
     def _unlike_later(self, made: Seen, batch: Any) -> str:
         """Return whether the loss of a batch is another function of the outputs at the run's last step and epoch."""

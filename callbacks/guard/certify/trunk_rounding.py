@@ -42,6 +42,6 @@ def beyond_rounding(found: RankCertificate, apart: float) -> RankCertificate:
         return found
     said = (
         f"sigma_min >= {sigma.lower:.3g} is within the rounding of the features in float32, in which the run computes "
-        f"({PLACES * apart:.2g}), so rank n is not shown to be theirs; train with Trainer(precision='64-true'), or scale the inputs"
+        f"({PLACES * apart:.2g}), so rank n is not shown to be theirs; train with Trainer(precision='64-true')"
     )
     return replace(found, verdict="undecided", reason=f"{said}; in float64: {found.reason}")

@@ -26,8 +26,8 @@ class CertifiedSteps(BoundedSteps):
     Otherwise :math:`\eta_k = \eta_0 (1 + k / 1000)^{-3/4}` with :math:`\eta_0 = 1 / L_B`, L_B the largest curvature that a mini-batch
     can have: the sum of the steps is infinite, the sum of their squares finite.
 
-    The gradient is the run's own (averaged over ranks and accumulated batches), before clipping. The step is made before the
-    optimizer's, which finds no gradient and leaves the head alone.
+    The gradient is the run's own (averaged over ranks and accumulated batches), before clipping. The step is made where the optimizer's
+    would be, which finds no gradient and leaves the head alone.
 
     Args:
         view: The run.
@@ -43,6 +43,7 @@ class CertifiedSteps(BoundedSteps):
         self, view: GuardView, head: TrainedHead, memory: dict[str, Any], certificate: RankCertificate | None
     ) -> None:
         super().__init__(view, head, memory, view.ranks.broadcast(_what_a_step_sees(view, head)), certificate)
+        self._gradients: list[Tensor | None] = []  # of the step that comes, before clipping
         self._expected: list[Tensor] | None = None
         self._said: str | None = None
 
@@ -63,15 +64,22 @@ class CertifiedSteps(BoundedSteps):
         first: float = self._memory["first"]
         return first if self._memory["whole"] else PowerSchedule(first)(self._memory["taken"])
 
-    @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
-        """Make the step w <- w - eta grad L and take the gradient away, so that the optimizer leaves the head alone.
+        """Remember the gradients before clipping.
 
         Args:
             optimizer: Optimizer of the run.
         """
+        gradients = [parameter.grad for parameter in self._head.parameters]
+        self._gradients = [None if each is None else each.detach().clone() for each in gradients]
+
+    @torch.no_grad()
+    def move_head(self) -> None:
+        """Make the step w <- w - eta grad L and take the gradient away, so that the optimizer leaves the head alone."""
         parameters, memory = self._head.parameters, self._memory
-        gradients = [parameter.grad for parameter in parameters]
+        gradients, self._gradients = self._gradients, []
+        if not gradients:  # the rule is in force since this step
+            return
         present = [gradient for gradient in gradients if gradient is not None]
         # A gradient scaler leaves out the steps whose gradients overflow.
         if present and all(bool(torch.isfinite(gradient).all()) for gradient in present):

@@ -10,11 +10,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
-from lightning_conv.losses.of_outputs import evaluate, rounding
+from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding, slope_rounding
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, take, undisturbed
 
 # Errors of a batch without targets, or of a loss that cannot be called, which the measurement on the training set reports.
@@ -40,6 +41,7 @@ class LossCheck:
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
         self._seen: list[Tensor] = []  # outputs of the head in the training step
+        self._slopes: list[Tensor] = []  # gradients by them
         self._hook: RemovableHandle | None = None
         self._before: list[Tensor] = []  # the head before the step of the batch that is compared
 
@@ -82,9 +84,14 @@ class LossCheck:
 
     def _look(self, module: nn.Module, inputs: Any, outputs: Tensor) -> None:
         self._seen.append(outputs.detach().clone())
+        if outputs.requires_grad:
+            slopes = self._slopes
+            outputs.register_hook(lambda slope: slopes.append(slope.detach()))  # type: ignore[no-untyped-call]
 
     def after(self, loss: Tensor | None) -> str | None:
         """Compare the loss of the training step with that of ``loss_fn``, up to the rounding of the step (``rounding``).
+
+        Its gradient by the outputs is compared, too, up to one factor: a backward pass need not give the gradient of the value.
 
         Args:
             loss: Loss of the training step; None: not known.
@@ -94,27 +101,27 @@ class LossCheck:
         """
         if not self._wanted:
             return None
-        self._wanted, stepped, seen = self._every, math.nan if loss is None else float(loss), self._seen
-        hooked = self._hook is not None
+        self._wanted, stepped = self._every, math.nan if loss is None else float(loss)
+        seen, slopes, hooked = self._seen, self._slopes, self._hook is not None
         self.release()
         if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
             self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
-        expected, allowed = math.nan, math.nan
+        said = ""
         if self._outputs is not None:
             with attempted(*UNKNOWN):
-                expected, allowed = self._loss_of(self._outputs)
-        apart = abs(stepped - expected) > allowed  # False if one of them is NaN
-        if not any(self._view.ranks.gather(lambda: apart)):
+                said = self._other(self._outputs, stepped, slopes[0] if hooked and len(slopes) == 1 else None)
+        found = self._view.ranks.gather(lambda: said)
+        if not any(found):
             self._before = []
             return None
         self._known = self._wanted = False
         return (
-            f"the training step minimises something else than the mean of {self._view.loss.kind.name} ({stepped:.9g} instead of "
-            f"{expected:.9g} on a batch at step {self._view.trainer.global_step})"
+            f"the training step minimises something else than the mean of {self._view.loss.kind.name} ({next(filter(None, found))} on a "
+            f"batch at step {self._view.trainer.global_step})"
         )
 
-    def _loss_of(self, outputs: Tensor) -> tuple[float, float]:
-        """Return what the training step's loss should be, and by how much rounding may change it."""
+    def _other(self, outputs: Tensor, stepped: float, slope: Tensor | None) -> str:
+        """Return how the training step's loss, or its gradient by the outputs, differs from what it should be; empty if it does not."""
         assert self._targets is not None
         targets = self._targets
 
@@ -124,13 +131,22 @@ class LossCheck:
         exact = evaluate(loss, outputs.double())
         own = evaluate(loss, outputs if outputs.dtype.itemsize >= 4 else outputs.float())
         scale = torch.finfo(outputs.dtype).eps / torch.finfo(own.outputs.dtype).eps
-        return exact.value, scale * rounding(own, exact, own.steepness)
+        if abs(stepped - exact.value) > scale * rounding(own, exact, own.steepness):  # False if one of them is NaN
+            return f"{stepped:.9g} instead of {exact.value:.9g}"
+        if slope is None or not (exact.finite and own.finite):
+            return ""
+        made, expected = slope.double().reshape(exact.slope.shape), exact.slope
+        factor = factor_of([made], [expected])
+        allowed = ULPS * torch.finfo(outputs.dtype).eps * float(expected.norm()) + scale * slope_rounding(own, exact)
+        if not float((made - factor * expected).norm()) > factor * allowed:  # some of it may be NaN
+            return ""
+        return f"the same value, {stepped:.6g}, and another gradient"
 
     def release(self) -> None:
         """Remove the hook from the head, and drop the recorded outputs."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._seen = None, []
+        self._hook, self._seen, self._slopes = None, [], []
 
     @torch.no_grad()
     def take_back(self) -> None:

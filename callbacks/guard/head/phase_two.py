@@ -40,6 +40,7 @@ class PhaseTwo:
         self._check = LossCheck(view, settings.input_fn)
         self.claim = Claim(view, state, settings.input_fn)
         self.rule = HeadRule(view, settings, state, self.claim)
+        self.claim.head.move_head = lambda: self.rule.steps.move_head()
         self._said: tuple[int, float] | None = None  # step and loss of the last measurement
 
     def begin(self) -> None:

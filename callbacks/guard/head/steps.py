@@ -24,6 +24,9 @@ class HeadSteps:
             optimizer: Optimizer of the run.
         """
 
+    def move_head(self) -> None:
+        """Make the rule's own step where the optimizer is about to make its own."""
+
     def after_step(self) -> str | None:
         """Return what the optimizer should not have done in its step; None if all is well."""
         return None
