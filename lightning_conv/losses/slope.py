@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_conv.losses.of_outputs import OutputLoss, Point, evaluate
 
 STEP = 1e-2  # of the larger of 1 and the root mean square of u
-AGAIN = 1 / 30  # of that, for a second step along the same d: over a longer one the slope may rise and fall
 SLACK = 1e-2  # part of the random walk of the samples' shares, for what a step of this size misses
 UNITS = 16  # of rounding, of |phi| + sum |s u|
 
@@ -35,10 +34,10 @@ def wrong_slope(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> str:
     size = STEP * max(1.0, float(outputs.double().square().mean().sqrt()))
     signs = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.float64) * 2 - 1
     here = evaluate(loss, torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs))
-    found = [_unlike(loss, here, (size * signs).to(outputs))]
-    if found[0]:
-        found.append(_unlike(loss, here, (AGAIN * size * signs).to(outputs)))
-    return found[0] if all(found) else ""
+    found = _unlike(loss, here, (size * signs).to(outputs))
+    if found and size > STEP:  # over a longer step the slope may rise and fall
+        found = _unlike(loss, here, (STEP * signs).to(outputs))
+    return found
 
 
 def _unlike(loss: OutputLoss, here: Point, step: Tensor) -> str:
