@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
@@ -13,16 +13,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.sample_keys import parts_of
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors
-from lightning_conv.networks.head import Head, watched_features
-from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.evaluation import Inputs, input_tensors
 
 T = TypeVar("T")
 
@@ -167,25 +165,6 @@ class TrainingSet:
         """Return the inputs of the first batch."""
         return next(self.batches())[0]
 
-    def features(
-        self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
-    ) -> Tensor:
-        """Return what enters ``layer`` for all samples, (n, m), computed by a copy of the network in ``dtype``.
-
-        Args:
-            network: module that takes the inputs.
-            layer: a linear layer of the network.
-            dtype: type of the copy; None: that of the network.
-            stop: whether to end the forward pass there, see ``features_of``.
-        """
-        return self.feature_rows(network, layer, dtype, stop=stop).rows(0, self.size)
-
-    def feature_rows(
-        self, network: nn.Module, layer: Head, dtype: torch.dtype | None = None, *, stop: bool = False
-    ) -> TrunkRows:
-        """Return the same features, computed by all ranks together whenever rows of them are asked for."""
-        return TrunkRows(self, StatelessModule(network, dtype=dtype), layer, stop)
-
     def same_inputs(self, i: int, j: int) -> bool:
         """Return whether samples i and j, each read anew, enter the network as the same tensors."""
         return _equal(self._read([i], seed=1), self._read([j], seed=1))
@@ -243,74 +222,3 @@ def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
         a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
         for a, b in zip(some, others, strict=True)
     )
-
-
-@dataclass(frozen=True)
-class TrunkRows:
-    """Features of a training set, computed in strips from a copy of the trunk by all ranks together.
-
-    A copy in float64 is watched for casts to a narrower type, in every strip and on every rank.
-    """
-
-    data: TrainingSet
-    module: StatelessModule
-    layer: Head
-    stop: bool = False  # whether the forward pass ends at the layer, which must be called once
-    _narrowings: list[Narrowing] = field(default_factory=list, compare=False)
-    _cleared: set[str] = field(default_factory=set, compare=False)
-
-    @property
-    def narrowing(self) -> Narrowing | None:
-        """Where the rows that were read so far left float64, the coarsest place; None: nowhere, or the copy is not in float64."""
-        return coarsest(self._narrowings)
-
-    @property
-    def narrow(self) -> str | None:
-        """The same in words; empty: nowhere; None: the copy is not in float64 and not watched."""
-        if self.module.dtype != torch.float64:
-            return None
-        return "" if self.narrowing is None else str(self.narrowing)
-
-    @property
-    def samples(self) -> int:
-        """Number n of samples."""
-        return self.data.size
-
-    @property
-    def width(self) -> int:
-        """Width m_H of the features."""
-        return self.layer.width
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return the features h of consecutive samples.
-
-        Args:
-            start: the first sample.
-            stop: the sample after the last.
-        """
-        return self._together(self.data.collect(lambda inputs, _: self._of(inputs), start, min(stop, self.samples)))
-
-    def at(self, chosen: Sequence[int]) -> Tensor:
-        """Return the features h of the samples of these numbers.
-
-        Args:
-            chosen: numbers of the samples.
-        """
-        ranks, size = self.data.ranks, self.data.sampling.batch_size
-
-        def part() -> list[tuple[Tensor, Narrowing | None]]:
-            mine = ranks.share(0, len(chosen))
-            groups = [chosen[k : min(k + size, mine.stop)] for k in range(mine.start, mine.stop, size)]
-            return [self._of(self.data.inputs_of(group)) for group in groups]
-
-        return self._together([rows for parts in ranks.gather(part) for rows in parts])
-
-    def _of(self, inputs: Inputs) -> tuple[Tensor, Narrowing | None]:
-        features, narrowing = watched_features(self.module, self.layer, inputs, stop=self.stop, cleared=self._cleared)
-        return features.cpu(), narrowing
-
-    def _together(self, parts: list[tuple[Tensor, Narrowing | None]]) -> Tensor:
-        for _, narrowing in parts:
-            if narrowing is not None and narrowing not in self._narrowings:
-                self._narrowings.append(narrowing)
-        return torch.cat([features for features, _ in parts])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import WideLayer, find_wide_layer
@@ -54,10 +55,10 @@ def certify_almost_everywhere(view: GuardView) -> RankCertificate:
     data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
     # The wide layer itself is computed for a few samples only, to see whether it casts: in float64 all of them would take longer than all
     # that lies before it.
-    coarse = data.features(network, layer, torch.float32, stop=True)
-    below = data.feature_rows(network, layer, torch.float64, stop=True)
-    exact = below.rows(0, data.size)
-    rows = data.feature_rows(network, head, torch.float64)
+    coarse = TrunkRows.of(data, network, layer, torch.float32, stop=True).all()
+    below = TrunkRows.of(data, network, layer, torch.float64, stop=True)
+    exact = below.all()
+    rows = TrunkRows.of(data, network, head, torch.float64)
     rows.rows(0, WATCHED)
     error = allowance(coarse, exact, below)
     found = data.ranks.once(
@@ -89,8 +90,8 @@ def _also_here(view: GuardView, found: RankCertificate, sizes: Tensor) -> RankCe
     data, head, network = view.data, view.head, view.network
     order, far = torch.randperm(data.size, generator=torch.Generator().manual_seed(0)), sizes.argsort(descending=True)
     chosen = sorted([*dict.fromkeys([*far[:FAR].tolist(), *order.tolist()])][:SAMPLED])
-    coarse = data.feature_rows(network, head, torch.float32).at(chosen)
-    trunk = data.feature_rows(network, head, torch.float64)
+    coarse = TrunkRows.of(data, network, head, torch.float32).at(chosen)
+    trunk = TrunkRows.of(data, network, head, torch.float64)
     exact = trunk.at(chosen)
     here = data.ranks.once(
         lambda: certify_expressivity(

@@ -22,7 +22,7 @@ from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.ranks import Led
-from lightning_conv.callbacks.run.training_set import TrunkRows
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import (
     Method,
     RankCertificate,
@@ -68,9 +68,9 @@ def certify_trunk(
     too_few = too_narrow(data.size, head.width, bias=head.has_bias) is not None
     if is_held(data.size, head.width, bias=head.has_bias) or method == "alignment":
         # In float32 whatever the model's type: the error of these features is scaled to float64.
-        coarse = data.features(network, head, torch.float32)
-        rows = data.feature_rows(network, head, torch.float64)
-        exact = rows.rows(0, data.size)
+        coarse = TrunkRows.of(data, network, head, torch.float32).all()
+        rows = TrunkRows.of(data, network, head, torch.float64)
+        exact = rows.all()
 
         def certify() -> RankCertificate:
             found = certify_expressivity(
@@ -90,7 +90,7 @@ def certify_trunk(
 
 def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:
     data, head, network = view.data, view.head, view.network
-    rows = data.feature_rows(network, head, torch.float64)
+    rows = TrunkRows.of(data, network, head, torch.float64)
     began = time.perf_counter()
     row_seconds = (time.perf_counter() - began) / len(rows.rows(0, SAMPLED))
     plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
@@ -134,7 +134,7 @@ def _roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
     Cost: a pass in float32 and one in float64, strip by strip.
     """
     data, errors, apart = view.data, [0.0], [0.0]
-    coarse = data.feature_rows(view.network, view.head, torch.float32)
+    coarse = TrunkRows.of(data, view.network, view.head, torch.float32)
     for start in range(0, data.size, STRIP):
         exact, rounded = rows.rows(start, start + STRIP), coarse.rows(start, start + STRIP)
         errors.append(allowance(rounded, exact, rows))
@@ -209,7 +209,7 @@ def rewatched(view: GuardView, certificate: RankCertificate) -> RankCertificate:
     """
     if certificate.narrow is not None:
         return certificate
-    rows = view.data.feature_rows(view.network, view.head, torch.float64)
+    rows = TrunkRows.of(view.data, view.network, view.head, torch.float64)
     for start in range(0, view.data.size, STRIP):
         rows.rows(start, start + STRIP)
     return watched(certificate, rows.narrow, allowed_for=False)

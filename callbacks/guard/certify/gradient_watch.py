@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,11 +11,15 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.certify.checks import Check
-from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs, distance, is_scaled, norm_of
+from lightning_conv.callbacks.guard.certify.gradients_compared import (
+    beside_the_outputs,
+    distance,
+    norm_of,
+    same_or_clipped,
+)
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.callbacks.run.twin import Twin
 
 ULPS = (
@@ -169,17 +172,11 @@ class GradientWatch:
         if not kept or self.found is None or self.found.held is False:
             return
         pairs = [(was, each.grad) for was, each in zip(kept, self._weights, strict=False)]
-        then, now = ([pair[k] for pair in pairs if None not in pair] for k in (0, 1))
-        changed = not is_scaled(then, now) and not self._is_clamped(then, now)
+        both = [(was, now) for was, now in pairs if was is not None and now is not None]
+        changed = not same_or_clipped(self._view.trainer, [was for was, _ in both], [now for _, now in both])
         if any(self._view.ranks.gather(lambda: changed)):
             said = "something changes the gradients between the backward pass and the optimizer's step"
             self.found = Check("gradients of the step", False, said)
-
-    def _is_clamped(self, then: Sequence[Any], now: Sequence[Any]) -> bool:
-        largest = self._view.trainer.gradient_clip_val
-        if not largest or not clips_values(self._view.trainer):
-            return False
-        return all(torch.equal(was.clamp(-largest, largest), is_) for was, is_ in zip(then, now, strict=True))
 
     def check(self) -> Check:
         """Return the last comparison; where no step was seen yet, whether anything could change the gradients of the first."""

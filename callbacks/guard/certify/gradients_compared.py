@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -110,20 +109,6 @@ def same_or_clipped(trainer: pl.Trainer, judged: Sequence[Tensor], now: Sequence
         bool(((each - factor * was).abs() <= 8 * torch.finfo(was.dtype).eps * was.abs()).all())
         for was, each in zip(judged, now, strict=True)
     )
-
-
-def is_scaled(then: Sequence[Any], now: Sequence[Any]) -> bool:
-    """Return whether gradients are those of before times one number in (0, 1].
-
-    Args:
-        then: Gradients before.
-        now: Gradients now.
-    """
-    before, after = norm_of(then), norm_of(now)
-    if after > before * (1 + 1e-6):
-        return False
-    scale = after / before if before > 0 else 1.0
-    return distance([scale * each for each in then], now) <= 1e-5 * max(after, 1e-300)
 
 
 def norm_of(tensors: Sequence[Tensor]) -> float:

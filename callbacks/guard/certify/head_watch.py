@@ -215,13 +215,20 @@ class HeadWatch:
     def _at_step(self) -> None:
         """Compare what the optimizer finds with what was judged, and let the rule make its step."""
         judged, self._judged = self._judged, None
-        if judged is not None:
-            self._compare_judged(judged)
-            self._try_optimizer()
-            self.move_head()
+        if judged is None:
+            return
+        self._compare_judged(judged)
+        self.move_head()
+        if any(parameter.grad is not None for parameter in self._view.head_parameters):  # the optimizer moves the head
+            self._look_at_optimizer()
 
-    def _try_optimizer(self) -> None:
-        """Try a copy of an optimizer that is none of torch's for as many steps as come until it is tried again."""
+    def _look_at_optimizer(self) -> None:
+        """Look at the optimizer's settings, which may be others in this step, and try copies of one that is none of torch's.
+
+        They make as many steps as come until they are tried again.
+        """
+        if terms := optimizer_caveats(self._view.trainer, self._view.head):
+            self._tell("no other term in the optimizer", terms[0])
         optimizer = self._view.trainer.optimizers[0]
         self._untried -= 1
         if self._untried > 0 or is_of_torch(optimizer):
@@ -242,8 +249,6 @@ class HeadWatch:
                 "steps of the rule", "something moved the head between the backward pass and the optimizer's step"
             )
         now = [parameter.grad for parameter in self._view.head_parameters]
-        if any(each is not None for each in now) and (terms := optimizer_caveats(self._view.trainer, self._view.head)):
-            self._tell("no other term in the optimizer", terms[0])  # its settings may have changed for this step
         if [each is None for each in now] == [each is None for each in gradients]:
             pairs = [(a, b) for a, b in zip(gradients, now, strict=True) if a is not None and b is not None]
             if same_or_clipped(self._view.trainer, [a for a, _ in pairs], [b for _, b in pairs]):

@@ -17,6 +17,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.sample_keys import batch_keys
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 
 REMEMBERED = 4096  # samples of phase 1, the last ones
 ROWS = 64  # samples, evenly spaced, whose features are computed again
@@ -104,7 +105,7 @@ class KnownSamples:
     def _features(self) -> Tensor:
         data, head = self._view.data, self._view.head
         chosen = torch.linspace(0, data.size - 1, min(ROWS, data.size)).round().long().tolist()
-        return project(data.feature_rows(self._view.network, head, torch.float64).at(chosen))
+        return project(TrunkRows.of(data, self._view.network, head, torch.float64).at(chosen))
 
     def remember(self, batch: Any) -> None:
         """Keep the hashes of a batch of phase 1, to compare them at the switch; nothing where the batch is on another device than the CPU.

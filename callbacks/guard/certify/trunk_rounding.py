@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_conv.callbacks.run.training_set import TrunkRows
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 

@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, memory_obstacle
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.networks.evaluation import undisturbed
 
 STRIP = 4096  # rows that go through the head at a time
@@ -33,7 +34,7 @@ class CachedOutputs:
             need, cpu, ranks = 4 * cache.rows.numel(), torch.device("cpu"), view.ranks
             if why := next(filter(None, ranks.gather(lambda: memory_obstacle(need, cpu, ranks.world))), None):
                 raise MemoryError(why)
-            self._rows = view.data.features(view.network, view.head)
+            self._rows = TrunkRows.of(view.data, view.network, view.head).all()
 
     def __call__(self) -> Tensor:
         """Return the outputs, (n, ...), in float64 on the CPU; each rank computes its share."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.training_set import TrunkRows
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity.stream import read_rows
 from lightning_conv.last_layer import HeadProblem
 from lightning_conv.last_layer.problem import WORD
@@ -90,7 +90,7 @@ def _build(view: GuardView, allowed: int) -> tuple[HeadProblem, str]:
     named: dict[str, Any] = {"outputs": head.module.out_features, "infimum": loss.given_infimum}
     # What may go wrong on one rank alone comes before the walks that all of them take part in.
     ranks.alike(lambda: SampleLosses(loss.loss_fn, targets, **named))
-    rows = ranks.alike(lambda: view.data.feature_rows(view.network, head, torch.float64))
+    rows = ranks.alike(lambda: TrunkRows.of(view.data, view.network, head, torch.float64))
     held = _held(rows, ranks, allowed) if holds_features(view, allowed) else None
     named |= {"bias": head.has_bias, "fixed_bias": head.fixed_bias, "max_memory": allowed}
 
