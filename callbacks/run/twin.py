@@ -215,6 +215,8 @@ def _made_anew(function: types.FunctionType, memo: dict[int, Any]) -> types.Func
         memo: Copies by the ``id`` of their originals, as ``copy.deepcopy`` keeps them.
     """
     memo[id(function)] = function  # it may hold itself
+    # What is known by its address must live as long as the memo; ``copy.deepcopy`` keeps it so, too.
+    memo.setdefault(id(memo), []).append(function)
     named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
     of_module = {
         name: memo[id(value)] for name, value in named.items() if isinstance(value, nn.Module) and id(value) in memo

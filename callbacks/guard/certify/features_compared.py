@@ -104,3 +104,23 @@ class Expected:
         """
         found = project(features, self.sizes).reshape(-1, DIRECTIONS).cpu()
         return found.shape != self.projected.shape or not bool(((found - self.projected).abs() <= self.spread).all())
+
+
+def closest_pair(points: Tensor, apart: Tensor) -> tuple[int, int] | None:
+    """Return two points that are at most so far apart in every coordinate; None: there are none.
+
+    Args:
+        points: Coordinates, (n, k).
+        apart: Distances, (k,).
+
+    Cost: a sort by the first coordinate, and the comparison of points that are close in it.
+    """
+    order = points[:, 0].argsort()
+    for step in range(1, len(order)):
+        apart_by = (points[order[step:]] - points[order[:-step]]).abs() <= apart
+        if not bool(apart_by[:, 0].any()):
+            return None
+        if bool((hit := apart_by.all(1)).any()):
+            place = int(hit.int().argmax())
+            return int(order[place]), int(order[place + step])
+    return None

@@ -220,7 +220,7 @@ def _has_own_backward(view: GuardView) -> bool:
 
 
 def _hooks_of(parameter: nn.Parameter) -> bool:
-    after = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    hooks = [*(parameter._backward_hooks or {}).values()]
+    hooks += (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
     own = "lightning_conv."  # hooks that only look
-    foreign = [each for each in after.values() if not getattr(each, "func", each).__module__.startswith(own)]
-    return bool(parameter._backward_hooks or foreign)
+    return any(not getattr(each, "func", each).__module__.startswith(own) for each in hooks)

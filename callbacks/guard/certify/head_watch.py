@@ -60,7 +60,8 @@ class HeadWatch:
         self.calls = HeadCalls(view, self._changed)
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
-        self._accumulated: dict[int, Tensor] = {}  # gradients after the last backward pass, by parameter
+        self._incoming: dict[int, Tensor] = {}  # gradient of this backward pass before all other hooks, by parameter
+        self._accumulated: dict[int, Tensor] = {}  # gradients after the last backward pass
 
     def begin(self) -> None:
         """Register the hooks. A second call does nothing."""
@@ -74,11 +75,12 @@ class HeadWatch:
             self.calls.register(),
             optimizer.register_step_pre_hook(QuietHook(self._around_closure)),
             after,
-            *(
-                each.register_post_accumulate_grad_hook(partial(self._keep_gradient, number))  # type: ignore[no-untyped-call]
-                for number, each in enumerate(self._view.head_parameters)
-            ),
         ]
+        for number, each in enumerate(self._view.head_parameters):
+            first = each.register_hook(partial(self._keep_incoming, number))  # type: ignore[no-untyped-call]
+            each._backward_hooks.move_to_end(first.id, last=False)  # type: ignore[union-attr]
+            last = each.register_post_accumulate_grad_hook(partial(self._keep_gradient, number))  # type: ignore[no-untyped-call]
+            self._hooks += [first, last]
 
     def end(self) -> None:
         """Remove the hooks. A second call does nothing."""
@@ -86,7 +88,7 @@ class HeadWatch:
             hook.remove()
         self.calls.clear()
         self._hooks, self._left, self._judged = [], None, None
-        self._accumulated = {}
+        self._incoming, self._accumulated = {}, {}
 
     def moved_on_purpose(self) -> None:
         """Forget what the head was after the last step: the guard moves it."""
@@ -95,9 +97,19 @@ class HeadWatch:
     def _changed(self) -> None:
         self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
 
+    def _keep_incoming(self, number: int, gradient: Tensor) -> None:
+        if self.calls.in_compared_batch:
+            self._incoming[number] = gradient.detach().clone()
+
+    @torch.no_grad()
     def _keep_gradient(self, number: int, parameter: Tensor) -> None:
-        if self.calls.in_compared_batch and parameter.grad is not None:
-            self._accumulated[number] = parameter.grad.detach().clone()
+        incoming, before = self._incoming.pop(number, None), self._accumulated.get(number)
+        if not self.calls.in_compared_batch or parameter.grad is None:
+            return
+        if incoming is not None and not same(incoming if before is None else before + incoming, parameter.grad):
+            said = "the gradient of the head is not what the backward pass made it: a hook changes it, or it was not set to zero"
+            self._tell("gradients of the step", said)
+        self._accumulated[number] = parameter.grad.detach().clone()
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -139,9 +151,6 @@ class HeadWatch:
                 and not same_or_clipped(self._view.trainer, [was], [parameter.grad])
             ):
                 said = "something changes the gradient of the head after the backward pass"
-                self._tell("gradients of the step", said)
-            elif parameter is not None and parameter._backward_hooks:
-                said = "the head has a hook on its gradient, which is compared up to rounding only"
                 self._tell("gradients of the step", said)
 
     def _compare_features(self, step: Step) -> None:

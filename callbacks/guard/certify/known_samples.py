@@ -70,7 +70,13 @@ class KnownSamples:
         if attempt.failed:
             return [Check("trunk unmoved", None, f"the features could not be computed again ({attempt.reason})")]
         if not self._state.certified_on and self._state.phase == 2:
-            return [Check("fixed inputs", None, "it is not recorded which samples the certificate is about")]
+            return [
+                Check(
+                    "fixed inputs",
+                    None,
+                    "at the switch it could not be recorded which samples the certificate is about",
+                )
+            ]
         if not self._state.certified_on:
             bias = self._view.head.has_bias
             held = {"digest": digest, "features": features.tolist(), "bias": bias, "loss": self._view.loss.kind.name}

@@ -69,7 +69,7 @@ def _local(view: GuardView) -> list[Check]:
     # The step is any code of the user's, and phase 2 runs it without fused attention.
     with attempted(Exception) as attempt, without_fused_attention():
         return _Comparison(view).checks()
-    why = f"the training step could not be run on a copy of the module: {attempt.reason}"
+    why = f"the training step could not be compared on a copy of the module: {attempt.reason}"
     return [Check(name, None, why) for name in MADE]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.certify.copies import frozen_twin, last_moment
 from lightning_conv.callbacks.guard.certify.features_compared import (
+    closest_pair,
     columns_rounding,
     directions,
     other_features,
@@ -21,7 +22,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import NotAFunctionError, Seen, StepCall
 from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.losses.of_outputs import Point, difference, evaluate, rounding
+from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
 from lightning_conv.losses.slope import wrong_slope
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.head import features_of
@@ -173,11 +174,17 @@ class _Look:
 
 
 def lost_in_precision(walked: Walk, *, rank: bool) -> str:
-    """Return which two samples have equal features in the run's own precision, or that it is one of 16 bits; empty if neither is so.
+    """Return which two samples have features that the run's own precision does not tell apart, or that it is one of 16 bits.
+
+    Features are equal there bit for bit, or so close that rounding makes them equal at some places of a batch: within a 64th of what
+    ``columns_rounding`` allows.
 
     Args:
         walked: A pass over the training set with the step.
         rank: Whether rank n is claimed; if not, features that are equal in float64 as well are no matter: the targets are known to be.
+
+    Returns:
+        Empty where all are told apart.
     """
     if walked.type is not None and walked.type.itemsize < 4:
         return f"the training step computes features in {walked.type}, and the certificate is about those in float64"
@@ -189,11 +196,16 @@ def lost_in_precision(walked: Walk, *, rank: bool) -> str:
         other = first.setdefault(row, place)
         apart = float((walked.projected[other] - walked.projected[place]).abs().max())
         if other != place and (rank or apart > rounded):
-            return (
-                f"in the run's own precision the features of samples {other} and {place} are equal, so what is certified in float64 is not "
-                "about the features that the head is trained on"
-            )
-    return ""
+            return _alike(other, place)
+    close = closest_pair(walked.projected, walked.spread / ULPS) if rank and walked.spread is not None else None
+    return "" if close is None else _alike(*close)
+
+
+def _alike(one: int, other: int) -> str:
+    return (
+        f"in the run's own precision the features of samples {one} and {other} are equal, or may be, so what is certified in float64 is "
+        "not about the features that the head is trained on"
+    )
 
 
 def other_value(view: GuardView, batch: Any, made: Seen, shape: tuple[int, ...]) -> str:

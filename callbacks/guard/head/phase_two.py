@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.checks import Check
 from lightning_conv.callbacks.guard.certify.claim import Claim
+from lightning_conv.callbacks.guard.certify.no_effect import without_effect
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_check
 from lightning_conv.callbacks.guard.head.cached_outputs import CachedOutputs
 from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, NotCachedError
@@ -182,9 +183,16 @@ class PhaseTwo:
         self.claim.compare_own_loss(None if measured else said, with_step=self.rule.is_solved)
 
     def warn_if_moved(self) -> None:
-        """Compare the trunk with its fingerprints from the switch; if it moved, withdraw the verdict and warn."""
+        """Compare the trunk with its fingerprints from the switch; if it moved, withdraw the verdict and warn.
+
+        What enters neither features nor loss, such as an average of weights, may move.
+        """
         state = self._state
-        if moved := self.trunk.moved_since(state.fingerprints):
+        moved = self.trunk.moved_since(state.fingerprints)
+        if moved and without_effect(self._view, moved):
+            for name in moved:
+                state.fingerprints.pop(name)
+        elif moved:
             said = f"the trunk moved during phase 2 ({', '.join(moved)}), so the guarantee no longer applies"
             if state.steps:
                 state.steps.setdefault("given_up", said)

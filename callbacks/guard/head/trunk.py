@@ -103,5 +103,5 @@ class FrozenTrunk:
             then: Hashes by name that ``fingerprints`` returned earlier.
         """
         now = self.fingerprints()
-        moved = {name for name in now.keys() | then.keys() if now.get(name) != then.get(name)}
+        moved = {name for name, known in then.items() if now.get(name) != known}
         return sorted(set().union(*self._ranks.gather(lambda: moved)))

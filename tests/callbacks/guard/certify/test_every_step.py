@@ -274,25 +274,6 @@ def test_a_plain_loss_of_targets_and_weights_of_the_samples_is_certified(fit, re
     assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
 
 
-def near_duplicates():
-    """Five pairs that differ in the last digit of a small coordinate, with other labels."""
-    x, y = table().tensors
-    x[:, 3] *= 1e-2
-    for k in range(0, 10, 2):
-        x[k + 1] = x[k]
-        x[k + 1, 3] = torch.nextafter(x[k, 3], torch.tensor(torch.inf))
-        y[k], y[k + 1] = 0, 1
-    return TensorDataset(x, y)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", ["base", "solve"])
-def test_features_that_coincide_in_the_precision_of_the_run(fit, rule):
-    guard = fit(Net(nn.CrossEntropyLoss(), 70), data=near_duplicates(), guard=ExpressivityGuard(SWITCH, step_rule=rule))
-    assert guard.verdict != "certified"
-    assert "is within the rounding of the features in float32" in guard.reason
-
-
 @pytest.mark.parametrize("rule", ["base", "certified", "solve"])
 @pytest.mark.parametrize("noise", [1e-9, 1e-10])
 def test_targets_that_are_almost_in_reach_are_not_reached(fit, rule, noise):

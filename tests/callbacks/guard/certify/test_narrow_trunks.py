@@ -17,13 +17,15 @@ from lightning_conv.expressivity import certify
 def guarded(make_trainer, make_regression):
     """Train a trunk on 30 samples with a guard that switches after one epoch."""
 
-    def run(trunk, width=40, inputs=3, batch_size=30, callbacks=(), scale=1.0, **options):
+    def run(trunk, width=40, inputs=3, batch_size=30, callbacks=(), scale=1.0, precision="32-true", **options):
         torch.manual_seed(0)
-        x = scale * torch.rand(30, inputs)
+        x, y = scale * torch.rand(30, inputs), torch.randn(30, 1)
+        if precision == "64-true":
+            x, y = x.double(), y.double()
         module = make_regression(nn.Sequential(trunk, nn.Linear(width, 1)), 1e-3)
         guard = ExpressivityGuard(switch_at=1, **options)
-        data = DataLoader(TensorDataset(x, torch.randn(30, 1)), batch_size=batch_size)
-        make_trainer([guard, *callbacks], max_epochs=3).fit(module, data)
+        data = DataLoader(TensorDataset(x, y), batch_size=batch_size)
+        make_trainer([guard, *callbacks], max_epochs=3, precision=precision).fit(module, data)
         return guard
 
     return run
@@ -59,7 +61,7 @@ def test_no_kind_of_cast_is_certified(guarded, name):
 
 @pytest.mark.slow
 def test_the_same_trunk_without_a_cast_is_certified(guarded):
-    guard = guarded(wide())
+    guard = guarded(wide(), precision="64-true")
     assert guard.certificate.verdict == "certified"
     assert guard.certificate.narrow == ""
     assert guard.certificate.rank_lower == 30
@@ -88,7 +90,7 @@ def test_distinct_is_undecided_wherever_the_cast_is(guarded, where):
 
 @pytest.mark.slow
 def test_distinct_without_a_cast_is_watched_and_certified(guarded):
-    certificate = guarded(wide(), method="distinct").certificate
+    certificate = guarded(wide(), method="distinct", precision="64-true").certificate
     assert (certificate.verdict, certificate.narrow) == ("certified", "")
 
 

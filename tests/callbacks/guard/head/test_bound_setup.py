@@ -14,6 +14,7 @@ from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.head import plain_steps, problem
 from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
 from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 
 SWITCH = 3
 
@@ -99,8 +100,8 @@ def test_an_error_in_a_step_ends_the_bound_and_not_the_run(fit, monkeypatch, nam
 def test_features_that_will_not_fit_are_not_computed(fit, monkeypatch):
     """Half of a quarter of this holds no 96 x 120 features in float64."""
     walked = []
-    real = TrainingSet.feature_rows
-    monkeypatch.setattr(TrainingSet, "feature_rows", lambda *a, **k: (walked.append(1), real(*a, **k))[1])
+    real = TrunkRows.of
+    monkeypatch.setattr(TrunkRows, "of", lambda *a, **k: (walked.append(1), real(*a, **k))[1])
     fit(ExpressivityGuard(switch_at=SWITCH))
     with_bound = len(walked)
     walked.clear()

@@ -1,0 +1,86 @@
+"""Features that the run's own precision does not tell apart, though float64 does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.callbacks.guard.certify.features_compared import closest_pair
+from tests.callbacks.guard.certify.nets import CLASSES, SWITCH, Net, table
+
+
+def near_duplicates():
+    """Five pairs that differ in the last digit of a small coordinate, with other labels."""
+    x, y = table().tensors
+    x[:, 3] *= 1e-2
+    for k in range(0, 10, 2):
+        x[k + 1] = x[k]
+        x[k + 1, 3] = torch.nextafter(x[k, 3], torch.tensor(torch.inf))
+        y[k], y[k + 1] = 0, 1
+    return TensorDataset(x, y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["base", "solve"])
+def test_features_that_coincide_in_the_precision_of_the_run(fit, rule):
+    guard = fit(Net(nn.CrossEntropyLoss(), 70), data=near_duplicates(), guard=ExpressivityGuard(SWITCH, step_rule=rule))
+    assert guard.verdict != "certified"
+    assert "is within the rounding of the features in float32" in guard.reason
+
+
+@pytest.mark.parametrize("rule", ["base", "certified", "solve"])
+def test_rank_n_below_the_rounding_of_the_run(fit, rule):
+    """Three samples on a ray where GELU is its asymptote in float32: their rows are collinear there, and not in float64."""
+
+    class Ray(Net):
+        def __init__(self):
+            super().__init__(nn.CrossEntropyLoss())
+            self.trunk = nn.Sequential(nn.Linear(4, 70, bias=False), nn.GELU())
+            self.trunk[0].weight.data.abs_().add_(0.3)
+            self.head = nn.Linear(70, CLASSES)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-5)
+
+    x, y = table().tensors
+    for place, (size, label) in enumerate([(18.0, 0), (36.0, 1), (72.0, 0)], 10):
+        x[place], y[place] = torch.tensor([size, 0.0, 0.0, 0.0]), label
+    guard = ExpressivityGuard(switch_at=SWITCH, step_rule=rule, noise_scale=1e-6)
+    fit(Ray(), guard=guard, data=TensorDataset(x, y))
+    assert guard.verdict != "certified"
+    assert "is within the rounding of the features in float32" in guard.reason
+
+
+class Plain(Net):
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["base", "solve"])
+def test_one_close_pair_among_many_samples_is_seen_by_distinct(fit, rule):
+    """Two of 700 samples differ in the last digit of a small coordinate: at some places of a batch their float32 features are equal."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(700, 4, generator=generator), torch.randint(0, CLASSES, (700,), generator=generator)
+    x[:, 3] *= 1e-3
+    x[661] = x[2]
+    x[661, 3] = torch.nextafter(x[2, 3], torch.tensor(torch.inf))
+    y[2], y[661] = 0, 1
+    guard = ExpressivityGuard(SWITCH, step_rule=rule, method="distinct")
+    fit(Plain(nn.CrossEntropyLoss(), 720), data=TensorDataset(x, y), guard=guard, max_epochs=2)
+    assert guard.verdict == "undecided"
+    assert "the features of samples" in "; ".join([guard.reason, *guard.caveats])
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_the_closest_pair(rows):
+    points = torch.randn(rows, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    apart = torch.tensor([1e-3, 1e-3, 1e-2, 1e-3], dtype=torch.float64)
+    assert closest_pair(points, apart) is None
+    points[-1] = points[0] + torch.tensor([5e-4, -5e-4, 5e-3, 0.0])
+    assert set(closest_pair(points, apart)) == {0, rows - 1}
+    points[-1, 2] = points[0, 2] + 0.02
+    assert closest_pair(points, apart) is None
