@@ -39,7 +39,7 @@ options of fit, validate, test and compare:
 examples:
   lightning-conv fit --config wide_fc
   lightning-conv fit --config bn_resnet
-  lightning-conv compare --config wide_fc --trainer.max_epochs 20
+  lightning-conv compare --config wide_fc --trainer.max_epochs 5
   lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
 """
 

@@ -19,7 +19,9 @@ FEW = 16  # samples from each end of the training set
 
 
 def without_effect(view: GuardView, names: Sequence[str]) -> bool:
-    """Return whether features and loss of the training step stay bit for bit the same when tensors are filled with NaN, huge numbers or zero.
+    """Return whether features and loss of the training step stay bit for bit the same when tensors are overwritten.
+
+    They are filled with NaN and huge numbers; whole numbers also with zero.
 
     The step runs on copies, on samples from both ends of the training set, at the present step and at the run's last one.
 

@@ -127,6 +127,19 @@ def test_cutting_the_work_changes_nothing_but_rounding(case, outputs, monkeypatc
         assert small.layer_traces[layer] == pytest.approx(trace, rel=1e-12)
 
 
+def ways_to_cut(model, inputs, budget, factor, **options):
+    """The ranges of outputs of the passes under less and less memory, until it is refused, each with the smallest budget."""
+    found = {}
+    while True:
+        try:
+            plan = plan_ntk(model, inputs, max_memory=budget, **options)
+        except MemoryError:
+            return found
+        assert plan.bytes <= budget
+        found[frozenset(each.outputs for each in plan.passes)] = budget
+        budget = int(budget * factor)
+
+
 @pytest.mark.parametrize("case", ["mlp", *slow("cnn with batch norm", "transformer", "embedding", "lstm")])
 @pytest.mark.parametrize("outputs", ["trace", *slow("full")])
 def test_less_memory_changes_nothing_but_rounding(case, outputs, monkeypatch):
@@ -134,16 +147,12 @@ def test_less_memory_changes_nothing_but_rounding(case, outputs, monkeypatch):
     monkeypatch.setattr(sizes, "FORWARD_TARGET", 1)
     model, inputs = build(case)
     whole = ntk_gram(model, inputs, outputs=outputs)
-    budget, done = whole.plan.bytes, 0
-    while True:  # less and less memory, until it is refused
-        try:
-            cut = ntk_gram(model, inputs, outputs=outputs, max_memory=budget)
-        except MemoryError:
-            break
+    budgets = ways_to_cut(model, inputs, whole.plan.bytes, 0.85, outputs=outputs)
+    assert len(budgets) > 0
+    for budget in budgets.values():
+        cut = ntk_gram(model, inputs, outputs=outputs, max_memory=budget)
         assert cut.plan.bytes <= budget
         assert_same(cut.matrix, whole.matrix, 1e-13)
-        budget, done = int(budget * 0.85), done + 1
-    assert done > 0
 
 
 @pytest.mark.slow
@@ -633,19 +642,17 @@ def test_groups_of_projections_of_unequal_size_may_be_cut(projections):
     # Groups of 2, 2, 1, 1 and 5, 4, 4, 4: some passes of a plan for the largest have nothing to do for the smaller ones.
     model, inputs = mlp(4, 8, 64, 30).double(), rand(120, 4).double()
     whole = ntk_gram(model, inputs, outputs="projected", projections=projections)
-    budget, ranges = whole.plan.bytes, set()
-    while True:
-        try:
-            cut = ntk_gram(model, inputs, outputs="projected", projections=projections, max_memory=budget)
-        except MemoryError:
-            break
+    ranges = ways_to_cut(model, inputs, whole.plan.bytes, 0.88, outputs="projected", projections=projections)
+    for cuts, budget in ranges.items():
+        cut = ntk_gram(model, inputs, outputs="projected", projections=projections, max_memory=budget)
+        assert {each.outputs for each in cut.plan.passes} == cuts
         assert_same(cut.matrix, whole.matrix, 1e-13)
         assert cut.projection_error == pytest.approx(whole.projection_error, rel=1e-9)
         for layer, trace in whole.layer_traces.items():
             assert cut.layer_traces[layer] == pytest.approx(trace, rel=1e-12)
-        ranges |= {each.outputs for each in cut.plan.passes}
-        budget = int(budget * 0.88)
-    assert any(first >= projections // 4 for first, _ in ranges), "no pass was empty for the smallest group"
+    assert any(first >= projections // 4 for first, _ in frozenset().union(*ranges)), (
+        "no pass was empty for the smallest group"
+    )
 
 
 @pytest.mark.parametrize("outputs", [1, 5])
