@@ -17,7 +17,7 @@ from lightning_conv.callbacks.guard.certify.almost_everywhere import (
     certify_almost_everywhere,
     wide_layer,
 )
-from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding
+from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding, in_the_run
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
@@ -33,7 +33,6 @@ from lightning_conv.expressivity import (
 )
 from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
-from lightning_conv.networks.head import Head
 from lightning_conv.reporting.progress import Lines
 
 STRIP = 4096  # samples that are read at a time
@@ -72,19 +71,22 @@ def certify_trunk(
         rows = TrunkRows.of(data, network, head, torch.float64)
         exact = rows.all()
 
-        def certify() -> RankCertificate:
-            found = certify_expressivity(
+        error, apart = allowance(coarse, exact, rows), float((coarse.double() - exact).norm())
+
+        def certify(feature_error: float) -> RankCertificate:
+            return certify_expressivity(
                 exact,
                 method=method,
                 bias=head.has_bias,
-                feature_error=allowance(coarse, exact, rows),
+                feature_error=feature_error,
                 same_inputs=data.same_inputs,
                 targets=targets if too_few or method == "alignment" else None,
                 narrow=rows.narrow,
             )
-            return _as_in_the_run(found, head, float((coarse.double() - exact).norm()))
 
-        return data.ranks.once(certify)
+        if head.module.weight.dtype == torch.float64:
+            return data.ranks.once(lambda: certify(error))
+        return data.ranks.once(lambda: in_the_run(certify(error), apart, certify))
     return _streamed(view, method, root)
 
 
@@ -121,10 +123,6 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
             )
 
     found = watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == seen)
-    return _as_in_the_run(found, head, apart)
-
-
-def _as_in_the_run(found: RankCertificate, head: Head, apart: float) -> RankCertificate:
     return found if head.module.weight.dtype == torch.float64 else beyond_rounding(found, apart)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -13,6 +15,9 @@ from lightning_conv.expressivity.singular import feature_rounding, narrow_roundi
 # The rounding of a row depends on its place in a batch and on the size of that, so another evaluation errs by other amounts, of the same
 # size; the Frobenius norm is several times the spectral norm that counts.
 PLACES = 2.0
+# Relative residual up to which targets count as reached in float32: its square, in the loss, is one unit of rounding, and no output is off
+# by half of the distance between two classes for up to 500,000 samples.
+REACHED = 2.0**-11.5
 
 
 def allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
@@ -26,6 +31,32 @@ def allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
     if rows.narrowing is None:
         return feature_rounding(coarse, exact)
     return narrow_rounding(coarse, exact, rows.narrowing.unit)
+
+
+def in_the_run(found: RankCertificate, apart: float, again: Callable[[float], RankCertificate]) -> RankCertificate:
+    r"""Return the certificate, ``undecided`` if what it says of features in float64 is not shown for those in float32, as the run has them.
+
+    Args:
+        found: Certificate of the features in float64.
+        apart: :math:`\|h_{32} - h\|_F`.
+        again: Function that makes the certificate anew for an error of the features of this Frobenius norm.
+    """
+    if found.method != "alignment":
+        return beyond_rounding(found, apart)
+    if found.rank_lower < found.n and found.verdict != "certified":
+        return found
+    rough = again(PLACES * apart)
+    residual = math.inf if rough.residual is None else rough.residual.upper
+    found = replace(found, rank_lower=min(found.rank_lower, rough.rank_lower))
+    if found.residual is None or residual <= REACHED:
+        return found
+    said = (
+        f"of features as they are rounded in float32, in which the run computes, the last layer is only shown to reach the targets up to "
+        f"{residual:.2g} of their norm; train with Trainer(precision='64-true')"
+    )
+    wider = replace(found.residual, upper=max(found.residual.upper, residual))
+    verdict = "undecided" if found.verdict == "certified" else found.verdict
+    return replace(found, verdict=verdict, residual=wider, reason=f"{said}; in float64: {found.reason}")
 
 
 def beyond_rounding(found: RankCertificate, apart: float) -> RankCertificate:
