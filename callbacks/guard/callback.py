@@ -10,10 +10,11 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.guard.certify.checks import Check, of_certificate
 from lightning_conv.callbacks.guard.head.descent import HeadDescent, descent_of
-from lightning_conv.callbacks.guard.run import ExpressivityError, GuardedRun
+from lightning_conv.callbacks.guard.run import GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
+from lightning_conv.callbacks.guard.switch.switch import ExpressivityError
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
 from lightning_conv.expressivity import RankCertificate

@@ -7,10 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
-from lightning_conv.callbacks.guard.certify.attempt import attempt_certificate, rewatch
-from lightning_conv.callbacks.guard.certify.certificate import Moment, rank_at
+from lightning_conv.callbacks.guard.certify.attempt import rewatch
 from lightning_conv.callbacks.guard.certify.checks import caveats, replaced
 from lightning_conv.callbacks.guard.certify.run_checks import checks_of
 from lightning_conv.callbacks.guard.head.phase_two import PhaseTwo
@@ -18,17 +17,10 @@ from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_rule
 from lightning_conv.callbacks.guard.switch.moment import plan_switch
-from lightning_conv.callbacks.guard.switch.report import reason_to_switch, report_switch
+from lightning_conv.callbacks.guard.switch.switch import Switch
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.logging import log_layout, log_metrics, log_text, publish
-from lightning_conv.expressivity import too_narrow
+from lightning_conv.callbacks.run.logging import log_layout, log_metrics, publish
 from lightning_conv.losses.gradient import wide
-from lightning_conv.networks.analytic import find_kinks
-from lightning_conv.networks.perturbation import perturb
-
-
-class ExpressivityError(RuntimeError):
-    """The expressivity condition is not certified and ``on_undecided="raise"`` asks to stop."""
 
 
 class GuardedRun:
@@ -66,7 +58,7 @@ class GuardedRun:
         before = state.checks if state.phase == 2 else []
         state.checks = replaced(before, found)
         self._new_caveats = [said for said in state.caveats if said not in caveats(before)]
-        self._kinks = find_kinks(view.network, view.data.first_inputs())
+        self._switch = Switch(view, settings, state, self._phase_two, self.log)
 
     def start(self) -> None:
         """Start or resume the current phase."""
@@ -91,13 +83,13 @@ class GuardedRun:
         width, size = self._view.head.width, self._view.data.size
         rank_zero_info(f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}')
         # Reject a head that is too narrow before training (unless on_undecided="continue"), not at the switch.
-        if (narrow := self._narrow) is not None and self._settings.method != "alignment":
+        if (narrow := self._switch.narrow) is not None and self._settings.method != "alignment":
             state.verdict = "undecided"
-            self._undecided(f"{narrow}, or pass method='alignment' to train this head to its own infimum")
+            self._switch.undecided(f"{narrow}, or pass method='alignment' to train this head to its own infimum")
         if step == 0 and not state.declined:
-            self._track_rank("at_start")
+            self._switch.track_rank("at_start")
         self.log()
-        self._switch_if_due()
+        self._switch.if_due()
 
     def before_epoch(self) -> None:
         """Keep the module in eval mode in phase 2."""
@@ -153,7 +145,7 @@ class GuardedRun:
             state.plateau.observe(self._view.ranks.mean(loss))
         state.last_step = self._trainer.global_step
         if stepped:
-            self._switch_if_due()
+            self._switch.if_due()
 
     def after_epoch(self) -> None:
         """Measure the training loss in phase 2, and log."""
@@ -193,108 +185,3 @@ class GuardedRun:
         """Send the current scalars to the loggers and to ``trainer.callback_metrics``."""
         log_metrics(self._trainer, self._state.metrics(self._trainer.global_step), self._trainer.global_step)
         self._logged_step = self._trainer.global_step
-
-    @property
-    def _narrow(self) -> str | None:
-        return too_narrow(self._view.data.size, self._view.head.width, bias=self._view.head.has_bias)
-
-    @property
-    def _last_chance(self) -> bool:
-        return self._state.switch_step is not None and self._trainer.global_step >= self._state.switch_step
-
-    def _switch_if_due(self) -> None:
-        state = self._state
-        at_rest = state.plateau is not None and state.plateau.reached
-        if state.phase == 1 and not state.declined and (at_rest or self._last_chance):
-            self._switch()
-
-    def _switch(self) -> None:
-        state, step, view = self._state, self._trainer.global_step, self._view
-        before = self._trunk.copy()
-        try:
-            view.ranks.agree_on(self._trunk.state())
-            self._track_rank("before_noise")
-            if trunk := self._trunk.trainable:
-                state.perturbation = perturb(trunk, self._settings.noise_scale, self._settings.seed)
-            rank_zero_info(
-                f"ExpressivityGuard: certifying the rank of [h, 1], {view.data.size} x {view.head.width + 1}, at step {step}"
-            )
-            state.certified_on.clear()
-            with self._trunk.in_eval_mode():  # hooks of the module may transform batches by its mode
-                reason = attempt_certificate(self._view, self._settings, state, self._trainer.default_root_dir)
-                enters = self._enters_phase_two
-                if enters:
-                    self._phase_two.claim.compare()
-                    reason = self._phase_two.claim.untrainable or reason
-            state.judge()
-            if enters and not self._phase_two.claim.untrainable:
-                state.reason = reason_to_switch(state, self._settings, step, reason, self._kinks)
-                state.fingerprints = self._trunk.fingerprints()
-                self._forget_directions()
-                state.phase = 2
-        finally:
-            # Not certified, or an error (Ctrl-C included): a checkpoint saved now resumes in phase 1 and adds the noise only then.
-            if state.phase == 1:
-                self._trunk.put_back(before)
-                state.perturbation = None
-        if state.phase == 2:
-            self._begin_phase_two(step)
-            return
-        self.log()
-        log_text(self._trainer, "guard/reason", f"phase 1 goes on: {reason}", step)
-        if self._settled:
-            self._undecided(reason)
-        elif state.plateau is not None:
-            state.plateau.failed()
-            state.reason = f"not certified at step {step}, tried again after {state.plateau.resting} windows: {reason}"
-            rank_zero_info(f"ExpressivityGuard: {state.reason}")
-
-    def _track_rank(self, moment: Moment) -> None:
-        if self._settings.track_rank:
-            self._state.ranks |= rank_at(moment, self._view)
-
-    def _forget_directions(self) -> None:
-        """Clear the curvature pairs of LBFGS: they cover all parameters and would move the trunk."""
-        if isinstance(optimizer := self._trainer.optimizers[0], LBFGS):
-            optimizer.state.clear()
-
-    @property
-    def _settled(self) -> bool:
-        """Whether no later certificate can change the outcome."""
-        state = self._state
-        return state.plateau is None or self._last_chance or state.hopeless or self._narrow is not None
-
-    @property
-    def _enters_phase_two(self) -> bool:
-        if self._state.certified or self._settings.method == "alignment":
-            return True
-        return self._settings.on_undecided == "continue" and self._settled
-
-    def _begin_phase_two(self, step: int) -> None:
-        state = self._state
-        self._phase_two.begin()
-        self._phase_two.rule.note_curvature()
-        if state.certificate is not None and state.certificate.method == "alignment" and state.verdict != "certified":
-            self._phase_two.rule.note_best_loss()
-        rank_zero_info(f"ExpressivityGuard: {state.reason}")
-        log_text(self._trainer, "guard/reason", report_switch(state, self.head_name), step)
-        self._phase_two.measure()
-        self._phase_two.compare_own_loss()
-        self.log()
-
-    def _undecided(self, reason: str) -> None:
-        """Apply ``on_undecided``; return only if the run goes on.
-
-        Args:
-            reason: Reason why the condition is not certified.
-
-        Raises:
-            ExpressivityError: ``on_undecided="raise"``.
-        """
-        self._state.reason = reason
-        if self._settings.on_undecided == "raise":
-            raise ExpressivityError(f"ExpressivityGuard: {reason}")
-        if self._settings.on_undecided == "warn":
-            self._state.declined = True
-            self._phase_two.claim.release()
-            rank_zero_warn(f"ExpressivityGuard: {reason}. Training of all layers goes on, without the guarantee")

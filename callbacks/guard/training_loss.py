@@ -21,6 +21,9 @@ from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
 from lightning_conv.networks.head import Head
 
+# A step makes class numbers of them; torch's losses take no others as such.
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.uint8)
+
 
 class TrainingLoss:
     r"""The loss :math:`L = \frac1n \sum_i \ell(u_i, y_i)` of a training set and its infimum :math:`\frac1n \sum_i \inf_q \ell(q, y_i)`.
@@ -168,7 +171,7 @@ class TrainingLoss:
         """
         found = take_targets(batch, self._target_fn)
         if found is not None:
-            return found
+            return found.long() if found.dtype in WHOLE else found
         raise MisconfigurationException(
             f"batch: found no tensor of targets (looked for batch[1] or one of the keys {', '.join(TARGET_KEYS)}), so the loss on the "
             "training set is unknown; pass target_fn=lambda batch: ..."

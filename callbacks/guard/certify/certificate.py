@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +16,13 @@ from lightning_conv.callbacks.guard.certify.almost_everywhere import (
     certify_almost_everywhere,
     wide_layer,
 )
-from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding, in_the_run
+from lightning_conv.callbacks.guard.certify.trunk_rounding import (
+    STRIP,
+    allowance,
+    beyond_rounding,
+    in_the_run,
+    roundings,
+)
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
@@ -35,7 +40,6 @@ from lightning_conv.expressivity.certificate import watched
 from lightning_conv.expressivity.certify import is_held
 from lightning_conv.reporting.progress import Lines
 
-STRIP = 4096  # samples that are read at a time
 # Predicted seconds up to which ``"auto"`` proves the rank at the run's own weights, where another method applies.
 MODEST = 600.0
 KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
@@ -102,7 +106,7 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
             return found
     if isinstance(plan, str):
         raise MemoryError(plan)
-    (error, apart), seen = _roundings(view, rows), rows.narrowing
+    (error, apart), seen = roundings(view, rows), rows.narrowing
     led = Led(data.ranks, rows.rows)
     source = rows if data.ranks.world == 1 else LedRows(led, rows)
 
@@ -124,20 +128,6 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
 
     found = watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == seen)
     return found if head.module.weight.dtype == torch.float64 else beyond_rounding(found, apart)
-
-
-def _roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
-    """Return the estimated effect of rounding inside the trunk on all rows, and how far they are in float32 from those in float64.
-
-    Cost: a pass in float32 and one in float64, strip by strip.
-    """
-    data, errors, apart = view.data, [0.0], [0.0]
-    coarse = TrunkRows.of(data, view.network, view.head, torch.float32)
-    for start in range(0, data.size, STRIP):
-        exact, rounded = rows.rows(start, start + STRIP), coarse.rows(start, start + STRIP)
-        errors.append(allowance(rounded, exact, rows))
-        apart.append(float((rounded.double() - exact).norm()))
-    return math.hypot(*errors), math.hypot(*apart)
 
 
 def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 
+STRIP = 4096  # samples that are read at a time
 # The rounding of a row depends on its place in a batch and on the size of that, so another evaluation errs by other amounts, of the same
 # size; the Frobenius norm is several times the spectral norm that counts.
 PLACES = 2.0
@@ -31,6 +34,24 @@ def allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
     if rows.narrowing is None:
         return feature_rounding(coarse, exact)
     return narrow_rounding(coarse, exact, rows.narrowing.unit)
+
+
+def roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
+    r"""Return ``allowance`` on all rows, and :math:`\|h_{32} - h\|_F`. All ranks call it together.
+
+    Args:
+        view: The run.
+        rows: The features in float64.
+
+    Cost: a pass in float32 and one in float64, strip by strip.
+    """
+    data, errors, apart = view.data, [0.0], [0.0]
+    coarse = TrunkRows.of(data, view.network, view.head, torch.float32)
+    for start in range(0, data.size, STRIP):
+        exact, rounded = rows.rows(start, start + STRIP), coarse.rows(start, start + STRIP)
+        errors.append(allowance(rounded, exact, rows))
+        apart.append(float((rounded.double() - exact).norm()))
+    return math.hypot(*errors), math.hypot(*apart)
 
 
 def in_the_run(found: RankCertificate, apart: float, again: Callable[[float], RankCertificate]) -> RankCertificate:

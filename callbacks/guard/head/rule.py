@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_conv.callbacks.guard.certify.claim import Claim
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_check
+from lightning_conv.callbacks.guard.certify.trunk_rounding import PLACES, roundings
 from lightning_conv.callbacks.guard.certify.verdict import SEPARATED, HeadBounds, where_attained
 from lightning_conv.callbacks.guard.head.certified_steps import CertifiedSteps
 from lightning_conv.callbacks.guard.head.curvature import beyond, known_curvature
@@ -22,9 +23,9 @@ from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.logging import publish
+from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
-FLOAT32 = 2.0**29  # from the allowance for float64 to float32
 # Errors of data, a loss or features that the convex problem of the head cannot take, on any rank.
 FROM_DATA = (ArithmeticError, MemoryError, MisconfigurationException, RuntimeError, TypeError, ValueError)
 
@@ -175,13 +176,11 @@ class HeadRule:
 
     def _judge_by(self, problem: HeadProblem, solution: HeadSolution) -> None:
         """Update the verdict with the bounds from the solved head problem."""
-        state = self._state
-        state.loss_kind = where_attained(self._view.loss.kind, problem.losses.targets)
-        error = math.inf if state.certificate is None else state.certificate.feature_error
-        if (
-            self._view.head.module.weight.dtype != torch.float64
-        ):  # the run's features, and not those of the float64 copy
-            error *= FLOAT32
+        view, state = self._view, self._state
+        state.loss_kind = where_attained(view.loss.kind, problem.losses.targets)
+        exact, apart = roundings(view, TrunkRows.of(view.data, view.network, view.head, torch.float64))
+        # The steps see the run's own features, and not those of the float64 copy.
+        error = exact if view.head.module.weight.dtype == torch.float64 else PLACES * apart
         state.bounds = HeadBounds.of(problem, solution, state.loss_kind, error)
         before = state.verdict, state.why
         state.judge()
