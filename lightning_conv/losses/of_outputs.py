@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -30,6 +30,19 @@ class Point:
     outputs: Tensor
     value: float
     slope: Tensor  # s, the gradient by u
+    unit: float  # eps of the coarser of the types of u and of the loss: torch gives some losses of float64 in the targets' float32
+
+    @classmethod
+    def of(cls, outputs: Tensor, loss: Tensor, slope: Tensor) -> Point:
+        """Return phi at some outputs.
+
+        Args:
+            outputs: u.
+            loss: phi(u).
+            slope: Its gradient by u.
+        """
+        unit = max(torch.finfo(each.dtype).eps for each in (outputs, loss))
+        return cls(outputs.detach(), float(loss.detach()), slope.detach(), unit)
 
     @property
     def finite(self) -> bool:
@@ -55,7 +68,7 @@ def rounding(own: Point, exact: Point, general: float) -> float:
         exact: psi at the same outputs in float64.
         general: G, a sum of |s|.
     """
-    eps, largest = torch.finfo(own.outputs.dtype).eps, float(own.outputs.double().abs().max())
+    eps, largest = own.unit, float(own.outputs.double().abs().max())
     return ULPS * eps * own.size + 4 * eps * largest * general + 4 * abs(own.value - exact.value)
 
 
@@ -67,7 +80,7 @@ def slope_rounding(own: Point, exact: Point, general: float | None = None) -> fl
         exact: psi at the same outputs in float64.
         general: G, a sum of |s|; None: that of ``own``.
     """
-    eps = torch.finfo(own.outputs.dtype).eps
+    eps = own.unit
     size = own.steepness if general is None else general
     return 4 * eps * size + 4 * float((own.slope.double() - exact.slope).norm())
 
@@ -88,7 +101,7 @@ def evaluate(loss: OutputLoss, outputs: Tensor) -> Point:
         (slope,) = torch.autograd.grad(value, u, allow_unused=True) if value.requires_grad else (None,)
     if slope is None:
         raise ValueError("the loss has no gradient by the outputs")
-    return Point(u.detach(), float(value.detach()), slope.detach())
+    return Point.of(u, value, slope)
 
 
 def settings(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> Iterator[Point]:
@@ -188,7 +201,7 @@ def _curvature_across(
         return 0.0
     across, own = (float(curved[rows].abs().max()) for rows in (opposite, side))
     share = across / max(own, across) if across > 0 else 0.0
-    return share if share > ULPS * torch.finfo(u.dtype).eps else 0.0
+    return share if share > ULPS * point.unit else 0.0
 
 
 def _difference_across(loss: OutputLoss, point: Point, other: Point, some: Tensor) -> float:
@@ -199,14 +212,14 @@ def _difference_across(loss: OutputLoss, point: Point, other: Point, some: Tenso
     if not all(each.finite for each in all_four):
         return 0.0
     apart = abs(point.value + other.value - mixed[0].value - mixed[1].value)
-    allowed = ULPS * torch.finfo(point.outputs.dtype).eps * sum(each.size for each in all_four)
+    allowed = ULPS * point.unit * sum(each.size for each in all_four)
     return apart if apart > allowed else 0.0
 
 
 def difference(points: Sequence[Point], reference: OutputLoss) -> str:
     r"""Return where phi differs from another loss, in value or gradient, by more than rounding explains; empty if nowhere.
 
-    At every point, with eps of the type of u and both losses in that type,
+    At every point, with eps of the type of u, or of the loss where that is coarser, and both losses in that type,
 
     .. math:: |\phi - \psi| \le 64\, \epsilon\, (|\psi| + \sum |s u|) + 4\, \epsilon\, \max|u|\, G + 4 |\psi - \psi_{64}|, \qquad
         |\nabla \phi - \nabla \psi| \le 64\, \epsilon\, |\nabla \psi| + 4\, \epsilon\, G + 4 |\nabla \psi - \nabla \psi_{64}|,
@@ -218,16 +231,16 @@ def difference(points: Sequence[Point], reference: OutputLoss) -> str:
         points: phi at some outputs, from ``settings``.
         reference: psi.
     """
-    eps = torch.finfo(points[0].outputs.dtype).eps
     general = points[0].steepness if points[0].finite else 0.0
     for point in points:
         own, exact = evaluate(reference, point.outputs), evaluate(reference, point.outputs.double())
         if not (exact.finite and own.finite):
             continue
+        own = replace(own, unit=max(point.unit, own.unit))
         if not abs(point.value - own.value) <= rounding(own, exact, general):
             return f"{point.value:.9g} instead of {own.value:.9g}"
         apart = float((point.slope.double() - own.slope.double()).norm())
-        allowed = ULPS * eps * float(own.slope.double().norm()) + slope_rounding(own, exact, general)
+        allowed = ULPS * own.unit * float(own.slope.double().norm()) + slope_rounding(own, exact, general)
         if not apart <= allowed:
             return f"the same value, {point.value:.6g}, and another gradient"
     return ""

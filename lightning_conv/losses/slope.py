@@ -18,8 +18,8 @@ def wrong_slope(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> str:
     r"""Return how the change of a loss along one random step differs from what its gradients make of it; empty if it does not.
 
     The step d, of random signs, starts at normally distributed outputs u, where no sample is fitted (the loss of a fitted one is rounding).
-    The mean value theorem gives :math:`\phi(u + d) - \phi(u) = \nabla \phi(v) \cdot d` for some v in between. Where the slope along d is
-    monotonic, as for convex losses, this lies between its values at both ends; a hundredth of
+    The change is the mean of the slopes in between, :math:`\phi(u + d) - \phi(u) = \sum_{ij} d_{ij} \int_0^1 s_{ij}(u + t d)\, dt`. Where
+    each s_ij along d is monotonic, this lies between the sums of the smaller and of the larger of its values at both ends; a hundredth of
     :math:`(\sum_i (s_i \cdot d_i)^2)^{1/2}` and 16 units of rounding are allowed beside. A custom ``autograd.Function``, a reversed
     gradient, or samples that get none are seen so, in this direction.
 
@@ -45,10 +45,10 @@ def _unlike(loss: OutputLoss, here: Point, step: Tensor) -> str:
     if not (here.finite and there.finite):
         return ""
     taken = there.outputs.double() - here.outputs.double()  # as it was rounded
-    shares = [(each.slope.double() * taken).flatten(1).sum(1) for each in (here, there)]
-    low, high = sorted(float(each.sum()) for each in shares)
-    walk = math.sqrt(max(float(each.square().sum()) for each in shares))
-    allowed = SLACK * walk + UNITS * torch.finfo(step.dtype).eps * (here.size + there.size)
+    shares = torch.stack([each.slope.double() * taken for each in (here, there)])
+    low, high = float(shares.amin(0).sum()), float(shares.amax(0).sum())
+    walk = math.sqrt(max(float(each.flatten(1).sum(1).square().sum()) for each in shares))
+    allowed = SLACK * walk + UNITS * max(here.unit, there.unit) * (here.size + there.size)
     change = there.value - here.value
     if low - allowed <= change <= high + allowed:
         return ""

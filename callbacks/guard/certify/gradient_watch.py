@@ -96,8 +96,9 @@ class GradientWatch:
         twin = Twin(self._view.trainer, self._view.module)
         weights = [each for each in twin.module.parameters() if each.requires_grad]
         seen = StepCall(twin, self._view.head_name, batch, batch_idx).observe()
-        parts = torch.autograd.grad(seen.loss, weights, allow_unused=True, retain_graph=True)
         self._beside = self._beside or beside_the_outputs(self._view, twin, seen)
+        # Compiled code keeps nothing for a second backward pass, so that through the whole network comes last.
+        parts = torch.autograd.grad(seen.loss, weights, allow_unused=True)
         whole = [torch.zeros_like(each) if part is None else part for part, each in zip(parts, weights, strict=True)]
         return [each / self._view.trainer.accumulate_grad_batches for each in whole]
 

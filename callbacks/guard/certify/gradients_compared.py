@@ -41,7 +41,7 @@ def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
     weight = twin.module.get_parameter(f"{view.head_name}.weight")
     slope, gradient = torch.autograd.grad(made.loss, [made.outputs, weight], allow_unused=True, retain_graph=True)
     if slope is None:
-        return "the loss of the training step has no gradient by the head's outputs"
+        return "the head's outputs could not be followed to the loss: it does not depend on them, or they are in compiled code"
     if gradient is None:
         return "the loss of the training step has no gradient by the head's weight"
     s, h = slope.double(), made.features.double()

@@ -14,7 +14,13 @@ from torch.utils.hooks import RemovableHandle
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.certify.gradients_compared import made_by_outputs, same_or_clipped
 from lightning_conv.callbacks.guard.certify.head_calls import HeadCalls, Step
-from lightning_conv.callbacks.guard.certify.optimizer_copy import SIZES, STEPS, is_of_torch, steps_depend_on_weights
+from lightning_conv.callbacks.guard.certify.optimizer_copy import (
+    DEPEND,
+    SIZES,
+    STEPS,
+    is_of_torch,
+    steps_depend_on_weights,
+)
 from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
@@ -245,7 +251,7 @@ class HeadWatch:
         self._untried = STEPS
         with attempted(Exception) as attempt:
             if steps_depend_on_weights(optimizer, self._view.head_parameters, sizes=SIZES[:1]):
-                said = f"the steps of {type(optimizer).__name__} depend on the weights, so it minimises something beside the loss"
+                said = f"the steps of {type(optimizer).__name__} {DEPEND}"
                 self._tell("no other term in the optimizer", said)
         if attempt.failed:
             said = f"a step of a copy of {type(optimizer).__name__} could not be made: {attempt.reason}"

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_conv.networks.head_probe import same
 
 STEPS = 8  # of copies with the optimizer's memory: a term may act in some steps only
+DEPEND = "depend on the weights: a penalty, or a norm that scales them, so it may minimise something beside the loss"
 SIZES = (1.0, 30.0, 1000.0)  # of other weights, in units of the present ones
 AGREEMENT = 3e-7  # relative to the weights: an optimizer may compute in float32 inside
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons
 from lightning_conv.callbacks.guard.certify.optimizer_copy import (
+    DEPEND,
     is_of_torch,
     moves_without_gradient,
     steps_depend_on_weights,
@@ -66,7 +67,7 @@ def optimizer_check(view: GuardView) -> list[Check]:
         if not said and moves_without_gradient(optimizer, view.head_parameters):
             said.append(f"{kind} moves weights whose gradient is zero, so it minimises something beside the loss")
         if not said and not known and steps_depend_on_weights(optimizer, view.head_parameters):
-            said.append(f"the steps of {kind} depend on the weights, so it minimises something beside the loss")
+            said.append(f"the steps of {kind} {DEPEND}")
     if attempt.failed and not said and not known:
         return [Check(name, None, f"a step of a copy of {kind} could not be made: {attempt.reason}")]
     return of_reasons(name, said)

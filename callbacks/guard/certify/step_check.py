@@ -132,10 +132,7 @@ class _Comparison:
             squares = float(there.square().sum())
             factor = float((here * there).sum()) / squares if squares > 0 else 0.0
             sizes = here.abs() + abs(factor) * there.abs()
-            allowed = (
-                4 * ULPS * torch.finfo(point.slope.dtype).eps * (sizes + sizes.mean())
-                + torch.finfo(point.slope.dtype).tiny
-            )
+            allowed = 4 * ULPS * point.unit * (sizes + sizes.mean()) + torch.finfo(point.slope.dtype).tiny
             if bool(torch.isfinite(there).all()) and bool(((here - factor * there).abs() > allowed).any()):
                 return "the loss of a sample depends on what else is in its batch, or on its place there, not through the outputs"
         return ""
@@ -186,7 +183,7 @@ class _Comparison:
             call.weights_drawn(seed, size)
             for point, before in zip(points[:2], values, strict=True):
                 now = float(call(point.outputs).detach())
-                moved = moved or abs(now - before) > ULPS * torch.finfo(u.dtype).eps * abs(before)
+                moved = moved or abs(now - before) > ULPS * points[0].unit * abs(before)
         return (
             f"the training step minimises something else than a loss of the outputs of {self._view.head_name!r}: it changes with the "
             "weights while these outputs are held"
@@ -202,7 +199,7 @@ class _Comparison:
         call = self._call(in_eval_mode(self._view, step, epoch), last_batch)
 
         def then(u: Tensor) -> Tensor:
-            return call(u.to(points[0].outputs)).to(u.dtype)
+            return call(u.to(points[0].outputs))
 
         if apart := difference(points, then) if points else "":
             return f"the loss of the training step changes during the run ({apart}, compared with step {step})"
@@ -225,8 +222,9 @@ class _Comparison:
         seen = call.observe()
         prefix = "" if view.network is view.module else "module."
         names = [name for name in own if prefix + name in engine.parameters]
-        total = torch.autograd.grad(seen.loss, [own[name] for name in names], allow_unused=True, retain_graph=True)
-        (s,) = torch.autograd.grad(seen.loss, seen.outputs)
+        # Compiled code keeps nothing for a second backward pass, so that through the whole network comes last.
+        (s,) = torch.autograd.grad(seen.loss, seen.outputs, retain_graph=True)
+        total = torch.autograd.grad(seen.loss, [own[name] for name in names], allow_unused=True)
         with undisturbed(view.network):
             weights = {prefix + name: engine.parameters[prefix + name].detach().requires_grad_() for name in names}
             made = engine.call(weights, engine.convert(batch.inputs))

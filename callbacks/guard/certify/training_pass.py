@@ -155,18 +155,18 @@ class _Look:
     def _not_its_gradient(self, twin: Twin, made: Seen, batch: Any) -> str:
         """Return whether the step's backward pass gives another gradient than that of its value."""
         call, u = StepCall(twin, self._view.head_name, batch, self._number), made.outputs.detach()
-        said = wrong_slope(lambda drawn: call(drawn).to(drawn.dtype), u, seed=self._number)
+        said = wrong_slope(call, u, seed=self._number)
         return said and f"the backward pass of the training step does not give the gradient of its loss ({said})"
 
     def _unlike_later(self, made: Seen, batch: Any) -> str:
         """Return whether the loss of a batch is another function of the outputs at the run's last step and epoch."""
         assert self._later is not None
         (slope,) = torch.autograd.grad(made.loss, made.outputs, retain_graph=True)
-        now = Point(made.outputs.detach(), float(made.loss.detach()), slope.detach())
+        now = Point.of(made.outputs, made.loss, slope)
         call = StepCall(self._later, self._view.head_name, batch, self._number)
 
         def then(u: Tensor) -> Tensor:
-            return call(u.to(now.outputs)).to(u.dtype)
+            return call(u.to(now.outputs))
 
         if not now.finite or not (apart := difference([now], then)):
             return ""

@@ -137,7 +137,7 @@ class LossCheck:
             return ""
         made, expected = slope.double().reshape(exact.slope.shape), exact.slope
         factor = factor_of([made], [expected])
-        allowed = ULPS * torch.finfo(outputs.dtype).eps * float(expected.norm()) + scale * slope_rounding(own, exact)
+        allowed = scale * ULPS * own.unit * float(expected.norm()) + scale * slope_rounding(own, exact)
         if not float((made - factor * expected).norm()) > factor * allowed:  # some of it may be NaN
             return ""
         return f"the same value, {stepped:.6g}, and another gradient"

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
-from tests.callbacks.guard.certify.nets import CLASSES, LATE, SWITCH, Net
+from tests.callbacks.guard.certify.nets import CLASSES, LATE, SWITCH, Net, table
 
 
 class Metrics(Net):
@@ -70,11 +71,66 @@ class Averaged(Net):
         self.average.update_parameters(nn.Sequential(self.trunk, self.head))
 
 
+class SmallLabels(Net):
+    """Labels of 32 bits, of which the step makes class numbers."""
+
+    def __init__(self):
+        super().__init__(nn.CrossEntropyLoss())
+
+    def training_step(self, batch, batch_idx):
+        return self.loss_fn(self(batch[0]), batch[1].long())
+
+
 @pytest.mark.parametrize("rule", ["base", "certified", "solve"])
 @pytest.mark.parametrize("module", [Metrics, Watched, Averaged])
 def test_it_is_certified(fit, module, rule):
     guard = fit(module(), guard=ExpressivityGuard(SWITCH, step_rule=rule))
     assert (guard.phase, guard.verdict, guard.why, guard.caveats) == (2, "certified", "", [])
+
+
+def test_labels_of_32_bits(fit):
+    x, y = table().tensors
+    guard = fit(SmallLabels(), data=TensorDataset(x, y.int()))
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+def test_certified_steps_where_the_optimizer_decays_weights(fit):
+    class Decaying(Net):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    guard = fit(Decaying(nn.CrossEntropyLoss()), guard=ExpressivityGuard(SWITCH, step_rule="certified"))
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+LOSSES = {
+    "capped": lambda u, y: (u - F.one_hot(y, CLASSES)).abs().clamp(max=1.0).mean(),
+    "targets in float32": lambda u, y: F.binary_cross_entropy_with_logits(u, F.one_hot(y, CLASSES).float()),
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_other_kinds_are_functions_of_the_outputs(fit, name, precision):
+    class Own(Net):
+        def training_step(self, batch, batch_idx):
+            return LOSSES[name](self(batch[0]), batch[1])
+
+    x, y = table().tensors
+    data = TensorDataset(x.double() if precision == "64-true" else x, y)
+    guard = fit(Own(), data=data, precision=precision)
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk(fit):
+    class Compiled(Net):
+        def __init__(self):
+            super().__init__(nn.CrossEntropyLoss())
+            self.trunk = torch.compile(self.trunk)
+
+    guard = fit(Compiled())
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
 
 
 class Teacher(Averaged):
