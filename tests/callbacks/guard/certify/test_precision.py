@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.certify.features_compared import closest_pair
@@ -81,6 +81,25 @@ def test_one_close_pair_among_many_samples_is_seen_by_distinct(fit, rule):
     fit(Plain(nn.CrossEntropyLoss(), 720), data=TensorDataset(x, y), guard=guard, max_epochs=2)
     assert guard.verdict == "undecided"
     assert "the features of samples" in "; ".join([guard.reason, *guard.caveats])
+
+
+@pytest.mark.parametrize(("seed", "batch", "size", "pair"), [(1, 5, 2e-3, (0, 4)), (5, 7, 7e-3, (1, 6))])
+def test_separation_allows_for_the_rounding_of_the_features(make_trainer, seed, batch, size, pair):
+    """The head separates two samples in float64 whose rows are equal in float32 at the same place of a batch."""
+    torch.manual_seed(seed)
+    x, y = torch.randn(20, 4), torch.randint(0, 10, (20,))
+    x[:, 3] *= size
+    i, j = pair
+    x[j] = x[i]
+    x[j, 3] = torch.nextafter(x[i, 3], torch.tensor(10.0))
+    y[i], y[j] = 0, 1
+    module = Plain(nn.CrossEntropyLoss(), 70)
+    module.head = nn.Linear(70, 10)
+    guard = ExpressivityGuard(SWITCH, step_rule="solve", method="distinct", on_undecided="continue")
+    make_trainer([guard], max_epochs=3).fit(module, DataLoader(TensorDataset(x, y), batch, shuffle=True))
+    assert guard.phase == 2
+    assert guard.verdict == "undecided"
+    assert not guard._state.bounds.separated
 
 
 @pytest.mark.parametrize("rows", [2, 40])
