@@ -14,16 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.certify.gradients_compared import made_by_outputs, same_or_clipped
 from lightning_conv.callbacks.guard.certify.head_calls import HeadCalls, Step
-from lightning_conv.callbacks.guard.certify.optimizer_copy import (
-    DEPEND,
-    SIZES,
-    STEPS,
-    is_of_torch,
-    steps_depend_on_weights,
-)
-from lightning_conv.callbacks.guard.certify.run_checks import optimizer_caveats
+from lightning_conv.callbacks.guard.certify.optimizer_copy import STEPS
+from lightning_conv.callbacks.guard.certify.run_checks import other_term
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
 from lightning_conv.networks.head_probe import same
 
@@ -242,19 +235,8 @@ class HeadWatch:
 
         They make as many steps as come until they are tried again.
         """
-        if terms := optimizer_caveats(self._view.trainer, self._view.head):
-            self._tell("no other term in the optimizer", terms[0])
-        optimizer = self._view.trainer.optimizers[0]
-        self._untried -= 1
-        if self._untried > 0 or is_of_torch(optimizer):
-            return
-        self._untried = STEPS
-        with attempted(Exception) as attempt:
-            if steps_depend_on_weights(optimizer, self._view.head_parameters, sizes=SIZES[:1]):
-                said = f"the steps of {type(optimizer).__name__} {DEPEND}"
-                self._tell("no other term in the optimizer", said)
-        if attempt.failed:
-            said = f"a step of a copy of {type(optimizer).__name__} could not be made: {attempt.reason}"
+        self._untried = (self._untried or STEPS) - 1
+        if said := other_term(self._view, tried=self._untried == STEPS - 1):
             self._tell("no other term in the optimizer", said)
 
     def _compare_judged(self, judged: tuple[list[Tensor], list[Tensor | None]]) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons
 from lightning_conv.callbacks.guard.certify.optimizer_copy import (
     DEPEND,
+    SIZES,
     is_of_torch,
     moves_without_gradient,
     steps_depend_on_weights,
@@ -71,6 +72,23 @@ def optimizer_check(view: GuardView) -> list[Check]:
     if attempt.failed and not said and not known:
         return [Check(name, None, f"a step of a copy of {kind} could not be made: {attempt.reason}")]
     return of_reasons(name, said)
+
+
+def other_term(view: GuardView, *, tried: bool) -> str:
+    """Return what the run's own optimizer minimises beside the loss in the step that comes; empty if nothing was found.
+
+    Args:
+        view: The run.
+        tried: Whether copies of an optimizer that is none of torch's make some steps.
+    """
+    optimizer = view.trainer.optimizers[0]
+    if (terms := optimizer_caveats(view.trainer, view.head)) or not tried or is_of_torch(optimizer):
+        return terms[0] if terms else ""
+    kind = type(optimizer).__name__
+    with attempted(Exception) as attempt:
+        if steps_depend_on_weights(optimizer, view.head_parameters, sizes=SIZES[:1]):
+            return f"the steps of {kind} {DEPEND}"
+    return f"a step of a copy of {kind} could not be made: {attempt.reason}" if attempt.failed else ""
 
 
 def untrained(optimizer: Optimizer, parameters: Sequence[Tensor]) -> str:
