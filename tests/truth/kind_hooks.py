@@ -142,18 +142,37 @@ def post_hook(run: Run) -> None:
 
 
 class Decaying(torch.optim.SGD):
-    """Has a decay of its own, where there is a gradient."""
+    """Has a decay of its own, where there is a gradient, in one of ``every`` steps."""
+
+    every, count = 1, 0
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         made = super().step(closure)
+        self.count += 1
         for each in (p for group in self.param_groups for p in group["params"] if p.grad is not None and p.grad.any()):
-            each.mul_(0.99)
+            each.mul_(0.99 if self.count % self.every == 0 else 1.0)
         return made
 
 
-def decaying(run: Run) -> None:
-    run.module.configure_optimizers = lambda: Decaying(run.module.parameters(), lr=0.05)
+def decaying(every: int) -> Callable[[Run], None]:
+    def put(run: Run) -> None:
+        made = Decaying(run.module.parameters(), lr=0.05)
+        made.every = every
+        run.module.configure_optimizers = lambda: made
+
+    return put
+
+
+def late_backward(run: Run) -> None:
+    """Add the mean square of the outputs to the loss in the backward pass, from the third epoch of four on."""
+    kept: list[Tensor] = []
+    run.module.head.register_forward_hook(lambda _, __, u: kept.append(u) if u.requires_grad else None)
+
+    def backward(self: Any, loss: Tensor, *_: Any) -> None:
+        (loss + 0.1 * kept[-1].square().mean() * (self.current_epoch >= 2)).backward()
+
+    on("backward", backward)(run)
 
 
 def noisy_targets(run: Run) -> None:
@@ -210,7 +229,9 @@ PUT: dict[str, Callable[[Run], None]] = {
     "late skipping of the epoch": late("on_train_batch_start", lambda self, batch, batch_idx: -1),
     "clamp before the step": on("on_before_optimizer_step", clamp),
     "post hook of the optimizer": post_hook,
-    "optimizer with a decay of its own": decaying,
+    "optimizer with a decay of its own": decaying(1),
+    "optimizer with a decay of its own now and then": decaying(3),
+    "late backward with a term of the outputs": late_backward,
     "random targets": noisy_targets,
 }
 # With these the guard's own steps on the head take no notice, so that what is said of them is true.
@@ -221,6 +242,7 @@ ONLY_BASE = {
     "late change before the step",
     "late clipping of its own",
     "optimizer with a decay of its own",
+    "optimizer with a decay of its own now and then",
 }
 # After the head is solved the run ends, and these do nothing any more.
 BEFORE_THE_END = {
@@ -235,6 +257,7 @@ BEFORE_THE_END = {
     "late skipping of the epoch",
     "clamp before the step",
     "post hook of the optimizer",
+    "late backward with a term of the outputs",
 }
 
 
