@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -68,14 +69,25 @@ def project(features: Tensor, sizes: Tensor | None = None) -> Tensor:
     return features.double() @ (by_column if sizes is None else by_column / sizes.to(features.device)[:, None])
 
 
-def sizes_of(features: Tensor) -> Tensor:
-    """Return the largest entry of each column, at least 1e-6 of the largest of all, (m,).
+def largest_of(features: Tensor) -> Tensor:
+    """Return the largest absolute value of each column, (m,), in float64.
 
     Args:
         features: h, (..., m).
     """
-    largest = features.double().abs().reshape(-1, features.shape[-1]).amax(0)
-    return largest.clamp(min=max(NEGLIGIBLE * float(largest.max()), torch.finfo(torch.float64).tiny)).cpu()
+    return features.double().abs().reshape(-1, features.shape[-1]).amax(0).cpu()
+
+
+def sizes_of(largest: Sequence[Tensor]) -> Tensor:
+    """Return the size of each column over the whole training set, at least 1e-6 of the largest of all, (m,).
+
+    One batch would not do: a column that is zero there would hide all others elsewhere.
+
+    Args:
+        largest: Of the columns, in each batch.
+    """
+    sizes = torch.stack(list(largest)).amax(0)
+    return sizes.clamp(min=max(NEGLIGIBLE * float(sizes.max()), torch.finfo(torch.float64).tiny))
 
 
 @cache

@@ -127,7 +127,9 @@ class GradientWatch:
             self._kept = [None if each.grad is None else each.grad.detach().clone() for each in self._weights]
             if not all(bool(torch.isfinite(each).all()) for each in actual):
                 return  # the scaler leaves such a step out
-        apart, size = distance(actual, expected), norm_of(expected)
+        # A hook may clip before the trainer does.
+        factor = min(factor_of(actual, expected), 1.0)
+        apart, size = distance(actual, [factor * each for each in expected]), factor * norm_of(expected)
         eps = max(torch.finfo(each.dtype).eps for each in actual)
         close = apart <= ULPS * eps * size
         told = self._view.ranks.gather(lambda: (close, self._beside))

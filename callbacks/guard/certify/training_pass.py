@@ -13,6 +13,7 @@ from lightning_conv.callbacks.guard.certify.features_compared import (
     closest_pair,
     columns_rounding,
     directions,
+    largest_of,
     other_features,
     project,
     sizes_of,
@@ -64,7 +65,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     Returns:
         All ranks get the same.
 
-    Cost: a pass in float64, a hash of all samples, and with the step six passes in the run's precision, with a backward pass through the
+    Cost: a pass in float64, a hash of all samples, and with the step seven passes in the run's precision, with a backward pass through the
         head, and a hash of all features.
     """
     looked = _Look(view, with_step)
@@ -95,9 +96,11 @@ class _Look:
         self._twin = frozen_twin(view) if with_step else None
         self._later = frozen_twin(view, *last_moment(view.trainer)) if with_step else None
         self._own = StatelessModule(view.network)
-        # All ranks divide by the same numbers, so they are of the first batch.
-        self.sizes = sizes_of(features_of(self._own, view.head, view.data.first_inputs())) if with_step else None
+        self.sizes = sizes_of(view.data.collect(self._largest)) if with_step else None
         self._number = 0
+
+    def _largest(self, inputs: Inputs, _: Any) -> Tensor:
+        return largest_of(features_of(self._own, self._view.head, inputs))
 
     def __call__(self, inputs: Inputs, batch: Any) -> Walk:
         view, head = self._view, self._view.head.module

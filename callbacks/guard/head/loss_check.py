@@ -104,11 +104,11 @@ class LossCheck:
         self._wanted, stepped = self._every, math.nan if loss is None else float(loss)
         seen, slopes, hooked = self._seen, self._slopes, self._hook is not None
         self.release()
-        if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
-            self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
         said = ""
-        if self._outputs is not None:
-            with attempted(*UNKNOWN):
+        with attempted(*UNKNOWN):
+            if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
+                self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
+            if self._outputs is not None:
                 said = self._other(self._outputs, stepped, slopes[0] if hooked and len(slopes) == 1 else None)
         found = self._view.ranks.gather(lambda: said)
         if not any(found):

@@ -493,6 +493,42 @@ def test_a_large_column_does_not_hide_the_others(fit):
     assert guard.phase == 1 or guard.verdict == "undecided"
 
 
+@pytest.mark.parametrize("noise", [0.3, 0.0])
+def test_columns_that_are_zero_in_the_first_batch_do_not_hide_the_others(fit, noise):
+    """Rare binary columns stand beside the features, whose inputs are noisy in the fourth and fifth of six epochs."""
+
+    class Rare(Net):
+        def __init__(self):
+            super().__init__(nn.CrossEntropyLoss())
+            self.head = nn.Linear(WIDTH + 5, CLASSES)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.trunk(x[:, :4]), x[:, 4:]], 1))
+
+        def training_step(self, batch, batch_idx):
+            x = batch[0].clone()
+            if self.current_epoch in (3, 4):
+                x[:, :4] += noise * torch.randn_like(x[:, :4])
+            return self.loss(self(x), batch[1])
+
+    x, y = table().tensors
+    rare = torch.zeros(SAMPLES, 5)
+    rare[range(9, 14), range(5)] = 1.0
+    guard = fit(Rare(), data=TensorDataset(torch.cat([x, rare], 1), y))
+    assert guard.phase == 2
+    assert guard.verdict == ("undecided" if noise else "certified"), (guard.why, guard.caveats)
+
+
+def test_a_plain_relu_trunk_with_units_that_are_dead_in_a_batch(make_trainer):
+    torch.manual_seed(0)
+    module = Net(nn.CrossEntropyLoss())
+    module.trunk, module.head = nn.Sequential(nn.Linear(32, 200), nn.ReLU()), nn.Linear(200, CLASSES)
+    data = TensorDataset(torch.rand(150, 32), torch.randint(0, CLASSES, (150,)))
+    guard = ExpressivityGuard(switch_at=SWITCH)
+    make_trainer([guard], max_epochs=3).fit(module, DataLoader(data, 25, shuffle=True))
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
 class PastTheTrainer(Net):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         if not self.late:

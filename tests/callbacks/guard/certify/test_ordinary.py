@@ -88,6 +88,36 @@ def test_it_is_certified(fit, module, rule):
     assert (guard.phase, guard.verdict, guard.why, guard.caveats) == (2, "certified", "", [])
 
 
+class ClippedByHand(Net):
+    """Clips in a hook after the backward pass, as manual code has it."""
+
+    def __init__(self):
+        super().__init__(nn.CrossEntropyLoss())
+
+    def on_after_backward(self):
+        nn.utils.clip_grad_norm_(self.parameters(), 0.01)
+
+
+def test_gradients_that_are_clipped_by_hand(fit):
+    guard = fit(ClippedByHand())
+    assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
+
+
+def test_a_result_of_another_shape_ends_no_run(fit):
+    """The network gives (n, 3, 1) where the step, and so the head, see rows."""
+
+    class Shaped(Net):
+        def forward(self, x):
+            u = self.head(self.trunk(x))
+            return u if self.training else u.reshape(-1, CLASSES, 1)
+
+        def training_step(self, batch, batch_idx):
+            u = self.head(self.trunk(batch[0]))
+            return F.cross_entropy(torch.cat([u, u[:1]]), torch.cat([batch[1], batch[1][:1]]))
+
+    assert fit(Shaped(nn.CrossEntropyLoss())).verdict == "undecided"
+
+
 def test_labels_of_32_bits(fit):
     x, y = table().tensors
     guard = fit(SmallLabels(), data=TensorDataset(x, y.int()))
