@@ -14,6 +14,7 @@ from lightning_conv.callbacks.guard.certify.checks import Check
 from lightning_conv.callbacks.guard.certify.gradients_compared import (
     beside_the_outputs,
     distance,
+    factor_of,
     norm_of,
     same_or_clipped,
 )
