@@ -70,6 +70,7 @@ class Sampling:
     drop_last: bool  # whether an incomplete last batch is left out
     accumulated: int | None  # batches of a process per optimizer step; None: that changes during the run
     uneven: str  # why an epoch may not draw all samples equally often; empty if it does
+    repeats: bool  # whether the batches of every epoch are the same
     caveats: tuple[str, ...]  # why the run's objective is not the mean loss over the n samples
 
     @property
@@ -139,6 +140,7 @@ def describe_sampling(trainer: pl.Trainer) -> Sampling:
         drop_last=order is not None and bool(getattr(batches, "drop_last", False)),
         accumulated=None if changing else trainer.accumulate_grad_batches,
         uneven=uneven,
+        repeats=world == 1 and type(order) is SequentialSampler,
         caveats=tuple([uneven] * bool(uneven) + _caveats(trainer, batches, order, size)),
     )
 

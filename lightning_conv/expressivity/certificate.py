@@ -50,6 +50,9 @@ class RankCertificate:
     rank_here: int = 0  # lower bound of their rank
     narrow: str | None = None
     """Where the features were not computed in float64; empty: nowhere; None: the computation was not watched."""
+    rounding: float = 0.0
+    """Where sigma_min is within it, the rounding of the features in float32, in which the run computes them, in the Frobenius norm: rank n
+    then holds for the features in float64 and for one evaluation in float32, not for every one. 0: it is beyond, or not asked for."""
     at_these_weights: bool = False
     """Whether a refutation is about the present weights only: the features of two samples coincide, but it was not shown
     that the samples do. Other weights may then give rank n. If False, ``refuted`` is true whatever the weights."""

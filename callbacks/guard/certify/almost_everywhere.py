@@ -103,11 +103,12 @@ def _also_here(view: GuardView, found: RankCertificate, sizes: Tensor) -> RankCe
         )
     )
     if head.module.weight.dtype != torch.float64:
-        here = beyond_rounding(here, float((coarse.double() - exact).norm()))
+        here = beyond_rounding(here, float((coarse.double() - exact).norm()), coarse, bias=head.has_bias)
     rows, rank = len(chosen), here.rank_lower
     which = f"{rows} rows, the largest and some drawn at random," if rows < data.size else f"all {rows} rows"
     reason = f"{found.reason}; at these weights the rank of {which} is certified to be {rank}"
     if here.verdict == "certified":
-        return replace(found, reason=reason, rows_here=rows, rank_here=rank)
+        found = replace(found, reason=reason, rows_here=rows, rank_here=rank)
+        return replace(found, rounding=here.rounding, sigma_min=here.sigma_min) if here.rounding else found
     reason = f"{reason} and not shown to be {rows} in the run, so nothing is said of these weights ({here.reason})"
     return replace(found, verdict="undecided", rank_lower=rank, reason=reason, rows_here=rows, rank_here=rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -20,7 +21,7 @@ from lightning_conv.callbacks.guard.certify.trunk_rounding import (
     STRIP,
     allowance,
     beyond_rounding,
-    in_the_run,
+    reached_in_the_run,
     roundings,
 )
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
@@ -90,8 +91,16 @@ def certify_trunk(
 
         if head.module.weight.dtype == torch.float64:
             return data.ranks.once(lambda: certify(error))
-        return data.ranks.once(lambda: in_the_run(certify(error), apart, certify))
+        return data.ranks.once(lambda: _as_in_the_run(certify(error), apart, coarse, certify, bias=head.has_bias))
     return _streamed(view, method, root)
+
+
+def _as_in_the_run(
+    found: RankCertificate, apart: float, coarse: Tensor, again: Callable[[float], RankCertificate], *, bias: bool
+) -> RankCertificate:
+    if found.method == "alignment":
+        return reached_in_the_run(found, apart, again)
+    return beyond_rounding(found, apart, coarse, bias=bias)
 
 
 def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertificate:

@@ -15,6 +15,7 @@ from lightning_conv.callbacks.guard.certify.known_samples import KnownSamples
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
 from lightning_conv.callbacks.guard.certify.training_pass import lost_in_precision, walk
+from lightning_conv.callbacks.guard.certify.trunk_rounding import within_rounding
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn
@@ -87,7 +88,8 @@ class Claim:
                 "compared with the step": walked.step,
                 "same loss to the end": walked.later,
                 "same features in the step": walked.features,
-                "full precision": lost_in_precision(walked, rank=self._claims_rank),
+                "full precision": lost_in_precision(walked, rank=self._claims_rank)
+                or within_rounding(self._state.certificate, varies=walked.varies),
             }
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
             return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
 from lightning_conv.losses.slope import wrong_slope
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure
 from lightning_conv.networks.watched import entering, watched_forward
@@ -53,6 +54,9 @@ class Walk:
     projected: Tensor | None = None  # the features, ``project``; None without the step
     spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
     sizes: Tensor | None = None  # of the columns by which they were divided
+    varies: bool = (
+        False  # whether the features of a sample, in the run's precision, depend on its place, where batches differ
+    )
 
 
 def walk(view: GuardView, *, with_step: bool) -> Walk:
@@ -87,6 +91,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
         projected=torch.cat(projected) if len(projected) == len(found) else None,
         spread=torch.stack(spreads).amax(0) if spreads else None,
         sizes=looked.sizes,
+        varies=any(each.varies for each in found),
     )
 
 
@@ -150,10 +155,22 @@ class _Look:
             type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact, self.sizes).cpu(),
+            varies=not view.data.sampling.repeats and self._varies(inputs, coarse),
             spread=((rounded / self.sizes).square() @ directions(width).square()).sqrt(),
         )
         self._number += 1
         return found
+
+    def _varies(self, inputs: Inputs, coarse: Tensor) -> bool:
+        """Return whether some bit of the features is another one in the reverse order, or where half of the samples are left out."""
+        n = len(input_tensors(inputs)[0])
+        rows = coarse.reshape(n, -1, coarse.shape[-1])
+        for chosen in ([*reversed(range(n))], [*range((n + 1) // 2)]):
+            some = map_inputs(operator.itemgetter(chosen), inputs)
+            made = features_of(self._own, self._view.head, some).reshape(len(chosen), -1, coarse.shape[-1])
+            if not torch.equal(made, rows[chosen]):
+                return True
+        return False
 
     def _not_its_gradient(self, twin: Twin, made: Seen, batch: Any) -> str:
         """Return whether the step's backward pass gives another gradient than that of its value."""

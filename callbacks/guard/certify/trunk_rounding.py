@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate
-from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
+from lightning_conv.expressivity.singular import certify_held, feature_rounding, narrow_rounding
 
 STRIP = 4096  # samples that are read at a time
 # The rounding of a row depends on its place in a batch and on the size of that, so another evaluation errs by other amounts, of the same
@@ -21,6 +21,8 @@ PLACES = 2.0
 # Relative residual up to which targets count as reached in float32: its square, in the loss, is one unit of rounding, and no output is off
 # by half of the distance between two classes for up to 500,000 samples.
 REACHED = 2.0**-11.5
+
+CURE = "train with Trainer(precision='64-true')"
 
 
 def allowance(coarse: Tensor, exact: Tensor, rows: TrunkRows) -> float:
@@ -54,16 +56,16 @@ def roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
     return math.hypot(*errors), math.hypot(*apart)
 
 
-def in_the_run(found: RankCertificate, apart: float, again: Callable[[float], RankCertificate]) -> RankCertificate:
-    r"""Return the certificate, ``undecided`` if what it says of features in float64 is not shown for those in float32, as the run has them.
+def reached_in_the_run(
+    found: RankCertificate, apart: float, again: Callable[[float], RankCertificate]
+) -> RankCertificate:
+    r"""Return a certificate of alignment, ``undecided`` if what it says of features in float64 is not shown for the run's in float32.
 
     Args:
         found: Certificate of the features in float64.
         apart: :math:`\|h_{32} - h\|_F`.
         again: Function that makes the certificate anew for an error of the features of this Frobenius norm.
     """
-    if found.method != "alignment":
-        return beyond_rounding(found, apart)
     if found.rank_lower < found.n and found.verdict != "certified":
         return found
     rough = again(PLACES * apart)
@@ -73,28 +75,50 @@ def in_the_run(found: RankCertificate, apart: float, again: Callable[[float], Ra
         return found
     said = (
         f"of features as they are rounded in float32, in which the run computes, the last layer is only shown to reach the targets up to "
-        f"{residual:.2g} of their norm; train with Trainer(precision='64-true')"
+        f"{residual:.2g} of their norm; {CURE}"
     )
     wider = replace(found.residual, upper=max(found.residual.upper, residual))
     verdict = "undecided" if found.verdict == "certified" else found.verdict
     return replace(found, verdict=verdict, residual=wider, reason=f"{said}; in float64: {found.reason}")
 
 
-def beyond_rounding(found: RankCertificate, apart: float) -> RankCertificate:
-    r"""Return the certificate, ``undecided`` if rank n is not that of every evaluation in float32, in which the run computes.
+def beyond_rounding(
+    found: RankCertificate, apart: float, coarse: Tensor | None = None, *, bias: bool = True
+) -> RankCertificate:
+    r"""Return the certificate with what rounding in float32, in which the run computes the features, leaves of rank n.
 
     By Weyl's inequality :math:`\sigma_n([h_{32}, 1]) \ge \sigma_n([h, 1]) - \|h_{32} - h\|_F`; twice the difference that was
-    measured counts as the most that another evaluation may differ by.
+    measured counts as the most that another evaluation may differ by. Where sigma_min is within it, rank n is asked of the features in
+    float32, as exact numbers, and ``rounding`` says that it holds for these; otherwise the certificate is ``undecided``.
 
     Args:
         found: Certificate of the features in float64.
         apart: :math:`\|h_{32} - h\|_F`.
+        coarse: The features in float32; None: they are too many.
+        bias: Whether the head trains a bias.
     """
-    sigma = found.sigma_min
-    if found.verdict != "certified" or sigma is None or found.rank_lower < found.n or sigma.lower > PLACES * apart:
+    sigma, rounding = found.sigma_min, PLACES * apart
+    if found.verdict != "certified" or sigma is None or found.rank_lower < found.n or sigma.lower > rounding:
         return found
-    said = (
-        f"sigma_min >= {sigma.lower:.3g} is within the rounding of the features in float32, in which the run computes "
-        f"({PLACES * apart:.2g}), so rank n is not shown to be theirs; train with Trainer(precision='64-true')"
+    said = f"sigma_min >= {sigma.lower:.3g} is within the rounding of the features in float32, in which the run computes ({rounding:.2g})"
+    if coarse is not None:
+        rank = certify_held(coarse.double(), bias=bias).rank_lower
+        if rank == found.n:
+            return replace(found, rounding=rounding)
+        said = f"{said}, and rank {rank} of {found.n} is certified for these"
+    return replace(found, verdict="undecided", reason=f"{said}; {CURE}; in float64: {found.reason}")
+
+
+def within_rounding(found: RankCertificate | None, *, varies: bool) -> str:
+    """Return why rank n is not that of the features of every step; empty if it is.
+
+    Args:
+        found: Certificate of the switch.
+        varies: Whether the features of a sample, in the run's precision, depend on its place in a batch.
+    """
+    if found is None or not found.rounding or not varies or found.sigma_min is None:
+        return ""
+    return (
+        f"sigma_min >= {found.sigma_min.lower:.3g} is within the rounding of the features in float32 ({found.rounding:.2g}), which "
+        f"depends on a sample's place in its batch, so rank n is not shown to be that of every step; {CURE}"
     )
-    return replace(found, verdict="undecided", reason=f"{said}; in float64: {found.reason}")

@@ -185,7 +185,9 @@ def test_guard_and_criteria_give_the_same_answer(make_trainer, make_regression, 
 
 
 def test_two_processes_share_a_step_and_a_sample_that_is_drawn_twice_is_seen():
-    shared = Sampling(size=N, world=2, batch_size=10, drawn=10, drop_last=False, accumulated=1, uneven="", caveats=())
+    shared = Sampling(
+        size=N, world=2, batch_size=10, drawn=10, drop_last=False, accumulated=1, uneven="", repeats=False, caveats=()
+    )
     assert shared.whole
     assert (shared.largest_batch, shared.smallest_batch) == (10, N)
     padded = replace(shared, size=N - 1)  # a DistributedSampler repeats a sample where they cannot be divided evenly
