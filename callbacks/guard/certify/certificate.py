@@ -75,7 +75,6 @@ def certify_trunk(
         coarse = TrunkRows.of(data, network, head, torch.float32).all()
         rows = TrunkRows.of(data, network, head, torch.float64)
         exact = rows.all()
-
         error, apart = allowance(coarse, exact, rows), float((coarse.double() - exact).norm())
 
         def certify(feature_error: float) -> RankCertificate:

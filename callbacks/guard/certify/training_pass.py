@@ -28,7 +28,7 @@ from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, 
 from lightning_conv.losses.slope import wrong_slope
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs
 from lightning_conv.networks.head import features_of
-from lightning_conv.networks.head_probe import departure
+from lightning_conv.networks.head_probe import departure, same
 from lightning_conv.networks.watched import entering, watched_forward
 
 NO_GRADIENT = (
@@ -155,7 +155,7 @@ class _Look:
             type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact, self.sizes).cpu(),
-            varies=not view.data.sampling.repeats and self._varies(inputs, coarse),
+            varies=not same(made.features, coarse) or (not view.data.sampling.repeats and self._varies(inputs, coarse)),
             spread=((rounded / self.sizes).square() @ directions(width).square()).sqrt(),
         )
         self._number += 1

@@ -114,7 +114,7 @@ def within_rounding(found: RankCertificate | None, *, varies: bool) -> str:
 
     Args:
         found: Certificate of the switch.
-        varies: Whether the features of a sample, in the run's precision, depend on its place in a batch.
+        varies: Whether the features of a sample, in the run's precision, may be others in another step.
     """
     if found is None or not found.rounding or not varies or found.sigma_min is None:
         return ""

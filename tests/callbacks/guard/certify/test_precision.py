@@ -9,6 +9,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.certify.features_compared import closest_pair
+from lightning_conv.callbacks.guard.certify.trunk_rounding import (
+    REACHED,
+    beyond_rounding,
+    reached_in_the_run,
+    within_rounding,
+)
+from lightning_conv.expressivity import certify_expressivity
 from tests.callbacks.guard.certify.nets import CLASSES, SWITCH, Net, table
 
 
@@ -83,6 +90,46 @@ def test_one_close_pair_among_many_samples_is_seen_by_distinct(fit, rule):
     assert "the features of samples" in "; ".join([guard.reason, *guard.caveats])
 
 
+def rows(tail, seed=0):
+    """Ten rows of twelve features, the last of which is the first but for ``tail`` in one place."""
+    h = torch.randn(10, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    h[-1] = h[0]
+    h[-1, 5] += tail
+    return h
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept", "verdict", "within"),
+    [(1.0, 1.0, "certified", False), (1e-7, 1e-7, "certified", True), (1e-7, 0.0, "undecided", False)],
+)
+def test_rank_within_rounding_is_asked_of_the_features_in_float32(tail, kept, verdict, within):
+    exact, coarse = rows(tail), rows(kept).float()
+    coarse[-1, 5] += 1e-6 * (kept > 0)  # a rounding that tells the rows apart
+    found = certify_expressivity(exact, method="singular")
+    assert found.verdict == "certified"
+    made = beyond_rounding(found, float((coarse.double() - exact).norm()), coarse)
+    assert (made.verdict, made.rounding > 0) == (verdict, within)
+    assert bool(within_rounding(made, varies=True)) == within
+    assert within_rounding(made, varies=False) == within_rounding(None, varies=True) == ""
+
+
+@pytest.mark.parametrize("targets", ["random", "in reach"])
+def test_targets_are_reached_by_the_features_of_the_run_as_well(targets):
+    """Of the difference of two close rows the head makes any target in float64; rounding takes that away."""
+    exact = rows(1e-7)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    y = exact @ weights if targets == "in reach" else torch.randn(10, 2, generator=generator, dtype=torch.float64)
+
+    def again(error):
+        return certify_expressivity(exact, method="alignment", targets=y, feature_error=error)
+
+    made = reached_in_the_run(again(0.0), 1e-6, again)
+    assert again(0.0).rank_lower == 10
+    assert made.rank_lower < 10
+    assert (made.residual.upper <= REACHED) == (targets == "in reach")
+
+
 @pytest.mark.parametrize(("seed", "batch", "size", "pair"), [(1, 5, 2e-3, (0, 4)), (5, 7, 7e-3, (1, 6))])
 def test_separation_allows_for_the_rounding_of_the_features(make_trainer, seed, batch, size, pair):
     """The head separates two samples in float64 whose rows are equal in float32 at the same place of a batch."""
@@ -102,12 +149,12 @@ def test_separation_allows_for_the_rounding_of_the_features(make_trainer, seed, 
     assert not guard._state.bounds.separated
 
 
-@pytest.mark.parametrize("rows", [2, 40])
-def test_the_closest_pair(rows):
-    points = torch.randn(rows, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.mark.parametrize("count", [2, 40])
+def test_the_closest_pair(count):
+    points = torch.randn(count, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     apart = torch.tensor([1e-3, 1e-3, 1e-2, 1e-3], dtype=torch.float64)
     assert closest_pair(points, apart) is None
     points[-1] = points[0] + torch.tensor([5e-4, -5e-4, 5e-3, 0.0])
-    assert set(closest_pair(points, apart)) == {0, rows - 1}
+    assert set(closest_pair(points, apart)) == {0, count - 1}
     points[-1, 2] = points[0, 2] + 0.02
     assert closest_pair(points, apart) is None
