@@ -17,6 +17,10 @@ SCALES = (0.1, 1.0, 10.0, 1000.0)
 """Sizes of random outputs, beside the present ones, in units of the larger of 1 and the present ones' root mean square."""
 DESCENTS = 6
 """Steps down from the present outputs: a loss may differ only where it is small."""
+MORE = 16
+"""Steps where the loss falls slowly, as an absolute error does, until it is ``SMALL``."""
+SMALL = 1e-3
+"""Part of the present loss at which it counts as small."""
 FAR = (2.0, 30.0)
 """Lengths of further steps down, in units of the first: the first one comes to the targets of a squared error, the second far beyond."""
 ULPS = 64
@@ -115,7 +119,7 @@ def settings(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> Iterator[Point
         outputs: u, the present ones.
         seed: Seed of the random ones.
 
-    Cost: about 14 evaluations.
+    Cost: about 14 evaluations, and twice as many where the loss falls slowly.
     """
     present = evaluate(loss, outputs)
     yield present
@@ -128,7 +132,9 @@ def settings(loss: OutputLoss, outputs: Tensor, seed: int = 0) -> Iterator[Point
     if (rate := _polyak(present)) > 0:
         yield from (evaluate(loss, _moved(present, factor * rate)) for factor in FAR)
     point = present
-    for _ in range(DESCENTS):
+    for taken in range(MORE):
+        if taken >= DESCENTS and point.value < SMALL * present.value:
+            return
         rate, found = _polyak(point), point
         for _ in range(4 if rate > 0 else 0):
             found = evaluate(loss, _moved(point, rate))

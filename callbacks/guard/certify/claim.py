@@ -88,7 +88,8 @@ class Claim:
                 "compared with the step": walked.step,
                 "same loss to the end": walked.later,
                 "same features in the step": walked.features,
-                "full precision": lost_in_precision(walked, rank=self._claims_rank)
+                "full precision": walked.rounded
+                or lost_in_precision(walked, rank=self._claims_rank)
                 or within_rounding(self._state.certificate, varies=walked.varies),
             }
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]

@@ -47,7 +47,8 @@ def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
     s, h = slope.double(), made.features.double()
     expected, sizes = s.T @ h, s.abs().T @ h.abs()
     coarsest = max((gradient.dtype, slope.dtype), key=lambda kind: torch.finfo(kind).eps)
-    allowed = product_rounding(len(h), coarsest) * sizes + len(h) * torch.finfo(coarsest).tiny
+    unit = max(unit_roundoff(coarsest), product_roundoff(gradient)) / unit_roundoff(coarsest)
+    allowed = unit * product_rounding(len(h), coarsest) * sizes + len(h) * torch.finfo(coarsest).tiny
     if bool(((gradient.double() - expected).abs() <= allowed).all()) or not bool(torch.isfinite(expected).all()):
         return ""
     return "the gradient of the training step by the head is not that of a loss of the head's outputs"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_conv.callbacks.guard.certify.checks import CheckName
 from lightning_conv.callbacks.guard.certify.features_compared import Expected
 from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
@@ -59,10 +60,10 @@ class HeadCalls:
 
     Args:
         view: The run.
-        tell: Function that is called where a batch was changed before the head was called.
+        tell: Function that is called with a check's name and what was seen.
     """
 
-    def __init__(self, view: GuardView, tell: Callable[[], None]) -> None:
+    def __init__(self, view: GuardView, tell: Callable[[CheckName, str], None]) -> None:
         self._view, self._head, self._tell = view, view.head.module, tell
         self._step, self._is_open = Step(), False
         self._last: BatchRecord | None = None  # of the step that was taken last, whose closure may be called again
@@ -113,7 +114,9 @@ class HeadCalls:
         if module is not self._head or module.weight is not self._view.head_parameters[0]:
             return  # a copy of the head, or one whose weight was replaced for this call
         if self._step.batches[-1].was_changed():
-            self._tell()
+            self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
+        if self.in_compared_batch and output.element_size() < 4:
+            self._tell("full precision", f"the head computes in {output.dtype} in a training step")
         call, step = Call(entering(args, dict(kwargs))), self._step
         step.calls.append(call)
 

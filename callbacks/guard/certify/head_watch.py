@@ -56,7 +56,7 @@ class HeadWatch:
         self._untried = 0  # steps until a copy of an own optimizer is tried again
         self._hooks: list[RemovableHandle] = []
         self._optimizer: Optimizer | None = None  # that has the hooks
-        self.calls = HeadCalls(view, self._changed)
+        self.calls = HeadCalls(view, self._tell)
         self._left: list[Tensor] | None = None  # the head after the last step; None: it may be moved
         self._judged: tuple[list[Tensor], list[Tensor | None]] | None = None  # weights and gradients before a step
         self._incoming: dict[int, Tensor] = {}  # gradient of this backward pass before all other hooks, by parameter
@@ -92,9 +92,6 @@ class HeadWatch:
     def moved_on_purpose(self) -> None:
         """Forget what the head was after the last step: the guard moves it."""
         self._left = self._judged = None
-
-    def _changed(self) -> None:
-        self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
 
     def _keep_incoming(self, number: int, gradient: Tensor) -> None:
         if self.calls.in_compared_batch:

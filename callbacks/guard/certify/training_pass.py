@@ -47,6 +47,7 @@ class Walk:
     frozen: str = ""  # why the head cannot be trained on a frozen trunk
     later: str = ""  # where it is another one at the run's last step and epoch
     features: str = ""  # where the training step computes other features
+    rounded: str = ""  # where the head's product is rounded to less than float32 in the training step
     keys: tuple[bytes, ...] | None = None  # of all samples; None: they have none
     outputs: Tensor | None = None  # of the network, in float64
     type: torch.dtype | None = None  # of the features in the step
@@ -76,7 +77,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     found = view.data.collect(looked)
     first = {
         name: next((said for each in found if (said := getattr(each, name))), "")
-        for name in ("own", "step", "frozen", "later", "features")
+        for name in ("own", "step", "frozen", "later", "features", "rounded")
     }
     known = all(each.keys is not None for each in found)
     outputs = [each.outputs for each in found if each.outputs is not None]
@@ -152,6 +153,7 @@ class _Look:
             or self._not_its_gradient(twin, made, batch),
             later=later,
             features=unlike,
+            rounded=_rounded(twin.module.get_submodule(view.head_name), made),
             type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact, self.sizes).cpu(),
@@ -191,6 +193,15 @@ class _Look:
         if not now.finite or not (apart := difference([now], then)):
             return ""
         return f"the loss of the training step changes during the run ({apart}, compared with step {self._later.global_step})"
+
+
+def _rounded(head: nn.Module, made: Seen) -> str:
+    """Return whether the head's product in a step is computed in less than float32, as under an autocast of the user's own."""
+    if (kind := made.outputs.dtype).itemsize < 4:
+        return f"the head computes in {kind} in the training step"
+    weights = [each.detach() for each in (head.weight, head.bias) if isinstance(each, Tensor)]
+    said = departure(made.outputs.detach(), made.features.detach(), *weights)
+    return said and f"the head's product is rounded to less than {kind} in the training step: its {said}"
 
 
 def lost_in_precision(walked: Walk, *, rank: bool) -> str:

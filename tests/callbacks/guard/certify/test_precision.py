@@ -69,6 +69,37 @@ def test_rank_n_below_the_rounding_of_the_run(fit, rule):
     assert "is within the rounding of the features in float32" in guard.reason
 
 
+class HandMade(Net):
+    """The head runs under an autocast of the step's own, in all epochs or in the fifth and sixth."""
+
+    def __init__(self, late, loss_fn=None):
+        super().__init__(loss_fn)
+        self.from_epoch = 4 if late else 0
+
+    def training_step(self, batch, batch_idx):
+        h = self.trunk(batch[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.current_epoch >= self.from_epoch):
+            u = self.head(h)
+        return nn.functional.cross_entropy(u.float(), batch[1])
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("loss_fn", [None, nn.CrossEntropyLoss()])
+def test_a_head_under_an_autocast_of_the_step(fit, late, loss_fn):
+    guard = fit(HandMade(late, loss_fn))
+    assert (guard.phase, guard.verdict) == (2, "undecided")
+    assert "the head computes in torch.bfloat16" in "; ".join(guard.caveats)
+
+
+def test_a_flooded_absolute_error(fit):
+    class Flooded(Net):
+        def training_step(self, batch, batch_idx):
+            loss = nn.functional.l1_loss(self(batch[0]), nn.functional.one_hot(batch[1], CLASSES).float())
+            return (loss - 0.01).abs() + 0.01
+
+    assert fit(Flooded()).verdict == "undecided"
+
+
 class Plain(Net):
     def forward(self, x):
         return self.head(self.trunk(x))
