@@ -112,7 +112,7 @@ class GuardedRun:
 
     def after_backward(self) -> None:
         """Look at no calls of the head until the next training step."""
-        self._phase_two.claim.head.calls.after_backward()
+        self._phase_two.after_backward()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Call the step rule of phase 2 between the backward pass and the optimizer step.

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName, of_reasons, replaced
 from lightning_conv.callbacks.guard.certify.gradient_watch import GradientWatch
 from lightning_conv.callbacks.guard.certify.head_watch import HeadWatch
+from lightning_conv.callbacks.guard.certify.kept_loss import KeptLoss
 from lightning_conv.callbacks.guard.certify.known_samples import KnownSamples
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
@@ -53,7 +54,7 @@ class Claim:
     def __init__(self, view: GuardView, state: GuardState, input_fn: InputFn | None) -> None:
         self._view, self._state = view, state
         self.samples = KnownSamples(view, input_fn, state)
-        self.gradients, self.head = GradientWatch(view), HeadWatch(view)
+        self.gradients, self.head, self._loss = GradientWatch(view), HeadWatch(view), KeptLoss(view)
         self.give_up: Callable[[str], None] = lambda _: None
         self.other_loss = self.untrainable = ""
         self._compared_at: int | None = None  # step at which the network's own loss was compared
@@ -73,6 +74,7 @@ class Claim:
             *self.head.found,
         ]
         self.note([*seen, *self._of_walk(with_step=True)])
+        self._loss.keep()
         new = [said for said in self._state.caveats if said not in before]
         for said in new:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {said}")
@@ -111,6 +113,15 @@ class Claim:
         self._state.checks = replaced(self._state.checks, checks)
         failed = [each.said for each in checks if each.name == "compared with the step" and each.held is False]
         self.other_loss = failed[0] if failed else self.other_loss
+
+    def holds(self, name: CheckName) -> bool:
+        """Tell whether a check was made and held so far.
+
+        Args:
+            name: Name of the check.
+        """
+        made = [check.held for check in self._state.checks if check.name == name]
+        return bool(made) and all(made)
 
     def begin(self) -> None:
         """Watch the head from now on."""
@@ -174,6 +185,10 @@ class Claim:
         self.head.compare_left()
         seen = [check for found in self._view.ranks.gather(lambda: self.head.found) for check in found]
         self.take_all([*seen, *self.samples.compare()])
+
+    def compare_loss(self) -> None:
+        """Compare the loss of the training step, as a function of the outputs, with what it was at the switch. All ranks call it together."""
+        self.take_all(self._loss.compare())
 
     def take_all(self, checks: Sequence[Check]) -> None:
         """Take the checks that are new into the verdict.

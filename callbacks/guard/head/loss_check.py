@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.optim import LBFGS
 from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of
@@ -27,9 +28,14 @@ class LossCheck:
 
     Where something follows the head: on the first batch, and on the batch after each call of ``again``.
 
+    Of an optimizer that evaluates a step several times, as LBFGS does, the last evaluation is compared, whose loss the trainer gives.
+
     Args:
         view: Run, with its network split into trunk and head.
         input_fn: Function that takes the model's input out of a batch, see ``Probe``.
+
+    Attributes:
+        unseen: What to say where the last batch could not be compared, though it should have been; empty otherwise.
     """
 
     def __init__(self, view: GuardView, input_fn: InputFn | None) -> None:
@@ -37,6 +43,7 @@ class LossCheck:
         self._known = view.loss.loss_fn is not None
         self._wanted = self._known
         self._every = view.head.last
+        self.unseen = ""
         self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
@@ -83,10 +90,18 @@ class LossCheck:
         return outputs
 
     def _look(self, module: nn.Module, inputs: Any, outputs: Tensor) -> None:
+        if not outputs.requires_grad:  # an accuracy, say
+            return
+        if isinstance(self._view.trainer.optimizers[0], LBFGS):
+            self._seen, self._slopes = [], []
         self._seen.append(outputs.detach().clone())
-        if outputs.requires_grad:
-            slopes = self._slopes
-            outputs.register_hook(lambda slope: slopes.append(slope.detach()))  # type: ignore[no-untyped-call]
+        slopes = self._slopes
+        outputs.register_hook(lambda slope: slopes.append(slope.detach()))  # type: ignore[no-untyped-call]
+
+    def after_backward(self) -> None:
+        """Look at no calls of the head any more: what is called from now on does not enter the loss."""
+        if self._hook is not None and not isinstance(self._view.trainer.optimizers[0], LBFGS):
+            self._hook.remove()
 
     def after(self, loss: Tensor | None) -> str | None:
         """Compare the loss of the training step with that of ``loss_fn``, up to the rounding of the step (``rounding``).
@@ -99,18 +114,24 @@ class LossCheck:
         Returns:
             A string that names both losses if they differ on any rank; otherwise None.
         """
+        self.unseen = ""
         if not self._wanted:
             return None
         self._wanted, stepped = self._every, math.nan if loss is None else float(loss)
         seen, slopes, hooked = self._seen, self._slopes, self._hook is not None
         self.release()
-        said = ""
+        said, compared = "", False
         with attempted(*UNKNOWN):
             if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
                 self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
             if self._outputs is not None:
                 said = self._other(self._outputs, stepped, slopes[0] if hooked and len(slopes) == 1 else None)
-        found = self._view.ranks.gather(lambda: said)
+                compared = True
+        missed = not compared and self._every and loss is not None
+        told = self._view.ranks.gather(lambda: (said, missed))
+        if any(each for _, each in told):
+            self.unseen = f"the loss of a training step could not be compared with {self._view.loss.kind.name}"
+        found = [each for each, _ in told]
         if not any(found):
             self._before = []
             return None

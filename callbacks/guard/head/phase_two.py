@@ -87,6 +87,11 @@ class PhaseTwo:
                 self.claim.before_batch(batch, batch_idx)
         self._check.before(batch)
 
+    def after_backward(self) -> None:
+        """Look at no calls of the head until the next training step."""
+        self.claim.head.calls.after_backward()
+        self._check.after_backward()
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Call the step rule between the backward pass and the optimizer step.
 
@@ -109,7 +114,10 @@ class PhaseTwo:
         stepped = self.rule.steps.after_step()
         if self._cache is not None and (why := self._cache.give_up()) is not None:
             self._drop_cache(why)
-        if (said := self._check.after(loss)) is not None:
+        said = self._check.after(loss)
+        if self._check.unseen and self.claim.holds("compared with the step"):
+            self.claim.limit("compared with the step", self._check.unseen)
+        if said is not None:
             self.claim.limit("compared with the step", said)
             if self.rule.name != "base":
                 # The rule minimises ``loss_fn``, which is not the loss of the training step.
@@ -125,6 +133,8 @@ class PhaseTwo:
         """Append loss, gap and bound to the history, and schedule a comparison of the loss on the next batch."""
         self._check.again()
         self.claim.compare_features()
+        if not self.rule.is_solved:
+            self.claim.compare_loss()
         trainer = self._view.trainer
         step, epoch = trainer.global_step, trainer.current_epoch
         with guarded(step, "ExpressivityGuard: no training loss", expects=FROM_DATA) as attempt:

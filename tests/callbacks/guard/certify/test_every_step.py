@@ -529,6 +529,53 @@ def test_a_plain_relu_trunk_with_units_that_are_dead_in_a_batch(make_trainer):
     assert (guard.verdict, guard.why, guard.caveats) == ("certified", "", [])
 
 
+class Smoothed(Net):
+    """Label smoothing in the fourth and fifth of seven epochs; an accuracy by a second forward, or several evaluations of the step."""
+
+    lbfgs = False
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        with torch.no_grad():
+            self.accuracy = (self(x).argmax(1) == y).float().mean()
+        return F.cross_entropy(self(x), y, label_smoothing=0.3 * (self.current_epoch in (3, 4)))
+
+    def configure_optimizers(self):
+        if self.lbfgs:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("lbfgs", [False, True])
+@pytest.mark.parametrize("loss_fn", LOSSES, ids=["functional", "module"])
+def test_a_loss_that_is_another_one_for_some_epochs(fit, loss_fn, lbfgs):
+    module = Smoothed(loss_fn)
+    module.lbfgs = lbfgs
+    assert (guard := fit(module, max_epochs=7)).phase == 2
+    assert guard.verdict == "undecided"
+
+
+class Ensembling(Net):
+    """Targets are mixed with what the network said after earlier epochs."""
+
+    def __init__(self, loss_fn=None):
+        super().__init__(loss_fn)
+        self.said = torch.zeros(SAMPLES, CLASSES)
+
+    def training_step(self, batch, batch_idx):
+        u = self(batch[0])
+        kept = self.said[8 * batch_idx : 8 * batch_idx + len(u)]
+        return self.loss(u, batch[1]) + F.mse_loss(u.softmax(1), kept)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self):
+        self.said = 0.5 * self.said + 0.5 * self(table().tensors[0]).softmax(1)
+
+
+def test_targets_that_are_remade_after_every_epoch(fit):
+    undecided(fit(Ensembling()), "the loss of the training step changes during the run")
+
+
 class PastTheTrainer(Net):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         if not self.late:
