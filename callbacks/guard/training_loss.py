@@ -177,6 +177,14 @@ class TrainingLoss:
             "training set is unknown; pass target_fn=lambda batch: ..."
         )
 
+    def with_targets(self, batch: Any) -> Any:
+        """Return a batch with the targets that the user's function gives for it, which may come from elsewhere; else as it is.
+
+        Args:
+            batch: A batch of the training loader.
+        """
+        return batch if self._target_fn is None else (batch, self._target_fn(batch))
+
     def targets(self) -> Tensor:
         """Return the targets of all n samples, which all ranks read together at the first call."""
         if self._targets is None:

@@ -186,7 +186,7 @@ def coupling(loss: OutputLoss, points: Sequence[Point], seed: int = 0) -> str:
         for side, opposite in ((some, rest), (rest, some)):
             if (share := _curvature_across(loss, point, side, opposite, generator)) > 0:
                 return f"the loss couples the samples of a batch (the curvature between two samples is {share:.2g} of that of one)"
-        if len(points) > 1 and (apart := _difference_across(loss, point, other, some)) > 0:
+        if len(points) > 1 and (apart := difference_across(loss, point, other, some)) > 0:
             return f"the loss couples the samples of a batch (what one half adds depends on the other half, by {apart:.2g})"
     return ""
 
@@ -210,7 +210,17 @@ def _curvature_across(
     return share if share > ULPS * point.unit else 0.0
 
 
-def _difference_across(loss: OutputLoss, point: Point, other: Point, some: Tensor) -> float:
+def difference_across(loss: OutputLoss, point: Point, other: Point, some: Tensor) -> float:
+    r"""Return :math:`|\phi(a, b) - \phi(a', b) - \phi(a, b') + \phi(a', b')|`; 0 where rounding explains it.
+
+    Args:
+        loss: phi.
+        point: phi at (a, b).
+        other: phi at (a', b').
+        some: Rows of a.
+
+    Cost: two evaluations.
+    """
     first, second = point.outputs.clone(), other.outputs.clone()
     first[some], second[some] = other.outputs[some], point.outputs[some]
     mixed = evaluate(loss, first), evaluate(loss, second)

@@ -13,6 +13,7 @@ from lightning_conv.callbacks.guard.certify.gradient_watch import GradientWatch
 from lightning_conv.callbacks.guard.certify.head_watch import HeadWatch
 from lightning_conv.callbacks.guard.certify.kept_loss import KeptLoss
 from lightning_conv.callbacks.guard.certify.known_samples import KnownSamples
+from lightning_conv.callbacks.guard.certify.mixed_batches import compare_mixed, is_named
 from lightning_conv.callbacks.guard.certify.own_loss import own_loss
 from lightning_conv.callbacks.guard.certify.step_check import compare_with_step
 from lightning_conv.callbacks.guard.certify.training_pass import lost_in_precision, walk
@@ -70,6 +71,7 @@ class Claim:
         seen = [
             *of_reasons("trunk unmoved", []),
             *compare_with_step(self._view),
+            *self._compare_mixed(),
             self.gradients.check(),
             *self.head.found,
         ]
@@ -79,6 +81,16 @@ class Claim:
         for said in new:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {said}")
         return new
+
+    def _compare_mixed(self) -> list[Check]:
+        """Look at batches as the run draws them, where the loss is not compared with one of torch's in every step."""
+        if is_named(self._view):
+            return []
+        with attempted(Exception) as attempt, without_fused_attention():  # the step is any code of the user's
+            said = compare_mixed(self._view)
+        if attempt.failed:
+            said = f"the training step could not be run on batches as the run draws them: {attempt.reason}"
+        return [Check("compared with the step", None if attempt.failed else False, said)] if said else []
 
     def _of_walk(self, *, with_step: bool, logged: float | None = None) -> list[Check]:
         """Make the checks that take a pass over the training set."""
@@ -187,7 +199,7 @@ class Claim:
         self.take_all([*seen, *self.samples.compare()])
 
     def compare_loss(self) -> None:
-        """Compare the loss of the training step, as a function of the outputs, with what it was at the switch. All ranks call it together."""
+        """Compare the training step's loss of given outputs with what it was at the switch. All ranks call it together."""
         self.take_all(self._loss.compare())
 
     def take_all(self, checks: Sequence[Check]) -> None:

@@ -14,6 +14,7 @@ from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.linalg.rounding import gamma, unit_roundoff
+from lightning_conv.losses.of_outputs import ULPS
 from lightning_conv.networks.head_probe import same
 from lightning_conv.networks.precision import product_roundoff
 
@@ -64,6 +65,22 @@ def factor_of(actual: Sequence[Tensor], made: Sequence[Tensor]) -> float:
     squares = sum(float(each.double().square().sum()) for each in made)
     product = sum(float((a.double() * b.double()).sum()) for a, b in zip(actual, made, strict=True))
     return product / squares if squares > 0 and product > 0 else 1.0
+
+
+def is_multiple(some: Tensor, others: Tensor, unit: float) -> bool:
+    """Return whether gradients of a loss by its outputs are one number times others, up to 256 units of rounding.
+
+    Args:
+        some: Gradients.
+        others: What they are compared with.
+        unit: Relative rounding of the coarsest type in use.
+    """
+    here, there = some.double(), others.double()
+    squares = float(there.square().sum())
+    factor = float((here * there).sum()) / squares if squares > 0 else 0.0
+    sizes = here.abs() + abs(factor) * there.abs()
+    allowed = 4 * ULPS * unit * (sizes + sizes.mean()) + torch.finfo(some.dtype).tiny
+    return bool(((here - factor * there).abs() <= allowed).all())
 
 
 def made_by_outputs(gradients: Sequence[Tensor], calls: Sequence[tuple[Tensor, Tensor]], ranks: Ranks) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check
@@ -14,7 +15,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.losses.of_outputs import Point, difference, settings
 from lightning_conv.networks.evaluation import without_fused_attention
 
-FEW = 16  # samples from each end of the training set
+FEW = 16  # samples in each of two batches, drawn at random
 
 
 class KeptLoss:
@@ -58,7 +59,7 @@ class KeptLoss:
         )
 
     def _calls(self) -> Iterator[StepCall]:
-        size, few, twin = self._view.data.size, min(FEW, self._view.data.size), in_eval_mode(self._view)
-        for number, start in enumerate([0, size - few]):
-            _, batch = next(self._view.data.batches(start, start + few))
-            yield StepCall(twin, self._view.head_name, batch, number)
+        data, twin = self._view.data, in_eval_mode(self._view)
+        chosen = torch.randperm(data.size, generator=torch.Generator().manual_seed(1)).tolist()
+        for number, some in enumerate([chosen[:FEW], chosen[-FEW:]]):
+            yield StepCall(twin, self._view.head_name, data.batch_of(some), number)

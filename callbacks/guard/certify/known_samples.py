@@ -124,7 +124,7 @@ class KnownSamples:
                 self._seen.extend(self._keys(batch) or ())
 
     def _keys(self, batch: Any) -> list[bytes] | None:
-        return batch_keys(batch, take_inputs(batch, self._input_fn))
+        return batch_keys(self._view.loss.with_targets(batch), take_inputs(batch, self._input_fn))
 
     def look(self, batch: Any, batch_idx: int) -> tuple[list[Check], Expected | None]:
         """Look at a batch of phase 2.

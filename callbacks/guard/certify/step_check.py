@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.certify.copies import in_eval_mode, last_moment
-from lightning_conv.callbacks.guard.certify.gradients_compared import norm_of
+from lightning_conv.callbacks.guard.certify.gradients_compared import is_multiple, norm_of
 from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features_of_step
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
@@ -128,12 +128,8 @@ class _Comparison:
         rows = torch.arange(each * half).reshape(half, each).flip(0).flatten()  # a sample may have several rows
         call = StepCall(self._twin, self._view.head_name, batch.half, batch.number)
         for point in (points[0], points[len(points) // 2]):
-            here, there = point.slope[rows].double(), evaluate(call, point.outputs[rows]).slope.double()
-            squares = float(there.square().sum())
-            factor = float((here * there).sum()) / squares if squares > 0 else 0.0
-            sizes = here.abs() + abs(factor) * there.abs()
-            allowed = 4 * ULPS * point.unit * (sizes + sizes.mean()) + torch.finfo(point.slope.dtype).tiny
-            if bool(torch.isfinite(there).all()) and bool(((here - factor * there).abs() > allowed).any()):
+            alone = evaluate(call, point.outputs[rows])
+            if alone.finite and not is_multiple(point.slope[rows], alone.slope, point.unit):
                 return "the loss of a sample depends on what else is in its batch, or on its place there, not through the outputs"
         return ""
 

@@ -25,7 +25,6 @@ from lightning_conv.callbacks.run.call import NotAFunctionError, Seen, StepCall
 from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
-from lightning_conv.losses.slope import wrong_slope
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure, same
@@ -70,7 +69,7 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
     Returns:
         All ranks get the same.
 
-    Cost: a pass in float64, a hash of all samples, and with the step seven passes in the run's precision, with a backward pass through the
+    Cost: a pass in float64, a hash of all samples, and with the step five passes in the run's precision, with a backward pass through the
         head, and a hash of all features.
     """
     looked = _Look(view, with_step)
@@ -117,7 +116,7 @@ class _Look:
             seen.append((entering(args, kwargs), output.detach().clone(), weights))
 
         result = watched_forward(self._module, inputs, [head.register_forward_hook(record, with_kwargs=True)])
-        keys = batch_keys(batch, inputs)
+        keys = batch_keys(view.loss.with_targets(batch), inputs)
         kept = None if keys is None else tuple(keys)
         if len(seen) != 1 or not isinstance(result, Tensor):
             return Walk(f"the network calls {view.head_name!r} {len(seen)} times on some training samples", keys=kept)
@@ -148,9 +147,7 @@ class _Look:
         rounded = rounded.reshape(-1, width).amax(0).cpu()
         found = replace(
             found,
-            step=other_value(view, batch, made, result.shape[1:])
-            or beside_the_outputs(view, twin, made)
-            or self._not_its_gradient(twin, made, batch),
+            step=other_value(view, batch, made, result.shape[1:]) or beside_the_outputs(view, twin, made),
             later=later,
             features=unlike,
             rounded=_rounded(twin.module.get_submodule(view.head_name), made),
@@ -173,12 +170,6 @@ class _Look:
             if not torch.equal(made, rows[chosen]):
                 return True
         return False
-
-    def _not_its_gradient(self, twin: Twin, made: Seen, batch: Any) -> str:
-        """Return whether the step's backward pass gives another gradient than that of its value."""
-        call, u = StepCall(twin, self._view.head_name, batch, self._number), made.outputs.detach()
-        said = wrong_slope(call, u, seed=self._number)
-        return said and f"the backward pass of the training step does not give the gradient of its loss ({said})"
 
     def _unlike_later(self, made: Seen, batch: Any) -> str:
         """Return whether the loss of a batch is another function of the outputs at the run's last step and epoch."""

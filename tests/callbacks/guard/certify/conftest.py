@@ -11,10 +11,10 @@ from tests.callbacks.guard.certify.nets import SWITCH, table
 
 @pytest.fixture
 def fit(make_trainer):
-    def go(module, *others, data=None, guard=None, shuffle=False, ckpt=None, **options):
+    def go(module, *others, data=None, guard=None, shuffle=False, ckpt=None, batch=8, **options):
         guard = guard or ExpressivityGuard(switch_at=SWITCH)
         trainer = make_trainer([guard, *others], **{"max_epochs": 6} | options)
-        trainer.fit(module, DataLoader(data or table(), 8, shuffle=shuffle), ckpt_path=ckpt)
+        trainer.fit(module, DataLoader(data or table(), batch, shuffle=shuffle), ckpt_path=ckpt)
         return guard
 
     return go
