@@ -187,9 +187,11 @@ class _Look:
 
 
 def _rounded(head: nn.Module, made: Seen) -> str:
-    """Return whether the head's product in a step is computed in less than float32, as under an autocast of the user's own."""
+    """Return whether the head's product, or the loss, is computed in less than float32, as under an autocast of the user's own."""
     if (kind := made.outputs.dtype).itemsize < 4:
         return f"the head computes in {kind} in the training step"
+    if made.loss.dtype.itemsize < 4:
+        return f"the loss of the training step is computed in {made.loss.dtype}"
     weights = [each.detach() for each in (head.weight, head.bias) if isinstance(each, Tensor)]
     said = departure(made.outputs.detach(), made.features.detach(), *weights)
     return said and f"the head's product is rounded to less than {kind} in the training step: its {said}"

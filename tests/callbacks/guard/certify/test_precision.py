@@ -91,6 +91,16 @@ def test_a_head_under_an_autocast_of_the_step(fit, late, loss_fn):
     assert "the head computes in torch.bfloat16" in "; ".join(guard.caveats)
 
 
+def test_a_loss_in_16_bits(fit):
+    class Cast(Net):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]).to(torch.bfloat16), batch[1])
+
+    guard = fit(Cast())
+    assert guard.verdict == "undecided"
+    assert "the loss of the training step is computed in torch.bfloat16" in "; ".join(guard.caveats)
+
+
 def test_a_flooded_absolute_error(fit):
     class Flooded(Net):
         def training_step(self, batch, batch_idx):
