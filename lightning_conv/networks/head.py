@@ -108,14 +108,11 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     made = {layer: [call for called, call in calls if called is module] for layer, module in layers.items()}
     named = name is not None
     if name is None:
-        found = [
-            layer
-            for layer, its_calls in made.items()
-            if len(its_calls) == 1 and its_calls[0][0].ndim == 2 and same(its_calls[0][1], result)
-        ]
-        if len(found) != 1:
+        found = [layer for layer, its_calls in made.items() if len(its_calls) == 1 and same(its_calls[0][1], result)]
+        matrices = [layer for layer in found if made[layer][0][0].ndim == 2]
+        if len(matrices or found) != 1:
             raise ValueError(nothing)
-        name = found[0]
+        name = (matrices or found)[0]
     head = layers[name]
     _require_one_call(name, [features for features, _ in made[name]])
     if order[-1] is not head:

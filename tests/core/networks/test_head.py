@@ -233,3 +233,9 @@ def test_looking_at_a_network_leaves_no_hook_when_its_forward_fails():
         with pytest.raises(RuntimeError, match="too far"):
             look(model, torch.randn(2, 3))
         assert hooks_of(model) == []
+
+
+def test_a_head_on_sequences_is_refused_by_its_name():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"'2' was called 1 times with \[\(2, 7, 6\)\]; need one call on a matrix"):
+        find_head(model, torch.randn(5, 7, 4))
