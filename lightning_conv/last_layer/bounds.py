@@ -84,8 +84,11 @@ def _between(stay: float, found: Comparator, price: float) -> float:
     saved = stay - found.excess
     if not math.isfinite(stay) or saved >= 2 * price:
         return sum_up(found.excess, price)
-    # For saved < 2 price the subtrahend is at most saved / 2, so the difference keeps its digits.
-    return min((stay - saved * (saved / price / 4)) * FEW, stay) if saved > 0 else stay
+    if saved <= 0 or not math.isfinite(price):
+        return stay
+    # Exact, since subnormal numbers have few digits.
+    given = Fraction(stay)
+    return min(rounded_up(given - (given - Fraction(found.excess)) ** 2 / (4 * Fraction(price))), stay)
 
 
 def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step: float, gap: float) -> float:

@@ -45,8 +45,9 @@ def _mine(view: GuardView) -> list[str]:
     twin = frozen_twin(view)
     for number, chosen in enumerate(_batches(view)):
         whole = StepCall(twin, view.head_name, view.data.batch_of(chosen), number)
-        half = StepCall(twin, view.head_name, view.data.batch_of(chosen[: len(chosen) // 2]), number)
-        if said := _departure(whole, half if len(chosen) > 1 else None, len(chosen), number):
+        first = chosen[: len(chosen) // 2]
+        half = StepCall(twin, view.head_name, view.data.batch_of(first), number) if first else None
+        if said := _departure(whole, half, len(chosen), number):
             return [said]
     return [""]
 

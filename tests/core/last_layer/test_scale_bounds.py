@@ -38,6 +38,7 @@ def above(found: float, exact) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(stay=ANY, excess=ANY, distance=ANY, step=st.floats(5e-324, 1e300), steps=st.integers(1, 10**6))
+@example(stay=2.225073858507e-311, excess=5e-324, distance=2.225073858507e-311, step=5e-324, steps=2)
 def test_the_bound_of_gradient_descent_is_not_below_the_exact_one(stay, excess, distance, step, steps):
     price = Fraction(distance) ** 2 / (2 * Fraction(step) * steps)
     only = gradient_descent_bound(Comparator(excess, distance), step, steps)

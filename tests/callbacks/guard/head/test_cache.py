@@ -249,7 +249,7 @@ def test_after_the_cache_is_filled_the_trunk_is_never_called_and_the_losses_are_
     run, make_loader, monkeypatch, precision, change
 ):
     """Apart from the checks, which are switched off here: they call the network on purpose."""
-    for name in ("before_batch", "compare_features", "compare_own_loss"):
+    for name in ("before_batch", "compare_features", "compare_loss", "compare_own_loss"):
         monkeypatch.setattr(Claim, name, lambda *_, **__: None)
     histories, calls = [], []
     for cached in (False, True):
