@@ -56,7 +56,7 @@ class TrunkRows:
 
     @property
     def narrow(self) -> str | None:
-        """The same in words; empty: nowhere; None: the copy is not in float64 and not watched."""
+        """Return the same in words; empty: nowhere; None: the copy is not in float64 and not watched."""
         if self.module.dtype != torch.float64:
             return None
         return "" if self.narrowing is None else str(self.narrowing)

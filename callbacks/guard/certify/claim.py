@@ -95,7 +95,9 @@ class Claim:
     def _of_walk(self, *, with_step: bool, logged: float | None = None) -> list[Check]:
         """Make the checks that take a pass over the training set."""
         with attempted(Exception) as attempt, without_fused_attention():  # the step is any code of the user's
-            walked = walk(self._view, with_step=with_step)
+            certificate = self._state.certificate
+            within = certificate is not None and certificate.rounding > 0
+            walked = walk(self._view, with_step=with_step, varying=within)
             if with_step:
                 self.untrainable = walked.frozen
             told = {
@@ -104,7 +106,7 @@ class Claim:
                 "same features in the step": walked.features,
                 "full precision": walked.rounded
                 or lost_in_precision(walked, rank=self._claims_rank)
-                or within_rounding(self._state.certificate, varies=walked.varies),
+                or within_rounding(certificate, varies=walked.varies),
             }
             failed = [Check(name, False, said) for name, said in told.items() if said]  # type: ignore[arg-type]
             return [*failed, own_loss(self._view, walked, logged), *self.samples.learn(walked)]

@@ -22,14 +22,12 @@ class Call:
     """One call of the head."""
 
     features: Tensor  # h, what entered
-    slopes: list[Tensor] = field(
-        default_factory=list
-    )  # s, by what was returned; one for each time it was differentiated
+    slopes: list[Tensor] = field(default_factory=list)  # s, by what was returned, each time it was differentiated
 
 
 @dataclass
 class Step:
-    """What happened between two steps of the optimizer."""
+    """Holds what happened between two steps of the optimizer."""
 
     calls: list[Call] = field(default_factory=list)
     batches: list[BatchRecord] = field(default_factory=list)
@@ -37,12 +35,12 @@ class Step:
 
     @property
     def once(self) -> bool:
-        """Whether the head was called once in each batch."""
+        """Tell whether the head was called once in each batch."""
         return len(self.calls) == len(self.batches) and all(each.calls == k for k, each in enumerate(self.batches))
 
     @property
     def is_compared(self) -> bool:
-        """Whether a batch is one of phase 2."""
+        """Tell whether a batch is one of phase 2."""
         return any(batch.batch is not None for batch in self.batches)
 
     def judged(self) -> list[tuple[Tensor, Tensor]]:
@@ -104,7 +102,7 @@ class HeadCalls:
 
     @property
     def in_compared_batch(self) -> bool:
-        """Whether a batch of phase 2 has begun since the last step."""
+        """Tell whether a batch of phase 2 has begun since the last step."""
         batches = self._step.batches
         return bool(batches) and batches[-1].batch is not None
 

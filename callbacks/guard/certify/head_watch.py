@@ -53,7 +53,7 @@ class HeadWatch:
         self._view, self._head = view, view.head.module
         self.found: list[Check] = []
         self.move_head: Callable[[], None] = lambda: None
-        self._untried = 0  # steps until a copy of an own optimizer is tried again
+        self._looks = 0  # at the optimizer
         self._hooks: list[RemovableHandle] = []
         self._optimizer: Optimizer | None = None  # that has the hooks
         self.calls = HeadCalls(view, self._tell)
@@ -232,8 +232,8 @@ class HeadWatch:
 
         They make as many steps as come until they are tried again.
         """
-        self._untried = (self._untried or STEPS) - 1
-        if said := other_term(self._view, tried=self._untried == STEPS - 1):
+        tried, self._looks = self._looks % STEPS == 0, self._looks + 1
+        if said := other_term(self._view, tried=tried):
             self._tell("no other term in the optimizer", said)
 
     def _compare_judged(self, judged: tuple[list[Tensor], list[Tensor | None]]) -> None:

@@ -54,25 +54,24 @@ class Walk:
     projected: Tensor | None = None  # the features, ``project``; None without the step
     spread: Tensor | None = None  # by how much rounding may change these, (DIRECTIONS,)
     sizes: Tensor | None = None  # of the columns by which they were divided
-    varies: bool = (
-        False  # whether the features of a sample, in the run's precision, depend on its place, where batches differ
-    )
+    varies: bool = False  # whether features in the run's precision may be others in another step; False if not asked
 
 
-def walk(view: GuardView, *, with_step: bool) -> Walk:
+def walk(view: GuardView, *, with_step: bool, varying: bool = False) -> Walk:
     """Call the network in float64 on every training sample, and the training step of a copy on every batch.
 
     Args:
         view: The run.
         with_step: Whether to run the step, with the trunk frozen as in phase 2.
+        varying: Whether to ask, with the step, if features vary with a sample's place in a batch.
 
     Returns:
         All ranks get the same.
 
     Cost: a pass in float64, a hash of all samples, and with the step five passes in the run's precision, with a backward pass through the
-        head, and a hash of all features.
+        head, and a hash of all features; to ask whether they vary up to two more.
     """
-    looked = _Look(view, with_step)
+    looked = _Look(view, with_step, varying)
     found = view.data.collect(looked)
     first = {
         name: next((said for each in found if (said := getattr(each, name))), "")
@@ -96,7 +95,8 @@ def walk(view: GuardView, *, with_step: bool) -> Walk:
 
 
 class _Look:
-    def __init__(self, view: GuardView, with_step: bool) -> None:
+    def __init__(self, view: GuardView, with_step: bool, varying: bool) -> None:
+        self._varying = varying
         self._view, self._module = view, StatelessModule(view.network, dtype=torch.float64)
         self._twin = frozen_twin(view) if with_step else None
         self._later = frozen_twin(view, *last_moment(view.trainer)) if with_step else None
@@ -154,7 +154,7 @@ class _Look:
             type=made.features.dtype,
             rows=tuple(sample_keys(((made.features,), {})) or ()),
             projected=project(exact, self.sizes).cpu(),
-            varies=not same(made.features, coarse) or (not view.data.sampling.repeats and self._varies(inputs, coarse)),
+            varies=self._varying and (not same(made.features, coarse) or self._varies(inputs, coarse)),
             spread=((rounded / self.sizes).square() @ directions(width).square()).sqrt(),
         )
         self._number += 1
@@ -162,6 +162,8 @@ class _Look:
 
     def _varies(self, inputs: Inputs, coarse: Tensor) -> bool:
         """Return whether some bit of the features is another one in the reverse order, or where half of the samples are left out."""
+        if self._view.data.sampling.repeats:
+            return False
         n = len(input_tensors(inputs)[0])
         rows = coarse.reshape(n, -1, coarse.shape[-1])
         for chosen in ([*reversed(range(n))], [*range((n + 1) // 2)]):

@@ -22,7 +22,7 @@ from lightning_conv.networks.perturbation import perturb
 
 
 class ExpressivityError(RuntimeError):
-    """The expressivity condition is not certified and ``on_undecided="raise"`` asks to stop."""
+    """Says that the expressivity condition is not certified and ``on_undecided="raise"`` asks to stop."""
 
 
 class Switch:
@@ -134,7 +134,7 @@ class Switch:
 
     @property
     def _settled(self) -> bool:
-        """Whether no later certificate can change the outcome."""
+        """Tell whether no later certificate can change the outcome."""
         state = self._state
         return state.plateau is None or self._last_chance or state.hopeless or self.narrow is not None
 
