@@ -14,7 +14,7 @@ from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.steps import clips_values
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.linalg.rounding import gamma, unit_roundoff
-from lightning_conv.losses.of_outputs import ULPS
+from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, evaluate
 from lightning_conv.networks.head_probe import same
 from lightning_conv.networks.precision import product_roundoff
 
@@ -81,6 +81,22 @@ def is_multiple(some: Tensor, others: Tensor, unit: float) -> bool:
     sizes = here.abs() + abs(factor) * there.abs()
     allowed = 4 * ULPS * unit * (sizes + sizes.mean()) + torch.finfo(some.dtype).tiny
     return bool(((here - factor * there).abs() <= allowed).all())
+
+
+def depends_on_the_batch(whole: Point, rows: Tensor, half: OutputLoss) -> str:
+    """Return whether the gradient by some samples' outputs is another one in a batch of these alone, by more than one factor.
+
+    Args:
+        whole: The loss of a batch.
+        rows: Rows of these samples' outputs.
+        half: The loss of a batch of these samples.
+
+    Cost: one evaluation.
+    """
+    alone = evaluate(half, whole.outputs[rows])
+    if not alone.finite or is_multiple(whole.slope[rows], alone.slope, max(whole.unit, alone.unit)):
+        return ""
+    return "the loss of a sample depends on what else is in its batch, or on its place there, not through the outputs"
 
 
 def made_by_outputs(gradients: Sequence[Tensor], calls: Sequence[tuple[Tensor, Tensor]], ranks: Ranks) -> bool:

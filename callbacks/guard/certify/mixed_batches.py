@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_conv.callbacks.guard.certify.copies import frozen_twin
-from lightning_conv.callbacks.guard.certify.gradients_compared import is_multiple
+from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on_the_batch
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.training_set import seed_all
@@ -77,10 +77,9 @@ def _departure(whole: StepCall, half: StepCall | None, samples: int, seed: int) 
         return f"the loss couples the samples of a batch (what one half adds depends on the other half, by {apart:.2g})"
     if not _repeats(whole, there):
         return "the loss of the training step is random: it differs, with the same outputs, with the random numbers"
-    if half is not None and _unlike_the_half(half, there, each * (samples // 2)):
-        return (
-            "the loss of a sample depends on what else is in its batch, or on its place there, not through the outputs"
-        )
+    first = torch.arange(each * (samples // 2))
+    if half is not None and (said := depends_on_the_batch(there, first, half)):
+        return said
     said = wrong_slope(whole, present.outputs, seed)
     return said and f"the backward pass of the training step does not give the gradient of its loss ({said})"
 
@@ -92,11 +91,6 @@ def _repeats(call: StepCall, there: Point) -> bool:
             if abs(float(call(there.outputs).detach()) - there.value) > ULPS * there.unit * there.size:
                 return False
     return True
-
-
-def _unlike_the_half(half: StepCall, whole: Point, rows: int) -> bool:
-    alone = evaluate(half, whole.outputs[:rows])
-    return alone.finite and not is_multiple(whole.slope[:rows], alone.slope, max(whole.unit, alone.unit))
 
 
 def is_named(view: GuardView) -> bool:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
 from lightning_conv.callbacks.guard.certify.copies import in_eval_mode, last_moment
-from lightning_conv.callbacks.guard.certify.gradients_compared import is_multiple, norm_of
+from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on_the_batch, norm_of
 from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features_of_step
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, evaluate, settings
+from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings
 from lightning_conv.networks.evaluation import (
     Inputs,
     StatelessModule,
@@ -127,11 +127,8 @@ class _Comparison:
         each, half = len(points[0].outputs) // samples, samples // 2
         rows = torch.arange(each * half).reshape(half, each).flip(0).flatten()  # a sample may have several rows
         call = StepCall(self._twin, self._view.head_name, batch.half, batch.number)
-        for point in (points[0], points[len(points) // 2]):
-            alone = evaluate(call, point.outputs[rows])
-            if alone.finite and not is_multiple(point.slope[rows], alone.slope, point.unit):
-                return "the loss of a sample depends on what else is in its batch, or on its place there, not through the outputs"
-        return ""
+        tried = (points[0], points[len(points) // 2])
+        return next((said for point in tried if (said := depends_on_the_batch(point, rows, call))), "")
 
     def _call(self, twin: Twin, batch: _Batch) -> StepCall:
         return StepCall(twin, self._view.head_name, batch.whole, batch.number)
