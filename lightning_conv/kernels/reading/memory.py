@@ -74,7 +74,7 @@ def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
     width = torch.finfo(module.dtype).bits // 8
     total = sum(parameter.numel() for parameter in module.parameters.values())
     asked = [module.parameters[name].numel() for name in names]
-    return (12 - width) * total + width * sum(asked) + 24 * max(asked)
+    return (12 - width) * total + width * sum(asked) + 32 * max(asked)
 
 
 def peak_bytes(

@@ -1,6 +1,7 @@
 """What the plan promises about memory, against the peak of the process that keeps to it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,11 @@ print(json.dumps({"used": peak("VmHWM") - before, "promised": plan.bytes, "passe
 
 
 def run(*what):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(what)], capture_output=True, text=True, check=False)
+    # What glibc keeps after it was freed differs from process to process (0.5 to 1.25 of what was used). Told to give it
+    # back at once, the peak is that of what is in use, and two processes agree to 1 %.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": "0"}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(what)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -92,10 +97,6 @@ def run(*what):
     ],
 )
 def test_peak_memory_stays_within_the_plan(case, outputs, precision, limit):
-    # What an allocator keeps or gives back differs from process to process, and only adds to what is used.
-    for _ in range(4):
-        found = run(case, outputs, precision, limit)
-        if found["used"] <= 1.1 * found["promised"]:
-            break
+    found = run(case, outputs, precision, limit)
     assert found["used"] <= 1.1 * found["promised"], found
     assert limit is None or found["promised"] <= limit
