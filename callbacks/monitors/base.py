@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, reads_samples, two_samples_of
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import (
@@ -25,29 +26,47 @@ from lightning_conv.callbacks.run.logging import (
     withdraw,
 )
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.probe import Probe, cannot_call
+from lightning_conv.callbacks.run.network import is_lazy
+from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.machine.gemm import keep_product, product_name
-from lightning_conv.networks.evaluation import sample_count
+
+OnError: TypeAlias = Literal["raise", "warn", "disable"]
+
+Wait: TypeAlias = Literal["batch", "step"]
 
 
 class KernelMonitor(pl.Callback):
     """Base of the monitors: measures at the first step, when due, and at the last step; subclasses say what is logged.
 
-    Errors before the first step are raised, as nothing is lost yet. A later error is a warning, the first time, and that measurement
-    is left out: in ``trainer.callback_metrics`` its numbers become NaN, so that EarlyStopping and ModelCheckpoint read no old ones.
-    A failed measurement counts for ``max_overhead`` like any other.
+    The first measurement is made when the fit begins. Where the samples cannot be read one by one (iterable data, several loaders), it is
+    made before the first step, on the first batch, and where parameters have no shape yet, after that step.
+
+    A network that cannot be measured raises before the first step, as nothing is lost yet, unless ``on_error`` says otherwise. A later
+    error is a warning, the first time, and that measurement is left out: in ``trainer.callback_metrics`` its numbers become NaN, so that
+    EarlyStopping and ModelCheckpoint read no old ones. A failed measurement counts for ``max_overhead`` like any other, and the pause
+    after it is twice as long each time.
+
+    With ``Trainer(fast_dev_run=True)`` nothing is logged, but two samples are measured, so that what cannot be measured is said there.
 
     Attributes:
         failed: Steps of this run whose measurement failed.
     """
 
     def __init__(
-        self, probe: Probe | int | None = None, every_n_steps: int | None = None, max_overhead: float = 0.03
+        self,
+        probe: Probe | int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float = 0.03,
+        on_error: OnError = "raise",
     ) -> None:
+        if on_error not in get_args(OnError):
+            raise MisconfigurationException(
+                f"{type(self).__name__}: on_error={on_error!r} is not one of {', '.join(get_args(OnError))}"
+            )
+        self.on_error: OnError = on_error
         self.probe = probe if isinstance(probe, Probe) else Probe() if probe is None else Probe(size=probe)
         self.every_n_steps = every_n_steps
         self.max_overhead = max_overhead
@@ -60,6 +79,7 @@ class KernelMonitor(pl.Callback):
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
         self.failed: list[int] = []
+        self._waits: Wait | None = None  # for what the first measurement waits
 
     @property
     def _settings(self) -> tuple[object, ...]:
@@ -103,23 +123,52 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._shown = frozenset()
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
-        peers = [monitor for monitor in monitors if monitor._settings == self._settings]
-        if peers[0] is self:
-            for peer in peers:
-                peer._forget_another_run(trainer)
-            self._lead(trainer, pl_module, peers)
+        self._shown, self._waits = frozenset(), None
+        if is_lazy(pl_module):
+            self._waits = "step"
+        elif self.probe.inputs is None and not reads_samples(trainer):
+            self._waits = "batch"
         else:
-            self._kernel = peers[0]._kernel
-        self._loaded = False
-        if self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer)):
-            self._measure_first(trainer, pl_module)
+            self._begin(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._waits == "batch":
+            self._waits = None
+            self._begin(trainer, pl_module, batch)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> None:
+        """Make the first measurement of a fit; with ``fast_dev_run`` one of two samples, which is not kept."""
+        # What reading and observing fail by is the user's code: any error.
+        with self._first(trainer, pl_module, batch):
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                measurement_of(trainer, pl_module, two_samples_of(self.probe), Schedule(1, 1.0), batch=batch).at(
+                    0, pl_module
+                )
+                return
+            monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+            peers = [monitor for monitor in monitors if monitor._settings == self._settings]
+            if peers[0] is self:
+                for peer in peers:
+                    peer._forget_another_run(trainer)
+                self._lead(trainer, pl_module, peers, batch)
+            else:
+                self._kernel = peers[0]._kernel
+            self._loaded = False
+            if self._kernel is not None and self._is_first_due(trainer):
+                self._kernel.at(trainer.global_step, pl_module)
+        if self._kernel is None:
+            return
+        if self._is_first_due(trainer):
+            self._measure_or_warn(trainer, pl_module)
         else:
             # In a resumed run EarlyStopping or ModelCheckpoint may read values before the next measurement.
             publish(trainer, self._metrics)
+
+    def _is_first_due(self, trainer: pl.Trainer) -> bool:
+        return self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer))
 
     def _forget_another_run(self, trainer: pl.Trainer) -> None:
         """Forget the last run if another one begins: at step 0, before the last known step, or from a checkpoint without our state."""
@@ -127,35 +176,41 @@ class KernelMonitor(pl.Callback):
         if not self._loaded and (trainer.global_step == 0 or back or trainer.ckpt_path is not None):
             self.forget()
 
-    def _lead(self, trainer: pl.Trainer, pl_module: pl.LightningModule, peers: Sequence[KernelMonitor]) -> None:
+    def _lead(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, peers: Sequence[KernelMonitor], batch: Any
+    ) -> None:
         """Make the measurement that all monitors with equal settings share."""
         # Any of them may have carried the samples in the checkpoint: the order of the callbacks may have changed.
         stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
-        names = stored["parameters"] if stored else self.probe.parameter_names(pl_module)
-        inputs, targets = (stored["inputs"], stored.get("targets")) if stored else self.probe.collect(trainer)
-        if sample_count(inputs) < 2:
-            raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
         per_layer = any(peer.wants_layers for peer in peers)
-        self._kernel = Measurement(self.probe, inputs, targets, names, self._schedule, per_layer=per_layer)
-        self._kernel.precision = cast("Precision", stored.get("precision", "fast"))
+        self._kernel = measurement_of(
+            trainer, pl_module, self.probe, self._schedule, batch=batch, stored=stored, per_layer=per_layer
+        )
         self._schedule.begin(trainer.global_step)
+        rank_zero_info(f"{type(self).__name__}: {self._kernel.run_network.words}")
         log_layout(trainer)
 
-    def _measure_first(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    @contextmanager
+    def _first(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Iterator[None]:
+        """Say what keeps the first measurement from being made, and how to help, as ``on_error`` asks."""
         try:
-            self._measure(trainer, pl_module)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: no room for the kernel ({error}); use fewer samples (Probe(size={self.probe.size // 2})), "
-                "fewer outputs or parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
-            ) from error
-        except (TypeError, NotImplementedError) as error:
-            raise MisconfigurationException(f"{type(self).__name__}: {cannot_call(pl_module, error)}") from error
+            yield
+        except Exception as error:  # anything that a user's module raises
+            message = cannot_measure(trainer, self, error, self.probe, batch)
+            if self.on_error == "raise" and trainer.global_step == 0:
+                self._kernel = None
+                raise MisconfigurationException(message) from error
+            if self._kernel is None or self.on_error == "disable":
+                self._kernel, message = None, f"{message}. Nothing is measured"
+            rank_zero_warn(message)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._waits == "step" and not is_lazy(pl_module):
+            self._waits = None
+            self._begin(trainer, pl_module, batch if not reads_samples(trainer) else None)
         # Under gradient accumulation several batches share one step.
         if self._kernel is not None and trainer.global_step != self._last_step and self._is_due(trainer):
             self._measure_or_warn(trainer, pl_module)
@@ -185,6 +240,9 @@ class KernelMonitor(pl.Callback):
             self._last_step, self.failed = step, [*self.failed, step]
             self._metrics = withdraw(trainer, self._metrics)
             self._kernel.schedule.spend(step, time.perf_counter() - begun)
+            self._kernel.schedule.back_off(len(self.failed))
+            if self.on_error == "disable":
+                self._kernel = None
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
         assert self._kernel is not None

@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 
 from lightning_conv.callbacks.run.batch import to_device
-from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.kernels.contraction import is_full
@@ -18,7 +20,7 @@ from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule, sample_count, take, undisturbed
 
 WARM_UP_SECONDS = 1.0
 
@@ -30,9 +32,8 @@ class Measurement:
     """The kernel on the samples of a probe, computed at most once per step for all callbacks that share it.
 
     Args:
-        probe: its settings.
-        inputs: its samples.
-        targets: their targets, or None.
+        trainer: of the run.
+        network: what is measured, on which samples.
         parameters: names, in ``probe.network(...)``, of the parameters that the kernel is over. They stay the same when some are
             frozen later, because kernels over different parameters cannot be compared.
         schedule: decides when to measure.
@@ -41,15 +42,21 @@ class Measurement:
 
     def __init__(
         self,
-        probe: Probe,
-        inputs: Inputs,
-        targets: torch.Tensor | None,
+        trainer: pl.Trainer,
+        network: RunNetwork,
         parameters: Sequence[str],
         schedule: Schedule,
         *,
         per_layer: bool,
     ) -> None:
-        self.probe, self.inputs, self.targets = probe, inputs, targets
+        self.run_network, self.probe, self.inputs, self.targets = (
+            network,
+            network.probe,
+            network.inputs,
+            network.targets,
+        )
+        self._trainer = trainer
+        self._copy: tuple[tuple[int, ...], nn.Module] | None = None
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self._decisions: dict[int, bool] = {}
@@ -63,6 +70,8 @@ class Measurement:
             if self.schedule.every_n_steps is None and trainer.world_size > 1:
                 decision = bool(trainer.strategy.broadcast(decision))
             self._decisions = {step: decision}
+            if not decision:
+                self.leave()
         return self._decisions[step]
 
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
@@ -82,6 +91,20 @@ class Measurement:
         """Number C of outputs per sample; None before the first kernel."""
         return None if self._measured is None else self._measured[1].n_outputs
 
+    def network(self) -> nn.Module:
+        """Return the network over a copy of the weights of now: whatever a forward does to it, the run does not see."""
+        module = self._trainer.lightning_module
+        moment = self._trainer.global_step, *(each._version for each in module.parameters())
+        if self._copy is None or self._copy[0] != moment:
+            self._copy = None  # before the next one is made
+            with isolate_rng():
+                self._copy = moment, self.run_network.network(copy_of(self._trainer, module))
+        return self._copy[1]
+
+    def leave(self) -> None:
+        """Forget the copy of the weights; a later call of ``network`` makes another one."""
+        self._copy = None
+
     def trained(self, pl_module: pl.LightningModule) -> Parameters:
         """Return the parameters that plain descent trains: the kernel's, and no others. They are looked up once per fit."""
         if self._trained is None:
@@ -90,9 +113,9 @@ class Measurement:
 
     def outputs(self, pl_module: pl.LightningModule) -> torch.Tensor:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
-        network = self.probe.network(pl_module)
+        network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
-        with undisturbed(network), torch.no_grad():
+        with isolate_rng(), undisturbed(network), torch.no_grad():
             module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
@@ -101,20 +124,21 @@ class Measurement:
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
         start = time.perf_counter()
-        gram, spectrum = resolved_spectrum(
-            self.probe.network(pl_module),
-            to_device(self.inputs, pl_module.device),
-            outputs=self.probe.outputs,
-            parameters=self.parameters,
-            per_layer=self.per_layer,
-            start=self.precision,
-            precision=self.probe.precision,
-            batch_norm=self.probe.batch_norm,
-            max_memory=self.probe.max_memory,
-            projections=self.probe.projections,
-            seed=self.probe.seed,
-            progress=False,  # training shows a bar of its own
-        )
+        with isolate_rng():
+            gram, spectrum = resolved_spectrum(
+                self.network(),
+                to_device(self.inputs, pl_module.device),
+                outputs=self.probe.outputs,
+                parameters=self.parameters,
+                per_layer=self.per_layer,
+                start=self.precision,
+                precision=self.probe.precision,
+                batch_norm=self.probe.batch_norm,
+                max_memory=self.probe.max_memory,
+                projections=self.probe.projections,
+                seed=self.probe.seed,
+                progress=False,  # training shows a bar of its own
+            )
         self.precision = gram.precision
         return time.perf_counter() - start, gram, spectrum
 

@@ -8,19 +8,21 @@ from typing import Any, Literal, TypeAlias, get_args
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets, transfer
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn, transfer
+from lightning_conv.callbacks.run.data_generators import unread
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.parameters import matching_names
 from lightning_conv.machine.memory import whole_bytes
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, map_inputs, sample_count
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
 from lightning_conv.networks.head import called_by
 
 ForwardFn: TypeAlias = Callable[[nn.Module, Any], torch.Tensor]
+
+BY_HAND = "pass Probe(inputs=...)"
 
 
 class Probe:
@@ -146,26 +148,20 @@ class Probe:
             )
         return trainable
 
-    def collect(self, trainer: pl.Trainer) -> tuple[Inputs, torch.Tensor | None]:
-        """Collect the probe's samples and, where they are found, their targets, as CPU tensors.
+    def batch(self, trainer: pl.Trainer) -> tuple[Any, int]:
+        """Read the probe's samples, collated and moved as the training step gets them, and return them with their number.
+
+        Generators that the data set and the collate function draw from are put back.
 
         Raises:
-            MisconfigurationException: no random access to the data, or no recognisable input in a batch.
+            MisconfigurationException: The data have no random access.
         """
-
-        def kept(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[: self.size].detach().cpu().clone()
-
-        if self.inputs is not None:
-            return map_inputs(kept, self.inputs), None if self.targets is None else kept(self.targets)
-        samples, loader = training_samples(trainer, hint="pass Probe(inputs=...)")
+        samples, loader = training_samples(trainer, hint=BY_HAND)
         count = len(samples)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed)
         indices = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
-        with isolate_rng():
-            batch = transfer(trainer, loader.collate_fn([samples[index] for index in indices]))
-            inputs, targets = take_inputs(batch, self.input_fn), take_targets(batch, self.target_fn)
-        return map_inputs(kept, inputs), None if targets is None else kept(targets)
+        with unread(samples, loader.collate_fn):
+            return transfer(trainer, loader.collate_fn([samples[index] for index in indices])), len(indices)
 
 
 def cannot_call(pl_module: pl.LightningModule, error: Exception) -> str:

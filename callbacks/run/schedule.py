@@ -41,6 +41,14 @@ class Schedule:
         """Set the expected cost of the next measurement."""
         self._next_cost = seconds
 
+    def back_off(self, failures: int) -> None:
+        """Wait longer after failures: the next measurement is taken to cost twice as much for each of them.
+
+        Args:
+            failures: Number of measurements that have failed.
+        """
+        self._next_cost = max(self._next_cost, 1e-3) * 2.0 ** min(failures, 20)
+
     def spend(self, step: int, seconds: float) -> None:
         """Add what measuring at ``step`` has cost; the costs of callbacks that share the schedule add up."""
         if step != self._first_step:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import threading
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from io import IOBase
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Lock, RLock = type(threading.Lock()), type(threading.RLock())
@@ -66,10 +67,14 @@ class Still:
         """Return the learning rates of the groups."""
         return [float(group["lr"]) for group in self.param_groups]
 
-    def step(self, *_: Any, **__: Any) -> None:
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        """Call the closure, which computes a loss, and change nothing."""
+        return None if closure is None else closure()
+
+    def zero_grad(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
-    zero_grad = step
+    toggle_model = untoggle_model = zero_grad
 
 
 class Twin:
@@ -77,8 +82,8 @@ class Twin:
 
     Tensors with a graph among the attributes, such as outputs that the module collects, are copied without it; locks and open files are
     shared. A function among them, such as a training step that was assigned to the instance, is made anew where it holds the module or a
-    container in its closure: otherwise the copy would run the module itself. Whatever the step does outside the module, such as writing
-    to a file, does happen.
+    container in its closure: otherwise the copy would run the module itself. So is a forward hook, which then counts and collects for
+    itself. Whatever the step does outside the module, such as writing to a file, does happen.
 
     Args:
         trainer: Trainer of the run.
@@ -90,6 +95,7 @@ class Twin:
         module: The copy, in the modes of the original, with all of its trainable parameters.
         global_step: Optimizer steps that it is told of.
         trained: Names of the parameters that ask for a gradient in the original.
+        losses: What the last run of the step gave to a backward pass of its own, or returned.
 
     Raises:
         NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
@@ -105,6 +111,7 @@ class Twin:
         self._reader = TrainerReader(trainer, step, epoch)
         self.global_step: int = self._reader.global_step
         self.trained = {name for name, each in module.named_parameters() if each.requires_grad}
+        self.losses: list[Tensor] = []
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | _not_copied(module)
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
@@ -113,9 +120,7 @@ class Twin:
                 f"a copy of the module shares {shared_with_run!r} with it, so nothing may be written into the copy"
             )
         for each in self.module.modules():
-            for name, value in list(vars(each).items()):
-                if isinstance(value, types.FunctionType):
-                    vars(each)[name] = _made_anew(value, memo)
+            _make_functions_anew(each, memo)
         still, schedulers = (
             [Still(each, memo) for each in some]
             for some in (trainer.optimizers, (config.scheduler for config in trainer.lr_scheduler_configs))
@@ -125,6 +130,7 @@ class Twin:
             "log": _nothing,
             "log_dict": _nothing,
             "print": _nothing,
+            "manual_backward": self._keep_loss,
             "optimizers": lambda *_, **__: still[0] if len(still) == 1 else still,
             "lr_schedulers": lambda: (schedulers[0] if len(schedulers) == 1 else schedulers) or None,
         }
@@ -148,15 +154,42 @@ class Twin:
             NotATwinError: The step calls a module of the run, or the batch cannot be copied.
         """
         given = _copied(batch)
+        with isolate_rng(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
+            return self.bare_step(given, batch_idx)
+
+    def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
+        """Run the training step of the copy as it is called here: on this very batch, drawing from the run's generators.
+
+        Backward passes of a manual optimization are left out, so that the graphs of ``losses`` stay.
+
+        Args:
+            batch: A batch as the training step gets it.
+            batch_idx: Its number in the epoch.
+
+        Returns:
+            The loss, with its graph; None: the step gave none.
+        """
         function = self.module.training_step
         numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
-        with isolate_rng(), self._refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
-            made = function(given, batch_idx) if numbered else function(given)
+        self.losses, automatic = [], self.module.automatic_optimization
+        with nullcontext() if automatic else _NoBackward(self._keep_loss):
+            made = function(batch, batch_idx) if numbered else function(batch)
         loss = made.get("loss") if isinstance(made, Mapping) else made
+        if isinstance(loss, Tensor) and automatic:
+            self._keep_loss(loss)
         return loss if isinstance(loss, Tensor) else None
 
+    def _keep_loss(self, loss: Tensor, *_: Any, **__: Any) -> None:
+        self.losses.append(loss)
+
     @contextmanager
-    def _refused_to_the_original(self) -> Iterator[None]:
+    def refused_to_the_original(self) -> Iterator[None]:
+        """Refuse calls of the run's own modules inside.
+
+        Raises:
+            NotATwinError: The step calls one of them.
+        """
+
         def refuse(module: nn.Module, _: Any) -> NoReturn:
             raise NotATwinError(
                 f"the training step of a copy of the module calls the module itself ({type(module).__name__})"
@@ -203,16 +236,43 @@ def _hooks_from_outside(module: nn.Module) -> list[Any]:
     return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", module), nn.Module)]
 
 
+class _NoBackward(TorchFunctionMode):
+    """Hands tensors whose backward pass is asked for to a function, in place of the pass."""
+
+    def __init__(self, instead: Callable[..., None]) -> None:
+        super().__init__()
+        self._instead = instead
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return self._instead(args[0]) if func is Tensor.backward else func(*args, **(kwargs or {}))
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     """Do nothing."""
 
 
-def _made_anew(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+def _make_functions_anew(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Give a copied module functions and hooks that do not reach back into the original, nor into what its hooks collect."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, types.FunctionType):
+            vars(module)[name] = _made_anew(value, memo)
+    for hooks in (vars(module)[kind] for kind in HOOKS):
+        for key, hook in hooks.items():
+            if isinstance(hook, types.FunctionType):
+                hooks[key] = _made_anew(hook, memo, containers=True)
+            elif isinstance(hook, types.MethodType) and not isinstance(hook.__self__, nn.Module):
+                hooks[key] = types.MethodType(hook.__func__, _isolated(hook.__self__, memo))
+
+
+def _made_anew(function: types.FunctionType, memo: dict[int, Any], *, containers: bool = False) -> types.FunctionType:
     """Return the function over the copies of what its closure, its defaults and its globals hold of the module, and of containers in them.
 
     Args:
         function: A function.
         memo: Copies by the ``id`` of their originals, as ``copy.deepcopy`` keeps them.
+        containers: Whether lists, dictionaries and sets among its globals are copied, too.
     """
     memo[id(function)] = function  # it may hold itself
     # What is known by its address must live as long as the memo; ``copy.deepcopy`` keeps it so, too.
@@ -221,6 +281,8 @@ def _made_anew(function: types.FunctionType, memo: dict[int, Any]) -> types.Func
     of_module = {
         name: memo[id(value)] for name, value in named.items() if isinstance(value, nn.Module) and id(value) in memo
     }
+    if containers:
+        of_module |= {name: _own(value, memo) for name, value in named.items() if isinstance(value, (list, dict, set))}
     around = {**function.__globals__, **of_module} if of_module else function.__globals__
     cells = function.__closure__ or ()
     closure = tuple(types.CellType(_own(each.cell_contents, memo)) if _is_filled(each) else each for each in cells)
@@ -229,6 +291,17 @@ def _made_anew(function: types.FunctionType, memo: dict[int, Any]) -> types.Func
     new.__kwdefaults__ = {name: _own(value, memo) for name, value in (function.__kwdefaults__ or {}).items()} or None
     memo[id(function)] = new
     return new
+
+
+def _isolated(owner: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy of an object that has containers and tensors of its own, and shares everything else."""
+    if isinstance(owner, type):
+        return owner
+    made = copy.copy(owner)
+    for name, value in list(getattr(made, "__dict__", {}).items()):
+        if isinstance(value, (list, dict, set, Tensor)):
+            vars(made)[name] = _own(value.detach().clone() if isinstance(value, Tensor) else value, memo)
+    return made
 
 
 def _own(value: Any, memo: dict[int, Any]) -> Any:

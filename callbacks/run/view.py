@@ -57,8 +57,8 @@ class RunView:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The network whose kernel and loss are meant."""
-        return self.measurement.probe.network(self.module)
+        """The network whose kernel and loss are meant, over a copy of the weights of this moment."""
+        return self.measurement.network()
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -87,8 +87,8 @@ class RunView:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that the kernel is over, by their names in the network."""
-        named = dict(self.network.named_parameters())
+        """The parameters of the run that the kernel is over, by their names in the network."""
+        named = dict(self.measurement.probe.network(self.module).named_parameters())
         return {name: named[name] for name in self.measurement.parameters}
 
     @cached_property

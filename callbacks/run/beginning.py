@@ -1,0 +1,121 @@
+"""``measurement_of``: what a fit begins to measure; ``cannot_measure``: why it cannot, and the line that helps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_conv.callbacks.run.data_generators import unread
+from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.network import RunNetwork, kept, line_to_write, network_of
+from lightning_conv.callbacks.run.observation import count_samples, describe
+from lightning_conv.callbacks.run.probe import BY_HAND, Probe
+from lightning_conv.callbacks.run.sampling import training_samples
+from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.networks.evaluation import sample_count
+from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
+
+
+def measurement_of(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    probe: Probe,
+    schedule: Schedule,
+    *,
+    batch: Any = None,
+    stored: Mapping[str, Any] | None = None,
+    per_layer: bool = False,
+) -> Measurement:
+    """Find out what is measured: which network, on which samples, over which parameters.
+
+    Args:
+        trainer: Trainer of the run.
+        pl_module: Its module.
+        probe: The settings.
+        schedule: Decides when to measure.
+        batch: The first batch, where samples cannot be read one by one; None: they are read from the data set.
+        stored: State of a callback in a checkpoint, with samples and names of parameters.
+        per_layer: Whether each layer's own kernel is needed.
+
+    Raises:
+        MisconfigurationException: There are fewer than two samples, no such parameter, or no way to read samples.
+        NotObservedError, NotATwinError, ...: The training step cannot be observed; ``cannot_measure`` makes a message of it.
+    """
+    stored = stored or {}
+    network = _network(trainer, probe, batch)
+    if stored:
+        network = network.on(stored["inputs"], stored.get("targets"))
+    if sample_count(network.inputs) < 2:
+        raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
+    names = stored["parameters"] if stored else probe.parameter_names(pl_module)
+    made = Measurement(trainer, network, names, schedule, per_layer=per_layer)
+    made.precision = cast("Precision", stored.get("precision", "fast"))
+    return made
+
+
+def _network(trainer: pl.Trainer, probe: Probe, batch: Any) -> RunNetwork:
+    if probe.inputs is not None:
+        return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size))
+    if batch is None:
+        found, count = probe.batch(trainer)
+        return network_of(trainer, probe, found, count, seed=probe.seed)
+    first = trainer.strategy.broadcast(batch) if trainer.world_size > 1 else batch
+    count = count_samples(first)
+    few = with_tensors(
+        first, lambda _, tensor: tensor[: probe.size] if tensor.ndim and len(tensor) == count else tensor
+    )
+    return network_of(trainer, probe, few, min(count, probe.size), seed=probe.seed)
+
+
+def two_samples_of(probe: Probe) -> Probe:
+    """Return a probe of the same settings with two samples."""
+    small = copy.copy(probe)
+    small.size = 2
+    return small
+
+
+def reads_samples(trainer: pl.Trainer) -> bool:
+    """Return whether the run's training samples can be read one by one."""
+    try:
+        training_samples(trainer, hint=BY_HAND)
+    except MisconfigurationException:
+        return False
+    return True
+
+
+def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception, probe: Probe, batch: Any) -> str:
+    """Return the message for a run that cannot be measured: the callback, what was seen, and the line to write.
+
+    Args:
+        trainer: Trainer of the run.
+        callback: That wanted to measure.
+        error: What it failed by.
+        probe: Its settings.
+        batch: The first batch, where it is known; None: a few samples are read.
+    """
+    name, said = type(callback).__name__, str(error) or "no message"
+    if isinstance(error, MisconfigurationException):
+        return said if said.startswith(name) else f"{name}: {said}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return (
+            f"{name}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
+            "parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
+        )
+    if batch is None:
+        try:
+            samples, loader = training_samples(trainer, hint=BY_HAND)
+            with unread(samples, loader.collate_fn):
+                batch = loader.collate_fn([samples[0], samples[0]])
+        except Exception:  # the message does without
+            batch = ()
+    seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""
+    return (
+        f"{name}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} ({type(error).__name__}: {said}); "
+        f"say how it is called, in this way: {line_to_write(name, batch)}"
+    )

@@ -1,0 +1,100 @@
+"""``CallWatch``: which modules a piece of code calls, with what, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from lightning_conv.networks.observed.leaves import Place, tensors_in
+
+
+@dataclass(frozen=True)
+class Result:
+    """A floating tensor with a graph that a call has returned."""
+
+    place: Place  # in what the call returned
+    tensor: Tensor
+    node: Node  # of the graph when the call returned it: what works in place afterwards changes ``tensor.grad_fn``
+    number: int  # of the node's outputs
+
+
+@dataclass
+class Call:
+    """A call of a module."""
+
+    name: str  # dotted name of the module; empty: the outermost one
+    number: int  # of the module's calls, from 0
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    within: list[Call] = field(default_factory=list)  # the calls of other modules that it made, in order
+    output: Any = None
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything in the module has a gradient."""
+        return any(each.requires_grad for each in self.module.parameters())
+
+
+class CallWatch:
+    """Records the calls that are made while ``watching``, as trees.
+
+    Attributes:
+        outermost: The calls that no other call has made, in order.
+    """
+
+    def __init__(self) -> None:
+        self.outermost: list[Call] = []
+        self._open: list[Call] = []
+        self._counts: dict[str, int] = {}
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[CallWatch]:
+        """Record the calls of a model and of all modules in it.
+
+        Args:
+            model: Any module; its hooks are removed again.
+
+        Yields:
+            This object.
+        """
+        handles = []
+        for name, module in model.named_modules():
+            handles += [
+                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
+                module.register_forward_hook(self._left, with_kwargs=True),
+            ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str) -> Any:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            number = self._counts.get(name, 0)
+            self._counts[name] = number + 1
+            call = Call(name, number, module, args, kwargs)
+            (self._open[-1].within if self._open else self.outermost).append(call)
+            self._open.append(call)
+
+        return enter
+
+    def _left(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        while self._open and self._open[-1].module is not module:  # ended by an error that the code has caught
+            self._open.pop()
+        if not self._open:
+            return
+        call = self._open.pop()
+        call.output = output
+        call.results = [
+            Result(place, tensor, tensor.grad_fn, tensor.output_nr)
+            for place, tensor in tensors_in(output)
+            if tensor.is_floating_point() and tensor.grad_fn is not None
+        ]

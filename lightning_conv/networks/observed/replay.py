@@ -1,0 +1,183 @@
+"""``Replay``: observed code as a network, a module whose forward takes the samples and returns the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.networks.observed.draws import Draws
+from lightning_conv.networks.observed.leaves import Place, at, with_tensors
+
+
+@dataclass(frozen=True)
+class OutputPlace:
+    """Where one of the outputs stands: which call, what of its result, and along which axis its samples are."""
+
+    name: str  # dotted name of the module
+    number: int  # of its calls
+    place: Place
+    axis: int = 0
+    ndim: int = 2  # of the tensor
+
+    def rows(self, tensor: Tensor, samples: int) -> Tensor:
+        """Return the tensor with one row per sample, (samples, ...); several rows of a sample that follow one another are one."""
+        along = self.axis if tensor.ndim == self.ndim else 0
+        return tensor.movedim(along, 0).reshape(samples, -1)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The structure that the code gets, of which some tensors have one row per sample.
+
+    Args:
+        structure: What was given when the code was observed.
+        samples: Places of the tensors with samples, by the names under which the network takes them.
+        axes: The axis of the samples by place; 0 where none is named.
+    """
+
+    structure: Any
+    samples: Mapping[str, Place]
+    axes: Mapping[Place, int] = field(default_factory=dict)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Return the tensors with samples, (n, ...), by name."""
+        return {
+            name: at(self.structure, place).detach().movedim(self.axes.get(place, 0), 0)
+            for name, place in self.samples.items()
+        }
+
+    def filled(self, inputs: Mapping[str, Tensor], like: Tensor | None) -> Any:
+        """Return the structure with these samples; floating constants come in the type of ``like``."""
+        named = {place: name for name, place in self.samples.items()}
+
+        def other(place: Place, tensor: Tensor) -> Tensor:
+            if place in named:
+                return inputs[named[place]].movedim(0, self.axes.get(place, 0))
+            return as_type(tensor, like)
+
+        return with_tensors(self.structure, other)
+
+
+class Replay(nn.Module):
+    """Observed code as a function of its samples: runs it again, with what it drew, and returns the outputs that were found.
+
+    The parameters have the names that they have in ``model``, whose dictionaries this module shares; so whatever replaces them here, as
+    ``torch.func.functional_call`` does, replaces them for the code.
+
+    Args:
+        model: The module that the code calls, or whose parts it calls.
+        code: Called with what was given; it uses ``model``.
+        given: What it is called with.
+        outputs: What of its calls to return, side by side.
+        draws: The random numbers that it drew, of which those named in ``drawn`` have one row per sample.
+        drawn: Names of inputs by the number of the draw.
+        around: Makes the context of a run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        code: Callable[[Any], object],
+        given: Given,
+        outputs: Sequence[OutputPlace],
+        draws: Sequence[Tensor] = (),
+        drawn: Mapping[int, str] | None = None,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.__dict__ |= {name: vars(model)[name] for name in ("_modules", "_parameters", "_buffers")}
+        self.training = model.training
+        # In a tuple, for a module among the attributes would become a part of this one.
+        self._held = (model, code)
+        self._given, self._outputs, self._around = given, tuple(outputs), around
+        self._draws, self._drawn = list(draws), dict(drawn or {})
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the outputs, (n, C): those of all places side by side, each flattened.
+
+        Args:
+            *args: The tensors with samples, in their order.
+            **kwargs: The tensors with samples, by name.
+
+        Raises:
+            LookupError: The code does not make a call that it has made when it was observed.
+        """
+        model, code = self._held
+        samples = dict(zip(self._given.samples, args, strict=False)) | kwargs
+        count = len(next(iter(samples.values())))
+        like = next((each for each in model.parameters() if each.is_floating_point()), None)
+        catch = _Catch(model, self._outputs)
+        draws = [
+            samples[self._drawn[number]] if number in self._drawn else as_type(each, like)
+            for number, each in enumerate(self._draws)
+        ]
+        attributes = dict(vars(model))
+        with catch, self._around(), Draws(draws).replaying() if draws else nullcontext():
+            try:
+                code(self._given.filled(samples, like))
+            except _CaughtAll:
+                pass
+            finally:
+                vars(model).clear()
+                vars(model).update(attributes)  # a state that the code carries from one call to the next
+        rows = [each.rows(catch.found(each), count) for each in self._outputs]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+
+
+def as_type(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Return a constant as the parameters are: on their device and, if floating, of their type.
+
+    Args:
+        tensor: The constant.
+        like: One of the parameters; None: the constant stays as it is.
+    """
+    if like is None:
+        return tensor
+    return tensor.to(like.device, like.dtype) if tensor.is_floating_point() else tensor.to(like.device)
+
+
+class _CaughtAll(BaseException):
+    """All outputs have been returned; what the code does with them is not of interest."""
+
+
+class _Catch:
+    """Keeps what some calls return, and ends the code when the last of them has."""
+
+    def __init__(self, model: nn.Module, outputs: Sequence[OutputPlace]) -> None:
+        self._model = model
+        self._wanted = {(each.name, each.number) for each in outputs}
+        self._results: dict[tuple[str, int], Any] = {}
+        self._counts: dict[str, int] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for name in {name for name, _ in self._wanted}:
+            module = self._model.get_submodule(name)
+            self._handles.append(module.register_forward_hook(self._keep(name)))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            call = name, self._counts.get(name, 0)
+            self._counts[name] = call[1] + 1
+            if call in self._wanted:
+                self._results[call] = output
+                if len(self._results) == len(self._wanted):
+                    raise _CaughtAll
+
+        return keep
+
+    def found(self, output: OutputPlace) -> Tensor:
+        result = self._results.get((output.name, output.number))
+        if result is None:
+            raise LookupError(f"the step does not call {output.name or 'the module'!r} as it did when it was observed")
+        tensor: Tensor = at(result, output.place)
+        return tensor
