@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -11,10 +11,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_conv.callbacks.run.data_generators import unread
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, line_to_write, network_of
 from lightning_conv.callbacks.run.observation import count_samples, describe
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
+from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.products.precision import Precision
@@ -48,29 +50,42 @@ def measurement_of(
         NotObservedError, NotATwinError, ...: The training step cannot be observed; ``cannot_measure`` makes a message of it.
     """
     stored = stored or {}
-    network = _network(trainer, probe, batch)
+    names = stored["parameters"] if stored else probe.parameter_names(pl_module)
+    network = _network(trainer, probe, names, batch)
     if stored:
         network = network.on(stored["inputs"], stored.get("targets"))
     if sample_count(network.inputs) < 2:
         raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
-    names = stored["parameters"] if stored else probe.parameter_names(pl_module)
     made = Measurement(trainer, network, names, schedule, per_layer=per_layer)
     made.precision = cast("Precision", stored.get("precision", "fast"))
     return made
 
 
-def _network(trainer: pl.Trainer, probe: Probe, batch: Any) -> RunNetwork:
+def _network(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any) -> RunNetwork:
     if probe.inputs is not None:
-        return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size))
+        return _given_by_hand(trainer, probe, names)
     if batch is None:
         found, count = probe.batch(trainer)
-        return network_of(trainer, probe, found, count, seed=probe.seed)
+        return network_of(trainer, probe, names, found, count)
     first = trainer.strategy.broadcast(batch) if trainer.world_size > 1 else batch
     count = count_samples(first)
     few = with_tensors(
         first, lambda _, tensor: tensor[: probe.size] if tensor.ndim and len(tensor) == count else tensor
     )
-    return network_of(trainer, probe, few, min(count, probe.size), seed=probe.seed)
+    return network_of(trainer, probe, names, few, min(count, probe.size))
+
+
+def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str]) -> RunNetwork:
+    """Return the network on samples given by hand; its loss is observed on samples of the run, where those can be read."""
+    by_itself = copy.copy(probe)
+    by_itself.inputs, by_itself.targets, by_itself.size = None, None, 2 * COMPARED
+    with attempted(Exception) as attempt:
+        batch, count = by_itself.batch(trainer)
+        loss = network_of(trainer, by_itself, names, batch, count).loss
+    if attempt.failed:
+        loss = unknown(f"the training step could not be observed ({attempt.error})")
+    assert probe.inputs is not None
+    return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size), loss)
 
 
 def two_samples_of(probe: Probe) -> Probe:

@@ -13,11 +13,21 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.batch import take_inputs, take_targets
+from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.loss import loss_modules
 from lightning_conv.callbacks.run.observation import Observed, observe
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, unknown
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import Inputs, input_tensors, map_inputs, sample_count
+from lightning_conv.networks.evaluation import (
+    Inputs,
+    StatelessModule,
+    input_tensors,
+    map_inputs,
+    sample_count,
+    undisturbed,
+)
 from lightning_conv.networks.observed.leaves import tensors_in
 
 
@@ -29,20 +39,21 @@ class RunNetwork:
         probe: Its settings.
         inputs: The samples, on the CPU.
         targets: Their targets; None: not known.
+        loss: The loss of the training step as a function of the network's outputs.
         observed: How the training step calls its network; None: the user has said it, by ``forward_fn``, ``input_fn`` or ``inputs``.
     """
 
     probe: Probe
     inputs: Inputs
     targets: Tensor | None
+    loss: RunLoss
     observed: Observed | None = None
 
     @property
     def words(self) -> str:
-        """How the network was found, for a user."""
-        if self.observed is not None:
-            return f"observed: {self.observed.words}"
-        return "given: the network is called as the Probe says"
+        """How network and loss were found, for a user."""
+        called = "called as the Probe says (given)" if self.observed is None else f"{self.observed.words} (observed)"
+        return f"the network is {called}; {self.loss.words}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -83,30 +94,70 @@ def copy_of(trainer: pl.Trainer, module: pl.LightningModule) -> Twin:
     return twin
 
 
-def network_of(trainer: pl.Trainer, probe: Probe, batch: Any, samples: int | None, *, seed: int = 0) -> RunNetwork:
-    """Find the network of a run on a batch.
+def network_of(
+    trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
+) -> RunNetwork:
+    """Find the network of a run, and its loss, on a batch.
 
     Args:
         trainer: Trainer of the run.
-        probe: The settings.
+        probe: The settings; its seed is that of the random numbers that the step may draw.
+        parameters: Names of those that the kernel is over, with or without a gradient in the run.
         batch: Samples as the training step gets them.
         samples: Their number; None: it is taken from the batch.
-        seed: Of the random numbers that the step may draw.
 
     Raises:
-        NotObservedError, NotATwinError, ...: The step cannot be observed on a copy.
+        NotObservedError, NotATwinError, ...: The step cannot be observed on a copy, and the Probe does not say how the network is called.
     """
-    if is_given(probe):
-        inputs, targets = take_inputs(batch, probe.input_fn), take_targets(batch, probe.target_fn)
-        return RunNetwork(probe, *kept(inputs, targets, probe.size))
+    if not is_given(probe):
+        observed, loss = _observed(trainer, probe, parameters, batch, samples)
+        inputs = observed.inputs()
+        return RunNetwork(probe, *kept(inputs, _targets(batch, probe, loss), sample_count(inputs)), loss, observed)
+    inputs = take_inputs(batch, probe.input_fn)
+    with attempted(Exception) as attempt:
+        observed, loss = _observed(trainer, probe, parameters, batch, samples)
+        loss = _of_given(trainer, probe, observed, loss, inputs)
+    if attempt.failed:
+        loss = unknown(f"the training step could not be observed ({attempt.error})")
+    return RunNetwork(probe, *kept(inputs, _targets(batch, probe, loss), probe.size), loss)
+
+
+def _targets(batch: Any, probe: Probe, loss: RunLoss) -> Tensor | None:
+    """Return the targets: those that the user says, those of the loss that was observed, or those that a batch usually has."""
+    if probe.target_fn is not None or loss.targets is None:
+        return take_targets(batch, probe.target_fn)
+    return loss.targets
+
+
+def _observed(
+    trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
+) -> tuple[Observed, RunLoss]:
+    prefix = "" if probe.forward_fn is None else "module."
     with isolate_rng():
-        seed_all(seed)
-        observed = observe(copy_of(trainer, trainer.lightning_module), batch, samples)
-    inputs = observed.inputs()
-    targets = take_targets(batch, probe.target_fn)
-    if targets is not None and (not targets.ndim or len(targets) != sample_count(inputs)):
-        targets = None
-    return RunNetwork(probe, *kept(inputs, targets, sample_count(inputs)), observed)
+        seed_all(probe.seed)
+        twin = copy_of(trainer, trainer.lightning_module)
+        for name in parameters:
+            twin.module.get_parameter(name.removeprefix(prefix)).requires_grad_()
+        observed = observe(twin, batch, samples)
+
+        def take(some: Any) -> Tensor | None:
+            return take_targets(some, probe.target_fn)
+
+        return observed, find_run_loss(twin, observed, batch, loss_modules(trainer.lightning_module), take)
+
+
+def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLoss, inputs: Inputs) -> RunLoss:
+    """Return the loss that was observed if the step's network has the outputs of the given one, where both take the same batch."""
+    twin = copy_of(trainer, trainer.lightning_module)
+    given = probe.network(twin.module)
+    mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
+    network = observed.network(twin)
+    others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
+    with isolate_rng(), undisturbed(given), undisturbed(network), torch.no_grad():
+        u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
+    if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
+        return loss
+    return unknown("the network that the Probe gives has other outputs than that of the training step")
 
 
 def kept(inputs: Inputs, targets: Tensor | None, size: int) -> tuple[Inputs, Tensor | None]:

@@ -37,6 +37,7 @@ class Observed:
     """The network of a training step: what it is given, and which of its calls return the outputs.
 
     Attributes:
+        samples: Number n of samples on which it was observed.
         given: The batch, or what enters the one call that is the network.
         outputs: The outputs, as places in the results of calls.
         call: Dotted name of the one module whose call is the network; None: the whole step is.
@@ -45,6 +46,7 @@ class Observed:
         beside: Names of the parameters that the loss depends on beside the outputs.
     """
 
+    samples: int
     given: Given
     outputs: tuple[OutputPlace, ...]
     call: str | None
@@ -58,7 +60,7 @@ class Observed:
         made = " and ".join(
             dict.fromkeys(f"self.{each.name}(...)" if each.name else "self(...)" for each in self.outputs)
         )
-        return f"the network is {made} as the training step calls it"
+        return f"{made} as the training step calls it"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -139,14 +141,14 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in seen.outputs.beside if id(each) in names)
     if not seen.draws and (call := _one_call(seen, again, count)) is not None:
-        return Observed(call[1], (replace(outputs[0], number=0),), call[0], beside=beside)
+        return Observed(count, call[1], (replace(outputs[0], number=0),), call[0], beside=beside)
     drawn = {
         number: f"draw {number}"
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == len(again.draws[number]) == (count - (count > 2))
     }
     given = Given(batch, {_named(place): place for place in axes}, axes)
-    return Observed(given, outputs, None, tuple(seen.draws), drawn, beside)
+    return Observed(count, given, outputs, None, tuple(seen.draws), drawn, beside)
 
 
 def count_samples(batch: Any) -> int:

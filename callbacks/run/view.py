@@ -15,7 +15,7 @@ from lightning_conv.callbacks.run.assumptions import Assumption, Violation, viol
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.features import LastFeatures, last_features
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
-from lightning_conv.callbacks.run.loss import LossFn, find_loss
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.steps import Steps, describe_steps
@@ -37,7 +37,7 @@ class RunView:
 
     trainer: pl.Trainer
     measurement: Measurement
-    given_loss: LossFn | None = None  # loss_fn= of the callback; None: the loss module on the LightningModule
+    given_loss: LossFn | None = None  # loss_fn= of the callback; None: the one that was observed in the training step
     start: Mapping[str, Tensor] = field(default_factory=dict)  # w_0 by name; empty: not known yet
     history: Sequence[Observation] = ()  # what was observed so far, in order
     look_for_violations: Callable[[RunView], Sequence[Violation]] = lambda _: ()
@@ -93,8 +93,13 @@ class RunView:
 
     @cached_property
     def loss(self) -> LossKind:
-        """The loss of the training step."""
-        return loss_kind(self.given_loss if self.given_loss is not None else find_loss(self.module))
+        """The loss of the training step: the one that was given, or observed."""
+        return loss_kind(self.given_loss if self.given_loss is not None else self.measurement.run_network.loss.fn)
+
+    @property
+    def loss_unknown(self) -> str:
+        """Why the loss is not known; empty if it is."""
+        return "" if self.given_loss is not None else self.measurement.run_network.loss.reason
 
     @property
     def scale(self) -> LossScale | None:

@@ -45,7 +45,7 @@ def _facts(run: RunView) -> LossFacts | None:
 def _of_loss(run: RunView) -> list[Violation]:
     loss = run.loss
     if loss.kind == "unknown":
-        why = "no loss module was found on the LightningModule (pass loss_fn=nn.MSELoss() or what the step uses)"
+        why = f"the loss of the training step is not known: {run.loss_unknown} (pass loss_fn=nn.MSELoss() or what the step uses)"
         return [Violation("known loss", why), Violation("squared loss", why), Violation("attained infimum", why)]
     if run.targets is None:
         why = "no targets were found in a batch (pass Probe(target_fn=lambda batch: ...))"

@@ -9,6 +9,7 @@ import re
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -166,7 +167,7 @@ def test_an_error_before_the_first_step_is_raised_and_a_later_one_only_warned_of
         raise RuntimeError("broken from the start")
 
     monkeypatch.setattr(probe_kernel, "resolved_spectrum", fails)
-    with pytest.raises(RuntimeError, match="broken from the start"):
+    with pytest.raises(MisconfigurationException, match=r"broken from the start.*LambdaMin\(probe=Probe\("):
         make_trainer([LambdaMin()], max_epochs=1).fit(make_module(), make_loader())
 
 

@@ -92,9 +92,24 @@ def test_an_unknown_batch_is_described_and_input_fn_named(batch, named):
     assert "input_fn" in str(error.value)
 
 
-def test_an_iterable_data_set_is_refused_with_the_cure(make_trainer, make_module):
-    with pytest.raises(MisconfigurationException, match=r"Probe\(inputs=\.\.\.\)"):
-        trained(make_trainer, make_module, DataLoader(Stream(), batch_size=32), LambdaMin())
+class Rows(IterableDataset):
+    def __iter__(self):
+        yield from zip(
+            torch.randn(96, 64, generator=torch.Generator().manual_seed(4)), torch.arange(96) % 10, strict=True
+        )
+
+
+def test_of_an_iterable_data_set_the_first_batch_is_measured_before_the_first_step(make_trainer, make_module):
+    loader, monitor = DataLoader(Rows(), batch_size=32), KernelStability(every_n_steps=1)
+    watched, plain = make_module(), make_module()
+    for module, callbacks in ((watched, [monitor]), (plain, [])):
+        torch.manual_seed(0)
+        make_trainer(callbacks, max_epochs=1).fit(module, loader)
+    assert watched.losses == plain.losses
+    inputs = next(iter(loader))[0]
+    assert torch.equal(monitor.state_dict()["inputs"], inputs)
+    expected = ntk_gram(make_module(), inputs, batch_norm="frozen").matrix
+    assert torch.allclose(monitor.state_dict()["reference"]["matrix"], expected, rtol=1e-5)
 
 
 def test_given_inputs_serve_where_the_data_set_has_no_random_access(make_trainer, make_module):

@@ -1,0 +1,137 @@
+"""``find_run_loss``: the loss that the training step minimises, as a function of the outputs: observed, given or unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
+from lightning_conv.callbacks.run.guarded import READING
+from lightning_conv.callbacks.run.observation import Observed
+from lightning_conv.callbacks.run.twin import NotATwinError, Twin
+from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
+from lightning_conv.losses.of_outputs import Point, difference, settings
+from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
+
+Source: TypeAlias = Literal["observed", "given", "unknown"]
+
+COMPARED = 8
+"""Samples on which losses are compared: the step is run some twenty times on them."""
+
+STANDARD: tuple[nn.Module, ...] = (
+    nn.MSELoss(),
+    nn.CrossEntropyLoss(),
+    nn.BCEWithLogitsLoss(),
+    nn.L1Loss(),
+    nn.NLLLoss(),
+    nn.SmoothL1Loss(),
+    nn.HuberLoss(),
+    nn.MSELoss(reduction="sum"),
+    nn.CrossEntropyLoss(reduction="sum"),
+    nn.BCEWithLogitsLoss(reduction="sum"),
+)
+"""Losses that a step may call as functions."""
+
+
+@dataclass(frozen=True)
+class RunLoss:
+    """The loss of the training step as far as it is known.
+
+    Attributes:
+        fn: The loss as a function of (outputs, targets); None: not known.
+        targets: Its targets on the probe; None: not known.
+        source: ``"observed"``: the step's value and gradient are those of ``fn``, at many outputs. ``"given"``: the user has said it.
+            ``"unknown"``: neither.
+        reason: Why it is unknown; empty if it is not.
+    """
+
+    fn: Any
+    targets: Tensor | None
+    source: Source
+    reason: str = ""
+
+    @property
+    def kind(self) -> LossKind:
+        """The facts about it."""
+        return loss_kind(self.fn)
+
+    @property
+    def words(self) -> str:
+        """How the loss was found, for a user."""
+        if self.source == "unknown":
+            return f"the loss is unknown: {self.reason}"
+        return f"the loss is {self.kind.described} ({self.source})"
+
+
+def find_run_loss(
+    twin: Twin, observed: Observed, batch: Any, own: Sequence[LossFn], take: Callable[[Any], Tensor | None]
+) -> RunLoss:
+    """Find the loss that the training step computes from the network's outputs u, by comparing it with losses of torch.
+
+    The step is run on a few samples with other outputs in place of the network's, and its value and its gradient by the outputs are
+    compared with those of a loss of (outputs, targets) (``losses.of_outputs``). The targets may be any tensor of the batch.
+
+    Args:
+        twin: A copy of the module, in eval mode.
+        observed: How the step calls its network.
+        batch: Samples as the step gets them.
+        own: Losses that the module has, which are tried first.
+        take: Takes the targets that are tried first out of a batch; None: there are none.
+
+    Cost: some twenty forward passes of the step on ``COMPARED`` samples.
+    """
+    if observed.beside:
+        return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
+    if observed.draws:
+        return unknown("the step draws random numbers")
+    if len(observed.outputs) != 1 or observed.outputs[0].place or observed.outputs[0].axis:
+        return unknown("the outputs are not one tensor with a row per sample")
+    few = with_tensors(batch, lambda _, tensor: _rows(tensor, observed.samples))
+    call = StepCall(twin, observed.outputs[0].name, few)
+    try:
+        points = [point for point in settings(call, call.observe().outputs) if point.finite]
+    except (*READING, NotAFunctionError, NotATwinError) as error:
+        return unknown(f"it could not be evaluated as a function of the outputs ({error})")
+    if not points:
+        return unknown("it is not finite")
+    usual = [(take(few), take(batch))] + [
+        (small, whole) for (_, small), (_, whole) in zip(tensors_in(few), tensors_in(batch), strict=True)
+    ]
+    apart = ""
+    for fn in (*own, *STANDARD):
+        for number, (small, whole) in enumerate(usual):
+            differs = None if small is None else _difference(points, loss_kind(fn), small)
+            if differs == "":
+                return RunLoss(fn, whole, "observed")
+            if differs and fn in own and not number:
+                apart = f"; of {loss_kind(fn).name} it differs: {differs}"
+    return unknown(f"the step minimises none of torch's usual losses of a tensor of the batch{apart}")
+
+
+def unknown(reason: str) -> RunLoss:
+    """Return a loss that is not known.
+
+    Args:
+        reason: Why.
+    """
+    return RunLoss(None, None, "unknown", reason)
+
+
+def _difference(points: Sequence[Point], loss: LossKind, targets: Tensor) -> str | None:
+    """Return how the step differs from a loss; empty: not at all; None: it is no loss of these targets."""
+    outputs = points[0].outputs
+    if not targets.ndim or len(targets) != len(outputs) or (loss.elementwise and targets.numel() != outputs.numel()):
+        return None
+    try:
+        return difference(points[:1], lambda u: loss.evaluate(u, targets)) or difference(
+            points, lambda u: loss.evaluate(u, targets)
+        )
+    except READING:
+        return None
+
+
+def _rows(tensor: Tensor, samples: int) -> Tensor:
+    return tensor[:COMPARED] if tensor.ndim and len(tensor) == samples else tensor
