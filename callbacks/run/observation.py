@@ -41,9 +41,10 @@ class Observed:
         given: The batch, or what enters the one call that is the network.
         outputs: The outputs, as places in the results of calls.
         call: Dotted name of the one module whose call is the network; None: the whole step is.
-        draws: Random numbers that the step drew.
+        draws: Random numbers that the network draws.
         drawn: Those with one row per sample: names of inputs by the number of the draw.
         beside: Names of the parameters that the loss depends on beside the outputs.
+        random: Whether the step draws random numbers, in the network or elsewhere.
     """
 
     samples: int
@@ -53,6 +54,7 @@ class Observed:
     draws: tuple[Tensor, ...] = ()
     drawn: Mapping[int, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    random: bool = False
 
     @property
     def words(self) -> str:
@@ -140,15 +142,16 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     outputs = tuple(_place(*pair, count) for pair in _pairs(seen, again))
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in seen.outputs.beside if id(each) in names)
-    if not seen.draws and (call := _one_call(seen, again, count)) is not None:
-        return Observed(count, call[1], (replace(outputs[0], number=0),), call[0], beside=beside)
+    random = bool(seen.draws)
+    if (call := _one_call(seen, again, count)) is not None:
+        return Observed(count, call[1], (replace(outputs[0], number=0),), call[0], beside=beside, random=random)
     drawn = {
         number: f"draw {number}"
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == len(again.draws[number]) == (count - (count > 2))
     }
     given = Given(batch, {_named(place): place for place in axes}, axes)
-    return Observed(count, given, outputs, None, tuple(seen.draws), drawn, beside)
+    return Observed(count, given, outputs, None, tuple(seen.draws), drawn, beside, random)
 
 
 def count_samples(batch: Any) -> int:
@@ -172,7 +175,8 @@ def describe(batch: Any) -> str:
 
 
 def _run(twin: Twin, batch: Any, samples: int, batch_idx: int) -> Seen:
-    watch, draws = CallWatch(), Draws()
+    draws = Draws()
+    watch = CallWatch(draws.drawn)
     with _alone(twin), watch.watching(twin.module), draws.recording():
         twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
         if not twin.losses:
@@ -232,7 +236,10 @@ def _place(first: Output, second: Output, count: int) -> OutputPlace:
 
 
 def _one_call(seen: Seen, again: Seen, count: int) -> tuple[str, Given] | None:
-    """Return the one call whose result the outputs are, with what enters it; None: there is not one, or that depends on weights."""
+    """Return the one call whose result the outputs are, with what enters it.
+
+    None: there is not one, it draws random numbers, or what enters it depends on weights.
+    """
     calls = {id(each.call): each.call for each in seen.outputs.found}
     others = {id(each.call): each.call for each in again.outputs.found}
     if len(calls) != 1 or len(seen.outputs.found) != 1:
@@ -240,7 +247,7 @@ def _one_call(seen: Seen, again: Seen, count: int) -> tuple[str, Given] | None:
     (call,), (other,) = calls.values(), others.values()
     entering = (call.args, dict(call.kwargs))
     tensors, fewer = dict(tensors_in(entering)), dict(tensors_in((other.args, dict(other.kwargs))))
-    if tensors.keys() != fewer.keys() or any(each.requires_grad for each in tensors.values()):
+    if call.draws or tensors.keys() != fewer.keys() or any(each.requires_grad for each in tensors.values()):
         return None
     samples, axes = {}, {}
     for place, tensor in tensors.items():

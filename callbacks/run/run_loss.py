@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.observation import Observed
+from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, difference, settings
@@ -86,13 +88,17 @@ def find_run_loss(
     if observed.beside:
         return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
     if observed.draws:
-        return unknown("the step draws random numbers")
+        return unknown("the network draws random numbers")
     if len(observed.outputs) != 1 or observed.outputs[0].place or observed.outputs[0].axis:
         return unknown("the outputs are not one tensor with a row per sample")
     few = with_tensors(batch, lambda _, tensor: _rows(tensor, observed.samples))
     call = StepCall(twin, observed.outputs[0].name, few)
+    points: list[Point] = []
     try:
-        points = [point for point in settings(call, call.observe().outputs) if point.finite]
+        for seed in (0, 1) if observed.random else (0,):
+            with isolate_rng():
+                seed_all(seed)
+                points += [point for point in settings(call, call.observe().outputs) if point.finite]
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if not points:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,8 @@ from io import IOBase
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -21,6 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 Lock, RLock = type(threading.Lock()), type(threading.RLock())
 METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
+MOVED = (
+    list, dict, set, Iterator, types.MethodType, types.SimpleNamespace, random.Random, np.random.Generator, np.random.RandomState,
+    torch.Generator,
+)  # fmt: skip
+"""What a function may hold and change by using it."""
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -309,7 +317,7 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if isinstance(value, types.FunctionType):
         return _made_anew(value, memo)
-    if isinstance(value, (list, dict, set, types.MethodType)):
+    if isinstance(value, MOVED):
         try:
             return copy.deepcopy(value, memo)
         except Exception:  # what cannot be copied is used as it is

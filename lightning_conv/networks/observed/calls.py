@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ class Call:
     within: list[Call] = field(default_factory=list)  # the calls of other modules that it made, in order
     output: Any = None
     results: list[Result] = field(default_factory=list)
+    draws: int = 0  # random tensors that were drawn inside it
 
     @property
     def trains(self) -> bool:
@@ -45,11 +46,15 @@ class Call:
 class CallWatch:
     """Records the calls that are made while ``watching``, as trees.
 
+    Args:
+        drawn: Random tensors that were drawn so far; what is added during a call was drawn by it.
+
     Attributes:
         outermost: The calls that no other call has made, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drawn: Sequence[Tensor] = ()) -> None:
+        self._drawn = drawn
         self.outermost: list[Call] = []
         self._open: list[Call] = []
         self._counts: dict[str, int] = {}
@@ -80,7 +85,7 @@ class CallWatch:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             number = self._counts.get(name, 0)
             self._counts[name] = number + 1
-            call = Call(name, number, module, args, kwargs)
+            call = Call(name, number, module, args, kwargs, draws=-len(self._drawn))
             (self._open[-1].within if self._open else self.outermost).append(call)
             self._open.append(call)
 
@@ -93,6 +98,7 @@ class CallWatch:
             return
         call = self._open.pop()
         call.output = output
+        call.draws += len(self._drawn)
         call.results = [
             Result(place, tensor, tensor.grad_fn, tensor.output_nr)
             for place, tensor in tensors_in(output)

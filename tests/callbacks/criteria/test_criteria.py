@@ -424,7 +424,7 @@ def test_without_a_loss_the_user_is_told_and_the_rest_is_measured(make_trainer, 
     module = make_module()
     loss_fn = module.loss_fn
     module.loss_fn = None
-    module.training_step = lambda batch, batch_idx: loss_fn(module(batch[0]), batch[1])
+    module.training_step = lambda batch, batch_idx: loss_fn(module(batch[0]), batch[1]).square()
     criteria = ConvergenceCriteria(every_n_steps=3)
     trainer = make_trainer([criteria], max_epochs=1)
     trainer.fit(module, make_loader())
@@ -437,19 +437,32 @@ def test_without_a_loss_the_user_is_told_and_the_rest_is_measured(make_trainer, 
     assert "theory/loss" in trainer.callback_metrics
 
 
-@pytest.mark.parametrize("wrong", [nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss(weight=torch.ones(3))])
+WRONG = [nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss(weight=torch.ones(3))]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_loss_that_is_not_one_of_outputs_and_targets_does_not_stop_the_run(
     make_trainer, make_module, make_loader, wrong
 ):
-    module = make_module()
-    module.loss_fn = wrong  # of something else, against ten outputs and class numbers
-    used = nn.CrossEntropyLoss()
-    module.training_step = lambda batch, batch_idx: used(module(batch[0]), batch[1])
-    criteria = ConvergenceCriteria(every_n_steps=3)
+    criteria = ConvergenceCriteria(every_n_steps=3, loss_fn=wrong)  # against ten outputs and class numbers
     trainer = make_trainer([criteria], max_epochs=1)
-    trainer.fit(module, make_loader())
+    trainer.fit(make_module(), make_loader())
     assert any("could not be evaluated on the probe" in each.reason for each in criteria.violations)
     assert "theory/distance" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("other", WRONG)
+def test_a_loss_for_something_else_is_not_taken_for_the_one_that_the_step_computes(
+    make_trainer, make_module, make_loader, other
+):
+    module, reference = make_module(), make_module()
+    module.loss_fn = other
+    module.training_step = lambda batch, batch_idx: nn.functional.cross_entropy(module(batch[0]), batch[1])
+    trainers = [make_trainer([ConvergenceCriteria(every_n_steps=3)], max_epochs=1) for _ in range(2)]
+    for trainer, each in zip(trainers, (module, reference), strict=True):
+        torch.manual_seed(0)
+        trainer.fit(each, make_loader())
+    assert len({float(trainer.callback_metrics["theory/loss"]) for trainer in trainers}) == 1
 
 
 def test_the_report_lies_beside_the_logs_wherever_it_stands_in_the_list(

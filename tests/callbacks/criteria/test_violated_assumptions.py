@@ -76,12 +76,26 @@ def test_half_precision_weights_are_said_to_round_every_step(make_trainer, make,
     assert "the weights are bfloat16" in criteria.violations[0].reason
 
 
-def test_a_further_term_in_the_loss_is_seen_on_the_step(tmp_path, make_trainer, make, data):
+def test_a_further_term_in_the_loss_is_no_function_of_the_outputs(make_trainer, make, data):
+    module = make()
+    module.training_step = lambda batch, batch_idx: (
+        module.loss_fn(module(batch[0]), batch[1]) + 0.01 * sum(p.square().sum() for p in module.parameters())
+    )
+    criteria = run(make_trainer, module, data)
+    assert "known loss" in assumptions(criteria)
+    assert "beside the outputs, as a penalty on the weights does" in criteria.violations[0].reason
+    assert {each.verdict for each in criteria.criteria} == {"not applicable"}
+
+
+def test_a_further_term_in_the_gradient_is_seen_on_the_step(tmp_path, make_trainer, make, data):
     def penalised():
         module = make()
-        module.training_step = lambda batch, batch_idx: (
-            module.loss_fn(module(batch[0]), batch[1]) + 0.01 * sum(p.square().sum() for p in module.parameters())
-        )
+
+        def add(optimizer):
+            for each in module.parameters():
+                each.grad += 0.02 * each.detach()
+
+        module.on_before_optimizer_step = add
         return module
 
     criteria = run(make_trainer, penalised(), data, epochs=2, checkpoint=True)
