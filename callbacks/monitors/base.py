@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, reads_samples, two_samples_of
+from lightning_conv.callbacks.run.budget import fit_to_budget
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import (
@@ -188,6 +189,10 @@ class KernelMonitor(pl.Callback):
         )
         self._schedule.begin(trainer.global_step)
         rank_zero_info(f"{type(self).__name__}: {self._kernel.run_network.words}")
+        if self.every_n_steps is None and not stored and {"size", "outputs"} - self.probe.given:
+            chosen = fit_to_budget(trainer, self._kernel, self.max_overhead)
+            if chosen.is_reduced:
+                rank_zero_info(f"{type(self).__name__}: {chosen.words}")
         log_layout(trainer)
 
     @contextmanager
@@ -274,6 +279,7 @@ class KernelMonitor(pl.Callback):
             "inputs": self._kernel.inputs if leads else None,
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
+            "outputs": self._kernel.probe.outputs,
             "precision": str(self._kernel.precision),
             "product": product_name(),
             "last_step": self._last_step,

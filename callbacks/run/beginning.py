@@ -57,6 +57,10 @@ def measurement_of(
     if sample_count(network.inputs) < 2:
         raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
     made = Measurement(trainer, network, names, schedule, per_layer=per_layer)
+    if stored:
+        kept_probe = copy.copy(probe)
+        kept_probe.outputs = stored.get("outputs", probe.outputs)
+        made.change(kept_probe, made.inputs, made.targets)
     made.precision = cast("Precision", stored.get("precision", "fast"))
     return made
 

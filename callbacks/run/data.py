@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, take_targets, transfer
+from lightning_conv.callbacks.run.data_generators import unread
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.sampling import training_samples
+from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.networks.evaluation import Inputs, input_tensors
+from lightning_conv.networks.observed.leaves import tensors_in
 
 
 def data_violations(run: RunView) -> list[Violation]:
@@ -55,7 +55,7 @@ def _not_all(run: RunView, samples: Any, loader: DataLoader[Any]) -> str:
     if probe.inputs is None:
         return ""
     with attempted(*READING) as attempt:
-        with isolate_rng():
+        with unread(samples, loader.collate_fn):
             batch = transfer(run.trainer, loader.collate_fn([samples[i] for i in range(size)]))
         read = take_inputs(batch, probe.input_fn), take_targets(batch, probe.target_fn)
         same = torch.equal(*(_sorted_rows(x, y) for x, y in ((run.inputs, run.targets), read)))
@@ -74,17 +74,15 @@ def _sorted_rows(inputs: Inputs, targets: Tensor | None) -> Tensor:
 
 
 def _read_alike(trainer: pl.Trainer, samples: Any, loader: DataLoader[Any], input_fn: InputFn | None) -> bool:
-    """Return whether the first samples enter the network as the same numbers when they are read with other random seeds.
+    """Return whether the first samples are the same tensors when they are read with other random seeds.
 
     Several samples are read, as an augmentation may leave one unchanged by chance.
     """
     read: list[Sequence[Tensor]] = []
-    for seed in (1, 2):
-        with isolate_rng():
-            # Not seed_everything, which would leave its seed in the environment.
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 - transforms draw from the global one
-            torch.manual_seed(seed)
+    with unread(samples, loader.collate_fn):
+        for seed in (1, 2):
+            seed_all(seed)  # not seed_everything, which would leave its seed in the environment
             batch = transfer(trainer, loader.collate_fn([samples[i] for i in range(min(8, len(samples)))]))
-            read.append([tensor.detach().cpu().clone() for tensor in input_tensors(take_inputs(batch, input_fn))])
+            parts = [part for _, part in tensors_in(batch)] if input_fn is None else input_tensors(input_fn(batch))
+            read.append([part.detach().cpu().clone() for part in parts])
     return all(torch.equal(a, b) for a, b in zip(*read, strict=True))

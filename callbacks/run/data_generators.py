@@ -1,4 +1,4 @@
-"""``unread``: read samples of a run and put back every generator that reading them has moved."""
+"""``unread``, ``unmoved``: read samples of a run and put back every generator that reading them has moved."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.Ran
 
 
 @contextmanager
-def unread(*readers: object) -> Iterator[None]:
-    """Put back the generators of the process, and those that the readers hold, after the block.
+def unmoved(*readers: object) -> Iterator[None]:
+    """Put back the generators that the readers hold after the block.
+
+    Inside it they move on, so that two readings of an augmented sample differ.
 
     Args:
         *readers: A data set, a collate function, transforms: generators are looked for in their attributes, in containers, and in the
@@ -31,12 +33,22 @@ def unread(*readers: object) -> Iterator[None]:
     """
     held = {id(each): each for reader in readers for each in generators_of(reader)}
     before = [(each, _state(each)) for each in held.values()]
-    with isolate_rng():
-        try:
-            yield
-        finally:
-            for each, state in before:
-                _restore(each, state)
+    try:
+        yield
+    finally:
+        for each, state in before:
+            _restore(each, state)
+
+
+@contextmanager
+def unread(*readers: object) -> Iterator[None]:
+    """Put back the generators of the process, and those that the readers hold, after the block; see ``unmoved``.
+
+    Args:
+        *readers: What reads samples.
+    """
+    with isolate_rng(), unmoved(*readers):
+        yield
 
 
 def generators_of(holder: object) -> list[Any]:

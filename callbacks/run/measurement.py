@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
+from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.kernels.contraction import is_full
@@ -20,9 +21,7 @@ from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import StatelessModule, sample_count, take, undisturbed
-
-WARM_UP_SECONDS = 1.0
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
@@ -63,6 +62,16 @@ class Measurement:
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
 
+    def change(self, probe: Probe, inputs: Inputs, targets: torch.Tensor | None) -> None:
+        """Measure other samples, or another kernel, from now on.
+
+        Args:
+            probe: The settings.
+            inputs: The samples.
+            targets: Their targets.
+        """
+        self.probe, self.inputs, self.targets, self._measured = probe, inputs, targets, None
+
     def due(self, step: int, trainer: pl.Trainer) -> bool:
         """Decide whether to measure at ``step``, once per step and alike for all callbacks and ranks."""
         if step not in self._decisions:
@@ -78,10 +87,6 @@ class Measurement:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
         if self._measured is None or self._measured[0] != step:
             seconds, gram, spectrum = self._compute(pl_module)
-            by_time = self.schedule.every_n_steps is None
-            if by_time and self._measured is None and seconds < WARM_UP_SECONDS:
-                # The first call includes one-off set-up; a second one shows what later measurements will cost.
-                seconds = self._compute(pl_module)[0]
             self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
         return self._measured[1:]

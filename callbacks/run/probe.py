@@ -34,11 +34,12 @@ class Probe:
 
     Args:
         size: number of samples m; all of a smaller training set. lambda_min on them is an upper bound of the whole
-            set's.
+            set's. None: up to 128, as many as the time for a measurement allows.
         seed: of the draw, and of the sign vectors of ``"projected"``.
         outputs: ``"trace"``: kernel summed over the outputs (m x m). ``"full"``: (m C x m C). ``"sum"``: of the summed
             output, cheapest. ``"projected"``: the trace kernel estimated from ``projections`` random sign vectors over the
-            outputs, for heads with many classes; all bounds are then those of the estimate.
+            outputs, for heads with many classes; all bounds are then those of the estimate. None: ``"trace"``, or
+            ``"projected"`` where the time for a measurement does not allow it.
         batch_norm: ``"frozen"``: the probe's own batch statistics, held constant. ``"eval"``: running statistics (at
             step 0 these are still (0, 1), so a drift measured against that kernel compares two different networks).
         input_fn: takes the model's input out of a collated batch; default: ``batch[0]``, the batch itself if it is a
@@ -63,9 +64,9 @@ class Probe:
 
     def __init__(
         self,
-        size: int = 128,
+        size: int | None = None,
         seed: int = 0,
-        outputs: Outputs = "trace",
+        outputs: Outputs | None = None,
         batch_norm: Literal["frozen", "eval"] = "frozen",
         input_fn: InputFn | None = None,
         forward_fn: ForwardFn | None = None,
@@ -77,6 +78,8 @@ class Probe:
         targets: torch.Tensor | None = None,
         projections: int = 16,
     ) -> None:
+        self.given = frozenset(name for name, value in (("size", size), ("outputs", outputs)) if value is not None)
+        size, outputs = 128 if size is None else size, "trace" if outputs is None else outputs
         if size < 2:
             raise MisconfigurationException(f"Probe: size={size}; a kernel needs at least 2 samples")
         for name, value, allowed in (
@@ -123,7 +126,7 @@ class Probe:
         functions = id(self.input_fn), id(self.forward_fn), id(self.inputs), id(self.target_fn), id(self.targets)
         names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters or ())
         kernel = self.outputs, self.projections, self.batch_norm, self.max_memory, self.precision, names
-        return self.size, self.seed, *kernel, *functions
+        return self.size, self.seed, self.given, *kernel, *functions
 
     def network(self, pl_module: pl.LightningModule) -> nn.Module:
         """Return the module whose kernel is meant."""

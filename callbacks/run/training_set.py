@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
+from lightning_conv.callbacks.run.data_generators import unmoved
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.sample_keys import parts_of
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
@@ -85,15 +86,16 @@ class TrainingSet:
         loader = (
             self._loader if len(chosen) == self.size else DataLoader(Subset(self._samples, chosen), **self._options)
         )
-        with isolate_rng():
-            iterator = iter(loader)
-        while True:
+        with unmoved(self._samples, self._loader.collate_fn):
             with isolate_rng():
-                batch = next(iterator, None)
-                if batch is None:
-                    return
-                batch = transfer(self._trainer, batch)
-            yield take_inputs(batch, self._input_fn), batch
+                iterator = iter(loader)
+            while True:
+                with isolate_rng():
+                    batch = next(iterator, None)
+                    if batch is None:
+                        return
+                    batch = transfer(self._trainer, batch)
+                yield take_inputs(batch, self._input_fn), batch
 
     def collect(self, compute: Callable[[Inputs, Any], T], start: int = 0, stop: int | None = None) -> list[T]:
         """Return ``compute(inputs, batch)`` of every batch, in order, on every rank; each rank computes its share.
@@ -138,6 +140,10 @@ class TrainingSet:
 
     @cached_property
     def _random(self) -> bool:
+        with unmoved(self._samples, self._loader.collate_fn):
+            return self._differs_when_read_again()
+
+    def _differs_when_read_again(self) -> bool:
         probed = min(self.size, PROBED)
         chosen = [self.size * k // probed for k in range(probed)]
         groups = max(1, probed // TOGETHER)
@@ -146,9 +152,9 @@ class TrainingSet:
         if self._mixes(chosen):
             return True
         for group in (chosen[k::groups] for k in range(groups)):
-            first = _parts(self.batch_of(group, next(seeds)))
+            first = _parts(self._drawn(group, next(seeds)))
             for _ in range(max(1, READS // probed - 1)):
-                if not _equal(first, _parts(self.batch_of(group, next(seeds)))):
+                if not _equal(first, _parts(self._drawn(group, next(seeds)))):
                     return True
         return False
 
@@ -167,11 +173,12 @@ class TrainingSet:
 
     def same_inputs(self, i: int, j: int) -> bool:
         """Return whether samples i and j, each read anew, enter the network as the same tensors."""
-        return _equal(self._read([i], seed=1), self._read([j], seed=1))
+        with unmoved(self._samples, self._loader.collate_fn):
+            return _equal(self._read([i], seed=1), self._read([j], seed=1))
 
     def _read(self, indices: Sequence[int], seed: int) -> list[Tensor]:
         """Return the tensors that enter the network for these samples, with random numbers from ``seed``."""
-        return list(input_tensors(self.inputs_of(indices, seed)))
+        return list(input_tensors(take_inputs(self._drawn(indices, seed), self._input_fn)))
 
     def inputs_of(self, indices: Sequence[int], seed: int = 0) -> Inputs:
         """Return what enters the network for some samples, collated together.
@@ -189,13 +196,18 @@ class TrainingSet:
             indices: numbers of the samples.
             seed: of the random numbers that the data set may draw.
         """
+        with unmoved(self._samples, self._loader.collate_fn):
+            return self._drawn(indices, seed)
+
+    def _drawn(self, indices: Sequence[int], seed: int) -> Any:
+        """Return some samples as a batch; generators that the data set holds move on."""
         with isolate_rng():
             seed_all(seed)
             return transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
 
     def _rows(self, indices: Sequence[int], seed: int) -> list[Tensor]:
         """Return the tensors of such a batch that have one row per sample."""
-        return [each for each in _parts(self.batch_of(indices, seed)) if each.ndim and len(each) == len(indices)]
+        return [each for each in _parts(self._drawn(indices, seed)) if each.ndim and len(each) == len(indices)]
 
 
 def seed_all(seed: int) -> None:

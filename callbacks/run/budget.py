@@ -1,0 +1,154 @@
+"""``fit_to_budget``: how many samples and outputs a measurement may have so that it costs no more than it was promised to."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.networks.evaluation import StatelessModule, map_inputs, sample_count, spread, undisturbed
+
+LEAST_SECONDS = 1.0
+"""Seconds that all of the first measurement may take where the epoch is short."""
+
+FIRST_SAMPLES = 16
+"""Samples of the first trial."""
+
+FEWEST_SAMPLES = 4
+
+GROWTH = 2.2
+"""Allowed for twice the samples: passes take twice as long, products of the kernel four times."""
+
+LATER = 0.25
+"""Share of the seconds of the first measurement that a later one may take: the first one includes the trials."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is measured within the budget.
+
+    Attributes:
+        samples: Number of samples.
+        outputs: Which kernel.
+        seconds: What its kernel took, spectrum included.
+        whole: Number of samples that were asked for.
+    """
+
+    samples: int
+    outputs: str
+    seconds: float
+    whole: int
+    n_outputs: int
+    budget: float
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether less is measured than was asked for."""
+        return self.samples < self.whole or self.outputs != "trace"
+
+    @property
+    def words(self) -> str:
+        """What was chosen, what it costs, and how to ask for more."""
+        kernel = (
+            "the trace kernel" if self.outputs == "trace" else "an estimate of the trace kernel from random projections"
+        )
+        of = f"{self.samples} of {self.whole} samples" if self.samples < self.whole else f"{self.samples} samples"
+        return (
+            f"measured is {kernel} of {self.n_outputs} outputs on {of}, in about {self.seconds:.2g} s each time, so that the first "
+            f'measurement stays within {self.budget:.2g} s; Probe(size={self.whole}, outputs="trace") asks for all of it, whatever it costs'
+        )
+
+
+def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> float:
+    """Predict how long an epoch takes.
+
+    Args:
+        trainer: Trainer of the run.
+        seconds: Duration of a forward and a backward pass.
+        samples: Number of samples in them.
+
+    Returns:
+        Seconds; 0 where the number of batches is not known.
+    """
+    batches = trainer.num_training_batches
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if not isinstance(size, int) or batches == float("inf"):
+        return 0.0
+    return float(batches) * size * seconds / samples
+
+
+def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -> Choice:
+    r"""Choose samples and outputs by trials that grow: the kernel of a few samples, then of twice as many, while the time allows.
+
+    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, and a later measurement a quarter of
+    it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
+    The number of samples and the outputs that the Probe names stay as they are.
+
+    Args:
+        trainer: Trainer of the run.
+        measurement: What is measured; it is changed.
+        share: Of the predicted seconds of an epoch, such as 0.03.
+
+    Cost: B at most, unless a single trial of ``FEWEST_SAMPLES`` samples takes longer.
+    """
+    probe, begun = measurement.probe, time.perf_counter()
+    whole = sample_count(measurement.inputs)
+    given = probe.given
+    samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
+    seconds, outputs = _pass(trainer, measurement, samples)
+    budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples))
+    kind: Literal["trace", "projected"] | str = probe.outputs
+    if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
+        kind = "projected"
+    passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
+    while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
+        samples, seconds = max(FEWEST_SAMPLES, samples // 2), seconds / 2
+    everything = measurement.inputs, measurement.targets
+    while True:
+        taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
+        spent = _together(trainer, time.perf_counter() - begun)
+        more = min(2 * samples, whole)
+        if samples == whole or GROWTH * taken > LATER * budget or spent + GROWTH * taken > budget:
+            return Choice(samples, kind, taken, whole, outputs, budget)
+        samples = more
+
+
+def _trial(trainer: pl.Trainer, measurement: Measurement, everything: tuple, samples: int, kind: str) -> float:
+    """Measure so many samples and return how long it took."""
+    inputs, targets = everything
+    probe = copy.copy(measurement.probe)
+    probe.size, probe.outputs = samples, kind
+    measurement.change(probe, spread(inputs, samples), None if targets is None else spread(targets, samples))
+    before = time.perf_counter()
+    measurement.at(trainer.global_step, trainer.lightning_module)
+    return time.perf_counter() - before
+
+
+def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
+    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs."""
+    network = measurement.network()
+    inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
+    with isolate_rng(), undisturbed(network):
+        module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
+        parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
+        rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
+        seconds = []
+        for _ in range(2):  # the first pass loads and plans
+            before = time.perf_counter()
+            made = module.outputs(parameters, rows)
+            torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
+            seconds.append(time.perf_counter() - before)
+    return _together(trainer, min(seconds)), made.shape[1]
+
+
+def _together(trainer: pl.Trainer, value: float) -> float:
+    """Return the first process's number on all of them, so that they choose alike."""
+    return float(trainer.strategy.broadcast(value)) if trainer.world_size > 1 else value
