@@ -280,6 +280,7 @@ class KernelMonitor(pl.Callback):
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
             "outputs": self._kernel.probe.outputs,
+            "highest": str(self._kernel.highest),
             "precision": str(self._kernel.precision),
             "product": product_name(),
             "last_step": self._last_step,

@@ -61,6 +61,7 @@ def measurement_of(
         kept_probe = copy.copy(probe)
         kept_probe.outputs = stored.get("outputs", probe.outputs)
         made.change(kept_probe, made.inputs, made.targets)
+        made.highest = cast("Precision", stored.get("highest", "certified"))
     made.precision = cast("Precision", stored.get("precision", "fast"))
     return made
 

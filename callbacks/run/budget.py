@@ -26,6 +26,9 @@ FEWEST_SAMPLES = 4
 GROWTH = 2.2
 """Allowed for twice the samples: passes take twice as long, products of the kernel four times."""
 
+SLOWER = (("exact", 2.5), ("certified", 10.0))
+"""How much longer a kernel takes in a higher precision than in the one before it, roughly."""
+
 LATER = 0.25
 """Share of the seconds of the first measurement that a later one may take: the first one includes the trials."""
 
@@ -90,6 +93,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
 
     All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, and a later measurement a quarter of
     it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
+    Higher precisions are tried, and allowed later, as far as the time reaches.
     The number of samples and the outputs that the Probe names stay as they are.
 
     Args:
@@ -112,13 +116,21 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
         samples, seconds = max(FEWEST_SAMPLES, samples // 2), seconds / 2
     everything = measurement.inputs, measurement.targets
+    measurement.highest = "fast"
     while True:
         taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
         spent = _together(trainer, time.perf_counter() - begun)
         more = min(2 * samples, whole)
         if samples == whole or GROWTH * taken > LATER * budget or spent + GROWTH * taken > budget:
-            return Choice(samples, kind, taken, whole, outputs, budget)
+            break
         samples = more
+    for precision, slower in SLOWER:
+        if measurement.is_resolved or slower * taken > LATER * budget or spent + slower * taken > budget:
+            break
+        measurement.highest = precision
+        taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
+        spent = _together(trainer, time.perf_counter() - begun)
+    return Choice(samples, kind, taken, whole, outputs, budget)
 
 
 def _trial(trainer: pl.Trainer, measurement: Measurement, everything: tuple, samples: int, kind: str) -> float:

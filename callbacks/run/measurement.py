@@ -58,6 +58,7 @@ class Measurement:
         self._copy: tuple[tuple[int, ...], nn.Module] | None = None
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
+        self.highest: Precision = "certified"  # the last one that is tried
         self._decisions: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
@@ -90,6 +91,11 @@ class Measurement:
             self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
         return self._measured[1:]
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether lambda_min of the last kernel stands clear of its error."""
+        return self._measured is not None and self._measured[2].lambda_min.resolved
 
     @property
     def n_outputs(self) -> int | None:
@@ -137,6 +143,7 @@ class Measurement:
                 parameters=self.parameters,
                 per_layer=self.per_layer,
                 start=self.precision,
+                highest=self.highest,
                 precision=self.probe.precision,
                 batch_norm=self.probe.batch_norm,
                 max_memory=self.probe.max_memory,

@@ -21,6 +21,7 @@ def resolved_spectrum(
     parameters: Sequence[str] | str | None = None,
     per_layer: bool = False,
     start: Precision = "fast",
+    highest: Precision = "certified",
     precision: Precision | None = None,
     batch_norm: BatchNormMode = "eval",
     max_memory: float | None = None,
@@ -32,8 +33,8 @@ def resolved_spectrum(
     """Compute a kernel and its spectrum, in higher and higher precision until lambda_min is well above its error.
 
     The precisions are ``"fast"``, ``"exact"`` and ``"certified"``, in this order. The first one with
-    ``lambda_min.resolved`` (an error of at most a tenth of the value to either side) is returned. If float64 does not
-    resolve lambda_min either, the last result is returned, with a lower bound of 0.
+    ``lambda_min.resolved`` (an error of at most a tenth of the value to either side) is returned. If the last one does
+    not resolve lambda_min either, its result is returned, with a lower bound of 0.
 
     Args:
         model: see ``ntk_gram``.
@@ -42,6 +43,7 @@ def resolved_spectrum(
         parameters: see ``ntk_gram``.
         per_layer: see ``ntk_gram``.
         start: precision to begin with, such as the one that was needed a few steps ago.
+        highest: the last precision that is tried, where a higher one takes too long.
         precision: the only precision to use, whether it resolves lambda_min or not; None: as described above.
         batch_norm: see ``ntk_gram``.
         max_memory: see ``ntk_gram``.
@@ -53,7 +55,8 @@ def resolved_spectrum(
     Returns:
         The last Gram matrix, whose ``precision`` tells which one was needed, and its spectrum.
     """
-    allowed = PRECISIONS[PRECISIONS.index(start) :] if precision is None else (precision,)
+    last = PRECISIONS.index(highest)
+    allowed = PRECISIONS[min(PRECISIONS.index(start), last) : last + 1] if precision is None else (precision,)
     for each in allowed:
         gram = ntk_gram(
             model,
