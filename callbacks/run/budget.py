@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeAlias
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.networks.evaluation import StatelessModule, map_inputs, sample_count, spread, undisturbed
+from lightning_conv.kernels.gram import Outputs
+from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, spread, undisturbed
+
+Everything: TypeAlias = tuple[Inputs, Tensor | None]
 
 LEAST_SECONDS = 1.0
 """Seconds that all of the first measurement may take where the epoch is short."""
@@ -26,7 +31,7 @@ FEWEST_SAMPLES = 4
 GROWTH = 2.2
 """Allowed for twice the samples: passes take twice as long, products of the kernel four times."""
 
-SLOWER = (("exact", 2.5), ("certified", 10.0))
+SLOWER: tuple[tuple[Precision, float], ...] = (("exact", 2.5), ("certified", 10.0))
 """How much longer a kernel takes in a higher precision than in the one before it, roughly."""
 
 LATER = 0.25
@@ -45,7 +50,7 @@ class Choice:
     """
 
     samples: int
-    outputs: str
+    outputs: Outputs
     seconds: float
     whole: int
     n_outputs: int
@@ -109,7 +114,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
     seconds, outputs = _pass(trainer, measurement, samples)
     budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples))
-    kind: Literal["trace", "projected"] | str = probe.outputs
+    kind: Outputs = probe.outputs
     if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
         kind = "projected"
     passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
@@ -133,15 +138,21 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     return Choice(samples, kind, taken, whole, outputs, budget)
 
 
-def _trial(trainer: pl.Trainer, measurement: Measurement, everything: tuple, samples: int, kind: str) -> float:
+def _trial(trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: Outputs) -> float:
     """Measure so many samples and return how long it took."""
     inputs, targets = everything
     probe = copy.copy(measurement.probe)
     probe.size, probe.outputs = samples, kind
-    measurement.change(probe, spread(inputs, samples), None if targets is None else spread(targets, samples))
+    measurement.change(probe, spread(inputs, samples), None if targets is None else _spread(targets, samples))
     before = time.perf_counter()
     measurement.at(trainer.global_step, trainer.lightning_module)
     return time.perf_counter() - before
+
+
+def _spread(targets: Tensor, samples: int) -> Tensor:
+    found = spread(targets, samples)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_conv.callbacks.run.batch import take_inputs, take_targets
 from lightning_conv.callbacks.run.guarded import attempted
@@ -185,4 +186,4 @@ def line_to_write(callback: str, batch: Any) -> str:
 
 def is_lazy(module: nn.Module) -> bool:
     """Return whether parameters have no shape yet, because no sample has passed through their layers."""
-    return any(isinstance(each, torch.nn.parameter.UninitializedTensorMixin) for each in module.parameters())
+    return any(isinstance(each, UninitializedParameter) for each in module.parameters())

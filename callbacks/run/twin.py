@@ -134,7 +134,7 @@ class Twin:
             for some in (trainer.optimizers, (config.scheduler for config in trainer.lr_scheduler_configs))
         )
         vars(self._reader)["optimizers"] = still
-        instead = {
+        instead: dict[str, Callable[..., Any]] = {
             "log": _nothing,
             "log_dict": _nothing,
             "print": _nothing,

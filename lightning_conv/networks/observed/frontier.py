@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,7 +62,7 @@ def find_outputs(loss: Tensor, calls: Sequence[Call], has_samples: Callable[[Ten
         opened = further
 
 
-def _walk(loss: Tensor, stops: object) -> tuple[set[tuple[Node, int]], list[Tensor]]:
+def _walk(loss: Tensor, stops: Container[tuple[Node, int]]) -> tuple[set[tuple[Node, int]], list[Tensor]]:
     """Return which of the stops the graph reaches first, and the leaves that it reaches beside them."""
     reached: set[tuple[Node, int]] = set()
     beside: dict[int, Tensor] = {}
@@ -75,12 +75,12 @@ def _walk(loss: Tensor, stops: object) -> tuple[set[tuple[Node, int]], list[Tens
             continue
         seen.add(edge)
         node = edge[0]
-        if edge in stops:  # type: ignore[operator]
+        if edge in stops:
             reached.add(edge)
             continue
         if (leaf := getattr(node, "variable", None)) is not None:
             beside[id(leaf)] = leaf
         if node not in passed:
             passed.add(node)
-            waiting += [each for each in node.next_functions if each[0] is not None]
+            waiting += [(before, number) for before, number in node.next_functions if before is not None]
     return reached, list(beside.values())
