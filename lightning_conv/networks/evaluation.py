@@ -170,8 +170,7 @@ class StatelessModule:
             self.device = torch.device("cpu")  # Apple's GPUs have no float64, in which all sums are taken
         self.parameters = {name: _as_real(self._convert(p.detach())) for name, p in model.named_parameters()}
         self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
-        names = {id(p): name for name, p in model.named_parameters()}
-        self.aliases = {name: names[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+        self.aliases = aliases_of(model)
         """Every name of a parameter -> the one under which ``parameters`` has it; tied weights have several."""
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
@@ -275,6 +274,12 @@ class StatelessModule:
                 f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
                 'times, each time with other statistics; use batch_norm="eval"'
             )
+
+
+def aliases_of(model: nn.Module) -> dict[str, str]:
+    """Map every name of a parameter to the first one, under which ``named_parameters`` has it; tied weights have several."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _as_real(tensor: Tensor) -> Tensor:
