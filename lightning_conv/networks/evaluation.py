@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.networks.batch_norm import batch_statistics
+from lightning_conv.networks.dense_gradients import ROWS_OF_BAGS, dense_gradients
 from lightning_conv.networks.precision import full_float32
 from lightning_conv.networks.recomputation import no_recomputation
 
@@ -57,10 +58,13 @@ def sample_count(inputs: Inputs) -> int:
     Raises:
         ValueError: the tensors differ in length, or there is no sample.
     """
-    lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in input_tensors(inputs)}
+    tensors = input_tensors(inputs)
+    lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
     if len(lengths) != 1 or 0 in lengths:
+        flat = all(tensor.ndim == 1 and not tensor.is_floating_point() for tensor in tensors[:2])
+        hint = f"; {ROWS_OF_BAGS}" if flat and len(tensors) > 1 else ""
         raise ValueError(
-            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}"
+            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}{hint}"
         )
     return lengths.pop()
 
@@ -84,7 +88,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it, and the RNGs, afterwards.
 
     Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
-    fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
+    fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations. Embeddings have dense
+    gradients.
     """
     flags = [(module, module.training) for module in model.modules()]
     device_type = next((p.device.type for p in model.parameters()), "cpu")
@@ -97,6 +102,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             full_float32(),
             _as_written(),
             no_recomputation(),
+            dense_gradients(),
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
