@@ -92,7 +92,8 @@ def ntk_gram(
     Raises:
         ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is
             unknown; ``max_memory`` is not a finite number of at least one byte.
-        TypeError: the model does not return one floating-point tensor.
+        TypeError: the model does not return one floating-point tensor, or its forward makes numbers of a type of its own with which
+            it cannot be evaluated in float64 (``NoSuchPathError``, which names the place; ``"exact"`` works).
         MemoryError: the kernel does not fit into ``max_memory``.
 
     Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"``, k for ``"projected"``), and n^2 (in + K out)
@@ -109,7 +110,7 @@ def ntk_gram(
     """
     request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
-    with undisturbed(model):
+    with undisturbed(model), request.path(model, inputs):
         task = Task(model, inputs, inputs2, parameters, request, plan)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:

@@ -45,5 +45,5 @@ def plan_ntk(
         'Hadamard product'
     """
     request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
-    with undisturbed(model):
+    with undisturbed(model), request.path(model, inputs):
         return Task(model, inputs, inputs2, parameters, request).plan

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Literal, TypeAlias
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import _pop_mode, _pop_mode_temporarily, _push_mode
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_conv.networks.batch_norm import batch_statistics
 from lightning_conv.networks.dense_gradients import ROWS_OF_BAGS, dense_gradients
@@ -172,6 +175,9 @@ class StatelessModule:
         kinds = [p.dtype.to_real() for p in model.parameters() if p.is_floating_point() or p.is_complex()]
         self.model_dtype = kinds[0] if kinds else torch.float32
         self.dtype = dtype or (torch.float64 if self.model_dtype == torch.float64 else torch.float32)
+        self.strict = dtype is not None
+        """Whether the outputs must be of this type as the forward returns them. A type that was asked for is kept to; where it is the
+        model's own, outputs that the forward converts are converted back, and what was rounded is known from ``NarrowWatch``."""
         if self.device.type == "mps":
             self.device = torch.device("cpu")  # Apple's GPUs have no float64, in which all sums are taken
         self.parameters = {name: _as_real(self._convert(p.detach())) for name, p in model.named_parameters()}
@@ -181,6 +187,7 @@ class StatelessModule:
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
         self._places = _places(model)
+        self.lone: set[torch.Size] = set()  # shapes of results for one sample that lack its dimension, as was verified
         if batch_norm != "batch":
             _refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
@@ -194,7 +201,7 @@ class StatelessModule:
         """Return the same function in another precision, with the same statistics, which are not computed again."""
         mode: BatchNormMode = "batch" if self.batch_norm == "batch" else "eval"
         twin = StatelessModule(self.model, dtype=dtype, batch_norm=mode)
-        twin.batch_norm = self.batch_norm
+        twin.batch_norm, twin.strict, twin.lone = self.batch_norm, False, self.lone
         twin.buffers = {name: twin._convert(buffer).clone() for name, buffer in self.buffers.items()}
         return twin
 
@@ -224,8 +231,11 @@ class StatelessModule:
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Compute the network outputs u, shape (n, C): one row per sample, with all dimensions after the first flattened.
 
+        A result for one sample may lack the dimension of the samples, as after ``squeeze()``, if two copies of the sample give two
+        such results in rows.
+
         Raises:
-            TypeError: the result is not one floating tensor of this evaluation's type.
+            TypeError: the result is not one floating tensor, or not of this evaluation's type although that was asked for.
             ValueError: dimension 0 of the result is not the number of samples.
         """
         result = self.call(parameters, inputs)
@@ -236,16 +246,40 @@ class StatelessModule:
                 "it returns the tensor whose kernel is wanted"
             )
         if result.dtype != self.dtype:
-            raise TypeError(
-                f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or choose "
-                "another precision"
-            )
+            if self.strict:
+                raise TypeError(
+                    f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or choose "
+                    "another precision"
+                )
+            result = result.to(self.dtype)
         samples = input_tensors(inputs)[0].shape[0]
         if result.ndim == 0 or result.shape[0] != samples:
+            if samples == 1 and self._drops_samples(parameters, inputs, result):
+                return result.reshape(1, -1)
             raise ValueError(
                 f"model: returned shape {tuple(result.shape)} for {samples} samples; dimension 0 must index the samples"
             )
         return result.reshape(samples, -1)
+
+    def _drops_samples(self, parameters: Mapping[str, Tensor], inputs: Inputs, result: Tensor) -> bool:
+        """Return whether the result for one sample is a row that lacks its dimension: two copies of the sample give two such rows.
+
+        Their numbers are compared, too, unless statistics of the batch enter them or a transform of ``torch.func`` hides them.
+        """
+        if result.shape not in self.lone:
+            with aside():
+                own = {name: value.detach() for name, value in parameters.items()}
+                pair = self.call(own, map_inputs(lambda tensor: torch.cat([tensor, tensor]).detach(), inputs))
+            rows = isinstance(pair, Tensor) and pair.ndim > 0 and len(pair) == 2 and pair.numel() == 2 * result.numel()
+            if not (rows and isinstance(pair, Tensor)):
+                return False
+            if self.batch_norm != "batch" and torch._C._functorch.peek_interpreter_stack() is None:
+                each = pair.detach().to(self.dtype).reshape(2, -1)
+                near = torch.finfo(result.dtype).eps ** 0.5 * float(each.abs().max()) if each.numel() else 0.0
+                if not bool(((each - result.detach().reshape(1, -1)).abs() <= near).all()):
+                    return False
+            self.lone.add(result.shape)
+        return True
 
     def _freeze_statistics(self, inputs: Inputs) -> None:
         """Overwrite the cloned running statistics by those of ``inputs``, with the biased variance that train mode uses.
@@ -280,6 +314,20 @@ class StatelessModule:
                 f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
                 'times, each time with other statistics; use batch_norm="eval"'
             )
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Suspend all modes that intercept functions or operators, but for torch's default device."""
+    with ExitStack() as stack, _disable_current_modes():
+        modes = []
+        while torch._C._len_torch_function_stack():
+            modes.append(stack.enter_context(_pop_mode_temporarily()))
+        device = next((mode for mode in modes if isinstance(mode, DeviceContext)), None)
+        if device is not None:
+            _push_mode(device)
+            stack.callback(_pop_mode)
+        yield
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:

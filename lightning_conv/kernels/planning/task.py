@@ -54,8 +54,7 @@ class Task:
             if each is not None:
                 sample_count(each)
                 require_float_inputs(each)
-        dtype = torch.float64 if request.precision == "certified" else None
-        self.module = StatelessModule(model, dtype=dtype, batch_norm=request.batch_norm, statistics_of=inputs)
+        self.module = StatelessModule(model, dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
         self.inputs = self.module.convert(inputs)
         self.others = None if inputs2 is None else self.module.convert(inputs2)
@@ -101,6 +100,7 @@ class Task:
                     cuts=self._cuts(sample_count(each)),
                     arranged=self.anatomy.arranged,
                     level=self.anatomy.level,
+                    coarse=self.anatomy.coarse,
                     gradients=self.request.precision == "certified",
                 )
                 for each in sets

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.kernels.planning.request import OWN_TYPE
 from lightning_conv.kernels.products.pullback import (
     BATCH,
     WORKING_COPIES,
@@ -30,7 +31,8 @@ from lightning_conv.networks.evaluation import (
     undisturbed,
 )
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
-from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.narrowing import Narrowing, coarser, coarsest
+from lightning_conv.networks.origins import path_required
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""
@@ -57,7 +59,10 @@ class JacobianMap:
         self.couples = batch_norm == "batch"
         require_float_inputs(inputs)
         self.model = model
-        with undisturbed(model):
+        asked, cure = (
+            ("dtype: torch.float64", "use dtype=None or remove the cast") if dtype else ("dtype: None", OWN_TYPE)
+        )
+        with undisturbed(model), path_required(model, inputs, dtype, asked=asked, cure=cure):
             self.module = StatelessModule(model, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
             self.module.parameters = {name: tensor.clone() for name, tensor in self.module.parameters.items()}
             self.names = parameter_names(self.module, parameters)
@@ -66,9 +71,10 @@ class JacobianMap:
             budget = memory_budget(max_memory, self.module.device, 0)
             graph = graph_size(self.module, self.names, few, limit=budget)
             self.n_outputs = graph.outputs
-            unsteady = self._unsteady(graph, sample_count(few), budget, chunk)
+            narrowing = self._narrowing(few)
+            unsteady = self._unsteady(graph, sample_count(few), budget, chunk, narrowing)
             self.push_rule = choose_push(self.module, self.names, few)
-            self.narrowing = coarsest([self._narrowing(few), unsteady])
+            self.narrowing = coarsest([narrowing, unsteady])
         self.chunk, self.block = self._plan(graph, sample_count(few), budget, chunk)
         longest = max(self.module.parameters[name].numel() for name in self.names)
         largest = max(longest, graph.largest * self.chunk // sample_count(few))
@@ -116,13 +122,16 @@ class JacobianMap:
             Pullback(self.module, self.names, few, batched=False)(cotangent)
         return narrowing_of(self.module, few, watch)
 
-    def _unsteady(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> Narrowing | None:
+    def _unsteady(
+        self, graph: GraphSize, measured: int, budget: int, chunk: int | None, narrowing: Narrowing | None
+    ) -> Narrowing | None:
         """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that."""
         if self.couples:
             return require_repeatable(self.module, self.inputs)
         fits = max(1, int(budget * measured // 2 // max(1, graph.saved_bytes)))
         cuts = [] if chunk is None else [blocks(self.n_samples, chunk)]
-        return require_own_outputs(self.module, self.inputs, rows=fits, cuts=cuts)
+        coarse = coarser(None, None if narrowing is None else narrowing.dtype)
+        return require_own_outputs(self.module, self.inputs, rows=fits, cuts=cuts, coarse=coarse)
 
     def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:
         """Return the numbers of samples and of vectors per pass.
