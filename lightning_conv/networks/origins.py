@@ -33,8 +33,8 @@ class NoSuchPathError(TypeError):
     """
 
     def __init__(self, asked: str, dtype: torch.dtype, narrowing: Narrowing, failure: str, cure: str) -> None:
-        then = f"then {failure}" if failure else "the outputs are of that type"
-        super().__init__(f"{asked} evaluates the network in {dtype}, but {narrowing}, and {then}; {cure}")
+        then = failure or "the outputs are of that type"
+        super().__init__(f"{asked} needs {dtype}, but {narrowing}; {cure} ({then})")
         self.narrowing = narrowing
 
 
@@ -100,7 +100,7 @@ def type_refusal(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) ->
         except FAILURES as error:
             if own.dtype == module.dtype:
                 return None
-            return _refusal(origins, module, f"{origins.where} fails ({type(error).__name__}: {error})")
+            return _refusal(origins, module, f"{origins.where} fails: {type(error).__name__}: {error}")
     if not module.strict:  # the outputs are converted
         return None
     others = [each for each in tensors_in(result) if is_floating(each) and each.dtype != module.dtype]
