@@ -19,6 +19,7 @@ from lightning_conv.kernels.result import KernelGram
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.stage import staged
 from lightning_conv.reporting.progress import Report, progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram"]
@@ -110,8 +111,8 @@ def ntk_gram(
     """
     request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
-    with undisturbed(model), request.path(model, inputs):
-        task = Task(model, inputs, inputs2, parameters, request, plan)
+    with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
+        task = Task(stage, inputs, inputs2, parameters, request, plan)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             found, error, narrowing = _watched(task, seed, report)

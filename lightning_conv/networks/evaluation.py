@@ -7,20 +7,19 @@ were.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal, TypeAlias
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import _pop_mode, _pop_mode_temporarily, _push_mode
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _disable_current_modes
 
+from lightning_conv.networks.aside import aside
 from lightning_conv.networks.batch_norm import batch_statistics
 from lightning_conv.networks.dense_gradients import ROWS_OF_BAGS, dense_gradients
 from lightning_conv.networks.precision import full_float32
@@ -88,7 +87,9 @@ def spread(inputs: Inputs, count: int) -> Inputs:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it, and the RNGs, afterwards.
+    """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it afterwards.
+
+    The global generators of torch, Python and NumPy are restored, too.
 
     Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
     fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations. Embeddings have dense
@@ -97,6 +98,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []
+    python, numpy = random.getstate(), _numpy_random()
+    of_numpy = None if numpy is None else numpy.get_state()
     try:
         for module, _ in flags:
             module.training = False
@@ -114,8 +117,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(of_numpy)
         for module, flag in flags:
             module.training = flag
+
+
+def _numpy_random() -> Any:
+    """Return NumPy's module of global random numbers; None: NumPy is not in memory, so that nothing draws from it."""
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random
 
 
 @contextmanager
@@ -155,6 +167,8 @@ class StatelessModule:
             derivatives through them. This is train-mode BatchNorm, with everything else in eval mode; it couples the
             samples.
         statistics_of: the batch that provides the statistics; required for ``"frozen"``.
+        before: called before each call, such as to put back what the forward writes to attributes.
+        copies: whether each call gets its own copies of the parameters, for a forward that writes to them.
 
     Raises:
         ValueError: a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice per forward
@@ -168,8 +182,10 @@ class StatelessModule:
         dtype: torch.dtype | None = None,
         batch_norm: BatchNormMode = "eval",
         statistics_of: Inputs | None = None,
+        before: Callable[[], None] | None = None,
+        copies: bool = False,
     ) -> None:
-        self.model, self.batch_norm = model, batch_norm
+        self.model, self.batch_norm, self.before, self.copies = model, batch_norm, before, copies
         numbers = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point() or p.is_complex()]
         self.device = numbers[0].device if numbers else torch.device("cpu")
         kinds = [p.dtype.to_real() for p in model.parameters() if p.is_floating_point() or p.is_complex()]
@@ -197,10 +213,14 @@ class StatelessModule:
                 )
             self._freeze_statistics(statistics_of)
 
+    def again(self, *, dtype: torch.dtype | None, batch_norm: BatchNormMode) -> StatelessModule:
+        """Return the present module as a function anew, called in the same way."""
+        return StatelessModule(self.model, dtype=dtype, batch_norm=batch_norm, before=self.before, copies=self.copies)
+
     def twin(self, dtype: torch.dtype) -> StatelessModule:
         """Return the same function in another precision, with the same statistics, which are not computed again."""
         mode: BatchNormMode = "batch" if self.batch_norm == "batch" else "eval"
-        twin = StatelessModule(self.model, dtype=dtype, batch_norm=mode)
+        twin = self.again(dtype=dtype, batch_norm=mode)
         twin.batch_norm, twin.strict, twin.lone = self.batch_norm, False, self.lone
         twin.buffers = {name: twin._convert(buffer).clone() for name, buffer in self.buffers.items()}
         return twin
@@ -212,13 +232,34 @@ class StatelessModule:
             return tensor.to(self.device, self.dtype.to_complex())
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
+    @contextmanager
+    def on_copies(self) -> Iterator[Callable[[], bool]]:
+        """Evaluate on one set of copies of the parameters inside this context, unless every call has its own.
+
+        Yields:
+            A function that says afterwards whether a forward has written to the copies.
+        """
+        own, changed = self.parameters, False
+        if not self.copies:
+            self.parameters = {name: tensor.clone() for name, tensor in own.items()}
+        try:
+            yield lambda: changed
+        finally:
+            if not self.copies:
+                changed = not all(equal_numbers(own[name], tensor) for name, tensor in self.parameters.items())
+            self.parameters = own
+
     def convert(self, inputs: Inputs) -> Inputs:
         """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation."""
         return map_inputs(lambda tensor: self._convert(tensor.detach()), inputs)
 
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
         """Return the raw result of the model with ``parameters`` in place of its own."""
+        if self.before is not None:
+            self.before()
         given = {**self.buffers, **self.parameters, **parameters}
+        if self.copies:
+            given = {name: tensor.clone() for name, tensor in given.items()}
         given |= {name: torch.view_as_complex(given[name]) for name in self._complex}
         state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
@@ -267,7 +308,7 @@ class StatelessModule:
         Their numbers are compared, too, unless statistics of the batch enter them or a transform of ``torch.func`` hides them.
         """
         if result.shape not in self.lone:
-            with aside():
+            with aside(transforms=False):
                 own = {name: value.detach() for name, value in parameters.items()}
                 pair = self.call(own, map_inputs(lambda tensor: torch.cat([tensor, tensor]).detach(), inputs))
             rows = isinstance(pair, Tensor) and pair.ndim > 0 and len(pair) == 2 and pair.numel() == 2 * result.numel()
@@ -316,18 +357,11 @@ class StatelessModule:
             )
 
 
-@contextmanager
-def aside() -> Iterator[None]:
-    """Suspend all modes that intercept functions or operators, but for torch's default device."""
-    with ExitStack() as stack, _disable_current_modes():
-        modes = []
-        while torch._C._len_torch_function_stack():
-            modes.append(stack.enter_context(_pop_mode_temporarily()))
-        device = next((mode for mode in modes if isinstance(mode, DeviceContext)), None)
-        if device is not None:
-            _push_mode(device)
-            stack.callback(_pop_mode)
-        yield
+def equal_numbers(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same numbers, NaN being equal to itself."""
+    return one.shape == other.shape and (
+        torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+    )
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:

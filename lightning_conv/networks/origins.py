@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ FEW = 3
 """Samples on which the place is looked for."""
 FAILURES = (RuntimeError, TypeError, ValueError, AssertionError, IndexError, KeyError)
 """What a forward raises that is given a type it was not written for."""
+
+Make: TypeAlias = Callable[..., StatelessModule]
 
 
 class NoSuchPathError(TypeError):
@@ -47,13 +49,11 @@ class TypeRefusal:
 
 
 @contextmanager
-def path_required(
-    model: nn.Module, inputs: Inputs, dtype: torch.dtype | None, *, asked: str, cure: str
-) -> Iterator[None]:
+def path_required(make: Make, inputs: Inputs, dtype: torch.dtype | None, *, asked: str, cure: str) -> Iterator[None]:
     """Replace an error inside by a ``NoSuchPathError`` where its cause is the type of the evaluation.
 
     Args:
-        model: the network, inside ``undisturbed``.
+        make: returns the network as a function, inside ``undisturbed``; takes the options of ``StatelessModule``.
         inputs: samples as the caller gave them.
         dtype: type of the evaluation inside; None: see ``StatelessModule``.
         asked: see ``NoSuchPathError``.
@@ -71,26 +71,26 @@ def path_required(
         raise
     except FAILURES as error:
         # Errors with another cause, such as samples that couple, are raised as they are.
-        found = type_refusal(model, inputs, dtype)
+        found = type_refusal(make, inputs, dtype)
         if found is None:
             raise
-        used = StatelessModule(model, dtype=dtype, batch_norm="batch").dtype
+        used = make(dtype=dtype, batch_norm="batch").dtype
         raise NoSuchPathError(asked, used, found.narrowing, found.failure, cure) from error
 
 
-def type_refusal(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> TypeRefusal | None:
-    """Return why ``model`` cannot be evaluated in a type although it can be in its own; None: it can, or in neither.
+def type_refusal(make: Make, inputs: Inputs, dtype: torch.dtype | None) -> TypeRefusal | None:
+    """Return why a network cannot be evaluated in a type although it can be in its own; None: it can, or in neither.
 
     Args:
-        model: the network, inside ``undisturbed``.
+        make: see ``path_required``.
         inputs: samples as the caller gave them; the first few are used.
         dtype: the type, see ``StatelessModule``.
 
     Cost: two forwards of three samples.
     """
     # The statistics of BatchNorm do not matter here; this mode asks for none.
-    module = StatelessModule(model, dtype=dtype, batch_norm="batch")
-    own = StatelessModule(model, dtype=module.model_dtype, batch_norm="batch")
+    module = make(dtype=dtype, batch_norm="batch")
+    own = make(dtype=module.model_dtype, batch_norm="batch")
     few = take(inputs, slice(min(FEW, sample_count(inputs))))
     if own.dtype != module.dtype and not _works(own, few):
         return None

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from torch import nn
 
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs
-from lightning_conv.networks.origins import path_required
+from lightning_conv.networks.origins import Make, path_required
 
 Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
 EngineName: TypeAlias = Literal["auto", "jacobian"]
@@ -47,10 +46,10 @@ class Request:
         """Type that the passes are asked to have; None: that of the model, at least float32."""
         return torch.float64 if self.precision == "certified" else None
 
-    def path(self, model: nn.Module, inputs: Inputs) -> AbstractContextManager[None]:
+    def path(self, make: Make, inputs: Inputs) -> AbstractContextManager[None]:
         """Return a context that explains errors of a network that cannot be evaluated in that type; see ``path_required``."""
         cure = EXACT if self.precision == "certified" else OWN_TYPE
-        return path_required(model, inputs, self.dtype, asked=f'precision: "{self.precision}"', cure=cure)
+        return path_required(make, inputs, self.dtype, asked=f'precision: "{self.precision}"', cure=cure)
 
 
 def require_option(name: str, value: object, allowed: Sequence[object]) -> None:

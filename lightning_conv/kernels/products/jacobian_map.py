@@ -25,7 +25,6 @@ from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import (
     BatchNormMode,
     Inputs,
-    StatelessModule,
     sample_count,
     take,
     undisturbed,
@@ -33,6 +32,7 @@ from lightning_conv.networks.evaluation import (
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarser, coarsest
 from lightning_conv.networks.origins import path_required
+from lightning_conv.networks.stage import staged
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""
@@ -58,12 +58,15 @@ class JacobianMap:
         self.n_samples = sample_count(inputs)
         self.couples = batch_norm == "batch"
         require_float_inputs(inputs)
-        self.model = model
         asked, cure = (
             ("dtype: torch.float64", "use dtype=None or remove the cast") if dtype else ("dtype: None", OWN_TYPE)
         )
-        with undisturbed(model), path_required(model, inputs, dtype, asked=asked, cure=cure):
-            self.module = StatelessModule(model, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
+        with (
+            undisturbed(model),
+            staged(model, inputs) as self._stage,
+            path_required(self._stage.stateless, inputs, dtype, asked=asked, cure=cure),
+        ):
+            self.module = self._stage.stateless(dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
             self.module.parameters = {name: tensor.clone() for name, tensor in self.module.parameters.items()}
             self.names = parameter_names(self.module, parameters)
             self.inputs = self.module.convert(inputs)
@@ -88,7 +91,7 @@ class JacobianMap:
         """
         total: dict[str, Tensor] = {}
         cuts = blocks(self.n_samples, self.chunk)
-        with undisturbed(self.model):
+        with undisturbed(self._stage.module), self._stage.guard():
             for cut in cuts:
                 pullback = Pullback(
                     self.module, self.names, self._rows(cut), batched=self.batched and not self.pull_reason
@@ -104,7 +107,7 @@ class JacobianMap:
     def push(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Apply J to each direction, given as (b, *shape) for each parameter, and return (b, n, C) in float64."""
         inside = {name: direction.to(self.module.dtype) for name, direction in directions.items()}
-        with undisturbed(self.model):
+        with undisturbed(self._stage.module), self._stage.guard():
             parts = [
                 self.push_rule(self.module, self._rows(cut), inside, batched=self.batched).double()
                 for cut in blocks(self.n_samples, self.chunk)

@@ -110,7 +110,7 @@ def estimate_jacobian_error(
         narrowing = None if watch is None else narrowing_of(twin, few, watch)
     except (TypeError, RuntimeError):  # a forward that works in one dtype only
         if refusal is None and other == torch.float64:
-            refusal = type_refusal(module.model, inputs, other)
+            refusal = type_refusal(module.again, inputs, other)
             if refusal is not None:
                 return estimate_jacobian_error(module, inputs, mixture, truth, by_factors=by_factors, refusal=refusal)
         return with_narrowing(SAFETY * 16 * unit, module.dtype, None if refusal is None else refusal.narrowing), (
