@@ -6,6 +6,7 @@ import copy
 import functools
 import threading
 import types
+from collections import OrderedDict
 from io import IOBase
 from typing import Any
 
@@ -21,6 +22,8 @@ WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opti
 """Modules of torch that run another one in their own way, and the name of that one."""
 TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
+IMMEDIATE = frozenset({int, float, bool, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
+"""Types of values that cannot change."""
 COPIED = (list, dict, set, types.MethodType, functools.partial)
 
 
@@ -53,10 +56,11 @@ class Copy:
         wrapped = [each for each in model.modules() if type(each).__name__ in WRAPPERS]
         memo |= {id(each): Unwrapped(WRAPPERS[type(each).__name__]) for each in wrapped}
         memo |= {id(each): each for each in _too_much(model)}
-        graphs = {id(leaf) for leaf in held_tensors(model) if not leaf.is_leaf}
-        self.memo = {
-            key: value for key, value in memo.items() if key not in graphs and not isinstance(value, nn.Module)
-        }
+        self.memo = {id(each): memo[id(each)] for each in (*model.parameters(), *model.buffers())}
+        plain = [each for each in model.modules() if id(each) not in memo and _is_copied_plainly(type(each))]
+        memo |= {id(each): type(each).__new__(type(each)) for each in plain}
+        for each in plain:
+            vars(memo[id(each)]).update((name, _deep(value, memo)) for name, value in vars(each).items())
         self.module: nn.Module = copy.deepcopy(model, memo)
         for each in wrapped:
             name = WRAPPERS[type(each).__name__]
@@ -66,6 +70,8 @@ class Copy:
         for mine, its in self.pairs:
             self.memo[id(mine)] = its
             for name, value in list(vars(its).items()):
+                if type(value) in IMMEDIATE and value is not None:
+                    continue
                 if name in HOOKS:
                     value |= {key: own(hook, memo, isolated=True) for key, hook in value.items() if _is_plain(hook)}
                 elif isinstance(value, types.FunctionType | list | dict) and name not in TORCH:
@@ -90,6 +96,21 @@ def _on_the_same_memory(parameter: nn.Parameter) -> nn.Parameter:
     found = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     found.__dict__.update(parameter.__dict__)
     return found
+
+
+@functools.cache
+def _is_copied_plainly(kind: type) -> bool:
+    """Return whether a copy of a module of this class is a copy of its attributes, and no code of the class takes part."""
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__", "__copy__", "__deepcopy__")
+    return all(getattr(kind, way, None) is getattr(nn.Module, way, None) for way in ways)
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in IMMEDIATE:
+        return value
+    if type(value) in (dict, set, OrderedDict) and not value:  # as most of what every module has
+        return type(value)()
+    return copy.deepcopy(value, memo)
 
 
 def with_own_functions(value: Any, memo: dict[int, Any]) -> Any:
@@ -123,9 +144,26 @@ def _is_data(value: Any) -> bool:
 
 
 def held_tensors(module: nn.Module) -> list[Tensor]:
-    """Return the tensors among the attributes of all modules, in containers too."""
-    held = [leaf for each in module.modules() for leaf in tree_leaves(vars(each))]
-    return [leaf for leaf in held if isinstance(leaf, Tensor)]
+    """Return the tensors among the attributes of all modules, in containers too, without parameters and buffers."""
+    return [leaf for leaf in _held(module) if isinstance(leaf, Tensor)]
+
+
+def _held(module: nn.Module) -> list[Any]:
+    """Return what the attributes of all modules are or contain, but for those of ``nn.Module`` itself."""
+    found: list[Any] = []
+    waiting = [value for each in module.modules() for name, value in vars(each).items() if name not in TORCH]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if type(value) in IMMEDIATE:
+            continue
+        if isinstance(value, dict | list | tuple):
+            if id(value) not in seen:
+                seen.add(id(value))
+                waiting += value.values() if isinstance(value, dict) else value
+        else:
+            found.append(value)
+    return found
 
 
 def not_copied(module: nn.Module) -> dict[int, Any]:
@@ -133,7 +171,7 @@ def not_copied(module: nn.Module) -> dict[int, Any]:
 
     Tensors with a graph, such as outputs that a module collects, are copied without it; locks and open files are shared.
     """
-    held = [leaf for each in module.modules() for leaf in tree_leaves(vars(each))]
+    held = _held(module)
     graphs = {id(leaf): leaf.detach().clone() for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf}
     return graphs | {id(leaf): leaf for leaf in held if isinstance(leaf, (Lock, RLock, IOBase))}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_conv.networks.copying import HOOKS, Copy
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, equal_numbers, sample_count, take
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, equal_numbers, sample_count, take
 from lightning_conv.networks.narrow_types import is_floating, storage_of, tensors_in, written_by
 from lightning_conv.networks.state import Kept, restored
 from lightning_conv.networks.supported import require_supported
@@ -92,14 +92,15 @@ def _copied_stage(model: nn.Module, inputs: Inputs) -> Stage | None:
     """Return a stage on a copy that was tried; None: there is none that stands on its own."""
     try:
         made = Copy(model)
-        stage = Stage(made.module, Kept(made))
+        kept = Kept(made)
+        stage = Stage(made.module, kept)
         few = take(inputs, slice(min(FEW, sample_count(inputs))))
-        if _writes_attributes(stage, made, few):
+        if _writes_attributes(stage, made, kept, few):
             # The source is a copy, too: the attributes of the original may change while an operator is in use.
             made = Copy(Copy(model).module)
             kept = Kept(made)
             stage = Stage(made.module, kept, before=kept.restore, copies=stage.copies)
-            _writes_attributes(stage, made, few)
+            _writes_attributes(stage, made, kept, few)
             kept.restore()
         _leave_out_lookers(stage, few)
     except Exception:  # copying runs any code of the user's
@@ -107,39 +108,30 @@ def _copied_stage(model: nn.Module, inputs: Inputs) -> Stage | None:
     return stage
 
 
-def _writes_attributes(stage: Stage, made: Copy, few: Inputs) -> bool:
+def _writes_attributes(stage: Stage, made: Copy, kept: Kept, few: Inputs) -> bool:
     """Pass a few samples through the copy; return whether attributes were written, and set ``copies`` if weights were.
 
     Raises:
         ReachesBackError: the forward uses modules, weights or buffers of the original.
     """
-    module, watch = _function(stage), None
-    try:
-        with _refused_to(made.original), _Watch(made.original, module) as watch:
+    module = _function(stage)
+    with module.on_copies() as wrote, _refused_to(made.original), _Watch(made.original, module) as watch:
+        try:
             module.call({}, module.convert(few))
-    except ReachesBackError:
-        raise
-    except Exception:  # reading the network says what is wrong with it
-        pass
-    fresh = _function(stage).parameters
-    stage.copies = (
-        stage.copies
-        or watch.wrote
-        or not all(equal_numbers(value, fresh[name]) for name, value in module.parameters.items())
-    )
-    return Kept(made).changed()
+        except ReachesBackError:
+            raise
+        except Exception:  # reading the network says what is wrong with it
+            pass
+    stage.copies = stage.copies or watch.wrote or wrote()
+    return kept.changed()
 
 
 def _function(stage: Stage) -> StatelessModule:
-    """Return the module on copies of its weights."""
-    # The statistics of BatchNorm do not matter here, but for layers that have none.
-    modes: Sequence[BatchNormMode] = ("eval", "batch")
-    for mode in modes:
-        with suppress(ValueError):
-            module = stage.stateless(batch_norm=mode)
-            break
-    module.parameters = {name: tensor.clone() for name, tensor in module.parameters.items()}
-    return module
+    """Return the stage as a function in any mode of BatchNorm, whose statistics do not matter here."""
+    try:
+        return stage.stateless()
+    except ValueError:  # a layer has none
+        return stage.stateless(batch_norm="batch")
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -210,7 +202,7 @@ def _signature(stage: Stage, few: Inputs) -> list[Tensor] | None:
     """Return the outputs and the gradients of a random combination of them; None: the forward fails."""
     module = _function(stage)
     few = module.convert(few)
-    leaves = {name: value.detach().requires_grad_() for name, value in module.parameters.items()}
+    leaves = {name: value.clone().requires_grad_() for name, value in module.parameters.items()}
     torch.default_generator.manual_seed(0)
     try:
         outputs = [each for each in tensors_in(module.call(leaves, few)) if is_floating(each)]

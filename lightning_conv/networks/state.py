@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_conv.networks.aside import aside
-from lightning_conv.networks.copying import HOOKS, Copy, held_tensors, not_copied, same, with_own_functions
+from lightning_conv.networks.copying import HOOKS, TORCH, Copy, held_tensors, not_copied, same, with_own_functions
 from lightning_conv.networks.evaluation import equal_numbers
 
 TENSORS = ("_parameters", "_buffers")
@@ -38,7 +38,7 @@ class Kept:
         """Return whether a forward has changed an attribute of the copy, or may have."""
         memo = dict(self._made.memo)
         for (mine, its), structure in zip(self._made.pairs, self._structure, strict=True):
-            if any(list(vars(its)[kind]) != list(kept) for kind, kept in structure.items()):
+            if any(vars(its)[kind].keys() != kept.keys() for kind, kept in structure.items()):
                 return True
             names = _names(mine)
             if set(names) != set(_names(its)) or not all(same(vars(mine)[n], vars(its)[n], memo) for n in names):
@@ -70,7 +70,7 @@ def _names(module: nn.Module) -> list[str]:
     return [name for name in vars(module) if name not in _OWN]
 
 
-_OWN = frozenset(vars(nn.Module())) - {"_is_full_backward_hook"}
+_OWN = TORCH - {"_is_full_backward_hook"}
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
