@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_conv.networks.evaluation import equal_numbers
 
@@ -129,18 +128,12 @@ def _is_plain(hook: Any) -> bool:
 
 
 def _too_much(module: nn.Module) -> list[Any]:
-    """Return the hooks that are methods of something else than a module and hold more than numbers: their copy would bring all of it."""
-    hooks = [hook for each in module.modules() for kind in HOOKS for hook in vars(each)[kind].values()]
-    owners = [(hook, getattr(hook, "__self__", module)) for hook in hooks]
-    return [
-        hook
-        for hook, owner in owners
-        if not isinstance(owner, nn.Module) and not all(map(_is_data, vars(owner).values()))
-    ]
+    """Return the owners of hooks that hold more than numbers: their copy would bring all of it."""
+    return [owner for owner in _owners(module) if not all(map(_is_data, _leaves([*vars(owner).values()])))]
 
 
 def _is_data(value: Any) -> bool:
-    return all(isinstance(leaf, (Tensor, int, float, complex, str, bytes, type(None))) for leaf in tree_leaves(value))
+    return isinstance(value, Tensor | set | nn.Module)
 
 
 def held_tensors(module: nn.Module) -> list[Tensor]:
@@ -149,19 +142,29 @@ def held_tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _held(module: nn.Module) -> list[Any]:
-    """Return what the attributes of all modules are or contain, but for those of ``nn.Module`` itself."""
+    """Return what the attributes of all modules are or contain, but for those of ``nn.Module`` itself, and what owners of hooks hold."""
+    own_values = [value for each in module.modules() for name, value in vars(each).items() if name not in TORCH]
+    return _leaves([*own_values, *(value for owner in _owners(module) for value in vars(owner).values())])
+
+
+def _owners(module: nn.Module) -> list[Any]:
+    """Return the objects, but no modules, of which a hook is a method or that are called as a hook."""
+    hooks = [hook for each in module.modules() for kind in HOOKS for hook in vars(each)[kind].values()]
+    owners = [getattr(hook, "__self__", hook) for hook in hooks if not isinstance(hook, types.FunctionType)]
+    return [owner for owner in owners if not isinstance(owner, nn.Module) and hasattr(owner, "__dict__")]
+
+
+def _leaves(values: list[Any]) -> list[Any]:
+    """Return what these values are or contain, in lists, tuples and dictionaries, without numbers and text."""
     found: list[Any] = []
-    waiting = [value for each in module.modules() for name, value in vars(each).items() if name not in TORCH]
     seen: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if type(value) in IMMEDIATE:
-            continue
+    while values:
+        value = values.pop()
         if isinstance(value, dict | list | tuple):
-            if id(value) not in seen:
+            if id(value) not in seen and type(value) not in IMMEDIATE:
                 seen.add(id(value))
-                waiting += value.values() if isinstance(value, dict) else value
-        else:
+                values += value.values() if isinstance(value, dict) else value
+        elif type(value) not in IMMEDIATE:
             found.append(value)
     return found
 
@@ -171,7 +174,10 @@ def not_copied(module: nn.Module) -> dict[int, Any]:
 
     Tensors with a graph, such as outputs that a module collects, are copied without it; locks and open files are shared.
     """
-    held = _held(module)
+    return _stand_ins(_held(module))
+
+
+def _stand_ins(held: list[Any]) -> dict[int, Any]:
     graphs = {id(leaf): leaf.detach().clone() for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf}
     return graphs | {id(leaf): leaf for leaf in held if isinstance(leaf, (Lock, RLock, IOBase))}
 
@@ -210,6 +216,8 @@ def own(value: Any, memo: dict[int, Any], *, isolated: bool = False) -> Any:
     if isinstance(value, types.FunctionType):
         return made_anew(value, memo, isolated=isolated)
     if isinstance(value, COPIED) or (isolated and callable(value) and not isinstance(value, (type, nn.Module))):
+        if isinstance(value, list | dict):
+            memo |= {key: each for key, each in _stand_ins(_leaves([value])).items() if key not in memo}
         try:
             return copy.deepcopy(value, memo)
         except Exception:  # what cannot be copied is used as it is

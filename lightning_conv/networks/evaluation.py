@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_conv.networks.aside import aside
 from lightning_conv.networks.batch_norm import batch_statistics
 from lightning_conv.networks.dense_gradients import ROWS_OF_BAGS, dense_gradients
+from lightning_conv.networks.outputs import described
 from lightning_conv.networks.precision import full_float32
 from lightning_conv.networks.recomputation import no_recomputation
 
@@ -263,11 +264,12 @@ class StatelessModule:
         given |= {name: torch.view_as_complex(given[name]) for name in self._complex}
         state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
-            if isinstance(inputs, Tensor):
-                return functional_call(self.model, state, (inputs,), tie_weights=False)
-            if isinstance(inputs, Mapping):
-                return functional_call(self.model, state, (), dict(inputs), tie_weights=False)
-            return functional_call(self.model, state, inputs, tie_weights=False)
+            args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+            args = inputs if isinstance(inputs, tuple) else args
+            model = self.model
+            if isinstance(model, torch.jit.ScriptModule):  # refused by torch, but only as the outermost module
+                model, state = _Around(model), {f"module.{place}": tensor for place, tensor in state.items()}
+            return functional_call(model, state, args, kwargs, tie_weights=False)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Compute the network outputs u, shape (n, C): one row per sample, with all dimensions after the first flattened.
@@ -281,11 +283,7 @@ class StatelessModule:
         """
         result = self.call(parameters, inputs)
         if not isinstance(result, Tensor) or not result.is_floating_point():
-            kind = str(result.dtype) if isinstance(result, Tensor) else type(result).__name__
-            raise TypeError(
-                f"model: returned {kind}; need one floating tensor. Wrap the model (or pass forward_fn to the Probe) so that "
-                "it returns the tensor whose kernel is wanted"
-            )
+            raise TypeError(f"model: returned {described(result)}")
         if result.dtype != self.dtype:
             if self.strict:
                 raise TypeError(
@@ -355,6 +353,17 @@ class StatelessModule:
                 f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
                 'times, each time with other statistics; use batch_norm="eval"'
             )
+
+
+class _Around(nn.Module):
+    """A module that calls another one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
 
 
 def equal_numbers(one: Tensor, other: Tensor) -> bool:

@@ -103,6 +103,7 @@ def _copied_stage(model: nn.Module, inputs: Inputs) -> Stage | None:
             _writes_attributes(stage, made, kept, few)
             kept.restore()
         _leave_out_lookers(stage, few)
+        kept.take_structure()
     except Exception:  # copying runs any code of the user's
         return None
     return stage

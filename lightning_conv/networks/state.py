@@ -27,11 +27,15 @@ class Kept:
 
     def __init__(self, made: Copy) -> None:
         self._made = made
-        kinds = ("_modules", *TENSORS, *HOOKS)
         # What was not copied, or cannot change in place, is put back as it is.
         self._shared = [{n for n in _names(mine) if vars(mine)[n] is vars(its).get(n)} for mine, its in made.pairs]
+        self.take_structure()
+
+    def take_structure(self) -> None:
+        """Take the present submodules, names of tensors and hooks of the copy for those that it is to have."""
+        kinds = ("_modules", *TENSORS, *HOOKS)
         self._structure = [
-            {kind: dict(vars(its)[kind]) for kind in kinds if kind in vars(its)} for _, its in made.pairs
+            {kind: dict(vars(its)[kind]) for kind in kinds if kind in vars(its)} for _, its in self._made.pairs
         ]
 
     def changed(self) -> bool:
