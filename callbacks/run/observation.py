@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.callbacks.run.twin import Twin, call_step
 from lightning_conv.networks.evaluation import Inputs, undisturbed
 from lightning_conv.networks.observed.calls import CallWatch
 from lightning_conv.networks.observed.draws import Draws
@@ -70,18 +70,17 @@ class Observed:
         Args:
             twin: The copy, in eval mode.
         """
-        around = twin.refused_to_the_original
         if self.call is None:
-            return Replay(twin.module, twin.bare_step, self.given, self.outputs, self.draws, self.drawn, around)
-        module = twin.module.get_submodule(self.call)
+            return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
         if not self.call and self._is_plain:
-            return module
+            return twin.module
+        name = self.call
 
-        def code(given: Any) -> object:
+        def code(model: nn.Module, given: Any) -> object:
             args, kwargs = given
-            return module(*args, **kwargs)
+            return model.get_submodule(name)(*args, **kwargs)
 
-        return Replay(twin.module, code, self.given, self.outputs, around=around)
+        return Replay(twin.module, code, self.given, self.outputs)
 
     @property
     def _is_plain(self) -> bool:

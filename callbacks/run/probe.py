@@ -17,7 +17,7 @@ from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.parameters import matching_names
 from lightning_conv.machine.memory import whole_bytes
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, aliases_of, sample_count
 from lightning_conv.networks.head import called_by
 
 ForwardFn: TypeAlias = Callable[[nn.Module, Any], torch.Tensor]
@@ -138,13 +138,13 @@ class Probe:
         Raises:
             MisconfigurationException: a name or pattern matches nothing, or nothing is trainable.
         """
-        named = dict(self.network(pl_module).named_parameters())
+        network = self.network(pl_module)
         try:
             if self.parameters is not None and self.parameters != "requires_grad":
-                return list(matching_names(named, self.parameters))
+                return list(matching_names(aliases_of(network), self.parameters))
         except ValueError as error:
             raise MisconfigurationException(f"Probe: {error}") from error
-        trainable = [name for name, parameter in named.items() if parameter.requires_grad]
+        trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         if not trainable:
             raise MisconfigurationException(
                 f"Probe: {type(pl_module).__name__} has no trainable parameter; name those that are meant: Probe(parameters=...)"

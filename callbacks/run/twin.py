@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import copy
-import random
-import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from io import IOBase
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-Lock, RLock = type(threading.Lock()), type(threading.RLock())
+from lightning_conv.networks.copying import HOOKS, not_copied, own
+
 METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
-MOVED = (
-    list, dict, set, Iterator, types.MethodType, types.SimpleNamespace, random.Random, np.random.Generator, np.random.RandomState,
-    torch.Generator,
-)  # fmt: skip
-"""What a function may hold and change by using it."""
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class NotATwinError(RuntimeError):
@@ -46,10 +35,14 @@ class TrainerReader:
     """
 
     def __init__(self, trainer: pl.Trainer, step: int | None = None, epoch: int | None = None) -> None:
-        own = vars(self)
-        own |= {"_read": trainer, "logger": DummyLogger(), "loggers": []}
-        own["global_step"] = trainer.global_step if step is None else step
-        own["current_epoch"] = trainer.current_epoch if epoch is None else epoch
+        held = vars(self)
+        held |= {"_read": trainer, "logger": DummyLogger(), "loggers": []}
+        held["global_step"] = trainer.global_step if step is None else step
+        held["current_epoch"] = trainer.current_epoch if epoch is None else epoch
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainerReader:
+        """Return this reader: a copy of it would bring the trainer."""
+        return self
 
     def __getattr__(self, name: str) -> Any:
         """Return what the run's trainer has under this name; of its metrics a copy."""
@@ -121,7 +114,7 @@ class Twin:
         self.trained = {name for name, each in module.named_parameters() if each.requires_grad}
         self.losses: list[Tensor] = []
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
-        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | _not_copied(module)
+        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | not_copied(module)
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
         if shared_with_run := _shared(module, self.module):
             raise NotATwinError(
@@ -145,6 +138,10 @@ class Twin:
         for each in self.module.modules():
             if isinstance(each, pl.LightningModule):
                 vars(each).update(instead, _trainer=self._reader)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Twin:
+        """Return this twin, which a copy of its module may refer to."""
+        return self
 
     def step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Run the training step of the copy, in its present modes, as the run does: in its precision, from its random numbers.
@@ -177,11 +174,9 @@ class Twin:
         Returns:
             The loss, with its graph; None: the step gave none.
         """
-        function = self.module.training_step
-        numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
         self.losses, automatic = [], self.module.automatic_optimization
         with nullcontext() if automatic else _NoBackward(self._keep_loss):
-            made = function(batch, batch_idx) if numbered else function(batch)
+            made = call_step(self.module, batch, batch_idx)
         loss = made.get("loss") if isinstance(made, Mapping) else made
         if isinstance(loss, Tensor) and automatic:
             self._keep_loss(loss)
@@ -224,13 +219,6 @@ def _copied(batch: Any) -> Any:
         raise NotATwinError(f"a batch cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def _not_copied(module: nn.Module) -> dict[int, Any]:
-    """Return what stands for the attributes that ``copy.deepcopy`` refuses: by their ``id``."""
-    held = [leaf for each in module.modules() for leaf in tree_leaves(vars(each))]
-    graphs = {id(leaf): leaf.detach().clone() for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf}
-    return graphs | {id(leaf): leaf for leaf in held if isinstance(leaf, (Lock, RLock, IOBase))}
-
-
 def _shared(module: nn.Module, copied: nn.Module) -> str:
     """Return the name of a tensor of the copy that lies in the memory of one of the original; empty: there is none."""
     own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers()) if each.numel()}
@@ -242,6 +230,19 @@ def _hooks_from_outside(module: nn.Module) -> list[Any]:
     """Return the forward hooks that are methods of something else than a module, whose copy would bring all that it holds."""
     hooks = [hook for each in module.modules() for kind in HOOKS for hook in vars(each)[kind].values()]
     return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", module), nn.Module)]
+
+
+def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any:
+    """Call the training step of a module, with the number of the batch where it takes one.
+
+    Args:
+        module: A copy of the run's module.
+        batch: A batch as the training step gets it.
+        batch_idx: Its number in the epoch.
+    """
+    function = module.training_step
+    numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
+    return function(batch, batch_idx) if numbered else function(batch)
 
 
 class _NoBackward(TorchFunctionMode):
@@ -264,41 +265,18 @@ def _nothing(*_: Any, **__: Any) -> None:
 def _make_functions_anew(module: nn.Module, memo: dict[int, Any]) -> None:
     """Give a copied module functions and hooks that do not reach back into the original, nor into what its hooks collect."""
     for name, value in list(vars(module).items()):
-        if isinstance(value, types.FunctionType):
-            vars(module)[name] = _made_anew(value, memo)
-    for hooks in (vars(module)[kind] for kind in HOOKS):
-        for key, hook in hooks.items():
-            if isinstance(hook, types.FunctionType):
-                hooks[key] = _made_anew(hook, memo, containers=True)
-            elif isinstance(hook, types.MethodType) and not isinstance(hook.__self__, nn.Module):
-                hooks[key] = types.MethodType(hook.__func__, _isolated(hook.__self__, memo))
+        if name in HOOKS:
+            value |= {key: _hook(hook, memo) for key, hook in value.items()}
+        elif isinstance(value, types.FunctionType):
+            vars(module)[name] = own(value, memo)
 
 
-def _made_anew(function: types.FunctionType, memo: dict[int, Any], *, containers: bool = False) -> types.FunctionType:
-    """Return the function over the copies of what its closure, its defaults and its globals hold of the module, and of containers in them.
-
-    Args:
-        function: A function.
-        memo: Copies by the ``id`` of their originals, as ``copy.deepcopy`` keeps them.
-        containers: Whether lists, dictionaries and sets among its globals are copied, too.
-    """
-    memo[id(function)] = function  # it may hold itself
-    # What is known by its address must live as long as the memo; ``copy.deepcopy`` keeps it so, too.
-    memo.setdefault(id(memo), []).append(function)
-    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
-    of_module = {
-        name: memo[id(value)] for name, value in named.items() if isinstance(value, nn.Module) and id(value) in memo
-    }
-    if containers:
-        of_module |= {name: _own(value, memo) for name, value in named.items() if isinstance(value, (list, dict, set))}
-    around = {**function.__globals__, **of_module} if of_module else function.__globals__
-    cells = function.__closure__ or ()
-    closure = tuple(types.CellType(_own(each.cell_contents, memo)) if _is_filled(each) else each for each in cells)
-    defaults = None if function.__defaults__ is None else tuple(_own(each, memo) for each in function.__defaults__)
-    new = types.FunctionType(function.__code__, around, function.__name__, defaults, closure)
-    new.__kwdefaults__ = {name: _own(value, memo) for name, value in (function.__kwdefaults__ or {}).items()} or None
-    memo[id(function)] = new
-    return new
+def _hook(hook: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(hook, types.FunctionType):
+        return own(hook, memo, isolated=True)
+    if isinstance(hook, types.MethodType) and not isinstance(hook.__self__, nn.Module):
+        return types.MethodType(hook.__func__, _isolated(hook.__self__, memo))
+    return hook
 
 
 def _isolated(owner: Any, memo: dict[int, Any]) -> Any:
@@ -308,26 +286,5 @@ def _isolated(owner: Any, memo: dict[int, Any]) -> Any:
     made = copy.copy(owner)
     for name, value in list(getattr(made, "__dict__", {}).items()):
         if isinstance(value, (list, dict, set, Tensor)):
-            vars(made)[name] = _own(value.detach().clone() if isinstance(value, Tensor) else value, memo)
+            vars(made)[name] = own(value.detach().clone() if isinstance(value, Tensor) else value, memo)
     return made
-
-
-def _own(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, types.FunctionType):
-        return _made_anew(value, memo)
-    if isinstance(value, MOVED):
-        try:
-            return copy.deepcopy(value, memo)
-        except Exception:  # what cannot be copied is used as it is
-            return value
-    return value
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return False
-    return True

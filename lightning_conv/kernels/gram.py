@@ -19,6 +19,7 @@ from lightning_conv.kernels.result import KernelGram
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.stage import staged
 from lightning_conv.reporting.progress import Report, progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram"]
@@ -92,7 +93,8 @@ def ntk_gram(
     Raises:
         ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is
             unknown; ``max_memory`` is not a finite number of at least one byte.
-        TypeError: the model does not return one floating-point tensor.
+        TypeError: the model does not return one floating-point tensor, or its forward makes numbers of a type of its own with which
+            it cannot be evaluated in float64 (``NoSuchPathError``, which names the place; ``"exact"`` works).
         MemoryError: the kernel does not fit into ``max_memory``.
 
     Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"``, k for ``"projected"``), and n^2 (in + K out)
@@ -109,8 +111,8 @@ def ntk_gram(
     """
     request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
-    with undisturbed(model):
-        task = Task(model, inputs, inputs2, parameters, request, plan)
+    with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
+        task = Task(stage, inputs, inputs2, parameters, request, plan)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             found, error, narrowing = _watched(task, seed, report)

@@ -11,6 +11,7 @@ from lightning_conv.kernels.planning.request import EngineName, Outputs, Request
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, undisturbed
+from lightning_conv.networks.stage import staged
 
 __all__ = ["NTKPlan", "plan_ntk"]
 
@@ -45,5 +46,5 @@ def plan_ntk(
         'Hadamard product'
     """
     request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
-    with undisturbed(model):
-        return Task(model, inputs, inputs2, parameters, request).plan
+    with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
+        return Task(stage, inputs, inputs2, parameters, request).plan

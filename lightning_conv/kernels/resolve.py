@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.spectrum import kernel_spectrum
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Method, Spectrum
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs
+from lightning_conv.networks.origins import NoSuchPathError
 
 
 def resolved_spectrum(
@@ -34,7 +37,8 @@ def resolved_spectrum(
 
     The precisions are ``"fast"``, ``"exact"`` and ``"certified"``, in this order. The first one with
     ``lambda_min.resolved`` (an error of at most a tenth of the value to either side) is returned. If the last one does
-    not resolve lambda_min either, its result is returned, with a lower bound of 0.
+    not resolve lambda_min either, its result is returned, with a lower bound of 0. A network that cannot be evaluated in float64,
+    since its forward makes numbers in float32, ends at ``"exact"``; ``lambda_min.reason`` then names the place.
 
     Args:
         model: see ``ntk_gram``.
@@ -54,10 +58,13 @@ def resolved_spectrum(
 
     Returns:
         The last Gram matrix, whose ``precision`` tells which one was needed, and its spectrum.
+
+    Raises:
+        NoSuchPathError: with ``precision="certified"``, for such a network; or a network of parameters in 16 bits whose forward cannot
+            be evaluated in float32.
     """
-    last = PRECISIONS.index(highest)
-    allowed = PRECISIONS[min(PRECISIONS.index(start), last) : last + 1] if precision is None else (precision,)
-    for each in allowed:
+
+    def found(each: Precision) -> tuple[KernelGram, Spectrum]:
         gram = ntk_gram(
             model,
             inputs,
@@ -71,7 +78,26 @@ def resolved_spectrum(
             seed=seed,
             progress=progress,
         )
-        spectrum = kernel_spectrum(gram, method=method)
-        if spectrum.lambda_min.resolved:
+        return gram, kernel_spectrum(gram, method=method)
+
+    if precision is not None:
+        return found(precision)
+    last: tuple[KernelGram, Spectrum] | None = None
+    stop = PRECISIONS.index(highest)
+    for each in PRECISIONS[min(PRECISIONS.index(start), stop) : stop + 1]:
+        try:
+            last = found(each)
+        except NoSuchPathError as error:
+            if each != "certified":
+                raise
+            gram, spectrum = last or found("exact")
+            # The bounds stand; why nothing finer follows is said with them.
+            return gram, replace(spectrum, lambda_min=_explained(spectrum.lambda_min, error))
+        if last[1].lambda_min.resolved:
             break
-    return gram, spectrum
+    assert last is not None
+    return last
+
+
+def _explained(bounded: Bounded, error: NoSuchPathError) -> Bounded:
+    return replace(bounded, certified=False, reason="; ".join(filter(None, (bounded.reason, str(error)))))

@@ -220,13 +220,20 @@ def project_out(basis: Tensor, vectors: Tensor) -> Tensor:
 
 
 def spectral_entropy(weights: Tensor) -> Tensor:
-    """Compute H = -sum_i p_i log p_i of p_i = w_i / sum w, a scalar; exp(H) is the effective rank. NaN if all weights are zero.
+    """Compute H = -sum_i p_i log p_i of p_i = w_i / sum w, a scalar; exp(H) is the effective rank.
+
+    It is -inf if all weights are zero, so that the effective rank is 0 then.
 
     Args:
         weights: w, eigenvalues or singular values, zero or more, (N,).
 
     Source: Roy & Vetterli 2007, Definition 1.
     """
+    # The shares have no scale: divided by the largest weight, no sum overflows and no weight that counts vanishes.
+    largest = weights.max()
+    if float(largest) == 0:
+        return torch.full_like(largest, -math.inf)
+    weights = weights / largest
     shares = weights / weights.sum()
     terms: Tensor = torch.special.xlogy(shares, shares)
     return -terms.sum()

@@ -18,7 +18,7 @@ from lightning_conv.linalg.estimates import (
 from lightning_conv.linalg.lanczos import Krylov, Matvec, lanczos
 
 NOTHING = "the operator is zero or negative"
-"""``Estimate.method`` where there is no effective rank."""
+"""``Estimate.method`` where no eigenvalue is positive, so that the effective rank is 0."""
 
 
 def estimate_lambda_max(
@@ -92,7 +92,7 @@ def estimate_effective_rank(
         image = matvec(torch.eye(size, dtype=torch.float64, device=device))
         values = torch.linalg.eigvalsh((image + image.T) / 2).clamp(min=0)
         if not float(values[-1]) > 0:
-            return Estimate(math.nan, math.nan, size, NOTHING)
+            return Estimate(0.0, 0.0, size, NOTHING)
         return Estimate(float(spectral_entropy(values).exp()), 0.0, size, "all eigenvalues")
     generator = torch.Generator().manual_seed(seed)
     signs = random_signs(size, 2 * probes, generator, device)
@@ -105,7 +105,7 @@ def estimate_effective_rank(
     products = columns + second.basis.shape[1]
     scale = max(float(first.ritz()[0][-1]), float(second.ritz()[0][-1]))
     if scale <= 0:
-        return Estimate(math.nan, math.nan, products, NOTHING)
+        return Estimate(0.0, 0.0, products, NOTHING)
     coordinates = second.basis.T @ rest
     entropy, error = _entropy(first, second, kept, coordinates, scale, drop=0)
     earlier = _entropy(first, second, kept, coordinates, scale, drop=1)[0]

@@ -57,7 +57,7 @@ class Spectrum:
     def effective_rank(self) -> float:
         """Exponential of the entropy of the eigenvalues, taken as a distribution (Roy & Vetterli 2007).
 
-        It is N if all eigenvalues are equal, 1 if only one is not zero, and NaN if all are.
+        It is N if all eigenvalues are equal, 1 if only one is not zero, and 0 if all are.
 
         Raises:
             ValueError: only the two extreme eigenvalues are known.
@@ -66,13 +66,13 @@ class Spectrum:
 
     @property
     def stable_rank(self) -> float:
-        """Trace / lambda_max.
+        """Trace / lambda_max, the sum of the shares of the largest eigenvalue; 0 for a matrix of zeros.
 
         Raises:
             ValueError: neither the trace nor all eigenvalues are known.
         """
         trace = float(self.all_eigenvalues("stable_rank").sum()) if self.trace is None else self.trace
-        return trace / self.lambda_max.value
+        return trace / self.lambda_max.value if self.lambda_max.value else 0.0
 
     def all_eigenvalues(self, purpose: str = "this") -> Tensor:
         """Return all eigenvalues; ``purpose`` is what they are needed for, and begins the error message.

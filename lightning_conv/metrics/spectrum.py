@@ -97,7 +97,7 @@ class EffectiveRank(SpectrumMetric):
 
     .. math:: \exp\Bigl(-\sum_i p_i \ln p_i\Bigr), \qquad p_i = \lambda_i / \sum_j \lambda_j
 
-    It is N if all eigenvalues are equal and 1 if only one is not zero. It has no unit and does not depend on the scale of
+    It is N if all eigenvalues are equal, 1 if only one is not zero and 0 if all are. It has no unit and does not depend on the scale of
     the kernel. For several ranks see ``KernelMetric``.
 
     Args:
@@ -118,7 +118,7 @@ class EffectiveRank(SpectrumMetric):
     """
 
     higher_is_better = None  # more directions learnt at a similar speed, or fewer features: neither is better
-    plot_lower_bound = 1.0
+    plot_lower_bound = 0.0
 
     @override
     def _number(self, spectrum: Spectrum) -> float:

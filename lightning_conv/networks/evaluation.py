@@ -7,10 +7,11 @@ were.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_conv.networks.aside import aside
 from lightning_conv.networks.batch_norm import batch_statistics
+from lightning_conv.networks.dense_gradients import ROWS_OF_BAGS, dense_gradients
+from lightning_conv.networks.outputs import described
 from lightning_conv.networks.precision import full_float32
 from lightning_conv.networks.recomputation import no_recomputation
 
@@ -57,10 +61,13 @@ def sample_count(inputs: Inputs) -> int:
     Raises:
         ValueError: the tensors differ in length, or there is no sample.
     """
-    lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in input_tensors(inputs)}
+    tensors = input_tensors(inputs)
+    lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
     if len(lengths) != 1 or 0 in lengths:
+        flat = all(tensor.ndim == 1 and not tensor.is_floating_point() for tensor in tensors[:2])
+        hint = f"; {ROWS_OF_BAGS}" if flat and len(tensors) > 1 else ""
         raise ValueError(
-            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}"
+            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}{hint}"
         )
     return lengths.pop()
 
@@ -81,14 +88,19 @@ def spread(inputs: Inputs, count: int) -> Inputs:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it, and the RNGs, afterwards.
+    """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it afterwards.
+
+    The global generators of torch, Python and NumPy are restored, too.
 
     Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
-    fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations.
+    fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations. Embeddings have dense
+    gradients.
     """
     flags = [(module, module.training) for module in model.modules()]
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []
+    python, numpy = random.getstate(), _numpy_random()
+    of_numpy = None if numpy is None else numpy.get_state()
     try:
         for module, _ in flags:
             module.training = False
@@ -97,6 +109,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             full_float32(),
             _as_written(),
             no_recomputation(),
+            dense_gradients(),
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -105,8 +118,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(of_numpy)
         for module, flag in flags:
             module.training = flag
+
+
+def _numpy_random() -> Any:
+    """Return NumPy's module of global random numbers; None: NumPy is not in memory, so that nothing draws from it."""
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random
 
 
 @contextmanager
@@ -146,6 +168,8 @@ class StatelessModule:
             derivatives through them. This is train-mode BatchNorm, with everything else in eval mode; it couples the
             samples.
         statistics_of: the batch that provides the statistics; required for ``"frozen"``.
+        before: called before each call, such as to put back what the forward writes to attributes.
+        copies: whether each call gets its own copies of the parameters, for a forward that writes to them.
 
     Raises:
         ValueError: a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice per forward
@@ -159,23 +183,28 @@ class StatelessModule:
         dtype: torch.dtype | None = None,
         batch_norm: BatchNormMode = "eval",
         statistics_of: Inputs | None = None,
+        before: Callable[[], None] | None = None,
+        copies: bool = False,
     ) -> None:
-        self.model, self.batch_norm = model, batch_norm
+        self.model, self.batch_norm, self.before, self.copies = model, batch_norm, before, copies
         numbers = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point() or p.is_complex()]
         self.device = numbers[0].device if numbers else torch.device("cpu")
         kinds = [p.dtype.to_real() for p in model.parameters() if p.is_floating_point() or p.is_complex()]
         self.model_dtype = kinds[0] if kinds else torch.float32
         self.dtype = dtype or (torch.float64 if self.model_dtype == torch.float64 else torch.float32)
+        self.strict = dtype is not None
+        """Whether the outputs must be of this type as the forward returns them. A type that was asked for is kept to; where it is the
+        model's own, outputs that the forward converts are converted back, and what was rounded is known from ``NarrowWatch``."""
         if self.device.type == "mps":
             self.device = torch.device("cpu")  # Apple's GPUs have no float64, in which all sums are taken
         self.parameters = {name: _as_real(self._convert(p.detach())) for name, p in model.named_parameters()}
         self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
-        names = {id(p): name for name, p in model.named_parameters()}
-        self.aliases = {name: names[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+        self.aliases = aliases_of(model)
         """Every name of a parameter -> the one under which ``parameters`` has it; tied weights have several."""
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
         self._places = _places(model)
+        self.lone: set[torch.Size] = set()  # shapes of results for one sample that lack its dimension, as was verified
         if batch_norm != "batch":
             _refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
@@ -185,11 +214,15 @@ class StatelessModule:
                 )
             self._freeze_statistics(statistics_of)
 
+    def again(self, *, dtype: torch.dtype | None, batch_norm: BatchNormMode) -> StatelessModule:
+        """Return the present module as a function anew, called in the same way."""
+        return StatelessModule(self.model, dtype=dtype, batch_norm=batch_norm, before=self.before, copies=self.copies)
+
     def twin(self, dtype: torch.dtype) -> StatelessModule:
         """Return the same function in another precision, with the same statistics, which are not computed again."""
         mode: BatchNormMode = "batch" if self.batch_norm == "batch" else "eval"
-        twin = StatelessModule(self.model, dtype=dtype, batch_norm=mode)
-        twin.batch_norm = self.batch_norm
+        twin = self.again(dtype=dtype, batch_norm=mode)
+        twin.batch_norm, twin.strict, twin.lone = self.batch_norm, False, self.lone
         twin.buffers = {name: twin._convert(buffer).clone() for name, buffer in self.buffers.items()}
         return twin
 
@@ -200,47 +233,92 @@ class StatelessModule:
             return tensor.to(self.device, self.dtype.to_complex())
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
+    @contextmanager
+    def on_copies(self) -> Iterator[Callable[[], bool]]:
+        """Evaluate on one set of copies of the parameters inside this context, unless every call has its own.
+
+        Yields:
+            A function that says afterwards whether a forward has written to the copies.
+        """
+        own, changed = self.parameters, False
+        if not self.copies:
+            self.parameters = {name: tensor.clone() for name, tensor in own.items()}
+        try:
+            yield lambda: changed
+        finally:
+            if not self.copies:
+                changed = not all(equal_numbers(own[name], tensor) for name, tensor in self.parameters.items())
+            self.parameters = own
+
     def convert(self, inputs: Inputs) -> Inputs:
         """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation."""
         return map_inputs(lambda tensor: self._convert(tensor.detach()), inputs)
 
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:
         """Return the raw result of the model with ``parameters`` in place of its own."""
+        if self.before is not None:
+            self.before()
         given = {**self.buffers, **self.parameters, **parameters}
+        if self.copies:
+            given = {name: tensor.clone() for name, tensor in given.items()}
         given |= {name: torch.view_as_complex(given[name]) for name in self._complex}
         state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
-            if isinstance(inputs, Tensor):
-                return functional_call(self.model, state, (inputs,), tie_weights=False)
-            if isinstance(inputs, Mapping):
-                return functional_call(self.model, state, (), dict(inputs), tie_weights=False)
-            return functional_call(self.model, state, inputs, tie_weights=False)
+            args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+            args = inputs if isinstance(inputs, tuple) else args
+            model = self.model
+            if isinstance(model, torch.jit.ScriptModule):  # refused by torch, but only as the outermost module
+                model, state = _Around(model), {f"module.{place}": tensor for place, tensor in state.items()}
+            return functional_call(model, state, args, kwargs, tie_weights=False)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Compute the network outputs u, shape (n, C): one row per sample, with all dimensions after the first flattened.
 
+        A result for one sample may lack the dimension of the samples, as after ``squeeze()``, if two copies of the sample give two
+        such results in rows.
+
         Raises:
-            TypeError: the result is not one floating tensor of this evaluation's type.
+            TypeError: the result is not one floating tensor, or not of this evaluation's type although that was asked for.
             ValueError: dimension 0 of the result is not the number of samples.
         """
         result = self.call(parameters, inputs)
         if not isinstance(result, Tensor) or not result.is_floating_point():
-            kind = str(result.dtype) if isinstance(result, Tensor) else type(result).__name__
-            raise TypeError(
-                f"model: returned {kind}; need one floating tensor. Wrap the model (or pass forward_fn to the Probe) so that "
-                "it returns the tensor whose kernel is wanted"
-            )
+            raise TypeError(f"model: returned {described(result)}")
         if result.dtype != self.dtype:
-            raise TypeError(
-                f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or choose "
-                "another precision"
-            )
+            if self.strict:
+                raise TypeError(
+                    f"model: evaluated in {self.dtype} but returned {result.dtype}; remove the cast inside forward, or choose "
+                    "another precision"
+                )
+            result = result.to(self.dtype)
         samples = input_tensors(inputs)[0].shape[0]
         if result.ndim == 0 or result.shape[0] != samples:
+            if samples == 1 and self._drops_samples(parameters, inputs, result):
+                return result.reshape(1, -1)
             raise ValueError(
                 f"model: returned shape {tuple(result.shape)} for {samples} samples; dimension 0 must index the samples"
             )
         return result.reshape(samples, -1)
+
+    def _drops_samples(self, parameters: Mapping[str, Tensor], inputs: Inputs, result: Tensor) -> bool:
+        """Return whether the result for one sample is a row that lacks its dimension: two copies of the sample give two such rows.
+
+        Their numbers are compared, too, unless statistics of the batch enter them or a transform of ``torch.func`` hides them.
+        """
+        if result.shape not in self.lone:
+            with aside(transforms=False):
+                own = {name: value.detach() for name, value in parameters.items()}
+                pair = self.call(own, map_inputs(lambda tensor: torch.cat([tensor, tensor]).detach(), inputs))
+            rows = isinstance(pair, Tensor) and pair.ndim > 0 and len(pair) == 2 and pair.numel() == 2 * result.numel()
+            if not (rows and isinstance(pair, Tensor)):
+                return False
+            if self.batch_norm != "batch" and torch._C._functorch.peek_interpreter_stack() is None:
+                each = pair.detach().to(self.dtype).reshape(2, -1)
+                near = torch.finfo(result.dtype).eps ** 0.5 * float(each.abs().max()) if each.numel() else 0.0
+                if not bool(((each - result.detach().reshape(1, -1)).abs() <= near).all()):
+                    return False
+            self.lone.add(result.shape)
+        return True
 
     def _freeze_statistics(self, inputs: Inputs) -> None:
         """Overwrite the cloned running statistics by those of ``inputs``, with the biased variance that train mode uses.
@@ -275,6 +353,30 @@ class StatelessModule:
                 f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
                 'times, each time with other statistics; use batch_norm="eval"'
             )
+
+
+class _Around(nn.Module):
+    """A module that calls another one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def equal_numbers(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same numbers, NaN being equal to itself."""
+    return one.shape == other.shape and (
+        torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+    )
+
+
+def aliases_of(model: nn.Module) -> dict[str, str]:
+    """Map every name of a parameter to the first one, under which ``named_parameters`` has it; tied weights have several."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _as_real(tensor: Tensor) -> Tensor:

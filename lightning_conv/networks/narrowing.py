@@ -50,6 +50,12 @@ class NarrowedError(TypeError):
         self.features, self.narrowing = features, narrowing
 
 
+def coarser(one: torch.dtype | None, other: torch.dtype | None) -> torch.dtype | None:
+    """Return the floating type with the larger unit roundoff; None: neither is known."""
+    known = [each for each in (one, other) if each is not None and (each.is_floating_point or each.is_complex)]
+    return max(known, key=unit_roundoff, default=None)
+
+
 def coarsest(found: Sequence[Narrowing | None]) -> Narrowing | None:
     """Return the finding with the coarsest type, the first of several; None: there is none."""
     return max((each for each in found if each is not None), key=lambda each: each.unit, default=None)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+import torch
+
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
-from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs
+from lightning_conv.networks.origins import Make, path_required
 
 Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
 EngineName: TypeAlias = Literal["auto", "jacobian"]
+
+EXACT = 'use precision="exact", whose bounds allow for that type, or remove the cast'
+OWN_TYPE = "remove the cast, or convert the model (model.float())"
+"""What to do where a network has no path in float64, or in float32."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,16 @@ class Request:
         require_option("engine", self.engine, get_args(EngineName))
         if self.projections < 2:
             raise ValueError(f"projections: {self.projections}; an estimate with a standard error needs at least 2")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type that the passes are asked to have; None: that of the model, at least float32."""
+        return torch.float64 if self.precision == "certified" else None
+
+    def path(self, make: Make, inputs: Inputs) -> AbstractContextManager[None]:
+        """Return a context that explains errors of a network that cannot be evaluated in that type; see ``path_required``."""
+        cure = EXACT if self.precision == "certified" else OWN_TYPE
+        return path_required(make, inputs, self.dtype, asked=f'precision: "{self.precision}"', cure=cure)
 
 
 def require_option(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
@@ -23,17 +23,18 @@ from lightning_conv.kernels.reading.reach import with_late_parameters
 from lightning_conv.kernels.reading.samples import joined, require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
 from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.evaluation import Inputs, sample_count, take
 from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.stage import Stage
 
 ERROR_GROUPS = 4
 """Groups into which the projections are divided, so that their spread gives a standard error."""
 
 
 class Task:
-    """A network that was read, and what is to be computed of it. Construct it inside ``undisturbed(model)``.
+    """A network that was read, and what is to be computed of it. Construct it inside ``staged``.
 
-    Arguments and errors are those of ``ntk_gram``; ``request`` holds its options.
+    Arguments and errors are those of ``ntk_gram``; ``stage`` has its model, and ``request`` holds its options.
 
     Attributes:
         unsteady: the change of the outputs between two evaluations that is neither rounding nor refused, see
@@ -42,7 +43,7 @@ class Task:
 
     def __init__(
         self,
-        model: nn.Module,
+        stage: Stage,
         inputs: Inputs,
         inputs2: Inputs | None,
         parameters: Sequence[str] | str | None,
@@ -54,8 +55,8 @@ class Task:
             if each is not None:
                 sample_count(each)
                 require_float_inputs(each)
-        dtype = torch.float64 if request.precision == "certified" else None
-        self.module = StatelessModule(model, dtype=dtype, batch_norm=request.batch_norm, statistics_of=inputs)
+        self._stage = stage
+        self.module = stage.stateless(dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
         self.inputs = self.module.convert(inputs)
         self.others = None if inputs2 is None else self.module.convert(inputs2)
@@ -78,7 +79,25 @@ class Task:
         if plan is not None:
             self._require_same(plan)
         checked = plan is not None and request.precision != "certified"  # on the samples of the plan
-        self.unsteady = None if checked else self._unsteady()
+        self.unsteady = None if checked else self._unsteady_on_copies()
+
+    def _unsteady_on_copies(self) -> Narrowing | None:
+        """Return ``_unsteady``, for which all samples pass through the network for the first time: on copies of the weights.
+
+        A forward may write to weights or attributes on other samples than those that it was tried on.
+        """
+        refused: ValueError | None = None
+        with self.module.on_copies() as wrote:
+            try:
+                found = self._unsteady()
+            except ValueError as error:
+                refused = error
+        if self._stage.wrote() or wrote():
+            self.module.before, self.module.copies = self._stage.before, self.module.copies or wrote()
+            return self._unsteady()
+        if refused is not None:
+            raise refused
+        return found
 
     def _unsteady(self) -> Narrowing | None:
         """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that.
@@ -101,6 +120,7 @@ class Task:
                     cuts=self._cuts(sample_count(each)),
                     arranged=self.anatomy.arranged,
                     level=self.anatomy.level,
+                    coarse=self.anatomy.coarse,
                     gradients=self.request.precision == "certified",
                 )
                 for each in sets

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.kernels.planning.request import OWN_TYPE
 from lightning_conv.kernels.products.pullback import (
     BATCH,
     WORKING_COPIES,
@@ -24,13 +25,14 @@ from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import (
     BatchNormMode,
     Inputs,
-    StatelessModule,
     sample_count,
     take,
     undisturbed,
 )
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
-from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.narrowing import Narrowing, coarser, coarsest
+from lightning_conv.networks.origins import path_required
+from lightning_conv.networks.stage import staged
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""
@@ -56,9 +58,15 @@ class JacobianMap:
         self.n_samples = sample_count(inputs)
         self.couples = batch_norm == "batch"
         require_float_inputs(inputs)
-        self.model = model
-        with undisturbed(model):
-            self.module = StatelessModule(model, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
+        asked, cure = (
+            ("dtype: torch.float64", "use dtype=None or remove the cast") if dtype else ("dtype: None", OWN_TYPE)
+        )
+        with (
+            undisturbed(model),
+            staged(model, inputs) as self._stage,
+            path_required(self._stage.stateless, inputs, dtype, asked=asked, cure=cure),
+        ):
+            self.module = self._stage.stateless(dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
             self.module.parameters = {name: tensor.clone() for name, tensor in self.module.parameters.items()}
             self.names = parameter_names(self.module, parameters)
             self.inputs = self.module.convert(inputs)
@@ -66,9 +74,10 @@ class JacobianMap:
             budget = memory_budget(max_memory, self.module.device, 0)
             graph = graph_size(self.module, self.names, few, limit=budget)
             self.n_outputs = graph.outputs
-            unsteady = self._unsteady(graph, sample_count(few), budget, chunk)
+            narrowing = self._narrowing(few)
+            unsteady = self._unsteady(graph, sample_count(few), budget, chunk, narrowing)
             self.push_rule = choose_push(self.module, self.names, few)
-            self.narrowing = coarsest([self._narrowing(few), unsteady])
+            self.narrowing = coarsest([narrowing, unsteady])
         self.chunk, self.block = self._plan(graph, sample_count(few), budget, chunk)
         longest = max(self.module.parameters[name].numel() for name in self.names)
         largest = max(longest, graph.largest * self.chunk // sample_count(few))
@@ -82,7 +91,7 @@ class JacobianMap:
         """
         total: dict[str, Tensor] = {}
         cuts = blocks(self.n_samples, self.chunk)
-        with undisturbed(self.model):
+        with undisturbed(self._stage.module), self._stage.guard():
             for cut in cuts:
                 pullback = Pullback(
                     self.module, self.names, self._rows(cut), batched=self.batched and not self.pull_reason
@@ -98,7 +107,7 @@ class JacobianMap:
     def push(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Apply J to each direction, given as (b, *shape) for each parameter, and return (b, n, C) in float64."""
         inside = {name: direction.to(self.module.dtype) for name, direction in directions.items()}
-        with undisturbed(self.model):
+        with undisturbed(self._stage.module), self._stage.guard():
             parts = [
                 self.push_rule(self.module, self._rows(cut), inside, batched=self.batched).double()
                 for cut in blocks(self.n_samples, self.chunk)
@@ -116,13 +125,16 @@ class JacobianMap:
             Pullback(self.module, self.names, few, batched=False)(cotangent)
         return narrowing_of(self.module, few, watch)
 
-    def _unsteady(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> Narrowing | None:
+    def _unsteady(
+        self, graph: GraphSize, measured: int, budget: int, chunk: int | None, narrowing: Narrowing | None
+    ) -> Narrowing | None:
         """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that."""
         if self.couples:
             return require_repeatable(self.module, self.inputs)
         fits = max(1, int(budget * measured // 2 // max(1, graph.saved_bytes)))
         cuts = [] if chunk is None else [blocks(self.n_samples, chunk)]
-        return require_own_outputs(self.module, self.inputs, rows=fits, cuts=cuts)
+        coarse = coarser(None, None if narrowing is None else narrowing.dtype)
+        return require_own_outputs(self.module, self.inputs, rows=fits, cuts=cuts, coarse=coarse)
 
     def _plan(self, graph: GraphSize, measured: int, budget: int, chunk: int | None) -> tuple[int, int]:
         """Return the numbers of samples and of vectors per pass.

@@ -29,7 +29,7 @@ from lightning_conv.kernels.reading.sites import (
 )
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, sample_count, spread, take
-from lightning_conv.networks.narrowing import Narrowing
+from lightning_conv.networks.narrowing import Narrowing, coarser
 
 READ_SAMPLES = 3
 """Samples on which a network is read, unless its samples couple."""
@@ -60,6 +60,7 @@ class Anatomy:
     general_sizes: Mapping[str, int]  # elements of the parameters without a rule
     jacobian_error: float  # relative, estimated
     narrowing: Narrowing | None  # where a copy in float64 casts to a narrower type
+    coarse: torch.dtype | None  # narrowest type in which the forward computes, if it is narrower than the evaluation's
     channels_last: bool  # whether images are passed with their channels innermost rather than as they are
 
     def arranged(self, inputs: Inputs) -> Inputs:
@@ -123,7 +124,7 @@ def _read(
     given = channels_last(few) if in_channels_last else few
     first = first_forward(module, given, {name: module.parameters[name] for name in names} if rules else {})
     outputs, recorder, forward_bytes = first.outputs, first.recorder, first.bytes
-    calls, tracked = recorder.calls, tuple(first.tracked)
+    calls, tracked, lowered = recorder.calls, tuple(first.tracked), recorder.lowered
     # Independent standard normal v_ic give E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
@@ -176,6 +177,7 @@ def _read(
         general_sizes={name: module.parameters[name].numel() for name in general},
         jacobian_error=error,
         narrowing=narrowing,
+        coarse=coarser(lowered, None if narrowing is None else narrowing.dtype),
         channels_last=in_channels_last and bool(sites),
     )
 

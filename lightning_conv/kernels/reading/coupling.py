@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
 from lightning_conv.networks.narrowing import Narrowing
@@ -20,6 +21,8 @@ MOST = 2**12
 """Largest relative change, in units of eps, that is taken for rounding unless the terms of an output cancel."""
 FEW = 3
 """Samples on which that rounding is measured."""
+CAST_ROUNDINGS = 8
+"""Relative change, in units of the roundoff of a narrower type in which the forward computes, that is never refused."""
 ENDS = 2
 """Samples at either end whose gradients are compared."""
 
@@ -32,6 +35,7 @@ def require_own_outputs(
     cuts: Sequence[Sequence[slice]] = (),
     arranged: Callable[[Inputs], Inputs] = lambda inputs: inputs,
     level: float = 0.0,
+    coarse: torch.dtype | None = None,
     gradients: bool = False,
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
@@ -41,7 +45,8 @@ def require_own_outputs(
     of the square root of n, and in the batches of the engine. Two samples that share a group in one of the two ways do not in the
     other, so every pair is separated at least once. Each way has another seed.
 
-    A change is refused above sqrt(eps) of the largest output. In float64 a smaller one makes the kernel uncertified, unless it is
+    A change is refused above sqrt(eps) of the largest output, or 8 times the unit roundoff of the type ``coarse``. In float64 a smaller
+    one makes the kernel uncertified, unless it is
 
     .. math:: \le \min\{32 \max(r, \epsilon \max|u|), \; \epsilon \max(2^{12} \max|u|, \ell)\}
 
@@ -59,6 +64,7 @@ def require_own_outputs(
         cuts: further ways to batch the samples in their order, as the engine does.
         arranged: layout in which the engine passes the samples.
         level: size of the terms that add up to an output; where they cancel, what remains is rounding.
+        coarse: a narrower type that the forward computes in, whose rounding changes with the batch; None: there is none.
         gradients: whether gradients are compared.
 
     Returns:
@@ -86,7 +92,7 @@ def require_own_outputs(
     order, group = torch.arange(samples), isqrt(samples)
     strided = [order[start::group] for start in range(group)]
     whole = evaluated([order])
-    judge = _Judge(module, inputs, whole, level)
+    judge = _Judge(module, inputs, whole, level, coarse=coarse)
     judge.compare(evaluated([order[:1]]), whole[:1], "of the first sample", "when the rest of the batch is added")
     if samples > 1:
         judge.compare(evaluated([order.flip(0)]).flip(0), whole, "of a sample", "with the order of the batch")
@@ -147,15 +153,23 @@ class _Judge:
         inputs: the samples.
         whole: outputs of all samples together.
         level: see ``require_own_outputs``.
+        coarse: see ``require_own_outputs``.
         measured: whether rounding is measured against float32; otherwise it is eps of the largest output.
     """
 
     def __init__(
-        self, module: StatelessModule, inputs: Inputs, whole: Tensor, level: float, *, measured: bool = True
+        self,
+        module: StatelessModule,
+        inputs: Inputs,
+        whole: Tensor,
+        level: float,
+        *,
+        coarse: torch.dtype | None = None,
+        measured: bool = True,
     ) -> None:
         eps = torch.finfo(whole.dtype).eps
         self.found: Narrowing | None = None
-        self.refused = eps**0.5
+        self.refused = max(eps**0.5, 0.0 if coarse is None else CAST_ROUNDINGS * unit_roundoff(coarse))
         size = float(whole.abs().nan_to_num(0.0, 0.0, 0.0).max()) if whole.numel() else 0.0
         self._scale = max(size, self.refused * level, torch.finfo(whole.dtype).tiny)
         self._rounding = self.refused  # below float64 nothing is certified

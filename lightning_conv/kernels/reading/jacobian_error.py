@@ -16,6 +16,8 @@ from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing
+from lightning_conv.networks.origins import TypeRefusal, type_refusal
+from lightning_conv.networks.widened import Widened
 
 SAFETY = 4.0
 """Factor on the measured error."""
@@ -52,12 +54,14 @@ def estimate_jacobian_error(
     truth: Mapping[str, Tensor | None],
     *,
     by_factors: Factored | None,
+    refusal: TypeRefusal | None = None,
 ) -> tuple[float, Narrowing | None]:
     """Estimate the relative rounding error |dJ|_F / |J|_F of the Jacobian in the module's dtype, times a factor of 4.
 
     The same random combination of Jacobian rows is computed in float32 and in float64. For a float64 evaluation the
     float32 error is scaled by 2^-29, the ratio of the unit roundoffs. The result is an estimate, not a bound. A twin in
-    float64 is watched for casts to a narrower type: with one it is no more exact than the network (``with_narrowing``).
+    float64 is watched for casts to a narrower type: with one it is no more exact than the network (``with_narrowing``). A network that
+    has no path in float64, since it makes float32 itself, is compared with what it computes where those types are widened.
 
     Linear layers with one position are compared by their factors, |d(b a^T)| <= |db||a| + |b||da|, so that gradients as
     large as the network need not be formed. The other parameters are compared by the gradients of autograd, one after
@@ -69,6 +73,7 @@ def estimate_jacobian_error(
         mixture: random combination of their outputs, with independent standard normal entries.
         truth: the gradients of sum(mixture * outputs) from autograd.
         by_factors: the layers to compare by their factors; None: compare every parameter by its gradient.
+        refusal: why the forward cannot be evaluated in float64; the float64 function is then that of ``Widened``.
 
     Returns:
         The estimate, and the place at which a twin in float64 casts; None: nowhere, or the twin is in float32.
@@ -80,14 +85,15 @@ def estimate_jacobian_error(
     covered = {name for site in sites for name in site.names}
     rest = {name: gradient for name, gradient in truth.items() if name not in covered and gradient is not None}
     difference = Difference()
+    twin = module.twin(other)
+    leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
+    twin.parameters |= leaves
+    wanted = sorted({use.call for site in sites for use in site.uses})
+    few = twin.convert(inputs)
+    watch = NarrowWatch(twin, few, parameters=leaves) if other == torch.float64 and refusal is None else None
+    mode = nullcontext() if watch is None else watch.watching()
     try:
-        twin = module.twin(other)
-        leaves = {name: twin.parameters[name].detach().requires_grad_() for name in rest}
-        twin.parameters |= leaves
-        wanted = sorted({use.call for site in sites for use in site.uses})
-        few = twin.convert(inputs)
-        watch = NarrowWatch(twin, few, parameters=leaves) if other == torch.float64 else None
-        with nullcontext() if watch is None else watch.watching():
+        with mode if refusal is None else Widened():
             # Without layers to compare nothing is recorded, since a forward that uses torch.func inside cannot be.
             outputs, recorder = record(twin, few, {n: twin.parameters[n] for n in truth if sites})
             calls = recorder.calls
@@ -103,7 +109,14 @@ def estimate_jacobian_error(
             )
         narrowing = None if watch is None else narrowing_of(twin, few, watch)
     except (TypeError, RuntimeError):  # a forward that works in one dtype only
-        return SAFETY * 16 * unit, None
+        if refusal is None and other == torch.float64:
+            refusal = type_refusal(module.again, inputs, other)
+            if refusal is not None:
+                return estimate_jacobian_error(module, inputs, mixture, truth, by_factors=by_factors, refusal=refusal)
+        return with_narrowing(SAFETY * 16 * unit, module.dtype, None if refusal is None else refusal.narrowing), (
+            None if refusal is None else refusal.narrowing
+        )
+    narrowing = narrowing if refusal is None else refusal.narrowing
     theirs = dict(zip(wanted, found, strict=False))
     for site in sites:
         assert by_factors is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lightning_conv.networks.evaluation import StatelessModule
@@ -26,17 +26,19 @@ def parameter_names(module: StatelessModule, asked: Sequence[str] | str | None) 
                 "model: no parameter has requires_grad, so its tangent kernel is empty; unfreeze the parameters that are meant"
             )
         return module.trainable
-    chosen = {module.aliases[name] for name in matching_names(module.aliases, asked)}
-    return tuple(name for name in module.parameters if name in chosen)
+    return matching_names(module.aliases, asked)
 
 
-def matching_names(known: Iterable[str], asked: Sequence[str] | str) -> tuple[str, ...]:
-    """Return those of the ``known`` names that match, in their order.
+def matching_names(known: Mapping[str, str], asked: Sequence[str] | str) -> tuple[str, ...]:
+    """Return the parameters of which a name matches, each once under its first name, in the order of the model.
+
+    Args:
+        known: every name of a parameter -> its first name, see ``aliases_of``.
+        asked: names or shell patterns, see ``parameter_names``.
 
     Raises:
         ValueError: ``asked`` is empty, or a name or pattern matches nothing.
     """
-    known = list(known)
     patterns = [asked] if isinstance(asked, str) else list(asked)
     matches = {pattern: {name for name in known if _matches(name, pattern)} for pattern in patterns}
     unmatched = [pattern for pattern, names in matches.items() if not names]
@@ -44,8 +46,8 @@ def matching_names(known: Iterable[str], asked: Sequence[str] | str) -> tuple[st
         raise ValueError(
             f"parameters: {unmatched or 'an empty list'}; need names or patterns of parameters of the model ({', '.join(known)})"
         )
-    chosen = set().union(*matches.values())
-    return tuple(name for name in known if name in chosen)
+    chosen = {known[name] for name in set().union(*matches.values())}
+    return tuple(name for name in dict.fromkeys(known.values()) if name in chosen)
 
 
 def _matches(name: str, pattern: str) -> bool:

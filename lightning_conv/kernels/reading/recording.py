@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_conv.kernels.rules import UNROLLED, Arguments, LayerRule, rule_of
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.narrowing import coarser
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Recorder(TorchFunctionMode):
         self.calls: list[LayerCall] = []
         self.elsewhere: set[str] = set()
         self.largest = 0  # bytes of the largest result of any function
+        self.lowered: torch.dtype | None = None  # coarsest type of a result under autocast
 
     def __torch_function__(
         self,
@@ -81,8 +83,13 @@ class Recorder(TorchFunctionMode):
         if used and _holds_tensor(result):
             self.elsewhere |= used
         if isinstance(result, Tensor):
-            self.largest = max(self.largest, result.numel() * result.element_size())
+            self._note(result)
         return result
+
+    def _note(self, result: Tensor) -> None:
+        self.largest = max(self.largest, result.numel() * result.element_size())
+        if result.element_size() < 4 and result.is_floating_point() and torch.is_autocast_enabled(result.device.type):
+            self.lowered = coarser(self.lowered, result.dtype)
 
     def _record(
         self, func: Callable[..., Any], rule: LayerRule, arguments: dict[str, Any], names: dict[str, str]
@@ -94,7 +101,7 @@ class Recorder(TorchFunctionMode):
                 return output  # no derivative flows through here
             # Nothing below a first layer needs a gradient, so a graph must be started here.
             output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-        self.largest = max(self.largest, output.numel() * output.element_size())
+        self._note(output)
         detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
         # The edge is kept rather than the tensor, which an in-place activation may change later.
         edge = get_gradient_edge(output)

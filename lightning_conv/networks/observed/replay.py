@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,31 +72,37 @@ class Replay(nn.Module):
 
     Args:
         model: The module that the code calls, or whose parts it calls.
-        code: Called with what was given; it uses ``model``.
+        code: Called with ``model`` and what was given. A function that holds neither: in a copy of this network it is called with a copy
+            of the model.
         given: What it is called with.
         outputs: What of its calls to return, side by side.
         draws: The random numbers that it drew, of which those named in ``drawn`` have one row per sample.
         drawn: Names of inputs by the number of the draw.
-        around: Makes the context of a run.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        code: Callable[[Any], object],
+        code: Callable[[Any, Any], object],
         given: Given,
         outputs: Sequence[OutputPlace],
         draws: Sequence[Tensor] = (),
         drawn: Mapping[int, str] | None = None,
-        around: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self.__dict__ |= {name: vars(model)[name] for name in ("_modules", "_parameters", "_buffers")}
         self.training = model.training
         # In a tuple, for a module among the attributes would become a part of this one.
         self._held = (model, code)
-        self._given, self._outputs, self._around = given, tuple(outputs), around
+        self._given, self._outputs = given, tuple(outputs)
         self._draws, self._drawn = list(draws), dict(drawn or {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Replay:
+        """Return the network over a copy of the model, which shares that copy's dictionaries in turn."""
+        model, code = self._held
+        made = Replay(copy.deepcopy(model, memo), code, self._given, self._outputs, self._draws, self._drawn)
+        memo[id(self)] = made
+        return made
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the outputs, (n, C): those of all places side by side, each flattened.
@@ -117,9 +124,9 @@ class Replay(nn.Module):
             for number, each in enumerate(self._draws)
         ]
         attributes = dict(vars(model))
-        with catch, self._around(), Draws(draws).replaying() if draws else nullcontext():
+        with catch, Draws(draws).replaying() if draws else nullcontext():
             try:
-                code(self._given.filled(samples, like))
+                code(model, self._given.filled(samples, like))
             except _CaughtAll:
                 pass
             finally:

@@ -133,7 +133,7 @@ def effective_rank(matrix: Tensor) -> float:
     Source: Roy & Vetterli 2007.
     """
     values = torch.linalg.svdvals(_checked(matrix))
-    return math.exp(float(spectral_entropy(values))) if float(values[0]) > 0 else 0.0
+    return math.exp(float(spectral_entropy(values)))
 
 
 @dataclass(frozen=True)

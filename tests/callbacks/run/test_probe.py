@@ -264,3 +264,15 @@ def test_targets_of_usual_batches_are_recognised(batch, expected):
     found = take_targets(batch, None)
     assert found is None if expected is None else torch.equal(found, expected)
     assert torch.equal(take_targets(batch, lambda batch: torch.ones(1)), torch.ones(1))
+
+
+@pytest.mark.parametrize("pattern", ["head.*", "head.weight", ["head.weight"]])
+def test_a_tied_weight_is_found_by_each_of_its_names(pattern):
+    class Tied(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+            self.head.weight = self.trunk.weight
+
+    names = Probe(parameters=pattern).parameter_names(Tied())
+    assert names == ["trunk.weight", *(["head.bias"] if pattern == "head.*" else [])]

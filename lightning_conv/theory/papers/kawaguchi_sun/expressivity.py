@@ -53,12 +53,13 @@ class ExpressivityFacts:
 
     @property
     def stable_rank(self) -> float:
-        """|[h, 1]|_F^2 / sigma_1^2, between 1 and the rank."""
-        return float((self.singular_values / self.singular_values[0]).square().sum())
+        """|[h, 1]|_F^2 / sigma_1^2, between 1 and the rank; 0 for a matrix of zeros."""
+        largest = self.singular_values[0]
+        return float((self.singular_values / largest).square().sum()) if float(largest) > 0 else 0.0
 
     @property
     def effective_rank(self) -> float:
-        """Exponential of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank."""
+        """Exponential of the entropy of sigma_i / sum sigma (Roy & Vetterli 2007), between 1 and the rank; 0 for zeros."""
         return float(spectral_entropy(self.singular_values).exp())
 
 
