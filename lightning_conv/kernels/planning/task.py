@@ -15,7 +15,15 @@ from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
 from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
-from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network
+from lightning_conv.kernels.products.combinations import (
+    Combinations,
+    EachOutput,
+    SharedRows,
+    checked_sets,
+    cotangents_of_shape,
+)
+from lightning_conv.kernels.reading.anatomy import LARGE, READ_SAMPLES, Anatomy, read_network
+from lightning_conv.kernels.reading.contracted_error import ContractedError, contracted_error
 from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
@@ -36,6 +44,8 @@ class Task:
     Arguments and errors are those of ``ntk_gram``; ``request`` holds its options.
 
     Attributes:
+        combinations: what is differentiated, of the samples in the rows and of those in the columns.
+        contracted: the rounding of a kernel whose outputs are contracted; None: of another one.
         unsteady: the change of the outputs between two evaluations that is neither rounding nor refused, see
             ``require_own_outputs``; None: there is none.
     """
@@ -48,12 +58,15 @@ class Task:
         parameters: Sequence[str] | str | None,
         request: Request,
         plan: NTKPlan | None = None,
+        cotangents: Tensor | None = None,
+        cotangents2: Tensor | None = None,
     ) -> None:
         self.request = request
         for each in (inputs, inputs2):
             if each is not None:
                 sample_count(each)
                 require_float_inputs(each)
+        given = checked_sets(inputs, inputs2, cotangents, cotangents2)
         dtype = torch.float64 if request.precision == "certified" else None
         self.module = StatelessModule(model, dtype=dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
@@ -73,6 +86,8 @@ class Task:
             self.anatomy = with_late_parameters(self.anatomy, self.module, sets, allowed)
         known = plan is not None and self.anatomy.general == plan.reading.general
         self._general = plan.general_pass if plan is not None and known else self._general_pass()
+        self.combinations = self._combinations(given)
+        self.contracted = self._contracted_error()
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
         if plan is not None:
@@ -166,10 +181,10 @@ class Task:
             )
 
     def _plan(self) -> NTKPlan:
-        request, classes = self.request, self.anatomy.outputs
+        request = self.request
         # The groups of projections are computed one after the other.
         groups = error_groups(request.projections) if self.projects else 1
-        outputs = 1 if request.outputs == "sum" else -(-request.projections // groups) if self.projects else classes
+        outputs = -(-request.projections // groups) if self.projects else self.combinations[0].count
         problem = Problem(
             samples=sample_count(self.inputs),
             others=None if self.others is None else sample_count(self.others),
@@ -206,10 +221,31 @@ class Task:
         """
         return self.request.outputs == "projected" and self.anatomy.outputs > self.request.projections
 
-    def cotangents(self) -> Tensor:
-        """Return the combinations of outputs, (K, C): one row for each output, or a row of ones for their sum."""
-        eye = torch.eye(self.anatomy.outputs, dtype=self.module.dtype, device=self.module.device)
-        return eye.sum(0, keepdim=True) if self.request.outputs == "sum" else eye
+    def _combinations(self, given: Sequence[tuple[Tensor, str]]) -> tuple[Combinations, Combinations]:
+        """Return the combinations of outputs in the rows and in the columns; random ones are drawn by ``projected_kernel``.
+
+        Raises:
+            ValueError: cotangents have another shape than the outputs.
+        """
+        classes = self.anatomy.outputs
+        if given:
+            few = self.inputs if self.couples else take(self.inputs, slice(READ_SAMPLES))
+            found = [cotangents_of_shape(each, self.module, few, classes, name) for each, name in given]
+            return found[0], found[-1]
+        each = EachOutput(classes)
+        if self.request.outputs == "sum":
+            ones = SharedRows(torch.ones(1, classes, dtype=self.module.dtype, device=self.module.device))
+            return ones, ones
+        return each, each
+
+    def _contracted_error(self) -> ContractedError | None:
+        """Measure the rounding of a kernel whose outputs are contracted, in which terms may cancel; None: of another one."""
+        if self.request.outputs not in ("sum", "cotangents"):
+            return None
+        few = 1 if READ_SAMPLES * self.anatomy.forward_bytes > LARGE else READ_SAMPLES
+        return contracted_error(
+            self.module, self.names, self.inputs, self.combinations[0], samples=None if self.couples else few
+        )
 
 
 def error_groups(projections: int) -> int:
