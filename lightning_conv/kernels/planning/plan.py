@@ -54,7 +54,8 @@ class NTKPlan:
     """Flops of the forward and backward passes and of all products, where a multiplication and an addition count as
     two. Reading the network is not included."""
     bytes: int
-    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it."""
+    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it. Outputs of all
+    samples, which are held while they are compared between batches, are a part of it that ``max_memory`` does not bound."""
     result_bytes: int
     reading_bytes: int
     """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by

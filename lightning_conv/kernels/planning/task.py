@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,21 @@ class Task:
         if plan is not None:
             self._require_same(plan)
         checked = plan is not None and request.precision != "certified"  # on the samples of the plan
+        if not checked:
+            self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
         self.unsteady = None if checked else self._unsteady()
+
+    @property
+    def _fits(self) -> int:
+        """Number of samples whose forward fits into half of the memory."""
+        allowed = allowed_memory(self.request.max_memory, self.module.device)
+        return max(1, allowed // 2 // max(1, self.anatomy.forward_bytes))
+
+    def _checking_bytes(self) -> int:
+        """Return the bytes of the outputs that ``_unsteady`` holds: of all samples, and twice of one batch."""
+        samples = max(sample_count(each) for each in (self.inputs, self.others) if each is not None)
+        batch = samples if self.couples else min(samples, self._fits)
+        return (samples + 2 * batch) * self.anatomy.outputs * torch.finfo(self.module.dtype).bits // 8
 
     def _unsteady(self) -> Narrowing | None:
         """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that.
@@ -103,7 +118,6 @@ class Task:
         """
         if self.couples:
             return require_repeatable(self.module, self.inputs)
-        fits = allowed_memory(self.request.max_memory, self.module.device) // 2 // max(1, self.anatomy.forward_bytes)
         sets = [self.inputs] if self.others is None else [self.inputs, self.others]
         if (few := self._reading_samples()) is not self.inputs:
             sets.append(few)
@@ -112,7 +126,7 @@ class Task:
                 require_own_outputs(
                     self.module,
                     each,
-                    rows=max(1, fits),
+                    rows=self._fits,
                     cuts=self._cuts(sample_count(each)),
                     arranged=self.anatomy.arranged,
                     level=self.anatomy.level,
