@@ -167,6 +167,4 @@ def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, N
             found = compute_kernel(task, seed, report)
         narrowing = coarsest([narrowing_of(task.module, task.inputs, watch), task.unsteady])
         error = with_narrowing(error, task.module.dtype, narrowing)
-    if task.contracted is not None:
-        error = task.contracted.relative(error, None if task.others is not None else found.trace)
-    return found, error, narrowing
+    return found, task.jacobian_error(error, found.matrix), narrowing

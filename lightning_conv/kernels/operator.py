@@ -146,9 +146,9 @@ class NTKOperator:
                 self._contracted = SharedRows(torch.ones(1, self.n_outputs, dtype=self.precision, device=self.device))
             else:
                 self._contracted = cotangents_of_shape(given, network.module, network.few, self.n_outputs)
-            samples = None if network.couples else sample_count(network.few)
+            count = None if network.couples else sample_count(network.few)
             measured = contracted_error(
-                network.module, network.names, network.inputs, self._contracted, samples=samples, compare=False
+                network.module, network.names, network.inputs, self._contracted, count=count, compare=False
             )
         self.cancellation = measured.relative(1.0, None)
 

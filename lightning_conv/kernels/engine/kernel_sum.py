@@ -17,8 +17,3 @@ class KernelSum:
     layer_traces: Mapping[str, float]
     layer_matrices: Mapping[str, Tensor]  # empty unless they were asked for
     projection_error: float = 0.0  # standard error of a projected kernel, in the Frobenius norm
-
-    @property
-    def trace(self) -> float:
-        """Sum of the diagonal; the matrix is that of one set of samples."""
-        return float(self.matrix.diagonal().sum())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
-from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
+from lightning_conv.kernels.planning.plan import MEASURING_COPIES, NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
 from lightning_conv.kernels.products.combinations import (
     Combinations,
@@ -23,8 +23,8 @@ from lightning_conv.kernels.products.combinations import (
     checked_sets,
     cotangents_of_shape,
 )
-from lightning_conv.kernels.reading.anatomy import LARGE, READ_SAMPLES, Anatomy, read_network
-from lightning_conv.kernels.reading.contracted_error import ContractedError, contracted_error
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network
+from lightning_conv.kernels.reading.contracted_error import contracted_error, measured_count
 from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
@@ -46,7 +46,6 @@ class Task:
 
     Attributes:
         combinations: what is differentiated, of the samples in the rows and of those in the columns.
-        contracted: the rounding of a kernel whose outputs are contracted; None: of another one.
         unsteady: the change of the outputs between two evaluations that is neither rounding nor refused, see
             ``require_own_outputs``; None: there is none.
     """
@@ -88,7 +87,6 @@ class Task:
         known = plan is not None and self.anatomy.general == plan.reading.general
         self._general = plan.general_pass if plan is not None and known else self._general_pass()
         self.combinations = self._combinations(given)
-        self.contracted = self._contracted_error()
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
         if plan is not None:
@@ -218,6 +216,8 @@ class Task:
             couples=self.couples,
             reading_seconds=self._reading_seconds,
             general=self._general,
+            measured=self._measured if self.contracts and not self.couples else 0,
+            copies=reading_bytes(self.module, self.names),
         )
 
     def _general_pass(self) -> PassCost | None:
@@ -252,14 +252,35 @@ class Task:
             return ones, ones
         return each, each
 
-    def _contracted_error(self) -> ContractedError | None:
-        """Measure the rounding of a kernel whose outputs are contracted, in which terms may cancel; None: of another one."""
-        if self.request.outputs not in ("sum", "cotangents"):
-            return None
-        few = 1 if READ_SAMPLES * self.anatomy.forward_bytes > LARGE else READ_SAMPLES
-        return contracted_error(
-            self.module, self.names, self.inputs, self.combinations[0], samples=None if self.couples else few
+    @property
+    def contracts(self) -> bool:
+        """Whether the outputs of a sample are contracted to one number, so that terms of its gradient may cancel."""
+        return self.request.outputs in ("sum", "cotangents")
+
+    @property
+    def _measured(self) -> int:
+        """Number of samples on which the rounding of contracted rows is measured, in a quarter of the memory."""
+        each = self.anatomy.forward_bytes
+        room = allowed_memory(self.request.max_memory, self.module.device) // 4 // max(1, MEASURING_COPIES * each)
+        return max(1, min(room, measured_count(sample_count(self.inputs), each)))
+
+    def jacobian_error(self, error: float, matrix: Tensor) -> float:
+        """Return the relative rounding error of the rows of the kernel, from that of the whole Jacobian.
+
+        They are the same unless the outputs are contracted; then the rounding is measured on some of the samples.
+        """
+        if not self.contracts:
+            return error
+        diagonal = matrix.diagonal() if self.others is None else None
+        found = contracted_error(
+            self.module,
+            self.names,
+            self.inputs,
+            self.combinations[0],
+            count=None if self.couples else self._measured,
+            diagonal=diagonal,
         )
+        return found.relative(error, None if diagonal is None else float(diagonal.sum()))
 
 
 def error_groups(projections: int) -> int:

@@ -70,7 +70,8 @@ def require_own_outputs(
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
     Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; the memory of their
-    outputs and of those of one batch; a copy of the parameters in float32; with ``gradients`` five gradients of eight samples in all, two of them kept.
+    outputs and of those of one batch; a copy of the parameters in float32; with ``gradients`` five gradients of eight samples in all,
+    two of them kept.
     """
     samples, ways = sample_count(inputs), 0
 
