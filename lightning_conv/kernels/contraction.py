@@ -72,7 +72,7 @@ def full_lambda_max(gram: KernelGram, spectrum: Spectrum) -> tuple[float, float]
       G_CC) for a positive semidefinite G, and each G_cc <= T. Both ends are attained (by C equal blocks; by a J that is
       one vector with e_c in block c).
     - ``"sum"``, (1^T x I) G (1 x I): lambda_max / C from below, and no bound from above.
-    - ``"projected"``, an estimate of the trace kernel: no bounds, (0, inf).
+    - ``"projected"``, an estimate of the trace kernel, and ``"cotangents"``, of unknown norm: no bounds, (0, inf).
 
     Args:
         gram: the kernel on one set of samples.
@@ -93,8 +93,11 @@ def full_lambda_max(gram: KernelGram, spectrum: Spectrum) -> tuple[float, float]
 
 
 def is_full(gram: KernelGram) -> bool:
-    """Return whether the matrix is the full kernel G with row i C + c, as all kinds of kernels are for one output."""
-    return gram.outputs == "full" or gram.n_outputs == 1
+    """Return whether the matrix is the full kernel G with row i C + c, as all kinds of ``outputs`` are for one output.
+
+    The kernel of ``cotangents`` never is: each row is multiplied by a factor of its own.
+    """
+    return gram.outputs == "full" or (gram.n_outputs == 1 and gram.outputs != "cotangents")
 
 
 def error_energies(eigenvectors: Tensor, residual: Tensor) -> Tensor:

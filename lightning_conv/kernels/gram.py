@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_conv.kernels.engine.kernel import compute_kernel
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
-from lightning_conv.kernels.planning.request import EngineName, Outputs, Request
+from lightning_conv.kernels.planning.request import EngineName, Outputs, Request, contracted_outputs
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.jacobian_error import with_narrowing
@@ -31,6 +31,8 @@ def ntk_gram(
     inputs2: Inputs | None = None,
     *,
     outputs: Outputs = "trace",
+    cotangents: Tensor | None = None,
+    cotangents2: Tensor | None = None,
     parameters: Sequence[str] | str | None = None,
     per_layer: bool = False,
     precision: Precision = "exact",
@@ -64,6 +66,15 @@ def ntk_gram(
             ``"sum"``: (n, n), the kernel of the summed output, from one backward pass. ``"projected"``: (n, n), an
             unbiased estimate of the trace kernel from random sign vectors over the outputs, for heads with many
             classes.
+        cotangents: s, one row of output shape per sample, (n, C) or the shape of the outputs (n, ...), for example the
+            gradient of the loss in the outputs. The kernel is then (n, n),
+
+            .. math:: M_{ij} = s_i^\top K_{ij} s_j = \langle J_i^\top s_i, J_j^\top s_j \rangle ,
+
+            from one backward pass whatever C is. s is taken as given: if it is the gradient of a mean loss it carries
+            1/n, and the gradients of the losses of single samples are n times the J_i^T s_i. ``floor`` and
+            ``jacobian_error`` are for these s as exact numbers. Not together with ``outputs``.
+        cotangents2: the same for ``inputs2``, with m rows.
         parameters: names or shell patterns (``"encoder.*"``) of the parameters to differentiate by; None: all with
             ``requires_grad``.
         per_layer: also return the kernel of each layer.
@@ -92,12 +103,13 @@ def ntk_gram(
 
     Raises:
         ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is
-            unknown; ``max_memory`` is not a finite number of at least one byte.
-        TypeError: the model does not return one floating-point tensor, or its forward makes numbers of a type of its own with which
-            it cannot be evaluated in float64 (``NoSuchPathError``, which names the place; ``"exact"`` works).
+            unknown; ``max_memory`` is not a finite number of at least one byte; ``cotangents`` are not real, not finite,
+            or not of the shape of the outputs, or ``outputs`` is given beside them.
+        TypeError: ``cotangents`` are not a tensor; the model does not return one floating-point tensor, or its forward makes numbers of a
+            type of its own with which it cannot be evaluated in float64 (``NoSuchPathError``, which names the place; ``"exact"`` works).
         MemoryError: the kernel does not fit into ``max_memory``.
 
-    Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"``, k for ``"projected"``), and n^2 (in + K out)
+    Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"`` and ``cotangents``, k for ``"projected"``), and n^2 (in + K out)
     flops per linear layer; ``plan_ntk`` predicts it for a given network. Source: Jacot, Gabriel, Hongler 2018
     (1806.07572); the split into layers follows Du et al. 2019 (1811.03804), section 4.
 
@@ -109,16 +121,17 @@ def ntk_gram(
                 [2., 4., 2.],
                 [2., 2., 4.]], dtype=torch.float64)
     """
-    request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
+    kind = contracted_outputs(outputs, cotangents, default="trace")
+    request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
-        task = Task(stage, inputs, inputs2, parameters, request, plan)
+        task = Task(stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             found, error, narrowing = _watched(task, seed, report)
     return KernelGram(
         matrix=found.matrix,
-        outputs=outputs,
+        outputs=kind,
         n_samples=sample_count(task.inputs),
         n_outputs=task.anatomy.outputs,
         precision=precision,
@@ -147,11 +160,13 @@ def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, N
     Returns:
         The kernel, ``jacobian_error``, and the cast or the change of the outputs.
     """
-    error = task.anatomy.jacobian_error
+    error, narrowing = task.anatomy.jacobian_error, task.anatomy.narrowing
     if task.module.dtype != torch.float64:
-        return compute_kernel(task, seed, report), error, task.anatomy.narrowing
-    watch = NarrowWatch(task.module, *(each for each in (task.inputs, task.others) if each is not None))
-    with watch.watching():
         found = compute_kernel(task, seed, report)
-    narrowing = coarsest([narrowing_of(task.module, task.inputs, watch), task.unsteady])
-    return found, with_narrowing(error, task.module.dtype, narrowing), narrowing
+    else:
+        watch = NarrowWatch(task.module, *(each for each in (task.inputs, task.others) if each is not None))
+        with watch.watching():
+            found = compute_kernel(task, seed, report)
+        narrowing = coarsest([narrowing_of(task.module, task.inputs, watch), task.unsteady])
+        error = with_narrowing(error, task.module.dtype, narrowing)
+    return found, task.jacobian_error(error, found.matrix), narrowing

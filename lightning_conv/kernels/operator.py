@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.kernels.planning.request import require_option
+from lightning_conv.kernels.planning.request import contracted_outputs, require_option
+from lightning_conv.kernels.products.combinations import (
+    Combinations,
+    SharedRows,
+    checked_cotangents,
+    cotangents_of_shape,
+)
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
+from lightning_conv.kernels.reading.contracted_error import contracted_error
 from lightning_conv.linalg.estimates import (
     Estimate,
     estimate_alignment,
@@ -19,7 +26,7 @@ from lightning_conv.linalg.estimates import (
 )
 from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
 from lightning_conv.machine.memory import blocks, memory_budget
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
 
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
@@ -47,6 +54,9 @@ class NTKOperator:
         outputs: which of the C outputs enter. ``"full"``: N = n C, row i C + c. ``"sum"``: N = n, the summed output.
             ``"trace"``: N = n, the sum of the kernels of the C outputs; a product costs C times as much as with the
             others.
+        cotangents: s, one row of output shape per sample, (n, C) or the shape of the outputs (n, ...): N = n, the kernel
+            s_i^T K_ij s_j of the contracted outputs, with s as given; see ``ntk_gram``. They are not copied, and must not
+            change. Not together with ``outputs``.
         batch_norm: ``"eval"``: running statistics. ``"frozen"``: the statistics of ``inputs``, as constants.
             ``"batch"``: the statistics of ``inputs``, differentiated through as in training.
         dtype: None: the dtype of the model. ``torch.float64``: a converted copy of the model.
@@ -62,6 +72,8 @@ class NTKOperator:
         n_outputs: C.
         device: device of the passes and of the vectors that come back.
         precision: dtype of the passes.
+        cancellation: factor by which the rounding of the passes is larger relative to a contracted kernel (``"sum"``,
+            ``cotangents``) than to the whole one, since its terms cancel; an estimate from the first few samples.
         narrowing: where the passes cast to a narrower type than ``precision``, on the first few samples; None: nowhere.
         jvp_method: how J w is computed: ``"forward mode"`` or ``"double backward"``.
         jvp_reason: why not in forward mode.
@@ -69,8 +81,9 @@ class NTKOperator:
     Raises:
         ValueError: an option is unknown; there is no parameter; the inputs are empty or not finite; the forward is
             random; samples couple although ``batch_norm`` is not ``"batch"``; ``max_memory`` is not a finite number of
-            at least one byte; ``chunk`` is below 1, or below n with ``batch_norm="batch"``.
-        TypeError: the model does not return one floating-point tensor.
+            at least one byte; ``chunk`` is below 1, or below n with ``batch_norm="batch"``; ``cotangents`` are not real, not
+            finite, or not of the shape of the outputs, or ``outputs`` is given beside them.
+        TypeError: the model does not return one floating-point tensor; ``cotangents`` are not a tensor.
         MemoryError: a single pass does not fit into ``max_memory``.
         RuntimeError: J w can be computed neither in forward mode nor by a double backward.
 
@@ -91,6 +104,7 @@ class NTKOperator:
         *,
         parameters: str | Sequence[str] | None = None,
         outputs: OperatorOutputs = "full",
+        cotangents: Tensor | None = None,
         batch_norm: BatchNormMode = "eval",
         dtype: torch.dtype | None = None,
         max_memory: float | None = None,
@@ -100,10 +114,11 @@ class NTKOperator:
             raise ValueError(
                 "outputs: 'projected' is an option of ntk_gram; an operator has 'trace', the kernel that it estimates, 'full' and 'sum'"
             )
-        require_option("outputs", outputs, get_args(OperatorOutputs))
+        kind = contracted_outputs(outputs, cotangents, default="full", allowed=get_args(OperatorOutputs))
         require_option("batch_norm", batch_norm, get_args(BatchNormMode))
         require_option("dtype", dtype, (None, torch.float64))
         samples = sample_count(inputs)
+        given = None if cotangents is None else checked_cotangents(cotangents, samples)
         if chunk is not None and (chunk < 1 or (batch_norm == "batch" and chunk < samples)):
             raise ValueError(
                 f'chunk: {chunk}; need at least 1, and all {samples} samples with batch_norm="batch", since they couple'
@@ -112,12 +127,30 @@ class NTKOperator:
             model, inputs, parameters=parameters, batch_norm=batch_norm, dtype=dtype, max_memory=max_memory, chunk=chunk
         )
         self._max_memory = max_memory
-        self.outputs, self.batch_norm = outputs, batch_norm
+        self.outputs: OperatorOutputs | Literal["cotangents"] = kind
+        self.batch_norm = batch_norm
         self.n_samples, self.n_outputs = samples, self._map.n_outputs
         self.parameters = self._map.names
         self.device, self.precision = self._map.module.device, self._map.module.dtype
         self.narrowing = self._map.narrowing
         self.jvp_method, self.jvp_reason = self._map.push_rule.method, self._map.push_rule.reason
+        self._contracted: Combinations | None = None  # of the outputs of each sample, to one number
+        self.cancellation = 1.0
+        if kind in ("sum", "cotangents"):
+            self._contract(given)
+
+    def _contract(self, given: Tensor | None) -> None:
+        network = self._map
+        with undisturbed(network.model):
+            if given is None:
+                self._contracted = SharedRows(torch.ones(1, self.n_outputs, dtype=self.precision, device=self.device))
+            else:
+                self._contracted = cotangents_of_shape(given, network.module, network.few, self.n_outputs)
+            count = None if network.couples else sample_count(network.few)
+            measured = contracted_error(
+                network.module, network.names, network.inputs, self._contracted, count=count, compare=False
+            )
+        self.cancellation = measured.relative(1.0, None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -136,16 +169,16 @@ class NTKOperator:
         Raises:
             ValueError: the first dimension of ``vectors`` is not N.
         """
-        columns, scales = self._columns(vectors, self.shape[0])
+        columns, scales = self._columns(vectors)
         result = torch.zeros_like(columns)
         copies = self.n_outputs if self.outputs == "trace" else 1
         # For "trace" each column is taken C times, once for each output.
         for cut in blocks(columns.shape[1] * copies, self._map.block):
             pairs = torch.arange(cut.start, cut.stop, device=self.device)
             column, output = pairs // copies, pairs % copies
-            cotangents = self._cotangents(columns[:, column].T, output)
-            result.index_add_(1, column, self._values(self._map.push(self._map.pull(cotangents)), output).T)
-        result *= scales
+            directions = self._map.pull(self._cotangents(columns[:, column].T, output))
+            result.index_add_(1, column, self._map.push(directions, self._values(output)).flatten(1).T)
+        result = self._scaled(result * scales)
         return result if vectors.ndim == 2 else result[:, 0]
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -158,7 +191,7 @@ class NTKOperator:
             ValueError: the first dimension is not N, or ``outputs="trace"``, for which there is no single J.
         """
         self._require_one_jacobian()
-        columns, scales = self._columns(vectors, self.shape[0])
+        columns, scales = self._columns(vectors)
         parts = []
         for cut in blocks(columns.shape[1], self._map.block):
             pulled = self._map.pull(self._cotangents(columns[:, cut].T, None))
@@ -190,14 +223,14 @@ class NTKOperator:
             if set(directions) != set(self.parameters):
                 raise ValueError(f"directions: {sorted(directions)}; need {sorted(self.parameters)}")
             directions = torch.cat([directions[name].flatten() for name in self.parameters])
-        columns, scales = self._columns(directions, self.n_parameters)
+        columns, scales = _columns(directions, self.n_parameters, self.device)
         shapes = [self._map.module.parameters[name].shape for name in self.parameters]
         parts = []
         for cut in blocks(columns.shape[1], self._map.block):
             pieces = torch.split(columns[:, cut].T, [shape.numel() for shape in shapes], 1)
             pushed = {n: p.reshape(-1, *s) for n, p, s in zip(self.parameters, pieces, shapes, strict=True)}
-            parts.append(self._values(self._map.push(pushed), None).T)
-        result = torch.cat(parts, 1) * scales
+            parts.append(self._map.push(pushed, self._values(None)).flatten(1).T)
+        result = self._scaled(torch.cat(parts, 1) * scales)
         return result if directions.ndim == 2 else result[:, 0]
 
     def dense(self) -> Tensor:
@@ -259,34 +292,59 @@ class NTKOperator:
         targets = targets.reshape(size, 1) if targets.numel() == size else targets
         return estimate_target_alignment(self.matmul, size, targets, products=products, seed=seed)
 
-    def _columns(self, vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return float64 columns, scaled by powers of two into the range of the passes' dtype, and these powers."""
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
-            raise ValueError(f"vectors: shape {tuple(vectors.shape)}; need ({size},) or ({size}, k)")
-        columns = vectors.detach().to(self.device, torch.float64).reshape(size, -1)
-        largest = columns.abs().amax(0)
-        scales = torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
-        return columns / scales, scales
+    def _scaled(self, columns: Tensor) -> Tensor:
+        """Multiply rows by the powers of two that ``Combinations.taken`` leaves out of the cotangents."""
+        scales = None if self._contracted is None else self._contracted.scales
+        return columns if scales is None else columns * scales[:, None]
 
-    def _cotangents(self, rows: Tensor, output: Tensor | None) -> Tensor:
-        """Return the output gradients (b, n, C) that represent the vectors ``rows`` (b, N)."""
-        if self.outputs == "full":
-            return rows.reshape(len(rows), self.n_samples, self.n_outputs)
-        everywhere = rows[:, :, None].expand(-1, -1, self.n_outputs)
-        if self.outputs == "sum" or output is None:
-            return everywhere
-        return everywhere * torch.nn.functional.one_hot(output, self.n_outputs)[:, None]
+    def _columns(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors (N, k) as they are passed to ``_cotangents``, and the powers of two of ``_columns``."""
+        columns, scales = _columns(vectors, self.shape[0], self.device)
+        columns, further = _columns(self._scaled(columns), self.shape[0], self.device)
+        return columns, scales * further
 
-    def _values(self, images: Tensor, output: Tensor | None) -> Tensor:
-        """Return the rows (b, N) that represent output derivatives (b, n, C), by the transpose of ``_cotangents``."""
-        if self.outputs == "full":
-            return images.flatten(1)
-        if self.outputs == "sum" or output is None:
-            return images.sum(2)
-        return images[torch.arange(len(images), device=images.device), :, output]
+    def _cotangents(self, rows: Tensor, output: Tensor | None) -> Callable[[slice], Tensor]:
+        """Return what gives the output gradients (b, t, C) of a chunk of samples, for the vectors ``rows`` (b, N)."""
+
+        def of(cut: slice) -> Tensor:
+            if self.outputs == "full":
+                return rows.reshape(len(rows), self.n_samples, self.n_outputs)[:, cut]
+            if self._contracted is not None:
+                return rows[:, cut, None] * self._contracted.taken(slice(0, 1), cut, rows)[0]
+            assert output is not None
+            return rows[:, cut, None] * torch.nn.functional.one_hot(output, self.n_outputs)[:, None]
+
+        return of
+
+    def _values(self, output: Tensor | None) -> Callable[[Tensor, slice], Tensor]:
+        """Return the transpose of ``_cotangents``: it reduces the output derivatives (b, t, C) of a chunk to (b, t)."""
+
+        def of(images: Tensor, cut: slice) -> Tensor:
+            if self.outputs == "full":
+                return images
+            if self._contracted is not None:
+                return (images * self._contracted.taken(slice(0, 1), cut, images)[0]).sum(2)
+            assert output is not None
+            return images[torch.arange(len(images), device=images.device), :, output]
+
+        return of
 
     def _require_one_jacobian(self) -> None:
         if self.outputs == "trace":
             raise ValueError(
                 'outputs: "trace" is a sum of C products J_c J_c^T, without a single J; use "full" or "sum" for J^T v and J w'
             )
+
+
+def _columns(vectors: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return float64 columns, scaled by powers of two into the range of the passes' dtype, and these powers.
+
+    Raises:
+        ValueError: the first dimension is not ``size``.
+    """
+    if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
+        raise ValueError(f"vectors: shape {tuple(vectors.shape)}; need ({size},) or ({size}, k)")
+    columns = vectors.detach().to(device, torch.float64).reshape(size, -1)
+    largest = columns.abs().amax(0)
+    scales = torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
+    return columns / scales, scales

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_conv.kernels.planning.plan import NTKPlan
-from lightning_conv.kernels.planning.request import EngineName, Outputs, Request
+from lightning_conv.kernels.planning.request import EngineName, Outputs, Request, contracted_outputs
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import BatchNormMode, Inputs, undisturbed
@@ -22,6 +22,8 @@ def plan_ntk(
     inputs2: Inputs | None = None,
     *,
     outputs: Outputs = "trace",
+    cotangents: Tensor | None = None,
+    cotangents2: Tensor | None = None,
     parameters: Sequence[str] | str | None = None,
     per_layer: bool = False,
     precision: Precision = "exact",
@@ -34,7 +36,7 @@ def plan_ntk(
 
     Only a few samples pass through the network. All samples do where they couple, and where the few leave a parameter
     unused. This takes a part of the predicted seconds, ``NTKPlan.reading_seconds``; pass the plan to ``ntk_gram`` to
-    save it there. Arguments and errors are those of ``ntk_gram``.
+    save it there. Arguments and errors are those of ``ntk_gram``. The plan does not depend on the values of ``cotangents``.
 
     Returns:
         The plan; printed, it is a table of the layers.
@@ -45,6 +47,7 @@ def plan_ntk(
         >>> plan.contributions[0].way
         'Hadamard product'
     """
-    request = Request(outputs, per_layer, precision, batch_norm, max_memory, engine, projections)
+    kind = contracted_outputs(outputs, cotangents, default="trace")
+    request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
-        return Task(stage, inputs, inputs2, parameters, request).plan
+        return Task(stage, inputs, inputs2, parameters, request, None, cotangents, cotangents2).plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
@@ -21,6 +21,7 @@ def resolved_spectrum(
     inputs: Inputs,
     *,
     outputs: Outputs = "trace",
+    cotangents: Tensor | None = None,
     parameters: Sequence[str] | str | None = None,
     per_layer: bool = False,
     start: Precision = "fast",
@@ -44,6 +45,7 @@ def resolved_spectrum(
         model: see ``ntk_gram``.
         inputs: see ``ntk_gram``.
         outputs: see ``ntk_gram``.
+        cotangents: see ``ntk_gram``.
         parameters: see ``ntk_gram``.
         per_layer: see ``ntk_gram``.
         start: precision to begin with, such as the one that was needed a few steps ago.
@@ -69,6 +71,7 @@ def resolved_spectrum(
             model,
             inputs,
             outputs=outputs,
+            cotangents=cotangents,
             parameters=parameters,
             per_layer=per_layer,
             precision=each,

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from lightning_conv.kernels.planning.plan import NTKPlan
-from lightning_conv.kernels.planning.request import Outputs
+from lightning_conv.kernels.planning.request import KernelOutputs
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import BatchNormMode
 
@@ -18,11 +18,12 @@ from lightning_conv.networks.evaluation import BatchNormMode
 class KernelGram:
     """A Gram matrix of the empirical neural tangent kernel, with what is known about its errors.
 
-    The convention is that of the loss S = 1/2 sum |u - y|^2, so G = J J^T without a factor for means.
+    The convention is that of the loss S = 1/2 sum |u - y|^2, so G = J J^T without a factor for means. With ``outputs="cotangents"``
+    the rows of J are those of the contracted outputs, J_i^T s_i, with s as it was given to ``ntk_gram``.
     """
 
     matrix: Tensor  # float64, (n, n) or (n C, n C), exactly symmetric; (n, m) or (n C, m C) for two sets of samples
-    outputs: Outputs
+    outputs: KernelOutputs
     n_samples: int
     n_outputs: int
     precision: Precision

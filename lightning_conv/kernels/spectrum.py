@@ -45,7 +45,8 @@ def kernel_spectrum(
     - An ``NTKOperator``: the two extreme Ritz values with their residuals, see ``ritz_bounds``. ``lambda_min.upper``
       and ``lambda_max.lower`` are bounds up to the rounding of the products, for which 4 sqrt(N) eps lambda_max is
       added with eps of the operator's ``precision``. If the network casts to a narrower type (``NTKOperator.narrowing``),
-      eps is 32 times the unit roundoff of that type, an estimate. The other two ends assume that the Ritz values belong
+      eps is 32 times the unit roundoff of that type, an estimate. Where outputs are contracted, eps is multiplied by
+      ``NTKOperator.cancellation``, another estimate. The other two ends assume that the Ritz values belong
       to the extreme eigenvalues. None of them is ``certified``.
 
     lambda_min on m probe samples is an UPPER bound of lambda_min over any larger set that contains them (interlacing).
@@ -103,7 +104,7 @@ def _operator_spectrum(operator: NTKOperator, method: Method | None, steps: int)
     narrowing = operator.narrowing
     eps = torch.finfo(operator.precision).eps if narrowing is None else CAST * narrowing.unit
     cast = "" if narrowing is None else f", and {narrowing}"
-    rounding = 4 * math.sqrt(size) * eps * found.lambda_max.upper
+    rounding = 4 * math.sqrt(size) * eps * operator.cancellation * found.lambda_max.upper
 
     def widened(end: Bounded) -> Bounded:
         return replace(

@@ -93,6 +93,27 @@ def naive_jacobian(model, inputs):
     return torch.stack([torch.cat([g.flatten() for g in line]) for sample in gradients for line in sample])
 
 
+def contracted_rows(model, inputs, cotangents):
+    """The gradient of sum_c s_ic u_ic for each sample i, one autograd.grad each over a batch of one, (n, P), in float64."""
+    model = copy.deepcopy(model).double().eval()
+    inputs, rows = _double(inputs), []
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for i, cotangent in enumerate(cotangents.double()):
+        number = (_call(model, _one(inputs, i)).flatten() * cotangent.flatten()).sum()
+        found = torch.autograd.grad(number, parameters, allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
+    torch.backends.mha.set_fastpath_enabled(fastpath)
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+def contracted_gram(model, inputs, cotangents):
+    """The kernel s_i^T K_ij s_j as a double loop over ``contracted_rows``."""
+    rows = contracted_rows(model, inputs, cotangents)
+    return torch.stack([torch.stack([left @ right for right in rows]) for left in rows])
+
+
 def reduced(full, samples, outputs):
     """The kernel that ``outputs`` asks for, of the full one, (n C, n C)."""
     blocks = full.reshape(samples, -1, samples, full.shape[0] // samples)

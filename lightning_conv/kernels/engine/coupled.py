@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.strips import strip_width, strips
 from lightning_conv.kernels.planning.task import Task
+from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.kernels.products.precision import Precision, product, product_gamma
 from lightning_conv.kernels.products.pullback import (
     BATCH,
@@ -33,7 +34,7 @@ def coupled_gram(
     module: StatelessModule,
     names: Sequence[str],
     inputs: Inputs,
-    cotangents: Tensor,
+    combinations: Combinations,
     *,
     trace: bool,
     precision: Precision,
@@ -42,7 +43,7 @@ def coupled_gram(
 ) -> tuple[Tensor, float]:
     r"""Compute the Gram matrix of the Jacobian rows of a whole batch, where each output may depend on all samples.
 
-    .. math:: G_{(i,k),(j,l)} = \langle \partial (w_k \cdot u_i)/\partial\theta, \; \partial (w_l \cdot u_j)/\partial\theta \rangle
+    .. math:: G_{(i,k),(j,l)} = \langle \partial (w_{ik} \cdot u_i)/\partial\theta, \; \partial (w_{jl} \cdot u_j)/\partial\theta \rangle
 
     Here u_i is a function of all n samples. With ``batch_norm="batch"`` this is the kernel of the network that train
     mode differentiates; its entry (i, j) depends on the batch that contains samples i and j. Call it inside
@@ -52,7 +53,7 @@ def coupled_gram(
         module: the network as a function.
         names: parameters to differentiate by.
         inputs: n samples, converted by ``module.convert``.
-        cotangents: w, (K, C): the identity for all outputs, a row of ones for their sum.
+        combinations: w, such as every output by itself, or one cotangent for each sample.
         trace: True: sum over k = l, (n, n). False: (n K, n K), row i K + k.
         precision: as in ``ntk_gram``; for ``"certified"`` the module must evaluate in float64.
         max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9`` (default: a quarter of the free
@@ -70,7 +71,8 @@ def coupled_gram(
     Cost: n K backward passes over n samples per strip, which is n times the passes of a network whose samples do not
     couple, and n^2 K P flops (times K unless ``trace``).
     """
-    rows = sample_count(inputs) * len(cotangents)
+    rows = sample_count(inputs) * combinations.count
+    scales = 1.0 if combinations.scales is None else combinations.scales
     size = sample_count(inputs) if trace else rows
     budget = memory_budget(max_memory, module.device, 8 * size * size)
     graph = graph_size(module, names, inputs, limit=budget)
@@ -85,13 +87,15 @@ def coupled_gram(
         jacobian = torch.empty(rows, strip.width, dtype=dtype, device=module.device)
         for start in range(0, rows, block):
             stop = min(start + block, rows)
-            found = pullback(_unit_cotangents(start, stop, cotangents, pullback.outputs), strip.names)
+            found = pullback(_unit_cotangents(start, stop, combinations, pullback.outputs), strip.names)
             gradients = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
             jacobian[start:stop] = gradients[:, strip.start : strip.stop]
             report((number * rows + stop) / (len(parts) * rows))
         lines = jacobian.view(size, -1)
         part = product(lines, lines, precision)
         gamma = product_gamma(lines.shape[1], dtype, precision)
+        part *= scales
+        part = (part.T * scales).T
         # |E_ij| <= gamma |J_i||J_j|, hence |E|_2 <= gamma |J|_F^2, and |J|_F^2 <= (computed trace) / (1 - gamma).
         floor += gamma / (1 - gamma) * float(part.diagonal().sum()) if gamma < 1 else float("inf")
         matrix += part
@@ -100,7 +104,7 @@ def coupled_gram(
     return matrix, floor
 
 
-def coupled_kernel(task: Task, cotangents: Tensor, report: Report = silent) -> KernelSum:
+def coupled_kernel(task: Task, combinations: Combinations, report: Report = silent) -> KernelSum:
     """Compute ``coupled_gram`` for all layers together or, with ``per_layer``, one layer after the other."""
     plan, per_layer = task.plan, task.request.per_layer
     layers: dict[str, list[str]] = {}
@@ -108,14 +112,14 @@ def coupled_kernel(task: Task, cotangents: Tensor, report: Report = silent) -> K
         layers.setdefault(one.layer if per_layer else "", []).extend(one.parameters)
     matrices: dict[str, Tensor] = {}
     floor = 0.0
-    size = sample_count(task.inputs) * (1 if plan.problem.trace else len(cotangents))
+    size = sample_count(task.inputs) * (1 if plan.problem.trace else combinations.count)
     total = torch.zeros(size, size, dtype=torch.float64, device=task.module.device)
     for (layer, names), share in zip(layers.items(), equal_parts(report, len(layers)), strict=True):
         matrix, own = coupled_gram(
             task.module,
             names,
             task.inputs,
-            cotangents,
+            combinations,
             trace=plan.problem.trace,
             precision=plan.precision,
             max_memory=plan.max_memory - plan.result_bytes,
@@ -154,9 +158,10 @@ def _plan(
     return limit, min(BATCH, rows, left // 2 // vector)
 
 
-def _unit_cotangents(start: int, stop: int, cotangents: Tensor, outputs: Tensor) -> Tensor:
-    """Return rows ``start`` to ``stop`` of the identity over (sample, cotangent) pairs, as gradients (b, n, C)."""
-    pairs = torch.arange(start, stop, device=outputs.device)
+def _unit_cotangents(start: int, stop: int, combinations: Combinations, outputs: Tensor) -> Tensor:
+    """Return rows ``start`` to ``stop`` of the identity over (sample, combination) pairs, as gradients (b, n, C)."""
     found = outputs.new_zeros(stop - start, *outputs.shape)
-    found[pairs - start, pairs // len(cotangents)] = cotangents.to(outputs)[pairs % len(cotangents)]
+    for index, pair in enumerate(range(start, stop)):
+        sample, k = divmod(pair, combinations.count)
+        found[index, sample] = combinations.taken(slice(k, k + 1), slice(sample, sample + 1), outputs)[0, 0]
     return found

@@ -54,12 +54,16 @@ class Factor(ABC):
         """Whether m_i^2 is the diagonal itself."""
         return False
 
-    def size(self, diagonal: float | None, precision: Precision) -> float:
-        """Return a bound of |m|^2, from the computed ``diagonal`` (the sum of m_i^2 up to rounding) where ``tight``."""
+    def size(self, diagonal: float | None, precision: Precision, scales: Tensor | None = None) -> float:
+        """Return a bound of |m|^2, from the computed ``diagonal`` (the sum of m_i^2 up to rounding) where ``tight``.
+
+        With ``scales`` d the entries of the kernel are multiplied by d_i d_j, and m_i d_i takes the place of m_i.
+        """
         if self.tight and diagonal is not None:
             rounding = self.gamma(precision)
             return diagonal / (1 - rounding) if rounding < 1 else float("inf")
-        return float(self.magnitudes().square().sum())
+        sizes = self.magnitudes() if scales is None else self.magnitudes() * scales
+        return float(sizes.square().sum())
 
     @abstractmethod
     def add_gram(self, other: Factor, target: Tensor, precision: Precision) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from lightning_conv.kernels.engine.coupled import coupled_kernel
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.engine.passes import Engine
 from lightning_conv.kernels.planning.task import Task, error_groups
+from lightning_conv.kernels.products.combinations import Combinations, SharedRows
 from lightning_conv.reporting.progress import Report, equal_parts
 
 
 def compute_kernel(task: Task, seed: int, report: Report) -> KernelSum:
     """Compute the kernel that ``task`` asks for; ``seed`` is that of the random projections."""
-    return projected_kernel(task, seed, report) if task.projects else kernel_of(task, task.cotangents(), report)
+    return projected_kernel(task, seed, report) if task.projects else kernel_of(task, *task.combinations, report)
 
 
-def kernel_of(task: Task, cotangents: Tensor, report: Report) -> KernelSum:
-    """Compute the kernel of the combinations of outputs that the rows of ``cotangents``, (K, C), define."""
-    return coupled_kernel(task, cotangents, report) if task.couples else Engine(task, cotangents, report).run()
+def kernel_of(task: Task, rows: Combinations, columns: Combinations, report: Report) -> KernelSum:
+    """Compute the kernel of these combinations of the outputs."""
+    return coupled_kernel(task, rows, report) if task.couples else Engine(task, rows, columns, report).run()
 
 
 def projected_kernel(task: Task, seed: int, report: Report) -> KernelSum:
@@ -42,7 +42,8 @@ def projected_kernel(task: Task, seed: int, report: Report) -> KernelSum:
     moments = 0.0  # sum over the groups of size * |K_g|_F^2
     for each, share_of in zip(signs.tensor_split(groups), equal_parts(report, groups), strict=True):
         # With the factor 1 / sqrt(size) the kernel is the group's mean. The plan is for the largest group.
-        one = kernel_of(task, each / len(each) ** 0.5, share_of)
+        rows = SharedRows(each / len(each) ** 0.5)
+        one = kernel_of(task, rows, rows, share_of)
         moments += len(each) * float(one.matrix.square().sum())
         share = len(each) / count
         mean = _weighted(one, share) if mean is None else _plus(mean, _weighted(one, share))

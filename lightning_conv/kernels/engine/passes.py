@@ -12,16 +12,15 @@ from lightning_conv.kernels.engine.factors import Factor, RowsFactor
 from lightning_conv.kernels.engine.formed_factor import Workspace
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.engine.per_sample_jacobian import jacobian_rows
+from lightning_conv.kernels.engine.samples import Samples, mirror, scale
 from lightning_conv.kernels.planning.passes import Pass
 from lightning_conv.kernels.planning.task import Task
+from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.kernels.reading.recording import LayerCall, Recorder, layer_gradients, record, signature_of
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.machine.memory import blocks
-from lightning_conv.networks.evaluation import Inputs, sample_count, take
+from lightning_conv.networks.evaluation import take
 from lightning_conv.reporting.progress import Report, equal_parts, part, silent
-
-MIRRORED = 512
-"""Number of rows that are copied to the other triangle at a time."""
 
 
 class Engine:
@@ -29,19 +28,20 @@ class Engine:
 
     Args:
         task: the network, its samples and its plan.
-        cotangents: (K, C), one combination of outputs per row.
+        rows: the combinations of outputs that are differentiated, of the samples in the rows.
+        columns: those of the samples in the columns.
         report: called with the share of the work that is done.
     """
 
-    def __init__(self, task: Task, cotangents: Tensor, report: Report = silent) -> None:
+    def __init__(self, task: Task, rows: Combinations, columns: Combinations, report: Report = silent) -> None:
         self.module, self.anatomy, self.plan = task.module, task.anatomy, task.plan
-        self.inputs, self.others = task.inputs, task.others
-        self.cotangents, self.report = cotangents, report
-        self.trace = self.plan.problem.trace
-        self.stride = 1 if self.trace else len(cotangents)
-        self.symmetric = self.others is None
-        self.columns = self.inputs if self.others is None else self.others
-        self.shape = [self.stride * sample_count(each) for each in (self.inputs, self.columns)]
+        self.report = report
+        self.trace, self.count = self.plan.problem.trace, rows.count
+        self.stride = 1 if self.trace else self.count
+        self.symmetric = task.others is None
+        self.rows = Samples(task.inputs, rows)
+        self.columns = self.rows if task.others is None else Samples(task.others, columns)
+        self.shape = [self.stride * each.count for each in (self.rows, self.columns)]
         layers = list(dict.fromkeys(c.layer for c in self.plan.contributions))
         self.matrix = self._zeros()
         self.layer_matrices = {layer: self._zeros() for layer in layers} if task.request.per_layer else {}
@@ -66,7 +66,7 @@ class Engine:
 
         If the plan is for more outputs than there are, only those passes run that cover some of them.
         """
-        passes = [each for each in self.plan.passes if each.outputs[0] < len(self.cotangents)]
+        passes = [each for each in self.plan.passes if each.outputs[0] < self.count]
         for number, each in enumerate(passes):
             self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
         self.report(1.0)
@@ -74,19 +74,19 @@ class Engine:
             self.matrix += layer
         # The sum over factors errs by gamma_k times the sum of their magnitudes.
         self.floor += gamma(self._additions + 1, torch.float64) * self._size
-        if self.symmetric:
-            for matrix in (self.matrix, *self.layer_matrices.values()):
+        for matrix in (self.matrix, *self.layer_matrices.values()):
+            scale(matrix, self.rows.combinations.scales, self.columns.combinations.scales)
+            if self.symmetric:
                 mirror(matrix)
         return KernelSum(self.matrix, self.floor, self.layer_traces, self.layer_matrices)
 
     def _run(self, each: Pass, report: Report) -> None:
-        rows = blocks(sample_count(self.inputs), each.rows)
-        columns = blocks(sample_count(self.columns), each.rows)
+        rows, columns = (blocks(side.count, each.rows) for side in (self.rows, self.columns))
         reports = equal_parts(report, _steps(len(rows), None if self.symmetric else len(columns)))
         left_sizes: dict[int, float] = {}
         right_sizes: dict[int, float] = {}
         for first, mine in enumerate(rows):
-            left = self._collect(each, self.inputs, mine, next(reports))
+            left = self._collect(each, self.rows, mine, next(reports))
             for second, theirs in enumerate(columns):
                 if self.symmetric and second < first:
                     continue
@@ -97,18 +97,23 @@ class Engine:
                     products(index / len(left))
                     diagonal = self._add(layer, one, other, mine, theirs)
                     if own:
-                        left_sizes[index] = left_sizes.get(index, 0.0) + one.size(diagonal, self.plan.precision)
+                        left_sizes[index] = left_sizes.get(index, 0.0) + self._size_of(one, self.rows, mine, diagonal)
                     elif not self.symmetric:
                         if second == 0:
-                            left_sizes[index] = left_sizes.get(index, 0.0) + one.size(None, self.plan.precision)
+                            left_sizes[index] = left_sizes.get(index, 0.0) + self._size_of(one, self.rows, mine)
                         if first == 0:
-                            right_sizes[index] = right_sizes.get(index, 0.0) + other.size(None, self.plan.precision)
+                            right_sizes[index] = right_sizes.get(index, 0.0) + self._size_of(
+                                other, self.columns, theirs
+                            )
         for index, (_, factor) in enumerate(left):  # the last block of rows: its bound is the same for every block
             # |E_ij| <= gamma m_i m'_j in every entry, hence |E|_2 <= gamma |m||m'|.
             size = (left_sizes[index] * (right_sizes or left_sizes)[index]) ** 0.5
             self.floor += factor.gamma(self.plan.precision) * size
             self._size += size
         self._additions += len(left)
+
+    def _size_of(self, factor: Factor, side: Samples, block: slice, diagonal: float | None = None) -> float:
+        return factor.size(diagonal, self.plan.precision, side.scales(block))
 
     def _add(self, layer: str, one: Factor, other: Factor, mine: slice, theirs: slice) -> float | None:
         """Add the Gram block of two factors, and return what it adds to the trace if it lies on the diagonal."""
@@ -119,16 +124,17 @@ class Engine:
             return None
         before = target.diagonal().clone()
         one.add_gram(other, target, self.plan.precision)
-        added = float((target.diagonal() - before).sum())
+        terms, scales = target.diagonal() - before, self.rows.scales(mine)
+        added = float((terms if scales is None else terms * scales.square()).sum())
         self.layer_traces[layer] += added
         return added
 
-    def _collect(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
+    def _collect(self, each: Pass, side: Samples, block: slice, report: Report) -> list[tuple[str, Factor]]:
         form = self._by_jacobian if each.general else self._by_rule
-        return form(each, inputs, block, report)
+        return form(each, side, block, report)
 
-    def _by_rule(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
-        first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))
+    def _by_rule(self, each: Pass, side: Samples, block: slice, report: Report) -> list[tuple[str, Factor]]:
+        first, last = each.outputs[0], min(each.outputs[1], self.count)
         count = block.stop - block.start
         collectors: list[tuple[str, Collector]] = []
         for index in each.contributions:
@@ -139,15 +145,16 @@ class Engine:
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
             report(tile.start / count)
-            outputs, recorder = record(self.module, self.anatomy.arranged(take(inputs, there)), self._tracked)
+            outputs, recorder = record(self.module, self.anatomy.arranged(take(side.inputs, there)), self._tracked)
             self._require_same_uses(outputs, recorder)
             for _, collector in collectors:
                 collector.add_inputs(tile, recorder.calls)
             for start in range(first, last, self.plan.outputs_at_once):
                 stop = min(start + self.plan.outputs_at_once, last)
+                cotangents = side.combinations.taken(slice(start, stop), there, outputs)
                 gradients = [
-                    self._gradients(outputs, recorder.calls, wanted, self.cotangents[k], keep=k + 1 < last)
-                    for k in range(start, stop)
+                    self._gradients(outputs, recorder.calls, wanted, one, keep=k + 1 < last)
+                    for k, one in enumerate(cotangents, start)
                 ]
                 for _, collector in collectors:
                     collector.add_gradients(tile, start - first, recorder.calls, gradients)
@@ -163,8 +170,8 @@ class Engine:
             for index, call, gradient in zip(wanted, chosen, found, strict=True)
         }
 
-    def _by_jacobian(self, each: Pass, inputs: Inputs, block: slice, report: Report) -> list[tuple[str, Factor]]:
-        first, last = each.outputs[0], min(each.outputs[1], len(self.cotangents))
+    def _by_jacobian(self, each: Pass, side: Samples, block: slice, report: Report) -> list[tuple[str, Factor]]:
+        first, last = each.outputs[0], min(each.outputs[1], self.count)
         count = block.stop - block.start
         planned = [self.plan.contributions[index] for index in each.contributions]
         names = tuple(name for one in planned for name in one.parameters)
@@ -172,7 +179,9 @@ class Engine:
         for tile in blocks(count, each.tile):
             there = slice(block.start + tile.start, block.start + tile.stop)
             report(tile.start / count)
-            rows = jacobian_rows(self.module, names, take(inputs, there), self.cotangents[first:last])
+            own = take(side.inputs, there)
+            like = next(iter(self.module.parameters.values()))
+            rows = jacobian_rows(self.module, names, own, side.combinations.taken(slice(first, last), there, like))
             for name in names:
                 stores[name].put(tile, rows[name])
         factors: list[tuple[str, Factor]] = []
@@ -208,13 +217,3 @@ class Engine:
 def _steps(rows: int, columns: int | None) -> int:
     """Count how often a pass collects or multiplies factors, for blocks of rows and columns (None: the same)."""
     return rows * (rows + 1) if columns is None else rows + 2 * rows * columns
-
-
-def mirror(matrix: Tensor) -> None:
-    """Copy the upper triangle to the lower one in place, without a second matrix."""
-    for rows in blocks(len(matrix), MIRRORED):
-        corner = matrix[rows, rows]
-        corner.copy_(corner.triu() + corner.triu(1).T)
-        for columns in blocks(len(matrix), MIRRORED):
-            if columns.start > rows.start:
-                matrix[columns, rows] = matrix[rows, columns].T

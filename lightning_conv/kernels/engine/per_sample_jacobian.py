@@ -14,13 +14,13 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inpu
 def jacobian_rows(
     module: StatelessModule, names: tuple[str, ...], inputs: Inputs, cotangents: Tensor
 ) -> dict[str, Tensor]:
-    """Compute the rows c^T du_i/d(names) for each sample i and each cotangent c.
+    """Compute the rows c^T du_i/d(names) for each sample i and each cotangent c of it.
 
     Args:
         module: the network as a function.
         names: parameters to differentiate by.
         inputs: t samples.
-        cotangents: (K, C), one combination of outputs per row.
+        cotangents: combinations of outputs, (K, t, C), or (K, 1, C) where all samples have the same.
 
     Returns:
         For each parameter of P elements a tensor of shape (t, K, P).
@@ -43,15 +43,18 @@ def jacobian_rows(
 def _rows_by_vmap(
     module: StatelessModule, group: dict[str, Tensor], inputs: Inputs, cotangents: Tensor
 ) -> dict[str, Tensor]:
-    def rows(sample: Inputs) -> dict[str, Tensor]:
+    shared = cotangents.shape[1] == 1
+
+    def rows(sample: Inputs, own: Tensor) -> dict[str, Tensor]:
         def outputs(parameters: Mapping[str, Tensor]) -> Tensor:
             return module.outputs(parameters, map_inputs(lambda tensor: tensor[None], sample))[0]
 
         pullback = vjp(outputs, group)[1]
-        gradients = vmap(pullback)(cotangents)[0]
+        gradients = vmap(pullback)(own)[0]
         return {name: gradients[name].reshape(len(cotangents), -1) for name in group}
 
-    found: dict[str, Tensor] = vmap(rows)(inputs)
+    given = cotangents[:, 0] if shared else cotangents
+    found: dict[str, Tensor] = vmap(rows, in_dims=(0, None if shared else 1))(inputs, given)
     return {name: value.detach() for name, value in found.items()}
 
 
@@ -61,10 +64,11 @@ def _rows_by_loop(
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in group.items()}
     count = sample_count(inputs)
     rows = {name: tensor.new_zeros(count, len(cotangents), tensor.numel()) for name, tensor in group.items()}
+    every = cotangents.expand(-1, count, -1)
     for i in range(count):
         outputs = module.outputs(leaves, take(inputs, slice(i, i + 1)))[0]
         # Some samples may reach none of the parameters.
-        for k, cotangent in enumerate(cotangents if outputs.requires_grad else ()):
+        for k, cotangent in enumerate(every[:, i] if outputs.requires_grad else ()):
             found = torch.autograd.grad(
                 outputs, list(leaves.values()), cotangent, retain_graph=k + 1 < len(cotangents), allow_unused=True
             )

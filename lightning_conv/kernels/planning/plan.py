@@ -38,6 +38,11 @@ FORMED_ENTRY = 300
 """Flops of a matrix product that take as long as ``torch.func`` needs to form and store one entry of a Jacobian
 (measured: 290-400)."""
 
+MEASURING = 12
+"""Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision."""
+MEASURING_COPIES = 6
+"""Bytes of that in units of a forward with its graph: in float64, with three sets of combinations of the outputs."""
+
 
 @dataclass(frozen=True)
 class NTKPlan:
@@ -54,7 +59,9 @@ class NTKPlan:
     """Flops of the forward and backward passes and of all products, where a multiplication and an addition count as
     two. Reading the network is not included."""
     bytes: int
-    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it."""
+    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it. Outputs of all
+    samples, which are held while they are compared between batches, and copies of the parameters, with which rounding is measured,
+    are parts of it that ``max_memory`` does not bound."""
     result_bytes: int
     reading_bytes: int
     """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by
@@ -101,6 +108,8 @@ def make_plan(
     couples: bool = False,
     reading_seconds: float = 0.0,
     general: PassCost | None = None,
+    measured: int = 0,
+    copies: int = 0,
 ) -> NTKPlan:
     """Choose the cheapest form for every site, and cut the work into pieces that fit into ``max_memory``.
 
@@ -124,6 +133,8 @@ def make_plan(
         reading_seconds: seconds that it took to find ``anatomy``.
         general: cost of a pass for the parameters without a layer rule: for one sample or, where samples couple, for
             all.
+        measured: number of samples on which the rounding of contracted rows is measured at the end.
+        copies: bytes of the parameters and gradients for that.
 
     Raises:
         ValueError: ``max_memory`` is not a finite number of at least one byte.
@@ -172,6 +183,8 @@ def make_plan(
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
     seconds += slower * (products + (0.0 if couples else flops)) / (EFFICIENCY * rate)
+    seconds += measured * MEASURING * network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
+    measuring = result + copies + measured * MEASURING_COPIES * anatomy.forward_bytes if measured else 0
     return NTKPlan(
         problem=problem,
         contributions=tuple(found),
@@ -180,7 +193,7 @@ def make_plan(
         precision=precision,
         flops=repeats * (products + flops),
         workspace=workspace,
-        bytes=max(result + temporary + peak, anatomy.reading_bytes),
+        bytes=max(result + temporary + peak, measuring, anatomy.reading_bytes),
         result_bytes=result,
         reading_bytes=anatomy.reading_bytes,
         seconds=reading_seconds + repeats * seconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -14,6 +14,8 @@ from lightning_conv.networks.evaluation import BatchNormMode, Inputs
 from lightning_conv.networks.origins import Make, path_required
 
 Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]
+KernelOutputs: TypeAlias = Literal["trace", "full", "sum", "projected", "cotangents"]
+"""What a kernel may be of: ``Outputs``, or one number s_i . u_i per sample, with s_i from ``cotangents=``."""
 EngineName: TypeAlias = Literal["auto", "jacobian"]
 
 EXACT = 'use precision="exact", whose bounds allow for that type, or remove the cast'
@@ -25,7 +27,7 @@ OWN_TYPE = "remove the cast, or convert the model (model.float())"
 class Request:
     """The options of a kernel; see ``ntk_gram`` for their meaning. Unknown values raise a ValueError."""
 
-    outputs: Outputs
+    outputs: KernelOutputs  # from ``contracted_outputs``
     per_layer: bool
     precision: Precision
     batch_norm: BatchNormMode
@@ -34,7 +36,7 @@ class Request:
     projections: int
 
     def __post_init__(self) -> None:
-        require_option("outputs", self.outputs, get_args(Outputs))
+        require_option("outputs", self.outputs, get_args(KernelOutputs))
         require_option("precision", self.precision, PRECISIONS)
         require_option("batch_norm", self.batch_norm, get_args(BatchNormMode))
         require_option("engine", self.engine, get_args(EngineName))
@@ -60,3 +62,28 @@ def require_option(name: str, value: object, allowed: Sequence[object]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def contracted_outputs(
+    outputs: str, cotangents: object, *, default: str, allowed: Sequence[str] = get_args(Outputs)
+) -> Any:
+    """Return what the kernel is of: the ``outputs`` that were asked for, or ``"cotangents"`` where these are given.
+
+    Args:
+        outputs: the option as it was given.
+        cotangents: the argument of this name; None: not given.
+        default: the default of ``outputs``.
+        allowed: values of ``outputs``.
+
+    Raises:
+        ValueError: ``outputs`` is not allowed, or is not the default although cotangents are given.
+    """
+    require_option("outputs", outputs, allowed)
+    if cotangents is None:
+        return outputs
+    if outputs != default:
+        raise ValueError(
+            f"outputs: {outputs!r} together with cotangents=, which replace the outputs of each sample by the one number s_i . u_i; "
+            "leave out outputs= or cotangents="
+        )
+    return "cotangents"

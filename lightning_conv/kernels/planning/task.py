@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
-from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
+from lightning_conv.kernels.planning.plan import MEASURING_COPIES, NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
+from lightning_conv.kernels.products.combinations import (
+    Combinations,
+    EachOutput,
+    SharedRows,
+    checked_sets,
+    cotangents_of_shape,
+)
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network
+from lightning_conv.kernels.reading.contracted_error import contracted_error, measured_count
 from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
@@ -37,6 +46,7 @@ class Task:
     Arguments and errors are those of ``ntk_gram``; ``stage`` has its model, and ``request`` holds its options.
 
     Attributes:
+        combinations: what is differentiated, of the samples in the rows and of those in the columns.
         unsteady: the change of the outputs between two evaluations that is neither rounding nor refused, see
             ``require_own_outputs``; None: there is none.
     """
@@ -49,12 +59,15 @@ class Task:
         parameters: Sequence[str] | str | None,
         request: Request,
         plan: NTKPlan | None = None,
+        cotangents: Tensor | None = None,
+        cotangents2: Tensor | None = None,
     ) -> None:
         self.request = request
         for each in (inputs, inputs2):
             if each is not None:
                 sample_count(each)
                 require_float_inputs(each)
+        given = checked_sets(inputs, inputs2, cotangents, cotangents2)
         self._stage = stage
         self.module = stage.stateless(dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
@@ -74,11 +87,14 @@ class Task:
             self.anatomy = with_late_parameters(self.anatomy, self.module, sets, allowed)
         known = plan is not None and self.anatomy.general == plan.reading.general
         self._general = plan.general_pass if plan is not None and known else self._general_pass()
+        self.combinations = self._combinations(given)
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
         if plan is not None:
             self._require_same(plan)
         checked = plan is not None and request.precision != "certified"  # on the samples of the plan
+        if not checked:
+            self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
         self.unsteady = None if checked else self._unsteady_on_copies()
 
     def _unsteady_on_copies(self) -> Narrowing | None:
@@ -99,6 +115,18 @@ class Task:
             raise refused
         return found
 
+    @property
+    def _fits(self) -> int:
+        """Number of samples whose forward fits into half of the memory."""
+        allowed = allowed_memory(self.request.max_memory, self.module.device)
+        return max(1, allowed // 2 // max(1, self.anatomy.forward_bytes))
+
+    def _checking_bytes(self) -> int:
+        """Return the bytes of the outputs that ``_unsteady`` holds: of all samples, and twice of one batch."""
+        samples = max(sample_count(each) for each in (self.inputs, self.others) if each is not None)
+        batch = samples if self.couples else min(samples, self._fits)
+        return (samples + 2 * batch) * self.anatomy.outputs * torch.finfo(self.module.dtype).bits // 8
+
     def _unsteady(self) -> Narrowing | None:
         """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that.
 
@@ -107,7 +135,6 @@ class Task:
         """
         if self.couples:
             return require_repeatable(self.module, self.inputs)
-        fits = allowed_memory(self.request.max_memory, self.module.device) // 2 // max(1, self.anatomy.forward_bytes)
         sets = [self.inputs] if self.others is None else [self.inputs, self.others]
         if (few := self._reading_samples()) is not self.inputs:
             sets.append(few)
@@ -116,7 +143,7 @@ class Task:
                 require_own_outputs(
                     self.module,
                     each,
-                    rows=max(1, fits),
+                    rows=self._fits,
                     cuts=self._cuts(sample_count(each)),
                     arranged=self.anatomy.arranged,
                     level=self.anatomy.level,
@@ -186,10 +213,10 @@ class Task:
             )
 
     def _plan(self) -> NTKPlan:
-        request, classes = self.request, self.anatomy.outputs
+        request = self.request
         # The groups of projections are computed one after the other.
         groups = error_groups(request.projections) if self.projects else 1
-        outputs = 1 if request.outputs == "sum" else -(-request.projections // groups) if self.projects else classes
+        outputs = -(-request.projections // groups) if self.projects else self.combinations[0].count
         problem = Problem(
             samples=sample_count(self.inputs),
             others=None if self.others is None else sample_count(self.others),
@@ -209,6 +236,8 @@ class Task:
             couples=self.couples,
             reading_seconds=self._reading_seconds,
             general=self._general,
+            measured=self._measured if self.contracts and not self.couples else 0,
+            copies=reading_bytes(self.module, self.names),
         )
 
     def _general_pass(self) -> PassCost | None:
@@ -226,10 +255,52 @@ class Task:
         """
         return self.request.outputs == "projected" and self.anatomy.outputs > self.request.projections
 
-    def cotangents(self) -> Tensor:
-        """Return the combinations of outputs, (K, C): one row for each output, or a row of ones for their sum."""
-        eye = torch.eye(self.anatomy.outputs, dtype=self.module.dtype, device=self.module.device)
-        return eye.sum(0, keepdim=True) if self.request.outputs == "sum" else eye
+    def _combinations(self, given: Sequence[tuple[Tensor, str]]) -> tuple[Combinations, Combinations]:
+        """Return the combinations of outputs in the rows and in the columns; random ones are drawn by ``projected_kernel``.
+
+        Raises:
+            ValueError: cotangents have another shape than the outputs.
+        """
+        classes = self.anatomy.outputs
+        if given:
+            few = self.inputs if self.couples else take(self.inputs, slice(READ_SAMPLES))
+            found = [cotangents_of_shape(each, self.module, few, classes, name) for each, name in given]
+            return found[0], found[-1]
+        each = EachOutput(classes)
+        if self.request.outputs == "sum":
+            ones = SharedRows(torch.ones(1, classes, dtype=self.module.dtype, device=self.module.device))
+            return ones, ones
+        return each, each
+
+    @property
+    def contracts(self) -> bool:
+        """Whether the outputs of a sample are contracted to one number, so that terms of its gradient may cancel."""
+        return self.request.outputs in ("sum", "cotangents")
+
+    @property
+    def _measured(self) -> int:
+        """Number of samples on which the rounding of contracted rows is measured, in a quarter of the memory."""
+        each = self.anatomy.forward_bytes
+        room = allowed_memory(self.request.max_memory, self.module.device) // 4 // max(1, MEASURING_COPIES * each)
+        return max(1, min(room, measured_count(sample_count(self.inputs), each)))
+
+    def jacobian_error(self, error: float, matrix: Tensor) -> float:
+        """Return the relative rounding error of the rows of the kernel, from that of the whole Jacobian.
+
+        They are the same unless the outputs are contracted; then the rounding is measured on some of the samples.
+        """
+        if not self.contracts:
+            return error
+        diagonal = matrix.diagonal() if self.others is None else None
+        found = contracted_error(
+            self.module,
+            self.names,
+            self.inputs,
+            self.combinations[0],
+            count=None if self.couples else self._measured,
+            diagonal=diagonal,
+        )
+        return found.relative(error, None if diagonal is None else float(diagonal.sum()))
 
 
 def error_groups(projections: int) -> int:

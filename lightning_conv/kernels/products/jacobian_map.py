@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class JacobianMap:
             self.module.parameters = {name: tensor.clone() for name, tensor in self.module.parameters.items()}
             self.names = parameter_names(self.module, parameters)
             self.inputs = self.module.convert(inputs)
-            few = self._rows(slice(0, self.n_samples if self.couples else min(READ_SAMPLES, self.n_samples)))
+            few = self.few
             budget = memory_budget(max_memory, self.module.device, 0)
             graph = graph_size(self.module, self.names, few, limit=budget)
             self.n_outputs = graph.outputs
@@ -84,10 +84,13 @@ class JacobianMap:
         self.batched = pays_to_batch(largest, self.module.device)
         self.pull_reason: str | None = None  # why J^T takes one vector at a time, if vectorised passes failed
 
-    def pull(self, cotangents: Tensor) -> dict[str, Tensor]:
-        """Apply J^T to each vector (b, n, C), and return (b, *shape) for each parameter.
+    def pull(self, cotangents: Callable[[slice], Tensor]) -> dict[str, Tensor]:
+        """Apply J^T to each vector, and return (b, *shape) for each parameter.
 
         Chunks are summed in float64.
+
+        Args:
+            cotangents: gives the part (b, t, C) of the vectors that belongs to a chunk of t samples.
         """
         total: dict[str, Tensor] = {}
         cuts = blocks(self.n_samples, self.chunk)
@@ -96,7 +99,7 @@ class JacobianMap:
                 pullback = Pullback(
                     self.module, self.names, self._rows(cut), batched=self.batched and not self.pull_reason
                 )
-                for name, part in pullback(cotangents[:, cut].to(self.module.dtype)).items():
+                for name, part in pullback(cotangents(cut).to(self.module.dtype)).items():
                     if name in total:
                         total[name] += part
                     else:
@@ -104,15 +107,25 @@ class JacobianMap:
                 self.pull_reason = self.pull_reason or pullback.reason
         return total
 
-    def push(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """Apply J to each direction, given as (b, *shape) for each parameter, and return (b, n, C) in float64."""
+    def push(self, directions: Mapping[str, Tensor], reduced: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Apply J to each direction, given as (b, *shape) for each parameter, and return (b, n, ...) in float64.
+
+        Args:
+            directions: see above.
+            reduced: what to keep, (b, t, ...), of the images (b, t, C) of a chunk of t samples.
+        """
         inside = {name: direction.to(self.module.dtype) for name, direction in directions.items()}
         with undisturbed(self._stage.module), self._stage.guard():
             parts = [
-                self.push_rule(self.module, self._rows(cut), inside, batched=self.batched).double()
+                reduced(self.push_rule(self.module, self._rows(cut), inside, batched=self.batched).double(), cut)
                 for cut in blocks(self.n_samples, self.chunk)
             ]
         return torch.cat(parts, 1)
+
+    @property
+    def few(self) -> Inputs:
+        """Samples on which the network may be evaluated: the first ones, or all where they couple."""
+        return self._rows(slice(0, self.n_samples if self.couples else min(READ_SAMPLES, self.n_samples)))
 
     def _rows(self, rows: slice) -> Inputs:
         return take(self.inputs, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import isfinite, isqrt
 
@@ -21,6 +21,8 @@ MOST = 2**12
 """Largest relative change, in units of eps, that is taken for rounding unless the terms of an output cancel."""
 FEW = 3
 """Samples on which that rounding is measured."""
+AT_ONCE = 2**22
+"""Numbers of the outputs that are compared at once."""
 CAST_ROUNDINGS = 8
 """Relative change, in units of the roundoff of a narrower type in which the forward computes, that is never refused."""
 ENDS = 2
@@ -73,43 +75,45 @@ def require_own_outputs(
     Raises:
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
-    Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; a copy of the
-    parameters in float32; with ``gradients`` five gradients of eight samples in all, two of them kept.
+    Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; the memory of their
+    outputs and of those of one batch; a copy of the parameters in float32; with ``gradients`` five gradients of eight samples in all,
+    two of them kept.
     """
     samples, ways = sample_count(inputs), 0
 
-    def outputs_of(order: Tensor) -> Tensor:
-        # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
-        given = arranged(_taken(inputs, order.to(module.device)))
-        return module.outputs({}, given).detach()
-
-    def evaluated(groups: Sequence[Tensor]) -> Tensor:
+    def evaluated(groups: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield samples with their outputs, one batch after the other."""
         nonlocal ways
         ways += 1
         torch.default_generator.manual_seed(ways)
-        return torch.cat([outputs_of(group[cut]) for group in groups for cut in blocks(len(group), rows)])
+        for group in groups:
+            for cut in blocks(len(group), rows):
+                # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
+                given = arranged(_taken(inputs, group[cut].to(module.device)))
+                yield group[cut], module.outputs({}, given).detach()
 
     order, group = torch.arange(samples), isqrt(samples)
-    strided = [order[start::group] for start in range(group)]
-    whole = evaluated([order])
+    whole = _together(evaluated([order]), samples)
     judge = _Judge(module, inputs, whole, level, coarse=coarse)
-    judge.compare(evaluated([order[:1]]), whole[:1], "of the first sample", "when the rest of the batch is added")
+
+    def compare(groups: Sequence[Tensor], whose: str, when: str) -> None:
+        # One batch at a time: the outputs of all samples may be most of the memory that the network takes.
+        changes = [judge.change_of_rows(found, whole, chosen) for chosen, found in evaluated(groups)]
+        judge.take(max(changes), f"outputs {whose}", when)
+
+    compare([order[:1]], "of the first sample", "when the rest of the batch is added")
     if samples > 1:
-        judge.compare(evaluated([order.flip(0)]).flip(0), whole, "of a sample", "with the order of the batch")
-        judge.compare(evaluated([order[1:]]), whole[1:], "of the other samples", "when the first sample is left out")
-        judge.compare(
-            evaluated([order[cut] for cut in blocks(samples, group)]),
-            whole,
-            "of a sample",
-            "when its batch is a part of the samples",
-        )
+        compare([order.flip(0)], "of a sample", "with the order of the batch")
+        compare([order[1:]], "of the other samples", "when the first sample is left out")
+        neighbours = [order[cut] for cut in blocks(samples, group)]
+        compare(neighbours, "of a sample", "when its batch is a part of the samples")
     if group > 1:
-        found = evaluated(strided)
-        judge.compare(found, whole[torch.cat(strided)], "of a sample", "when its batch is every few samples")
+        strided = [order[start::group] for start in range(group)]
+        compare(strided, "of a sample", "when its batch is every few samples")
     for cut in {tuple((each.start, each.stop) for each in cut) for cut in cuts}:
         if len(cut) > 1:
-            found = evaluated([order[start:stop] for start, stop in cut])
-            judge.compare(found, whole, "of a sample", "when its batch is a part of the samples")
+            parts = [order[start:stop] for start, stop in cut]
+            compare(parts, "of a sample", "when its batch is a part of the samples")
     ends = torch.tensor(sorted({*range(min(ENDS, samples)), *range(max(0, samples - ENDS), samples)}))
     if gradients and 1 < len(ends) <= rows:
         together, *alone = [
@@ -170,7 +174,8 @@ class _Judge:
         eps = torch.finfo(whole.dtype).eps
         self.found: Narrowing | None = None
         self.refused = max(eps**0.5, 0.0 if coarse is None else CAST_ROUNDINGS * unit_roundoff(coarse))
-        size = float(whole.abs().nan_to_num(0.0, 0.0, 0.0).max()) if whole.numel() else 0.0
+        sizes = (whole[cut].abs().nan_to_num_(0.0, 0.0, 0.0).max() for cut in _few_rows(whole) if whole.numel())
+        size = max(map(float, sizes), default=0.0)
         self._scale = max(size, self.refused * level, torch.finfo(whole.dtype).tiny)
         self._rounding = self.refused  # below float64 nothing is certified
         if whole.dtype == torch.float64:
@@ -183,13 +188,9 @@ class _Judge:
         moved = (found - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
         return float(moved.max()) / self._scale if moved.numel() else 0.0
 
-    def compare(self, found: Tensor, expected: Tensor, whose: str, when: str) -> None:
-        """Refuse a change above sqrt(eps), and note one above rounding.
-
-        Raises:
-            ValueError: the outputs change by more than sqrt(eps).
-        """
-        self.take(self.change(found, expected), f"outputs {whose}", when)
+    def change_of_rows(self, found: Tensor, whole: Tensor, chosen: Tensor) -> float:
+        """Return the largest change of the outputs of the ``chosen`` samples against their rows of ``whole``."""
+        return max(self.change(found[cut], whole[chosen[cut].to(whole.device)]) for cut in _few_rows(found))
 
     def take(self, change: float, what: str, when: str) -> None:
         """Refuse a relative change above sqrt(eps), and note one above rounding.
@@ -210,6 +211,21 @@ class _Judge:
         if change > self._rounding and (self.found is None or change > self.found.unit):
             said = f"changes the {what} by {change:.1e} (relative) {when}, more than rounding explains"
             self.found = Narrowing("the network", said, "samples couple or the forward is random", None, change)
+
+
+def _few_rows(outputs: Tensor) -> list[slice]:
+    """Cut the rows of ``outputs`` into blocks of about ``AT_ONCE`` numbers."""
+    return blocks(len(outputs), max(1, AT_ONCE // max(1, outputs.shape[1])))
+
+
+def _together(parts: Iterable[tuple[Tensor, Tensor]], samples: int) -> Tensor:
+    """Return the outputs of all samples as one tensor, a copy, since a network may reuse the memory of its outputs."""
+    whole: Tensor | None = None
+    for chosen, found in parts:
+        whole = found.new_empty(samples, found.shape[1]) if whole is None else whole
+        whole[chosen.to(found.device)] = found
+    assert whole is not None
+    return whole
 
 
 def _change_of_gradient(module: StatelessModule, together: Inputs, alone: Sequence[Inputs]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -78,9 +79,36 @@ def estimate_jacobian_error(
     Returns:
         The estimate, and the place at which a twin in float64 casts; None: nowhere, or the twin is in float32.
     """
+    difference, narrowing = difference_of_passes(module, inputs, mixture, truth, by_factors=by_factors, refusal=refusal)
+    unit = unit_roundoff(module.dtype)
+    if difference is None:
+        return with_narrowing(SAFETY * 16 * unit, module.dtype, narrowing), narrowing
+    error = SAFETY * max(difference.relative * ratio_to_twin(module.dtype), unit)
+    return with_narrowing(error, module.dtype, narrowing), narrowing
+
+
+def ratio_to_twin(dtype: torch.dtype) -> float:
+    """Return the factor from a difference to the twin in the other precision to the rounding of an evaluation in ``dtype``."""
+    return 2.0**-29 if dtype == torch.float64 else 1.0
+
+
+def difference_of_passes(
+    module: StatelessModule,
+    inputs: Inputs,
+    mixture: Tensor,
+    truth: Mapping[str, Tensor | None],
+    *,
+    by_factors: Factored | None,
+    refusal: TypeRefusal | None = None,
+) -> tuple[Difference | None, Narrowing | None]:
+    """Compare the gradients ``truth`` with those of a twin of the network in the other precision.
+
+    Args and the second result are those of ``estimate_jacobian_error``.
+
+    Returns:
+        The difference, and the place of a cast. The difference is None where the forward works in one precision only.
+    """
     other = torch.float32 if module.dtype == torch.float64 else torch.float64
-    ratio = 2.0**-29 if module.dtype == torch.float64 else 1.0
-    unit = 2.0**-24 * ratio
     sites = [] if by_factors is None else [s for s in by_factors.sites if s.linear and s.positions == 1]
     covered = {name for site in sites for name in site.names}
     rest = {name: gradient for name, gradient in truth.items() if name not in covered and gradient is not None}
@@ -93,12 +121,12 @@ def estimate_jacobian_error(
     watch = NarrowWatch(twin, few, parameters=leaves) if other == torch.float64 and refusal is None else None
     mode = nullcontext() if watch is None else watch.watching()
     try:
-        with mode if refusal is None else Widened():
+        with mode if refusal is None else Widened():  # type: ignore[no-untyped-call]
             # Without layers to compare nothing is recorded, since a forward that uses torch.func inside cannot be.
             outputs, recorder = record(twin, few, {n: twin.parameters[n] for n in truth if sites})
             calls = recorder.calls
             if by_factors is not None and sites and signature_of(calls) != signature_of(by_factors.calls):
-                return SAFETY * 16 * unit, None
+                return None, None
             for name, leaf in leaves.items():
                 leaf.register_hook(partial(difference.add, rest[name]))  # type: ignore[no-untyped-call]
             found = torch.autograd.grad(
@@ -112,10 +140,8 @@ def estimate_jacobian_error(
         if refusal is None and other == torch.float64:
             refusal = type_refusal(module.again, inputs, other)
             if refusal is not None:
-                return estimate_jacobian_error(module, inputs, mixture, truth, by_factors=by_factors, refusal=refusal)
-        return with_narrowing(SAFETY * 16 * unit, module.dtype, None if refusal is None else refusal.narrowing), (
-            None if refusal is None else refusal.narrowing
-        )
+                return difference_of_passes(module, inputs, mixture, truth, by_factors=by_factors, refusal=refusal)
+        return None, None if refusal is None else refusal.narrowing
     narrowing = narrowing if refusal is None else refusal.narrowing
     theirs = dict(zip(wanted, found, strict=False))
     for site in sites:
@@ -128,7 +154,7 @@ def estimate_jacobian_error(
                 _factors(site, calls, twin_gradient, samples),
                 bias=site.bias is not None,
             )
-    return with_narrowing(SAFETY * max(difference.relative * ratio, unit), module.dtype, narrowing), narrowing
+    return difference, narrowing
 
 
 def with_narrowing(error: float, dtype: torch.dtype, narrowing: Narrowing | None) -> float:
@@ -157,6 +183,11 @@ class Difference:
     def relative(self) -> float:
         """Relative error |dJ|_F / |J|_F so far."""
         return (self._change / self._size) ** 0.5 if self._size else 0.0
+
+    @property
+    def change(self) -> float:
+        """Absolute error |dJ|_F so far."""
+        return math.sqrt(self._change)
 
     def add(self, mine: Tensor, theirs: Tensor) -> Tensor:
         """Add the two gradients of one parameter.

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_conv import ntk_gram
 from lightning_conv.kernels import NTKOperator
 from lightning_conv.kernels.engine.coupled import coupled_gram
+from lightning_conv.kernels.products.combinations import EachOutput
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
 
@@ -39,8 +40,7 @@ def build(reentrant):
 def coupled(model, inputs):
     with undisturbed(model):
         module = StatelessModule(model, batch_norm="batch")
-        eye = torch.eye(2, dtype=torch.float64)
-        return coupled_gram(module, module.trainable, inputs, eye, trace=False, precision="exact")[0]
+        return coupled_gram(module, module.trainable, inputs, EachOutput(2), trace=False, precision="exact")[0]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

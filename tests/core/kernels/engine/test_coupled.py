@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_conv import ntk_gram
 from lightning_conv.kernels.engine.coupled import coupled_gram, strips
+from lightning_conv.kernels.products.combinations import EachOutput, SharedRows
 from lightning_conv.networks.evaluation import StatelessModule, undisturbed
 
 
@@ -18,13 +19,12 @@ def gram(model, inputs, outputs="full", dtype=None, precision="exact", names=Non
     with undisturbed(model):
         module = StatelessModule(model, dtype=dtype, batch_norm="batch")
         width = module.outputs({}, module.convert(inputs)).shape[1]
-        eye = torch.eye(width, dtype=module.dtype)
-        cotangents = eye.sum(0, keepdim=True) if outputs == "sum" else eye
+        combinations = SharedRows(torch.ones(1, width, dtype=module.dtype)) if outputs == "sum" else EachOutput(width)
         return coupled_gram(
             module,
             names or module.trainable,
             module.convert(inputs),
-            cotangents,
+            combinations,
             trace=outputs != "full",
             precision=precision,
             **options,
