@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import threading
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import IOBase
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -16,11 +14,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-Lock, RLock = type(threading.Lock()), type(threading.RLock())
+from lightning_conv.networks.copying import HOOKS, made_anew, not_copied
+
 METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class NotATwinError(RuntimeError):
@@ -106,7 +103,7 @@ class Twin:
         self.global_step: int = self._reader.global_step
         self.trained = {name for name, each in module.named_parameters() if each.requires_grad}
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
-        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | _not_copied(module)
+        memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | not_copied(module)
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
         if shared_with_run := _shared(module, self.module):
             raise NotATwinError(
@@ -115,7 +112,7 @@ class Twin:
         for each in self.module.modules():
             for name, value in list(vars(each).items()):
                 if isinstance(value, types.FunctionType):
-                    vars(each)[name] = _made_anew(value, memo)
+                    vars(each)[name] = made_anew(value, memo)
         still, schedulers = (
             [Still(each, memo) for each in some]
             for some in (trainer.optimizers, (config.scheduler for config in trainer.lr_scheduler_configs))
@@ -183,13 +180,6 @@ def _copied(batch: Any) -> Any:
         raise NotATwinError(f"a batch cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def _not_copied(module: nn.Module) -> dict[int, Any]:
-    """Return what stands for the attributes that ``copy.deepcopy`` refuses: by their ``id``."""
-    held = [leaf for each in module.modules() for leaf in tree_leaves(vars(each))]
-    graphs = {id(leaf): leaf.detach().clone() for leaf in held if isinstance(leaf, Tensor) and not leaf.is_leaf}
-    return graphs | {id(leaf): leaf for leaf in held if isinstance(leaf, (Lock, RLock, IOBase))}
-
-
 def _shared(module: nn.Module, copied: nn.Module) -> str:
     """Return the name of a tensor of the copy that lies in the memory of one of the original; empty: there is none."""
     own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers()) if each.numel()}
@@ -205,48 +195,3 @@ def _hooks_from_outside(module: nn.Module) -> list[Any]:
 
 def _nothing(*_: Any, **__: Any) -> None:
     """Do nothing."""
-
-
-def _made_anew(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """Return the function over the copies of what its closure, its defaults and its globals hold of the module, and of containers in them.
-
-    Args:
-        function: A function.
-        memo: Copies by the ``id`` of their originals, as ``copy.deepcopy`` keeps them.
-    """
-    memo[id(function)] = function  # it may hold itself
-    # What is known by its address must live as long as the memo; ``copy.deepcopy`` keeps it so, too.
-    memo.setdefault(id(memo), []).append(function)
-    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
-    of_module = {
-        name: memo[id(value)] for name, value in named.items() if isinstance(value, nn.Module) and id(value) in memo
-    }
-    around = {**function.__globals__, **of_module} if of_module else function.__globals__
-    cells = function.__closure__ or ()
-    closure = tuple(types.CellType(_own(each.cell_contents, memo)) if _is_filled(each) else each for each in cells)
-    defaults = None if function.__defaults__ is None else tuple(_own(each, memo) for each in function.__defaults__)
-    new = types.FunctionType(function.__code__, around, function.__name__, defaults, closure)
-    new.__kwdefaults__ = {name: _own(value, memo) for name, value in (function.__kwdefaults__ or {}).items()} or None
-    memo[id(function)] = new
-    return new
-
-
-def _own(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, types.FunctionType):
-        return _made_anew(value, memo)
-    if isinstance(value, (list, dict, set, types.MethodType)):
-        try:
-            return copy.deepcopy(value, memo)
-        except Exception:  # what cannot be copied is used as it is
-            return value
-    return value
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return False
-    return True

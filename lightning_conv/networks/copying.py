@@ -6,7 +6,7 @@ import copy
 import functools
 import threading
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from io import IOBase
 from typing import Any
 
@@ -160,7 +160,7 @@ def _leaves(values: list[Any]) -> list[Any]:
     seen: set[int] = set()
     while values:
         value = values.pop()
-        if isinstance(value, dict | list | tuple):
+        if isinstance(value, dict | list | tuple | deque):
             if id(value) not in seen and type(value) not in IMMEDIATE:
                 seen.add(id(value))
                 values += value.values() if isinstance(value, dict) else value
