@@ -56,7 +56,7 @@ class Copy:
         memo |= {id(each): Unwrapped(WRAPPERS[type(each).__name__]) for each in wrapped}
         memo |= {id(each): each for each in _too_much(model)}
         self.memo = {id(each): memo[id(each)] for each in (*model.parameters(), *model.buffers())}
-        plain = [each for each in model.modules() if id(each) not in memo and _is_copied_plainly(type(each))]
+        plain = [each for each in model.modules() if id(each) not in memo and _is_copied_plainly(type(each))]  # type: ignore[arg-type]
         memo |= {id(each): type(each).__new__(type(each)) for each in plain}
         for each in plain:
             vars(memo[id(each)]).update((name, _deep(value, memo)) for name, value in vars(each).items())

@@ -93,7 +93,7 @@ def estimate_jacobian_error(
     watch = NarrowWatch(twin, few, parameters=leaves) if other == torch.float64 and refusal is None else None
     mode = nullcontext() if watch is None else watch.watching()
     try:
-        with mode if refusal is None else Widened():
+        with mode if refusal is None else Widened():  # type: ignore[no-untyped-call]
             # Without layers to compare nothing is recorded, since a forward that uses torch.func inside cannot be.
             outputs, recorder = record(twin, few, {n: twin.parameters[n] for n in truth if sites})
             calls = recorder.calls
