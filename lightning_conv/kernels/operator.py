@@ -26,7 +26,7 @@ from lightning_conv.linalg.estimates import (
 )
 from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
 from lightning_conv.machine.memory import blocks, memory_budget
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
+from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
 
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
@@ -141,7 +141,7 @@ class NTKOperator:
 
     def _contract(self, given: Tensor | None) -> None:
         network = self._map
-        with undisturbed(network.model):
+        with network.evaluating():
             if given is None:
                 self._contracted = SharedRows(torch.ones(1, self.n_outputs, dtype=self.precision, device=self.device))
             else:

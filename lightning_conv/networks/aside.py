@@ -26,6 +26,6 @@ def aside(*, transforms: bool = True) -> Iterator[None]:
             modes.append(stack.enter_context(_pop_mode_temporarily()))
         device = next((mode for mode in modes if isinstance(mode, DeviceContext)), None)
         if device is not None:
-            _push_mode(device)
+            _push_mode(device)  # type: ignore[no-untyped-call]
             stack.callback(_pop_mode)
         yield

@@ -7,7 +7,7 @@ import functools
 import random
 import threading
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from io import IOBase
 from typing import Any
@@ -61,7 +61,7 @@ class Copy:
         memo |= {id(each): Unwrapped(WRAPPERS[type(each).__name__]) for each in wrapped}
         memo |= {id(each): each for each in _too_much(model)}
         self.memo = {id(each): memo[id(each)] for each in (*model.parameters(), *model.buffers())}
-        plain = [each for each in model.modules() if id(each) not in memo and _is_copied_plainly(type(each))]
+        plain = [each for each in model.modules() if id(each) not in memo and _is_copied_plainly(type(each))]  # type: ignore[arg-type]
         memo |= {id(each): type(each).__new__(type(each)) for each in plain}
         for each in plain:
             vars(memo[id(each)]).update((name, _deep(value, memo)) for name, value in vars(each).items())
@@ -165,7 +165,7 @@ def _leaves(values: list[Any]) -> list[Any]:
     seen: set[int] = set()
     while values:
         value = values.pop()
-        if isinstance(value, dict | list | tuple):
+        if isinstance(value, dict | list | tuple | deque):
             if id(value) not in seen and type(value) not in IMMEDIATE:
                 seen.add(id(value))
                 values += value.values() if isinstance(value, dict) else value

@@ -264,8 +264,8 @@ class StatelessModule:
         given |= {name: torch.view_as_complex(given[name]) for name in self._complex}
         state = {place: given[name] for place, name in self._places.items()}
         with batch_statistics(self.model) if self.batch_norm == "batch" else nullcontext():
-            args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-            args = inputs if isinstance(inputs, tuple) else args
+            args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
+            args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (args, {})
             model = self.model
             if isinstance(model, torch.jit.ScriptModule):  # refused by torch, but only as the outermost module
                 model, state = _Around(model), {f"module.{place}": tensor for place, tensor in state.items()}

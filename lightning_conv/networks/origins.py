@@ -152,7 +152,7 @@ class Origins(TorchFunctionMode):
         layers = [layer for layer in self._names if not isinstance(layer, torch.jit.ScriptModule)]  # those refuse hooks
         self._handles = [layer.register_forward_pre_hook(self._enter) for layer in layers]
         self._handles += [layer.register_forward_hook(self._leave) for layer in layers]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *args: Any) -> None:

@@ -15,7 +15,7 @@ NAMED = 4
 def described(result: object) -> str:
     """Return what was returned, and how to get at the floating tensors in it, each by the exact expression."""
     if isinstance(result, Tensor):
-        what = f"a tensor of {result.dtype}"
+        what = str(result.dtype)
         return f"{what}; need one floating tensor. {_cure('', 'numbers that have a derivative')}"
     kind, found = type(result).__name__, list(tensors_at(result))
     if not found:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ class JacobianMap:
         """
         total: dict[str, Tensor] = {}
         cuts = blocks(self.n_samples, self.chunk)
-        with undisturbed(self._stage.module), self._stage.guard():
+        with self.evaluating():
             for cut in cuts:
                 pullback = Pullback(
                     self.module, self.names, self._rows(cut), batched=self.batched and not self.pull_reason
@@ -115,12 +116,18 @@ class JacobianMap:
             reduced: what to keep, (b, t, ...), of the images (b, t, C) of a chunk of t samples.
         """
         inside = {name: direction.to(self.module.dtype) for name, direction in directions.items()}
-        with undisturbed(self._stage.module), self._stage.guard():
+        with self.evaluating():
             parts = [
                 reduced(self.push_rule(self.module, self._rows(cut), inside, batched=self.batched).double(), cut)
                 for cut in blocks(self.n_samples, self.chunk)
             ]
         return torch.cat(parts, 1)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluate the network inside: its flags, the generators, and attributes that a forward writes are put back."""
+        with undisturbed(self._stage.module), self._stage.guard():
+            yield
 
     @property
     def few(self) -> Inputs:

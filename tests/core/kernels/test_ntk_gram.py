@@ -244,12 +244,14 @@ def test_leaves_no_trace_when_the_forward_raises(fails_at, batch_norm, snapshot)
     model, inputs = lived_in_model(), rand(5, 2, 4, 4)
     calls = []
 
-    def fail(module, args, output):
-        calls.append(torch.rand(1))
-        if len(calls) == fails_at:
-            raise KeyError("from inside the forward")
+    class Failing(nn.Module):
+        def forward(self, x):
+            calls.append(torch.rand(1))
+            if len(calls) >= fails_at:
+                raise KeyError("from inside the forward")
+            return x
 
-    model[3].register_forward_hook(fail)
+    model[3] = nn.Sequential(model[3], Failing())
     before = snapshot(model)
     with pytest.raises(KeyError, match="from inside"):
         ntk_gram(model, inputs, batch_norm=batch_norm)
