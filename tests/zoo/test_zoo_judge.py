@@ -21,13 +21,13 @@ NAMED = {case.name: case for case in CASES}
 
 @pytest.fixture
 def diagnostics_that(monkeypatch):
-    """Put something in the place of the one line that does more than it should at the training's start."""
+    """Put something in the place of the one line that does more than it should, when the training ends or in another hook."""
 
-    def put(more):
+    def put(more, hook="on_train_end"):
         class Diagnostics(ConvergenceDiagnostics):
-            def on_train_start(self, trainer, pl_module):
-                more(pl_module)
+            pass
 
+        setattr(Diagnostics, hook, lambda self, trainer, pl_module: more(pl_module))
         monkeypatch.setattr(zoo_judge, "ConvergenceDiagnostics", Diagnostics)
         return zoo_judge.judge(NAMED["dict_batch"])
 
@@ -56,16 +56,23 @@ def test_what_a_measurement_changes_is_named(diagnostics_that, more, name):
     assert name in outcome.sentence
 
 
-def test_an_error_is_a_crash_and_a_misconfiguration_a_refusal(diagnostics_that):
-    def fails(error):
-        def more(_):
-            raise error
+def fails(error):
+    def more(_):
+        raise error
 
-        return more
+    return more
 
-    assert diagnostics_that(fails(RuntimeError("lost"))).kind == "crashed"
-    assert diagnostics_that(fails(MisconfigurationException("not so"))).kind == "refused"
-    assert diagnostics_that(fails(MisconfigurationException("pass forward_fn=..."))).kind == "refused"
+
+def test_a_misconfiguration_before_the_first_step_is_a_refusal_and_any_other_error_a_crash(diagnostics_that):
+    assert diagnostics_that(fails(MisconfigurationException("not so")), "on_train_start").kind == "refused"
+    assert diagnostics_that(fails(RuntimeError("lost")), "on_train_start").kind == "crashed"
+    assert diagnostics_that(fails(MisconfigurationException("not so"))).kind == "crashed"
+
+
+def test_advice_that_does_not_help_stays_a_refusal(diagnostics_that):
+    outcome = diagnostics_that(fails(MisconfigurationException("pass forward_fn=...")), "on_train_start")
+    assert outcome.kind == "refused"
+    assert "followed" in outcome.sentence
 
 
 def test_another_network_is_wrong():

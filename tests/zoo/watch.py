@@ -54,11 +54,13 @@ class Watch(pl.Callback):
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches, self.seen, self.kept = batches, set(), []
+        self.trained = False  # whether the run has come to its first step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._keep(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.trained = True
         self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -140,9 +140,9 @@ def _run(case: Case, plain: Ran, callbacks: Sequence[pl.Callback], *, compare: b
         watch = Watch(batches)
         try:
             watched = fit(case, [*callbacks, watch])
-        except MisconfigurationException as error:
-            return Outcome("refused", _line(error))
         except Exception as error:  # whatever a user would see
+            if isinstance(error, MisconfigurationException) and not watch.trained:
+                return Outcome("refused", _line(error))
             return Outcome("crashed", f"{type(error).__name__}: {_line(error)}")
     more = watched.seconds - plain.seconds
     if changed := differences(plain.state, watched.state):

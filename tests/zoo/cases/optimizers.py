@@ -132,7 +132,12 @@ class Alternating(Task):
         return torch.optim.SGD(self.trunk.parameters(), 0.05), torch.optim.AdamW(self.head.parameters(), 0.01)
 
 
-@case("manual optimization and several optimizers", data=table(X, Y), call=lambda m, b: m(b[0]))
+@case(
+    "manual optimization and several optimizers",
+    data=table(X, Y),
+    call=lambda m, b: m(b[0]),
+    expected="needs one argument",
+)
 class SharpnessAware(ManualStep):
     """Two passes per step: up along the gradient and back, as SAM."""
 
