@@ -23,7 +23,7 @@ State = dict[str, object]
 
 
 def run_state(trainer: pl.Trainer, data: Any, losses: list[Any]) -> State:
-    """Return weights, buffers, gradients, optimizers' states, losses, generators, attributes, hooks and logged values.
+    """Return weights, buffers, gradients, optimizers' states, losses, generators, attributes, hooks, logged values, settings.
 
     Args:
         trainer: Of the finished run.
@@ -55,7 +55,9 @@ def run_state(trainer: pl.Trainer, data: Any, losses: list[Any]) -> State:
             if key not in OWN:
                 _put(found, f"attribute {name}.{key}", value)
     for index, loader in enumerate(_loaders(data)):
-        _put(found, f"data {index}", {"generator": loader.generator, **getattr(loader.dataset, "__dict__", {})})
+        own = {"generator": loader.generator, "sampler": getattr(loader.sampler, "generator", None)}
+        _put(found, f"data {index}", {**own, "set": _vars(loader.dataset), "collate": _vars(loader.collate_fn)})
+    _put(found, "setting", _settings())
     return found
 
 
@@ -63,6 +65,23 @@ def differences(plain: State, watched: State) -> list[str]:
     """Return the names of what differs; what only the watched run logged is its own."""
     names = [name for name in {**plain, **watched} if name in plain or not name.startswith("logged")]
     return [name for name in names if plain.get(name, "missing") != watched.get(name, "missing")]
+
+
+def _settings() -> dict[str, object]:
+    """Return what is set for all of torch and may have been set otherwise for a measurement."""
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "dtype": str(torch.get_default_dtype()),
+        "threads": torch.get_num_threads(),
+        "products": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+    }
+
+
+def _vars(value: Any) -> dict[str, Any]:
+    return dict(getattr(value, "__dict__", {}))
 
 
 def _loaders(data: Any) -> list[DataLoader[Any]]:

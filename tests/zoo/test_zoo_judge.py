@@ -48,10 +48,12 @@ def scale_a_weight(module):
         (lambda module: setattr(module, "mark", 1), "attribute .mark"),
         (lambda module: module.net.register_forward_hook(lambda *_: None), "hooks of net"),
         (lambda module: module.net[2].eval(), "mode of net.2"),
+        (lambda module: torch.backends.mha.set_fastpath_enabled(False), "setting.fast path"),
     ],
 )
 def test_what_a_measurement_changes_is_named(diagnostics_that, more, name):
     outcome = diagnostics_that(more)
+    torch.backends.mha.set_fastpath_enabled(True)
     assert outcome.kind == "changed"
     assert name in outcome.sentence
 

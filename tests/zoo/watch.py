@@ -53,7 +53,8 @@ class Watch(pl.Callback):
     """Keeps the first and the last kernel of a run. Place it behind the monitors."""
 
     def __init__(self, batches: list[Any]) -> None:
-        self.batches, self.seen, self.kept = batches, set(), []
+        self.batches, self.kept = batches, []
+        self.last: list[Tensor] = []  # the kernels of the last look
         self.trained = False  # whether the run has come to its first step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,18 +68,13 @@ class Watch(pl.Callback):
         self._keep(trainer, pl_module)
 
     def _keep(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        new = [
-            found for found in kernels_of(trainer) if found[0] == trainer.global_step and id(found[2]) not in self.seen
-        ]
+        found = [each for each in kernels_of(trainer) if each[0] == trainer.global_step]
+        new = [each for each in found if not any(each[2] is matrix for matrix in self.last)]
         if not new:
             return
+        self.last = [matrix for _, _, matrix in found]
         copied = copy.deepcopy(module, _without_graphs(module))
-        self.seen |= {id(matrix) for _, _, matrix in new}
-        first, last = (
-            self.kept[: len(new)],
-            [Measured(*found, copy.deepcopy(self.batches[-1]), copied) for found in new],
-        )
-        self.kept = first + last
+        self.kept = self.kept[: len(new)] + [Measured(*each, copy.deepcopy(self.batches[-1]), copied) for each in new]
 
 
 def _without_graphs(module: pl.LightningModule) -> dict[int, Any]:
