@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.loggers.logger import Logger
@@ -52,6 +52,26 @@ SHORT = (
         "gpt2",
     ),
 )
+
+
+COLUMNS = (
+    *("run", "seconds alone", "seconds more", "ratio: median (smallest, largest)", "ratio of processor time"),
+    "measurements with bounds",
+)
+
+
+class Pair(NamedTuple):
+    """One run without and one with the diagnostics."""
+
+    plain: float  # seconds
+    watched: float
+    of_processor: float  # ratio of the seconds of the processor
+    measurements: int  # with bounds
+
+    @property
+    def ratio(self) -> float:
+        """Wall time with the diagnostics over that without."""
+        return self.watched / self.plain
 
 
 class WiderGpt(SmallGpt):
@@ -118,15 +138,15 @@ def _installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def pair(case: Case, epochs: int) -> tuple[float, float, int] | str:
-    """Return the seconds without and with the diagnostics, and the measurements with bounds; a string: why there are none."""
+def pair(case: Case, epochs: int) -> Pair | str:
+    """Run the case without and with the diagnostics; a string: why it does not run with them."""
     bounds = Bounds()
-    plain = fit(case, max_epochs=epochs).seconds
+    plain = fit(case, max_epochs=epochs, logger=Bounds())
     try:
-        watched = fit(case, [ConvergenceDiagnostics()], max_epochs=epochs, logger=bounds, log_every_n_steps=1)
+        watched = fit(case, [ConvergenceDiagnostics()], max_epochs=epochs, logger=bounds)
     except Exception as error:  # whatever a user would see
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return plain, watched.seconds, len(bounds.steps)
+    return Pair(plain.seconds, watched.seconds, watched.of_processor / plain.of_processor, len(bounds.steps))
 
 
 def epochs_for(case: Case, seconds: float) -> int:
@@ -138,31 +158,33 @@ def epochs_for(case: Case, seconds: float) -> int:
     return max(epochs, math.ceil(1.15 * epochs * seconds / taken))
 
 
-def measured(name: str, case: Case, epochs: int, rounds: int) -> tuple[str, ...]:
-    """Return a row: name, seconds alone, seconds more, ratio with its extremes, measurements with bounds."""
-    found: list[tuple[float, float, int] | str] = []
-    while len(found) < rounds and not any(isinstance(each, str) or each[1] > HOPELESS * each[0] for each in found):
-        found.append(pair(case, epochs))
-        print(name, epochs, found[-1], flush=True)
-    failed = [each for each in found if isinstance(each, str)]
-    if failed:
-        return f"`{name}`", "", "", failed[0], ""
-    pairs = [each for each in found if not isinstance(each, str)]
-    ratios = [watched / plain for plain, watched, _ in pairs]
-    more = statistics.median(watched - plain for plain, watched, _ in pairs)
-    ratio = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})"
-    alone, count = statistics.median(plain for plain, _, _ in pairs), min(count for _, _, count in pairs)
-    return f"`{name}`", f"{alone:.2f}", f"{more:.2f}", ratio, str(count)
+def measured(name: str, case: Case, epochs: int) -> tuple[str, ...]:
+    """Return a row of the table, with the columns ``COLUMNS``."""
+    pairs: list[Pair] = []
+    while len(pairs) < ROUNDS and not any(each.ratio > HOPELESS for each in pairs):
+        found = pair(case, epochs)
+        print(name, epochs, found, flush=True)
+        if isinstance(found, str):
+            return f"`{name}`", "", "", found, "", ""
+        pairs.append(found)
+    ratios = [each.ratio for each in pairs]
+    return (
+        f"`{name}`",
+        f"{statistics.median(each.plain for each in pairs):.2f}",
+        f"{statistics.median(each.watched - each.plain for each in pairs):.2f}",
+        f"{statistics.median(ratios):.3f} ({min(ratios):.3f}, {max(ratios):.3f})",
+        f"{statistics.median(each.of_processor for each in pairs):.3f}",
+        str(min(each.measurements for each in pairs)),
+    )
 
 
 def results(chosen: Sequence[str]) -> tuple[str, str]:
     """Return the table of the long runs and that of the short ones; with names, of these."""
-    columns = ("run", "seconds alone", "seconds more", "ratio: median (smallest, largest)", "measurements with bounds")
     long = {name: case for name, case in long_runs().items() if not chosen or name in chosen}
-    long_rows = [measured(name, case, epochs_for(case, SECONDS), ROUNDS) for name, case in long.items()]
+    long_rows = [measured(name, case, epochs_for(case, SECONDS)) for name, case in long.items()]
     short = [of_zoo(name) for name in SHORT if not chosen]
-    short_rows = [measured(c.name, c, 2, ROUNDS) for c in short if not c.needs or _installed(c.needs)]
-    return markdown_table(columns, long_rows), markdown_table(columns, short_rows)
+    short_rows = [measured(c.name, c, 2) for c in short if not c.needs or _installed(c.needs)]
+    return markdown_table(COLUMNS, long_rows), markdown_table(COLUMNS, short_rows)
 
 
 def main(chosen: Sequence[str]) -> None:
@@ -176,7 +198,8 @@ def main(chosen: Sequence[str]) -> None:
 Runs with `ConvergenceDiagnostics()` at its defaults against the same runs without, in turn, {ROUNDS} pairs each, one where the ratio
 is above {HOPELESS:.0f}. Made by `python benchmarks/overhead.py` on {date.today()}, {processor()}, {torch.get_num_threads()} threads,
 torch {torch.__version__}.
-Seconds are those of `Trainer.fit`, the first and the last measurement included. The machine's unrest is in the ratios.
+Seconds are those of `Trainer.fit`, the first and the last measurement included. The machine's unrest is in the
+ratios; less so in those of processor time.
 
 ## Runs of {SECONDS:.0f} seconds or more
 

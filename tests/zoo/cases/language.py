@@ -36,10 +36,8 @@ def logits(module: Any, batch: Any) -> Tensor:
 
 def logits_of_experts(module: Any, batch: Any) -> Tensor:
     config = module.net.config
-    before, config._experts_implementation = (
-        config._experts_implementation,
-        "eager",
-    )  # the grouped product has no float64
+    before = config._experts_implementation
+    config._experts_implementation = "eager"  # the grouped product has no float64
     try:
         return logits(module, batch)
     finally:
