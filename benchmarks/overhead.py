@@ -195,9 +195,9 @@ def main(chosen: Sequence[str]) -> None:
     long, short = results(chosen)
     text = f"""# What the diagnostics cost
 
-Runs with `ConvergenceDiagnostics()` at its defaults against the same runs without, in turn, {ROUNDS} pairs each, one where the ratio
-is above {HOPELESS:.0f}. Made by `python benchmarks/overhead.py` on {date.today()}, {processor()}, {torch.get_num_threads()} threads,
-torch {torch.__version__}.
+Runs with `ConvergenceDiagnostics()` at its defaults against the same runs without, in turn. Pairs of runs per row: {ROUNDS}, or one
+where the ratio is above {HOPELESS:.0f}. Made by `python benchmarks/overhead.py` on {date.today()}, {processor()}, {torch.get_num_threads()}
+threads, torch {torch.__version__}.
 Seconds are those of `Trainer.fit`, the first and the last measurement included. The machine's unrest is in the
 ratios; less so in those of processor time.
 
