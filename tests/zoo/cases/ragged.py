@@ -1,0 +1,81 @@
+"""Samples of different lengths in one batch: lists of tensors, packed or padded."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from case import Task, case
+from samples import floats, padding, rows
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, pad_sequence
+
+from cases.batches import Y, mlp
+
+MASK = padding(5)
+
+
+SEQUENCES = [each[:length] for each, length in zip(floats(5, 3), MASK.sum(1), strict=True)]
+
+
+def lists(samples: list[dict[str, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    return [each["x"] for each in samples], torch.stack([each["y"] for each in samples])
+
+
+@case(
+    "ragged batches",
+    data=rows(x=SEQUENCES, y=Y, collate=lists),
+    call=lambda m, b: torch.stack([m.net(each).mean(0) for each in b[0]]),
+)
+class ListOfSequences(Task):
+    """A list of tensors of several lengths, one at a time through the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(3, 3)
+
+    def forward(self, sequences: list[Tensor]) -> Tensor:
+        return torch.stack([self.net(each).mean(0) for each in sequences])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+@case(
+    "ragged batches",
+    "recurrent",
+    data=rows(x=SEQUENCES, y=Y, collate=lists),
+    call=lambda m, b: m.head(m.rnn(pack_sequence(b[0], enforce_sorted=False))[1][0]),
+)
+class PackedInStep(Task):
+    """A list of sequences that the step packs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.head(self.rnn(pack_sequence(batch[0], enforce_sorted=False))[1][0]), batch[1])
+
+
+def padded(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    lengths = torch.tensor([len(each["x"]) for each in samples])
+    x = pad_sequence([each["x"] for each in samples], batch_first=True)
+    return {"x": x, "lengths": lengths, "y": torch.stack([each["y"] for each in samples])}
+
+
+def mean_state(module: Any, batch: Any) -> Tensor:
+    packed = pack_padded_sequence(batch["x"], batch["lengths"].cpu(), batch_first=True, enforce_sorted=False)
+    states, _ = pad_packed_sequence(module.rnn(packed)[0], batch_first=True)
+    return module.head(states.sum(1) / batch["lengths"][:, None])
+
+
+@case("ragged batches", "masks and lengths", "recurrent", data=rows(x=SEQUENCES, y=Y, collate=padded), call=mean_state)
+class PaddedByCollate(Task):
+    """The collate function pads to the longest of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, batch_first=True, bidirectional=True), nn.Linear(8, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(mean_state(self, batch), batch["y"])

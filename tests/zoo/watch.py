@@ -1,0 +1,83 @@
+"""``Watch``: what the monitors measured in a run, with a copy of the module at that moment. All access to their insides is here."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.run import probe as probing
+from lightning_conv.callbacks.run.callbacks import callbacks_of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One kernel of a run."""
+
+    step: int
+    outputs: str  # "trace", or what the run's budget chose
+    matrix: Tensor
+    batch: Any  # as the training step would get it
+    module: pl.LightningModule  # a copy, at the same weights
+
+
+def kernels_of(trainer: pl.Trainer) -> list[tuple[int, str, Tensor]]:
+    """Return the latest kernel of each measurement that the monitors share: step, kind, matrix."""
+    measurements = {id(each._kernel): each._kernel for each in callbacks_of(trainer, KernelMonitor) if each._kernel}
+    held = [each._measured for each in measurements.values() if each._measured is not None]
+    return [(step, gram.outputs, gram.matrix) for step, gram, _ in held]
+
+
+@contextmanager
+def batches_of_the_probe() -> Iterator[list[Any]]:
+    """Collect the batches that a probe's samples come in, as the training step would get them."""
+    batches, original = [], probing.transfer
+
+    def transfer(trainer: pl.Trainer, batch: Any) -> Any:
+        batches.append(original(trainer, batch))
+        return batches[-1]
+
+    probing.transfer = transfer
+    try:
+        yield batches
+    finally:
+        probing.transfer = original
+
+
+class Watch(pl.Callback):
+    """Keeps the first and the last kernel of a run. Place it behind the monitors."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.kept = batches, []
+        self.last: list[Tensor] = []  # the kernels of the last look
+        self.trained = False  # whether the run has come to its first step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.trained = True
+        self._keep(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        found = [each for each in kernels_of(trainer) if each[0] == trainer.global_step]
+        new = [each for each in found if not any(each[2] is matrix for matrix in self.last)]
+        if not new:
+            return
+        self.last = [matrix for _, _, matrix in found]
+        copied = copy.deepcopy(module, _without_graphs(module))
+        self.kept = self.kept[: len(new)] + [Measured(*each, copy.deepcopy(self.batches[-1]), copied) for each in new]
+
+
+def _without_graphs(module: pl.LightningModule) -> dict[int, Any]:
+    """Return copies of the attributes that ``copy.deepcopy`` refuses: tensors with a graph, such as a state that is carried on."""
+    leaves = [leaf for each in module.modules() for leaf in tree_leaves(vars(each))]
+    return {id(leaf): leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf}
