@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.products.precision import Precision
@@ -159,7 +159,7 @@ def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[
     """Return the seconds of a forward and a backward pass of some samples, and the number of outputs."""
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
-    with isolate_rng(), undisturbed(network):
+    with isolated(), undisturbed(network):
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+
+from lightning_conv.callbacks.run.isolated import isolated
 
 DEPTH = 6
 """Levels of attributes, containers and closures that are looked into."""
@@ -47,7 +48,7 @@ def unread(*readers: object) -> Iterator[None]:
     Args:
         *readers: What reads samples.
     """
-    with isolate_rng(), unmoved(*readers):
+    with isolated(), unmoved(*readers):
         yield
 
 

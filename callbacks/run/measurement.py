@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
@@ -108,7 +108,7 @@ class Measurement:
         moment = self._trainer.global_step, *(each._version for each in module.parameters())
         if self._copy is None or self._copy[0] != moment:
             self._copy = None  # before the next one is made
-            with isolate_rng():
+            with isolated():
                 self._copy = moment, self.run_network.network(copy_of(self._trainer, module))
         return self._copy[1]
 
@@ -126,7 +126,7 @@ class Measurement:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
-        with isolate_rng(), undisturbed(network), torch.no_grad():
+        with isolated(), undisturbed(network), torch.no_grad():
             module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
@@ -135,7 +135,7 @@ class Measurement:
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
         start = time.perf_counter()
-        with isolate_rng():
+        with isolated():
             gram, spectrum = resolved_spectrum(
                 self.network(),
                 to_device(self.inputs, pl_module.device),

@@ -9,12 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_conv.callbacks.run.batch import take_inputs, take_targets
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import loss_modules
 from lightning_conv.callbacks.run.observation import Observed, observe
 from lightning_conv.callbacks.run.probe import Probe
@@ -134,11 +134,12 @@ def _observed(
     trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
 ) -> tuple[Observed, RunLoss]:
     prefix = "" if probe.forward_fn is None else "module."
-    with isolate_rng():
+    with isolated():
         seed_all(probe.seed)
         twin = copy_of(trainer, trainer.lightning_module)
+        named = dict(twin.module.named_parameters())
         for name in parameters:
-            twin.module.get_parameter(name.removeprefix(prefix)).requires_grad_()
+            named[name.removeprefix(prefix)].requires_grad_()
         observed = observe(twin, batch, samples)
 
         def take(some: Any) -> Tensor | None:
@@ -154,7 +155,7 @@ def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLo
     mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
     network = observed.network(twin)
     others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
-    with isolate_rng(), undisturbed(given), undisturbed(network), torch.no_grad():
+    with isolated(), undisturbed(given), undisturbed(network), torch.no_grad():
         u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
     if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
         return loss

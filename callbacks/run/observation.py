@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.twin import Twin, call_step
 from lightning_conv.networks.evaluation import Inputs, undisturbed
-from lightning_conv.networks.observed.calls import CallWatch
+from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.draws import Draws
-from lightning_conv.networks.observed.frontier import Output, Outputs, find_outputs
+from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 
@@ -28,8 +27,15 @@ class Seen:
     """One run of the step."""
 
     loss: Tensor
-    outputs: Outputs
+    calls: list[Call]  # the outermost ones
     draws: list[Tensor]
+
+    @property
+    def results(self) -> dict[Key, Output]:
+        """All that modules have returned."""
+        calls = [each for call in self.calls for each in call.all]
+        found = [Output(call, result) for call in calls for result in call.results]
+        return {each.key: each for each in found}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Observed:
             not both
             and set(self.given.samples.values()) == simple
             and not any(self.given.axes.values())
-            and (output.place, output.axis) == ((), 0)
+            and (output.place, output.axis, output.several) == ((), 0, False)
         )
 
     def inputs(self) -> Inputs:
@@ -128,29 +134,33 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
         )
-    seen = _run(twin, batch, count, batch_idx)
+    seen = _run(twin, batch, batch_idx)
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
-    again = _run(twin, fewer, count - 1, batch_idx) if count > 2 else seen
-    if not seen.outputs.found:
+    again = _run(twin, fewer, batch_idx) if count > 2 else seen
+    places = _places(seen.results, again.results, count)
+    outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
+    if not outputs.found:
         raise NotObservedError(
             "the loss of the training step depends on no output of a module that has one row per sample; does the step call "
             "`self(x)` or `self.net(x)`, and not `self.net.forward(x)`?"
         )
-    outputs = tuple(_place(*pair, count) for pair in _pairs(seen, again))
+    found = tuple(places[each.key] for each in outputs.found)
     names = {id(each): name for name, each in twin.module.named_parameters()}
-    beside = tuple(names[id(each)] for each in seen.outputs.beside if id(each) in names)
+    beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
     random = bool(seen.draws)
-    if (call := _one_call(seen, again, count)) is not None:
-        return Observed(count, call[1], (replace(outputs[0], number=0),), call[0], beside=beside, random=random)
+    if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
+        return Observed(count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random)
+    if len(seen.draws) != len(again.draws):
+        raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
         number: f"draw {number}"
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
-        if first.ndim and len(first) == count and len(second) == len(again.draws[number]) == (count - (count > 2))
+        if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
     given = Given(batch, {_named(place): place for place in axes}, axes)
-    return Observed(count, given, outputs, None, tuple(seen.draws), drawn, beside, random)
+    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random)
 
 
 def count_samples(batch: Any) -> int:
@@ -173,90 +183,78 @@ def describe(batch: Any) -> str:
     return f"{type(batch).__name__}: {', '.join(found[:6]) or 'no tensor'}{', ...' if len(found) > 6 else ''}"
 
 
-def _run(twin: Twin, batch: Any, samples: int, batch_idx: int) -> Seen:
+def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
     draws = Draws()
     watch = CallWatch(draws.drawn)
-    with _alone(twin), watch.watching(twin.module), draws.recording():
+    with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
         twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
-        if not twin.losses:
-            raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
-        loss = twin.losses[0]
-        if loss.numel() != 1 or loss.grad_fn is None:
-            raise NotObservedError(
-                f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
-            )
-        found = find_outputs(loss, watch.outermost, lambda tensor: has_samples(tensor, samples))
-    return Seen(loss, found, draws.drawn)
+    if not twin.losses:
+        raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
+    loss = twin.losses[0]
+    if loss.numel() != 1 or loss.grad_fn is None:
+        raise NotObservedError(
+            f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
+        )
+    return Seen(loss, watch.outermost, draws.drawn)
 
 
-@contextmanager
-def _alone(twin: Twin) -> Iterator[None]:
-    with undisturbed(twin.module), twin.refused_to_the_original():
-        yield
+def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
+    """Return where results have their samples, for those that have: the axis that is shorter where there is a sample less."""
+    found = {}
+    for key, output in results.items():
+        if key not in fewer:
+            continue
+        shape, then = output.result.tensor.shape, fewer[key].result.tensor.shape
+        axis = _axis(shape, then, count)
+        if axis is not None and shape[axis] == count:
+            found[key] = OutputPlace(*key, axis, len(shape))
+        elif axis == 0:
+            found[key] = OutputPlace(*key, 0, len(shape), several=True)
+    return found
 
 
-def has_samples(tensor: Tensor, samples: int) -> bool:
-    """Return whether a tensor may have the samples as an axis, or several rows for each sample in the first one.
-
-    Args:
-        tensor: A tensor.
-        samples: Number of samples.
-    """
-    return bool(tensor.ndim) and (samples in tensor.shape or (len(tensor) > 0 and len(tensor) % samples == 0))
+def _axis(shape: Sequence[int], fewer: Sequence[int], count: int) -> int | None:
+    """Return the one axis along which there are as many rows for each sample; None: there is not one."""
+    if len(shape) != len(fewer):
+        return None
+    if count == 2:  # all samples but one are too few to tell
+        return next((axis for axis, length in enumerate(shape) if length == count), None)
+    changed = [axis for axis, (a, b) in enumerate(zip(shape, fewer, strict=True)) if a != b]
+    if len(changed) != 1:
+        return None
+    a, b = shape[changed[0]], fewer[changed[0]]
+    return changed[0] if a * (count - 1) == b * count else None
 
 
 def _axis_of_length(tensor: Tensor, count: int) -> int | None:
     return next((axis for axis, length in enumerate(tensor.shape) if length == count), None)
 
 
-def _pairs(seen: Seen, again: Seen) -> list[tuple[Output, Output]]:
-    first, second = seen.outputs.found, again.outputs.found
-    if [_key(each) for each in first] != [_key(each) for each in second] or len(seen.draws) != len(again.draws):
-        raise NotObservedError(
-            "the training step calls other modules, or draws other random numbers, for fewer samples"
-        )
-    return list(zip(first, second, strict=True))
-
-
-def _key(output: Output) -> tuple[str, int, Place]:
-    return output.call.name, output.call.number, output.result.place
-
-
-def _place(first: Output, second: Output, count: int) -> OutputPlace:
-    shapes = first.result.tensor.shape, second.result.tensor.shape
-    changed = [axis for axis, (a, b) in enumerate(zip(*shapes, strict=True)) if a != b]
-    axis = changed[0] if changed else _axis_of_length(first.result.tensor, count) or 0
-    if len(changed) > 1 or shapes[0][axis] % count or (axis and shapes[0][axis] != count):
-        raise NotObservedError(
-            f"what {first.call.name or 'the module'!r} returns has shape {tuple(shapes[0])} for {count} samples, "
-            f"{tuple(shapes[1])} for one less; which axis has the samples cannot be told"
-        )
-    return OutputPlace(*_key(first), axis, len(shapes[0]))
-
-
-def _one_call(seen: Seen, again: Seen, count: int) -> tuple[str, Given] | None:
+def _one_call(calls: Sequence[Call], again: Seen, count: int) -> tuple[str, Given] | None:
     """Return the one call whose result the outputs are, with what enters it.
 
     None: there is not one, it draws random numbers, or what enters it depends on weights.
     """
-    calls = {id(each.call): each.call for each in seen.outputs.found}
-    others = {id(each.call): each.call for each in again.outputs.found}
-    if len(calls) != 1 or len(seen.outputs.found) != 1:
+    if len(calls) != 1:
         return None
-    (call,), (other,) = calls.values(), others.values()
+    (call,) = calls
+    everything = [each for outermost in again.calls for each in outermost.all]
+    other = next((each for each in everything if (each.name, each.number) == (call.name, call.number)), None)
+    if other is None:
+        return None
     entering = (call.args, dict(call.kwargs))
     tensors, fewer = dict(tensors_in(entering)), dict(tensors_in((other.args, dict(other.kwargs))))
     if call.draws or tensors.keys() != fewer.keys() or any(each.requires_grad for each in tensors.values()):
         return None
     samples, axes = {}, {}
     for place, tensor in tensors.items():
-        changed = [axis for axis, (a, b) in enumerate(zip(tensor.shape, fewer[place].shape, strict=True)) if a != b]
-        if count == 2:  # all of two samples but one: too few to tell
-            changed = [axis for axis, length in enumerate(tensor.shape) if length == count][:1]
-        if len(changed) > 1 or (changed and tensor.shape[changed[0]] != count):
+        axis = _axis(tensor.shape, fewer[place].shape, count)
+        if axis is None and tensor.shape != fewer[place].shape:
             return None
-        if changed:
-            samples[_argument(place)], axes[place] = place, changed[0]
+        if axis is not None and tensor.shape[axis] != count:
+            return None
+        if axis is not None:
+            samples[_argument(place)], axes[place] = place, axis
     return (call.name, Given(_detached(entering), samples, axes)) if samples else None
 
 

@@ -6,36 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
 from lightning_conv.callbacks.run.guarded import READING
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.observation import Observed
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, difference, settings
+from lightning_conv.losses.torch_loss import USUAL_LOSSES
 from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
 
 COMPARED = 8
 """Samples on which losses are compared: the step is run some twenty times on them."""
-
-STANDARD: tuple[nn.Module, ...] = (
-    nn.MSELoss(),
-    nn.CrossEntropyLoss(),
-    nn.BCEWithLogitsLoss(),
-    nn.L1Loss(),
-    nn.NLLLoss(),
-    nn.SmoothL1Loss(),
-    nn.HuberLoss(),
-    nn.MSELoss(reduction="sum"),
-    nn.CrossEntropyLoss(reduction="sum"),
-    nn.BCEWithLogitsLoss(reduction="sum"),
-)
-"""Losses that a step may call as functions."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,7 @@ def find_run_loss(
     points: list[Point] = []
     try:
         for seed in (0, 1) if observed.random else (0,):
-            with isolate_rng():
+            with isolated():
                 seed_all(seed)
                 points += [point for point in settings(call, call.observe().outputs) if point.finite]
     except (*READING, NotAFunctionError, NotATwinError) as error:
@@ -107,7 +94,7 @@ def find_run_loss(
         (small, whole) for (_, small), (_, whole) in zip(tensors_in(few), tensors_in(batch), strict=True)
     ]
     apart = ""
-    for fn in (*own, *STANDARD):
+    for fn in (*own, *USUAL_LOSSES):
         for number, (small, whole) in enumerate(usual):
             differs = None if small is None else _difference(points, loss_kind(fn), small)
             if differs == "":

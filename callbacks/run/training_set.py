@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.data_generators import unmoved
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.sample_keys import parts_of
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
@@ -87,10 +87,10 @@ class TrainingSet:
             self._loader if len(chosen) == self.size else DataLoader(Subset(self._samples, chosen), **self._options)
         )
         with unmoved(self._samples, self._loader.collate_fn):
-            with isolate_rng():
+            with isolated():
                 iterator = iter(loader)
             while True:
-                with isolate_rng():
+                with isolated():
                     batch = next(iterator, None)
                     if batch is None:
                         return
@@ -201,7 +201,7 @@ class TrainingSet:
 
     def _drawn(self, indices: Sequence[int], seed: int) -> Any:
         """Return some samples as a batch; generators that the data set holds move on."""
-        with isolate_rng():
+        with isolated():
             seed_all(seed)
             return transfer(self._trainer, self._loader.collate_fn([self._samples[index] for index in indices]))
 

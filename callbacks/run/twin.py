@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.networks.copying import HOOKS, not_copied, own
 
 METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
@@ -50,8 +53,8 @@ class TrainerReader:
         return dict(found) if name in METRICS else found
 
 
-class Still:
-    """The settings of an optimizer or of a scheduler, to be read; its steps do nothing.
+class Still(Optimizer):
+    """The settings of an optimizer or of a scheduler, to be read; its steps do nothing. It is an optimizer to whoever asks.
 
     Args:
         of: Optimizer or scheduler of the run.
@@ -61,8 +64,10 @@ class Still:
     def __init__(self, of: Any, memo: dict[int, Any]) -> None:
         groups = getattr(of, "param_groups", getattr(getattr(of, "optimizer", None), "param_groups", []))
         own = [[memo[id(each)] for each in group["params"] if id(each) in memo] for group in groups]
-        self.param_groups = [copy.copy(group) | {"params": params} for group, params in zip(groups, own, strict=True)]
-        self.defaults = dict(getattr(of, "defaults", {}))
+        copied = [copy.copy(group) | {"params": params} for group, params in zip(groups, own, strict=True)]
+        defaults = dict(getattr(of, "defaults", {}))
+        # As if it had been loaded: an empty list of parameters, as a scheduler has, is no error then.
+        self.__setstate__({"param_groups": copied, "defaults": defaults, "state": defaultdict(dict)})
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rates of the groups."""
@@ -159,7 +164,7 @@ class Twin:
             NotATwinError: The step calls a module of the run, or the batch cannot be copied.
         """
         given = _copied(batch)
-        with isolate_rng(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
+        with isolated(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
             return self.bare_step(given, batch_idx)
 
     def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
@@ -198,13 +203,12 @@ class Twin:
                 f"the training step of a copy of the module calls the module itself ({type(module).__name__})"
             )
 
-        with_parameters = [each for each in self._original.modules() if any(True for _ in each.parameters())]
-        hooks = [each.register_forward_pre_hook(refuse) for each in with_parameters]
-        try:
+        with ExitStack() as hooks:
+            for each in self._original.modules():
+                # Scripted modules take no hooks.
+                if not isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
+                    hooks.callback(each.register_forward_pre_hook(refuse).remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _copied(batch: Any) -> Any:

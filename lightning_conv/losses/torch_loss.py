@@ -69,3 +69,18 @@ def has_classes_0_and_1(loss_fn: object) -> bool:
 def is_loss_module(module: object) -> bool:
     """Return whether a module is one of torch's loss modules, or derived from one."""
     return isinstance(module, _Loss)
+
+
+USUAL_LOSSES: tuple[nn.Module, ...] = (
+    nn.MSELoss(),
+    nn.CrossEntropyLoss(),
+    nn.BCEWithLogitsLoss(),
+    nn.L1Loss(),
+    nn.NLLLoss(),
+    nn.SmoothL1Loss(),
+    nn.HuberLoss(),
+    nn.MSELoss(reduction="sum"),
+    nn.CrossEntropyLoss(reduction="sum"),
+    nn.BCEWithLogitsLoss(reduction="sum"),
+)
+"""Losses that a training step may call as functions, with their usual settings."""

@@ -9,16 +9,25 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_conv.networks.observed.draws import Draws
+
 
 def trace_kernel(module: nn.Module, reading: Reading, batch: Any) -> Tensor:
     """Return sum_c <du_c(x_i)/dw, du_c(x_j)/dw> over the trainable parameters w, (n, n).
 
-    Dropout is off. BatchNorm normalises by the constant statistics of these samples, as ``Probe(batch_norm="frozen")`` documents.
+    Dropout is off. BatchNorm normalises by the constant statistics of these samples, as ``Probe(batch_norm="frozen")`` documents. Random
+    numbers are those that the call draws now, in the module's own type, and the same each time.
     """
+    draws = Draws()
+    with draws.recording():
+        reading.call(copy.deepcopy(module).eval(), copy.deepcopy(batch))
+    held = Draws([each.double() if each.is_floating_point() else each for each in draws.drawn])
     model = copy.deepcopy(module).double().eval()
     batch = apply_to_collection(batch, Tensor, lambda each: each.double() if each.is_floating_point() else each)
-    _keep_statistics(model, lambda: reading.call(model, copy.deepcopy(batch)))
-    outputs = reading.call(model, batch)
+    with held.replaying():
+        _keep_statistics(model, lambda: reading.call(model, copy.deepcopy(batch)))
+    with held.replaying():
+        outputs = reading.call(model, batch)
     outputs = outputs.reshape(len(outputs), -1)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name.startswith(reading.over)]
     kernel = torch.zeros(len(outputs), len(outputs), dtype=torch.float64)

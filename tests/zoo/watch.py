@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor
-from lightning_conv.callbacks.run import probe as probing
+from lightning_conv.callbacks.run import beginning
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 
 
@@ -26,27 +26,28 @@ class Measured:
     module: pl.LightningModule  # a copy, at the same weights
 
 
-def kernels_of(trainer: pl.Trainer) -> list[tuple[int, str, Tensor]]:
-    """Return the latest kernel of each measurement that the monitors share: step, kind, matrix."""
+def kernels_of(trainer: pl.Trainer) -> list[tuple[int, str, Tensor, Any]]:
+    """Return the latest kernel of each measurement that the monitors share: step, kind, matrix, and the network that was measured."""
     measurements = {id(each._kernel): each._kernel for each in callbacks_of(trainer, KernelMonitor) if each._kernel}
-    held = [each._measured for each in measurements.values() if each._measured is not None]
-    return [(step, gram.outputs, gram.matrix) for step, gram, _ in held]
+    held = [(each._measured, each.run_network) for each in measurements.values() if each._measured is not None]
+    return [(step, gram.outputs, gram.matrix, network) for (step, gram, _), network in held]
 
 
 @contextmanager
-def batches_of_the_probe() -> Iterator[list[Any]]:
-    """Collect the batches that a probe's samples come in, as the training step would get them."""
-    batches, original = [], probing.transfer
+def batches_of_the_probe() -> Iterator[list[tuple[Any, Any]]]:
+    """Collect the networks that are measured with the batches that their samples come in, as the training step would get them."""
+    batches, original = [], beginning.network_of
 
-    def transfer(trainer: pl.Trainer, batch: Any) -> Any:
-        batches.append(original(trainer, batch))
-        return batches[-1]
+    def network_of(trainer: pl.Trainer, probe: Any, parameters: Any, batch: Any, samples: Any) -> Any:
+        found = original(trainer, probe, parameters, batch, samples)
+        batches.append((found, batch))
+        return found
 
-    probing.transfer = transfer
+    beginning.network_of = network_of
     try:
         yield batches
     finally:
-        probing.transfer = original
+        beginning.network_of = original
 
 
 class Watch(pl.Callback):
@@ -72,9 +73,16 @@ class Watch(pl.Callback):
         new = [each for each in found if not any(each[2] is matrix for matrix in self.last)]
         if not new:
             return
-        self.last = [matrix for _, _, matrix in found]
+        self.last = [matrix for _, _, matrix, _ in found]
         copied = copy.deepcopy(module, _without_graphs(module))
-        self.kept = self.kept[: len(new)] + [Measured(*each, copy.deepcopy(self.batches[-1]), copied) for each in new]
+        self.kept = self.kept[: len(new)] + [
+            Measured(step, kind, matrix, copy.deepcopy(self._batch_of(network)), copied)
+            for step, kind, matrix, network in new
+        ]
+
+    def _batch_of(self, network: Any) -> Any:
+        # In a run that a budget limits, fewer samples than these are measured.
+        return next(batch for measured, batch in self.batches if measured is network)
 
 
 def _without_graphs(module: pl.LightningModule) -> dict[int, Any]:

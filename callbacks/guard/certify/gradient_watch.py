@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.certify.checks import Check
@@ -21,6 +20,7 @@ from lightning_conv.callbacks.guard.certify.gradients_compared import (
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.twin import Twin
 
 ULPS = (
@@ -152,7 +152,7 @@ class GradientWatch:
                 return distance(some, self._gradients(*first))
             return float("inf")
 
-        with isolate_rng():
+        with isolated():
             again = max(self._view.ranks.gather(repeated))
         if apart <= 16 * again:
             return Check(

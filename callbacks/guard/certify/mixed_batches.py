@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_conv.callbacks.guard.certify.copies import frozen_twin
 from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on_the_batch
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.losses.of_outputs import ULPS, Point, difference_across, evaluate
 from lightning_conv.losses.slope import wrong_slope
@@ -85,7 +85,7 @@ def _departure(whole: StepCall, half: StepCall | None, samples: int, seed: int) 
 
 
 def _repeats(call: StepCall, there: Point) -> bool:
-    with isolate_rng():
+    with isolated():
         for seed in range(1, SEEDS + 1):
             seed_all(seed)
             if abs(float(call(there.outputs).detach()) - there.value) > ULPS * there.unit * there.size:

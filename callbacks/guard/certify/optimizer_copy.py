@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.networks.head_probe import same
 
 STEPS = 8  # of copies with the optimizer's memory: a term may act in some steps only
@@ -67,7 +67,7 @@ class OptimizerCopy:
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()
-        with isolate_rng():
+        with isolated():
             type(self._copy).step(self._copy)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.checks import Check, CheckName
@@ -18,6 +17,7 @@ from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings
@@ -196,7 +196,7 @@ class _Comparison:
 
         if apart := difference(points, then) if points else "":
             return f"the loss of the training step changes during the run ({apart}, compared with step {step})"
-        with isolate_rng():
+        with isolated():
             for seed in range(SEEDS):
                 seed_all(seed)
                 if apart := difference(points[:1], then) if points else "":

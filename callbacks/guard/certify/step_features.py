@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.copies import frozen_twin, in_eval_mode, last_moment
 from lightning_conv.callbacks.guard.certify.features_compared import other_features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs
@@ -63,7 +63,7 @@ def _of_steps(view: GuardView, batch: Any, number: int) -> Iterator[tuple[str, T
     yield " (once the trunk is frozen)", seen(twin)
     step, epoch = last_moment(view.trainer)
     yield f" (at step {step})", seen(in_eval_mode(view, step, epoch))
-    with isolate_rng():
+    with isolated():
         for seed in range(SEEDS):
             seed_all(seed)
             yield DRAWN, seen(twin)
@@ -79,7 +79,7 @@ def _coupled(view: GuardView, inputs: Inputs, exact: Tensor) -> str:
     allowed = NEIGHBOURS * torch.finfo(exact.dtype).eps * float(exact.abs().max())
     for seed, chosen in enumerate([[*reversed(range(1, n))] if n > 2 else [0, 0], *([k, k] for k in range(n))]):
         some = map_inputs(partial(_rows, chosen=chosen), inputs)
-        with isolate_rng():
+        with isolated():
             seed_all(seed)
             apart = float((features_of(network, view.head, some) - exact[chosen]).abs().max())
         if not apart <= allowed:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.sample_keys import sample_keys
 from lightning_conv.machine.memory import available_memory, mebibytes
 from lightning_conv.networks.evaluation import Inputs, take
@@ -131,7 +131,7 @@ class FeatureCache:
             result = head(rows) if ends_in_head else rows
             if not self._checked:
                 self._checked = self._checking = True  # what is inside this module is not looked up either
-                with isolate_rng(), torch.no_grad():
+                with isolated(), torch.no_grad():
                     computed = forward(*args, **kwargs)
                 self._checking = False
                 if not _agree(result, computed):
@@ -171,7 +171,7 @@ class FeatureCache:
         return memory_obstacle(need, self._weight.device, self._view.ranks.world)
 
     def _rows_of(self, inputs: Inputs, seed: int) -> Tensor:
-        with isolate_rng():
+        with isolated():
             torch.manual_seed(seed)
             return self._record(inputs, keyed=False).rows
 
@@ -197,7 +197,7 @@ class FeatureCache:
             for module in self._names:
                 stack.enter_context(module.register_forward_hook(note, with_kwargs=True))
             for context in (
-                isolate_rng(),
+                isolated(),
                 torch.enable_grad(),
                 self._view.trainer.precision_plugin.train_step_context(),
             ):

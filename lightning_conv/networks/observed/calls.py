@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -38,6 +39,13 @@ class Call:
     draws: int = 0  # random tensors that were drawn inside it
 
     @property
+    def all(self) -> Iterator[Call]:
+        """This call, and all that were made inside it."""
+        yield self
+        for each in self.within:
+            yield from each.all
+
+    @property
     def trains(self) -> bool:
         """Whether anything in the module has a gradient."""
         return any(each.requires_grad for each in self.module.parameters())
@@ -61,7 +69,7 @@ class CallWatch:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[CallWatch]:
-        """Record the calls of a model and of all modules in it.
+        """Record the calls of a model and of all modules in it, but for scripted ones.
 
         Args:
             model: Any module; its hooks are removed again.
@@ -69,17 +77,13 @@ class CallWatch:
         Yields:
             This object.
         """
-        handles = []
-        for name, module in model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
-                module.register_forward_hook(self._left, with_kwargs=True),
-            ]
-        try:
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                    continue
+                hooks.callback(module.register_forward_pre_hook(self._entering(name), with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(self._left, with_kwargs=True).remove)
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _entering(self, name: str) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_conv.networks.observed.calls import Call, Result
+from lightning_conv.networks.observed.leaves import Place
+
+Key: TypeAlias = tuple[str, int, Place]
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,11 @@ class Output:
 
     call: Call
     result: Result
+
+    @property
+    def key(self) -> Key:
+        """Which call of which module it is, and where in its result: the same in every run of the code."""
+        return self.call.name, self.call.number, self.result.place
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Outputs:
     beside: tuple[Tensor, ...]  # leaves of the graph, such as parameters, that it depends on beside them
 
 
-def find_outputs(loss: Tensor, calls: Sequence[Call], has_samples: Callable[[Tensor], bool]) -> Outputs:
+def find_outputs(loss: Tensor, calls: Sequence[Call], has_samples: Callable[[Output], bool]) -> Outputs:
     r"""Find the outputs u with loss = phi(u): those of outermost calls that its graph reaches without passing another one.
 
     The graph is followed from the loss back, and no further than to a tensor that an outermost call has returned and that has the samples
@@ -38,18 +47,14 @@ def find_outputs(loss: Tensor, calls: Sequence[Call], has_samples: Callable[[Ten
     Args:
         loss: A number with its graph.
         calls: The outermost calls, in order, of which only those of modules with a gradient count.
-        has_samples: Whether a tensor has the samples as an axis.
+        has_samples: Whether the tensor of an output has the samples as an axis.
 
     Cost: one walk over the graph per level that is opened.
     """
     opened = [call for call in calls if call.trains]
     while True:
-        made = {
-            (result.node, result.number): Output(call, result)
-            for call in opened
-            for result in call.results
-            if has_samples(result.tensor)
-        }
+        outputs = [Output(call, result) for call in opened for result in call.results]
+        made = {(each.result.node, each.result.number): each for each in outputs if has_samples(each)}
         reached, beside = _walk(loss, made)
         found = [made[each] for each in made if each in reached]
         used = {id(each.call) for each in found}

@@ -24,6 +24,7 @@ class OutputPlace:
     place: Place
     axis: int = 0
     ndim: int = 2  # of the tensor
+    several: bool = False  # whether a sample has several rows, which follow one another
 
     def rows(self, tensor: Tensor, samples: int) -> Tensor:
         """Return the tensor with one row per sample, (samples, ...); several rows of a sample that follow one another are one."""
@@ -100,7 +101,11 @@ class Replay(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Replay:
         """Return the network over a copy of the model, which shares that copy's dictionaries in turn."""
         model, code = self._held
-        made = Replay(copy.deepcopy(model, memo), code, self._given, self._outputs, self._draws, self._drawn)
+        copied = copy.deepcopy(model, memo)
+        for name, value in vars(model).items():
+            if vars(copied).get(name) is None:  # left out by the model's own way to be copied
+                vars(copied)[name] = value
+        made = Replay(copied, code, self._given, self._outputs, self._draws, self._drawn)
         memo[id(self)] = made
         return made
 

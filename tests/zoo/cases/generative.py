@@ -90,10 +90,9 @@ case(
     "random steps",
     "tuples of outputs",
     data=table(X),
-    call=(decoded_mean, decoded_with_code),
-    expected="needs one argument",
+    call=lambda m, b: torch.cat(m(b[0]), 1),
     name="vae",
-    about="A VAE that draws in every mode; meant is the decoded mean",
+    about="A VAE that draws in every mode; each sample keeps its random numbers",
 )(VAE)
 
 
@@ -105,9 +104,16 @@ class QuietVae(VAE):
         return super().drawn(mean, log_var) if self.training else mean
 
 
-@case("VAEs", "random steps", "no forward", data=table(X), call=decoded_mean, expected="needs one argument")
+def encoded_and_decoded_twice(module: Any, batch: Any) -> Tensor:
+    code = module.encoder(batch[0])
+    mean, log_var = code.chunk(2, 1)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_var).exp())
+    return torch.cat([code, *(module.decoder(posterior.rsample()) for _ in range(2))], 1)
+
+
+@case("VAEs", "random steps", "no forward", data=table(X), call=encoded_and_decoded_twice)
 class VaeInStep(VAE):
-    """A VAE whose step draws through torch.distributions and samples twice."""
+    """A VAE whose step draws through torch.distributions and samples twice; the loss depends on the code and both decodings."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         mean, log_var = self.encoder(batch[0]).chunk(2, 1)
@@ -121,8 +127,7 @@ class VaeInStep(VAE):
     "denoising and diffusion",
     "random steps",
     data=table(X),
-    expected="needs one argument",
-    call=lambda m, b: m(b[0], torch.full((len(b[0]),), 0.5, dtype=b[0].dtype)),
+    call=lambda m, b: m(*m.noised(b[0])[:2]),
 )
 class Diffusion(Task):
     """A denoising diffusion step: a random time and random noise for each sample."""
@@ -135,14 +140,20 @@ class Diffusion(Task):
         return self.net(torch.cat([x, time[:, None]], 1))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        (x,) = batch
-        time, noise = torch.rand(len(x), device=x.device), torch.randn_like(x)
+        noisy, time, noise = self.noised(batch[0])
+        return F.mse_loss(self(noisy, time), noise)
+
+    def noised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        time, noise = torch.rand(len(x), device=x.device).to(x), torch.randn_like(x)
         kept = torch.cos(time * torch.pi / 2)[:, None]
-        return F.mse_loss(self(kept * x + (1 - kept.square()).sqrt() * noise, time), noise)
+        return kept * x + (1 - kept.square()).sqrt() * noise, time, noise
 
 
 @case(
-    "denoising and diffusion", "random steps", data=table(X), call=lambda m, b: m(b[0]), expected="needs one argument"
+    "denoising and diffusion",
+    "random steps",
+    data=table(X),
+    call=lambda m, b: m(b[0] + 0.1 * torch.randn_like(b[0])),
 )
 class Denoiser(Task):
     """Noise is added in the step."""

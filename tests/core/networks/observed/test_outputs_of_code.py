@@ -47,7 +47,9 @@ def names(model, code):
     with watch.watching(model):
         loss = code(model, torch.randn(N, 3))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    found = find_outputs(loss, watch.outermost, lambda tensor: tensor.ndim > 0 and len(tensor) == N)
+    found = find_outputs(
+        loss, watch.outermost, lambda output: output.result.tensor.ndim > 0 and len(output.result.tensor) == N
+    )
     own = {id(p): name for name, p in model.named_parameters()}
     places = [(each.call.name, each.call.number, each.result.place) for each in found.found]
     return places, sorted(own[id(leaf)] for leaf in found.beside)
