@@ -83,6 +83,12 @@ class RunRecord:
         self._fixed = None
         self.observer.begin()
 
+    def note_start(self, trainer: pl.Trainer, measurement: Measurement) -> None:
+        """Keep the weights of the start, where the first measurement comes later."""
+        if not self.observer.start:
+            weights = self.view(trainer, measurement).parameters
+            self.observer.start |= {name: value.detach().clone() for name, value in weights.items()}
+
     def measure(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> RunView:
         """Observe the present weights, measure what the trackers and their needs ask for, and return the run at this moment."""
         self._look(trainer, measurement)

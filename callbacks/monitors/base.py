@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, reads_samples, two_samples_of
-from lightning_conv.callbacks.run.budget import fit_to_budget
+from lightning_conv.callbacks.run.budget import LEAST_SECONDS, fit_to_budget
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import (
@@ -95,6 +95,13 @@ class KernelMonitor(pl.Callback):
         """Whether this monitor needs each layer's own kernel."""
         return False
 
+    def own_seconds(self, kernel: Measurement) -> float:
+        """Return about how long ``record`` takes beside the kernel; 0: not worth counting."""
+        return 0.0
+
+    def wait(self, trainer: pl.Trainer, kernel: Measurement) -> None:
+        """Note what must be known of the start, where the first measurement waits until the budget allows for it."""
+
     @abstractmethod
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         """Return the scalars of a measurement; text and histograms are logged here."""
@@ -162,11 +169,23 @@ class KernelMonitor(pl.Callback):
                 self._kernel.at(trainer.global_step, pl_module)
         if self._kernel is None:
             return
-        if self._is_first_due(trainer):
+        if self._is_too_dear():
+            self.wait(trainer, self._kernel)
+            rank_zero_info(
+                f"{type(self).__name__}: a measurement takes about {self.own_seconds(self._kernel):.2g} s beside the kernel; the first one "
+                f"waits until that is {self.max_overhead:.0%} of the time of training; every_n_steps= asks for it at once"
+            )
+        elif self._is_first_due(trainer):
             self._measure_or_warn(trainer, pl_module)
         else:
             # In a resumed run EarlyStopping or ModelCheckpoint may read values before the next measurement.
             publish(trainer, self._metrics)
+
+    def _is_too_dear(self) -> bool:
+        """Return whether what this callback adds to the kernel takes longer than the budget allows now."""
+        if self._kernel is None or self.every_n_steps is not None:
+            return False
+        return self.own_seconds(self._kernel) > max(LEAST_SECONDS / 2, self._kernel.schedule.left())
 
     def _is_first_due(self, trainer: pl.Trainer) -> bool:
         return self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer))
@@ -217,12 +236,14 @@ class KernelMonitor(pl.Callback):
             self._waits = None
             self._begin(trainer, pl_module, batch if not reads_samples(trainer) else None)
         # Under gradient accumulation several batches share one step.
-        if self._kernel is not None and trainer.global_step != self._last_step and self._is_due(trainer):
+        if self._kernel is None or trainer.global_step == self._last_step or not self._is_due(trainer):
+            return
+        if not self._is_too_dear():
             self._measure_or_warn(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._kernel is not None:
+        if self._kernel is not None and not self._is_too_dear():
             self._measure_or_warn(trainer, pl_module, last=True)
 
     @override

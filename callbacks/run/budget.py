@@ -113,13 +113,14 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     given = probe.given
     samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
     seconds, outputs = _pass(trainer, measurement, samples)
+    timed = samples
     budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples))
     kind: Outputs = probe.outputs
     if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
         kind = "projected"
     passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
-        samples, seconds = max(FEWEST_SAMPLES, samples // 2), seconds / 2
+        samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     everything = measurement.inputs, measurement.targets
     measurement.highest = "fast"
     while True:
@@ -135,6 +136,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
         measurement.highest = precision
         taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
         spent = _together(trainer, time.perf_counter() - begun)
+    measurement.pass_seconds = seconds * samples / timed
     return Choice(samples, kind, taken, whole, outputs, budget)
 
 

@@ -18,6 +18,7 @@ from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.kernels.contraction import is_full
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
@@ -59,6 +60,8 @@ class Measurement:
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self.highest: Precision = "certified"  # the last one that is tried
+        self.pass_seconds = 0.0  # of a forward and a backward pass of the samples; 0: not timed
+        self._plans: dict[Precision, NTKPlan] = {}  # the last ones
         self._decisions: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
@@ -91,6 +94,12 @@ class Measurement:
             self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
         return self._measured[1:]
+
+    @property
+    def weights(self) -> int:
+        """Number of weights that the kernel is over."""
+        named = dict(self.probe.network(self._trainer.lightning_module).named_parameters())
+        return sum(named[name].numel() for name in self.parameters)
 
     @property
     def is_resolved(self) -> bool:
@@ -149,8 +158,11 @@ class Measurement:
                 max_memory=self.probe.max_memory,
                 projections=self.probe.projections,
                 seed=self.probe.seed,
+                plans=self._plans,
                 progress=False,  # training shows a bar of its own
             )
+        if gram.plan is not None:
+            self._plans[gram.precision] = gram.plan
         self.precision = gram.precision
         return time.perf_counter() - start, gram, spectrum
 

@@ -54,8 +54,12 @@ class Schedule:
         if step != self._first_step:
             self._spent += seconds
 
+    def left(self) -> float:
+        """Return the seconds that measuring may take now."""
+        return self.max_overhead * (time.monotonic() - self._start) - self._spent
+
     def due(self, step: int) -> bool:
         """Return whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
-        return self._spent + self._next_cost <= self.max_overhead * (time.monotonic() - self._start)
+        return self._next_cost <= self.left()

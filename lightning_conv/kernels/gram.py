@@ -42,6 +42,7 @@ def ntk_gram(
     projections: int = 16,
     seed: int = 0,
     plan: NTKPlan | None = None,
+    remeasure: bool = False,
     progress: bool | None = None,
 ) -> KernelGram:
     r"""Compute the exact empirical neural tangent kernel of ``model`` on ``inputs``.
@@ -94,7 +95,9 @@ def ntk_gram(
         seed: seed of the sign vectors.
         plan: a plan for this model, from ``plan_ntk`` or ``KernelGram.plan``. The network is then not read again, which
             saves much of the time for small n. The weights may have changed since; the forward and the shapes of the
-            samples may not. ``jacobian_error`` is then the one from the time of reading.
+            samples may not. ``jacobian_error`` is then the one from the time of reading, unless ``remeasure``.
+        remeasure: with a plan, measure ``jacobian_error`` at the weights of now, by two gradients of a few samples. The plan may then be
+            one for another number of samples, other outputs, or another precision: only what was read is taken from it.
         progress: whether to show a progress bar on standard error; None: on a terminal, if more than 5 seconds are
             predicted.
 
@@ -125,7 +128,7 @@ def ntk_gram(
     request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
-        task = Task(stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2)
+        task = Task(stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2, remeasure=remeasure)
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             found, error, narrowing = _watched(task, seed, report)

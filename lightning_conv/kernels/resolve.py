@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
+from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -32,6 +33,7 @@ def resolved_spectrum(
     method: Method = "dense",
     projections: int = 16,
     seed: int = 0,
+    plans: Mapping[Precision, NTKPlan] | None = None,
     progress: bool | None = None,
 ) -> tuple[KernelGram, Spectrum]:
     """Compute a kernel and its spectrum, in higher and higher precision until lambda_min is well above its error.
@@ -56,6 +58,8 @@ def resolved_spectrum(
         method: see ``kernel_spectrum``.
         projections: see ``ntk_gram``.
         seed: see ``ntk_gram``.
+        plans: ``KernelGram.plan`` of earlier kernels of the same network at other weights, or on other samples, by precision. The network
+            is then not read again, but its rounding is measured. A plan that does not fit any more is left out.
         progress: see ``ntk_gram``.
 
     Returns:
@@ -67,9 +71,21 @@ def resolved_spectrum(
     """
 
     def found(each: Precision) -> tuple[KernelGram, Spectrum]:
+        # What was read in one precision, or for fewer samples, holds in another one.
+        plan = plans.get(each, next(iter(plans.values()))) if plans else None
+        try:
+            return computed(each, plan)
+        except ValueError:
+            if plan is None:
+                raise
+            return computed(each, None)
+
+    def computed(each: Precision, plan: NTKPlan | None) -> tuple[KernelGram, Spectrum]:
         gram = ntk_gram(
             model,
             inputs,
+            plan=plan,
+            remeasure=True,
             outputs=outputs,
             cotangents=cotangents,
             parameters=parameters,

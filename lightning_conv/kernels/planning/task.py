@@ -23,7 +23,7 @@ from lightning_conv.kernels.products.combinations import (
     checked_sets,
     cotangents_of_shape,
 )
-from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network, rounded_again
 from lightning_conv.kernels.reading.contracted_error import contracted_error, measured_count
 from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
@@ -61,6 +61,8 @@ class Task:
         plan: NTKPlan | None = None,
         cotangents: Tensor | None = None,
         cotangents2: Tensor | None = None,
+        *,
+        remeasure: bool = False,
     ) -> None:
         self.request = request
         for each in (inputs, inputs2):
@@ -81,6 +83,8 @@ class Task:
             )
         start = time.perf_counter()
         self.anatomy = self._read() if plan is None else plan.reading
+        if plan is not None and remeasure:
+            self.anatomy = rounded_again(self.anatomy, self.module, self.inputs)
         if not self.couples:  # a network whose samples couple is read on all of them
             sets = [self.inputs] if self.others is None else [self.inputs, self.others]
             allowed = allowed_memory(request.max_memory, self.module.device)
@@ -91,8 +95,9 @@ class Task:
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
         self.plan = self._plan()
         if plan is not None:
-            self._require_same(plan)
-        checked = plan is not None and request.precision != "certified"  # on the samples of the plan
+            self._require_same(plan, sizes=not remeasure)
+        same = plan is not None and (plan.problem, plan.precision) == (self.plan.problem, self.plan.precision)
+        checked = same and request.precision != "certified"  # on the samples of the plan
         if not checked:
             self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
         self.unsteady = None if checked else self._unsteady_on_copies()
@@ -195,8 +200,8 @@ class Task:
         both = joined(self.inputs, take(self.others, slice(0, READ_SAMPLES)))
         return max(self.inputs, self.others, key=sample_count) if both is None else both
 
-    def _require_same(self, plan: NTKPlan) -> None:
-        """Refuse a plan that was made for another kernel.
+    def _require_same(self, plan: NTKPlan, *, sizes: bool) -> None:
+        """Refuse a plan that was made for another kernel; without ``sizes`` only one over other parameters.
 
         Raises:
             ValueError: the parameters, the sizes or the precision differ.
@@ -206,7 +211,7 @@ class Task:
                 f"plan: made for {len(plan.parameters)} parameters ({', '.join(plan.parameters[:3])}, ...), but the kernel is over "
                 f"{len(self.names)} ({', '.join(self.names[:3])}, ...); make a new plan with plan_ntk"
             )
-        if (plan.problem, plan.precision) != (self.plan.problem, self.plan.precision):
+        if sizes and (plan.problem, plan.precision) != (self.plan.problem, self.plan.precision):
             raise ValueError(
                 f"plan: made for {plan.problem}, {plan.precision!r}, but asked for is {self.plan.problem}, "
                 f"{self.plan.precision!r}; make a new plan with plan_ntk"

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.reading.first_forward import UNWATCHED, first_forward
-from lightning_conv.kernels.reading.jacobian_error import Factored, estimate_jacobian_error, parameter_gradients
+from lightning_conv.kernels.reading.jacobian_error import (
+    Factored,
+    error_again,
+    estimate_jacobian_error,
+    parameter_gradients,
+)
 from lightning_conv.kernels.reading.memory import peak_bytes
 from lightning_conv.kernels.reading.recording import LayerCall, layer_gradients, signature_of
 from lightning_conv.kernels.reading.sample_axis import close, sample_axes
@@ -109,6 +114,28 @@ def read_network(
         except LAYOUT_ERRORS:  # an error with another cause is raised again below
             pass
     return _read(module, names, few, rules=rules, in_channels_last=False)
+
+
+def rounded_again(anatomy: Anatomy, module: StatelessModule, inputs: Inputs) -> Anatomy:
+    """Return what was found in a network, with the rounding of its Jacobian as it is at the weights of now.
+
+    Args:
+        anatomy: what was found at other weights.
+        module: the network.
+        inputs: the samples of the kernel.
+
+    Cost: two gradients of at most three samples, one of them in the other precision.
+    """
+    samples = sample_count(inputs) if module.batch_norm == "batch" else READ_SAMPLES
+    few = spread(inputs, samples)
+    if module.batch_norm != "batch" and anatomy.forward_bytes * sample_count(few) > LARGE:
+        few = take(few, slice(1))
+    generator = torch.Generator().manual_seed(0)
+    mixture = torch.randn(sample_count(few), anatomy.outputs, generator=generator).to(
+        next(iter(module.parameters.values()))
+    )
+    truth = parameter_gradients(module, anatomy.parameters, few, mixture)
+    return replace(anatomy, jacobian_error=error_again(module, few, mixture, truth, anatomy.narrowing))
 
 
 def _read(

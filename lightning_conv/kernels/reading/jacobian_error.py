@@ -87,6 +87,28 @@ def estimate_jacobian_error(
     return with_narrowing(error, module.dtype, narrowing), narrowing
 
 
+def error_again(
+    module: StatelessModule,
+    inputs: Inputs,
+    mixture: Tensor,
+    truth: Mapping[str, Tensor | None],
+    narrowing: Narrowing | None,
+) -> float:
+    """Return ``estimate_jacobian_error`` at other weights, for a network whose casts are known.
+
+    Args:
+        module: the network.
+        inputs: see ``estimate_jacobian_error``.
+        mixture: see ``estimate_jacobian_error``.
+        truth: see ``estimate_jacobian_error``.
+        narrowing: where it casts to a narrower type; None: nowhere.
+    """
+    difference, refused = difference_of_passes(module, inputs, mixture, truth, by_factors=None, watched=False)
+    unit = unit_roundoff(module.dtype)
+    relative = 16 * unit if difference is None else max(difference.relative * ratio_to_twin(module.dtype), unit)
+    return with_narrowing(SAFETY * relative, module.dtype, narrowing or refused)
+
+
 def ratio_to_twin(dtype: torch.dtype) -> float:
     """Return the factor from a difference to the twin in the other precision to the rounding of an evaluation in ``dtype``."""
     return 2.0**-29 if dtype == torch.float64 else 1.0
@@ -100,10 +122,11 @@ def difference_of_passes(
     *,
     by_factors: Factored | None,
     refusal: TypeRefusal | None = None,
+    watched: bool = True,
 ) -> tuple[Difference | None, Narrowing | None]:
     """Compare the gradients ``truth`` with those of a twin of the network in the other precision.
 
-    Args and the second result are those of ``estimate_jacobian_error``.
+    Args and the second result are those of ``estimate_jacobian_error``; without ``watched`` a twin in float64 is not watched for casts.
 
     Returns:
         The difference, and the place of a cast. The difference is None where the forward works in one precision only.
@@ -118,7 +141,8 @@ def difference_of_passes(
     twin.parameters |= leaves
     wanted = sorted({use.call for site in sites for use in site.uses})
     few = twin.convert(inputs)
-    watch = NarrowWatch(twin, few, parameters=leaves) if other == torch.float64 and refusal is None else None
+    watching = watched and other == torch.float64 and refusal is None
+    watch = NarrowWatch(twin, few, parameters=leaves) if watching else None
     mode = nullcontext() if watch is None else watch.watching()
     try:
         with mode if refusal is None else Widened():  # type: ignore[no-untyped-call]
