@@ -40,11 +40,13 @@ class ConvergenceReport(pl.Callback):
     def __init__(self, folder: str | None = None, name: str = "convergence") -> None:
         self.folder = folder
         self.name = name
+        # Lightning asks for it at every hook.
+        self._key = self._generate_state_key(folder=folder, name=name)
 
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(folder=self.folder, name=self.name)
+        return self._key
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -46,6 +46,11 @@ class RunRecord:
 
     def __init__(self, trackers: Iterable[CriteriaTracker], loss_fn: LossFn | None) -> None:
         self.trackers = {each.name: copy.deepcopy(each) for each in trackers}  # name -> tracker
+        # What is done before every step must cost next to nothing.
+        own = CriteriaTracker.before_step
+        self._noting = [
+            each for each in self.trackers.values() if getattr(each.before_step, "__func__", None) is not own
+        ]
         self._needs = frozenset(need for each in self.trackers.values() for need in each.needs)
         self.observer = Observer(spectral="step norms" in self._needs)  # of the steps
         self._loss_fn = loss_fn
@@ -107,7 +112,7 @@ class RunRecord:
         """Note the optimizer step that is about to be made."""
         run = self.view(trainer, measurement)
         rate = self.observer.before_step(run, optimizer, callback)
-        for tracker in self.trackers.values():
+        for tracker in self._noting:
             # Without the step, so that an error in every step is one warning.
             with _attempt(tracker, "steps are not noted"):
                 tracker.before_step(run, rate)
