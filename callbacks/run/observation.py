@@ -51,6 +51,7 @@ class Observed:
         drawn: Those with one row per sample: names of inputs by the number of the draw.
         beside: Names of the parameters that the loss depends on beside the outputs.
         random: Whether the step draws random numbers, in the network or elsewhere.
+        losses: Number of losses that the step hands to backward passes, of which the first one counts.
     """
 
     samples: int
@@ -61,6 +62,7 @@ class Observed:
     drawn: Mapping[int, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     random: bool = False
+    losses: int = 1
 
     @property
     def words(self) -> str:
@@ -68,7 +70,8 @@ class Observed:
         made = " and ".join(
             dict.fromkeys(f"self.{each.name}(...)" if each.name else "self(...)" for each in self.outputs)
         )
-        return f"{made} as the training step calls it"
+        of = f", for the first of its {self.losses} losses" if self.losses > 1 else ""
+        return f"{made} as the training step calls it{of}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -149,9 +152,11 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     found = tuple(places[each.key] for each in outputs.found)
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
-    random = bool(seen.draws)
+    random, losses = bool(seen.draws), len(twin.losses)
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
-        return Observed(count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random)
+        return Observed(
+            count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random, losses=losses
+        )
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -160,7 +165,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
     given = Given(batch, {_named(place): place for place in axes}, axes)
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random)
+    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, losses)
 
 
 def count_samples(batch: Any) -> int:

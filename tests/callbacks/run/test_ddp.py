@@ -6,9 +6,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin, Probe
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        rank = torch.distributed.get_rank()
+        generator = torch.Generator().manual_seed(rank)
+        yield from zip(torch.rand(48, 8, generator=generator), torch.rand(48, 3, generator=generator), strict=True)
 
 
 def watch_and_guard(make_trainer, make_regression):
@@ -33,6 +40,12 @@ def watch_and_guard(make_trainer, make_regression):
     trainer.fit(make_regression(nn.Linear(8, 3), 0.05), data)
     found["contraction"] = measured(trainer, "contraction_predicted", "contraction_measured", "lambda_min_layers")
 
+    # The first batch of an iterable data set differs from rank to rank; that of the first one is measured on both.
+    stream = LambdaMin(every_n_steps=2)
+    trainer = make_trainer([stream], max_epochs=1, limit_train_batches=3)
+    trainer.fit(make_regression(nn.Linear(8, 3), 0.05), DataLoader(Stream(), batch_size=16))
+    found["stream"] = [*measured(trainer, "lambda_min", "trace"), float(stream.state_dict()["inputs"].sum())]
+
     guard = ExpressivityGuard()
     module = make_regression(network(), 0.05, nn.CrossEntropyLoss())
     make_trainer([guard], max_epochs=3).fit(module, DataLoader(labelled, batch_size=8))
@@ -49,6 +62,8 @@ def test_monitors_and_guard_agree_on_both_ranks(run_on_two_processes):
     predicted, measured, _ = found["contraction"]
     assert predicted == pytest.approx(measured, rel=1e-4)
     assert measured < 1
+    rows = torch.rand(48, 8, generator=torch.Generator().manual_seed(0))[:16]
+    assert found["stream"][2] == pytest.approx(float(rows.sum()))
     phase, reason = found["guard"]
     assert phase == 1
     assert "too narrow" in reason
