@@ -14,8 +14,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, reads_samples, two_samples_of
-from lightning_conv.callbacks.run.budget import LEAST_SECONDS, fit_to_budget
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import (
@@ -185,7 +185,7 @@ class KernelMonitor(pl.Callback):
         """Return whether what this callback adds to the kernel takes longer than the budget allows now."""
         if self._kernel is None or self.every_n_steps is not None:
             return False
-        return self.own_seconds(self._kernel) > max(LEAST_SECONDS / 2, self._kernel.schedule.left())
+        return self.own_seconds(self._kernel) > max(budget.LEAST_SECONDS / 2, self._kernel.schedule.left())
 
     def _is_first_due(self, trainer: pl.Trainer) -> bool:
         return self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer))
@@ -209,7 +209,7 @@ class KernelMonitor(pl.Callback):
         self._schedule.begin(trainer.global_step)
         rank_zero_info(f"{type(self).__name__}: {self._kernel.run_network.words}")
         if self.every_n_steps is None and not stored and {"size", "outputs"} - self.probe.given:
-            chosen = fit_to_budget(trainer, self._kernel, self.max_overhead)
+            chosen = budget.fit_to_budget(trainer, self._kernel, self.max_overhead)
             if chosen.is_reduced:
                 rank_zero_info(f"{type(self).__name__}: {chosen.words}")
         log_layout(trainer)

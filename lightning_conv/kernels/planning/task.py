@@ -82,7 +82,7 @@ class Task:
                 'defined; use batch_norm="eval" or "frozen"'
             )
         start = time.perf_counter()
-        self.anatomy = self._read() if plan is None else plan.reading
+        self.anatomy = self._read(by_gradients=remeasure) if plan is None else plan.reading
         if plan is not None and remeasure:
             self.anatomy = rounded_again(self.anatomy, self.module, self.inputs)
         if not self.couples:  # a network whose samples couple is read on all of them
@@ -168,7 +168,7 @@ class Task:
             cuts.append(blocks(samples, 1) if each.general else in_tiles)
         return cuts
 
-    def _read(self) -> Anatomy:
+    def _read(self, *, by_gradients: bool) -> Anatomy:
         """Read the network on a few samples.
 
         Raises:
@@ -188,6 +188,7 @@ class Task:
             inputs,
             rules=self.request.engine == "auto" and not self.couples,
             samples=sample_count(inputs) if self.couples else READ_SAMPLES,
+            by_gradients=by_gradients,
         )
 
     def _reading_samples(self) -> Inputs:

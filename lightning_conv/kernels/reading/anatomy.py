@@ -83,7 +83,13 @@ class Anatomy:
 
 
 def read_network(
-    module: StatelessModule, names: tuple[str, ...], inputs: Inputs, *, rules: bool = True, samples: int = READ_SAMPLES
+    module: StatelessModule,
+    names: tuple[str, ...],
+    inputs: Inputs,
+    *,
+    rules: bool = True,
+    samples: int = READ_SAMPLES,
+    by_gradients: bool = False,
 ) -> Anatomy:
     """Find the layer rules that apply to the parameters ``names``, on a few samples.
 
@@ -101,6 +107,7 @@ def read_network(
         inputs: the samples of the kernel.
         rules: whether to look for layer rules; False: all parameters belong to the general engine.
         samples: number of samples to read; all of them, where samples couple.
+        by_gradients: whether the rounding is measured on whole gradients, as ``rounded_again`` does, so that both give the same number.
 
     Raises:
         OutOfMemoryError: the device is out of memory.
@@ -108,12 +115,12 @@ def read_network(
     few = spread(inputs, samples)
     if rules and any(a is not b for a, b in zip(*map(input_tensors, (channels_last(few), few)), strict=True)):
         try:
-            return _read(module, names, few, rules=True, in_channels_last=True)
+            return _read(module, names, few, rules=True, in_channels_last=True, by_gradients=by_gradients)
         except torch.OutOfMemoryError:
             raise
         except LAYOUT_ERRORS:  # an error with another cause is raised again below
             pass
-    return _read(module, names, few, rules=rules, in_channels_last=False)
+    return _read(module, names, few, rules=rules, in_channels_last=False, by_gradients=by_gradients)
 
 
 def rounded_again(anatomy: Anatomy, module: StatelessModule, inputs: Inputs) -> Anatomy:
@@ -128,18 +135,23 @@ def rounded_again(anatomy: Anatomy, module: StatelessModule, inputs: Inputs) -> 
     """
     samples = sample_count(inputs) if module.batch_norm == "batch" else READ_SAMPLES
     few = spread(inputs, samples)
-    if module.batch_norm != "batch" and anatomy.forward_bytes * sample_count(few) > LARGE:
-        few = take(few, slice(1))
     generator = torch.Generator().manual_seed(0)
-    mixture = torch.randn(sample_count(few), anatomy.outputs, generator=generator).to(
-        next(iter(module.parameters.values()))
-    )
+    mixture = torch.randn(sample_count(few), anatomy.outputs, generator=generator)
+    mixture = mixture.to(next(iter(module.parameters.values())))
+    if module.batch_norm != "batch" and anatomy.forward_bytes * sample_count(few) > LARGE:
+        few, mixture = take(few, slice(1)), mixture[:1]
     truth = parameter_gradients(module, anatomy.parameters, few, mixture)
     return replace(anatomy, jacobian_error=error_again(module, few, mixture, truth, anatomy.narrowing))
 
 
 def _read(
-    module: StatelessModule, names: tuple[str, ...], few: Inputs, *, rules: bool, in_channels_last: bool
+    module: StatelessModule,
+    names: tuple[str, ...],
+    few: Inputs,
+    *,
+    rules: bool,
+    in_channels_last: bool,
+    by_gradients: bool,
 ) -> Anatomy:
     """Read the network on all samples of ``few``.
 
@@ -186,9 +198,8 @@ def _read(
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
         del first, outputs, plain, present, recorder, calls
-    error, narrowing = estimate_jacobian_error(
-        module, probe, combination, truth, by_factors=Factored(sites, calls, present) if checked == samples else None
-    )
+    factored = None if by_gradients or checked < samples else Factored(sites, calls, present)
+    error, narrowing = estimate_jacobian_error(module, probe, combination, truth, by_factors=factored)
     return Anatomy(
         parameters=names,
         sites=tuple(sites),
