@@ -113,6 +113,16 @@ def unknown(reason: str) -> RunLoss:
     return RunLoss(None, None, "unknown", reason)
 
 
+def given(fn: LossFn, found: RunLoss) -> RunLoss:
+    """Return the loss that the user says.
+
+    Args:
+        fn: The loss as a function of (outputs, targets).
+        found: What was found out about it, whose targets stay.
+    """
+    return RunLoss(fn, found.targets, "given")
+
+
 def _difference(points: Sequence[Point], loss: LossKind, targets: Tensor) -> str | None:
     """Return how the step differs from a loss; empty: not at all; None: it is no loss of these targets."""
     outputs = points[0].outputs
