@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Observed:
         drawn: Those with one row per sample: names of inputs by the number of the draw.
         beside: Names of the parameters that the loss depends on beside the outputs.
         random: Whether the step draws random numbers, in the network or elsewhere.
+        source: Where the output is made, if there is one, and the step can be given another one.
     """
 
     samples: int
@@ -61,14 +62,17 @@ class Observed:
     drawn: Mapping[int, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     random: bool = False
+    source: OutputPlace | None = None
 
     @property
     def words(self) -> str:
         """What was observed, for a user."""
-        made = " and ".join(
-            dict.fromkeys(f"self.{each.name}(...)" if each.name else "self(...)" for each in self.outputs)
-        )
-        return f"{made} as the training step calls it"
+        times = Counter(name for name, _ in {(each.name, each.number) for each in self.outputs})
+        made = [
+            (f"self.{name}(...)" if name else "self(...)") + (f" ({times[name]} calls)" if times[name] > 1 else "")
+            for name in dict.fromkeys(each.name for each in self.outputs)
+        ]
+        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -150,8 +154,11 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
     random = bool(seen.draws)
+    source = _source(outputs.found[0], found[0]) if len(found) == 1 else None
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
-        return Observed(count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random)
+        return Observed(
+            count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random, source=source
+        )
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -160,7 +167,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
     given = Given(batch, {_named(place): place for place in axes}, axes)
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random)
+    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source)
 
 
 def count_samples(batch: Any) -> int:
@@ -207,10 +214,28 @@ def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: i
         shape, then = output.result.tensor.shape, fewer[key].result.tensor.shape
         axis = _axis(shape, then, count)
         if axis is not None and shape[axis] == count:
-            found[key] = OutputPlace(*key, axis, len(shape))
+            found[key] = OutputPlace(*key, axis, len(shape), rest=(*shape[:axis], *shape[axis + 1 :]))
         elif axis == 0:
             found[key] = OutputPlace(*key, 0, len(shape), several=True)
     return found
+
+
+def _source(output: Output, place: OutputPlace) -> OutputPlace:
+    """Return where an output is made: a part of a result, such as ``.logits``, in the call inside that returns it by itself."""
+    if not output.result.place:
+        return place
+    edge = output.result.node, output.result.number
+    for call in _from_within(output.call):
+        if any((each.node, each.number) == edge and not each.place for each in call.results):
+            return replace(place, name=call.name, number=call.number, place=())
+    return place
+
+
+def _from_within(call: Call) -> Iterator[Call]:
+    """Yield the calls inside a call and then itself, in the order in which they end."""
+    for each in call.within:
+        yield from _from_within(each)
+    yield call
 
 
 def _axis(shape: Sequence[int], fewer: Sequence[int], count: int) -> int | None:

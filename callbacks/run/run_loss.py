@@ -76,10 +76,15 @@ def find_run_loss(
         return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
     if observed.draws:
         return unknown("the network draws random numbers")
-    if len(observed.outputs) != 1 or observed.outputs[0].place or observed.outputs[0].axis:
-        return unknown("the outputs are not one tensor with a row per sample")
+    output = observed.source
+    if output is None:
+        return unknown(
+            f"it depends on {len(observed.outputs)} results of modules together, not on one tensor of outputs"
+        )
+    if output.axis or output.several:
+        return unknown("the outputs do not have their samples in the rows, one each")
     few = with_tensors(batch, lambda _, tensor: _rows(tensor, observed.samples))
-    call = StepCall(twin, observed.outputs[0].name, few)
+    call = StepCall(twin, output.name, few, place=output.place)
     points: list[Point] = []
     try:
         for seed in (0, 1) if observed.random else (0,):
