@@ -133,7 +133,7 @@ class KernelMonitor(pl.Callback):
         self._shown, self._waits = frozenset(), None
         if is_lazy(pl_module):
             self._waits = "step"
-        elif self.probe.inputs is None and not reads_samples(trainer):
+        elif not reads_samples(trainer):
             self._waits = "batch"
         else:
             self._begin(trainer, pl_module)

@@ -29,7 +29,6 @@ from lightning_conv.networks.evaluation import (
     sample_count,
     undisturbed,
 )
-from lightning_conv.networks.observed.leaves import tensors_in
 
 
 @dataclass(frozen=True)
@@ -177,20 +176,6 @@ def kept(inputs: Inputs, targets: Tensor | None, size: int) -> tuple[Inputs, Ten
         return tensor[:size].detach().cpu().clone()
 
     return map_inputs(copied, inputs), None if targets is None else copied(targets)
-
-
-def line_to_write(callback: str, batch: Any) -> str:
-    """Return the line that says how the network is called, for this batch.
-
-    Args:
-        callback: Name of the callback.
-        batch: A batch; its first floating tensor is taken for the input, or its first one.
-    """
-    found = list(tensors_in(batch))
-    floating = [place for place, tensor in found if tensor.is_floating_point()]
-    place: Sequence[Any] = (*floating, *(place for place, _ in found), ())[0]
-    taken = "batch" + "".join(f"[{key!r}]" for key in place)
-    return f"{callback}(probe=Probe(input_fn=lambda batch: {taken}, forward_fn=lambda module, x: module(x)))"
 
 
 def is_lazy(module: nn.Module) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random as random_of_python
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.twin import Twin, call_step
+from lightning_conv.callbacks.run.twin import NotATwinError, Twin, call_step
 from lightning_conv.networks.evaluation import Inputs, undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.draws import Draws
@@ -29,6 +31,7 @@ class Seen:
     loss: Tensor
     calls: list[Call]  # the outermost ones
     draws: list[Tensor]
+    random: bool  # whether random numbers were drawn, those of Python and NumPy included
 
     @property
     def results(self) -> dict[Key, Output]:
@@ -142,7 +145,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
-    again = _run(twin, fewer, batch_idx) if count > 2 else seen
+    again = _without_one(twin, fewer, batch_idx, count) if count > 2 else seen
     places = _places(seen.results, again.results, count)
     outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
     if not outputs.found:
@@ -153,8 +156,8 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     found = tuple(places[each.key] for each in outputs.found)
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
-    random = bool(seen.draws)
-    source = _source(outputs.found[0], found[0]) if len(found) == 1 else None
+    random = seen.random
+    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 else None
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
         return Observed(
             count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random, source=source
@@ -190,11 +193,30 @@ def describe(batch: Any) -> str:
     return f"{type(batch).__name__}: {', '.join(found[:6]) or 'no tensor'}{', ...' if len(found) > 6 else ''}"
 
 
+def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
+    """Run the step on all samples but one.
+
+    Raises:
+        NotObservedError: It ends in an error, so that it is no function of single samples.
+        NotATwinError: It reaches back into the run.
+    """
+    try:
+        return _run(twin, fewer, batch_idx)
+    except (NotObservedError, NotATwinError):
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise NotObservedError(
+            f"the training step runs on {count} samples, but not on {count - 1} of them ({type(error).__name__}: {error})"
+        ) from error
+
+
 def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
     draws = Draws()
     watch = CallWatch(draws.drawn)
     with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
+        before = _states_outside_torch()
         twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
+        moved = before != _states_outside_torch()
     if not twin.losses:
         raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
     loss = twin.losses[0]
@@ -202,7 +224,13 @@ def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
         raise NotObservedError(
             f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
         )
-    return Seen(loss, watch.outermost, draws.drawn)
+    return Seen(loss, watch.outermost, draws.drawn, bool(draws.drawn) or moved)
+
+
+def _states_outside_torch() -> tuple[object, ...]:
+    """Return the states of the global generators of Python and NumPy."""
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    return random_of_python.getstate(), bytes(keys), position
 
 
 def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
@@ -220,13 +248,15 @@ def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: i
     return found
 
 
-def _source(output: Output, place: OutputPlace) -> OutputPlace:
+def _source(output: Output, place: OutputPlace, seen: Seen) -> OutputPlace:
     """Return where an output is made: a part of a result, such as ``.logits``, in the call inside that returns it by itself."""
     if not output.result.place:
         return place
     edge = output.result.node, output.result.number
+    times = Counter(each.name for outermost in seen.calls for each in outermost.all)
     for call in _from_within(output.call):
-        if any((each.node, each.number) == edge and not each.place for each in call.results):
+        alone = any((each.node, each.number) == edge and not each.place for each in call.results)
+        if alone and times[call.name] == 1:
             return replace(place, name=call.name, number=call.number, place=())
     return place
 

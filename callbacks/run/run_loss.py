@@ -15,11 +15,14 @@ from lightning_conv.callbacks.run.observation import Observed
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
-from lightning_conv.losses.of_outputs import Point, difference, settings
+from lightning_conv.losses.of_outputs import Point, difference, evaluate, settings
 from lightning_conv.losses.torch_loss import USUAL_LOSSES
 from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
+
+CHANCES = 16
+"""Seeds by which the step is run where it draws random numbers: the loss must be the same for all of them, at the same outputs."""
 
 COMPARED = 8
 """Samples on which losses are compared: the step is run some twenty times on them."""
@@ -70,7 +73,9 @@ def find_run_loss(
         own: Losses that the module has, which are tried first.
         take: Takes the targets that are tried first out of a batch; None: there are none.
 
-    Cost: some twenty forward passes of the step on ``COMPARED`` samples.
+    A loss that depends on random numbers beside the outputs is found by running the step from ``CHANCES`` seeds.
+
+    Cost: some twenty forward passes of the step on ``COMPARED`` samples, and three times as many where it draws random numbers.
     """
     if observed.beside:
         return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
@@ -87,10 +92,15 @@ def find_run_loss(
     call = StepCall(twin, output.name, few, place=output.place)
     points: list[Point] = []
     try:
-        for seed in (0, 1) if observed.random else (0,):
+        for seed in range(CHANCES if observed.random else 1):
             with isolated():
                 seed_all(seed)
-                points += [point for point in settings(call, call.observe().outputs) if point.finite]
+                again = (
+                    settings(call, call.observe().outputs)
+                    if seed < 2 or not points
+                    else [evaluate(call, points[0].outputs)]
+                )
+                points += [point for point in again if point.finite]
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if not points:
