@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
+from lightning_conv.callbacks import ConvergenceCriteria, KernelStability, LambdaMin, Probe
 
 N, C = 8, 3
 
@@ -204,7 +204,8 @@ def test_a_loss_that_is_given_wins(observed):
 
 
 def test_each_monitor_says_which_loss_it_uses(make_trainer):
-    plain, given = LambdaMin(N, every_n_steps=1), LambdaMin(N, every_n_steps=1, loss_fn=nn.L1Loss())
+    plain = LambdaMin(N, every_n_steps=1)
+    given = ConvergenceCriteria(probe=N, every_n_steps=1, loss_fn=nn.L1Loss())
     module = Module(lambda module, u, batch: mse(u, batch))
     make_trainer([plain, given], max_epochs=1).fit(module, DataLoader(pairs(REAL), batch_size=N))
     assert plain.measured.endswith("the loss is MSELoss (observed)")
