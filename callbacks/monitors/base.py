@@ -88,7 +88,7 @@ class KernelMonitor(pl.Callback):
 
     @property
     def _settings(self) -> tuple[object, ...]:
-        return *self.probe.key, self.every_n_steps, self.max_overhead
+        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error
 
     loss_fn: LossFn | None = None  # of the training step, as the user has said it
 
@@ -236,7 +236,7 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._kernel is not None:
+        if self._kernel is not None and trainer.global_step not in self.failed[-1:]:
             self._measure_or_warn(trainer, pl_module, last=True)
 
     @override

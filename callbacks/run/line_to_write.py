@@ -41,13 +41,14 @@ def line_to_write(trainer: pl.Trainer, callback: str, probe: Probe, batch: Any, 
     if copying.failed:  # no other call of it could be measured either
         return without
     given = probe.inputs is not None
-    inputs = [("...", probe.inputs)] if given else _inputs(batch, places)
-    for taken, x in inputs:
-        for written, call in _calls(module, several=isinstance(x, tuple)):
-            if _works(module, call, x):
-                first = f"inputs={taken}" if given else f"input_fn=lambda batch: {taken}"
-                line = f"{callback}(probe=Probe({first}, forward_fn=lambda module, x: {written}))"
-                return f"say how it is called, in this way: {line}; {without}"
+    inputs = [("...", probe.inputs)] if given else list(_inputs(batch, places))
+    itself = [(each, _of_itself(several=isinstance(each[1], tuple))) for each in inputs]
+    parts = [(each, call) for each in inputs for call in _of_parts(module) if not isinstance(each[1], tuple)]
+    for (taken, x), (written, call) in (*itself, *parts):
+        if _works(module, call, x):
+            first = f"inputs={taken}" if given else f"input_fn=lambda batch: {taken}"
+            line = f"{callback}(probe=Probe({first}, forward_fn=lambda module, x: {written}))"
+            return f"say how it is called, in this way: {line}; {without}"
     line = f"{callback}(probe=Probe(inputs=..., forward_fn=lambda module, x: ...))"
     return f"give samples of one shape, and say how the network is called on all of them: {line}; {without}"
 
@@ -94,20 +95,20 @@ def _in_python(batch: Any, place: Place) -> str:
     return written
 
 
-def _calls(module: nn.Module, *, several: bool) -> Iterator[Call]:
-    """Yield calls of a module: of itself, of its parts one after the other, and of each of them."""
-    if several:
-        yield "module(*x)", lambda model, x: model(*x)
-        return
-    yield "module(x)", lambda model, x: model(x)
-    trained = [
+def _of_itself(*, several: bool) -> Call:
+    return ("module(*x)", lambda model, x: model(*x)) if several else ("module(x)", lambda model, x: model(x))
+
+
+def _of_parts(module: nn.Module) -> Iterator[Call]:
+    """Yield calls of the parts of a module: one after the other, and each of them."""
+    names = [
         name
         for name, part in module.named_children()
         if any(True for _ in part.parameters()) and not is_loss_module(part)
     ]
-    for names in ([*trained], *([name] for name in reversed(trained))):
-        if names:
-            yield _chained(names), _chain(names)
+    for some in (names, *([name] for name in reversed(names))):
+        if some:
+            yield _chained(some), _chain(some)
 
 
 def _chained(names: Sequence[str]) -> str:
