@@ -13,12 +13,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_conv.callbacks.run.batch import transfer
 from lightning_conv.callbacks.run.data_generators import unread
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.line_to_write import line_to_write, places_of_samples
+from lightning_conv.callbacks.run.line_to_write import line_to_write
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
-from lightning_conv.callbacks.run.observation import count_samples, describe
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
+from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, places_of_samples
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.products.precision import Precision

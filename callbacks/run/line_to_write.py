@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.network import copy_of
-from lightning_conv.callbacks.run.observation import count_samples
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.losses.torch_loss import is_loss_module
 from lightning_conv.networks.evaluation import sample_count, undisturbed
-from lightning_conv.networks.observed.leaves import Place, at, tensors_in
+from lightning_conv.networks.observed.leaves import Place, at
 
 Inputs: TypeAlias = tuple[str, Any]
 """How the inputs are taken out of ``batch``, in Python, and what comes of it."""
@@ -51,31 +50,6 @@ def line_to_write(trainer: pl.Trainer, callback: str, probe: Probe, batch: Any, 
             return f"say how it is called, in this way: {line}; {without}"
     line = f"{callback}(probe=Probe(inputs=..., forward_fn=lambda module, x: ...))"
     return f"give samples of one shape, and say how the network is called on all of them: {line}; {without}"
-
-
-def places_of_samples(batch: Any, other: Any = None) -> list[Place]:
-    """Return the places of the tensors that have a row for each sample.
-
-    Args:
-        batch: A batch. Tensors of other lengths beside a tensor of the same kind, as in a list of sequences, are samples themselves.
-        other: A batch with one sample more, as far as it is known: each of the tensors must have a row more in it.
-    """
-    found, count = dict(tensors_in(batch)), count_samples(batch)
-    if other is not None:
-        more = {place: each for place, each in tensors_in(other) if each.ndim}
-        return [
-            place for place, each in found.items() if each.ndim and place in more and len(more[place]) == len(each) + 1
-        ]
-    rows = {place: each for place, each in found.items() if each.ndim and len(each) == count}
-    return [
-        place
-        for place, each in rows.items()
-        if not any(
-            beside[:-1] == place[:-1] and len(place) > 1 and near.shape[1:] == each.shape[1:] and near.ndim == each.ndim
-            for beside, near in found.items()
-            if beside not in rows
-        )
-    ]
 
 
 def _inputs(batch: Any, places: Sequence[Place]) -> Iterator[Inputs]:

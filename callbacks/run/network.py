@@ -16,7 +16,8 @@ from lightning_conv.callbacks.run.batch import take_inputs, take_targets
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import LossFn, loss_modules
-from lightning_conv.callbacks.run.observation import Observed, observe
+from lightning_conv.callbacks.run.observation import observe
+from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.training_set import seed_all

@@ -5,19 +5,21 @@ from __future__ import annotations
 import random as random_of_python
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_conv.callbacks.run.twin import NotATwinError, Twin, call_step
-from lightning_conv.networks.evaluation import Inputs, undisturbed
+from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, place_name
+from lightning_conv.callbacks.run.twin import NotATwinError, Twin
+from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
-from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
+from lightning_conv.networks.observed.replay import Given, OutputPlace
 
 
 class NotObservedError(ValueError):
@@ -41,83 +43,6 @@ class Seen:
         return {each.key: each for each in found}
 
 
-@dataclass(frozen=True)
-class Observed:
-    """The network of a training step: what it is given, and which of its calls return the outputs.
-
-    Attributes:
-        samples: Number n of samples on which it was observed.
-        given: The batch, or what enters the one call that is the network.
-        outputs: The outputs, as places in the results of calls.
-        call: Dotted name of the one module whose call is the network; None: the whole step is.
-        draws: Random numbers that the network draws.
-        drawn: Those with one row per sample: names of inputs by the number of the draw.
-        beside: Names of the parameters that the loss depends on beside the outputs.
-        random: Whether the step draws random numbers, in the network or elsewhere.
-        source: Where the output is made, if there is one, and the step can be given another one.
-    """
-
-    samples: int
-    given: Given
-    outputs: tuple[OutputPlace, ...]
-    call: str | None
-    draws: tuple[Tensor, ...] = ()
-    drawn: Mapping[int, str] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()
-    random: bool = False
-    source: OutputPlace | None = None
-
-    @property
-    def words(self) -> str:
-        """What was observed, for a user."""
-        times = Counter(name for name, _ in {(each.name, each.number) for each in self.outputs})
-        made = [
-            (f"self.{name}(...)" if name else "self(...)") + (f" ({times[name]} calls)" if times[name] > 1 else "")
-            for name in dict.fromkeys(each.name for each in self.outputs)
-        ]
-        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}"
-
-    def network(self, twin: Twin) -> nn.Module:
-        """Return the network over the weights of a copy of the module.
-
-        Args:
-            twin: The copy, in eval mode.
-        """
-        if self.call is None:
-            return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
-        if not self.call and self._is_plain:
-            return twin.module
-        name = self.call
-
-        def code(model: nn.Module, given: Any) -> object:
-            args, kwargs = given
-            return model.get_submodule(name)(*args, **kwargs)
-
-        return Replay(twin.module, code, self.given, self.outputs)
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the call takes tensors with samples alone, by position or by name, and returns the outputs as one tensor."""
-        args, kwargs = self.given.structure
-        simple = {(0, i) for i in range(len(args))} | {(1, name) for name in kwargs}
-        both = bool(args) and bool(kwargs)
-        (output,) = self.outputs
-        return (
-            not both
-            and set(self.given.samples.values()) == simple
-            and not any(self.given.axes.values())
-            and (output.place, output.axis, output.several) == ((), 0, False)
-        )
-
-    def inputs(self) -> Inputs:
-        """Return the samples as the network takes them: a tensor where there is one, by position where all are, or by name."""
-        found = self.given.inputs() | {name: self.draws[number] for number, name in self.drawn.items()}
-        by_position = self.call is not None and all(place[0] == 0 for place in self.given.samples.values())
-        if by_position and len(found) == 1:
-            return next(iter(found.values()))
-        return tuple(found.values()) if by_position else found
-
-
 def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int = 0) -> Observed:
     """Observe which function of the samples the training step evaluates.
 
@@ -136,7 +61,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     Cost: two forward passes of the step.
     """
     count = samples or count_samples(batch)
-    axes = {place: axis for place, tensor in tensors_in(batch) if (axis := _axis_of_length(tensor, count)) is not None}
+    axes = {place: axis for place, tensor in tensors_in(batch) if (axis := axis_of_length(tensor, count)) is not None}
     if count < 2 or not axes:
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
@@ -169,28 +94,8 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
-    given = Given(batch, {_named(place): place for place in axes}, axes)
+    given = Given(batch, {place_name(place): place for place in axes}, axes)
     return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source)
-
-
-def count_samples(batch: Any) -> int:
-    """Return the most common length of the tensors of a batch, of equally common ones the first; 0: there is none.
-
-    Args:
-        batch: A batch.
-    """
-    lengths = Counter(len(tensor) for _, tensor in tensors_in(batch) if tensor.ndim)
-    return lengths.most_common(1)[0][0] if lengths else 0
-
-
-def describe(batch: Any) -> str:
-    """Return what a batch consists of, for a message.
-
-    Args:
-        batch: Anything.
-    """
-    found = [f"{_named(place) or 'tensor'} {tuple(tensor.shape)}" for place, tensor in tensors_in(batch)]
-    return f"{type(batch).__name__}: {', '.join(found[:6]) or 'no tensor'}{', ...' if len(found) > 6 else ''}"
 
 
 def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
@@ -229,8 +134,8 @@ def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
 
 def _states_outside_torch() -> tuple[object, ...]:
     """Return the states of the global generators of Python and NumPy."""
-    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
-    return random_of_python.getstate(), bytes(keys), position
+    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    return random_of_python.getstate(), state["key"].tobytes(), state["pos"]
 
 
 def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
@@ -281,10 +186,6 @@ def _axis(shape: Sequence[int], fewer: Sequence[int], count: int) -> int | None:
     return changed[0] if a * (count - 1) == b * count else None
 
 
-def _axis_of_length(tensor: Tensor, count: int) -> int | None:
-    return next((axis for axis, length in enumerate(tensor.shape) if length == count), None)
-
-
 def _one_call(calls: Sequence[Call], again: Seen, count: int) -> tuple[str, Given] | None:
     """Return the one call whose result the outputs are, with what enters it.
 
@@ -321,7 +222,3 @@ def _argument(place: Place) -> str:
 
 def _detached(structure: Any) -> Any:
     return with_tensors(structure, lambda _, tensor: tensor.detach())
-
-
-def _named(place: Place) -> str:
-    return ".".join(str(key) for key in place) or "batch"

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.observation import Observed
+from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
