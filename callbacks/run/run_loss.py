@@ -22,7 +22,8 @@ from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
 Source: TypeAlias = Literal["observed", "given", "unknown"]
 
 CHANCES = 16
-"""Seeds by which the step is run where it draws random numbers: the loss must be the same for all of them, at the same outputs."""
+"""Seeds from which the step is run in the modes of the run, and wherever it draws random numbers: at the same outputs the loss must be the
+same for all of them."""
 
 COMPARED = 8
 """Samples on which losses are compared: the step is run some twenty times on them."""
@@ -67,15 +68,16 @@ def find_run_loss(
     compared with those of a loss of (outputs, targets) (``losses.of_outputs``). The targets may be any tensor of the batch.
 
     Args:
-        twin: A copy of the module, in eval mode.
+        twin: A copy of the module, in eval mode; it is left in the modes of the run.
         observed: How the step calls its network.
         batch: Samples as the step gets them.
         own: Losses that the module has, which are tried first.
         take: Takes the targets that are tried first out of a batch; None: there are none.
 
-    A loss that depends on random numbers beside the outputs is found by running the step from ``CHANCES`` seeds.
+    A loss that is another one in training than in evaluation, or depends on random numbers beside the outputs, is found by running the step
+    in the modes of the run from ``CHANCES`` seeds.
 
-    Cost: some twenty forward passes of the step on ``COMPARED`` samples, and three times as many where it draws random numbers.
+    Cost: some thirty forward passes of the step on ``COMPARED`` samples, and twice as many where it draws random numbers in eval mode.
     """
     if observed.beside:
         return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
@@ -101,6 +103,12 @@ def find_run_loss(
                     else [evaluate(call, points[0].outputs)]
                 )
                 points += [point for point in again if point.finite]
+        present = points[:1]
+        twin.take_modes_of_the_run()
+        for seed in range(CHANCES):
+            with isolated():
+                seed_all(seed)
+                points += [again for point in present if (again := evaluate(call, point.outputs)).finite]
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if not points:

@@ -163,6 +163,42 @@ def test_another_loss_is_unknown_and_the_reason_is_said(observed, name):
     assert f"the loss is unknown: {loss.reason}" in said
 
 
+IN_TRAINING = {
+    "smoothed labels": lambda m, u, b: F.cross_entropy(u, b[1], label_smoothing=0.1 if m.training else 0.0),
+    "another loss": lambda m, u, b: F.multi_margin_loss(u, b[1]) if m.training else F.cross_entropy(u, b[1]),
+    "dropout of the outputs": lambda m, u, b: F.cross_entropy(F.dropout(u, 0.3, m.training), b[1]),
+    "mixed labels, by chance": lambda m, u, b: (
+        F.cross_entropy(u, b[1].flip(0)) if m.training and random.random() < 0.4 else F.cross_entropy(u, b[1])
+    ),
+    "a part's mode": lambda m, u, b: F.cross_entropy(u, b[1]) * (2 if m.net.training else 1),
+}
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_a_loss_that_is_another_one_in_training_is_unknown(observed, name):
+    assert observed(Module(IN_TRAINING[name]), pairs(CLASSES))[0].source == "unknown"
+
+
+def test_an_auxiliary_output_of_training_is_no_function_of_the_outputs_alone(observed):
+    class Auxiliary(Module):
+        def forward(self, x):
+            u = self.net(x)
+            return (u, u.square()) if self.training else (u, None)
+
+        def training_step(self, batch, batch_idx):
+            u, more = self(batch[0])
+            loss = F.cross_entropy(u, batch[1])
+            return loss if more is None else loss + 0.3 * F.cross_entropy(more, batch[1])
+
+    assert observed(Auxiliary(None), pairs(CLASSES))[0].source == "unknown"
+
+
+def test_dropout_and_batch_norm_inside_the_network_are_no_obstacle(observed):
+    module = Module(lambda module, u, batch: F.cross_entropy(u, batch[1]))
+    module.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, C))
+    assert observed(module, pairs(CLASSES))[0].source == "observed"
+
+
 def test_random_numbers_that_the_loss_does_not_depend_on_are_no_obstacle(observed):
     def loss(module, u, batch):
         assert random.random() + np.random.rand() + float(torch.rand(())) >= 0  # noqa: NPY002
