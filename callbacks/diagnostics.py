@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
 from lightning_conv.callbacks.report import ConvergenceReport
@@ -29,6 +30,7 @@ class ConvergenceDiagnostics(pl.Callback):
         per_layer: of ``LambdaMin``.
         loss_fn: of the training step.
         radius: of ``ConvergenceCriteria``.
+        on_error: as in the monitors.
 
     Attributes:
         callbacks: the four.
@@ -47,11 +49,14 @@ class ConvergenceDiagnostics(pl.Callback):
         per_layer: PerLayer | None = "traces",
         loss_fn: LossFn | None = None,
         radius: float | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         self.callbacks: list[pl.Callback] = [
-            KernelStability(probe, every_n_steps, max_overhead),
-            LambdaMin(probe, every_n_steps, max_overhead, per_layer=per_layer, loss_fn=loss_fn),
-            ConvergenceCriteria(which, probe, every_n_steps, max_overhead, loss_fn=loss_fn, radius=radius),
+            KernelStability(probe, every_n_steps, max_overhead, on_error),
+            LambdaMin(probe, every_n_steps, max_overhead, per_layer=per_layer, loss_fn=loss_fn, on_error=on_error),
+            ConvergenceCriteria(
+                which, probe, every_n_steps, max_overhead, loss_fn=loss_fn, radius=radius, on_error=on_error
+            ),
             ConvergenceReport(),
         ]
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.criteria.run_record import RunRecord
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, Which, make_trackers
-from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
@@ -84,13 +84,14 @@ class ConvergenceCriteria(KernelMonitor):
     Args:
         which: names of the papers above, or trackers (``CriteriaTracker``, class or object), one or several; ``"auto"``: all that
             are registered. The former names ``"oymak_soltanolkotabi"`` and ``"implicit_bias"`` are accepted.
-        probe: the samples, a ``Probe`` or their number (default: 128).
+        probe: as in ``LambdaMin``.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
-        max_overhead: share of wall time that measuring may take. First and last step are always measured.
-        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. Whether a step minimises this
-            and nothing else is checked for full-batch steps, not for mini-batches.
+        max_overhead: as in ``LambdaMin``.
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: the one that is observed in it, see ``LambdaMin``. For full-batch
+            steps it is also checked that they are steps down this loss.
         radius: radius of the ball around w_0 in which ``"chatterjee"`` searches for points with small \|grad f\|^2 / f, which refute its
             criterion for radii up to this one. None: the criterion is compared with the run's own path only.
+        on_error: as in ``LambdaMin``.
 
     Raises:
         MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.
@@ -113,9 +114,10 @@ class ConvergenceCriteria(KernelMonitor):
         max_overhead: float = 0.03,
         loss_fn: LossFn | None = None,
         radius: float | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         self._prototypes = make_trackers(which, {"radius": radius})
-        super().__init__(probe, every_n_steps, max_overhead)
+        super().__init__(probe, every_n_steps, max_overhead, on_error)
         self.which = which
         self.loss_fn = loss_fn
         self.radius = radius

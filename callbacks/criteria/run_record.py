@@ -41,7 +41,7 @@ class RunRecord:
 
     Args:
         trackers: in the state that a run begins with.
-        loss_fn: the loss of the training step; None: the one loss module on the LightningModule.
+        loss_fn: the loss of the training step; None: the one that is observed in it.
     """
 
     def __init__(self, trackers: Iterable[CriteriaTracker], loss_fn: LossFn | None) -> None:

@@ -26,6 +26,7 @@ from lightning_conv.callbacks.run.logging import (
     warn_without_logger,
     withdraw,
 )
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
@@ -54,6 +55,8 @@ class KernelMonitor(pl.Callback):
 
     Attributes:
         failed: Steps of this run whose measurement failed.
+        measured: What is measured, in words: the network, the loss of the training step, and how they were found; empty before the first
+            measurement.
     """
 
     def __init__(
@@ -80,11 +83,14 @@ class KernelMonitor(pl.Callback):
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
         self.failed: list[int] = []
+        self.measured = ""
         self._waits: Wait | None = None  # for what the first measurement waits
 
     @property
     def _settings(self) -> tuple[object, ...]:
-        return *self.probe.key, self.every_n_steps, self.max_overhead
+        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error
+
+    loss_fn: LossFn | None = None  # of the training step, as the user has said it
 
     once: frozenset[str] = frozenset()
     """Scalars that stay the same during a run. Loggers get them at the first measurement of a fit, also in a resumed run, whose loggers may
@@ -113,7 +119,7 @@ class KernelMonitor(pl.Callback):
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
-        self._drawn, self.failed = None, []
+        self._drawn, self.failed, self.measured = None, [], ""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -134,7 +140,7 @@ class KernelMonitor(pl.Callback):
         self._shown, self._waits = frozenset(), None
         if is_lazy(pl_module):
             self._waits = "step"
-        elif self.probe.inputs is None and not reads_samples(trainer):
+        elif not reads_samples(trainer):
             self._waits = "batch"
         else:
             self._begin(trainer, pl_module)
@@ -164,6 +170,7 @@ class KernelMonitor(pl.Callback):
                 self._lead(trainer, pl_module, peers, batch)
             else:
                 self._kernel = peers[0]._kernel
+                self._say_what_is_measured(unless=peers[0].measured)
             self._loaded = False
             if self._kernel is not None and self._is_first_due(trainer):
                 self._kernel.at(trainer.global_step, pl_module)
@@ -207,12 +214,19 @@ class KernelMonitor(pl.Callback):
             trainer, pl_module, self.probe, self._schedule, batch=batch, stored=stored, per_layer=per_layer
         )
         self._schedule.begin(trainer.global_step)
-        rank_zero_info(f"{type(self).__name__}: {self._kernel.run_network.words}")
+        self._say_what_is_measured()
         if self.every_n_steps is None and not stored and {"size", "outputs"} - self.probe.given:
             chosen = budget.fit_to_budget(trainer, self._kernel, self.max_overhead)
             if chosen.is_reduced:
                 rank_zero_info(f"{type(self).__name__}: {chosen.words}")
         log_layout(trainer)
+
+    def _say_what_is_measured(self, unless: str = "") -> None:
+        """Say which network and which loss are measured, unless another monitor has said the same."""
+        if self._kernel is not None:
+            self.measured = self._kernel.run_network.with_loss(self.loss_fn).words
+            if self.measured != unless:
+                rank_zero_info(f"{type(self).__name__}: {self.measured}")
 
     @contextmanager
     def _first(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Iterator[None]:
@@ -243,7 +257,8 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._kernel is not None and not self._is_too_dear():
+        failed = trainer.global_step in self.failed[-1:]
+        if self._kernel is not None and not failed and not self._is_too_dear():
             self._measure_or_warn(trainer, pl_module, last=True)
 
     @override

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.callbacks.run.logging import log_figure
 from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state, not_full
@@ -43,13 +43,20 @@ class KernelStability(KernelMonitor):
     - figure ``kernel/spectrum_against_start`` (TensorBoard): both spectra
 
     Args:
-        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel per
-            step.
+        probe: the samples, a ``Probe`` or their number; None: up to 128, as many as ``max_overhead`` allows. The network is the
+            one that the training step calls, unless the ``Probe`` says how it is called. Monitors with equal settings share one
+            kernel per step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
-        max_overhead: share of wall time that measuring may take. First and last step are always measured.
+        max_overhead: share of wall time that measuring may take. First and last step are always measured. The first measurement is
+            chosen so that it takes at most the larger of 1 s and this share of an epoch; not so with ``every_n_steps``, or where
+            the ``Probe`` names both size and outputs.
+        on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
+            and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
+            ends the run.
 
     Raises:
-        MisconfigurationException: sharded strategies, data without random access, no recognisable input.
+        MisconfigurationException: sharded strategies, another value of ``on_error``, parameters that the network does not have; with
+            ``on_error="raise"`` a network that cannot be measured: the message names what was seen, and the line to write.
 
     Cost: one ``ntk_gram`` (again in higher precision where lambda_min asks for it) and two eigenvalue problems of the
     probe's size.
@@ -60,9 +67,13 @@ class KernelStability(KernelMonitor):
     """
 
     def __init__(
-        self, probe: Probe | int | None = None, every_n_steps: int | None = None, max_overhead: float = 0.03
+        self,
+        probe: Probe | int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float = 0.03,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(probe, every_n_steps, max_overhead)
+        super().__init__(probe, every_n_steps, max_overhead, on_error)
         self.drift: Drift | None = None
         self._reference: tuple[KernelGram, Spectrum] | None = None
         self._reference_step = 0

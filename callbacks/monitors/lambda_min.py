@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
@@ -68,18 +68,26 @@ class LambdaMin(KernelMonitor):
       changes) (TensorBoard)
 
     Args:
-        probe: the samples, a ``Probe`` or their number (default: 128). Monitors with equal settings share one kernel per
-            step.
+        probe: the samples, a ``Probe`` or their number; None: up to 128, as many as ``max_overhead`` allows. The network is the
+            one that the training step calls, unless the ``Probe`` says how it is called. Monitors with equal settings share one
+            kernel per step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
-        max_overhead: share of wall time that measuring may take. First and last step are always measured.
+        max_overhead: share of wall time that measuring may take. First and last step are always measured. The first measurement is
+            chosen so that it takes at most the larger of 1 s and this share of an epoch; not so with ``every_n_steps``, or where
+            the ``Probe`` names both size and outputs.
         per_layer: ``"traces"``: every layer's share of the trace, which comes with the kernel. ``"spectra"``: its lambda_min too, at
             the price of one more matrix and one more eigenvalue problem per layer. None: neither.
-        loss_fn: the loss of the training step; None: the one loss module on the LightningModule. It is not checked that the
-            step minimises this and nothing else.
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: the one that is observed. The step is run with other
+            outputs, and its value and gradient are compared with those of the module's own losses and of torch's. A loss that is
+            given is taken as it is.
+        on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
+            and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
+            ends the run.
 
     Raises:
-        MisconfigurationException: sharded strategies, data without random access, no recognisable input, parameters that the
-            network does not have, a kernel for which there is no room, another value of ``per_layer``.
+        MisconfigurationException: sharded strategies, another value of ``on_error`` or ``per_layer``, parameters that the network
+            does not have; with ``on_error="raise"`` a kernel for which there is no room, or a network that cannot be measured: the
+            message names what was seen, and the line to write.
 
     Cost: one ``ntk_gram`` (again in higher precision where needed) and one eigenvalue problem of the probe's size; one more, and
     one forward pass, where the contraction is predicted.
@@ -96,12 +104,13 @@ class LambdaMin(KernelMonitor):
         max_overhead: float = 0.03,
         per_layer: PerLayer | None = "traces",
         loss_fn: LossFn | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         if per_layer is not None and per_layer not in get_args(PerLayer):
             raise MisconfigurationException(
                 f"per_layer: {per_layer!r} is not one of {', '.join(get_args(PerLayer))}, or None"
             )
-        super().__init__(probe, every_n_steps, max_overhead)
+        super().__init__(probe, every_n_steps, max_overhead, on_error)
         self.per_layer = per_layer
         self.loss_fn = loss_fn
         self.spectrum: Spectrum | None = None

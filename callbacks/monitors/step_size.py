@@ -104,9 +104,8 @@ def _step(run: RunView, *, numbers: int) -> float:
     """
     eta = run.unclipped_steps.required_rate()
     if run.loss.kind == "unknown":
-        raise NotPlainError(
-            "there is no loss module on the LightningModule; pass loss_fn=nn.MSELoss() if that is the loss"
-        )
+        why = run.loss_unknown or "the loss is not known"
+        raise NotPlainError(f"{why}; pass loss_fn=nn.MSELoss() if that is the loss")
     if run.loss.scale(samples=1, outputs=1) is None:
         raise NotPlainError(f"the loss is {run.loss.described}, not a squared loss (nn.MSELoss)")
     if run.loss.summed:

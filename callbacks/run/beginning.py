@@ -10,18 +10,21 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_conv.callbacks.run.batch import transfer
 from lightning_conv.callbacks.run.data_generators import unread
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.line_to_write import line_to_write
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.network import RunNetwork, kept, line_to_write, network_of
-from lightning_conv.callbacks.run.observation import RaggedError, count_samples, describe
+from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
+from lightning_conv.callbacks.run.observation import RaggedError
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
+from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, places_of_samples
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import sample_count
-from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
+from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 
 
 def measurement_of(
@@ -68,25 +71,28 @@ def measurement_of(
 
 def _network(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any) -> RunNetwork:
     if probe.inputs is not None:
-        return _given_by_hand(trainer, probe, names)
+        return _given_by_hand(trainer, probe, names, batch)
+    return network_of(trainer, probe, names, *_samples(trainer, probe, batch))
+
+
+def _samples(trainer: pl.Trainer, probe: Probe, batch: Any) -> tuple[Any, int]:
+    """Return the probe's samples with their number: read from the data set, or the first ones of the first batch."""
     if batch is None:
-        found, count = probe.batch(trainer)
-        return network_of(trainer, probe, names, found, count)
+        return probe.batch(trainer)
     first = trainer.strategy.broadcast(batch) if trainer.world_size > 1 else batch
     count = count_samples(first)
     few = with_tensors(
         first, lambda _, tensor: tensor[: probe.size] if tensor.ndim and len(tensor) == count else tensor
     )
-    return network_of(trainer, probe, names, few, min(count, probe.size))
+    return few, min(count, probe.size)
 
 
-def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str]) -> RunNetwork:
-    """Return the network on samples given by hand; its loss is observed on samples of the run, where those can be read."""
+def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any) -> RunNetwork:
+    """Return the network on samples given by hand; its loss is observed on samples of the run."""
     by_itself = copy.copy(probe)
     by_itself.inputs, by_itself.targets, by_itself.size = None, None, 2 * COMPARED
     with attempted(Exception) as attempt:
-        batch, count = by_itself.batch(trainer)
-        loss = network_of(trainer, by_itself, names, batch, count).loss
+        loss = network_of(trainer, by_itself, names, *_samples(trainer, by_itself, batch)).loss
     if attempt.failed:
         loss = unknown(f"the training step could not be observed ({attempt.error})")
     assert probe.inputs is not None
@@ -133,15 +139,22 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
             f"{name}: {said}, for instance {name}(probe=Probe(input_fn=lambda batch: torch.nn.utils.rnn.pad_sequence({taken}, "
             "batch_first=True), forward_fn=lambda module, x: module(x))), where module(x) is what the network does with padded samples"
         )
-    if batch is None:
-        try:
-            samples, loader = training_samples(trainer, hint=BY_HAND)
-            with unread(samples, loader.collate_fn):
-                batch = loader.collate_fn([samples[0], samples[0]])
-        except Exception:  # the message does without
-            batch = ()
+    batch, places = _seen(trainer, batch)
     seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""
     return (
         f"{name}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} ({type(error).__name__}: {said}); "
-        f"say how it is called, in this way: {line_to_write(name, batch)}"
+        f"{line_to_write(trainer, name, probe, batch, places)}"
     )
+
+
+def _seen(trainer: pl.Trainer, batch: Any) -> tuple[Any, Sequence[Place]]:
+    """Return a batch, and the places of its tensors that have a row for each sample; nothing where samples cannot be read."""
+    if batch is not None:
+        return batch, places_of_samples(batch)
+    try:
+        samples, loader = training_samples(trainer, hint=BY_HAND)
+        with unread(samples, loader.collate_fn):
+            two, three = (transfer(trainer, loader.collate_fn([samples[0] for _ in range(n)])) for n in (2, 3))
+            return two, places_of_samples(two, three)
+    except Exception:  # the message does without
+        return (), []

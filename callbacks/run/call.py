@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.networks.observed.leaves import Place, at, with_tensors
 from lightning_conv.networks.watched import entering
 
 
@@ -23,7 +24,12 @@ class Seen:
 
     loss: Tensor  # with its graph
     outputs: Tensor  # u, the result of the layer, in the graph of the loss
-    features: Tensor  # h, what enters the layer
+    entered: tuple[tuple[Any, ...], Mapping[str, Any]]  # what the layer was called with
+
+    @property
+    def features(self) -> Tensor:
+        """The tensor h that enters the layer."""
+        return entering(*self.entered)
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,17 @@ class StepCall:
 
     Args:
         twin: Copy of the module.
-        name: Dotted name of the layer in the LightningModule.
+        name: Dotted name of the layer in the LightningModule; empty: the LightningModule itself.
         batch: A batch, as the training step gets it.
         batch_idx: Its number in the epoch.
+        place: Where u stands in the layer's result; empty: u is the result.
     """
 
     twin: Twin
     name: str
     batch: Any
     batch_idx: int = 0
+    place: Place = ()
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return the loss if the layer returned these outputs, with its graph.
@@ -64,16 +72,17 @@ class StepCall:
         Raises:
             NotAFunctionError: See ``__call__``.
         """
-        calls: list[tuple[Tensor, Tensor]] = []
+        calls: list[tuple[tuple[tuple[Any, ...], Mapping[str, Any]], Tensor]] = []
         # The step itself may differentiate by the outputs.
         held = instead if instead is None or instead.requires_grad else instead.detach().requires_grad_()
 
-        def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> Tensor:
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
             if not torch.is_grad_enabled():  # an accuracy, say: it adds nothing to the gradient
                 return output
-            made = output if held is None else held
-            calls.append((entering(args, dict(kwargs)), made))
-            return made.clone()  # what follows may work in place
+            made = at(output, self.place) if held is None else held
+            calls.append(((args, dict(kwargs)), made))
+            cloned = made.clone()  # what follows may work in place
+            return with_tensors(output, lambda place, tensor: cloned if place == self.place else tensor)
 
         layer = self.twin.module.get_submodule(self.name)
         hook = layer.register_forward_hook(look, with_kwargs=True)
@@ -86,8 +95,8 @@ class StepCall:
             raise NotAFunctionError(f"the training step calls {self.name!r} {len(calls)} times")
         if loss is None or loss.numel() != 1:
             raise NotAFunctionError("the training step returns no loss")
-        features, outputs = calls[0]
-        return Seen(loss.reshape(()), outputs, features)
+        entered, outputs = calls[0]
+        return Seen(loss.reshape(()), outputs, entered)
 
     @torch.no_grad()
     def weights_drawn(self, seed: int, size: float) -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
+import sys
 import types
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_conv.callbacks.run.isolated import isolated
 
-DEPTH = 6
+DEPTH = 10
 """Levels of attributes, containers and closures that are looked into."""
+
+LONG, FEW = 64, 4
+"""Of a container with more members than the first number, as many as the second one are looked into."""
+
+LIBRARIES = ("torch", "torchvision", "numpy", "lightning", "pytorch_lightning", "PIL")
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
@@ -27,8 +37,8 @@ def unmoved(*readers: object) -> Iterator[None]:
     Inside it they move on, so that two readings of an augmented sample differ.
 
     Args:
-        *readers: A data set, a collate function, transforms: generators are looked for in their attributes, in containers, and in the
-            closures and defaults of functions.
+        *readers: A data set, a collate function, transforms: generators are looked for in their attributes, in containers, in the
+            closures and defaults of functions, in their classes, and among the globals that their code names.
 
     Cost: a walk over the objects that they hold; tensors and arrays are not looked into.
     """
@@ -74,25 +84,61 @@ def generators_of(holder: object) -> list[Any]:
 
 
 def _parts(holder: object) -> list[object]:
-    if isinstance(holder, (Tensor, np.ndarray, str, bytes, int, float, type, types.ModuleType, nn.Module)):
+    """Return what an object holds and what its code names."""
+    if isinstance(holder, (Tensor, np.ndarray, str, bytes, int, float, type, types.ModuleType, pl.Trainer)):
         return []
     if isinstance(holder, Mapping):
-        return list(holder.values())
-    if isinstance(holder, (list, tuple, set, frozenset)):
+        return list(holder.values() if len(holder) <= LONG else itertools.islice(holder.values(), FEW))
+    if isinstance(holder, (list, tuple, set, frozenset, deque)):
         # A list of plain samples may be long, and its members are alike.
-        members = list(holder)
-        return members if len(members) <= 64 else members[:4]
+        members = list(holder) if len(holder) <= LONG else list(itertools.islice(holder, FEW))
+        return [*members, *vars(holder).values()] if hasattr(holder, "__dict__") else members
+    if isinstance(holder, (staticmethod, classmethod)):
+        return [holder.__func__]
+    if isinstance(holder, property):
+        return [holder.fget]
     if isinstance(holder, types.FunctionType):
-        cells = [cell.cell_contents for cell in holder.__closure__ or () if _is_filled(cell)]
-        around = [holder.__globals__[name] for name in holder.__code__.co_names if name in holder.__globals__]
-        return [*cells, *(holder.__defaults__ or ()), *(holder.__kwdefaults__ or {}).values(), *around]
+        return _parts_of_function(holder)
     if isinstance(holder, types.MethodType):
         return [holder.__self__, holder.__func__]
+    if isinstance(holder, functools.partial):
+        return [holder.func, *holder.args, *holder.keywords.values(), *vars(holder).values()]
     slots = [getattr(holder, name, None) for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())]
-    own = [*getattr(holder, "__dict__", {}).values(), *slots]
-    # What the class of the user's own object does may draw from a generator of its module.
-    code = [each for each in vars(type(holder)).values() if isinstance(each, types.FunctionType)]
-    return [*own, *(code if own and not type(holder).__module__.startswith(("torch.", "numpy.")) else ())]
+    return [*getattr(holder, "__dict__", {}).values(), *slots, *_parts_of_class(type(holder))]
+
+
+def _parts_of_class(kind: type) -> list[object]:
+    """Return what a class of the user's own has: its code may draw from a generator of the class, or of its module."""
+    own = [each for each in kind.__mro__ if not _is_of_a_library(each.__module__)]
+    return [value for each in own for name, value in vars(each).items() if name not in ("__dict__", "__weakref__")]
+
+
+def _parts_of_function(function: types.FunctionType) -> list[object]:
+    if _is_of_a_library(function.__globals__.get("__name__", "")):
+        return []
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    names = set(_names(function.__code__))
+    around = [function.__globals__[name] for name in names if name in function.__globals__]
+    modules = [
+        each for each in around if isinstance(each, types.ModuleType) and each.__name__ not in sys.stdlib_module_names
+    ]
+    inside = [vars(each)[name] for each in modules for name in names if name in vars(each)]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*cells, *defaults, *vars(function).values(), *around, *inside]
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that code uses, those of functions and comprehensions inside it included."""
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _names(each)
+
+
+def _is_of_a_library(module: str) -> bool:
+    """Return whether a module is one of Python, torch, NumPy or Lightning, whose code draws from what is handed to it."""
+    root = module.partition(".")[0]
+    return root in LIBRARIES or (root in sys.stdlib_module_names and root != "__main__")
 
 
 def _is_filled(cell: types.CellType) -> bool:

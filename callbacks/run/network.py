@@ -15,10 +15,11 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_conv.callbacks.run.batch import take_inputs, take_targets
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.loss import loss_modules
-from lightning_conv.callbacks.run.observation import Observed, observe
+from lightning_conv.callbacks.run.loss import LossFn, loss_modules
+from lightning_conv.callbacks.run.observation import observe
+from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, unknown
+from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import (
@@ -29,7 +30,6 @@ from lightning_conv.networks.evaluation import (
     sample_count,
     undisturbed,
 )
-from lightning_conv.networks.observed.leaves import tensors_in
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class RunNetwork:
             twin: The copy, in eval mode.
         """
         return self.probe.network(twin.module) if self.observed is None else self.observed.network(twin)
+
+    def with_loss(self, fn: LossFn | None) -> RunNetwork:
+        """Return the same network with the loss that the user says.
+
+        Args:
+            fn: The loss as a function of (outputs, targets); None: the user has said nothing, and what was found stays.
+        """
+        return self if fn is None else replace(self, loss=given(fn, self.loss))
 
     def on(self, stored: Inputs, targets: Tensor | None) -> RunNetwork:
         """Return the same network with samples from a checkpoint.
@@ -169,20 +177,6 @@ def kept(inputs: Inputs, targets: Tensor | None, size: int) -> tuple[Inputs, Ten
         return tensor[:size].detach().cpu().clone()
 
     return map_inputs(copied, inputs), None if targets is None else copied(targets)
-
-
-def line_to_write(callback: str, batch: Any) -> str:
-    """Return the line that says how the network is called, for this batch.
-
-    Args:
-        callback: Name of the callback.
-        batch: A batch; its first floating tensor is taken for the input, or its first one.
-    """
-    found = list(tensors_in(batch))
-    floating = [place for place, tensor in found if tensor.is_floating_point()]
-    place: Sequence[Any] = (*floating, *(place for place, _ in found), ())[0]
-    taken = "batch" + "".join(f"[{key!r}]" for key in place)
-    return f"{callback}(probe=Probe(input_fn=lambda batch: {taken}, forward_fn=lambda module, x: module(x)))"
 
 
 def is_lazy(module: nn.Module) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random as random_of_python
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
-from lightning_conv.callbacks.run.twin import Twin, call_step
-from lightning_conv.networks.evaluation import Inputs, undisturbed
+from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, place_name
+from lightning_conv.callbacks.run.twin import NotATwinError, Twin
+from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
-from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
+from lightning_conv.networks.observed.replay import Given, OutputPlace
 
 
 class NotObservedError(ValueError):
@@ -39,6 +43,7 @@ class Seen:
     loss: Tensor
     calls: list[Call]  # the outermost ones
     draws: list[Tensor]
+    random: bool  # whether random numbers were drawn, those of Python and NumPy included
 
     @property
     def results(self) -> dict[Key, Output]:
@@ -46,82 +51,6 @@ class Seen:
         calls = [each for call in self.calls for each in call.all]
         found = [Output(call, result) for call in calls for result in call.results]
         return {each.key: each for each in found}
-
-
-@dataclass(frozen=True)
-class Observed:
-    """The network of a training step: what it is given, and which of its calls return the outputs.
-
-    Attributes:
-        samples: Number n of samples on which it was observed.
-        given: The batch, or what enters the one call that is the network.
-        outputs: The outputs, as places in the results of calls.
-        call: Dotted name of the one module whose call is the network; None: the whole step is.
-        draws: Random numbers that the network draws.
-        drawn: Those with one row per sample: names of inputs by the number of the draw.
-        beside: Names of the parameters that the loss depends on beside the outputs.
-        random: Whether the step draws random numbers, in the network or elsewhere.
-        losses: Number of losses that the step hands to backward passes, of which the first one counts.
-    """
-
-    samples: int
-    given: Given
-    outputs: tuple[OutputPlace, ...]
-    call: str | None
-    draws: tuple[Tensor, ...] = ()
-    drawn: Mapping[int, str] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()
-    random: bool = False
-    losses: int = 1
-
-    @property
-    def words(self) -> str:
-        """What was observed, for a user."""
-        made = " and ".join(
-            dict.fromkeys(f"self.{each.name}(...)" if each.name else "self(...)" for each in self.outputs)
-        )
-        of = f", for the first of its {self.losses} losses" if self.losses > 1 else ""
-        return f"{made} as the training step calls it{of}"
-
-    def network(self, twin: Twin) -> nn.Module:
-        """Return the network over the weights of a copy of the module.
-
-        Args:
-            twin: The copy, in eval mode.
-        """
-        if self.call is None:
-            return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
-        if not self.call and self._is_plain:
-            return twin.module
-        name = self.call
-
-        def code(model: nn.Module, given: Any) -> object:
-            args, kwargs = given
-            return model.get_submodule(name)(*args, **kwargs)
-
-        return Replay(twin.module, code, self.given, self.outputs)
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the call takes tensors with samples alone, by position or by name, and returns the outputs as one tensor."""
-        args, kwargs = self.given.structure
-        simple = {(0, i) for i in range(len(args))} | {(1, name) for name in kwargs}
-        both = bool(args) and bool(kwargs)
-        (output,) = self.outputs
-        return (
-            not both
-            and set(self.given.samples.values()) == simple
-            and not any(self.given.axes.values())
-            and (output.place, output.axis, output.several) == ((), 0, False)
-        )
-
-    def inputs(self) -> Inputs:
-        """Return the samples as the network takes them: a tensor where there is one, by position where all are, or by name."""
-        found = self.given.inputs() | {name: self.draws[number] for number, name in self.drawn.items()}
-        by_position = self.call is not None and all(place[0] == 0 for place in self.given.samples.values())
-        if by_position and len(found) == 1:
-            return next(iter(found.values()))
-        return tuple(found.values()) if by_position else found
 
 
 def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int = 0) -> Observed:
@@ -143,7 +72,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     Cost: two forward passes of the step.
     """
     count = samples or count_samples(batch)
-    axes = {place: axis for place, tensor in tensors_in(batch) if (axis := _axis_of_length(tensor, count)) is not None}
+    axes = {place: axis for place, tensor in tensors_in(batch) if (axis := axis_of_length(tensor, count)) is not None}
     if count < 2 or not axes:
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
@@ -154,7 +83,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
-    again = _run(twin, fewer, batch_idx) if count > 2 else seen
+    again = _without_one(twin, fewer, batch_idx, count) if count > 2 else seen
     places = _places(seen.results, again.results, count)
     outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
     if not outputs.found:
@@ -165,11 +94,11 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     found = tuple(places[each.key] for each in outputs.found)
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
-    random, losses = bool(seen.draws), len(twin.losses)
+    random, losses = seen.random, len(twin.losses)
+    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 else None
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
-        return Observed(
-            count, call[1], (replace(found[0], number=0),), call[0], beside=beside, random=random, losses=losses
-        )
+        first = replace(found[0], number=0)
+        return Observed(count, call[1], (first,), call[0], beside=beside, random=random, source=source, losses=losses)
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -177,35 +106,34 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
-    given = Given(batch, {_named(place): place for place in axes}, axes)
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, losses)
+    given = Given(batch, {place_name(place): place for place in axes}, axes)
+    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source, losses)
 
 
-def count_samples(batch: Any) -> int:
-    """Return the most common length of the tensors of a batch, of equally common ones the first; 0: there is none.
+def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
+    """Run the step on all samples but one.
 
-    Args:
-        batch: A batch.
+    Raises:
+        NotObservedError: It ends in an error, so that it is no function of single samples.
+        NotATwinError: It reaches back into the run.
     """
-    lengths = Counter(len(tensor) for _, tensor in tensors_in(batch) if tensor.ndim)
-    return lengths.most_common(1)[0][0] if lengths else 0
-
-
-def describe(batch: Any) -> str:
-    """Return what a batch consists of, for a message.
-
-    Args:
-        batch: Anything.
-    """
-    found = [f"{_named(place) or 'tensor'} {tuple(tensor.shape)}" for place, tensor in tensors_in(batch)]
-    return f"{type(batch).__name__}: {', '.join(found[:6]) or 'no tensor'}{', ...' if len(found) > 6 else ''}"
+    try:
+        return _run(twin, fewer, batch_idx)
+    except (NotObservedError, NotATwinError):
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise NotObservedError(
+            f"the training step runs on {count} samples, but not on {count - 1} of them ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
     draws = Draws()
     watch = CallWatch(draws.drawn)
     with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
+        before = _states_outside_torch()
         twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
+        moved = before != _states_outside_torch()
     if not twin.losses:
         raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
     loss = twin.losses[0]
@@ -213,7 +141,13 @@ def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
         raise NotObservedError(
             f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
         )
-    return Seen(loss, watch.outermost, draws.drawn)
+    return Seen(loss, watch.outermost, draws.drawn, bool(draws.drawn) or moved)
+
+
+def _states_outside_torch() -> tuple[object, ...]:
+    """Return the states of the global generators of Python and NumPy."""
+    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    return random_of_python.getstate(), state["key"].tobytes(), state["pos"]
 
 
 def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
@@ -225,10 +159,30 @@ def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: i
         shape, then = output.result.tensor.shape, fewer[key].result.tensor.shape
         axis = _axis(shape, then, count)
         if axis is not None and shape[axis] == count:
-            found[key] = OutputPlace(*key, axis, len(shape))
+            found[key] = OutputPlace(*key, axis, len(shape), rest=(*shape[:axis], *shape[axis + 1 :]))
         elif axis == 0:
             found[key] = OutputPlace(*key, 0, len(shape), several=True)
     return found
+
+
+def _source(output: Output, place: OutputPlace, seen: Seen) -> OutputPlace:
+    """Return where an output is made: a part of a result, such as ``.logits``, in the call inside that returns it by itself."""
+    if not output.result.place:
+        return place
+    edge = output.result.node, output.result.number
+    times = Counter(each.name for outermost in seen.calls for each in outermost.all)
+    for call in _from_within(output.call):
+        alone = any((each.node, each.number) == edge and not each.place for each in call.results)
+        if alone and times[call.name] == 1:
+            return replace(place, name=call.name, number=call.number, place=())
+    return place
+
+
+def _from_within(call: Call) -> Iterator[Call]:
+    """Yield the calls inside a call and then itself, in the order in which they end."""
+    for each in call.within:
+        yield from _from_within(each)
+    yield call
 
 
 def _axis(shape: Sequence[int], fewer: Sequence[int], count: int) -> int | None:
@@ -255,10 +209,6 @@ def _list_of_samples(batch: Any, count: int, place: Place = ()) -> Place | None:
     )
     inside = (_list_of_samples(part, count, (*place, key)) for key, part in parts)
     return next((found for found in inside if found is not None), None)
-
-
-def _axis_of_length(tensor: Tensor, count: int) -> int | None:
-    return next((axis for axis, length in enumerate(tensor.shape) if length == count), None)
 
 
 def _one_call(calls: Sequence[Call], again: Seen, count: int) -> tuple[str, Given] | None:
@@ -297,7 +247,3 @@ def _argument(place: Place) -> str:
 
 def _detached(structure: Any) -> Any:
     return with_tensors(structure, lambda _, tensor: tensor.detach())
-
-
-def _named(place: Place) -> str:
-    return ".".join(str(key) for key in place) or "batch"

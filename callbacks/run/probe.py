@@ -42,17 +42,18 @@ class Probe:
             ``"projected"`` where the time for a measurement does not allow it.
         batch_norm: ``"frozen"``: the probe's own batch statistics, held constant. ``"eval"``: running statistics (at
             step 0 these are still (0, 1), so a drift measured against that kernel compares two different networks).
-        input_fn: takes the model's input out of a collated batch; default: ``batch[0]``, the batch itself if it is a
-            tensor, or the first of the keys x, input(s), image(s), pixel_values, features, data, input_ids of a dict.
-        forward_fn: ``forward_fn(module, inputs)`` gives the outputs whose kernel is meant; default: ``module(inputs)``.
-        inputs: the samples themselves, for data sets without random access.
+        input_fn: takes the inputs of ``forward_fn`` out of a collated batch; default: the batch itself if it is a tensor, ``batch[0]``, or
+            the first of the keys x, input(s), image(s), pixel_values, features, data, input_ids of a dict.
+        forward_fn: ``forward_fn(module, inputs)`` gives the outputs whose kernel is meant; default: ``module(inputs)`` where
+            ``input_fn`` or ``inputs`` is given, and otherwise the call that the training step makes.
+        inputs: the samples themselves, in place of those of the training set or of the first batch.
         max_memory: bytes that a kernel may use, such as ``2**30`` or ``1e9`` (default: a quarter of what is free).
         precision: ``"fast"``, ``"exact"`` or ``"certified"`` (see ``ntk_gram``); None: begin with ``"fast"`` and go up until
             lambda_min stands clear of its error.
         parameters: names in the network, or patterns such as ``"encoder.*"``, of the parameters that the kernel is over; None: those
             that are trainable when the run starts. With ``forward_fn`` the names begin with ``module.``.
-        target_fn: takes the targets y out of a collated batch, in the shape of the outputs; default: ``batch[1]`` or one of
-            the keys y, target(s), label(s). Only the predicted contraction of ``LambdaMin`` needs them.
+        target_fn: takes the targets y out of a collated batch, in the shape of the outputs; default: those of the observed loss, or
+            where it is not known ``batch[1]`` or one of the keys y, target(s), label(s).
         targets: the targets of ``inputs``.
         projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. For a network of k outputs or
             fewer the trace kernel is computed instead, so a cheaper probe of 10 classes needs a smaller k. The standard error grows

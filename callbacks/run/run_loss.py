@@ -11,15 +11,19 @@ from torch import Tensor
 from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.observation import Observed
+from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
-from lightning_conv.losses.of_outputs import Point, difference, settings
+from lightning_conv.losses.of_outputs import Point, difference, evaluate, settings
 from lightning_conv.losses.torch_loss import USUAL_LOSSES
 from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
+
+CHANCES = 16
+"""Seeds from which the step is run in the modes of the run, and wherever it draws random numbers: at the same outputs the loss must be the
+same for all of them."""
 
 COMPARED = 8
 """Samples on which losses are compared: the step is run some twenty times on them."""
@@ -64,28 +68,47 @@ def find_run_loss(
     compared with those of a loss of (outputs, targets) (``losses.of_outputs``). The targets may be any tensor of the batch.
 
     Args:
-        twin: A copy of the module, in eval mode.
+        twin: A copy of the module, in eval mode; it is left in the modes of the run.
         observed: How the step calls its network.
         batch: Samples as the step gets them.
         own: Losses that the module has, which are tried first.
         take: Takes the targets that are tried first out of a batch; None: there are none.
 
-    Cost: some twenty forward passes of the step on ``COMPARED`` samples.
+    A loss that is another one in training than in evaluation, or depends on random numbers beside the outputs, is found by running the step
+    in the modes of the run from ``CHANCES`` seeds.
+
+    Cost: some thirty forward passes of the step on ``COMPARED`` samples, and twice as many where it draws random numbers in eval mode.
     """
     if observed.beside:
         return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
     if observed.draws:
         return unknown("the network draws random numbers")
-    if len(observed.outputs) != 1 or observed.outputs[0].place or observed.outputs[0].axis:
-        return unknown("the outputs are not one tensor with a row per sample")
+    output = observed.source
+    if output is None:
+        return unknown(
+            f"it depends on {len(observed.outputs)} results of modules together, not on one tensor of outputs"
+        )
+    if output.axis or output.several:
+        return unknown("the outputs do not have their samples in the rows, one each")
     few = with_tensors(batch, lambda _, tensor: _rows(tensor, observed.samples))
-    call = StepCall(twin, observed.outputs[0].name, few)
+    call = StepCall(twin, output.name, few, place=output.place)
     points: list[Point] = []
     try:
-        for seed in (0, 1) if observed.random else (0,):
+        for seed in range(CHANCES if observed.random else 1):
             with isolated():
                 seed_all(seed)
-                points += [point for point in settings(call, call.observe().outputs) if point.finite]
+                again = (
+                    settings(call, call.observe().outputs)
+                    if seed < 2 or not points
+                    else [evaluate(call, points[0].outputs)]
+                )
+                points += [point for point in again if point.finite]
+        present = points[:1]
+        twin.take_modes_of_the_run()
+        for seed in range(CHANCES):
+            with isolated():
+                seed_all(seed)
+                points += [there for point in present if (there := evaluate(call, point.outputs)).finite]
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if not points:
@@ -111,6 +134,16 @@ def unknown(reason: str) -> RunLoss:
         reason: Why.
     """
     return RunLoss(None, None, "unknown", reason)
+
+
+def given(fn: LossFn, found: RunLoss) -> RunLoss:
+    """Return the loss that the user says.
+
+    Args:
+        fn: The loss as a function of (outputs, targets).
+        found: What was found out about it, whose targets stay.
+    """
+    return RunLoss(fn, found.targets, "given")
 
 
 def _difference(points: Sequence[Point], loss: LossKind, targets: Tensor) -> str | None:

@@ -17,10 +17,11 @@ from lightning_conv.callbacks.run.features import LastFeatures, last_features
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.run_loss import RunLoss
 from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
-from lightning_conv.losses.kind import LossKind, loss_kind
+from lightning_conv.losses.kind import LossKind
 from lightning_conv.losses.scale import LossScale
 from lightning_conv.networks.evaluation import Inputs, sample_count
 from lightning_conv.theory.tools.hidden_states import activity
@@ -92,14 +93,19 @@ class RunView:
         return {name: named[name] for name in self.measurement.parameters}
 
     @cached_property
+    def run_loss(self) -> RunLoss:
+        """The loss of the training step, and how it was found."""
+        return self.measurement.run_network.with_loss(self.given_loss).loss
+
+    @property
     def loss(self) -> LossKind:
-        """The loss of the training step: the one that was given, or observed."""
-        return loss_kind(self.given_loss if self.given_loss is not None else self.measurement.run_network.loss.fn)
+        """The facts about it."""
+        return self.run_loss.kind
 
     @property
     def loss_unknown(self) -> str:
         """Why the loss is not known; empty if it is."""
-        return "" if self.given_loss is not None else self.measurement.run_network.loss.reason
+        return self.run_loss.reason
 
     @property
     def scale(self) -> LossScale | None:

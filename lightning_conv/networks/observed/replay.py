@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,11 +26,14 @@ class OutputPlace:
     axis: int = 0
     ndim: int = 2  # of the tensor
     several: bool = False  # whether a sample has several rows, which follow one another
+    rest: tuple[int, ...] = ()  # shape of a sample's outputs; empty: one number, or not known
 
     def rows(self, tensor: Tensor, samples: int) -> Tensor:
         """Return the tensor with one row per sample, (samples, ...); several rows of a sample that follow one another are one."""
         along = self.axis if tensor.ndim == self.ndim else 0
-        return tensor.movedim(along, 0).reshape(samples, -1)
+        moved = tensor.movedim(along, 0)
+        keeps = self.rest and tensor.numel() == samples * math.prod(self.rest)
+        return moved.reshape(samples, *(self.rest if keeps else (-1,)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Replay(nn.Module):
         return made
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Return the outputs, (n, C): those of all places side by side, each flattened.
+        """Return the outputs, (n, ...); of several places side by side, each flattened, (n, C).
 
         Args:
             *args: The tensors with samples, in their order.
@@ -138,7 +142,7 @@ class Replay(nn.Module):
                 vars(model).clear()
                 vars(model).update(attributes)  # a state that the code carries from one call to the next
         rows = [each.rows(catch.found(each), count) for each in self._outputs]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        return rows[0] if len(rows) == 1 else torch.cat([each.flatten(1) for each in rows], 1)
 
 
 def as_type(tensor: Tensor, like: Tensor | None) -> Tensor:

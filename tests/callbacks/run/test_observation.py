@@ -292,3 +292,34 @@ def test_random_numbers_of_a_network_are_held_sample_by_sample(make_trainer):
     expected = double_loop(u, list(module.parameters()))
     found = monitor.state_dict()["reference"]["matrix"]
     assert torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Siamese, "self.net(...) (2 calls) as the training step calls it"),
+        (TwoHeads, "self.a(...) and self.b(...) as the training step calls them"),
+        (Autoencoder, "self.decoder(...) as the training step calls it"),
+        (WithLoss, "self(...) as the training step calls it"),
+    ],
+)
+def test_what_was_observed_is_said(make_trainer, kind, words):
+    monitor = KernelStability(every_n_steps=1)
+    make_trainer([monitor], max_epochs=1).fit(kind(), DataLoader(Samples(kind.sample), batch_size=3))
+    assert monitor.measured.startswith(f"the network is {words} (observed); ")
+
+
+def test_another_fit_that_is_not_measured_says_nothing_of_the_last_one(make_trainer):
+    monitor, data = (
+        KernelStability(every_n_steps=1, on_error="warn"),
+        DataLoader(Samples(Autoencoder.sample), batch_size=3),
+    )
+    make_trainer([monitor], max_epochs=1).fit(Autoencoder(), data)
+
+    class Silent(Autoencoder):
+        def training_step(self, batch, _):
+            return None
+
+    with pytest.warns(UserWarning, match="Nothing is measured"):
+        make_trainer([monitor], max_epochs=1).fit(Silent(), data)
+    assert monitor.measured == ""

@@ -1,0 +1,94 @@
+"""``Observed``: the network of a training step, as it was seen: what it is given, and which of its calls return the outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.run.twin import Twin, call_step
+from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The network of a training step: what it is given, and which of its calls return the outputs.
+
+    Attributes:
+        samples: Number n of samples on which it was observed.
+        given: The batch, or what enters the one call that is the network.
+        outputs: The outputs, as places in the results of calls.
+        call: Dotted name of the one module whose call is the network; None: the whole step is.
+        draws: Random numbers that the network draws.
+        drawn: Those with one row per sample: names of inputs by the number of the draw.
+        beside: Names of the parameters that the loss depends on beside the outputs.
+        random: Whether the step draws random numbers, in the network or elsewhere.
+        source: Where the output is made, if there is one, and the step can be given another one.
+        losses: Number of losses that the step hands to backward passes, of which the first one counts.
+    """
+
+    samples: int
+    given: Given
+    outputs: tuple[OutputPlace, ...]
+    call: str | None
+    draws: tuple[Tensor, ...] = ()
+    drawn: Mapping[int, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    random: bool = False
+    source: OutputPlace | None = None
+    losses: int = 1
+
+    @property
+    def words(self) -> str:
+        """What was observed, for a user."""
+        times = Counter(name for name, _ in {(each.name, each.number) for each in self.outputs})
+        made = [
+            (f"self.{name}(...)" if name else "self(...)") + (f" ({times[name]} calls)" if times[name] > 1 else "")
+            for name in dict.fromkeys(each.name for each in self.outputs)
+        ]
+        of = f", for the first of its {self.losses} losses" if self.losses > 1 else ""
+        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{of}"
+
+    def network(self, twin: Twin) -> nn.Module:
+        """Return the network over the weights of a copy of the module.
+
+        Args:
+            twin: The copy, in eval mode.
+        """
+        if self.call is None:
+            return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
+        if not self.call and self._is_plain:
+            return twin.module
+        name = self.call
+
+        def code(model: nn.Module, given: Any) -> object:
+            args, kwargs = given
+            return model.get_submodule(name)(*args, **kwargs)
+
+        return Replay(twin.module, code, self.given, self.outputs)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the call takes tensors with samples alone, by position or by name, and returns the outputs as one tensor."""
+        args, kwargs = self.given.structure
+        simple = {(0, i) for i in range(len(args))} | {(1, name) for name in kwargs}
+        both = bool(args) and bool(kwargs)
+        (output,) = self.outputs
+        return (
+            not both
+            and set(self.given.samples.values()) == simple
+            and not any(self.given.axes.values())
+            and (output.place, output.axis, output.several) == ((), 0, False)
+        )
+
+    def inputs(self) -> Inputs:
+        """Return the samples as the network takes them: a tensor where there is one, by position where all are, or by name."""
+        found = self.given.inputs() | {name: self.draws[number] for number, name in self.drawn.items()}
+        by_position = self.call is not None and all(place[0] == 0 for place in self.given.samples.values())
+        if by_position and len(found) == 1:
+            return next(iter(found.values()))
+        return tuple(found.values()) if by_position else found
