@@ -16,7 +16,6 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.line_to_write import line_to_write
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
-from lightning_conv.callbacks.run.observation import RaggedError
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
 from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, places_of_samples
@@ -132,12 +131,6 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
         return (
             f"{name}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
             "parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
-        )
-    if isinstance(error, RaggedError):
-        taken = "batch" + "".join(f"[{key!r}]" for key in error.place)
-        return (
-            f"{name}: {said}, for instance {name}(probe=Probe(input_fn=lambda batch: torch.nn.utils.rnn.pad_sequence({taken}, "
-            "batch_first=True), forward_fn=lambda module, x: module(x))), where module(x) is what the network does with padded samples"
         )
     batch, places = _seen(trainer, batch)
     seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""

@@ -26,16 +26,6 @@ class NotObservedError(ValueError):
     """The training step is not a function of samples that can be measured; the message says why."""
 
 
-class RaggedError(NotObservedError):
-    """A batch holds a list with a tensor for each sample; ``place`` says where."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        super().__init__(
-            "the batch holds a list with a tensor for each sample, and a kernel needs samples of one shape; pad them"
-        )
-
-
 @dataclass(frozen=True)
 class Seen:
     """One run of the step."""
@@ -67,7 +57,6 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
 
     Raises:
         NotObservedError: There is no such function: the step gives no loss, or no module has outputs with one row per sample.
-        RaggedError: The batch holds a list with a tensor for each sample.
 
     Cost: two forward passes of the step.
     """
@@ -77,8 +66,6 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
         )
-    if (listed := _list_of_samples(batch, count)) is not None:
-        raise RaggedError(listed)
     seen = _run(twin, batch, batch_idx)
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
@@ -196,19 +183,6 @@ def _axis(shape: Sequence[int], fewer: Sequence[int], count: int) -> int | None:
         return None
     a, b = shape[changed[0]], fewer[changed[0]]
     return changed[0] if a * (count - 1) == b * count else None
-
-
-def _list_of_samples(batch: Any, count: int, place: Place = ()) -> Place | None:
-    """Return where a batch holds a list of as many tensors as there are samples, of different shapes; None: nowhere."""
-    if isinstance(batch, (list, tuple)):
-        shapes = [each.shape for each in batch if isinstance(each, Tensor)]
-        if len(shapes) == len(batch) == count and len(set(shapes)) > 1:
-            return place
-    parts = (
-        batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, (list, tuple)) else ()
-    )
-    inside = (_list_of_samples(part, count, (*place, key)) for key, part in parts)
-    return next((found for found in inside if found is not None), None)
 
 
 def _one_call(calls: Sequence[Call], again: Seen, count: int) -> tuple[str, Given] | None:

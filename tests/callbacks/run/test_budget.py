@@ -16,6 +16,14 @@ from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
 from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.budget import FEWEST_SAMPLES, LATER, fit_to_budget, seconds_of_an_epoch
 
+LEAST_SECONDS = 1.0
+
+
+@pytest.fixture(autouse=True)
+def ordinary_budget(monkeypatch):
+    monkeypatch.setattr(budget, "LEAST_SECONDS", LEAST_SECONDS)
+
+
 PRECISIONS = ["fast", "exact", "certified"]
 
 
@@ -189,7 +197,7 @@ def test_what_was_chosen_is_measured_from_then_on_and_stays_in_a_resumed_run(mak
         measurement.highest = "exact"
         return budget.Choice(8, "projected", taken, 64, 40, 1.0)
 
-    monkeypatch.setattr("lightning_conv.callbacks.monitors.base.fit_to_budget", chosen)
+    monkeypatch.setattr("lightning_conv.callbacks.run.budget.fit_to_budget", chosen)
     monitor = KernelStability()
     trainer = make_trainer([monitor], max_epochs=1)
     trainer.fit(Wide(), DataLoader(DATA, batch_size=16))
@@ -200,7 +208,7 @@ def test_what_was_chosen_is_measured_from_then_on_and_stays_in_a_resumed_run(mak
     def not_again(*_):
         raise AssertionError("a resumed run measures what it has measured")
 
-    monkeypatch.setattr("lightning_conv.callbacks.monitors.base.fit_to_budget", not_again)
+    monkeypatch.setattr("lightning_conv.callbacks.run.budget.fit_to_budget", not_again)
     resumed = KernelStability()
     make_trainer([resumed], max_epochs=2).fit(Wide(), DataLoader(DATA, batch_size=16), ckpt_path=tmp_path / "run.ckpt")
     again = resumed.state_dict()
@@ -215,7 +223,7 @@ def test_what_is_named_is_not_tried_out(make_trainer, monkeypatch, probe, option
     def never(*_):
         raise AssertionError("nothing is left to choose")
 
-    monkeypatch.setattr("lightning_conv.callbacks.monitors.base.fit_to_budget", never)
+    monkeypatch.setattr("lightning_conv.callbacks.run.budget.fit_to_budget", never)
     monitor = LambdaMin(probe, **options)
     make_trainer([monitor], max_epochs=1).fit(Wide(), DataLoader(DATA, batch_size=16))
     size = 64 if probe is None else 8 if isinstance(probe, Probe) else probe
