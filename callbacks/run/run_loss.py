@@ -108,7 +108,7 @@ def find_run_loss(
         for seed in range(CHANCES):
             with isolated():
                 seed_all(seed)
-                points += [again for point in present if (again := evaluate(call, point.outputs)).finite]
+                points += [made for point in present if (made := evaluate(call, point.outputs)).finite]
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if not points:
