@@ -9,7 +9,7 @@ import pytest
 from mktestdocs import check_md_file
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PRINTED = "#> "
+PRINTED = "# > "
 
 
 @pytest.mark.docs
