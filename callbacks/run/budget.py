@@ -27,6 +27,7 @@ FIRST_SAMPLES = 16
 """Samples of the first trial."""
 
 FEWEST_SAMPLES = 4
+"""Samples of the first trial, at least."""
 
 GROWTH = 2.2
 """Allowed for twice the samples: passes take twice as long, products of the kernel four times."""
@@ -47,6 +48,8 @@ class Choice:
         outputs: Which kernel.
         seconds: What its kernel took, spectrum included.
         whole: Number of samples that were asked for.
+        n_outputs: Number C of outputs of a sample.
+        budget: Seconds that all trials together may take.
     """
 
     samples: int
