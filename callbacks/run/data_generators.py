@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.networks.copying import is_filled
 
 DEPTH = 10
 """Levels of attributes, containers and closures that are looked into."""
@@ -116,7 +117,7 @@ def _parts_of_class(kind: type) -> list[object]:
 def _parts_of_function(function: types.FunctionType) -> list[object]:
     if _is_of_a_library(function.__globals__.get("__name__", "")):
         return []
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
     names = set(_names(function.__code__))
     around = [function.__globals__[name] for name in names if name in function.__globals__]
     modules = [
@@ -139,14 +140,6 @@ def _is_of_a_library(module: str) -> bool:
     """Return whether a module is one of Python, torch, NumPy or Lightning, whose code draws from what is handed to it."""
     root = module.partition(".")[0]
     return root in LIBRARIES or (root in sys.stdlib_module_names and root != "__main__")
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return False
-    return True
 
 
 def _state(generator: Any) -> Any:

@@ -206,7 +206,7 @@ def made_anew(function: types.FunctionType, memo: dict[int, Any], *, isolated: b
     }
     around = {**function.__globals__, **of_module} if of_module or isolated else function.__globals__
     cells = function.__closure__ or ()
-    closure = tuple(types.CellType(own(each.cell_contents, memo)) if _is_filled(each) else each for each in cells)
+    closure = tuple(types.CellType(own(each.cell_contents, memo)) if is_filled(each) else each for each in cells)
     defaults = None if function.__defaults__ is None else tuple(own(each, memo) for each in function.__defaults__)
     new = types.FunctionType(function.__code__, around, function.__name__, defaults, closure)
     new.__kwdefaults__ = {name: own(value, memo) for name, value in (function.__kwdefaults__ or {}).items()} or None
@@ -230,7 +230,12 @@ def own(value: Any, memo: dict[int, Any], *, isolated: bool = False) -> Any:
     return value
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def is_filled(cell: types.CellType) -> bool:
+    """Return whether a closure's cell holds anything yet.
+
+    Args:
+        cell: of a function's closure.
+    """
     try:
         cell.cell_contents  # noqa: B018 - an empty cell raises
     except ValueError:
