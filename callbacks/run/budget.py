@@ -17,6 +17,7 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, spread, undisturbed
+from lightning_conv.networks.state import restored
 
 Everything: TypeAlias = tuple[Inputs, Tensor | None]
 
@@ -164,7 +165,7 @@ def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[
     """Return the seconds of a forward and a backward pass of some samples, and the number of outputs."""
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
-    with isolated(), undisturbed(network):
+    with isolated(), restored(network), undisturbed(network):
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))

@@ -23,6 +23,7 @@ from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.state import restored
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
@@ -135,7 +136,7 @@ class Measurement:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
-        with isolated(), undisturbed(network), torch.no_grad():
+        with isolated(), restored(network), undisturbed(network), torch.no_grad():
             module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)

@@ -30,6 +30,7 @@ from lightning_conv.networks.evaluation import (
     sample_count,
     undisturbed,
 )
+from lightning_conv.networks.state import restored
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLo
     mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
     network = observed.network(twin)
     others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
-    with isolated(), undisturbed(given), undisturbed(network), torch.no_grad():
+    with isolated(), restored(given), restored(network), undisturbed(given), undisturbed(network), torch.no_grad():
         u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
     if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
         return loss
