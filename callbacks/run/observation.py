@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, is_inside, place_name
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.carried import Attribute, Tensors, attributes_of, tensors_held, written
 from lightning_conv.networks.observed.draws import Draws
@@ -24,6 +23,7 @@ from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tens
 from lightning_conv.networks.observed.replay import Given, OutputPlace
 from lightning_conv.networks.observed.sample_lists import lists_of_samples, shortened
 from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class NotObservedError(ValueError):
