@@ -1,0 +1,146 @@
+"""``step_sizes``: the rate over the preconditioner of every weight, and the update rule, of torch's optimizers as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from lightning_conv.health.update_rule import UpdateRule
+
+Group: TypeAlias = Mapping[str, Any]
+State: TypeAlias = Mapping[str, Any]
+
+
+class UnknownStepError(ValueError):
+    """The steps of the optimizer are not those of a known rule now; the message says why."""
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """How an optimizer turns gradients into steps now.
+
+    Attributes:
+        rules: The update rule of each weight's group, by name.
+        scales: Rate over preconditioner of every coordinate of each weight, of its shape or a number.
+        decay: What ``weight_decay`` adds to the curvature of each weight, where it is a part of the gradient.
+    """
+
+    rules: Mapping[str, UpdateRule]
+    scales: Mapping[str, Tensor]
+    decay: Mapping[str, float]
+
+    def relative(self, name: str) -> Tensor:
+        """Return rate over preconditioner over the limit of the rule: the coordinates in which the limit of the curvature is 1."""
+        return self.scales[name] / self.rules[name].limit
+
+
+def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSizes:
+    r"""Read the steps that an optimizer takes now: :math:`D = \mathrm{rate} / P` and the recurrence of its momentum.
+
+    P is 1 for SGD, :math:`\sqrt v + \epsilon` for RMSprop and Adagrad, and :math:`(1 - \beta_1^t) (\sqrt{\hat v} + \epsilon)` for Adam,
+    AdamW and NAdam after t steps; it is taken as fixed, though it follows the gradients.
+
+    Args:
+        optimizer: One of torch's SGD, Adam, AdamW, NAdam, RMSprop, Adagrad.
+        parameters: The weights, by name; those that the optimizer does not have are left out.
+
+    Raises:
+        UnknownStepError: The optimizer is another one, even a subclass of these; it has not stepped yet and its steps depend on that; it
+            ascends; its rate is negative.
+
+    Source: Cohen et al. 2022 (2207.14484), equation 2 and Appendix A.
+    """
+    read = READERS.get(type(optimizer))
+    if read is None:
+        raise UnknownStepError(f"the steps of {type(optimizer).__name__} are not known")
+    groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
+    rules, scales, decay = {}, {}, {}
+    for name, parameter in parameters.items():
+        group = groups.get(id(parameter))
+        if group is None or not parameter.requires_grad:
+            continue
+        rate = float(group["lr"])
+        if group.get("maximize") or rate < 0:
+            raise UnknownStepError(f"{type(optimizer).__name__} ascends")
+        with torch.no_grad():
+            rules[name], scales[name] = read(group, optimizer.state.get(parameter, {}), parameter)
+        decoupled = type(optimizer) is AdamW or group.get("decoupled_weight_decay", False)
+        decay[name] = 0.0 if decoupled else float(group.get("weight_decay", 0.0))
+    if not rules:
+        raise UnknownStepError(f"{type(optimizer).__name__} trains none of these weights")
+    return StepSizes(rules, scales, decay)
+
+
+def _sgd(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
+    momentum, dampening = float(group["momentum"]), float(group["dampening"])
+    rate = _number(group["lr"])
+    if not momentum:
+        return UpdateRule(), rate
+    if group["nesterov"]:
+        return UpdateRule(a=momentum, b=1 - dampening, c=momentum, e=1.0), rate
+    return UpdateRule(a=momentum, b=1 - dampening), rate
+
+
+def _adam(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
+    (beta1, beta2), rate = group["betas"], float(group["lr"])
+    step = _steps(state)
+    squares = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+    root = (squares / (1 - beta2**step)).sqrt() + group["eps"]
+    decay = rate * float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
+    return UpdateRule(a=beta1, b=1 - beta1, d=decay), rate / ((1 - beta1**step) * root)
+
+
+def _nadam(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
+    (beta1, beta2), rate = group["betas"], float(group["lr"])
+    step = _steps(state)
+    product = float(state["mu_product"])
+    now, then = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
+    root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
+    decay = rate * float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
+    rule = UpdateRule(a=beta1, b=1 - beta1, c=then / (1 - product * then), e=(1 - now) / (1 - product), d=decay)
+    return rule, rate / root
+
+
+def _rmsprop(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
+    _steps(state)
+    squares = state["square_avg"]
+    if group["centered"]:
+        squares = (squares - state["grad_avg"].square()).clamp(min=0)
+    return UpdateRule(a=float(group["momentum"])), float(group["lr"]) / (squares.sqrt() + group["eps"])
+
+
+def _adagrad(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
+    step = _steps(state)
+    rate = float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"]))
+    return UpdateRule(), rate / (state["sum"].sqrt() + group["eps"])
+
+
+def _steps(state: State) -> float:
+    """Return how many steps were taken.
+
+    Raises:
+        UnknownStepError: None was.
+    """
+    if not float(state.get("step", 0)):
+        raise UnknownStepError("its preconditioner is not known before the first step")
+    return float(state["step"])
+
+
+def _number(value: Any) -> Tensor:
+    return torch.as_tensor(float(value), dtype=torch.float64)
+
+
+READERS: Mapping[type[Optimizer], Callable[[Group, State, Tensor], tuple[UpdateRule, Tensor]]] = {
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    NAdam: _nadam,
+    RMSprop: _rmsprop,
+    Adagrad: _adagrad,
+}
+"""How the state of each optimizer is read. Subclasses are not taken for their parents: they may step in another way."""
