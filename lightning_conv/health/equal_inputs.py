@@ -1,0 +1,67 @@
+"""``EqualInputs``: which samples have exactly the same inputs, however many there are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from lightning_conv.networks.inputs import Inputs, input_tensors
+
+DIGEST = 16
+"""Bytes of a digest: that two of a million different samples share one has a probability of 1e-27."""
+
+
+class EqualInputs:
+    """Groups of samples with the same inputs, number for number; 0 and -0 are the same, and a sample with NaN is like no other.
+
+    Samples may come in any number of portions. Kept are 16 bytes of each one, not the sample.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._known: dict[bytes, int] = {}
+        self._groups: list[int] = []
+
+    def add(self, inputs: Inputs) -> None:
+        """Add samples, which are numbered on.
+
+        Args:
+            inputs: As a network takes them, with the samples in the rows.
+        """
+        tensors = [each.detach().cpu() for each in input_tensors(inputs)]
+        rows = [_bytes_of_rows(each) for each in tensors]
+        sound = torch.stack([_has_no_nan(each) for each in tensors]).all(0).tolist()
+        for number, whole in enumerate(sound):
+            digest = hashlib.blake2b(digest_size=DIGEST)
+            for each in rows:
+                digest.update(each[number])
+            key = digest.digest() if whole else b"NaN %d" % self.samples
+            self._groups.append(self._known.setdefault(key, len(self._known)))
+            self.samples += 1
+
+    @property
+    def groups(self) -> Tensor:
+        """Number of each sample's group, (n,); equal inputs have the same one, in the order of their first samples."""
+        return torch.tensor(self._groups, dtype=torch.long)
+
+    @property
+    def repeated(self) -> list[list[int]]:
+        """The groups of more than one sample, by the numbers of their samples."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for sample, group in enumerate(self._groups):
+            members[group].append(sample)
+        return [each for each in members.values() if len(each) > 1]
+
+
+def _bytes_of_rows(tensor: Tensor) -> list[bytes]:
+    if tensor.is_floating_point() or tensor.is_complex():
+        tensor = tensor + 0.0  # -0 becomes 0
+    flat = tensor.reshape(len(tensor), -1).contiguous()
+    return [row.numpy().tobytes() for row in flat.view(torch.uint8)] if flat.numel() else [b""] * len(flat)
+
+
+def _has_no_nan(tensor: Tensor) -> Tensor:
+    return ~torch.isnan(tensor.reshape(len(tensor), -1)).any(1)
