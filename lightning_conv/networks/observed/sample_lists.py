@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +12,14 @@ from torch import Tensor
 
 from lightning_conv.networks.observed.leaves import DEPTH, Place, at, parts_of, tensors_in, with_part, with_tensors
 
+REST = " rest"
+"""Ends the name of the hashes of what is no tensor in the samples."""
+
 
 def lists_of_samples(structure: Any, count: int) -> tuple[Place, ...]:
     """Return the places of the outermost lists and tuples that may have one entry per sample, in order.
 
-    The entries hold tensors at the same places, of the same types and numbers of axes.
+    The entries hold tensors at the same places, of the same types and numbers of axes, or none, such as texts.
 
     Args:
         structure: A batch.
@@ -52,13 +57,13 @@ def shortened(structure: Any, places: Sequence[Place], count: int) -> Any:
 def as_rows(entries: Sequence[Any], name: str) -> dict[str, Tensor]:
     """Return the tensors of a list of samples, each padded by zeros to one shape, (n, ...), and beside it the shapes, (n, axes).
 
-    The numbers of the samples, (n,), stand for what else is in them.
+    The numbers of the samples, (n,), stand for what else is in them, such as a text; a hash of it is kept beside them.
 
     Args:
         entries: The samples.
         name: What the names of the tensors begin with.
     """
-    found = {name: torch.arange(len(entries))}
+    found = {name: torch.arange(len(entries)), name + REST: torch.tensor([_hash_of_rest(each) for each in entries])}
     for place, _ in tensors_in(entries[0]):
         tensors = [at(entry, place).detach() for entry in entries]
         shapes = torch.tensor([list(each.shape) for each in tensors], device=tensors[0].device)
@@ -89,6 +94,29 @@ def as_list(entries: Sequence[Any], name: str, rows: Mapping[str, Tensor]) -> An
     return tuple(made) if isinstance(entries, tuple) else made
 
 
+def same_rest(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> bool:
+    """Return whether samples that have been stored are some of those that are there now, as far as no tensor tells.
+
+    Args:
+        now: Rows of all samples.
+        then: Those that were stored.
+    """
+    names = [each.removesuffix(REST) for each in then if each.endswith(REST)]
+    return all(
+        int(then[name].max()) < len(now[name]) and torch.equal(now[name + REST][then[name]], then[name + REST])
+        for name in names
+    )
+
+
+def _hash_of_rest(entry: Any) -> int:
+    """Return a hash of what is no tensor in a sample; 0: it has none that stays the same."""
+    try:
+        rest = pickle.dumps(with_tensors(entry, lambda *_: None))
+    except Exception:  # what a user's object is stored by may raise anything
+        return 0
+    return int.from_bytes(hashlib.blake2b(rest, digest_size=8).digest(), "big", signed=True)
+
+
 def _named(name: str, place: Place) -> str:
     return ".".join(str(key) for key in (name, *place, "rows"))
 
@@ -108,4 +136,4 @@ def _lists(structure: Any, place: Place = ()) -> Iterator[tuple[Place, Sequence[
 def _alike(entries: Sequence[Any]) -> bool:
     """Return whether the entries hold tensors of the same kinds at the same places."""
     kinds = [[(place, each.dtype, each.ndim) for place, each in tensors_in(entry)] for entry in entries]
-    return bool(kinds[0]) and all(each == kinds[0] for each in kinds)
+    return all(each == kinds[0] for each in kinds)

@@ -151,3 +151,59 @@ class OneRowCalls(Ragged):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(torch.cat([self(x[None]).mean(1) for x in batch[0]]), batch[1])
+
+
+WORDS = ["a b c", "b c", "c d a b", "d"] * 3
+
+
+def bag(module: Any, batch: Any) -> Tensor:
+    numbers = [torch.tensor([ord(word) - ord("a") for word in text.split()]) for text in batch[0]]
+    starts = torch.tensor([0, *(len(each) for each in numbers)])[:-1].cumsum(0)
+    return module.head(module.embedding(torch.cat(numbers), starts))
+
+
+@case(
+    "ragged batches",
+    "strings and numbers",
+    data=rows(x=WORDS, y=Y, build=lambda each: (each["x"], each["y"])),
+    call=bag,
+)
+class TextsInStep(Task):
+    """Texts, which the step splits into words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.EmbeddingBag(4, 6), nn.Linear(6, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(bag(self, batch), batch[1])
+
+
+def last_states(module: Any, batch: Any) -> Tensor:
+    states, _ = module.rnn(batch["x"])
+    return module.head(torch.stack([states[row, length - 1] for row, length in enumerate(batch["lengths"])]))
+
+
+def with_numbers(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    return padded(samples) | {"lengths": [len(each["x"]) for each in samples]}
+
+
+@case("masks and lengths", "strings and numbers", data=rows(x=SEQUENCES, y=Y, collate=with_numbers), call=last_states)
+class LengthsAsNumbers(Task):
+    """Lengths that are Python's numbers, in a list beside the padded sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(last_states(self, batch), batch["y"])
+
+
+def with_names(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    return padded(samples) | {"name": [f"sequence {number}" for number in range(len(samples))]}
+
+
+@case("strings and numbers", "dict batches", data=rows(x=SEQUENCES, y=Y, collate=with_names), call=mean_state)
+class NamesBeside(PaddedByCollate):
+    """Names of the samples beside their tensors, which the step does not use."""

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from lightning_conv.networks.observed.leaves import tensors_in
-from lightning_conv.networks.observed.sample_lists import as_list, as_rows, lists_of_samples, ragged_count, shortened
+from lightning_conv.networks.observed.sample_lists import (
+    as_list,
+    as_rows,
+    lists_of_samples,
+    ragged_count,
+    same_rest,
+    shortened,
+)
 
 SEQUENCES = [torch.randn(length, 3) for length in (2, 4, 1, 3)]
 
@@ -26,6 +33,8 @@ def equal(one, other):
         [torch.arange(length) for length in (3, 0, 2)],
         [torch.randn(3, h, w) for h, w in ((2, 5), (4, 1))],
         [torch.tensor(2), torch.tensor(7)],
+        ["one text", "another"],
+        (1, 2, 5),
         [{"image": torch.randn(1, n, n), "boxes": torch.randn(n, 4), "kind": "cat"} for n in (1, 3, 2)],
         [(each, torch.tensor(1.0)) for each in SEQUENCES],
     ],
@@ -36,6 +45,7 @@ def test_a_list_comes_back_as_it_was(entries):
     assert equal(as_list(entries, "x", rows), entries)
     assert type(as_list(entries, "x", rows)) is type(entries)
     some = {name: each[[1, 0]] for name, each in rows.items()}
+    assert same_rest(rows, some)
     assert equal(as_list(entries, "x", some), type(entries)([entries[1], entries[0]]))
 
 
@@ -65,3 +75,10 @@ def test_what_else_is_in_a_sample_stays_with_it():
     assert lists_of_samples(entries, 3) == ((),)
     rows = {name: each[[2, 0]] for name, each in as_rows(entries, "batch").items()}
     assert [(len(each["x"]), each["name"]) for each in as_list(entries, "batch", rows)] == [(3, "3"), (1, "1")]
+
+
+def test_other_texts_are_other_samples():
+    one, other = (as_rows(texts, "t") for texts in (["a", "b", "c"], ["a", "b", "d"]))
+    assert same_rest(one, {name: each[:2] for name, each in other.items()})
+    assert not same_rest(one, other)
+    assert not same_rest({name: each[:2] for name, each in one.items()}, one)
