@@ -158,6 +158,11 @@ class NTKOperator(EstimatedKernel):
         """Number P of parameters."""
         return sum(self._map.module.parameters[name].numel() for name in self.parameters)
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each parameter, in the order in which flat vectors hold them."""
+        return {name: self._map.module.parameters[name].shape for name in self.parameters}
+
     def matmul(self, vectors: Tensor) -> Tensor:
         """Return G v for v (N,), or G V for V (N, k), in float64 on the operator's device.
 
@@ -203,7 +208,7 @@ class NTKOperator(EstimatedKernel):
         if vector.ndim != 1:
             raise ValueError(f"vector: shape {tuple(vector.shape)}; need ({self.shape[0]},)")
         flat = self.transposed(vector)
-        shapes = [self._map.module.parameters[name].shape for name in self.parameters]
+        shapes = list(self.shapes.values())
         pieces = torch.split(flat, [shape.numel() for shape in shapes])
         return {n: piece.reshape(s) for n, piece, s in zip(self.parameters, pieces, shapes, strict=True)}
 
@@ -219,7 +224,7 @@ class NTKOperator(EstimatedKernel):
                 raise ValueError(f"directions: {sorted(directions)}; need {sorted(self.parameters)}")
             directions = torch.cat([directions[name].flatten() for name in self.parameters])
         columns, scales = scaled_columns(directions, self.n_parameters, self.device)
-        shapes = [self._map.module.parameters[name].shape for name in self.parameters]
+        shapes = list(self.shapes.values())
         parts = []
         for cut in blocks(columns.shape[1], self._map.block):
             pieces = torch.split(columns[:, cut].T, [shape.numel() for shape in shapes], 1)
