@@ -30,8 +30,8 @@ NETWORKS = {
         nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
     ),
     "transformer": lambda: nn.Sequential(
-        nn.Flatten(2),
-        nn.TransformerEncoderLayer(36, 2, 20, dropout=0.0, batch_first=True),
+        nn.Flatten(1, 2),
+        nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True),
         nn.Flatten(),
         nn.Linear(36, 3),
     ),
