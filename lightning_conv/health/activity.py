@@ -159,8 +159,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _ends(func: Any, args: tuple[Any, ...]) -> tuple[float, float] | None:
     """Return the two ends of a bounded activation; None: it is none. ``ReLU6`` is a ``hardtanh`` from 0 to 6."""
     if func in (aten.hardtanh.default, aten.hardtanh_.default):
-        low, high = (*args[1:3], *(-1.0, 1.0)[len(args) - 1 :])
-        return float(low), float(high)
+        return float(args[1]) if len(args) > 1 else -1.0, float(args[2]) if len(args) > 2 else 1.0
     return BOUNDED.get(func)
 
 

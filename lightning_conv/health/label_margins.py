@@ -62,7 +62,7 @@ def label_margins(kernel: Tensor, labels: Tensor, *, ridge: float | None = None)
     scale = float(k.diagonal().mean())
     if not bool(torch.isfinite(k).all()) or not scale > 0:
         raise ValueError("kernel: not finite, or zero")
-    classes, number = given.unique(return_inverse=True)
+    classes, number = torch.unique(given, return_inverse=True)
     if len(classes) < 2:
         raise ValueError("labels: one class only, so nothing can be compared; pass samples of at least two classes")
     targets = torch.nn.functional.one_hot(number, len(classes)).double()
@@ -73,7 +73,8 @@ def label_margins(kernel: Tensor, labels: Tensor, *, ridge: float | None = None)
 
     def residuals(rho: float) -> Tensor:
         inverse = 1 / (values + rho)
-        return (vectors @ (inverse[:, None] * coordinates)) / (squares @ inverse)[:, None]
+        found: Tensor = (vectors @ (inverse[:, None] * coordinates)) / (squares @ inverse)[:, None]
+        return found
 
     tried = [scale * each for each in RIDGES] if ridge is None else [float(ridge)]
     errors = [float(residuals(rho).square().mean()) for rho in tried]

@@ -23,7 +23,9 @@ def test_they_are_those_of_regressions_without_each_sample(ridge):
     y = torch.nn.functional.one_hot(labels, 3).double()
     for i in range(20):
         rest = [j for j in range(20) if j != i]
-        weights = torch.linalg.solve(kernel[rest][:, rest] + ridge * torch.eye(19), (y - y.mean(0))[rest])
+        weights = torch.linalg.solve(
+            kernel[rest][:, rest] + ridge * torch.eye(19, dtype=torch.float64), (y - y.mean(0))[rest]
+        )
         scores = kernel[i, rest] @ weights + y.mean(0)
         others = [float(scores[c]) for c in range(3) if c != labels[i]]
         assert float(found.margins[i]) == pytest.approx(float(scores[labels[i]]) - max(others), abs=1e-9)
