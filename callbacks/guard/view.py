@@ -8,13 +8,13 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_conv.callbacks.guard.refusal import cannot_be_called, without_prefix
 from lightning_conv.callbacks.guard.settings import GuardSettings
+from lightning_conv.callbacks.guard.step_network import StepNetwork, step_network
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
-from lightning_conv.callbacks.run.probe import cannot_call
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.networks.evaluation import Inputs
-from lightning_conv.networks.head import Head, called_by, find_head
+from lightning_conv.networks.head import Head, find_head
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class GuardView:
 
     trainer: pl.Trainer
     module: pl.LightningModule
-    network: nn.Module  # called on the inputs: the module itself, or a wrapper that calls ``forward_fn`` on it
+    network: nn.Module  # called on the inputs: the module itself, a wrapper that calls it, or a copy over the same weights
+    prefix: str  # what the names of the module's parts begin with in the network
     head: Head  # of the network
     data: TrainingSet
     loss: TrainingLoss  # on the training set
+    words: str  # how network and loss were found
 
     @classmethod
     def of(cls, trainer: pl.Trainer, module: pl.LightningModule, settings: GuardSettings) -> GuardView:
@@ -40,12 +42,13 @@ class GuardView:
         Raises:
             MisconfigurationException: The data have no random access, or there is no usable head, see ``usable_head``.
         """
-        network, name = called_by(module, settings.forward_fn), settings.head
-        data = TrainingSet(trainer, settings.input_fn, Ranks(trainer))
-        if name is not None and network is not module:
-            name = f"module.{name}"
-        head = usable_head(trainer, module, network, data.first_inputs(), name)
-        return cls(trainer, module, network, head, data, TrainingLoss(module, data, head, settings))
+        data, name = TrainingSet(trainer, settings.input_fn, Ranks(trainer)), settings.head
+        found = step_network(trainer, module, settings, data)
+        data = data.reading(found.input_fn)
+        named = None if name is None else f"{found.prefix}{name}"
+        head = usable_head(trainer, module, found, data, named)
+        loss = TrainingLoss(found.loss, found.target_fn, data, head, settings)
+        return cls(trainer, module, found.network, found.prefix, head, data, loss, found.words)
 
     @property
     def ranks(self) -> Ranks:
@@ -55,7 +58,14 @@ class GuardView:
     @property
     def head_name(self) -> str:
         """The dotted name of the head in the LightningModule."""
-        return self.head.name if self.network is self.module else self.head.name.removeprefix("module.")
+        return self.head.name.removeprefix(self.prefix)
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The head in the LightningModule, which the run calls; it has the weights of ``head.module``."""
+        layer = self.module.get_submodule(self.head_name)
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     @property
     def not_whole(self) -> str:
@@ -75,15 +85,15 @@ class GuardView:
 
 
 def usable_head(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, network: nn.Module, inputs: Inputs, name: str | None
+    trainer: pl.Trainer, pl_module: pl.LightningModule, found: StepNetwork, data: TrainingSet, name: str | None
 ) -> Head:
     """Return the head that phase 2 trains.
 
     Args:
         trainer: Trainer of the run.
         pl_module: Module that it trains.
-        network: Module that is called on the inputs.
-        inputs: A batch of inputs.
+        found: Its network.
+        data: The training set.
         name: Dotted name of the head in the network; None: it is searched for.
 
     Raises:
@@ -96,14 +106,16 @@ def usable_head(
             "from configure_optimizers, with a parameter group for each part of the network that needs its own settings"
         )
     try:
-        head = find_head(network, inputs, name)
+        head = find_head(found.network, data.first_inputs(), name)
     except ValueError as error:
-        raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
-    except (TypeError, NotImplementedError, RuntimeError) as error:
-        raise MisconfigurationException(f"ExpressivityGuard: {cannot_call(pl_module, error)}") from error
+        said = without_prefix(str(error), found.prefix)
+        raise MisconfigurationException(f"ExpressivityGuard: {said}") from error
+    except (TypeError, NotImplementedError, RuntimeError, LookupError, MisconfigurationException) as error:
+        raise MisconfigurationException(cannot_be_called(trainer, data, found.unseen, error)) from error
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     if not head.module.weight.requires_grad or id(head.module.weight) not in optimized:
         raise MisconfigurationException(
-            f"head: {head.name!r} is frozen or not in the optimizer, so phase 2 would train nothing; let the optimizer have it"
+            f"ExpressivityGuard: head: {head.name.removeprefix(found.prefix)!r} is frozen or not in the optimizer, so phase 2 would train "
+            "nothing; let the optimizer have it"
         )
     return head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,9 @@ PROBED = 32
 
 TOGETHER = 4
 """Number of them, at least, that are collated at once: the collate function may mix a sample with its neighbours."""
+
+FEWEST = 3
+"""Number of samples that is needed to tell what of a batch has one row per sample."""
 
 READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
@@ -69,6 +73,33 @@ class TrainingSet:
             "collate_fn": loader.collate_fn,
         }
         self._loader = DataLoader(self._samples, **self._options)
+
+    def reading(self, input_fn: InputFn | None) -> TrainingSet:
+        """Return the same training set with another function that takes the inputs out of a batch.
+
+        Args:
+            input_fn: see ``Probe``.
+        """
+        other = copy.copy(self)
+        other._input_fn = input_fn
+        return other
+
+    def inputs_in(self, batch: Any) -> Inputs:
+        """Return what of a batch enters the network.
+
+        Args:
+            batch: as the training step gets it.
+        """
+        return take_inputs(batch, self._input_fn)
+
+    def few(self, count: int) -> tuple[Any, int]:
+        """Return a batch of a few samples as the training step gets it, with their number: not more than the run has in a batch.
+
+        Args:
+            count: number of samples, at most.
+        """
+        few = min(count, self.size, max(self.sampling.batch_size, FEWEST))
+        return self.batch_of(range(few)), few
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
         """Yield samples ``start`` to ``stop`` in the data set's order.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
@@ -137,7 +138,10 @@ _Call = tuple[nn.Module, tuple[Tensor, Tensor]]
 
 
 def _watch(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], list[nn.Module], object]:
-    """Run one forward and return the calls of linear layers, the layers with parameters in order of completion, and the result."""
+    """Run one forward and return the calls of linear layers, the layers with parameters in order of completion, and the result.
+
+    A scripted module counts as one layer. It takes no hooks, so that a hook on all modules looks at it.
+    """
     calls: list[_Call] = []
     order: list[nn.Module] = []
 
@@ -147,8 +151,15 @@ def _watch(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], list[nn.Modul
             # A copy, because a later layer may work in place.
             calls.append((module, (entering(args, kwargs), output.detach().clone())))
 
+    scripted = {m for m in model.modules() if isinstance(m, torch.jit.ScriptModule) and [*m.parameters()]}
+
+    def look(module: nn.Module, args: object, output: object) -> None:
+        if module in scripted:
+            order.append(module)
+
     leaves = [m for m in model.modules() if isinstance(m, nn.Linear) or (not [*m.children()] and [*m.parameters()])]
-    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in leaves]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in leaves if layer not in scripted]
+    handles.append(register_module_forward_hook(look))
     return calls, order, watched_forward(StatelessModule(model), inputs, handles)
 
 

@@ -62,7 +62,7 @@ class HeadCalls:
     """
 
     def __init__(self, view: GuardView, tell: Callable[[CheckName, str], None]) -> None:
-        self._view, self._head, self._tell = view, view.head.module, tell
+        self._view, self._head, self._tell = view, view.layer, tell
         self._step, self._is_open = Step(), False
         self._last: BatchRecord | None = None  # of the step that was taken last, whose closure may be called again
 

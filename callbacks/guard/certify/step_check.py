@@ -213,7 +213,7 @@ class _Comparison:
             if each.is_floating_point()
         }
         seen = call.observe()
-        prefix = "" if view.network is view.module else "module."
+        prefix = view.prefix
         names = [name for name in own if prefix + name in engine.parameters]
         # Compiled code keeps nothing for a second backward pass, so that through the whole network comes last.
         (s,) = torch.autograd.grad(seen.loss, seen.outputs, retain_graph=True)

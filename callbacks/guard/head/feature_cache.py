@@ -146,6 +146,10 @@ class FeatureCache:
     def _obstacle(self) -> str | None:
         if getattr(self._view.module, "_compiler_ctx", None) is not None or any(map(_is_compiled, self._names)):
             return "the module is compiled, and nothing can be left out of compiled code"
+        if self._view.head.module is not self._view.layer:
+            return "the training step calls its network in parts, so that no module ends in the head"
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self._names):
+            return "a part of the module is scripted, which takes no hooks"
         for module, name in self._names.items():
             if module is not self._view.head.module and _has_hooks(module):
                 return f"{name or type(module).__name__!r} has hooks, which would not be called"

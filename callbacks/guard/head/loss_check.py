@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
 from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding, slope_rounding
@@ -32,14 +31,13 @@ class LossCheck:
 
     Args:
         view: Run, with its network split into trunk and head.
-        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
 
     Attributes:
         unseen: What to say where the last batch could not be compared, though it should have been; empty otherwise.
     """
 
-    def __init__(self, view: GuardView, input_fn: InputFn | None) -> None:
-        self._view, self._input_fn = view, input_fn
+    def __init__(self, view: GuardView) -> None:
+        self._view = view
         self._known = view.loss.loss_fn is not None
         self._wanted = self._known
         self._every = view.head.last
@@ -75,12 +73,12 @@ class LossCheck:
         self._outputs = None
         with attempted(*UNKNOWN):
             self._targets = self._view.loss.targets_of(batch)
-            inputs = take_inputs(batch, self._input_fn)
+            inputs = self._view.data.inputs_in(batch)
             if not self._view.head.last:  # its output is not the network's
                 self._outputs = self._network_on(inputs)
                 return
             self._shape = self._network_on(take(inputs, slice(2))).shape[1:] if self._shape is None else self._shape
-            self._hook = self._view.head.module.register_forward_hook(QuietHook(self._look))
+            self._hook = self._view.layer.register_forward_hook(QuietHook(self._look))
 
     def _network_on(self, inputs: Inputs) -> Tensor:
         with undisturbed(self._view.network), torch.no_grad():

@@ -1,0 +1,249 @@
+"""``step_network``: the network of the run as a function of the inputs in a batch, observed in the training step or as the user says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.guard.settings import RunFunctions
+from lightning_conv.callbacks.guard.shared_twin import shared_twin
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_targets
+from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.loss import find_loss, loss_modules
+from lightning_conv.callbacks.run.network import copy_of
+from lightning_conv.callbacks.run.observation import observe
+from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
+from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, place_name
+from lightning_conv.callbacks.run.training_set import TrainingSet, seed_all
+from lightning_conv.callbacks.run.twin import Twin, call_step
+from lightning_conv.networks.evaluation import Inputs, undisturbed
+from lightning_conv.networks.head import CalledBy, called_by
+from lightning_conv.networks.observed.leaves import Place, at, tensors_in, with_tensors
+from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
+
+SAMPLES = 16
+"""Number of samples on which the training step is observed, at most."""
+
+
+@dataclass(frozen=True)
+class StepNetwork:
+    """How a run calls its network, and its loss.
+
+    Attributes:
+        network: Module that is called on the inputs.
+        prefix: What the names of the LightningModule's parts begin with in it.
+        input_fn: Function that takes the inputs out of a batch; None: ``take_inputs`` does.
+        target_fn: Function that takes the targets out of a batch; None: ``take_targets`` does.
+        loss: Loss of the training step. Where it is unknown, its ``fn`` is the one loss module that the LightningModule has: what the step
+            minimises is compared with it, and nothing is claimed where they differ.
+        called: How the network was found, for a user.
+        unseen: Why the training step could not be observed; empty: it was.
+    """
+
+    network: nn.Module
+    prefix: str
+    input_fn: InputFn | None
+    target_fn: TargetFn | None
+    loss: RunLoss
+    called: str
+    unseen: str = ""
+
+    @property
+    def words(self) -> str:
+        """How network and loss were found, for a user."""
+        compared = ""
+        if self.loss.source == "unknown" and self.loss.fn is not None:
+            compared = f"; it is compared with {self.loss.kind.name}, which the module has"
+        return f"the network is {self.called}; {self.loss.words}{compared}"
+
+
+def step_network(
+    trainer: pl.Trainer, module: pl.LightningModule, functions: RunFunctions, data: TrainingSet
+) -> StepNetwork:
+    """Return the network of a run, and its loss: what the user says, and for the rest what is observed in the training step.
+
+    The step is run on a copy of the module, on ``SAMPLES`` samples (``observe``). Where the network is one call on tensors of the batch, as
+    in ``self(batch["x"], mask=batch["mask"])``, it is that call on the module itself. Otherwise, as in ``self.head(self.body(x))``, it is
+    the step itself, run on a copy that shares the weights of the run, up to the call that returns the outputs.
+
+    Where the step cannot be observed, the module is called on ``batch[0]`` or what else is usual, and the loss is unknown.
+
+    Args:
+        trainer: Trainer of the run.
+        module: Module that it trains.
+        functions: Functions of the user that read the run; they win.
+        data: The training set.
+
+    Cost: up to four copies of the weights, one at a time, and what ``observe`` and ``find_run_loss`` take.
+    """
+    by_user = functions.forward_fn is not None or functions.input_fn is not None
+    target_fn, found = functions.target_fn, None
+    with attempted(Exception) as attempt, isolated():  # the step is any code of the user's
+        batch, count = data.few(SAMPLES)
+        seed_all(0)
+        twin = copy_of(trainer, module)
+        observed = observe(twin, batch, count)
+        loss = find_run_loss(
+            twin, observed, batch, loss_modules(module), lambda some: take_targets(some, functions.target_fn)
+        )
+        target_fn, loss = _targets(functions, loss, batch)
+        found = None if by_user else _called(trainer, module, observed, batch)
+        called = f"{observed.words} (observed)"
+    if attempt.failed:
+        loss = unknown(f"the training step could not be observed ({attempt.reason})")
+    if found is None:
+        network = called_by(module, functions.forward_fn)
+        found = network, "" if network is module else "module.", functions.input_fn
+        called = (
+            "called as input_fn and forward_fn say (given)" if by_user else "called on what batches usually begin with"
+        )
+    if functions.loss_fn is not None:
+        loss = given(functions.loss_fn, loss)
+    elif loss.source == "unknown":
+        loss = replace(loss, fn=find_loss(module))
+    network, prefix, input_fn = found
+    return StepNetwork(network, prefix, input_fn, target_fn, loss, called, attempt.reason)
+
+
+def _targets(functions: RunFunctions, loss: RunLoss, batch: Any) -> tuple[TargetFn | None, RunLoss]:
+    """Return what takes the targets out of a batch, and the loss; a loss of other targets than the user's is not known."""
+    if functions.target_fn is not None:
+        said = take_targets(batch, functions.target_fn)
+        if loss.targets is not None and not (said is not None and torch.equal(said, loss.targets)):
+            loss = unknown("the training step compares its outputs with other targets than target_fn gives")
+        return functions.target_fn, loss
+    place = next((place for place, each in tensors_in(batch) if each is loss.targets), None)
+    return (None if place is None else _At(place)), loss
+
+
+def _called(
+    trainer: pl.Trainer, module: pl.LightningModule, observed: Observed, batch: Any
+) -> tuple[nn.Module, str, InputFn]:
+    """Return the observed network over the weights of the run, the prefix of its names, and what takes its inputs out of a batch."""
+    if observed.call is not None:
+        twin = copy_of(trainer, module)
+        taken = _entering(twin, observed, batch)
+        if taken is not None:
+            inputs = _Inputs(taken, bare=isinstance(observed.inputs(), Tensor), row=isinstance(observed.inputs(), tuple))
+            if observed.network(twin) is twin.module:
+                return module, "", inputs
+            return CalledBy(module, OneCall(observed.call, observed.given, observed.outputs[0])), "module.", inputs
+    outputs = observed.outputs if observed.call is None else (_in_step(observed),)
+    axes = {
+        place: axis
+        for place, each in tensors_in(batch)
+        if (axis := axis_of_length(each, observed.samples)) is not None
+    }
+    whole = Given(batch, {place_name(place): place for place in axes}, axes)
+    places = {name: (place, axes[place]) for name, place in whole.samples.items()}
+    return Replay(shared_twin(trainer, module).module, call_step, whole, outputs), "", _Inputs(places)
+
+
+def _in_step(observed: Observed) -> OutputPlace:
+    """Return where the outputs stand in the step, for a network that is one call."""
+    assert observed.source is not None  # there is one output
+    return observed.source
+
+
+class _Entered(BaseException):
+    """The call that is the network has begun."""
+
+
+def _entering(twin: Twin, observed: Observed, batch: Any) -> dict[str, tuple[Place, int]] | None:
+    """Return which tensors of the batch enter the call that is the network, by the names of its inputs, with the axis of the samples.
+
+    None: something else enters, such as a part of a tensor or what the step makes of it.
+
+    Args:
+        twin: A copy of the module.
+        observed: The network.
+        batch: A batch.
+    """
+    entered: list[Any] = []
+    number = 0 if observed.source is None or observed.source.name != observed.call else observed.source.number
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        entered.append((args, dict(kwargs)))
+        if len(entered) > number:
+            raise _Entered
+
+    own = with_tensors(batch, lambda _, tensor: tensor.detach().clone())
+    hook = twin.module.get_submodule(observed.call or "").register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        with undisturbed(twin.module), twin.refused_to_the_original():
+            twin.bare_step(own)
+    except _Entered:
+        pass
+    finally:
+        hook.remove()
+    if not entered or not _same(entered[-1], observed.given.structure):
+        return None
+    places = {id(tensor): place for place, tensor in tensors_in(own)}
+    found = {}
+    for place, tensor in tensors_in(entered[-1]):
+        if id(tensor) not in places:
+            return None
+        if name := next((name for name, its in observed.given.samples.items() if its == place), None):
+            found[name] = places[id(tensor)], observed.given.axes.get(place, 0)
+    return found if found.keys() == observed.given.samples.keys() else None
+
+
+def _same(some: Any, other: Any) -> bool:
+    """Return whether two calls have equal tensors at the same places."""
+    ours, theirs = dict(tensors_in(some)), dict(tensors_in(other))
+    return ours.keys() == theirs.keys() and all(torch.equal(each, theirs[place]) for place, each in ours.items())
+
+
+@dataclass(frozen=True)
+class _At:
+    """Takes what stands at a place out of a batch."""
+
+    place: Place
+
+    def __call__(self, batch: Any) -> Any:
+        return at(batch, self.place)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Takes the inputs of a network out of a batch: tensors with the samples along the first axis, by name unless said otherwise."""
+
+    places: Mapping[str, tuple[Place, int]]
+    bare: bool = False  # whether the one tensor is taken by itself
+    row: bool = False  # whether they are taken by position
+
+    def __call__(self, batch: Any) -> Inputs:
+        found = {name: at(batch, place).movedim(axis, 0) for name, (place, axis) in self.places.items()}
+        return next(iter(found.values())) if self.bare else tuple(found.values()) if self.row else found
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """The call of one module as a function of the LightningModule and of the tensors that have one row per sample."""
+
+    name: str  # dotted name of the module
+    given: Given  # what entered it when it was observed
+    output: OutputPlace
+
+    def __call__(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        """Call the module and return the outputs, (n, ...).
+
+        Args:
+            module: The LightningModule.
+            inputs: What it is given, by name, by position, or the one tensor.
+        """
+        rows = inputs if isinstance(inputs, tuple) else (inputs,)
+        named: Mapping[str, Any] = (
+            inputs if isinstance(inputs, Mapping) else dict(zip(self.given.samples, rows, strict=True))
+        )
+        like = next((each for each in module.parameters() if each.is_floating_point()), None)
+        args, kwargs = self.given.filled(named, like)
+        result = module.get_submodule(self.name)(*args, **kwargs)
+        return self.output.rows(at(result, self.output.place), len(next(iter(named.values()))))
