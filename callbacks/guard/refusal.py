@@ -10,7 +10,7 @@ from lightning_conv.callbacks.run.line_to_write import inputs_of, working_calls
 from lightning_conv.callbacks.run.network import copy_of
 from lightning_conv.callbacks.run.samples_of_batch import describe, places_of_samples
 from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.networks.head import called_by, find_head
+from lightning_conv.networks.head import called_by, find_head, scripted_part
 
 
 def cannot_be_called(trainer: pl.Trainer, data: TrainingSet, unseen: str, error: Exception) -> str:
@@ -28,6 +28,11 @@ def cannot_be_called(trainer: pl.Trainer, data: TrainingSet, unseen: str, error:
         seen = f" on a batch of {describe(batch)}"
         line = _line(trainer, batch)
     observed = f"its training step could not be observed ({unseen}), and " if unseen else ""
+    if not line and (scripted := scripted_part(trainer.lightning_module)):
+        return (
+            f"ExpressivityGuard: {module}: {observed}{scripted!r} is scripted, so that its layers cannot be watched; script the trunk alone, "
+            "and leave the last nn.Linear out of it"
+        )
     line = line or "ExpressivityGuard(input_fn=lambda batch: ..., forward_fn=lambda module, x: ...)"
     return (
         f"ExpressivityGuard: {module}: {observed}the network could not be called{seen} ({type(error).__name__}: {error or 'no message'}); "
@@ -40,7 +45,7 @@ def _line(trainer: pl.Trainer, batch: object) -> str:
     module = copy_of(trainer, trainer.lightning_module).module
     for (taken, x), (written, call) in working_calls(module, list(inputs_of(batch, places_of_samples(batch)))):
         with attempted(Exception):
-            find_head(called_by(module, call), x)
+            find_head(called_by(module, call), x, tokens=True)
             return f"ExpressivityGuard(input_fn=lambda batch: {taken}, forward_fn=lambda module, x: {written})"
     return ""
 

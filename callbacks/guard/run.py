@@ -80,7 +80,7 @@ class GuardedRun:
         if state.declined:
             return
         when = f"after step {state.switch_step}" if state.plateau is None else "where the training loss comes to rest"
-        width, size = self._view.head.width, self._view.data.size
+        width, size = self._view.head.width, self._view.rows
         rank_zero_info(f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}')
         # Reject a head that is too narrow before training (unless on_undecided="continue"), not at the switch.
         if (narrow := self._switch.narrow) is not None and self._settings.method != "alignment":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,6 +13,7 @@ from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.step_network import StepNetwork, step_network
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.run.ranks import Ranks
+from lightning_conv.callbacks.run.run_loss import unknown
 from lightning_conv.callbacks.run.training_set import TrainingSet
 from lightning_conv.networks.head import Head, find_head
 
@@ -47,6 +48,9 @@ class GuardView:
         data = data.reading(found.input_fn)
         named = None if name is None else f"{found.prefix}{name}"
         head = usable_head(trainer, module, found, data, named)
+        if head.rows > 1:
+            said = f"the head has {head.rows} rows of features for each sample, and the loss is not taken apart by rows"
+            found = replace(found, loss=unknown(said))
         loss = TrainingLoss(found.loss, found.target_fn, data, head, settings)
         return cls(trainer, module, found.network, found.prefix, head, data, loss, found.words)
 
@@ -66,6 +70,21 @@ class GuardView:
         layer = self.module.get_submodule(self.head_name)
         assert isinstance(layer, nn.Linear)
         return layer
+
+    @property
+    def rows(self) -> int:
+        """Number n of rows of features: of samples, or of tokens where the head is applied to each token."""
+        return self.data.size * self.head.rows
+
+    def same_inputs(self, i: int, j: int) -> bool:
+        """Return whether rows i and j of the features come of the same input, whatever the weights.
+
+        Args:
+            i: Number of a row.
+            j: Number of another one.
+        """
+        each = self.head.rows
+        return i % each == j % each and self.data.same_inputs(i // each, j // each)
 
     @property
     def not_whole(self) -> str:
@@ -106,7 +125,7 @@ def usable_head(
             "from configure_optimizers, with a parameter group for each part of the network that needs its own settings"
         )
     try:
-        head = find_head(found.network, data.first_inputs(), name)
+        head = find_head(found.network, data.first_inputs(), name, tokens=True)
     except ValueError as error:
         said = without_prefix(str(error), found.prefix)
         raise MisconfigurationException(f"ExpressivityGuard: {said}") from error

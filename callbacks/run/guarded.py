@@ -28,8 +28,11 @@ class Attempt:
 
     @property
     def reason(self) -> str:
-        """The error as words, such as ``"ValueError: x"``; empty if there was none."""
-        return "" if self.error is None else f"{type(self.error).__name__}: {self.error}"
+        """The error as words, such as ``"ValueError: x"``, the first line of its message; empty if there was none."""
+        if self.error is None:
+            return ""
+        first, *_ = [*str(self.error).strip().splitlines(), ""]
+        return f"{type(self.error).__name__}: {first}"
 
 
 @contextmanager

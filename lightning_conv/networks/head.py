@@ -14,7 +14,7 @@ from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_c
 from lightning_conv.networks.head_probe import probe_head, same
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import NarrowedError, Narrowing
-from lightning_conv.networks.watched import entering, watched_forward
+from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Head:
     """Whether the layer's result is the model's result. If not, the convexity of what follows is not checked."""
     probed: bool = False
     """Whether the layer was seen to compute W h + b, at its own weights and at random ones."""
+    rows: int = 1
+    """Number of rows of features of a sample: T for a layer that is applied to each of T tokens."""
 
     @property
     def has_bias(self) -> bool:
@@ -74,7 +76,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
+def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, tokens: bool = False) -> Head:
     """Find the linear layer that produces the model's output, or the one called ``name``.
 
     The layer is found by a forward of two samples. The head is called once on a matrix of features h, its result is W h + b
@@ -87,6 +89,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         inputs: samples; the first two are used.
         name: dotted name of the layer, needed if something without parameters, such as a softmax, follows it. The result
             then has ``last=False``.
+        tokens: whether the layer may have several rows of features for each sample, as in (n, T, m).
 
     Raises:
         ValueError: no layer was found, or ``name`` is not a linear layer, not the last layer with parameters, shared or
@@ -111,11 +114,17 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     if name is None:
         found = [layer for layer, its_calls in made.items() if len(its_calls) == 1 and same(its_calls[0][1], result)]
         matrices = [layer for layer in found if made[layer][0][0].ndim == 2]
+        if not found and (scripted := scripted_part(model)):
+            raise ValueError(
+                f"head: no nn.Linear outside of scripted code produces the module's output, and {scripted!r} is scripted, so that its "
+                "layers cannot be watched; script the trunk alone, and leave the last nn.Linear out of it"
+            )
         if len(matrices or found) != 1:
             raise ValueError(nothing)
         name = (matrices or found)[0]
     head = layers[name]
-    _require_one_call(name, [features for features, _ in made[name]])
+    samples = sample_count(few)
+    _require_one_call(name, [features for features, _ in made[name]], samples, tokens=tokens)
     if order[-1] is not head:
         after = next(other for other, module in model.named_modules() if module is order[-1])
         raise ValueError(
@@ -131,7 +140,17 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         raise ValueError(f"head: {name!r} {probe.departs}; end the network in a plain nn.Linear")
     if not probe.last and not named:
         raise ValueError(nothing)
-    return Head(name, head, last=probe.last, probed=True)
+    rows = len(as_rows(made[name][0][0])) // samples if tokens else 1
+    return Head(name, head, last=probe.last, probed=True, rows=rows)
+
+
+def scripted_part(model: nn.Module) -> str:
+    """Return the name of a part of a model that is scripted or traced, and has parameters; empty: there is none.
+
+    Args:
+        model: any module.
+    """
+    return next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule) and [*m.parameters()]), "")
 
 
 _Call = tuple[nn.Module, tuple[Tensor, Tensor]]
@@ -226,6 +245,8 @@ def features_of(
 ) -> Tensor:
     """Compute ``last_hidden_features`` with an existing copy of the network, whose parameters are then converted only once.
 
+    Of a layer with several rows of features for each sample these follow one another, (n rows, m).
+
     Args:
         module: the network.
         head: a linear layer of it, the last one or an earlier one.
@@ -247,15 +268,29 @@ def features_of(
     with suppress(_Reached):
         hook = head.module.register_forward_pre_hook(enter, with_kwargs=True)
         watched_forward(module, inputs, [hook], within=within)
-    _require_one_call(head.name, entered)
-    return entered[0]
-
-
-def _require_one_call(name: str, entered: list[Tensor]) -> None:
-    if len(entered) != 1 or entered[0].ndim != 2:
-        shapes = [tuple(tensor.shape) for tensor in entered]
+    samples = sample_count(inputs)
+    _require_one_call(head.name, entered, samples, tokens=head.rows > 1)
+    rows = as_rows(entered[0])
+    if head.rows > 1 and len(rows) != head.rows * samples:
         raise ValueError(
-            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H)"
+            f"head: {head.name!r} has {len(rows)} rows of features for {samples} samples and had {head.rows} for each before; pad all "
+            "samples to one length"
+        )
+    return rows
+
+
+def _require_one_call(name: str, entered: list[Tensor], samples: int, *, tokens: bool) -> None:
+    shapes = [tuple(tensor.shape) for tensor in entered]
+    if len(entered) != 1:
+        raise ValueError(
+            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H): call it once, "
+            "on torch.cat of what enters it"
+        )
+    if entered[0].ndim != 2 and not tokens:
+        raise ValueError(f"head: {name!r} was called on {shapes[0]}; need one call on a matrix of features, (n, m_H)")
+    if tokens and (entered[0].ndim < 2 or len(as_rows(entered[0])) % samples):
+        raise ValueError(
+            f"head: {name!r} was called on {shapes[0]} for {samples} samples; need as many rows of features for each sample"
         )
 
 

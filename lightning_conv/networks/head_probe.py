@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.networks.evaluation import Inputs, StatelessModule
-from lightning_conv.networks.watched import entering, watched_forward
+from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 SCALES = (1.0, -1.0, 1e3, -1e3)
 """Sizes of the random weights, in units of the layer's own; both signs, since a ReLU does not show on positive outputs."""
@@ -57,7 +57,8 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
             output: Tensor,
             seen: list[tuple[Tensor, Tensor]] = seen,
         ) -> None:
-            seen.append((entering(args, kwargs), output.detach().clone()))  # a copy: a later layer may work in place
+            # A copy: a later layer may work in place.
+            seen.append((as_rows(entering(args, kwargs)), as_rows(output.detach().clone())))
 
         hook = layer.register_forward_hook(look, with_kwargs=True)
         given = [each.detach().clone() for each in values]
@@ -84,7 +85,7 @@ def _with_gradients(module: StatelessModule, layer: nn.Linear, inputs: Inputs, v
     seen: list[tuple[Tensor, Tensor]] = []
 
     def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-        seen.append((entering(args, kwargs), output.clone()))
+        seen.append((as_rows(entering(args, kwargs)), as_rows(output.clone())))
 
     hook = layer.register_forward_hook(look, with_kwargs=True)
     watched_forward(module, inputs, [hook], parameters=weights, within=torch.enable_grad())

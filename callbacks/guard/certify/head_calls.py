@@ -14,7 +14,7 @@ from lightning_conv.callbacks.guard.certify.features_compared import Expected
 from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
-from lightning_conv.networks.watched import entering
+from lightning_conv.networks.watched import as_rows, entering
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ class HeadCalls:
             self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
         if self.in_compared_batch and output.element_size() < 4:
             self._tell("full precision", f"the head computes in {output.dtype} in a training step")
-        call, step = Call(entering(args, dict(kwargs))), self._step
+        call, step = Call(as_rows(entering(args, dict(kwargs)))), self._step
         step.calls.append(call)
 
         def keep(gradient: Tensor) -> None:
-            call.slopes.append(gradient.detach())
+            call.slopes.append(as_rows(gradient.detach()))
             step.differentiated |= gradient.requires_grad
 
         output.register_hook(keep)  # type: ignore[no-untyped-call]

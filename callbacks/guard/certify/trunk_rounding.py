@@ -49,7 +49,7 @@ def roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
     """
     data, errors, apart = view.data, [0.0], [0.0]
     coarse = TrunkRows.of(data, view.network, view.head, torch.float32)
-    for start in range(0, data.size, STRIP):
+    for start in range(0, rows.samples, STRIP):
         exact, rounded = rows.rows(start, start + STRIP), coarse.rows(start, start + STRIP)
         errors.append(allowance(rounded, exact, rows))
         apart.append(float((rounded.double() - exact).norm()))

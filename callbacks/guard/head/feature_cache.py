@@ -148,6 +148,8 @@ class FeatureCache:
             return "the module is compiled, and nothing can be left out of compiled code"
         if self._view.head.module is not self._view.layer:
             return "the training step calls its network in parts, so that no module ends in the head"
+        if self._view.head.rows > 1:
+            return f"{self._view.head_name!r} has {self._view.head.rows} rows of features for each sample"
         if any(isinstance(module, torch.jit.ScriptModule) for module in self._names):
             return "a part of the module is scripted, which takes no hooks"
         for module, name in self._names.items():
