@@ -14,6 +14,7 @@ from lightning_conv.callbacks.guard.run import GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.guard.switch.switch import ExpressivityError
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
@@ -108,7 +109,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         super().__post_init__()
         self._state = GuardState()
         self._run: GuardedRun | None = None
-        self._head_name = self.head
+        self._head_name, self._measured = self.head, ""
 
     @property
     def settings(self) -> GuardSettings:
@@ -172,6 +173,11 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         return self._state.history
 
     @property
+    def measured(self) -> str:
+        """How network and loss were found: ``observed``, ``given``, or ``unknown`` with the reason; empty before the run."""
+        return self._measured
+
+    @property
     def head_name(self) -> str | None:
         """The dotted name of the last linear layer, once it is known."""
         return self._head_name
@@ -185,11 +191,12 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._measured = GuardView.of(trainer, pl_module, self.settings).words  # a run that is refused is refused here
             return
         if trainer.global_step < self._state.last_step:
             self._state.forget()  # the state is that of another run
         self._run = GuardedRun(trainer, pl_module, self.settings, self._state)
-        self._head_name = self._run.head_name
+        self._head_name, self._measured = self._run.head_name, self._run.words
         self._run.start()
 
     @override

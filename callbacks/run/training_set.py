@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -62,7 +62,7 @@ class TrainingSet:
 
     def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None, ranks: Ranks) -> None:
         self._samples, loader = training_samples(
-            trainer, hint="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
+            trainer, hint=f"ExpressivityGuard certifies a fixed training set, which it reads several times: {_line(trainer)}"
         )
         self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
         self.size = len(self._samples)  # type: ignore[arg-type]
@@ -239,6 +239,19 @@ class TrainingSet:
     def _rows(self, indices: Sequence[int], seed: int) -> list[Tensor]:
         """Return the tensors of such a batch that have one row per sample."""
         return [each for each in _parts(self._drawn(indices, seed)) if each.ndim and len(each) == len(indices)]
+
+
+def _line(trainer: pl.Trainer) -> str:
+    """Return what to write so that the samples of the training loader can be read one by one."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, DataLoader):
+        if loader.batch_size is None:  # its samples are batches
+            return "pass DataLoader([sample for batch in dataset for sample in zip(*batch)], batch_size=...)"
+        return f"pass DataLoader(list(dataset), batch_size={loader.batch_size})"
+    if isinstance(loader, Mapping):
+        named = ", ".join(f"{key}={key}_set" for key in loader)
+        return f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
+    return "pass DataLoader([sample for batch in loader for sample in zip(*batch)], batch_size=...)"
 
 
 def seed_all(seed: int) -> None:

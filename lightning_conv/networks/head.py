@@ -104,8 +104,8 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, toke
             f"head: {name!r} is not an nn.Linear of the model (candidates: {candidates}); pass one of these"
         )
     nothing = (
-        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or "
-        'pass head="..." if only functions without parameters follow it'
+        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a call of a linear layer, such as "
+        'self.head(h), or pass head="..." if only functions without parameters follow it'
     )
     few = take(inputs, slice(min(2, sample_count(inputs))))
     calls, order, result = _watch(model, few)
@@ -114,6 +114,9 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, toke
     if name is None:
         found = [layer for layer, its_calls in made.items() if len(its_calls) == 1 and same(its_calls[0][1], result)]
         matrices = [layer for layer in found if made[layer][0][0].ndim == 2]
+        several = [layer for layer, its_calls in made.items() if len(its_calls) > 1 and made[layer]]
+        if not found and several:
+            _require_one_call(several[-1], [features for features, _ in made[several[-1]]], 1, tokens=tokens)
         if not found and (scripted := scripted_part(model)):
             raise ValueError(
                 f"head: no nn.Linear outside of scripted code produces the module's output, and {scripted!r} is scripted, so that its "
@@ -283,8 +286,8 @@ def _require_one_call(name: str, entered: list[Tensor], samples: int, *, tokens:
     shapes = [tuple(tensor.shape) for tensor in entered]
     if len(entered) != 1:
         raise ValueError(
-            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H): call it once, "
-            "on torch.cat of what enters it"
+            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H): call "
+            "the network once, on torch.stack([...], 1) of what it is called on"
         )
     if entered[0].ndim != 2 and not tokens:
         raise ValueError(f"head: {name!r} was called on {shapes[0]}; need one call on a matrix of features, (n, m_H)")

@@ -53,6 +53,16 @@ class Step:
         return [(call.features, call.slopes[-1]) for call in self.calls]
 
 
+def _differentiated(step: Step) -> Step:
+    """Return a step with the calls that the backward pass reached; with all of them if it reached none."""
+    kept = [bool(call.slopes) for call in step.calls]
+    if all(kept) or not any(kept):
+        return step
+    calls = [call for call, keep in zip(step.calls, kept, strict=True) if keep]
+    batches = [replace(each, calls=sum(kept[: each.calls])) for each in step.batches]
+    return Step(calls, batches, step.differentiated)
+
+
 class HeadCalls:
     """Records the calls of the head, from the start of a batch to its backward pass.
 
@@ -95,8 +105,11 @@ class HeadCalls:
             self._is_open = True
 
     def take(self) -> Step:
-        """Return what happened since the last step, and begin the next one."""
-        taken, self._step, self._is_open = self._step, Step(), False
+        """Return what happened since the last step, and begin the next one.
+
+        Calls whose outputs got no gradient, as those of a hook that looks at the head, are left out where others got one.
+        """
+        taken, self._step, self._is_open = _differentiated(self._step), Step(), False
         self._last = taken.batches[-1] if taken.batches else self._last
         return taken
 

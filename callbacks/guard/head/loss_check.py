@@ -45,8 +45,7 @@ class LossCheck:
         self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
-        self._seen: list[Tensor] = []  # outputs of the head in the training step
-        self._slopes: list[Tensor] = []  # gradients by them
+        self._seen: list[tuple[Tensor, list[Tensor]]] = []  # outputs of the head in the training step, with gradients by them
         self._hook: RemovableHandle | None = None
         self._before: list[Tensor] = []  # the head before the step of the batch that is compared
 
@@ -91,9 +90,9 @@ class LossCheck:
         if not outputs.requires_grad:  # an accuracy, say
             return
         if isinstance(self._view.trainer.optimizers[0], LBFGS):
-            self._seen, self._slopes = [], []
-        self._seen.append(outputs.detach().clone())
-        slopes = self._slopes
+            self._seen = []
+        slopes: list[Tensor] = []
+        self._seen.append((outputs.detach().clone(), slopes))
         outputs.register_hook(lambda slope: slopes.append(slope.detach()))  # type: ignore[no-untyped-call]
 
     def after_backward(self) -> None:
@@ -116,14 +115,16 @@ class LossCheck:
         if not self._wanted:
             return None
         self._wanted, stepped = self._every, math.nan if loss is None else float(loss)
-        seen, slopes, hooked = self._seen, self._slopes, self._hook is not None
+        hooked, reached = self._hook is not None, [each for each in self._seen if each[1]]
+        seen = reached or self._seen  # what the backward pass did not reach, a hook of the user's has looked at
         self.release()
         said, compared = "", False
         with attempted(*UNKNOWN):
             if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
-                self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
+                self._outputs = seen[0][0].reshape(len(seen[0][0]), *self._shape)
             if self._outputs is not None:
-                said = self._other(self._outputs, stepped, slopes[0] if hooked and len(slopes) == 1 else None)
+                slopes = seen[0][1] if hooked and len(seen) == 1 else []
+                said = self._other(self._outputs, stepped, slopes[0] if len(slopes) == 1 else None)
                 compared = True
         missed = not compared and self._every and loss is not None
         told = self._view.ranks.gather(lambda: (said, missed))
@@ -165,7 +166,7 @@ class LossCheck:
         """Remove the hook from the head, and drop the recorded outputs."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._seen, self._slopes = None, [], []
+        self._hook, self._seen = None, []
 
     @torch.no_grad()
     def take_back(self) -> None:
