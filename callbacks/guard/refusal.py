@@ -34,8 +34,9 @@ def cannot_be_called(trainer: pl.Trainer, data: TrainingSet, unseen: str, error:
             "and leave the last nn.Linear out of it"
         )
     line = line or "ExpressivityGuard(input_fn=lambda batch: ..., forward_fn=lambda module, x: ...)"
+    said = str(error).partition("; pass ")[0] or "no message"
     return (
-        f"ExpressivityGuard: {module}: {observed}the network could not be called{seen} ({type(error).__name__}: {error or 'no message'}); "
+        f"ExpressivityGuard: {module}: {observed}the network could not be called{seen} ({type(error).__name__}: {said}); "
         f"say how it is called, in this way: {line}"
     )
 

@@ -220,7 +220,9 @@ class _Inputs:
     row: bool = False  # whether they are taken by position
 
     def __call__(self, batch: Any) -> Inputs:
-        found = {name: at(batch, place).movedim(axis, 0) for name, (place, axis) in self.places.items()}
+        held = {name: (at(batch, place), axis) for name, (place, axis) in self.places.items()}
+        # The batch's own tensors where they can be: samples are recognised by these.
+        found = {name: tensor.movedim(axis, 0) if axis else tensor for name, (tensor, axis) in held.items()}
         return next(iter(found.values())) if self.bare else tuple(found.values()) if self.row else found
 
 
