@@ -14,8 +14,8 @@ from lightning_conv.callbacks.guard.run import GuardedRun
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
-from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.guard.switch.switch import ExpressivityError
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
 from lightning_conv.expressivity import RankCertificate
@@ -191,7 +191,9 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._measured = GuardView.of(trainer, pl_module, self.settings).words  # a run that is refused is refused here
+            self._measured = GuardView.of(
+                trainer, pl_module, self.settings
+            ).words  # a run that is refused is refused here
             return
         if trainer.global_step < self._state.last_step:
             self._state.forget()  # the state is that of another run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lightning.pytorch as pl
 
 from lightning_conv.callbacks.run.guarded import attempted
@@ -30,7 +32,7 @@ def cannot_be_called(trainer: pl.Trainer, data: TrainingSet, unseen: str, error:
     observed = f"its training step could not be observed ({unseen}), and " if unseen else ""
     if not line and (scripted := scripted_part(trainer.lightning_module)):
         return (
-            f"ExpressivityGuard: {module}: {observed}{scripted!r} is scripted, so that its layers cannot be watched; script the trunk alone, "
+            f"ExpressivityGuard: {module}: {observed}{scripted!r} is scripted, so its layers cannot be watched; script the trunk alone, "
             "and leave the last nn.Linear out of it"
         )
     line = line or "ExpressivityGuard(input_fn=lambda batch: ..., forward_fn=lambda module, x: ...)"
@@ -59,3 +61,16 @@ def without_prefix(said: str, prefix: str) -> str:
         prefix: What the names begin with there.
     """
     return said.replace(f'"{prefix}', '"').replace(f"'{prefix}", "'") if prefix else said
+
+
+def several_heads(names: Sequence[str]) -> str:
+    """Return the message for a loss of the outputs of several modules.
+
+    Args:
+        names: Dotted names of these modules.
+    """
+    made = " and ".join(f"self.{name}(...)" if name else "self(...)" for name in names)
+    return (
+        f"head: the loss depends on {made}, and phase 2 trains one layer; make one nn.Linear of them, and split what it returns: "
+        "a, b = self.head(h).split([..., ...], 1)"
+    )

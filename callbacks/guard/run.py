@@ -81,7 +81,9 @@ class GuardedRun:
             return
         when = f"after step {state.switch_step}" if state.plateau is None else "where the training loss comes to rest"
         width, size = self._view.head.width, self._view.rows
-        rank_zero_info(f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}; {self.words}')
+        rank_zero_info(
+            f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}; {self.words}'
+        )
         # Reject a head that is too narrow before training (unless on_undecided="continue"), not at the switch.
         if (narrow := self._switch.narrow) is not None and self._settings.method != "alignment":
             state.verdict = "undecided"

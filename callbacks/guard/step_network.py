@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.settings import RunFunctions
-from lightning_conv.callbacks.guard.shared_twin import shared_twin
+from lightning_conv.callbacks.guard.shared_twin import SharedTwin
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_targets
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
@@ -37,7 +37,10 @@ class StepNetwork:
     """How a run calls its network, and its loss.
 
     Attributes:
-        network: Module that is called on the inputs.
+        network: Module that is called on the inputs: the network over a copy of the module that has the weights of the run.
+        twin: This copy; None: the module cannot be copied, and the network calls it itself.
+        direct: The same network over the module of the run itself; None: the training step is the network.
+        outputs: Where the outputs are made, for a user.
         prefix: What the names of the LightningModule's parts begin with in it.
         input_fn: Function that takes the inputs out of a batch; None: ``take_inputs`` does.
         target_fn: Function that takes the targets out of a batch; None: ``take_targets`` does.
@@ -48,6 +51,9 @@ class StepNetwork:
     """
 
     network: nn.Module
+    twin: SharedTwin | None
+    direct: nn.Module | None
+    outputs: tuple[str, ...]
     prefix: str
     input_fn: InputFn | None
     target_fn: TargetFn | None
@@ -70,8 +76,8 @@ def step_network(
     """Return the network of a run, and its loss: what the user says, and for the rest what is observed in the training step.
 
     The step is run on a copy of the module, on ``SAMPLES`` samples (``observe``). Where the network is one call on tensors of the batch, as
-    in ``self(batch["x"], mask=batch["mask"])``, it is that call on the module itself. Otherwise, as in ``self.head(self.body(x))``, it is
-    the step itself, run on a copy that shares the weights of the run, up to the call that returns the outputs.
+    in ``self(batch["x"], mask=batch["mask"])``, it is that call. Otherwise, as in ``self.head(self.body(x))``, it is the step itself up to
+    the call that returns the outputs. It runs on a copy that shares the weights of the run, so that nothing else of the module changes.
 
     Where the step cannot be observed, the module is called on ``batch[0]`` or what else is usual, and the loss is unknown.
 
@@ -84,7 +90,10 @@ def step_network(
     Cost: up to four copies of the weights, one at a time, and what ``observe`` and ``find_run_loss`` take.
     """
     by_user = functions.forward_fn is not None or functions.input_fn is not None
-    target_fn, found = functions.target_fn, None
+    target_fn, found, outputs = functions.target_fn, _as_said(functions), ()
+    shared: SharedTwin | None = None
+    with attempted(Exception):  # a module that cannot be copied
+        shared = SharedTwin(trainer, module)
     with attempted(Exception) as attempt, isolated():  # the step is any code of the user's
         batch, count = data.few(SAMPLES)
         seed_all(0)
@@ -94,22 +103,39 @@ def step_network(
             twin, observed, batch, loss_modules(module), lambda some: take_targets(some, functions.target_fn)
         )
         target_fn, loss = _targets(functions, loss, batch)
-        found = None if by_user else _called(trainer, module, observed, batch)
-        called = f"{observed.words} (observed)"
+        outputs = tuple(dict.fromkeys(each.name for each in observed.outputs))
+        if not by_user:
+            found = _called(copy_of(trainer, module), observed, batch)
+            found = replace(found, words=f"{observed.words} (observed)")
     if attempt.failed:
         loss = unknown(f"the training step could not be observed ({attempt.reason})")
-    if found is None:
-        network = called_by(module, functions.forward_fn)
-        found = network, "" if network is module else "module.", functions.input_fn
-        called = (
-            "called as input_fn and forward_fn say (given)" if by_user else "called on what batches usually begin with"
-        )
     if functions.loss_fn is not None:
         loss = given(functions.loss_fn, loss)
     elif loss.source == "unknown":
         loss = replace(loss, fn=find_loss(module))
-    network, prefix, input_fn = found
-    return StepNetwork(network, prefix, input_fn, target_fn, loss, called, attempt.reason)
+    network = found.over(module if shared is None else shared.module)
+    direct = None if found.in_step else found.over(module)
+    prefix = "module." if isinstance(network, CalledBy) else ""
+    return StepNetwork(
+        network, shared, direct, outputs, prefix, found.input_fn, target_fn, loss, found.words, attempt.reason
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """How the network is called."""
+
+    over: Callable[[pl.LightningModule], nn.Module]  # the network over a module
+    input_fn: InputFn | None
+    words: str = ""
+    in_step: bool = False  # whether the training step is the network
+
+
+def _as_said(functions: RunFunctions) -> _Found:
+    """Return the call that the user says, or the usual one."""
+    by_user = functions.forward_fn is not None or functions.input_fn is not None
+    said = "called as input_fn and forward_fn say (given)" if by_user else "called on what batches usually begin with"
+    return _Found(lambda module: called_by(module, functions.forward_fn), functions.input_fn, said)
 
 
 def _targets(functions: RunFunctions, loss: RunLoss, batch: Any) -> tuple[TargetFn | None, RunLoss]:
@@ -123,27 +149,24 @@ def _targets(functions: RunFunctions, loss: RunLoss, batch: Any) -> tuple[Target
     return (None if place is None else _At(place)), loss
 
 
-def _called(
-    trainer: pl.Trainer, module: pl.LightningModule, observed: Observed, batch: Any
-) -> tuple[nn.Module, str, InputFn]:
-    """Return the observed network over the weights of the run, the prefix of its names, and what takes its inputs out of a batch."""
+def _called(twin: Twin, observed: Observed, batch: Any) -> _Found:
+    """Return how the observed network is called, and what takes its inputs out of a batch."""
     if observed.call is not None:
-        twin = copy_of(trainer, module)
         taken = _entering(twin, observed, batch)
         if taken is not None:
-            inputs = _Inputs(taken, bare=isinstance(observed.inputs(), Tensor), row=isinstance(observed.inputs(), tuple))
+            made = observed.inputs()
+            inputs = _Inputs(taken, bare=isinstance(made, Tensor), row=isinstance(made, tuple))
             if observed.network(twin) is twin.module:
-                return module, "", inputs
-            return CalledBy(module, OneCall(observed.call, observed.given, observed.outputs[0])), "module.", inputs
+                return _Found(lambda module: module, inputs)
+            call = OneCall(observed.call, observed.given, observed.outputs[0])
+            return _Found(lambda module: CalledBy(module, call), inputs)
     outputs = observed.outputs if observed.call is None else (_in_step(observed),)
     axes = {
-        place: axis
-        for place, each in tensors_in(batch)
-        if (axis := axis_of_length(each, observed.samples)) is not None
+        place: axis for place, each in tensors_in(batch) if (axis := axis_of_length(each, observed.samples)) is not None
     }
     whole = Given(batch, {place_name(place): place for place in axes}, axes)
     places = {name: (place, axes[place]) for name, place in whole.samples.items()}
-    return Replay(shared_twin(trainer, module).module, call_step, whole, outputs), "", _Inputs(places)
+    return _Found(lambda module: Replay(module, call_step, whole, outputs), _Inputs(places), in_step=True)
 
 
 def _in_step(observed: Observed) -> OutputPlace:

@@ -66,7 +66,7 @@ def require_rule(step_rule: StepRule, view: GuardView) -> None:
     rule, loss = f"ExpressivityGuard: step_rule={step_rule!r}", view.loss
     if view.head.rows > 1:
         raise MisconfigurationException(
-            f"{rule}: {view.head_name!r} has {view.head.rows} rows of features for each sample, and the rule is for one; use step_rule='base'"
+            f"{rule}: {view.head_name!r} has {view.head.rows} rows of features per sample, and the rule is for one; use step_rule='base'"
         )
     if loss.loss_fn is None:
         raise MisconfigurationException(

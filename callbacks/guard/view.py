@@ -8,10 +8,11 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.guard.refusal import cannot_be_called, without_prefix
+from lightning_conv.callbacks.guard.refusal import cannot_be_called, several_heads, without_prefix
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.step_network import StepNetwork, step_network
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
+from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.run_loss import unknown
 from lightning_conv.callbacks.run.training_set import TrainingSet
@@ -24,12 +25,10 @@ class GuardView:
 
     trainer: pl.Trainer
     module: pl.LightningModule
-    network: nn.Module  # called on the inputs: the module itself, a wrapper that calls it, or a copy over the same weights
-    prefix: str  # what the names of the module's parts begin with in the network
+    found: StepNetwork  # how it calls its network
     head: Head  # of the network
     data: TrainingSet
     loss: TrainingLoss  # on the training set
-    words: str  # how network and loss were found
 
     @classmethod
     def of(cls, trainer: pl.Trainer, module: pl.LightningModule, settings: GuardSettings) -> GuardView:
@@ -43,6 +42,11 @@ class GuardView:
         Raises:
             MisconfigurationException: The data have no random access, or there is no usable head, see ``usable_head``.
         """
+        if is_lazy(module):
+            raise MisconfigurationException(
+                "ExpressivityGuard: the module has lazy layers, whose weights have no shape yet; let one batch pass before the fit: "
+                "module.training_step(next(iter(loader)), 0)"
+            )
         data, name = TrainingSet(trainer, settings.input_fn, Ranks(trainer)), settings.head
         found = step_network(trainer, module, settings, data)
         data = data.reading(found.input_fn)
@@ -52,12 +56,29 @@ class GuardView:
             said = f"the head has {head.rows} rows of features for each sample, and the loss is not taken apart by rows"
             found = replace(found, loss=unknown(said))
         loss = TrainingLoss(found.loss, found.target_fn, data, head, settings)
-        return cls(trainer, module, found.network, found.prefix, head, data, loss, found.words)
+        return cls(trainer, module, found, head, data, loss)
 
     @property
     def ranks(self) -> Ranks:
         """The processes of the run."""
         return self.data.ranks
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, called on the inputs, as the run has it now."""
+        if self.found.twin is not None:
+            self.found.twin.refresh()
+        return self.found.network
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the module's parts begin with in the network."""
+        return self.found.prefix
+
+    @property
+    def words(self) -> str:
+        """How network and loss were found."""
+        return self.found.words
 
     @property
     def head_name(self) -> str:
@@ -128,6 +149,8 @@ def usable_head(
         head = find_head(found.network, data.first_inputs(), name, tokens=True)
     except ValueError as error:
         said = without_prefix(str(error), found.prefix)
+        if len(found.outputs) > 1:
+            said = several_heads(found.outputs)
         raise MisconfigurationException(f"ExpressivityGuard: {said}") from error
     except (TypeError, NotImplementedError, RuntimeError, LookupError, MisconfigurationException) as error:
         raise MisconfigurationException(cannot_be_called(trainer, data, found.unseen, error)) from error

@@ -102,7 +102,9 @@ class StepCall:
         finally:
             hook.remove()
         if len(calls) != 1:
-            raise NotAFunctionError(f"the training step calls {self.name!r} {len(calls)} times{self._compiled(len(calls))}")
+            raise NotAFunctionError(
+                f"the training step calls {self.name!r} {len(calls)} times{self._compiled(len(calls))}"
+            )
         if loss is None or loss.numel() != 1:
             raise NotAFunctionError("the training step returns no loss")
         entered, outputs = calls[0]

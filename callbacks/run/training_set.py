@@ -62,7 +62,8 @@ class TrainingSet:
 
     def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None, ranks: Ranks) -> None:
         self._samples, loader = training_samples(
-            trainer, hint=f"ExpressivityGuard certifies a fixed training set, which it reads several times: {_line(trainer)}"
+            trainer,
+            hint=f"ExpressivityGuard certifies a fixed training set, which it reads several times: {_line(trainer)}",
         )
         self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
         self.size = len(self._samples)  # type: ignore[arg-type]
@@ -250,7 +251,14 @@ def _line(trainer: pl.Trainer) -> str:
         return f"pass DataLoader(list(dataset), batch_size={loader.batch_size})"
     if isinstance(loader, Mapping):
         named = ", ".join(f"{key}={key}_set" for key in loader)
-        return f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
+        return (
+            f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
+        )
+    if isinstance(loader, (list, tuple)) and all(isinstance(each, DataLoader) for each in loader):
+        named = ", ".join(f"set_{number}" for number in range(len(loader)))
+        return (
+            f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
+        )
     return "pass DataLoader([sample for batch in loader for sample in zip(*batch)], batch_size=...)"
 
 

@@ -121,9 +121,9 @@ class Twin:
         shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | not_copied(module)
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
-        for copied, own in zip(self.module.parameters(), module.parameters(), strict=True):
+        for copied, original in zip(self.module.parameters(), module.parameters(), strict=True):
             if copied.grad_fn is not None:  # scripted modules copy their weights with a graph
-                copied.detach_().requires_grad_(own.requires_grad)
+                copied.detach_().requires_grad_(original.requires_grad)
         if shared_with_run := _shared(module, self.module):
             raise NotATwinError(
                 f"a copy of the module shares {shared_with_run!r} with it, so nothing may be written into the copy"

@@ -153,7 +153,9 @@ def scripted_part(model: nn.Module) -> str:
     Args:
         model: any module.
     """
-    return next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule) and [*m.parameters()]), "")
+    return next(
+        (n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule) and [*m.parameters()]), ""
+    )
 
 
 _Call = tuple[nn.Module, tuple[Tensor, Tensor]]
@@ -286,8 +288,8 @@ def _require_one_call(name: str, entered: list[Tensor], samples: int, *, tokens:
     shapes = [tuple(tensor.shape) for tensor in entered]
     if len(entered) != 1:
         raise ValueError(
-            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H): call "
-            "the network once, on torch.stack([...], 1) of what it is called on"
+            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H): call it "
+            "once, on torch.stack([...], 1) of what enters it"
         )
     if entered[0].ndim != 2 and not tokens:
         raise ValueError(f"head: {name!r} was called on {shapes[0]}; need one call on a matrix of features, (n, m_H)")

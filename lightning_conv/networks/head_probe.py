@@ -66,7 +66,7 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
         features, output = seen[0]
         first = features if first is None else first
         if len(seen) != 1 or not same(features, first):
-            return HeadProbe("is given an input that depends on its own weights", last=False)
+            return HeadProbe("is given an input that depends on its own weights, or on earlier calls", last=False)
         if said := departure(output, features, *values):
             where = "its own" if values is own else "random"
             return HeadProbe(f"is a {type(layer).__name__} whose {said} at {where} weights", last=False)

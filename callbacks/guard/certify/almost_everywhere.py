@@ -55,7 +55,7 @@ def certify_almost_everywhere(view: GuardView) -> RankCertificate:
     data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
     if head.rows > 1:
         raise ValueError(
-            f"method='distinct' is about one row of features for each sample, and {view.head_name!r} has {head.rows}; use method='singular'"
+            f"method='distinct' is about one row of features per sample, and {view.head_name!r} has {head.rows}; use method='singular'"
         )
     # The wide layer itself is computed for a few samples only, to see whether it casts: in float64 all of them would take longer than all
     # that lies before it.

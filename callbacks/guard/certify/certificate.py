@@ -71,7 +71,7 @@ def certify_trunk(
     data, head, network = view.data, view.head, view.network
     if method == "alignment" and head.rows > 1:
         raise ValueError(
-            f"method='alignment' is about one row of features for each sample, and {view.head_name!r} has {head.rows}; use method='singular'"
+            f"method='alignment' is about one row of features per sample, and {view.head_name!r} has {head.rows}; use method='singular'"
         )
     too_few = too_narrow(view.rows, head.width, bias=head.has_bias) is not None
     if is_held(view.rows, head.width, bias=head.has_bias) or method == "alignment":

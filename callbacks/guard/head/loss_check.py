@@ -45,7 +45,9 @@ class LossCheck:
         self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
-        self._seen: list[tuple[Tensor, list[Tensor]]] = []  # outputs of the head in the training step, with gradients by them
+        self._seen: list[
+            tuple[Tensor, list[Tensor]]
+        ] = []  # outputs of the head in the training step, with gradients by them
         self._hook: RemovableHandle | None = None
         self._before: list[Tensor] = []  # the head before the step of the batch that is compared
 

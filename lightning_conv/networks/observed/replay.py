@@ -133,7 +133,9 @@ class Replay(nn.Module):
             for number, each in enumerate(self._draws)
         ]
         attributes = dict(vars(model))
-        if like is not None and isinstance(attributes.get("_dtype"), torch.dtype):  # of a LightningModule's ``self.dtype``
+        if like is not None and isinstance(
+            attributes.get("_dtype"), torch.dtype
+        ):  # of a LightningModule's ``self.dtype``
             vars(model)["_dtype"] = like.dtype
         with catch, Draws(draws).replaying() if draws else nullcontext():
             try:

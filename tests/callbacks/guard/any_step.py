@@ -195,7 +195,6 @@ class Squeezed(Base):
         return F.mse_loss(self(batch[1]), batch[0])
 
 
-
 @way(table())
 class AskedForItsType(Base):
     def forward(self, x: Tensor) -> Tensor:
@@ -307,9 +306,42 @@ class MaskedTokens(Tokens):
     """The last two tokens of each sample are left out of the loss."""
 
 
-@way(table(torch.stack([X, X.flip(0) + 1], 1), Y), lambda module: module.trunk(torch.stack([X, X.flip(0) + 1], 1)).flatten(0, 1), loss="unknown")
+@way(
+    table(torch.stack([X, X.flip(0) + 1], 1), Y),
+    lambda module: module.trunk(torch.stack([X, X.flip(0) + 1], 1)).flatten(0, 1),
+    loss="unknown",
+)
 class Siamese(Base):
     """Both sides in one call, as the refusal of two calls says."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.mse_loss(self(batch[0]).sum(1), batch[1])
+
+
+@way(table())
+class LogsInForward(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.log("seen", x.mean())
+        return super().forward(x)
+
+
+@way(table())
+class CountsCalls(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x)
+
+
+@way(table(), lambda module: module.trunk(X) * module.scale)
+class ChangesItsScale(Base):
+    """A plain attribute that the forward reads and the run changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x) * self.scale)
+
+    def on_train_epoch_end(self) -> None:
+        self.scale = 0.5
