@@ -13,23 +13,27 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.guard.settings import RunFunctions
 from lightning_conv.callbacks.guard.shared_twin import SharedTwin
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_targets
+from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import find_loss, loss_modules
 from lightning_conv.callbacks.run.network import copy_of
-from lightning_conv.callbacks.run.observation import observe
+from lightning_conv.callbacks.run.observation import NotObservedError, observe
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, place_name
 from lightning_conv.callbacks.run.training_set import TrainingSet, seed_all
 from lightning_conv.callbacks.run.twin import Twin, call_step
-from lightning_conv.networks.evaluation import Inputs, undisturbed
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
 from lightning_conv.networks.head import CalledBy, called_by
 from lightning_conv.networks.observed.leaves import Place, at, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 
 SAMPLES = 16
 """Number of samples on which the training step is observed, at most."""
+
+OTHERS = 4
+"""Number of other batches of as many samples on which the loss that was found is tried."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,18 @@ class StepNetwork:
     loss: RunLoss
     called: str
     unseen: str = ""
+
+    def as_usual(self, module: pl.LightningModule) -> StepNetwork:
+        """Return the usual call of the module, for a loss that depends on more than one result; all of the claim is compared with the step.
+
+        Args:
+            module: Module of the run.
+        """
+        found = _as_said(RunFunctions())
+        own = module if self.twin is None else self.twin.module
+        loss = replace(unknown(f"it depends on {' and '.join(map(repr, self.outputs))} together"), fn=find_loss(module))
+        loss = self.loss if self.loss.source == "given" else loss
+        return replace(self, network=own, direct=module, prefix="", input_fn=None, loss=loss, called=found.words)
 
     @property
     def words(self) -> str:
@@ -103,12 +119,16 @@ def step_network(
             twin, observed, batch, loss_modules(module), lambda some: take_targets(some, functions.target_fn)
         )
         target_fn, loss = _targets(functions, loss, batch)
+        loss = _on_other_samples(twin, observed, loss, target_fn, data)
         outputs = tuple(dict.fromkeys(each.name for each in observed.outputs))
-        if not by_user:
-            found = _called(copy_of(trainer, module), observed, batch)
-            found = replace(found, words=f"{observed.words} (observed)")
+    unseen = attempt.reason
     if attempt.failed:
-        loss = unknown(f"the training step could not be observed ({attempt.reason})")
+        loss = unknown(f"the training step could not be observed ({unseen})")
+    elif not by_user:
+        with attempted(Exception) as calling, isolated():
+            called = _called(copy_of(trainer, module), observed, batch)
+            found = replace(called, words=f"{observed.words} (observed)")
+        unseen = calling.reason
     if functions.loss_fn is not None:
         loss = given(functions.loss_fn, loss)
     elif loss.source == "unknown":
@@ -116,9 +136,7 @@ def step_network(
     network = found.over(module if shared is None else shared.module)
     direct = None if found.in_step else found.over(module)
     prefix = "module." if isinstance(network, CalledBy) else ""
-    return StepNetwork(
-        network, shared, direct, outputs, prefix, found.input_fn, target_fn, loss, found.words, attempt.reason
-    )
+    return StepNetwork(network, shared, direct, outputs, prefix, found.input_fn, target_fn, loss, found.words, unseen)
 
 
 @dataclass(frozen=True)
@@ -149,6 +167,43 @@ def _targets(functions: RunFunctions, loss: RunLoss, batch: Any) -> tuple[Target
     return (None if place is None else _At(place)), loss
 
 
+def _on_other_samples(
+    twin: Twin, observed: Observed, loss: RunLoss, target_fn: TargetFn | None, data: TrainingSet
+) -> RunLoss:
+    """Return the loss that was observed, if the step has its value on other samples, too: class weights may not show on a few."""
+    if loss.source != "observed" or observed.source is None:
+        return loss
+    twin.module.eval()
+    with isolated():
+        for seed in range(1, OTHERS + 1):
+            batch, _ = data.few(SAMPLES, seed)
+            seed_all(0)
+            seen = StepCall(twin, observed.source.name, batch, place=observed.source.place).observe()
+            targets = take_targets(batch, target_fn)
+            assert targets is not None
+            u, stepped = seen.outputs.detach(), float(seen.loss.detach())
+            value = float(loss.kind.evaluate(u.double(), targets).mean())
+            if not abs(value - stepped) <= torch.finfo(u.dtype).eps ** 0.5 * max(abs(value), abs(stepped), 1e-6):
+                return unknown(
+                    f"it is {loss.kind.name} on some samples, and {stepped:.6g} instead of {value:.6g} on others"
+                )
+    return loss
+
+
+def _require_uncoupled(network: nn.Module, inputs: Inputs) -> None:
+    """Require that the outputs of a sample are the same among fewer samples.
+
+    Raises:
+        NotObservedError: They are others, as where samples are mixed before they enter.
+    """
+    samples = sample_count(inputs)
+    module, half = StatelessModule(network), slice((samples + 1) // 2)
+    with undisturbed(network), torch.no_grad():
+        whole, less = (module.outputs({}, module.convert(some)) for some in (inputs, take(inputs, half)))
+    if not torch.allclose(whole[half], less, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
+        raise NotObservedError("the outputs of a sample depend on the other samples of its batch")
+
+
 def _called(twin: Twin, observed: Observed, batch: Any) -> _Found:
     """Return how the observed network is called, and what takes its inputs out of a batch."""
     if observed.call is not None:
@@ -160,12 +215,15 @@ def _called(twin: Twin, observed: Observed, batch: Any) -> _Found:
                 return _Found(lambda module: module, inputs)
             call = OneCall(observed.call, observed.given, observed.outputs[0])
             return _Found(lambda module: CalledBy(module, call), inputs)
+    if observed.random:
+        raise NotObservedError("the training step draws random numbers")
     outputs = observed.outputs if observed.call is None else (_in_step(observed),)
     axes = {
         place: axis for place, each in tensors_in(batch) if (axis := axis_of_length(each, observed.samples)) is not None
     }
     whole = Given(batch, {place_name(place): place for place in axes}, axes)
     places = {name: (place, axes[place]) for name, place in whole.samples.items()}
+    _require_uncoupled(Replay(twin.module, call_step, whole, outputs), _Inputs(places)(batch))
     return _Found(lambda module: Replay(module, call_step, whole, outputs), _Inputs(places), in_step=True)
 
 

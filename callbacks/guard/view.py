@@ -12,6 +12,7 @@ from lightning_conv.callbacks.guard.refusal import cannot_be_called, several_hea
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.step_network import StepNetwork, step_network
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.run_loss import unknown
@@ -49,9 +50,17 @@ class GuardView:
             )
         data, name = TrainingSet(trainer, settings.input_fn, Ranks(trainer)), settings.head
         found = step_network(trainer, module, settings, data)
+        try:
+            head = usable_head(trainer, module, found, data.reading(found.input_fn), name)
+        except MisconfigurationException:
+            if len(found.outputs) < 2 or settings.forward_fn is not None or settings.input_fn is not None:
+                raise
+            usual = found.as_usual(module)
+            with attempted(Exception) as attempt:
+                head, found = usable_head(trainer, module, usual, data, name), usual
+            if attempt.failed:
+                raise
         data = data.reading(found.input_fn)
-        named = None if name is None else f"{found.prefix}{name}"
-        head = usable_head(trainer, module, found, data, named)
         if head.rows > 1:
             said = f"the head has {head.rows} rows of features for each sample, and the loss is not taken apart by rows"
             found = replace(found, loss=unknown(said))
@@ -134,7 +143,7 @@ def usable_head(
         pl_module: Module that it trains.
         found: Its network.
         data: The training set.
-        name: Dotted name of the head in the network; None: it is searched for.
+        name: Dotted name of the head in the LightningModule; None: it is searched for.
 
     Raises:
         MisconfigurationException: There are several optimizers, the network cannot be called, it has no usable linear head, or
@@ -146,7 +155,8 @@ def usable_head(
             "from configure_optimizers, with a parameter group for each part of the network that needs its own settings"
         )
     try:
-        head = find_head(found.network, data.first_inputs(), name, tokens=True)
+        named = None if name is None else f"{found.prefix}{name}"
+        head = find_head(found.network, data.first_inputs(), named, tokens=True)
     except ValueError as error:
         said = without_prefix(str(error), found.prefix)
         if len(found.outputs) > 1:

@@ -93,14 +93,16 @@ class TrainingSet:
         """
         return take_inputs(batch, self._input_fn)
 
-    def few(self, count: int) -> tuple[Any, int]:
+    def few(self, count: int, seed: int = 0) -> tuple[Any, int]:
         """Return a batch of a few samples as the training step gets it, with their number: not more than the run has in a batch.
 
         Args:
             count: number of samples, at most.
+            seed: of the draw of these samples; the data may be sorted by class.
         """
         few = min(count, self.size, max(self.sampling.batch_size, FEWEST))
-        return self.batch_of(range(few)), few
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
+        return self.batch_of(order[:few]), few
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
         """Yield samples ``start`` to ``stop`` in the data set's order.
