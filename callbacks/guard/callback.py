@@ -66,13 +66,15 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
             all layers. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
             guarantee; with ``switch_at="auto"`` at once where the condition is refuted, otherwise after the last attempt.
         seed: Seed of the noise.
-        loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
-            LightningModule.
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: it is observed in the step. Where it is unknown, the
+            step is compared with the one loss module on the LightningModule, if there is one.
         infimum: Infimum of the mean loss over all outputs, or a function of the targets that returns it for each sample; None: that
             of torch's losses (0, or the entropy of soft or smoothed targets); for others the gap is not logged.
-        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
-        target_fn: Function that takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
-        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default ``module(inputs)``.
+        input_fn: Function that takes the model's input out of a batch, see ``Probe``; default: what the training step calls it on.
+        target_fn: Function that takes the targets out of a batch; default: those of the observed loss, or ``batch[1]`` or the keys y,
+            target(s), label(s).
+        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default: the call that the training step makes, or ``module(inputs)``
+            where ``input_fn`` is given.
         method: Method of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where
             that is predicted to take more than ten minutes, for almost every weight of a wide last hidden layer (``"distinct"``).
             ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.

@@ -106,7 +106,8 @@ def step_network(
     Cost: up to four copies of the weights, one at a time, and what ``observe`` and ``find_run_loss`` take.
     """
     by_user = functions.forward_fn is not None or functions.input_fn is not None
-    target_fn, found, outputs = functions.target_fn, _as_said(functions), ()
+    target_fn, found = functions.target_fn, _as_said(functions)
+    outputs: tuple[str, ...] = ()
     shared: SharedTwin | None = None
     with attempted(Exception):  # a module that cannot be copied
         shared = SharedTwin(trainer, module)
