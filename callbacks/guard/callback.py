@@ -71,10 +71,10 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         infimum: Infimum of the mean loss over all outputs, or a function of the targets that returns it for each sample; None: that
             of torch's losses (0, or the entropy of soft or smoothed targets); for others the gap is not logged.
         input_fn: Function that takes the model's input out of a batch, see ``Probe``; default: what the training step calls it on.
-        target_fn: Function that takes the targets out of a batch; default: those of the observed loss, or ``batch[1]`` or the keys y,
-            target(s), label(s).
-        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default: the call that the training step makes, or ``module(inputs)``
-            where ``input_fn`` is given.
+        target_fn: Function that takes the targets out of a batch; default: those of the observed loss, ``batch[1]`` or the keys
+            y, target(s), label(s).
+        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default: the call that the training step makes, or
+            ``module(inputs)`` where ``input_fn`` is given.
         method: Method of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where
             that is predicted to take more than ten minutes, for almost every weight of a wide last hidden layer (``"distinct"``).
             ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
