@@ -148,7 +148,7 @@ class FeatureCache:
         if getattr(self._view.module, "_compiler_ctx", None) is not None or any(map(_is_compiled, self._names)):
             return "the module is compiled, and nothing can be left out of compiled code"
         if self._view.found.direct is None:
-            return "the training step calls its network in parts, so that no module ends in the head"
+            return "the training step calls its network in parts, or on what it makes of the batch, so that no samples are recognised"
         if self._view.head.rows > 1:
             return f"{self._view.head_name!r} has {self._view.head.rows} rows of features for each sample"
         if any(isinstance(module, torch.jit.ScriptModule) for module in self._names):
