@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.settings import RunFunctions
 from lightning_conv.callbacks.guard.shared_twin import SharedTwin
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_targets
+from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
@@ -130,6 +130,11 @@ def step_network(
             called = _called(copy_of(trainer, module), observed, batch)
             found = replace(called, words=f"{observed.words} (observed)")
         unseen = calling.reason
+    if not attempt.failed and (by_user or unseen) and loss.source == "observed":
+        with attempted(Exception) as comparing, isolated():
+            loss = _of_other_network(copy_of(trainer, module), found, observed, loss, batch)
+        if comparing.failed:
+            loss = unknown(f"the outputs could not be compared with those of the training step ({comparing.reason})")
     if functions.loss_fn is not None:
         loss = given(functions.loss_fn, loss)
     elif loss.source == "unknown":
@@ -189,6 +194,20 @@ def _on_other_samples(
                     f"it is {loss.kind.name} on some samples, and {stepped:.6g} instead of {value:.6g} on others"
                 )
     return loss
+
+
+def _of_other_network(twin: Twin, found: _Found, observed: Observed, loss: RunLoss, batch: Any) -> RunLoss:
+    """Return the loss that was observed, if the network that is called in another way has the outputs that it is a function of."""
+    mine, others = found.over(twin.module), observed.network(twin)
+    made = []
+    for network, inputs in ((mine, take_inputs(batch, found.input_fn)), (others, observed.inputs())):
+        with undisturbed(network), torch.no_grad():
+            module = StatelessModule(network)
+            made.append(module.outputs({}, module.convert(inputs)))
+    u, v = made
+    if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
+        return loss
+    return unknown("the network that is called here has other outputs than that of the training step")
 
 
 def _require_uncoupled(network: nn.Module, inputs: Inputs) -> None:
