@@ -24,10 +24,12 @@ from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given,
 from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, place_name
 from lightning_conv.callbacks.run.training_set import TrainingSet, seed_all
 from lightning_conv.callbacks.run.twin import Twin, call_step
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import CalledBy, called_by
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.observed.leaves import Place, at, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
+from lightning_conv.networks.undisturbed import undisturbed
 
 SAMPLES = 16
 """Number of samples on which the training step is observed, at most."""

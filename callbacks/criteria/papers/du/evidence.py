@@ -25,14 +25,14 @@ from lightning_conv.callbacks.criteria.papers.du.movement import (
     start_norms,
     start_radius,
 )
-from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state
+from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state
 from lightning_conv.callbacks.run.worst_step import Side, Worst
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import DuNetwork
 
