@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -11,8 +12,8 @@ from typing_extensions import override
 from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
-from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import GROUPS
 from lightning_conv.reporting.report import report_json, report_markdown
@@ -65,7 +66,7 @@ class ConvergenceReport(pl.Callback):
         with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
-            for monitor in callbacks_of(trainer, ConvergenceCriteria):
+            for monitor in monitors_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
             criteria = find_criteria(trainer)
             facts = self._facts(trainer, pl_module, how)
@@ -98,26 +99,35 @@ class ConvergenceReport(pl.Callback):
             "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
             "lightning_conv": __version__,
         }
-        monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        if named := [each.measured for each in monitors if each.optimizer]:
+            facts["networks"] = "; ".join(dict.fromkeys(named))
         if failed := [_failures(monitor) for monitor in monitors if monitor.failed]:
             facts["failed measurements"] = "; ".join(failed)
-        violated = [
-            each.reason for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.violations
-        ]
+        violated = [each.reason for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.violations]
         if violated:
             facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(violated))
         return facts
 
 
 def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
-    """Return the verdicts of the run's callbacks."""
-    found = [each for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.criteria]
-    if not found:
-        found = [each for callback in callbacks_of(trainer, KernelStability) for each in callback.criteria]
-    return found
+    """Return the verdicts of the run's callbacks, for the network of each optimizer.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    found = [each for monitor in monitors_of(trainer, ConvergenceCriteria) for each in _named(monitor)]
+    return found or [each for monitor in monitors_of(trainer, KernelStability) for each in _named(monitor)]
+
+
+def _named(monitor: ConvergenceCriteria | KernelStability) -> list[Criterion]:
+    """Return the verdicts of a monitor, with the name of the optimizer before theirs where the run has several."""
+    of = f"{monitor.optimizer}/" if monitor.optimizer else ""
+    return [replace(each, name=f"{of}{each.name}") for each in monitor.criteria]
 
 
 def _failures(monitor: KernelMonitor) -> str:
     shown, left = monitor.failed[:SHOWN], len(monitor.failed) - SHOWN
     further = f" and {left} more" if left > 0 else ""
-    return f"{type(monitor).__name__} at step {', '.join(map(str, shown))}{further}"
+    name = f"{type(monitor).__name__} ({monitor.optimizer})" if monitor.optimizer else type(monitor).__name__
+    return f"{name} at step {', '.join(map(str, shown))}{further}"

@@ -174,6 +174,7 @@ class ConvergenceCriteria(KernelMonitor):
     ) -> None:
         if self._kernel is not None:
             self._record.before_step(trainer, self._kernel, optimizer, self)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @override
     def on_train_batch_end(
@@ -206,13 +207,14 @@ class ConvergenceCriteria(KernelMonitor):
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
-            log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
+            log_figure(trainer, self.tag("theory/path"), lambda: plot_observations(self.history), step)
         for name, figure in self._record.figures().items():
-            log_figure(trainer, f"theory/{name}", figure, step)
+            log_figure(trainer, self.tag(f"theory/{name}"), figure, step)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.finish(trainer)
+        for each in self.by_optimizer.values():
+            each.finish(trainer)
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Judge again what the end of the fit has brought, as an ``ExpressivityGuard`` does; a second call changes nothing.
@@ -235,7 +237,7 @@ class ConvergenceCriteria(KernelMonitor):
     def _judge_again(self, run: RunView, step: int) -> None:
         """Judge, and log the scalars that have changed since the last measurement."""
         before, self._metrics = self._metrics, self._judged(run, step)
-        log_metrics(run.trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
+        log_metrics(run.trainer, self._tagged({n: v for n, v in self._metrics.items() if before.get(n) != v}), step)
 
     def _judged(self, run: RunView, step: int) -> dict[str, float]:
         """Judge what was observed at ``step``, log the table if a verdict has changed, and return the scalars."""
@@ -243,7 +245,7 @@ class ConvergenceCriteria(KernelMonitor):
         self.criteria = self._record.criteria(run)
         said = [(each.name, each.verdict) for each in self.criteria]
         if said != self._said:
-            log_criteria(run.trainer, self.criteria, run.samples, step)
+            log_criteria(run.trainer, self.criteria, run.samples, step, self.tag("theory/criteria"))
             self._said = said
         scalars = {f"theory/{name}": value for name, value in self._record.scalars().items()}
         spared = self._record.hypotheses

@@ -110,7 +110,7 @@ class KernelStability(KernelMonitor):
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         assert self._reference is not None
         spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": spectrum}
-        log_figure(trainer, "kernel/spectrum_against_start", lambda: plot_spectra(spectra), step)
+        log_figure(trainer, self.tag("kernel/spectrum_against_start"), lambda: plot_spectra(spectra), step)
 
     @override
     def forget(self) -> None:

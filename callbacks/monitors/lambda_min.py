@@ -143,6 +143,7 @@ class LambdaMin(KernelMonitor):
     ) -> None:
         if self._kernel is not None:
             self._step_size.before_step(RunView(trainer, self._kernel, self.loss_fn))
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
@@ -170,23 +171,25 @@ class LambdaMin(KernelMonitor):
             metrics["kernel/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
         metrics |= self._step_size.measure(RunView(trainer, self._kernel, self.loss_fn), gram, spectrum)
         if self._said != self.remarks:
-            log_text(trainer, "kernel/step_size", report(self.remarks), step)
+            log_text(trainer, self.tag("kernel/step_size"), report(self.remarks), step)
             self._said = self.remarks
         # Zeros and values below their own error would make a wall at the left of the histogram.
         values = spectrum.all_eigenvalues("kernel/log10_eigenvalues")
         clear = values[values > spectrum.lambda_min.upper - spectrum.lambda_min.value]
         if len(clear):
-            log_histogram(trainer, "kernel/log10_eigenvalues", clear.log10(), step)
+            log_histogram(trainer, self.tag("kernel/log10_eigenvalues"), clear.log10(), step)
         return metrics
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        log_figure(trainer, "kernel/spectrum", lambda: plot_spectra({f"step {step}": spectrum}), step)
+        log_figure(trainer, self.tag("kernel/spectrum"), lambda: plot_spectra({f"step {step}": spectrum}), step)
         if self.per_layer is None or not (shares := trace_shares(gram)):
             return
         smallest = {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()}
-        log_figure(trainer, "kernel/per_layer", lambda: plot_layers(shares, smallest, spectrum.lambda_min), step)
-        log_text(trainer, "kernel/layers", layer_table(shares, smallest), step)
+        log_figure(
+            trainer, self.tag("kernel/per_layer"), lambda: plot_layers(shares, smallest, spectrum.lambda_min), step
+        )
+        log_text(trainer, self.tag("kernel/layers"), layer_table(shares, smallest), step)
 
     def _spectra(self, gram: KernelGram, step: int) -> dict[str, Spectrum]:
         """Return the layers' spectra at ``step``, computed once; empty if they are not wanted."""

@@ -16,6 +16,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.line_to_write import line_to_write
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
+from lightning_conv.callbacks.run.optimizers import measured_parameters
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
 from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, places_of_samples
@@ -28,7 +29,6 @@ from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tens
 
 def measurement_of(
     trainer: pl.Trainer,
-    pl_module: pl.LightningModule,
     probe: Probe,
     schedule: Schedule,
     *,
@@ -40,7 +40,6 @@ def measurement_of(
 
     Args:
         trainer: Trainer of the run.
-        pl_module: Its module.
         probe: The settings.
         schedule: Decides when to measure.
         batch: The first batch, where samples cannot be read one by one; None: they are read from the data set.
@@ -52,7 +51,7 @@ def measurement_of(
         NotObservedError, NotATwinError, ...: The training step cannot be observed; ``cannot_measure`` makes a message of it.
     """
     stored = stored or {}
-    names = stored["parameters"] if stored else probe.parameter_names(pl_module)
+    names = stored["parameters"] if stored else measured_parameters(trainer, probe)
     network = _network(trainer, probe, names, batch)
     if stored:
         network = network.on(stored["inputs"], stored.get("targets"))
@@ -100,9 +99,7 @@ def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batc
 
 def two_samples_of(probe: Probe) -> Probe:
     """Return a probe of the same settings with two samples."""
-    small = copy.copy(probe)
-    small.size = 2
-    return small
+    return probe.changed(size=2)
 
 
 def reads_samples(trainer: pl.Trainer) -> bool:
@@ -125,18 +122,19 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
         batch: The first batch, where it is known; None: a few samples are read.
     """
     name, said = type(callback).__name__, str(error) or "no message"
+    of = "" if probe.optimizer is None else f" ({probe.optimizer})"
     if isinstance(error, MisconfigurationException):
         return said if said.startswith(name) else f"{name}: {said}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return (
-            f"{name}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
+            f"{name}{of}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
             "parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
         )
     batch, places = _seen(trainer, batch)
     seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""
     return (
-        f"{name}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} ({type(error).__name__}: {said}); "
-        f"{line_to_write(trainer, name, probe, batch, places)}"
+        f"{name}{of}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} "
+        f"({type(error).__name__}: {said}); {line_to_write(trainer, name, probe, batch, places)}"
     )
 
 

@@ -96,7 +96,7 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
     return float(batches) * size * seconds / samples
 
 
-def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -> Choice:
+def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float, parts: int = 1) -> Choice:
     r"""Choose samples and outputs by trials that grow: the kernel of a few samples, then of twice as many, while the time allows.
 
     All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, and a later measurement a quarter of
@@ -108,6 +108,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
         trainer: Trainer of the run.
         measurement: What is measured; it is changed.
         share: Of the predicted seconds of an epoch, such as 0.03.
+        parts: Number of measurements that share B; each has an equal part of it.
 
     Cost: B at most, unless a single trial of ``FEWEST_SAMPLES`` samples takes longer.
     """
@@ -117,7 +118,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
     seconds, outputs = _pass(trainer, measurement, samples)
     timed = samples
-    budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples))
+    budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples)) / parts
     kind: Outputs = probe.outputs
     if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
         kind = "projected"

@@ -18,6 +18,7 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import LossFn, loss_modules
 from lightning_conv.callbacks.run.observation import observe
 from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.optimizers import find_optimizer
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.training_set import seed_all
@@ -54,7 +55,8 @@ class RunNetwork:
     def words(self) -> str:
         """How network and loss were found, for a user."""
         called = "called as the Probe says (given)" if self.observed is None else f"{self.observed.words} (observed)"
-        return f"the network is {called}; {self.loss.words}"
+        of = "" if self.probe.optimizer is None else f" of {self.probe.optimizer}"
+        return f"the network{of} is {called}; {self.loss.words}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -91,11 +93,6 @@ class RunNetwork:
         return replace(self, inputs=stored, targets=targets)
 
 
-def is_given(probe: Probe) -> bool:
-    """Return whether the user has said how the network is called."""
-    return any(each is not None for each in (probe.forward_fn, probe.input_fn, probe.inputs))
-
-
 def copy_of(trainer: pl.Trainer, module: pl.LightningModule) -> Twin:
     """Return a copy of the module in eval mode, on which things are measured."""
     twin = Twin(trainer, module)
@@ -118,7 +115,7 @@ def network_of(
     Raises:
         NotObservedError, NotATwinError, ...: The step cannot be observed on a copy, and the Probe does not say how the network is called.
     """
-    if not is_given(probe):
+    if not probe.is_given:
         observed, loss = _observed(trainer, probe, parameters, batch, samples)
         inputs = observed.inputs()
         return RunNetwork(probe, *kept(inputs, _targets(batch, probe, loss), sample_count(inputs)), loss, observed)
@@ -145,6 +142,10 @@ def _observed(
     with isolated():
         seed_all(probe.seed)
         twin = copy_of(trainer, trainer.lightning_module)
+        if probe.optimizer is not None:
+            twin.watched = find_optimizer(trainer, probe.optimizer).number
+        elif len(trainer.optimizers) == 1:
+            twin.watched = 0
         named = dict(twin.module.named_parameters())
         for name in parameters:
             named[name.removeprefix(prefix)].requires_grad_()

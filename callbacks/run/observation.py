@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-import random as random_of_python
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, place_name
+from lightning_conv.callbacks.run.seeking import NotObservedError, Seen, run_step, seek, steps_in_the_next
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.networks.evaluation import undisturbed
-from lightning_conv.networks.observed.calls import Call, CallWatch
-from lightning_conv.networks.observed.draws import Draws
+from lightning_conv.networks.observed.calls import Call
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace
 
 
-class NotObservedError(ValueError):
-    """The training step is not a function of samples that can be measured; the message says why."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One run of the step."""
-
-    loss: Tensor
-    calls: list[Call]  # the outermost ones
-    draws: list[Tensor]
-    random: bool  # whether random numbers were drawn, those of Python and NumPy included
-
-    @property
-    def results(self) -> dict[Key, Output]:
-        """All that modules have returned."""
-        calls = [each for call in self.calls for each in call.all]
-        found = [Output(call, result) for call in calls for result in call.results]
-        return {each.key: each for each in found}
-
-
-def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int = 0) -> Observed:
-    """Observe which function of the samples the training step evaluates.
+def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
+    """Observe which function of the samples the training step evaluates: that whose loss the watched optimizer of the copy minimises.
 
     The step is run on a copy of the module, in eval mode, in float32 at least, on the batch and on all of its samples but one; what has a
     row less then has the samples as an axis.
+
+    An optimizer may step in some batches only: the copy is told of the batches and steps that follow, up to ``BATCHES``, until it does.
 
     Args:
         twin: A copy of the module, in eval mode.
         batch: A batch as the training step gets it.
         samples: Number n of its samples; None: the most common length of its tensors.
-        batch_idx: Its number in the epoch.
 
     Raises:
         NotObservedError: There is no such function: the step gives no loss, or no module has outputs with one row per sample.
 
-    Cost: two forward passes of the step.
+    Cost: two forward passes of the step; up to ``BATCHES + 1`` where the optimizer does not step in the first batch.
     """
     count = samples or count_samples(batch)
     axes = {place: axis for place, tensor in tensors_in(batch) if (axis := axis_of_length(tensor, count)) is not None}
@@ -66,11 +41,12 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
         )
-    seen = _run(twin, batch, batch_idx)
+    step = twin.global_step
+    seen = seek(twin, batch)
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
-    again = _without_one(twin, fewer, batch_idx, count) if count > 2 else seen
+    again = _without_one(twin, fewer, seen.batch_idx, count) if count > 2 else seen
     places = _places(seen.results, again.results, count)
     outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
     if not outputs.found:
@@ -80,12 +56,21 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         )
     found = tuple(places[each.key] for each in outputs.found)
     names = {id(each): name for name, each in twin.module.named_parameters()}
-    beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
-    random, losses = seen.random, len(twin.losses)
     source = _source(outputs.found[0], found[0], seen) if len(found) == 1 else None
+    given = Given(batch, {place_name(place): place for place in axes}, axes)
+    observed = Observed(
+        count,
+        given,
+        found,
+        None,
+        beside=tuple(names[id(each)] for each in outputs.beside if id(each) in names),
+        random=seen.random,
+        source=source,
+        aside=seen.aside,
+        batch_idx=seen.batch_idx,
+    )
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
-        first = replace(found[0], number=0)
-        return Observed(count, call[1], (first,), call[0], beside=beside, random=random, source=source, losses=losses)
+        return replace(observed, given=call[1], outputs=(replace(found[0], number=0),), call=call[0])
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -93,8 +78,8 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
-    given = Given(batch, {place_name(place): place for place in axes}, axes)
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source, losses)
+    told = None if steps_in_the_next(twin, batch, seen, step) else step + seen.batch_idx
+    return replace(observed, draws=tuple(seen.draws), drawn=drawn, at_step=told)
 
 
 def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
@@ -105,36 +90,16 @@ def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
         NotATwinError: It reaches back into the run.
     """
     try:
-        return _run(twin, fewer, batch_idx)
+        seen = run_step(twin, fewer, batch_idx)
     except (NotObservedError, NotATwinError):
         raise
     except Exception as error:  # the user's code may raise anything
         raise NotObservedError(
             f"the training step runs on {count} samples, but not on {count - 1} of them ({type(error).__name__}: {error})"
         ) from error
-
-
-def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
-    draws = Draws()
-    watch = CallWatch(draws.drawn)
-    with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
-        before = _states_outside_torch()
-        twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
-        moved = before != _states_outside_torch()
-    if not twin.losses:
-        raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
-    loss = twin.losses[0]
-    if loss.numel() != 1 or loss.grad_fn is None:
-        raise NotObservedError(
-            f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
-        )
-    return Seen(loss, watch.outermost, draws.drawn, bool(draws.drawn) or moved)
-
-
-def _states_outside_torch() -> tuple[object, ...]:
-    """Return the states of the global generators of Python and NumPy."""
-    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    return random_of_python.getstate(), state["key"].tobytes(), state["pos"]
+    if seen is None:
+        raise NotObservedError(f"the training step gives a loss on {count} samples, but not on {count - 1} of them")
+    return seen
 
 
 def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:

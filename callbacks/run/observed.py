@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ class Observed:
         beside: Names of the parameters that the loss depends on beside the outputs.
         random: Whether the step draws random numbers, in the network or elsewhere.
         source: Where the output is made, if there is one, and the step can be given another one.
-        losses: Number of losses that the step hands to backward passes, of which the first one counts.
+        aside: Which of the losses and steps of the training step they belong to, in words; empty: it has one.
+        batch_idx: Number of the batch, as the step was told.
+        at_step: Optimizer steps that the step was told of; None: those of the run.
     """
 
     samples: int
@@ -40,7 +43,9 @@ class Observed:
     beside: tuple[str, ...] = ()
     random: bool = False
     source: OutputPlace | None = None
-    losses: int = 1
+    aside: str = ""
+    batch_idx: int = 0
+    at_step: int | None = None
 
     @property
     def words(self) -> str:
@@ -50,8 +55,8 @@ class Observed:
             (f"self.{name}(...)" if name else "self(...)") + (f" ({times[name]} calls)" if times[name] > 1 else "")
             for name in dict.fromkeys(each.name for each in self.outputs)
         ]
-        of = f", for the first of its {self.losses} losses" if self.losses > 1 else ""
-        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{of}"
+        aside = f", {self.aside}" if self.aside else ""
+        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{aside}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -60,7 +65,10 @@ class Observed:
             twin: The copy, in eval mode.
         """
         if self.call is None:
-            return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
+            if self.at_step is not None:
+                twin.tell(self.at_step)
+            step = partial(call_step, batch_idx=self.batch_idx)
+            return Replay(twin.module, step, self.given, self.outputs, self.draws, self.drawn)
         if not self.call and self._is_plain:
             return twin.module
         name = self.call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -58,9 +59,13 @@ class Probe:
         projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. For a network of k outputs or
             fewer the trace kernel is computed instead, so a cheaper probe of 10 classes needs a smaller k. The standard error grows
             as 1 / sqrt(k).
+        optimizer: name of the one optimizer whose network is meant, where the run has several: that of the module that it trains, such as
+            ``"generator"``, or its class, such as ``"Adam-1"``. The outputs are those that its loss depends on, and the kernel is over
+            its own parameters. None: the network of each of them.
 
     Raises:
-        MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters.
+        MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters, an
+            ``optimizer`` that is no name.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Probe:
         target_fn: TargetFn | None = None,
         targets: torch.Tensor | None = None,
         projections: int = 16,
+        optimizer: str | None = None,
     ) -> None:
         self.given = frozenset(name for name, value in (("size", size), ("outputs", outputs)) if value is not None)
         size, outputs = 128 if size is None else size, "trace" if outputs is None else outputs
@@ -105,6 +111,10 @@ class Probe:
             raise MisconfigurationException(
                 f"Probe: parameters={parameters!r}; need names or patterns such as 'encoder.*', or None for all that are trainable"
             )
+        if optimizer is not None and not (isinstance(optimizer, str) and optimizer):
+            raise MisconfigurationException(
+                f"Probe: optimizer={optimizer!r}; need the name of an optimizer, such as 'generator' or 'Adam', or None for all of them"
+            )
         if targets is not None and (inputs is None or len(targets) != sample_count(inputs)):
             raise MisconfigurationException("Probe: targets= goes with inputs=, one row for each of its samples")
         self.size = size
@@ -120,6 +130,7 @@ class Probe:
         self.parameters = parameters
         self.target_fn = target_fn
         self.targets = targets
+        self.optimizer = optimizer
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -127,7 +138,22 @@ class Probe:
         functions = id(self.input_fn), id(self.forward_fn), id(self.inputs), id(self.target_fn), id(self.targets)
         names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters or ())
         kernel = self.outputs, self.projections, self.batch_norm, self.max_memory, self.precision, names
-        return self.size, self.seed, self.given, *kernel, *functions
+        return self.size, self.seed, self.given, self.optimizer, *kernel, *functions
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user has said how the network is called."""
+        return any(each is not None for each in (self.forward_fn, self.input_fn, self.inputs))
+
+    def changed(self, **settings: Any) -> Probe:
+        """Return a probe with other settings.
+
+        Args:
+            settings: Values by the name of the argument.
+        """
+        made = copy.copy(self)
+        vars(made).update(settings)
+        return made
 
     def network(self, pl_module: pl.LightningModule) -> nn.Module:
         """Return the module whose kernel is meant."""

@@ -91,7 +91,7 @@ def find_run_loss(
     if output.axis or output.several:
         return unknown("the outputs do not have their samples in the rows, one each")
     few = with_tensors(batch, lambda _, tensor: _rows(tensor, observed.samples))
-    call = StepCall(twin, output.name, few, place=output.place)
+    call = StepCall(twin, output.name, few, observed.batch_idx, output.place)
     points: list[Point] = []
     try:
         for seed in range(CHANCES if observed.random else 1):

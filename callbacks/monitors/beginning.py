@@ -1,0 +1,160 @@
+"""``Beginning``: how a monitor makes its first measurement of a fit, and what it says where it cannot."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_conv.callbacks.monitors.by_optimizer import ByOptimizer, monitors_of
+from lightning_conv.callbacks.run import budget
+from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, two_samples_of
+from lightning_conv.callbacks.run.logging import log_layout, publish
+from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.seeking import NotObservedError
+
+
+class Beginning(ByOptimizer):
+    """Base of ``KernelMonitor``: makes the first measurement of a fit, which monitors with equal settings share.
+
+    Where the run has several optimizers, one whose network cannot be observed is left out with a warning, unless it is so for all of them.
+    """
+
+    loss_fn: LossFn | None = None  # of the training step, as the user has said it
+
+    @property
+    def wants_layers(self) -> bool:
+        """Whether this monitor needs each layer's own kernel."""
+        return False
+
+    def own_seconds(self, kernel: Measurement) -> float:
+        """Return about how long ``record`` takes beside the kernel; 0: not worth counting."""
+        return 0.0
+
+    def wait(self, trainer: pl.Trainer, kernel: Measurement) -> None:
+        """Note what must be known of the start, where the first measurement waits until the budget allows for it."""
+
+    @abstractmethod
+    def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None: ...
+
+    def _require_one(self, trainer: pl.Trainer) -> None:
+        """Refuse a run in which the network of no optimizer was observed; where one was, the others are left out with a warning.
+
+        Raises:
+            MisconfigurationException: There are several optimizers, none has a network, and ``on_error`` asks for it.
+        """
+        unseen = [each._unseen for each in self._all]
+        if self._others and unseen[0] is not None and all(unseen):
+            with self._first(trainer, None, alone=True):
+                raise unseen[0]
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> None:
+        """Make the first measurement of a fit; with ``fast_dev_run`` one of two samples, which is not kept."""
+        # What reading and observing fail by is the user's code: any error.
+        with self._first(trainer, batch):
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                measurement_of(trainer, two_samples_of(self.probe), Schedule(1, 1.0), batch=batch).at(0, pl_module)
+                return
+            monitors = monitors_of(trainer, Beginning)  # type: ignore[type-abstract]
+            peers = [monitor for monitor in monitors if monitor._settings == self._settings]
+            if peers[0] is self:
+                for peer in peers:
+                    peer._forget_another_run(trainer)
+                self._lead(trainer, peers, batch)
+            else:
+                self._kernel = peers[0]._kernel
+                self._say_what_is_measured(unless=peers[0].measured)
+            self._loaded = False
+            if self._kernel is not None and self._is_first_due(trainer):
+                self._kernel.at(trainer.global_step, pl_module)
+        if self._kernel is None:
+            return
+        if self._is_too_dear():
+            self.wait(trainer, self._kernel)
+            rank_zero_info(
+                f"{self._name}: a measurement takes about {self.own_seconds(self._kernel):.2g} s beside the kernel; the first one "
+                f"waits until that is {self._share:.0%} of the time of training; every_n_steps= asks for it at once"
+            )
+        elif self._is_first_due(trainer):
+            self._measure_or_warn(trainer, pl_module)
+        else:
+            # In a resumed run EarlyStopping or ModelCheckpoint may read values before the next measurement.
+            publish(trainer, self._tagged(self._metrics))
+
+    def _is_too_dear(self) -> bool:
+        """Return whether what this callback adds to the kernel takes longer than the budget allows now."""
+        if self._kernel is None or self.every_n_steps is not None:
+            return False
+        return self.own_seconds(self._kernel) > max(
+            budget.LEAST_SECONDS / 2 / self._parts, self._kernel.schedule.left()
+        )
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        assert self._kernel is not None
+        return self._kernel.due(trainer.global_step, trainer)
+
+    def _is_first_due(self, trainer: pl.Trainer) -> bool:
+        return self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer))
+
+    def _forget_another_run(self, trainer: pl.Trainer) -> None:
+        """Forget the last run if another one begins: at step 0, before the last known step, or from a checkpoint without our state."""
+        back = self._last_step is not None and trainer.global_step < self._last_step
+        if not self._loaded and (trainer.global_step == 0 or back or trainer.ckpt_path is not None):
+            self.forget()
+
+    def _lead(self, trainer: pl.Trainer, peers: Sequence[Beginning], batch: Any) -> None:
+        """Make the measurement that all monitors with equal settings share."""
+        # Any of them may have carried the samples in the checkpoint: the order of the callbacks may have changed.
+        stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
+        per_layer = any(peer.wants_layers for peer in peers)
+        self._kernel = measurement_of(
+            trainer, self.probe, self._schedule, batch=batch, stored=stored, per_layer=per_layer
+        )
+        self._schedule.begin(trainer.global_step)
+        self._say_what_is_measured()
+        if self.every_n_steps is None and not stored and {"size", "outputs"} - self.probe.given:
+            chosen = budget.fit_to_budget(trainer, self._kernel, self.max_overhead, self._parts)
+            if chosen.is_reduced:
+                rank_zero_info(f"{self._name}: {chosen.words}")
+        monitors = monitors_of(trainer, Beginning)  # type: ignore[type-abstract]
+        log_layout(trainer, list(dict.fromkeys(each.optimizer for each in monitors)))
+
+    def _say_what_is_measured(self, unless: str = "") -> None:
+        """Say which network and which loss are measured, unless another monitor has said the same."""
+        if self._kernel is not None:
+            self.measured = self._kernel.run_network.with_loss(self.loss_fn).words
+            if self.measured != unless:
+                rank_zero_info(f"{type(self).__name__}: {self.measured}")
+
+    @contextmanager
+    def _first(self, trainer: pl.Trainer, batch: Any, *, alone: bool = False) -> Iterator[None]:
+        """Say what keeps the first measurement from being made, and how to help, as ``on_error`` asks.
+
+        ``alone``: also where the network of one of several optimizers was not observed.
+
+        Raises:
+            MisconfigurationException: It is before the first step, and ``on_error`` asks for it.
+        """
+        self._unseen = None
+        try:
+            yield
+        except Exception as error:  # anything that a user's module raises
+            if self._parts > 1 and isinstance(error, NotObservedError) and not alone:
+                self._kernel, self._unseen = None, error
+                self.measured = f"nothing is measured of {self.optimizer}: {error}"
+                rank_zero_warn(f"{type(self).__name__}: {self.measured}")
+                return
+            message = cannot_measure(trainer, self, error, self.probe, batch)
+            if self.on_error == "raise" and trainer.global_step == 0:
+                self._kernel = None
+                raise MisconfigurationException(message) from error
+            if self._kernel is None or self.on_error == "disable":
+                self._kernel, message = None, f"{message}. Nothing is measured"
+            rank_zero_warn(message)
