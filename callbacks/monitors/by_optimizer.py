@@ -104,9 +104,9 @@ class ByOptimizer(pl.Callback):
             if self._restored and self._restored.get("optimizer", "") != names[0]:
                 rank_zero_info(f"{self._name}: the state of the checkpoint is of another network; a new one is begun")
                 self.forget()
-            kept = {each.optimizer: each for each in self._others}
+            kept: dict[str, Self] = {each.optimizer: each for each in self._others}
             self.optimizer = names[0]
-            self._others = [kept.get(name) or self._another(name) for name in names[1:]]
+            self._others = [kept[name] if name in kept else self._another(name) for name in names[1:]]
             for each in self._all:
                 each._parts = len(names)
                 each._schedule = Schedule(self.every_n_steps, each._share)
