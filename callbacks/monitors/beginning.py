@@ -69,7 +69,7 @@ class Beginning(ByOptimizer):
                     peer._forget_another_run(trainer)
                 self._lead(trainer, peers, batch)
             else:
-                self._kernel = peers[0]._kernel
+                self._kernel, self.measured = peers[0]._kernel, peers[0].measured
                 self._say_what_is_measured(unless=peers[0].measured)
             self._loaded = False
             if self._kernel is not None and self._is_first_due(trainer):

@@ -104,9 +104,12 @@ class ByOptimizer(pl.Callback):
             if self._restored and self._restored.get("optimizer", "") != names[0]:
                 rank_zero_info(f"{self._name}: the state of the checkpoint is of another network; a new one is begun")
                 self.forget()
-            kept: dict[str, Self] = {each.optimizer: each for each in self._others}
+            kept = {each.optimizer: each for each in self._others}
             self.optimizer = names[0]
-            self._others = [kept[name] if name in kept else self._another(name) for name in names[1:]]
+            for name in names[1:]:
+                if name not in kept:
+                    kept[name] = self._another(name)
+            self._others = [kept[name] for name in names[1:]]
             for each in self._all:
                 each._parts = len(names)
                 each._schedule = Schedule(self.every_n_steps, each._share)

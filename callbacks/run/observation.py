@@ -43,6 +43,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
         )
     step = twin.global_step
     seen = seek(twin, batch)
+    twin.put_back(seen.before)
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
@@ -69,7 +70,11 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
         aside=seen.aside,
         batch_idx=seen.batch_idx,
     )
-    if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
+    call = _one_call([each.call for each in outputs.found], again, count)
+    always = call is not None or steps_in_the_next(twin, batch, seen, step)
+    twin.put_back(seen.before)
+    twin.meant = seen.numbers if twin.seeks else ()
+    if call is not None:
         return replace(observed, given=call[1], outputs=(replace(found[0], number=0),), call=call[0])
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
@@ -78,8 +83,10 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
-    told = None if steps_in_the_next(twin, batch, seen, step) else step + seen.batch_idx
-    return replace(observed, draws=tuple(seen.draws), drawn=drawn, at_step=told)
+    if not always:
+        counts = {name: value for name, value in vars(twin.module).items() if type(value) is int}
+        observed = replace(observed, at_step=step + seen.batch_idx, counts=counts)
+    return replace(observed, draws=tuple(seen.draws), drawn=drawn)
 
 
 def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.twin import Twin, call_step
+from lightning_conv.callbacks.run.step_code import replay_step
+from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 
@@ -32,6 +33,7 @@ class Observed:
         aside: Which of the losses and steps of the training step they belong to, in words; empty: it has one.
         batch_idx: Number of the batch, as the step was told.
         at_step: Optimizer steps that the step was told of; None: those of the run.
+        counts: Numbers among the module's attributes that decide what the step does; empty: those of the run.
     """
 
     samples: int
@@ -46,6 +48,7 @@ class Observed:
     aside: str = ""
     batch_idx: int = 0
     at_step: int | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -67,7 +70,8 @@ class Observed:
         if self.call is None:
             if self.at_step is not None:
                 twin.tell(self.at_step)
-            step = partial(call_step, batch_idx=self.batch_idx)
+            vars(twin.module).update(self.counts)
+            step = partial(replay_step, batch_idx=self.batch_idx)
             return Replay(twin.module, step, self.given, self.outputs, self.draws, self.drawn)
         if not self.call and self._is_plain:
             return twin.module

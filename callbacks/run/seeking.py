@@ -34,9 +34,11 @@ class Seen:
     calls: list[Call]  # the outermost ones
     draws: list[Tensor]
     random: bool  # whether random numbers were drawn, those of Python and NumPy included
+    numbers: tuple[int, ...]  # of the losses
     steps: int  # that the watched optimizer made
     batch_idx: int
     aside: str  # which of its losses and steps are meant, in words
+    before: list[dict[str, Any]]  # attributes of the modules before it
 
     @property
     def results(self) -> dict[Key, Output]:
@@ -108,7 +110,7 @@ def run_step(twin: Twin, batch: Any, batch_idx: int) -> Seen | None:
     Raises:
         NotObservedError: The loss is no number with a gradient.
     """
-    draws = Draws()
+    attributes, draws = twin.attributes(), Draws()
     watch = CallWatch(draws.drawn)
     with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
         before = _states_outside_torch()
@@ -123,8 +125,9 @@ def run_step(twin: Twin, batch: Any, batch_idx: int) -> Seen | None:
                 f"the loss of the training step (shape {tuple(each.shape)}) is no number with a gradient"
             )
     random = bool(draws.drawn) or moved
+    aside = _aside(twin, found, batch_idx)
     return Seen(
-        found.total, watch.outermost, draws.drawn, random, found.steps, batch_idx, _aside(twin, found, batch_idx)
+        found.total, watch.outermost, draws.drawn, random, found.numbers, found.steps, batch_idx, aside, attributes
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from lightning_conv.networks.observed.frontier import leaves_of
 
@@ -22,6 +21,9 @@ class StepLoss:
     """What an optimizer's step minimises: the sum of the losses whose gradients it steps with."""
 
     losses: tuple[Tensor, ...]
+    numbers: tuple[int, ...] = (
+        0,
+    )  # of the losses, in the order in which the training step hands them to backward passes
     steps: int = 0  # that the optimizer makes in the training step; this is the first one. 0: none was seen
 
     @property
@@ -130,7 +132,18 @@ class StepRecord:
         """
         steps = [losses for stepped, losses in self._steps if stepped == number and losses]
         losses = steps[0] if steps else _numbers(self._left, parameters)
-        return StepLoss(tuple(self.losses[each] for each in losses), len(steps)) if losses else None
+        return self.sum_of(losses, len(steps)) if losses else None
+
+    def sum_of(self, numbers: Sequence[int], steps: int = 0) -> StepLoss | None:
+        """Return the sum of some of the losses; None: there are not as many.
+
+        Args:
+            numbers: Their places.
+            steps: Steps that the optimizer makes with it.
+        """
+        if not numbers or max(numbers) >= len(self.losses):
+            return None
+        return StepLoss(tuple(self.losses[each] for each in numbers), tuple(numbers), steps)
 
 
 def _numbers(reached: Mapping[int, Sequence[int]], parameters: Sequence[Tensor]) -> tuple[int, ...]:
@@ -212,17 +225,3 @@ class Still(Optimizer):
         finally:
             for each in switched:
                 each.requires_grad_()
-
-
-class NoBackward(TorchFunctionMode):
-    """Hands tensors whose backward pass is asked for to a function, in place of the pass."""
-
-    def __init__(self, instead: Callable[..., None]) -> None:
-        super().__init__()
-        self._instead = instead
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        instead = self._instead if func is Tensor.backward else func
-        return instead(*args, **(kwargs or {}))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.own_hooks import hooks_from_outside, make_functions_anew
-from lightning_conv.callbacks.run.still import NoBackward, StepLoss, StepRecord, Still
+from lightning_conv.callbacks.run.step_code import call_step
+from lightning_conv.callbacks.run.still import StepLoss, StepRecord, Still
 from lightning_conv.callbacks.run.trainer_reader import TrainerReader
 from lightning_conv.networks.copying import not_copied
 
@@ -43,6 +43,7 @@ class Twin:
         global_step: Optimizer steps that it is told of.
         trained: Names of the parameters that ask for a gradient in the original.
         watched: Place of the optimizer whose loss counts, where there are several; None: the first loss of the step.
+        meant: Places of the losses that are its own, where they are known; empty: those whose gradients it steps with.
 
     Raises:
         NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
@@ -60,6 +61,7 @@ class Twin:
         self.trained = {name for name, each in module.named_parameters() if each.requires_grad}
         self._record = StepRecord()
         self.watched: int | None = None
+        self.meant: tuple[int, ...] = ()
         self._optimizers = [Still(self._record, number) for number, _ in enumerate(trainer.optimizers)]
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         still = [Still() for _ in schedulers]
@@ -114,9 +116,12 @@ class Twin:
         Raises:
             NotATwinError: The step calls a module of the run, or the batch cannot be copied.
         """
-        given = _copied(batch)
+        given, attributes = _copied(batch), self.attributes()
         with isolated(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
-            return self.bare_step(given, batch_idx)
+            made = self.bare_step(given, batch_idx)
+        if self.seeks:  # a count in the step may decide which optimizer steps
+            self.put_back(attributes)
+        return made
 
     def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
         """Run the training step of the copy as it is called here: on this very batch, drawing from the run's generators.
@@ -151,8 +156,24 @@ class Twin:
         first = StepLoss(tuple(self._record.losses[:1])) if self._record.losses else None
         if self.module.automatic_optimization or self.watched is None:
             return first
+        if self.meant:
+            return self._record.sum_of(self.meant)
         found = self._record.loss_of(self.watched, self._optimizers[self.watched].parameters)
         return found or (first if len(self._optimizers) == 1 else None)
+
+    def attributes(self) -> list[dict[str, Any]]:
+        """Return the attributes of all modules of the copy, for ``put_back``."""
+        return [dict(vars(each)) for each in self.module.modules()]
+
+    def put_back(self, attributes: list[dict[str, Any]]) -> None:
+        """Give the modules attributes that they had, such as counts.
+
+        Args:
+            attributes: What ``attributes`` has returned.
+        """
+        for each, held in zip(self.module.modules(), attributes, strict=True):
+            vars(each).clear()
+            vars(each).update(held)
 
     @property
     def seeks(self) -> bool:
@@ -205,20 +226,6 @@ def _shared(module: nn.Module, copied: nn.Module) -> str:
     own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers()) if each.numel()}
     named = (*copied.named_parameters(), *copied.named_buffers())
     return next((name for name, each in named if each.numel() and each.untyped_storage().data_ptr() in own), "")
-
-
-def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any:
-    """Call the training step of a module, with the number of the batch where it takes one; a manual optimization passes nothing back.
-
-    Args:
-        module: A copy of the run's module.
-        batch: A batch as the training step gets it.
-        batch_idx: Its number in the epoch.
-    """
-    function = module.training_step
-    numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
-    with nullcontext() if module.automatic_optimization else NoBackward(module.manual_backward):
-        return function(batch, batch_idx) if numbered else function(batch)
 
 
 def _loss_in(made: Any) -> Tensor | None:
