@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 import lightning.pytorch as pl
@@ -55,7 +56,7 @@ class ByOptimizer(pl.Callback):
         self.measured = ""
         self.optimizer = ""
         self._asked = self.probe  # as the user has given it
-        self._others: list[Self] = []  # for the networks of the other optimizers
+        self._others: list[Any] = []  # monitors like this one, for the networks of the other optimizers
         self._parts = 1  # how many networks share the budget
         self._stored: dict[str, dict[str, Any]] = {}  # states of the others in a checkpoint
         self._unseen: Exception | None = (
@@ -104,12 +105,8 @@ class ByOptimizer(pl.Callback):
             if self._restored and self._restored.get("optimizer", "") != names[0]:
                 rank_zero_info(f"{self._name}: the state of the checkpoint is of another network; a new one is begun")
                 self.forget()
-            kept = {each.optimizer: each for each in self._others}
             self.optimizer = names[0]
-            for name in names[1:]:
-                if name not in kept:
-                    kept[name] = self._another(name)
-            self._others = [kept[name] for name in names[1:]]
+            self._others = self._monitors_for(names[1:])
             for each in self._all:
                 each._parts = len(names)
                 each._schedule = Schedule(self.every_n_steps, each._share)
@@ -118,12 +115,16 @@ class ByOptimizer(pl.Callback):
             if (state := self._stored.pop(each.optimizer, None)) is not None and each is not self:
                 each.load_state_dict(state)
 
-    def _another(self, optimizer: str) -> Self:
-        made = copy.copy(self)
-        made._others, made._kernel, made._stored, made._loaded = [], None, {}, False
-        made.optimizer = optimizer
-        made.forget()
-        return made
+    def _monitors_for(self, optimizers: Sequence[str]) -> list[Self]:
+        """Return a monitor like this one for each of some optimizers, those of the last fit where there are."""
+        found = {each.optimizer: each for each in self._others}
+        for optimizer in optimizers:
+            if optimizer not in found:
+                found[optimizer] = made = copy.copy(self)
+                made._others, made._kernel, made._stored, made._loaded = [], None, {}, False
+                made.optimizer = optimizer
+                made.forget()
+        return [found[optimizer] for optimizer in optimizers]
 
     @property
     def _share(self) -> float:
