@@ -24,7 +24,7 @@ from lightning_conv.callbacks.run.seeking import NotObservedError
 class Beginning(ByOptimizer):
     """Base of ``KernelMonitor``: makes the first measurement of a fit, which monitors with equal settings share.
 
-    Where the run has several optimizers, one whose network cannot be observed is left out with a warning, unless it is so for all of them.
+    Where the run has several optimizers, one whose network cannot be measured is left out with a warning, unless it is so for all of them.
     """
 
     loss_fn: LossFn | None = None  # of the training step, as the user has said it
@@ -45,7 +45,7 @@ class Beginning(ByOptimizer):
     def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None: ...
 
     def _require_one(self, trainer: pl.Trainer) -> None:
-        """Refuse a run in which the network of no optimizer was observed; where one was, the others are left out with a warning.
+        """Refuse a run in which the network of no optimizer can be measured; where one can, the others are left out with a warning.
 
         Raises:
             MisconfigurationException: There are several optimizers, none has a network, and ``on_error`` asks for it.
@@ -137,7 +137,7 @@ class Beginning(ByOptimizer):
     def _first(self, trainer: pl.Trainer, batch: Any, *, alone: bool = False) -> Iterator[None]:
         """Say what keeps the first measurement from being made, and how to help, as ``on_error`` asks.
 
-        ``alone``: also where the network of one of several optimizers was not observed.
+        Of several optimizers the one that fails is left out; ``alone``: it is not.
 
         Raises:
             MisconfigurationException: It is before the first step, and ``on_error`` asks for it.
@@ -146,13 +146,16 @@ class Beginning(ByOptimizer):
         try:
             yield
         except Exception as error:  # anything that a user's module raises
-            if self._parts > 1 and isinstance(error, NotObservedError) and not alone:
+            ends = self.on_error == "raise" and trainer.global_step == 0
+            unseen = isinstance(error, NotObservedError)
+            left_out = self._parts > 1 and not alone and (ends or unseen)
+            message = str(error) if left_out and unseen else cannot_measure(trainer, self, error, self.probe, batch)
+            if left_out:
                 self._kernel, self._unseen = None, error
-                self.measured = f"nothing is measured of {self.optimizer}: {error}"
+                self.measured = f"nothing is measured of {self.optimizer}: {message}"
                 rank_zero_warn(f"{type(self).__name__}: {self.measured}")
                 return
-            message = cannot_measure(trainer, self, error, self.probe, batch)
-            if self.on_error == "raise" and trainer.global_step == 0:
+            if ends:
                 self._kernel = None
                 raise MisconfigurationException(message) from error
             if self._kernel is None or self.on_error == "disable":

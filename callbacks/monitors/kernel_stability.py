@@ -32,7 +32,8 @@ class KernelStability(KernelMonitor):
     that were trainable at the start, also when some are frozen later. Their network has one output. For several outputs the argument
     is about the kernel of ``Probe(outputs="full")``, and the trace kernel (the default) is a summary of it.
 
-    Logged, to every logger and to ``trainer.callback_metrics``:
+    Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
+    its name stands behind the group, as in ``kernel/generator/alignment``:
 
     - ``kernel/relative_frobenius_change``: |G - G_0|_F / |G_0|_F (also as the headline ``convergence/kernel_change``)
     - ``kernel/relative_spectral_change``: |G - G_0|_2 / |G_0|_2

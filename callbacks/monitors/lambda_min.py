@@ -48,7 +48,8 @@ class LambdaMin(KernelMonitor):
     lambda_max / m is too large on average), the kernel moves, and dropout and BatchNorm train another function. With
     several outputs the contraction needs ``Probe(outputs="full")``; the trace kernel gives bounds of the ratio.
 
-    Logged, to every logger and to ``trainer.callback_metrics``:
+    Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
+    its name stands behind the group, as in ``kernel/generator/lambda_min``:
 
     - ``kernel/lambda_min`` with ``_lower`` and ``_upper`` (also as the headline ``convergence/lambda_min``)
     - ``kernel/lambda_max``, ``kernel/condition_number``, ``kernel/trace``

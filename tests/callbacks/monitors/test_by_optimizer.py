@@ -345,6 +345,28 @@ def test_a_run_in_which_no_optimizer_has_a_network_is_refused(make_trainer):
     make_trainer([KernelStability(on_error="warn")], max_epochs=1).fit(Silent(), data())
 
 
+class Normalised(Gan):
+    """Its critic has a BatchNorm layer that is called for real and for generated samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.critic = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def generator_loss(self, real, noise):
+        return self.generator(noise).square().mean()
+
+
+def test_an_optimizer_whose_network_cannot_be_measured_does_not_end_the_run_of_the_others(make_trainer):
+    monitor, other = KernelStability(every_n_steps=1), LambdaMin(every_n_steps=1)
+    with pytest.warns(UserWarning, match="KernelStability: nothing is measured of critic: .*BatchNorm"):
+        make_trainer([monitor, other], max_epochs=1).fit(Normalised(), data())
+    for each in (monitor, other):
+        assert each.by_optimizer["critic"].measured.startswith("nothing is measured of critic: ")
+        assert each.by_optimizer["generator"].measured.startswith("the network of generator is self.generator(...)")
+    with pytest.raises(MisconfigurationException, match=r"KernelStability \(critic\): .*BatchNorm"):
+        make_trainer([KernelStability(Probe(optimizer="critic"))], max_epochs=1).fit(Normalised(), data())
+
+
 def test_a_given_network_is_one_network_over_all_parameters_as_before(make_trainer):
     probe = Probe(input_fn=lambda batch: batch[1], forward_fn=lambda module, z: module.critic(module.generator(z)))
     monitor, module = KernelStability(probe, every_n_steps=1), Gan()

@@ -192,7 +192,7 @@ DATA = [(torch.randn(3), torch.tensor(i % 40)) for i in range(64)]
 
 
 def test_what_was_chosen_is_measured_from_then_on_and_stays_in_a_resumed_run(make_trainer, monkeypatch, tmp_path):
-    def chosen(trainer, measurement, share):
+    def chosen(trainer, measurement, *share):
         taken = budget._trial(trainer, measurement, (measurement.inputs, measurement.targets), 8, "projected")
         measurement.highest = "exact"
         return budget.Choice(8, "projected", taken, 64, 40, 1.0)
