@@ -59,9 +59,7 @@ class ByOptimizer(pl.Callback):
         self._others: list[Any] = []  # monitors like this one, for the networks of the other optimizers
         self._parts = 1  # how many networks share the budget
         self._stored: dict[str, dict[str, Any]] = {}  # states of the others in a checkpoint
-        self._unseen: Exception | None = (
-            None  # why the network of this optimizer was not observed, where there are others
-        )
+        self._unseen: Exception | None = None  # why this one of several networks is not measured
 
     @property
     def by_optimizer(self) -> dict[str, Self]:

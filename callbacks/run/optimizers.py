@@ -55,10 +55,9 @@ def optimizers_of(trainer: pl.Trainer) -> list[RunOptimizer]:
     ]
     times = Counter(modules)
     classes = _numbered(trainer.optimizers)
-    return [
-        RunOptimizer(module if module and times[module] == 1 else name, number, own)
-        for number, (module, name, own) in enumerate(zip(modules, classes, trained, strict=True))
-    ]
+    found = [module if module and times[module] == 1 else name for module, name in zip(modules, classes, strict=True)]
+    unique = found if len(set(found)) == len(found) else classes  # a module may have the name of a class
+    return [RunOptimizer(name, number, own) for number, (name, own) in enumerate(zip(unique, trained, strict=True))]
 
 
 def _module(own: Sequence[str], others: set[str], alone: bool) -> str:

@@ -83,6 +83,13 @@ def test_a_compiled_module_has_the_name_of_the_one_inside():
     assert [each.name for each in optimizers_of(run_of(["head"], ["model"], module=module))] == ["head", "model"]
 
 
+def test_a_module_with_the_name_of_a_class_gives_no_two_optimizers_one_name():
+    module = Module()
+    module.Adam = nn.Linear(2, 2)
+    names = [each.name for each in optimizers_of(run_of(["head", "model"], ["Adam"], module=module))]
+    assert names == ["Adam", "Adam-1"]
+
+
 def test_tied_weights_belong_to_both():
     module = Module()
     module.head.weight = module.model["critic"].weight
