@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.step_code import replay_step
+from lightning_conv.callbacks.run.step_code import ReplayStep
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
@@ -71,7 +70,7 @@ class Observed:
             if self.at_step is not None:
                 twin.tell(self.at_step)
             vars(twin.module).update(self.counts)
-            step = partial(replay_step, batch_idx=self.batch_idx)
+            step = ReplayStep(self.batch_idx)
             return Replay(twin.module, step, self.given, self.outputs, self.draws, self.drawn)
         if not self.call and self._is_plain:
             return twin.module

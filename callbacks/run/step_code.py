@@ -1,9 +1,10 @@
-"""``call_step``, ``replay_step``: run the training step of a copy, without backward passes and switched gradients of its own."""
+"""``call_step``, ``ReplayStep``: run the training step of a copy, without backward passes and switched gradients of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,16 +27,25 @@ def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any
         return function(batch, batch_idx) if numbered else function(batch)
 
 
-def replay_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any:
-    """Call the training step of a module whose parameters are replaced by other tensors.
+@dataclass(frozen=True)
+class ReplayStep:
+    """Calls the training step of a module whose parameters are replaced by other tensors; it holds nothing that a copy would copy.
 
     Args:
-        module: A copy of the run's module.
-        batch: A batch as the training step gets it.
-        batch_idx: Its number in the epoch.
+        batch_idx: Number of the batch in the epoch.
     """
-    with NoFlips(module.parameters()):
-        return call_step(module, batch, batch_idx)
+
+    batch_idx: int = 0
+
+    def __call__(self, module: pl.LightningModule, batch: Any) -> Any:
+        """Call the training step.
+
+        Args:
+            module: A copy of the run's module.
+            batch: A batch as the training step gets it.
+        """
+        with NoFlips(module.parameters()):
+            return call_step(module, batch, self.batch_idx)
 
 
 class NoFlips(TorchFunctionMode):
