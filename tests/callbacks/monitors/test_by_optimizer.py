@@ -533,3 +533,26 @@ def on_two_processes(make_trainer, make_regression):
 def test_ranks_measure_the_same_networks_at_the_same_steps(run_on_two_processes):
     found, other = run_on_two_processes(on_two_processes)
     assert found == other
+
+
+class Notes(Toggled):
+    """Notes its losses in a list before the outputs of the second optimizer are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses, self.last = [], {}
+
+    def turn(self, optimizer, loss):
+        self.losses.append(loss.item())
+        self.last["loss"] = loss.item()
+        super().turn(optimizer, loss)
+
+
+def test_a_step_that_notes_its_losses_is_replayed_over_the_weights_of_now(make_trainer):
+    monitor, module = KernelStability(every_n_steps=1), Notes()
+    make_trainer([monitor], max_epochs=1).fit(module, data())
+    for name, right in expected(module).items():
+        assert torch.allclose(matrix(monitor.by_optimizer[name]), right, rtol=1e-4, atol=1e-5 * float(right.max())), (
+            name
+        )
+    assert len(module.losses) == 2
