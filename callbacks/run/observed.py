@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.step_code import ReplayStep
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 
 

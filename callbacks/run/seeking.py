@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.still import StepLoss
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.frontier import Key, Output
 from lightning_conv.networks.observed.leaves import with_tensors
+from lightning_conv.networks.undisturbed import undisturbed
 
 BATCHES = 8
 """Batches in which a step of an optimizer is looked for."""
