@@ -88,7 +88,8 @@ class KernelMonitor(pl.Callback):
 
     @property
     def _settings(self) -> tuple[object, ...]:
-        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error
+        loss = self.loss_fn if self.probe.outputs == "loss" else None  # the kernel depends on it
+        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error, loss
 
     loss_fn: LossFn | None = None  # of the training step, as the user has said it
 
@@ -211,7 +212,14 @@ class KernelMonitor(pl.Callback):
         stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
         per_layer = any(peer.wants_layers for peer in peers)
         self._kernel = measurement_of(
-            trainer, pl_module, self.probe, self._schedule, batch=batch, stored=stored, per_layer=per_layer
+            trainer,
+            pl_module,
+            self.probe,
+            self._schedule,
+            batch=batch,
+            stored=stored,
+            per_layer=per_layer,
+            loss_fn=next((peer.loss_fn for peer in peers if peer.loss_fn is not None), None),
         )
         self._schedule.begin(trainer.global_step)
         self._say_what_is_measured()
@@ -219,12 +227,13 @@ class KernelMonitor(pl.Callback):
             chosen = budget.fit_to_budget(trainer, self._kernel, self.max_overhead)
             if chosen.is_reduced:
                 rank_zero_info(f"{type(self).__name__}: {chosen.words}")
+            self.measured = self._kernel.words(self.loss_fn)
         log_layout(trainer)
 
     def _say_what_is_measured(self, unless: str = "") -> None:
         """Say which network and which loss are measured, unless another monitor has said the same."""
         if self._kernel is not None:
-            self.measured = self._kernel.run_network.with_loss(self.loss_fn).words
+            self.measured = self._kernel.words(self.loss_fn)
             if self.measured != unless:
                 rank_zero_info(f"{type(self).__name__}: {self.measured}")
 
@@ -316,6 +325,7 @@ class KernelMonitor(pl.Callback):
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
             "outputs": self._kernel.probe.outputs,
+            "loss_changed": self._kernel.loss_changed,
             "highest": str(self._kernel.highest),
             "precision": str(self._kernel.precision),
             "product": product_name(),

@@ -9,12 +9,14 @@ from typing import TypeAlias
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.kernels.gram import Outputs
+from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, spread, undisturbed
 
@@ -35,8 +37,20 @@ GROWTH = 2.2
 SLOWER: tuple[tuple[Precision, float], ...] = (("exact", 2.5), ("certified", 10.0))
 """How much longer a kernel takes in a higher precision than in the one before it, roughly."""
 
+LOSS_PASSES = 2
+"""Passes that the kernel of the loss gradients takes: the network's, and the one of the step."""
+
 LATER = 0.25
 """Share of the seconds of the first measurement that a later one may take: the first one includes the trials."""
+
+
+KERNELS: dict[ProbeOutputs, str] = {
+    "trace": "the trace kernel",
+    "full": "the full kernel",
+    "sum": "the kernel of the sum",
+    "projected": "an estimate of the trace kernel from random projections",
+    "loss": "the kernel of the loss gradients (logged under loss_kernel/, and not the NTK)",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Choice:
     """
 
     samples: int
-    outputs: Outputs
+    outputs: ProbeOutputs
     seconds: float
     whole: int
     n_outputs: int
@@ -67,9 +81,7 @@ class Choice:
     @property
     def words(self) -> str:
         """What was chosen, what it costs, and how to ask for more."""
-        kernel = (
-            "the trace kernel" if self.outputs == "trace" else "an estimate of the trace kernel from random projections"
-        )
+        kernel = KERNELS[self.outputs]
         of = f"{self.samples} of {self.whole} samples" if self.samples < self.whole else f"{self.samples} samples"
         return (
             f"measured is {kernel} of {self.n_outputs} outputs on {of}, in about {self.seconds:.2g} s each time, so that the first "
@@ -100,7 +112,9 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     r"""Choose samples and outputs by trials that grow: the kernel of a few samples, then of twice as many, while the time allows.
 
     All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, and a later measurement a quarter of
-    it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
+    it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections; and
+    where that takes too long for ``FEWEST_SAMPLES``, the kernel of the loss gradients is the last choice: one backward pass, if the loss is
+    known, and no callback reads numbers of the NTK.
     Higher precisions are tried, and allowed later, as far as the time reaches.
     The number of samples and the outputs that the Probe names stay as they are.
 
@@ -118,12 +132,18 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     seconds, outputs = _pass(trainer, measurement, samples)
     timed = samples
     budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples))
-    kind: Outputs = probe.outputs
+    kind: ProbeOutputs = probe.outputs
     if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
         kind = "projected"
     passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
+    if kind == "projected" and passes * seconds > budget * LATER and _may_be_of_loss(trainer, measurement):
+        kind, given_size = "loss", "size" in given
+        wanted = whole if given_size else min(FIRST_SAMPLES, whole)
+        samples, seconds, timed = wanted, seconds * wanted / timed, wanted
+        while not given_size and samples > FEWEST_SAMPLES and LOSS_PASSES * seconds > budget * LATER:
+            samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     everything = measurement.inputs, measurement.targets
     measurement.highest = "fast"
     while True:
@@ -143,7 +163,13 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     return Choice(samples, kind, taken, whole, outputs, budget)
 
 
-def _trial(trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: Outputs) -> float:
+def _may_be_of_loss(trainer: pl.Trainer, measurement: Measurement) -> bool:
+    """Return whether the kernel of the loss gradients may be chosen: the loss is known, and nothing waits for numbers of the NTK."""
+    waiting = [each.monitor for kind in (EarlyStopping, ModelCheckpoint) for each in callbacks_of(trainer, kind)]
+    return measurement.knows_loss and not any(str(each).startswith(("kernel/", "convergence/")) for each in waiting)
+
+
+def _trial(trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: ProbeOutputs) -> float:
     """Measure so many samples and return how long it took."""
     inputs, targets = everything
     probe = copy.copy(measurement.probe)

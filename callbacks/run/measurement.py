@@ -8,12 +8,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.run_loss import RunLoss, given, unknown
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.kernels.contraction import is_full
@@ -22,7 +26,8 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.losses.of_outputs import evaluate
+from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, spread, take, undisturbed
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
@@ -38,6 +43,12 @@ class Measurement:
             frozen later, because kernels over different parameters cannot be compared.
         schedule: decides when to measure.
         per_layer: whether some monitor needs each layer's own kernel.
+        loss_fn: the loss of the training step as the user has said it, for ``Probe(outputs="loss")``; None: the one that was observed.
+        loss_changed: how the loss was seen to change before the checkpoint; empty: it was not.
+
+    Attributes:
+        cotangents: s of the last kernel of the loss gradients, (m, C); None: there was none.
+        loss_changed: how the loss of the training step has changed since it was observed; empty: it has not.
     """
 
     def __init__(
@@ -48,6 +59,8 @@ class Measurement:
         schedule: Schedule,
         *,
         per_layer: bool,
+        loss_fn: LossFn | None = None,
+        loss_changed: str = "",
     ) -> None:
         self.run_network, self.probe, self.inputs, self.targets = (
             network,
@@ -65,8 +78,11 @@ class Measurement:
         self._decisions: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
+        self._loss_fn, self._observed = loss_fn, trainer.global_step
+        self.loss_changed = loss_changed
+        self.cotangents: Tensor | None = None
 
-    def change(self, probe: Probe, inputs: Inputs, targets: torch.Tensor | None) -> None:
+    def change(self, probe: Probe, inputs: Inputs, targets: Tensor | None) -> None:
         """Measure other samples, or another kernel, from now on.
 
         Args:
@@ -75,6 +91,18 @@ class Measurement:
             targets: Their targets.
         """
         self.probe, self.inputs, self.targets, self._measured = probe, inputs, targets, None
+
+    def words(self, fn: LossFn | None = None) -> str:
+        """Return what is measured, for a user: network, loss, and the kernel where it is not the NTK.
+
+        Args:
+            fn: The loss as the user has said it.
+        """
+        words = self.run_network.with_loss(fn).words
+        if self.probe.outputs != "loss":
+            return words
+        scale = f"in the scale of the loss on all {self._samples} samples of the probe"
+        return f"{words}; the kernel is that of the loss gradients, s_i^T K_ij s_j with s {scale}, and not the NTK"
 
     def due(self, step: int, trainer: pl.Trainer) -> bool:
         """Decide whether to measure at ``step``, once per step and alike for all callbacks and ranks."""
@@ -90,6 +118,7 @@ class Measurement:
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
         if self._measured is None or self._measured[0] != step:
+            self._look_at_loss(step)
             seconds, gram, spectrum = self._compute(pl_module)
             self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
@@ -122,8 +151,71 @@ class Measurement:
         return self._copy[1]
 
     def leave(self) -> None:
-        """Forget the copy of the weights; a later call of ``network`` makes another one."""
+        """Forget the copies of the weights; a later call of ``network`` makes another one."""
         self._copy = None
+        if self.run_network.loss.own is not None:
+            self.run_network.loss.own.leave()
+
+    @property
+    def rows(self) -> Tensor:
+        """Numbers of the measured samples among those that were read, (m,)."""
+        own = self.run_network.loss.own
+        chosen = spread(torch.arange(self._samples if own is None else own.samples), self._samples)
+        assert isinstance(chosen, Tensor)
+        return chosen
+
+    @property
+    def _samples(self) -> int:
+        return sample_count(self.inputs)
+
+    def loss(self, fn: LossFn | None = None) -> RunLoss:
+        """Return the loss of the training step.
+
+        Args:
+            fn: The loss as the user has said it; None: what was observed, or that it has changed since.
+        """
+        found = unknown(self.loss_changed) if self.loss_changed else self.run_network.loss
+        return found if fn is None else given(fn, found)
+
+    @property
+    def knows_loss(self) -> bool:
+        """Whether the gradient of the loss by the outputs can be taken on the probe."""
+        loss = self.loss(self._loss_fn)
+        return loss.fn is not None and (loss.own is not None or self.targets is not None)
+
+    def _look_at_loss(self, step: int) -> None:
+        """Compare the loss of the training step with what was observed, at the same outputs; a change is said once."""
+        kept = self.run_network.loss.kept
+        if kept is None or self.loss_changed or step == self._observed:
+            return
+        with isolated():
+            changed = kept.changed(copy_of(self._trainer, self._trainer.lightning_module))
+        if changed:
+            self.loss_changed = f"it has changed since it was observed ({changed}, seen after step {step})"
+            rank_zero_warn(f"the loss of the training step: {self.loss_changed}; from now on it is unknown")
+
+    def loss_gradients(self, pl_module: pl.LightningModule) -> Tensor:
+        """Return s, the gradient of the loss of the probe by its outputs, (m, C), in the loss's own scale: that of a mean carries 1 / m.
+
+        Raises:
+            MisconfigurationException: The loss is not known.
+
+        Cost: a forward pass of the network; with the step's own loss one of the step, too.
+        """
+        loss = self.loss(self._loss_fn)
+        targets = self.rows if loss.own is not None else self.targets
+        if loss.fn is None or targets is None:
+            why = loss.words if loss.fn is None else "the targets of the probe are not known: Probe(target_fn=lambda batch: ...)"
+            raise MisconfigurationException(
+                f'Probe(outputs="loss"): {why}; pass loss_fn= to the callback, or Probe(outputs="trace")'
+            )
+        u = self.shaped_outputs(pl_module)
+        with isolated():
+            if loss.own is not None:
+                s = loss.own.derivatives(u, targets).slope
+            else:
+                s = evaluate(lambda outputs: loss.kind.evaluate(outputs, targets), u.double()).slope
+        return s.double().flatten(1)
 
     def trained(self, pl_module: pl.LightningModule) -> Parameters:
         """Return the parameters that plain descent trains: the kernel's, and no others. They are looked up once per fit."""
@@ -131,8 +223,15 @@ class Measurement:
             self._trained = Parameters.of(self.probe.network(pl_module), self.parameters)
         return self._trained
 
-    def outputs(self, pl_module: pl.LightningModule) -> torch.Tensor:
+    def outputs(self, pl_module: pl.LightningModule) -> Tensor:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
+        return self._outputs(pl_module, shaped=False)
+
+    def shaped_outputs(self, pl_module: pl.LightningModule) -> Tensor:
+        """Return the same in the shape that the network gives, (m, ...), as losses take it."""
+        return self._outputs(pl_module, shaped=True)
+
+    def _outputs(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
         with isolated(), undisturbed(network), torch.no_grad():
@@ -140,15 +239,38 @@ class Measurement:
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
             parts = [take(converted, slice(s, s + SAMPLES_AT_ONCE)) for s in starts]
-            return torch.cat([module.outputs({}, part) for part in parts])
+            made = torch.cat([module.outputs({}, part) for part in parts])
+            if not shaped:
+                return made
+            one = module.call({}, parts[0])
+            rest = one.shape[1:] if isinstance(one, Tensor) and len(one) == sample_count(parts[0]) else made.shape[1:]
+            return made.reshape(len(made), *rest)
+
+    def with_cotangents(self, cotangents: Tensor, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
+        """Return the kernel of the present weights with cotangents of another moment, and its spectrum.
+
+        Args:
+            cotangents: s, (m, C).
+            pl_module: Module of the run.
+
+        Cost: a kernel.
+        """
+        return self._kernel(pl_module, cotangents)
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
         start = time.perf_counter()
+        self.cotangents = self.loss_gradients(pl_module) if self.probe.outputs == "loss" else None
+        gram, spectrum = self._kernel(pl_module, self.cotangents)
+        self.precision = gram.precision
+        return time.perf_counter() - start, gram, spectrum
+
+    def _kernel(self, pl_module: pl.LightningModule, cotangents: Tensor | None) -> tuple[KernelGram, Spectrum]:
         with isolated():
             gram, spectrum = resolved_spectrum(
                 self.network(),
                 to_device(self.inputs, pl_module.device),
-                outputs=self.probe.outputs,
+                outputs="trace" if self.probe.outputs == "loss" else self.probe.outputs,
+                cotangents=cotangents,
                 parameters=self.parameters,
                 per_layer=self.per_layer,
                 start=self.precision,
@@ -163,14 +285,25 @@ class Measurement:
             )
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan
-        self.precision = gram.precision
-        return time.perf_counter() - start, gram, spectrum
+        return gram, spectrum
+
+
+def is_of_loss(gram: KernelGram) -> bool:
+    """Return whether a kernel is that of the loss gradients, s_i^T K_ij s_j, and not the NTK."""
+    return gram.outputs == "cotangents"
+
+
+def tags_of(gram: KernelGram) -> str:
+    """Return what the tags of a kernel's numbers begin with: numbers of the loss gradients must not pass for those of the NTK."""
+    return "loss_kernel" if is_of_loss(gram) else "kernel"
 
 
 def not_full(gram: KernelGram) -> str:
     """Return why a theorem about the full kernel of all outputs says nothing about this kernel; empty if it is the full one."""
     if is_full(gram):
         return ""
+    if is_of_loss(gram):
+        return 'the kernel is that of the loss gradients, not the NTK that the theorem is about; Probe(outputs="full") gives that'
     return f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
 
 

@@ -28,6 +28,7 @@ from lightning_conv.networks.evaluation import (
     input_tensors,
     map_inputs,
     sample_count,
+    spread,
     undisturbed,
 )
 
@@ -88,7 +89,17 @@ class RunNetwork:
                 f"Probe: the checkpoint has samples of the shapes {[tuple(each.shape) for each in then]}, and the training step takes "
                 f"{[tuple(each.shape) for each in now]}; begin a new run, or pass Probe(inputs=...)"
             )
-        return replace(self, inputs=stored, targets=targets)
+        loss = self.loss
+        if loss.own is not None and not _are_among(stored, self.inputs):
+            loss = unknown("the samples of the checkpoint are not those that are read now, and the step's own loss is that of a batch")
+        return replace(self, inputs=stored, targets=targets, loss=loss)
+
+
+def _are_among(some: Inputs, every: Inputs) -> bool:
+    """Return whether samples are those that ``spread`` takes of others."""
+    chosen = input_tensors(spread(every, sample_count(some)))
+    pairs = list(zip(chosen, input_tensors(some), strict=True))
+    return all(a.shape == b.shape and torch.equal(a, b.to(a.device)) for a, b in pairs)
 
 
 def is_given(probe: Probe) -> bool:
@@ -153,7 +164,9 @@ def _observed(
         def take(some: Any) -> Tensor | None:
             return take_targets(some, probe.target_fn)
 
-        return observed, find_run_loss(twin, observed, batch, loss_modules(trainer.lightning_module), take)
+        names = [name.removeprefix(prefix) for name in parameters]
+        own = loss_modules(trainer.lightning_module)
+        return observed, find_run_loss(trainer, twin, observed, batch, own, take, names)
 
 
 def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLoss, inputs: Inputs) -> RunLoss:

@@ -82,10 +82,10 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
     random, losses = seen.random, len(twin.losses)
-    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 else None
+    sources = tuple(_source(*each, seen) for each in zip(outputs.found, found, strict=True))
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
         first = replace(found[0], number=0)
-        return Observed(count, call[1], (first,), call[0], beside=beside, random=random, source=source, losses=losses)
+        return Observed(count, call[1], (first,), call[0], beside=beside, random=random, sources=sources, losses=losses)
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -94,7 +94,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
     given = Given(batch, {place_name(place): place for place in axes}, axes)
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source, losses)
+    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, sources, losses)
 
 
 def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:

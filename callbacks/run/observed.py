@@ -27,7 +27,7 @@ class Observed:
         drawn: Those with one row per sample: names of inputs by the number of the draw.
         beside: Names of the parameters that the loss depends on beside the outputs.
         random: Whether the step draws random numbers, in the network or elsewhere.
-        source: Where the output is made, if there is one, and the step can be given another one.
+        sources: Where the outputs are made, and the step can be given others.
         losses: Number of losses that the step hands to backward passes, of which the first one counts.
     """
 
@@ -39,7 +39,7 @@ class Observed:
     drawn: Mapping[int, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     random: bool = False
-    source: OutputPlace | None = None
+    sources: tuple[OutputPlace, ...] = ()
     losses: int = 1
 
     @property
