@@ -103,7 +103,8 @@ class RunRecord:
     def resume(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> None:
         """Measure again what waits for the step to come; the weights are those of the last observation."""
         self._look(trainer, measurement)
-        self.observer.wait(self.view(trainer, measurement))
+        if not (run := self.view(trainer, measurement)).violated(["known loss"]):
+            self.observer.wait(run)
         self._measure(trainer, measurement, gram, spectrum)
 
     def before_step(
@@ -120,6 +121,9 @@ class RunRecord:
     def observe(self, trainer: pl.Trainer, measurement: Measurement) -> RunView | None:
         """Observe the step that the last measurement waited for and return the run after it; None if the step was missed."""
         run = self.view(trainer, measurement)
+        if run.violated(["known loss"]):  # the loss was given up since the measurement
+            self.observer.pending = None
+            return None
         seen = self.observer.observe(run, compared=not violated(self._fixed or [], COMPARED))
         if seen is None:
             return None

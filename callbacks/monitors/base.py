@@ -153,6 +153,18 @@ class KernelMonitor(pl.Callback):
         if self._waits == "batch":
             self._waits = None
             self._begin(trainer, pl_module, batch)
+        if self._kernel is not None and self._leads:
+            self._kernel.before_batch(batch, batch_idx)
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._kernel is not None and self._leads:
+            self._kernel.after_backward(pl_module)
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this monitor is the one that made the measurement which others share."""
+        return self._kernel is not None and self._kernel.schedule is self._schedule
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> None:
         """Make the first measurement of a fit; with ``fast_dev_run`` one of two samples, which is not kept."""
@@ -318,7 +330,7 @@ class KernelMonitor(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._kernel is None:
             return dict(self._restored)
-        leads = self._kernel.schedule is self._schedule
+        leads = self._leads
         return {
             # Of the callbacks that share a probe, one carries the samples.
             "inputs": self._kernel.inputs if leads else None,

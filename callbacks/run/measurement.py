@@ -13,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.run_gradient import RunGradient, is_compared
 from lightning_conv.callbacks.run.run_loss import RunLoss, given, unknown
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
@@ -81,6 +83,8 @@ class Measurement:
         self._loss_fn, self._observed = loss_fn, trainer.global_step
         self.loss_changed = loss_changed
         self.cotangents: Tensor | None = None
+        self._gradient: RunGradient | None = None  # that waits for the run's backward pass
+        self._compared = False  # whether the gradient of one step was computed
 
     def change(self, probe: Probe, inputs: Inputs, targets: Tensor | None) -> None:
         """Measure other samples, or another kernel, from now on.
@@ -191,8 +195,31 @@ class Measurement:
         with isolated():
             changed = kept.changed(copy_of(self._trainer, self._trainer.lightning_module))
         if changed:
-            self.loss_changed = f"it has changed since it was observed ({changed}, seen after step {step})"
-            rank_zero_warn(f"the loss of the training step: {self.loss_changed}; from now on it is unknown")
+            self._give_up_loss(f"it has changed since it was observed ({changed}, seen after step {step})")
+
+    def _give_up_loss(self, reason: str) -> None:
+        self.loss_changed = reason
+        rank_zero_warn(f"the loss of the training step: {reason}; from now on it is unknown")
+
+    def before_batch(self, batch: Any, batch_idx: int) -> None:
+        """Compute the gradient that the observed loss has in the run's next step, once per fit, where it can be compared.
+
+        Args:
+            batch: The batch of that step.
+            batch_idx: Its number.
+        """
+        kept, self._gradient = self.run_network.loss.kept, None
+        if self._compared or kept is None or self.loss_changed or not is_compared(self._trainer):
+            return
+        self._compared = True
+        with attempted(Exception):  # the step is any code of the user's; it could be run when it was observed
+            self._gradient = RunGradient(self._trainer, kept, batch, batch_idx)
+
+    def after_backward(self, pl_module: pl.LightningModule) -> None:
+        """Compare the run's gradient with the one that was computed before; a difference makes the loss unknown."""
+        gradient, self._gradient = self._gradient, None
+        if gradient is not None and (reason := gradient.difference(pl_module)):
+            self._give_up_loss(reason)
 
     def loss_gradients(self, pl_module: pl.LightningModule) -> Tensor:
         """Return s, the gradient of the loss of the probe by its outputs, (m, C), in the loss's own scale: that of a mean carries 1 / m.

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.observed import Observed
@@ -193,7 +193,7 @@ def _beside(asked: Asked, call: StepOutputs, point: Point, rows: Tensor) -> str:
     by_engine = evaluate(call, u.to(point.outputs))
     named = dict(asked.twin.module.named_parameters())
     trained = {name: named[name] for name in asked.parameters if named[name].requires_grad}
-    units = min(PASSED * _unit(asked, point), LARGEST_SHARE)
+    units = allowed_units(asked.twin.module, point.unit)
     value = float(loss.detach())
     if not abs(by_engine.value - value) <= units * (by_engine.size + abs(value)):
         return f"it is {value:.6g}, and {by_engine.value:.6g} at the outputs of the network by itself"
@@ -218,10 +218,15 @@ def _beside(asked: Asked, call: StepOutputs, point: Point, rows: Tensor) -> str:
     )
 
 
-def _unit(asked: Asked, point: Point) -> float:
-    """Return the coarsest unit of rounding in the step: of the outputs, the loss and the weights."""
-    types = {p.dtype for p in asked.twin.module.parameters() if p.is_floating_point()}
-    return max([point.unit, *(torch.finfo(each).eps for each in types)])
+def allowed_units(module: nn.Module, unit: float) -> float:
+    """Return the relative difference of two gradients that rounding may cause.
+
+    Args:
+        module: The module, whose weights may be in a coarse type.
+        unit: Unit of rounding of outputs and loss.
+    """
+    types = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return min(PASSED * max([unit, *(torch.finfo(each).eps for each in types)]), LARGEST_SHARE)
 
 
 def _some(inputs: Inputs, rows: Tensor) -> Inputs:

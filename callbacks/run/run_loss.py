@@ -21,7 +21,7 @@ from lightning_conv.losses.arranged import ArrangedLoss, layouts, written_factor
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, difference, evaluate, settings
 from lightning_conv.losses.separation import is_same
-from lightning_conv.losses.torch_loss import USUAL_LOSSES
+from lightning_conv.losses.torch_loss import USUAL_LOSSES, is_elementwise
 from lightning_conv.networks.observed.leaves import tensors_in
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
@@ -269,8 +269,7 @@ def _ignored(present: Point, targets: Tensor, classes: int) -> list[int]:
         return []
     slopes = present.slope.reshape(len(present.slope), -1, classes).abs().amax(2)
     labels = targets.reshape(len(targets), -1)
-    for shift in (0, 1):
-        s, y = (slopes[:, :-1], labels[:, 1:]) if shift else (slopes, labels)
+    for s, y in ((slopes, labels), (slopes[:, :-1], labels[:, 1:]), (slopes, labels[:, 1:])):
         if s.shape == y.shape and bool((s == 0).any()):
             found = torch.unique(y[(s == 0)])
             if len(found) == 1:
@@ -283,6 +282,9 @@ def _scaled(form: ArrangedLoss, present: Point, targets: Tensor) -> ArrangedLoss
     if not _fits(loss_kind(form), present.outputs, targets):
         return None
     try:
+        u, y = form.arrange(present.outputs, targets)
+        if is_elementwise(form.base) and u.shape != y.shape:  # torch would broadcast them
+            return None
         exact = evaluate(lambda u: loss_kind(form).evaluate(u, targets), present.outputs.double())
     except READING:
         return None
