@@ -62,9 +62,7 @@ def measurement_of(
     if sample_count(network.inputs) < 2:
         raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
     changed = str(stored.get("loss_changed", ""))
-    made = Measurement(
-        trainer, network, names, schedule, per_layer=per_layer, loss_fn=loss_fn, loss_changed=changed
-    )
+    made = Measurement(trainer, network, names, schedule, per_layer=per_layer, loss_fn=loss_fn, loss_changed=changed)
     if stored:
         kept_probe = copy.copy(probe)
         kept_probe.outputs = stored.get("outputs", probe.outputs)
@@ -101,7 +99,9 @@ def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batc
     if attempt.failed:
         loss = unknown(f"the training step could not be observed ({attempt.error})")
     if loss.own is not None:
-        loss = unknown("the samples were given by hand, and the step's own loss is that of a batch; Probe(size=...) measures such")
+        loss = unknown(
+            "the samples were given by hand, and the step's own loss is that of a batch; Probe(size=...) measures such"
+        )
     assert probe.inputs is not None
     return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size), loss)
 

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lightning_conv.callbacks.run.batch import to_device
-from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import Precision
@@ -165,11 +165,16 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
 
 def _may_be_of_loss(trainer: pl.Trainer, measurement: Measurement) -> bool:
     """Return whether the kernel of the loss gradients may be chosen: the loss is known, and nothing waits for numbers of the NTK."""
-    waiting = [each.monitor for kind in (EarlyStopping, ModelCheckpoint) for each in callbacks_of(trainer, kind)]
+    waiting = [
+        *(each.monitor for each in callbacks_of(trainer, EarlyStopping)),
+        *(each.monitor for each in callbacks_of(trainer, ModelCheckpoint)),
+    ]
     return measurement.knows_loss and not any(str(each).startswith(("kernel/", "convergence/")) for each in waiting)
 
 
-def _trial(trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: ProbeOutputs) -> float:
+def _trial(
+    trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: ProbeOutputs
+) -> float:
     """Measure so many samples and return how long it took."""
     inputs, targets = everything
     probe = copy.copy(measurement.probe)

@@ -232,7 +232,11 @@ class Measurement:
         loss = self.loss(self._loss_fn)
         targets = self.rows if loss.own is not None else self.targets
         if loss.fn is None or targets is None:
-            why = loss.words if loss.fn is None else "the targets of the probe are not known: Probe(target_fn=lambda batch: ...)"
+            why = (
+                loss.words
+                if loss.fn is None
+                else "the targets of the probe are not known: Probe(target_fn=lambda batch: ...)"
+            )
             raise MisconfigurationException(
                 f'Probe(outputs="loss"): {why}; pass loss_fn= to the callback, or Probe(outputs="trace")'
             )

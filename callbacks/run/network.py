@@ -91,7 +91,9 @@ class RunNetwork:
             )
         loss = self.loss
         if loss.own is not None and not _are_among(stored, self.inputs):
-            loss = unknown("the samples of the checkpoint are not those that are read now, and the step's own loss is that of a batch")
+            loss = unknown(
+                "the samples of the checkpoint are not those that are read now, and the step's own loss is that of a batch"
+            )
         return replace(self, inputs=stored, targets=targets, loss=loss)
 
 

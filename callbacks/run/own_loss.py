@@ -1,4 +1,4 @@
-"""``OwnLoss``: the loss of the training step as a function of the outputs, from the step's own graph; ``judge_own_loss``: whether it is one."""
+"""``OwnLoss``: the loss of the training step, from its own graph; ``judge_own_loss``: whether it is a function of the outputs."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def judge_own_loss(asked: Asked) -> OwnLoss | str:
     few, (present, *_) = asked.few, asked.points
     if wrong := wrong_slope(few, present.outputs):
         return f"its gradient by the outputs is not that of its value ({wrong})"
-    apart = separation(few, [present, *(each for each in asked.points if not torch.equal(each.outputs, present.outputs))])
+    apart = separation(
+        few, [present, *(each for each in asked.points if not torch.equal(each.outputs, present.outputs))]
+    )
     if apart.reason:
         return apart.reason
     rows = torch.arange(few.samples)
@@ -259,4 +261,3 @@ def _reduction(asked: Asked, few: StepOutputs, everything: StepOutputs) -> str |
         if all(abs(factor - right(ratio)) <= PASSED * ULPS * whole.unit * factor for factor, ratio in found):
             return name if any(ratio != 1 for _, ratio in found) else "mean"
     return "batch"
-

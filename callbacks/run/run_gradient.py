@@ -68,8 +68,8 @@ class RunGradient:
         if not apart < float("inf") or apart**0.5 <= self._units * size**0.5 or self._random:
             return ""
         return (
-            f"the gradient of the run's own step is not that of the observed loss through the outputs (they differ by {apart**0.5:.2g}, and "
-            f"it is {size**0.5:.2g} long)"
+            "the gradient of the run's own step is not that of the observed loss through the outputs (they differ by "
+            f"{apart**0.5:.2g}, and it is {size**0.5:.2g} long)"
         )
 
 

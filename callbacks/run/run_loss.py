@@ -182,9 +182,9 @@ def given(fn: LossFn, found: RunLoss) -> RunLoss:
 
 
 def _points(trainer: Any, twin: Twin, few: StepOutputs, observed: Observed) -> list[Point]:
-    """Return the loss at many outputs, and at the present ones for many seeds; those also in the modes of the run, a step and an epoch later.
+    """Return the loss at many outputs, and at the present ones for many seeds.
 
-    That is on another copy, since in training mode the step changes buffers.
+    The latter also in the modes of the run, a step and an epoch later; on another copy, since in training mode the step changes buffers.
     """
     points: list[Point] = []
     for seed in range(CHANCES if observed.random else 1):
@@ -209,8 +209,8 @@ def _unsteady(points: Sequence[Point]) -> str:
             continue
         if not is_same(point, first):
             return (
-                f"at the same outputs it is {first.value:.6g} one time and {point.value:.6g} another: with random numbers, each time that the "
-                "step is run, from one step or epoch to the next, or between training and evaluation"
+                f"at the same outputs it is {first.value:.6g} one time and {point.value:.6g} another: with random numbers, each time that "
+                "the step is run, from one step or epoch to the next, or between training and evaluation"
             )
     return ""
 
@@ -219,7 +219,9 @@ def _own(asked: Asked, apart: str) -> RunLoss:
     loss = judge_own_loss(asked)
     if isinstance(loss, str):
         none = f"the step minimises none of torch's usual losses of a tensor of the batch{apart}"
-        return unknown(f"{none}, and its own is no function of the outputs, sample by sample, that can be relied on: {loss}")
+        return unknown(
+            f"{none}, and its own is no function of the outputs, sample by sample, that can be relied on: {loss}"
+        )
     return RunLoss(loss, None, "observed")
 
 
@@ -310,8 +312,10 @@ def _in_another_batch(few: StepOutputs, fn: Any, observed: Observed, batch: Any,
 
 
 def _fits(loss: LossKind, outputs: Tensor, targets: Tensor) -> bool:
-    return bool(targets.ndim) and len(targets) == len(outputs) and not (
-        loss.elementwise and targets.numel() != outputs.numel()
+    return (
+        bool(targets.ndim)
+        and len(targets) == len(outputs)
+        and not (loss.elementwise and targets.numel() != outputs.numel())
     )
 
 

@@ -116,12 +116,14 @@ class StepOutputs:
         part = outputs
         if len(self.places) > 1:
             sizes = [each.numel() // self.samples for each in self.seen[1]]
-            part = outputs.reshape(len(outputs), -1).split(sizes, 1)[number]
+            part = torch.split(outputs.reshape(len(outputs), -1), sizes, 1)[number]
         place = self.places[number]
         along = place.axis if like.ndim == place.ndim else 0
         moved = like.movedim(along, 0).shape
         if part.numel() != math.prod(moved):
-            raise NotAFunctionError(f"outputs of shape {tuple(outputs.shape)} do not fit the layer's {tuple(like.shape)}")
+            raise NotAFunctionError(
+                f"outputs of shape {tuple(outputs.shape)} do not fit the layer's {tuple(like.shape)}"
+            )
         # A clone: what follows may work in place.
         return part.reshape(moved).movedim(0, along).to(like.device, like.dtype).clone()
 

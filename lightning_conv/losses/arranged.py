@@ -113,7 +113,9 @@ def written_factor(measured: float) -> float | None:
     )
 
 
-def layouts(losses: Sequence[Any], outputs: Tensor, classes: int, ignored: Sequence[int] = ()) -> Iterator[ArrangedLoss]:
+def layouts(
+    losses: Sequence[Any], outputs: Tensor, classes: int, ignored: Sequence[int] = ()
+) -> Iterator[ArrangedLoss]:
     """Yield the losses of torch in the layouts that training steps use.
 
     Args:
@@ -135,7 +137,9 @@ def layouts(losses: Sequence[Any], outputs: Tensor, classes: int, ignored: Seque
                 continue
             if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
                 if classes:
-                    yield from (ArrangedLoss(loss, classes=classes, shifted=s, tail=t) for s, t in ((0, 0), (1, 0), (0, 1)))
+                    yield from (
+                        ArrangedLoss(loss, classes=classes, shifted=s, tail=t) for s, t in ((0, 0), (1, 0), (0, 1))
+                    )
             elif is_elementwise(loss):
                 yield from (ArrangedLoss(loss, shifted=s, tail=t) for s, t in ((1, 0), (0, 1)))
 

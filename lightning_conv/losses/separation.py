@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference_across, evaluate
+from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference_across
 
 EXACT_UP_TO = 128
 """Numbers n C up to which the curvature is computed whole."""
@@ -104,18 +104,18 @@ def separation(loss: OutputLoss, points: Sequence[Point], seed: int = 0) -> Sepa
     numbers = points[0].outputs.numel()
     exact = numbers <= EXACT_UP_TO
     generator = torch.Generator().manual_seed(seed)
-    for point in dict.fromkeys((0, len(points) - 1)):
-        share = _largest_across(loss, points[point], generator, exact=exact)
-        if share > ULPS * points[point].unit:
-            why = (
-                f"the loss couples the samples of a batch (the curvature between two samples is {share:.2g} of the largest)"
-            )
+    for place in dict.fromkeys((0, len(points) - 1)):
+        share = _largest_across(loss, points[place], generator, exact=exact)
+        if share > ULPS * points[place].unit:
+            why = f"the loss couples the samples of a batch (the curvature between two samples is {share:.2g} of the largest)"
             return Separation(why, exact)
     some = torch.randperm(len(points[0].outputs), generator=generator)[: len(points[0].outputs) // 2]
     every = max(1, len(points) // MIXED)
     for point, other in pairwise(points[::every]):
         if len(some) and (part := difference_across(loss, point, other, some)) > 0:
-            why = f"the loss couples the samples of a batch (what one half adds depends on the other half, by {part:.2g})"
+            why = (
+                f"the loss couples the samples of a batch (what one half adds depends on the other half, by {part:.2g})"
+            )
             return Separation(why, exact)
     return Separation(coupling(loss, points, seed), exact)
 
@@ -143,7 +143,7 @@ def _largest_across(loss: OutputLoss, point: Point, generator: torch.Generator, 
 def common_factor(slopes: Tensor, others: Tensor) -> float | None:
     """Return the factor r with ``slopes = r others``, row by row; None: there is not one, or both are zero.
 
-    A loss that is a sum over samples, divided by something that depends on the batch, has in another batch the same slopes up to one factor.
+    A sum over samples, divided by something that depends on the batch, has in another batch the same slopes up to one factor.
 
     Args:
         slopes: s of some samples in one batch, (m, ...).

@@ -30,11 +30,24 @@ PRECISIONS = ["fast", "exact", "certified"]
 class Run:
     """A trainer, a measurement and a clock: a pass takes ``rate`` seconds per sample, a kernel as many passes as it has outputs."""
 
-    def __init__(self, monkeypatch, *, rate, outputs=1, n=128, probe=None, batches=10, resolved_by="fast", squared=0.0):
+    def __init__(
+        self,
+        monkeypatch,
+        *,
+        rate,
+        outputs=1,
+        n=128,
+        probe=None,
+        batches=10,
+        resolved_by="fast",
+        squared=0.0,
+        knows_loss=False,
+    ):
         self.rate, self.n_outputs, self.squared, self.now, self.trials = rate, outputs, squared, 0.0, []
         self.trainer = SimpleNamespace(
-            world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32)
+            world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32), callbacks=[]
         )
+        self.knows_loss = knows_loss
         self.probe, self.inputs, self.targets = probe or Probe(), torch.arange(float(n))[:, None], torch.arange(n)
         self.highest, self.resolved_by = "certified", resolved_by
         monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
@@ -46,7 +59,7 @@ class Run:
         return PRECISIONS.index(self.highest) >= PRECISIONS.index(self.resolved_by)
 
     def trial(self, trainer, measurement, everything, samples, kind):
-        passes = {"trace": self.n_outputs, "full": 1, "sum": 1, "projected": self.probe.projections}[kind]
+        passes = {"trace": self.n_outputs, "full": 1, "sum": 1, "projected": self.probe.projections, "loss": 2}[kind]
         slower = {"fast": 1.0, "exact": 2.5, "certified": 25.0}[self.highest]
         taken = (passes * samples * self.rate + self.squared * samples**2) * slower
         self.now += taken
@@ -63,6 +76,30 @@ def test_a_cheap_network_is_measured_whole(monkeypatch):
     choice = run.fit()
     assert (choice.samples, choice.outputs, choice.is_reduced) == (128, "trace", False)
     assert [samples for samples, _, _ in run.trials] == [16, 32, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("rate", "knows_loss", "samples", "kind"),
+    [
+        (1e-3, True, 8, "projected"),
+        (1e-2, True, 8, "loss"),  # sixteen projections of four samples would take 0.64 s
+        (1e-2, False, 4, "projected"),
+        (1.0, True, 4, "loss"),
+    ],
+)
+def test_the_kernel_of_the_loss_is_the_last_choice(monkeypatch, rate, knows_loss, samples, kind):
+    run = Run(monkeypatch, rate=rate, outputs=300, knows_loss=knows_loss)
+    choice = run.fit()
+    assert (choice.samples, choice.outputs) == (samples, kind)
+    assert choice.is_reduced
+    assert ("the loss gradients" in choice.words) == (kind == "loss")
+
+
+@pytest.mark.parametrize(("given", "kind"), [({"outputs": "trace"}, "trace"), ({"size": 64}, "loss")])
+def test_what_the_probe_names_stays_where_the_loss_would_be_cheaper(monkeypatch, given, kind):
+    run = Run(monkeypatch, rate=1e-2, outputs=300, n=64, knows_loss=True, probe=Probe(**given))
+    assert run.fit().outputs == kind
+    assert run.choice.samples == given.get("size", run.choice.samples)
 
 
 @pytest.mark.parametrize("rate", [1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])

@@ -79,7 +79,10 @@ def test_other_numbers_are_no_factors(measured):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_scale_of_a_scaled_squared_error_is_exact(reduction):
     n, c, factor = 3, 2, Fraction(3, 8)
-    u, y = [[Fraction(i * c + k, 7) for k in range(c)] for i in range(n)], [[Fraction(k - i, 5) for k in range(c)] for i in range(n)]
+    u, y = (
+        [[Fraction(i * c + k, 7) for k in range(c)] for i in range(n)],
+        [[Fraction(k - i, 5) for k in range(c)] for i in range(n)],
+    )
     squares = sum((u[i][k] - y[i][k]) ** 2 for i in range(n) for k in range(c))
     loss = factor * squares / (n * c if reduction == "mean" else 1)
     form = ArrangedLoss(nn.MSELoss(reduction=reduction), float(factor))
@@ -101,7 +104,9 @@ def test_the_facts_of_a_scaled_cross_entropy_are_scaled(factor):
     q = 0.8 * F.one_hot(labels, 3).double() + 0.2 / 3
     assert scaled.infimum == pytest.approx(factor * float(smoothed(q.log(), labels)), rel=1e-12)
     assert scaled.smoothness == pytest.approx(factor * plain.smoothness, rel=1e-15)
-    hessian = torch.autograd.functional.hessian(lambda x: factor * smoothed(x[None], labels[:1]), torch.tensor([0.0, 0.0, -40.0]).double())
+    hessian = torch.autograd.functional.hessian(
+        lambda x: factor * smoothed(x[None], labels[:1]), torch.tensor([0.0, 0.0, -40.0]).double()
+    )
     assert float(torch.linalg.eigvalsh(hessian)[-1]) <= scaled.smoothness * (1 + 1e-9)
 
 
