@@ -138,7 +138,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
-    if kind == "projected" and passes * seconds > budget * LATER and _may_be_of_loss(trainer, measurement):
+    if kind == "projected" and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
         kind, given_size = "loss", "size" in given
         wanted = whole if given_size else min(FIRST_SAMPLES, whole)
         samples, seconds, timed = wanted, seconds * wanted / timed, wanted

@@ -209,8 +209,8 @@ def _unsteady(points: Sequence[Point]) -> str:
             continue
         if not is_same(point, first):
             return (
-                f"at the same outputs it is {first.value:.6g} one time and {point.value:.6g} another: with random numbers, each time that "
-                "the step is run, from one step or epoch to the next, or between training and evaluation"
+                "at the same outputs it is not always the same: it changes with random numbers, each time that the step is run, from one step "
+                "or epoch to the next, or between training and evaluation"
             )
     return ""
 

@@ -82,8 +82,9 @@ def test_a_cheap_network_is_measured_whole(monkeypatch):
     ("rate", "knows_loss", "samples", "kind"),
     [
         (1e-3, True, 8, "projected"),
-        (1e-2, True, 8, "loss"),  # sixteen projections of four samples would take 0.64 s
-        (1e-2, False, 4, "projected"),
+        (1e-2, True, 4, "projected"),
+        (3e-2, True, 4, "loss"),  # sixteen projections of four samples would take 1.92 s
+        (3e-2, False, 4, "projected"),
         (1.0, True, 4, "loss"),
     ],
 )

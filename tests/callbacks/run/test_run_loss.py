@@ -150,8 +150,8 @@ OTHERS = {
     "one of two by NumPy": (
         lambda m, u, b: (F.mse_loss if np.random.rand() < 0.6 else F.l1_loss)(u, b[1]), BY_CHANCE,  # noqa: NPY002
     ),
-    "a factor that grows with the steps": (lambda m, u, b: (1 + m.global_step) * mse(u, b), "one step or epoch"),
-    "a factor that grows with the epochs": (lambda m, u, b: (1 + m.current_epoch) * mse(u, b), "one step or epoch"),
+    "a factor that grows with the steps": (lambda m, u, b: (1 + m.global_step) * mse(u, b), "from one step or epoch"),
+    "a factor that grows with the epochs": (lambda m, u, b: (1 + m.current_epoch) * mse(u, b), "from one step or epoch"),
     "two networks, one of them not seen": (
         lambda m, u, b: mse(u, b) + F.linear(b[0], m.net.weight).square().mean(), "net.weight",
     ),
