@@ -172,7 +172,7 @@ class Observer:
 
 def step_violations(run: RunView) -> list[Violation]:
     """Return the assumptions that the optimizer's present settings, an observed step, or a loss that has changed violate."""
-    found = violations_of_loss(run) if run.measurement.loss_changed and run.given_loss is None else []
+    found = violations_of_loss(run) if run.measurement.probe_loss.changed and run.given_loss is None else []
     if run.steps.rate is None:
         return [*found, Violation("descent", f"a step is no plain gradient descent: {run.steps.reason}")]
     if (seen := next((seen for seen in run.history if seen.departed), None)) is not None:

@@ -154,12 +154,12 @@ class KernelMonitor(pl.Callback):
             self._waits = None
             self._begin(trainer, pl_module, batch)
         if self._kernel is not None and self._leads:
-            self._kernel.before_batch(batch, batch_idx)
+            self._kernel.probe_loss.before_batch(batch, batch_idx)
 
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._kernel is not None and self._leads:
-            self._kernel.after_backward(pl_module)
+            self._kernel.probe_loss.after_backward(pl_module)
 
     @property
     def _leads(self) -> bool:
@@ -337,7 +337,7 @@ class KernelMonitor(pl.Callback):
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
             "outputs": self._kernel.probe.outputs,
-            "loss_changed": self._kernel.loss_changed,
+            "loss_changed": self._kernel.probe_loss.changed,
             "highest": str(self._kernel.highest),
             "precision": str(self._kernel.precision),
             "product": product_name(),

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.batch import to_device
-from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.run_gradient import RunGradient, is_compared
-from lightning_conv.callbacks.run.run_loss import RunLoss, given, unknown
+from lightning_conv.callbacks.run.probe_loss import ProbeLoss
+from lightning_conv.callbacks.run.run_loss import RunLoss
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.kernels.contraction import is_full
@@ -28,7 +26,6 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, spread, take, undisturbed
 
 SAMPLES_AT_ONCE = 128
@@ -50,7 +47,7 @@ class Measurement:
 
     Attributes:
         cotangents: s of the last kernel of the loss gradients, (m, C); None: there was none.
-        loss_changed: how the loss of the training step has changed since it was observed; empty: it has not.
+        probe_loss: the loss of the training step on the probe.
     """
 
     def __init__(
@@ -80,11 +77,8 @@ class Measurement:
         self._decisions: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
-        self._loss_fn, self._observed = loss_fn, trainer.global_step
-        self.loss_changed = loss_changed
         self.cotangents: Tensor | None = None
-        self._gradient: RunGradient | None = None  # that waits for the run's backward pass
-        self._compared = False  # whether the gradient of one step was computed
+        self.probe_loss = ProbeLoss(trainer, network.loss, loss_fn, loss_changed)
 
     def change(self, probe: Probe, inputs: Inputs, targets: Tensor | None) -> None:
         """Measure other samples, or another kernel, from now on.
@@ -122,7 +116,7 @@ class Measurement:
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
         if self._measured is None or self._measured[0] != step:
-            self._look_at_loss(step)
+            self.probe_loss.look_again(step)
             seconds, gram, spectrum = self._compute(pl_module)
             self.schedule.expect(seconds)
             self._measured = step, gram, spectrum
@@ -157,8 +151,7 @@ class Measurement:
     def leave(self) -> None:
         """Forget the copies of the weights; a later call of ``network`` makes another one."""
         self._copy = None
-        if self.run_network.loss.own is not None:
-            self.run_network.loss.own.leave()
+        self.probe_loss.leave()
 
     @property
     def rows(self) -> Tensor:
@@ -178,75 +171,12 @@ class Measurement:
         Args:
             fn: The loss as the user has said it; None: what was observed, or that it has changed since.
         """
-        found = unknown(self.loss_changed) if self.loss_changed else self.run_network.loss
-        return found if fn is None else given(fn, found)
+        return self.probe_loss.now(fn)
 
     @property
     def knows_loss(self) -> bool:
         """Whether the gradient of the loss by the outputs can be taken on the probe."""
-        loss = self.loss(self._loss_fn)
-        return loss.fn is not None and (loss.own is not None or self.targets is not None)
-
-    def _look_at_loss(self, step: int) -> None:
-        """Compare the loss of the training step with what was observed, at the same outputs; a change is said once."""
-        kept = self.run_network.loss.kept
-        if kept is None or self.loss_changed or step == self._observed:
-            return
-        with isolated():
-            changed = kept.changed(copy_of(self._trainer, self._trainer.lightning_module))
-        if changed:
-            self._give_up_loss(f"it has changed since it was observed ({changed}, seen after step {step})")
-
-    def _give_up_loss(self, reason: str) -> None:
-        self.loss_changed = reason
-        rank_zero_warn(f"the loss of the training step: {reason}; from now on it is unknown")
-
-    def before_batch(self, batch: Any, batch_idx: int) -> None:
-        """Compute the gradient that the observed loss has in the run's next step, once per fit, where it can be compared.
-
-        Args:
-            batch: The batch of that step.
-            batch_idx: Its number.
-        """
-        kept, self._gradient = self.run_network.loss.kept, None
-        if self._compared or kept is None or self.loss_changed or not is_compared(self._trainer):
-            return
-        self._compared = True
-        with attempted(Exception):  # the step is any code of the user's; it could be run when it was observed
-            self._gradient = RunGradient(self._trainer, kept, batch, batch_idx)
-
-    def after_backward(self, pl_module: pl.LightningModule) -> None:
-        """Compare the run's gradient with the one that was computed before; a difference makes the loss unknown."""
-        gradient, self._gradient = self._gradient, None
-        if gradient is not None and (reason := gradient.difference(pl_module)):
-            self._give_up_loss(reason)
-
-    def loss_gradients(self, pl_module: pl.LightningModule) -> Tensor:
-        """Return s, the gradient of the loss of the probe by its outputs, (m, C), in the loss's own scale: that of a mean carries 1 / m.
-
-        Raises:
-            MisconfigurationException: The loss is not known.
-
-        Cost: a forward pass of the network; with the step's own loss one of the step, too.
-        """
-        loss = self.loss(self._loss_fn)
-        targets = self.rows if loss.own is not None else self.targets
-        if loss.fn is None or targets is None:
-            why = (
-                loss.words
-                if loss.fn is None
-                else "the targets of the probe are not known: Probe(target_fn=lambda batch: ...)"
-            )
-            raise MisconfigurationException(
-                f'Probe(outputs="loss"): {why}; pass loss_fn= to the callback, or Probe(outputs="trace")'
-            )
-        u = self.shaped_outputs(pl_module)
-        with isolated():
-            if loss.own is not None:
-                s = loss.own.derivatives(u, targets).slope
-            else:
-                s = evaluate(lambda outputs: loss.kind.evaluate(outputs, targets), u.double()).slope
-        return s.double().flatten(1)
+        return self.probe_loss.is_known(self.targets)
 
     def trained(self, pl_module: pl.LightningModule) -> Parameters:
         """Return the parameters that plain descent trains: the kernel's, and no others. They are looked up once per fit."""
@@ -258,11 +188,8 @@ class Measurement:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
         return self._outputs(pl_module, shaped=False)
 
-    def shaped_outputs(self, pl_module: pl.LightningModule) -> Tensor:
-        """Return the same in the shape that the network gives, (m, ...), as losses take it."""
-        return self._outputs(pl_module, shaped=True)
-
     def _outputs(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
+        """Return u; if ``shaped``, in the shape that the network gives, (m, ...), as losses take it."""
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
         with isolated(), undisturbed(network), torch.no_grad():
@@ -290,7 +217,10 @@ class Measurement:
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
         start = time.perf_counter()
-        self.cotangents = self.loss_gradients(pl_module) if self.probe.outputs == "loss" else None
+        self.cotangents = None
+        if self.probe.outputs == "loss":
+            outputs = partial(self._outputs, pl_module, shaped=True)
+            self.cotangents = self.probe_loss.gradients(outputs, self.targets, self.rows)
         gram, spectrum = self._kernel(pl_module, self.cotangents)
         self.precision = gram.precision
         return time.perf_counter() - start, gram, spectrum

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.own_loss import allowed_units
+from lightning_conv.callbacks.run.judge_own_loss import allowed_units
 from lightning_conv.callbacks.run.run_loss import Kept
 from lightning_conv.callbacks.run.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import Twin

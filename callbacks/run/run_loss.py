@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -12,17 +12,16 @@ from torch import Tensor
 from lightning_conv.callbacks.run.call import NotAFunctionError
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.judge_own_loss import Asked, judge_own_loss
 from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.own_loss import Asked, OwnLoss, judge_own_loss
+from lightning_conv.callbacks.run.own_loss import OwnLoss
 from lightning_conv.callbacks.run.step_outputs import StepOutputs, rows_of
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.losses.arranged import ArrangedLoss, layouts, written_factor
+from lightning_conv.callbacks.run.usual_loss import find_usual_loss
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
-from lightning_conv.losses.of_outputs import Point, difference, evaluate, settings
+from lightning_conv.losses.of_outputs import Point, evaluate, settings
 from lightning_conv.losses.separation import is_same
-from lightning_conv.losses.torch_loss import USUAL_LOSSES, is_elementwise
-from lightning_conv.networks.observed.leaves import tensors_in
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
 
@@ -151,9 +150,9 @@ def find_run_loss(
             return unknown("it is not finite")
         if differs := _unsteady(points):
             return unknown(differs)
-        found = _usual(few, points, observed, batch, own, take)
+        found = find_usual_loss(few, points, observed, batch, own, take)
         asked = Asked(trainer, twin, observed, parameters, batch, few, points)
-        loss = found if isinstance(found, RunLoss) else _own(asked, found)
+        loss = _own(asked, found) if isinstance(found, str) else RunLoss(*found, "observed")
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if loss.source == "unknown":
@@ -209,8 +208,8 @@ def _unsteady(points: Sequence[Point]) -> str:
             continue
         if not is_same(point, first):
             return (
-                "at the same outputs it is not always the same: it changes with random numbers, each time that the step is run, from one step "
-                "or epoch to the next, or between training and evaluation"
+                "at the same outputs it is not always the same: it changes with random numbers, each time that the step is run, "
+                "from one step or epoch to the next, or between training and evaluation"
             )
     return ""
 
@@ -223,109 +222,3 @@ def _own(asked: Asked, apart: str) -> RunLoss:
             f"{none}, and its own is no function of the outputs, sample by sample, that can be relied on: {loss}"
         )
     return RunLoss(loss, None, "observed")
-
-
-def _usual(
-    few: StepOutputs,
-    points: Sequence[Point],
-    observed: Observed,
-    batch: Any,
-    own: Sequence[LossFn],
-    take: Callable[[Any], Tensor | None],
-) -> RunLoss | str:
-    """Return the loss of torch that has the step's values and gradients; a string says how the module's own loss differs."""
-    candidates = [(take(few.batch), take(batch))] + [
-        (small, whole) for (_, small), (_, whole) in zip(tensors_in(few.batch), tensors_in(batch), strict=True)
-    ]
-    targets = [(small, whole) for small, whole in candidates if small is not None and whole is not None]
-    apart = ""
-    for fn, number, small, whole in _tried((*own, *USUAL_LOSSES), few, targets, points[0]):
-        differs = _difference(points, loss_kind(fn), small)
-        if differs == "":
-            if _in_another_batch(few, fn, observed, batch, whole):
-                return RunLoss(fn, whole, "observed")
-            continue
-        if differs and fn in own and not number:
-            apart = f"; of {loss_kind(fn).name} it differs: {differs}"
-    return apart
-
-
-def _tried(
-    losses: Sequence[Any], few: StepOutputs, targets: Sequence[tuple[Tensor, Tensor]], present: Point
-) -> Iterator[tuple[Any, int, Tensor, Tensor]]:
-    """Yield losses with targets: torch's as they are, then times a constant and over positions, where the present value tells which."""
-    for fn in losses:
-        for number, (small, whole) in enumerate(targets):
-            yield fn, number, small, whole
-    classes = few.classes
-    for number, (small, whole) in enumerate(targets):
-        ignored = _ignored(present, small, classes)
-        for form in layouts(losses, present.outputs, classes, ignored):
-            if (scaled := _scaled(form, present, small)) is not None:
-                yield scaled, number, small, whole
-
-
-def _ignored(present: Point, targets: Tensor, classes: int) -> list[int]:
-    """Return the label all of whose positions have no slope, and no others; as a list, empty if there is none."""
-    if not classes or targets.is_floating_point() or targets.dtype == torch.bool:
-        return []
-    slopes = present.slope.reshape(len(present.slope), -1, classes).abs().amax(2)
-    labels = targets.reshape(len(targets), -1)
-    for s, y in ((slopes, labels), (slopes[:, :-1], labels[:, 1:]), (slopes, labels[:, 1:])):
-        if s.shape == y.shape and bool((s == 0).any()):
-            found = torch.unique(y[(s == 0)])
-            if len(found) == 1:
-                return [int(found)]
-    return []
-
-
-def _scaled(form: ArrangedLoss, present: Point, targets: Tensor) -> ArrangedLoss | None:
-    """Return the loss times the constant by which the step's is a multiple of it here; None: by none that someone writes, or by 1."""
-    if not _fits(loss_kind(form), present.outputs, targets):
-        return None
-    try:
-        u, y = form.arrange(present.outputs, targets)
-        if is_elementwise(form.base) and u.shape != y.shape:  # torch would broadcast them
-            return None
-        exact = evaluate(lambda u: loss_kind(form).evaluate(u, targets), present.outputs.double())
-    except READING:
-        return None
-    if not exact.finite or not exact.value:
-        return None
-    factor = written_factor(present.value / exact.value)
-    if factor is None or (factor == 1 and form.is_plain and getattr(form.base, "ignore_index", -100) == -100):
-        return None
-    return replace(form, factor=factor)
-
-
-def _in_another_batch(few: StepOutputs, fn: Any, observed: Observed, batch: Any, targets: Tensor) -> bool:
-    """Return whether the step has the same loss in a batch of fewer samples, in another order: a mean is no sum there."""
-    if observed.samples < 2:
-        return False
-    rows = torch.arange(observed.samples - 1, -1, -1)[: max(2, few.samples // 2 + 1)]
-    part = StepOutputs(few.twin, rows_of(batch, observed.samples, rows), few.places, len(rows))
-    taken = targets.index_select(0, rows.to(targets.device))
-    u = part.present
-    drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(u)
-    points = [evaluate(part, each) for each in (u, u + drawn)]
-    return _difference(points, loss_kind(fn), taken) == ""
-
-
-def _fits(loss: LossKind, outputs: Tensor, targets: Tensor) -> bool:
-    return (
-        bool(targets.ndim)
-        and len(targets) == len(outputs)
-        and not (loss.elementwise and targets.numel() != outputs.numel())
-    )
-
-
-def _difference(points: Sequence[Point], loss: LossKind, targets: Tensor) -> str | None:
-    """Return how the step differs from a loss; empty: not at all; None: it is no loss of these targets."""
-    if not _fits(loss, points[0].outputs, targets):
-        return None
-    try:
-        return difference(points[:1], lambda u: loss.evaluate(u, targets)) or difference(
-            points, lambda u: loss.evaluate(u, targets)
-        )
-    except READING:
-        return None

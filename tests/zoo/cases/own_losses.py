@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from case import Task, case
-from samples import floats, labels, padding, rows, table, tokens
+from samples import floats, padding, rows, table, tokens
 from torch import Tensor, nn
 
 from cases.batches import VALUE, X, Y, mlp
