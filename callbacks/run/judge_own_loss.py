@@ -83,12 +83,12 @@ def judge_own_loss(asked: Asked) -> OwnLoss | str:
     if differs := _beside(asked, second, evaluate(second, second.present), order):
         return f"{differs}, on another batch"
     everything = StepOutputs(asked.twin, asked.batch, few.places, asked.observed.samples)
-    reduction = _reduction(asked, few, everything)
-    if reduction is None:
+    depends = _dependence(asked, few, everything)
+    if depends is None:
         return "what a sample adds to it depends on the rest of the batch, by more than one factor for all"
     if not is_same(evaluate(few, present.outputs), present):
         return "it changes each time that the step is run"
-    return OwnLoss(asked.trainer, asked.batch, asked.observed.samples, few.places, reduction, apart)
+    return OwnLoss(asked.trainer, asked.batch, asked.observed.samples, few.places, depends, apart)
 
 
 def _second(few: int, samples: int) -> Tensor:
@@ -148,7 +148,7 @@ def _some(inputs: Inputs, rows: Tensor) -> Inputs:
     return map_inputs(lambda tensor: tensor.index_select(0, rows.to(tensor.device)), inputs)
 
 
-def _reduction(asked: Asked, few: StepOutputs, everything: StepOutputs) -> str | None:
+def _dependence(asked: Asked, few: StepOutputs, everything: StepOutputs) -> str | None:
     """Return how the loss depends on the batch, from the slopes of the same samples in batches of several sizes; None: in no such way."""
     n, m = everything.samples, few.samples
     u = everything.present

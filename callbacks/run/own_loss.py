@@ -13,11 +13,11 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.step_outputs import StepOutputs, rows_of
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import Point, evaluate
-from lightning_conv.losses.separation import Separation, curvature_product
+from lightning_conv.losses.separation import GraphLoss, Separation, curvature_product
 from lightning_conv.networks.observed.replay import OutputPlace
 
 
-class OwnLoss:
+class OwnLoss(GraphLoss):
     """The loss of the training step as a function of (outputs, numbers of samples), without naming it.
 
     The step is run on a copy of the module, on the samples of the probe, with the outputs in place of the network's. So it can be
@@ -28,14 +28,11 @@ class OwnLoss:
         batch: The samples, as the training step gets them.
         samples: Their number n.
         places: Where the step makes the outputs.
-        reduction: How it depends on the batch: ``"mean"`` or ``"sum"`` over the samples, or ``"batch"``: divided by something else that
-            the batch determines, such as the number of labels that count.
+        depends: How it depends on the batch, see ``GraphLoss``; the number of labels that count may divide it.
         separated: How it was found that samples do not couple.
 
     Cost: a forward pass of the step per evaluation; per optimizer step one copy of the module.
     """
-
-    __name__ = "the step's own loss"
 
     def __init__(
         self,
@@ -43,11 +40,11 @@ class OwnLoss:
         batch: Any,
         samples: int,
         places: Sequence[OutputPlace],
-        reduction: str,
+        depends: str,
         separated: Separation,
     ) -> None:
-        self._trainer, self._batch, self._places = trainer, batch, tuple(places)
-        self.samples, self.reduction, self.separated = samples, reduction, separated
+        super().__init__(depends, separated)
+        self._trainer, self._batch, self._places, self.samples = trainer, batch, tuple(places), samples
         self._twin: tuple[int, Twin] | None = None
 
     def __call__(self, outputs: Tensor, rows: Tensor) -> Tensor:

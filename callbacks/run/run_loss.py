@@ -73,9 +73,8 @@ class RunLoss:
             return f"the loss is unknown: {self.reason}"
         if self.own is None:
             return f"the loss is {self.kind.described} ({self.source})"
-        of = {"mean": "a mean over the samples", "sum": "a sum over the samples"}
-        scale = of.get(self.own.reduction, "a sum over the samples, divided by what the batch determines")
-        return f"the loss is the step's own, {scale} ({self.source}; no sample's part depends on another one, {self.own.separated.words})"
+        apart = f"no sample's part depends on another one, {self.own.separated.words}"
+        return f"the loss is the step's own, {self.own.scale_words} ({self.source}; {apart})"
 
 
 @dataclass(frozen=True)

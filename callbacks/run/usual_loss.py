@@ -101,7 +101,7 @@ def _scaled(form: ArrangedLoss, present: Point, targets: Tensor) -> ArrangedLoss
     if not exact.finite or not exact.value:
         return None
     factor = written_factor(present.value / exact.value)
-    if factor is None or (factor == 1 and form.is_plain and getattr(form.base, "ignore_index", -100) == -100):
+    if factor is None or (factor == 1 and form.is_usual):
         return None
     return replace(form, factor=factor)
 

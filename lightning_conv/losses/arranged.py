@@ -48,6 +48,11 @@ class ArrangedLoss:
         return not (self.classes or self.shifted or self.tail)
 
     @property
+    def is_usual(self) -> bool:
+        """Whether it is plain, and no label is left out that torch does not leave out by itself."""
+        return self.is_plain and getattr(self.base, "ignore_index", -100) == -100
+
+    @property
     def reduction(self) -> str:
         """Reduction of the loss of torch."""
         return reduction(self.base)

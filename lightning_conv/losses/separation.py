@@ -40,6 +40,26 @@ class Separation:
         return "by all second derivatives between samples" if self.exact else "by random directions of the outputs"
 
 
+class GraphLoss:
+    """A loss that is known by its graph alone: its value and derivatives, and how it depends on the batch.
+
+    Args:
+        depends: ``"mean"`` or ``"sum"`` over the samples, or ``"batch"``: a sum that something else which the batch determines divides.
+        separated: How it was found that samples do not couple.
+    """
+
+    __name__ = "the step's own loss"
+
+    def __init__(self, depends: str, separated: Separation) -> None:
+        self.reduction, self.separated = depends, separated
+
+    @property
+    def scale_words(self) -> str:
+        """How it depends on the batch, for a user."""
+        of = {"mean": "a mean over the samples", "sum": "a sum over the samples"}
+        return of.get(self.reduction, "a sum over the samples, divided by what the batch determines")
+
+
 def curvature_product(loss: OutputLoss, outputs: Tensor, directions: Tensor) -> Tensor:
     r"""Return the curvature of a loss in some directions, :math:`S v = \nabla (s \cdot v)` with the gradient :math:`s = \nabla \phi`.
 
