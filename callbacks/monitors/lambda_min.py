@@ -82,8 +82,8 @@ class LambdaMin(KernelMonitor):
         per_layer: ``"traces"``: every layer's share of the trace, which comes with the kernel. ``"spectra"``: its lambda_min too, at
             the price of one more matrix and one more eigenvalue problem per layer. None: neither.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: the one that is observed. The step is run with other
-            outputs, and its value and gradient are compared with those of the module's own losses and of torch's. A loss that is
-            given is taken as it is.
+            outputs, and its value and gradient are compared with those of the module's own losses and of torch's; any other loss
+            is taken from the step's own graph. A loss that is given is taken as it is.
         on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
             and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
             ends the run.
