@@ -23,7 +23,7 @@ from lightning_conv.callbacks.run.samples_of_batch import count_samples, describ
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.networks.evaluation import sample_count
+from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 
 

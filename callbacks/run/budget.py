@@ -18,7 +18,9 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, spread, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, spread
+from lightning_conv.networks.undisturbed import undisturbed
 
 Everything: TypeAlias = tuple[Inputs, Tensor | None]
 

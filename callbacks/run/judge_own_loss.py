@@ -19,7 +19,9 @@ from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.of_outputs import ULPS, Point, evaluate
 from lightning_conv.losses.separation import common_factor, is_same, separation
 from lightning_conv.losses.slope import wrong_slope
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, map_inputs
+from lightning_conv.networks.undisturbed import undisturbed
 
 PASSED = 1024
 """Units of rounding by which two ways through the network may differ."""

@@ -26,7 +26,9 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, spread, take, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
+from lightning_conv.networks.undisturbed import undisturbed
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""

@@ -22,15 +22,9 @@ from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import (
-    Inputs,
-    StatelessModule,
-    input_tensors,
-    map_inputs,
-    sample_count,
-    spread,
-    undisturbed,
-)
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)

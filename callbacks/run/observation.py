@@ -14,12 +14,12 @@ from torch import Tensor
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, place_name
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class NotObservedError(ValueError):

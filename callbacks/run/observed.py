@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.twin import Twin, call_step
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 
 

@@ -26,7 +26,8 @@ from lightning_conv.linalg.estimates import (
 )
 from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
 from lightning_conv.machine.memory import blocks, memory_budget
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count
+from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.inputs import Inputs, sample_count
 
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
