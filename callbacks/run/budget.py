@@ -20,6 +20,7 @@ from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, spread
+from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
 
 Everything: TypeAlias = tuple[Inputs, Tensor | None]
@@ -197,7 +198,7 @@ def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[
     """Return the seconds of a forward and a backward pass of some samples, and the number of outputs."""
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
-    with isolated(), undisturbed(network):
+    with isolated(), restored(network), undisturbed(network):
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.own_loss import OwnLoss
-from lightning_conv.callbacks.run.step_outputs import StepOutputs, rows_of
+from lightning_conv.callbacks.run.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.of_outputs import ULPS, Point, evaluate
@@ -81,7 +81,7 @@ def judge_own_loss(asked: Asked) -> OwnLoss | str:
     if differs := _beside(asked, few, present, rows):
         return differs
     order = _second(few.samples, asked.observed.samples)
-    second = StepOutputs(asked.twin, rows_of(asked.batch, asked.observed.samples, order), few.places, len(order))
+    second = StepOutputs(asked.twin, asked.observed.some(asked.batch, order), few.places, len(order))
     if differs := _beside(asked, second, evaluate(second, second.present), order):
         return f"{differs}, on another batch"
     everything = StepOutputs(asked.twin, asked.batch, few.places, asked.observed.samples)
@@ -90,7 +90,7 @@ def judge_own_loss(asked: Asked) -> OwnLoss | str:
         return "what a sample adds to it depends on the rest of the batch, by more than one factor for all"
     if not is_same(evaluate(few, present.outputs), present):
         return "it changes each time that the step is run"
-    return OwnLoss(asked.trainer, asked.batch, asked.observed.samples, few.places, depends, apart)
+    return OwnLoss(asked.trainer, asked.batch, asked.observed, few.places, depends, apart)
 
 
 def _second(few: int, samples: int) -> Tensor:
@@ -161,7 +161,7 @@ def _dependence(asked: Asked, few: StepOutputs, everything: StepOutputs) -> str 
     batches = [torch.arange(m, device=u.device), order, torch.arange(third, device=u.device)]
     whole, found = evaluate(everything, u), []
     for rows in batches:
-        part = StepOutputs(asked.twin, rows_of(asked.batch, n, rows), few.places, len(rows))
+        part = StepOutputs(asked.twin, asked.observed.some(asked.batch, rows), few.places, len(rows))
         own = evaluate(part, u.index_select(0, rows)).slope
         factor = common_factor(own, whole.slope.index_select(0, rows))
         if factor is None:

@@ -28,6 +28,7 @@ from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
+from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
 
 SAMPLES_AT_ONCE = 128
@@ -194,7 +195,7 @@ class Measurement:
         """Return u; if ``shaped``, in the shape that the network gives, (m, ...), as losses take it."""
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
-        with isolated(), undisturbed(network), torch.no_grad():
+        with isolated(), restored(network), undisturbed(network), torch.no_grad():
             module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)

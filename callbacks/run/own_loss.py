@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.step_outputs import StepOutputs, rows_of
+from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import Point, evaluate
 from lightning_conv.losses.separation import GraphLoss, Separation, curvature_product
@@ -26,7 +27,7 @@ class OwnLoss(GraphLoss):
     Args:
         trainer: Trainer of the run.
         batch: The samples, as the training step gets them.
-        samples: Their number n.
+        observed: How the step calls its network on them.
         places: Where the step makes the outputs.
         depends: How it depends on the batch, see ``GraphLoss``; the number of labels that count may divide it.
         separated: How it was found that samples do not couple.
@@ -38,13 +39,14 @@ class OwnLoss(GraphLoss):
         self,
         trainer: pl.Trainer,
         batch: Any,
-        samples: int,
+        observed: Observed,
         places: Sequence[OutputPlace],
         depends: str,
         separated: Separation,
     ) -> None:
         super().__init__(depends, separated)
-        self._trainer, self._batch, self._places, self.samples = trainer, batch, tuple(places), samples
+        self._trainer, self._batch, self._places, self._observed = trainer, batch, tuple(places), observed
+        self.samples = observed.samples
         self._twin: tuple[int, Twin] | None = None
 
     def __call__(self, outputs: Tensor, rows: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class OwnLoss(GraphLoss):
             rows: Their numbers, (m,).
         """
         every = len(rows) == self.samples and bool((rows.cpu() == torch.arange(self.samples)).all())
-        part = self._batch if every else rows_of(self._batch, self.samples, rows)
+        part = self._batch if every else self._observed.some(self._batch, rows)
         return StepOutputs(self._copy(), part, self._places, len(rows))
 
     def derivatives(self, outputs: Tensor, rows: Tensor) -> Point:

@@ -15,7 +15,7 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.judge_own_loss import Asked, judge_own_loss
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.own_loss import OwnLoss
-from lightning_conv.callbacks.run.step_outputs import StepOutputs, rows_of
+from lightning_conv.callbacks.run.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.callbacks.run.usual_loss import find_usual_loss
@@ -141,8 +141,10 @@ def find_run_loss(
         return unknown("the network draws random numbers")
     if observed.losses > 1:
         return unknown(f"the step has {observed.losses} losses")
+    if any(each.padded for each in observed.outputs):
+        return unknown("the outputs of each sample come from a call of its own")
     rows = torch.arange(min(COMPARED, observed.samples))
-    few = StepOutputs(twin, rows_of(batch, observed.samples, rows), observed.sources, len(rows))
+    few = StepOutputs(twin, observed.some(batch, rows), observed.sources, len(rows))
     try:
         points = _points(trainer, twin, few, observed)
         if not points:

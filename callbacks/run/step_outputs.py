@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.call import NotAFunctionError
-from lightning_conv.callbacks.run.samples_of_batch import axis_of_length
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.observed.leaves import at, with_tensors
 from lightning_conv.networks.observed.replay import OutputPlace
@@ -126,19 +125,3 @@ class StepOutputs:
             )
         # A clone: what follows may work in place.
         return part.reshape(moved).movedim(0, along).to(like.device, like.dtype).clone()
-
-
-def rows_of(batch: Any, samples: int, rows: Tensor) -> Any:
-    """Return some samples of a batch: rows of each tensor along its first axis that is as long as there are samples.
-
-    Args:
-        batch: A batch.
-        samples: Number of its samples.
-        rows: Numbers of those that are taken.
-    """
-
-    def some(_: Any, tensor: Tensor) -> Tensor:
-        axis = axis_of_length(tensor, samples)
-        return tensor if axis is None else tensor.index_select(axis, rows.to(tensor.device))
-
-    return with_tensors(batch, some)

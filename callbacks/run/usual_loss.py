@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.step_outputs import StepOutputs, rows_of
+from lightning_conv.callbacks.run.step_outputs import StepOutputs
 from lightning_conv.losses.arranged import ArrangedLoss, layouts, written_factor
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, difference, evaluate
 from lightning_conv.losses.torch_loss import USUAL_LOSSES, is_elementwise
-from lightning_conv.networks.observed.leaves import tensors_in
+from lightning_conv.networks.observed.leaves import at, tensors_in
 
 
 def find_usual_loss(
@@ -43,7 +43,7 @@ def find_usual_loss(
     Cost: some evaluations of losses on a few outputs; two of the step where one is found.
     """
     candidates = [(take(few.batch), take(batch))] + [
-        (small, whole) for (_, small), (_, whole) in zip(tensors_in(few.batch), tensors_in(batch), strict=True)
+        (tensor, at(batch, place)) for place, tensor in tensors_in(few.batch)
     ]
     targets = [(small, whole) for small, whole in candidates if small is not None and whole is not None]
     apart = ""
@@ -111,7 +111,7 @@ def _in_another_batch(few: StepOutputs, fn: Any, observed: Observed, batch: Any,
     if observed.samples < 2:
         return False
     rows = torch.arange(observed.samples - 1, -1, -1)[: max(2, few.samples // 2 + 1)]
-    part = StepOutputs(few.twin, rows_of(batch, observed.samples, rows), few.places, len(rows))
+    part = StepOutputs(few.twin, observed.some(batch, rows), few.places, len(rows))
     taken = targets.index_select(0, rows.to(targets.device))
     u = part.present
     drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(u)
