@@ -35,8 +35,17 @@ GROWTH = 2.2
 SLOWER: tuple[tuple[Precision, float], ...] = (("exact", 2.5), ("certified", 10.0))
 """How much longer a kernel takes in a higher precision than in the one before it, roughly."""
 
-LATER = 0.25
+LATER = 0.2
 """Share of the seconds of the first measurement that a later one may take: the first one includes the trials."""
+
+READING = 15.0
+"""Forward and backward passes that it takes to read a network and to check that its samples do not couple, roughly."""
+
+PATIENT_SECONDS = 3.0
+"""Predicted seconds of the smallest first measurement from which it waits until the run is long enough for it."""
+
+REPEATED = 0.02
+"""Seconds of a pass up to which it is timed twice, since the first one loads and plans."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Choice:
         whole: Number of samples that were asked for.
         n_outputs: Number C of outputs of a sample.
         budget: Seconds that all trials together may take.
+        waits: Seconds that the first measurement is predicted to take, for which the run must become long enough; 0: it was made.
     """
 
     samples: int
@@ -58,6 +68,7 @@ class Choice:
     whole: int
     n_outputs: int
     budget: float
+    waits: float = 0.0
 
     @property
     def is_reduced(self) -> bool:
@@ -89,6 +100,8 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
         Seconds; 0 where the number of batches is not known.
     """
     batches = trainer.num_training_batches
+    if 0 < getattr(trainer, "max_steps", -1) < batches:
+        batches = trainer.max_steps
     loader = trainer.train_dataloader
     size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     if not isinstance(size, int) or batches == float("inf"):
@@ -96,22 +109,24 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
     return float(batches) * size * seconds / samples
 
 
-def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -> Choice:
+def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float, spent: float = 0.0) -> Choice:
     r"""Choose samples and outputs by trials that grow: the kernel of a few samples, then of twice as many, while the time allows.
 
-    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, and a later measurement a quarter of
-    it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
+    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, finding the network included, and a
+    later measurement a fifth of it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
     Higher precisions are tried, and allowed later, as far as the time reaches.
-    The number of samples and the outputs that the Probe names stay as they are.
+    The number of samples and the outputs that the Probe names stay as they are. A network that takes more than ``PATIENT_SECONDS`` to read
+    is not measured yet: ``Measurement.awaited`` then has the prediction.
 
     Args:
         trainer: Trainer of the run.
         measurement: What is measured; it is changed.
         share: Of the predicted seconds of an epoch, such as 0.03.
+        spent: Seconds that finding the network has taken.
 
     Cost: B at most, unless a single trial of ``FEWEST_SAMPLES`` samples takes longer.
     """
-    probe, begun = measurement.probe, time.perf_counter()
+    probe, begun = measurement.probe, time.perf_counter() - spent
     whole = sample_count(measurement.inputs)
     given = probe.given
     samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
@@ -126,6 +141,11 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     everything = measurement.inputs, measurement.targets
     measurement.highest = "fast"
+    predicted = (READING + passes) * seconds
+    if predicted > max(PATIENT_SECONDS, budget - (time.perf_counter() - begun)):
+        _choose(measurement, everything, samples, kind)
+        measurement.pass_seconds, measurement.awaited = seconds * samples / timed, predicted
+        return Choice(samples, kind, predicted, whole, outputs, budget, waits=predicted)
     while True:
         taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
         spent = _together(trainer, time.perf_counter() - begun)
@@ -145,13 +165,18 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
 
 def _trial(trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: Outputs) -> float:
     """Measure so many samples and return how long it took."""
+    _choose(measurement, everything, samples, kind)
+    before = time.perf_counter()
+    measurement.at(trainer.global_step, trainer.lightning_module)
+    return time.perf_counter() - before
+
+
+def _choose(measurement: Measurement, everything: Everything, samples: int, kind: Outputs) -> None:
+    """Measure so many samples from now on."""
     inputs, targets = everything
     probe = copy.copy(measurement.probe)
     probe.size, probe.outputs = samples, kind
     measurement.change(probe, spread(inputs, samples), None if targets is None else _spread(targets, samples))
-    before = time.perf_counter()
-    measurement.at(trainer.global_step, trainer.lightning_module)
-    return time.perf_counter() - before
 
 
 def _spread(targets: Tensor, samples: int) -> Tensor:
@@ -168,8 +193,8 @@ def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
-        seconds = []
-        for _ in range(2):  # the first pass loads and plans
+        seconds: list[float] = []
+        while not seconds or (len(seconds) == 1 and seconds[0] < REPEATED):
             before = time.perf_counter()
             made = module.outputs(parameters, rows)
             torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
