@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, reads_samples, two_samples_of
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import Failures, guarded
 from lightning_conv.callbacks.run.logging import (
     log_layout,
     log_metrics,
@@ -85,6 +85,7 @@ class KernelMonitor(pl.Callback):
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
         self.failed: list[int] = []
+        self.failures = Failures()  # shared by those that share a kernel
         self.measured = ""
         self._waits: Wait | None = None  # for what the first measurement waits
 
@@ -121,7 +122,7 @@ class KernelMonitor(pl.Callback):
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
-        self._drawn, self.failed, self.measured = None, [], ""
+        self._drawn, self.failed, self.failures, self.measured = None, [], Failures(), ""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -236,6 +237,8 @@ class KernelMonitor(pl.Callback):
         # Any of them may have carried the samples in the checkpoint: the order of the callbacks may have changed.
         stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
         per_layer = any(peer.wants_layers for peer in peers)
+        for peer in peers:
+            peer.failures = self.failures
         begun = time.perf_counter()
         self._schedule.begin(trainer.global_step)
         found = measurement_of(
@@ -321,7 +324,7 @@ class KernelMonitor(pl.Callback):
             return
         begun, step = time.perf_counter(), trainer.global_step
         what = f"{type(self).__name__}: no measurement"
-        with until_sigterm(trainer), guarded(step, what, say=None if self.failed else rank_zero_warn) as attempt:
+        with until_sigterm(trainer), guarded(step, what, failures=self.failures) as attempt:
             self._measure(trainer, pl_module, last=last)
         if attempt.failed:
             self._last_step, self.failed = step, [*self.failed, step]

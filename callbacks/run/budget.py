@@ -112,11 +112,12 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
 def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float, spent: float = 0.0) -> Choice:
     r"""Choose samples and outputs by trials that grow: the kernel of a few samples, then of twice as many, while the time allows.
 
-    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, finding the network included, and a
-    later measurement a fifth of it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
+    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, finding the network included,
+    and a later measurement a fifth of it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is
+    estimated from random projections.
     Higher precisions are tried, and allowed later, as far as the time reaches.
-    The number of samples and the outputs that the Probe names stay as they are. A network that takes more than ``PATIENT_SECONDS`` to read
-    is not measured yet: ``Measurement.awaited`` then has the prediction.
+    The number of samples and the outputs that the Probe names stay as they are. A network that takes more than ``PATIENT_SECONDS`` to
+    read is not measured yet: ``Measurement.awaited`` then has the prediction.
 
     Args:
         trainer: Trainer of the run.

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_conv.callbacks.run.batch import to_device
@@ -24,9 +25,13 @@ from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.reporting.progress import Lines
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
+
+PAUSE = 10.0
+"""Seconds after which a measurement that takes long says how far it is; training has the bar."""
 
 
 class Measurement:
@@ -179,7 +184,9 @@ class Measurement:
                 projections=self.probe.projections,
                 seed=self.probe.seed,
                 plans=self._plans,
-                progress=False,  # training shows a bar of its own
+                progress=Lines(
+                    rank_zero_info, f"Tangent kernel at step {self._trainer.global_step}", pause=PAUSE, predicts=True
+                ),
             )
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan

@@ -22,6 +22,9 @@ def until_sigterm(trainer: pl.Trainer) -> Iterator[None]:
 
     Args:
         trainer: Trainer of the run.
+
+    Raises:
+        SIGTERMException: Somebody else raised it, without a signal.
     """
     before = signal.getsignal(signal.SIGTERM)
     # Handlers can be set in the main thread alone, and what is not callable is not Lightning's.

@@ -51,7 +51,7 @@ def run(clock, *, seconds, first, kernel, beside):
         return taken
 
     schedule.begin(0)
-    spent, count, step, trained = [measure(0, first)], 1, 0, 0.0
+    spent, step, trained = [measure(0, first)], 0, 0.0
     while trained < seconds:
         step, trained = step + 1, trained + 0.02
         clock[0] += 0.02
