@@ -113,7 +113,7 @@ class Measurement:
 
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
-        if not self.has(step):
+        if self._measured is None or not self.has(step):
             seconds, gram, spectrum = self._compute(pl_module)
             self.schedule.expect(seconds)
             self.awaited, self._measured = 0.0, (step, gram, spectrum)

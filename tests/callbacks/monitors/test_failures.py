@@ -99,7 +99,7 @@ def test_a_run_that_is_nan_from_step_20_on_makes_few_attempts_and_says_it_once(
             clock[0] += 0.01  # a step takes that long, and so does a measurement, whether it fails or not
             if trainer.global_step == 20:
                 with torch.no_grad():
-                    pl_module.net[0].weight.fill_(float("nan"))
+                    next(pl_module.parameters()).fill_(float("nan"))
 
     compute = Measurement._compute
 
@@ -112,19 +112,19 @@ def test_a_run_that_is_nan_from_step_20_on_makes_few_attempts_and_says_it_once(
     for module in (schedule, base):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0]))
     monitors = [KernelStability(Probe(size=8, outputs="trace")), LambdaMin(Probe(size=8, outputs="trace"))]
-    trainer = make_trainer([Break(), *monitors, ConvergenceReport(folder=tmp_path)], max_epochs=500)
+    trainer = make_trainer([Break(), *monitors, ConvergenceReport(folder=tmp_path)], max_epochs=200)
     data = TensorDataset(torch.randn(24, 4), torch.randn(24, 1))
     with pytest.warns(UserWarning, match="no measurement at step") as said:
         trainer.fit(
             make_regression(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)), lr=1e-3),
             DataLoader(data, batch_size=8),
         )
-    assert trainer.global_step == 1500
+    assert trainer.global_step == 600
     failed = [step for step in attempts if step > 20]
-    assert 2 * 3 <= len(failed)  # both monitors try
+    assert len(failed) >= 2 * 3  # both monitors try
     assert 0.01 * len(failed) <= 0.03 * clock[0] + 0.02  # those of the last step are beside it
     gaps = [b - a for a, b in zip(sorted(set(failed)), sorted(set(failed))[1:-1], strict=False)]
-    assert all(2 * a > b > a for a, b in zip(gaps[1:], gaps, strict=False)) or gaps == sorted(gaps)
+    assert gaps == sorted(gaps)  # ever longer pauses
     assert sum("no measurement" in str(each.message) for each in said) == 1
     page = (tmp_path / "convergence.md").read_text()
     steps = len(monitors[0].failed)
