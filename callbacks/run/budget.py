@@ -187,7 +187,18 @@ def _spread(targets: Tensor, samples: int) -> Tensor:
 
 
 def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
-    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs."""
+    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs.
+
+    Where a few samples take long, those of more are taken to be as much longer.
+    """
+    few = min(FEWEST_SAMPLES, samples)
+    seconds, outputs = _timed(trainer, measurement, few)
+    if few < samples and seconds < REPEATED:
+        return _timed(trainer, measurement, samples)
+    return seconds * samples / few, outputs
+
+
+def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
     with isolated(), undisturbed(network):

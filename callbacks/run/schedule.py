@@ -20,7 +20,8 @@ class Schedule:
 
     With s the share, t the seconds since the first measurement began, f what that one has cost and c the cost of all later ones, what may
     be spent is :math:`s\,t - c - \max(0, f - 1.2\,\mathrm{s})`. So a run of 20 s or more with s = 0.03 has at most 1.2 s + 0.03 t for its
-    measurements, as long as f is within them, and the last one. That one is provided for from the third measurement on.
+    measurements, as long as f is within them, and the last one. That one is provided for from the third measurement on. Where f is more,
+    one in the midst of the run and the last one are still made if each takes at most a third of the share.
 
     Args:
         every_n_steps: measure when the step is a multiple of it; None: go by the time budget.
@@ -85,6 +86,11 @@ class Schedule:
         """Expected seconds of the next measurement."""
         return self._kernel + self._beside
 
+    @property
+    def first_seconds(self) -> float:
+        """Seconds of the first measurement, of all callbacks that share the schedule."""
+        return self._first
+
     def left(self) -> float:
         """Return the seconds that measuring may take now."""
         made_up = max(0.0, self._first - FIRST_SECONDS)
@@ -94,7 +100,11 @@ class Schedule:
         """Return whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
-        return (2 if self._later else 1) * self.cost <= self.left()
+        return (2 if self._later else 1) * self.cost <= self.left() or (not self._later and self._is_cheap(self.cost))
+
+    def _is_cheap(self, seconds: float) -> bool:
+        """Return whether a measurement takes so little of the run that one in its midst and one at its end do not matter."""
+        return seconds <= self.max_overhead / 3 * (time.monotonic() - self._start)
 
     def allows(self, seconds: float) -> bool:
         """Return whether a measurement may be made beside those that are due, at the start or at the end of a run.
@@ -104,4 +114,4 @@ class Schedule:
         """
         spent = self._first + self._spent + seconds
         within = max(SHORT_RUN_SECONDS, 2 * self.max_overhead * (time.monotonic() - self._start))
-        return self.every_n_steps is not None or seconds <= self.left() or spent <= within
+        return self.every_n_steps is not None or seconds <= self.left() or spent <= within or self._is_cheap(seconds)
