@@ -50,12 +50,13 @@ class KernelMonitor(pl.Callback):
     A network that cannot be measured raises before the first step, as nothing is lost yet, unless ``on_error`` says otherwise. A later
     error is a warning, the first time, and that measurement is left out: in ``trainer.callback_metrics`` its numbers become NaN, so that
     EarlyStopping and ModelCheckpoint read no old ones. A failed measurement counts for ``max_overhead`` like any other, and the pause
-    after it is twice as long each time.
+    after it is twice as long each time. On SIGTERM a measurement stops at once, and Lightning ends the run after the next batch.
 
     With ``Trainer(fast_dev_run=True)`` nothing is logged, but two samples are measured, so that what cannot be measured is said there.
 
     Attributes:
         failed: Steps of this run whose measurement failed.
+        failures: Why, each reason once, of all monitors that share a kernel.
         measured: What is measured, in words: the network, the loss of the training step, and how they were found; empty before the first
             measurement.
     """

@@ -143,7 +143,7 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float, s
     everything = measurement.inputs, measurement.targets
     measurement.highest = "fast"
     predicted = (READING + passes) * seconds
-    if predicted > max(PATIENT_SECONDS, budget - (time.perf_counter() - begun)):
+    if predicted > max(PATIENT_SECONDS, budget - _together(trainer, time.perf_counter() - begun)):
         _choose(measurement, everything, samples, kind)
         measurement.pass_seconds, measurement.awaited = seconds * samples / timed, predicted
         return Choice(samples, kind, predicted, whole, outputs, budget, waits=predicted)
