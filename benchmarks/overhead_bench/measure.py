@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from lightning_conv.callbacks import ConvergenceDiagnostics
 from lightning_conv.callbacks.monitors.base import KernelMonitor
-from lightning_conv.networks.evaluation import sample_count
+from lightning_conv.networks.inputs import sample_count
 from overhead_bench.runs import Case, Ran, fit
 
 

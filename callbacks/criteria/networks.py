@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import READING, attempted
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.undisturbed import undisturbed
 
 T = TypeVar("T", bound=nn.Module)
 

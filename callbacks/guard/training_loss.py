@@ -18,8 +18,10 @@ from lightning_conv.callbacks.run.loss import find_loss
 from lightning_conv.callbacks.run.training_set import TrainingSet
 from lightning_conv.losses.facts import LossFacts
 from lightning_conv.losses.kind import loss_kind
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import Head
+from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.undisturbed import undisturbed
 
 # A step makes class numbers of them; torch's losses take no others as such.
 WHOLE = (torch.int8, torch.int16, torch.int32, torch.uint8)

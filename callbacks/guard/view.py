@@ -13,8 +13,8 @@ from lightning_conv.callbacks.guard.training_loss import TrainingLoss
 from lightning_conv.callbacks.run.probe import cannot_call
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.networks.evaluation import Inputs
 from lightning_conv.networks.head import Head, called_by, find_head
+from lightning_conv.networks.inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_conv.networks.evaluation import Inputs, input_tensors
+from lightning_conv.networks.inputs import Inputs, input_tensors
 
 InputFn: TypeAlias = Callable[[Any], Inputs]
 TargetFn: TypeAlias = Callable[[Any], Any]

@@ -18,12 +18,12 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
-from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, places_of_samples
+from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, first_samples, places_of_samples
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.networks.evaluation import sample_count
-from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
+from lightning_conv.networks.inputs import sample_count
+from lightning_conv.networks.observed.leaves import Place, tensors_in
 
 
 def measurement_of(
@@ -80,10 +80,7 @@ def _samples(trainer: pl.Trainer, probe: Probe, batch: Any) -> tuple[Any, int]:
         return probe.batch(trainer)
     first = trainer.strategy.broadcast(batch) if trainer.world_size > 1 else batch
     count = count_samples(first)
-    few = with_tensors(
-        first, lambda _, tensor: tensor[: probe.size] if tensor.ndim and len(tensor) == count else tensor
-    )
-    return few, min(count, probe.size)
+    return first_samples(first, count, probe.size), min(count, probe.size)
 
 
 def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any) -> RunNetwork:

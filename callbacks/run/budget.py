@@ -16,7 +16,10 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, spread, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, spread
+from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
 
 Everything: TypeAlias = tuple[Inputs, Tensor | None]
 
@@ -201,7 +204,7 @@ def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[
 def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
-    with isolated(), undisturbed(network):
+    with isolated(), restored(network), undisturbed(network):
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))

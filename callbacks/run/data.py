@@ -17,7 +17,7 @@ from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.networks.evaluation import Inputs, input_tensors
+from lightning_conv.networks.inputs import Inputs, input_tensors
 from lightning_conv.networks.observed.leaves import tensors_in
 
 

@@ -14,8 +14,9 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.network import copy_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.losses.torch_loss import is_loss_module
-from lightning_conv.networks.evaluation import sample_count, undisturbed
+from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, at
+from lightning_conv.networks.undisturbed import undisturbed
 
 Inputs: TypeAlias = tuple[str, Any]
 """How the inputs are taken out of ``batch``, in Python, and what comes of it."""

@@ -24,7 +24,10 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
+from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.reporting.progress import Lines
 
 SAMPLES_AT_ONCE = 128
@@ -159,7 +162,7 @@ class Measurement:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
-        with isolated(), undisturbed(network), torch.no_grad():
+        with isolated(), restored(network), undisturbed(network), torch.no_grad():
             module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,11 @@ from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import (
-    Inputs,
-    StatelessModule,
-    input_tensors,
-    map_inputs,
-    sample_count,
-    undisturbed,
-)
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count
+from lightning_conv.networks.observed.sample_lists import same_rest
+from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,10 @@ class RunNetwork:
             raise MisconfigurationException(
                 f"Probe: the checkpoint has samples of the shapes {[tuple(each.shape) for each in then]}, and the training step takes "
                 f"{[tuple(each.shape) for each in now]}; begin a new run, or pass Probe(inputs=...)"
+            )
+        if isinstance(stored, Mapping) and isinstance(self.inputs, Mapping) and not same_rest(self.inputs, stored):
+            raise MisconfigurationException(
+                "Probe: the checkpoint is from a run whose probe had other samples, such as other texts; begin a new run"
             )
         return replace(self, inputs=stored, targets=targets)
 
@@ -163,7 +164,7 @@ def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLo
     mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
     network = observed.network(twin)
     others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
-    with isolated(), undisturbed(given), undisturbed(network), torch.no_grad():
+    with isolated(), restored(given), restored(network), undisturbed(given), undisturbed(network), torch.no_grad():
         u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
     if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
         return loss

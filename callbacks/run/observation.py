@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import random as random_of_python
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, place_name
+from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, is_inside, place_name
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.observed.calls import Call, CallWatch
+from lightning_conv.networks.observed.carried import Attribute, Tensors, attributes_of, tensors_held, written
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace
+from lightning_conv.networks.observed.sample_lists import lists_of_samples, shortened
+from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class NotObservedError(ValueError):
@@ -34,6 +38,7 @@ class Seen:
     calls: list[Call]  # the outermost ones
     draws: list[Tensor]
     random: bool  # whether random numbers were drawn, those of Python and NumPy included
+    written: dict[Attribute, Tensors]  # tensors that it put into attributes of its modules
 
     @property
     def results(self) -> dict[Key, Output]:
@@ -61,8 +66,22 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     Cost: two forward passes of the step.
     """
     count = samples or count_samples(batch)
-    axes = {place: axis for place, tensor in tensors_in(batch) if (axis := axis_of_length(tensor, count)) is not None}
-    if count < 2 or not axes:
+    try:
+        return _observed(twin, batch, count, (), batch_idx)
+    except NotObservedError:
+        if not (lists := lists_of_samples(batch, count)):
+            raise
+    return _observed(twin, batch, count, lists, batch_idx)
+
+
+def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place], batch_idx: int) -> Observed:
+    """Observe the step, with lists in the batch whose entries are the samples."""
+    axes = {
+        place: axis
+        for place, tensor in tensors_in(batch)
+        if (axis := axis_of_length(tensor, count)) is not None and not is_inside(place, lists)
+    }
+    if count < 2 or not (axes or lists):
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
         )
@@ -70,6 +89,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
+    fewer = shortened(fewer, lists, count - 1)
     again = _without_one(twin, fewer, batch_idx, count) if count > 2 else seen
     places = _places(seen.results, again.results, count)
     outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
@@ -78,14 +98,26 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
             "the loss of the training step depends on no output of a module that has one row per sample; does the step call "
             "`self(x)` or `self.net(x)`, and not `self.net.forward(x)`?"
         )
-    found = tuple(places[each.key] for each in outputs.found)
+    of_calls = (places[each.key] for each in outputs.found)
+    found = tuple(dict.fromkeys(replace(each, number=0) if each.padded else each for each in of_calls))
     names = {id(each): name for name, each in twin.module.named_parameters()}
     beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
     random, losses = seen.random, len(twin.losses)
-    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 else None
+    carried = _carried(twin.module, seen.written, again.written, count)
+    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 and not found[0].padded else None
     if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
         first = replace(found[0], number=0)
-        return Observed(count, call[1], (first,), call[0], beside=beside, random=random, source=source, losses=losses)
+        return Observed(
+            count,
+            call[1],
+            (first,),
+            call[0],
+            beside=beside,
+            random=random,
+            source=source,
+            losses=losses,
+            carried=carried,
+        )
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -93,8 +125,10 @@ def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int =
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
-    given = Given(batch, {place_name(place): place for place in axes}, axes)
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source, losses)
+    given = Given(
+        batch, {place_name(place): place for place in axes}, axes, {place_name(place): place for place in lists}
+    )
+    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source, losses, carried)
 
 
 def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
@@ -117,10 +151,17 @@ def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
 def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
     draws = Draws()
     watch = CallWatch(draws.drawn)
-    with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
-        before = _states_outside_torch()
+    with (
+        restored(twin.module),
+        undisturbed(twin.module),
+        twin.refused_to_the_original(),
+        watch.watching(twin.module),
+        draws.recording(),
+    ):
+        before, held = _states_outside_torch(), tensors_held(twin.module)
         twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
         moved = before != _states_outside_torch()
+        put = written(held, tensors_held(twin.module))
     if not twin.losses:
         raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
     loss = twin.losses[0]
@@ -128,7 +169,24 @@ def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
         raise NotObservedError(
             f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
         )
-    return Seen(loss, watch.outermost, draws.drawn, bool(draws.drawn) or moved)
+    return Seen(loss, watch.outermost, draws.drawn, bool(draws.drawn) or moved, put)
+
+
+def _carried(
+    model: nn.Module, seen: Mapping[Attribute, Tensors], fewer: Mapping[Attribute, Tensors], count: int
+) -> dict[Attribute, Any]:
+    """Return the attributes into which the step puts tensors with a row for each sample, as they were before."""
+    found = [
+        attribute
+        for attribute, tensors in seen.items()
+        if any(
+            _axis(each.shape, fewer[attribute][place].shape, count) is not None
+            for place, each in tensors.items()
+            if place in fewer.get(attribute, {})
+        )
+    ]
+    values = dict(attributes_of(model))
+    return {attribute: copy.deepcopy(values.get(attribute)) for attribute in found}
 
 
 def _states_outside_torch() -> tuple[object, ...]:
@@ -149,6 +207,20 @@ def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: i
             found[key] = OutputPlace(*key, axis, len(shape), rest=(*shape[:axis], *shape[axis + 1 :]))
         elif axis == 0:
             found[key] = OutputPlace(*key, 0, len(shape), several=True)
+    return _one_call_each(results, fewer, count) | found
+
+
+def _one_call_each(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
+    """Return the results of modules that are called once for each sample, of which there are as many as there are samples."""
+    calls: dict[tuple[str, Place], list[Key]] = defaultdict(list)
+    for key in results:
+        calls[key[0], key[2]].append(key)
+    then = Counter((key[0], key[2]) for key in fewer)
+    found: dict[Key, OutputPlace] = {}
+    for named, keys in calls.items():
+        if len(keys) == count and then[named] == count - (count > 2):
+            longest = max(results[key].result.tensor.numel() for key in keys)
+            found |= {key: OutputPlace(*key, padded=longest) for key in keys}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.twin import Twin, call_step
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.observed.carried import Attribute
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 
 
@@ -28,6 +30,8 @@ class Observed:
         beside: Names of the parameters that the loss depends on beside the outputs.
         random: Whether the step draws random numbers, in the network or elsewhere.
         source: Where the output is made, if there is one, and the step can be given another one.
+        carried: Attributes in which the step keeps something of each sample for the next batch, such as a hidden state, with what they held
+            before it; the network begins with that.
         losses: Number of losses that the step hands to backward passes, of which the first one counts.
     """
 
@@ -41,17 +45,28 @@ class Observed:
     random: bool = False
     source: OutputPlace | None = None
     losses: int = 1
+    carried: Mapping[Attribute, Any] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
         """What was observed, for a user."""
         times = Counter(name for name, _ in {(each.name, each.number) for each in self.outputs})
+        each_by_itself = {each.name for each in self.outputs if each.padded}
         made = [
-            (f"self.{name}(...)" if name else "self(...)") + (f" ({times[name]} calls)" if times[name] > 1 else "")
+            (f"self.{name}(...)" if name else "self(...)")
+            + (
+                " (a call for each sample)"
+                if name in each_by_itself
+                else f" ({times[name]} calls)"
+                if times[name] > 1
+                else ""
+            )
             for name in dict.fromkeys(each.name for each in self.outputs)
         ]
         of = f", for the first of its {self.losses} losses" if self.losses > 1 else ""
-        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{of}"
+        kept = [".".join(part for part in ("self", *attribute) if part) for attribute in self.carried]
+        state = f", with {' and '.join(kept)} as before the first batch" if kept else ""
+        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{of}{state}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -59,6 +74,8 @@ class Observed:
         Args:
             twin: The copy, in eval mode.
         """
+        for (module, attribute), value in self.carried.items():
+            setattr(twin.module.get_submodule(module), attribute, copy.deepcopy(value))
         if self.call is None:
             return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
         if not self.call and self._is_plain:

@@ -12,12 +12,13 @@ from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.samples_of_batch import first_samples
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, difference, evaluate, settings
 from lightning_conv.losses.torch_loss import USUAL_LOSSES
-from lightning_conv.networks.observed.leaves import tensors_in, with_tensors
+from lightning_conv.networks.observed.leaves import at, tensors_in
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
 
@@ -84,13 +85,15 @@ def find_run_loss(
     if observed.draws:
         return unknown("the network draws random numbers")
     output = observed.source
+    if any(each.padded for each in observed.outputs):
+        return unknown("the outputs of each sample come from a call of its own")
     if output is None:
         return unknown(
             f"it depends on {len(observed.outputs)} results of modules together, not on one tensor of outputs"
         )
     if output.axis or output.several:
         return unknown("the outputs do not have their samples in the rows, one each")
-    few = with_tensors(batch, lambda _, tensor: _rows(tensor, observed.samples))
+    few = first_samples(batch, observed.samples, COMPARED, tuple(observed.given.lists.values()))
     call = StepCall(twin, output.name, few, place=output.place)
     points: list[Point] = []
     try:
@@ -113,9 +116,7 @@ def find_run_loss(
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
     if not points:
         return unknown("it is not finite")
-    usual = [(take(few), take(batch))] + [
-        (small, whole) for (_, small), (_, whole) in zip(tensors_in(few), tensors_in(batch), strict=True)
-    ]
+    usual = [(take(few), take(batch))] + [(tensor, at(batch, place)) for place, tensor in tensors_in(few)]
     apart = ""
     for fn in (*own, *USUAL_LOSSES):
         for number, (small, whole) in enumerate(usual):
@@ -157,7 +158,3 @@ def _difference(points: Sequence[Point], loss: LossKind, targets: Tensor) -> str
         )
     except READING:
         return None
-
-
-def _rows(tensor: Tensor, samples: int) -> Tensor:
-    return tensor[:COMPARED] if tensor.ndim and len(tensor) == samples else tensor

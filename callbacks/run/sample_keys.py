@@ -12,7 +12,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lightning_conv.networks.evaluation import Inputs, input_tensors
+from lightning_conv.networks.inputs import Inputs, input_tensors
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 

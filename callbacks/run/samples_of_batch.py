@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_conv.networks.observed.leaves import Place, tensors_in
+from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
+from lightning_conv.networks.observed.sample_lists import lists_of_samples, ragged_count, shortened
 
 
 def count_samples(batch: Any) -> int:
-    """Return the most common length of the tensors of a batch, of equally common ones the first; 0: there is none.
+    """Return the number of samples in a batch, as far as its tensors tell.
+
+    It is that of a list of samples of several lengths, or else the most common length, of equally common ones the first. 0: there is none.
 
     Args:
         batch: A batch.
     """
+    if ragged := ragged_count(batch):
+        return ragged
     lengths = Counter(len(tensor) for _, tensor in tensors_in(batch) if tensor.ndim)
     return lengths.most_common(1)[0][0] if lengths else 0
 
@@ -43,6 +49,36 @@ def places_of_samples(batch: Any, other: Any = None) -> list[Place]:
             if beside not in rows
         )
     ]
+
+
+def first_samples(batch: Any, count: int, some: int, lists: Sequence[Place] | None = None) -> Any:
+    """Return the first samples of a batch: the first rows of what has a row for each sample, and the first entries of lists of samples.
+
+    Args:
+        batch: A batch.
+        count: Number of its samples.
+        some: Number of those that are wanted.
+        lists: Places of the lists; None: those of the right length, where there are samples of several lengths.
+    """
+    if lists is None:
+        lists = lists_of_samples(batch, count) if ragged_count(batch) == count else ()
+    few = with_tensors(
+        batch,
+        lambda place, tensor: (
+            tensor[:some] if tensor.ndim and len(tensor) == count and not is_inside(place, lists) else tensor
+        ),
+    )
+    return shortened(few, lists, some)
+
+
+def is_inside(place: Place, lists: Sequence[Place]) -> bool:
+    """Return whether a place is inside one of some others.
+
+    Args:
+        place: See ``tensors_in``.
+        lists: The others.
+    """
+    return any(place[: len(each)] == each for each in lists)
 
 
 def axis_of_length(tensor: Tensor, count: int) -> int | None:

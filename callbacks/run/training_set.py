@@ -21,7 +21,7 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.sample_keys import parts_of
 from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
-from lightning_conv.networks.evaluation import Inputs, input_tensors
+from lightning_conv.networks.inputs import Inputs, input_tensors
 
 T = TypeVar("T")
 

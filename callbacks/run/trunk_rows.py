@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import Head, watched_features
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 
 

@@ -250,7 +250,7 @@ def _hooks_from_outside(module: nn.Module) -> list[Any]:
 
 
 def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any:
-    """Call the training step of a module, with the number of the batch where it takes one.
+    """Call the training step of a module, with the number of the batch where it takes one, or with an iterator over the one batch.
 
     Args:
         module: A copy of the run's module.
@@ -258,6 +258,8 @@ def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any
         batch_idx: Its number in the epoch.
     """
     function = module.training_step
+    if is_param_in_hook_signature(function, "dataloader_iter", explicit=True):
+        return function(iter([(batch, batch_idx, 0)]))
     numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
     return function(batch, batch_idx) if numbered else function(batch)
 

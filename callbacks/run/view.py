@@ -23,7 +23,7 @@ from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind
 from lightning_conv.losses.scale import LossScale
-from lightning_conv.networks.evaluation import Inputs, sample_count
+from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.theory.tools.hidden_states import activity
 from lightning_conv.theory.tools.observation import Observation
 

@@ -13,7 +13,7 @@ from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.losses.facts import LossFacts
 from lightning_conv.networks.analytic import Kink, find_kinks
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 
 
 def find_violations(run: RunView) -> list[Violation]:

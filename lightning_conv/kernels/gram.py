@@ -16,10 +16,12 @@ from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.jacobian_error import with_narrowing
 from lightning_conv.kernels.result import KernelGram
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, sample_count, undisturbed
+from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 from lightning_conv.networks.stage import staged
+from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.reporting.progress import Report, progress_bar
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram"]

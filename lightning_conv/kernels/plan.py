@@ -10,8 +10,10 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.planning.request import EngineName, Outputs, Request, contracted_outputs
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, undisturbed
+from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.stage import staged
+from lightning_conv.networks.undisturbed import undisturbed
 
 __all__ = ["NTKPlan", "plan_ntk"]
 

@@ -13,7 +13,8 @@ from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Method, Spectrum
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs
+from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.origins import NoSuchPathError
 from lightning_conv.reporting.progress import Report
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.losses.kind import LossFn, loss_kind
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class SampleLoss:

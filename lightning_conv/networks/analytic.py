@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.networks.analytic_layers import judge_layer
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.operators import same_from
 from lightning_conv.networks.watched import watched_forward
 from lightning_conv.networks.weight_trace import Step, WeightTrace

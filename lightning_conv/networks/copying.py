@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.networks.evaluation import equal_numbers
+from lightning_conv.networks.equal_numbers import equal_numbers
 
 Lock, RLock = type(threading.Lock()), type(threading.RLock())
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

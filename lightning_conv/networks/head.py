@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head_probe import probe_head, same
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import NarrowedError, Narrowing
+from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.networks.watched import entering, watched_forward
 
 

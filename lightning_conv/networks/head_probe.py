@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.linalg.rounding import gamma, unit_roundoff
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.watched import entering, watched_forward
 
 SCALES = (1.0, -1.0, 1e3, -1e3)

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, map_inputs, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, take
 from lightning_conv.networks.narrow_memory import Memory, Readers
 from lightning_conv.networks.narrow_types import (
     bits_of,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrow_types import bits_of, is_floating, tensors_in
 from lightning_conv.networks.narrowing import Narrowing
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.networks.analytic_layers import altered
-from lightning_conv.networks.evaluation import undisturbed
 from lightning_conv.networks.operators import same_from, turns_linear
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 def _gelu(z: Tensor, layer: Any) -> Tensor:

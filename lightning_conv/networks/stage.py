@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_conv.networks.copying import HOOKS, Copy
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, equal_numbers, sample_count, take
+from lightning_conv.networks.equal_numbers import equal_numbers
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrow_types import is_floating, storage_of, tensors_in, written_by
 from lightning_conv.networks.state import Kept, restored
 from lightning_conv.networks.supported import require_supported

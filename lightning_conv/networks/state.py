@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_conv.networks.aside import aside
 from lightning_conv.networks.copying import HOOKS, TORCH, Copy, held_tensors, not_copied, same, with_own_functions
-from lightning_conv.networks.evaluation import equal_numbers
+from lightning_conv.networks.equal_numbers import equal_numbers
 
 TENSORS = ("_parameters", "_buffers")
 """Attributes of a module whose values are replaced in every call."""

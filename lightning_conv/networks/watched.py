@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 def watched_forward(

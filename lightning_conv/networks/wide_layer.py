@@ -14,8 +14,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.networks.analytic import softplus
 from lightning_conv.networks.analytic_layers import altered
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import Head, shared_with
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.separating import SEPARATING, not_separating
 from lightning_conv.networks.watched import watched_forward
 

@@ -17,7 +17,7 @@ from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import BiasedTwoLayer
 from lightning_conv.theory.papers.bias_ntk import SOURCE, active_probability, bias_ntk, starts_sparse, stays_sparse

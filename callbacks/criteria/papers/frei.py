@@ -14,7 +14,7 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.losses.kind import LossKind
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion, not_applicable
 from lightning_conv.theory.networks import LeakyTwoLayer
 from lightning_conv.theory.papers.frei import FREI, NearOrthogonality, margins, near_orthogonality

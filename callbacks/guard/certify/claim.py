@@ -23,7 +23,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.batch import InputFn
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import log_text
-from lightning_conv.networks.evaluation import without_fused_attention
+from lightning_conv.networks.undisturbed import without_fused_attention
 
 
 def without_numbers(said: str) -> str:

@@ -13,7 +13,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.losses.of_outputs import Point, difference, settings
-from lightning_conv.networks.evaluation import without_fused_attention
+from lightning_conv.networks.undisturbed import without_fused_attention
 
 FEW = 16  # samples in each of two batches, drawn at random
 

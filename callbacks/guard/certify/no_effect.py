@@ -11,7 +11,7 @@ from lightning_conv.callbacks.guard.certify.copies import frozen_twin, last_mome
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import Seen, StepCall
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.networks.evaluation import without_fused_attention
+from lightning_conv.networks.undisturbed import without_fused_attention
 
 POISONS = (float("nan"), 1e30, -1e30)
 WHOLE = (0, 10**6, -(10**6))  # of whole numbers, such as counters

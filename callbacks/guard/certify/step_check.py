@@ -21,13 +21,9 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings
-from lightning_conv.networks.evaluation import (
-    Inputs,
-    StatelessModule,
-    input_tensors,
-    undisturbed,
-    without_fused_attention,
-)
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors
+from lightning_conv.networks.undisturbed import undisturbed, without_fused_attention
 
 EXAMINED = 16  # samples of a batch on which the loss is evaluated at many outputs
 BACKWARD = 1000  # units of rounding of a gradient, relative to its norm: a backward pass through layers rounds more than a forward

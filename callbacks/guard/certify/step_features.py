@@ -16,9 +16,10 @@ from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import same
+from lightning_conv.networks.inputs import Inputs, map_inputs
 
 SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
 # Units of float64 rounding by which the features of a sample may differ among other samples: products are reordered.

@@ -15,7 +15,7 @@ from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.sample_keys import sample_keys
 from lightning_conv.machine.memory import available_memory, mebibytes
-from lightning_conv.networks.evaluation import Inputs, take
+from lightning_conv.networks.inputs import Inputs, take
 
 TRIAL = 3  # batches of phase 2 after which a cache that was never used is given up
 

@@ -17,7 +17,9 @@ from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
 from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding, slope_rounding
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, take, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, take
+from lightning_conv.networks.undisturbed import undisturbed
 
 # Errors of a batch without targets, or of a loss that cannot be called, which the measurement on the training set reports.
 UNKNOWN = (MisconfigurationException, RuntimeError, TypeError, ValueError, IndexError, KeyError)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.networks.evaluation import without_fused_attention
 from lightning_conv.networks.perturbation import fingerprint, freeze
+from lightning_conv.networks.undisturbed import without_fused_attention
 
 
 class FrozenTrunk:

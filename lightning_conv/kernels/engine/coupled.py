@@ -26,7 +26,8 @@ from lightning_conv.kernels.products.pullback import (
 )
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import memory_budget
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.reporting.progress import Report, equal_parts, silent
 
 

@@ -19,7 +19,7 @@ from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.kernels.reading.recording import LayerCall, Recorder, layer_gradients, record, signature_of
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.machine.memory import blocks
-from lightning_conv.networks.evaluation import take
+from lightning_conv.networks.inputs import take
 from lightning_conv.reporting.progress import Report, equal_parts, part, silent
 
 

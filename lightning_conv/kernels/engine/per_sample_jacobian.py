@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, take
 
 
 def jacobian_rows(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.machine.memory import blocks
-from lightning_conv.networks.evaluation import Inputs, sample_count
+from lightning_conv.networks.inputs import Inputs, sample_count
 
 MIRRORED = 512
 """Number of rows that are copied to the other triangle at a time."""

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs
+from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.origins import Make, path_required
 
 Outputs: TypeAlias = Literal["trace", "full", "sum", "projected"]

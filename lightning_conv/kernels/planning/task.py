@@ -32,7 +32,7 @@ from lightning_conv.kernels.reading.reach import with_late_parameters
 from lightning_conv.kernels.reading.samples import joined, require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
 from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
-from lightning_conv.networks.evaluation import Inputs, sample_count, take
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 from lightning_conv.networks.stage import Stage
 

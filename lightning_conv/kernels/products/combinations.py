@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_conv.linalg.rounding import require_moderate
 from lightning_conv.machine.memory import blocks
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count
 
 AT_ONCE = 2**20
 """Numbers of the combinations that are converted at once for their norms."""

@@ -23,17 +23,13 @@ from lightning_conv.kernels.reading.coupling import require_own_outputs, require
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.samples import require_float_inputs
 from lightning_conv.machine.memory import blocks, memory_budget
-from lightning_conv.networks.evaluation import (
-    BatchNormMode,
-    Inputs,
-    sample_count,
-    take,
-    undisturbed,
-)
+from lightning_conv.networks.evaluation import BatchNormMode
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarser, coarsest
 from lightning_conv.networks.origins import path_required
 from lightning_conv.networks.stage import staged
+from lightning_conv.networks.undisturbed import undisturbed
 
 FULL_PASS = 16
 """Samples that a pass should have before it takes more vectors instead."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.kernels.reading.samples import bytes_by_storage
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
 
 BATCH = 32
 """Number of vectors that go through one vectorised pass."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from lightning_conv.kernels.products.pullback import Pullback
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
 
 Directions: TypeAlias = Mapping[str, Tensor]
 PushMethod: TypeAlias = Literal["forward mode", "double backward"]

@@ -33,7 +33,8 @@ from lightning_conv.kernels.reading.sites import (
     slot_of,
 )
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, input_tensors, sample_count, spread, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, spread, take
 from lightning_conv.networks.narrowing import Narrowing, coarser
 
 READ_SAMPLES = 3

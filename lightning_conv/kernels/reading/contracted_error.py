@@ -16,7 +16,8 @@ from lightning_conv.kernels.reading.jacobian_error import (
     parameter_gradients,
     ratio_to_twin,
 )
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count
 
 MEASURED = 16
 """Samples on which the rounding is measured."""

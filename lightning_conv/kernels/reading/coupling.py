@@ -12,7 +12,8 @@ from torch.nn.utils import get_total_norm
 
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import blocks
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, map_inputs, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, take
 from lightning_conv.networks.narrowing import Narrowing
 
 ROUNDINGS = 32

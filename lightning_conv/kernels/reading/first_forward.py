@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_conv.kernels.reading.memory import MadeBytes, SavedBytes
 from lightning_conv.kernels.reading.recording import Recorder, record
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count
 
 UNWATCHED = "the forward differentiates by torch.func inside"
 

@@ -15,7 +15,8 @@ from lightning_conv.kernels.reading.recording import LayerCall, edges_of, record
 from lightning_conv.kernels.reading.sites import Site, site_gradients, site_inputs
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.networks.aside import aside
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing
 from lightning_conv.networks.origins import TypeRefusal, type_refusal

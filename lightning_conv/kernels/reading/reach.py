@@ -8,7 +8,8 @@ import torch
 
 from lightning_conv.kernels.reading.anatomy import Anatomy
 from lightning_conv.machine.memory import blocks
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 
 REACH_TARGET = 64 * 2**20
 """Bytes of activations that pass through the network at once; larger blocks are not faster."""

@@ -14,7 +14,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from lightning_conv.kernels.rules import UNROLLED, Arguments, LayerRule, rule_of
-from lightning_conv.networks.evaluation import Inputs, StatelessModule
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.narrowing import coarser
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_conv.networks.evaluation import Inputs, input_tensors, map_inputs
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
 
 
 def bytes_by_storage(inputs: Inputs) -> dict[int, int]:

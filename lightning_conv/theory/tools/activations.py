@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.networks.evaluation import Inputs, StatelessModule, sample_count, take
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.watched import watched_forward
 
 RECTIFIERS = ("relu", "relu_", "leaky_relu", "leaky_relu_")

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.networks.evaluation import BatchNormMode, Inputs, StatelessModule, input_tensors, sample_count, take
+from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, take
 from lightning_conv.networks.watched import entering, watched_forward
 
 SAMPLES_AT_ONCE = 128

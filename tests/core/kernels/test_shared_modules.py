@@ -8,8 +8,9 @@ from kernels.networks import TwoNames
 from torch import nn
 
 from lightning_conv import ntk_gram
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import find_head, last_hidden_features
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class Tied(nn.Module):

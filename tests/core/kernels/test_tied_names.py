@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_conv import NTKOperator, ntk_gram, plan_ntk, resolved_spectrum
 from lightning_conv.kernels.reading.parameters import matching_names
-from lightning_conv.networks.evaluation import aliases_of
+from lightning_conv.networks.parameter_names import aliases_of
 
 
 def linear_layers():

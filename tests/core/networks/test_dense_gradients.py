@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_conv import NTKOperator, ntk_gram
 from lightning_conv.networks.dense_gradients import SPARSE, dense_gradients
-from lightning_conv.networks.evaluation import undisturbed
+from lightning_conv.networks.undisturbed import undisturbed
 
 TOKENS = torch.randint(11, (5, 6), generator=torch.Generator().manual_seed(0))
 WEIGHTS = torch.rand(5, 6, generator=torch.Generator().manual_seed(1))

@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_conv import find_head, kernel_spectrum, last_hidden_features, ntk_gram
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import features_of, watched_features
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import NarrowedError, Narrowing, coarsest
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 def look(model, inputs, dtype=torch.float64):

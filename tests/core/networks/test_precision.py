@@ -8,7 +8,7 @@ from torch import nn
 from torch.backends import cuda, cudnn, mkldnn
 
 from lightning_conv import NTKOperator, ntk_gram
-from lightning_conv.networks.evaluation import undisturbed
+from lightning_conv.networks.undisturbed import undisturbed
 
 PLACES = {
     "cuda.matmul": cuda.matmul,

@@ -11,7 +11,8 @@ from lightning_conv import ntk_gram
 from lightning_conv.kernels import NTKOperator
 from lightning_conv.kernels.engine.coupled import coupled_gram
 from lightning_conv.kernels.products.combinations import EachOutput
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class Checkpointed(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.run.assumptions import on_the_probe
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.allen_zhu import Separation, are_unit_inputs, direction_rounding, separation
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.criteria.networks import find_network
 from lightning_conv.callbacks.run.assumptions import without_verdict
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion, not_applicable
 from lightning_conv.theory.networks import AllenZhuNet
 from lightning_conv.theory.papers.allen_zhu import (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_conv.losses.flat_weights import FlatWeights
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossFn
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.precision import in_float64
 from lightning_conv.reporting.progress import progress_bar
 from lightning_conv.theory.criterion import Criterion

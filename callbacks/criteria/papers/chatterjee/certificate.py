@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.criteria.networks import sole_child
 from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.expressivity.certificate import RankCertificate
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion, at_most, not_applicable
 from lightning_conv.theory.papers.chatterjee import affine_independence, certify_descent, judge_positive_start
 from lightning_conv.theory.papers.chatterjee.descent import CHATTERJEE

@@ -32,7 +32,7 @@ from lightning_conv.kernels.infinite import LimitKernel
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import DuNetwork
 

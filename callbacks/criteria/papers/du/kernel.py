@@ -27,7 +27,7 @@ from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.machine.memory import allowed_memory, mebibytes
 from lightning_conv.networks.activation import is_relu
 from lightning_conv.networks.analytic import find_kinks
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.networks import DuConvResNet, DuFC, DuNetwork, DuResNet, DuTwoLayer
 from lightning_conv.theory.papers.du import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.losses.squared import HalfSumOfSquares, half_sum_of_squares
-from lightning_conv.networks.evaluation import Inputs
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.theory.criterion import Criterion, at_most
 from lightning_conv.theory.tools.matrix_norms import largest_spectral_norm
 

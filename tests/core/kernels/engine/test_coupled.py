@@ -12,7 +12,8 @@ from torch import nn
 from lightning_conv import ntk_gram
 from lightning_conv.kernels.engine.coupled import coupled_gram, strips
 from lightning_conv.kernels.products.combinations import EachOutput, SharedRows
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 def gram(model, inputs, outputs="full", dtype=None, precision="exact", names=None, **options):

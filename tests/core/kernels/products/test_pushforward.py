@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from lightning_conv.kernels import NTKOperator
 from lightning_conv.kernels.products.pullback import Pullback, graph_size
 from lightning_conv.kernels.products.pushforward import choose_push, push_by_double_backward, push_forward
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 class Square(torch.autograd.Function):

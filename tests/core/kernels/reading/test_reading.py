@@ -12,7 +12,8 @@ from lightning_conv.kernels.products.pullback import graph_size
 from lightning_conv.kernels.reading import anatomy
 from lightning_conv.kernels.reading.memory import MadeBytes
 from lightning_conv.networks import narrow_watch
-from lightning_conv.networks.evaluation import StatelessModule, undisturbed
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.undisturbed import undisturbed
 
 
 @pytest.fixture(name="network")
