@@ -18,9 +18,6 @@ from lightning_conv.callbacks.run.logging import GROUPS
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
 
-SHOWN = 5
-"""Steps of failed measurements that are named one by one."""
-
 
 class ConvergenceReport(pl.Callback):
     """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
@@ -73,8 +70,8 @@ class ConvergenceReport(pl.Callback):
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)
             }
             page = folder / f"{self.name}.md"
-            page.write_text(report_markdown("Convergence report", facts, criteria, metrics), encoding="utf-8")
-            (folder / f"{self.name}.json").write_text(report_json(facts, criteria, metrics), encoding="utf-8")
+            _write_whole(page, report_markdown("Convergence report", facts, criteria, metrics))
+            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics))
         if not attempt.failed:
             rank_zero_info(f"ConvergenceReport: {page}")
 
@@ -99,7 +96,11 @@ class ConvergenceReport(pl.Callback):
             "lightning_conv": __version__,
         }
         monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
-        if failed := [_failures(monitor) for monitor in monitors if monitor.failed]:
+        failed = [
+            each for failures in {id(m.failures): m.failures for m in monitors}.values() for each in failures.words
+        ]
+        failed += [each for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.left_out]
+        if failed:
             facts["failed measurements"] = "; ".join(failed)
         violated = [
             each.reason for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.violations
@@ -117,7 +118,11 @@ def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
     return found
 
 
-def _failures(monitor: KernelMonitor) -> str:
-    shown, left = monitor.failed[:SHOWN], len(monitor.failed) - SHOWN
-    further = f" and {left} more" if left > 0 else ""
-    return f"{type(monitor).__name__} at step {', '.join(map(str, shown))}{further}"
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, so that an interrupted run leaves no half of it."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, reads_samples, two_samples_of
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import Failures, guarded
 from lightning_conv.callbacks.run.logging import (
     log_layout,
     log_metrics,
@@ -31,6 +31,7 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.machine.gemm import keep_product, product_name
@@ -49,12 +50,13 @@ class KernelMonitor(pl.Callback):
     A network that cannot be measured raises before the first step, as nothing is lost yet, unless ``on_error`` says otherwise. A later
     error is a warning, the first time, and that measurement is left out: in ``trainer.callback_metrics`` its numbers become NaN, so that
     EarlyStopping and ModelCheckpoint read no old ones. A failed measurement counts for ``max_overhead`` like any other, and the pause
-    after it is twice as long each time.
+    after it is twice as long each time. On SIGTERM a measurement stops at once, and Lightning ends the run after the next batch.
 
     With ``Trainer(fast_dev_run=True)`` nothing is logged, but two samples are measured, so that what cannot be measured is said there.
 
     Attributes:
         failed: Steps of this run whose measurement failed.
+        failures: Why, each reason once, of all monitors that share a kernel.
         measured: What is measured, in words: the network, the loss of the training step, and how they were found; empty before the first
             measurement.
     """
@@ -80,9 +82,11 @@ class KernelMonitor(pl.Callback):
         self._last_step: int | None = None
         self._metrics: dict[str, float] = {}
         self._shown: frozenset[str] = frozenset()  # those of ``once`` that were logged in this fit
+        self._own: float | None = None  # seconds that ``record`` takes, as predicted
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
         self.failed: list[int] = []
+        self.failures = Failures()  # shared by those that share a kernel
         self.measured = ""
         self._waits: Wait | None = None  # for what the first measurement waits
 
@@ -120,7 +124,7 @@ class KernelMonitor(pl.Callback):
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
-        self._drawn, self.failed, self.measured = None, [], ""
+        self._drawn, self.failed, self.failures, self.measured = None, [], Failures(), ""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -138,7 +142,7 @@ class KernelMonitor(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._shown, self._waits = frozenset(), None
+        self._shown, self._waits, self._own = frozenset(), None, None
         if is_lazy(pl_module):
             self._waits = "step"
         elif not reads_samples(trainer):
@@ -168,8 +172,10 @@ class KernelMonitor(pl.Callback):
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> None:
         """Make the first measurement of a fit; with ``fast_dev_run`` one of two samples, which is not kept."""
+        if trainer.received_sigterm:
+            return
         # What reading and observing fail by is the user's code: any error.
-        with self._first(trainer, pl_module, batch):
+        with until_sigterm(trainer), self._first(trainer, pl_module, batch):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 measurement_of(trainer, pl_module, two_samples_of(self.probe), Schedule(1, 1.0), batch=batch).at(
                     0, pl_module
@@ -185,16 +191,14 @@ class KernelMonitor(pl.Callback):
                 self._kernel = peers[0]._kernel
                 self._say_what_is_measured(unless=peers[0].measured)
             self._loaded = False
-            if self._kernel is not None and self._is_first_due(trainer):
+            if self._kernel is not None and not self._kernel.awaited and self._is_first_due(trainer):
                 self._kernel.at(trainer.global_step, pl_module)
-        if self._kernel is None:
+        if self._kernel is None or trainer.received_sigterm:
             return
         if self._is_too_dear():
             self.wait(trainer, self._kernel)
-            rank_zero_info(
-                f"{type(self).__name__}: a measurement takes about {self.own_seconds(self._kernel):.2g} s beside the kernel; the first one "
-                f"waits until that is {self.max_overhead:.0%} of the time of training; every_n_steps= asks for it at once"
-            )
+            if self._kernel.awaited == 0 or self._kernel.schedule is self._schedule:
+                rank_zero_info(self._why_it_waits())
         elif self._is_first_due(trainer):
             self._measure_or_warn(trainer, pl_module)
         else:
@@ -202,10 +206,34 @@ class KernelMonitor(pl.Callback):
             publish(trainer, self._metrics)
 
     def _is_too_dear(self) -> bool:
-        """Return whether what this callback adds to the kernel takes longer than the budget allows now."""
-        if self._kernel is None or self.every_n_steps is not None:
+        """Return whether the first measurement of this callback takes longer than the budget allows now."""
+        if self._kernel is None or self.every_n_steps is not None or self._last_step is not None:
             return False
-        return self.own_seconds(self._kernel) > max(budget.LEAST_SECONDS / 2, self._kernel.schedule.left())
+        kernel, own = self._kernel, self._own_seconds
+        if kernel.awaited:
+            return kernel.decided(kernel.awaited + own > kernel.schedule.left())
+        # What a last measurement takes is provided for.
+        return own > 0 and kernel.decided(not kernel.schedule.allows(2 * own + kernel.schedule.cost))
+
+    @property
+    def _own_seconds(self) -> float:
+        assert self._kernel is not None
+        if self._own is None:
+            self._own = self.own_seconds(self._kernel)
+        return self._own
+
+    def _why_it_waits(self) -> str:
+        assert self._kernel is not None
+        awaited = self._kernel.awaited
+        what = (
+            f"the first measurement takes about {awaited:.2g} s, and"
+            if awaited
+            else f"a measurement takes about {self._own_seconds:.2g} s beside the kernel; the first one"
+        )
+        return (
+            f"{type(self).__name__}: {what} waits until that is {self.max_overhead:.0%} of the time of training; every_n_steps= asks for "
+            "it at once"
+        )
 
     def _is_first_due(self, trainer: pl.Trainer) -> bool:
         return self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer))
@@ -223,7 +251,11 @@ class KernelMonitor(pl.Callback):
         # Any of them may have carried the samples in the checkpoint: the order of the callbacks may have changed.
         stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
         per_layer = any(peer.wants_layers for peer in peers)
-        self._kernel = measurement_of(
+        for peer in peers:
+            peer.failures = self.failures
+        begun = time.perf_counter()
+        self._schedule.begin(trainer.global_step)
+        found = measurement_of(
             trainer,
             pl_module,
             self.probe,
@@ -233,14 +265,23 @@ class KernelMonitor(pl.Callback):
             per_layer=per_layer,
             loss_fn=next((peer.loss_fn for peer in peers if peer.loss_fn is not None), None),
         )
-        self._schedule.begin(trainer.global_step)
+        self._kernel = found
         self._say_what_is_measured()
         if self.every_n_steps is None and not stored and {"size", "outputs"} - self.probe.given:
-            chosen = budget.fit_to_budget(trainer, self._kernel, self.max_overhead)
-            if chosen.is_reduced:
-                rank_zero_info(f"{type(self).__name__}: {chosen.words}")
-            self.measured = self._kernel.words(self.loss_fn)
+            self._choose(trainer, found, time.perf_counter() - begun)
+            self.measured = found.words(self.loss_fn)
+        self._schedule.spend(trainer.global_step, time.perf_counter() - begun)
         log_layout(trainer)
+
+    def _choose(self, trainer: pl.Trainer, found: Measurement, spent: float) -> None:
+        """Choose what is measured within the budget; a choice that is interrupted is not kept."""
+        try:
+            chosen = budget.fit_to_budget(trainer, found, self.max_overhead, spent)
+        except (KeyboardInterrupt, SystemExit):
+            self._kernel = None
+            raise
+        if chosen.is_reduced:
+            rank_zero_info(f"{type(self).__name__}: {chosen.words}")
 
     def _say_what_is_measured(self, unless: str = "") -> None:
         """Say which network and which loss are measured, unless another monitor has said the same."""
@@ -279,8 +320,15 @@ class KernelMonitor(pl.Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         failed = trainer.global_step in self.failed[-1:]
-        if self._kernel is not None and not failed and not self._is_too_dear():
+        if self._kernel is None or failed or self._is_too_dear():
+            return
+        if self._last_step == trainer.global_step or self._kernel.ends(trainer.global_step):
             self._measure_or_warn(trainer, pl_module, last=True)
+        elif self._kernel.schedule is self._schedule:
+            rank_zero_info(
+                f"{type(self).__name__}: the last step is not measured, as that takes about {self._schedule.cost:.2g} s and the run is too "
+                "short for it; every_n_steps= asks for it"
+            )
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -294,9 +342,11 @@ class KernelMonitor(pl.Callback):
 
     def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
         assert self._kernel is not None
+        if trainer.received_sigterm:
+            return
         begun, step = time.perf_counter(), trainer.global_step
         what = f"{type(self).__name__}: no measurement"
-        with guarded(step, what, say=None if self.failed else rank_zero_warn) as attempt:
+        with until_sigterm(trainer), guarded(step, what, failures=self.failures) as attempt:
             self._measure(trainer, pl_module, last=last)
         if attempt.failed:
             self._last_step, self.failed = step, [*self.failed, step]
@@ -310,12 +360,14 @@ class KernelMonitor(pl.Callback):
         assert self._kernel is not None
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
+        kernel_seconds = time.perf_counter() - start
         if step != self._last_step:
             self._metrics = self.record(trainer, gram, spectrum, step)
             log_metrics(trainer, {name: v for name, v in self._metrics.items() if name not in self._shown}, step)
             self._shown |= self.once & self._metrics.keys()
             publish(trainer, self._metrics)
             self._last_step = step
+            self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
         # A figure costs more than a small kernel: figures get a third of the budget, except the first and the last one.
         before = time.perf_counter()
         if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):

@@ -54,9 +54,11 @@ class KernelStability(KernelMonitor):
             one that the training step calls, unless the ``Probe`` says how it is called. Monitors with equal settings share one
             kernel per step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
-        max_overhead: share of wall time that measuring may take. First and last step are always measured. The first measurement is
-            chosen so that it takes at most the larger of 1 s and this share of an epoch; not so with ``every_n_steps``, or where
-            the ``Probe`` names both size and outputs.
+        max_overhead: share of wall time that measuring may take. First and last step are measured beside it. The first measurement is
+            chosen so that it takes at most the larger of 1 s and this share of an epoch, finding the network included; what it
+            takes beyond 1.2 s, later ones make up for. It waits where it would take 3 s or more, and the last step is left out
+            where all measurements together would take more than 2 s and twice this share; one line says so. Not so with
+            ``every_n_steps``, or where the ``Probe`` names both size and outputs.
         on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
             and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
             ends the run.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.batch import to_device
@@ -30,9 +31,13 @@ from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
 from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
+from lightning_conv.reporting.progress import Lines
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
+
+PAUSE = 10.0
+"""Seconds after which a measurement that takes long says how far it is; training has the bar."""
 
 
 class Measurement:
@@ -76,8 +81,10 @@ class Measurement:
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self.highest: Precision = "certified"  # the last one that is tried
         self.pass_seconds = 0.0  # of a forward and a backward pass of the samples; 0: not timed
+        self.awaited = 0.0  # predicted seconds of the first kernel, for which the run is not long enough yet
         self._plans: dict[Precision, NTKPlan] = {}  # the last ones
         self._decisions: dict[int, bool] = {}
+        self._ends: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
         self.cotangents: Tensor | None = None
@@ -109,23 +116,39 @@ class Measurement:
         """Decide whether to measure at ``step``, once per step and alike for all callbacks and ranks."""
         if step not in self._decisions:
             decision = self.schedule.due(step)
-            if self.schedule.every_n_steps is None and trainer.world_size > 1:
-                decision = bool(trainer.strategy.broadcast(decision))
+            if self.schedule.every_n_steps is None:
+                decision = self.decided(decision)
             self._decisions = {step: decision}
             if not decision:
                 self.leave()
         return self._decisions[step]
 
+    def decided(self, decision: bool) -> bool:
+        """Return the first process's decision on all of them, so that what depends on time is done alike."""
+        trainer = self._trainer
+        return bool(trainer.strategy.broadcast(decision)) if trainer.world_size > 1 else decision
+
+    def ends(self, step: int) -> bool:
+        """Decide whether the last step is measured, alike for all callbacks and ranks."""
+        if step not in self._ends:
+            asked = self.has(step) or {"size", "outputs"} <= self.run_network.probe.given  # whatever it costs
+            self._ends = {step: asked or self.decided(self.schedule.allows(self.schedule.cost))}
+        return self._ends[step]
+
+    def has(self, step: int) -> bool:
+        """Return whether the kernel of this step is known."""
+        return self._measured is not None and self._measured[0] == step
+
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
-        if self._measured is None or self._measured[0] != step:
+        if self._measured is None or not self.has(step):
             self.probe_loss.look_again(step)
             seconds, gram, spectrum = self._compute(pl_module)
             self.schedule.expect(seconds)
-            self._measured = step, gram, spectrum
+            self.awaited, self._measured = 0.0, (step, gram, spectrum)
         return self._measured[1:]
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """Number of weights that the kernel is over."""
         named = dict(self.probe.network(self._trainer.lightning_module).named_parameters())
@@ -219,14 +242,16 @@ class Measurement:
         return self._kernel(pl_module, cotangents)
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
-        start = time.perf_counter()
+        """Return the seconds that the next one takes, which does not read the network again, and kernel and spectrum."""
+        start, known = time.perf_counter(), bool(self._plans)
         self.cotangents = None
         if self.probe.outputs == "loss":
             outputs = partial(self._outputs, pl_module, shaped=True)
             self.cotangents = self.probe_loss.gradients(outputs, self.targets, self.rows)
         gram, spectrum = self._kernel(pl_module, self.cotangents)
         self.precision = gram.precision
-        return time.perf_counter() - start, gram, spectrum
+        reading = gram.plan.reading_seconds if gram.plan is not None and not known else 0.0
+        return time.perf_counter() - start - reading, gram, spectrum
 
     def _kernel(self, pl_module: pl.LightningModule, cotangents: Tensor | None) -> tuple[KernelGram, Spectrum]:
         with isolated():
@@ -245,7 +270,9 @@ class Measurement:
                 projections=self.probe.projections,
                 seed=self.probe.seed,
                 plans=self._plans,
-                progress=False,  # training shows a bar of its own
+                progress=Lines(
+                    rank_zero_info, f"Tangent kernel at step {self._trainer.global_step}", pause=PAUSE, predicts=True
+                ),
             )
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan

@@ -7,6 +7,7 @@ import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -209,11 +210,18 @@ class Twin:
             )
 
         with ExitStack() as hooks:
-            for each in self._original.modules():
-                # Scripted modules take no hooks.
-                if not isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
-                    hooks.callback(each.register_forward_pre_hook(refuse).remove)
+            for each in self._refusing:
+                own = vars(each)["_forward_pre_hooks"]
+                # In front of the user's own hooks, and without a number of torch's counter.
+                vars(each)["_forward_pre_hooks"] = type(own)({-1: refuse})
+                hooks.callback(vars(each).__setitem__, "_forward_pre_hooks", own)
             yield
+
+    @cached_property
+    def _refusing(self) -> list[nn.Module]:
+        """The run's modules that hold weights; scripted ones take no hooks."""
+        modules = [each for each in self._original.modules() if not isinstance(each, torch.jit.ScriptModule)]
+        return [each for each in modules if next(each.parameters(), None) is not None]
 
 
 def _copied(batch: Any) -> Any:
