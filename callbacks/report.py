@@ -19,9 +19,6 @@ from lightning_conv.callbacks.run.logging import GROUPS
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
 
-SHOWN = 5
-"""Steps of failed measurements that are named one by one."""
-
 
 class ConvergenceReport(pl.Callback):
     """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
@@ -74,8 +71,8 @@ class ConvergenceReport(pl.Callback):
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)
             }
             page = folder / f"{self.name}.md"
-            page.write_text(report_markdown("Convergence report", facts, criteria, metrics), encoding="utf-8")
-            (folder / f"{self.name}.json").write_text(report_json(facts, criteria, metrics), encoding="utf-8")
+            _write_whole(page, report_markdown("Convergence report", facts, criteria, metrics))
+            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics))
         if not attempt.failed:
             rank_zero_info(f"ConvergenceReport: {page}")
 
@@ -102,7 +99,13 @@ class ConvergenceReport(pl.Callback):
         monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
         if named := [each.measured for each in monitors if each.optimizer]:
             facts["networks"] = "; ".join(dict.fromkeys(named))
-        if failed := [_failures(monitor) for monitor in monitors if monitor.failed]:
+        failed = [
+            f"{each.optimizer}: {said}" if each.optimizer else said
+            for each in {id(monitor.failures): monitor for monitor in monitors}.values()
+            for said in each.failures.words
+        ]
+        failed += [each for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.left_out]
+        if failed:
             facts["failed measurements"] = "; ".join(failed)
         violated = [each.reason for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.violations]
         if violated:
@@ -126,8 +129,11 @@ def _named(monitor: ConvergenceCriteria | KernelStability) -> list[Criterion]:
     return [replace(each, name=f"{of}{each.name}") for each in monitor.criteria]
 
 
-def _failures(monitor: KernelMonitor) -> str:
-    shown, left = monitor.failed[:SHOWN], len(monitor.failed) - SHOWN
-    further = f" and {left} more" if left > 0 else ""
-    name = f"{type(monitor).__name__} ({monitor.optimizer})" if monitor.optimizer else type(monitor).__name__
-    return f"{name} at step {', '.join(map(str, shown))}{further}"
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, so that an interrupted run leaves no half of it."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

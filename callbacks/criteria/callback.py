@@ -20,6 +20,7 @@ from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_m
 from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 from lightning_conv.callbacks.run.upgrade import upgrade_state
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
@@ -28,8 +29,8 @@ from lightning_conv.reporting.plots import plot_observations
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.tools.observation import Observation
 
-PASSES = 5
-"""Forward and backward passes of the probe that a measurement takes, roughly."""
+PASSES = 12
+"""Forward and backward passes of the probe that a measurement takes, roughly: at the first one it looks at the network, too."""
 
 SECONDS_PER_WEIGHT = 2.5e-7
 """Seconds that norms take for each weight, roughly: 2.8 s for ResNet-18 on one core."""
@@ -164,7 +165,8 @@ class ConvergenceCriteria(KernelMonitor):
         at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
         if self._waited and at_rest and self._kernel is not None and self._record.observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
-            with guarded(None, self._not_observed(trainer.global_step)):
+            step = trainer.global_step
+            with until_sigterm(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 gram, spectrum = self._kernel.at(trainer.global_step, pl_module)
                 self._record.resume(trainer, self._kernel, gram, spectrum)
         self._waited = False
@@ -182,9 +184,9 @@ class ConvergenceCriteria(KernelMonitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         waits = self._record.observer.pending is not None and trainer.global_step > self.history[-1].step
-        if waits and self._kernel is not None:
+        if waits and self._kernel is not None and not trainer.received_sigterm:
             begun, step = time.perf_counter(), self.history[-1].step
-            with guarded(None, self._not_observed(step)):
+            with until_sigterm(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 run = self._record.observe(trainer, self._kernel)
                 if run is not None:
                     self._judge_again(run, step)
@@ -232,8 +234,14 @@ class ConvergenceCriteria(KernelMonitor):
             if self._record.finish(run):
                 self._judge_again(run, trainer.global_step)
 
-    def _not_observed(self, step: int) -> str:
-        return f"{type(self).__name__}: the step after step {step} is not observed"
+    @property
+    def _not_observed(self) -> str:
+        return f"{type(self).__name__}: the step after a measurement is not observed"
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was left out of the measurements of this run, and why, each once with the number of steps."""
+        return self._record.failures.words
 
     def _judge_again(self, run: RunView, step: int) -> None:
         """Judge, and log the scalars that have changed since the last measurement."""

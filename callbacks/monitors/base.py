@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ from lightning_conv.callbacks.monitors.beginning import Beginning
 from lightning_conv.callbacks.monitors.by_optimizer import OnError
 from lightning_conv.callbacks.run.beginning import reads_samples
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.guarded import Failures, guarded
 from lightning_conv.callbacks.run.logging import (
     log_metrics,
     publish,
@@ -28,6 +28,7 @@ from lightning_conv.callbacks.run.logging import (
 )
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.machine.gemm import keep_product, product_name
@@ -46,7 +47,7 @@ class KernelMonitor(Beginning):
     A network that cannot be measured raises before the first step, as nothing is lost yet, unless ``on_error`` says otherwise. A later
     error is a warning, the first time, and that measurement is left out: in ``trainer.callback_metrics`` its numbers become NaN, so that
     EarlyStopping and ModelCheckpoint read no old ones. A failed measurement counts for ``max_overhead`` like any other, and the pause
-    after it is twice as long each time.
+    after it is twice as long each time. On SIGTERM a measurement stops at once, and Lightning ends the run after the next batch.
 
     With ``Trainer(fast_dev_run=True)`` nothing is logged, but two samples are measured, so that what cannot be measured is said there.
 
@@ -62,6 +63,7 @@ class KernelMonitor(Beginning):
     ) -> None:
         super().__init__(probe, every_n_steps, max_overhead, on_error)
         self._shown: frozenset[str] = frozenset()  # those of ``once`` that were logged in this fit
+        self._own: float | None = None  # seconds that ``record`` takes, as predicted
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._waits: Wait | None = None  # for what the first measurement waits
 
@@ -81,7 +83,7 @@ class KernelMonitor(Beginning):
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
-        self._drawn, self.failed, self.measured = None, [], ""
+        self._drawn, self.failed, self.failures, self.measured = None, [], Failures(), ""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -103,7 +105,7 @@ class KernelMonitor(Beginning):
         # Those that share a kernel with this one must be known, too.
         for monitor in callbacks_of(trainer, Beginning):  # type: ignore[type-abstract]
             monitor._divide(trainer)
-        self._shown, self._waits = frozenset(), None
+        self._shown, self._waits, self._own = frozenset(), None, None
         if is_lazy(pl_module):
             self._waits = "step"
         elif not reads_samples(trainer):
@@ -120,8 +122,16 @@ class KernelMonitor(Beginning):
         if self._waits == "batch":
             self._waits = None
             self._begin(trainer, pl_module, batch)
+        if self._kernel is not None and self._leads:
+            self._kernel.probe_loss.before_batch(batch, batch_idx)
         self._hand_on("on_train_batch_start", trainer, pl_module, batch, batch_idx)
         self._require_one(trainer)
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._kernel is not None and self._leads:
+            self._kernel.probe_loss.after_backward(pl_module)
+        self._hand_on("on_after_backward", trainer, pl_module)
 
     @override
     def on_before_optimizer_step(
@@ -144,10 +154,20 @@ class KernelMonitor(Beginning):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        failed = trainer.global_step in self.failed[-1:]
-        if self._kernel is not None and not failed and not self._is_too_dear():
-            self._measure_or_warn(trainer, pl_module, last=True)
+        self._end(trainer, pl_module)
         self._hand_on("on_train_end", trainer, pl_module)
+
+    def _end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        failed = trainer.global_step in self.failed[-1:]
+        if self._kernel is None or failed or self._is_too_dear():
+            return
+        if self._last_step == trainer.global_step or self._kernel.ends(trainer.global_step):
+            self._measure_or_warn(trainer, pl_module, last=True)
+        elif self._leads:
+            rank_zero_info(
+                f"{self._name}: the last step is not measured, as that takes about {self._schedule.cost:.2g} s and the run is too "
+                "short for it; every_n_steps= asks for it"
+            )
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -159,9 +179,11 @@ class KernelMonitor(Beginning):
     @override
     def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
         assert self._kernel is not None
+        if trainer.received_sigterm:
+            return
         begun, step = time.perf_counter(), trainer.global_step
         what = f"{self._name}: no measurement"
-        with guarded(step, what, say=None if self.failed else rank_zero_warn) as attempt:
+        with until_sigterm(trainer), guarded(step, what, failures=self.failures) as attempt:
             self._measure(trainer, pl_module, last=last)
         if attempt.failed:
             self._last_step, self.failed = step, [*self.failed, step]
@@ -176,12 +198,14 @@ class KernelMonitor(Beginning):
         assert self._kernel is not None
         start, step = time.perf_counter(), trainer.global_step
         gram, spectrum = self._kernel.at(step, pl_module)
+        kernel_seconds = time.perf_counter() - start
         if step != self._last_step:
             self._metrics = self.record(trainer, gram, spectrum, step)
             log_metrics(trainer, self._tagged(self._without(self._shown)), step)
             self._shown |= self.once & self._metrics.keys()
             publish(trainer, self._tagged(self._metrics))
             self._last_step = step
+            self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
         # A figure costs more than a small kernel: figures get a third of the budget, except the first and the last one.
         before = time.perf_counter()
         if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):
@@ -203,7 +227,7 @@ class KernelMonitor(Beginning):
     def _own_state(self) -> dict[str, Any]:
         if self._kernel is None:
             return dict(self._restored)
-        leads = self._kernel.schedule is self._schedule
+        leads = self._leads
         named = {"optimizer": self.optimizer} if self.optimizer else {}
         return named | {
             # Of the callbacks that share a probe, one carries the samples.
@@ -211,6 +235,7 @@ class KernelMonitor(Beginning):
             "targets": self._kernel.targets if leads else None,
             "parameters": list(self._kernel.parameters),
             "outputs": self._kernel.probe.outputs,
+            "loss_changed": self._kernel.probe_loss.changed,
             "highest": str(self._kernel.highest),
             "precision": str(self._kernel.precision),
             "product": product_name(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,10 @@ from lightning_conv.callbacks.monitors.by_optimizer import ByOptimizer, monitors
 from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, two_samples_of
 from lightning_conv.callbacks.run.logging import log_layout, publish
-from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.seeking import NotObservedError
+from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 
 
 class Beginning(ByOptimizer):
@@ -27,7 +28,7 @@ class Beginning(ByOptimizer):
     Where the run has several optimizers, one whose network cannot be measured is left out with a warning, unless it is so for all of them.
     """
 
-    loss_fn: LossFn | None = None  # of the training step, as the user has said it
+    _own: float | None = None  # seconds that ``record`` takes, as predicted
 
     @property
     def wants_layers(self) -> bool:
@@ -57,8 +58,10 @@ class Beginning(ByOptimizer):
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> None:
         """Make the first measurement of a fit; with ``fast_dev_run`` one of two samples, which is not kept."""
+        if trainer.received_sigterm:
+            return
         # What reading and observing fail by is the user's code: any error.
-        with self._first(trainer, batch):
+        with until_sigterm(trainer), self._first(trainer, batch):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 measurement_of(trainer, two_samples_of(self.probe), Schedule(1, 1.0), batch=batch).at(0, pl_module)
                 return
@@ -72,16 +75,14 @@ class Beginning(ByOptimizer):
                 self._kernel, self.measured = peers[0]._kernel, peers[0].measured
                 self._say_what_is_measured(unless=peers[0].measured)
             self._loaded = False
-            if self._kernel is not None and self._is_first_due(trainer):
+            if self._kernel is not None and not self._kernel.awaited and self._is_first_due(trainer):
                 self._kernel.at(trainer.global_step, pl_module)
-        if self._kernel is None:
+        if self._kernel is None or trainer.received_sigterm:
             return
         if self._is_too_dear():
             self.wait(trainer, self._kernel)
-            rank_zero_info(
-                f"{self._name}: a measurement takes about {self.own_seconds(self._kernel):.2g} s beside the kernel; the first one "
-                f"waits until that is {self._share:.0%} of the time of training; every_n_steps= asks for it at once"
-            )
+            if self._kernel.awaited == 0 or self._leads:
+                rank_zero_info(self._why_it_waits())
         elif self._is_first_due(trainer):
             self._measure_or_warn(trainer, pl_module)
         else:
@@ -89,12 +90,31 @@ class Beginning(ByOptimizer):
             publish(trainer, self._tagged(self._metrics))
 
     def _is_too_dear(self) -> bool:
-        """Return whether what this callback adds to the kernel takes longer than the budget allows now."""
-        if self._kernel is None or self.every_n_steps is not None:
+        """Return whether the first measurement of this callback takes longer than the budget allows now."""
+        if self._kernel is None or self.every_n_steps is not None or self._last_step is not None:
             return False
-        return self.own_seconds(self._kernel) > max(
-            budget.LEAST_SECONDS / 2 / self._parts, self._kernel.schedule.left()
+        kernel, own = self._kernel, self._own_seconds
+        if kernel.awaited:
+            return kernel.decided(kernel.awaited + own > kernel.schedule.left())
+        # What a last measurement takes is provided for.
+        return own > 0 and kernel.decided(not kernel.schedule.allows(2 * own + kernel.schedule.cost))
+
+    @property
+    def _own_seconds(self) -> float:
+        assert self._kernel is not None
+        if self._own is None:
+            self._own = self.own_seconds(self._kernel)
+        return self._own
+
+    def _why_it_waits(self) -> str:
+        assert self._kernel is not None
+        awaited = self._kernel.awaited
+        what = (
+            f"the first measurement takes about {awaited:.2g} s, and"
+            if awaited
+            else f"a measurement takes about {self._own_seconds:.2g} s beside the kernel; the first one"
         )
+        return f"{self._name}: {what} waits until that is {self._share:.0%} of the time of training; every_n_steps= asks for it at once"
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         assert self._kernel is not None
@@ -114,22 +134,42 @@ class Beginning(ByOptimizer):
         # Any of them may have carried the samples in the checkpoint: the order of the callbacks may have changed.
         stored = next((peer._restored for peer in peers if peer._restored.get("inputs") is not None), {})
         per_layer = any(peer.wants_layers for peer in peers)
-        self._kernel = measurement_of(
-            trainer, self.probe, self._schedule, batch=batch, stored=stored, per_layer=per_layer
-        )
+        for peer in peers:
+            peer.failures = self.failures
+        begun = time.perf_counter()
         self._schedule.begin(trainer.global_step)
+        found = measurement_of(
+            trainer,
+            self.probe,
+            self._schedule,
+            batch=batch,
+            stored=stored,
+            per_layer=per_layer,
+            loss_fn=next((peer.loss_fn for peer in peers if peer.loss_fn is not None), None),
+        )
+        self._kernel = found
         self._say_what_is_measured()
         if self.every_n_steps is None and not stored and {"size", "outputs"} - self.probe.given:
-            chosen = budget.fit_to_budget(trainer, self._kernel, self.max_overhead, self._parts)
-            if chosen.is_reduced:
-                rank_zero_info(f"{self._name}: {chosen.words}")
+            self._choose(trainer, found, time.perf_counter() - begun)
+            self.measured = found.words(self.loss_fn)
+        self._schedule.spend(trainer.global_step, time.perf_counter() - begun)
         monitors = monitors_of(trainer, Beginning)  # type: ignore[type-abstract]
         log_layout(trainer, list(dict.fromkeys(each.optimizer for each in monitors)))
+
+    def _choose(self, trainer: pl.Trainer, found: Measurement, spent: float) -> None:
+        """Choose what is measured within the budget; a choice that is interrupted is not kept."""
+        try:
+            chosen = budget.fit_to_budget(trainer, found, self.max_overhead, spent, self._parts)
+        except (KeyboardInterrupt, SystemExit):
+            self._kernel = None
+            raise
+        if chosen.is_reduced:
+            rank_zero_info(f"{self._name}: {chosen.words}")
 
     def _say_what_is_measured(self, unless: str = "") -> None:
         """Say which network and which loss are measured, unless another monitor has said the same."""
         if self._kernel is not None:
-            self.measured = self._kernel.run_network.with_loss(self.loss_fn).words
+            self.measured = self._kernel.words(self.loss_fn)
             if self.measured != unless:
                 rank_zero_info(f"{type(self).__name__}: {self.measured}")
 

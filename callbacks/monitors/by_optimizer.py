@@ -12,6 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.guarded import Failures
+from lightning_conv.callbacks.run.loss import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.optimizers import probe_of_each
 from lightning_conv.callbacks.run.probe import Probe
@@ -31,6 +33,7 @@ class ByOptimizer(pl.Callback):
     Attributes:
         optimizer: Name of the optimizer whose network is measured; empty in a run with one optimizer.
         failed: Steps of this run whose measurement failed.
+        failures: Why, each reason once, of all monitors that share a kernel.
         measured: What is measured, in words: the network, the loss of the training step, and how they were found; empty before the first
             measurement.
     """
@@ -53,6 +56,7 @@ class ByOptimizer(pl.Callback):
         self._metrics: dict[str, float] = {}
         self._loaded = False  # whether the state comes from a checkpoint, for the run that begins next
         self.failed: list[int] = []
+        self.failures = Failures()  # shared by those that share a kernel
         self.measured = ""
         self.optimizer = ""
         self._asked = self.probe  # as the user has given it
@@ -74,9 +78,17 @@ class ByOptimizer(pl.Callback):
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
 
+    loss_fn: LossFn | None = None  # of the training step, as the user has said it
+
     @property
     def _settings(self) -> tuple[object, ...]:
-        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error
+        loss = self.loss_fn if self.probe.outputs == "loss" else None  # the kernel depends on it
+        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error, loss
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this monitor is the one that made the measurement which others share."""
+        return self._kernel is not None and self._kernel.schedule is self._schedule
 
     @property
     def _name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given,
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread
+from lightning_conv.networks.observed.sample_lists import same_rest
+from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
 
 
@@ -85,7 +87,23 @@ class RunNetwork:
                 f"Probe: the checkpoint has samples of the shapes {[tuple(each.shape) for each in then]}, and the training step takes "
                 f"{[tuple(each.shape) for each in now]}; begin a new run, or pass Probe(inputs=...)"
             )
-        return replace(self, inputs=stored, targets=targets)
+        if isinstance(stored, Mapping) and isinstance(self.inputs, Mapping) and not same_rest(self.inputs, stored):
+            raise MisconfigurationException(
+                "Probe: the checkpoint is from a run whose probe had other samples, such as other texts; begin a new run"
+            )
+        loss = self.loss
+        if loss.own is not None and not _are_among(stored, self.inputs):
+            loss = unknown(
+                "the samples of the checkpoint are not those that are read now, and the step's own loss is that of a batch"
+            )
+        return replace(self, inputs=stored, targets=targets, loss=loss)
+
+
+def _are_among(some: Inputs, every: Inputs) -> bool:
+    """Return whether samples are those that ``spread`` takes of others."""
+    chosen = input_tensors(spread(every, sample_count(some)))
+    pairs = list(zip(chosen, input_tensors(some), strict=True))
+    return all(a.shape == b.shape and torch.equal(a, b.to(a.device)) for a, b in pairs)
 
 
 def copy_of(trainer: pl.Trainer, module: pl.LightningModule) -> Twin:
@@ -149,7 +167,9 @@ def _observed(
         def take(some: Any) -> Tensor | None:
             return take_targets(some, probe.target_fn)
 
-        return observed, find_run_loss(twin, observed, batch, loss_modules(trainer.lightning_module), take)
+        names = [name.removeprefix(prefix) for name in parameters]
+        own = loss_modules(trainer.lightning_module)
+        return observed, find_run_loss(trainer, twin, observed, batch, own, take, names)
 
 
 def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLoss, inputs: Inputs) -> RunLoss:
@@ -159,7 +179,7 @@ def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLo
     mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
     network = observed.network(twin)
     others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
-    with isolated(), undisturbed(given), undisturbed(network), torch.no_grad():
+    with isolated(), restored(given), restored(network), undisturbed(given), undisturbed(network), torch.no_grad():
         u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
     if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
         return loss

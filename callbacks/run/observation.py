@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import copy
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, place_name
+from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, is_inside, place_name
 from lightning_conv.callbacks.run.seeking import NotObservedError, Seen, run_step, seek, steps_in_the_next
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.networks.observed.calls import Call
+from lightning_conv.networks.observed.carried import Attribute, Tensors, attributes_of
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace
+from lightning_conv.networks.observed.sample_lists import chosen, lists_of_samples
 
 
 def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
@@ -36,8 +41,22 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
     Cost: two forward passes of the step; up to ``BATCHES + 1`` where the optimizer does not step in the first batch.
     """
     count = samples or count_samples(batch)
-    axes = {place: axis for place, tensor in tensors_in(batch) if (axis := axis_of_length(tensor, count)) is not None}
-    if count < 2 or not axes:
+    try:
+        return _observed(twin, batch, count, ())
+    except NotObservedError:
+        if not (lists := lists_of_samples(batch, count)):
+            raise
+    return _observed(twin, batch, count, lists)
+
+
+def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place]) -> Observed:
+    """Observe the step, with lists in the batch whose entries are the samples."""
+    axes = {
+        place: axis
+        for place, tensor in tensors_in(batch)
+        if (axis := axis_of_length(tensor, count)) is not None and not is_inside(place, lists)
+    }
+    if count < 2 or not (axes or lists):
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
         )
@@ -47,6 +66,7 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
+    fewer = chosen(fewer, lists, range(count - 1))
     again = _without_one(twin, fewer, seen.batch_idx, count) if count > 2 else seen
     places = _places(seen.results, again.results, count)
     outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
@@ -55,10 +75,12 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
             "the loss of the training step depends on no output of a module that has one row per sample; does the step call "
             "`self(x)` or `self.net(x)`, and not `self.net.forward(x)`?"
         )
-    found = tuple(places[each.key] for each in outputs.found)
+    of_calls = (places[each.key] for each in outputs.found)
+    found = tuple(dict.fromkeys(replace(each, number=0) if each.padded else each for each in of_calls))
     names = {id(each): name for name, each in twin.module.named_parameters()}
-    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 else None
-    given = Given(batch, {place_name(place): place for place in axes}, axes)
+    given = Given(
+        batch, {place_name(place): place for place in axes}, axes, {place_name(place): place for place in lists}
+    )
     observed = Observed(
         count,
         given,
@@ -66,7 +88,9 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
         None,
         beside=tuple(names[id(each)] for each in outputs.beside if id(each) in names),
         random=seen.random,
-        source=source,
+        sources=()
+        if any(each.padded for each in found)
+        else tuple(_source(*each, seen) for each in zip(outputs.found, found, strict=True)),
         aside=seen.aside,
         batch_idx=seen.batch_idx,
     )
@@ -74,6 +98,8 @@ def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
     always = call is not None or steps_in_the_next(twin, batch, seen, step)
     twin.put_back(seen.before)
     twin.meant = seen.numbers if twin.seeks else ()
+    carried = _carried(twin.module, seen.written, again.written, count)
+    observed = replace(observed, carried=carried, watched=twin.watched, meant=twin.meant)
     if call is not None:
         return replace(observed, given=call[1], outputs=(replace(found[0], number=0),), call=call[0])
     if len(seen.draws) != len(again.draws):
@@ -109,6 +135,23 @@ def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
     return seen
 
 
+def _carried(
+    model: nn.Module, seen: Mapping[Attribute, Tensors], fewer: Mapping[Attribute, Tensors], count: int
+) -> dict[Attribute, Any]:
+    """Return the attributes into which the step puts tensors with a row for each sample, as they were before."""
+    found = [
+        attribute
+        for attribute, tensors in seen.items()
+        if any(
+            _axis(each.shape, fewer[attribute][place].shape, count) is not None
+            for place, each in tensors.items()
+            if place in fewer.get(attribute, {})
+        )
+    ]
+    values = dict(attributes_of(model))
+    return {attribute: copy.deepcopy(values.get(attribute)) for attribute in found}
+
+
 def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
     """Return where results have their samples, for those that have: the axis that is shorter where there is a sample less."""
     found = {}
@@ -121,6 +164,20 @@ def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: i
             found[key] = OutputPlace(*key, axis, len(shape), rest=(*shape[:axis], *shape[axis + 1 :]))
         elif axis == 0:
             found[key] = OutputPlace(*key, 0, len(shape), several=True)
+    return _one_call_each(results, fewer, count) | found
+
+
+def _one_call_each(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:
+    """Return the results of modules that are called once for each sample, of which there are as many as there are samples."""
+    calls: dict[tuple[str, Place], list[Key]] = defaultdict(list)
+    for key in results:
+        calls[key[0], key[2]].append(key)
+    then = Counter((key[0], key[2]) for key in fewer)
+    found: dict[Key, OutputPlace] = {}
+    for named, keys in calls.items():
+        if len(keys) == count and then[named] == count - (count > 2):
+            longest = max(results[key].result.tensor.numel() for key in keys)
+            found |= {key: OutputPlace(*key, padded=longest) for key in keys}
     return found
 
 

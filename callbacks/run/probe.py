@@ -14,7 +14,6 @@ from torch import nn
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn, transfer
 from lightning_conv.callbacks.run.data_generators import unread
 from lightning_conv.callbacks.run.sampling import training_samples
-from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.parameters import matching_names
 from lightning_conv.machine.memory import whole_bytes
@@ -25,11 +24,14 @@ from lightning_conv.networks.parameter_names import aliases_of
 
 ForwardFn: TypeAlias = Callable[[nn.Module, Any], torch.Tensor]
 
+ProbeOutputs: TypeAlias = Literal["trace", "full", "sum", "projected", "loss"]
+"""``Outputs`` of ``ntk_gram``, or ``"loss"``: the kernel of the per-sample gradients of the training step's loss."""
+
 BY_HAND = "pass Probe(inputs=...)"
 
 
 class Probe:
-    """Says which samples, outputs, parameters and BatchNorm mode a kernel monitor measures.
+    r"""Says which samples, outputs, parameters and BatchNorm mode a kernel monitor measures.
 
     The samples are drawn once, by a generator of their own, from the training data set (not from its loader, whose
     iteration would consume global random numbers); they are stored in the checkpoint, so a resumed run measures on the
@@ -41,8 +43,12 @@ class Probe:
         seed: of the draw, and of the sign vectors of ``"projected"``.
         outputs: ``"trace"``: kernel summed over the outputs (m x m). ``"full"``: (m C x m C). ``"sum"``: of the summed
             output, cheapest. ``"projected"``: the trace kernel estimated from ``projections`` random sign vectors over the
-            outputs, for heads with many classes; all bounds are then those of the estimate. None: ``"trace"``, or
-            ``"projected"`` where the time for a measurement does not allow it.
+            outputs, for heads with many classes; all bounds are then those of the estimate. ``"loss"``: the kernel of the loss gradients,
+            :math:`M_{ij} = s_i^\top K_{ij} s_j` (m x m), with s_i the gradient by the outputs of sample i of the training step's loss
+            on the whole probe, taken anew at each measurement: of a mean it carries 1 / m, and the gradients of the samples' own losses
+            are m times those in M. It takes one backward pass whatever C is, and is not the NTK: its numbers are logged under
+            ``loss_kernel/``. The loss must be observed, or given by ``loss_fn=``. None: ``"trace"``, or ``"projected"`` where the
+            time for a measurement does not allow it, or ``"loss"`` where it does not allow that for a few samples.
         batch_norm: ``"frozen"``: the probe's own batch statistics, held constant. ``"eval"``: running statistics (at
             step 0 these are still (0, 1), so a drift measured against that kernel compares two different networks).
         input_fn: takes the inputs of ``forward_fn`` out of a collated batch; default: the batch itself if it is a tensor, ``batch[0]``, or
@@ -74,7 +80,7 @@ class Probe:
         self,
         size: int | None = None,
         seed: int = 0,
-        outputs: Outputs | None = None,
+        outputs: ProbeOutputs | None = None,
         batch_norm: Literal["frozen", "eval"] = "frozen",
         input_fn: InputFn | None = None,
         forward_fn: ForwardFn | None = None,
@@ -92,7 +98,7 @@ class Probe:
         if size < 2:
             raise MisconfigurationException(f"Probe: size={size}; a kernel needs at least 2 samples")
         for name, value, allowed in (
-            ("outputs", outputs, get_args(Outputs)),
+            ("outputs", outputs, get_args(ProbeOutputs)),
             ("batch_norm", batch_norm, ("frozen", "eval")),
             ("precision", precision, (None, *PRECISIONS)),
         ):
@@ -121,7 +127,7 @@ class Probe:
             raise MisconfigurationException("Probe: targets= goes with inputs=, one row for each of its samples")
         self.size = size
         self.seed = seed
-        self.outputs: Outputs = outputs
+        self.outputs: ProbeOutputs = outputs
         self.batch_norm: BatchNormMode = batch_norm
         self.input_fn = input_fn
         self.forward_fn = forward_fn

@@ -13,6 +13,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.still import StepLoss
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.observed.calls import Call, CallWatch
+from lightning_conv.networks.observed.carried import Attribute, Tensors, tensors_held, written
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.frontier import Key, Output
 from lightning_conv.networks.observed.leaves import with_tensors
@@ -39,6 +40,7 @@ class Seen:
     batch_idx: int
     aside: str  # which of its losses and steps are meant, in words
     before: list[dict[str, Any]]  # attributes of the modules before it
+    written: dict[Attribute, Tensors]  # tensors that it put into attributes of its modules
 
     @property
     def results(self) -> dict[Key, Output]:
@@ -113,9 +115,10 @@ def run_step(twin: Twin, batch: Any, batch_idx: int) -> Seen | None:
     attributes, draws = twin.attributes(), Draws()
     watch = CallWatch(draws.drawn)
     with undisturbed(twin.module), twin.refused_to_the_original(), watch.watching(twin.module), draws.recording():
-        before = _states_outside_torch()
+        before, held = _states_outside_torch(), tensors_held(twin.module)
         twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
         moved = before != _states_outside_torch()
+        put = written(held, tensors_held(twin.module))
     found = twin.step_loss
     if found is None:
         return None
@@ -127,7 +130,7 @@ def run_step(twin: Twin, batch: Any, batch_idx: int) -> Seen | None:
     random = bool(draws.drawn) or moved
     aside = _aside(twin, found, batch_idx)
     return Seen(
-        found.total, watch.outermost, draws.drawn, random, found.numbers, found.steps, batch_idx, aside, attributes
+        found.total, watch.outermost, draws.drawn, random, found.numbers, found.steps, batch_idx, aside, attributes, put
     )
 
 

@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 
 def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any:
-    """Call the training step of a module, with the number of the batch where it takes one; a manual optimization passes nothing back.
+    """Call the training step of a module, with the number of the batch where it takes one, or with an iterator over the one batch.
+
+    A manual optimization passes nothing back.
 
     Args:
         module: A copy of the run's module.
@@ -22,8 +24,11 @@ def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any
         batch_idx: Its number in the epoch.
     """
     function = module.training_step
+    fetches = is_param_in_hook_signature(function, "dataloader_iter", explicit=True)
     numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
     with nullcontext() if module.automatic_optimization else NoBackward(module.manual_backward):
+        if fetches:
+            return function(iter([(batch, batch_idx, 0)]))
         return function(batch, batch_idx) if numbered else function(batch)
 
 

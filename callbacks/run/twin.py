@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -163,7 +164,7 @@ class Twin:
 
     def attributes(self) -> list[dict[str, Any]]:
         """Return the attributes of all modules of the copy, for ``put_back``."""
-        return [dict(vars(each)) for each in self.module.modules()]
+        return [dict(vars(each)) | {"_buffers": dict(each._buffers)} for each in self.module.modules()]
 
     def put_back(self, attributes: list[dict[str, Any]]) -> None:
         """Give the modules attributes that they had, such as counts.
@@ -172,8 +173,11 @@ class Twin:
             attributes: What ``attributes`` has returned.
         """
         for each, held in zip(self.module.modules(), attributes, strict=True):
+            buffers = each._buffers
             vars(each).clear()
-            vars(each).update(held)
+            vars(each).update(held, _buffers=buffers)
+            buffers.clear()
+            buffers.update(held["_buffers"])
 
     @property
     def seeks(self) -> bool:
@@ -202,11 +206,18 @@ class Twin:
             )
 
         with ExitStack() as hooks:
-            for each in self._original.modules():
-                # Scripted modules take no hooks.
-                if not isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
-                    hooks.callback(each.register_forward_pre_hook(refuse).remove)
+            for each in self._refusing:
+                own = vars(each)["_forward_pre_hooks"]
+                # In front of the user's own hooks, and without a number of torch's counter.
+                vars(each)["_forward_pre_hooks"] = type(own)({-1: refuse})
+                hooks.callback(vars(each).__setitem__, "_forward_pre_hooks", own)
             yield
+
+    @cached_property
+    def _refusing(self) -> list[nn.Module]:
+        """The run's modules that hold weights; scripted ones take no hooks."""
+        modules = [each for each in self._original.modules() if not isinstance(each, torch.jit.ScriptModule)]
+        return [each for each in modules if next(each.parameters(), None) is not None]
 
 
 def _copied(batch: Any) -> Any:
