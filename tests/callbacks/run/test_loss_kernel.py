@@ -247,6 +247,7 @@ class Slow:
 
     def __init__(self, monkeypatch, seconds):
         monkeypatch.setattr(budget, "LEAST_SECONDS", 1.0)
+        monkeypatch.setattr(budget, "PATIENT_SECONDS", 1e4)
         monkeypatch.setattr(budget, "_pass", lambda trainer, measurement, samples: (seconds * samples, 48))
 
 
