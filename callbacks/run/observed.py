@@ -68,13 +68,15 @@ class Observed:
         """
         return rows_of(batch, self.samples, rows, tuple(self.given.lists.values()))
 
-    def watch(self, twin: Twin) -> Twin:
-        """Have another copy of the module tell the same loss, and return it.
+    def set_up(self, twin: Twin) -> Twin:
+        """Have another copy of the module begin as the observed one did, and tell the same loss; return it.
 
         Args:
             twin: The copy.
         """
         twin.watched, twin.meant = self.watched, self.meant
+        for (module, attribute), value in self.carried.items():
+            setattr(twin.module.get_submodule(module), attribute, copy.deepcopy(value))
         return twin
 
     @property
@@ -104,8 +106,7 @@ class Observed:
         Args:
             twin: The copy, in eval mode.
         """
-        for (module, attribute), value in self.carried.items():
-            setattr(twin.module.get_submodule(module), attribute, copy.deepcopy(value))
+        self.set_up(twin)
         if self.call is None:
             if self.at_step is not None:
                 twin.tell(self.at_step)

@@ -99,6 +99,6 @@ class OwnLoss(GraphLoss):
             with isolated():
                 twin = Twin(self._trainer, self._trainer.lightning_module)
                 twin.module.eval()
-                self._observed.watch(twin)
+                self._observed.set_up(twin)
             self._twin = step, twin
         return self._twin[1]

@@ -95,7 +95,7 @@ class Kept:
 
         Cost: a forward pass of the step on ``COMPARED`` samples for each of ``SETTLED`` points.
         """
-        call = StepOutputs(self.observed.watch(twin), self.batch, self.places, self.samples, self.observed.batch_idx)
+        call = StepOutputs(self.observed.set_up(twin), self.batch, self.places, self.samples, self.observed.batch_idx)
         try:
             for point in self.points:
                 if not is_same(now := evaluate(call, point.outputs), point):
@@ -192,7 +192,7 @@ def _points(trainer: Any, twin: Twin, few: StepOutputs, observed: Observed) -> l
             again = settings(few, few.present) if seed < 2 or not points else [evaluate(few, points[0].outputs)]
             points += [point for point in again if point.finite]
     later = Twin(trainer, trainer.lightning_module, step=twin.global_step + 1, epoch=trainer.current_epoch + 1)
-    observed.watch(later)
+    observed.set_up(later)
     training = StepOutputs(later, few.batch, few.places, few.samples, few.batch_idx + 1)
     for seed in range(CHANCES if points else 0):
         with isolated():

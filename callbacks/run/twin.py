@@ -120,8 +120,7 @@ class Twin:
         given, attributes = _copied(batch), self.attributes()
         with isolated(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
             made = self.bare_step(given, batch_idx)
-        if self.seeks:  # a count in the step may decide which optimizer steps
-            self.put_back(attributes)
+        self.put_back(attributes)  # such as a hidden state, or a count that decides which optimizer steps
         return made
 
     def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
