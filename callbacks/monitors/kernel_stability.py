@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.callbacks.run.logging import log_figure
-from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state, is_of_loss, not_full, tags_of
+from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state, is_of_loss, not_full, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.drift import Drift, kernel_drift

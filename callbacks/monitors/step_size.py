@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_conv.callbacks.run.measurement import is_of_loss, not_full
+from lightning_conv.callbacks.run.measured_kernel import is_of_loss, not_full
 from lightning_conv.callbacks.run.steps import NotPlainError
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.contraction import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.criteria.networks import find_network, unit_rows
 from lightning_conv.callbacks.run.assumptions import without_verdict
-from lightning_conv.callbacks.run.measurement import is_of_loss, not_full
+from lightning_conv.callbacks.run.measured_kernel import is_of_loss, not_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import (
     LimitKernel,
