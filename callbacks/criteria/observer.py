@@ -16,6 +16,7 @@ from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradi
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.callbacks.run.deviation import step_departure
+from lightning_conv.callbacks.run.steps import describe_optimizer
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.violations import violations_of_loss
 from lightning_conv.losses.gradient import inner, norm, wide
@@ -99,7 +100,8 @@ class Observer:
         Returns:
             The rate of plain descent before clipping; NaN: the step is something else.
         """
-        learning_rate = run.steps.rate
+        # What the optimizer does by itself is told faster than all that stands around it.
+        learning_rate = None if describe_optimizer(optimizer).rate is None else run.steps.rate
         if learning_rate is None:
             self._path_known = False
             return math.nan

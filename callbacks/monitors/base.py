@@ -35,6 +35,9 @@ from lightning_conv.machine.gemm import keep_product, product_name
 
 __all__ = ["KernelMonitor", "OnError"]
 
+FIRST_DRAWING = 0.2
+"""Seconds that the first figures are taken to need."""
+
 Wait: TypeAlias = Literal["batch", "step"]
 
 
@@ -206,9 +209,9 @@ class KernelMonitor(Beginning):
             publish(trainer, self._tagged(self._metrics))
             self._last_step = step
             self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
-        # A figure costs more than a small kernel: figures get a third of the budget, except the first and the last one.
+        # A figure costs more than a small kernel: figures get a third of the budget, except the last one.
         before = time.perf_counter()
-        if self._drawn is None or (last and self._drawn[0] != step) or self._may_draw(before):
+        if (last and (self._drawn is None or self._drawn[0] != step)) or self._may_draw(before):
             self.draw(trainer, gram, spectrum, step)
             self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
@@ -217,7 +220,15 @@ class KernelMonitor(Beginning):
         return {name: value for name, value in self._metrics.items() if name not in names}
 
     def _may_draw(self, now: float) -> bool:
-        return self._drawn is not None and (now - self._drawn[1]) * self._share / 3 >= self._drawn[2]
+        assert self._kernel is not None
+        if self.every_n_steps is not None and self._drawn is None:
+            return True
+        since, seconds = (
+            (self._kernel.schedule.elapsed, FIRST_DRAWING)
+            if self._drawn is None
+            else (now - self._drawn[1], self._drawn[2])
+        )
+        return since * self._share / 3 >= seconds
 
     @override
     def state_dict(self) -> dict[str, Any]:

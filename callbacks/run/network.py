@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,7 +153,10 @@ def _observed(
     trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
 ) -> tuple[Observed, RunLoss]:
     prefix = "" if probe.forward_fn is None else "module."
-    with isolated():
+    with isolated(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # what the step warns of, it does in the run itself; a loss that is tried may not fit
         seed_all(probe.seed)
         twin = copy_of(trainer, trainer.lightning_module)
         if probe.optimizer is not None:

@@ -91,10 +91,15 @@ class Schedule:
         """Seconds of the first measurement, of all callbacks that share the schedule."""
         return self._first
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first measurement began."""
+        return time.monotonic() - self._start
+
     def left(self) -> float:
         """Return the seconds that measuring may take now."""
         made_up = max(0.0, self._first - FIRST_SECONDS)
-        return self.max_overhead * (time.monotonic() - self._start) - self._spent - made_up
+        return self.max_overhead * self.elapsed - self._spent - made_up
 
     def due(self, step: int) -> bool:
         """Return whether to measure after ``step`` optimizer steps."""
@@ -104,7 +109,7 @@ class Schedule:
 
     def _is_cheap(self, seconds: float) -> bool:
         """Return whether a measurement takes so little of the run that one in its midst and one at its end do not matter."""
-        return seconds <= self.max_overhead / 3 * (time.monotonic() - self._start)
+        return seconds <= self.max_overhead / 3 * self.elapsed
 
     def allows(self, seconds: float) -> bool:
         """Return whether a measurement may be made beside those that are due, at the start or at the end of a run.
@@ -113,5 +118,5 @@ class Schedule:
             seconds: What it takes.
         """
         spent = self._first + self._spent + seconds
-        within = max(SHORT_RUN_SECONDS, 2 * self.max_overhead * (time.monotonic() - self._start))
+        within = max(SHORT_RUN_SECONDS, 2 * self.max_overhead * self.elapsed)
         return self.every_n_steps is not None or seconds <= self.left() or spent <= within or self._is_cheap(seconds)

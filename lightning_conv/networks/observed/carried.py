@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ Attribute: TypeAlias = tuple[str, str]
 """Dotted name of a module, and name of its attribute or buffer."""
 
 Tensors: TypeAlias = dict[Place, Tensor]
+
+HELD_WITHIN = 3
+"""Levels of a list, a dictionary or a dataclass among the attributes that are looked into."""
 
 
 def attributes_of(model: nn.Module) -> Iterator[tuple[Attribute, Any]]:
@@ -34,7 +38,11 @@ def tensors_held(model: nn.Module) -> dict[Attribute, Tensors]:
     Args:
         model: Any module.
     """
-    return {attribute: dict(tensors_in(value)) for attribute, value in attributes_of(model)}
+    return {
+        attribute: dict(tensors_in(value, HELD_WITHIN))
+        for attribute, value in attributes_of(model)
+        if isinstance(value, (Tensor, list, tuple, dict)) or is_dataclass(value)
+    }
 
 
 def written(before: dict[Attribute, Tensors], after: dict[Attribute, Tensors]) -> dict[Attribute, Tensors]:
