@@ -22,6 +22,9 @@ class ConvergenceDiagnostics(pl.Callback):
     They are put behind this callback in the trainer's list when a fit begins, and then behave as if they had been passed themselves:
     their values can be monitored, and their state is in the checkpoint. One that is in the list already is left as it is.
 
+    In a run with several optimizers the network of each of them is measured, with the optimizer's name in the tags; ``max_overhead`` covers
+    all of them together.
+
     Args:
         probe: as in the monitors.
         every_n_steps: as in the monitors.

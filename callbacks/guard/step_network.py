@@ -18,12 +18,15 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.loss import find_loss, loss_modules
 from lightning_conv.callbacks.run.network import copy_of
-from lightning_conv.callbacks.run.observation import NotObservedError, observe
+from lightning_conv.callbacks.run.observation import observe
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
 from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, place_name
+from lightning_conv.callbacks.run.seeking import NotObservedError
+from lightning_conv.callbacks.run.step_code import ReplayStep
 from lightning_conv.callbacks.run.training_set import TrainingSet, seed_all
-from lightning_conv.callbacks.run.twin import Twin, call_step
+from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.losses.kind import is_loss_module
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import CalledBy, called_by
 from lightning_conv.networks.inputs import Inputs, sample_count, take
@@ -117,10 +120,15 @@ def step_network(
         batch, count = data.few(SAMPLES)
         seed_all(0)
         twin = copy_of(trainer, module)
+        twin.watched = 0 if len(trainer.optimizers) == 1 else None
         observed = observe(twin, batch, count)
+        trained = [name for name, each in module.named_parameters() if each.requires_grad]
+        own = loss_modules(module)
         loss = find_run_loss(
-            twin, observed, batch, loss_modules(module), lambda some: take_targets(some, functions.target_fn)
+            trainer, twin, observed, batch, own, lambda some: take_targets(some, functions.target_fn), trained
         )
+        if loss.source == "observed" and not (is_loss_module(loss.fn) or any(loss.fn is each for each in own)):
+            loss = unknown(f"it is {loss.kind.described}, and the guarantee is for a loss of torch as it is")
         target_fn, loss = _targets(functions, loss, batch)
         loss = _on_other_samples(twin, observed, loss, target_fn, data)
         outputs = tuple(dict.fromkeys(each.name for each in observed.outputs))
@@ -239,14 +247,16 @@ def _called(twin: Twin, observed: Observed, batch: Any) -> _Found:
             return _Found(lambda module: CalledBy(module, call), inputs)
     if observed.random:
         raise NotObservedError("the training step draws random numbers")
+    if observed.given.lists or observed.carried:
+        raise NotObservedError("the outputs are no function of tensors with a row for each sample")
     outputs = observed.outputs if observed.call is None else (_in_step(observed),)
     axes = {
         place: axis for place, each in tensors_in(batch) if (axis := axis_of_length(each, observed.samples)) is not None
     }
     whole = Given(batch, {place_name(place): place for place in axes}, axes)
     places = {name: (place, axes[place]) for name, place in whole.samples.items()}
-    _require_uncoupled(Replay(twin.module, call_step, whole, outputs), _Inputs(places)(batch))
-    return _Found(lambda module: Replay(module, call_step, whole, outputs), _Inputs(places), in_step=True)
+    _require_uncoupled(Replay(twin.module, ReplayStep(), whole, outputs), _Inputs(places)(batch))
+    return _Found(lambda module: Replay(module, ReplayStep(), whole, outputs), _Inputs(places), in_step=True)
 
 
 def _in_step(observed: Observed) -> OutputPlace:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_conv.networks.observed.leaves import Place, tensors_in
+from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
+from lightning_conv.networks.observed.sample_lists import chosen, lists_of_samples, ragged_count
 
 
 def count_samples(batch: Any) -> int:
-    """Return the most common length of the tensors of a batch, of equally common ones the first; 0: there is none.
+    """Return the number of samples in a batch, as far as its tensors tell.
+
+    It is that of a list of samples of several lengths, or else the most common length, of equally common ones the first. 0: there is none.
 
     Args:
         batch: A batch.
     """
+    if ragged := ragged_count(batch):
+        return ragged
     lengths = Counter(len(tensor) for _, tensor in tensors_in(batch) if tensor.ndim)
     return lengths.most_common(1)[0][0] if lengths else 0
 
@@ -43,6 +49,35 @@ def places_of_samples(batch: Any, other: Any = None) -> list[Place]:
             if beside not in rows
         )
     ]
+
+
+def rows_of(batch: Any, count: int, rows: Tensor, lists: Sequence[Place] | None = None) -> Any:
+    """Return some samples of a batch: of each tensor, along the first axis that is as long as there are samples, and of lists of samples.
+
+    Args:
+        batch: A batch.
+        count: Number of its samples.
+        rows: Numbers of those that are taken.
+        lists: Places of the lists; None: those of the right length, where there are samples of several lengths.
+    """
+    if lists is None:
+        lists = lists_of_samples(batch, count) if ragged_count(batch) == count else ()
+
+    def some(place: Place, tensor: Tensor) -> Tensor:
+        axis = None if is_inside(place, lists) else axis_of_length(tensor, count)
+        return tensor if axis is None else tensor.index_select(axis, rows.to(tensor.device))
+
+    return chosen(with_tensors(batch, some), lists, rows.tolist())
+
+
+def is_inside(place: Place, lists: Sequence[Place]) -> bool:
+    """Return whether a place is inside one of some others.
+
+    Args:
+        place: See ``tensors_in``.
+        lists: The others.
+    """
+    return any(place[: len(each)] == each for each in lists)
 
 
 def axis_of_length(tensor: Tensor, count: int) -> int | None:

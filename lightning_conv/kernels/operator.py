@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.kernels.estimated_kernel import EstimatedKernel
 from lightning_conv.kernels.planning.request import contracted_outputs, require_option
 from lightning_conv.kernels.products.combinations import (
     Combinations,
@@ -16,15 +17,8 @@ from lightning_conv.kernels.products.combinations import (
     cotangents_of_shape,
 )
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
+from lightning_conv.kernels.products.scaled_columns import scaled_columns
 from lightning_conv.kernels.reading.contracted_error import contracted_error
-from lightning_conv.linalg.estimates import (
-    Estimate,
-    estimate_alignment,
-    estimate_frobenius_norm,
-    estimate_target_alignment,
-    estimate_trace,
-)
-from lightning_conv.linalg.spectral_estimates import estimate_effective_rank, estimate_lambda_max
 from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs, sample_count
@@ -32,7 +26,7 @@ from lightning_conv.networks.inputs import Inputs, sample_count
 OperatorOutputs: TypeAlias = Literal["full", "sum", "trace"]
 
 
-class NTKOperator:
+class NTKOperator(EstimatedKernel):
     r"""The kernel G = J J^T of a model as a linear operator, applied by a backward pass and a forward derivative.
 
     .. math:: G v = J (J^T v), \qquad J = \partial u / \partial \theta \in \mathbb{R}^{N \times P}
@@ -224,7 +218,7 @@ class NTKOperator:
             if set(directions) != set(self.parameters):
                 raise ValueError(f"directions: {sorted(directions)}; need {sorted(self.parameters)}")
             directions = torch.cat([directions[name].flatten() for name in self.parameters])
-        columns, scales = _columns(directions, self.n_parameters, self.device)
+        columns, scales = scaled_columns(directions, self.n_parameters, self.device)
         shapes = [self._map.module.parameters[name].shape for name in self.parameters]
         parts = []
         for cut in blocks(columns.shape[1], self._map.block):
@@ -246,62 +240,15 @@ class NTKOperator:
         matrix = self.matmul(torch.eye(self.shape[0], dtype=torch.float64, device=self.device))
         return (matrix + matrix.T) / 2
 
-    def trace(self, *, products: int = 30, seed: int = 0) -> Estimate:
-        """Estimate the trace, which equals |J|_F^2, by Hutch++; see ``estimate_trace``."""
-        return estimate_trace(self.matmul, self.shape[0], products=products, seed=seed, device=self.device)
-
-    def frobenius_norm(self, *, products: int = 30, seed: int = 0) -> Estimate:
-        """Estimate |G|_F; see ``estimate_frobenius_norm``."""
-        return estimate_frobenius_norm(self.matmul, self.shape[0], products=products, seed=seed, device=self.device)
-
-    def lambda_max(self, *, steps: int = 60, tolerance: float | None = None, seed: int = 0) -> Estimate:
-        """Estimate the largest eigenvalue, with its Ritz residual; see ``estimate_lambda_max``.
-
-        ``tolerance=None`` stands for what the dtype of the passes resolves.
-        """
-        tolerance = torch.finfo(self.precision).eps ** 0.5 / 10 if tolerance is None else tolerance
-        return estimate_lambda_max(
-            self.matmul, self.shape[0], steps=steps, tolerance=tolerance, seed=seed, device=self.device
-        )
-
-    def effective_rank(self, *, probes: int = 8, steps: int = 12, seed: int = 0) -> Estimate:
-        """Estimate the exponential of the entropy of the spectrum; see ``estimate_effective_rank``."""
-        return estimate_effective_rank(
-            self.matmul, self.shape[0], probes=probes, steps=steps, seed=seed, device=self.device
-        )
-
-    def alignment(self, other: Tensor | NTKOperator, *, products: int = 30, seed: int = 0) -> Estimate:
-        """Estimate the alignment <G, H>_F / (|G|_F |H|_F), not centred, with an operator H or targets Y (H = Y Y^T).
-
-        Args:
-            other: an operator of the same N, such as one from an earlier moment of the training; or targets: one value
-                per row, in any shape with N elements (for ``"full"``: (n, C)), or (N, k).
-            products: number of products with the operator for each estimated norm.
-            seed: seed of the random vectors.
-
-        Raises:
-            ValueError: the sizes differ.
-        """
-        size = self.shape[0]
-        if isinstance(other, NTKOperator):
-            if other.shape != self.shape:
-                raise ValueError(
-                    f"other: shape {other.shape} against {self.shape}; need an operator on the same samples and outputs"
-                )
-            return estimate_alignment(self.matmul, other.matmul, size, products=products, seed=seed, device=self.device)
-        targets = other.detach().to(self.device, torch.float64)
-        targets = targets.reshape(size, 1) if targets.numel() == size else targets
-        return estimate_target_alignment(self.matmul, size, targets, products=products, seed=seed)
-
     def _scaled(self, columns: Tensor) -> Tensor:
         """Multiply rows by the powers of two that ``Combinations.taken`` leaves out of the cotangents."""
         scales = None if self._contracted is None else self._contracted.scales
         return columns if scales is None else columns * scales[:, None]
 
     def _columns(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors (N, k) as they are passed to ``_cotangents``, and the powers of two of ``_columns``."""
-        columns, scales = _columns(vectors, self.shape[0], self.device)
-        columns, further = _columns(self._scaled(columns), self.shape[0], self.device)
+        """Return vectors (N, k) as they are passed to ``_cotangents``, and the powers of two of ``scaled_columns``."""
+        columns, scales = scaled_columns(vectors, self.shape[0], self.device)
+        columns, further = scaled_columns(self._scaled(columns), self.shape[0], self.device)
         return columns, scales * further
 
     def _cotangents(self, rows: Tensor, output: Tensor | None) -> Callable[[slice], Tensor]:
@@ -335,17 +282,3 @@ class NTKOperator:
             raise ValueError(
                 'outputs: "trace" is a sum of C products J_c J_c^T, without a single J; use "full" or "sum" for J^T v and J w'
             )
-
-
-def _columns(vectors: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return float64 columns, scaled by powers of two into the range of the passes' dtype, and these powers.
-
-    Raises:
-        ValueError: the first dimension is not ``size``.
-    """
-    if vectors.ndim not in (1, 2) or vectors.shape[0] != size or vectors.numel() == 0:
-        raise ValueError(f"vectors: shape {tuple(vectors.shape)}; need ({size},) or ({size}, k)")
-    columns = vectors.detach().to(device, torch.float64).reshape(size, -1)
-    largest = columns.abs().amax(0)
-    scales = torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
-    return columns / scales, scales

@@ -1,12 +1,13 @@
-"""BatchNorm layers that normalise by the current batch and do not update their running statistics: ``batch_statistics``."""
+"""BatchNorm layers: which statistics they normalise by, without touching those of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -33,3 +34,55 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
             if forward is not None:
                 layer.__dict__["forward"] = forward
+
+
+def adopt_statistics(model: nn.Module, call: Callable[[], object]) -> None:
+    """Overwrite the running statistics of BatchNorm layers by those of a batch, with the biased variance that train mode uses.
+
+    Args:
+        model: The module.
+        call: Evaluates it on the batch, with the tensors that may be written in place of its own.
+
+    Raises:
+        ValueError: a layer is called twice.
+    """
+    calls: dict[nn.Module, int] = {}
+
+    def adopt(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, _BatchNorm)
+        calls[module] = calls.get(module, 0) + 1
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        axes = [axis for axis in range(args[0].ndim) if axis != 1]
+        variance, mean = torch.var_mean(args[0].detach(), dim=axes, correction=0)
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance)
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    handles = [layer.register_forward_pre_hook(adopt) for layer in layers.values()]
+    try:
+        call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    repeated = [name for name, layer in layers.items() if calls.get(layer, 0) > 1]
+    if repeated:
+        raise ValueError(
+            f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
+            'times, each time with other statistics; use batch_norm="eval"'
+        )
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuse BatchNorm layers without running statistics.
+
+    Raises:
+        ValueError: There is one.
+    """
+    untracked = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if untracked:
+        raise ValueError(
+            f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so a "
+            "kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or pass "
+            'batch_norm="batch" for the kernel of the whole batch'
+        )

@@ -7,149 +7,23 @@ were.
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.networks.aside import aside
-from lightning_conv.networks.batch_norm import batch_statistics
-from lightning_conv.networks.dense_gradients import ROWS_OF_BAGS, dense_gradients
+from lightning_conv.networks.batch_norm import adopt_statistics, batch_statistics, refuse_batch_statistics
+from lightning_conv.networks.equal_numbers import equal_numbers
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
 from lightning_conv.networks.outputs import described
-from lightning_conv.networks.precision import full_float32
-from lightning_conv.networks.recomputation import no_recomputation
+from lightning_conv.networks.parameter_names import aliases_of, places_of
 
-Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
-
-
-def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """Apply ``function`` to every tensor of ``inputs``: a tensor, a tuple of positional or a mapping of keyword arguments."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: function(value) for key, value in inputs.items()}
-    return tuple(function(value) for value in inputs)
-
-
-def input_tensors(inputs: Inputs) -> list[Tensor]:
-    """Return the tensors of ``inputs`` in order.
-
-    Raises:
-        TypeError: ``inputs`` contains something else, or nothing.
-    """
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    values: Sequence[object] = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors or len(tensors) != len(values):
-        kinds = ", ".join(type(value).__name__ for value in values) or "nothing"
-        raise TypeError(f"inputs: expected a tensor, a tuple or a mapping of tensors, got {kinds}; pass tensors only")
-    return tensors
-
-
-def sample_count(inputs: Inputs) -> int:
-    """Return the number of samples n, the common length of dimension 0.
-
-    Raises:
-        ValueError: the tensors differ in length, or there is no sample.
-    """
-    tensors = input_tensors(inputs)
-    lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
-    if len(lengths) != 1 or 0 in lengths:
-        flat = all(tensor.ndim == 1 and not tensor.is_floating_point() for tensor in tensors[:2])
-        hint = f"; {ROWS_OF_BAGS}" if flat and len(tensors) > 1 else ""
-        raise ValueError(
-            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}{hint}"
-        )
-    return lengths.pop()
-
-
-def take(inputs: Inputs, rows: slice) -> Inputs:
-    """Return the samples in ``rows``, as views."""
-    return map_inputs(lambda tensor: tensor[rows], inputs)
-
-
-def spread(inputs: Inputs, count: int) -> Inputs:
-    """Return so many samples, evenly spaced from the first to the last, as copies; all of them where there are no more."""
-    samples = sample_count(inputs)
-    if count >= samples:
-        return inputs
-    chosen = torch.linspace(0, samples - 1, count).round().long()
-    return map_inputs(lambda tensor: tensor[chosen.to(tensor.device)], inputs)
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to eval mode, full float32 precision and no autocast; restore all of it afterwards.
-
-    The global generators of torch, Python and NumPy are restored, too.
-
-    Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
-    fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations. Embeddings have dense
-    gradients.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    device_type = next((p.device.type for p in model.parameters()), "cpu")
-    devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []
-    python, numpy = random.getstate(), _numpy_random()
-    of_numpy = None if numpy is None else numpy.get_state()
-    try:
-        for module, _ in flags:
-            module.training = False
-        with (
-            without_fused_attention(),
-            full_float32(),
-            _as_written(),
-            no_recomputation(),
-            dense_gradients(),
-            torch.random.fork_rng(devices=devices),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device_type, enabled=False),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.set_state(of_numpy)
-        for module, flag in flags:
-            module.training = flag
-
-
-def _numpy_random() -> Any:
-    """Return NumPy's module of global random numbers; None: NumPy is not in memory, so that nothing draws from it."""
-    numpy = sys.modules.get("numpy")
-    return None if numpy is None else numpy.random
-
-
-@contextmanager
-def without_fused_attention() -> Iterator[None]:
-    """Switch off torch's fast path of attention and Transformer layers in eval mode, and restore the setting.
-
-    It is taken once no parameter needs a gradient, sets what is computed at padded positions to zero, and has no derivative by the
-    layers inside it.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _as_written() -> AbstractContextManager[None]:
-    """Run compiled modules eagerly, because hooks and per-sample derivatives do not reach into compiled code."""
-    # Without dynamo in memory nothing is compiled, and loading it takes seconds.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class StatelessModule:
@@ -203,16 +77,17 @@ class StatelessModule:
         """Every name of a parameter -> the one under which ``parameters`` has it; tied weights have several."""
         self.trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
-        self._places = _places(model)
+        self._places = places_of(model)
         self.lone: set[torch.Size] = set()  # shapes of results for one sample that lack its dimension, as was verified
         if batch_norm != "batch":
-            _refuse_batch_statistics(model)
+            refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
             if statistics_of is None:
                 raise ValueError(
                     'statistics_of: batch_norm="frozen" needs the batch that gives the statistics, got None'
                 )
-            self._freeze_statistics(statistics_of)
+            # Not under no_grad: the forward may differentiate inside. No parameter requires a graph.
+            adopt_statistics(model, lambda: self.call({}, self.convert(statistics_of)))
 
     def again(self, *, dtype: torch.dtype | None, batch_norm: BatchNormMode) -> StatelessModule:
         """Return the present module as a function anew, called in the same way."""
@@ -321,40 +196,6 @@ class StatelessModule:
             self.lone.add(result.shape)
         return True
 
-    def _freeze_statistics(self, inputs: Inputs) -> None:
-        """Overwrite the cloned running statistics by those of ``inputs``, with the biased variance that train mode uses.
-
-        Raises:
-            ValueError: a layer is called twice.
-        """
-        calls: dict[nn.Module, int] = {}
-
-        def adopt(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert isinstance(module, _BatchNorm)
-            calls[module] = calls.get(module, 0) + 1
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            axes = [axis for axis in range(args[0].ndim) if axis != 1]
-            variance, mean = torch.var_mean(args[0].detach(), dim=axes, correction=0)
-            # Inside functional_call these are the clones, not the model's own buffers.
-            module.running_mean.copy_(mean)
-            module.running_var.copy_(variance)
-
-        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)}
-        handles = [layer.register_forward_pre_hook(adopt) for layer in layers.values()]
-        try:
-            # Not under no_grad: the forward may differentiate inside. No parameter requires a graph.
-            self.call({}, self.convert(inputs))
-        finally:
-            for handle in handles:
-                handle.remove()
-        repeated = [name for name, layer in layers.items() if calls.get(layer, 0) > 1]
-        if repeated:
-            raise ValueError(
-                f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
-                'times, each time with other statistics; use batch_norm="eval"'
-            )
-
 
 @contextmanager
 def _said_type(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
@@ -384,43 +225,5 @@ class _Around(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def equal_numbers(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same numbers, NaN being equal to itself."""
-    return one.shape == other.shape and (
-        torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
-    )
-
-
-def aliases_of(model: nn.Module) -> dict[str, str]:
-    """Map every name of a parameter to the first one, under which ``named_parameters`` has it; tied weights have several."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
-
-
 def _as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _places(model: nn.Module) -> dict[str, str]:
-    """Map each attribute that holds a parameter or buffer, listed once, to the name of its tensor.
-
-    One tensor may be held in several places. Torch's own tying of weights cannot be used: of a module with two names
-    (``self.net = nn.Sequential(self.trunk, self.head)``) it takes both for different places, and leaves its copies in
-    place of the parameters when the call is over.
-    """
-    names: dict[int, str] = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    places: dict[str, str] = {}
-    for prefix, module in model.named_modules():
-        own = (*module.named_parameters("", False, False), *module.named_buffers("", False, False))
-        places |= {f"{prefix}.{name}" if prefix else name: names[id(tensor)] for name, tensor in own}
-    return places
-
-
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    untracked = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
-    if untracked:
-        raise ValueError(
-            f"model: BatchNorm without running statistics ({', '.join(untracked)}) couples the samples of a batch, so a "
-            "kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or pass "
-            'batch_norm="batch" for the kernel of the whole batch'
-        )

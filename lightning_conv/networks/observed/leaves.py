@@ -30,7 +30,7 @@ def tensors_in(structure: Any, depth: int = DEPTH) -> Iterator[tuple[Place, Tens
     if isinstance(structure, Tensor):
         yield (), structure
     elif depth > 0:
-        for key, part in _parts(structure):
+        for key, part in parts_of(structure):
             for place, tensor in tensors_in(part, depth - 1):
                 yield (key, *place), tensor
 
@@ -46,7 +46,7 @@ def at(structure: Any, place: Place) -> Any:
         LookupError: There is no such place.
     """
     for key in place:
-        parts = dict(_parts(structure))
+        parts = dict(parts_of(structure))
         if key not in parts:
             raise LookupError(f"{type(structure).__name__} has no {key!r}")
         structure = parts[key]
@@ -65,14 +65,33 @@ def with_tensors(structure: Any, function: Callable[[Place, Tensor], Any], place
         return function(place, structure)
     if len(place) >= DEPTH:
         return structure
-    made = {key: with_tensors(part, function, (*place, key)) for key, part in _parts(structure)}
-    if all(made[key] is part for key, part in _parts(structure)):
+    made = {key: with_tensors(part, function, (*place, key)) for key, part in parts_of(structure)}
+    if all(made[key] is part for key, part in parts_of(structure)):
         return structure
     return _rebuilt(structure, made)
 
 
-def _parts(structure: Any) -> Sequence[tuple[Any, Any]]:
-    """Return what a structure consists of: (key, part)."""
+def with_part(structure: Any, place: Place, part: Any) -> Any:
+    """Return the structure with something else at a place; the rest is shared with the original.
+
+    Args:
+        structure: Anything that ``tensors_in`` looks into.
+        place: Where.
+        part: What stands there then.
+    """
+    if not place:
+        return part
+    made = dict(parts_of(structure))
+    made[place[0]] = with_part(made[place[0]], place[1:], part)
+    return _rebuilt(structure, made)
+
+
+def parts_of(structure: Any) -> Sequence[tuple[Any, Any]]:
+    """Return what a structure consists of: (key, part).
+
+    Args:
+        structure: Anything.
+    """
     if isinstance(structure, Mapping):
         return list(structure.items())
     if isinstance(structure, (list, tuple)):

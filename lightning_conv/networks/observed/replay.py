@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.networks.copying import TORCH
 from lightning_conv.networks.observed.draws import Draws
-from lightning_conv.networks.observed.leaves import Place, at, with_tensors
+from lightning_conv.networks.observed.leaves import Place, at, with_part, with_tensors
+from lightning_conv.networks.observed.sample_lists import as_list, as_rows
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,21 @@ class OutputPlace:
     ndim: int = 2  # of the tensor
     several: bool = False  # whether a sample has several rows, which follow one another
     rest: tuple[int, ...] = ()  # shape of a sample's outputs; empty: one number, or not known
+    padded: int = 0  # number of outputs, up to which zeros are added, where there is a call for each sample; 0: one call has all of them
+
+    def calls(self, samples: int) -> list[tuple[str, int]]:
+        """Return name and number of the calls that have the outputs of so many samples."""
+        return [(self.name, number) for number in (range(samples) if self.padded else [self.number])]
 
     def rows(self, tensor: Tensor, samples: int) -> Tensor:
-        """Return the tensor with one row per sample, (samples, ...); several rows of a sample that follow one another are one."""
+        """Return the tensor with one row per sample, (samples, ...); several rows of a sample that follow one another are one.
+
+        Args:
+            tensor: What stands there in one of the calls.
+            samples: Number of samples that it has.
+        """
+        if self.padded:
+            return nn.functional.pad(tensor.reshape(1, -1), (0, self.padded - tensor.numel()))
         along = self.axis if tensor.ndim == self.ndim else 0
         moved = tensor.movedim(along, 0)
         keeps = self.rest and tensor.numel() == samples * math.prod(self.rest)
@@ -44,18 +58,23 @@ class Given:
         structure: What was given when the code was observed.
         samples: Places of the tensors with samples, by the names under which the network takes them.
         axes: The axis of the samples by place; 0 where none is named.
+        lists: Places of lists with one entry per sample, which may have several shapes, by the names under which the network takes them.
     """
 
     structure: Any
     samples: Mapping[str, Place]
     axes: Mapping[Place, int] = field(default_factory=dict)
+    lists: Mapping[str, Place] = field(default_factory=dict)
 
     def inputs(self) -> dict[str, Tensor]:
-        """Return the tensors with samples, (n, ...), by name."""
-        return {
+        """Return the tensors with samples, (n, ...), by name; those of lists are padded, with their shapes beside them."""
+        found = {
             name: at(self.structure, place).detach().movedim(self.axes.get(place, 0), 0)
             for name, place in self.samples.items()
         }
+        for name, place in self.lists.items():
+            found |= as_rows(at(self.structure, place), name)
+        return found
 
     def filled(self, inputs: Mapping[str, Tensor], like: Tensor | None) -> Any:
         """Return the structure with these samples; floating constants come in the type of ``like``."""
@@ -66,7 +85,10 @@ class Given:
                 return inputs[named[place]].movedim(0, self.axes.get(place, 0))
             return as_type(tensor, like)
 
-        return with_tensors(self.structure, other)
+        structure = with_tensors(self.structure, other)
+        for name, place in self.lists.items():
+            structure = with_part(structure, place, as_list(at(self.structure, place), name, inputs))
+        return structure
 
 
 class Replay(nn.Module):
@@ -127,16 +149,14 @@ class Replay(nn.Module):
         samples = dict(zip(self._given.samples, args, strict=False)) | kwargs
         count = len(next(iter(samples.values())))
         like = next((each for each in model.parameters() if each.is_floating_point()), None)
-        catch = _Catch(model, self._outputs)
+        catch = _Catch(model, {call for each in self._outputs for call in each.calls(count)})
         draws = [
             samples[self._drawn[number]] if number in self._drawn else as_type(each, like)
             for number, each in enumerate(self._draws)
         ]
-        attributes = dict(vars(model))
-        if like is not None and isinstance(
-            attributes.get("_dtype"), torch.dtype
-        ):  # of a LightningModule's ``self.dtype``
-            vars(model)["_dtype"] = like.dtype
+        attributes, contents = dict(vars(model)), _contents(model)
+        if like is not None and isinstance(attributes.get("_dtype"), torch.dtype):
+            vars(model)["_dtype"] = like.dtype  # of a LightningModule's ``self.dtype``
         with catch, Draws(draws).replaying() if draws else nullcontext():
             try:
                 code(model, self._given.filled(samples, like))
@@ -145,8 +165,20 @@ class Replay(nn.Module):
             finally:
                 vars(model).clear()
                 vars(model).update(attributes)  # a state that the code carries from one call to the next
-        rows = [each.rows(catch.found(each), count) for each in self._outputs]
+                for value, before in contents:
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(before)
+        rows = [
+            torch.cat([each.rows(catch.found(call, each.place), count) for call in each.calls(count)])
+            for each in self._outputs
+        ]
         return rows[0] if len(rows) == 1 else torch.cat([each.flatten(1) for each in rows], 1)
+
+
+def _contents(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Return the lists, dictionaries and sets that the code may write to, with copies: attributes of the modules, not what these are of."""
+    values = [value for each in model.modules() for name, value in vars(each).items() if name not in TORCH]
+    return [(value, copy.copy(value)) for value in values if type(value) in (list, dict, set)]
 
 
 def as_type(tensor: Tensor, like: Tensor | None) -> Tensor:
@@ -168,9 +200,9 @@ class _CaughtAll(BaseException):
 class _Catch:
     """Keeps what some calls return, and ends the code when the last of them has."""
 
-    def __init__(self, model: nn.Module, outputs: Sequence[OutputPlace]) -> None:
+    def __init__(self, model: nn.Module, wanted: Set[tuple[str, int]]) -> None:
         self._model = model
-        self._wanted = {(each.name, each.number) for each in outputs}
+        self._wanted = wanted
         self._results: dict[tuple[str, int], Any] = {}
         self._counts: dict[str, int] = {}
         self._handles: list[Any] = []
@@ -195,9 +227,9 @@ class _Catch:
 
         return keep
 
-    def found(self, output: OutputPlace) -> Tensor:
-        result = self._results.get((output.name, output.number))
+    def found(self, call: tuple[str, int], place: Place) -> Tensor:
+        result = self._results.get(call)
         if result is None:
-            raise LookupError(f"the step does not call {output.name or 'the module'!r} as it did when it was observed")
-        tensor: Tensor = at(result, output.place)
+            raise LookupError(f"the step does not call {call[0] or 'the module'!r} as it did when it was observed")
+        tensor: Tensor = at(result, place)
         return tensor

@@ -188,11 +188,15 @@ def test_the_line_that_a_refusal_asks_for_works_when_it_is_followed(lenient, mak
 
 class Ragged(WithoutForward):
     def training_step(self, batch, batch_idx):
-        return F.mse_loss(torch.stack([self.net(each).mean(0) for each in batch[0]]), batch[1])
+        return F.mse_loss(torch.stack([self.net(each.flatten(0, -2)).mean(0) for each in batch[0]]), batch[1])
 
 
 def ragged(samples):
     return [x for x, _ in samples], torch.stack([y for _, y in samples])
+
+
+def of_several_kinds(samples):
+    return [x if len(x) > 1 else x[None] for x, _ in samples], torch.stack([y for _, y in samples])
 
 
 class Locked(Plain):
@@ -202,7 +206,7 @@ class Locked(Plain):
 
 LENGTHS = [X[: 1 + i % 3] for i in range(N)]
 NO_LINE = {
-    "ragged": (Ragged, lambda: loader(list(zip(LENGTHS, Y, strict=True)), collate_fn=ragged)),
+    "ragged": (Ragged, lambda: loader(list(zip(LENGTHS, Y, strict=True)), collate_fn=of_several_kinds)),
     "not to be copied": (Locked, pairs),
 }
 
@@ -221,7 +225,7 @@ def test_training_without_a_measurement_works_when_it_is_asked_for(lenient, make
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
 
 
-def test_samples_of_several_lengths_are_refused_and_others_can_be_given(make_trainer):
+def test_samples_of_several_kinds_are_refused_and_others_can_be_given(make_trainer):
     kind, data = NO_LINE["ragged"]
     message = refusal(make_trainer, kind(), data(), KernelStability())
     assert "give samples of one shape" in message
@@ -231,12 +235,13 @@ def test_samples_of_several_lengths_are_refused_and_others_can_be_given(make_tra
     assert len(monitor.state_dict()["reference"]["matrix"]) == N
 
 
-@pytest.mark.parametrize("length", [2, 3])
-def test_the_rows_of_one_sample_are_never_taken_for_samples(make_trainer, length):
-    """A list of sequences that all have as many rows as the message's batch has samples."""
-    data = loader([(X[:length], y) for y in Y], collate_fn=ragged)
-    message = refusal(make_trainer, Ragged(), data, KernelStability(on_error="raise")) if length == 3 else ""
-    assert "batch[0][0]" not in message
+@pytest.mark.parametrize("lengths", [LENGTHS, [X[:2]] * N, [X[:3]] * N, [X] * N])
+def test_a_list_of_sequences_is_a_list_of_samples(make_trainer, lengths):
+    monitor = KernelStability(every_n_steps=1)
+    data = loader(list(zip(lengths, Y, strict=True)), collate_fn=ragged)
+    make_trainer([monitor], max_epochs=1).fit(Ragged(), data)
+    assert len(monitor.state_dict()["reference"]["matrix"]) == N
+    assert "self.net(...) (a call for each sample)" in monitor.measured
 
 
 def test_too_little_room_is_refused_and_fewer_samples_fit(make_trainer):

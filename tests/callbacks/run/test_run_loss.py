@@ -128,28 +128,32 @@ def mse(u, batch):
     return F.mse_loss(u, batch[1])
 
 
+BY_CHANCE = "with random numbers"
 OTHERS = {
     "a penalty": (lambda m, u, b: mse(u, b) + 1e-3 * m.net.weight.square().sum(), "net.weight"),
     "a small penalty": (lambda m, u, b: mse(u, b) + 1e-9 * m.net.bias.abs().sum(), "net.bias"),
-    "twice the loss": (lambda m, u, b: 2 * mse(u, b), "none of torch's usual losses"),
-    "half the squares": (lambda m, u, b: 0.5 * (u - b[1]).square().sum(), "none of torch's usual losses"),
-    "samples that are coupled": (lambda m, u, b: mse(u - u.mean(0), b), "none of torch's usual losses"),
-    "the hardest samples": (
-        lambda m, u, b: (u - b[1]).square().mean(1).topk(2).values.mean(), "none of torch's usual losses",
+    "samples that are coupled": (lambda m, u, b: mse(u - u.mean(0), b), "couples the samples"),
+    "the hardest samples": (lambda m, u, b: (u - b[1]).square().mean(1).topk(2).values.mean(), "couples the samples"),
+    "n x n numbers": (lambda m, u, b: F.mse_loss(u[:, :1], b[1][:, 0]), "rest of the batch"),
+    "some of the samples": (lambda m, u, b: mse(u[:2], [b[0][:2], b[1][:2]]), "rest of the batch"),
+    "a weight for each place in the batch": (
+        lambda m, u, b: ((u - b[1]).square().mean(1) * torch.arange(1.0, len(u) + 1)).mean(), "rest of the batch",
     ),
-    "n x n numbers": (lambda m, u, b: F.mse_loss(u[:, :1], b[1][:, 0]), "none of torch's usual losses"),
-    "some of the samples": (lambda m, u, b: mse(u[:2], [b[0][:2], b[1][:2]]), "none of torch's usual losses"),
-    "a cap": (lambda m, u, b: mse(u, b).clamp(max=50.0), "none of torch's usual losses"),
-    "no gradient by the outputs": (lambda m, u, b: mse(u.detach(), b) + u.sum() * 0, "none of torch's usual losses"),
-    "noisy targets": (lambda m, u, b: F.mse_loss(u, b[1] + 0.1 * torch.randn_like(u)), "none of torch's usual losses"),
-    "one of two by torch": (
-        lambda m, u, b: (F.mse_loss if torch.rand(()) < 0.4 else F.l1_loss)(u, b[1]), "none of torch's usual losses",
+    "a cap": (lambda m, u, b: mse(u, b).clamp(max=50.0), "couples the samples"),
+    "no gradient by the outputs": (lambda m, u, b: mse(u.detach(), b) + u.sum() * 0, "not that of its value"),
+    "a gradient of its own": (
+        lambda m, u, b: mse(u, b) + (r := 0.3 * u.square().mean()) - r.detach(), "not that of its value",
     ),
-    "one of two by Python": (
-        lambda m, u, b: (F.mse_loss if random.random() < 0.4 else F.l1_loss)(u, b[1]), "none of torch's usual losses",
-    ),
+    "noisy targets": (lambda m, u, b: F.mse_loss(u, b[1] + 0.1 * torch.randn_like(u)), BY_CHANCE),
+    "one of two by torch": (lambda m, u, b: (F.mse_loss if torch.rand(()) < 0.4 else F.l1_loss)(u, b[1]), BY_CHANCE),
+    "one of two by Python": (lambda m, u, b: (F.mse_loss if random.random() < 0.4 else F.l1_loss)(u, b[1]), BY_CHANCE),
     "one of two by NumPy": (
-        lambda m, u, b: (F.mse_loss if np.random.rand() < 0.6 else F.l1_loss)(u, b[1]), "none of torch's usual losses",  # noqa: NPY002
+        lambda m, u, b: (F.mse_loss if np.random.rand() < 0.6 else F.l1_loss)(u, b[1]), BY_CHANCE,  # noqa: NPY002
+    ),
+    "a factor that grows with the steps": (lambda m, u, b: (1 + m.global_step) * mse(u, b), "from one step or epoch"),
+    "a factor that grows with the epochs": (lambda m, u, b: (1 + m.current_epoch) * mse(u, b), "from one step or epoch"),
+    "two networks, one of them not seen": (
+        lambda m, u, b: mse(u, b) + F.linear(b[0], m.net.weight).square().mean(), "net.weight",
     ),
 }  # fmt: skip
 
@@ -216,9 +220,9 @@ def test_a_loss_module_that_is_kept_for_a_log_is_not_taken_for_the_loss(observed
     module = Module(lambda module, u, batch: F.l1_loss(u, batch[1]) + 0 * module.shown(u, batch[1]).detach())
     module.shown = nn.MSELoss()
     assert type(observed(module, pairs(REAL))[0].fn) is nn.L1Loss
-    module = Module(lambda module, u, batch: 3 * F.l1_loss(u, batch[1]) + 0 * module.shown(u, batch[1]).detach())
-    module.shown = nn.MSELoss()
-    loss, _ = observed(module, pairs(REAL))
+    centred = Module(lambda module, u, batch: mse(u - u.mean(0), batch) + 0 * module.shown(u, batch[1]).detach())
+    centred.shown = nn.MSELoss()
+    loss, _ = observed(centred, pairs(REAL))
     assert loss.source == "unknown"
     assert "of MSELoss it differs" in loss.reason
 

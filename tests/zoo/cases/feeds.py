@@ -147,6 +147,19 @@ class Data(LightningDataModule):
         return batch[0].clamp(-1, 1), batch[1]
 
 
+@case("iterable and combined loaders", data=table(X, Y), call=lambda m, b: m.net(b[0]))
+class FetchesItself(Task):
+    """A step that fetches its batches from the loader's iterator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(6, 3)
+
+    def training_step(self, dataloader_iter: Any) -> Tensor:
+        (x, y), _, _ = next(dataloader_iter)
+        return F.cross_entropy(self.net(x), y)
+
+
 @case("trainer options", "iterable and combined loaders", data=Data, call=first)
 class FromDataModule(Classifier):
     """A LightningDataModule with a transfer hook, and a validation loop."""

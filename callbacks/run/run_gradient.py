@@ -1,0 +1,95 @@
+"""``RunGradient``: the gradient that the run's first step has, beside the one that the observed loss gives through the outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.judge_own_loss import allowed_units
+from lightning_conv.callbacks.run.run_loss import Kept
+from lightning_conv.callbacks.run.step_outputs import StepOutputs
+from lightning_conv.callbacks.run.twin import Twin
+
+
+class RunGradient:
+    """Compares the gradients of one training step of the run with J^T s, for the observed loss at the outputs of that step.
+
+    Before the step it is run on a copy of the module, in the modes of the run, on the same batch and from the same random numbers; after
+    the run's own backward pass the two are compared. A penalty that a ``backward`` of the user's adds, or a hook that changes gradients,
+    is seen so.
+
+    Args:
+        trainer: Trainer of the run.
+        kept: How the step makes the outputs.
+        batch: The batch of the step.
+        batch_idx: Its number.
+
+    Raises:
+        NotAFunctionError, NotATwinError, ...: The step cannot be run on a copy.
+
+    Cost: a copy of the module, a forward pass and two backward passes; until the comparison as much memory as the gradients take.
+    """
+
+    def __init__(self, trainer: pl.Trainer, kept: Kept, batch: Any, batch_idx: int) -> None:
+        module = trainer.lightning_module
+        self._before = {name: p.grad.detach().clone() for name, p in module.named_parameters() if p.grad is not None}
+        with isolated():
+            before = _states()
+            twin = Twin(trainer, module)
+            loss, outputs = StepOutputs(twin, batch, kept.places, 0, batch_idx).seen
+            named = {name: each for name, each in twin.module.named_parameters() if each.requires_grad}
+            slopes = torch.autograd.grad(loss, outputs, retain_graph=True)
+            grads = torch.autograd.grad(outputs, list(named.values()), slopes, allow_unused=True)
+            self._random = before != _states()
+        self._units = allowed_units(twin.module, max(torch.finfo(each.dtype).eps for each in (loss, *outputs)))
+        self._expected = {name: g for name, g in zip(named, grads, strict=True) if g is not None}
+
+    @torch.no_grad()
+    def difference(self, module: pl.LightningModule) -> str:
+        """Return how the run's gradients differ from those expected; empty: they do not, or chance may explain it.
+
+        Args:
+            module: The run's, after its backward pass.
+        """
+        apart = size = 0.0
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            own = _dense(parameter.grad, parameter) - _dense(self._before.get(name), parameter)
+            expected = _dense(self._expected.get(name), parameter)
+            apart += float((own - expected).square().sum())
+            size += float(expected.square().sum())
+        if not apart < float("inf") or apart**0.5 <= self._units * size**0.5 or self._random:
+            return ""
+        return (
+            "the gradient of the run's own step is not that of the observed loss through the outputs (they differ by "
+            f"{apart**0.5:.2g}, and it is {size**0.5:.2g} long)"
+        )
+
+
+def is_compared(trainer: pl.Trainer) -> bool:
+    """Return whether the run's gradients are those of a single batch's loss: nothing accumulates, averages or scales them."""
+    scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
+    automatic = trainer.lightning_module.automatic_optimization
+    return automatic and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and not scaled
+
+
+def _states() -> tuple[object, ...]:
+    """Return the states of the global generators of torch, all GPUs, Python and NumPy."""
+    states = _collect_rng_states()
+    of_torch = [states["torch"], *states.get("torch.cuda", [])]
+    numpy = states.get("numpy")
+    return states["python"], None if numpy is None else repr(numpy), [each.numpy().tobytes() for each in of_torch]
+
+
+def _dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros((), dtype=torch.float64, device=parameter.device)
+    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    return torch.view_as_real(dense).double() if dense.is_complex() else dense.double()
