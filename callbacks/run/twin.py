@@ -45,6 +45,7 @@ class Twin:
         trained: Names of the parameters that ask for a gradient in the original.
         watched: Place of the optimizer whose loss counts, where there are several; None: the first loss of the step.
         meant: Places of the losses that are its own, where they are known; empty: those whose gradients it steps with.
+        goes_on: Whether each step begins with the attributes that the one before it has left, such as counts, as in the run.
 
     Raises:
         NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
@@ -63,6 +64,7 @@ class Twin:
         self._record = StepRecord()
         self.watched: int | None = None
         self.meant: tuple[int, ...] = ()
+        self.goes_on = False
         self._optimizers = [Still(self._record, number) for number, _ in enumerate(trainer.optimizers)]
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         still = [Still() for _ in schedulers]
@@ -120,7 +122,8 @@ class Twin:
         given, attributes = _copied(batch), self.attributes()
         with isolated(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
             made = self.bare_step(given, batch_idx)
-        self.put_back(attributes)  # such as a hidden state, or a count that decides which optimizer steps
+        if not self.goes_on:
+            self.put_back(attributes)  # such as a hidden state, or a count that decides which optimizer steps
         return made
 
     def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
