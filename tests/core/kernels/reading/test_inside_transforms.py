@@ -40,7 +40,9 @@ def test_the_kernel_of_layers_inside_a_transform(name):
     for column in range(outputs.shape[1]):
         rows = []
         for row in range(6):
-            found = torch.autograd.grad(outputs[row, column], [*exact.parameters()], retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(
+                outputs[row, column], [*exact.parameters()], retain_graph=True, allow_unused=True
+            )
             pairs = zip(found, exact.parameters(), strict=True)
             rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]))
         right += torch.stack(rows) @ torch.stack(rows).T
