@@ -86,11 +86,6 @@ class Schedule:
         """Expected seconds of the next measurement."""
         return self._kernel + self._beside
 
-    @property
-    def first_seconds(self) -> float:
-        """Seconds of the first measurement, of all callbacks that share the schedule."""
-        return self._first
-
     def left(self) -> float:
         """Return the seconds that measuring may take now."""
         made_up = max(0.0, self._first - FIRST_SECONDS)

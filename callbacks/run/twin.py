@@ -99,11 +99,6 @@ class Twin:
         """Return this twin, which a copy of its module may refer to."""
         return self
 
-    def take_modes_of_the_run(self) -> None:
-        """Put every module of the copy into the mode of its original: training or evaluation."""
-        for copied, original in zip(self.module.modules(), self._original.modules(), strict=True):
-            copied.training = original.training
-
     def step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Run the training step of the copy, in its present modes, as the run does: in its precision, from its random numbers.
 
