@@ -97,20 +97,3 @@ class StepCall:
             raise NotAFunctionError("the training step returns no loss")
         entered, outputs = calls[0]
         return Seen(loss.reshape(()), outputs, entered)
-
-    @torch.no_grad()
-    def weights_drawn(self, seed: int, size: float) -> None:
-        """Overwrite the weights that the run trains, in the copy, by random numbers of the size of each tensor times ``size``.
-
-        Args:
-            seed: Seed of the numbers.
-            size: Factor; tensors that are zero are drawn at this size itself.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.twin.module.named_parameters():
-            if name not in self.twin.trained:  # a teacher, say
-                continue
-            if parameter.is_floating_point() or parameter.is_complex():
-                scale = float(parameter.abs().double().square().mean().sqrt()) if parameter.numel() else 0.0
-                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_((drawn * size * (scale if 0 < scale < float("inf") else 1.0)).to(parameter))
