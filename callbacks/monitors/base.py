@@ -131,15 +131,11 @@ class KernelMonitor(Beginning):
         self._require_one(trainer)
 
     @override
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._kernel is not None and self._leads:
-            self._kernel.probe_loss.after_backward(pl_module)
-        self._hand_on("on_after_backward", trainer, pl_module)
-
-    @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        if self._kernel is not None and self._leads:
+            self._kernel.probe_loss.before_step(pl_module)
         self._hand_on("on_before_optimizer_step", trainer, pl_module, optimizer)
 
     @override

@@ -117,20 +117,3 @@ class StepCall:
         if calls or not any(is_compiled(each) for each in inside):
             return ""
         return ": it is in compiled code; compile the rest without it, as in self.trunk = torch.compile(self.trunk)"
-
-    @torch.no_grad()
-    def weights_drawn(self, seed: int, size: float) -> None:
-        """Overwrite the weights that the run trains, in the copy, by random numbers of the size of each tensor times ``size``.
-
-        Args:
-            seed: Seed of the numbers.
-            size: Factor; tensors that are zero are drawn at this size itself.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.twin.module.named_parameters():
-            if name not in self.twin.trained:  # a teacher, say
-                continue
-            if parameter.is_floating_point() or parameter.is_complex():
-                scale = float(parameter.abs().double().square().mean().sqrt()) if parameter.numel() else 0.0
-                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_((drawn * size * (scale if 0 < scale < float("inf") else 1.0)).to(parameter))

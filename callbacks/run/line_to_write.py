@@ -119,7 +119,9 @@ def _chain(names: Sequence[str]) -> Callable[[nn.Module, Any], Any]:
 
 
 def _works(module: nn.Module, call: Callable[[nn.Module, Any], Any], x: Any) -> bool:
-    """Return whether a call gives outputs with a row for each sample and a gradient."""
+    """Return whether a call gives outputs with a row for each sample and a gradient; one sample alone has no kernel."""
+    if sample_count(x) < 2:
+        return False
     with isolated(), undisturbed(module), torch.enable_grad(), attempted(Exception) as attempt:
         made = call(module, x)
     if attempt.failed or not isinstance(made, Tensor) or not made.requires_grad:

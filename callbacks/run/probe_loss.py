@@ -116,11 +116,11 @@ class ProbeLoss:
         with attempted(Exception):  # the step is any code of the user's; it could be run when it was observed
             self._gradient = RunGradient(self._trainer, kept, batch, batch_idx)
 
-    def after_backward(self, pl_module: pl.LightningModule) -> None:
+    def before_step(self, pl_module: pl.LightningModule) -> None:
         """Compare the run's gradient with the one that was computed before; a difference makes the loss unknown.
 
         Args:
-            pl_module: The run's module.
+            pl_module: The run's module, after its backward pass and its ``on_after_backward``.
         """
         gradient, self._gradient = self._gradient, None
         if gradient is not None and (reason := gradient.difference(pl_module)):

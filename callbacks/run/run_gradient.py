@@ -21,8 +21,8 @@ class RunGradient:
     """Compares the gradients of one training step of the run with J^T s, for the observed loss at the outputs of that step.
 
     Before the step it is run on a copy of the module, in the modes of the run, on the same batch and from the same random numbers; after
-    the run's own backward pass the two are compared. A penalty that a ``backward`` of the user's adds, or a hook that changes gradients,
-    is seen so.
+    the run's own backward pass the two are compared. A penalty that a ``backward`` or an ``on_after_backward`` of the user's adds, or a
+    hook that changes gradients, is seen so; what ``on_before_optimizer_step`` of the module changes, is not.
 
     Args:
         trainer: Trainer of the run.

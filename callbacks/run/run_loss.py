@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.call import NotAFunctionError
+from lightning_conv.callbacks.run.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.judge_own_loss import Asked, judge_own_loss
@@ -131,7 +132,8 @@ def find_run_loss(
         parameters: Names, in the copy, of the parameters that the kernel is over.
 
     A loss that is another one in training than in evaluation, or depends on random numbers beside the outputs, is found by running the step
-    in the modes of the run from ``CHANCES`` seeds, as at the next step and in the next epoch.
+    in the modes of the run from ``CHANCES`` seeds, as at each of the next steps and in the next epoch. One that takes something from the
+    weights that has no gradient is found with other weights.
 
     Cost: some thirty forward passes of the step on ``COMPARED`` samples, and twice as many where it draws random numbers in eval mode; for
     a loss that is none of torch's, what ``judge_own_loss`` says.
@@ -150,6 +152,10 @@ def find_run_loss(
             return unknown("it is not finite")
         if differs := _unsteady(points):
             return unknown(differs)
+        if _changes_with_weights(trainer, few, observed, points[0]):
+            return unknown(
+                "at the same outputs it changes with the weights, through what has no gradient, such as detached outputs"
+            )
         found = find_usual_loss(few, points, observed, batch, own, take)
         asked = Asked(trainer, twin, observed, parameters, batch, few, points)
         loss = _own(asked, found) if isinstance(found, str) else RunLoss(*found, "observed")
@@ -183,7 +189,8 @@ def given(fn: LossFn, found: RunLoss) -> RunLoss:
 def _points(trainer: Any, twin: Twin, few: StepOutputs, observed: Observed) -> list[Point]:
     """Return the loss at many outputs, and at the present ones for many seeds.
 
-    The latter also in the modes of the run, a step and an epoch later; on another copy, since in training mode the step changes buffers.
+    The latter also in the modes of the run, an epoch and up to ``CHANCES`` batches and steps later, one after the other; on another copy,
+    since in training mode the step changes buffers.
     """
     points: list[Point] = []
     for seed in range(CHANCES if observed.random else 1):
@@ -191,14 +198,46 @@ def _points(trainer: Any, twin: Twin, few: StepOutputs, observed: Observed) -> l
             seed_all(seed)
             again = settings(few, few.present) if seed < 2 or not points else [evaluate(few, points[0].outputs)]
             points += [point for point in again if point.finite]
-    later = Twin(trainer, trainer.lightning_module, step=twin.global_step + 1, epoch=trainer.current_epoch + 1)
-    observed.set_up(later)
-    training = StepOutputs(later, few.batch, few.places, few.samples, few.batch_idx + 1)
+    later = Twin(trainer, trainer.lightning_module, step=twin.global_step, epoch=trainer.current_epoch + 1)
+    observed.set_up(
+        later
+    ).goes_on = later.module.automatic_optimization  # otherwise a count may decide which optimizer steps
     for seed in range(CHANCES if points else 0):
+        points += _later(later, few, points[0], seed, _ahead(trainer, few.batch_idx, seed))
+    return points
+
+
+def _changes_with_weights(trainer: Any, few: StepOutputs, observed: Observed, present: Point) -> bool:
+    """Return whether the loss at the present outputs is another one with other weights, which need not have a gradient there."""
+    other = Twin(trainer, trainer.lightning_module, step=few.twin.global_step)
+    other.module.eval()
+    observed.set_up(other)
+    draw_weights(other, 0, 1.0)
+    with isolated():
+        there = evaluate(replace(few, twin=other), present.outputs)
+    return there.finite and not is_same(there, present)
+
+
+def _ahead(trainer: Any, batch_idx: int, number: int) -> int:
+    """Return by how many batches the step is ahead: by one more each time as long as the epoch has them, and then by 1."""
+    return 1 + number if batch_idx + 1 + number < trainer.num_training_batches else 1
+
+
+def _later(later: Twin, few: StepOutputs, present: Point, seed: int, ahead: int) -> list[Point]:
+    """Return the loss at the present outputs so many batches and steps ahead; nothing where the step gives none there."""
+    step = later.global_step
+    later.tell(step + ahead)
+    try:
         with isolated():
             seed_all(seed)
-            points += [there] if (there := evaluate(training, points[0].outputs)).finite else []
-    return points
+            there = evaluate(replace(few, twin=later, batch_idx=few.batch_idx + ahead), present.outputs)
+    except NotAFunctionError:
+        if ahead < 2:
+            raise
+        return []
+    finally:
+        later.tell(step)
+    return [there] if there.finite else []
 
 
 def _unsteady(points: Sequence[Point]) -> str:

@@ -45,6 +45,7 @@ class Twin:
         trained: Names of the parameters that ask for a gradient in the original.
         watched: Place of the optimizer whose loss counts, where there are several; None: the first loss of the step.
         meant: Places of the losses that are its own, where they are known; empty: those whose gradients it steps with.
+        goes_on: Whether each step begins with the attributes that the one before it has left, such as counts, as in the run.
 
     Raises:
         NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
@@ -63,6 +64,7 @@ class Twin:
         self._record = StepRecord()
         self.watched: int | None = None
         self.meant: tuple[int, ...] = ()
+        self.goes_on = False
         self._optimizers = [Still(self._record, number) for number, _ in enumerate(trainer.optimizers)]
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         still = [Still() for _ in schedulers]
@@ -100,11 +102,6 @@ class Twin:
         """Return this twin, which a copy of its module may refer to."""
         return self
 
-    def take_modes_of_the_run(self) -> None:
-        """Put every module of the copy into the mode of its original: training or evaluation."""
-        for copied, original in zip(self.module.modules(), self._original.modules(), strict=True):
-            copied.training = original.training
-
     def step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Run the training step of the copy, in its present modes, as the run does: in its precision, from its random numbers.
 
@@ -123,7 +120,8 @@ class Twin:
         given, attributes = _copied(batch), self.attributes()
         with isolated(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
             made = self.bare_step(given, batch_idx)
-        self.put_back(attributes)  # such as a hidden state, or a count that decides which optimizer steps
+        if not self.goes_on:
+            self.put_back(attributes)  # such as a hidden state, or a count that decides which optimizer steps
         return made
 
     def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
@@ -166,7 +164,12 @@ class Twin:
 
     def attributes(self) -> list[dict[str, Any]]:
         """Return the attributes of all modules of the copy, for ``put_back``."""
-        return [dict(vars(each)) | {"_buffers": dict(each._buffers)} for each in self.module.modules()]
+        return [dict(vars(each)) | {"_buffers": dict(each._buffers)} for each in self._with_attributes]
+
+    @property
+    def _with_attributes(self) -> list[nn.Module]:
+        """The modules of the copy, but for scripted ones, which have no attributes of Python."""
+        return [each for each in self.module.modules() if not isinstance(each, torch.jit.ScriptModule)]
 
     def put_back(self, attributes: list[dict[str, Any]]) -> None:
         """Give the modules attributes that they had, such as counts.
@@ -174,7 +177,7 @@ class Twin:
         Args:
             attributes: What ``attributes`` has returned.
         """
-        for each, held in zip(self.module.modules(), attributes, strict=True):
+        for each, held in zip(self._with_attributes, attributes, strict=True):
             buffers = each._buffers
             vars(each).clear()
             vars(each).update(held, _buffers=buffers)

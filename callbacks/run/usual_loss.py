@@ -40,7 +40,7 @@ def find_usual_loss(
     Returns:
         The loss and its targets on the probe; a string says how the module's own loss differs, if it has one.
 
-    Cost: some evaluations of losses on a few outputs; two of the step where one is found.
+    Cost: some evaluations of losses on a few outputs; where one is found, three of the step on a few samples and one on all of them.
     """
     candidates = [(take(few.batch), take(batch))] + [
         (tensor, at(batch, place)) for place, tensor in tensors_in(few.batch)
@@ -50,7 +50,7 @@ def find_usual_loss(
     for fn, number, small, whole in _tried((*own, *USUAL_LOSSES), few, targets, points[0]):
         differs = _difference(points, loss_kind(fn), small)
         if differs == "":
-            if _in_another_batch(few, fn, observed, batch, whole):
+            if _in_other_batches(few, fn, observed, batch, whole):
                 return fn, whole
             continue
         if differs and fn in own and not number:
@@ -106,16 +106,27 @@ def _scaled(form: ArrangedLoss, present: Point, targets: Tensor) -> ArrangedLoss
     return replace(form, factor=factor)
 
 
-def _in_another_batch(few: StepOutputs, fn: Any, observed: Observed, batch: Any, targets: Tensor) -> bool:
-    """Return whether the step has the same loss in a batch of fewer samples, in another order: a mean is no sum there."""
+def _in_other_batches(few: StepOutputs, fn: Any, observed: Observed, batch: Any, targets: Tensor) -> bool:
+    """Return whether the step has the same loss in other batches, in another order.
+
+    In one of fewer samples a mean is no sum. In that of all samples classes, weights and targets appear that the few need not have.
+    """
     if observed.samples < 2:
         return False
-    rows = torch.arange(observed.samples - 1, -1, -1)[: max(2, few.samples // 2 + 1)]
-    part = StepOutputs(few.twin, observed.some(batch, rows), few.places, len(rows), few.batch_idx)
+    backwards = torch.arange(observed.samples - 1, -1, -1)
+    fewer = backwards[: max(2, few.samples // 2 + 1)]
+    return _is_loss_of(few, fn, observed.some(batch, fewer), targets, fewer, present=True) and _is_loss_of(
+        few, fn, observed.some(batch, backwards), targets, backwards, present=False
+    )
+
+
+def _is_loss_of(few: StepOutputs, fn: Any, batch: Any, targets: Tensor, rows: Tensor, *, present: bool) -> bool:
+    """Return whether the step has a loss on some samples at random outputs, and at the present ones if asked."""
+    part = StepOutputs(few.twin, batch, few.places, len(rows), few.batch_idx)
     taken = targets.index_select(0, rows.to(targets.device))
-    u = part.present
+    u = part.present if present else few.present.new_zeros(len(rows), *few.present.shape[1:])
     drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(u)
-    points = [evaluate(part, each) for each in (u, u + drawn)]
+    points = [evaluate(part, each) for each in ([u] if present else []) + [u + drawn]]
     return _difference(points, loss_kind(fn), taken) == ""
 
 

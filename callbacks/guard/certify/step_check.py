@@ -16,6 +16,7 @@ from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on
 from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features_of_step
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.training_set import seed_all
@@ -169,7 +170,7 @@ class _Comparison:
         # At another step the loss may be another function, which is for another check to find.
         values = [point.value if step is None else float(call(point.outputs).detach()) for point in points[:2]]
         for seed, size in enumerate(DRAWN):
-            call.weights_drawn(seed, size)
+            draw_weights(call.twin, seed, size)
             for point, before in zip(points[:2], values, strict=True):
                 now = float(call(point.outputs).detach())
                 moved = moved or abs(now - before) > ULPS * points[0].unit * abs(before)

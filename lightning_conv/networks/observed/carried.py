@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lightning_conv.networks.copying import TORCH
@@ -21,12 +22,14 @@ HELD_WITHIN = 3
 
 
 def attributes_of(model: nn.Module) -> Iterator[tuple[Attribute, Any]]:
-    """Yield the attributes and buffers of all modules with their values, but for what torch itself keeps there.
+    """Yield the attributes and buffers of all modules with their values, but for scripted ones and what torch itself keeps there.
 
     Args:
         model: Any module.
     """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         own = {key: value for key, value in vars(module).items() if key not in TORCH}
         for key, value in (own | module._buffers).items():
             yield (name, key), value

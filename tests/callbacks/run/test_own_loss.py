@@ -241,7 +241,15 @@ class ByHook(Focal):
         self.net[0].weight.register_hook(lambda gradient: 2 * gradient)
 
 
-@pytest.mark.parametrize("kind", [ByBackward, ByHook])
+class AfterBackward(Focal):
+    """A penalty that is added to the gradients."""
+
+    def on_after_backward(self):
+        for parameter in self.parameters():
+            parameter.grad.add_(parameter.detach(), alpha=0.1)
+
+
+@pytest.mark.parametrize("kind", [ByBackward, ByHook, AfterBackward])
 def test_a_gradient_of_the_run_that_is_another_one_makes_the_loss_unknown_once(make_trainer, kind):
     criteria = ConvergenceCriteria(probe=N, every_n_steps=1)
     with pytest.warns(UserWarning, match="the gradient of the run's own step") as warned:

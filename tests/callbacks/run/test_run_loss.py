@@ -178,6 +178,100 @@ IN_TRAINING = {
 }
 
 
+WITHOUT_GRADIENT = {
+    "a norm of the weights": lambda m, u, b: F.cross_entropy(u, b[1]) + m.net.weight.detach().square().sum(),
+    "the same outputs as targets": lambda m, u, b: F.mse_loss(u, m.net(b[0]).detach() + 1.0),
+    "weights of the samples": lambda m, u, b: (
+        F.cross_entropy(u, b[1], reduction="none") * m.net.forward(b[0]).detach().square().sum(1)
+    ).mean(),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_a_loss_that_takes_something_from_the_weights_without_a_gradient_is_unknown(observed, name):
+    loss, said = observed(Module(WITHOUT_GRADIENT[name]), pairs(CLASSES))
+    assert loss.source == "unknown"
+    assert "changes with the weights" in said
+
+
+class InSomeBatches(Module):
+    """Has another loss in some batches of an epoch, or after some steps: a function of (module, number of the batch)."""
+
+    def __init__(self, when):
+        super().__init__(lambda m, u, b: F.cross_entropy(u, b[1]))
+        self.when, self.count = when, 0
+
+    def training_step(self, batch, batch_idx):
+        self.count += 1
+        loss = super().training_step(batch, batch_idx)
+        return loss + self.net.weight.square().sum() if self.when(self, batch_idx) else loss
+
+
+PERIODIC = {
+    "every fourth batch": lambda m, k: k % 4 == 3,
+    "the last batch": lambda m, k: k == 7,
+    "after five steps": lambda m, k: m.global_step >= 5,
+    "after five calls": lambda m, k: m.count > 5,
+}
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_a_loss_that_is_another_one_in_some_batches_is_unknown(make_trainer, name):
+    monitor = KernelStability(N, every_n_steps=1)
+    look, module = Look(monitor), InSomeBatches(PERIODIC[name])
+    make_trainer([monitor, look], max_epochs=1).fit(module, DataLoader(pairs(CLASSES), batch_size=1))
+    assert look.network.loss.source == "unknown"
+    assert "from one step or epoch to the next" in monitor.measured
+
+
+def test_a_step_is_not_told_of_batches_that_the_epoch_has_not(observed):
+    """A loss that looks up a number for each batch is observed."""
+    table = [1.0, 1.0]  # the next one is always tried
+
+    class Looked(Module):
+        def training_step(self, batch, batch_idx):
+            return table[batch_idx] * super().training_step(batch, batch_idx)
+
+    loss, _ = observed(Looked(lambda m, u, b: F.cross_entropy(u, b[1])), pairs(CLASSES))
+    assert loss.source == "observed"
+
+
+RARE = torch.zeros(24, dtype=torch.long).index_fill(0, torch.tensor([10, 11]), 2)
+ONES = torch.ones(24).index_fill(0, torch.tensor([11]), 5.0)
+ELSEWHERE = {
+    "weights of the classes": lambda m, u, b: F.cross_entropy(u, b[1], weight=torch.tensor([1.0, 1.0, 9.0])),
+    "an ignored class": lambda m, u, b: F.cross_entropy(u, b[1], ignore_index=2),
+    "weights of the samples": lambda m, u, b: (F.cross_entropy(u, b[1], reduction="none") * b[2]).mean(),
+    "a class of its own": lambda m, u, b: torch.where(b[1] == 2, u.square().sum(1), F.cross_entropy(u, b[1], reduction="none")).mean(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_loss_that_differs_for_samples_beyond_the_first_ones_is_not_called_a_usual_one(make_trainer, name):
+    x = numbers(24, 4)
+    module = Module(ELSEWHERE[name])
+    monitor = KernelStability(Probe(24), every_n_steps=1)
+    look = Look(monitor)
+    samples = list(zip(x, RARE, ONES, strict=True))
+    make_trainer([monitor, look], max_epochs=1).fit(module, DataLoader(samples, batch_size=8))
+    loss = look.network.loss
+    assert loss.own is not None
+    u, batch = module.net(x), (x, RARE, ONES)
+    assert float(loss.fn(u, torch.arange(24))) == pytest.approx(float(module.loss(module, u, batch)), rel=1e-5)
+
+
+def test_targets_are_those_with_which_the_loss_agrees_on_all_samples(make_trainer):
+    x, wrong = numbers(24, 4), numbers(24, C)
+    right = wrong.clone()
+    right[11] += 1.0
+    monitor = KernelStability(Probe(24), every_n_steps=1)
+    look = Look(monitor)
+    module = Module(lambda m, u, b: F.mse_loss(u, b[2]))
+    make_trainer([monitor, look], max_epochs=1).fit(module, DataLoader(list(zip(x, wrong, right, strict=True)), 8))
+    assert look.network.loss.source == "observed"
+    assert torch.equal(look.network.loss.targets, right)
+
+
 @pytest.mark.parametrize("name", IN_TRAINING)
 def test_a_loss_that_is_another_one_in_training_is_unknown(observed, name):
     assert observed(Module(IN_TRAINING[name]), pairs(CLASSES))[0].source == "unknown"
