@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.settings import RunFunctions
 from lightning_conv.callbacks.guard.shared_twin import SharedTwin
+from lightning_conv.callbacks.guard.step_call import At, InputsOfBatch, OneCall, inputs_of_call
 from lightning_conv.callbacks.run.batch import InputFn, TargetFn, take_inputs, take_targets
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.guarded import attempted
@@ -30,7 +31,7 @@ from lightning_conv.losses.kind import is_loss_module
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import CalledBy, called_by
 from lightning_conv.networks.inputs import Inputs, sample_count, take
-from lightning_conv.networks.observed.leaves import Place, at, tensors_in, with_tensors
+from lightning_conv.networks.observed.leaves import tensors_in
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -180,7 +181,7 @@ def _targets(functions: RunFunctions, loss: RunLoss, batch: Any) -> tuple[Target
             loss = unknown("the training step compares its outputs with other targets than target_fn gives")
         return functions.target_fn, loss
     place = next((place for place, each in tensors_in(batch) if each is loss.targets), None)
-    return (None if place is None else _At(place)), loss
+    return (None if place is None else At(place)), loss
 
 
 def _on_other_samples(
@@ -237,10 +238,10 @@ def _require_uncoupled(network: nn.Module, inputs: Inputs) -> None:
 def _called(twin: Twin, observed: Observed, batch: Any) -> _Found:
     """Return how the observed network is called, and what takes its inputs out of a batch."""
     if observed.call is not None:
-        taken = _entering(twin, observed, batch)
+        taken = inputs_of_call(twin, observed, batch)
         if taken is not None:
             made = observed.inputs()
-            inputs = _Inputs(taken, bare=isinstance(made, Tensor), row=isinstance(made, tuple))
+            inputs = InputsOfBatch(taken, bare=isinstance(made, Tensor), row=isinstance(made, tuple))
             if observed.network(twin) is twin.module:
                 return _Found(lambda module: module, inputs)
             call = OneCall(observed.call, observed.given, observed.outputs[0])
@@ -255,110 +256,11 @@ def _called(twin: Twin, observed: Observed, batch: Any) -> _Found:
     }
     whole = Given(batch, {place_name(place): place for place in axes}, axes)
     places = {name: (place, axes[place]) for name, place in whole.samples.items()}
-    _require_uncoupled(Replay(twin.module, ReplayStep(), whole, outputs), _Inputs(places)(batch))
-    return _Found(lambda module: Replay(module, ReplayStep(), whole, outputs), _Inputs(places), in_step=True)
+    _require_uncoupled(Replay(twin.module, ReplayStep(), whole, outputs), InputsOfBatch(places)(batch))
+    return _Found(lambda module: Replay(module, ReplayStep(), whole, outputs), InputsOfBatch(places), in_step=True)
 
 
 def _in_step(observed: Observed) -> OutputPlace:
     """Return where the outputs stand in the step, for a network that is one call."""
     assert observed.source is not None  # there is one output
     return observed.source
-
-
-class _Entered(BaseException):
-    """The call that is the network has begun."""
-
-
-def _entering(twin: Twin, observed: Observed, batch: Any) -> dict[str, tuple[Place, int]] | None:
-    """Return which tensors of the batch enter the call that is the network, by the names of its inputs, with the axis of the samples.
-
-    None: something else enters, such as a part of a tensor or what the step makes of it.
-
-    Args:
-        twin: A copy of the module.
-        observed: The network.
-        batch: A batch.
-    """
-    entered: list[Any] = []
-    number = 0 if observed.source is None or observed.source.name != observed.call else observed.source.number
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        entered.append((args, dict(kwargs)))
-        if len(entered) > number:
-            raise _Entered
-
-    own = with_tensors(batch, lambda _, tensor: tensor.detach().clone())
-    hook = twin.module.get_submodule(observed.call or "").register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        with undisturbed(twin.module), twin.refused_to_the_original():
-            twin.bare_step(own)
-    except _Entered:
-        pass
-    finally:
-        hook.remove()
-    if not entered or not _same(entered[-1], observed.given.structure):
-        return None
-    places = {id(tensor): place for place, tensor in tensors_in(own)}
-    found = {}
-    for place, tensor in tensors_in(entered[-1]):
-        if id(tensor) not in places:
-            return None
-        if name := next((name for name, its in observed.given.samples.items() if its == place), None):
-            found[name] = places[id(tensor)], observed.given.axes.get(place, 0)
-    return found if found.keys() == observed.given.samples.keys() else None
-
-
-def _same(some: Any, other: Any) -> bool:
-    """Return whether two calls have equal tensors at the same places."""
-    ours, theirs = dict(tensors_in(some)), dict(tensors_in(other))
-    return ours.keys() == theirs.keys() and all(torch.equal(each, theirs[place]) for place, each in ours.items())
-
-
-@dataclass(frozen=True)
-class _At:
-    """Takes what stands at a place out of a batch."""
-
-    place: Place
-
-    def __call__(self, batch: Any) -> Any:
-        return at(batch, self.place)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Takes the inputs of a network out of a batch: tensors with the samples along the first axis, by name unless said otherwise."""
-
-    places: Mapping[str, tuple[Place, int]]
-    bare: bool = False  # whether the one tensor is taken by itself
-    row: bool = False  # whether they are taken by position
-
-    def __call__(self, batch: Any) -> Inputs:
-        held = {name: (at(batch, place), axis) for name, (place, axis) in self.places.items()}
-        # The batch's own tensors where they can be: samples are recognised by these.
-        found = {name: tensor.movedim(axis, 0) if axis else tensor for name, (tensor, axis) in held.items()}
-        return next(iter(found.values())) if self.bare else tuple(found.values()) if self.row else found
-
-
-@dataclass(frozen=True)
-class OneCall:
-    """The call of one module as a function of the LightningModule and of the tensors that have one row per sample."""
-
-    name: str  # dotted name of the module
-    given: Given  # what entered it when it was observed
-    output: OutputPlace
-
-    def __call__(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """Call the module and return the outputs, (n, ...).
-
-        Args:
-            module: The LightningModule.
-            inputs: What it is given, by name, by position, or the one tensor.
-        """
-        rows = inputs if isinstance(inputs, tuple) else (inputs,)
-        named: Mapping[str, Any] = (
-            inputs if isinstance(inputs, Mapping) else dict(zip(self.given.samples, rows, strict=True))
-        )
-        like = next((each for each in module.parameters() if each.is_floating_point()), None)
-        args, kwargs = self.given.filled(named, like)
-        result = module.get_submodule(self.name)(*args, **kwargs)
-        return self.output.rows(at(result, self.output.place), len(next(iter(named.values()))))

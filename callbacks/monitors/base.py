@@ -203,7 +203,7 @@ class KernelMonitor(Beginning):
             log_metrics(trainer, self._tagged(self._without(self._shown)), step)
             self._shown |= self.once & self._metrics.keys()
             publish(trainer, self._tagged(self._metrics))
-            self._last_step = step
+            self._last_step, self.measured = step, self._kernel.words(self.loss_fn)
             self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
         # A figure costs more than a small kernel: figures get a third of the budget, except the last one.
         before = time.perf_counter()

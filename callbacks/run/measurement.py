@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import lightning.pytorch as pl
@@ -104,7 +105,7 @@ class Measurement:
         Args:
             fn: The loss as the user has said it.
         """
-        words = self.run_network.with_loss(fn).words
+        words = replace(self.run_network, loss=self.probe_loss.now(fn)).words
         if self.probe.outputs != "loss":
             return words
         scale = f"in the scale of the loss on all {self._samples} samples of the probe"

@@ -16,12 +16,12 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_conv.callbacks.run.batch import take_inputs, take_targets
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.loss import LossFn, loss_modules
+from lightning_conv.callbacks.run.loss import loss_modules
 from lightning_conv.callbacks.run.observation import observe
 from lightning_conv.callbacks.run.observed import Observed
 from lightning_conv.callbacks.run.optimizers import find_optimizer
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
+from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, unknown
 from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import StatelessModule
@@ -63,14 +63,6 @@ class RunNetwork:
             twin: The copy, in eval mode.
         """
         return self.probe.network(twin.module) if self.observed is None else self.observed.network(twin)
-
-    def with_loss(self, fn: LossFn | None) -> RunNetwork:
-        """Return the same network with the loss that the user says.
-
-        Args:
-            fn: The loss as a function of (outputs, targets); None: the user has said nothing, and what was found stays.
-        """
-        return self if fn is None else replace(self, loss=given(fn, self.loss))
 
     def on(self, stored: Inputs, targets: Tensor | None) -> RunNetwork:
         """Return the same network with samples from a checkpoint.

@@ -139,7 +139,9 @@ def find_run_loss(
     a loss that is none of torch's, what ``judge_own_loss`` says.
     """
     if observed.beside:
-        return unknown(f"it depends on {observed.beside[0]!r} beside the outputs, as a penalty on the weights does")
+        return unknown(
+            f"it depends on {observed.beside[0]!r} beside the outputs: a penalty on the weights, or a part of the network that no module computes"
+        )
     if observed.draws:
         return unknown("the network draws random numbers")
     if any(each.padded for each in observed.outputs):
