@@ -140,7 +140,7 @@ def find_run_loss(
     """
     if observed.beside:
         return unknown(
-            f"it depends on {observed.beside[0]!r} beside the outputs: a penalty on the weights, or a part of the network outside its modules"
+            f"it depends on {observed.beside[0]!r} beside the outputs: a penalty on the weights, or a network that goes on after them"
         )
     if observed.draws:
         return unknown("the network draws random numbers")
