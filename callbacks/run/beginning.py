@@ -151,7 +151,8 @@ def _seen(trainer: pl.Trainer, batch: Any) -> tuple[Any, Sequence[Place]]:
     try:
         samples, loader = training_samples(trainer, hint=BY_HAND)
         with unread(samples, loader.collate_fn):
-            two, three = (transfer(trainer, loader.collate_fn([samples[0] for _ in range(n)])) for n in (2, 3))
+            count = len(samples)  # type: ignore[arg-type]
+            two, three = (transfer(trainer, loader.collate_fn([samples[i % count] for i in range(n)])) for n in (2, 3))
             return two, places_of_samples(two, three)
     except Exception:  # the message does without
         return (), []

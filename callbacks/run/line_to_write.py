@@ -14,7 +14,7 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.network import copy_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.losses.torch_loss import is_loss_module
-from lightning_conv.networks.inputs import sample_count
+from lightning_conv.networks.inputs import sample_count, take
 from lightning_conv.networks.observed.leaves import Place, at
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -119,11 +119,19 @@ def _chain(names: Sequence[str]) -> Callable[[nn.Module, Any], Any]:
 
 
 def _works(module: nn.Module, call: Callable[[nn.Module, Any], Any], x: Any) -> bool:
-    """Return whether a call gives outputs with a row for each sample and a gradient; one sample alone has no kernel."""
+    """Return whether a call gives finite outputs with a row for each sample, which is its own, and a gradient.
+
+    One sample alone has no kernel.
+    """
     if sample_count(x) < 2:
         return False
     with isolated(), undisturbed(module), torch.enable_grad(), attempted(Exception) as attempt:
-        made = call(module, x)
+        made, alone = call(module, x), call(module, take(x, slice(1)))
     if attempt.failed or not isinstance(made, Tensor) or not made.requires_grad:
         return False
-    return made.is_floating_point() and made.ndim > 0 and len(made) == sample_count(x)
+    if not made.is_floating_point() or made.ndim == 0 or len(made) != sample_count(x) or not made.isfinite().all():
+        return False
+    first = made[0].detach().flatten()
+    return first.numel() == alone.numel() and torch.allclose(
+        first, alone.detach().flatten(), rtol=1e-3, atol=1e-4 * float(made.detach().abs().max())
+    )

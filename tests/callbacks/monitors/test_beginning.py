@@ -244,6 +244,21 @@ def test_a_list_of_sequences_is_a_list_of_samples(make_trainer, lengths):
     assert "self.net(...) (a call for each sample)" in monitor.measured
 
 
+class Coupled(Plain):
+    def forward(self, x):
+        return self.net(x - x.mean(0))
+
+
+def infinite():
+    return loader([(x / 0.0 if i == 1 else x, y) for i, (x, y) in enumerate(zip(X, Y, strict=True))])
+
+
+@pytest.mark.parametrize(("kind", "data"), [(Coupled, lambda: pairs()), (Plain, infinite)])
+def test_no_call_is_proposed_that_cannot_be_measured_either(make_trainer, kind, data):
+    message = refusal(make_trainer, kind(), data(), KernelStability())
+    assert "module(x)" not in message
+
+
 def test_too_little_room_is_refused_and_fewer_samples_fit(make_trainer):
     message = refusal(make_trainer, Plain(), pairs(), LambdaMin(Probe(N, max_memory=100)))
     assert "no room" in message
