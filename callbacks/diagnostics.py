@@ -12,7 +12,7 @@ from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
 from lightning_conv.callbacks.report import ConvergenceReport
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 
 

@@ -17,7 +17,7 @@ from lightning_conv.callbacks.criteria.tracker import CriteriaTracker
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE, Assumption, Violation, violated, without_verdict
 from lightning_conv.callbacks.run.guarded import Attempt, Failures, attempted, guarded
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.violations import find_violations, loss_infimum

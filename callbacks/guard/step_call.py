@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.step.observed import Observed
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.observed.leaves import Place, at, tensors_in, with_tensors

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.settings import RunFunctions
-from lightning_conv.callbacks.run.batch import TARGET_KEYS, TargetFn, take_targets
-from lightning_conv.callbacks.run.run_loss import RunLoss
-from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.run.data.batch import TARGET_KEYS, TargetFn, take_targets
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.losses.facts import LossFacts
 from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.evaluation import StatelessModule

@@ -12,11 +12,11 @@ from lightning_conv.callbacks.guard.refusal import cannot_be_called, several_hea
 from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.step_network import StepNetwork, step_network
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.losses.run_loss import unknown
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.run_loss import unknown
-from lightning_conv.callbacks.run.training_set import TrainingSet
 from lightning_conv.networks.head import Head, find_head
 
 

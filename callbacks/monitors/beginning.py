@@ -18,7 +18,7 @@ from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_o
 from lightning_conv.callbacks.run.logging import log_layout, publish
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.schedule import Schedule
-from lightning_conv.callbacks.run.seeking import NotObservedError
+from lightning_conv.callbacks.run.step.seeking import NotObservedError
 from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 
 

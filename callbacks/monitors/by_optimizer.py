@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import Failures
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.optimizers import probe_of_each
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.step.optimizers import probe_of_each
 
 OnError: TypeAlias = Literal["raise", "warn", "disable"]
 

@@ -14,7 +14,7 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import is_of_loss, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView

@@ -10,19 +10,19 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_conv.callbacks.run.batch import transfer
-from lightning_conv.callbacks.run.data_generators import unread
+from lightning_conv.callbacks.run.data.batch import transfer
+from lightning_conv.callbacks.run.data.data_generators import unread
+from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.line_to_write import line_to_write
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.run_loss import COMPARED, unknown
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
-from lightning_conv.callbacks.run.optimizers import measured_parameters
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
-from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
-from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, places_of_samples, rows_of
-from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.step.optimizers import measured_parameters
+from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in

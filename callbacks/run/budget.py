@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lightning_conv.callbacks.run.batch import to_device
 from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import ProbeOutputs

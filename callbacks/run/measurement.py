@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.probe_loss import ProbeLoss
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.probe_loss import ProbeLoss
-from lightning_conv.callbacks.run.run_loss import RunLoss
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.kernels.gram import KernelGram

@@ -13,16 +13,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_conv.callbacks.run.batch import take_inputs, take_targets
+from lightning_conv.callbacks.run.data.batch import take_inputs, take_targets
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.loss import loss_modules
-from lightning_conv.callbacks.run.observation import observe
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.optimizers import find_optimizer
+from lightning_conv.callbacks.run.losses.loss_modules import loss_modules
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss, find_run_loss, unknown
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, unknown
-from lightning_conv.callbacks.run.training_set import seed_all
+from lightning_conv.callbacks.run.step.observation import observe
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread

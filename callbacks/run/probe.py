@@ -11,9 +11,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn, transfer
-from lightning_conv.callbacks.run.data_generators import unread
-from lightning_conv.callbacks.run.sampling import training_samples
+from lightning_conv.callbacks.run.data.batch import InputFn, TargetFn, transfer
+from lightning_conv.callbacks.run.data.data_generators import unread
+from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.parameters import matching_names
 from lightning_conv.machine.memory import whole_bytes

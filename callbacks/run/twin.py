@@ -14,10 +14,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.own_hooks import hooks_from_outside, make_functions_anew
-from lightning_conv.callbacks.run.step_code import call_step
-from lightning_conv.callbacks.run.still import StepLoss, StepRecord, Still
-from lightning_conv.callbacks.run.trainer_reader import TrainerReader
+from lightning_conv.callbacks.run.step.own_hooks import hooks_from_outside, make_functions_anew
+from lightning_conv.callbacks.run.step.step_code import call_step
+from lightning_conv.callbacks.run.step.still import StepLoss, StepRecord, Still
+from lightning_conv.callbacks.run.step.trainer_reader import TrainerReader
 from lightning_conv.networks.copying import not_copied
 
 

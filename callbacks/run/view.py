@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
-from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.data.batch import to_device
+from lightning_conv.callbacks.run.data.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.features import LastFeatures, last_features
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.run_loss import RunLoss
-from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_conv.callbacks.run.assumptions import Violation
-from lightning_conv.callbacks.run.data import data_violations
+from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.losses.facts import LossFacts

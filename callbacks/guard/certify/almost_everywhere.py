@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import WideLayer, find_wide_layer

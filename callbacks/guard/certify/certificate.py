@@ -26,9 +26,9 @@ from lightning_conv.callbacks.guard.certify.trunk_rounding import (
 )
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.ranks import Led
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import (
     Method,
     RankCertificate,

@@ -14,9 +14,9 @@ from lightning_conv.callbacks.guard.certify.features_compared import DIRECTIONS,
 from lightning_conv.callbacks.guard.certify.training_pass import Walk
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.sample_keys import batch_keys
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.sample_keys import batch_keys
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 
 REMEMBERED = 4096  # samples of phase 1, the last ones
 ROWS = 64  # samples, evenly spaced, whose features are computed again

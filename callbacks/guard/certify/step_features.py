@@ -13,8 +13,8 @@ from lightning_conv.callbacks.guard.certify.copies import frozen_twin, in_eval_m
 from lightning_conv.callbacks.guard.certify.features_compared import other_features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import features_of

@@ -22,7 +22,7 @@ from lightning_conv.callbacks.guard.certify.features_compared import (
 from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import NotAFunctionError, Seen, StepCall
-from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
+from lightning_conv.callbacks.run.data.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
 from lightning_conv.networks.evaluation import StatelessModule

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import certify_held, feature_rounding, narrow_rounding
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.sample_keys import sample_keys
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.sample_keys import sample_keys
 from lightning_conv.machine.memory import available_memory, mebibytes
 from lightning_conv.networks.inputs import Inputs, take
 

@@ -12,7 +12,7 @@ import torchmetrics
 from torch import nn
 
 from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
-from lightning_conv.callbacks.run.drawn_weights import draw_weights
+from lightning_conv.callbacks.run.step.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.head import plain_steps, problem
 from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
-from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 
 SWITCH = 3
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.samples_of_batch import rows_of
-from lightning_conv.callbacks.run.step_code import ReplayStep
+from lightning_conv.callbacks.run.step.samples_of_batch import rows_of
+from lightning_conv.callbacks.run.step.step_code import ReplayStep
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.observed.carried import Attribute

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.still import StepLoss
+from lightning_conv.callbacks.run.step.still import StepLoss
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.observed.calls import Call, CallWatch
 from lightning_conv.networks.observed.carried import Attribute, Tensors, tensors_held, written

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import nn
 
 from lightning_conv.callbacks import Probe
-from lightning_conv.callbacks.run.optimizers import (
+from lightning_conv.callbacks.run.step.optimizers import (
     find_optimizer,
     measured_parameters,
     optimizers_of,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.callbacks.run.step_code import NoBackward, NoFlips
-from lightning_conv.callbacks.run.still import StepRecord, Still
+from lightning_conv.callbacks.run.step.step_code import NoBackward, NoFlips
+from lightning_conv.callbacks.run.step.still import StepRecord, Still
 
 
 class Two(nn.Module):

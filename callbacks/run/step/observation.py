@@ -10,9 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, is_inside, place_name
-from lightning_conv.callbacks.run.seeking import NotObservedError, Seen, run_step, seek, steps_in_the_next
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.samples_of_batch import (
+    axis_of_length,
+    count_samples,
+    describe,
+    is_inside,
+    place_name,
+)
+from lightning_conv.callbacks.run.step.seeking import NotObservedError, Seen, run_step, seek, steps_in_the_next
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.networks.observed.calls import Call
 from lightning_conv.networks.observed.carried import Attribute, Tensors, attributes_of

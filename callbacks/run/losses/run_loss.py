@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.call import NotAFunctionError
-from lightning_conv.callbacks.run.drawn_weights import draw_weights
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import READING
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.judge_own_loss import Asked, judge_own_loss
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.own_loss import OwnLoss
-from lightning_conv.callbacks.run.step_outputs import StepOutputs
-from lightning_conv.callbacks.run.training_set import seed_all
+from lightning_conv.callbacks.run.losses.judge_own_loss import Asked, judge_own_loss
+from lightning_conv.callbacks.run.losses.own_loss import OwnLoss
+from lightning_conv.callbacks.run.losses.usual_loss import find_usual_loss
+from lightning_conv.callbacks.run.step.drawn_weights import draw_weights
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.callbacks.run.usual_loss import find_usual_loss
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, evaluate, settings
 from lightning_conv.losses.separation import is_same

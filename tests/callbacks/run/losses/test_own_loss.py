@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks import ConvergenceCriteria, KernelStability, LambdaMin, Probe
-from lightning_conv.callbacks.run.own_loss import OwnLoss
+from lightning_conv.callbacks.run.losses.own_loss import OwnLoss
 
 OWN = [
     Focal,

@@ -11,9 +11,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.judge_own_loss import allowed_units
-from lightning_conv.callbacks.run.run_loss import Kept
-from lightning_conv.callbacks.run.step_outputs import StepOutputs
+from lightning_conv.callbacks.run.losses.judge_own_loss import allowed_units
+from lightning_conv.callbacks.run.losses.run_loss import Kept
+from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import Twin
 
 

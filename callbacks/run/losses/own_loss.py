@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.step_outputs import StepOutputs
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import Point, evaluate
 from lightning_conv.losses.separation import GraphLoss, Separation, curvature_product

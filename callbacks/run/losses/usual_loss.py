@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.guarded import READING
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.step_outputs import StepOutputs
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
 from lightning_conv.losses.arranged import ArrangedLoss, layouts, written_factor
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
 from lightning_conv.losses.of_outputs import Point, difference, evaluate

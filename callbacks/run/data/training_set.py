@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
-from lightning_conv.callbacks.run.data_generators import unmoved
+from lightning_conv.callbacks.run.data.batch import InputFn, take_inputs, transfer
+from lightning_conv.callbacks.run.data.data_generators import unmoved
+from lightning_conv.callbacks.run.data.sample_keys import parts_of
+from lightning_conv.callbacks.run.data.sampling import describe_sampling, training_samples
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.sample_keys import parts_of
-from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.inputs import Inputs, input_tensors
 
 T = TypeVar("T")

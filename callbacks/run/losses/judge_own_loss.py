@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.own_loss import OwnLoss
-from lightning_conv.callbacks.run.step_outputs import StepOutputs
+from lightning_conv.callbacks.run.losses.own_loss import OwnLoss
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.of_outputs import ULPS, Point, evaluate

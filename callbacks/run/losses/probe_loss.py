@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.run_gradient import RunGradient, is_compared
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss, given, unknown
 from lightning_conv.callbacks.run.network import copy_of
-from lightning_conv.callbacks.run.run_gradient import RunGradient, is_compared
-from lightning_conv.callbacks.run.run_loss import RunLoss, given, unknown
 from lightning_conv.losses.of_outputs import evaluate
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import Head, watched_features
 from lightning_conv.networks.inputs import Inputs
