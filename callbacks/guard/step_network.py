@@ -112,7 +112,8 @@ def step_network(
     Cost: up to four copies of the weights, one at a time, and what ``observe`` and ``find_run_loss`` take.
     """
     by_user = functions.forward_fn is not None or functions.input_fn is not None
-    target_fn, found = functions.target_fn, _as_said(functions)
+    target_fn, usual = functions.target_fn, _as_said(functions)
+    found = usual
     outputs: tuple[str, ...] = ()
     shared: SharedTwin | None = None
     with attempted(Exception):  # a module that cannot be copied
@@ -140,6 +141,9 @@ def step_network(
         with attempted(Exception) as calling, isolated():
             called = _called(copy_of(trainer, module), observed, batch)
             found = replace(called, words=f"{observed.words} (observed)")
+            with attempted(Exception):  # the module may have no forward
+                if called.in_step and _has_the_same_outputs(copy_of(trainer, module), usual, observed, batch):
+                    found = replace(usual, words=f"{observed.words}, as does calling it (observed)")
         unseen = calling.reason
     if not attempt.failed and (by_user or unseen) and loss.source == "observed":
         with attempted(Exception) as comparing, isolated():
@@ -209,6 +213,12 @@ def _on_other_samples(
 
 def _of_other_network(twin: Twin, found: _Found, observed: Observed, loss: RunLoss, batch: Any) -> RunLoss:
     """Return the loss that was observed, if the network that is called in another way has the outputs that it is a function of."""
+    if _has_the_same_outputs(twin, found, observed, batch):
+        return loss
+    return unknown("the network that is called here has other outputs than that of the training step")
+
+
+def _has_the_same_outputs(twin: Twin, found: _Found, observed: Observed, batch: Any) -> bool:
     mine, others = found.over(twin.module), observed.network(twin)
     made = []
     for network, inputs in ((mine, take_inputs(batch, found.input_fn)), (others, observed.inputs())):
@@ -216,9 +226,7 @@ def _of_other_network(twin: Twin, found: _Found, observed: Observed, loss: RunLo
             module = StatelessModule(network)
             made.append(module.outputs({}, module.convert(inputs)))
     u, v = made
-    if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
-        return loss
-    return unknown("the network that is called here has other outputs than that of the training step")
+    return u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max()))
 
 
 def _require_uncoupled(network: nn.Module, inputs: Inputs) -> None:

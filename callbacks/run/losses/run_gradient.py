@@ -10,10 +10,12 @@ from lightning.fabric.utilities.seed import _collect_rng_states
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.losses.judge_own_loss import allowed_units
 from lightning_conv.callbacks.run.losses.run_loss import Kept
 from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
+from lightning_conv.callbacks.run.steps import ChangesSteps
 from lightning_conv.callbacks.run.twin import Twin
 
 
@@ -74,7 +76,9 @@ class RunGradient:
 
 
 def is_compared(trainer: pl.Trainer) -> bool:
-    """Return whether the run's gradients are those of a single batch's loss: nothing accumulates, averages or scales them."""
+    """Return whether the run's gradients are those of a single batch's loss: nothing accumulates, averages, scales or clips them."""
+    if callbacks_of(trainer, ChangesSteps):
+        return False
     scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
     automatic = trainer.lightning_module.automatic_optimization
     return automatic and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and not scaled

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceDiagnostics, KernelStability
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may have been told to ignore it
+
 SENT = 5
 """Evaluation in a measurement at which the signal is sent."""
 
