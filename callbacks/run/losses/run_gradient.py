@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -47,8 +48,9 @@ class RunGradient:
             loss, outputs = StepOutputs(twin, batch, kept.places, 0, batch_idx).seen
             named = {name: each for name, each in twin.module.named_parameters() if each.requires_grad}
             slopes = torch.autograd.grad(loss, outputs, retain_graph=True)
-            grads = torch.autograd.grad(outputs, list(named.values()), slopes, allow_unused=True)
-            self._random = before != _states()
+            grads = torch.autograd.grad(outputs, list(named.values()), slopes, retain_graph=True, allow_unused=True)
+            # A slope by one output that another one depends on has both ways in it.
+            self._uncompared = before != _states() or _depend_on_each_other(outputs)
         self._units = allowed_units(twin.module, max(torch.finfo(each.dtype).eps for each in (loss, *outputs)))
         self._expected = {name: g for name, g in zip(named, grads, strict=True) if g is not None}
 
@@ -67,7 +69,7 @@ class RunGradient:
             expected = _dense(self._expected.get(name), parameter)
             apart += float((own - expected).square().sum())
             size += float(expected.square().sum())
-        if not apart < float("inf") or apart**0.5 <= self._units * size**0.5 or self._random:
+        if not apart < float("inf") or apart**0.5 <= self._units * size**0.5 or self._uncompared:
             return ""
         return (
             "the gradient of the run's own step is not that of the observed loss through the outputs (they differ by "
@@ -82,6 +84,16 @@ def is_compared(trainer: pl.Trainer) -> bool:
     scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
     automatic = trainer.lightning_module.automatic_optimization
     return automatic and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and not scaled
+
+
+def _depend_on_each_other(outputs: Sequence[Tensor]) -> bool:
+    """Return whether one of several outputs is made of another one."""
+    for number, each in enumerate(outputs):
+        others = [other for k, other in enumerate(outputs) if k != number]
+        found = torch.autograd.grad(each.sum(), others, retain_graph=True, allow_unused=True) if others else ()
+        if any(gradient is not None for gradient in found):
+            return True
+    return False
 
 
 def _states() -> tuple[object, ...]:
