@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
@@ -41,7 +42,13 @@ class RunGradient:
 
     def __init__(self, trainer: pl.Trainer, kept: Kept, batch: Any, batch_idx: int) -> None:
         module = trainer.lightning_module
-        self._before = {name: p.grad.detach().clone() for name, p in module.named_parameters() if p.grad is not None}
+        # Lightning clears the gradients of the optimizer's parameters between here and the backward pass.
+        cleared = set() if is_overridden("optimizer_zero_grad", module) else _optimized(trainer)
+        self._before = {
+            name: p.grad.detach().clone()
+            for name, p in module.named_parameters()
+            if p.grad is not None and id(p) not in cleared
+        }
         with isolated():
             before = _states()
             twin = Twin(trainer, module)
@@ -84,6 +91,12 @@ def is_compared(trainer: pl.Trainer) -> bool:
     scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
     automatic = trainer.lightning_module.automatic_optimization
     return automatic and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and not scaled
+
+
+def _optimized(trainer: pl.Trainer) -> set[int]:
+    return {
+        id(each) for optimizer in trainer.optimizers for group in optimizer.param_groups for each in group["params"]
+    }
 
 
 def _depend_on_each_other(outputs: Sequence[Tensor]) -> bool:
