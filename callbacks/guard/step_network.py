@@ -20,7 +20,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.losses.loss_modules import find_loss, loss_modules
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss, find_run_loss, given, unknown
-from lightning_conv.callbacks.run.network import copy_of
+from lightning_conv.callbacks.run.network import copy_of, has_the_outputs_of
 from lightning_conv.callbacks.run.step.observation import observe
 from lightning_conv.callbacks.run.step.observed import Observed
 from lightning_conv.callbacks.run.step.samples_of_batch import axis_of_length, place_name
@@ -219,14 +219,7 @@ def _of_other_network(twin: Twin, found: _Found, observed: Observed, loss: RunLo
 
 
 def _has_the_same_outputs(twin: Twin, found: _Found, observed: Observed, batch: Any) -> bool:
-    mine, others = found.over(twin.module), observed.network(twin)
-    made = []
-    for network, inputs in ((mine, take_inputs(batch, found.input_fn)), (others, observed.inputs())):
-        with undisturbed(network), torch.no_grad():
-            module = StatelessModule(network)
-            made.append(module.outputs({}, module.convert(inputs)))
-    u, v = made
-    return u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max()))
+    return has_the_outputs_of(observed, twin, found.over(twin.module), take_inputs(batch, found.input_fn))
 
 
 def _require_uncoupled(network: nn.Module, inputs: Inputs) -> None:

@@ -24,7 +24,7 @@ from lightning_conv.callbacks.run.step.observation import observe
 from lightning_conv.callbacks.run.step.observed import Observed
 from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread
 from lightning_conv.networks.observed.sample_lists import same_rest
 from lightning_conv.networks.state import restored
@@ -171,15 +171,31 @@ def _observed(
 def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLoss, inputs: Inputs) -> RunLoss:
     """Return the loss that was observed if the step's network has the outputs of the given one, where both take the same batch."""
     twin = copy_of(trainer, trainer.lightning_module)
-    given = probe.network(twin.module)
-    mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
-    network = observed.network(twin)
-    others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
-    with isolated(), restored(given), restored(network), undisturbed(given), undisturbed(network), torch.no_grad():
-        u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
-    if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
+    if has_the_outputs_of(observed, twin, probe.network(twin.module), inputs, probe.batch_norm):
         return loss
     return unknown("the network that the Probe gives has other outputs than that of the training step")
+
+
+def has_the_outputs_of(
+    observed: Observed, twin: Twin, network: nn.Module, inputs: Inputs, batch_norm: BatchNormMode = "eval"
+) -> bool:
+    """Return whether the network of the training step has the outputs of another one, where both take the same batch.
+
+    Args:
+        observed: The network of the step.
+        twin: A copy of the module, in eval mode.
+        network: The other one, over this copy.
+        inputs: What the other one takes of the batch.
+        batch_norm: See ``Probe``.
+
+    Cost: a forward pass of each.
+    """
+    own = observed.network(twin)
+    others = StatelessModule(network, batch_norm=batch_norm, statistics_of=inputs)
+    mine = StatelessModule(own, batch_norm=batch_norm, statistics_of=observed.inputs())
+    with isolated(), restored(network), restored(own), undisturbed(network), undisturbed(own), torch.no_grad():
+        u, v = others.outputs({}, others.convert(inputs)), mine.outputs({}, mine.convert(observed.inputs()))
+    return u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max()))
 
 
 def kept(inputs: Inputs, targets: Tensor | None, size: int) -> tuple[Inputs, Tensor | None]:
