@@ -12,7 +12,7 @@ from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
 from lightning_conv.callbacks.report import ConvergenceReport
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 
 
@@ -21,6 +21,9 @@ class ConvergenceDiagnostics(pl.Callback):
 
     They are put behind this callback in the trainer's list when a fit begins, and then behave as if they had been passed themselves:
     their values can be monitored, and their state is in the checkpoint. One that is in the list already is left as it is.
+
+    In a run with several optimizers the network of each of them is measured, with the optimizer's name in the tags; ``max_overhead`` covers
+    all of them together.
 
     Args:
         probe: as in the monitors.

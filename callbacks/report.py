@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -11,15 +12,12 @@ from typing_extensions import override
 from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
-from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import GROUPS
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
-
-SHOWN = 5
-"""Steps of failed measurements that are named one by one."""
 
 
 class ConvergenceReport(pl.Callback):
@@ -65,7 +63,7 @@ class ConvergenceReport(pl.Callback):
         with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
-            for monitor in callbacks_of(trainer, ConvergenceCriteria):
+            for monitor in monitors_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
             criteria = find_criteria(trainer)
             facts = self._facts(trainer, pl_module, how)
@@ -73,8 +71,8 @@ class ConvergenceReport(pl.Callback):
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)
             }
             page = folder / f"{self.name}.md"
-            page.write_text(report_markdown("Convergence report", facts, criteria, metrics), encoding="utf-8")
-            (folder / f"{self.name}.json").write_text(report_json(facts, criteria, metrics), encoding="utf-8")
+            _write_whole(page, report_markdown("Convergence report", facts, criteria, metrics))
+            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics))
         if not attempt.failed:
             rank_zero_info(f"ConvergenceReport: {page}")
 
@@ -98,26 +96,44 @@ class ConvergenceReport(pl.Callback):
             "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
             "lightning_conv": __version__,
         }
-        monitors = callbacks_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
-        if failed := [_failures(monitor) for monitor in monitors if monitor.failed]:
-            facts["failed measurements"] = "; ".join(failed)
-        violated = [
-            each.reason for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.violations
+        monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        if named := [each.measured for each in monitors if each.optimizer]:
+            facts["networks"] = "; ".join(dict.fromkeys(named))
+        failed = [
+            f"{each.optimizer}: {said}" if each.optimizer else said
+            for each in {id(monitor.failures): monitor for monitor in monitors}.values()
+            for said in each.failures.words
         ]
+        failed += [each for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.left_out]
+        if failed:
+            facts["failed measurements"] = "; ".join(failed)
+        violated = [each.reason for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.violations]
         if violated:
             facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(violated))
         return facts
 
 
 def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
-    """Return the verdicts of the run's callbacks."""
-    found = [each for monitor in callbacks_of(trainer, ConvergenceCriteria) for each in monitor.criteria]
-    if not found:
-        found = [each for callback in callbacks_of(trainer, KernelStability) for each in callback.criteria]
-    return found
+    """Return the verdicts of the run's callbacks, for the network of each optimizer.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    found = [each for monitor in monitors_of(trainer, ConvergenceCriteria) for each in _named(monitor)]
+    return found or [each for monitor in monitors_of(trainer, KernelStability) for each in _named(monitor)]
 
 
-def _failures(monitor: KernelMonitor) -> str:
-    shown, left = monitor.failed[:SHOWN], len(monitor.failed) - SHOWN
-    further = f" and {left} more" if left > 0 else ""
-    return f"{type(monitor).__name__} at step {', '.join(map(str, shown))}{further}"
+def _named(monitor: ConvergenceCriteria | KernelStability) -> list[Criterion]:
+    """Return the verdicts of a monitor, with the name of the optimizer before theirs where the run has several."""
+    of = f"{monitor.optimizer}/" if monitor.optimizer else ""
+    return [replace(each, name=f"{of}{each.name}") for each in monitor.criteria]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, so that an interrupted run leaves no half of it."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

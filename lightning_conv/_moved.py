@@ -28,14 +28,16 @@ callbacks callbacks.criteria.papers.du: du_evidence=evidence du_kernel=kernel du
 callbacks callbacks.criteria.papers.du: label_projection=projection
 callbacks callbacks.guard: expressivity_guard=callback
 callbacks callbacks.monitors: kernel_monitor=base kernel_stability lambda_min step_size spectral_decay
-callbacks callbacks.run: breach=assumptions hypotheses=violations data_hypotheses=data probe_kernel=measurement
-callbacks callbacks.run: layer_norms worst=worst_step batch probe schedule
+callbacks callbacks.run: breach=assumptions hypotheses=violations probe_kernel=measurement
+callbacks callbacks.run: layer_norms worst=worst_step probe schedule
+callbacks callbacks.run.data: batch data_hypotheses=samples
 callbacks.guard callbacks.guard.certify: kept_folder=work_folder rank_track=certificate caveats=run_checks certificate verdict
 callbacks.guard callbacks.guard.head: compared_loss=loss_check descent_bound=bounded_steps head_steps=steps
 callbacks.guard callbacks.guard.head: known_outputs=cached_outputs solved_head=solved curvature descent feature_cache
 callbacks.guard callbacks.guard.head: phase_two plain_steps step_rounding trunk
 callbacks.guard callbacks.guard.switch: plan=moment reason=report switching=moment
-callbacks.guard callbacks.run: epoch=sampling ranks training_set
+callbacks.guard callbacks.run: ranks
+callbacks.guard callbacks.run.data: epoch=sampling training_set
 kernels kernels.engine: formed=formed_factor jacobian=per_sample_jacobian projection=kernel sums=kernel_sum collectors
 kernels kernels.engine: coupled factors
 kernels kernels.planning: pass_flops=pass_cost costs passes task

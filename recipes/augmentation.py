@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 from typing_extensions import override
 
-from lightning_conv.callbacks.run.sampling import register_sampler
+from lightning_conv.callbacks.run.data.sampling import register_sampler
 
 
 class RandomCrops(Dataset[tuple[Tensor, ...]]):

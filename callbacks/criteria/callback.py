@@ -17,9 +17,10 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 from lightning_conv.callbacks.run.upgrade import upgrade_state
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
@@ -28,8 +29,8 @@ from lightning_conv.reporting.plots import plot_observations
 from lightning_conv.theory.criterion import Criterion, Verdict
 from lightning_conv.theory.tools.observation import Observation
 
-PASSES = 5
-"""Forward and backward passes of the probe that a measurement takes, roughly."""
+PASSES = 12
+"""Forward and backward passes of the probe that a measurement takes, roughly: at the first one it looks at the network, too."""
 
 SECONDS_PER_WEIGHT = 2.5e-7
 """Seconds that norms take for each weight, roughly: 2.8 s for ResNet-18 on one core."""
@@ -62,7 +63,8 @@ class ConvergenceCriteria(KernelMonitor):
     on the probe: a theorem about the training loss applies only if the probe holds the whole training set, ``Probe(size=len(dataset))``.
 
     Logged, to every logger and to ``trainer.callback_metrics``, in the units of the run's loss (f is the loss minus its infimum where
-    that is known); ``docs/criteria.md`` has all of them:
+    that is known); ``docs/criteria.md`` has all of them. In a run with several optimizers there is a network for each of them, and its name
+    stands behind the group, as in ``theory/generator/loss``:
 
     - ``theory/loss``: f; ``theory/gradient_norm``: \|grad f\|; ``theory/distance``: \|w_t - w_0\|
     - ``theory/pl_ratio``: \|grad f\|^2 / f; ``theory/pl_infimum``: the smallest so far, an upper bound of the infimum over a ball
@@ -163,7 +165,8 @@ class ConvergenceCriteria(KernelMonitor):
         at_rest = bool(self.history) and self.history[-1].step == trainer.global_step
         if self._waited and at_rest and self._kernel is not None and self._record.observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
-            with guarded(None, self._not_observed(trainer.global_step)):
+            step = trainer.global_step
+            with until_sigterm(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 gram, spectrum = self._kernel.at(trainer.global_step, pl_module)
                 self._record.resume(trainer, self._kernel, gram, spectrum)
         self._waited = False
@@ -174,15 +177,16 @@ class ConvergenceCriteria(KernelMonitor):
     ) -> None:
         if self._kernel is not None:
             self._record.before_step(trainer, self._kernel, optimizer, self)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         waits = self._record.observer.pending is not None and trainer.global_step > self.history[-1].step
-        if waits and self._kernel is not None:
+        if waits and self._kernel is not None and not trainer.received_sigterm:
             begun, step = time.perf_counter(), self.history[-1].step
-            with guarded(None, self._not_observed(step)):
+            with until_sigterm(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 run = self._record.observe(trainer, self._kernel)
                 if run is not None:
                     self._judge_again(run, step)
@@ -206,13 +210,14 @@ class ConvergenceCriteria(KernelMonitor):
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
-            log_figure(trainer, "theory/path", lambda: plot_observations(self.history), step)
+            log_figure(trainer, self.tag("theory/path"), lambda: plot_observations(self.history), step)
         for name, figure in self._record.figures().items():
-            log_figure(trainer, f"theory/{name}", figure, step)
+            log_figure(trainer, self.tag(f"theory/{name}"), figure, step)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.finish(trainer)
+        for each in self.by_optimizer.values():
+            each.finish(trainer)
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Judge again what the end of the fit has brought, as an ``ExpressivityGuard`` does; a second call changes nothing.
@@ -229,13 +234,19 @@ class ConvergenceCriteria(KernelMonitor):
             if self._record.finish(run):
                 self._judge_again(run, trainer.global_step)
 
-    def _not_observed(self, step: int) -> str:
-        return f"{type(self).__name__}: the step after step {step} is not observed"
+    @property
+    def _not_observed(self) -> str:
+        return f"{type(self).__name__}: the step after a measurement is not observed"
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was left out of the measurements of this run, and why, each once with the number of steps."""
+        return self._record.failures.words
 
     def _judge_again(self, run: RunView, step: int) -> None:
         """Judge, and log the scalars that have changed since the last measurement."""
         before, self._metrics = self._metrics, self._judged(run, step)
-        log_metrics(run.trainer, {n: v for n, v in self._metrics.items() if before.get(n) != v}, step)
+        log_metrics(run.trainer, self._tagged({n: v for n, v in self._metrics.items() if before.get(n) != v}), step)
 
     def _judged(self, run: RunView, step: int) -> dict[str, float]:
         """Judge what was observed at ``step``, log the table if a verdict has changed, and return the scalars."""
@@ -243,7 +254,7 @@ class ConvergenceCriteria(KernelMonitor):
         self.criteria = self._record.criteria(run)
         said = [(each.name, each.verdict) for each in self.criteria]
         if said != self._said:
-            log_criteria(run.trainer, self.criteria, run.samples, step)
+            log_criteria(run.trainer, self.criteria, run.samples, step, self.tag("theory/criteria"))
             self._said = said
         scalars = {f"theory/{name}": value for name, value in self._record.scalars().items()}
         spared = self._record.hypotheses

@@ -16,7 +16,9 @@ from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradi
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.callbacks.run.deviation import step_departure
+from lightning_conv.callbacks.run.steps import describe_optimizer
 from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.callbacks.run.violations import violations_of_loss
 from lightning_conv.losses.gradient import inner, norm, wide
 from lightning_conv.theory.tools.matrix_norms import largest_spectral_norm
 from lightning_conv.theory.tools.observation import NOISE, Observation
@@ -98,7 +100,8 @@ class Observer:
         Returns:
             The rate of plain descent before clipping; NaN: the step is something else.
         """
-        learning_rate = run.steps.rate
+        # What the optimizer does by itself is told faster than all that stands around it.
+        learning_rate = None if describe_optimizer(optimizer).rate is None else run.steps.rate
         if learning_rate is None:
             self._path_known = False
             return math.nan
@@ -170,10 +173,10 @@ class Observer:
 
 
 def step_violations(run: RunView) -> list[Violation]:
-    """Return the assumptions that the optimizer's present settings, or an observed step, violate."""
+    """Return the assumptions that the optimizer's present settings, an observed step, or a loss that has changed violate."""
+    found = violations_of_loss(run) if run.measurement.probe_loss.changed and run.given_loss is None else []
     if run.steps.rate is None:
-        return [Violation("descent", f"a step is no plain gradient descent: {run.steps.reason}")]
-    found = []
+        return [*found, Violation("descent", f"a step is no plain gradient descent: {run.steps.reason}")]
     if (seen := next((seen for seen in run.history if seen.departed), None)) is not None:
         why = (
             f"step {seen.step} differs from -h grad f, f the loss on the probe, by {seen.departure:.2g} of it, where rounding explains "

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from lightning_conv.callbacks.criteria.observer import Observer, step_violations
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker
 from lightning_conv.callbacks.run.assumptions import EVERYWHERE, Assumption, Violation, violated, without_verdict
-from lightning_conv.callbacks.run.guarded import Attempt, attempted, guarded
+from lightning_conv.callbacks.run.guarded import Attempt, Failures, attempted, guarded
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.violations import find_violations, loss_infimum
@@ -45,6 +45,7 @@ class RunRecord:
     """
 
     def __init__(self, trackers: Iterable[CriteriaTracker], loss_fn: LossFn | None) -> None:
+        self.failures = Failures()
         self.trackers = {each.name: copy.deepcopy(each) for each in trackers}  # name -> tracker
         # What is done before every step must cost next to nothing.
         own = CriteriaTracker.before_step
@@ -103,7 +104,8 @@ class RunRecord:
     def resume(self, trainer: pl.Trainer, measurement: Measurement, gram: KernelGram, spectrum: Spectrum) -> None:
         """Measure again what waits for the step to come; the weights are those of the last observation."""
         self._look(trainer, measurement)
-        self.observer.wait(self.view(trainer, measurement))
+        if not (run := self.view(trainer, measurement)).violated(["known loss"]):
+            self.observer.wait(run)
         self._measure(trainer, measurement, gram, spectrum)
 
     def before_step(
@@ -114,17 +116,20 @@ class RunRecord:
         rate = self.observer.before_step(run, optimizer, callback)
         for tracker in self._noting:
             # Without the step, so that an error in every step is one warning.
-            with _attempt(tracker, "steps are not noted"):
+            with self._attempt(tracker, "steps are not noted"):
                 tracker.before_step(run, rate)
 
     def observe(self, trainer: pl.Trainer, measurement: Measurement) -> RunView | None:
         """Observe the step that the last measurement waited for and return the run after it; None if the step was missed."""
         run = self.view(trainer, measurement)
+        if run.violated(["known loss"]):  # the loss was given up since the measurement
+            self.observer.pending = None
+            return None
         seen = self.observer.observe(run, compared=not violated(self._fixed or [], COMPARED))
         if seen is None:
             return None
         for tracker in self.trackers.values():
-            with _attempt(tracker, "the step after a measurement is left out", run):
+            with self._attempt(tracker, "the step after a measurement is left out", run):
                 self._scalars |= _numbers(tracker.observe(run, seen))
         return run
 
@@ -132,7 +137,7 @@ class RunRecord:
         """Return the verdicts of all trackers; where an assumption is violated, ``not applicable`` with the measured number."""
         found: list[Criterion] = []
         for tracker in self.trackers.values():
-            with _attempt(tracker, "nothing is judged", run):
+            with self._attempt(tracker, "nothing is judged", run):
                 reason = run.violated(tracker.assumes)
                 judged, always = tracker.criteria(run), tracker.unconditional(run)
                 if odd := [each for each in (*judged, *always) if not isinstance(each, Criterion)]:
@@ -144,7 +149,7 @@ class RunRecord:
         """Return the functions of all trackers that draw, by the name of the figure."""
         found: dict[str, Callable[[], Figure]] = {}
         for tracker in self.trackers.values():
-            with _attempt(tracker, "its figures are left out"):
+            with self._attempt(tracker, "its figures are left out"):
                 found |= tracker.figures()
         return found
 
@@ -152,7 +157,7 @@ class RunRecord:
         """Return whether the end of the fit has brought any tracker something that must be judged again; all of them are asked."""
         brought = False
         for tracker in self.trackers.values():
-            with _attempt(tracker, "the end of the fit is left out", run):
+            with self._attempt(tracker, "the end of the fit is left out", run):
                 brought = tracker.finish(run) or brought
         return brought
 
@@ -165,7 +170,7 @@ class RunRecord:
         """Return the state as plain types, for a checkpoint."""
         trackers: dict[str, Any] = {}
         for name, tracker in self.trackers.items():
-            with _attempt(tracker, "its state is not in the checkpoint"):
+            with self._attempt(tracker, "its state is not in the checkpoint"):
                 trackers[name] = tracker.state_dict()
         return {"observer": self.observer.state_dict(), "trackers": trackers}
 
@@ -174,7 +179,7 @@ class RunRecord:
         self.observer.load_state_dict(state.get("observer", {}))
         for name, tracker in self.trackers.items():
             if name in state.get("trackers", {}):
-                with _attempt(tracker, "it begins anew, without its state in the checkpoint"):
+                with self._attempt(tracker, "it begins anew, without its state in the checkpoint"):
                     tracker.load_state_dict(state["trackers"][name])
 
     def _look(self, trainer: pl.Trainer, measurement: Measurement) -> None:
@@ -185,7 +190,7 @@ class RunRecord:
         self._fixed, self._infimum = find_violations(run), loss_infimum(run)
         run = self.view(trainer, measurement)
         for tracker in self.trackers.values():
-            with _attempt(tracker, "the run is not looked at", run):
+            with self._attempt(tracker, "the run is not looked at", run):
                 tracker.begin(run)
 
     def _observe_loss(self, trainer: pl.Trainer, measurement: Measurement, *, casts: bool) -> None:
@@ -206,24 +211,27 @@ class RunRecord:
         run = self.view(trainer, measurement)
         scalars: dict[str, float] = {}
         for need in sorted(self._needs & {"layers", "activity"}):
-            with guarded(run.step, f"ConvergenceCriteria: the scalars of {need} are left out"):
+            what = f"ConvergenceCriteria: the scalars of {need} are left out"
+            with guarded(run.step, what, failures=self.failures):
                 scalars |= run.layers if need == "layers" else run.activity
         for tracker in self.trackers.values():
-            with _attempt(tracker, "its measurement is left out", run):
+            with self._attempt(tracker, "its measurement is left out", run):
                 scalars |= _numbers(tracker.measure(run, gram, spectrum))
         self._scalars = scalars
         return run
+
+    def _attempt(
+        self, tracker: CriteriaTracker, what: str, run: RunView | None = None
+    ) -> AbstractContextManager[Attempt]:
+        """Guard a call of a tracker, whose errors must not keep the others from being judged."""
+        step = None if run is None else run.step
+        return guarded(step, f"ConvergenceCriteria, {tracker.name}: {what}", failures=self.failures)
 
 
 def _violating(criterion: Criterion, reason: str) -> Criterion:
     """Return the criterion as not applicable for ``reason``, after a reason of its own: another network is the first thing to know."""
     own = criterion.reason.split("; ") if criterion.verdict == "not applicable" else []
     return without_verdict(criterion, "; ".join(dict.fromkeys([*own, *reason.split("; ")])))
-
-
-def _attempt(tracker: CriteriaTracker, what: str, run: RunView | None = None) -> AbstractContextManager[Attempt]:
-    """Guard a call of a tracker, whose errors must not keep the others from being judged."""
-    return guarded(None if run is None else run.step, f"ConvergenceCriteria, {tracker.name}: {what}")
 
 
 def _numbers(scalars: Mapping[str, Any]) -> dict[str, float]:

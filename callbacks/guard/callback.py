@@ -15,6 +15,7 @@ from lightning_conv.callbacks.guard.settings import GuardSettings
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.support import require_supported
 from lightning_conv.callbacks.guard.switch.switch import ExpressivityError
+from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
 from lightning_conv.expressivity import RankCertificate
@@ -65,13 +66,15 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
             all layers. ``"raise"``: stop with ``ExpressivityError``. ``"continue"``: enter phase 2 without the
             guarantee; with ``switch_at="auto"`` at once where the condition is refuted, otherwise after the last attempt.
         seed: Seed of the noise.
-        loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: the one loss module on the
-            LightningModule.
+        loss_fn: ``loss_fn(outputs, targets)`` of the training step, for the gap; None: it is observed in the step. Where it is unknown, the
+            step is compared with the one loss module on the LightningModule, if there is one.
         infimum: Infimum of the mean loss over all outputs, or a function of the targets that returns it for each sample; None: that
             of torch's losses (0, or the entropy of soft or smoothed targets); for others the gap is not logged.
-        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
-        target_fn: Function that takes the targets out of a batch; default ``batch[1]`` or the keys y, target(s), label(s).
-        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default ``module(inputs)``.
+        input_fn: Function that takes the model's input out of a batch, see ``Probe``; default: what the training step calls it on.
+        target_fn: Function that takes the targets out of a batch; default: those of the observed loss, ``batch[1]`` or the keys
+            y, target(s), label(s).
+        forward_fn: ``forward_fn(module, inputs)`` returns the outputs; default: the call that the training step makes, or
+            ``module(inputs)`` where ``input_fn`` is given.
         method: Method of the certificate, see ``certify_expressivity``. ``"auto"``: at the present weights (``"singular"``); where
             that is predicted to take more than ten minutes, for almost every weight of a wide last hidden layer (``"distinct"``).
             ``"alignment"`` trains a head that is too narrow to its own infimum and says how far from the targets that must stay.
@@ -108,7 +111,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         super().__post_init__()
         self._state = GuardState()
         self._run: GuardedRun | None = None
-        self._head_name = self.head
+        self._head_name, self._measured = self.head, ""
 
     @property
     def settings(self) -> GuardSettings:
@@ -172,6 +175,11 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
         return self._state.history
 
     @property
+    def measured(self) -> str:
+        """How network and loss were found: ``observed``, ``given``, or ``unknown`` with the reason; empty before the run."""
+        return self._measured
+
+    @property
     def head_name(self) -> str | None:
         """The dotted name of the last linear layer, once it is known."""
         return self._head_name
@@ -185,11 +193,14 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._measured = GuardView.of(
+                trainer, pl_module, self.settings
+            ).words  # a run that is refused is refused here
             return
         if trainer.global_step < self._state.last_step:
             self._state.forget()  # the state is that of another run
         self._run = GuardedRun(trainer, pl_module, self.settings, self._state)
-        self._head_name = self._run.head_name
+        self._head_name, self._measured = self._run.head_name, self._run.words
         self._run.start()
 
     @override

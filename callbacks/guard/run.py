@@ -41,7 +41,7 @@ class GuardedRun:
     ) -> None:
         self._trainer, self._settings, self._state = trainer, settings, state
         self._view = view = GuardView.of(trainer, pl_module, settings)
-        self.head_name = view.head_name
+        self.head_name, self.words = view.head_name, view.words
         self._phase_two = PhaseTwo(view, settings, state)
         self._trunk = self._phase_two.trunk
         self._logged_step: int | None = None
@@ -80,8 +80,10 @@ class GuardedRun:
         if state.declined:
             return
         when = f"after step {state.switch_step}" if state.plateau is None else "where the training loss comes to rest"
-        width, size = self._view.head.width, self._view.data.size
-        rank_zero_info(f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}')
+        width, size = self._view.head.width, self._view.rows
+        rank_zero_info(
+            f'ExpressivityGuard: head "{self.head_name}" (m_H = {width}), n = {size}, switch {when}; {self.words}'
+        )
         # Reject a head that is too narrow before training (unless on_undecided="continue"), not at the switch.
         if (narrow := self._switch.narrow) is not None and self._settings.method != "alignment":
             state.verdict = "undecided"

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, TypeGuard, get_args
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn
+from lightning_conv.callbacks.run.data.batch import InputFn, TargetFn
 from lightning_conv.callbacks.run.probe import ForwardFn
 from lightning_conv.expressivity import Method
 from lightning_conv.losses.kind import LossFn

@@ -63,10 +63,14 @@ def require_rule(step_rule: StepRule, view: GuardView) -> None:
     """
     if step_rule == "base":
         return
-    rule, loss = f"step_rule={step_rule!r}", view.loss
+    rule, loss = f"ExpressivityGuard: step_rule={step_rule!r}", view.loss
+    if view.head.rows > 1:
+        raise MisconfigurationException(
+            f"{rule}: {view.head_name!r} has {view.head.rows} rows of features per sample, and the rule is for one; use step_rule='base'"
+        )
     if loss.loss_fn is None:
         raise MisconfigurationException(
-            f"{rule}: the loss is not known; pass loss_fn=nn.CrossEntropyLoss() or whichever it is"
+            f"{rule}: {loss.found.words}; pass loss_fn=nn.CrossEntropyLoss() or whichever it is"
         )
     if not view.head.last:
         raise MisconfigurationException(

@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.guard.settings import RunFunctions
-from lightning_conv.callbacks.run.batch import TARGET_KEYS, take_targets
-from lightning_conv.callbacks.run.loss import find_loss
-from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.run.data.batch import TARGET_KEYS, TargetFn, take_targets
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.losses.facts import LossFacts
 from lightning_conv.losses.kind import loss_kind
 from lightning_conv.networks.evaluation import StatelessModule
@@ -31,12 +30,14 @@ class TrainingLoss:
     r"""The loss :math:`L = \frac1n \sum_i \ell(u_i, y_i)` of a training set and its infimum :math:`\frac1n \sum_i \inf_q \ell(q, y_i)`.
 
     Args:
-        pl_module: Module of the run, searched for its loss module if ``functions.loss_fn`` is None.
+        found: Loss of the training step, as far as it is known.
+        target_fn: Function that takes the targets out of a batch; None: they are where batches usually have them.
         data: The training set.
         head: Head of the network.
         functions: Functions of the user that read the run.
 
     Attributes:
+        found: See above.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: not known.
         kind: Known properties of this function.
         given_infimum: Infimum that the user passed (a number, or a function of the targets); None: use that of ``kind``; NaN: it is not
@@ -44,9 +45,12 @@ class TrainingLoss:
         cached_outputs: Function that returns the outputs of the network on the training set without a pass over it; None: there is none.
     """
 
-    def __init__(self, pl_module: pl.LightningModule, data: TrainingSet, head: Head, functions: RunFunctions) -> None:
-        self._data, self._outputs, self._target_fn = data, head.module.out_features, functions.target_fn
-        self.loss_fn = functions.loss_fn if functions.loss_fn is not None else find_loss(pl_module)
+    def __init__(
+        self, found: RunLoss, target_fn: TargetFn | None, data: TrainingSet, head: Head, functions: RunFunctions
+    ) -> None:
+        self._data, self._outputs, self._target_fn = data, head.module.out_features, target_fn
+        self._target_given = functions.target_fn is not None
+        self.found, self.loss_fn = found, found.fn
         self.kind = loss_kind(self.loss_fn)
         # The function that follows the head is not examined, so the infimum over its outputs is not known.
         known = head.last or functions.infimum is not None
@@ -58,8 +62,8 @@ class TrainingLoss:
         """Warn at the start of a run if the gap cannot be logged, judged by the targets of its first batch."""
         if self.loss_fn is None:
             rank_zero_warn(
-                "ExpressivityGuard: found no loss module on the LightningModule, so the gap is not logged; pass "
-                "loss_fn=nn.MSELoss() or what the training step uses"
+                f"ExpressivityGuard: {self.found.words}, so the gap is not logged; pass ExpressivityGuard(loss_fn=nn.MSELoss()) or "
+                "what the training step makes of outputs and targets"
             )
             return
         targets = take_targets(next(self._data.batches())[1], self._target_fn)
@@ -185,7 +189,7 @@ class TrainingLoss:
         Args:
             batch: A batch of the training loader.
         """
-        return batch if self._target_fn is None else (batch, self._target_fn(batch))
+        return (batch, self._target_fn(batch)) if self._target_given and self._target_fn is not None else batch
 
     def targets(self) -> Tensor:
         """Return the targets of all n samples, which all ranks read together at the first call."""

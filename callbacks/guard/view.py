@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_conv.callbacks.guard.refusal import cannot_be_called, several_heads, without_prefix
 from lightning_conv.callbacks.guard.settings import GuardSettings
+from lightning_conv.callbacks.guard.step_network import StepNetwork, step_network
 from lightning_conv.callbacks.guard.training_loss import TrainingLoss
-from lightning_conv.callbacks.run.probe import cannot_call
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
+from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.losses.run_loss import unknown
+from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.networks.head import Head, called_by, find_head
-from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.head import Head, find_head
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class GuardView:
 
     trainer: pl.Trainer
     module: pl.LightningModule
-    network: nn.Module  # called on the inputs: the module itself, or a wrapper that calls ``forward_fn`` on it
+    found: StepNetwork  # how it calls its network
     head: Head  # of the network
     data: TrainingSet
     loss: TrainingLoss  # on the training set
@@ -40,12 +43,29 @@ class GuardView:
         Raises:
             MisconfigurationException: The data have no random access, or there is no usable head, see ``usable_head``.
         """
-        network, name = called_by(module, settings.forward_fn), settings.head
-        data = TrainingSet(trainer, settings.input_fn, Ranks(trainer))
-        if name is not None and network is not module:
-            name = f"module.{name}"
-        head = usable_head(trainer, module, network, data.first_inputs(), name)
-        return cls(trainer, module, network, head, data, TrainingLoss(module, data, head, settings))
+        if is_lazy(module):
+            raise MisconfigurationException(
+                "ExpressivityGuard: the module has lazy layers, whose weights have no shape yet; let one batch pass before the fit: "
+                "module.training_step(next(iter(loader)), 0)"
+            )
+        data, name = TrainingSet(trainer, settings.input_fn, Ranks(trainer)), settings.head
+        found = step_network(trainer, module, settings, data)
+        try:
+            head = usable_head(trainer, module, found, data.reading(found.input_fn), name)
+        except MisconfigurationException:
+            if len(found.outputs) < 2 or settings.forward_fn is not None or settings.input_fn is not None:
+                raise
+            usual = found.as_usual(module)
+            with attempted(Exception) as attempt:
+                head, found = usable_head(trainer, module, usual, data, name), usual
+            if attempt.failed:
+                raise
+        data = data.reading(found.input_fn)
+        if head.rows > 1:
+            said = f"the head has {head.rows} rows of features for each sample, and the loss is not taken apart by rows"
+            found = replace(found, loss=unknown(said))
+        loss = TrainingLoss(found.loss, found.target_fn, data, head, settings)
+        return cls(trainer, module, found, head, data, loss)
 
     @property
     def ranks(self) -> Ranks:
@@ -53,9 +73,48 @@ class GuardView:
         return self.data.ranks
 
     @property
+    def network(self) -> nn.Module:
+        """The network, called on the inputs, as the run has it now."""
+        if self.found.twin is not None:
+            self.found.twin.refresh()
+        return self.found.network
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the module's parts begin with in the network."""
+        return self.found.prefix
+
+    @property
+    def words(self) -> str:
+        """How network and loss were found."""
+        return self.found.words
+
+    @property
     def head_name(self) -> str:
         """The dotted name of the head in the LightningModule."""
-        return self.head.name if self.network is self.module else self.head.name.removeprefix("module.")
+        return self.head.name.removeprefix(self.prefix)
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The head in the LightningModule, which the run calls; it has the weights of ``head.module``."""
+        layer = self.module.get_submodule(self.head_name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
+    def rows(self) -> int:
+        """Number n of rows of features: of samples, or of tokens where the head is applied to each token."""
+        return self.data.size * self.head.rows
+
+    def same_inputs(self, i: int, j: int) -> bool:
+        """Return whether rows i and j of the features come of the same input, whatever the weights.
+
+        Args:
+            i: Number of a row.
+            j: Number of another one.
+        """
+        each = self.head.rows
+        return i % each == j % each and self.data.same_inputs(i // each, j // each)
 
     @property
     def not_whole(self) -> str:
@@ -75,16 +134,16 @@ class GuardView:
 
 
 def usable_head(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, network: nn.Module, inputs: Inputs, name: str | None
+    trainer: pl.Trainer, pl_module: pl.LightningModule, found: StepNetwork, data: TrainingSet, name: str | None
 ) -> Head:
     """Return the head that phase 2 trains.
 
     Args:
         trainer: Trainer of the run.
         pl_module: Module that it trains.
-        network: Module that is called on the inputs.
-        inputs: A batch of inputs.
-        name: Dotted name of the head in the network; None: it is searched for.
+        found: Its network.
+        data: The training set.
+        name: Dotted name of the head in the LightningModule; None: it is searched for.
 
     Raises:
         MisconfigurationException: There are several optimizers, the network cannot be called, it has no usable linear head, or
@@ -96,14 +155,19 @@ def usable_head(
             "from configure_optimizers, with a parameter group for each part of the network that needs its own settings"
         )
     try:
-        head = find_head(network, inputs, name)
+        named = None if name is None else f"{found.prefix}{name}"
+        head = find_head(found.network, data.first_inputs(), named, tokens=True)
     except ValueError as error:
-        raise MisconfigurationException(f"ExpressivityGuard: {error}") from error
-    except (TypeError, NotImplementedError, RuntimeError) as error:
-        raise MisconfigurationException(f"ExpressivityGuard: {cannot_call(pl_module, error)}") from error
+        said = without_prefix(str(error), found.prefix)
+        if len(found.outputs) > 1:
+            said = several_heads(found.outputs)
+        raise MisconfigurationException(f"ExpressivityGuard: {said}") from error
+    except (TypeError, NotImplementedError, RuntimeError, LookupError, MisconfigurationException) as error:
+        raise MisconfigurationException(cannot_be_called(trainer, data, found.unseen, error)) from error
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     if not head.module.weight.requires_grad or id(head.module.weight) not in optimized:
         raise MisconfigurationException(
-            f"head: {head.name!r} is frozen or not in the optimizer, so phase 2 would train nothing; let the optimizer have it"
+            f"ExpressivityGuard: head: {head.name.removeprefix(found.prefix)!r} is frozen or not in the optimizer, so phase 2 would train "
+            "nothing; let the optimizer have it"
         )
     return head

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.callbacks.run.logging import log_figure
-from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state, not_full
+from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state, is_of_loss, not_full, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.drift import Drift, kernel_drift
@@ -32,7 +33,14 @@ class KernelStability(KernelMonitor):
     that were trainable at the start, also when some are frozen later. Their network has one output. For several outputs the argument
     is about the kernel of ``Probe(outputs="full")``, and the trace kernel (the default) is a summary of it.
 
-    Logged, to every logger and to ``trainer.callback_metrics``:
+    With ``Probe(outputs="loss")`` the kernel is M_ij = s_i^T K_ij s_j with the gradients s of the loss. They shrink as the loss does, and
+    a comparison of M at two moments would mostly show that. So s is held at its first value s_0: compared are s_0i^T K_ij(t) s_0j and
+    s_0i^T K_ij(0) s_0j, the kernels of the fixed combinations s_0i . u_i of the outputs. They differ only where the NTK does, though
+    not each change of the NTK shows in them. That takes a second kernel per measurement, and s_0 (m C numbers) is in the checkpoint. The
+    tags then begin with ``loss_kernel/``, there is no headline, and the criterion is not applicable.
+
+    Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
+    its name stands behind the group, as in ``kernel/generator/alignment``:
 
     - ``kernel/relative_frobenius_change``: |G - G_0|_F / |G_0|_F (also as the headline ``convergence/kernel_change``)
     - ``kernel/relative_spectral_change``: |G - G_0|_2 / |G_0|_2
@@ -47,9 +55,11 @@ class KernelStability(KernelMonitor):
             one that the training step calls, unless the ``Probe`` says how it is called. Monitors with equal settings share one
             kernel per step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
-        max_overhead: share of wall time that measuring may take. First and last step are always measured. The first measurement is
-            chosen so that it takes at most the larger of 1 s and this share of an epoch; not so with ``every_n_steps``, or where
-            the ``Probe`` names both size and outputs.
+        max_overhead: share of wall time that measuring may take. First and last step are measured beside it. The first measurement is
+            chosen so that it takes at most the larger of 1 s and this share of an epoch, finding the network included; what it
+            takes beyond 1.2 s, later ones make up for. It waits where it would take 3 s or more, and the last step is left out
+            where all measurements together would take more than 2 s and twice this share; one line says so. Not so with
+            ``every_n_steps``, or where the ``Probe`` names both size and outputs.
         on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
             and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
             ends the run.
@@ -77,6 +87,8 @@ class KernelStability(KernelMonitor):
         self.drift: Drift | None = None
         self._reference: tuple[KernelGram, Spectrum] | None = None
         self._reference_step = 0
+        self._cotangents: Tensor | None = None  # s of the reference, where the kernel is that of the loss gradients
+        self._compared: Spectrum | None = None  # of the last kernel
         self._worst = Worst({"own_lambda_min_share": "least"})
 
     @property
@@ -87,35 +99,41 @@ class KernelStability(KernelMonitor):
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
+        assert self._kernel is not None
         if self._reference is None:
             self._reference, self._reference_step = (gram, spectrum), step
+            self._cotangents = self._kernel.cotangents
+        elif self._cotangents is not None and step != self._reference_step:
+            gram, spectrum = self._kernel.with_cotangents(self._cotangents, pl_module=trainer.lightning_module)
+        self._compared, tags = spectrum, tags_of(gram)
         reference, reference_spectrum = self._reference
         drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)
         self.drift = drift
         judged = lambda_min_share_criterion(drift.lambda_min_ratio)
         self._worst.note([without_verdict(judged, why) if (why := not_full(gram)) else judged], step)
-        return {
-            "convergence/kernel_change": drift.relative_frobenius,
-            "kernel/relative_frobenius_change": drift.relative_frobenius,
-            "kernel/relative_spectral_change": drift.relative_spectral,
-            "kernel/spectral_change_over_lambda_min": drift.spectral_over_lambda_min,
-            "kernel/alignment": drift.alignment,
-            "kernel/lambda_min_ratio": drift.lambda_min_ratio.value,
-            "kernel/lambda_min_ratio_lower": drift.lambda_min_ratio.lower,
-            "kernel/lambda_min_ratio_upper": drift.lambda_min_ratio.upper,
-            "kernel/drift_floor": drift.floor,
+        headline = {} if is_of_loss(gram) else {"convergence/kernel_change": drift.relative_frobenius}
+        return headline | {
+            f"{tags}/relative_frobenius_change": drift.relative_frobenius,
+            f"{tags}/relative_spectral_change": drift.relative_spectral,
+            f"{tags}/spectral_change_over_lambda_min": drift.spectral_over_lambda_min,
+            f"{tags}/alignment": drift.alignment,
+            f"{tags}/lambda_min_ratio": drift.lambda_min_ratio.value,
+            f"{tags}/lambda_min_ratio_lower": drift.lambda_min_ratio.lower,
+            f"{tags}/lambda_min_ratio_upper": drift.lambda_min_ratio.upper,
+            f"{tags}/drift_floor": drift.floor,
         }
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         assert self._reference is not None
-        spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": spectrum}
-        log_figure(trainer, "kernel/spectrum_against_start", lambda: plot_spectra(spectra), step)
+        spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": self._compared or spectrum}
+        log_figure(trainer, self.tag(f"{tags_of(gram)}/spectrum_against_start"), lambda: plot_spectra(spectra), step)
 
     @override
     def forget(self) -> None:
         super().forget()
         self.drift, self._reference, self._reference_step = None, None, 0
+        self._cotangents = self._compared = None
         self._worst = Worst({"own_lambda_min_share": "least"})
 
     @override
@@ -124,6 +142,7 @@ class KernelStability(KernelMonitor):
         if self._reference is not None:
             state |= {"reference": gram_state(self._reference[0]), "reference_step": self._reference_step}
             state |= {"worst": self._worst.state_dict()}
+            state |= {"cotangents": None if self._cotangents is None else self._cotangents.cpu()}
         return state
 
     @override
@@ -133,4 +152,5 @@ class KernelStability(KernelMonitor):
             gram = gram_from_state(state_dict["reference"])
             self._reference = gram, kernel_spectrum(gram)
             self._reference_step = int(state_dict.get("reference_step", 0))
+            self._cotangents = state_dict.get("cotangents")
         self._worst.load_state_dict(state_dict.get("worst", {}))

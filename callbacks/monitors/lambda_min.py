@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -13,7 +14,8 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.measured_kernel import is_of_loss, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
@@ -48,7 +50,8 @@ class LambdaMin(KernelMonitor):
     lambda_max / m is too large on average), the kernel moves, and dropout and BatchNorm train another function. With
     several outputs the contraction needs ``Probe(outputs="full")``; the trace kernel gives bounds of the ratio.
 
-    Logged, to every logger and to ``trainer.callback_metrics``:
+    Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
+    its name stands behind the group, as in ``kernel/generator/lambda_min``:
 
     - ``kernel/lambda_min`` with ``_lower`` and ``_upper`` (also as the headline ``convergence/lambda_min``)
     - ``kernel/lambda_max``, ``kernel/condition_number``, ``kernel/trace``
@@ -63,6 +66,8 @@ class LambdaMin(KernelMonitor):
       one only with ``"sum"``). Only for plain SGD on a squared loss
     - ``kernel/contraction_predicted``, ``kernel/contraction_measured``: |r|^2 on the probe over its value at the measurement
       before. Only where a ratio is known and the probe has targets
+    - with ``Probe(outputs="loss")`` all of these begin with ``loss_kernel/`` and are those of the loss gradients, without headline, decay
+      and step size; ``loss_kernel/gradient_norm`` is the norm of the gradient of the probe's loss
     - histogram ``kernel/log10_eigenvalues`` of those above their error, figures ``kernel/spectrum`` and ``kernel/per_layer``,
       texts ``kernel/layers`` (which layer has how much) and ``kernel/step_size`` (what does not apply, and why; when that
       changes) (TensorBoard)
@@ -72,14 +77,16 @@ class LambdaMin(KernelMonitor):
             one that the training step calls, unless the ``Probe`` says how it is called. Monitors with equal settings share one
             kernel per step.
         every_n_steps: measure at multiples of it; None: within ``max_overhead``.
-        max_overhead: share of wall time that measuring may take. First and last step are always measured. The first measurement is
-            chosen so that it takes at most the larger of 1 s and this share of an epoch; not so with ``every_n_steps``, or where
-            the ``Probe`` names both size and outputs.
+        max_overhead: share of wall time that measuring may take. First and last step are measured beside it. The first measurement is
+            chosen so that it takes at most the larger of 1 s and this share of an epoch, finding the network included; what it
+            takes beyond 1.2 s, later ones make up for. It waits where it would take 3 s or more, and the last step is left out
+            where all measurements together would take more than 2 s and twice this share; one line says so. Not so with
+            ``every_n_steps``, or where the ``Probe`` names both size and outputs.
         per_layer: ``"traces"``: every layer's share of the trace, which comes with the kernel. ``"spectra"``: its lambda_min too, at
             the price of one more matrix and one more eigenvalue problem per layer. None: neither.
         loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: the one that is observed. The step is run with other
-            outputs, and its value and gradient are compared with those of the module's own losses and of torch's. A loss that is
-            given is taken as it is.
+            outputs, and its value and gradient are compared with those of the module's own losses and of torch's; any other loss
+            is taken from the step's own graph. A loss that is given is taken as it is.
         on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
             and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
             ends the run.
@@ -143,6 +150,7 @@ class LambdaMin(KernelMonitor):
     ) -> None:
         if self._kernel is not None:
             self._step_size.before_step(RunView(trainer, self._kernel, self.loss_fn))
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
@@ -151,42 +159,49 @@ class LambdaMin(KernelMonitor):
         layers = self._spectra(gram, step)
         lower = max(spectrum.lambda_min.lower, min(lambda_min_from_layers(layers), spectrum.lambda_min.upper))
         value = max(spectrum.lambda_min.value, lower)
-        metrics = {
-            "convergence/lambda_min": value,
-            "kernel/lambda_min": value,
-            "kernel/lambda_min_lower": lower,
-            "kernel/lambda_min_upper": spectrum.lambda_min.upper,
-            "kernel/lambda_max": spectrum.lambda_max.value,
-            "kernel/condition_number": spectrum.condition_number,
-            "kernel/trace": gram.trace,
-            "kernel/effective_rank": spectrum.effective_rank,
-            "kernel/floor": gram.floor,
-            "kernel/precision": float(PRECISIONS.index(gram.precision)),
+        tags, of_loss = tags_of(gram), is_of_loss(gram)
+        metrics = {} if of_loss else {"convergence/lambda_min": value}
+        metrics |= {
+            f"{tags}/lambda_min": value,
+            f"{tags}/lambda_min_lower": lower,
+            f"{tags}/lambda_min_upper": spectrum.lambda_min.upper,
+            f"{tags}/lambda_max": spectrum.lambda_max.value,
+            f"{tags}/condition_number": spectrum.condition_number,
+            f"{tags}/trace": gram.trace,
+            f"{tags}/effective_rank": spectrum.effective_rank,
+            f"{tags}/floor": gram.floor,
+            f"{tags}/precision": float(PRECISIONS.index(gram.precision)),
         }
         if gram.outputs == "projected":
-            metrics["kernel/projection_error"] = gram.projection_error
-        metrics |= {f"kernel/{name}": value for name, value in decay_quantities(spectrum, gram.n_samples).items()}
+            metrics[f"{tags}/projection_error"] = gram.projection_error
+        if of_loss:  # 1^T M 1 is the squared norm of the gradient of the probe's loss
+            metrics[f"{tags}/gradient_norm"] = math.sqrt(max(float(gram.matrix.sum()), 0.0))
+        else:
+            metrics |= {f"{tags}/{name}": value for name, value in decay_quantities(spectrum, gram.n_samples).items()}
         if layers:
-            metrics["kernel/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
+            metrics[f"{tags}/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
         metrics |= self._step_size.measure(RunView(trainer, self._kernel, self.loss_fn), gram, spectrum)
         if self._said != self.remarks:
-            log_text(trainer, "kernel/step_size", report(self.remarks), step)
+            log_text(trainer, self.tag(f"{tags}/step_size"), report(self.remarks), step)
             self._said = self.remarks
         # Zeros and values below their own error would make a wall at the left of the histogram.
-        values = spectrum.all_eigenvalues("kernel/log10_eigenvalues")
+        values = spectrum.all_eigenvalues(f"{tags}/log10_eigenvalues")
         clear = values[values > spectrum.lambda_min.upper - spectrum.lambda_min.value]
         if len(clear):
-            log_histogram(trainer, "kernel/log10_eigenvalues", clear.log10(), step)
+            log_histogram(trainer, self.tag(f"{tags}/log10_eigenvalues"), clear.log10(), step)
         return metrics
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        log_figure(trainer, "kernel/spectrum", lambda: plot_spectra({f"step {step}": spectrum}), step)
+        tags = tags_of(gram)
+        log_figure(trainer, self.tag(f"{tags}/spectrum"), lambda: plot_spectra({f"step {step}": spectrum}), step)
         if self.per_layer is None or not (shares := trace_shares(gram)):
             return
         smallest = {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()}
-        log_figure(trainer, "kernel/per_layer", lambda: plot_layers(shares, smallest, spectrum.lambda_min), step)
-        log_text(trainer, "kernel/layers", layer_table(shares, smallest), step)
+        log_figure(
+            trainer, self.tag(f"{tags}/per_layer"), lambda: plot_layers(shares, smallest, spectrum.lambda_min), step
+        )
+        log_text(trainer, self.tag(f"{tags}/layers"), layer_table(shares, smallest), step)
 
     def _spectra(self, gram: KernelGram, step: int) -> dict[str, Spectrum]:
         """Return the layers' spectra at ``step``, computed once; empty if they are not wanted."""

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_conv.callbacks.run.measured_kernel import is_of_loss, not_full
 from lightning_conv.callbacks.run.steps import NotPlainError
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.contraction import (
@@ -60,6 +61,9 @@ class StepSize:
     def measure(self, run: RunView, gram: KernelGram, spectrum: Spectrum) -> dict[str, float]:
         """Return the scalars of a measurement; ``remarks`` says what is left out."""
         before, self._interval = self._interval, None
+        if is_of_loss(gram):
+            self.remarks = (f"Step size and contraction: not applicable, {not_full(gram)}.",)
+            return {}
         try:
             size = _step(run, numbers=gram.n_samples * gram.n_outputs)
         except NotPlainError as error:
@@ -108,6 +112,7 @@ def _step(run: RunView, *, numbers: int) -> float:
         raise NotPlainError(f"{why}; pass loss_fn=nn.MSELoss() if that is the loss")
     if run.loss.scale(samples=1, outputs=1) is None:
         raise NotPlainError(f"the loss is {run.loss.described}, not a squared loss (nn.MSELoss)")
+    eta *= run.loss.factor
     if run.loss.summed:
         # The sum over a batch is the mean times the numbers in it, of which there are numbers / m per sample.
         eta *= _batch_size(run) * numbers / run.samples

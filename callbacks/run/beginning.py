@@ -10,17 +10,19 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_conv.callbacks.run.batch import transfer
-from lightning_conv.callbacks.run.data_generators import unread
+from lightning_conv.callbacks.run.data.batch import transfer
+from lightning_conv.callbacks.run.data.data_generators import unread
+from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.line_to_write import line_to_write
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.run_loss import COMPARED, unknown
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
-from lightning_conv.callbacks.run.run_loss import COMPARED, unknown
-from lightning_conv.callbacks.run.samples_of_batch import count_samples, describe, first_samples, places_of_samples
-from lightning_conv.callbacks.run.sampling import training_samples
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.step.optimizers import measured_parameters
+from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in
@@ -28,37 +30,38 @@ from lightning_conv.networks.observed.leaves import Place, tensors_in
 
 def measurement_of(
     trainer: pl.Trainer,
-    pl_module: pl.LightningModule,
     probe: Probe,
     schedule: Schedule,
     *,
     batch: Any = None,
     stored: Mapping[str, Any] | None = None,
     per_layer: bool = False,
+    loss_fn: LossFn | None = None,
 ) -> Measurement:
     """Find out what is measured: which network, on which samples, over which parameters.
 
     Args:
         trainer: Trainer of the run.
-        pl_module: Its module.
         probe: The settings.
         schedule: Decides when to measure.
         batch: The first batch, where samples cannot be read one by one; None: they are read from the data set.
         stored: State of a callback in a checkpoint, with samples and names of parameters.
         per_layer: Whether each layer's own kernel is needed.
+        loss_fn: The loss as the user has said it, for ``Probe(outputs="loss")``.
 
     Raises:
         MisconfigurationException: There are fewer than two samples, no such parameter, or no way to read samples.
         NotObservedError, NotATwinError, ...: The training step cannot be observed; ``cannot_measure`` makes a message of it.
     """
     stored = stored or {}
-    names = stored["parameters"] if stored else probe.parameter_names(pl_module)
+    names = stored["parameters"] if stored else measured_parameters(trainer, probe)
     network = _network(trainer, probe, names, batch)
     if stored:
         network = network.on(stored["inputs"], stored.get("targets"))
     if sample_count(network.inputs) < 2:
         raise MisconfigurationException("Probe: the training set has a single sample; a kernel needs at least 2")
-    made = Measurement(trainer, network, names, schedule, per_layer=per_layer)
+    changed = str(stored.get("loss_changed", ""))
+    made = Measurement(trainer, network, names, schedule, per_layer=per_layer, loss_fn=loss_fn, loss_changed=changed)
     if stored:
         kept_probe = copy.copy(probe)
         kept_probe.outputs = stored.get("outputs", probe.outputs)
@@ -80,7 +83,8 @@ def _samples(trainer: pl.Trainer, probe: Probe, batch: Any) -> tuple[Any, int]:
         return probe.batch(trainer)
     first = trainer.strategy.broadcast(batch) if trainer.world_size > 1 else batch
     count = count_samples(first)
-    return first_samples(first, count, probe.size), min(count, probe.size)
+    few = min(count, probe.size)
+    return rows_of(first, count, torch.arange(few)), few
 
 
 def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any) -> RunNetwork:
@@ -91,15 +95,17 @@ def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batc
         loss = network_of(trainer, by_itself, names, *_samples(trainer, by_itself, batch)).loss
     if attempt.failed:
         loss = unknown(f"the training step could not be observed ({attempt.error})")
+    if loss.own is not None:
+        loss = unknown(
+            "the samples were given by hand, and the step's own loss is that of a batch; Probe(size=...) measures such"
+        )
     assert probe.inputs is not None
     return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size), loss)
 
 
 def two_samples_of(probe: Probe) -> Probe:
     """Return a probe of the same settings with two samples."""
-    small = copy.copy(probe)
-    small.size = 2
-    return small
+    return probe.changed(size=2)
 
 
 def reads_samples(trainer: pl.Trainer) -> bool:
@@ -122,18 +128,19 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
         batch: The first batch, where it is known; None: a few samples are read.
     """
     name, said = type(callback).__name__, str(error) or "no message"
+    of = "" if probe.optimizer is None else f" ({probe.optimizer})"
     if isinstance(error, MisconfigurationException):
         return said if said.startswith(name) else f"{name}: {said}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return (
-            f"{name}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
+            f"{name}{of}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
             "parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
         )
     batch, places = _seen(trainer, batch)
     seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""
     return (
-        f"{name}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} ({type(error).__name__}: {said}); "
-        f"{line_to_write(trainer, name, probe, batch, places)}"
+        f"{name}{of}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} "
+        f"({type(error).__name__}: {said}); {line_to_write(trainer, name, probe, batch, places)}"
     )
 
 
@@ -144,7 +151,8 @@ def _seen(trainer: pl.Trainer, batch: Any) -> tuple[Any, Sequence[Place]]:
     try:
         samples, loader = training_samples(trainer, hint=BY_HAND)
         with unread(samples, loader.collate_fn):
-            two, three = (transfer(trainer, loader.collate_fn([samples[0] for _ in range(n)])) for n in (2, 3))
+            count = len(samples)  # type: ignore[arg-type]
+            two, three = (transfer(trainer, loader.collate_fn([samples[i % count] for i in range(n)])) for n in (2, 3))
             return two, places_of_samples(two, three)
     except Exception:  # the message does without
         return (), []

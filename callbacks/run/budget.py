@@ -9,12 +9,14 @@ from typing import TypeAlias
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.kernels.gram import Outputs
+from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, spread
@@ -38,8 +40,29 @@ GROWTH = 2.2
 SLOWER: tuple[tuple[Precision, float], ...] = (("exact", 2.5), ("certified", 10.0))
 """How much longer a kernel takes in a higher precision than in the one before it, roughly."""
 
-LATER = 0.25
+LOSS_PASSES = 2
+"""Passes that the kernel of the loss gradients takes: the network's, and the one of the step."""
+
+LATER = 0.2
 """Share of the seconds of the first measurement that a later one may take: the first one includes the trials."""
+
+READING = 15.0
+"""Forward and backward passes that it takes to read a network and to check that its samples do not couple, roughly."""
+
+PATIENT_SECONDS = 3.0
+"""Predicted seconds of the smallest first measurement from which it waits until the run is long enough for it."""
+
+REPEATED = 0.02
+"""Seconds of a pass up to which it is timed twice, since the first one loads and plans."""
+
+
+KERNELS: dict[ProbeOutputs, str] = {
+    "trace": "the trace kernel",
+    "full": "the full kernel",
+    "sum": "the kernel of the sum",
+    "projected": "an estimate of the trace kernel from random projections",
+    "loss": "the kernel of the loss gradients (logged under loss_kernel/, and not the NTK)",
+}
 
 
 @dataclass(frozen=True)
@@ -53,14 +76,16 @@ class Choice:
         whole: Number of samples that were asked for.
         n_outputs: Number C of outputs of a sample.
         budget: Seconds that all trials together may take.
+        waits: Seconds that the first measurement is predicted to take, for which the run must become long enough; 0: it was made.
     """
 
     samples: int
-    outputs: Outputs
+    outputs: ProbeOutputs
     seconds: float
     whole: int
     n_outputs: int
     budget: float
+    waits: float = 0.0
 
     @property
     def is_reduced(self) -> bool:
@@ -70,9 +95,7 @@ class Choice:
     @property
     def words(self) -> str:
         """What was chosen, what it costs, and how to ask for more."""
-        kernel = (
-            "the trace kernel" if self.outputs == "trace" else "an estimate of the trace kernel from random projections"
-        )
+        kernel = KERNELS[self.outputs]
         of = f"{self.samples} of {self.whole} samples" if self.samples < self.whole else f"{self.samples} samples"
         return (
             f"measured is {kernel} of {self.n_outputs} outputs on {of}, in about {self.seconds:.2g} s each time, so that the first "
@@ -92,6 +115,8 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
         Seconds; 0 where the number of batches is not known.
     """
     batches = trainer.num_training_batches
+    if 0 < getattr(trainer, "max_steps", -1) < batches:
+        batches = trainer.max_steps
     loader = trainer.train_dataloader
     size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     if not isinstance(size, int) or batches == float("inf"):
@@ -99,36 +124,54 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
     return float(batches) * size * seconds / samples
 
 
-def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -> Choice:
+def fit_to_budget(
+    trainer: pl.Trainer, measurement: Measurement, share: float, spent: float = 0.0, parts: int = 1
+) -> Choice:
     r"""Choose samples and outputs by trials that grow: the kernel of a few samples, then of twice as many, while the time allows.
 
-    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, and a later measurement a quarter of
-    it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is estimated from random projections.
+    All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, finding the network included,
+    and a later measurement a fifth of it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is
+    estimated from random projections; and where that takes too long for ``FEWEST_SAMPLES``, the kernel of the loss gradients is the last
+    choice: one backward pass, if the loss is known, and no callback reads numbers of the NTK.
     Higher precisions are tried, and allowed later, as far as the time reaches.
-    The number of samples and the outputs that the Probe names stay as they are.
+    The number of samples and the outputs that the Probe names stay as they are. A network that takes more than ``PATIENT_SECONDS`` to
+    read is not measured yet: ``Measurement.awaited`` then has the prediction.
 
     Args:
         trainer: Trainer of the run.
         measurement: What is measured; it is changed.
         share: Of the predicted seconds of an epoch, such as 0.03.
+        spent: Seconds that finding the network has taken.
+        parts: Number of measurements that share B; each has an equal part of it.
 
     Cost: B at most, unless a single trial of ``FEWEST_SAMPLES`` samples takes longer.
     """
-    probe, begun = measurement.probe, time.perf_counter()
+    probe, begun = measurement.probe, time.perf_counter() - spent
     whole = sample_count(measurement.inputs)
     given = probe.given
     samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
     seconds, outputs = _pass(trainer, measurement, samples)
     timed = samples
-    budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples))
-    kind: Outputs = probe.outputs
+    budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples)) / parts
+    kind: ProbeOutputs = probe.outputs
     if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
         kind = "projected"
     passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
+    if kind == "projected" and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
+        kind, passes, given_size = "loss", LOSS_PASSES, "size" in given
+        wanted = whole if given_size else min(FIRST_SAMPLES, whole)
+        samples, seconds, timed = wanted, seconds * wanted / timed, wanted
+        while not given_size and samples > FEWEST_SAMPLES and LOSS_PASSES * seconds > budget * LATER:
+            samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     everything = measurement.inputs, measurement.targets
     measurement.highest = "fast"
+    predicted = (READING + passes) * seconds
+    if predicted > max(PATIENT_SECONDS, budget - _together(trainer, time.perf_counter() - begun)):
+        _choose(measurement, everything, samples, kind)
+        measurement.pass_seconds, measurement.awaited = seconds * samples / timed, predicted
+        return Choice(samples, kind, predicted, whole, outputs, budget, waits=predicted)
     while True:
         taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
         spent = _together(trainer, time.perf_counter() - begun)
@@ -146,15 +189,31 @@ def fit_to_budget(trainer: pl.Trainer, measurement: Measurement, share: float) -
     return Choice(samples, kind, taken, whole, outputs, budget)
 
 
-def _trial(trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: Outputs) -> float:
+def _may_be_of_loss(trainer: pl.Trainer, measurement: Measurement) -> bool:
+    """Return whether the kernel of the loss gradients may be chosen: the loss is known, and nothing waits for numbers of the NTK."""
+    waiting = [
+        *(each.monitor for each in callbacks_of(trainer, EarlyStopping)),
+        *(each.monitor for each in callbacks_of(trainer, ModelCheckpoint)),
+    ]
+    return measurement.knows_loss and not any(str(each).startswith(("kernel/", "convergence/")) for each in waiting)
+
+
+def _trial(
+    trainer: pl.Trainer, measurement: Measurement, everything: Everything, samples: int, kind: ProbeOutputs
+) -> float:
     """Measure so many samples and return how long it took."""
+    _choose(measurement, everything, samples, kind)
+    before = time.perf_counter()
+    measurement.at(trainer.global_step, trainer.lightning_module)
+    return time.perf_counter() - before
+
+
+def _choose(measurement: Measurement, everything: Everything, samples: int, kind: ProbeOutputs) -> None:
+    """Measure so many samples from now on."""
     inputs, targets = everything
     probe = copy.copy(measurement.probe)
     probe.size, probe.outputs = samples, kind
     measurement.change(probe, spread(inputs, samples), None if targets is None else _spread(targets, samples))
-    before = time.perf_counter()
-    measurement.at(trainer.global_step, trainer.lightning_module)
-    return time.perf_counter() - before
 
 
 def _spread(targets: Tensor, samples: int) -> Tensor:
@@ -164,15 +223,26 @@ def _spread(targets: Tensor, samples: int) -> Tensor:
 
 
 def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
-    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs."""
+    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs.
+
+    Where a few samples take long, those of more are taken to be as much longer.
+    """
+    few = min(FEWEST_SAMPLES, samples)
+    seconds, outputs = _timed(trainer, measurement, few)
+    if few < samples and seconds < REPEATED:
+        return _timed(trainer, measurement, samples)
+    return seconds * samples / few, outputs
+
+
+def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
     with isolated(), restored(network), undisturbed(network):
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
-        seconds = []
-        for _ in range(2):  # the first pass loads and plans
+        seconds: list[float] = []
+        while not seconds or (len(seconds) == 1 and seconds[0] < REPEATED):
             before = time.perf_counter()
             made = module.outputs(parameters, rows)
             torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)

@@ -11,11 +11,21 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.observed.leaves import Place, at, with_tensors
-from lightning_conv.networks.watched import entering
+from lightning_conv.networks.watched import as_rows, entering
 
 
 class NotAFunctionError(RuntimeError):
     """The training step does not call the layer once, or gives no loss; the message says which."""
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is compiled, by ``torch.compile(module)`` or ``module.compile()``.
+
+    Args:
+        module: Any module.
+    """
+    marks = ("_compiler_ctx", "_compiled_call_impl")
+    return hasattr(module, "_orig_mod") or any(getattr(module, mark, None) is not None for mark in marks)
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class Seen:
 
     @property
     def features(self) -> Tensor:
-        """The tensor h that enters the layer."""
-        return entering(*self.entered)
+        """What enters the layer, as a matrix h with a row for each call of W h + b: (n, m), or (n T, m) for T tokens."""
+        return as_rows(entering(*self.entered))
 
 
 @dataclass(frozen=True)
@@ -92,25 +102,18 @@ class StepCall:
         finally:
             hook.remove()
         if len(calls) != 1:
-            raise NotAFunctionError(f"the training step calls {self.name!r} {len(calls)} times")
+            raise NotAFunctionError(
+                f"the training step calls {self.name!r} {len(calls)} times{self._compiled(len(calls))}"
+            )
         if loss is None or loss.numel() != 1:
             raise NotAFunctionError("the training step returns no loss")
         entered, outputs = calls[0]
         return Seen(loss.reshape(()), outputs, entered)
 
-    @torch.no_grad()
-    def weights_drawn(self, seed: int, size: float) -> None:
-        """Overwrite the weights that the run trains, in the copy, by random numbers of the size of each tensor times ``size``.
-
-        Args:
-            seed: Seed of the numbers.
-            size: Factor; tensors that are zero are drawn at this size itself.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.twin.module.named_parameters():
-            if name not in self.twin.trained:  # a teacher, say
-                continue
-            if parameter.is_floating_point() or parameter.is_complex():
-                scale = float(parameter.abs().double().square().mean().sqrt()) if parameter.numel() else 0.0
-                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_((drawn * size * (scale if 0 < scale < float("inf") else 1.0)).to(parameter))
+    def _compiled(self, calls: int) -> str:
+        """Return what to do about a layer in compiled code, which calls no hooks; empty if it is in none."""
+        parts = self.name.split(".")
+        inside = (self.twin.module.get_submodule(".".join(parts[:k])) for k in range(len(parts) + 1))
+        if calls or not any(is_compiled(each) for each in inside):
+            return ""
+        return ": it is in compiled code; compile the rest without it, as in self.trunk = torch.compile(self.trunk)"

@@ -14,7 +14,7 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.network import copy_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.losses.torch_loss import is_loss_module
-from lightning_conv.networks.inputs import sample_count
+from lightning_conv.networks.inputs import sample_count, take
 from lightning_conv.networks.observed.leaves import Place, at
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -41,20 +41,36 @@ def line_to_write(trainer: pl.Trainer, callback: str, probe: Probe, batch: Any, 
     if copying.failed:  # no other call of it could be measured either
         return without
     given = probe.inputs is not None
-    inputs = [("...", probe.inputs)] if given else list(_inputs(batch, places))
-    itself = [(each, _of_itself(several=isinstance(each[1], tuple))) for each in inputs]
-    parts = [(each, call) for each in inputs for call in _of_parts(module) if not isinstance(each[1], tuple)]
-    for (taken, x), (written, call) in (*itself, *parts):
-        if _works(module, call, x):
-            first = f"inputs={taken}" if given else f"input_fn=lambda batch: {taken}"
-            line = f"{callback}(probe=Probe({first}, forward_fn=lambda module, x: {written}))"
-            return f"say how it is called, in this way: {line}; {without}"
+    inputs = [("...", probe.inputs)] if given else list(inputs_of(batch, places))
+    for (taken, _), (written, _) in working_calls(module, inputs):
+        first = f"inputs={taken}" if given else f"input_fn=lambda batch: {taken}"
+        line = f"{callback}(probe=Probe({first}, forward_fn=lambda module, x: {written}))"
+        return f"say how it is called, in this way: {line}; {without}"
     line = f"{callback}(probe=Probe(inputs=..., forward_fn=lambda module, x: ...))"
     return f"give samples of one shape, and say how the network is called on all of them: {line}; {without}"
 
 
-def _inputs(batch: Any, places: Sequence[Place]) -> Iterator[Inputs]:
-    """Yield the tensors of a batch that have a row for each sample, floating ones first, and then all but the last together."""
+def working_calls(module: nn.Module, inputs: Sequence[Inputs]) -> Iterator[tuple[Inputs, Call]]:
+    """Yield calls of a module, and of its parts one after the other, that give outputs with a row for each sample and a gradient.
+
+    Args:
+        module: A copy of the run's module.
+        inputs: What it may be called on, see ``inputs_of``.
+    """
+    itself = [(each, _of_itself(several=isinstance(each[1], tuple))) for each in inputs]
+    parts = [(each, call) for each in inputs for call in _of_parts(module) if not isinstance(each[1], tuple)]
+    for (taken, x), (written, call) in (*itself, *parts):
+        if _works(module, call, x):
+            yield (taken, x), (written, call)
+
+
+def inputs_of(batch: Any, places: Sequence[Place]) -> Iterator[Inputs]:
+    """Yield the tensors of a batch that have a row for each sample, floating ones first, and then all but the last together.
+
+    Args:
+        batch: A batch.
+        places: Of these tensors.
+    """
     found = [(_in_python(batch, place), at(batch, place)) for place in places]
     yield from sorted(found, key=lambda each: not each[1].is_floating_point())
     if len(found) > 2:
@@ -103,9 +119,19 @@ def _chain(names: Sequence[str]) -> Callable[[nn.Module, Any], Any]:
 
 
 def _works(module: nn.Module, call: Callable[[nn.Module, Any], Any], x: Any) -> bool:
-    """Return whether a call gives outputs with a row for each sample and a gradient."""
+    """Return whether a call gives finite outputs with a row for each sample, which is its own, and a gradient.
+
+    One sample alone has no kernel.
+    """
+    if sample_count(x) < 2:
+        return False
     with isolated(), undisturbed(module), torch.enable_grad(), attempted(Exception) as attempt:
-        made = call(module, x)
+        made, alone = call(module, x), call(module, take(x, slice(1)))
     if attempt.failed or not isinstance(made, Tensor) or not made.requires_grad:
         return False
-    return made.is_floating_point() and made.ndim > 0 and len(made) == sample_count(x)
+    if not made.is_floating_point() or made.ndim == 0 or len(made) != sample_count(x) or not made.isfinite().all():
+        return False
+    first = made[0].detach().flatten()
+    return first.numel() == alone.numel() and torch.allclose(
+        first, alone.detach().flatten(), rtol=1e-3, atol=1e-4 * float(made.detach().abs().max())
+    )

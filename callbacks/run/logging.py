@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +20,7 @@ from lightning_conv.callbacks.run.guarded import Attempt, guarded
 from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
 from lightning_conv.theory.criterion import Criterion
 
-GROUPS = ("convergence/", "kernel/", "theory/", "guard/", "clipping/")
+GROUPS = ("convergence/", "kernel/", "loss_kernel/", "theory/", "guard/", "clipping/")
 """Beginnings of the tags of this library's callbacks."""
 
 LAYOUT = {
@@ -126,9 +127,38 @@ def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
     _write(trainer, lambda writer: writer.add_text(tag, text, global_step=step))
 
 
-def log_layout(trainer: pl.Trainer) -> None:
-    """Log the layout of TensorBoard's custom-scalars tab."""
-    _write(trainer, lambda writer: writer.add_custom_scalars(LAYOUT))
+def layout(names: Sequence[str] = ("",)) -> dict[str, dict[str, list[Any]]]:
+    """Return the layout of TensorBoard's custom-scalars tab.
+
+    Args:
+        names: The optimizers whose networks are measured; empty: the only one of a run.
+    """
+    if not any(names):
+        return LAYOUT
+    return {
+        f"{title} of {name}": {
+            chart: [kind, [_of(name, tag, regular=kind == "Multiline") for tag in tags]]
+            for chart, (kind, tags) in charts.items()
+            if not tags[0].startswith("guard/")
+        }
+        for name in names
+        for title, charts in LAYOUT.items()
+    }
+
+
+def _of(optimizer: str, tag: str, *, regular: bool) -> str:
+    group, _, rest = tag.partition("/")
+    return f"{group}/{re.escape(optimizer) if regular else optimizer}/{rest}"
+
+
+def log_layout(trainer: pl.Trainer, names: Sequence[str] = ("",)) -> None:
+    """Log the layout of TensorBoard's custom-scalars tab.
+
+    Args:
+        trainer: Trainer of the run.
+        names: See ``layout``.
+    """
+    _write(trainer, lambda writer: writer.add_custom_scalars(layout(names)))
 
 
 def _write(trainer: pl.Trainer, write: Callable[[Any], object]) -> None:
@@ -145,8 +175,8 @@ def _logging(logger: object) -> AbstractContextManager[Attempt]:
     return guarded(None, f"{type(logger).__name__}: something is not logged", expects=(OSError, ValueError))
 
 
-def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int) -> None:
-    """Log the table of verdicts as the text ``theory/criteria``."""
+def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int, tag: str) -> None:
+    """Log the table of verdicts as a text, such as ``theory/criteria``."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items())
     head = f"Step {step}, on the probe's {samples} samples: {counts}."
-    log_text(trainer, "theory/criteria", f"{head}\n\n{criteria_table(criteria)}\n\n{EXPLANATION}", step)
+    log_text(trainer, tag, f"{head}\n\n{criteria_table(criteria)}\n\n{EXPLANATION}", step)

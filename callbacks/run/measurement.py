@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from functools import cached_property, partial
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.probe_loss import ProbeLoss
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.network import RunNetwork, copy_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
-from lightning_conv.kernels.contraction import is_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.inputs import Inputs, sample_count, take
+from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
 from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
+from lightning_conv.reporting.progress import Lines
 
 SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
+
+PAUSE = 10.0
+"""Seconds after which a measurement that takes long says how far it is; training has the bar."""
 
 
 class Measurement:
@@ -41,6 +49,12 @@ class Measurement:
             frozen later, because kernels over different parameters cannot be compared.
         schedule: decides when to measure.
         per_layer: whether some monitor needs each layer's own kernel.
+        loss_fn: the loss of the training step as the user has said it, for ``Probe(outputs="loss")``; None: the one that was observed.
+        loss_changed: how the loss was seen to change before the checkpoint; empty: it was not.
+
+    Attributes:
+        cotangents: s of the last kernel of the loss gradients, (m, C); None: there was none.
+        probe_loss: the loss of the training step on the probe.
     """
 
     def __init__(
@@ -51,6 +65,8 @@ class Measurement:
         schedule: Schedule,
         *,
         per_layer: bool,
+        loss_fn: LossFn | None = None,
+        loss_changed: str = "",
     ) -> None:
         self.run_network, self.probe, self.inputs, self.targets = (
             network,
@@ -64,12 +80,16 @@ class Measurement:
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self.highest: Precision = "certified"  # the last one that is tried
         self.pass_seconds = 0.0  # of a forward and a backward pass of the samples; 0: not timed
+        self.awaited = 0.0  # predicted seconds of the first kernel, for which the run is not long enough yet
         self._plans: dict[Precision, NTKPlan] = {}  # the last ones
         self._decisions: dict[int, bool] = {}
+        self._ends: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
+        self.cotangents: Tensor | None = None
+        self.probe_loss = ProbeLoss(trainer, network.loss, loss_fn, loss_changed)
 
-    def change(self, probe: Probe, inputs: Inputs, targets: torch.Tensor | None) -> None:
+    def change(self, probe: Probe, inputs: Inputs, targets: Tensor | None) -> None:
         """Measure other samples, or another kernel, from now on.
 
         Args:
@@ -79,26 +99,55 @@ class Measurement:
         """
         self.probe, self.inputs, self.targets, self._measured = probe, inputs, targets, None
 
+    def words(self, fn: LossFn | None = None) -> str:
+        """Return what is measured, for a user: network, loss, and the kernel where it is not the NTK.
+
+        Args:
+            fn: The loss as the user has said it.
+        """
+        words = replace(self.run_network, loss=self.probe_loss.now(fn)).words
+        if self.probe.outputs != "loss":
+            return words
+        scale = f"in the scale of the loss on all {self._samples} samples of the probe"
+        return f"{words}; the kernel is that of the loss gradients, s_i^T K_ij s_j with s {scale}, and not the NTK"
+
     def due(self, step: int, trainer: pl.Trainer) -> bool:
         """Decide whether to measure at ``step``, once per step and alike for all callbacks and ranks."""
         if step not in self._decisions:
             decision = self.schedule.due(step)
-            if self.schedule.every_n_steps is None and trainer.world_size > 1:
-                decision = bool(trainer.strategy.broadcast(decision))
+            if self.schedule.every_n_steps is None:
+                decision = self.decided(decision)
             self._decisions = {step: decision}
             if not decision:
                 self.leave()
         return self._decisions[step]
 
+    def decided(self, decision: bool) -> bool:
+        """Return the first process's decision on all of them, so that what depends on time is done alike."""
+        trainer = self._trainer
+        return bool(trainer.strategy.broadcast(decision)) if trainer.world_size > 1 else decision
+
+    def ends(self, step: int) -> bool:
+        """Decide whether the last step is measured, alike for all callbacks and ranks."""
+        if step not in self._ends:
+            asked = self.has(step) or {"size", "outputs"} <= self.run_network.probe.given  # whatever it costs
+            self._ends = {step: asked or self.decided(self.schedule.allows(self.schedule.cost))}
+        return self._ends[step]
+
+    def has(self, step: int) -> bool:
+        """Return whether the kernel of this step is known."""
+        return self._measured is not None and self._measured[0] == step
+
     def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
-        if self._measured is None or self._measured[0] != step:
+        if self._measured is None or not self.has(step):
+            self.probe_loss.look_again(step)
             seconds, gram, spectrum = self._compute(pl_module)
             self.schedule.expect(seconds)
-            self._measured = step, gram, spectrum
+            self.awaited, self._measured = 0.0, (step, gram, spectrum)
         return self._measured[1:]
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """Number of weights that the kernel is over."""
         named = dict(self.probe.network(self._trainer.lightning_module).named_parameters())
@@ -125,8 +174,34 @@ class Measurement:
         return self._copy[1]
 
     def leave(self) -> None:
-        """Forget the copy of the weights; a later call of ``network`` makes another one."""
+        """Forget the copies of the weights; a later call of ``network`` makes another one."""
         self._copy = None
+        self.probe_loss.leave()
+
+    @property
+    def rows(self) -> Tensor:
+        """Numbers of the measured samples among those that were read, (m,)."""
+        own = self.run_network.loss.own
+        chosen = spread(torch.arange(self._samples if own is None else own.samples), self._samples)
+        assert isinstance(chosen, Tensor)
+        return chosen
+
+    @property
+    def _samples(self) -> int:
+        return sample_count(self.inputs)
+
+    def loss(self, fn: LossFn | None = None) -> RunLoss:
+        """Return the loss of the training step.
+
+        Args:
+            fn: The loss as the user has said it; None: what was observed, or that it has changed since.
+        """
+        return self.probe_loss.now(fn)
+
+    @property
+    def knows_loss(self) -> bool:
+        """Whether the gradient of the loss by the outputs can be taken on the probe."""
+        return self.probe_loss.is_known(self.targets)
 
     def trained(self, pl_module: pl.LightningModule) -> Parameters:
         """Return the parameters that plain descent trains: the kernel's, and no others. They are looked up once per fit."""
@@ -134,8 +209,12 @@ class Measurement:
             self._trained = Parameters.of(self.probe.network(pl_module), self.parameters)
         return self._trained
 
-    def outputs(self, pl_module: pl.LightningModule) -> torch.Tensor:
+    def outputs(self, pl_module: pl.LightningModule) -> Tensor:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
+        return self._outputs(pl_module, shaped=False)
+
+    def _outputs(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
+        """Return u; if ``shaped``, in the shape that the network gives, (m, ...), as losses take it."""
         network = self.network()
         inputs = to_device(self.inputs, pl_module.device)
         with isolated(), restored(network), undisturbed(network), torch.no_grad():
@@ -143,15 +222,43 @@ class Measurement:
             converted = module.convert(inputs)
             starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
             parts = [take(converted, slice(s, s + SAMPLES_AT_ONCE)) for s in starts]
-            return torch.cat([module.outputs({}, part) for part in parts])
+            made = torch.cat([module.outputs({}, part) for part in parts])
+            if not shaped:
+                return made
+            one = module.call({}, parts[0])
+            rest = one.shape[1:] if isinstance(one, Tensor) and len(one) == sample_count(parts[0]) else made.shape[1:]
+            return made.reshape(len(made), *rest)
+
+    def with_cotangents(self, cotangents: Tensor, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
+        """Return the kernel of the present weights with cotangents of another moment, and its spectrum.
+
+        Args:
+            cotangents: s, (m, C).
+            pl_module: Module of the run.
+
+        Cost: a kernel.
+        """
+        return self._kernel(pl_module, cotangents)
 
     def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
-        start = time.perf_counter()
+        """Return the seconds that the next one takes, which does not read the network again, and kernel and spectrum."""
+        start, known = time.perf_counter(), bool(self._plans)
+        self.cotangents = None
+        if self.probe.outputs == "loss":
+            outputs = partial(self._outputs, pl_module, shaped=True)
+            self.cotangents = self.probe_loss.gradients(outputs, self.targets, self.rows)
+        gram, spectrum = self._kernel(pl_module, self.cotangents)
+        self.precision = gram.precision
+        reading = gram.plan.reading_seconds if gram.plan is not None and not known else 0.0
+        return time.perf_counter() - start - reading, gram, spectrum
+
+    def _kernel(self, pl_module: pl.LightningModule, cotangents: Tensor | None) -> tuple[KernelGram, Spectrum]:
         with isolated():
             gram, spectrum = resolved_spectrum(
                 self.network(),
                 to_device(self.inputs, pl_module.device),
-                outputs=self.probe.outputs,
+                outputs="trace" if self.probe.outputs == "loss" else self.probe.outputs,
+                cotangents=cotangents,
                 parameters=self.parameters,
                 per_layer=self.per_layer,
                 start=self.precision,
@@ -162,26 +269,10 @@ class Measurement:
                 projections=self.probe.projections,
                 seed=self.probe.seed,
                 plans=self._plans,
-                progress=False,  # training shows a bar of its own
+                progress=Lines(
+                    rank_zero_info, f"Tangent kernel at step {self._trainer.global_step}", pause=PAUSE, predicts=True
+                ),
             )
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan
-        self.precision = gram.precision
-        return time.perf_counter() - start, gram, spectrum
-
-
-def not_full(gram: KernelGram) -> str:
-    """Return why a theorem about the full kernel of all outputs says nothing about this kernel; empty if it is the full one."""
-    if is_full(gram):
-        return ""
-    return f'the kernel is summed over {gram.n_outputs} outputs; Probe(outputs="full") gives the one that the theorem is about'
-
-
-def gram_state(gram: KernelGram) -> dict[str, Any]:
-    """Return a Gram matrix as plain types, for a checkpoint: without the plan and the layers' matrices."""
-    return gram.facts() | {"matrix": gram.matrix.cpu()}
-
-
-def gram_from_state(state: dict[str, Any]) -> KernelGram:
-    """Rebuild a Gram matrix from what ``gram_state`` returned."""
-    return KernelGram.from_facts(state["matrix"], state)
+        return gram, spectrum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,18 +13,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_conv.callbacks.run.batch import take_inputs, take_targets
+from lightning_conv.callbacks.run.data.batch import take_inputs, take_targets
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.loss import LossFn, loss_modules
-from lightning_conv.callbacks.run.observation import observe
-from lightning_conv.callbacks.run.observed import Observed
+from lightning_conv.callbacks.run.losses.loss_modules import loss_modules
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss, find_run_loss, unknown
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.run_loss import RunLoss, find_run_loss, given, unknown
-from lightning_conv.callbacks.run.training_set import seed_all
+from lightning_conv.callbacks.run.step.observation import observe
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count
+from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
+from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread
 from lightning_conv.networks.observed.sample_lists import same_rest
 from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
@@ -51,7 +53,8 @@ class RunNetwork:
     def words(self) -> str:
         """How network and loss were found, for a user."""
         called = "called as the Probe says (given)" if self.observed is None else f"{self.observed.words} (observed)"
-        return f"the network is {called}; {self.loss.words}"
+        of = "" if self.probe.optimizer is None else f" of {self.probe.optimizer}"
+        return f"the network{of} is {called}; {self.loss.words}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -60,14 +63,6 @@ class RunNetwork:
             twin: The copy, in eval mode.
         """
         return self.probe.network(twin.module) if self.observed is None else self.observed.network(twin)
-
-    def with_loss(self, fn: LossFn | None) -> RunNetwork:
-        """Return the same network with the loss that the user says.
-
-        Args:
-            fn: The loss as a function of (outputs, targets); None: the user has said nothing, and what was found stays.
-        """
-        return self if fn is None else replace(self, loss=given(fn, self.loss))
 
     def on(self, stored: Inputs, targets: Tensor | None) -> RunNetwork:
         """Return the same network with samples from a checkpoint.
@@ -89,12 +84,19 @@ class RunNetwork:
             raise MisconfigurationException(
                 "Probe: the checkpoint is from a run whose probe had other samples, such as other texts; begin a new run"
             )
-        return replace(self, inputs=stored, targets=targets)
+        loss = self.loss
+        if loss.own is not None and not _are_among(stored, self.inputs):
+            loss = unknown(
+                "the samples of the checkpoint are not those that are read now, and the step's own loss is that of a batch"
+            )
+        return replace(self, inputs=stored, targets=targets, loss=loss)
 
 
-def is_given(probe: Probe) -> bool:
-    """Return whether the user has said how the network is called."""
-    return any(each is not None for each in (probe.forward_fn, probe.input_fn, probe.inputs))
+def _are_among(some: Inputs, every: Inputs) -> bool:
+    """Return whether samples are those that ``spread`` takes of others."""
+    chosen = input_tensors(spread(every, sample_count(some)))
+    pairs = list(zip(chosen, input_tensors(some), strict=True))
+    return all(a.shape == b.shape and torch.equal(a, b.to(a.device)) for a, b in pairs)
 
 
 def copy_of(trainer: pl.Trainer, module: pl.LightningModule) -> Twin:
@@ -119,7 +121,7 @@ def network_of(
     Raises:
         NotObservedError, NotATwinError, ...: The step cannot be observed on a copy, and the Probe does not say how the network is called.
     """
-    if not is_given(probe):
+    if not probe.is_given:
         observed, loss = _observed(trainer, probe, parameters, batch, samples)
         inputs = observed.inputs()
         return RunNetwork(probe, *kept(inputs, _targets(batch, probe, loss), sample_count(inputs)), loss, observed)
@@ -143,9 +145,16 @@ def _observed(
     trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
 ) -> tuple[Observed, RunLoss]:
     prefix = "" if probe.forward_fn is None else "module."
-    with isolated():
+    with isolated(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # what the step warns of, it does in the run itself; a loss that is tried may not fit
         seed_all(probe.seed)
         twin = copy_of(trainer, trainer.lightning_module)
+        if probe.optimizer is not None:
+            twin.watched = find_optimizer(trainer, probe.optimizer).number
+        elif len(trainer.optimizers) == 1:
+            twin.watched = 0
         named = dict(twin.module.named_parameters())
         for name in parameters:
             named[name.removeprefix(prefix)].requires_grad_()
@@ -154,21 +163,39 @@ def _observed(
         def take(some: Any) -> Tensor | None:
             return take_targets(some, probe.target_fn)
 
-        return observed, find_run_loss(twin, observed, batch, loss_modules(trainer.lightning_module), take)
+        names = [name.removeprefix(prefix) for name in parameters]
+        own = loss_modules(trainer.lightning_module)
+        return observed, find_run_loss(trainer, twin, observed, batch, own, take, names)
 
 
 def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLoss, inputs: Inputs) -> RunLoss:
     """Return the loss that was observed if the step's network has the outputs of the given one, where both take the same batch."""
     twin = copy_of(trainer, trainer.lightning_module)
-    given = probe.network(twin.module)
-    mine = StatelessModule(given, batch_norm=probe.batch_norm, statistics_of=inputs)
-    network = observed.network(twin)
-    others = StatelessModule(network, batch_norm=probe.batch_norm, statistics_of=observed.inputs())
-    with isolated(), restored(given), restored(network), undisturbed(given), undisturbed(network), torch.no_grad():
-        u, v = mine.outputs({}, mine.convert(inputs)), others.outputs({}, others.convert(observed.inputs()))
-    if u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max())):
+    if has_the_outputs_of(observed, twin, probe.network(twin.module), inputs, probe.batch_norm):
         return loss
     return unknown("the network that the Probe gives has other outputs than that of the training step")
+
+
+def has_the_outputs_of(
+    observed: Observed, twin: Twin, network: nn.Module, inputs: Inputs, batch_norm: BatchNormMode = "eval"
+) -> bool:
+    """Return whether the network of the training step has the outputs of another one, where both take the same batch.
+
+    Args:
+        observed: The network of the step.
+        twin: A copy of the module, in eval mode.
+        network: The other one, over this copy.
+        inputs: What the other one takes of the batch.
+        batch_norm: See ``Probe``.
+
+    Cost: a forward pass of each.
+    """
+    own = observed.network(twin)
+    others = StatelessModule(network, batch_norm=batch_norm, statistics_of=inputs)
+    mine = StatelessModule(own, batch_norm=batch_norm, statistics_of=observed.inputs())
+    with isolated(), restored(network), restored(own), undisturbed(network), undisturbed(own), torch.no_grad():
+        u, v = others.outputs({}, others.convert(inputs)), mine.outputs({}, mine.convert(observed.inputs()))
+    return u.shape == v.shape and torch.allclose(u, v, rtol=1e-4, atol=1e-6 * float(v.abs().max()))
 
 
 def kept(inputs: Inputs, targets: Tensor | None, size: int) -> tuple[Inputs, Tensor | None]:

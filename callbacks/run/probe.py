@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,10 +11,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_conv.callbacks.run.batch import InputFn, TargetFn, transfer
-from lightning_conv.callbacks.run.data_generators import unread
-from lightning_conv.callbacks.run.sampling import training_samples
-from lightning_conv.kernels.gram import Outputs
+from lightning_conv.callbacks.run.data.batch import InputFn, TargetFn, transfer
+from lightning_conv.callbacks.run.data.data_generators import unread
+from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.parameters import matching_names
 from lightning_conv.machine.memory import whole_bytes
@@ -24,11 +24,14 @@ from lightning_conv.networks.parameter_names import aliases_of
 
 ForwardFn: TypeAlias = Callable[[nn.Module, Any], torch.Tensor]
 
+ProbeOutputs: TypeAlias = Literal["trace", "full", "sum", "projected", "loss"]
+"""``Outputs`` of ``ntk_gram``, or ``"loss"``: the kernel of the per-sample gradients of the training step's loss."""
+
 BY_HAND = "pass Probe(inputs=...)"
 
 
 class Probe:
-    """Says which samples, outputs, parameters and BatchNorm mode a kernel monitor measures.
+    r"""Says which samples, outputs, parameters and BatchNorm mode a kernel monitor measures.
 
     The samples are drawn once, by a generator of their own, from the training data set (not from its loader, whose
     iteration would consume global random numbers); they are stored in the checkpoint, so a resumed run measures on the
@@ -40,8 +43,12 @@ class Probe:
         seed: of the draw, and of the sign vectors of ``"projected"``.
         outputs: ``"trace"``: kernel summed over the outputs (m x m). ``"full"``: (m C x m C). ``"sum"``: of the summed
             output, cheapest. ``"projected"``: the trace kernel estimated from ``projections`` random sign vectors over the
-            outputs, for heads with many classes; all bounds are then those of the estimate. None: ``"trace"``, or
-            ``"projected"`` where the time for a measurement does not allow it.
+            outputs, for heads with many classes; all bounds are then those of the estimate. ``"loss"``: the kernel of the loss gradients,
+            :math:`M_{ij} = s_i^\top K_{ij} s_j` (m x m), with s_i the gradient by the outputs of sample i of the training step's loss
+            on the whole probe, taken anew at each measurement: of a mean it carries 1 / m, and the gradients of the samples' own losses
+            are m times those in M. It takes one backward pass whatever C is, and is not the NTK: its numbers are logged under
+            ``loss_kernel/``. The loss must be observed, or given by ``loss_fn=``. None: ``"trace"``, or ``"projected"`` where the
+            time for a measurement does not allow it, or ``"loss"`` where it does not allow that for a few samples.
         batch_norm: ``"frozen"``: the probe's own batch statistics, held constant. ``"eval"``: running statistics (at
             step 0 these are still (0, 1), so a drift measured against that kernel compares two different networks).
         input_fn: takes the inputs of ``forward_fn`` out of a collated batch; default: the batch itself if it is a tensor, ``batch[0]``, or
@@ -60,16 +67,20 @@ class Probe:
         projections: number k of sign vectors of ``"projected"``: k backward passes in place of C. For a network of k outputs or
             fewer the trace kernel is computed instead, so a cheaper probe of 10 classes needs a smaller k. The standard error grows
             as 1 / sqrt(k).
+        optimizer: name of the one optimizer whose network is meant, where the run has several: that of the module that it trains, such as
+            ``"generator"``, or its class, such as ``"Adam-1"``. The outputs are those that its loss depends on, and the kernel is over
+            its own parameters. None: the network of each of them.
 
     Raises:
-        MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters.
+        MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters, an
+            ``optimizer`` that is no name.
     """
 
     def __init__(
         self,
         size: int | None = None,
         seed: int = 0,
-        outputs: Outputs | None = None,
+        outputs: ProbeOutputs | None = None,
         batch_norm: Literal["frozen", "eval"] = "frozen",
         input_fn: InputFn | None = None,
         forward_fn: ForwardFn | None = None,
@@ -80,13 +91,14 @@ class Probe:
         target_fn: TargetFn | None = None,
         targets: torch.Tensor | None = None,
         projections: int = 16,
+        optimizer: str | None = None,
     ) -> None:
         self.given = frozenset(name for name, value in (("size", size), ("outputs", outputs)) if value is not None)
         size, outputs = 128 if size is None else size, "trace" if outputs is None else outputs
         if size < 2:
             raise MisconfigurationException(f"Probe: size={size}; a kernel needs at least 2 samples")
         for name, value, allowed in (
-            ("outputs", outputs, get_args(Outputs)),
+            ("outputs", outputs, get_args(ProbeOutputs)),
             ("batch_norm", batch_norm, ("frozen", "eval")),
             ("precision", precision, (None, *PRECISIONS)),
         ):
@@ -107,11 +119,15 @@ class Probe:
             raise MisconfigurationException(
                 f"Probe: parameters={parameters!r}; need names or patterns such as 'encoder.*', or None for all that are trainable"
             )
+        if optimizer is not None and not (isinstance(optimizer, str) and optimizer):
+            raise MisconfigurationException(
+                f"Probe: optimizer={optimizer!r}; need the name of an optimizer, such as 'generator' or 'Adam', or None for all of them"
+            )
         if targets is not None and (inputs is None or len(targets) != sample_count(inputs)):
             raise MisconfigurationException("Probe: targets= goes with inputs=, one row for each of its samples")
         self.size = size
         self.seed = seed
-        self.outputs: Outputs = outputs
+        self.outputs: ProbeOutputs = outputs
         self.batch_norm: BatchNormMode = batch_norm
         self.input_fn = input_fn
         self.forward_fn = forward_fn
@@ -122,6 +138,7 @@ class Probe:
         self.parameters = parameters
         self.target_fn = target_fn
         self.targets = targets
+        self.optimizer = optimizer
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -129,7 +146,22 @@ class Probe:
         functions = id(self.input_fn), id(self.forward_fn), id(self.inputs), id(self.target_fn), id(self.targets)
         names = (self.parameters,) if isinstance(self.parameters, str) else tuple(self.parameters or ())
         kernel = self.outputs, self.projections, self.batch_norm, self.max_memory, self.precision, names
-        return self.size, self.seed, self.given, *kernel, *functions
+        return self.size, self.seed, self.given, self.optimizer, *kernel, *functions
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user has said how the network is called."""
+        return any(each is not None for each in (self.forward_fn, self.input_fn, self.inputs))
+
+    def changed(self, **settings: Any) -> Probe:
+        """Return a probe with other settings.
+
+        Args:
+            settings: Values by the name of the argument.
+        """
+        made = copy.copy(self)
+        vars(made).update(settings)
+        return made
 
     def network(self, pl_module: pl.LightningModule) -> nn.Module:
         """Return the module whose kernel is meant."""

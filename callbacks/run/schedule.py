@@ -7,23 +7,39 @@ from dataclasses import dataclass, field
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+FIRST_SECONDS = 1.2
+"""Seconds of the first measurement, finding the network included, that no later one has to make up for."""
+
+SHORT_RUN_SECONDS = 2.0
+"""Seconds that all of measuring may take in a run that is too short for its share: a measurement at the end is made within them."""
+
 
 @dataclass
 class Schedule:
-    """Decides which optimizer steps are measured. The first and the last step are always measured and not decided here.
+    r"""Decides which optimizer steps are measured. The first and the last step are measured beside what is decided here.
+
+    With s the share, t the seconds since the first measurement began, f what that one has cost and c the cost of all later ones, what may
+    be spent is :math:`s\,t - c - \max(0, f - 1.2\,\mathrm{s})`. So a run of 20 s or more with s = 0.03 has at most 1.2 s + 0.03 t for its
+    measurements, as long as f is within them, and the last one. That one is provided for from the third measurement on. Where f is more,
+    one in the midst of the run and the last one are still made if each takes at most a third of the share.
 
     Args:
         every_n_steps: measure when the step is a multiple of it; None: go by the time budget.
-        max_overhead: share of the wall time since the first measurement that all later ones may take. The first one, which is
-            always made, does not count.
+        max_overhead: share of the wall time since the first measurement that all later ones may take.
     """
 
     every_n_steps: int | None
     max_overhead: float
     _start: float = field(default=0.0, repr=False)
     _first_step: int = field(default=0, repr=False)
-    _spent: float = field(default=0.0, repr=False)
-    _next_cost: float = field(default=0.0, repr=False)
+    _first: float = field(default=0.0, repr=False)  # seconds of the first measurement
+    _spent: float = field(default=0.0, repr=False)  # of the later ones
+    _kernel: float = field(default=0.0, repr=False)  # of the next kernel
+    _beside: float = field(
+        default=0.0, repr=False
+    )  # of what was done beside the kernel at the last step that was measured
+    _step: int = field(default=-1, repr=False)  # that one
+    _later: int = field(default=0, repr=False)  # number of later ones
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None and self.every_n_steps < 1:
@@ -34,12 +50,14 @@ class Schedule:
             raise MisconfigurationException(f"max_overhead: {self.max_overhead}; need a share of wall time in (0, 1]")
 
     def begin(self, step: int) -> None:
-        """Start the clock at the step of the first measurement."""
-        self._start, self._first_step, self._spent, self._next_cost = time.monotonic(), step, 0.0, 0.0
+        """Start the clock at the step of the first measurement, before it."""
+        self._start, self._first_step, self._step = time.monotonic(), step, step
+        self._first = self._spent = self._kernel = self._beside = 0.0
+        self._later = 0
 
     def expect(self, seconds: float) -> None:
-        """Set the expected cost of the next measurement."""
-        self._next_cost = seconds
+        """Set the expected cost of the next kernel."""
+        self._kernel = seconds
 
     def back_off(self, failures: int) -> None:
         """Wait longer after failures: the next measurement is taken to cost twice as much for each of them.
@@ -47,19 +65,58 @@ class Schedule:
         Args:
             failures: Number of measurements that have failed.
         """
-        self._next_cost = max(self._next_cost, 1e-3) * 2.0 ** min(failures, 20)
+        self._kernel = max(self._kernel, 1e-3) * 2.0 ** min(failures, 20)
 
     def spend(self, step: int, seconds: float) -> None:
         """Add what measuring at ``step`` has cost; the costs of callbacks that share the schedule add up."""
-        if step != self._first_step:
+        if step == self._first_step:
+            self._first += seconds
+        else:
             self._spent += seconds
+
+    def note(self, step: int, beside: float) -> None:
+        """Note what a measurement at ``step`` took beside the kernel, as the next one will; those of several callbacks add up."""
+        if step != self._step:
+            self._beside, self._step = 0.0, step
+            self._later += 1
+        self._beside += beside
+
+    @property
+    def cost(self) -> float:
+        """Expected seconds of the next measurement."""
+        return self._kernel + self._beside
+
+    @property
+    def first_seconds(self) -> float:
+        """Seconds of the first measurement, of all callbacks that share the schedule."""
+        return self._first
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first measurement began."""
+        return time.monotonic() - self._start
 
     def left(self) -> float:
         """Return the seconds that measuring may take now."""
-        return self.max_overhead * (time.monotonic() - self._start) - self._spent
+        made_up = max(0.0, self._first - FIRST_SECONDS)
+        return self.max_overhead * self.elapsed - self._spent - made_up
 
     def due(self, step: int) -> bool:
         """Return whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
-        return self._next_cost <= self.left()
+        return (2 if self._later else 1) * self.cost <= self.left() or (not self._later and self._is_cheap(self.cost))
+
+    def _is_cheap(self, seconds: float) -> bool:
+        """Return whether a measurement takes so little of the run that one in its midst and one at its end do not matter."""
+        return seconds <= self.max_overhead / 3 * self.elapsed
+
+    def allows(self, seconds: float) -> bool:
+        """Return whether a measurement may be made beside those that are due, at the start or at the end of a run.
+
+        Args:
+            seconds: What it takes.
+        """
+        spent = self._first + self._spent + seconds
+        within = max(SHORT_RUN_SECONDS, 2 * self.max_overhead * self.elapsed)
+        return self.every_n_steps is not None or seconds <= self.left() or spent <= within or self._is_cheap(seconds)

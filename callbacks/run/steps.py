@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-OWN_STEPS = ("optimizer_step", "configure_gradient_clipping")
-"""Hooks of a LightningModule that may change what a step does."""
+OWN_STEPS = ("optimizer_step", "configure_gradient_clipping", "optimizer_zero_grad")
+"""Hooks of a LightningModule that may change what a step does, or the gradients that it is made with."""
 
 NOT_PLAIN = ("momentum", "weight_decay", "nesterov", "maximize")
 """Settings of SGD with which a step is not w <- w - eta grad L."""

@@ -3,84 +3,26 @@
 from __future__ import annotations
 
 import copy
-import types
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.networks.copying import HOOKS, not_copied, own
-
-METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
+from lightning_conv.callbacks.run.step.own_hooks import hooks_from_outside, make_functions_anew
+from lightning_conv.callbacks.run.step.step_code import call_step
+from lightning_conv.callbacks.run.step.still import StepLoss, StepRecord, Still
+from lightning_conv.callbacks.run.step.trainer_reader import TrainerReader
+from lightning_conv.networks.copying import not_copied
 
 
 class NotATwinError(RuntimeError):
     """The copy's training step reaches back into the run; the message says by what."""
-
-
-class TrainerReader:
-    """The trainer as the copy sees it: what it reads is the run's, nothing that it calls for reaches a logger or an optimizer.
-
-    Args:
-        trainer: Trainer of the run.
-        step: Optimizer steps that the copy is told of; None: those of the run.
-        epoch: Epoch that the copy is told of; None: that of the run.
-    """
-
-    def __init__(self, trainer: pl.Trainer, step: int | None = None, epoch: int | None = None) -> None:
-        held = vars(self)
-        held |= {"_read": trainer, "logger": DummyLogger(), "loggers": []}
-        held["global_step"] = trainer.global_step if step is None else step
-        held["current_epoch"] = trainer.current_epoch if epoch is None else epoch
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TrainerReader:
-        """Return this reader: a copy of it would bring the trainer."""
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the run's trainer has under this name; of its metrics a copy."""
-        found = getattr(self._read, name)
-        return dict(found) if name in METRICS else found
-
-
-class Still(Optimizer):
-    """The settings of an optimizer or of a scheduler, to be read; its steps do nothing. It is an optimizer to whoever asks.
-
-    Args:
-        of: Optimizer or scheduler of the run.
-        memo: Copies of the parameters by the ``id`` of their originals.
-    """
-
-    def __init__(self, of: Any, memo: dict[int, Any]) -> None:
-        groups = getattr(of, "param_groups", getattr(getattr(of, "optimizer", None), "param_groups", []))
-        own = [[memo[id(each)] for each in group["params"] if id(each) in memo] for group in groups]
-        copied = [copy.copy(group) | {"params": params} for group, params in zip(groups, own, strict=True)]
-        defaults = dict(getattr(of, "defaults", {}))
-        # As if it had been loaded: an empty list of parameters, as a scheduler has, is no error then.
-        self.__setstate__({"param_groups": copied, "defaults": defaults, "state": defaultdict(dict)})
-
-    def get_last_lr(self) -> list[float]:
-        """Return the learning rates of the groups."""
-        return [float(group["lr"]) for group in self.param_groups]
-
-    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
-        """Call the closure, which computes a loss, and change nothing."""
-        return None if closure is None else closure()
-
-    def zero_grad(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
-
-    toggle_model = untoggle_model = zero_grad
 
 
 class Twin:
@@ -101,7 +43,9 @@ class Twin:
         module: The copy, in the modes of the original, with all of its trainable parameters.
         global_step: Optimizer steps that it is told of.
         trained: Names of the parameters that ask for a gradient in the original.
-        losses: What the last run of the step gave to a backward pass of its own, or returned.
+        watched: Place of the optimizer whose loss counts, where there are several; None: the first loss of the step.
+        meant: Places of the losses that are its own, where they are known; empty: those whose gradients it steps with.
+        goes_on: Whether each step begins with the attributes that the one before it has left, such as counts, as in the run.
 
     Raises:
         NotATwinError: The copy has the memory of the module's weights or buffers: something in it copies itself in its own way.
@@ -117,28 +61,38 @@ class Twin:
         self._reader = TrainerReader(trainer, step, epoch)
         self.global_step: int = self._reader.global_step
         self.trained = {name for name, each in module.named_parameters() if each.requires_grad}
-        self.losses: list[Tensor] = []
-        shared = [*trainer.callbacks, *_hooks_from_outside(module)]  # type: ignore[attr-defined]
+        self._record = StepRecord()
+        self.watched: int | None = None
+        self.meant: tuple[int, ...] = ()
+        self.goes_on = False
+        self._optimizers = [Still(self._record, number) for number, _ in enumerate(trainer.optimizers)]
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        still = [Still() for _ in schedulers]
+        read = list(zip((*trainer.optimizers, *schedulers), (*self._optimizers, *still), strict=True))
+        shared = [*trainer.callbacks, *hooks_from_outside(module)]  # type: ignore[attr-defined]
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | not_copied(module)
+        # A module may keep its optimizers, or Lightning's wrappers of them.
+        memo |= {id(each): its for each, its in (*read, *zip(_wrappers(module), self._optimizers, strict=False))}
         self.module: pl.LightningModule = copy.deepcopy(module, memo)
+        for copied, original in zip(self.module.parameters(), module.parameters(), strict=True):
+            if copied.grad_fn is not None:  # scripted modules copy their weights with a graph
+                copied.detach_().requires_grad_(original.requires_grad)
         if shared_with_run := _shared(module, self.module):
             raise NotATwinError(
                 f"a copy of the module shares {shared_with_run!r} with it, so nothing may be written into the copy"
             )
         for each in self.module.modules():
-            _make_functions_anew(each, memo)
-        still, schedulers = (
-            [Still(each, memo) for each in some]
-            for some in (trainer.optimizers, (config.scheduler for config in trainer.lr_scheduler_configs))
-        )
-        vars(self._reader)["optimizers"] = still
+            make_functions_anew(each, memo)
+        for of, its in read:
+            its.read(of, memo, self._optimizers)
+        vars(self._reader)["optimizers"] = self._optimizers
         instead: dict[str, Callable[..., Any]] = {
             "log": _nothing,
             "log_dict": _nothing,
             "print": _nothing,
-            "manual_backward": self._keep_loss,
-            "optimizers": lambda *_, **__: still[0] if len(still) == 1 else still,
-            "lr_schedulers": lambda: (schedulers[0] if len(schedulers) == 1 else schedulers) or None,
+            "manual_backward": self._record.backward,
+            "optimizers": lambda *_, **__: _one_or_all(self._optimizers),
+            "lr_schedulers": lambda: _one_or_all(still) or None,
         }
         for each in self.module.modules():
             if isinstance(each, pl.LightningModule):
@@ -147,11 +101,6 @@ class Twin:
     def __deepcopy__(self, memo: dict[int, Any]) -> Twin:
         """Return this twin, which a copy of its module may refer to."""
         return self
-
-    def take_modes_of_the_run(self) -> None:
-        """Put every module of the copy into the mode of its original: training or evaluation."""
-        for copied, original in zip(self.module.modules(), self._original.modules(), strict=True):
-            copied.training = original.training
 
     def step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Run the training step of the copy, in its present modes, as the run does: in its precision, from its random numbers.
@@ -168,32 +117,85 @@ class Twin:
         Raises:
             NotATwinError: The step calls a module of the run, or the batch cannot be copied.
         """
-        given = _copied(batch)
+        given, attributes = _copied(batch), self.attributes()
         with isolated(), self.refused_to_the_original(), self._trainer.precision_plugin.train_step_context():
-            return self.bare_step(given, batch_idx)
+            made = self.bare_step(given, batch_idx)
+        if not self.goes_on:
+            self.put_back(attributes)  # such as a hidden state, or a count that decides which optimizer steps
+        return made
 
     def bare_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
         """Run the training step of the copy as it is called here: on this very batch, drawing from the run's generators.
 
-        Backward passes of a manual optimization are left out, so that the graphs of ``losses`` stay.
+        Backward passes of a manual optimization are left out, so that the graphs of its losses stay.
 
         Args:
             batch: A batch as the training step gets it.
             batch_idx: Its number in the epoch.
 
         Returns:
-            The loss, with its graph; None: the step gave none.
+            The loss, with its graph; of a manual optimization that of the watched optimizer. None: the step gave none.
         """
-        self.losses, automatic = [], self.module.automatic_optimization
-        with nullcontext() if automatic else _NoBackward(self._keep_loss):
+        self._record.begin()
+        if self.module.automatic_optimization:
+            loss = _loss_in(call_step(self.module, batch, batch_idx))
+            self._record.losses += [] if loss is None else [loss]
+            return loss
+        with self._record.recording(self.module):
             made = call_step(self.module, batch, batch_idx)
-        loss = made.get("loss") if isinstance(made, Mapping) else made
-        if isinstance(loss, Tensor) and automatic:
-            self._keep_loss(loss)
-        return loss if isinstance(loss, Tensor) else None
+        found = self.step_loss
+        return _loss_in(made) if found is None else found.total
 
-    def _keep_loss(self, loss: Tensor, *_: Any, **__: Any) -> None:
-        self.losses.append(loss)
+    @property
+    def n_losses(self) -> int:
+        """Number of losses that the last run of the step gave to backward passes, or returned."""
+        return len(self._record.losses)
+
+    @property
+    def step_loss(self) -> StepLoss | None:
+        """What the watched optimizer minimised in the last run of the step; None: nothing that was seen."""
+        first = StepLoss(tuple(self._record.losses[:1])) if self._record.losses else None
+        if self.module.automatic_optimization or self.watched is None:
+            return first
+        if self.meant:
+            return self._record.sum_of(self.meant)
+        found = self._record.loss_of(self.watched, self._optimizers[self.watched].parameters)
+        return found or (first if len(self._optimizers) == 1 else None)
+
+    def attributes(self) -> list[dict[str, Any]]:
+        """Return the attributes of all modules of the copy, for ``put_back``."""
+        return [dict(vars(each)) | {"_buffers": dict(each._buffers)} for each in self._with_attributes]
+
+    @property
+    def _with_attributes(self) -> list[nn.Module]:
+        """The modules of the copy, but for scripted ones, which have no attributes of Python."""
+        return [each for each in self.module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+
+    def put_back(self, attributes: list[dict[str, Any]]) -> None:
+        """Give the modules attributes that they had, such as counts.
+
+        Args:
+            attributes: What ``attributes`` has returned.
+        """
+        for each, held in zip(self._with_attributes, attributes, strict=True):
+            buffers = each._buffers
+            vars(each).clear()
+            vars(each).update(held, _buffers=buffers)
+            buffers.clear()
+            buffers.update(held["_buffers"])
+
+    @property
+    def seeks(self) -> bool:
+        """Whether the watched optimizer is one that the training step itself asks to step."""
+        return self.watched is not None and not self.module.automatic_optimization
+
+    def tell(self, step: int) -> None:
+        """Tell the copy of another number of optimizer steps.
+
+        Args:
+            step: Steps that are done.
+        """
+        self.global_step = vars(self._reader)["global_step"] = step
 
     @contextmanager
     def refused_to_the_original(self) -> Iterator[None]:
@@ -209,11 +211,18 @@ class Twin:
             )
 
         with ExitStack() as hooks:
-            for each in self._original.modules():
-                # Scripted modules take no hooks.
-                if not isinstance(each, torch.jit.ScriptModule) and any(True for _ in each.parameters()):
-                    hooks.callback(each.register_forward_pre_hook(refuse).remove)
+            for each in self._refusing:
+                own = vars(each)["_forward_pre_hooks"]
+                # In front of the user's own hooks, and without a number of torch's counter.
+                vars(each)["_forward_pre_hooks"] = type(own)({-1: refuse})
+                hooks.callback(vars(each).__setitem__, "_forward_pre_hooks", own)
             yield
+
+    @cached_property
+    def _refusing(self) -> list[nn.Module]:
+        """The run's modules that hold weights; scripted ones take no hooks."""
+        modules = [each for each in self._original.modules() if not isinstance(each, torch.jit.ScriptModule)]
+        return [each for each in modules if next(each.parameters(), None) is not None]
 
 
 def _copied(batch: Any) -> Any:
@@ -235,67 +244,21 @@ def _shared(module: nn.Module, copied: nn.Module) -> str:
     return next((name for name, each in named if each.numel() and each.untyped_storage().data_ptr() in own), "")
 
 
-def _hooks_from_outside(module: nn.Module) -> list[Any]:
-    """Return the forward hooks that are methods of something else than a module, whose copy would bring all that it holds."""
-    hooks = [hook for each in module.modules() for kind in HOOKS for hook in vars(each)[kind].values()]
-    return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", module), nn.Module)]
+def _loss_in(made: Any) -> Tensor | None:
+    """Return the loss in what a training step has returned."""
+    loss = made.get("loss") if isinstance(made, Mapping) else made
+    return loss if isinstance(loss, Tensor) else None
 
 
-def call_step(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Any:
-    """Call the training step of a module, with the number of the batch where it takes one, or with an iterator over the one batch.
-
-    Args:
-        module: A copy of the run's module.
-        batch: A batch as the training step gets it.
-        batch_idx: Its number in the epoch.
-    """
-    function = module.training_step
-    if is_param_in_hook_signature(function, "dataloader_iter", explicit=True):
-        return function(iter([(batch, batch_idx, 0)]))
-    numbered = is_param_in_hook_signature(function, "batch_idx", min_args=2)
-    return function(batch, batch_idx) if numbered else function(batch)
+def _wrappers(module: pl.LightningModule) -> list[Any]:
+    """Return Lightning's wrappers of the optimizers."""
+    found = module.optimizers()
+    return found if isinstance(found, list) else [found]
 
 
-class _NoBackward(TorchFunctionMode):
-    """Hands tensors whose backward pass is asked for to a function, in place of the pass."""
-
-    def __init__(self, instead: Callable[..., None]) -> None:
-        super().__init__()
-        self._instead = instead
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return self._instead(args[0]) if func is Tensor.backward else func(*args, **(kwargs or {}))
+def _one_or_all(found: list[Still]) -> Still | list[Still]:
+    return found[0] if len(found) == 1 else found
 
 
 def _nothing(*_: Any, **__: Any) -> None:
     """Do nothing."""
-
-
-def _make_functions_anew(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Give a copied module functions and hooks that do not reach back into the original, nor into what its hooks collect."""
-    for name, value in list(vars(module).items()):
-        if name in HOOKS:
-            value |= {key: _hook(hook, memo) for key, hook in value.items()}
-        elif isinstance(value, types.FunctionType):
-            vars(module)[name] = own(value, memo)
-
-
-def _hook(hook: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(hook, types.FunctionType):
-        return own(hook, memo, isolated=True)
-    if isinstance(hook, types.MethodType) and not isinstance(hook.__self__, nn.Module):
-        return types.MethodType(hook.__func__, _isolated(hook.__self__, memo))
-    return hook
-
-
-def _isolated(owner: Any, memo: dict[int, Any]) -> Any:
-    """Return a copy of an object that has containers and tensors of its own, and shares everything else."""
-    if isinstance(owner, type):
-        return owner
-    made = copy.copy(owner)
-    for name, value in list(getattr(made, "__dict__", {}).items()):
-        if isinstance(value, (list, dict, set, Tensor)):
-            vars(made)[name] = own(value.detach().clone() if isinstance(value, Tensor) else value, memo)
-    return made

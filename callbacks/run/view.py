@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
-from lightning_conv.callbacks.run.batch import to_device
+from lightning_conv.callbacks.run.data.batch import to_device
+from lightning_conv.callbacks.run.data.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.features import LastFeatures, last_features
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
-from lightning_conv.callbacks.run.loss import LossFn
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.run_loss import RunLoss
-from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling
 from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind
@@ -76,6 +76,11 @@ class RunView:
         """Number n of samples in the probe."""
         return sample_count(self.measurement.inputs)
 
+    @property
+    def loss_targets(self) -> Tensor | None:
+        """What the loss takes beside the outputs: the targets, or the numbers of the samples for the step's own; None: not known."""
+        return self.targets if self.run_loss.own is None else self.measurement.rows
+
     @cached_property
     def outputs(self) -> Tensor:
         """The outputs u on the probe, (n, C), in the network's type and the probe's BatchNorm mode."""
@@ -95,7 +100,7 @@ class RunView:
     @cached_property
     def run_loss(self) -> RunLoss:
         """The loss of the training step, and how it was found."""
-        return self.measurement.run_network.with_loss(self.given_loss).loss
+        return self.measurement.loss(self.given_loss)
 
     @property
     def loss(self) -> LossKind:
@@ -122,10 +127,10 @@ class RunView:
             dtype: to compute in; None: the network's own type.
         """
         assert self.loss.loss_fn is not None
-        assert self.targets is not None
+        assert self.loss_targets is not None
         batch_norm = self.measurement.probe.batch_norm
         return SampleLoss(
-            self.network, self.inputs, self.targets, self.loss.loss_fn, batch_norm=batch_norm, dtype=dtype
+            self.network, self.inputs, self.loss_targets, self.loss.loss_fn, batch_norm=batch_norm, dtype=dtype
         )
 
     @cached_property

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_conv.callbacks.run.assumptions import Violation
-from lightning_conv.callbacks.run.data import data_violations
+from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.losses.facts import LossFacts
@@ -23,7 +23,7 @@ def find_violations(run: RunView) -> list[Violation]:
 
     Cost: two readings of a few samples, two forward passes of four; where the probe's samples were given by hand, a reading of as many.
     """
-    return [*_of_loss(run), *_of_network(run.network, run.inputs), *data_violations(run)]
+    return [*violations_of_loss(run), *_of_network(run.network, run.inputs), *data_violations(run)]
 
 
 def loss_infimum(run: RunView) -> float:
@@ -42,12 +42,17 @@ def _facts(run: RunView) -> LossFacts | None:
         return None
 
 
-def _of_loss(run: RunView) -> list[Violation]:
+def violations_of_loss(run: RunView) -> list[Violation]:
+    """Return the violated assumptions about the loss.
+
+    Args:
+        run: The run at this moment.
+    """
     loss = run.loss
     if loss.kind == "unknown":
         why = f"the loss of the training step is not known: {run.loss_unknown} (pass loss_fn=nn.MSELoss() or what the step uses)"
         return [Violation("known loss", why), Violation("squared loss", why), Violation("attained infimum", why)]
-    if run.targets is None:
+    if run.loss_targets is None:
         why = "no targets were found in a batch (pass Probe(target_fn=lambda batch: ...))"
         return [Violation("known loss", why)]
     found = []

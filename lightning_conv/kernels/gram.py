@@ -45,7 +45,7 @@ def ntk_gram(
     seed: int = 0,
     plan: NTKPlan | None = None,
     remeasure: bool = False,
-    progress: bool | None = None,
+    progress: bool | Report | None = None,
 ) -> KernelGram:
     r"""Compute the exact empirical neural tangent kernel of ``model`` on ``inputs``.
 
@@ -101,7 +101,7 @@ def ntk_gram(
         remeasure: with a plan, measure ``jacobian_error`` at the weights of now, by two gradients of a few samples. The plan may then be
             one for another number of samples, other outputs, or another precision: only what was read is taken from it.
         progress: whether to show a progress bar on standard error; None: on a terminal, if more than 5 seconds are
-            predicted.
+            predicted. A function is called with the share that is done instead.
 
     Returns:
         The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.

@@ -16,6 +16,7 @@ from lightning_conv.linalg.spectrum import Method, Spectrum
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.origins import NoSuchPathError
+from lightning_conv.reporting.progress import Report
 
 
 def resolved_spectrum(
@@ -35,7 +36,7 @@ def resolved_spectrum(
     projections: int = 16,
     seed: int = 0,
     plans: Mapping[Precision, NTKPlan] | None = None,
-    progress: bool | None = None,
+    progress: bool | Report | None = None,
 ) -> tuple[KernelGram, Spectrum]:
     """Compute a kernel and its spectrum, in higher and higher precision until lambda_min is well above its error.
 

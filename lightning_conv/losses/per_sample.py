@@ -77,7 +77,7 @@ class SampleLosses:
             raise ValueError(f"targets: shape {tuple(targets.shape)}; need one row or number per sample")
         self.samples = len(targets)
         self.loss = loss_kind(loss_fn)
-        self.kind: Kind = FORMULAS.get(self.loss.kind, "custom")
+        self.kind: Kind = FORMULAS.get(self.loss.kind, "custom") if self.loss.factor == 1 else "custom"
         self.targets = targets.detach()
         if self.kind in ("squared", "elementwise", "binary"):
             self.targets = self.targets.reshape(self.samples, -1)

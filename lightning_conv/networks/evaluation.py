@@ -144,7 +144,8 @@ class StatelessModule:
             model = self.model
             if isinstance(model, torch.jit.ScriptModule):  # refused by torch, but only as the outermost module
                 model, state = _Around(model), {f"module.{place}": tensor for place, tensor in state.items()}
-            return functional_call(model, state, args, kwargs, tie_weights=False)
+            with _said_type(model, self.dtype):
+                return functional_call(model, state, args, kwargs, tie_weights=False)
 
     def outputs(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Compute the network outputs u, shape (n, C): one row per sample, with all dimensions after the first flattened.
@@ -194,6 +195,23 @@ class StatelessModule:
                     return False
             self.lone.add(result.shape)
         return True
+
+
+@contextmanager
+def _said_type(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let modules that remember the type of their weights, as LightningModules do for ``self.dtype``, name that of the evaluation.
+
+    Parameters tell it anyway; a forward that asks the module, as in ``x.to(self.dtype)``, is the same network.
+    """
+    held = [(vars(m), kind) for m in model.modules() if isinstance(kind := vars(m).get("_dtype"), torch.dtype)]
+    said = [(values, kind) for values, kind in held if kind.is_floating_point]
+    for values, _ in said:
+        values["_dtype"] = dtype
+    try:
+        yield
+    finally:
+        for values, kind in said:
+            values["_dtype"] = kind
 
 
 class _Around(nn.Module):

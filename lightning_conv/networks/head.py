@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.networks.evaluation import StatelessModule
@@ -15,7 +16,7 @@ from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import NarrowedError, Narrowing
 from lightning_conv.networks.undisturbed import undisturbed
-from lightning_conv.networks.watched import entering, watched_forward
+from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Head:
     """Whether the layer's result is the model's result. If not, the convexity of what follows is not checked."""
     probed: bool = False
     """Whether the layer was seen to compute W h + b, at its own weights and at random ones."""
+    rows: int = 1
+    """Number of rows of features of a sample: T for a layer that is applied to each of T tokens."""
 
     @property
     def has_bias(self) -> bool:
@@ -75,7 +78,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
+def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, tokens: bool = False) -> Head:
     """Find the linear layer that produces the model's output, or the one called ``name``.
 
     The layer is found by a forward of two samples. The head is called once on a matrix of features h, its result is W h + b
@@ -88,6 +91,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         inputs: samples; the first two are used.
         name: dotted name of the layer, needed if something without parameters, such as a softmax, follows it. The result
             then has ``last=False``.
+        tokens: whether the layer may have several rows of features for each sample, as in (n, T, m).
 
     Raises:
         ValueError: no layer was found, or ``name`` is not a linear layer, not the last layer with parameters, shared or
@@ -102,8 +106,8 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
             f"head: {name!r} is not an nn.Linear of the model (candidates: {candidates}); pass one of these"
         )
     nothing = (
-        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a linear layer, or "
-        'pass head="..." if only functions without parameters follow it'
+        f"head: no nn.Linear produces the module's output (candidates: {candidates}); end the network in a call of a linear layer, such as "
+        'self.head(h), or pass head="..." if only functions without parameters follow it'
     )
     few = take(inputs, slice(min(2, sample_count(inputs))))
     calls, order, result = _watch(model, few)
@@ -112,11 +116,20 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
     if name is None:
         found = [layer for layer, its_calls in made.items() if len(its_calls) == 1 and same(its_calls[0][1], result)]
         matrices = [layer for layer in found if made[layer][0][0].ndim == 2]
+        several = [layer for layer, its_calls in made.items() if len(its_calls) > 1 and made[layer]]
+        if not found and several:
+            _require_one_call(several[-1], [features for features, _ in made[several[-1]]], 1, tokens=tokens)
+        if not found and (scripted := scripted_part(model)):
+            raise ValueError(
+                f"head: no nn.Linear outside of scripted code produces the module's output, and {scripted!r} is scripted, so that its "
+                "layers cannot be watched; script the trunk alone, and leave the last nn.Linear out of it"
+            )
         if len(matrices or found) != 1:
             raise ValueError(nothing)
         name = (matrices or found)[0]
     head = layers[name]
-    _require_one_call(name, [features for features, _ in made[name]])
+    samples = sample_count(few)
+    _require_one_call(name, [features for features, _ in made[name]], samples, tokens=tokens)
     if order[-1] is not head:
         after = next(other for other, module in model.named_modules() if module is order[-1])
         raise ValueError(
@@ -132,14 +145,29 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head
         raise ValueError(f"head: {name!r} {probe.departs}; end the network in a plain nn.Linear")
     if not probe.last and not named:
         raise ValueError(nothing)
-    return Head(name, head, last=probe.last, probed=True)
+    rows = len(as_rows(made[name][0][0])) // samples if tokens else 1
+    return Head(name, head, last=probe.last, probed=True, rows=rows)
+
+
+def scripted_part(model: nn.Module) -> str:
+    """Return the name of a part of a model that is scripted or traced, and has parameters; empty: there is none.
+
+    Args:
+        model: any module.
+    """
+    return next(
+        (n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule) and [*m.parameters()]), ""
+    )
 
 
 _Call = tuple[nn.Module, tuple[Tensor, Tensor]]
 
 
 def _watch(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], list[nn.Module], object]:
-    """Run one forward and return the calls of linear layers, the layers with parameters in order of completion, and the result."""
+    """Run one forward and return the calls of linear layers, the layers with parameters in order of completion, and the result.
+
+    A scripted module counts as one layer. It takes no hooks, so that a hook on all modules looks at it.
+    """
     calls: list[_Call] = []
     order: list[nn.Module] = []
 
@@ -149,8 +177,15 @@ def _watch(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], list[nn.Modul
             # A copy, because a later layer may work in place.
             calls.append((module, (entering(args, kwargs), output.detach().clone())))
 
+    scripted = {m for m in model.modules() if isinstance(m, torch.jit.ScriptModule) and [*m.parameters()]}
+
+    def look(module: nn.Module, args: object, output: object) -> None:
+        if module in scripted:
+            order.append(module)
+
     leaves = [m for m in model.modules() if isinstance(m, nn.Linear) or (not [*m.children()] and [*m.parameters()])]
-    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in leaves]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in leaves if layer not in scripted]
+    handles.append(register_module_forward_hook(look))
     return calls, order, watched_forward(StatelessModule(model), inputs, handles)
 
 
@@ -217,6 +252,8 @@ def features_of(
 ) -> Tensor:
     """Compute ``last_hidden_features`` with an existing copy of the network, whose parameters are then converted only once.
 
+    Of a layer with several rows of features for each sample these follow one another, (n rows, m).
+
     Args:
         module: the network.
         head: a linear layer of it, the last one or an earlier one.
@@ -238,15 +275,29 @@ def features_of(
     with suppress(_Reached):
         hook = head.module.register_forward_pre_hook(enter, with_kwargs=True)
         watched_forward(module, inputs, [hook], within=within)
-    _require_one_call(head.name, entered)
-    return entered[0]
-
-
-def _require_one_call(name: str, entered: list[Tensor]) -> None:
-    if len(entered) != 1 or entered[0].ndim != 2:
-        shapes = [tuple(tensor.shape) for tensor in entered]
+    samples = sample_count(inputs)
+    _require_one_call(head.name, entered, samples, tokens=head.rows > 1)
+    rows = as_rows(entered[0])
+    if head.rows > 1 and len(rows) != head.rows * samples:
         raise ValueError(
-            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H)"
+            f"head: {head.name!r} has {len(rows)} rows of features for {samples} samples and had {head.rows} for each before; pad all "
+            "samples to one length"
+        )
+    return rows
+
+
+def _require_one_call(name: str, entered: list[Tensor], samples: int, *, tokens: bool) -> None:
+    shapes = [tuple(tensor.shape) for tensor in entered]
+    if len(entered) != 1:
+        raise ValueError(
+            f"head: {name!r} was called {len(entered)} times with {shapes}; need one call on a matrix of features, (n, m_H): call it "
+            "once, on torch.stack([...], 1) of what enters it"
+        )
+    if entered[0].ndim != 2 and not tokens:
+        raise ValueError(f"head: {name!r} was called on {shapes[0]}; need one call on a matrix of features, (n, m_H)")
+    if tokens and (entered[0].ndim < 2 or len(as_rows(entered[0])) % samples):
+        raise ValueError(
+            f"head: {name!r} was called on {shapes[0]} for {samples} samples; need as many rows of features for each sample"
         )
 
 

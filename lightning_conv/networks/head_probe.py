@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs
-from lightning_conv.networks.watched import entering, watched_forward
+from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 SCALES = (1.0, -1.0, 1e3, -1e3)
 """Sizes of the random weights, in units of the layer's own; both signs, since a ReLU does not show on positive outputs."""
@@ -58,7 +58,8 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
             output: Tensor,
             seen: list[tuple[Tensor, Tensor]] = seen,
         ) -> None:
-            seen.append((entering(args, kwargs), output.detach().clone()))  # a copy: a later layer may work in place
+            # A copy: a later layer may work in place.
+            seen.append((as_rows(entering(args, kwargs)), as_rows(output.detach().clone())))
 
         hook = layer.register_forward_hook(look, with_kwargs=True)
         given = [each.detach().clone() for each in values]
@@ -66,7 +67,7 @@ def probe_head(model: nn.Module, layer: nn.Linear, inputs: Inputs) -> HeadProbe:
         features, output = seen[0]
         first = features if first is None else first
         if len(seen) != 1 or not same(features, first):
-            return HeadProbe("is given an input that depends on its own weights", last=False)
+            return HeadProbe("is given an input that depends on its own weights, or on earlier calls", last=False)
         if said := departure(output, features, *values):
             where = "its own" if values is own else "random"
             return HeadProbe(f"is a {type(layer).__name__} whose {said} at {where} weights", last=False)
@@ -85,7 +86,7 @@ def _with_gradients(module: StatelessModule, layer: nn.Linear, inputs: Inputs, v
     seen: list[tuple[Tensor, Tensor]] = []
 
     def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-        seen.append((entering(args, kwargs), output.clone()))
+        seen.append((as_rows(entering(args, kwargs)), as_rows(output.clone())))
 
     hook = layer.register_forward_hook(look, with_kwargs=True)
     watched_forward(module, inputs, [hook], parameters=weights, within=torch.enable_grad())

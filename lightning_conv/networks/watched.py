@@ -41,6 +41,15 @@ def watched_forward(
             handle.remove()
 
 
+def as_rows(tensor: Tensor) -> Tensor:
+    """Return what enters or leaves a linear layer as a matrix, (rows, m): (n, T, m) is n T rows.
+
+    Args:
+        tensor: (..., m).
+    """
+    return tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
 def entering(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
     """Return the input of a layer from the arguments of its hook, for ``layer(h)`` and ``layer(input=h)`` alike."""
     return (args[0] if args else kwargs["input"]).detach()

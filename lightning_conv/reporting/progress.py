@@ -44,13 +44,21 @@ class Lines:
         title: beginning of each line.
         step: least share of the work between two lines.
         pause: least time between two lines, in seconds.
+        predicts: whether the first line says how long the work is predicted to take.
     """
 
-    def __init__(self, say: Callable[[str], None], title: str, step: float = 0.05, pause: float = 60.0) -> None:
-        self._say, self._title, self._step, self._pause = say, title, step, pause
+    def __init__(
+        self, say: Callable[[str], None], title: str, step: float = 0.05, pause: float = 60.0, *, predicts: bool = False
+    ) -> None:
+        self._say, self._title, self._step, self._pause, self._predicts = say, title, step, pause, predicts
         self._began = self._last = time.monotonic()
         self._start: float | None = None  # the share that an earlier process had done
         self._said = 0.0
+
+    def expect(self, seconds: float) -> None:
+        """Write how long the work is predicted to take, if that is ``LONG`` or more."""
+        if self._predicts and seconds >= LONG:
+            self._say(f"{self._title}: about {_duration(seconds)}")
 
     def __call__(self, share: float) -> None:
         """Write a line if enough work and time have passed since the last one."""
@@ -62,7 +70,11 @@ class Lines:
         gone = now - self._began
         left = gone * (1 - share) / max(share - self._start, 1e-9)
         self._said, self._last = share, now
-        self._say(f"{self._title}: {100 * share:.0f} %, {gone / 60:.0f} minutes gone, about {left / 60:.0f} to go")
+        self._say(f"{self._title}: {100 * share:.0f} %, {_duration(gone)} gone, about {_duration(left)} to go")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 @contextmanager
@@ -73,12 +85,14 @@ def progress_bar(title: str, seconds: float, wanted: bool | Report | None) -> It
         title: text before the bar.
         seconds: predicted duration in seconds; it only decides whether a bar is shown if ``wanted`` is None.
         wanted: whether to show the bar; None: only on a terminal and if the prediction reaches ``LONG``. A report is
-            used instead of a bar.
+            used instead of a bar; ``Lines`` are told of the prediction.
 
     Yields:
         The report, which moves the bar when it is called with the share that is done.
     """
     if callable(wanted):
+        if isinstance(wanted, Lines):
+            wanted.expect(seconds)
         yield wanted
         return
     console = Console(stderr=True)

@@ -13,7 +13,11 @@ SAMPLERS = {name for name in dir(torch.utils.data) if name.endswith("Sampler")} 
 }
 RULES = {"momentum", "weight_decay", "nesterov"}
 
-OWNERS = {"loss": "lightning_conv/losses/", "sampling": "callbacks/run/sampling.py", "steps": "callbacks/run/steps.py"}
+OWNERS = {
+    "loss": "lightning_conv/losses/",
+    "sampling": "callbacks/run/data/sampling.py",
+    "steps": "callbacks/run/steps.py",
+}
 
 
 def names_in(node: ast.AST) -> set[str]:

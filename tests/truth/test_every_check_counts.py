@@ -120,7 +120,7 @@ def special(name: str, monkeypatch: pytest.MonkeyPatch) -> Case:
         made = head.Head
         monkeypatch.setattr(head, "Head", lambda *args, **kwargs: made(*args, **kwargs | {"probed": False}))
     if name == "fixed inputs":
-        from lightning_conv.callbacks.run.training_set import TrainingSet
+        from lightning_conv.callbacks.run.data.training_set import TrainingSet
 
         monkeypatch.setattr(TrainingSet, "is_random", lambda self: True)
     return CASE

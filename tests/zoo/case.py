@@ -21,6 +21,7 @@ class Reading:
 
     call: Call
     over: str | tuple[str, ...] = ""  # what the parameters' names begin with
+    optimizer: str = ""  # whose network it is, in a run with several
 
 
 @dataclass(frozen=True)

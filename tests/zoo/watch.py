@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.run import beginning
-from lightning_conv.callbacks.run.callbacks import callbacks_of
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,36 @@ class Measured:
     """One kernel of a run."""
 
     step: int
+    optimizer: str  # whose network it is; empty where the run has one
     outputs: str  # "trace", or what the run's budget chose
     matrix: Tensor
     batch: Any  # as the training step would get it
     module: pl.LightningModule  # a copy, at the same weights
 
 
-def kernels_of(trainer: pl.Trainer) -> list[tuple[int, str, Tensor, Any]]:
-    """Return the latest kernel of each measurement that the monitors share: step, kind, matrix, and the network that was measured."""
-    measurements = {id(each._kernel): each._kernel for each in callbacks_of(trainer, KernelMonitor) if each._kernel}
-    held = [(each._measured, each.run_network) for each in measurements.values() if each._measured is not None]
-    return [(step, gram.outputs, gram.matrix, network) for (step, gram, _), network in held]
+@dataclass(frozen=True)
+class Latest:
+    """The latest kernel of a measurement that monitors share."""
+
+    step: int
+    optimizer: str
+    outputs: str
+    matrix: Tensor
+    network: Any  # that was measured
+
+
+def kernels_of(trainer: pl.Trainer) -> list[Latest]:
+    """Return the latest kernel of each measurement."""
+    monitors = {id(each._kernel): each for each in monitors_of(trainer, KernelMonitor) if each._kernel}
+    found = [(each, each._kernel) for each in monitors.values() if each._kernel._measured is not None]
+    return [
+        Latest(kernel._measured[0], each.optimizer, *_facts(kernel._measured[1]), kernel.run_network)
+        for each, kernel in found
+    ]
+
+
+def _facts(gram: Any) -> tuple[str, Tensor]:
+    return gram.outputs, gram.matrix
 
 
 @contextmanager
@@ -55,6 +74,7 @@ class Watch(pl.Callback):
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches, self.kept = batches, []
+        self.first: list[Measured] = []  # of each network
         self.last: list[Tensor] = []  # the kernels of the last look
         self.trained = False  # whether the run has come to its first step
 
@@ -69,16 +89,26 @@ class Watch(pl.Callback):
         self._keep(trainer, pl_module)
 
     def _keep(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        found = [each for each in kernels_of(trainer) if each[0] == trainer.global_step]
-        new = [each for each in found if not any(each[2] is matrix for matrix in self.last)]
+        found = [each for each in kernels_of(trainer) if each.step == trainer.global_step]
+        new = [each for each in found if not any(each.matrix is matrix for matrix in self.last)]
         if not new:
             return
-        self.last = [matrix for _, _, matrix, _ in found]
+        self.last = [each.matrix for each in found]
         copied = copy.deepcopy(module, _without_graphs(module))
-        self.kept = self.kept[: len(new)] + [
-            Measured(step, kind, matrix, copy.deepcopy(self._batch_of(network)), copied)
-            for step, kind, matrix, network in new
+        made = [
+            Measured(
+                each.step,
+                each.optimizer,
+                each.outputs,
+                each.matrix,
+                copy.deepcopy(self._batch_of(each.network)),
+                copied,
+            )
+            for each in new
         ]
+        seen = {each.optimizer for each in self.kept}
+        self.first += [each for each in made if each.optimizer not in seen]
+        self.kept = self.first + made
 
     def _batch_of(self, network: Any) -> Any:
         # In a run that a budget limits, fewer samples than these are measured.

@@ -156,6 +156,9 @@ def _run(case: Case, plain: Ran, callbacks: Sequence[pl.Callback], *, compare: b
     comparable = [each for each in watch.kept if each.outputs == "trace"] if compare else []
     if compare and not comparable:
         return Outcome("wrong", f"asked for the trace kernel, got {watch.kept[0].outputs!r}", more)
+    missing = {each.optimizer for each in case.readings} - {each.optimizer for each in watch.kept}
+    if missing and compare:
+        return Outcome("wrong", f"no network of {', '.join(sorted(missing))} was measured", more)
     gaps = [gap for each in comparable if (gap := _gap(case, each))]
     return Outcome("wrong", gaps[0], more) if gaps else Outcome("worked", "", more)
 
@@ -163,7 +166,10 @@ def _run(case: Case, plain: Ran, callbacks: Sequence[pl.Callback], *, compare: b
 def _gap(case: Case, measured: Measured) -> str:
     """Return how the kernel differs from the oracle's, in words; empty: it does not."""
     gaps = []
-    for reading in case.readings:
+    readings = [each for each in case.readings if each.optimizer == measured.optimizer]
+    if not readings:
+        return f"a network of {measured.optimizer!r} was measured, and none is known"
+    for reading in readings:
         random.seed(0), np.random.seed(0), torch.manual_seed(0)  # from which the probe observes the step
         right = trace_kernel(measured.module, reading, measured.batch)
         if right.shape != measured.matrix.shape:
@@ -173,7 +179,8 @@ def _gap(case: Case, measured: Measured) -> str:
         if gap <= case.tolerance:
             return ""
         gaps.append(f"{gap:.2g} relative")
-    return f"step {measured.step}: kernel differs by {', '.join(gaps)}"
+    of = f" of {measured.optimizer}" if measured.optimizer else ""
+    return f"step {measured.step}: kernel{of} differs by {', '.join(gaps)}"
 
 
 def _line(message: object) -> str:

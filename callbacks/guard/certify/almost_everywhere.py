@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.trunk_rounding import allowance, beyond_rounding
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.wide_layer import WideLayer, find_wide_layer
@@ -53,6 +53,10 @@ def certify_almost_everywhere(view: GuardView) -> RankCertificate:
     if isinstance(wide, str):
         raise ValueError(f'method="distinct" does not apply: {wide}; use method="singular"')
     data, head, network, layer = view.data, view.head, view.network, Head(wide.name, wide.module)
+    if head.rows > 1:
+        raise ValueError(
+            f"method='distinct' is about one row of features per sample, and {view.head_name!r} has {head.rows}; use method='singular'"
+        )
     # The wide layer itself is computed for a few samples only, to see whether it casts: in float64 all of them would take longer than all
     # that lies before it.
     coarse = TrunkRows.of(data, network, layer, torch.float32, stop=True).all()

@@ -27,10 +27,14 @@ def attempt_certificate(view: GuardView, settings: GuardSettings, state: GuardSt
         root: Folder under which a long certificate keeps its work.
     """
     method, head = settings.method, view.head
-    narrow = too_narrow(view.data.size, head.width, bias=head.has_bias) is not None
+    narrow = too_narrow(view.rows, head.width, bias=head.has_bias) is not None
     state.certificate = None
     with attempted(*EXPECTED) as attempt:
-        targets = _targets(view, state) if method == "alignment" or (method == "auto" and narrow) else None
+        targets = (
+            _targets(view, state)
+            if head.rows == 1 and (method == "alignment" or (method == "auto" and narrow))
+            else None
+        )
         state.certificate = certify_trunk(view, method, targets, root)
         return state.certificate.reason
     return f"no certificate could be computed ({attempt.reason})"

@@ -26,9 +26,9 @@ from lightning_conv.callbacks.guard.certify.trunk_rounding import (
 )
 from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.ranks import Led
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity import (
     Method,
     RankCertificate,
@@ -69,8 +69,12 @@ def certify_trunk(
     if method == "distinct":
         return certify_almost_everywhere(view)
     data, head, network = view.data, view.head, view.network
-    too_few = too_narrow(data.size, head.width, bias=head.has_bias) is not None
-    if is_held(data.size, head.width, bias=head.has_bias) or method == "alignment":
+    if method == "alignment" and head.rows > 1:
+        raise ValueError(
+            f"method='alignment' is about one row of features per sample, and {view.head_name!r} has {head.rows}; use method='singular'"
+        )
+    too_few = too_narrow(view.rows, head.width, bias=head.has_bias) is not None
+    if is_held(view.rows, head.width, bias=head.has_bias) or method == "alignment":
         # In float32 whatever the model's type: the error of these features is scaled to float64.
         coarse = TrunkRows.of(data, network, head, torch.float32).all()
         rows = TrunkRows.of(data, network, head, torch.float64)
@@ -83,7 +87,7 @@ def certify_trunk(
                 method=method,
                 bias=head.has_bias,
                 feature_error=feature_error,
-                same_inputs=data.same_inputs,
+                same_inputs=view.same_inputs,
                 targets=targets if too_few or method == "alignment" else None,
                 narrow=rows.narrow,
             )
@@ -107,7 +111,7 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     rows = TrunkRows.of(data, network, head, torch.float64)
     began = time.perf_counter()
     row_seconds = (time.perf_counter() - began) / len(rows.rows(0, SAMPLED))
-    plan = data.ranks.once(lambda: _planned(data.size, head.width, row_seconds))
+    plan = data.ranks.once(lambda: _planned(view.rows, head.width, row_seconds))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
         found = _instead(view, plan)
         if found is not None:
@@ -122,14 +126,14 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
         keep = root is not None and plan.seconds >= KEPT_FROM
         with work_folder(str(root), plan.matrix_bytes) if keep else nullcontext() as folder:
             kept = f"; kept in {folder}, where a run that is killed meanwhile goes on" if folder is not None else ""
-            now = plan_stream(data.size, head.width, folder=folder, row_seconds=row_seconds)
+            now = plan_stream(view.rows, head.width, folder=folder, row_seconds=row_seconds)
             rank_zero_info(f"ExpressivityGuard: {now}{kept}")
             return certify_expressivity(
                 source,
                 method="singular",
                 bias=head.has_bias,
                 feature_error=error,
-                same_inputs=data.same_inputs,
+                same_inputs=view.same_inputs,
                 folder=folder,
                 progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
             )
@@ -206,7 +210,7 @@ def rewatched(view: GuardView, certificate: RankCertificate) -> RankCertificate:
     if certificate.narrow is not None:
         return certificate
     rows = TrunkRows.of(view.data, view.network, view.head, torch.float64)
-    for start in range(0, view.data.size, STRIP):
+    for start in range(0, rows.samples, STRIP):
         rows.rows(start, start + STRIP)
     return watched(certificate, rows.narrow, allowed_for=False)
 

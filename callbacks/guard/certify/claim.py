@@ -20,7 +20,6 @@ from lightning_conv.callbacks.guard.certify.training_pass import lost_in_precisi
 from lightning_conv.callbacks.guard.certify.trunk_rounding import within_rounding
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.batch import InputFn
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.networks.undisturbed import without_fused_attention
@@ -41,7 +40,6 @@ class Claim:
     Args:
         view: The run.
         state: State of the guard, updated in place.
-        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
 
     Attributes:
         gradients: Comparison of the gradients in some steps.
@@ -52,9 +50,9 @@ class Claim:
         other_loss: How the loss of the training step was seen to differ from ``loss_fn``, in this part of the run; empty if it was not.
     """
 
-    def __init__(self, view: GuardView, state: GuardState, input_fn: InputFn | None) -> None:
+    def __init__(self, view: GuardView, state: GuardState) -> None:
         self._view, self._state = view, state
-        self.samples = KnownSamples(view, input_fn, state)
+        self.samples = KnownSamples(view, state)
         self.gradients, self.head, self._loss = GradientWatch(view), HeadWatch(view), KeptLoss(view)
         self.give_up: Callable[[str], None] = lambda _: None
         self.other_loss = self.untrainable = ""

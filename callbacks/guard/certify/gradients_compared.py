@@ -17,6 +17,7 @@ from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, evaluate
 from lightning_conv.networks.head_probe import same
 from lightning_conv.networks.precision import product_roundoff
+from lightning_conv.networks.watched import as_rows
 
 
 def product_rounding(rows: int, dtype: torch.dtype) -> float:
@@ -45,7 +46,7 @@ def beside_the_outputs(view: GuardView, twin: Twin, made: Seen) -> str:
         return "the head's outputs could not be followed to the loss: it does not depend on them, or they are in compiled code"
     if gradient is None:
         return "the loss of the training step has no gradient by the head's weight"
-    s, h = slope.double(), made.features.double()
+    s, h = as_rows(slope).double(), made.features.double()
     expected, sizes = s.T @ h, s.abs().T @ h.abs()
     coarsest = max((gradient.dtype, slope.dtype), key=lambda kind: torch.finfo(kind).eps)
     unit = max(unit_roundoff(coarsest), product_roundoff(gradient)) / unit_roundoff(coarsest)

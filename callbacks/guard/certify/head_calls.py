@@ -14,7 +14,7 @@ from lightning_conv.callbacks.guard.certify.features_compared import Expected
 from lightning_conv.callbacks.guard.certify.step_record import BatchRecord
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
-from lightning_conv.networks.watched import entering
+from lightning_conv.networks.watched import as_rows, entering
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class Step:
         return [(call.features, call.slopes[-1]) for call in self.calls]
 
 
+def _differentiated(step: Step) -> Step:
+    """Return a step with the calls that the backward pass reached; with all of them if it reached none."""
+    kept = [bool(call.slopes) for call in step.calls]
+    if all(kept) or not any(kept):
+        return step
+    calls = [call for call, keep in zip(step.calls, kept, strict=True) if keep]
+    batches = [replace(each, calls=sum(kept[: each.calls])) for each in step.batches]
+    return Step(calls, batches, step.differentiated)
+
+
 class HeadCalls:
     """Records the calls of the head, from the start of a batch to its backward pass.
 
@@ -62,7 +72,7 @@ class HeadCalls:
     """
 
     def __init__(self, view: GuardView, tell: Callable[[CheckName, str], None]) -> None:
-        self._view, self._head, self._tell = view, view.head.module, tell
+        self._view, self._head, self._tell = view, view.layer, tell
         self._step, self._is_open = Step(), False
         self._last: BatchRecord | None = None  # of the step that was taken last, whose closure may be called again
 
@@ -95,8 +105,11 @@ class HeadCalls:
             self._is_open = True
 
     def take(self) -> Step:
-        """Return what happened since the last step, and begin the next one."""
-        taken, self._step, self._is_open = self._step, Step(), False
+        """Return what happened since the last step, and begin the next one.
+
+        Calls whose outputs got no gradient, as those of a hook that looks at the head, are left out where others got one.
+        """
+        taken, self._step, self._is_open = _differentiated(self._step), Step(), False
         self._last = taken.batches[-1] if taken.batches else self._last
         return taken
 
@@ -115,11 +128,11 @@ class HeadCalls:
             self._tell("fixed inputs", "a batch was changed between the start of its step and the call of the head")
         if self.in_compared_batch and output.element_size() < 4:
             self._tell("full precision", f"the head computes in {output.dtype} in a training step")
-        call, step = Call(entering(args, dict(kwargs))), self._step
+        call, step = Call(as_rows(entering(args, dict(kwargs)))), self._step
         step.calls.append(call)
 
         def keep(gradient: Tensor) -> None:
-            call.slopes.append(gradient.detach())
+            call.slopes.append(as_rows(gradient.detach()))
             step.differentiated |= gradient.requires_grad
 
         output.register_hook(keep)  # type: ignore[no-untyped-call]

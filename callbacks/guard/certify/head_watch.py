@@ -50,7 +50,7 @@ class HeadWatch:
     """
 
     def __init__(self, view: GuardView) -> None:
-        self._view, self._head = view, view.head.module
+        self._view, self._head = view, view.layer
         self.found: list[Check] = []
         self.move_head: Callable[[], None] = lambda: None
         self._looks = 0  # at the optimizer

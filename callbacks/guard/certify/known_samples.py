@@ -14,10 +14,9 @@ from lightning_conv.callbacks.guard.certify.features_compared import DIRECTIONS,
 from lightning_conv.callbacks.guard.certify.training_pass import Walk
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs
+from lightning_conv.callbacks.run.data.sample_keys import batch_keys
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.sample_keys import batch_keys
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 
 REMEMBERED = 4096  # samples of phase 1, the last ones
 ROWS = 64  # samples, evenly spaced, whose features are computed again
@@ -33,14 +32,13 @@ class KnownSamples:
 
     Args:
         view: The run.
-        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
         state: State of the guard, whose ``certified_on`` is filled by ``learn``.
 
     Cost: 48 bytes per sample; of a comparison: a forward of 64 samples in float64; of a batch: its hash, for which it is copied to the CPU.
     """
 
-    def __init__(self, view: GuardView, input_fn: InputFn | None, state: GuardState) -> None:
-        self._view, self._input_fn, self._state = view, input_fn, state
+    def __init__(self, view: GuardView, state: GuardState) -> None:
+        self._view, self._state = view, state
         self._known: dict[bytes, int] = {}  # hash -> row of the projected features
         self._copies: Counter[bytes] = Counter()  # of each hash among the samples
         self._projected: Tensor | None = None
@@ -124,7 +122,7 @@ class KnownSamples:
                 self._seen.extend(self._keys(batch) or ())
 
     def _keys(self, batch: Any) -> list[bytes] | None:
-        return batch_keys(self._view.loss.with_targets(batch), take_inputs(batch, self._input_fn))
+        return batch_keys(self._view.loss.with_targets(batch), self._view.data.inputs_in(batch))
 
     def look(self, batch: Any, batch_idx: int) -> tuple[list[Check], Expected | None]:
         """Look at a batch of phase 2.

@@ -18,9 +18,9 @@ from lightning_conv.callbacks.guard.certify.optimizer_copy import (
     steps_depend_on_weights,
 )
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.training_set import RANDOM_INPUTS
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.steps import decays
-from lightning_conv.callbacks.run.training_set import RANDOM_INPUTS
 from lightning_conv.networks.head import Head
 from lightning_conv.networks.narrow_types import is_floating
 

@@ -16,9 +16,10 @@ from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on
 from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features_of_step
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.training_set import seed_all
+from lightning_conv.callbacks.run.step.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings
 from lightning_conv.networks.evaluation import StatelessModule
@@ -169,7 +170,7 @@ class _Comparison:
         # At another step the loss may be another function, which is for another check to find.
         values = [point.value if step is None else float(call(point.outputs).detach()) for point in points[:2]]
         for seed, size in enumerate(DRAWN):
-            call.weights_drawn(seed, size)
+            draw_weights(call.twin, seed, size)
             for point, before in zip(points[:2], values, strict=True):
                 now = float(call(point.outputs).detach())
                 moved = moved or abs(now - before) > ULPS * points[0].unit * abs(before)
@@ -209,7 +210,7 @@ class _Comparison:
             if each.is_floating_point()
         }
         seen = call.observe()
-        prefix = "" if view.network is view.module else "module."
+        prefix = view.prefix
         names = [name for name in own if prefix + name in engine.parameters]
         # Compiled code keeps nothing for a second backward pass, so that through the whole network comes last.
         (s,) = torch.autograd.grad(seen.loss, seen.outputs, retain_graph=True)

@@ -13,13 +13,13 @@ from lightning_conv.callbacks.guard.certify.copies import frozen_twin, in_eval_m
 from lightning_conv.callbacks.guard.certify.features_compared import other_features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.training_set import seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import same
-from lightning_conv.networks.inputs import Inputs, map_inputs
+from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count
 
 SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten
 # Units of float64 rounding by which the features of a sample may differ among other samples: products are reordered.
@@ -76,13 +76,14 @@ def _coupled(view: GuardView, inputs: Inputs, exact: Tensor) -> str:
     They are computed anew for all but the first sample in the reverse order, and for each sample twice in a batch of its own (one alone
     may lose its axis in a squeeze), with other random numbers each time.
     """
-    n, network = len(exact), StatelessModule(view.network, dtype=torch.float64)
+    n, network = sample_count(inputs), StatelessModule(view.network, dtype=torch.float64)
+    each = exact.reshape(n, -1, exact.shape[-1])  # a sample may have several rows
     allowed = NEIGHBOURS * torch.finfo(exact.dtype).eps * float(exact.abs().max())
     for seed, chosen in enumerate([[*reversed(range(1, n))] if n > 2 else [0, 0], *([k, k] for k in range(n))]):
         some = map_inputs(partial(_rows, chosen=chosen), inputs)
         with isolated():
             seed_all(seed)
-            apart = float((features_of(network, view.head, some) - exact[chosen]).abs().max())
+            apart = float((features_of(network, view.head, some) - each[chosen].flatten(0, 1)).abs().max())
         if not apart <= allowed:
             return (
                 f"the features of a sample depend on the other samples of its batch, or on random numbers: {apart:.2g} apart, where "

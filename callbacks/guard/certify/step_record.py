@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.certify.features_compared import Expected
-from lightning_conv.callbacks.run.sample_keys import bytes_of, parts_of
+from lightning_conv.callbacks.run.data.sample_keys import bytes_of, parts_of
 
 Place: TypeAlias = tuple[Hashable, ...]
 SMALL = 2**16  # numbers

@@ -22,14 +22,14 @@ from lightning_conv.callbacks.guard.certify.features_compared import (
 from lightning_conv.callbacks.guard.certify.gradients_compared import beside_the_outputs
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import NotAFunctionError, Seen, StepCall
-from lightning_conv.callbacks.run.sample_keys import batch_keys, sample_keys
+from lightning_conv.callbacks.run.data.sample_keys import batch_keys, sample_keys
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure, same
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
-from lightning_conv.networks.watched import entering, watched_forward
+from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 NO_GRADIENT = (
     "once the trunk is frozen the loss of the training step has no gradient, so the head cannot be trained (reentrant activation "
@@ -114,7 +114,7 @@ class _Look:
 
         def record(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             weights = [each.detach() for each in (layer.weight, layer.bias) if isinstance(each, Tensor)]
-            seen.append((entering(args, kwargs), output.detach().clone(), weights))
+            seen.append((as_rows(entering(args, kwargs)), as_rows(output.detach().clone()), weights))
 
         result = watched_forward(self._module, inputs, [head.register_forward_hook(record, with_kwargs=True)])
         keys = batch_keys(view.loss.with_targets(batch), inputs)
@@ -196,7 +196,7 @@ def _rounded(head: nn.Module, made: Seen) -> str:
     if made.loss.dtype.itemsize < 4:
         return f"the loss of the training step is computed in {made.loss.dtype}"
     weights = [each.detach() for each in (head.weight, head.bias) if isinstance(each, Tensor)]
-    said = departure(made.outputs.detach(), made.features.detach(), *weights)
+    said = departure(as_rows(made.outputs.detach()), made.features.detach(), *weights)
     return said and f"the head's product is rounded to less than {kind} in the training step: its {said}"
 
 

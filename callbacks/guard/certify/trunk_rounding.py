@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import certify_held, feature_rounding, narrow_rounding
 
@@ -49,7 +49,7 @@ def roundings(view: GuardView, rows: TrunkRows) -> tuple[float, float]:
     """
     data, errors, apart = view.data, [0.0], [0.0]
     coarse = TrunkRows.of(data, view.network, view.head, torch.float32)
-    for start in range(0, data.size, STRIP):
+    for start in range(0, rows.samples, STRIP):
         exact, rounded = rows.rows(start, start + STRIP), coarse.rows(start, start + STRIP)
         errors.append(allowance(rounded, exact, rows))
         apart.append(float((rounded.double() - exact).norm()))

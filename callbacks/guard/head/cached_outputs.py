@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from lightning_conv.callbacks.guard.head.feature_cache import FeatureCache, memory_obstacle
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.networks.undisturbed import undisturbed
 
 STRIP = 4096  # rows that go through the head at a time

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.sample_keys import sample_keys
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.sample_keys import sample_keys
 from lightning_conv.machine.memory import available_memory, mebibytes
 from lightning_conv.networks.inputs import Inputs, take
 
@@ -66,6 +66,7 @@ class FeatureCache:
 
     def __init__(self, view: GuardView) -> None:
         self._view, self._weight, self._replaced = view, view.head.module.weight, ExitStack()
+        self._network = view.found.direct
         self._names = {module: name for name, module in view.module.named_modules()}
         self._own: list[
             tuple[nn.Module, Callable[..., Any] | None]
@@ -118,7 +119,7 @@ class FeatureCache:
         return None
 
     def _look_up(self, forward: Callable[..., Any], known: dict[bytes, int], ends_in_head: bool) -> Callable[..., Any]:
-        head = self._view.head.module
+        head = self._view.layer
 
         def cached(*args: Any, **kwargs: Any) -> Any:
             # Whoever evaluates the network as a function brings its own weights, and wants all of it.
@@ -146,8 +147,14 @@ class FeatureCache:
     def _obstacle(self) -> str | None:
         if getattr(self._view.module, "_compiler_ctx", None) is not None or any(map(_is_compiled, self._names)):
             return "the module is compiled, and nothing can be left out of compiled code"
+        if self._view.found.direct is None:
+            return "the training step calls its network in parts, or on what it makes of the batch, so that no samples are recognised"
+        if self._view.head.rows > 1:
+            return f"{self._view.head_name!r} has {self._view.head.rows} rows of features for each sample"
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self._names):
+            return "a part of the module is scripted, which takes no hooks"
         for module, name in self._names.items():
-            if module is not self._view.head.module and _has_hooks(module):
+            if module is not self._view.layer and _has_hooks(module):
                 return f"{name or type(module).__name__!r} has hooks, which would not be called"
             if isinstance(module, _BatchNorm) and module.running_mean is None:
                 return f"{name!r} couples the samples of a batch"
@@ -186,7 +193,7 @@ class FeatureCache:
             NotCachedError: The forward does not call the head exactly once.
         """
         calls: list[tuple[nn.Module, Any, Any]] = []
-        head = self._view.head
+        head, layer = self._view.head, self._view.layer
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             calls.append((module, (args, kwargs), output))
@@ -202,8 +209,9 @@ class FeatureCache:
                 self._view.trainer.precision_plugin.train_step_context(),
             ):
                 stack.enter_context(context)
-            made = self._view.network(*given, **named)
-        own = [(given, output) for module, given, output in calls if module is head.module]
+            assert self._network is not None  # see ``_obstacle``
+            made = self._network(*given, **named)
+        own = [(given, output) for module, given, output in calls if module is layer]
         if len(own) != 1:
             raise NotCachedError(f"{head.name!r} is called {len(own)} times in a forward")
         (args, kwargs), result = own[0]
@@ -211,7 +219,7 @@ class FeatureCache:
         keys, ends = {}, {}
         for module, entering, output in calls if keyed else []:
             useful = output is result or (output is features and any(True for _ in module.parameters()))
-            found = sample_keys(entering) if useful and module is not head.module else None
+            found = sample_keys(entering) if useful and module is not layer else None
             if found is not None and len(found) == len(features) and sum(module is m for m, _, _ in calls) == 1:
                 keys[self._names[module]], ends[self._names[module]] = found, output is result
         shape = tuple(made.shape[1:]) if isinstance(made, Tensor) else ()

@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_conv.callbacks.guard.certify.gradients_compared import factor_of
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.quiet_hook import QuietHook
 from lightning_conv.losses.of_outputs import ULPS, evaluate, rounding, slope_rounding
@@ -34,14 +33,13 @@ class LossCheck:
 
     Args:
         view: Run, with its network split into trunk and head.
-        input_fn: Function that takes the model's input out of a batch, see ``Probe``.
 
     Attributes:
         unseen: What to say where the last batch could not be compared, though it should have been; empty otherwise.
     """
 
-    def __init__(self, view: GuardView, input_fn: InputFn | None) -> None:
-        self._view, self._input_fn = view, input_fn
+    def __init__(self, view: GuardView) -> None:
+        self._view = view
         self._known = view.loss.loss_fn is not None
         self._wanted = self._known
         self._every = view.head.last
@@ -49,8 +47,9 @@ class LossCheck:
         self._outputs: Tensor | None = None  # of the network on the batch that is compared
         self._targets: Tensor | None = None
         self._shape: torch.Size | None = None  # of a sample's outputs, once they were computed
-        self._seen: list[Tensor] = []  # outputs of the head in the training step
-        self._slopes: list[Tensor] = []  # gradients by them
+        self._seen: list[
+            tuple[Tensor, list[Tensor]]
+        ] = []  # outputs of the head in the training step, with gradients by them
         self._hook: RemovableHandle | None = None
         self._before: list[Tensor] = []  # the head before the step of the batch that is compared
 
@@ -77,12 +76,12 @@ class LossCheck:
         self._outputs = None
         with attempted(*UNKNOWN):
             self._targets = self._view.loss.targets_of(batch)
-            inputs = take_inputs(batch, self._input_fn)
+            inputs = self._view.data.inputs_in(batch)
             if not self._view.head.last:  # its output is not the network's
                 self._outputs = self._network_on(inputs)
                 return
             self._shape = self._network_on(take(inputs, slice(2))).shape[1:] if self._shape is None else self._shape
-            self._hook = self._view.head.module.register_forward_hook(QuietHook(self._look))
+            self._hook = self._view.layer.register_forward_hook(QuietHook(self._look))
 
     def _network_on(self, inputs: Inputs) -> Tensor:
         with undisturbed(self._view.network), torch.no_grad():
@@ -95,9 +94,9 @@ class LossCheck:
         if not outputs.requires_grad:  # an accuracy, say
             return
         if isinstance(self._view.trainer.optimizers[0], LBFGS):
-            self._seen, self._slopes = [], []
-        self._seen.append(outputs.detach().clone())
-        slopes = self._slopes
+            self._seen = []
+        slopes: list[Tensor] = []
+        self._seen.append((outputs.detach().clone(), slopes))
         outputs.register_hook(lambda slope: slopes.append(slope.detach()))  # type: ignore[no-untyped-call]
 
     def after_backward(self) -> None:
@@ -120,14 +119,16 @@ class LossCheck:
         if not self._wanted:
             return None
         self._wanted, stepped = self._every, math.nan if loss is None else float(loss)
-        seen, slopes, hooked = self._seen, self._slopes, self._hook is not None
+        hooked, reached = self._hook is not None, [each for each in self._seen if each[1]]
+        seen = reached or self._seen  # what the backward pass did not reach, a hook of the user's has looked at
         self.release()
         said, compared = "", False
         with attempted(*UNKNOWN):
             if hooked and len(seen) == 1 and self._shape is not None:  # of several calls, which enters the loss?
-                self._outputs = seen[0].reshape(len(seen[0]), *self._shape)
+                self._outputs = seen[0][0].reshape(len(seen[0][0]), *self._shape)
             if self._outputs is not None:
-                said = self._other(self._outputs, stepped, slopes[0] if hooked and len(slopes) == 1 else None)
+                slopes = seen[0][1] if hooked and len(seen) == 1 else []
+                said = self._other(self._outputs, stepped, slopes[0] if len(slopes) == 1 else None)
                 compared = True
         missed = not compared and self._every and loss is not None
         told = self._view.ranks.gather(lambda: (said, missed))
@@ -169,7 +170,7 @@ class LossCheck:
         """Remove the hook from the head, and drop the recorded outputs."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._seen, self._slopes = None, [], []
+        self._hook, self._seen = None, []
 
     @torch.no_grad()
     def take_back(self) -> None:

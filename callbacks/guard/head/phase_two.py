@@ -38,8 +38,8 @@ class PhaseTwo:
         self._view, self._settings, self._state = view, settings, state
         self.trunk = FrozenTrunk(view)
         self._cache: FeatureCache | None = None
-        self._check = LossCheck(view, settings.input_fn)
-        self.claim = Claim(view, state, settings.input_fn)
+        self._check = LossCheck(view)
+        self.claim = Claim(view, state)
         self.rule = HeadRule(view, settings, state, self.claim)
         self.claim.head.move_head = lambda: self.rule.steps.move_head()
         self._said: tuple[int, float] | None = None  # step and loss of the last measurement

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.expressivity.stream import read_rows
 from lightning_conv.last_layer import HeadProblem
 from lightning_conv.last_layer.problem import WORD

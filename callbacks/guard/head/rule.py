@@ -21,9 +21,9 @@ from lightning_conv.callbacks.guard.head.steps import HeadSteps
 from lightning_conv.callbacks.guard.settings import GuardSettings, StepRule
 from lightning_conv.callbacks.guard.state import GuardState
 from lightning_conv.callbacks.guard.view import GuardView
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.logging import publish
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
 from lightning_conv.last_layer import HeadProblem, HeadSolution
 
 # Errors of data, a loss or features that the convex problem of the head cannot take, on any rank.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.optim import Optimizer
-
 from lightning_conv.callbacks.guard.head.problem import TrainedHead
 from lightning_conv.callbacks.guard.head.steps import HeadSteps
 from lightning_conv.callbacks.guard.view import GuardView
@@ -26,8 +24,11 @@ class SolvedHead(HeadSteps):
         super().__init__(view)
         self._head, self._memory = head, memory
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Remove the head's gradients, so that the optimizer leaves it alone if the run goes on (``min_epochs``)."""
+    def move_head(self) -> None:
+        """Remove the head's gradients, so that the optimizer leaves it alone if the run goes on (``min_epochs``).
+
+        Hooks of the module before the step have seen them, as they log their norms.
+        """
         for parameter in self._head.parameters:
             parameter.grad = None
 

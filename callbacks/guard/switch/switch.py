@@ -47,7 +47,7 @@ class Switch:
     @property
     def narrow(self) -> str | None:
         """Why the head is too narrow for rank n; None: it is not."""
-        return too_narrow(self._view.data.size, self._view.head.width, bias=self._view.head.has_bias)
+        return too_narrow(self._view.rows, self._view.head.width, bias=self._view.head.has_bias)
 
     def if_due(self) -> None:
         """Switch if the planned step is reached, or the training loss has come to rest."""
@@ -91,7 +91,7 @@ class Switch:
             if trunk := self._trunk.trainable:
                 state.perturbation = perturb(trunk, self._settings.noise_scale, self._settings.seed)
             rank_zero_info(
-                f"ExpressivityGuard: certifying the rank of [h, 1], {view.data.size} x {view.head.width + 1}, at step {step}"
+                f"ExpressivityGuard: certifying the rank of [h, 1], {view.rows} x {view.head.width + 1}, at step {step}"
             )
             state.certified_on.clear()
             with self._trunk.in_eval_mode():  # hooks of the module may transform batches by its mode

@@ -258,7 +258,8 @@ def _compared(
     """Return the gradient by one parameter, summed over the first ``checked`` samples, from the rule and from autograd.
 
     For a linear weight, which may have millions of elements, both gradients are multiplied by one random vector. It
-    tells two matrices apart with probability one, and the first need not be formed.
+    tells two matrices apart with probability one, and the first need not be formed. Another weight whose rule has the rows
+    of ``OuterRule`` is summed by one product over samples and positions together, without the rows.
     """
     first = calls[site.uses[0].call]
     if slot_of(first, name) == ["weight"] and site.linear:
@@ -266,7 +267,24 @@ def _compared(
         inputs = site_inputs(site, calls, samples)[:checked].flatten(0, 2)  # (n R, in)
         outer = site_gradients(site, calls, gradients, samples)[:checked].flatten(0, 2)
         return outer.T @ (inputs @ vector), truth @ vector
+    if all(_sums_outer(calls[use.call], name, first) for use in site.uses):
+        inputs = site_inputs(site, calls, samples)[:checked].flatten(0, 1).transpose(0, 1)  # (groups, n R, in)
+        outer = site_gradients(site, calls, gradients, samples)[:checked].flatten(0, 1).permute(1, 2, 0)
+        assert isinstance(first.rule, OuterRule)
+        return first.rule.to_parameter(first.arguments, outer @ inputs), truth
     return site_rows(prepare(site, calls, samples), name, gradients, samples)[:checked].sum(0), truth
+
+
+def _sums_outer(call: LayerCall, name: str, first: LayerCall) -> bool:
+    """Return whether the rows of a parameter are sums of outer products and nothing else, alike for a call and the first one."""
+    return (
+        isinstance(call.rule, OuterRule)
+        and call.rule is first.rule
+        and call.arguments.get("groups", 1) == first.arguments.get("groups", 1)
+        and type(call.rule).rows is OuterRule.rows
+        and type(call.rule).prepare is OuterRule.prepare
+        and slot_of(call, name) == ["weight"]
+    )
 
 
 def _measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor], samples: int) -> Site:

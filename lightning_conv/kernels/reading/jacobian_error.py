@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_conv.kernels.reading.recording import LayerCall, edges_of, record, signature_of
 from lightning_conv.kernels.reading.sites import Site, site_gradients, site_inputs
 from lightning_conv.linalg.rounding import unit_roundoff
+from lightning_conv.networks.aside import aside
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
@@ -23,6 +24,8 @@ from lightning_conv.networks.widened import Widened
 
 SAFETY = 4.0
 """Factor on the measured error."""
+AT_ONCE = 2**16
+"""Numbers of two gradients that are compared at once, so that what is between stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,9 @@ def difference_of_passes(
     wanted = sorted({use.call for site in sites for use in site.uses})
     few = twin.convert(inputs)
     watching = watched and other == torch.float64 and refusal is None
-    watch = NarrowWatch(twin, few, parameters=leaves) if watching else None
+    mixture = mixture.to(next(iter(twin.parameters.values())))
+    # What the comparison itself brings in is no number from outside: the mixture is given, and the hooks are not watched.
+    watch = NarrowWatch(twin, few, mixture, parameters=leaves) if watching else None
     mode = nullcontext() if watch is None else watch.watching()
     try:
         with mode if refusal is None else Widened():  # type: ignore[no-untyped-call]
@@ -219,10 +224,14 @@ class Difference:
 
         As a hook on the leaf of the second it returns zeros that take no memory.
         """
-        wide = theirs.detach().double()
-        self._size += float(torch.linalg.vector_norm(wide)) ** 2
-        self._change += float(torch.linalg.vector_norm(wide - mine)) ** 2
-        return theirs.new_zeros(()).expand_as(theirs)
+        with aside(transforms=False):
+            one, other = (each.detach().flatten() for each in (mine, theirs))
+            for start in range(0, len(one), AT_ONCE):
+                wide = other[start : start + AT_ONCE].double()
+                self._size += float(wide @ wide)
+                moved = wide - one[start : start + AT_ONCE]
+                self._change += float(moved @ moved)
+            return theirs.new_zeros(()).expand_as(theirs)
 
     def add_factors(
         self, mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]], *, bias: bool

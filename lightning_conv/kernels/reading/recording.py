@@ -40,7 +40,7 @@ class Recorder(TorchFunctionMode):
     """Records every call that uses a tracked parameter and has a rule, and notes the parameters with other uses.
 
     A parameter in ``elsewhere`` has a use that no rule covers (a transposed decoder, a parametrization, a packed
-    sequence). It belongs to the general engine.
+    sequence, any use inside ``torch.vmap``). It belongs to the general engine.
 
     Args:
         parameters: the tracked tensors by name. The recorder recognises them by identity.
@@ -66,7 +66,7 @@ class Recorder(TorchFunctionMode):
         if rule is not None:
             arguments = rule.read(args, kwargs)
             names = {slot: name for slot in rule.parameters if (name := self._names.get(id(arguments.get(slot))))}
-            if names and rule.holds(arguments):
+            if names and rule.holds(arguments) and not _is_transformed():
                 return self._record(func, rule, arguments, names)
             if rule.rewrites and not names:
                 return rule.call(func, arguments)
@@ -142,6 +142,11 @@ def layer_gradients(
         return [None] * len(calls)
     grad_outputs = cotangent.to(outputs).expand_as(outputs)
     return list(torch.autograd.grad(outputs, edges_of(calls), grad_outputs, retain_graph=keep, allow_unused=True))
+
+
+def _is_transformed() -> bool:
+    """Return whether the code runs inside ``torch.func.vmap``, ``grad`` or another transform, whose tensors have graphs of their own."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _holds_tensor(result: object) -> bool:

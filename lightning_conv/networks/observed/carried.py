@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lightning_conv.networks.copying import TORCH
@@ -15,14 +17,19 @@ Attribute: TypeAlias = tuple[str, str]
 
 Tensors: TypeAlias = dict[Place, Tensor]
 
+HELD_WITHIN = 3
+"""Levels of a list, a dictionary or a dataclass among the attributes that are looked into."""
+
 
 def attributes_of(model: nn.Module) -> Iterator[tuple[Attribute, Any]]:
-    """Yield the attributes and buffers of all modules with their values, but for what torch itself keeps there.
+    """Yield the attributes and buffers of all modules with their values, but for scripted ones and what torch itself keeps there.
 
     Args:
         model: Any module.
     """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         own = {key: value for key, value in vars(module).items() if key not in TORCH}
         for key, value in (own | module._buffers).items():
             yield (name, key), value
@@ -34,7 +41,11 @@ def tensors_held(model: nn.Module) -> dict[Attribute, Tensors]:
     Args:
         model: Any module.
     """
-    return {attribute: dict(tensors_in(value)) for attribute, value in attributes_of(model)}
+    return {
+        attribute: dict(tensors_in(value, HELD_WITHIN))
+        for attribute, value in attributes_of(model)
+        if isinstance(value, (Tensor, list, tuple, dict)) or is_dataclass(value)
+    }
 
 
 def written(before: dict[Attribute, Tensors], after: dict[Attribute, Tensors]) -> dict[Attribute, Tensors]:

@@ -67,6 +67,15 @@ def find_outputs(loss: Tensor, calls: Sequence[Call], has_samples: Callable[[Out
         opened = further
 
 
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """Return the leaves of a graph: the parameters that a backward pass would reach.
+
+    Args:
+        loss: A tensor with its graph.
+    """
+    return _walk(loss, frozenset())[1]
+
+
 def _walk(loss: Tensor, stops: Container[tuple[Node, int]]) -> tuple[set[tuple[Node, int]], list[Tensor]]:
     """Return which of the stops the graph reaches first, and the leaves that it reaches beside them."""
     reached: set[tuple[Node, int]] = set()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.networks.copying import TORCH
 from lightning_conv.networks.observed.draws import Draws
 from lightning_conv.networks.observed.leaves import Place, at, with_part, with_tensors
 from lightning_conv.networks.observed.sample_lists import as_list, as_rows
@@ -153,7 +154,9 @@ class Replay(nn.Module):
             samples[self._drawn[number]] if number in self._drawn else as_type(each, like)
             for number, each in enumerate(self._draws)
         ]
-        attributes = dict(vars(model))
+        attributes, contents = dict(vars(model)), _contents(model)
+        if like is not None and isinstance(attributes.get("_dtype"), torch.dtype):
+            vars(model)["_dtype"] = like.dtype  # of a LightningModule's ``self.dtype``
         with catch, Draws(draws).replaying() if draws else nullcontext():
             try:
                 code(model, self._given.filled(samples, like))
@@ -162,11 +165,20 @@ class Replay(nn.Module):
             finally:
                 vars(model).clear()
                 vars(model).update(attributes)  # a state that the code carries from one call to the next
+                for value, before in contents:
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(before)
         rows = [
             torch.cat([each.rows(catch.found(call, each.place), count) for call in each.calls(count)])
             for each in self._outputs
         ]
         return rows[0] if len(rows) == 1 else torch.cat([each.flatten(1) for each in rows], 1)
+
+
+def _contents(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Return the lists, dictionaries and sets that the code may write to, with copies: attributes of the modules, not what these are of."""
+    values = [value for each in model.modules() for name, value in vars(each).items() if name not in TORCH]
+    return [(value, copy.copy(value)) for value in values if type(value) in (list, dict, set)]
 
 
 def as_type(tensor: Tensor, like: Tensor | None) -> Tensor:

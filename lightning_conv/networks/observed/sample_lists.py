@@ -41,16 +41,17 @@ def ragged_count(structure: Any) -> int:
     return 0
 
 
-def shortened(structure: Any, places: Sequence[Place], count: int) -> Any:
-    """Return a structure with the first entries of some of its lists.
+def chosen(structure: Any, places: Sequence[Place], numbers: Sequence[int]) -> Any:
+    """Return a structure with some entries of some of its lists.
 
     Args:
         structure: A batch.
         places: Those of the lists.
-        count: Number of entries that stay.
+        numbers: Numbers of the entries.
     """
     for place in places:
-        structure = with_part(structure, place, at(structure, place)[:count])
+        entries = at(structure, place)
+        structure = with_part(structure, place, type(entries)(entries[number] for number in numbers))
     return structure
 
 

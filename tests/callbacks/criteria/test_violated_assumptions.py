@@ -83,7 +83,10 @@ def test_a_further_term_in_the_loss_is_no_function_of_the_outputs(make_trainer, 
     )
     criteria = run(make_trainer, module, data)
     assert "known loss" in assumptions(criteria)
-    assert "beside the outputs, as a penalty on the weights does" in criteria.violations[0].reason
+    assert (
+        "beside the outputs: a penalty on the weights, or a network that goes on after them"
+        in criteria.violations[0].reason
+    )
     assert {each.verdict for each in criteria.criteria} == {"not applicable"}
 
 

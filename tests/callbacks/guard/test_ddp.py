@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.support import require_supported
-from lightning_conv.callbacks.run import sampling
-from lightning_conv.callbacks.run.sampling import register_sampler
+from lightning_conv.callbacks.run.data import sampling
+from lightning_conv.callbacks.run.data.sampling import register_sampler
 
 
 def samples():

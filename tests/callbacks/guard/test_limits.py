@@ -233,7 +233,7 @@ def test_what_early_stopping_monitors_is_there_after_a_resume(tmp_path, make_tra
     assert trainer.global_step == 12
 
 
-def test_a_network_that_cannot_be_called_is_told_about_forward_fn(make_trainer, make_loader, make_module):
+def test_a_module_without_forward_is_called_as_its_step_calls_it(make_trainer, make_loader, make_module):
     class TrainingStepOnly(pl.LightningModule):
         def __init__(self):
             super().__init__()
@@ -245,12 +245,11 @@ def test_a_network_that_cannot_be_called_is_told_about_forward_fn(make_trainer, 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    with pytest.raises(MisconfigurationException, match=r"TrainingStepOnly could not be evaluated.*forward_fn="):
-        make_trainer([ExpressivityGuard()]).fit(TrainingStepOnly(), make_loader())
-    guard = ExpressivityGuard(switch_at=SWITCH, forward_fn=lambda module, inputs: module.inner(inputs))
-    make_trainer([guard]).fit(TrainingStepOnly(), make_loader())
-    assert guard.phase == 2
-    assert guard.head_name == "inner.classifier"
+    for forward_fn in (None, lambda module, inputs: module.inner(inputs)):
+        guard = ExpressivityGuard(switch_at=SWITCH, forward_fn=forward_fn)
+        make_trainer([guard]).fit(TrainingStepOnly(), make_loader())
+        assert guard.phase == 2
+        assert guard.head_name == "inner.classifier"
 
 
 @pytest.mark.filterwarnings("ignore:Early stopping conditioned on metric")

@@ -244,6 +244,21 @@ def test_a_list_of_sequences_is_a_list_of_samples(make_trainer, lengths):
     assert "self.net(...) (a call for each sample)" in monitor.measured
 
 
+class Coupled(Plain):
+    def forward(self, x):
+        return self.net(x - x.mean(0))
+
+
+def infinite():
+    return loader([(x / 0.0 if i == 1 else x, y) for i, (x, y) in enumerate(zip(X, Y, strict=True))])
+
+
+@pytest.mark.parametrize(("kind", "data"), [(Coupled, lambda: pairs()), (Plain, infinite)])
+def test_no_call_is_proposed_that_cannot_be_measured_either(make_trainer, kind, data):
+    message = refusal(make_trainer, kind(), data(), KernelStability())
+    assert "module(x)" not in message
+
+
 def test_too_little_room_is_refused_and_fewer_samples_fit(make_trainer):
     message = refusal(make_trainer, Plain(), pairs(), LambdaMin(Probe(N, max_memory=100)))
     assert "no room" in message
@@ -419,3 +434,22 @@ def test_a_lock_in_a_module_is_shared_and_no_obstacle(make_trainer):
     monitor = KernelStability(N, every_n_steps=1)
     make_trainer([monitor], max_epochs=1).fit(module, pairs())
     assert monitor.measured.endswith("MSELoss (observed)")
+
+
+class OneByOne(IterableDataset):
+    def __iter__(self):
+        yield from zip(X, Y, strict=True)
+
+
+def test_what_is_said_of_a_batch_of_one_sample_works_when_it_is_followed(make_trainer):
+    class Step(Plain):
+        def training_step(self, batch):
+            return F.mse_loss(self(batch[0]), batch[1])
+
+    data = DataLoader(OneByOne(), batch_size=1)
+    with pytest.raises(MisconfigurationException, match=r"Probe\(inputs=\.\.\., forward_fn=") as refused:
+        make_trainer([KernelStability(every_n_steps=1)], max_steps=1).fit(Step(), data)
+    assert "input_fn" not in str(refused.value)
+    monitor = KernelStability(Probe(inputs=X, forward_fn=lambda module, x: module(x)), every_n_steps=1)
+    make_trainer([monitor], max_steps=1).fit(Step(), data)
+    assert monitor.measured.startswith("the network is called as the Probe says (given)")

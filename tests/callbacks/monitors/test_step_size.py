@@ -87,6 +87,25 @@ def test_a_summed_loss_is_converted_by_the_batchs_size(make_trainer, make_regres
     assert recorder.scalars[RATIO][6] == pytest.approx(2 * 0.003 * largest / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_constant_in_front_of_the_loss_counts(make_trainer, make_regression, recorder, summed):
+    class Half(nn.Module):
+        """3/4 of a squared error."""
+
+        def forward(self, outputs, targets):
+            squares = 0.75 * (outputs - targets).square()
+            return squares.sum() if summed else squares.mean()
+
+    data, lr = linear_data(2), 0.003 if summed else 0.1
+    module = make_regression(nn.Linear(6, 2).double(), lr=lr, loss_fn=Half())
+    monitor = LambdaMin(Probe(outputs="full"), every_n_steps=3)
+    make_trainer([monitor], max_epochs=6, logger=recorder, precision="64-true").fit(module, whole(data))
+    assert recorder.scalars[PREDICTED] == pytest.approx(recorder.scalars[MEASURED], rel=1e-6)
+    numbers, largest = data.tensors[1].numel(), float(monitor.spectrum.lambda_max.value)
+    on_sum = 0.75 * 2 * lr / (1 if summed else numbers)  # the step on 1/2 |u - y|^2
+    assert recorder.scalars[RATIO][6] == pytest.approx(on_sum * largest / 2, rel=1e-6)
+
+
 def test_a_wide_network_with_small_steps_nearly_does_what_is_predicted(make_trainer, make_regression, recorder):
     class Wide(nn.Module):
         """Two layers in the parametrisation of the NTK papers: the kernel hardly moves."""
@@ -186,9 +205,9 @@ def huber(module):
     module.loss_fn = nn.HuberLoss()
 
 
-def scaled(module):
+def centred(module):
     del module.loss_fn
-    module.loss_fn = lambda u, y: 3 * nn.functional.mse_loss(u, y)
+    module.loss_fn = lambda u, y: nn.functional.mse_loss(u - u.mean(0), y)
 
 
 def own_clipping(module):
@@ -206,7 +225,7 @@ def own_clipping(module):
         (groups, {}, "different learning rates"),
         (part, {}, "network.0.weight belongs to the kernel but is not trained"),
         (huber, {}, "HuberLoss"),
-        (scaled, {}, "loss_fn=nn.MSELoss()"),
+        (centred, {}, "loss_fn=nn.MSELoss()"),
         (own_clipping, {}, "configure_gradient_clipping"),
         (None, {"gradient_clip_val": 1.0}, "gradient_clip_val=1.0"),
         (None, {"accumulate_grad_batches": 2}, "accumulate_grad_batches=2"),

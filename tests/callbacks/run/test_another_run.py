@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_conv import KernelGram, ntk_gram
 from lightning_conv.callbacks import KernelStability, LambdaMin
-from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state
+from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state
 
 
 class Crash(pl.Callback):

@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
 from lightning_conv.callbacks.run import budget
-from lightning_conv.callbacks.run.budget import FEWEST_SAMPLES, LATER, fit_to_budget, seconds_of_an_epoch
+from lightning_conv.callbacks.run.budget import (
+    FEWEST_SAMPLES,
+    LATER,
+    PATIENT_SECONDS,
+    READING,
+    fit_to_budget,
+    seconds_of_an_epoch,
+)
 
 LEAST_SECONDS = 1.0
 
@@ -30,13 +37,26 @@ PRECISIONS = ["fast", "exact", "certified"]
 class Run:
     """A trainer, a measurement and a clock: a pass takes ``rate`` seconds per sample, a kernel as many passes as it has outputs."""
 
-    def __init__(self, monkeypatch, *, rate, outputs=1, n=128, probe=None, batches=10, resolved_by="fast", squared=0.0):
+    def __init__(
+        self,
+        monkeypatch,
+        *,
+        rate,
+        outputs=1,
+        n=128,
+        probe=None,
+        batches=10,
+        resolved_by="fast",
+        squared=0.0,
+        knows_loss=False,
+    ):
         self.rate, self.n_outputs, self.squared, self.now, self.trials = rate, outputs, squared, 0.0, []
         self.trainer = SimpleNamespace(
-            world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32)
+            world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32), callbacks=[]
         )
+        self.knows_loss = knows_loss
         self.probe, self.inputs, self.targets = probe or Probe(), torch.arange(float(n))[:, None], torch.arange(n)
-        self.highest, self.resolved_by = "certified", resolved_by
+        self.highest, self.resolved_by, self.awaited = "certified", resolved_by, 0.0
         monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(budget, "_pass", lambda trainer, measurement, samples: (samples * rate, outputs))
         monkeypatch.setattr(budget, "_trial", self.trial)
@@ -46,15 +66,19 @@ class Run:
         return PRECISIONS.index(self.highest) >= PRECISIONS.index(self.resolved_by)
 
     def trial(self, trainer, measurement, everything, samples, kind):
-        passes = {"trace": self.n_outputs, "full": 1, "sum": 1, "projected": self.probe.projections}[kind]
+        passes = {"trace": self.n_outputs, "full": 1, "sum": 1, "projected": self.probe.projections, "loss": 2}[kind]
         slower = {"fast": 1.0, "exact": 2.5, "certified": 25.0}[self.highest]
         taken = (passes * samples * self.rate + self.squared * samples**2) * slower
         self.now += taken
         self.trials.append((samples, kind, self.highest))
         return taken
 
-    def fit(self, share=0.03):
-        self.choice = fit_to_budget(self.trainer, self, share)
+    def change(self, probe, inputs, targets):
+        self.chosen = len(inputs)
+
+    def fit(self, share=0.03, spent=0.0):
+        self.now += spent
+        self.choice = fit_to_budget(self.trainer, self, share, spent)
         return self.choice
 
 
@@ -65,6 +89,31 @@ def test_a_cheap_network_is_measured_whole(monkeypatch):
     assert [samples for samples, _, _ in run.trials] == [16, 32, 64, 128]
 
 
+@pytest.mark.parametrize(
+    ("rate", "knows_loss", "samples", "kind"),
+    [
+        (1e-3, True, 8, "projected"),
+        (1e-2, True, 4, "projected"),
+        (3e-2, True, 4, "loss"),  # sixteen projections of four samples would take 1.92 s
+        (3e-2, False, 4, "projected"),
+        (1.0, True, 4, "loss"),
+    ],
+)
+def test_the_kernel_of_the_loss_is_the_last_choice(monkeypatch, rate, knows_loss, samples, kind):
+    run = Run(monkeypatch, rate=rate, outputs=300, knows_loss=knows_loss)
+    choice = run.fit()
+    assert (choice.samples, choice.outputs) == (samples, kind)
+    assert choice.is_reduced
+    assert ("the loss gradients" in choice.words) == (kind == "loss")
+
+
+@pytest.mark.parametrize(("given", "kind"), [({"outputs": "trace"}, "trace"), ({"size": 64}, "loss")])
+def test_what_the_probe_names_stays_where_the_loss_would_be_cheaper(monkeypatch, given, kind):
+    run = Run(monkeypatch, rate=1e-2, outputs=300, n=64, knows_loss=True, probe=Probe(**given))
+    assert run.fit().outputs == kind
+    assert run.choice.samples == given.get("size", run.choice.samples)
+
+
 @pytest.mark.parametrize("rate", [1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])
 @pytest.mark.parametrize("outputs", [1, 10, 300])
 @pytest.mark.parametrize("squared", [0.0, 1e-5])
@@ -72,6 +121,10 @@ def test_all_trials_together_stay_within_the_budget(monkeypatch, rate, outputs, 
     run = Run(monkeypatch, rate=rate, outputs=outputs, squared=squared, resolved_by="certified")
     choice = run.fit()
     assert choice.budget == max(1.0, 0.03 * 10 * 32 * rate)
+    if choice.waits:
+        assert not run.trials
+        assert choice.waits > PATIENT_SECONDS
+        return
     fewest = [each for each in run.trials if each[0] > FEWEST_SAMPLES]
     if fewest:  # a single trial of the fewest samples is made whatever it takes
         assert run.now <= choice.budget * (1 + 1e-9)
@@ -80,7 +133,7 @@ def test_all_trials_together_stay_within_the_budget(monkeypatch, rate, outputs, 
 
 
 def test_it_grows_by_doubling_until_the_next_one_would_take_too_long(monkeypatch):
-    run = Run(monkeypatch, rate=0.01 / 4)  # 16 samples: 0.04 s, 32: 0.08 s, 64: 0.16 s; a later one may take 0.25 s
+    run = Run(monkeypatch, rate=0.01 / 4)  # 16 samples: 0.04 s, 32: 0.08 s, 64: 0.16 s; a later one may take 0.2 s
     choice = run.fit()
     assert [samples for samples, _, _ in run.trials][:3] == [16, 32, 64]
     assert choice.samples == 64
@@ -99,7 +152,7 @@ def test_a_larger_share_allows_more(monkeypatch):
 
 
 def test_the_number_of_samples_that_is_named_stays(monkeypatch):
-    run = Run(monkeypatch, rate=0.1, n=100, probe=Probe(size=100))
+    run = Run(monkeypatch, rate=1e-3, n=100, probe=Probe(size=100))
     choice = run.fit()
     assert {samples for samples, _, _ in run.trials} == {100}
     assert (choice.samples, choice.is_reduced) == (100, False)
@@ -107,7 +160,7 @@ def test_the_number_of_samples_that_is_named_stays(monkeypatch):
 
 @pytest.mark.parametrize("outputs", ["trace", "sum", "full", "projected"])
 def test_the_outputs_that_are_named_stay(monkeypatch, outputs):
-    run = Run(monkeypatch, rate=1e-2, outputs=1000, probe=Probe(outputs=outputs))
+    run = Run(monkeypatch, rate=1e-4, outputs=1000, probe=Probe(outputs=outputs))
     assert run.fit().outputs == outputs
     assert {kind for _, kind, _ in run.trials} == {outputs}
 
@@ -127,7 +180,22 @@ def test_where_a_pass_is_slow_the_first_trial_has_fewer_samples_but_never_fewer_
     run = Run(monkeypatch, rate=5.0)
     choice = run.fit()
     assert choice.samples == FEWEST_SAMPLES
-    assert len(run.trials) == 1
+    assert not run.trials
+
+
+def test_a_network_that_takes_long_to_read_is_not_read_before_the_run_is_long_enough(monkeypatch):
+    run = Run(monkeypatch, rate=0.1)
+    choice = run.fit()
+    assert run.awaited == choice.waits == pytest.approx((READING + 1) * FEWEST_SAMPLES * 0.1)
+    assert (run.chosen, run.highest, run.trials) == (FEWEST_SAMPLES, "fast", [])
+    long = Run(monkeypatch, rate=0.1, batches=10_000)  # an epoch of 9 hours
+    assert long.fit().waits == long.awaited == 0.0
+    assert long.trials
+
+
+def test_what_finding_the_network_took_is_in_the_budget(monkeypatch):
+    at_once = Run(monkeypatch, rate=1e-3).fit()
+    assert at_once.samples > Run(monkeypatch, rate=1e-3).fit(spent=0.95).samples
 
 
 def test_a_higher_precision_is_tried_as_far_as_it_fits_and_allowed_no_further(monkeypatch):
@@ -192,7 +260,7 @@ DATA = [(torch.randn(3), torch.tensor(i % 40)) for i in range(64)]
 
 
 def test_what_was_chosen_is_measured_from_then_on_and_stays_in_a_resumed_run(make_trainer, monkeypatch, tmp_path):
-    def chosen(trainer, measurement, share):
+    def chosen(trainer, measurement, *share):
         taken = budget._trial(trainer, measurement, (measurement.inputs, measurement.targets), 8, "projected")
         measurement.highest = "exact"
         return budget.Choice(8, "projected", taken, 64, 40, 1.0)

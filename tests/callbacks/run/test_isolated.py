@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.isolated import isolated
 
 
@@ -55,3 +56,12 @@ def test_blocks_may_stand_in_one_another():
             draw()
         assert draw() == expected[1]
     assert draw() == expected[0]
+
+
+def test_seeding_is_that_of_torch_and_notes_nothing_for_a_device_that_nothing_has_used(monkeypatch):
+    noted = []
+    monkeypatch.setattr(torch.cuda, "_lazy_call", lambda *args, **kwargs: noted.append(args))
+    seed_all(7)
+    drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert not noted

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_conv import ntk_gram
 from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
-from lightning_conv.callbacks.run.batch import take_inputs, take_targets
+from lightning_conv.callbacks.run.data.batch import take_inputs, take_targets
 from lightning_conv.kernels.products.precision import PRECISIONS
 
 

@@ -15,6 +15,12 @@ def clock(monkeypatch):
     return now
 
 
+@pytest.fixture
+def real_limits(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_SECONDS", 1.2)
+    monkeypatch.setattr(module, "SHORT_RUN_SECONDS", 2.0)
+
+
 @pytest.mark.parametrize("cost", [0.01, 0.5, 5.0])
 def test_measurements_after_the_first_stay_within_the_share_of_wall_time(clock, cost):
     schedule = Schedule(None, 0.03)
@@ -28,9 +34,95 @@ def test_measurements_after_the_first_stay_within_the_share_of_wall_time(clock, 
         if schedule.due(step):
             clock[0] += cost
             spent, count = spent + cost, count + 1
+            schedule.note(step, 0.0)
             schedule.spend(step, cost)
         assert spent <= 0.03 * clock[0] + 1e-9
-    assert count == pytest.approx(0.03 * clock[0] / cost, abs=1.5)  # and use it up
+    assert count == pytest.approx(0.03 * clock[0] / cost, abs=2.5)  # and use it up, but for the last one
+
+
+def run(clock, *, seconds, first, kernel, beside):
+    """Run a schedule as a fit does; return the number of measurements and the seconds that they took."""
+    schedule = Schedule(None, 0.03)
+
+    def measure(step, taken):
+        clock[0] += taken
+        schedule.expect(kernel)
+        schedule.note(step, beside)
+        schedule.spend(step, taken)
+        return taken
+
+    schedule.begin(0)
+    spent, step, trained = [measure(0, first)], 0, 0.0
+    while trained < seconds:
+        step, trained = step + 1, trained + 0.02
+        clock[0] += 0.02
+        if schedule.due(step):
+            spent.append(measure(step, kernel + beside))
+    if schedule.allows(schedule.cost):
+        spent.append(measure(step + 1, kernel + beside))
+    return len(spent), sum(spent)
+
+
+@pytest.mark.parametrize("seconds", [20.0, 23.0, 60.0, 400.0])
+@pytest.mark.parametrize("first", [0.2, 1.2])
+@pytest.mark.parametrize(("kernel", "beside"), [(0.001, 0.002), (0.05, 0.1), (0.2, 0.0), (0.2, 0.1)])
+def test_a_run_of_20_seconds_has_three_measurements_within_a_tenth_of_its_time(
+    clock, real_limits, seconds, first, kernel, beside
+):
+    count, spent = run(clock, seconds=seconds, first=first, kernel=kernel, beside=beside)
+    assert count >= 3
+    assert spent <= 0.1 * seconds
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("first", [0.2, 1.2, 1.8, 5.0])
+@pytest.mark.parametrize("cost", [0.01, 0.3, 1.0, 8.0])
+def test_a_short_run_has_its_last_measurement_where_two_seconds_are_enough(clock, real_limits, seconds, first, cost):
+    count, spent = run(clock, seconds=seconds, first=first, kernel=cost, beside=0.0)
+    cheap = cost <= 0.01 * (seconds + first)
+    assert spent <= max(2.0, first + 2 * cost if cheap else first) + 1e-9
+    assert (count > 1) == (cheap or first + cost <= 2.0)
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.1, 0.2])
+def test_after_a_first_one_that_took_too_long_there_are_still_three(clock, real_limits, cost):
+    count, spent = run(clock, seconds=22.0, first=2.3, kernel=cost, beside=0.0)
+    assert count >= 3
+    assert spent <= 2.3 + 2 * cost + 1e-9
+
+
+def test_what_the_first_one_takes_beyond_its_seconds_is_made_up_for_by_later_ones(clock, real_limits):
+    schedule = Schedule(None, 0.1)
+    schedule.begin(3)
+    clock[0] += 5.0
+    schedule.expect(1.0)
+    schedule.spend(3, 2.0)
+    schedule.spend(3, 3.0)
+    assert schedule.left() == pytest.approx(0.5 - (5.0 - 1.2))
+    schedule.note(4, 0.0)
+    schedule.spend(4, 1.0)
+    clock[0] = 67.9
+    assert not schedule.due(5)
+    clock[0] = 68.1
+    assert schedule.due(5)
+
+
+def test_the_cost_of_the_next_one_is_that_of_all_callbacks(clock):
+    schedule = Schedule(None, 0.5)
+    schedule.begin(0)
+    schedule.expect(2.0)
+    schedule.note(0, 0.25)
+    schedule.note(0, 0.5)
+    assert schedule.cost == 2.75
+    schedule.note(9, 0.125)
+    assert schedule.cost == 2.125
+
+
+def test_measuring_every_n_steps_asks_for_the_last_one_whatever_it_costs(clock, real_limits):
+    schedule = Schedule(5, 0.03)
+    schedule.begin(0)
+    assert schedule.allows(1e6)
+    assert not Schedule(None, 0.03).allows(1e6)
 
 
 def test_two_callbacks_on_one_schedule_are_charged_together(clock):

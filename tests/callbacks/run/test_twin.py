@@ -12,6 +12,7 @@ import torchmetrics
 from torch import nn
 
 from lightning_conv.callbacks.run.call import NotAFunctionError, StepCall
+from lightning_conv.callbacks.run.step.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 
 
@@ -182,7 +183,7 @@ def test_the_step_as_a_function_of_the_outputs(make_trainer):
         assert torch.equal(seen.outputs, twin.module.head(seen.features))
         assert float(call(seen.outputs)) == float(seen.loss)
         assert float(call(u)) == float((u - batch[1]).square().mean())
-        call.weights_drawn(0, 3.0)
+        draw_weights(call.twin, 0, 3.0)
         assert float(call(u)) == float((u - batch[1]).square().mean())
         twin.module.training_step = lambda batch, batch_idx: twin.module(batch[0]).mean() + twin.module(batch[0]).mean()
         with pytest.raises(NotAFunctionError, match="calls 'head' 2 times"):

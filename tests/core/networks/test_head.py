@@ -131,7 +131,7 @@ def test_an_explicit_name_is_taken():
 def test_an_explicit_name_must_be_a_linear_layer_called_once_on_features():
     with pytest.raises(ValueError, match=r"head: '0\.1' is not an nn.Linear .*\"0\.4\""):
         find_head(nn.Sequential(sequential()), torch.randn(5, 4), "0.1")
-    with pytest.raises(ValueError, match=r"head: '0' was called 1 times with .*need one call on a matrix"):
+    with pytest.raises(ValueError, match=r"head: '0' was called on .*need one call on a matrix"):
         find_head(nn.Sequential(nn.Linear(4, 2), nn.Flatten()), torch.randn(5, 3, 4), "0")
 
 
@@ -237,5 +237,5 @@ def test_looking_at_a_network_leaves_no_hook_when_its_forward_fails():
 
 def test_a_head_on_sequences_is_refused_by_its_name():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=r"'2' was called 1 times with \[\(2, 7, 6\)\]; need one call on a matrix"):
+    with pytest.raises(ValueError, match=r"'2' was called on \(2, 7, 6\); need one call on a matrix"):
         find_head(model, torch.randn(5, 7, 4))

@@ -106,7 +106,7 @@ def test_lines_for_a_log_come_every_few_per_cent_and_never_too_often(monkeypatch
         clock[0] = 30.0 * step
         report(step / 128)
     assert len(lines) == 8
-    assert lines[3] == "proof: 50 %, 32 minutes gone, about 32 to go"
+    assert lines[3] == "proof: 50 %, 32 minutes gone, about 32 minutes to go"
     quick = progress.Lines(lines.append, "proof", step=1 / 8, pause=1e9)
     for step in range(129):
         quick(step / 128)
@@ -120,4 +120,13 @@ def test_lines_of_work_that_goes_on_count_its_own_time_only(monkeypatch):
     report(0.75)  # an earlier process had done that
     clock[0] = 600.0
     report(0.875)
-    assert lines == ["proof: 88 %, 10 minutes gone, about 10 to go"]
+    assert lines == ["proof: 88 %, 10 minutes gone, about 10 minutes to go"]
+
+
+def test_lines_say_the_prediction_first_where_they_are_asked_to_and_it_is_long():
+    lines = []
+    for predicts, seconds in ((True, 42.0), (True, 0.9 * progress.LONG), (False, 42.0), (True, 600.0)):
+        report = progress.Lines(lines.append, "kernel", predicts=predicts)
+        with progress.progress_bar("another title", seconds, report) as given:
+            assert given is report
+    assert lines == ["kernel: about 42 s", "kernel: about 10 minutes"]

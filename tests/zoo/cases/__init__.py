@@ -16,6 +16,7 @@ FILES = (
     "feeds",
     "generators",
     "losses",
+    "own_losses",
     "layers",
     "side_effects",
     "options",

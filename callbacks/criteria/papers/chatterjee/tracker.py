@@ -86,7 +86,7 @@ class ChatterjeeTracker(CriteriaTracker):
 
     @staticmethod
     def _search(run: RunView, radius: float) -> BallSearch:
-        loss_fn, targets = run.loss.loss_fn, run.targets
+        loss_fn, targets = run.loss.loss_fn, run.loss_targets
         if loss_fn is None or targets is None:
             return BallSearch((), "the loss is not known")
         mean = None if run.scale is None else targets.double().reshape(len(targets), -1).mean(0)

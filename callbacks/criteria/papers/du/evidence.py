@@ -25,7 +25,7 @@ from lightning_conv.callbacks.criteria.papers.du.movement import (
     start_norms,
     start_radius,
 )
-from lightning_conv.callbacks.run.measurement import gram_from_state, gram_state
+from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state
 from lightning_conv.callbacks.run.worst_step import Side, Worst
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import LimitKernel

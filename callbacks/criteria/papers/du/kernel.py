@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.criteria.networks import find_network, unit_rows
 from lightning_conv.callbacks.run.assumptions import without_verdict
-from lightning_conv.callbacks.run.measurement import not_full
+from lightning_conv.callbacks.run.measured_kernel import is_of_loss, not_full
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.infinite import (
     LimitKernel,
@@ -154,6 +154,8 @@ def own_criteria(gram: KernelGram, first: KernelGram, first_spectrum: Spectrum) 
         replace(drift, source=f"after {drift.source}", asks=f"{drift.asks}, {OWN}"),
     ]
     why = not_full(gram)
+    if is_of_loss(gram):  # numbers of another kernel than the one that is asked about
+        found = [replace(each, measured=math.nan) for each in found]
     return [without_verdict(each, why) for each in found] if why else found
 
 

@@ -159,7 +159,10 @@ def test_a_forward_that_is_only_an_encoder_is_not_certified(fit, make_trainer):
             return F.mse_loss(self.decoder(self(batch[0])), batch[0])
 
     guard = fit(Coder())
-    assert guard.verdict == "undecided"
+    assert (guard.head_name, guard.verdict) == ("decoder", "undecided")
+    assert "too narrow" in guard.reason
+    guard = fit(Coder(), guard=ExpressivityGuard(switch_at=2, forward_fn=lambda module, x: module(x)))
+    assert (guard.head_name, guard.verdict) == ("head", "undecided")
     assert "it changes with the weights while these outputs are held" in guard.caveats[0]
 
 

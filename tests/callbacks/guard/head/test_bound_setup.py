@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.guard.head import plain_steps, problem
 from lightning_conv.callbacks.guard.head.bounded_steps import BoundedSteps
-from lightning_conv.callbacks.run.training_set import TrainingSet
-from lightning_conv.callbacks.run.trunk_rows import TrunkRows
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
+from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 
 SWITCH = 3
 
@@ -34,10 +34,11 @@ def fit(make_trainer, make_module, one_hot_digits):
 
 
 class Autoencoder(pl.LightningModule):
-    """Batches of inputs alone, which are the targets, too."""
+    """Batches of inputs alone, of which the targets are made."""
 
-    def __init__(self):
+    def __init__(self, shift=1.0):
         super().__init__()
+        self.shift = shift
         self.network = nn.Sequential(nn.Linear(6, 60), nn.Tanh(), nn.Linear(60, 6))
         self.loss = nn.MSELoss()
 
@@ -45,7 +46,7 @@ class Autoencoder(pl.LightningModule):
         return self.network(x)
 
     def training_step(self, batch, batch_idx):
-        return self.loss(self(batch[0]), batch[0])
+        return self.loss(self(batch[0]), batch[0] + self.shift if self.shift else batch[0])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -63,9 +64,12 @@ def test_batches_without_targets_end_no_run(make_trainer, tmp_path):
     with pytest.warns(UserWarning, match="found no tensor of targets"):
         make_trainer([resumed], max_epochs=7).fit(Autoencoder(), loader, ckpt_path=path)
     assert resumed.phase == 2
-    known = ExpressivityGuard(switch_at=SWITCH, target_fn=lambda batch: batch[0])
+    known = ExpressivityGuard(switch_at=SWITCH, target_fn=lambda batch: batch[0] + 1.0)
     make_trainer([known], max_epochs=5).fit(Autoencoder(), loader)
     assert known.descent.not_covered == ""
+    observed = ExpressivityGuard(switch_at=SWITCH)
+    make_trainer([observed], max_epochs=5).fit(Autoencoder(shift=0.0), loader)
+    assert observed.descent.not_covered == ""
 
 
 def test_a_step_is_compared_on_devices_without_float64(on_apple):

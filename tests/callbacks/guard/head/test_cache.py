@@ -164,7 +164,7 @@ REFUSED = {
     "coupled": (coupled, None, "depend on the other samples"),
     "random features": (random, None, "the features are random"),
     "random inputs": (None, FreshNoise, "inputs or targets are random"),
-    "other inputs": (transformed, None, "does not call the network as"),
+    "other inputs": (transformed, None, "on what it makes of the batch"),
 }
 
 

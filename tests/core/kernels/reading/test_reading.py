@@ -11,6 +11,7 @@ from lightning_conv import ntk_gram, plan_ntk
 from lightning_conv.kernels.products.pullback import graph_size
 from lightning_conv.kernels.reading import anatomy
 from lightning_conv.kernels.reading.memory import MadeBytes
+from lightning_conv.networks import narrow_watch
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -218,3 +219,23 @@ def test_the_bytes_of_a_sample_do_not_depend_on_the_set_it_is_taken_from():
         module = StatelessModule(model)
         sizes = [graph_size(module, module.trainable, inputs).saved_bytes for inputs in (few, many[5:11])]
     assert sizes[0] == sizes[1]
+
+
+def test_the_comparison_with_the_other_precision_brings_no_numbers_from_outside(monkeypatch):
+    asked = []
+    outside = narrow_watch.numbers_from_outside
+    monkeypatch.setattr(narrow_watch, "numbers_from_outside", lambda *args: asked.append(1) or outside(*args))
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    ntk_gram(model.eval(), torch.randn(5, 2, 6, 6))
+    assert not asked
+
+    class FromNumpy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x) * torch.from_numpy(x.detach().numpy().mean(1, keepdims=True)).to(x)
+
+    ntk_gram(FromNumpy(), torch.randn(5, 4))
+    assert asked

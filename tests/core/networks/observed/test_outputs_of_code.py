@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_conv.networks.observed.calls import CallWatch
-from lightning_conv.networks.observed.frontier import find_outputs
+from lightning_conv.networks.observed.frontier import find_outputs, leaves_of
 
 N = 5
 
@@ -92,3 +92,14 @@ def test_an_error_inside_a_call_that_the_code_catches_leaves_the_others_in_order
         return model(x).sum()
 
     assert names(Net(), code)[0] == [("", 1, ())]
+
+
+def test_the_leaves_of_a_graph_are_what_a_backward_pass_reaches():
+    a, b, c = (nn.Parameter(torch.randn(2, 2)) for _ in range(3))
+    c.requires_grad_(False)
+    loss = ((a @ b.detach() + c).sum() * a.sum()) + (b * 0).sum().detach()
+    assert [id(each) for each in leaves_of(loss)] == [id(a)]
+    loss.backward()
+    assert a.grad is not None
+    assert b.grad is None
+    assert leaves_of(torch.zeros(())) == []

@@ -9,10 +9,10 @@ from lightning_conv.networks.observed.leaves import tensors_in
 from lightning_conv.networks.observed.sample_lists import (
     as_list,
     as_rows,
+    chosen,
     lists_of_samples,
     ragged_count,
     same_rest,
-    shortened,
 )
 
 SEQUENCES = [torch.randn(length, 3) for length in (2, 4, 1, 3)]
@@ -53,7 +53,8 @@ def test_lists_of_samples_are_found_in_a_batch():
     batch = {"x": SEQUENCES, "y": torch.zeros(4), "more": (SEQUENCES[0], [{"z": each} for each in SEQUENCES])}
     assert lists_of_samples(batch, 4) == (("x",), ("more", 1))
     assert ragged_count(batch) == 4
-    few = shortened(batch, [("x",), ("more", 1)], 3)
+    few = chosen(batch, [("x",), ("more", 1)], [2, 0, 1])
+    assert few["x"][0] is SEQUENCES[2]
     assert [len(few["x"]), len(few["more"][1]), len(batch["x"])] == [3, 3, 4]
 
 

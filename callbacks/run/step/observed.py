@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.twin import Twin, call_step
+from lightning_conv.callbacks.run.step.samples_of_batch import rows_of
+from lightning_conv.callbacks.run.step.step_code import ReplayStep
+from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.observed.carried import Attribute
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay
@@ -29,10 +31,15 @@ class Observed:
         drawn: Those with one row per sample: names of inputs by the number of the draw.
         beside: Names of the parameters that the loss depends on beside the outputs.
         random: Whether the step draws random numbers, in the network or elsewhere.
-        source: Where the output is made, if there is one, and the step can be given another one.
+        sources: Where the outputs are made, and the step can be given others; empty: they cannot be given.
         carried: Attributes in which the step keeps something of each sample for the next batch, such as a hidden state, with what they held
             before it; the network begins with that.
-        losses: Number of losses that the step hands to backward passes, of which the first one counts.
+        aside: Which of the losses and steps of the training step they belong to, in words; empty: it has one.
+        watched: Number of the optimizer whose loss is meant; None: the loss is what the step returns.
+        meant: Numbers of the losses that this optimizer minimises; empty: they are looked for in each run of the step.
+        batch_idx: Number of the batch, as the step was told.
+        at_step: Optimizer steps that the step was told of; None: those of the run.
+        counts: Numbers among the module's attributes that decide what the step does; empty: those of the run.
     """
 
     samples: int
@@ -43,9 +50,39 @@ class Observed:
     drawn: Mapping[int, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     random: bool = False
-    source: OutputPlace | None = None
-    losses: int = 1
+    sources: tuple[OutputPlace, ...] = ()
     carried: Mapping[Attribute, Any] = field(default_factory=dict)
+    aside: str = ""
+    watched: int | None = None
+    meant: tuple[int, ...] = ()
+    batch_idx: int = 0
+    at_step: int | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def some(self, batch: Any, rows: Tensor) -> Any:
+        """Return some samples of a batch.
+
+        Args:
+            batch: A batch of ``samples`` samples.
+            rows: Their numbers.
+        """
+        return rows_of(batch, self.samples, rows, tuple(self.given.lists.values()))
+
+    def set_up(self, twin: Twin) -> Twin:
+        """Have another copy of the module begin as the observed one did, and tell the same loss; return it.
+
+        Args:
+            twin: The copy.
+        """
+        twin.watched, twin.meant = self.watched, self.meant
+        for (module, attribute), value in self.carried.items():
+            setattr(twin.module.get_submodule(module), attribute, copy.deepcopy(value))
+        return twin
+
+    @property
+    def source(self) -> OutputPlace | None:
+        """Where the outputs are made, if they are one tensor, and the step can be given another one."""
+        return self.sources[0] if len(self.sources) == 1 else None
 
     @property
     def words(self) -> str:
@@ -63,10 +100,10 @@ class Observed:
             )
             for name in dict.fromkeys(each.name for each in self.outputs)
         ]
-        of = f", for the first of its {self.losses} losses" if self.losses > 1 else ""
+        aside = f", {self.aside}" if self.aside else ""
         kept = [".".join(part for part in ("self", *attribute) if part) for attribute in self.carried]
         state = f", with {' and '.join(kept)} as before the first batch" if kept else ""
-        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{of}{state}"
+        return f"{' and '.join(made)} as the training step calls {'it' if len(made) == 1 else 'them'}{aside}{state}"
 
     def network(self, twin: Twin) -> nn.Module:
         """Return the network over the weights of a copy of the module.
@@ -74,10 +111,13 @@ class Observed:
         Args:
             twin: The copy, in eval mode.
         """
-        for (module, attribute), value in self.carried.items():
-            setattr(twin.module.get_submodule(module), attribute, copy.deepcopy(value))
+        self.set_up(twin)
         if self.call is None:
-            return Replay(twin.module, call_step, self.given, self.outputs, self.draws, self.drawn)
+            if self.at_step is not None:
+                twin.tell(self.at_step)
+            vars(twin.module).update(self.counts)
+            step = ReplayStep(self.batch_idx)
+            return Replay(twin.module, step, self.given, self.outputs, self.draws, self.drawn)
         if not self.call and self._is_plain:
             return twin.module
         name = self.call

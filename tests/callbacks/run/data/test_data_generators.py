@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_conv.callbacks.run.data_generators import generators_of, unmoved, unread
+from lightning_conv.callbacks.run.data.data_generators import generators_of, unmoved, unread
 
 KINDS = {
     "torch": (lambda: torch.Generator().manual_seed(1), lambda g: float(torch.rand((), generator=g))),

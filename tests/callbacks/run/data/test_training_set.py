@@ -24,8 +24,8 @@ from torch.utils.data import (
 from torchvision.transforms import v2
 
 from lightning_conv.callbacks import ExpressivityGuard
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.training_set import TrainingSet
 
 
 class Augmented(Dataset):

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard
-from lightning_conv.callbacks.run.sampling import Sampling, describe_sampling, register_sampler
+from lightning_conv.callbacks.run.data.sampling import Sampling, describe_sampling, register_sampler
 
 N = 20
 TABLE = TensorDataset(torch.rand(N, 4, generator=torch.Generator().manual_seed(0)), torch.rand(N, 1))

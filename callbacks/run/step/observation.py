@@ -3,78 +3,59 @@
 from __future__ import annotations
 
 import copy
-import random as random_of_python
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_conv.callbacks.run.observed import Observed
-from lightning_conv.callbacks.run.samples_of_batch import axis_of_length, count_samples, describe, is_inside, place_name
+from lightning_conv.callbacks.run.step.observed import Observed
+from lightning_conv.callbacks.run.step.samples_of_batch import (
+    axis_of_length,
+    count_samples,
+    describe,
+    is_inside,
+    place_name,
+)
+from lightning_conv.callbacks.run.step.seeking import NotObservedError, Seen, run_step, seek, steps_in_the_next
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
-from lightning_conv.networks.observed.calls import Call, CallWatch
-from lightning_conv.networks.observed.carried import Attribute, Tensors, attributes_of, tensors_held, written
-from lightning_conv.networks.observed.draws import Draws
+from lightning_conv.networks.observed.calls import Call
+from lightning_conv.networks.observed.carried import Attribute, Tensors, attributes_of
 from lightning_conv.networks.observed.frontier import Key, Output, find_outputs
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
 from lightning_conv.networks.observed.replay import Given, OutputPlace
-from lightning_conv.networks.observed.sample_lists import lists_of_samples, shortened
-from lightning_conv.networks.state import restored
-from lightning_conv.networks.undisturbed import undisturbed
+from lightning_conv.networks.observed.sample_lists import chosen, lists_of_samples
 
 
-class NotObservedError(ValueError):
-    """The training step is not a function of samples that can be measured; the message says why."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One run of the step."""
-
-    loss: Tensor
-    calls: list[Call]  # the outermost ones
-    draws: list[Tensor]
-    random: bool  # whether random numbers were drawn, those of Python and NumPy included
-    written: dict[Attribute, Tensors]  # tensors that it put into attributes of its modules
-
-    @property
-    def results(self) -> dict[Key, Output]:
-        """All that modules have returned."""
-        calls = [each for call in self.calls for each in call.all]
-        found = [Output(call, result) for call in calls for result in call.results]
-        return {each.key: each for each in found}
-
-
-def observe(twin: Twin, batch: Any, samples: int | None = None, batch_idx: int = 0) -> Observed:
-    """Observe which function of the samples the training step evaluates.
+def observe(twin: Twin, batch: Any, samples: int | None = None) -> Observed:
+    """Observe which function of the samples the training step evaluates: that whose loss the watched optimizer of the copy minimises.
 
     The step is run on a copy of the module, in eval mode, in float32 at least, on the batch and on all of its samples but one; what has a
     row less then has the samples as an axis.
+
+    An optimizer may step in some batches only: the copy is told of the batches and steps that follow, up to ``BATCHES``, until it does.
 
     Args:
         twin: A copy of the module, in eval mode.
         batch: A batch as the training step gets it.
         samples: Number n of its samples; None: the most common length of its tensors.
-        batch_idx: Its number in the epoch.
 
     Raises:
         NotObservedError: There is no such function: the step gives no loss, or no module has outputs with one row per sample.
 
-    Cost: two forward passes of the step.
+    Cost: two forward passes of the step; up to ``BATCHES + 1`` where the optimizer does not step in the first batch.
     """
     count = samples or count_samples(batch)
     try:
-        return _observed(twin, batch, count, (), batch_idx)
+        return _observed(twin, batch, count, ())
     except NotObservedError:
         if not (lists := lists_of_samples(batch, count)):
             raise
-    return _observed(twin, batch, count, lists, batch_idx)
+    return _observed(twin, batch, count, lists)
 
 
-def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place], batch_idx: int) -> Observed:
+def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place]) -> Observed:
     """Observe the step, with lists in the batch whose entries are the samples."""
     axes = {
         place: axis
@@ -85,12 +66,14 @@ def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place], batch_
         raise NotObservedError(
             f"no tensor of the batch ({describe(batch)}) has one row for each of at least two samples"
         )
-    seen = _run(twin, batch, batch_idx)
+    step = twin.global_step
+    seen = seek(twin, batch)
+    twin.put_back(seen.before)
     fewer = with_tensors(
         batch, lambda place, tensor: tensor.narrow(axes[place], 0, count - 1) if place in axes else tensor
     )
-    fewer = shortened(fewer, lists, count - 1)
-    again = _without_one(twin, fewer, batch_idx, count) if count > 2 else seen
+    fewer = chosen(fewer, lists, range(count - 1))
+    again = _without_one(twin, fewer, seen.batch_idx, count) if count > 2 else seen
     places = _places(seen.results, again.results, count)
     outputs = find_outputs(seen.loss, seen.calls, lambda output: output.key in places)
     if not outputs.found:
@@ -101,23 +84,30 @@ def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place], batch_
     of_calls = (places[each.key] for each in outputs.found)
     found = tuple(dict.fromkeys(replace(each, number=0) if each.padded else each for each in of_calls))
     names = {id(each): name for name, each in twin.module.named_parameters()}
-    beside = tuple(names[id(each)] for each in outputs.beside if id(each) in names)
-    random, losses = seen.random, len(twin.losses)
+    given = Given(
+        batch, {place_name(place): place for place in axes}, axes, {place_name(place): place for place in lists}
+    )
+    observed = Observed(
+        count,
+        given,
+        found,
+        None,
+        beside=tuple(names[id(each)] for each in outputs.beside if id(each) in names),
+        random=seen.random,
+        sources=()
+        if any(each.padded for each in found)
+        else tuple(_source(*each, seen) for each in zip(outputs.found, found, strict=True)),
+        aside=seen.aside,
+        batch_idx=seen.batch_idx,
+    )
+    call = _one_call([each.call for each in outputs.found], again, count)
+    always = call is not None or steps_in_the_next(twin, batch, seen, step)
+    twin.put_back(seen.before)
+    twin.meant = seen.numbers if twin.seeks else ()
     carried = _carried(twin.module, seen.written, again.written, count)
-    source = _source(outputs.found[0], found[0], seen) if len(found) == 1 and not found[0].padded else None
-    if (call := _one_call([each.call for each in outputs.found], again, count)) is not None:
-        first = replace(found[0], number=0)
-        return Observed(
-            count,
-            call[1],
-            (first,),
-            call[0],
-            beside=beside,
-            random=random,
-            source=source,
-            losses=losses,
-            carried=carried,
-        )
+    observed = replace(observed, carried=carried, watched=twin.watched, meant=twin.meant)
+    if call is not None:
+        return replace(observed, given=call[1], outputs=(replace(found[0], number=0),), call=call[0])
     if len(seen.draws) != len(again.draws):
         raise NotObservedError("the training step draws other random numbers for fewer samples")
     drawn = {
@@ -125,10 +115,10 @@ def _observed(twin: Twin, batch: Any, count: int, lists: Sequence[Place], batch_
         for number, (first, second) in enumerate(zip(seen.draws, again.draws, strict=True))
         if first.ndim and len(first) == count and len(second) == count - (count > 2)
     }
-    given = Given(
-        batch, {place_name(place): place for place in axes}, axes, {place_name(place): place for place in lists}
-    )
-    return Observed(count, given, found, None, tuple(seen.draws), drawn, beside, random, source, losses, carried)
+    if not always:
+        counts = {name: value for name, value in vars(twin.module).items() if type(value) is int}
+        observed = replace(observed, at_step=step + seen.batch_idx, counts=counts)
+    return replace(observed, draws=tuple(seen.draws), drawn=drawn)
 
 
 def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
@@ -139,37 +129,16 @@ def _without_one(twin: Twin, fewer: Any, batch_idx: int, count: int) -> Seen:
         NotATwinError: It reaches back into the run.
     """
     try:
-        return _run(twin, fewer, batch_idx)
+        seen = run_step(twin, fewer, batch_idx)
     except (NotObservedError, NotATwinError):
         raise
     except Exception as error:  # the user's code may raise anything
         raise NotObservedError(
             f"the training step runs on {count} samples, but not on {count - 1} of them ({type(error).__name__}: {error})"
         ) from error
-
-
-def _run(twin: Twin, batch: Any, batch_idx: int) -> Seen:
-    draws = Draws()
-    watch = CallWatch(draws.drawn)
-    with (
-        restored(twin.module),
-        undisturbed(twin.module),
-        twin.refused_to_the_original(),
-        watch.watching(twin.module),
-        draws.recording(),
-    ):
-        before, held = _states_outside_torch(), tensors_held(twin.module)
-        twin.bare_step(with_tensors(batch, lambda _, tensor: tensor.detach().clone()), batch_idx)
-        moved = before != _states_outside_torch()
-        put = written(held, tensors_held(twin.module))
-    if not twin.losses:
-        raise NotObservedError("the training step gives no loss: it returns none and calls no `manual_backward`")
-    loss = twin.losses[0]
-    if loss.numel() != 1 or loss.grad_fn is None:
-        raise NotObservedError(
-            f"the loss of the training step (shape {tuple(loss.shape)}) is no number with a gradient"
-        )
-    return Seen(loss, watch.outermost, draws.drawn, bool(draws.drawn) or moved, put)
+    if seen is None:
+        raise NotObservedError(f"the training step gives a loss on {count} samples, but not on {count - 1} of them")
+    return seen
 
 
 def _carried(
@@ -187,12 +156,6 @@ def _carried(
     ]
     values = dict(attributes_of(model))
     return {attribute: copy.deepcopy(values.get(attribute)) for attribute in found}
-
-
-def _states_outside_torch() -> tuple[object, ...]:
-    """Return the states of the global generators of Python and NumPy."""
-    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    return random_of_python.getstate(), state["key"].tobytes(), state["pos"]
 
 
 def _places(results: Mapping[Key, Output], fewer: Mapping[Key, Output], count: int) -> dict[Key, OutputPlace]:

@@ -128,28 +128,32 @@ def mse(u, batch):
     return F.mse_loss(u, batch[1])
 
 
+BY_CHANCE = "with random numbers"
 OTHERS = {
     "a penalty": (lambda m, u, b: mse(u, b) + 1e-3 * m.net.weight.square().sum(), "net.weight"),
     "a small penalty": (lambda m, u, b: mse(u, b) + 1e-9 * m.net.bias.abs().sum(), "net.bias"),
-    "twice the loss": (lambda m, u, b: 2 * mse(u, b), "none of torch's usual losses"),
-    "half the squares": (lambda m, u, b: 0.5 * (u - b[1]).square().sum(), "none of torch's usual losses"),
-    "samples that are coupled": (lambda m, u, b: mse(u - u.mean(0), b), "none of torch's usual losses"),
-    "the hardest samples": (
-        lambda m, u, b: (u - b[1]).square().mean(1).topk(2).values.mean(), "none of torch's usual losses",
+    "samples that are coupled": (lambda m, u, b: mse(u - u.mean(0), b), "couples the samples"),
+    "the hardest samples": (lambda m, u, b: (u - b[1]).square().mean(1).topk(2).values.mean(), "couples the samples"),
+    "n x n numbers": (lambda m, u, b: F.mse_loss(u[:, :1], b[1][:, 0]), "rest of the batch"),
+    "some of the samples": (lambda m, u, b: mse(u[:2], [b[0][:2], b[1][:2]]), "rest of the batch"),
+    "a weight for each place in the batch": (
+        lambda m, u, b: ((u - b[1]).square().mean(1) * torch.arange(1.0, len(u) + 1)).mean(), "rest of the batch",
     ),
-    "n x n numbers": (lambda m, u, b: F.mse_loss(u[:, :1], b[1][:, 0]), "none of torch's usual losses"),
-    "some of the samples": (lambda m, u, b: mse(u[:2], [b[0][:2], b[1][:2]]), "none of torch's usual losses"),
-    "a cap": (lambda m, u, b: mse(u, b).clamp(max=50.0), "none of torch's usual losses"),
-    "no gradient by the outputs": (lambda m, u, b: mse(u.detach(), b) + u.sum() * 0, "none of torch's usual losses"),
-    "noisy targets": (lambda m, u, b: F.mse_loss(u, b[1] + 0.1 * torch.randn_like(u)), "none of torch's usual losses"),
-    "one of two by torch": (
-        lambda m, u, b: (F.mse_loss if torch.rand(()) < 0.4 else F.l1_loss)(u, b[1]), "none of torch's usual losses",
+    "a cap": (lambda m, u, b: mse(u, b).clamp(max=50.0), "couples the samples"),
+    "no gradient by the outputs": (lambda m, u, b: mse(u.detach(), b) + u.sum() * 0, "not that of its value"),
+    "a gradient of its own": (
+        lambda m, u, b: mse(u, b) + (r := 0.3 * u.square().mean()) - r.detach(), "not that of its value",
     ),
-    "one of two by Python": (
-        lambda m, u, b: (F.mse_loss if random.random() < 0.4 else F.l1_loss)(u, b[1]), "none of torch's usual losses",
-    ),
+    "noisy targets": (lambda m, u, b: F.mse_loss(u, b[1] + 0.1 * torch.randn_like(u)), BY_CHANCE),
+    "one of two by torch": (lambda m, u, b: (F.mse_loss if torch.rand(()) < 0.4 else F.l1_loss)(u, b[1]), BY_CHANCE),
+    "one of two by Python": (lambda m, u, b: (F.mse_loss if random.random() < 0.4 else F.l1_loss)(u, b[1]), BY_CHANCE),
     "one of two by NumPy": (
-        lambda m, u, b: (F.mse_loss if np.random.rand() < 0.6 else F.l1_loss)(u, b[1]), "none of torch's usual losses",  # noqa: NPY002
+        lambda m, u, b: (F.mse_loss if np.random.rand() < 0.6 else F.l1_loss)(u, b[1]), BY_CHANCE,  # noqa: NPY002
+    ),
+    "a factor that grows with the steps": (lambda m, u, b: (1 + m.global_step) * mse(u, b), "from one step or epoch"),
+    "a factor that grows with the epochs": (lambda m, u, b: (1 + m.current_epoch) * mse(u, b), "from one step or epoch"),
+    "two networks, one of them not seen": (
+        lambda m, u, b: mse(u, b) + F.linear(b[0], m.net.weight).square().mean(), "net.weight",
     ),
 }  # fmt: skip
 
@@ -172,6 +176,100 @@ IN_TRAINING = {
     ),
     "a part's mode": lambda m, u, b: F.cross_entropy(u, b[1]) * (2 if m.net.training else 1),
 }
+
+
+WITHOUT_GRADIENT = {
+    "a norm of the weights": lambda m, u, b: F.cross_entropy(u, b[1]) + m.net.weight.detach().square().sum(),
+    "the same outputs as targets": lambda m, u, b: F.mse_loss(u, m.net(b[0]).detach() + 1.0),
+    "weights of the samples": lambda m, u, b: (
+        F.cross_entropy(u, b[1], reduction="none") * m.net.forward(b[0]).detach().square().sum(1)
+    ).mean(),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_a_loss_that_takes_something_from_the_weights_without_a_gradient_is_unknown(observed, name):
+    loss, said = observed(Module(WITHOUT_GRADIENT[name]), pairs(CLASSES))
+    assert loss.source == "unknown"
+    assert "changes with the weights" in said
+
+
+class InSomeBatches(Module):
+    """Has another loss in some batches of an epoch, or after some steps: a function of (module, number of the batch)."""
+
+    def __init__(self, when):
+        super().__init__(lambda m, u, b: F.cross_entropy(u, b[1]))
+        self.when, self.count = when, 0
+
+    def training_step(self, batch, batch_idx):
+        self.count += 1
+        loss = super().training_step(batch, batch_idx)
+        return loss + self.net.weight.square().sum() if self.when(self, batch_idx) else loss
+
+
+PERIODIC = {
+    "every fourth batch": lambda m, k: k % 4 == 3,
+    "the last batch": lambda m, k: k == 7,
+    "after five steps": lambda m, k: m.global_step >= 5,
+    "after five calls": lambda m, k: m.count > 5,
+}
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_a_loss_that_is_another_one_in_some_batches_is_unknown(make_trainer, name):
+    monitor = KernelStability(N, every_n_steps=1)
+    look, module = Look(monitor), InSomeBatches(PERIODIC[name])
+    make_trainer([monitor, look], max_epochs=1).fit(module, DataLoader(pairs(CLASSES), batch_size=1))
+    assert look.network.loss.source == "unknown"
+    assert "from one step or epoch to the next" in monitor.measured
+
+
+def test_a_step_is_not_told_of_batches_that_the_epoch_has_not(observed):
+    """A loss that looks up a number for each batch is observed."""
+    table = [1.0, 1.0]  # the next one is always tried
+
+    class Looked(Module):
+        def training_step(self, batch, batch_idx):
+            return table[batch_idx] * super().training_step(batch, batch_idx)
+
+    loss, _ = observed(Looked(lambda m, u, b: F.cross_entropy(u, b[1])), pairs(CLASSES))
+    assert loss.source == "observed"
+
+
+RARE = torch.zeros(24, dtype=torch.long).index_fill(0, torch.tensor([10, 11]), 2)
+ONES = torch.ones(24).index_fill(0, torch.tensor([11]), 5.0)
+ELSEWHERE = {
+    "weights of the classes": lambda m, u, b: F.cross_entropy(u, b[1], weight=torch.tensor([1.0, 1.0, 9.0])),
+    "an ignored class": lambda m, u, b: F.cross_entropy(u, b[1], ignore_index=2),
+    "weights of the samples": lambda m, u, b: (F.cross_entropy(u, b[1], reduction="none") * b[2]).mean(),
+    "a class of its own": lambda m, u, b: torch.where(b[1] == 2, u.square().sum(1), F.cross_entropy(u, b[1], reduction="none")).mean(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_loss_that_differs_for_samples_beyond_the_first_ones_is_not_called_a_usual_one(make_trainer, name):
+    x = numbers(24, 4)
+    module = Module(ELSEWHERE[name])
+    monitor = KernelStability(Probe(24), every_n_steps=1)
+    look = Look(monitor)
+    samples = list(zip(x, RARE, ONES, strict=True))
+    make_trainer([monitor, look], max_epochs=1).fit(module, DataLoader(samples, batch_size=8))
+    loss = look.network.loss
+    assert loss.own is not None
+    u, batch = module.net(x), (x, RARE, ONES)
+    assert float(loss.fn(u, torch.arange(24))) == pytest.approx(float(module.loss(module, u, batch)), rel=1e-5)
+
+
+def test_targets_are_those_with_which_the_loss_agrees_on_all_samples(make_trainer):
+    x, wrong = numbers(24, 4), numbers(24, C)
+    right = wrong.clone()
+    right[11] += 1.0
+    monitor = KernelStability(Probe(24), every_n_steps=1)
+    look = Look(monitor)
+    module = Module(lambda m, u, b: F.mse_loss(u, b[2]))
+    make_trainer([monitor, look], max_epochs=1).fit(module, DataLoader(list(zip(x, wrong, right, strict=True)), 8))
+    assert look.network.loss.source == "observed"
+    assert torch.equal(look.network.loss.targets, right)
 
 
 @pytest.mark.parametrize("name", IN_TRAINING)
@@ -216,9 +314,9 @@ def test_a_loss_module_that_is_kept_for_a_log_is_not_taken_for_the_loss(observed
     module = Module(lambda module, u, batch: F.l1_loss(u, batch[1]) + 0 * module.shown(u, batch[1]).detach())
     module.shown = nn.MSELoss()
     assert type(observed(module, pairs(REAL))[0].fn) is nn.L1Loss
-    module = Module(lambda module, u, batch: 3 * F.l1_loss(u, batch[1]) + 0 * module.shown(u, batch[1]).detach())
-    module.shown = nn.MSELoss()
-    loss, _ = observed(module, pairs(REAL))
+    centred = Module(lambda module, u, batch: mse(u - u.mean(0), batch) + 0 * module.shown(u, batch[1]).detach())
+    centred.shown = nn.MSELoss()
+    loss, _ = observed(centred, pairs(REAL))
     assert loss.source == "unknown"
     assert "of MSELoss it differs" in loss.reason
 

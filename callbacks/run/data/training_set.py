@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lightning_conv.callbacks.run.batch import InputFn, take_inputs, transfer
-from lightning_conv.callbacks.run.data_generators import unmoved
+from lightning_conv.callbacks.run.data.batch import InputFn, take_inputs, transfer
+from lightning_conv.callbacks.run.data.data_generators import unmoved
+from lightning_conv.callbacks.run.data.sample_keys import parts_of
+from lightning_conv.callbacks.run.data.sampling import describe_sampling, training_samples
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.sample_keys import parts_of
-from lightning_conv.callbacks.run.sampling import describe_sampling, training_samples
 from lightning_conv.networks.inputs import Inputs, input_tensors
 
 T = TypeVar("T")
@@ -30,6 +31,9 @@ PROBED = 32
 
 TOGETHER = 4
 """Number of them, at least, that are collated at once: the collate function may mix a sample with its neighbours."""
+
+FEWEST = 3
+"""Number of samples that is needed to tell what of a batch has one row per sample."""
 
 READS = 128
 """Number of reads of single samples, at least: what happens to one sample in fifty is noticed nine times in ten."""
@@ -58,7 +62,8 @@ class TrainingSet:
 
     def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None, ranks: Ranks) -> None:
         self._samples, loader = training_samples(
-            trainer, hint="ExpressivityGuard verifies a fixed training set and needs a map-style data set"
+            trainer,
+            hint=f"ExpressivityGuard certifies a fixed training set, which it reads several times: {_line(trainer)}",
         )
         self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
         self.size = len(self._samples)  # type: ignore[arg-type]
@@ -69,6 +74,35 @@ class TrainingSet:
             "collate_fn": loader.collate_fn,
         }
         self._loader = DataLoader(self._samples, **self._options)
+
+    def reading(self, input_fn: InputFn | None) -> TrainingSet:
+        """Return the same training set with another function that takes the inputs out of a batch.
+
+        Args:
+            input_fn: see ``Probe``.
+        """
+        other = copy.copy(self)
+        other._input_fn = input_fn
+        return other
+
+    def inputs_in(self, batch: Any) -> Inputs:
+        """Return what of a batch enters the network.
+
+        Args:
+            batch: as the training step gets it.
+        """
+        return take_inputs(batch, self._input_fn)
+
+    def few(self, count: int, seed: int = 0) -> tuple[Any, int]:
+        """Return a batch of a few samples as the training step gets it, with their number: not more than the run has in a batch.
+
+        Args:
+            count: number of samples, at most.
+            seed: of the draw of these samples; the data may be sorted by class.
+        """
+        few = min(count, self.size, max(self.sampling.batch_size, FEWEST))
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).tolist()
+        return self.batch_of(order[:few]), few
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Inputs, Any]]:
         """Yield samples ``start`` to ``stop`` in the data set's order.
@@ -210,15 +244,43 @@ class TrainingSet:
         return [each for each in _parts(self._drawn(indices, seed)) if each.ndim and len(each) == len(indices)]
 
 
+def _line(trainer: pl.Trainer) -> str:
+    """Return what to write so that the samples of the training loader can be read one by one."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, DataLoader):
+        if loader.batch_size is None:  # its samples are batches
+            return "pass DataLoader([sample for batch in dataset for sample in zip(*batch)], batch_size=...)"
+        return f"pass DataLoader(list(dataset), batch_size={loader.batch_size})"
+    if isinstance(loader, Mapping):
+        named = ", ".join(f"{key}={key}_set" for key in loader)
+        return (
+            f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
+        )
+    if isinstance(loader, (list, tuple)) and all(isinstance(each, DataLoader) for each in loader):
+        named = ", ".join(f"set_{number}" for number in range(len(loader)))
+        return (
+            f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
+        )
+    return "pass DataLoader([sample for batch in loader for sample in zip(*batch)], batch_size=...)"
+
+
 def seed_all(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, from which data sets and training steps draw.
+
+    Those of a device that nothing has used yet are left alone, other than by ``torch.manual_seed``: it notes the seed for the time when
+    the device is first used, which nothing takes back, and a stack trace with it, which takes longer than a small step.
 
     Args:
         seed: The seed.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    for device in (torch.cuda, torch.xpu):
+        if device.is_initialized():
+            device.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 def _parts(batch: Any) -> list[Tensor]:

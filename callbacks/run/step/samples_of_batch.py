@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_conv.networks.observed.leaves import Place, tensors_in, with_tensors
-from lightning_conv.networks.observed.sample_lists import lists_of_samples, ragged_count, shortened
+from lightning_conv.networks.observed.sample_lists import chosen, lists_of_samples, ragged_count
 
 
 def count_samples(batch: Any) -> int:
@@ -51,24 +51,23 @@ def places_of_samples(batch: Any, other: Any = None) -> list[Place]:
     ]
 
 
-def first_samples(batch: Any, count: int, some: int, lists: Sequence[Place] | None = None) -> Any:
-    """Return the first samples of a batch: the first rows of what has a row for each sample, and the first entries of lists of samples.
+def rows_of(batch: Any, count: int, rows: Tensor, lists: Sequence[Place] | None = None) -> Any:
+    """Return some samples of a batch: of each tensor, along the first axis that is as long as there are samples, and of lists of samples.
 
     Args:
         batch: A batch.
         count: Number of its samples.
-        some: Number of those that are wanted.
+        rows: Numbers of those that are taken.
         lists: Places of the lists; None: those of the right length, where there are samples of several lengths.
     """
     if lists is None:
         lists = lists_of_samples(batch, count) if ragged_count(batch) == count else ()
-    few = with_tensors(
-        batch,
-        lambda place, tensor: (
-            tensor[:some] if tensor.ndim and len(tensor) == count and not is_inside(place, lists) else tensor
-        ),
-    )
-    return shortened(few, lists, some)
+
+    def some(place: Place, tensor: Tensor) -> Tensor:
+        axis = None if is_inside(place, lists) else axis_of_length(tensor, count)
+        return tensor if axis is None else tensor.index_select(axis, rows.to(tensor.device))
+
+    return chosen(with_tensors(batch, some), lists, rows.tolist())
 
 
 def is_inside(place: Place, lists: Sequence[Place]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.callbacks.run.training_set import TrainingSet
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import Head, watched_features
 from lightning_conv.networks.inputs import Inputs
@@ -64,8 +64,8 @@ class TrunkRows:
 
     @property
     def samples(self) -> int:
-        """Number n of samples."""
-        return self.data.size
+        """Number n of rows: of samples, or of tokens where the layer has several rows for each sample."""
+        return self.data.size * self.layer.rows
 
     @property
     def width(self) -> int:
@@ -73,16 +73,19 @@ class TrunkRows:
         return self.layer.width
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return the features h of consecutive samples.
+        """Return consecutive rows of the features h.
 
         Args:
-            start: The first sample.
-            stop: The sample after the last.
+            start: The first row.
+            stop: The row after the last.
         """
-        return self._together(self.data.collect(lambda inputs, _: self._of(inputs), start, min(stop, self.samples)))
+        each, stop = self.layer.rows, min(stop, self.samples)
+        first = start // each
+        made = self._together(self.data.collect(lambda inputs, _: self._of(inputs), first, -(-stop // each)))
+        return made[start - first * each : stop - first * each]
 
     def all(self) -> Tensor:
-        """Return the features h of all samples, (n, m_H)."""
+        """Return all rows of the features h, (n, m_H)."""
         return self.rows(0, self.samples)
 
     def at(self, chosen: Sequence[int]) -> Tensor:

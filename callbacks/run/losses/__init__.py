@@ -1,0 +1,1 @@
+"""The loss of the training step: observed, given or unknown."""

@@ -1,0 +1,26 @@
+"""``draw_weights``: other weights in a copy of the module."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_conv.callbacks.run.twin import Twin
+
+
+@torch.no_grad()
+def draw_weights(twin: Twin, seed: int, size: float) -> None:
+    """Overwrite the weights that the run trains, in the copy, by random numbers of the size of each tensor times ``size``.
+
+    Args:
+        twin: The copy.
+        seed: Seed of the numbers.
+        size: Factor; tensors that are zero are drawn at this size itself.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in twin.module.named_parameters():
+        if name not in twin.trained:  # a teacher, say
+            continue
+        if parameter.is_floating_point() or parameter.is_complex():
+            scale = float(parameter.abs().double().square().mean().sqrt()) if parameter.numel() else 0.0
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_((drawn * size * (scale if 0 < scale < float("inf") else 1.0)).to(parameter))

@@ -1,0 +1,126 @@
+"""``StepOutputs``: the training step as a function of the network's outputs, whatever calls they come from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conv.callbacks.run.call import NotAFunctionError
+from lightning_conv.callbacks.run.twin import Twin
+from lightning_conv.networks.observed.leaves import at, with_tensors
+from lightning_conv.networks.observed.replay import OutputPlace
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """Runs the training step on one batch: u -> loss, where u, (n, ...), stands for what some calls return.
+
+    Args:
+        twin: Copy of the module.
+        batch: A batch, as the training step gets it.
+        places: Where the outputs are made; of several, u is (n, C), each flattened, side by side, as ``Replay`` returns them.
+        samples: Number n of samples in the batch.
+        batch_idx: Its number in the epoch.
+    """
+
+    twin: Twin
+    batch: Any
+    places: tuple[OutputPlace, ...]
+    samples: int
+    batch_idx: int = 0
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return the loss for these outputs, with its graph; everything else runs as it does in the training step.
+
+        Args:
+            outputs: u; each part is given in the type of what it stands for.
+
+        Raises:
+            NotAFunctionError: The step does not make the calls, or gives no loss.
+        """
+        held = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
+        if len(self.places) > 1:
+            _ = self.seen  # the sizes of the parts, which a hook must not look for while the step runs
+        return self._run(held)[0]
+
+    @cached_property
+    def seen(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss of the step as it is, with its graph, and the outputs as the calls return them.
+
+        Raises:
+            NotAFunctionError: See ``__call__``.
+        """
+        return self._run(None)
+
+    @property
+    def present(self) -> Tensor:
+        """u as the step makes it, without a graph."""
+        _, natives = self.seen
+        rows = [place.rows(each.detach(), self.samples) for place, each in zip(self.places, natives, strict=True)]
+        return rows[0] if len(rows) == 1 else torch.cat([each.flatten(1) for each in rows], 1)
+
+    @property
+    def classes(self) -> int:
+        """Length of the last axis of the one output where its samples are in front; 0: there is not one."""
+        (place, *more), (native, *_) = self.places, self.seen[1]
+        if more or native.ndim < 2 or (place.axis if native.ndim == place.ndim else 0) == native.ndim - 1:
+            return 0
+        return native.shape[-1]
+
+    def _run(self, instead: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        natives: dict[int, Tensor] = {}
+        counts: Counter[str] = Counter()
+
+        def look(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+            def see(_: nn.Module, __: Any, output: Any) -> Any:
+                number, made = counts[name], {}
+                counts[name] += 1
+                for k, place in enumerate(self.places):
+                    if (place.name, place.number) == (name, number):
+                        natives[k] = at(output, place.place)
+                        made[place.place] = natives[k] if instead is None else self._native(instead, k, natives[k])
+                if instead is None or not made:
+                    return None
+                return with_tensors(output, lambda where, tensor: made.get(where, tensor))
+
+            return see
+
+        hooks = [
+            self.twin.module.get_submodule(name).register_forward_hook(look(name))
+            for name in dict.fromkeys(each.name for each in self.places)
+        ]
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                loss = self.twin.step(self.batch, self.batch_idx)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(natives) != len(self.places):
+            names = ", ".join(repr(each.name) for each in self.places)
+            raise NotAFunctionError(f"the training step does not call {names} as it did when it was observed")
+        if loss is None or loss.numel() != 1:
+            raise NotAFunctionError("the training step returns no loss")
+        return loss.reshape(()), tuple(natives[k] for k in range(len(self.places)))
+
+    def _native(self, outputs: Tensor, number: int, like: Tensor) -> Tensor:
+        """Return one of the parts of u in the layout, the type and the place of what it stands for."""
+        part = outputs
+        if len(self.places) > 1:
+            sizes = [each.numel() // self.samples for each in self.seen[1]]
+            part = torch.split(outputs.reshape(len(outputs), -1), sizes, 1)[number]
+        place = self.places[number]
+        along = place.axis if like.ndim == place.ndim else 0
+        moved = like.movedim(along, 0).shape
+        if part.numel() != math.prod(moved):
+            raise NotAFunctionError(
+                f"outputs of shape {tuple(outputs.shape)} do not fit the layer's {tuple(like.shape)}"
+            )
+        # A clone: what follows may work in place.
+        return part.reshape(moved).movedim(0, along).to(like.device, like.dtype).clone()
