@@ -1,0 +1,168 @@
+r"""``LinearisedRun`` and ``forecast_losses``: the loss at later steps if the kernel stays as it is.
+
+Source: Jacot, Gabriel, Hongler 2018 (1806.07572, section 5: descent in function space); Lee et al. 2019 (1902.06720, section 2.2: the
+linearised network under gradient descent and momentum). The present kernel, in place of that at the start, is used here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_conv.health.kernel_modes import KernelModes
+from lightning_conv.health.update_rule import UpdateRule
+
+MOST = 2000
+"""Steps that a loss other than the squared one is continued for; every one of them takes an evaluation of its gradient."""
+
+
+class LinearisedRun:
+    r"""A run of the linearised network on its own samples, from the present outputs on.
+
+    The outputs u follow the recurrence of the optimizer with the kernel :math:`\Theta = J D J^T` of the present,
+
+    .. math:: m \leftarrow a m + b \Theta s(u), \qquad u \leftarrow u - (c m + e \Theta s(u)), \qquad s(u) = \nabla_u L(u)
+
+    where D holds the step sizes (rate over preconditioner) and a, b, c, e are those of ``UpdateRule``. For networks that are
+    linear in their weights it is the run itself, if every step sees all samples. Noise of mini-batches, weight decay and the change
+    of the kernel and of the preconditioner are left out, and a probe stands for the training set; how much this matters is seen
+    only by comparing (``ForecastRecord``).
+
+    With a squared loss :math:`L(u) = \mathrm{rest} + \frac{\kappa}{2} |u - y|^2` the coordinates along the eigenvectors of Theta are
+    independent. Each of them follows a linear recurrence of order two, whose matrix is raised to the power of the number of steps.
+    Other losses are evaluated at every step.
+
+    Args:
+        modes: Theta; for N = n it acts on every column of the outputs alike.
+        outputs: u, (n, ...), the present ones, in the type that the loss is to be computed in; float64 is best.
+        loss: L, a function of outputs of this shape that returns the loss of the run, a number.
+        rule: The recurrence of the optimizer.
+        momentum: m, in the outputs: J times the momentum of the weights times their step sizes, of the shape of the outputs; None: 0.
+        curvature: kappa, if the loss is squared in this sense: 2 / (n C) for a mean over all outputs. None: another loss.
+        scale: Rate of the step with this number (0 is the next one) relative to the present rate; None: it stays.
+
+    Raises:
+        ValueError: The modes do not fit the outputs, or ``curvature`` is not positive.
+
+    Cost: one evaluation of the loss and its gradient; then for a squared loss O(k log t) for t steps, otherwise an evaluation and
+    4 N k flops per step and column.
+    """
+
+    def __init__(
+        self,
+        modes: KernelModes,
+        outputs: Tensor,
+        loss: Callable[[Tensor], Tensor],
+        *,
+        rule: UpdateRule | None = None,
+        momentum: Tensor | None = None,
+        curvature: float | None = None,
+        scale: Callable[[int], float] | None = None,
+    ) -> None:
+        size = len(modes.vectors)
+        if size not in (len(outputs), outputs.numel()):
+            raise ValueError(
+                f"modes: vectors of {size} numbers for outputs of shape {tuple(outputs.shape)}; need n or all outputs"
+            )
+        if curvature is not None and not 0 < curvature < math.inf:
+            raise ValueError(f"curvature: {curvature}; need a positive number, or None for a loss that is not squared")
+        self.steps = 0
+        self._modes, self._loss, self._rule = modes, loss, rule or UpdateRule()
+        self._outputs, self._curvature, self._scale = outputs.detach(), curvature, scale
+        self._moved = modes.vectors.new_zeros(modes.values.numel(), outputs.numel() // size)  # V^T (u - u_0)
+        self._momentum = torch.zeros_like(self._moved) if momentum is None else self._along(momentum)
+        self._start, gradient = self._evaluate(self._outputs)
+        self._slope = self._along(gradient)  # V^T s(u_0)
+
+    def advance(self, steps: int) -> float:
+        """Continue by this number of steps and return the loss; ``inf`` where it overflows.
+
+        Raises:
+            ValueError: The number is negative, or a loss that is not squared is continued for more than ``MOST`` steps.
+        """
+        if steps < 0:
+            raise ValueError(f"steps: {steps}; need 0 or more")
+        if self._curvature is None and self.steps + steps > MOST:
+            raise ValueError(f"steps: {self.steps + steps}; a loss that is not squared is continued for at most {MOST}")
+        ahead = range(self.steps, self.steps + steps)
+        self.steps += steps
+        if self._curvature is None:
+            for number in ahead:
+                self._step(1.0 if self._scale is None else self._scale(number))
+            return _finite(self._evaluate(self._present())[0])
+        alike = [(1.0, steps)] if self._scale is None else _runs(self._scale(number) for number in ahead)
+        for scale, count in alike:
+            self._power(scale, self._curvature, count)
+        return self._squared_loss(self._curvature)
+
+    def _step(self, scale: float) -> None:
+        slope = scale * self._modes.values[:, None] * self._along(self._evaluate(self._present())[1])
+        self._momentum = self._rule.a * self._momentum + self._rule.b * slope
+        self._moved = self._moved - self._rule.c * self._momentum - self._rule.e * slope
+
+    def _power(self, scale: float, curvature: float, count: int) -> None:
+        """Take ``count`` steps at once; the coordinates are x = V^T (u - y) and m."""
+        rule, h = self._rule, scale * curvature * self._modes.values
+        matrix = torch.empty(len(h), 2, 2, dtype=h.dtype, device=h.device)
+        matrix[:, 0, 0], matrix[:, 0, 1] = rule.a, rule.b * h
+        matrix[:, 1, 0], matrix[:, 1, 1] = -rule.c * rule.a, 1 - h * (rule.c * rule.b + rule.e)
+        origin = self._slope / curvature
+        state = torch.stack([self._momentum, origin + self._moved], 1)
+        state = torch.linalg.matrix_power(matrix, count) @ state
+        self._momentum, self._moved = state[:, 0], state[:, 1] - origin
+
+    def _squared_loss(self, curvature: float) -> float:
+        """Return the loss: the coordinates outside the modes keep their share of it."""
+        origin = self._slope / curvature
+        outside = max(self._start - curvature / 2 * float(origin.square().sum()), 0.0)
+        return _finite(outside + curvature / 2 * float((origin + self._moved).square().sum()))
+
+    def _present(self) -> Tensor:
+        moved = (self._modes.vectors @ self._moved).reshape(self._outputs.shape)
+        return (self._outputs + moved).to(self._outputs.dtype)
+
+    def _along(self, values: Tensor) -> Tensor:
+        rows = values.detach().to(self._modes.vectors).reshape(len(self._modes.vectors), -1)
+        return self._modes.vectors.T @ rows
+
+    def _evaluate(self, outputs: Tensor) -> tuple[float, Tensor]:
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self._loss(leaf)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        return float(value.detach()), gradient
+
+
+def forecast_losses(run: LinearisedRun, ahead: Sequence[int]) -> list[float]:
+    """Return the losses after these numbers of steps from where the run is.
+
+    Args:
+        run: The run, which is advanced by the last of the numbers.
+        ahead: Numbers of steps, positive and ascending.
+
+    Raises:
+        ValueError: The numbers are not positive and ascending, or too large (``LinearisedRun.advance``).
+
+    Example:
+        >>> import torch
+        >>> modes = KernelModes.of_matrix(torch.tensor([[0.5]]))
+        >>> run = LinearisedRun(modes, torch.ones(1, 1), lambda u: u.square().sum() / 2, curvature=1.0)
+        >>> forecast_losses(run, [1, 2])  # u is halved by every step
+        [0.125, 0.03125]
+    """
+    if any(later <= earlier for earlier, later in itertools.pairwise([0, *ahead])):
+        raise ValueError(f"ahead: {list(ahead)}; need positive numbers of steps in ascending order")
+    return [run.advance(later - earlier) for earlier, later in itertools.pairwise([0, *ahead])]
+
+
+def _runs(scales: Iterable[float]) -> list[tuple[float, int]]:
+    """Return equal neighbours with their number."""
+    return [(scale, len(list(group))) for scale, group in itertools.groupby(scales)]
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,99 @@
+"""The regime is named where all numbers agree, and is undecided elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_conv import ntk_gram
+from lightning_conv.health.forecast import LinearisedRun
+from lightning_conv.health.forecast_record import relative_error
+from lightning_conv.health.kernel_modes import KernelModes
+from lightning_conv.health.regime import training_regime
+from lightning_conv.kernels.drift import centred_alignment, relative_frobenius_change
+
+
+@pytest.mark.parametrize(
+    ("alignment", "change", "error", "progress", "regime", "why"),
+    [
+        (0.999, 0.05, 0.03, 10.0, "lazy", "predicts"),
+        (0.999, 0.05, None, 10.0, "undecided", "not known"),
+        (0.999, 0.05, 0.5, 10.0, "undecided", "does not predict"),
+        (0.999, 0.05, 0.03, 1.1, "undecided", "less than 2-fold"),
+        (0.5, 3.0, 20.0, 1.9, "undecided", "less than 2-fold"),
+        (0.5, 3.0, 20.0, 10.0, "feature learning", "directions"),
+        (0.5, 3.0, math.inf, 0.1, "feature learning", "directions"),
+        (0.5, 3.0, None, 10.0, "feature learning", "directions"),
+        (0.5, 3.0, 0.05, 10.0, "undecided", "and yet"),
+        (0.9999, 3.0, 5.0, 10.0, "undecided", "its size"),
+        (0.95, 0.3, 0.3, 10.0, "undecided", "between"),
+        (math.nan, 0.05, 0.03, 10.0, "undecided", "not defined"),
+        (0.5, math.inf, 0.03, 10.0, "undecided", "not defined"),
+        (0.999, 0.05, math.nan, 10.0, "undecided", "not defined"),
+        (0.999, 0.05, 0.03, math.nan, "undecided", "less than"),
+    ],
+)
+def test_the_three_numbers_decide_together(alignment, change, error, progress, regime, why):
+    found = training_regime(alignment, change, error, progress=progress)
+    assert found.regime == regime
+    assert why in found.reason
+    assert (found.alignment, found.change) == pytest.approx((alignment, change), nan_ok=True)
+
+
+@given(st.floats(-1, 1), st.floats(0, 5), st.floats(0, 5), st.floats(0.01, 100), st.floats(0, 0.2))
+def test_rounding_makes_no_judgement(alignment, change, error, progress, floor):
+    exact = training_regime(alignment, change, error, progress=progress).regime
+    rounded = training_regime(alignment, change, error, progress=progress, floor=floor).regime
+    assert rounded in (exact, "undecided")
+
+
+def test_negative_numbers_are_refused():
+    for arguments in ((0.9, -0.1, 0.1, 0.0), (0.9, 0.1, -0.1, 0.0), (0.9, 0.1, 0.1, -1.0)):
+        with pytest.raises(ValueError, match="need 0 or more"):
+            training_regime(*arguments[:3], progress=10.0, floor=arguments[3])
+
+
+@pytest.mark.parametrize(("scale", "regime"), [(30.0, "lazy"), (0.1, "feature learning")])
+def test_networks_with_a_large_and_a_small_output_scale(scale, regime):
+    """A factor at the output, with the rate over its square, makes a network lazy (Chizat et al. 2019); a small one does not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 1)).double()
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
+    origin = net(x).detach()
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return scale * self.net(x)
+
+    model = Scaled()
+
+    def loss(u):
+        return F.mse_loss(u - scale * origin, y)
+
+    rate = 0.1 / scale**2
+    first = ntk_gram(model, x, outputs="full").matrix
+    run = LinearisedRun(KernelModes.of_matrix(rate * first), model(x), loss, curvature=2 / 20)
+    start = float(loss(model(x)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        loss(model(x)).backward()
+        optimizer.step()
+    now, last = float(loss(model(x))), ntk_gram(model, x, outputs="full").matrix
+    found = training_regime(
+        centred_alignment(last, first),
+        relative_frobenius_change(last, first),
+        relative_error(run.advance(1000), now),
+        progress=start / now,
+    )
+    assert found.regime == regime, found
