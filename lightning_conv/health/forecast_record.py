@@ -116,18 +116,23 @@ class ForecastRecord:
         self.comparisons = (self.comparisons + found)[-KEPT:]
         return found
 
-    def errors(self, *, since: float = 0.0, until: float = 1.0, place: int | None = None) -> list[float]:
-        """Return the relative errors of the forecasts that were made in this part of the run.
+    def errors(
+        self, *, since: float | None = None, until: float | None = None, place: int | None = None
+    ) -> list[float]:
+        """Return the relative errors of the forecasts, or of those that were made in a part of the run.
 
         Args:
-            since: Share of the run from which on, included.
-            until: Share of the run up to which, included.
+            since: Share of the run from which on, included; None: from the start. Without ``total`` no share is known, so
+                none is returned for one.
+            until: Share of the run up to which, included; None: up to the end.
             place: Only those in this place of their forecasts; None: all.
         """
         return [
             each.error
             for each in self.comparisons
-            if since <= each.share <= until and (place is None or each.place == place)
+            if (since is None or each.share >= since)
+            and (until is None or each.share <= until)
+            and (place is None or each.place == place)
         ]
 
     def shown(self) -> ShownForecast | None:

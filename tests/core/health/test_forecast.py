@@ -174,7 +174,7 @@ def test_the_present_kernel_predicts_a_network(curvature):
     predicted = run.advance(100)
     real = train(model, x, loss, optimizer, 100)
     assert real[100] < 0.9 * real[0]
-    assert predicted == pytest.approx(real[100], rel=0.05)
+    assert abs(predicted - real[100]) < 0.25 * abs(real[0] - real[100])
     assert abs(first.advance(400) / real[100] - 1) > abs(predicted / real[100] - 1)
     assert before[0] > real[0]
 

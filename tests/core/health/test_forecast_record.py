@@ -25,9 +25,8 @@ HALVED = [0.5**number for number in range(12)]
 
 def test_no_forecast_without_a_past():
     record = ForecastRecord()
-    follow(record, HALVED[: LEAST - 1 + 1], lambda n, k: 0.5 ** (n + k))
-    shown = record.shown()
-    assert shown is None
+    follow(record, HALVED[:LEAST], lambda n, k: 0.5 ** (n + k))
+    assert record.shown() is None
     follow_one = ForecastRecord()
     follow(follow_one, HALVED[: LEAST + 1], lambda n, k: 0.5 ** (n + k))
     shown = follow_one.shown()
@@ -86,7 +85,10 @@ def test_errors_by_share_of_the_run():
     assert record.errors(since=0.3) == pytest.approx([0.0] * len(record.errors(since=0.3)))
     assert len(record.errors(since=0.3)) == 13
     assert len(record.errors(place=0)) == 10
-    assert ForecastRecord().errors() == []
+    unknown = ForecastRecord()
+    follow(unknown, HALVED[:11], lambda n, k: 0.5 ** (n + k))
+    assert len(unknown.errors()) == 19
+    assert unknown.errors(since=0.0) == []
 
 
 def test_steps_that_are_not_measured_are_dropped():

@@ -59,8 +59,8 @@ def test_negative_numbers_are_refused():
             training_regime(*arguments[:3], progress=10.0, floor=arguments[3])
 
 
-@pytest.mark.parametrize(("scale", "regime"), [(30.0, "lazy"), (0.1, "feature learning")])
-def test_networks_with_a_large_and_a_small_output_scale(scale, regime):
+@pytest.mark.parametrize(("scale", "rate", "regime"), [(30.0, 0.1, "lazy"), (0.1, 0.03, "feature learning")])
+def test_networks_with_a_large_and_a_small_output_scale(scale, rate, regime):
     """A factor at the output, with the rate over its square, makes a network lazy (Chizat et al. 2019); a small one does not."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 1)).double()
@@ -80,7 +80,7 @@ def test_networks_with_a_large_and_a_small_output_scale(scale, regime):
     def loss(u):
         return F.mse_loss(u - scale * origin, y)
 
-    rate = 0.1 / scale**2
+    rate = rate / scale**2
     first = ntk_gram(model, x, outputs="full").matrix
     run = LinearisedRun(KernelModes.of_matrix(rate * first), model(x), loss, curvature=2 / 20)
     start = float(loss(model(x)))
