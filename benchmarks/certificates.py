@@ -36,7 +36,8 @@ from lightning_conv import certify_expressivity
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.expressivity.singular import feature_rounding
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import Head, features_of, find_head
+from lightning_conv.networks.head import Head, find_head
+from lightning_conv.networks.hidden_features import features_of
 from lightning_conv.networks.wide_layer import find_wide_layer, wide_layer_width, widen_head
 from lightning_conv.recipes import bn_resnet, wide_fc
 

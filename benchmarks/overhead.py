@@ -1,4 +1,4 @@
-"""Measure what the diagnostics cost: runs with and without them, in turn; write docs/results/overhead.md.
+"""Measure what the diagnostics cost: runs with and without them, in pairs; write docs/results/overhead.md.
 
 ``python benchmarks/overhead.py`` measures what is missing in docs/results/overhead.json, pair by pair, and writes the page whenever a run
 is done: it can be stopped and goes on where it was.
@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any
 
 import torch
 from ntk_bench.calibration import processor
-from overhead_bench.measure import Pair, epochs_for, pair
+from overhead_bench.measure import Pair, SideBySide, case_of, epochs_for, in_turn, quiet, took
 from overhead_bench.runs import MANY, long_runs, short_runs
 
 from lightning_conv.reporting.markdown import markdown_table
@@ -39,20 +37,19 @@ LONG_LIMIT, SHORT_LIMIT, MEASUREMENTS = 1.10, 2.0, 3
 """Largest ratio of a long run, most seconds more of a short one, and fewest measurements with bounds of a long one."""
 
 Results = dict[str, dict[str, Any]]
+PairMaker = Callable[[str, str, "int | None", int], "Pair | str"]
 COLUMNS = ("run", "seconds alone", "seconds more", "ratio: median (smallest, largest)", "ratio of processor time",
            "measurements with bounds", "seconds of the first", "what is measured")  # fmt: skip
 
 
-def measure(results: Results, kind: str, name: str, options: argparse.Namespace, path: Path) -> None:
+def measure(results: Results, kind: str, name: str, options: argparse.Namespace, make: PairMaker) -> None:
     """Add the missing pairs of one run to the results, and keep them after each."""
-    known = short_runs()
-    case = known[name] if kind == "short" else long_runs().get(name) or known[name]
     key = f"{kind} {name}"
     found = results.setdefault(key, {"epochs": None, "pairs": []})
     while len(found["pairs"]) < options.rounds and "refused" not in found:
         if kind == "long" and found["epochs"] is None:
-            found["epochs"] = epochs_for(case, options.seconds)
-        made = pair(case, found["epochs"], watched_first=len(found["pairs"]) % 2 == 1)
+            found["epochs"] = epochs_for(case_of(kind, name), options.seconds)
+        made = make(kind, name, found["epochs"], len(found["pairs"]))
         if isinstance(made, str):
             found["refused"] = made
             print(f"  {key}: {made}", flush=True)
@@ -63,7 +60,7 @@ def measure(results: Results, kind: str, name: str, options: argparse.Namespace,
                 f"first {made.first:.2f} s, {made.chosen}",
                 flush=True,
             )
-        path.write_text(json.dumps(results, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 def row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -116,10 +113,11 @@ def page(results: Results) -> str:
     machine = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
     return f"""# What the diagnostics cost
 
-Runs with `ConvergenceDiagnostics()` at its defaults against the same runs without, in turn, both with TensorBoard.
+Runs with `ConvergenceDiagnostics()` at its defaults against the same runs without, both with TensorBoard.
 Pairs of runs per row: {pairs}. Made by `python benchmarks/overhead.py` on {date.today()}, {machine}.
-Seconds are those of `Trainer.fit`, the first and the last measurement included. The machine's unrest is in the ratios; less so in those of
-processor time.
+Long runs of a pair are made at the same time, each in a process of its own on one core, and the cores change hands from pair to pair: the
+speed of the machine changes by a third within minutes, and so acts on both alike. Short ones are made in turn.
+Seconds are those of `Trainer.fit`, the first and the last measurement included.
 
 {verdict(results)}
 
@@ -150,20 +148,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "overhead.json")
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+    quiet()
     results: Results = json.loads(options.json.read_text()) if options.json.exists() else {}
     chosen = [("long", name) for name in options.long] + [("short", name) for name in options.short]
     if options.fresh:
         results = {key: found for key, found in results.items() if tuple(key.split()) not in chosen}
-    pair(short_runs()["dict_batch"], None, watched_first=True)  # loads what is loaded once
-    begun = time.monotonic()
+    took("short", "dict_batch", None, True)  # loads what is loaded once
+    begun, beside = time.monotonic(), SideBySide() if options.long else None
     for number, (kind, name) in enumerate(chosen, 1):
         print(f"{number} of {len(chosen)}, {kind} {name}, {time.monotonic() - begun:.0f} s gone", flush=True)
-        measure(results, kind, name, options, options.json)
+        measure(results, kind, name, options, beside if kind == "long" and beside else in_turn)
         if options.json.parent == RESULTS:
             (RESULTS / "overhead.md").write_text(page(results))
+    if beside:
+        beside.close()
     print(page(results))
 
 

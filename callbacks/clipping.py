@@ -170,12 +170,19 @@ def gradients_of(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
+WIDE = (torch.float32, torch.float64)
+
+
 def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Compute the Euclidean norm of all gradients together, on the device of the first one, without waiting for it.
 
     It is computed at least in float32, because squares of half-precision numbers overflow early.
     """
     device = gradients[0].device
+    dtype = gradients[0].dtype
+    if dtype in WIDE and all(g.dtype == dtype and g.device == device and not g.is_sparse for g in gradients):
+        at_once: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tuple(gradients))))
+        return at_once.detach()
     norms = []
     for gradient in gradients:
         values = gradient.detach()

@@ -12,15 +12,16 @@ from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
 from lightning_conv.callbacks.report import ConvergenceReport
+from lightning_conv.callbacks.run.group import CallbackGroup
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 
 
-class ConvergenceDiagnostics(pl.Callback):
+class ConvergenceDiagnostics(CallbackGroup):
     """Adds ``KernelStability``, ``LambdaMin``, ``ConvergenceCriteria`` and ``ConvergenceReport`` on one probe, with one kernel per step.
 
-    They are put behind this callback in the trainer's list when a fit begins, and then behave as if they had been passed themselves:
-    their values can be monitored, and their state is in the checkpoint. One that is in the list already is left as it is.
+    They behave as if they had been passed themselves: their values can be monitored, and their state is in the checkpoint. One that is
+    in the trainer's list already takes the place of that here. In the list there is one callback, as each costs time in every step.
 
     In a run with several optimizers the network of each of them is measured, with the optimizer's name in the tags; ``max_overhead`` covers
     all of them together.
@@ -37,6 +38,7 @@ class ConvergenceDiagnostics(pl.Callback):
 
     Attributes:
         callbacks: the four.
+        members: those of them that the trainer's list does not have.
 
     Example::
 
@@ -62,12 +64,10 @@ class ConvergenceDiagnostics(pl.Callback):
             ),
             ConvergenceReport(),
         ]
+        super().__init__(self.callbacks)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        present = {type(callback) for callback in listed}
-        missing = [callback for callback in self.callbacks if type(callback) not in present]
-        # Lightning is iterating over this very list, calling setup: what is inserted behind this callback is called next.
-        place = listed.index(self) + 1
-        listed[place:place] = missing
+        present = {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        self.members = [callback for callback in self.callbacks if type(callback) not in present]
+        super().setup(trainer, pl_module, stage)

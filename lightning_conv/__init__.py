@@ -52,7 +52,8 @@ from lightning_conv.last_layer import (
 from lightning_conv.linalg.eigenvalues import RitzBounds, largest_eigenvalue, ritz_bounds, smallest_eigenvalue
 from lightning_conv.linalg.estimates import Estimate
 from lightning_conv.linalg.spectrum import Bounded, Spectrum
-from lightning_conv.networks.head import Head, find_head, last_hidden_features
+from lightning_conv.networks.head import Head, find_head
+from lightning_conv.networks.hidden_features import last_hidden_features
 
 __all__ = [
     "Bounded",

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import multiprocessing
+import os
 import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from lightning_conv.callbacks import ConvergenceDiagnostics
 from lightning_conv.callbacks.monitors.base import KernelMonitor
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.networks.inputs import sample_count
-from overhead_bench.runs import Case, Ran, fit
+from overhead_bench.runs import Case, fit, long_runs, short_runs
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Chosen(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note it, while the measurement is there."""
-        monitors = [each for each in trainer.callbacks if isinstance(each, KernelMonitor)]  # type: ignore[attr-defined]
+        monitors = callbacks_of(trainer, KernelMonitor)
         kernel = next((each._kernel for each in monitors if each._kernel is not None), None)
         if kernel is not None:
             self.first = kernel.schedule.first_seconds
@@ -74,29 +81,107 @@ class Chosen(pl.Callback):
                 self.words = f"nothing: it would take {kernel.awaited:.1f} s"
 
 
-def pair(case: Case, epochs: int | None, *, watched_first: bool) -> Pair | str:
-    """Run the case without and with the diagnostics; a string: why it does not run with them.
+@dataclass(frozen=True)
+class Took:
+    """What one run took, and what the diagnostics did in it."""
+
+    seconds: float
+    of_processor: float
+    measurements: int = 0
+    first: float = 0.0
+    chosen: str = ""
+
+
+def took(kind: str, name: str, epochs: int | None, watched: bool) -> Took | str:
+    """Make one run; a string: why it ends in an error.
 
     Args:
-        case: The run.
+        kind: "long" or "short".
+        name: Name of the run.
         epochs: For how many; None: as the case says.
-        watched_first: Which of the two is made first.
+        watched: Whether with the diagnostics.
     """
-    options = {} if epochs is None else {"max_epochs": epochs}
     bounds, chosen = Bounds(), Chosen()
-
-    def ran(watched: bool) -> Ran:
-        with tempfile.TemporaryDirectory() as folder:
-            loggers = [TensorBoardLogger(folder), bounds if watched else Bounds()]
-            return fit(case, [ConvergenceDiagnostics(), chosen] if watched else [], logger=loggers, **options)
-
+    options = {} if epochs is None else {"max_epochs": epochs}
+    quiet()
     try:
-        found = {watched: ran(watched) for watched in (watched_first, not watched_first)}
+        with tempfile.TemporaryDirectory() as folder:
+            loggers = [TensorBoardLogger(folder), bounds]
+            callbacks = [ConvergenceDiagnostics(), chosen] if watched else []
+            ran = fit(case_of(kind, name), callbacks, logger=loggers, **options)
     except Exception as error:  # whatever a user would see
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    plain, watched = found[False], found[True]
-    of_processor = watched.of_processor / plain.of_processor
-    return Pair(plain.seconds, watched.seconds, of_processor, len(bounds.steps), chosen.first, chosen.words)
+    return Took(ran.seconds, ran.of_processor, len(bounds.steps), chosen.first, chosen.words)
+
+
+def case_of(kind: str, name: str) -> Case:
+    """Return the case; any of the short runs can be made long."""
+    known = short_runs()
+    return known[name] if kind == "short" else long_runs().get(name) or known[name]
+
+
+def in_turn(kind: str, name: str, epochs: int | None, number: int) -> Pair | str:
+    """Make a run without and one with the diagnostics, one after the other; which is first changes from pair to pair.
+
+    Args:
+        kind: "long" or "short".
+        name: Name of the run.
+        epochs: For how many; None: as the case says.
+        number: Number of the pair.
+    """
+    order = (True, False) if number % 2 else (False, True)
+    found = {watched: took(kind, name, epochs, watched) for watched in order}
+    return _pair(found[False], found[True])
+
+
+class SideBySide:
+    """Two processes, each on a core of its own, that make a run without and one with the diagnostics at the same time.
+
+    What else the machine does, and how fast it is just then, so acts on both alike. The cores change hands from pair to pair.
+    """
+
+    def __init__(self) -> None:
+        cores = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else []
+        if len(cores) < 2:
+            raise RuntimeError("two cores are needed to make two runs side by side")
+        context = multiprocessing.get_context("spawn")
+        self._workers = [
+            ProcessPoolExecutor(1, mp_context=context, initializer=on_core, initargs=(core,)) for core in cores
+        ]
+        for each in [worker.submit(took, "short", "dict_batch", None, True) for worker in self._workers]:
+            each.result()  # loads what is loaded once
+
+    def __call__(self, kind: str, name: str, epochs: int | None, number: int) -> Pair | str:
+        """Make a pair of runs; the arguments are those of ``in_turn``."""
+        watched, plain = self._workers if number % 2 else reversed(self._workers)
+        with_them = watched.submit(took, kind, name, epochs, True)
+        without = plain.submit(took, kind, name, epochs, False)
+        return _pair(without.result(), with_them.result())
+
+    def close(self) -> None:
+        """End both processes."""
+        for worker in self._workers:
+            worker.shutdown()
+
+
+def on_core(core: int) -> None:
+    """Stay on one core from now on."""
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+
+
+def quiet() -> None:
+    """Say nothing while a run is timed."""
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _pair(plain: Took | str, watched: Took | str) -> Pair | str:
+    if isinstance(plain, str) or isinstance(watched, str):
+        return plain if isinstance(plain, str) else str(watched)
+    ratio = watched.of_processor / plain.of_processor
+    return Pair(plain.seconds, watched.seconds, ratio, watched.measurements, watched.first, watched.chosen)
 
 
 def epochs_for(case: Case, seconds: float) -> int:

@@ -19,8 +19,8 @@ from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 from lightning_conv.callbacks.run.upgrade import upgrade_state
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
@@ -166,10 +166,19 @@ class ConvergenceCriteria(KernelMonitor):
         if self._waited and at_rest and self._kernel is not None and self._record.observer.pending is None:
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
             step = trainer.global_step
-            with until_sigterm(trainer), guarded(step, self._not_observed, failures=self._record.failures):
+            with measuring(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 gram, spectrum = self._kernel.at(trainer.global_step, pl_module)
                 self._record.resume(trainer, self._kernel, gram, spectrum)
         self._waited = False
+
+    @override
+    def _next_look(self) -> float:
+        return super()._next_look() if self._record.observer.pending is None else 0.0
+
+    @property
+    @override
+    def notes_steps(self) -> bool:
+        return self._kernel is not None and (self._record.notes_steps(self._kernel.optimizers) or super().notes_steps)
 
     @override
     def on_before_optimizer_step(
@@ -186,7 +195,7 @@ class ConvergenceCriteria(KernelMonitor):
         waits = self._record.observer.pending is not None and trainer.global_step > self.history[-1].step
         if waits and self._kernel is not None and not trainer.received_sigterm:
             begun, step = time.perf_counter(), self.history[-1].step
-            with until_sigterm(trainer), guarded(step, self._not_observed, failures=self._record.failures):
+            with measuring(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 run = self._record.observe(trainer, self._kernel)
                 if run is not None:
                     self._judge_again(run, step)

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping, gradients_of, total_norm
 from lightning_conv.callbacks.run.assumptions import Violation
-from lightning_conv.callbacks.run.callbacks import find_callback
+from lightning_conv.callbacks.run.callbacks import all_callbacks, find_callback
 from lightning_conv.callbacks.run.deviation import step_departure
-from lightning_conv.callbacks.run.steps import describe_optimizer
+from lightning_conv.callbacks.run.steps import NOT_PLAIN, describe_optimizer
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.violations import violations_of_loss
 from lightning_conv.losses.gradient import inner, norm, wide
@@ -51,6 +51,8 @@ class Observer:
         self._spectral = spectral
         self._path: Tensor | float = 0.0
         self._path_known = True
+        # The last optimizer whose step was passed over, and the group and the setting of SGD for which it was.
+        self._passed: tuple[Optimizer | None, Mapping[str, Any], str] = None, {}, ""
 
     @property
     def measured_loss(self) -> bool:
@@ -89,8 +91,24 @@ class Observer:
         self.pending = Pending(weights, gradient)
         return loss - run.infimum, norm(gradient)
 
+    def passes_over(self, optimizer: Optimizer) -> bool:
+        """Note a step whose rule is no plain descent, whatever stands around it; False: ``before_step`` has to look at it.
+
+        Args:
+            optimizer: that makes the step.
+        """
+        last, group, setting = self._passed
+        if last is optimizer and group.get(setting):  # as in the step before, which is told at once
+            return True
+        if describe_optimizer(optimizer).rate is not None:
+            return False
+        self._path_known = False
+        settings = ((group, name) for group in optimizer.param_groups for name in NOT_PLAIN if group.get(name))
+        self._passed = optimizer, *next(settings, ({}, ""))
+        return True
+
     def before_step(self, run: RunView, optimizer: Optimizer, callback: pl.Callback) -> float:
-        """Note the step that is about to be made, without waiting for the device.
+        """Note the step that is about to be made, which is not one to pass over, without waiting for the device.
 
         Args:
             run: before the step.
@@ -100,8 +118,7 @@ class Observer:
         Returns:
             The rate of plain descent before clipping; NaN: the step is something else.
         """
-        # What the optimizer does by itself is told faster than all that stands around it.
-        learning_rate = None if describe_optimizer(optimizer).rate is None else run.steps.rate
+        learning_rate = run.steps.rate
         if learning_rate is None:
             self._path_known = False
             return math.nan
@@ -109,12 +126,14 @@ class Observer:
         self.largest_rate = rate if math.isnan(self.largest_rate) else max(rate, self.largest_rate)
         if self.pending is not None:
             self.pending.rate = rate
-        clipping = find_callback(run.trainer, RegularizedGradientClipping)
-        order: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+        order = all_callbacks(run.trainer) if self._path_known else []
+        clipping = next((each for each in order if isinstance(each, RegularizedGradientClipping)), None)
         if clipping is not None and order.index(clipping) > order.index(callback):
             self._path_known = False  # the gradients will be clipped after they were seen here
         if self._path_known and (gradients := gradients_of(optimizer)):
-            self._path = self._path + wide(learning_rate * total_norm(gradients))
+            size = total_norm(gradients)
+            path = self._path if isinstance(self._path, Tensor) else wide(torch.tensor(self._path, device=size.device))
+            self._path = torch.add(path, size, alpha=learning_rate)  # one operation, since it is done in every step
         return rate
 
     def observe(self, run: RunView, *, compared: bool) -> Observation | None:

@@ -19,6 +19,7 @@ from lightning_conv.callbacks.run.guarded import Attempt, Failures, attempted, g
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.steps import may_be_plain
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.callbacks.run.violations import find_violations, loss_infimum
 from lightning_conv.kernels.gram import KernelGram
@@ -47,7 +48,6 @@ class RunRecord:
     def __init__(self, trackers: Iterable[CriteriaTracker], loss_fn: LossFn | None) -> None:
         self.failures = Failures()
         self.trackers = {each.name: copy.deepcopy(each) for each in trackers}  # name -> tracker
-        # What is done before every step must cost next to nothing.
         own = CriteriaTracker.before_step
         self._noting = [
             each for each in self.trackers.values() if getattr(each.before_step, "__func__", None) is not own
@@ -108,13 +108,26 @@ class RunRecord:
             self.observer.wait(run)
         self._measure(trainer, measurement, gram, spectrum)
 
+    def notes_steps(self, optimizers: Iterable[Optimizer]) -> bool:
+        """Return whether ``before_step`` has anything to note: one of the optimizers may make plain steps, or a tracker wants them all.
+
+        Args:
+            optimizers: those of the run.
+        """
+        return may_be_plain(optimizers) or any(each.notes_steps for each in self._noting)
+
     def before_step(
         self, trainer: pl.Trainer, measurement: Measurement, optimizer: Optimizer, callback: pl.Callback
     ) -> None:
         """Note the optimizer step that is about to be made."""
+        # What is done before every step must cost next to nothing: a view of the run takes longer than to see that none is needed.
+        plain = not self.observer.passes_over(optimizer)
+        noting = [each for each in self._noting if each.notes_steps]
+        if not (noting or plain):
+            return
         run = self.view(trainer, measurement)
-        rate = self.observer.before_step(run, optimizer, callback)
-        for tracker in self._noting:
+        rate = self.observer.before_step(run, optimizer, callback) if plain else math.nan
+        for tracker in noting:
             # Without the step, so that an error in every step is one warning.
             with self._attempt(tracker, "steps are not noted"):
                 tracker.before_step(run, rate)

@@ -10,9 +10,10 @@ from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.line_to_write import inputs_of, working_calls
-from lightning_conv.callbacks.run.network import copy_of
+from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.callbacks.run.step.samples_of_batch import describe, places_of_samples
-from lightning_conv.networks.head import called_by, find_head, scripted_part
+from lightning_conv.networks.called_by import called_by
+from lightning_conv.networks.head import find_head, scripted_part
 
 
 def cannot_be_called(trainer: pl.Trainer, data: TrainingSet, unseen: str, error: Exception) -> str:

@@ -15,12 +15,13 @@ from lightning_conv.callbacks.guard.shared_twin import SharedTwin
 from lightning_conv.callbacks.guard.step_call import At, InputsOfBatch, OneCall, inputs_of_call
 from lightning_conv.callbacks.run.call import StepCall
 from lightning_conv.callbacks.run.data.batch import InputFn, TargetFn, take_inputs, take_targets
-from lightning_conv.callbacks.run.data.training_set import TrainingSet, seed_all
+from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.isolated import isolated, seed_all
 from lightning_conv.callbacks.run.losses.loss_modules import find_loss, loss_modules
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss, find_run_loss, given, unknown
-from lightning_conv.callbacks.run.network import copy_of, has_the_outputs_of
+from lightning_conv.callbacks.run.network import has_the_outputs_of
+from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.callbacks.run.step.observation import observe
 from lightning_conv.callbacks.run.step.observed import Observed
 from lightning_conv.callbacks.run.step.samples_of_batch import axis_of_length, place_name
@@ -28,8 +29,8 @@ from lightning_conv.callbacks.run.step.seeking import NotObservedError
 from lightning_conv.callbacks.run.step.step_code import ReplayStep
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.kind import is_loss_module
+from lightning_conv.networks.called_by import CalledBy, called_by
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import CalledBy, called_by
 from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.observed.leaves import tensors_in
 from lightning_conv.networks.observed.replay import Given, OutputPlace, Replay

@@ -26,12 +26,11 @@ from lightning_conv.callbacks.run.logging import (
     warn_without_logger,
     withdraw,
 )
+from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.machine.gemm import keep_product, product_name
 
 __all__ = ["KernelMonitor", "OnError"]
 
@@ -69,6 +68,10 @@ class KernelMonitor(Beginning):
         self._own: float | None = None  # seconds that ``record`` takes, as predicted
         self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
         self._waits: Wait | None = None  # for what the first measurement waits
+        self.rests_until = 0.0
+
+    rests_until: float
+    """A moment (``time.monotonic``) before which the hooks of a batch have nothing to do: what most of them look at, and nothing else."""
 
     once: frozenset[str] = frozenset()
     """Scalars that stay the same during a run. Loggers get them at the first measurement of a fit, also in a resumed run, whose loggers may
@@ -108,7 +111,7 @@ class KernelMonitor(Beginning):
         # Those that share a kernel with this one must be known, too.
         for monitor in callbacks_of(trainer, Beginning):  # type: ignore[type-abstract]
             monitor._divide(trainer)
-        self._shown, self._waits, self._own = frozenset(), None, None
+        self._shown, self._waits, self._own, self.rests_until = frozenset(), None, None, 0.0
         if is_lazy(pl_module):
             self._waits = "step"
         elif not reads_samples(trainer):
@@ -122,13 +125,16 @@ class KernelMonitor(Beginning):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if time.monotonic() < self.rests_until:
+            return
         if self._waits == "batch":
             self._waits = None
             self._begin(trainer, pl_module, batch)
         if self._kernel is not None and self._leads:
             self._kernel.probe_loss.before_batch(batch, batch_idx)
-        self._hand_on("on_train_batch_start", trainer, pl_module, batch, batch_idx)
-        self._require_one(trainer)
+        if self._others:
+            self._hand_on("on_train_batch_start", trainer, pl_module, batch, batch_idx)
+            self._require_one(trainer)
 
     @override
     def on_before_optimizer_step(
@@ -136,20 +142,37 @@ class KernelMonitor(Beginning):
     ) -> None:
         if self._kernel is not None and self._leads:
             self._kernel.probe_loss.before_step(pl_module)
-        self._hand_on("on_before_optimizer_step", trainer, pl_module, optimizer)
+        if self._others:
+            self._hand_on("on_before_optimizer_step", trainer, pl_module, optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if time.monotonic() < self.rests_until:
+            return
         if self._waits == "step" and not is_lazy(pl_module):
             self._waits = None
             self._begin(trainer, pl_module, batch if not reads_samples(trainer) else None)
         # Under gradient accumulation several batches share one step.
         waits = self._kernel is None or trainer.global_step == self._last_step or not self._is_due(trainer)
-        if not waits and not self._is_too_dear():
+        if not waits and not self._is_too_dear(trainer.global_step):
             self._measure_or_warn(trainer, pl_module)
         self._hand_on("on_train_batch_end", trainer, pl_module, outputs, batch, batch_idx)
+        self.rests_until = self._next_look()
+
+    def _next_look(self) -> float:
+        """Return the moment before which no batch has anything to do, 0 if the next one has."""
+        if self._waits is not None or self._others:
+            return 0.0
+        if self._kernel is None:
+            return math.inf
+        return 0.0 if self._leads and self._kernel.probe_loss.compares else self._kernel.rests_until
+
+    @property
+    def notes_steps(self) -> bool:
+        """Whether ``on_before_optimizer_step`` has anything to do before ``rests_until``."""
+        return self._next_look() == 0.0
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -158,7 +181,7 @@ class KernelMonitor(Beginning):
 
     def _end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         failed = trainer.global_step in self.failed[-1:]
-        if self._kernel is None or failed or self._is_too_dear():
+        if self._kernel is None or failed or self._is_too_dear(trainer.global_step):
             return
         if self._last_step == trainer.global_step or self._kernel.ends(trainer.global_step):
             self._measure_or_warn(trainer, pl_module, last=True)
@@ -182,7 +205,7 @@ class KernelMonitor(Beginning):
             return
         begun, step = time.perf_counter(), trainer.global_step
         what = f"{self._name}: no measurement"
-        with until_sigterm(trainer), guarded(step, what, failures=self.failures) as attempt:
+        with measuring(trainer), guarded(step, what, failures=self.failures) as attempt:
             self._measure(trainer, pl_module, last=last)
         if attempt.failed:
             self._last_step, self.failed = step, [*self.failed, step]
@@ -225,36 +248,3 @@ class KernelMonitor(Beginning):
             else (now - self._drawn[1], self._drawn[2])
         )
         return since * self._share / 3 >= seconds
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        others = {each.optimizer: state for each in self._others if (state := each.state_dict())}
-        return self._own_state() | ({"others": others} if others else {})
-
-    def _own_state(self) -> dict[str, Any]:
-        if self._kernel is None:
-            return dict(self._restored)
-        leads = self._leads
-        named = {"optimizer": self.optimizer} if self.optimizer else {}
-        return named | {
-            # Of the callbacks that share a probe, one carries the samples.
-            "inputs": self._kernel.inputs if leads else None,
-            "targets": self._kernel.targets if leads else None,
-            "parameters": list(self._kernel.parameters),
-            "outputs": self._kernel.probe.outputs,
-            "loss_changed": self._kernel.probe_loss.changed,
-            "highest": str(self._kernel.highest),
-            "precision": str(self._kernel.precision),
-            "product": product_name(),
-            "last_step": self._last_step,
-            "metrics": dict(self._metrics),
-        }
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.forget()
-        self._restored, self._loaded = dict(state_dict), True
-        self._stored = dict(state_dict.get("others", {}))
-        self._last_step = state_dict.get("last_step")
-        keep_product(state_dict.get("product", ""))
-        self._metrics = dict(state_dict.get("metrics", {}))

@@ -12,17 +12,18 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_conv.callbacks.monitors.by_optimizer import ByOptimizer, monitors_of
+from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
+from lightning_conv.callbacks.monitors.kept import Kept
 from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, two_samples_of
 from lightning_conv.callbacks.run.logging import log_layout, publish
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.seeking import NotObservedError
-from lightning_conv.callbacks.run.until_sigterm import until_sigterm
 
 
-class Beginning(ByOptimizer):
+class Beginning(Kept):
     """Base of ``KernelMonitor``: makes the first measurement of a fit, which monitors with equal settings share.
 
     Where the run has several optimizers, one whose network cannot be measured is left out with a warning, unless it is so for all of them.
@@ -61,7 +62,7 @@ class Beginning(ByOptimizer):
         if trainer.received_sigterm:
             return
         # What reading and observing fail by is the user's code: any error.
-        with until_sigterm(trainer), self._first(trainer, batch):
+        with measuring(trainer), self._first(trainer, batch):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 measurement_of(trainer, two_samples_of(self.probe), Schedule(1, 1.0), batch=batch).at(0, pl_module)
                 return
@@ -79,7 +80,7 @@ class Beginning(ByOptimizer):
                 self._kernel.at(trainer.global_step, pl_module)
         if self._kernel is None or trainer.received_sigterm:
             return
-        if self._is_too_dear():
+        if self._is_too_dear(trainer.global_step):
             self.wait(trainer, self._kernel)
             if self._kernel.awaited == 0 or self._leads:
                 rank_zero_info(self._why_it_waits())
@@ -89,15 +90,15 @@ class Beginning(ByOptimizer):
             # In a resumed run EarlyStopping or ModelCheckpoint may read values before the next measurement.
             publish(trainer, self._tagged(self._metrics))
 
-    def _is_too_dear(self) -> bool:
+    def _is_too_dear(self, step: int) -> bool:
         """Return whether the first measurement of this callback takes longer than the budget allows now."""
         if self._kernel is None or self.every_n_steps is not None or self._last_step is not None:
             return False
         kernel, own = self._kernel, self._own_seconds
         if kernel.awaited:
-            return kernel.decided(kernel.awaited + own > kernel.schedule.left())
+            return kernel.decided(kernel.awaited + own > kernel.schedule.left(step))
         # What a last measurement takes is provided for.
-        return own > 0 and kernel.decided(not kernel.schedule.allows(2 * own + kernel.schedule.cost))
+        return own > 0 and kernel.decided(not kernel.schedule.allows(2 * own + kernel.schedule.cost, step))
 
     @property
     def _own_seconds(self) -> float:

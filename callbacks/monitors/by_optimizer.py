@@ -25,7 +25,7 @@ Monitor = TypeVar("Monitor", bound="ByOptimizer")
 
 
 class ByOptimizer(pl.Callback):
-    """Base of ``Beginning``: the settings of a monitor, and which network it measures.
+    """Base of ``Kept``: the settings of a monitor, and which network it measures.
 
     A monitor is one of one network. In a run with several optimizers it takes that of the first one, and makes another monitor like itself
     for each of the others, to which it hands its hooks on. Each of them has an equal part of the budget.

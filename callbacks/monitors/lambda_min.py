@@ -144,11 +144,16 @@ class LambdaMin(KernelMonitor):
         self.spectrum = None
         self._forget_own()
 
+    @property
+    @override
+    def notes_steps(self) -> bool:
+        return self._step_size.follows or super().notes_steps
+
     @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._kernel is not None:
+        if self._kernel is not None and self._step_size.follows:
             self._step_size.before_step(RunView(trainer, self._kernel, self.loss_fn))
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 

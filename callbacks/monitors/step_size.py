@@ -47,6 +47,11 @@ class StepSize:
         self.remarks: tuple[str, ...] = ()  # what does not apply, and why
         self._interval: Interval | None = None
 
+    @property
+    def follows(self) -> bool:
+        """Whether there is something to predict for which the steps must be noted."""
+        return self._interval is not None
+
     def before_step(self, run: RunView) -> None:
         """Note the rate of the step that is about to be made; a scheduler may change it right after."""
         if self._interval is None:

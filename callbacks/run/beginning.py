@@ -55,7 +55,8 @@ def measurement_of(
     """
     stored = stored or {}
     names = stored["parameters"] if stored else measured_parameters(trainer, probe)
-    network = _network(trainer, probe, names, batch)
+    may_be_few = not stored and schedule.every_n_steps is None and "size" not in probe.given
+    network = _network(trainer, probe, names, batch, stored.get("read"), may_be_few=may_be_few)
     if stored:
         network = network.on(stored["inputs"], stored.get("targets"))
     if sample_count(network.inputs) < 2:
@@ -71,10 +72,16 @@ def measurement_of(
     return made
 
 
-def _network(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any) -> RunNetwork:
+def _network(
+    trainer: pl.Trainer, probe: Probe, names: Sequence[str], batch: Any, read: int | None, *, may_be_few: bool
+) -> RunNetwork:
+    """Return the network; ``read`` is the number of samples that were read before the checkpoint."""
     if probe.inputs is not None:
         return _given_by_hand(trainer, probe, names, batch)
-    return network_of(trainer, probe, names, *_samples(trainer, probe, batch))
+    samples, count = _samples(trainer, probe, batch)
+    if read is not None and read < count:
+        samples, count = rows_of(samples, count, torch.arange(read)), read
+    return network_of(trainer, probe, names, samples, count, may_be_few=may_be_few)
 
 
 def _samples(trainer: pl.Trainer, probe: Probe, batch: Any) -> tuple[Any, int]:

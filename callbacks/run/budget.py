@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.data.batch import to_device
-from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.pass_time import FEWEST_SAMPLES, time_pass, together
 from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count, spread
-from lightning_conv.networks.state import restored
-from lightning_conv.networks.undisturbed import undisturbed
+from lightning_conv.networks.inputs import Inputs, sample_count, spread
 
 Everything: TypeAlias = tuple[Inputs, Tensor | None]
 
@@ -30,9 +25,6 @@ LEAST_SECONDS = 1.0
 
 FIRST_SAMPLES = 16
 """Samples of the first trial."""
-
-FEWEST_SAMPLES = 4
-"""Samples of the first trial, at least."""
 
 GROWTH = 2.2
 """Allowed for twice the samples: passes take twice as long, products of the kernel four times."""
@@ -51,10 +43,6 @@ READING = 15.0
 
 PATIENT_SECONDS = 3.0
 """Predicted seconds of the smallest first measurement from which it waits until the run is long enough for it."""
-
-REPEATED = 0.02
-"""Seconds of a pass up to which it is timed twice, since the first one loads and plans."""
-
 
 KERNELS: dict[ProbeOutputs, str] = {
     "trace": "the trace kernel",
@@ -148,9 +136,10 @@ def fit_to_budget(
     """
     probe, begun = measurement.probe, time.perf_counter() - spent
     whole = sample_count(measurement.inputs)
+    asked = measurement.run_network.asked or whole
     given = probe.given
     samples = whole if "size" in given else min(FIRST_SAMPLES, whole)
-    seconds, outputs = _pass(trainer, measurement, samples)
+    seconds, outputs = time_pass(trainer, measurement, samples)
     timed = samples
     budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples)) / parts
     kind: ProbeOutputs = probe.outputs
@@ -168,13 +157,13 @@ def fit_to_budget(
     everything = measurement.inputs, measurement.targets
     measurement.highest = "fast"
     predicted = (READING + passes) * seconds
-    if predicted > max(PATIENT_SECONDS, budget - _together(trainer, time.perf_counter() - begun)):
+    if predicted > max(PATIENT_SECONDS, budget - together(trainer, time.perf_counter() - begun)):
         _choose(measurement, everything, samples, kind)
         measurement.pass_seconds, measurement.awaited = seconds * samples / timed, predicted
-        return Choice(samples, kind, predicted, whole, outputs, budget, waits=predicted)
+        return Choice(samples, kind, predicted, asked, outputs, budget, waits=predicted)
     while True:
-        taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
-        spent = _together(trainer, time.perf_counter() - begun)
+        taken = together(trainer, _trial(trainer, measurement, everything, samples, kind))
+        spent = together(trainer, time.perf_counter() - begun)
         more = min(2 * samples, whole)
         if samples == whole or GROWTH * taken > LATER * budget or spent + GROWTH * taken > budget:
             break
@@ -183,10 +172,10 @@ def fit_to_budget(
         if measurement.is_resolved or slower * taken > LATER * budget or spent + slower * taken > budget:
             break
         measurement.highest = precision
-        taken = _together(trainer, _trial(trainer, measurement, everything, samples, kind))
-        spent = _together(trainer, time.perf_counter() - begun)
+        taken = together(trainer, _trial(trainer, measurement, everything, samples, kind))
+        spent = together(trainer, time.perf_counter() - begun)
     measurement.pass_seconds = seconds * samples / timed
-    return Choice(samples, kind, taken, whole, outputs, budget)
+    return Choice(samples, kind, taken, asked, outputs, budget)
 
 
 def _may_be_of_loss(trainer: pl.Trainer, measurement: Measurement) -> bool:
@@ -220,36 +209,3 @@ def _spread(targets: Tensor, samples: int) -> Tensor:
     found = spread(targets, samples)
     assert isinstance(found, Tensor)
     return found
-
-
-def _pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
-    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs.
-
-    Where a few samples take long, those of more are taken to be as much longer.
-    """
-    few = min(FEWEST_SAMPLES, samples)
-    seconds, outputs = _timed(trainer, measurement, few)
-    if few < samples and seconds < REPEATED:
-        return _timed(trainer, measurement, samples)
-    return seconds * samples / few, outputs
-
-
-def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
-    network = measurement.network()
-    inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
-    with isolated(), restored(network), undisturbed(network):
-        module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
-        parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
-        rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
-        seconds: list[float] = []
-        while not seconds or (len(seconds) == 1 and seconds[0] < REPEATED):
-            before = time.perf_counter()
-            made = module.outputs(parameters, rows)
-            torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
-            seconds.append(time.perf_counter() - before)
-    return _together(trainer, min(seconds)), made.shape[1]
-
-
-def _together(trainer: pl.Trainer, value: float) -> float:
-    """Return the first process's number on all of them, so that they choose alike."""
-    return float(trainer.strategy.broadcast(value)) if trainer.world_size > 1 else value

@@ -1,10 +1,21 @@
-"""The callbacks of one kind in a trainer."""
+"""The callbacks of a trainer: of one kind, those in groups included, and their states in a checkpoint."""
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
 Kind = TypeVar("Kind")
+
+
+def all_callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    """Return the trainer's callbacks in their order, each followed by its ``members`` (``CallbackGroup``).
+
+    Args:
+        trainer: The trainer.
+    """
+    listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for callback in listed for each in (callback, *getattr(callback, "members", ()))]
 
 
 def callbacks_of(trainer: pl.Trainer, kind: type[Kind]) -> list[Kind]:
@@ -14,9 +25,22 @@ def callbacks_of(trainer: pl.Trainer, kind: type[Kind]) -> list[Kind]:
         trainer: The trainer.
         kind: The class.
     """
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+    return [callback for callback in all_callbacks(trainer) if isinstance(callback, kind)]
 
 
 def find_callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
     """Return the first callback of ``callbacks_of``, or None if there is none."""
     return next(iter(callbacks_of(trainer, kind)), None)
+
+
+def stored_state(checkpoint: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """Return the state of a callback in a checkpoint, by itself or in that of a group; None: it has none.
+
+    Args:
+        checkpoint: The checkpoint.
+        key: ``state_key`` of the callback.
+    """
+    states = checkpoint.get("callbacks") or {}
+    groups = [each for each in states.values() if isinstance(each, Mapping)]
+    found = [each[key] for each in (states, *groups) if isinstance(each.get(key), Mapping)]
+    return dict(found[0]) if found else None

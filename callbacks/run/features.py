@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import find_head, last_hidden_features, watched_features
+from lightning_conv.networks.head import find_head
+from lightning_conv.networks.hidden_features import last_hidden_features, watched_features
 from lightning_conv.networks.inputs import Inputs
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.network import copy_of
+from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.losses.torch_loss import is_loss_module
 from lightning_conv.networks.inputs import sample_count, take

@@ -11,13 +11,16 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.probe_loss import ProbeLoss
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss
-from lightning_conv.callbacks.run.network import RunNetwork, copy_of
+from lightning_conv.callbacks.run.network import RunNetwork
+from lightning_conv.callbacks.run.observe_run import copy_of
+from lightning_conv.callbacks.run.outputs_on import outputs_on
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
@@ -26,14 +29,8 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
-from lightning_conv.networks.state import restored
-from lightning_conv.networks.undisturbed import undisturbed
+from lightning_conv.networks.inputs import Inputs, sample_count, spread
 from lightning_conv.reporting.progress import Lines
-
-SAMPLES_AT_ONCE = 128
-"""Samples that go through the network together for its outputs alone."""
 
 PAUSE = 10.0
 """Seconds after which a measurement that takes long says how far it is; training has the bar."""
@@ -122,6 +119,17 @@ class Measurement:
                 self.leave()
         return self._decisions[step]
 
+    @property
+    def rests_until(self) -> float:
+        """A moment (``time.monotonic``) before which nothing is to be done; 0: a copy is to be forgotten, or processes decide together."""
+        alone = self._copy is None and self._trainer.world_size == 1
+        return self.schedule.rests_until(self._trainer.global_step) if alone else 0.0
+
+    @property
+    def optimizers(self) -> Sequence[Optimizer]:
+        """The optimizers of the run."""
+        return self._trainer.optimizers
+
     def decided(self, decision: bool) -> bool:
         """Return the first process's decision on all of them, so that what depends on time is done alike."""
         trainer = self._trainer
@@ -131,7 +139,7 @@ class Measurement:
         """Decide whether the last step is measured, alike for all callbacks and ranks."""
         if step not in self._ends:
             asked = self.has(step) or {"size", "outputs"} <= self.run_network.probe.given  # whatever it costs
-            self._ends = {step: asked or self.decided(self.schedule.allows(self.schedule.cost))}
+            self._ends = {step: asked or self.decided(self.schedule.allows(self.schedule.cost, step))}
         return self._ends[step]
 
     def has(self, step: int) -> bool:
@@ -211,23 +219,11 @@ class Measurement:
 
     def outputs(self, pl_module: pl.LightningModule) -> Tensor:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
-        return self._outputs(pl_module, shaped=False)
+        return self._outputs_now(pl_module, shaped=False)
 
-    def _outputs(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
-        """Return u; if ``shaped``, in the shape that the network gives, (m, ...), as losses take it."""
-        network = self.network()
+    def _outputs_now(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
         inputs = to_device(self.inputs, pl_module.device)
-        with isolated(), restored(network), undisturbed(network), torch.no_grad():
-            module = StatelessModule(network, batch_norm=self.probe.batch_norm, statistics_of=inputs)
-            converted = module.convert(inputs)
-            starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
-            parts = [take(converted, slice(s, s + SAMPLES_AT_ONCE)) for s in starts]
-            made = torch.cat([module.outputs({}, part) for part in parts])
-            if not shaped:
-                return made
-            one = module.call({}, parts[0])
-            rest = one.shape[1:] if isinstance(one, Tensor) and len(one) == sample_count(parts[0]) else made.shape[1:]
-            return made.reshape(len(made), *rest)
+        return outputs_on(self.network(), inputs, self.probe.batch_norm, shaped=shaped)
 
     def with_cotangents(self, cotangents: Tensor, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return the kernel of the present weights with cotangents of another moment, and its spectrum.
@@ -245,7 +241,7 @@ class Measurement:
         start, known = time.perf_counter(), bool(self._plans)
         self.cotangents = None
         if self.probe.outputs == "loss":
-            outputs = partial(self._outputs, pl_module, shaped=True)
+            outputs = partial(self._outputs_now, pl_module, shaped=True)
             self.cotangents = self.probe_loss.gradients(outputs, self.targets, self.rows)
         gram, spectrum = self._kernel(pl_module, self.cotangents)
         self.precision = gram.precision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,15 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_conv.callbacks.run.data.batch import take_inputs, take_targets
-from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.losses.loss_modules import loss_modules
-from lightning_conv.callbacks.run.losses.run_loss import RunLoss, find_run_loss, unknown
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss, unknown
+from lightning_conv.callbacks.run.observe_run import copy_of, observe_run
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.step.observation import observe
 from lightning_conv.callbacks.run.step.observed import Observed
-from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread
@@ -41,6 +37,7 @@ class RunNetwork:
         targets: Their targets; None: not known.
         loss: The loss of the training step as a function of the network's outputs.
         observed: How the training step calls its network; None: the user has said it, by ``forward_fn``, ``input_fn`` or ``inputs``.
+        asked: Number of samples that were asked for, where fewer were read, as the network is slow; None: all were.
     """
 
     probe: Probe
@@ -48,6 +45,7 @@ class RunNetwork:
     targets: Tensor | None
     loss: RunLoss
     observed: Observed | None = None
+    asked: int | None = None
 
     @property
     def words(self) -> str:
@@ -99,15 +97,8 @@ def _are_among(some: Inputs, every: Inputs) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b.to(a.device)) for a, b in pairs)
 
 
-def copy_of(trainer: pl.Trainer, module: pl.LightningModule) -> Twin:
-    """Return a copy of the module in eval mode, on which things are measured."""
-    twin = Twin(trainer, module)
-    twin.module.eval()
-    return twin
-
-
 def network_of(
-    trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
+    trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int, *, may_be_few: bool = False
 ) -> RunNetwork:
     """Find the network of a run, and its loss, on a batch.
 
@@ -116,19 +107,22 @@ def network_of(
         probe: The settings; its seed is that of the random numbers that the step may draw.
         parameters: Names of those that the kernel is over, with or without a gradient in the run.
         batch: Samples as the training step gets them.
-        samples: Their number; None: it is taken from the batch.
+        samples: Their number.
+        may_be_few: Whether ``FEW`` of the samples are enough where the step takes longer than ``SLOW`` for them.
 
     Raises:
         NotObservedError, NotATwinError, ...: The step cannot be observed on a copy, and the Probe does not say how the network is called.
     """
     if not probe.is_given:
-        observed, loss = _observed(trainer, probe, parameters, batch, samples)
-        inputs = observed.inputs()
-        return RunNetwork(probe, *kept(inputs, _targets(batch, probe, loss), sample_count(inputs)), loss, observed)
+        found = observe_run(trainer, probe, parameters, batch, samples, may_be_few=may_be_few)
+        inputs = found.observed.inputs()
+        asked = samples if found.samples < samples else None
+        targets = _targets(found.batch, probe, found.loss)
+        return RunNetwork(probe, *kept(inputs, targets, sample_count(inputs)), found.loss, found.observed, asked)
     inputs = take_inputs(batch, probe.input_fn)
     with attempted(Exception) as attempt:
-        observed, loss = _observed(trainer, probe, parameters, batch, samples)
-        loss = _of_given(trainer, probe, observed, loss, inputs)
+        found = observe_run(trainer, probe, parameters, batch, samples)
+        loss = _of_given(trainer, probe, found.observed, found.loss, inputs)
     if attempt.failed:
         loss = unknown(f"the training step could not be observed ({attempt.error})")
     return RunNetwork(probe, *kept(inputs, _targets(batch, probe, loss), probe.size), loss)
@@ -139,33 +133,6 @@ def _targets(batch: Any, probe: Probe, loss: RunLoss) -> Tensor | None:
     if probe.target_fn is not None or loss.targets is None:
         return take_targets(batch, probe.target_fn)
     return loss.targets
-
-
-def _observed(
-    trainer: pl.Trainer, probe: Probe, parameters: Sequence[str], batch: Any, samples: int | None
-) -> tuple[Observed, RunLoss]:
-    prefix = "" if probe.forward_fn is None else "module."
-    with isolated(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # what the step warns of, it does in the run itself; a loss that is tried may not fit
-        seed_all(probe.seed)
-        twin = copy_of(trainer, trainer.lightning_module)
-        if probe.optimizer is not None:
-            twin.watched = find_optimizer(trainer, probe.optimizer).number
-        elif len(trainer.optimizers) == 1:
-            twin.watched = 0
-        named = dict(twin.module.named_parameters())
-        for name in parameters:
-            named[name.removeprefix(prefix)].requires_grad_()
-        observed = observe(twin, batch, samples)
-
-        def take(some: Any) -> Tensor | None:
-            return take_targets(some, probe.target_fn)
-
-        names = [name.removeprefix(prefix) for name in parameters]
-        own = loss_modules(trainer.lightning_module)
-        return observed, find_run_loss(trainer, twin, observed, batch, own, take, names)
 
 
 def _of_given(trainer: pl.Trainer, probe: Probe, observed: Observed, loss: RunLoss, inputs: Inputs) -> RunLoss:

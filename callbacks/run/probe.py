@@ -17,8 +17,8 @@ from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.parameters import matching_names
 from lightning_conv.machine.memory import whole_bytes
+from lightning_conv.networks.called_by import called_by
 from lightning_conv.networks.evaluation import BatchNormMode
-from lightning_conv.networks.head import called_by
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.networks.parameter_names import aliases_of
 

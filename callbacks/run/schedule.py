@@ -10,6 +10,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 FIRST_SECONDS = 1.2
 """Seconds of the first measurement, finding the network included, that no later one has to make up for."""
 
+SECONDS_OF_A_STEP = 5e-5
+"""Seconds that the hooks of the callbacks take in every step: 30 to 60 microseconds on one core of a server (Xeon, 2026)."""
+
+LATER_BESIDE = 0.5
+"""Of what the first measurement takes beside its kernel, what a later one does: data and network are looked at once."""
+
 SHORT_RUN_SECONDS = 2.0
 """Seconds that all of measuring may take in a run that is too short for its share: a measurement at the end is made within them."""
 
@@ -18,10 +24,11 @@ SHORT_RUN_SECONDS = 2.0
 class Schedule:
     r"""Decides which optimizer steps are measured. The first and the last step are measured beside what is decided here.
 
-    With s the share, t the seconds since the first measurement began, f what that one has cost and c the cost of all later ones, what may
-    be spent is :math:`s\,t - c - \max(0, f - 1.2\,\mathrm{s})`. So a run of 20 s or more with s = 0.03 has at most 1.2 s + 0.03 t for its
-    measurements, as long as f is within them, and the last one. That one is provided for from the third measurement on. Where f is more,
-    one in the midst of the run and the last one are still made if each takes at most a third of the share.
+    With s the share, t the seconds since the first measurement began, f what that one has cost, c the cost of all later ones and h that of
+    the hooks in every step, what may be spent is :math:`\max(s\,t - h, s\,t / 3) - c - \max(0, f - 1.2\,\mathrm{s})`. So a run of 20 s or
+    more with s = 0.03 has at most 1.2 s + 0.03 t for its measurements, as long as f is within them, and the last one. That one is provided
+    for from the third measurement on. Where f is more, one in the midst of the run and the last one are still made if each takes at most a
+    third of the share, or if all together stay within three times the share: a run has three measurements if that is possible.
 
     Args:
         every_n_steps: measure when the step is a multiple of it; None: go by the time budget.
@@ -79,7 +86,7 @@ class Schedule:
         if step != self._step:
             self._beside, self._step = 0.0, step
             self._later += 1
-        self._beside += beside
+        self._beside += beside if self._later else LATER_BESIDE * beside
 
     @property
     def cost(self) -> float:
@@ -96,27 +103,67 @@ class Schedule:
         """Seconds since the first measurement began."""
         return time.monotonic() - self._start
 
-    def left(self) -> float:
-        """Return the seconds that measuring may take now."""
-        made_up = max(0.0, self._first - FIRST_SECONDS)
-        return self.max_overhead * self.elapsed - self._spent - made_up
+    def left(self, step: int) -> float:
+        """Return the seconds that measuring may take now.
+
+        Args:
+            step: Optimizer steps done.
+        """
+        share = self.max_overhead * self.elapsed
+        return max(share - self._hooks(step), share / 3) - self._taken
+
+    def _hooks(self, step: int) -> float:
+        """Return the seconds that the hooks have taken."""
+        return SECONDS_OF_A_STEP * max(0, step - self._first_step)
+
+    @property
+    def _taken(self) -> float:
+        """Seconds that measuring has to make up for."""
+        return self._spent + max(0.0, self._first - FIRST_SECONDS)
 
     def due(self, step: int) -> bool:
         """Return whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
-        return (2 if self._later else 1) * self.cost <= self.left() or (not self._later and self._is_cheap(self.cost))
+        in_the_midst = not self._later and (self._is_cheap(self.cost) or self._are_few(2 * self.cost))
+        return self._wanted <= self.left(step) or in_the_midst
+
+    @property
+    def _wanted(self) -> float:
+        """Seconds that must be left for the next measurement: from the third one on, that at the end is provided for."""
+        return (2 if self._later else 1) * self.cost
+
+    def rests_until(self, step: int) -> float:
+        """Return a moment (``time.monotonic``) before which ``due`` is False at this step and all later ones; 0 where the steps decide.
+
+        Args:
+            step: Optimizer steps done.
+        """
+        if self.every_n_steps is not None:
+            return 0.0
+        needed = self._wanted + self._taken
+        seconds = min(needed + self._hooks(step), 3 * needed)
+        if not self._later:
+            seconds = min(seconds, 3 * self.cost, (self._first + self._spent + 2 * self.cost) / 3)
+        return self._start + seconds / self.max_overhead
 
     def _is_cheap(self, seconds: float) -> bool:
         """Return whether a measurement takes so little of the run that one in its midst and one at its end do not matter."""
         return seconds <= self.max_overhead / 3 * self.elapsed
 
-    def allows(self, seconds: float) -> bool:
+    def _are_few(self, seconds: float) -> bool:
+        """Return whether all measurements, with these seconds more, stay within three times the share of the run."""
+        return self._first + self._spent + seconds <= 3 * self.max_overhead * self.elapsed
+
+    def allows(self, seconds: float, step: int) -> bool:
         """Return whether a measurement may be made beside those that are due, at the start or at the end of a run.
 
         Args:
             seconds: What it takes.
+            step: Optimizer steps done.
         """
         spent = self._first + self._spent + seconds
         within = max(SHORT_RUN_SECONDS, 2 * self.max_overhead * self.elapsed)
-        return self.every_n_steps is not None or seconds <= self.left() or spent <= within or self._is_cheap(seconds)
+        return (
+            self.every_n_steps is not None or seconds <= self.left(step) or spent <= within or self._is_cheap(seconds)
+        )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_conv.callbacks.run.callbacks import all_callbacks
+
 OWN_STEPS = ("optimizer_step", "configure_gradient_clipping", "optimizer_zero_grad")
 """Hooks of a LightningModule that may change what a step does, or the gradients that it is made with."""
+
+MAY_CHANGE = ("on_before_optimizer_step",)
+"""A hook that comes after the callbacks have seen the gradients, for logging them as a rule."""
 
 NOT_PLAIN = ("momentum", "weight_decay", "nesterov", "maximize")
 """Settings of SGD with which a step is not w <- w - eta grad L."""
@@ -64,7 +68,12 @@ class Parameters:
 
 
 def describe_steps(
-    trainer: pl.Trainer, parameters: Parameters, *, clipped: bool = False, accumulated: bool = False
+    trainer: pl.Trainer,
+    parameters: Parameters,
+    *,
+    clipped: bool = False,
+    accumulated: bool = False,
+    compared: bool = False,
 ) -> Steps:
     """Describe the run's next step on these parameters, by the settings that are in force now.
 
@@ -73,10 +82,12 @@ def describe_steps(
         parameters: those that the step is about.
         clipped: whether ``ChangesSteps`` callbacks are allowed; they scale the step of the rate that is returned.
         accumulated: whether a step may accumulate the gradients of several batches.
+        compared: whether the caller compares what a step does with what it should do, so that an ``on_before_optimizer_step`` of the
+            module, which often only logs, is allowed for; where nothing is compared, it may change the gradients.
 
     Cost: no tensor is read; a few dictionary look-ups per parameter, so it may be called before every optimizer step.
     """
-    if why := _changed_steps(trainer, clipped=clipped, accumulated=accumulated):
+    if why := _changed_steps(trainer, clipped=clipped, accumulated=accumulated, compared=compared):
         return Steps(None, why)
     optimizer = trainer.optimizers[0]
     steps = describe_optimizer(optimizer, None if parameters.fixed is not None else parameters.trained.values())
@@ -84,14 +95,15 @@ def describe_steps(
     return Steps(None, mismatch) if mismatch else steps
 
 
-def _changed_steps(trainer: pl.Trainer, *, clipped: bool, accumulated: bool) -> str:
+def _changed_steps(trainer: pl.Trainer, *, clipped: bool, accumulated: bool, compared: bool) -> str:
     """Return what stands between the optimizer and a step w <- w - eta grad L; empty if nothing does."""
     module = trainer.lightning_module
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if not module.automatic_optimization:
         return "the module optimizes manually"
-    if own := [name for name in OWN_STEPS if is_overridden(name, module)]:
+    if own := _own_steps(module, OWN_STEPS):
         return f"the module has its own {own[0]}"
+    if not compared and (own := _own_steps(module, MAY_CHANGE)):
+        return f"the module has its own {own[0]}, which may change the gradients"
     if len(trainer.optimizers) != 1:
         return f"{len(trainer.optimizers)} optimizers"
     if trainer.gradient_clip_val:
@@ -103,7 +115,7 @@ def _changed_steps(trainer: pl.Trainer, *, clipped: bool, accumulated: bool) -> 
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return "the gradient scaler leaves out steps that overflow"
-    for callback in callbacks:
+    for callback in all_callbacks(trainer):
         if isinstance(callback, ChangesSteps) and not clipped:
             return f"{type(callback).__name__} scales the gradients"
         if isinstance(callback, StochasticWeightAveraging):
@@ -111,6 +123,12 @@ def _changed_steps(trainer: pl.Trainer, *, clipped: bool, accumulated: bool) -> 
         if isinstance(callback, GradientAccumulationScheduler) and accumulated:
             return "GradientAccumulationScheduler changes the steps"
     return ""
+
+
+def _own_steps(module: pl.LightningModule, names: Sequence[str]) -> list[str]:
+    """Return those of some hooks that the module has itself, in a few look-ups, as this is asked before every step."""
+    kind, own = type(module), vars(module)
+    return [name for name in names if name in own or getattr(kind, name) is not getattr(pl.LightningModule, name)]
 
 
 def _mismatch(optimizer: Optimizer, parameters: Parameters) -> str:
@@ -126,6 +144,15 @@ def _mismatch(optimizer: Optimizer, parameters: Parameters) -> str:
     return ""
 
 
+def may_be_plain(optimizers: Iterable[Optimizer]) -> bool:
+    """Return whether a step of one of the optimizers may be plain descent, with the settings of now or with others.
+
+    Args:
+        optimizers: of the run.
+    """
+    return any(type(each) is torch.optim.SGD for each in optimizers)
+
+
 def describe_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter] | None = None) -> Steps:
     """Describe what the optimizer's own rule does, whatever the trainer does around it.
 
@@ -133,7 +160,7 @@ def describe_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter] 
         optimizer: of the run.
         parameters: those that count; groups without any of them may do as they like. None: all.
     """
-    if type(optimizer) is not torch.optim.SGD:
+    if not may_be_plain([optimizer]):
         return Steps(None, f"the optimizer is {type(optimizer).__name__}, not torch.optim.SGD")
     groups = optimizer.param_groups if parameters is None else _groups_with(optimizer, parameters)
     for group in groups:

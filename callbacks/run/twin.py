@@ -13,6 +13,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_conv.callbacks.run.callbacks import all_callbacks
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.step.own_hooks import hooks_from_outside, make_functions_anew
 from lightning_conv.callbacks.run.step.step_code import call_step
@@ -69,7 +70,7 @@ class Twin:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         still = [Still() for _ in schedulers]
         read = list(zip((*trainer.optimizers, *schedulers), (*self._optimizers, *still), strict=True))
-        shared = [*trainer.callbacks, *hooks_from_outside(module)]  # type: ignore[attr-defined]
+        shared = [*all_callbacks(trainer), *hooks_from_outside(module)]
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | not_copied(module)
         # A module may keep its optimizers, or Lightning's wrappers of them.
         memo |= {id(each): its for each, its in (*read, *zip(_wrappers(module), self._optimizers, strict=False))}

@@ -136,7 +136,7 @@ class RunView:
     @cached_property
     def steps(self) -> Steps:
         """What the next step does by the run's settings; clipping by ``RegularizedGradientClipping`` is allowed for."""
-        return describe_steps(self.trainer, self.measurement.trained(self.module), clipped=True)
+        return describe_steps(self.trainer, self.measurement.trained(self.module), clipped=True, compared=True)
 
     @property
     def unclipped_steps(self) -> Steps:
@@ -151,7 +151,8 @@ class RunView:
     @property
     def processes_averaged(self) -> int:
         """Number of processes that the gradient is averaged over where f is the sum over all of them; otherwise 1."""
-        return self.trainer.world_size if self.loss.summed else 1
+        processes = self.trainer.world_size
+        return processes if processes > 1 and self.loss.summed else 1
 
     @cached_property
     def violations(self) -> Sequence[Violation]:

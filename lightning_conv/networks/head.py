@@ -1,8 +1,7 @@
-"""The head of a model, its last linear layer, and the last hidden features that the trunk passes to it."""
+"""``find_head``: the head of a model, its last linear layer."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +12,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head_probe import probe_head, same
 from lightning_conv.networks.inputs import Inputs, sample_count, take
-from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
-from lightning_conv.networks.narrowing import NarrowedError, Narrowing
-from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 
@@ -51,26 +47,6 @@ class Head:
         """Return every parameter of ``model`` that does not belong to the head, by name."""
         own = {id(p) for p in self.module.parameters()}
         return {name: p for name, p in model.named_parameters() if id(p) not in own}
-
-
-class CalledBy(nn.Module):
-    """``forward_fn(module, inputs)`` as a module, so that custom calls work like ordinary ones."""
-
-    def __init__(self, module: nn.Module, forward_fn: object) -> None:
-        super().__init__()
-        self.module = module
-        self._forward_fn = forward_fn
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Call the function with the module and the inputs as they were given (tensor, tuple or mapping)."""
-        inputs = kwargs or (args[0] if len(args) == 1 else args)
-        result: Tensor = self._forward_fn(self.module, inputs)  # type: ignore[operator]
-        return result
-
-
-def called_by(module: nn.Module, forward_fn: object | None) -> nn.Module:
-    """Return ``module`` itself or, given ``forward_fn``, a module that calls it through that function."""
-    return module if forward_fn is None else CalledBy(module, forward_fn)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -118,7 +94,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, toke
         matrices = [layer for layer in found if made[layer][0][0].ndim == 2]
         several = [layer for layer, its_calls in made.items() if len(its_calls) > 1 and made[layer]]
         if not found and several:
-            _require_one_call(several[-1], [features for features, _ in made[several[-1]]], 1, tokens=tokens)
+            require_one_call(several[-1], [features for features, _ in made[several[-1]]], 1, tokens=tokens)
         if not found and (scripted := scripted_part(model)):
             raise ValueError(
                 f"head: no nn.Linear outside of scripted code produces the module's output, and {scripted!r} is scripted, so that its "
@@ -129,7 +105,7 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, toke
         name = (matrices or found)[0]
     head = layers[name]
     samples = sample_count(few)
-    _require_one_call(name, [features for features, _ in made[name]], samples, tokens=tokens)
+    require_one_call(name, [features for features, _ in made[name]], samples, tokens=tokens)
     if order[-1] is not head:
         after = next(other for other, module in model.named_modules() if module is order[-1])
         raise ValueError(
@@ -189,104 +165,18 @@ def _watch(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], list[nn.Modul
     return calls, order, watched_forward(StatelessModule(model), inputs, handles)
 
 
-def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Compute the last hidden features h, the input of the head, shape (n, m_H), in eval mode.
+def require_one_call(name: str, entered: list[Tensor], samples: int, *, tokens: bool) -> None:
+    """Refuse a layer that is not called once, with as many rows of features for each sample.
 
     Args:
-        model: the network.
-        head: head of the network, see ``find_head``.
-        inputs: inputs of the n samples.
-        dtype: floating type of the evaluation; ``torch.float64`` computes h from a float64 copy of the model, which is
-            watched for casts (``NarrowWatch``).
+        name: of the layer, for the message.
+        entered: What has entered it, call by call.
+        samples: Number of samples.
+        tokens: Whether a sample may have several rows.
 
     Raises:
-        NarrowedError: ``dtype`` is float64, and the network casts to a narrower type inside. The error has the rounded
-            features, and ``certify_expressivity`` takes it from ``recompute``.
-        ValueError: the forward does not call the head exactly once.
+        ValueError: It was called more than once, not at all, or on another shape.
     """
-    module = StatelessModule(model, dtype=dtype)
-    if dtype != torch.float64:
-        return features_of(module, head, inputs)
-    features, narrowing = watched_features(module, head, inputs)
-    if narrowing is not None:
-        raise NarrowedError(features, narrowing)
-    return features
-
-
-def watched_features(
-    module: StatelessModule, head: Head, inputs: Inputs, *, stop: bool = False, cleared: set[str] | None = None
-) -> tuple[Tensor, Narrowing | None]:
-    """Compute ``features_of`` and, in float64, watch the forward for casts to a narrower type.
-
-    Args:
-        module: the network; only in float64 is it watched.
-        head: see ``features_of``.
-        inputs: see ``features_of``.
-        stop: see ``features_of``.
-        cleared: see ``narrowing_of``; the same set for all batches saves forwards.
-
-    Returns:
-        The features, and where they leave float64; None: nowhere, or not watched.
-    """
-    if module.dtype != torch.float64:
-        return features_of(module, head, inputs, stop=stop), None
-    with undisturbed(module.model):
-        converted = module.convert(inputs)
-        watch = NarrowWatch(module, converted)
-        features = features_of(module, head, converted, stop=stop, within=watch.watching())
-        watch.read([features])
-        return features, narrowing_of(module, converted, watch, cleared=cleared, whole=True)
-
-
-class _Reached(Exception):
-    """Raised by a hook when the forward has reached the layer and need not go on."""
-
-
-def features_of(
-    module: StatelessModule,
-    head: Head,
-    inputs: Inputs,
-    *,
-    stop: bool = False,
-    within: AbstractContextManager[object] | None = None,
-) -> Tensor:
-    """Compute ``last_hidden_features`` with an existing copy of the network, whose parameters are then converted only once.
-
-    Of a layer with several rows of features for each sample these follow one another, (n rows, m).
-
-    Args:
-        module: the network.
-        head: a linear layer of it, the last one or an earlier one.
-        inputs: inputs of the samples.
-        stop: end the forward where the layer is called, to skip expensive layers after it. A second call of the layer is
-            then not noticed.
-        within: see ``watched_forward``.
-
-    Raises:
-        ValueError: the forward does not call the layer exactly once.
-    """
-    entered: list[Tensor] = []
-
-    def enter(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        entered.append(entering(args, kwargs))
-        if stop:
-            raise _Reached
-
-    with suppress(_Reached):
-        hook = head.module.register_forward_pre_hook(enter, with_kwargs=True)
-        watched_forward(module, inputs, [hook], within=within)
-    samples = sample_count(inputs)
-    _require_one_call(head.name, entered, samples, tokens=head.rows > 1)
-    rows = as_rows(entered[0])
-    if head.rows > 1 and len(rows) != head.rows * samples:
-        raise ValueError(
-            f"head: {head.name!r} has {len(rows)} rows of features for {samples} samples and had {head.rows} for each before; pad all "
-            "samples to one length"
-        )
-    return rows
-
-
-def _require_one_call(name: str, entered: list[Tensor], samples: int, *, tokens: bool) -> None:
     shapes = [tuple(tensor.shape) for tensor in entered]
     if len(entered) != 1:
         raise ValueError(

@@ -20,7 +20,7 @@ from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.expressivity.singular import feature_rounding, narrow_rounding
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import watched_features
+from lightning_conv.networks.hidden_features import watched_features
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.recipes.bn_resnet_module import BNResNet

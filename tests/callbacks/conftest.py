@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_conv.callbacks.run import budget, schedule
+from lightning_conv.callbacks.run import budget, observe_run, schedule
 from lightning_conv.callbacks.run.guarded import set_strict
 
 # An error that nobody expects fails the test; the fixture `lenient` is for tests that inject one. Set here, not in a
@@ -29,7 +29,7 @@ from lightning_conv.callbacks.run.guarded import set_strict
 set_strict(True)
 
 # What a probe holds by default must not depend on how fast the machine is; the tests of the budget set it themselves.
-budget.LEAST_SECONDS = schedule.FIRST_SECONDS = schedule.SHORT_RUN_SECONDS = 1e4
+budget.LEAST_SECONDS = schedule.FIRST_SECONDS = schedule.SHORT_RUN_SECONDS = observe_run.SLOW = 1e4
 
 SAMPLES = 96
 

@@ -57,8 +57,8 @@ def batches_of_the_probe() -> Iterator[list[tuple[Any, Any]]]:
     """Collect the networks that are measured with the batches that their samples come in, as the training step would get them."""
     batches, original = [], beginning.network_of
 
-    def network_of(trainer: pl.Trainer, probe: Any, parameters: Any, batch: Any, samples: Any) -> Any:
-        found = original(trainer, probe, parameters, batch, samples)
+    def network_of(trainer: pl.Trainer, probe: Any, parameters: Any, batch: Any, samples: Any, **options: Any) -> Any:
+        found = original(trainer, probe, parameters, batch, samples, **options)
         batches.append((found, batch))
         return found
 

@@ -10,8 +10,7 @@ from lightning_conv.callbacks.guard.certify.copies import frozen_twin
 from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on_the_batch
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
-from lightning_conv.callbacks.run.data.training_set import seed_all
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.isolated import isolated, seed_all
 from lightning_conv.losses.of_outputs import ULPS, Point, difference_across, evaluate
 from lightning_conv.losses.slope import wrong_slope
 

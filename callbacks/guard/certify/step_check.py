@@ -16,9 +16,8 @@ from lightning_conv.callbacks.guard.certify.gradients_compared import depends_on
 from lightning_conv.callbacks.guard.certify.step_features import SEEDS, features_of_step
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
-from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.isolated import isolated, seed_all
 from lightning_conv.callbacks.run.step.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, OutputLoss, Point, coupling, difference, settings

@@ -13,12 +13,11 @@ from lightning_conv.callbacks.guard.certify.copies import frozen_twin, in_eval_m
 from lightning_conv.callbacks.guard.certify.features_compared import other_features
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.call import StepCall
-from lightning_conv.callbacks.run.data.training_set import seed_all
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.isolated import isolated, seed_all
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import same
+from lightning_conv.networks.hidden_features import features_of
 from lightning_conv.networks.inputs import Inputs, map_inputs, sample_count
 
 SEEDS = 16  # draws of random numbers that a step may make: what happens in one step of six is noticed nine times in ten

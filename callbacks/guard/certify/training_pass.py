@@ -26,8 +26,8 @@ from lightning_conv.callbacks.run.data.sample_keys import batch_keys, sample_key
 from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.losses.of_outputs import ULPS, Point, difference, evaluate, rounding
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import features_of
 from lightning_conv.networks.head_probe import departure, same
+from lightning_conv.networks.hidden_features import features_of
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
 from lightning_conv.networks.watched import as_rows, entering, watched_forward
 

@@ -176,7 +176,7 @@ def not_plain(view: GuardView) -> str:
     if not loss.kind.averaged:
         return f"{loss.kind.name} is not the mean over the samples"
     trained = {name: each for name, each in view.head.module.named_parameters() if each.requires_grad}
-    if why := describe_steps(trainer, Parameters(trained), accumulated=True).reason:
+    if why := describe_steps(trainer, Parameters(trained), accumulated=True, compared=True).reason:
         return why
     if str(trainer.precision) in ROUNDED:
         return f"the gradients are rounded (precision {str(trainer.precision)!r})"

@@ -14,8 +14,8 @@ from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.data.batch import InputFn, take_inputs, take_targets, transfer
 from lightning_conv.callbacks.run.data.data_generators import unread
 from lightning_conv.callbacks.run.data.sampling import training_samples
-from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import READING, attempted
+from lightning_conv.callbacks.run.isolated import seed_all
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.networks.inputs import Inputs, input_tensors
 from lightning_conv.networks.observed.leaves import tensors_in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +10,6 @@ from itertools import count
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -20,7 +18,7 @@ from lightning_conv.callbacks.run.data.batch import InputFn, take_inputs, transf
 from lightning_conv.callbacks.run.data.data_generators import unmoved
 from lightning_conv.callbacks.run.data.sample_keys import parts_of
 from lightning_conv.callbacks.run.data.sampling import describe_sampling, training_samples
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.isolated import isolated, seed_all
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.networks.inputs import Inputs, input_tensors
 
@@ -262,25 +260,6 @@ def _line(trainer: pl.Trainer) -> str:
             f"pass one loader of the same batches, DataLoader(torch.utils.data.StackDataset({named}), batch_size=...)"
         )
     return "pass DataLoader([sample for batch in loader for sample in zip(*batch)], batch_size=...)"
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, from which data sets and training steps draw.
-
-    Those of a device that nothing has used yet are left alone, other than by ``torch.manual_seed``: it notes the seed for the time when
-    the device is first used, which nothing takes back, and a stack trace with it, which takes longer than a small step.
-
-    Args:
-        seed: The seed.
-    """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    for device in (torch.cuda, torch.xpu):
-        if device.is_initialized():
-            device.manual_seed_all(seed)
-    if torch.backends.mps.is_available():
-        torch.mps.manual_seed(seed)
 
 
 def _parts(batch: Any) -> list[Tensor]:

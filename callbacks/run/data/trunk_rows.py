@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.data.training_set import TrainingSet
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import Head, watched_features
+from lightning_conv.networks.head import Head
+from lightning_conv.networks.hidden_features import watched_features
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 

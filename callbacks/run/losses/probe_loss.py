@@ -15,7 +15,8 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.run_gradient import RunGradient, is_compared
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss, given, unknown
-from lightning_conv.callbacks.run.network import copy_of
+from lightning_conv.callbacks.run.measuring import rarely_collected
+from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.losses.of_outputs import evaluate
 
 
@@ -102,6 +103,12 @@ class ProbeLoss:
         if differs:
             self._give_up(f"it has changed since it was observed ({differs}, seen after step {step})")
 
+    @property
+    def compares(self) -> bool:
+        """Whether the gradient of a step to come is compared with the observed loss, or is being compared now."""
+        may = not self._compared and self._observed.kept is not None and not self.changed and is_compared(self._trainer)
+        return may or self._gradient is not None
+
     def before_batch(self, batch: Any, batch_idx: int) -> None:
         """Compute the gradient that the observed loss has in the run's next step, once per fit, where it can be compared.
 
@@ -109,11 +116,15 @@ class ProbeLoss:
             batch: The batch of that step.
             batch_idx: Its number.
         """
-        kept, self._gradient = self._observed.kept, None
-        if self._compared or kept is None or self.changed or not is_compared(self._trainer):
+        self._gradient = None
+        kept = self._observed.kept
+        if not self.compares or kept is None:
             return
         self._compared = True
-        with attempted(Exception):  # the step is any code of the user's; it could be run when it was observed
+        with (
+            rarely_collected(),
+            attempted(Exception),
+        ):  # the step is any code of the user's; it could be run when it was observed
             self._gradient = RunGradient(self._trainer, kept, batch, batch_idx)
 
     def before_step(self, pl_module: pl.LightningModule) -> None:

@@ -74,8 +74,8 @@ class RunGradient:
                 continue
             own = _dense(parameter.grad, parameter) - _dense(self._before.get(name), parameter)
             expected = _dense(self._expected.get(name), parameter)
-            apart += float((own - expected).square().sum())
-            size += float(expected.square().sum())
+            apart += float(torch.linalg.vector_norm(own - expected, dtype=torch.float64)) ** 2
+            size += float(torch.linalg.vector_norm(expected, dtype=torch.float64)) ** 2
         if not apart < float("inf") or apart**0.5 <= self._units * size**0.5 or self._uncompared:
             return ""
         return (
@@ -119,6 +119,7 @@ def _states() -> tuple[object, ...]:
 
 def _dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     if gradient is None:
-        return torch.zeros((), dtype=torch.float64, device=parameter.device)
+        return torch.zeros((), device=parameter.device)
     dense = gradient.to_dense() if gradient.is_sparse else gradient
-    return torch.view_as_real(dense).double() if dense.is_complex() else dense.double()
+    dense = torch.view_as_real(dense) if dense.is_complex() else dense
+    return dense.float() if dense.dtype.itemsize < 4 else dense

@@ -10,25 +10,19 @@ import torch
 from torch import Tensor
 
 from lightning_conv.callbacks.run.call import NotAFunctionError
-from lightning_conv.callbacks.run.data.training_set import seed_all
 from lightning_conv.callbacks.run.guarded import READING
-from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.losses.judge_own_loss import Asked, judge_own_loss
 from lightning_conv.callbacks.run.losses.own_loss import OwnLoss
+from lightning_conv.callbacks.run.losses.points import changes_with_weights, points_of, unsteady, without_needless_calls
 from lightning_conv.callbacks.run.losses.usual_loss import find_usual_loss
-from lightning_conv.callbacks.run.step.drawn_weights import draw_weights
 from lightning_conv.callbacks.run.step.observed import Observed
 from lightning_conv.callbacks.run.step.step_outputs import StepOutputs
 from lightning_conv.callbacks.run.twin import NotATwinError, Twin
 from lightning_conv.losses.kind import LossFn, LossKind, loss_kind
-from lightning_conv.losses.of_outputs import Point, evaluate, settings
+from lightning_conv.losses.of_outputs import Point, evaluate
 from lightning_conv.losses.separation import is_same
 
 Source: TypeAlias = Literal["observed", "given", "unknown"]
-
-CHANCES = 16
-"""Seeds from which the step is run in the modes of the run, and wherever it draws random numbers: at the same outputs the loss must be the
-same for all of them."""
 
 COMPARED = 8
 """Samples on which losses are compared: the step is run some thirty times on them."""
@@ -149,17 +143,18 @@ def find_run_loss(
     rows = torch.arange(min(COMPARED, observed.samples))
     few = StepOutputs(twin, observed.some(batch, rows), observed.sources, len(rows), observed.batch_idx)
     try:
-        points = _points(trainer, twin, few, observed)
+        quick = without_needless_calls(few)
+        points = points_of(trainer, twin, few, quick, observed)
         if not points:
             return unknown("it is not finite")
-        if differs := _unsteady(points):
+        if differs := unsteady(points):
             return unknown(differs)
-        if _changes_with_weights(trainer, few, observed, points[0]):
+        if changes_with_weights(trainer, few, observed, points[0]):
             return unknown(
                 "at the same outputs it changes with the weights, through what has no gradient, such as detached outputs"
             )
-        found = find_usual_loss(few, points, observed, batch, own, take)
-        asked = Asked(trainer, twin, observed, parameters, batch, few, points)
+        found = find_usual_loss(quick, points, observed, batch, own, take)
+        asked = Asked(trainer, twin, observed, parameters, batch, quick, points)
         loss = _own(asked, found) if isinstance(found, str) else RunLoss(*found, "observed")
     except (*READING, NotAFunctionError, NotATwinError) as error:
         return unknown(f"it could not be evaluated as a function of the outputs ({error})")
@@ -186,74 +181,6 @@ def given(fn: LossFn, found: RunLoss) -> RunLoss:
         found: What was found out about it, whose targets stay.
     """
     return RunLoss(fn, found.targets, "given")
-
-
-def _points(trainer: Any, twin: Twin, few: StepOutputs, observed: Observed) -> list[Point]:
-    """Return the loss at many outputs, and at the present ones for many seeds.
-
-    The latter also in the modes of the run, an epoch and up to ``CHANCES`` batches and steps later, one after the other; on another copy,
-    since in training mode the step changes buffers.
-    """
-    points: list[Point] = []
-    for seed in range(CHANCES if observed.random else 1):
-        with isolated():
-            seed_all(seed)
-            again = settings(few, few.present) if seed < 2 or not points else [evaluate(few, points[0].outputs)]
-            points += [point for point in again if point.finite]
-    later = Twin(trainer, trainer.lightning_module, step=twin.global_step, epoch=trainer.current_epoch + 1)
-    observed.set_up(
-        later
-    ).goes_on = later.module.automatic_optimization  # otherwise a count may decide which optimizer steps
-    for seed in range(CHANCES if points else 0):
-        points += _later(later, few, points[0], seed, _ahead(trainer, few.batch_idx, seed))
-    return points
-
-
-def _changes_with_weights(trainer: Any, few: StepOutputs, observed: Observed, present: Point) -> bool:
-    """Return whether the loss at the present outputs is another one with other weights, which need not have a gradient there."""
-    other = Twin(trainer, trainer.lightning_module, step=few.twin.global_step)
-    other.module.eval()
-    observed.set_up(other)
-    draw_weights(other, 0, 1.0)
-    with isolated():
-        there = evaluate(replace(few, twin=other), present.outputs)
-    return there.finite and not is_same(there, present)
-
-
-def _ahead(trainer: Any, batch_idx: int, number: int) -> int:
-    """Return by how many batches the step is ahead: by one more each time as long as the epoch has them, and then by 1."""
-    return 1 + number if batch_idx + 1 + number < trainer.num_training_batches else 1
-
-
-def _later(later: Twin, few: StepOutputs, present: Point, seed: int, ahead: int) -> list[Point]:
-    """Return the loss at the present outputs so many batches and steps ahead; nothing where the step gives none there."""
-    step = later.global_step
-    later.tell(step + ahead)
-    try:
-        with isolated():
-            seed_all(seed)
-            there = evaluate(replace(few, twin=later, batch_idx=few.batch_idx + ahead), present.outputs)
-    except NotAFunctionError:
-        if ahead < 2:
-            raise
-        return []
-    finally:
-        later.tell(step)
-    return [there] if there.finite else []
-
-
-def _unsteady(points: Sequence[Point]) -> str:
-    """Return how the loss differs at the same outputs: with random numbers, from one run of the step to the next, or in training."""
-    first = points[0]
-    for point in points[1:]:
-        if point.outputs.shape != first.outputs.shape or not torch.equal(point.outputs, first.outputs):
-            continue
-        if not is_same(point, first):
-            return (
-                "at the same outputs it is not always the same: it changes with random numbers, each time that the step is run, "
-                "from one step or epoch to the next, or between training and evaluation"
-            )
-    return ""
 
 
 def _own(asked: Asked, apart: str) -> RunLoss:

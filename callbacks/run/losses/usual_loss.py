@@ -122,7 +122,7 @@ def _in_other_batches(few: StepOutputs, fn: Any, observed: Observed, batch: Any,
 
 def _is_loss_of(few: StepOutputs, fn: Any, batch: Any, targets: Tensor, rows: Tensor, *, present: bool) -> bool:
     """Return whether the step has a loss on some samples at random outputs, and at the present ones if asked."""
-    part = StepOutputs(few.twin, batch, few.places, len(rows), few.batch_idx)
+    part = replace(few, batch=batch, samples=len(rows))
     taken = targets.index_select(0, rows.to(targets.device))
     u = part.present if present else few.present.new_zeros(len(rows), *few.present.shape[1:])
     drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(u)

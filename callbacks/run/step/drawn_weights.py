@@ -21,6 +21,7 @@ def draw_weights(twin: Twin, seed: int, size: float) -> None:
         if name not in twin.trained:  # a teacher, say
             continue
         if parameter.is_floating_point() or parameter.is_complex():
-            scale = float(parameter.abs().double().square().mean().sqrt()) if parameter.numel() else 0.0
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_((drawn * size * (scale if 0 < scale < float("inf") else 1.0)).to(parameter))
+            values = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+            scale = float(torch.linalg.vector_norm(values, dtype=torch.float64)) / max(1, parameter.numel()) ** 0.5
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_((drawn * (size * (scale if 0 < scale < float("inf") else 1.0))).to(parameter))

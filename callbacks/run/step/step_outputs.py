@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,8 @@ class StepOutputs:
         places: Where the outputs are made; of several, u is (n, C), each flattened, side by side, as ``Replay`` returns them.
         samples: Number n of samples in the batch.
         batch_idx: Its number in the epoch.
+        instead: Tensors like those that the calls return, for any number of samples; with them the calls are left out, see
+            ``without_calls``.
     """
 
     twin: Twin
@@ -35,6 +38,7 @@ class StepOutputs:
     places: tuple[OutputPlace, ...]
     samples: int
     batch_idx: int = 0
+    instead: tuple[Tensor, ...] = ()
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return the loss for these outputs, with its graph; everything else runs as it does in the training step.
@@ -59,6 +63,17 @@ class StepOutputs:
         """
         return self._run(None)
 
+    def without_calls(self) -> StepOutputs:
+        """Return the same function, which leaves the calls out where u is all that they return: a forward of the network less each time.
+
+        What else a call does, such as keeping activations for the loss, is left out, too: whether that matters has to be compared.
+        """
+        if any(place.place or place.several or place.padded for place in self.places):
+            return self
+        quick = replace(self, instead=tuple(each.detach() for each in self.seen[1]))
+        vars(quick)["seen"] = self.seen
+        return quick
+
     @property
     def present(self) -> Tensor:
         """u as the step makes it, without a graph."""
@@ -74,34 +89,45 @@ class StepOutputs:
             return 0
         return native.shape[-1]
 
-    def _run(self, instead: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, outputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         natives: dict[int, Tensor] = {}
         counts: Counter[str] = Counter()
 
-        def look(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def replaced(name: str) -> Callable[[nn.Module, Any, Any], Any]:
             def see(_: nn.Module, __: Any, output: Any) -> Any:
                 number, made = counts[name], {}
                 counts[name] += 1
                 for k, place in enumerate(self.places):
                     if (place.name, place.number) == (name, number):
                         natives[k] = at(output, place.place)
-                        made[place.place] = natives[k] if instead is None else self._native(instead, k, natives[k])
-                if instead is None or not made:
+                        made[place.place] = natives[k] if outputs is None else self._native(outputs, k, natives[k])
+                if outputs is None or not made:
                     return None
                 return with_tensors(output, lambda where, tensor: made.get(where, tensor))
 
             return see
 
-        hooks = [
-            self.twin.module.get_submodule(name).register_forward_hook(look(name))
-            for name in dict.fromkeys(each.name for each in self.places)
-        ]
-        try:
+        def left_out(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def made(*args: Any, **kwargs: Any) -> Any:
+                number = counts[name]
+                counts[name] += 1
+                for k, place in enumerate(self.places):
+                    if outputs is not None and (place.name, place.number) == (name, number):
+                        natives[k] = self._native(outputs, k, self.instead[k])
+                        return natives[k]
+                return forward(*args, **kwargs)
+
+            return made
+
+        with ExitStack() as changes:
+            for name in dict.fromkeys(each.name for each in self.places):
+                module = self.twin.module.get_submodule(name)
+                if outputs is None or not self.instead:
+                    changes.callback(module.register_forward_hook(replaced(name)).remove)
+                else:
+                    changes.enter_context(own_forward(module, left_out(name, module.forward)))
             with torch.inference_mode(False), torch.enable_grad():
                 loss = self.twin.step(self.batch, self.batch_idx)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if len(natives) != len(self.places):
             names = ", ".join(repr(each.name) for each in self.places)
             raise NotAFunctionError(f"the training step does not call {names} as it did when it was observed")
@@ -110,17 +136,38 @@ class StepOutputs:
         return loss.reshape(()), tuple(natives[k] for k in range(len(self.places)))
 
     def _native(self, outputs: Tensor, number: int, like: Tensor) -> Tensor:
-        """Return one of the parts of u in the layout, the type and the place of what it stands for."""
+        """Return one of the parts of u in the layout, the type and the place of what it stands for, which may have other samples."""
         part = outputs
         if len(self.places) > 1:
             sizes = [each.numel() // self.samples for each in self.seen[1]]
             part = torch.split(outputs.reshape(len(outputs), -1), sizes, 1)[number]
         place = self.places[number]
         along = place.axis if like.ndim == place.ndim else 0
-        moved = like.movedim(along, 0).shape
+        moved = list(like.movedim(along, 0).shape)
+        if self.instead:
+            moved[0] = len(outputs)
         if part.numel() != math.prod(moved):
             raise NotAFunctionError(
                 f"outputs of shape {tuple(outputs.shape)} do not fit the layer's {tuple(like.shape)}"
             )
         # A clone: what follows may work in place.
         return part.reshape(moved).movedim(0, along).to(like.device, like.dtype).clone()
+
+
+@contextmanager
+def own_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Give a module another ``forward`` for a while.
+
+    Args:
+        module: Any module.
+        forward: What it is to call.
+    """
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = before

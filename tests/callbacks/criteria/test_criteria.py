@@ -29,6 +29,7 @@ from lightning_conv.callbacks import (
 from lightning_conv.callbacks.criteria.papers.chatterjee.certificate import descent_certificate
 from lightning_conv.callbacks.criteria.run_record import RunRecord
 from lightning_conv.callbacks.run import measurement as probe_kernel
+from lightning_conv.callbacks.run.callbacks import all_callbacks
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.theory.papers.chatterjee import certify_descent, positive_init_
 
@@ -518,7 +519,7 @@ def test_diagnostics_bring_all_monitors_once_with_one_kernel_and_resume(
     trainer = make_trainer([diagnostics, own], max_epochs=2, checkpoint=True, logger=CSVLogger(tmp_path))
     trainer.fit(make_module(), make_loader())
     assert len(calls) == 3
-    kinds = [type(callback).__name__ for callback in trainer.callbacks]
+    kinds = [type(callback).__name__ for callback in all_callbacks(trainer)]
     assert kinds.count("LambdaMin") == 1
     assert own in trainer.callbacks
     assert {"KernelStability", "ConvergenceCriteria", "ConvergenceReport"} <= set(kinds)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceDiagnostics, KernelStability
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may have been told to ignore it
 
@@ -96,7 +97,7 @@ def run(step: int, number: int, folder: Path | None) -> dict[str, object]:
         files = sorted(path.name for path in folder.iterdir())
         page = (folder / "convergence.md").read_text() if "convergence.md" in files else ""
         json.loads((folder / "convergence.json").read_text())
-        kept = next(each for each in trainer.callbacks if isinstance(each, KernelStability))
+        (kept,) = callbacks_of(trainer, KernelStability)
         left["of measuring"] = {
             "evaluated": EVALUATED.count(step),
             "files": files,

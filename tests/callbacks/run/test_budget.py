@@ -54,11 +54,11 @@ class Run:
         self.trainer = SimpleNamespace(
             world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32), callbacks=[]
         )
-        self.knows_loss = knows_loss
+        self.knows_loss, self.run_network = knows_loss, SimpleNamespace(asked=None)
         self.probe, self.inputs, self.targets = probe or Probe(), torch.arange(float(n))[:, None], torch.arange(n)
         self.highest, self.resolved_by, self.awaited = "certified", resolved_by, 0.0
         monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(budget, "_pass", lambda trainer, measurement, samples: (samples * rate, outputs))
+        monkeypatch.setattr(budget, "time_pass", lambda trainer, measurement, samples: (samples * rate, outputs))
         monkeypatch.setattr(budget, "_trial", self.trial)
 
     @property

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_conv.callbacks.run.data.training_set import seed_all
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.isolated import isolated, seed_all
 
 
 def draw():

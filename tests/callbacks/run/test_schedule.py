@@ -19,10 +19,17 @@ def clock(monkeypatch):
 def real_limits(monkeypatch):
     monkeypatch.setattr(module, "FIRST_SECONDS", 1.2)
     monkeypatch.setattr(module, "SHORT_RUN_SECONDS", 2.0)
+    monkeypatch.setattr(module, "LATER_BESIDE", 1.0)
+    monkeypatch.setattr(module, "SECONDS_OF_A_STEP", 0.0)
+
+
+@pytest.fixture
+def free_hooks(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_OF_A_STEP", 0.0)
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.5, 5.0])
-def test_measurements_after_the_first_stay_within_the_share_of_wall_time(clock, cost):
+def test_measurements_after_the_first_stay_within_the_share_of_wall_time(clock, free_hooks, cost):
     schedule = Schedule(None, 0.03)
     schedule.begin(0)
     clock[0] += 10 * cost  # the first one is always taken, with its set-up
@@ -58,7 +65,7 @@ def run(clock, *, seconds, first, kernel, beside):
         clock[0] += 0.02
         if schedule.due(step):
             spent.append(measure(step, kernel + beside))
-    if schedule.allows(schedule.cost):
+    if schedule.allows(schedule.cost, step):
         spent.append(measure(step + 1, kernel + beside))
     return len(spent), sum(spent)
 
@@ -98,7 +105,7 @@ def test_what_the_first_one_takes_beyond_its_seconds_is_made_up_for_by_later_one
     schedule.expect(1.0)
     schedule.spend(3, 2.0)
     schedule.spend(3, 3.0)
-    assert schedule.left() == pytest.approx(0.5 - (5.0 - 1.2))
+    assert schedule.left(3) == pytest.approx(0.5 - (5.0 - 1.2))
     schedule.note(4, 0.0)
     schedule.spend(4, 1.0)
     clock[0] = 67.9
@@ -113,7 +120,7 @@ def test_the_cost_of_the_next_one_is_that_of_all_callbacks(clock):
     schedule.expect(2.0)
     schedule.note(0, 0.25)
     schedule.note(0, 0.5)
-    assert schedule.cost == 2.75
+    assert schedule.cost == 2.0 + module.LATER_BESIDE * 0.75
     schedule.note(9, 0.125)
     assert schedule.cost == 2.125
 
@@ -121,11 +128,11 @@ def test_the_cost_of_the_next_one_is_that_of_all_callbacks(clock):
 def test_measuring_every_n_steps_asks_for_the_last_one_whatever_it_costs(clock, real_limits):
     schedule = Schedule(5, 0.03)
     schedule.begin(0)
-    assert schedule.allows(1e6)
-    assert not Schedule(None, 0.03).allows(1e6)
+    assert schedule.allows(1e6, 9)
+    assert not Schedule(None, 0.03).allows(1e6, 9)
 
 
-def test_two_callbacks_on_one_schedule_are_charged_together(clock):
+def test_two_callbacks_on_one_schedule_are_charged_together(clock, free_hooks):
     schedule = Schedule(None, 0.5)
     schedule.begin(7)
     schedule.spend(7, 9.0)  # the first step is free of charge
@@ -143,3 +150,38 @@ def test_two_callbacks_on_one_schedule_are_charged_together(clock):
 def test_every_n_steps_means_multiples():
     schedule = Schedule(3, 0.03)
     assert [step for step in range(10) if schedule.due(step)] == [0, 3, 6, 9]
+
+
+def test_what_the_hooks_take_counts_and_a_third_of_the_share_is_left_for_measurements(clock, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_OF_A_STEP", 0.01)
+    schedule = Schedule(None, 0.3)
+    schedule.begin(100)
+    clock[0] = 10.0
+    assert schedule.left(100) == pytest.approx(3.0)
+    assert schedule.left(200) == pytest.approx(2.0)
+    assert schedule.left(400) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("later", [0, 1])
+@pytest.mark.parametrize("first", [0.1, 3.0])
+def test_nothing_is_due_before_the_moment_until_which_it_rests(clock, later, first):
+    schedule = Schedule(None, 0.03)
+    schedule.begin(0)
+    schedule.expect(0.2)
+    schedule.spend(0, first)
+    clock[0] = first
+    for step in range(1, later + 1):
+        schedule.note(step, 0.05)
+        schedule.spend(step, 0.2)
+    rests, due = schedule.rests_until(later), 0.0
+    for step in range(later + 1, 200_000):
+        clock[0] += 0.002
+        rests = max(rests, schedule.rests_until(step))
+        if schedule.due(step):
+            due = clock[0]
+            break
+    assert first < rests <= due
+
+
+def test_where_the_steps_decide_it_never_rests():
+    assert Schedule(5, 0.03).rests_until(3) == 0.0

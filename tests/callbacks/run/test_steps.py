@@ -97,3 +97,15 @@ def test_accumulated_batches_are_refused_unless_they_are_asked_for(network, trai
     accumulating = trainer(optimizer, accumulate_grad_batches=2)
     assert "accumulate_grad_batches=2" in describe_steps(accumulating, all_of_it).reason
     assert describe_steps(accumulating, all_of_it, accumulated=True).rate == 0.1
+
+
+@pytest.mark.parametrize("of_class", [True, False])
+def test_a_hook_that_may_change_the_gradients_is_allowed_only_where_the_step_is_compared(network, trainer, of_class):
+    about = trainer(SGD(network.parameters(), lr=0.1))
+    module, parameters = about.lightning_module, Parameters(dict(network.named_parameters()), {})
+    if of_class:
+        module.__class__ = type("Own", (type(module),), {"on_before_optimizer_step": lambda self, optimizer: None})
+    else:
+        module.on_before_optimizer_step = lambda optimizer: None
+    assert "on_before_optimizer_step, which may change the gradients" in describe_steps(about, parameters).reason
+    assert describe_steps(about, parameters, compared=True).rate == 0.1

@@ -12,7 +12,8 @@ from sympy.polys.matrices import DomainMatrix
 from torch import nn
 
 from lightning_conv import certify_expressivity
-from lightning_conv.networks.head import find_head, last_hidden_features
+from lightning_conv.networks.head import find_head
+from lightning_conv.networks.hidden_features import last_hidden_features
 from lightning_conv.recipes import wide_fc
 
 PRIME = 2**31 - 1

@@ -9,7 +9,8 @@ from torch import nn
 
 from lightning_conv import ntk_gram
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import find_head, last_hidden_features
+from lightning_conv.networks.head import find_head
+from lightning_conv.networks.hidden_features import last_hidden_features
 from lightning_conv.networks.undisturbed import undisturbed
 
 

@@ -10,8 +10,10 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_conv import find_head, last_hidden_features, ntk_gram
 from lightning_conv.networks.analytic import find_kinks
+from lightning_conv.networks.called_by import CalledBy
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import CalledBy, Head, features_of
+from lightning_conv.networks.head import Head
+from lightning_conv.networks.hidden_features import features_of
 
 
 class Branches(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_conv import find_head, kernel_spectrum, last_hidden_features, ntk_gram
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import features_of, watched_features
+from lightning_conv.networks.hidden_features import features_of, watched_features
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import NarrowedError, Narrowing, coarsest
 from lightning_conv.networks.undisturbed import undisturbed

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
+from typing_extensions import override
 
 from lightning_conv.callbacks.criteria.papers.du.evidence import DuEvidence
 from lightning_conv.callbacks.criteria.papers.du.kernel import DU, OWN, not_of_the_paper
@@ -85,6 +86,11 @@ class DuTracker(CriteriaTracker):
             y = run.targets.cpu().double().reshape(outputs.shape)
             self.projection.begin(gram, outputs - y, y, scale.k, last.step)
         self.projection.measure(last.step, math.sqrt(2 * max(last.loss, 0.0) / scale.k))
+
+    @property
+    @override
+    def notes_steps(self) -> bool:
+        return self.projection.follows
 
     def before_step(self, run: RunView, rate: float) -> None:
         """Record the size of the step for the predicted error."""

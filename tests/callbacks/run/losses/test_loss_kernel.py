@@ -248,7 +248,7 @@ class Slow:
     def __init__(self, monkeypatch, seconds):
         monkeypatch.setattr(budget, "LEAST_SECONDS", 1.0)
         monkeypatch.setattr(budget, "PATIENT_SECONDS", 1e4)
-        monkeypatch.setattr(budget, "_pass", lambda trainer, measurement, samples: (seconds * samples, 48))
+        monkeypatch.setattr(budget, "time_pass", lambda trainer, measurement, samples: (seconds * samples, 48))
 
 
 @pytest.mark.parametrize(("seconds", "chosen"), [(1e-6, "trace"), (3e-4, "projected"), (1e-1, "cotangents")])

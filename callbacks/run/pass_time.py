@@ -1,0 +1,55 @@
+"""``time_pass``: how long a forward and a backward pass of some samples take."""
+
+from __future__ import annotations
+
+import time
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_conv.callbacks.run.data.batch import to_device
+from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.networks.evaluation import StatelessModule
+from lightning_conv.networks.inputs import map_inputs, spread
+from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
+
+FEWEST_SAMPLES = 4
+"""Samples of the first trial, at least."""
+
+REPEATED = 0.02
+"""Seconds of a pass up to which it is timed twice, since the first one loads and plans."""
+
+
+def time_pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
+    """Return the seconds of a forward and a backward pass of some samples, and the number of outputs.
+
+    Where a few samples take long, those of more are taken to be as much longer.
+    """
+    few = min(FEWEST_SAMPLES, samples)
+    seconds, outputs = _timed(trainer, measurement, few)
+    if few < samples and seconds < REPEATED:
+        return _timed(trainer, measurement, samples)
+    return seconds * samples / few, outputs
+
+
+def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
+    network = measurement.network()
+    inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
+    with isolated(), restored(network), undisturbed(network):
+        module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
+        parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
+        rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
+        seconds: list[float] = []
+        while not seconds or (len(seconds) == 1 and seconds[0] < REPEATED):
+            before = time.perf_counter()
+            made = module.outputs(parameters, rows)
+            torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
+            seconds.append(time.perf_counter() - before)
+    return together(trainer, min(seconds)), made.shape[1]
+
+
+def together(trainer: pl.Trainer, value: float) -> float:
+    """Return the first process's number on all of them, so that they choose alike."""
+    return float(trainer.strategy.broadcast(value)) if trainer.world_size > 1 else value
