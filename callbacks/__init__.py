@@ -9,6 +9,7 @@ from lightning_conv.callbacks.clipping import RegularizedGradientClipping
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics
 from lightning_conv.callbacks.guard.callback import ExpressivityError, ExpressivityGuard
+from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.report import ConvergenceReport
@@ -17,6 +18,7 @@ from lightning_conv.callbacks.run.probe import Probe
 __all__ = [
     "ConvergenceCriteria",
     "ConvergenceDiagnostics",
+    "ConvergenceHealth",
     "ConvergenceReport",
     "ExpressivityError",
     "ExpressivityGuard",

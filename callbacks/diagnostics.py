@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+from lightning_conv.callbacks.health.callback import ConvergenceHealth, OnAlert
 from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer
@@ -18,7 +19,7 @@ from lightning_conv.callbacks.run.probe import Probe
 
 
 class ConvergenceDiagnostics(CallbackGroup):
-    """Adds ``KernelStability``, ``LambdaMin``, ``ConvergenceCriteria`` and ``ConvergenceReport`` on one probe, with one kernel per step.
+    """Adds ``KernelStability``, ``LambdaMin``, ``ConvergenceCriteria``, ``ConvergenceHealth`` and ``ConvergenceReport`` on one probe.
 
     They behave as if they had been passed themselves: their values can be monitored, and their state is in the checkpoint. One that is
     in the trainer's list already takes the place of that here. In the list there is one callback, as each costs time in every step.
@@ -35,9 +36,10 @@ class ConvergenceDiagnostics(CallbackGroup):
         loss_fn: of the training step.
         radius: of ``ConvergenceCriteria``.
         on_error: as in the monitors.
+        on_alert: of ``ConvergenceHealth``.
 
     Attributes:
-        callbacks: the four.
+        callbacks: the five.
         members: those of them that the trainer's list does not have.
 
     Example::
@@ -55,6 +57,7 @@ class ConvergenceDiagnostics(CallbackGroup):
         loss_fn: LossFn | None = None,
         radius: float | None = None,
         on_error: OnError = "raise",
+        on_alert: OnAlert = "warn",
     ) -> None:
         self.callbacks: list[pl.Callback] = [
             KernelStability(probe, every_n_steps, max_overhead, on_error),
@@ -62,6 +65,7 @@ class ConvergenceDiagnostics(CallbackGroup):
             ConvergenceCriteria(
                 which, probe, every_n_steps, max_overhead, loss_fn=loss_fn, radius=radius, on_error=on_error
             ),
+            ConvergenceHealth(probe, every_n_steps, max_overhead, loss_fn, on_alert, on_error),
             ConvergenceReport(),
         ]
         super().__init__(self.callbacks)

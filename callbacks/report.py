@@ -7,15 +7,19 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import GROUPS
+from lightning_conv.health.finding import Finding
+from lightning_conv.reporting.plain_words import plain_words_markdown
 from lightning_conv.reporting.report import report_json, report_markdown
 from lightning_conv.theory.criterion import Criterion
 
@@ -23,8 +27,9 @@ from lightning_conv.theory.criterion import Criterion
 class ConvergenceReport(pl.Callback):
     """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
 
-    They contain the verdicts of ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the assumptions that the run violates,
-    and the last value of each scalar that the callbacks of this library logged. The place in the list of callbacks does not matter.
+    They contain the findings of ``ConvergenceHealth`` in plain words, the verdicts of ``ConvergenceCriteria`` (without it, of
+    ``KernelStability`` alone), the assumptions that the run violates, and the last value of each scalar that the callbacks of this library
+    logged. The place in the list of callbacks does not matter.
 
     Args:
         folder: where to write; None: the folder of the first logger, or without a logger the trainer's ``default_root_dir``.
@@ -49,13 +54,15 @@ class ConvergenceReport(pl.Callback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # This is later than on_train_end, in which the monitors measure for the last time.
-        self._write(trainer, pl_module, "completed")
+        broken = [each.diverged_at for each in monitors_of(trainer, ConvergenceHealth) if each.diverged_at is not None]
+        self._write(trainer, pl_module, f"diverged at step {min(broken)}" if broken else "completed")
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # There must be no collective here: the other processes may be gone.
         if trainer.training or trainer.validating or trainer.sanity_checking:
-            self._write(trainer, pl_module, f"ended by {type(exception).__name__}")
+            stopped = isinstance(exception, (KeyboardInterrupt, SystemExit, SIGTERMException))
+            self._write(trainer, pl_module, f"{'interrupted' if stopped else 'failed'} ({type(exception).__name__})")
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -71,8 +78,10 @@ class ConvergenceReport(pl.Callback):
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)
             }
             page = folder / f"{self.name}.md"
-            _write_whole(page, report_markdown("Convergence report", facts, criteria, metrics))
-            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics))
+            findings, words = self._in_plain_words(trainer)
+            _write_whole(page, report_markdown("Convergence report", facts, criteria, metrics, words=words))
+            health = [each.to_json() for each in findings]
+            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics, health))
         if not attempt.failed:
             rank_zero_info(f"ConvergenceReport: {page}")
 
@@ -85,6 +94,19 @@ class ConvergenceReport(pl.Callback):
             if found:
                 return Path(found)
         return Path(trainer.default_root_dir)
+
+    @staticmethod
+    def _in_plain_words(trainer: pl.Trainer) -> tuple[list[Finding], str]:
+        """Return the findings of ``ConvergenceHealth``, for the network of each optimizer, and the section that says them."""
+        monitors = monitors_of(trainer, ConvergenceHealth)
+        findings: list[Finding] = []
+        reasons: dict[str, list[str]] = {}
+        for monitor in monitors:
+            of = f"{monitor.optimizer}: " if monitor.optimizer else ""
+            findings += [replace(each, sentence=f"{of}{each.sentence}") for each in monitor.findings]
+            for reason, names in monitor.not_judged.items():
+                reasons.setdefault(reason, []).extend(f"{of}{name}" for name in names)
+        return findings, plain_words_markdown(findings, reasons) if monitors else ""
 
     @staticmethod
     def _facts(trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> dict[str, object]:

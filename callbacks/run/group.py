@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +21,8 @@ class CallbackGroup(pl.Callback):
 
     Lightning calls seven hooks of every entry in every step, whether they do anything or not: 13 microseconds on one core of a server
     (Xeon, 2026), which counts where a step takes a millisecond. The hooks below are those that the callbacks of this library have. A
-    member may say with ``rests_until`` and ``notes_steps``, as ``KernelMonitor`` does, when those of a batch have nothing to do.
+    member may say with ``rests_until`` and ``notes_steps``, as ``KernelMonitor`` does, when those of a batch have nothing to do. What it
+    has to see of every batch all the same, ``note_batch(trainer, outputs, batch)`` gets while the group rests.
 
     A checkpoint has the states of the members in that of the group. States of the same callbacks in a list, and those of a group for
     callbacks in a list, are found as well.
@@ -34,6 +35,9 @@ class CallbackGroup(pl.Callback):
         self.members = list(members)
         self._rest_until = 0.0  # a moment before which no batch has anything to do
         self._noting = self.members  # those that have something to do before an optimizer step
+        self._notes: list[
+            Callable[[pl.Trainer, Any, Any], None]
+        ] = []  # what is done in batches in which the others rest
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -48,6 +52,7 @@ class CallbackGroup(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._rest_until, self._noting = 0.0, self.members
+        self._notes = [each.note_batch for each in self.members if hasattr(each, "note_batch")]
         for member in self.members:
             member.on_train_start(trainer, pl_module)
 
@@ -72,6 +77,8 @@ class CallbackGroup(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if time.monotonic() < self._rest_until:
+            for note in self._notes:
+                note(trainer, outputs, batch)
             return
         for member in self.members:
             member.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

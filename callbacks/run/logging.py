@@ -20,7 +20,7 @@ from lightning_conv.callbacks.run.guarded import Attempt, guarded
 from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
 from lightning_conv.theory.criterion import Criterion
 
-GROUPS = ("convergence/", "kernel/", "loss_kernel/", "theory/", "guard/", "clipping/")
+GROUPS = ("convergence/", "kernel/", "loss_kernel/", "theory/", "health/", "guard/", "clipping/")
 """Beginnings of the tags of this library's callbacks."""
 
 LAYOUT = {

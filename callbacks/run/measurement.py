@@ -221,6 +221,10 @@ class Measurement:
         """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
         return self._outputs_now(pl_module, shaped=False)
 
+    def shaped_outputs(self, pl_module: pl.LightningModule) -> Tensor:
+        """Return u on the probe in the shape that the network gives, (m, ...), as losses take it."""
+        return self._outputs_now(pl_module, shaped=True)
+
     def _outputs_now(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
         inputs = to_device(self.inputs, pl_module.device)
         return outputs_on(self.network(), inputs, self.probe.batch_norm, shaped=shaped)
@@ -241,7 +245,7 @@ class Measurement:
         start, known = time.perf_counter(), bool(self._plans)
         self.cotangents = None
         if self.probe.outputs == "loss":
-            outputs = partial(self._outputs_now, pl_module, shaped=True)
+            outputs = partial(self.shaped_outputs, pl_module)
             self.cotangents = self.probe_loss.gradients(outputs, self.targets, self.rows)
         gram, spectrum = self._kernel(pl_module, self.cotangents)
         self.precision = gram.precision

@@ -87,7 +87,7 @@ def describe_steps(
 
     Cost: no tensor is read; a few dictionary look-ups per parameter, so it may be called before every optimizer step.
     """
-    if why := _changed_steps(trainer, clipped=clipped, accumulated=accumulated, compared=compared):
+    if why := changed_steps(trainer, clipped=clipped, accumulated=accumulated, compared=compared):
         return Steps(None, why)
     optimizer = trainer.optimizers[0]
     steps = describe_optimizer(optimizer, None if parameters.fixed is not None else parameters.trained.values())
@@ -95,8 +95,13 @@ def describe_steps(
     return Steps(None, mismatch) if mismatch else steps
 
 
-def _changed_steps(trainer: pl.Trainer, *, clipped: bool, accumulated: bool, compared: bool) -> str:
-    """Return what stands between the optimizer and a step w <- w - eta grad L; empty if nothing does."""
+def changed_steps(
+    trainer: pl.Trainer, *, clipped: bool = False, accumulated: bool = False, compared: bool = False
+) -> str:
+    """Return what stands between the optimizer's rule and the gradient of the loss; empty if nothing does.
+
+    The arguments are those of ``describe_steps``.
+    """
     module = trainer.lightning_module
     if not module.automatic_optimization:
         return "the module optimizes manually"

@@ -195,7 +195,7 @@ def _scale_in_words(scale: NoiseScale) -> str:
 
 def _rise(loss: LossCourse) -> str:
     if not math.isfinite(loss.now):
-        return f"The loss is not finite since step {loss.since}"
+        return f"The loss rose from step {loss.since} on and is not finite"
     return f"The loss rose {figure(loss.fold)}-fold by step {loss.step} (above {figure(loss.smallest)} since step {loss.since})"
 
 

@@ -86,3 +86,12 @@ def refuse_batch_statistics(model: nn.Module) -> None:
             "kernel entry would depend on the rest of the batch; build it with track_running_stats=True, or pass "
             'batch_norm="batch" for the kernel of the whole batch'
         )
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a layer of the model normalises by the statistics of a batch in training, and by running ones later.
+
+    Args:
+        model: any module.
+    """
+    return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())

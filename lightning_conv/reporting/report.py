@@ -69,20 +69,30 @@ def verdict_counts(criteria: Iterable[Criterion]) -> dict[Verdict, int]:
 
 
 def report_markdown(
-    title: str, facts: Mapping[str, object], criteria: Sequence[Criterion], metrics: Mapping[str, float]
+    title: str,
+    facts: Mapping[str, object],
+    criteria: Sequence[Criterion],
+    metrics: Mapping[str, float],
+    *,
+    words: str = "",
 ) -> str:
-    """Write the page of a run: facts, criteria, the last measured quantities and a legend.
+    """Write the page of a run: what is known in plain words, facts, criteria, the last measured quantities and a legend.
 
     Args:
         title: heading of the page.
         facts: values by name, one line each.
-        criteria: the criteria with their verdicts.
+        criteria: the criteria with their verdicts; those that do not apply are folded into one line per reason.
         metrics: last values by tag.
+        words: the section with the findings (``plain_words_markdown``); empty: there is none.
     """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items()) or "none"
-    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), f"- verdicts: {counts}", ""]
+    lines = [f"# {title}", "", *([words, ""] if words else [])]
+    lines += [*(f"- {name}: {value}" for name, value in facts.items()), f"- verdicts: {counts}", ""]
     if criteria:
-        lines += ["## Criteria", "", criteria_table(criteria), "", VERDICTS, ""]
+        applied = [each for each in criteria if each.verdict != "not applicable"]
+        lines += ["## Criteria", ""]
+        lines += [criteria_table(applied), ""] if applied else []
+        lines += [*not_applicable(criteria), "", VERDICTS, ""]
     if metrics:
         rows = [(name, _number(value)) for name, value in sorted(metrics.items())]
         lines += ["## Last measured", "", markdown_table(("quantity", "value"), rows), ""]
@@ -91,10 +101,29 @@ def report_markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def report_json(facts: Mapping[str, object], criteria: Sequence[Criterion], metrics: Mapping[str, float]) -> str:
-    """Return facts, criteria and metrics as JSON, in which NaN and infinity become null."""
+def not_applicable(criteria: Sequence[Criterion]) -> list[str]:
+    """Return a line for each reason for which criteria do not apply, with their names.
+
+    Args:
+        criteria: all criteria.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for each in criteria:
+        if each.verdict == "not applicable":
+            by_reason.setdefault(each.reason, []).append(f"`{each.name}`")
+    return [f"- Not applicable: {', '.join(names)} ({why})" for why, names in by_reason.items()]
+
+
+def report_json(
+    facts: Mapping[str, object],
+    criteria: Sequence[Criterion],
+    metrics: Mapping[str, float],
+    health: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return facts, criteria, metrics and findings as JSON, in which NaN and infinity become null."""
     content: dict[str, Any] = {
         "facts": dict(facts),
+        "health": [dict(each) for each in health],
         "criteria": [asdict(each) for each in criteria],
         "metrics": metrics,
     }

@@ -1,0 +1,1 @@
+"""``ConvergenceHealth``: what a run is doing, in sentences."""

@@ -1,0 +1,209 @@
+"""``ConvergenceHealth``: what a run is doing, in sentences with their numbers, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lightning_conv.callbacks.health.health_record import HealthRecord
+from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
+from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.logging import log_text
+from lightning_conv.callbacks.run.losses.loss_modules import LossFn
+from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.finding import Finding
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.reporting.plain_words import health_scalars, plain_words_terminal, plain_words_text
+
+OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
+
+PASSES = 50
+"""Forward and backward passes of the probe that a measurement takes, roughly: twenty products for the curvature at the first one."""
+
+
+class ConvergenceHealth(KernelMonitor):
+    """Says what a run is doing: whether its steps are too long, what its loss can reach, which units are off, and what is not finite.
+
+    Judged are, each in one sentence with its number, its limit and what to do (``docs/health.md``):
+
+    - ``stability``: the curvature of the run's loss on the probe over the limit of the optimizer's steps, for torch's SGD, Adam, AdamW,
+      NAdam, RMSprop and Adagrad. A ratio above 1 is usual; it is named as the cause where the loss has risen.
+    - ``loss_rise``: the loss has risen though the steps are not too long
+    - ``loss_floor``: the loss that equal inputs with unequal targets force on the probe
+    - ``width``: what the number of features before the last layer forces
+    - ``units``, ``layers``: units that are dead, saturated or constant on the probe, layers on which the outputs do not depend
+    - ``not_finite``: the first loss, input or weight that was not finite
+
+    Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
+
+    Logged: scalars ``health/<name>`` (the value) and ``health/level`` (0 to 3), the text ``health/words`` when a sentence changes, a block
+    in the terminal when the fit ends, and once a warning for each alert. ``ConvergenceReport`` has the sentences at the top of its page.
+
+    Args:
+        probe: as in ``LambdaMin``.
+        every_n_steps: measure at multiples of it; None: within ``max_overhead``.
+        max_overhead: as in ``LambdaMin``.
+        loss_fn: of the training step; None: the one that is observed in it.
+        on_alert: what to do at an alert: ``"warn"``, ``"stop"`` training after the batch, or a function of the ``Finding``.
+        on_error: as in ``LambdaMin``.
+
+    Attributes:
+        findings: what is known of the run now, the most severe first.
+
+    Raises:
+        MisconfigurationException: ``on_alert`` is neither of these; otherwise as ``LambdaMin``.
+
+    Cost: a measurement takes one ``ntk_gram`` (shared), twenty products with the Jacobian the first time and four later, a forward pass in
+    float64 and four in the network's type. The loss of every step is read, on an accelerator 32 at a time.
+
+    Example::
+
+        trainer = Trainer(callbacks=[ConvergenceHealth(on_alert="stop")])
+    """
+
+    def __init__(
+        self,
+        probe: Probe | int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float = 0.03,
+        loss_fn: LossFn | None = None,
+        on_alert: OnAlert = "warn",
+        on_error: OnError = "raise",
+    ) -> None:
+        known = get_args(get_args(OnAlert)[0])
+        if not callable(on_alert) and on_alert not in known:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: on_alert={on_alert!r} is none of {', '.join(map(repr, known))}, nor a function of a Finding"
+            )
+        super().__init__(probe, every_n_steps, max_overhead, on_error)
+        self.loss_fn = loss_fn
+        self.on_alert: OnAlert = on_alert
+        self._clear()
+
+    def _clear(self) -> None:
+        self._record = HealthRecord()
+        self._alerted: set[str] = set()
+        self._words = ""
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._clear()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is known of the run now, the most severe first."""
+        return self._record.findings
+
+    @property
+    def diverged_at(self) -> int | None:
+        """Step at which a loss or a weight was no longer finite; None: all were."""
+        first = self._record.losses.not_finite
+        return None if first is None or first.skipped else first.step
+
+    @property
+    def not_judged(self) -> dict[str, list[str]]:
+        """What could not be judged, by the reason."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self._record.undecided.items():
+            found.setdefault(reason, []).append(name)
+        return found
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._record.begin()
+        super().on_train_start(trainer, pl_module)
+
+    def note_batch(self, trainer: pl.Trainer, outputs: Any, batch: Any) -> None:
+        """Note the loss of a batch, in every step; the first one that is not finite is an alert.
+
+        Args:
+            trainer: Trainer of the run.
+            outputs: What the training step has returned.
+            batch: The batch.
+        """
+        with guarded(None, f"{self._name}: losses are not followed", failures=self._record.failures):
+            if self._record.losses.note(trainer.global_step, outputs, batch):
+                self._alert(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.note_batch(trainer, outputs, batch)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def own_seconds(self, kernel: Measurement) -> float:
+        return PASSES * kernel.pass_seconds
+
+    @override
+    def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
+        assert self._kernel is not None
+        self._record.measure(RunView(trainer, self._kernel, self.loss_fn), gram)
+        self._say(trainer, step)
+        self._alert(trainer)
+        return health_scalars(self.findings)
+
+    @override
+    def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+        """Draw nothing."""
+
+    def _say(self, trainer: pl.Trainer, step: int) -> None:
+        words = plain_words_text(self.findings)
+        if words != self._words:
+            log_text(trainer, self.tag("health/words"), words.replace("\n", "\n\n"), step)
+            self._words = words
+
+    def _alert(self, trainer: pl.Trainer) -> None:
+        """Do what ``on_alert`` asks for, once for each finding that is an alert."""
+        for each in self.findings:
+            if each.level != "alert" or each.name in self._alerted:
+                continue
+            self._alerted.add(each.name)
+            rank_zero_warn(f"{self._name}: {each.sentence} {each.advice}".rstrip())
+            if callable(self.on_alert):
+                self.on_alert(each)
+            elif self.on_alert == "stop":
+                trainer.should_stop = True
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        for each in self.by_optimizer.values():
+            each.finish(trainer, pl_module)
+
+    def finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the weights of the end, and say in the terminal what is known of the run.
+
+        Args:
+            trainer: Trainer of the run.
+            pl_module: The module.
+        """
+        with guarded(None, f"{self._name}: the end of the fit is not judged", failures=self._record.failures):
+            self._record.losses.fetch()
+            self._record.losses.look_at_weights(pl_module, trainer.global_step)
+            self._alert(trainer)
+            self._say(trainer, trainer.global_step)
+            if self.findings:
+                rank_zero_info(plain_words_terminal(self.findings, self.not_judged))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state | {"health": self._record.state_dict(), "alerted": sorted(self._alerted)} if state else state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "health" in state_dict:
+            self._record.load_state_dict(state_dict["health"])
+        self._alerted = set(state_dict.get("alerted", ()))

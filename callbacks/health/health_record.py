@@ -1,0 +1,190 @@
+"""``HealthRecord``: what the measurements of one run have shown so far, and the findings that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
+from lightning_conv.callbacks.health.losses_seen import LossesSeen
+from lightning_conv.callbacks.health.step_ratio import NoRatioError, common_rate, stability_reading
+from lightning_conv.callbacks.run.assumptions import violated
+from lightning_conv.callbacks.run.data.samples import data_violations
+from lightning_conv.callbacks.run.guarded import Failures, guarded
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.activity import unit_activity
+from lightning_conv.health.course import LossCourse, StabilityCourse
+from lightning_conv.health.finding import Finding, in_order
+from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
+from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
+from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.layers import trace_shares
+from lightning_conv.networks.batch_norm import has_batch_norm
+
+
+class HealthRecord:
+    """Follows one run.
+
+    Attributes:
+        losses: The training losses.
+        findings: Those of the last measurement, the most severe first, with what the losses have shown since.
+        undecided: What could not be judged, and why.
+        failures: Parts of a measurement that ended in an error.
+    """
+
+    def __init__(self) -> None:
+        self.failures = Failures()
+        self.losses = LossesSeen()
+        self.undecided: dict[str, str] = {}
+        self._measured: list[Finding] = []
+        self._probe: LossCourse | None = None
+        self._ratios: StabilityCourse | None = None
+        self._rate: float | None = None
+        self._vector: Tensor | None = None
+        self._fit: FitOfRun | None = None  # looked at once per fit
+        self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
+        self._shares: dict[str, float] | None = None
+        self._statistical = False
+
+    def begin(self) -> None:
+        """Begin a fit, of a new run or of this one: the samples are looked at again."""
+        self._fit = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, the most severe first."""
+        losses = self.losses
+        step = 0 if losses.course is None else losses.course.step
+        found = [*self._measured, *self._of_losses()]
+        if losses.course is not None or losses.not_finite is not None:
+            found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
+        return in_order(found)
+
+    def measure(self, run: RunView, gram: KernelGram) -> None:
+        """Measure the run at the weights of now.
+
+        Args:
+            run: The run at this moment.
+            gram: The kernel on the probe.
+        """
+        step = run.step
+        found: list[Finding] = []
+        self.losses.fetch()
+        if self._fit is None:
+            self._fit = FitOfRun.of(run, gram.n_outputs)
+            self._statistical = bool(violated(data_violations(run), ["full batch", "whole set"]))
+        loss = self._guarded(step, "the loss of the probe", lambda: self._loss_of(run))
+        self._guarded(step, "the stability ratio", lambda: self._read_ratio(run))
+        fit = self._fit
+        for what, look in (
+            ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
+            ("the units", lambda: found.append(self._look_at_units(run))),
+            ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
+        ):
+            self._guarded(step, what, look)
+        self._measured = found
+
+    def _guarded(self, step: int, what: str, look: Callable[[], Any]) -> Any:
+        made = None
+        with guarded(step, f"ConvergenceHealth: {what} could not be looked at", failures=self.failures):
+            made = look()
+        return made
+
+    def _loss_of(self, run: RunView) -> float | None:
+        """Return the loss on the probe in eval mode, and add it to its course."""
+        if run.loss_unknown or run.loss_targets is None:
+            self.undecided["loss"] = run.loss_unknown or "no targets are known"
+            return None
+        loss = run.sample_loss().value()
+        if has_batch_norm(run.network) and run.measurement.probe.batch_norm == "eval":
+            return loss  # running statistics lag behind: this loss may rise in a run that is well
+        if self._probe is None:
+            self._probe = LossCourse.begin(run.step, loss)
+        elif run.step > self._probe.step:
+            self._probe = self._probe.then(run.step, loss)
+        return loss
+
+    def _read_ratio(self, run: RunView) -> None:
+        try:
+            reading, self._vector = stability_reading(run, self._vector)
+        except (NoRatioError, UnknownStepError) as error:
+            self.undecided["stability"] = str(error)
+            return
+        self.undecided.pop("stability", None)
+        self._rate = common_rate(run)
+        if self._ratios is None:
+            self._ratios = StabilityCourse.begin(reading)
+        elif reading.step > self._ratios.now.step:
+            self._ratios = self._ratios.then(reading)
+
+    def _of_losses(self) -> list[Finding]:
+        """Return what the losses say, with the stability ratios beside them."""
+        course = self._risen()
+        found = []
+        if self._ratios is not None:
+            found.append(finding_of_stability(self._ratios, course, rate=self._rate))
+        if course is not None:
+            rise = finding_of_rise(course, self._ratios, statistical=self._statistical)
+            found += [] if rise is None else [rise]
+        return found
+
+    def _risen(self) -> LossCourse | None:
+        """Return the course in which a rise is looked for: that of the probe, or that of training where it has blown up since."""
+        training = self.losses.course
+        if training is None or not (training.fold == math.inf or training.of_first >= BLOWN):
+            return self._probe
+        known = self._probe is not None and self._probe.since is not None and training.fold < math.inf
+        return self._probe if known else training
+
+    def _look_at_units(self, run: RunView) -> Finding:
+        layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
+        out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
+        self._out = out
+        return finding_of_units(
+            layers,
+            samples=run.samples,
+            step=run.step,
+            since=min(out.values()) if out else None,
+            outputs_constant=is_constant(run.outputs),
+        )
+
+    def _look_at_layers(self, gram: KernelGram, step: int) -> list[Finding]:
+        shares = trace_shares(gram)
+        found = finding_of_layers(shares, self._shares, step=step)
+        self._shares = shares or None
+        return [] if found is None else [found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain types, for a checkpoint."""
+        return {
+            "losses": self.losses.state_dict(),
+            "measured": [each.to_json() for each in self._measured],
+            "undecided": dict(self.undecided),
+            "probe": None if self._probe is None else asdict(self._probe),
+            "ratios": None if self._ratios is None else self._ratios.state_dict(),
+            "rate": self._rate,
+            "vector": None if self._vector is None else self._vector.cpu(),
+            "out": dict(self._out),
+            "shares": None if self._shares is None else dict(self._shares),
+            "statistical": self._statistical,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.losses.load_state_dict(state["losses"])
+        self._measured = [Finding.from_json(each) for each in state["measured"]]
+        self.undecided = dict(state["undecided"])
+        self._probe = None if state["probe"] is None else LossCourse(**state["probe"])
+        self._ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
+        self._rate, self._vector = state["rate"], state["vector"]
+        self._out, self._statistical = dict(state["out"]), state["statistical"]
+        self._shares = None if state["shares"] is None else dict(state["shares"])
+
+
+def _is_input(losses: LossesSeen) -> bool:
+    return losses.not_finite is not None and losses.not_finite.kind == "input"
