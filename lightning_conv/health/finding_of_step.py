@@ -58,18 +58,16 @@ def finding_of_stability(
     level: Level = "ok"
     if now.lower > LONG:
         level = "notice"
-        says = f"{figure(now.lower)} times its limit{trend}{since}; the loss has not risen, as often at the edge of stability"
-        says = says if loss is not None else f"{figure(now.lower)} times its limit{trend}{since}"
+        calm = "; the loss has not risen" if loss is not None and loss.since is None else ""
+        says = f"{figure(now.lower)} times its limit for the curvature{trend}{since}{calm}"
     elif now.lower > EDGE:
         says = (
-            f"at the edge of stability, {figure(now.lower)} times the limit{trend}{since}, which is usual in training"
+            f"at the edge of stability, {figure(now.lower)} times its limit{trend}{since}, which is usual in training"
         )
+    elif now.upper <= 0:
+        says = "far from the edge of stability, since the loss has no curvature"
     elif now.upper < FAR:
-        says = (
-            f"{figure(now.lower)} of its limit{trend}: far from the edge, by a factor of {figure(1 / now.upper)}"
-            if (now.upper > 0)
-            else "far from the edge: there is no curvature"
-        )
+        says = f"{figure(now.lower)} of its limit{trend}: far from the edge of stability, by a factor of {figure(1 / now.upper)}"
     else:
         says = (
             f"{figure(now.lower)} of its limit{trend} (at most about {figure(now.upper)}), near the edge of stability"

@@ -180,8 +180,8 @@ def relative_error(predicted: float, real: float) -> float:
     """Return |predicted - real| / |real|; 0 if they are equal, ``inf`` if one of them is not finite or only the real one is 0.
 
     Example:
-        >>> relative_error(0.5, 0.4), relative_error(0.1, 0.0)
-        (0.25, inf)
+        >>> relative_error(0.5, 0.25), relative_error(0.1, 0.0)
+        (1.0, inf)
     """
     if not (math.isfinite(predicted) and math.isfinite(real)):
         return math.inf

@@ -45,9 +45,9 @@ def train(model, x, loss, optimizer, steps):
         optimizer.zero_grad()
         value = loss(model(x))
         value.backward()
-        losses.append(float(value))
+        losses.append(value.item())
         optimizer.step()
-    return [*losses, float(loss(model(x)))]
+    return [*losses, loss(model(x)).item()]
 
 
 def momentum_in_outputs(model, x, optimizer):
