@@ -196,7 +196,7 @@ def test_no_steps_leave_the_loss():
     modes = KernelModes.of_matrix(ntk_gram(model, x, outputs="full").matrix)
     for name, curvature in itertools.product(["mse"], [None, CURVATURES["mse"]]):
         run = LinearisedRun(modes, model(x), lambda u, name=name: LOSSES[name](u, y), curvature=curvature)
-        assert run.advance(0) == pytest.approx(float(LOSSES[name](model(x), y)), rel=1e-12)
+        assert run.advance(0) == pytest.approx(LOSSES[name](model(x), y).item(), rel=1e-12)
 
 
 def test_what_cannot_be_continued_is_refused():
