@@ -91,7 +91,7 @@ class ForecastRecord:
         Args:
             made: The present step.
             loss: The present loss.
-            predicted: Losses by later step.
+            predicted: Losses by later step; those after the end of the run are left out.
 
         Raises:
             ValueError: A step is not later than ``made``.
@@ -104,6 +104,7 @@ class ForecastRecord:
         self._open += [
             {"made": made, "step": step, "place": place, "share": share, "before": loss, "predicted": predicted[step]}
             for place, step in enumerate(sorted(predicted))
+            if self.total is None or step <= self.total
         ]
 
     def compare(self, step: int, loss: float) -> list[Comparison]:

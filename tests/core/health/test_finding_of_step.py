@@ -130,7 +130,7 @@ NOISE = gradient_noise(torch.eye(64, dtype=torch.float64) + 1)
     [
         (NoiseScale(1000.0, 500.0, 2000.0), 16, "notice", "far below the noise scale of about 1,000 (500 to 2,000)"),
         (NoiseScale(math.inf, 900.0, math.inf), 64, "notice", "at least 900"),
-        (NoiseScale(math.inf, math.inf, math.inf), 64, "notice", "more than can be measured"),
+        (NoiseScale(math.inf, math.inf, math.inf), 64, "ok", "not told from the noise of the 64 samples"),
         (NoiseScale(3.0, 2.0, 5.0), 64, "notice", "far above"),
         (NoiseScale(100.0, 50.0, 200.0), 64, "ok", "in the range"),
         (NoiseScale(math.inf, 0.0, math.inf), 64, "ok", "in the range"),
@@ -141,6 +141,14 @@ def test_the_batch_against_the_noise_scale(scale, batch, level, says):
     assert found.level == level
     assert says in found.sentence
     assert found.limit == batch
+
+
+def test_a_batch_of_everything_has_no_noise():
+    scale = NoiseScale(1000.0, 900.0, 1100.0)
+    assert finding_of_noise(NOISE, scale, batch=64, training_samples=65).level == "notice"
+    found = finding_of_noise(NOISE, scale, batch=64, training_samples=64)
+    assert found.level == "ok"
+    assert "all training samples" in found.sentence
 
 
 def test_samples_that_carry_the_gradient_and_gradients_of_zero():

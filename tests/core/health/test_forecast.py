@@ -79,7 +79,7 @@ def test_it_is_the_run_of_a_linear_model_begun_in_its_middle(name, options):
         model(x),
         loss,
         rule=sizes.rules["weight"],
-        momentum=momentum_in_outputs(model, x, optimizer) if options.get("momentum") else None,
+        velocity=momentum_in_outputs(model, x, optimizer) if options.get("momentum") else None,
         curvature=CURVATURES.get(name),
     )
     predicted = forecast_losses(run, [1, 2, 7, 40])
