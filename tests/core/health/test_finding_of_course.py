@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from lightning_conv.health.finding_of_course import finding_of_forecast, finding
 from lightning_conv.health.forecast_record import ShownForecast
 from lightning_conv.health.regime import training_regime
 from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.wording import PAGE, page_of
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 
@@ -61,3 +64,16 @@ def test_a_bound_is_said_of_the_samples_that_it_is_of():
 @pytest.mark.parametrize("probe", [Bounded(0.25, 0.25, 1.0, False, "sum"), Bounded(0.0, 0.0, 1.0, True, "sum")])
 def test_what_is_not_proven_is_not_said(probe):
     assert finding_of_subset(bound(probe), step=1) is None
+
+
+def test_every_finding_has_a_section_in_the_docs():
+    root = Path(__file__).parents[3]
+    sections = {
+        line[3:].strip().lower().replace(" ", "-")
+        for line in (root / PAGE).read_text().splitlines()
+        if line.startswith("## ")
+    }
+    sources = "".join(each.read_text() for each in (root / "lightning_conv" / "health").glob("finding_of_*.py"))
+    names = set(re.findall(r'page_of\("(\w+)"\)', sources))
+    assert {"stability", "loss_floor", "units", "forecast"} <= names
+    assert {page_of(each).split("#")[1] for each in names} == sections
