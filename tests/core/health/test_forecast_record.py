@@ -133,7 +133,7 @@ def test_the_relative_error_has_no_unit(predicted, real):
     assert relative_error(0.0, 0.0) == 0.0
 
 
-def test_nothing_is_foretold_after_the_end():
+def test_nothing_is_predicted_after_the_end():
     record = ForecastRecord(total=110)
     follow(record, HALVED[:11], lambda n, k: 0.5 ** (n + k))
     assert record.shown().steps == (110,)
