@@ -77,10 +77,10 @@ class Finding:
     def from_json(cls, content: Mapping[str, Any]) -> Finding:
         """Return what ``to_json`` wrote; numbers that were not finite are NaN now."""
         numbers = {"value", "lower", "upper", "limit"}
-        filled: dict[str, Any] = {
+        known: dict[str, Any] = {
             name: math.nan if name in numbers and value is None else value for name, value in content.items()
         }
-        return cls(**filled)
+        return cls(**known)
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

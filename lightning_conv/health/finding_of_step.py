@@ -58,18 +58,16 @@ def finding_of_stability(
     level: Level = "ok"
     if now.lower > LONG:
         level = "notice"
-        says = f"{figure(now.lower)} times its limit{trend}{since}; the loss has not risen, as often at the edge of stability"
-        says = says if loss is not None else f"{figure(now.lower)} times its limit{trend}{since}"
+        calm = "; the loss has not risen" if loss is not None and loss.since is None else ""
+        says = f"{figure(now.lower)} times its limit for the curvature{trend}{since}{calm}"
     elif now.lower > EDGE:
         says = (
-            f"at the edge of stability, {figure(now.lower)} times the limit{trend}{since}, which is usual in training"
+            f"at the edge of stability, {figure(now.lower)} times its limit{trend}{since}, which is usual in training"
         )
+    elif now.upper <= 0:
+        says = "far from the edge of stability, since the loss has no curvature"
     elif now.upper < FAR:
-        says = (
-            f"{figure(now.lower)} of its limit{trend}: far from the edge, by a factor of {figure(1 / now.upper)}"
-            if (now.upper > 0)
-            else "far from the edge: there is no curvature"
-        )
+        says = f"{figure(now.lower)} of its limit{trend}: far from the edge of stability, by a factor of {figure(1 / now.upper)}"
     else:
         says = (
             f"{figure(now.lower)} of its limit{trend} (at most about {figure(now.upper)}), near the edge of stability"
@@ -136,18 +134,21 @@ def finding_of_rise(
     )
 
 
-def finding_of_noise(noise: GradientNoise, scale: NoiseScale, *, batch: int, step: int | None = None) -> Finding:
+def finding_of_noise(
+    noise: GradientNoise, scale: NoiseScale, *, batch: int, training_samples: int | None = None, step: int | None = None
+) -> Finding:
     """Judge the noise of the gradient against the batch.
 
     Args:
         noise: Of the samples of the probe.
         scale: The simple noise scale with its ends.
         batch: Samples in a step, of all devices and accumulated batches together.
+        training_samples: Samples of the training set; None: not known. A batch of all of them has no noise of sampling.
         step: Step of the measurement.
 
     Returns:
         A ``notice`` if the batch is clear of the noise scale by ``CLEAR``, if few samples carry the gradient, or if all gradients are
-        zero; otherwise ``ok``.
+        zero; otherwise ``ok``. That the mean gradient is not told from the noise is usual where the samples are fitted.
 
     Raises:
         ValueError: ``batch`` is below 1.
@@ -159,6 +160,10 @@ def finding_of_noise(noise: GradientNoise, scale: NoiseScale, *, batch: int, ste
     advice = ""
     if noise.zeros == noise.samples:
         says = f"The gradients of all {noise.samples} samples are zero, so nothing is trained by them"
+    elif training_samples is not None and batch >= training_samples:
+        level, says = "ok", "Every step sees all training samples, so its gradient has no noise of sampling"
+    elif scale.lower == math.inf:
+        level, says = "ok", f"The mean gradient is not told from the noise of the {noise.samples} samples of the probe"
     elif batch * CLEAR < scale.lower:
         says = f"The batch of {batch:,} is far below the noise scale of {about}: steps are mostly noise"
         advice = "If steps are cheap to enlarge, a larger batch saves steps."
@@ -189,7 +194,7 @@ def finding_of_noise(noise: GradientNoise, scale: NoiseScale, *, batch: int, ste
 
 def _scale_in_words(scale: NoiseScale) -> str:
     if not math.isfinite(scale.upper):
-        return f"at least {figure(scale.lower)}" if math.isfinite(scale.lower) else "more than can be measured"
+        return f"at least {figure(scale.lower)}"
     return f"about {figure(scale.value)} ({figure(scale.lower)} to {figure(scale.upper)})"
 
 

@@ -32,13 +32,14 @@ def finding_of_units(
         layers: What they did on the probe.
         samples: Samples of the probe.
         step: Step of the measurement.
-        since: Step of an earlier measurement from which on the same layers were out; None: this is the first time.
+        since: Step of an earlier measurement from which on these layers were out; None: this is the first time. Gates and branches
+            that begin at zero are constant at the start of healthy runs, so once is never more than a notice.
         outputs_constant: Whether the network returns the same for all samples, though their inputs differ.
 
     Returns:
-        ``alert``: a whole layer is out and the network's outputs are constant, both already at an earlier measurement. ``warning``: a whole
-        layer is out. ``notice``: at least ``MANY`` of the units of one layer are. ``ok``: fewer. The value is the largest share in a
-        layer.
+        ``alert``: a whole layer is out and the network's outputs are constant, both already at an earlier measurement. ``warning``: a
+        whole layer is out for the second time. ``notice``: it is for the first time, or at least ``MANY`` of the units of one layer are.
+        ``ok``: fewer. The value is the largest share in a layer.
     """
     shares = {each.name: _share(each) for each in layers}
     worst = max(layers, key=_share, default=None)
@@ -46,14 +47,13 @@ def finding_of_units(
     advice = ""
     out = [each for each in layers if each.is_out]
     if out:
-        lasting = outputs_constant and since is not None and since < step
-        level = "alert" if lasting else "warning"
-        where = "" if since is None else f" since step {since}"
+        lasting = since is not None and since < step
+        level = "notice" if not lasting else "alert" if outputs_constant else "warning"
+        where = f" since step {since}" if lasting else ""
         silent = ", and the network returns the same for all of them" if outputs_constant else ""
         says = f"All {counted(out[0].units, 'unit')} of {_named(out)} {_state(out[0])} on the {samples} samples of the probe{where}{silent}"
-        advice = (
-            "Start these layers with smaller weights and biases near zero, or with an activation that does not end."
-        )
+        if lasting and since == 0 and len(out[0].constant) < out[0].units:
+            advice = "They were so from the start: look at the initial weights and biases before them, and at the scale of the inputs."
     elif worst is not None and shares[worst.name] >= MANY:
         level = "notice"
         number = round(shares[worst.name] * worst.units)

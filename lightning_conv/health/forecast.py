@@ -41,7 +41,7 @@ class LinearisedRun:
         outputs: u, (n, ...), the present ones, in the type that the loss is to be computed in; float64 is best.
         loss: L, a function of outputs of this shape that returns the loss of the run, a number.
         rule: The recurrence of the optimizer.
-        momentum: m, in the outputs: J times the momentum of the weights times their step sizes, of the shape of the outputs; None: 0.
+        velocity: m, in the outputs: J times the momentum of the weights times their step sizes, of the shape of the outputs; None: 0.
         curvature: kappa, if the loss is squared in this sense: 2 / (n C) for a mean over all outputs. None: another loss.
         scale: Rate of the step with this number (0 is the next one) relative to the present rate; None: it stays.
 
@@ -59,7 +59,7 @@ class LinearisedRun:
         loss: Callable[[Tensor], Tensor],
         *,
         rule: UpdateRule | None = None,
-        momentum: Tensor | None = None,
+        velocity: Tensor | None = None,
         curvature: float | None = None,
         scale: Callable[[int], float] | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class LinearisedRun:
         self._modes, self._loss, self._rule = modes, loss, rule or UpdateRule()
         self._outputs, self._curvature, self._scale = outputs.detach(), curvature, scale
         self._moved = modes.vectors.new_zeros(modes.values.numel(), outputs.numel() // size)  # V^T (u - u_0)
-        self._momentum = torch.zeros_like(self._moved) if momentum is None else self._along(momentum)
+        self._velocity = torch.zeros_like(self._moved) if velocity is None else self._along(velocity)
         self._start, gradient = self._evaluate(self._outputs)
         self._slope = self._along(gradient)  # V^T s(u_0)
 
@@ -101,8 +101,8 @@ class LinearisedRun:
 
     def _step(self, scale: float) -> None:
         slope = scale * self._modes.values[:, None] * self._along(self._evaluate(self._present())[1])
-        self._momentum = self._rule.a * self._momentum + self._rule.b * slope
-        self._moved = self._moved - self._rule.c * self._momentum - self._rule.e * slope
+        self._velocity = self._rule.a * self._velocity + self._rule.b * slope
+        self._moved = self._moved - self._rule.c * self._velocity - self._rule.e * slope
 
     def _power(self, scale: float, curvature: float, count: int) -> None:
         """Take ``count`` steps at once; the coordinates are x = V^T (u - y) and m."""
@@ -111,9 +111,9 @@ class LinearisedRun:
         matrix[:, 0, 0], matrix[:, 0, 1] = rule.a, rule.b * h
         matrix[:, 1, 0], matrix[:, 1, 1] = -rule.c * rule.a, 1 - h * (rule.c * rule.b + rule.e)
         origin = self._slope / curvature
-        state = torch.stack([self._momentum, origin + self._moved], 1)
+        state = torch.stack([self._velocity, origin + self._moved], 1)
         state = torch.linalg.matrix_power(matrix, count) @ state
-        self._momentum, self._moved = state[:, 0], state[:, 1] - origin
+        self._velocity, self._moved = state[:, 0], state[:, 1] - origin
 
     def _squared_loss(self, curvature: float) -> float:
         """Return the loss: the coordinates outside the modes keep their share of it."""

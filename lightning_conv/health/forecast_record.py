@@ -91,7 +91,7 @@ class ForecastRecord:
         Args:
             made: The present step.
             loss: The present loss.
-            predicted: Losses by later step.
+            predicted: Losses by later step; those after the end of the run are left out.
 
         Raises:
             ValueError: A step is not later than ``made``.
@@ -104,6 +104,7 @@ class ForecastRecord:
         self._open += [
             {"made": made, "step": step, "place": place, "share": share, "before": loss, "predicted": predicted[step]}
             for place, step in enumerate(sorted(predicted))
+            if self.total is None or step <= self.total
         ]
 
     def compare(self, step: int, loss: float) -> list[Comparison]:
@@ -180,8 +181,8 @@ def relative_error(predicted: float, real: float) -> float:
     """Return |predicted - real| / |real|; 0 if they are equal, ``inf`` if one of them is not finite or only the real one is 0.
 
     Example:
-        >>> relative_error(0.5, 0.4), relative_error(0.1, 0.0)
-        (0.25, inf)
+        >>> relative_error(0.5, 0.25), relative_error(0.1, 0.0)
+        (1.0, inf)
     """
     if not (math.isfinite(predicted) and math.isfinite(real)):
         return math.inf

@@ -12,7 +12,8 @@ LAZY_CHANGE, LAZY_ALIGNMENT, LAZY_ERROR = 0.1, 0.99, 0.1
 """A lazy run has at most this relative change, at least this alignment and at most this error of the linearised forecast."""
 
 LEARNING_CHANGE, LEARNING_ALIGNMENT = 0.5, 0.9
-"""A run that learns features has at least this relative change and at most this alignment, and is not foretold as a lazy one is."""
+"""A run that learns features has at least this relative change and at most this alignment, and the linearised network of the start does
+not predict its loss."""
 
 PROGRESS = 2.0
 """Factor by which the loss has changed when there is something to judge."""

@@ -45,9 +45,9 @@ def train(model, x, loss, optimizer, steps):
         optimizer.zero_grad()
         value = loss(model(x))
         value.backward()
-        losses.append(float(value))
+        losses.append(value.item())
         optimizer.step()
-    return [*losses, float(loss(model(x)))]
+    return [*losses, loss(model(x)).item()]
 
 
 def momentum_in_outputs(model, x, optimizer):
@@ -79,7 +79,7 @@ def test_it_is_the_run_of_a_linear_model_begun_in_its_middle(name, options):
         model(x),
         loss,
         rule=sizes.rules["weight"],
-        momentum=momentum_in_outputs(model, x, optimizer) if options.get("momentum") else None,
+        velocity=momentum_in_outputs(model, x, optimizer) if options.get("momentum") else None,
         curvature=CURVATURES.get(name),
     )
     predicted = forecast_losses(run, [1, 2, 7, 40])
@@ -196,7 +196,7 @@ def test_no_steps_leave_the_loss():
     modes = KernelModes.of_matrix(ntk_gram(model, x, outputs="full").matrix)
     for name, curvature in itertools.product(["mse"], [None, CURVATURES["mse"]]):
         run = LinearisedRun(modes, model(x), lambda u, name=name: LOSSES[name](u, y), curvature=curvature)
-        assert run.advance(0) == pytest.approx(float(LOSSES[name](model(x), y)), rel=1e-12)
+        assert run.advance(0) == pytest.approx(LOSSES[name](model(x), y).item(), rel=1e-12)
 
 
 def test_what_cannot_be_continued_is_refused():

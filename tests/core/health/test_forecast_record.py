@@ -133,6 +133,15 @@ def test_the_relative_error_has_no_unit(predicted, real):
     assert relative_error(0.0, 0.0) == 0.0
 
 
+def test_nothing_is_predicted_after_the_end():
+    record = ForecastRecord(total=110)
+    follow(record, HALVED[:11], lambda n, k: 0.5 ** (n + k))
+    assert record.shown().steps == (110,)
+    record.compare(110, HALVED[11])
+    record.keep(110, HALVED[11], {120: 0.5**12})
+    assert record.shown() is None
+
+
 def test_a_forecast_of_the_past_is_refused():
     with pytest.raises(ValueError, match="need steps after 10"):
         ForecastRecord().keep(10, 1.0, {10: 0.5})

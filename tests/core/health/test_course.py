@@ -1,0 +1,102 @@
+"""The course of a run remembers what the whole series would tell."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_conv.health.course import RECENT, RISEN, LossCourse, StabilityCourse, StabilityReading
+
+
+def losses(series):
+    course = LossCourse.begin(0, series[0])
+    for step, loss in enumerate(series[1:], 1):
+        course = course.then(step, loss)
+    return course
+
+
+def ratios(series, every=1, spread=0.0):
+    readings = [StabilityReading(every * step, each, each * (1 + spread)) for step, each in enumerate(series)]
+    course = StabilityCourse.begin(readings[0])
+    for reading in readings[1:]:
+        course = course.then(reading)
+    return course
+
+
+@given(st.lists(st.one_of(st.floats(1e-3, 1e3), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=30))
+def test_it_is_what_the_whole_series_says(series):
+    course = losses(series)
+    finite = [each for each in series if math.isfinite(each)]
+    assert math.isfinite(course.smallest) == bool(finite)
+    if not finite:
+        assert course.since == 0
+        return
+    assert course.smallest == min(finite)
+    assert course.at == series.index(min(finite))
+    since = None
+    for step in range(len(series) - 1, -1, -1):
+        before = [each for each in series[: step + 1] if math.isfinite(each)]
+        if math.isfinite(series[step]) and series[step] < RISEN * min(before):
+            break
+        since = step
+    assert course.since == since
+    assert course.fold == (series[-1] / min(finite) if math.isfinite(series[-1]) else math.inf)
+
+
+def test_a_loss_that_is_not_positive_has_no_fold():
+    course = losses([1.0, -1.0, 5.0])
+    assert math.isnan(course.fold)
+    assert course.since is None
+    assert course.of_first == 5.0
+
+
+def test_since_when_the_ratio_is_above_one():
+    assert ratios([0.5, 1.1, 0.9, 1.2, 1.3]).since == 3
+    assert ratios([1.5, 1.1]).since == 0
+    assert ratios([1.5, 1.0]).since is None
+
+
+def test_the_trend_is_clear_of_the_intervals():
+    assert ratios([0.1, 0.2, 0.3, 0.4, 0.5]).trend == "rising"
+    assert ratios([0.5, 0.4, 0.3]).trend == "falling"
+    assert ratios([0.5, 0.52, 0.53], spread=0.1).trend == "steady"
+    assert ratios([0.5]).trend == "steady"
+
+
+def test_the_reading_that_may_explain_a_rise():
+    course = ratios([0.5, 0.7, 1.4, 0.2, 9.0], every=4)  # at 0, 4, 8, 12, 16
+    rise = losses([5, 4, 3, 2, 1, 1.1, 1.2, 1.5, 2, 2.5, 3.5, 4, 5])  # smallest at 4, risen since 10
+    assert (rise.at, rise.since) == (4, 10)
+    assert course.before(rise).step == 8
+    assert course.before(losses([1.0, 0.9])) is None
+    assert ratios([2.0]).before(losses([1.0, 30.0])).step == 0
+
+
+def test_readings_are_bounded_but_for_the_first():
+    course = ratios([0.01 * (number + 1) for number in range(100)])
+    assert len(course.recent) == RECENT
+    assert course.first.step == 0
+    assert course.now.step == 99
+    assert all(later.step > earlier.step for earlier, later in pairwise(course.recent))
+
+
+def test_resumed_is_uninterrupted():
+    series = [0.5, 0.9, 1.2, 1.3, 1.4]
+    half = StabilityCourse.from_state(json.loads(json.dumps(ratios(series[:3]).state_dict())))
+    for step in (3, 4):
+        half = half.then(StabilityReading(step, series[step], series[step]))
+    assert half == ratios(series)
+
+
+def test_time_does_not_go_back():
+    with pytest.raises(ValueError, match="after 1"):
+        losses([1.0, 2.0]).then(1, 1.0)
+    with pytest.raises(ValueError, match="after 1"):
+        ratios([1.0, 2.0]).then(StabilityReading(1, 1.0, 1.0))
+    with pytest.raises(ValueError, match="lower <= upper"):
+        StabilityReading(0, 2.0, 1.0)

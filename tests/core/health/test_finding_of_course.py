@@ -1,0 +1,79 @@
+"""Forecast, regime and bound are said with their numbers, and not at all where nothing is known."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_conv.health.finding_of_course import finding_of_forecast, finding_of_regime, finding_of_subset
+from lightning_conv.health.forecast_record import ShownForecast
+from lightning_conv.health.regime import training_regime
+from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.wording import PAGE, page_of
+from lightning_conv.linalg.eigenvalues.bounded import Bounded
+
+
+def test_a_forecast_comes_with_the_error_of_the_earlier_ones():
+    shown = ShownForecast(made=8, steps=(12, 16), losses=(0.03, 0.02), errors=(0.04, 0.07), compared=(5, 4))
+    found = finding_of_forecast(shown)
+    assert found.sentence == (
+        "If training goes on like this, the loss of the probe is about 0.02 at step 16; the last 4 forecasts as far ahead were off by "
+        "7 % in the median."
+    )
+    assert (found.value, found.step, found.level) == (0.02, 8, "ok")
+    assert finding_of_forecast(None) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ((0.999, 0.03, 0.02), "close to its linearisation"),
+        ((0.4, 1.5, math.inf), "learns features"),
+        ((0.4, 1.5, None), "learns features"),
+        ((math.nan, 0.3, None), "undecided"),
+    ],
+)
+def test_the_regime_is_one_sentence_with_its_numbers(numbers, says):
+    found = finding_of_regime(training_regime(*numbers, progress=10.0), step=3)
+    assert says in found.sentence
+    assert found.level == "ok"
+    assert ("linearised network " in found.sentence.split("(")[1]) == (numbers[2] is not None)
+    assert found.value == numbers[1]
+
+
+def bound(probe, on_training_set=False):
+    training_set = probe if on_training_set else Bounded(math.nan, 0.0, math.inf, False, "interlacing")
+    return SubsetBound(
+        probe=probe, training_set=training_set, parameters=("a", "b"), samples=64, on_training_set=on_training_set
+    )
+
+
+def test_a_bound_is_said_of_the_samples_that_it_is_of():
+    proven = Bounded(0.25, 0.25, math.inf, True, "sum")
+    found = finding_of_subset(bound(proven), step=1)
+    assert "on the 64 samples of the probe is at least 0.25" in found.sentence
+    assert "nothing of other samples" in found.sentence
+    whole = finding_of_subset(bound(proven, True), step=1)
+    assert "on all training samples is at least 0.25" in whole.sentence
+    assert "nothing" not in whole.sentence
+
+
+@pytest.mark.parametrize("probe", [Bounded(0.25, 0.25, 1.0, False, "sum"), Bounded(0.0, 0.0, 1.0, True, "sum")])
+def test_what_is_not_proven_is_not_said(probe):
+    assert finding_of_subset(bound(probe), step=1) is None
+
+
+def test_every_finding_has_a_section_in_the_docs():
+    root = Path(__file__).parents[3]
+    sections = {
+        line[3:].strip().lower().replace(" ", "-")
+        for line in (root / PAGE).read_text().splitlines()
+        if line.startswith("## ")
+    }
+    sources = "".join(each.read_text() for each in (root / "lightning_conv" / "health").glob("finding_of_*.py"))
+    names = set(re.findall(r'page_of\("(\w+)"\)', sources))
+    assert {"stability", "loss_floor", "units", "forecast"} <= names
+    assert {page_of(each).split("#")[1] for each in names} == sections
