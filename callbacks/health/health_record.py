@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
-from lightning_conv.callbacks.health.step_ratio import NoRatioError, common_rate, stability_reading
+from lightning_conv.callbacks.health.step_ratio import NoRatioError, optimizer_of, stability_reading
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures, guarded
@@ -21,7 +21,7 @@ from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding, in_order
 from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
 from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
 from lightning_conv.networks.batch_norm import has_batch_norm
@@ -116,7 +116,7 @@ class HealthRecord:
             self.undecided["stability"] = str(error)
             return
         self.undecided.pop("stability", None)
-        self._rate = common_rate(run)
+        self._rate = common_rate(optimizer_of(run))
         if self._ratios is None:
             self._ratios = StabilityCourse.begin(reading)
         elif reading.step > self._ratios.now.step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.steps import changed_steps
@@ -77,14 +77,6 @@ def optimizer_of(run: RunView) -> Optimizer:
     return (
         run.trainer.optimizers[0] if name is None else run.trainer.optimizers[find_optimizer(run.trainer, name).number]
     )
-
-
-def common_rate(run: RunView) -> float | None:
-    """Return the learning rate if the ratio is proportional to it and it is the same for all weights; None: it is not."""
-    optimizer = optimizer_of(run)
-    rates = {float(group["lr"]) for group in optimizer.param_groups}
-    decays = any(group.get("weight_decay") for group in optimizer.param_groups)
-    return rates.pop() if type(optimizer) is SGD and len(rates) == 1 and not decays else None
 
 
 def _bent(run: RunView, outputs: Tensor, directions: Tensor) -> Tensor:

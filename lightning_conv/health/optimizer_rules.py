@@ -76,6 +76,17 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
     return StepSizes(rules, scales, decay)
 
 
+def common_rate(optimizer: Optimizer) -> float | None:
+    """Return the learning rate if the stability ratio is proportional to it and it is the same for all weights; None: it is not.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    decays = any(group.get("weight_decay") for group in optimizer.param_groups)
+    return rates.pop() if type(optimizer) is SGD and len(rates) == 1 and not decays else None
+
+
 def _sgd(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
     momentum, dampening = float(group["momentum"]), float(group["dampening"])
     rate = _number(group["lr"])
