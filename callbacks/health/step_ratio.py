@@ -94,8 +94,7 @@ def _bent(run: RunView, outputs: Tensor, directions: Tensor) -> Tensor:
 
 def _batch_over_probe(run: RunView) -> float:
     """Return by how much more samples a step has than the probe, where the loss is a sum over them; otherwise 1."""
-    own = run.run_loss.own
-    if (own.reduction != "sum") if own is not None else not run.loss.summed:
+    if not run.loss.summed:
         return 1.0
     try:
         size = run.sampling.largest_batch
