@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
+from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
-from lightning_conv.callbacks.health.step_ratio import NoRatioError, optimizer_of, stability_reading
+from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
+from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures, guarded
@@ -26,6 +29,11 @@ from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
 from lightning_conv.networks.batch_norm import has_batch_norm
 
+PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25}
+"""Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
+
+Made = TypeVar("Made")
+
 
 class HealthRecord:
     """Follows one run.
@@ -35,6 +43,7 @@ class HealthRecord:
         findings: Those of the last measurement, the most severe first, with what the losses have shown since.
         undecided: What could not be judged, and why.
         failures: Parts of a measurement that ended in an error.
+        spent: Seconds that the costly parts took so far: stability, forecast and noise.
     """
 
     def __init__(self) -> None:
@@ -50,6 +59,10 @@ class HealthRecord:
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
         self._shares: dict[str, float] | None = None
         self._statistical = False
+        self._noise = NoiseOfRun()
+        self._seconds: dict[str, float] = {}  # what a part took the last time
+        self.spent = 0.0
+        self._forecast = ForecastOfRun()
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
@@ -65,22 +78,26 @@ class HealthRecord:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
         return in_order(found)
 
-    def measure(self, run: RunView, gram: KernelGram) -> None:
-        """Measure the run at the weights of now.
+    def measure(self, run: RunView, gram: KernelGram, affords: Callable[[float], bool], total: int | None) -> None:
+        """Measure the run at the weights of now; costly parts are left out where the run cannot afford them, which is noted.
 
         Args:
             run: The run at this moment.
             gram: The kernel on the probe.
+            affords: Whether a part may take so many seconds now.
+            total: Number of steps of the run; None: not known.
         """
-        step = run.step
+        step, self._forecast.record.total = run.step, total
         found: list[Finding] = []
         self.losses.fetch()
         if self._fit is None:
             self._fit = FitOfRun.of(run, gram.n_outputs)
             self._statistical = bool(violated(data_violations(run), ["full batch", "whole set"]))
         loss = self._guarded(step, "the loss of the probe", lambda: self._loss_of(run))
-        self._guarded(step, "the stability ratio", lambda: self._read_ratio(run))
-        fit = self._fit
+        fit, at = self._fit, self._paid("stability", run, affords, lambda: self._read_ratio(run))
+        if at is not None and loss is not None:
+            self._paid("forecast", run, affords, lambda: _add(found, self._forecast.measure(at, step, loss)))
+        self._paid("gradient_noise", run, affords, lambda: _add(found, self._noise.measure(run, gram)))
         for what, look in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
             ("the units", lambda: found.append(self._look_at_units(run))),
@@ -93,6 +110,19 @@ class HealthRecord:
         made = None
         with guarded(step, f"ConvergenceHealth: {what} could not be looked at", failures=self.failures):
             made = look()
+        return made
+
+    def _paid(self, name: str, run: RunView, affords: Callable[[float], bool], look: Callable[[], Made]) -> Made | None:
+        """Look at a costly part, if it is affordable."""
+        expected = self._seconds.get(name, PASSES[name] * run.measurement.pass_seconds)
+        self.undecided.pop(name, None)
+        if not affords(expected):
+            self.undecided[name] = "a look takes longer than the run allows for now; every_n_steps= asks for it"
+            return None
+        begun = time.perf_counter()
+        made: Made | None = self._guarded(run.step, f"the {name.replace('_', ' ')}", look)
+        self._seconds[name] = time.perf_counter() - begun
+        self.spent += self._seconds[name]
         return made
 
     def _loss_of(self, run: RunView) -> float | None:
@@ -109,18 +139,20 @@ class HealthRecord:
             self._probe = self._probe.then(run.step, loss)
         return loss
 
-    def _read_ratio(self, run: RunView) -> None:
+    def _read_ratio(self, run: RunView) -> StepOfRun | None:
+        """Read the stability ratio and return the next step; None: nothing can be said of it, which is noted."""
         try:
-            reading, self._vector = stability_reading(run, self._vector)
-        except (NoRatioError, UnknownStepError) as error:
+            step = StepOfRun.of(run)
+            reading, self._vector = step.stability(self._vector)
+        except (NoStepError, UnknownStepError) as error:
             self.undecided["stability"] = str(error)
-            return
-        self.undecided.pop("stability", None)
-        self._rate = common_rate(optimizer_of(run))
+            return None
+        self._rate = common_rate(optimizer_of(step.run))
         if self._ratios is None:
             self._ratios = StabilityCourse.begin(reading)
         elif reading.step > self._ratios.now.step:
             self._ratios = self._ratios.then(reading)
+        return step
 
     def _of_losses(self) -> list[Finding]:
         """Return what the losses say, with the stability ratios beside them."""
@@ -172,6 +204,8 @@ class HealthRecord:
             "out": dict(self._out),
             "shares": None if self._shares is None else dict(self._shares),
             "statistical": self._statistical,
+            "forecast": self._forecast.state_dict(),
+            "noise": self._noise.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -184,6 +218,13 @@ class HealthRecord:
         self._rate, self._vector = state["rate"], state["vector"]
         self._out, self._statistical = dict(state["out"]), state["statistical"]
         self._shares = None if state["shares"] is None else dict(state["shares"])
+        self._forecast.load_state_dict(state["forecast"])
+        self._noise.load_state_dict(state["noise"])
+
+
+def _add(findings: list[Finding], found: Finding | None) -> None:
+    if found is not None:
+        findings.append(found)
 
 
 def _is_input(losses: LossesSeen) -> bool:

@@ -76,6 +76,22 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
     return StepSizes(rules, scales, decay)
 
 
+def momentum_of(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the momentum of the weights, m of ``UpdateRule``, by name; empty: there is none yet.
+
+    Args:
+        optimizer: One of those that ``step_sizes`` knows.
+        parameters: The weights, by name.
+    """
+    found = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        buffer = next((state[key] for key in ("exp_avg", "momentum_buffer") if state.get(key) is not None), None)
+        if buffer is not None:
+            found[name] = buffer.detach()
+    return found
+
+
 def common_rate(optimizer: Optimizer) -> float | None:
     """Return the learning rate if the stability ratio is proportional to it and it is the same for all weights; None: it is not.
 
