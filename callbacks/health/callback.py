@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.health.health_record import HealthRecord
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
+from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
+from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
@@ -44,6 +46,9 @@ class ConvergenceHealth(KernelMonitor):
     - ``loss_floor``: the loss that equal inputs with unequal targets force on the probe
     - ``width``: what the number of features before the last layer forces
     - ``units``, ``layers``: units that are dead, saturated or constant on the probe, layers on which the outputs do not depend
+    - ``gradient_noise``: the batch against the noise scale, samples that carry the gradient
+    - ``forecast``: the loss of the probe at the next measurement, if earlier forecasts were right
+    - ``regime``: lazy or feature learning, behind a ``KernelStability`` in the list
     - ``not_finite``: the first loss, input or weight that was not finite
 
     Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
@@ -156,7 +161,9 @@ class ConvergenceHealth(KernelMonitor):
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
         run = RunView(trainer, self._kernel, self.loss_fn)
-        self._record.measure(run, gram, self._affords, _steps_of(trainer))
+        beside = [each for each in monitors_of(trainer, KernelStability) if each.optimizer == self.optimizer]
+        drift = next((each.drift for each in beside if each.last_step == step), None)
+        self._record.measure(run, gram, self._affords, total=_steps_of(trainer), drift=drift)
         self._say(trainer, step)
         self._alert(trainer)
         if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process

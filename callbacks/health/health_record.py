@@ -22,9 +22,12 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.activity import unit_activity
 from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding, in_order
+from lightning_conv.health.finding_of_course import finding_of_regime
 from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
 from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
 from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
+from lightning_conv.health.regime import training_regime
+from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
 from lightning_conv.networks.batch_norm import has_batch_norm
@@ -78,7 +81,15 @@ class HealthRecord:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
         return in_order(found)
 
-    def measure(self, run: RunView, gram: KernelGram, affords: Callable[[float], bool], total: int | None) -> None:
+    def measure(
+        self,
+        run: RunView,
+        gram: KernelGram,
+        affords: Callable[[float], bool],
+        *,
+        total: int | None = None,
+        drift: Drift | None = None,
+    ) -> None:
         """Measure the run at the weights of now; costly parts are left out where the run cannot afford them, which is noted.
 
         Args:
@@ -86,6 +97,7 @@ class HealthRecord:
             gram: The kernel on the probe.
             affords: Whether a part may take so many seconds now.
             total: Number of steps of the run; None: not known.
+            drift: How the kernel differs from that of the start; None: not known.
         """
         step, self._forecast.record.total = run.step, total
         found: list[Finding] = []
@@ -102,6 +114,7 @@ class HealthRecord:
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
             ("the units", lambda: found.append(self._look_at_units(run))),
             ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
+            ("the regime", lambda: _add(found, self._regime(drift, step))),
         ):
             self._guarded(step, what, look)
         self._measured = found
@@ -190,6 +203,14 @@ class HealthRecord:
         found = finding_of_layers(shares, self._shares, step=step)
         self._shares = shares or None
         return [] if found is None else [found]
+
+    def _regime(self, drift: Drift | None, step: int) -> Finding | None:
+        course = self._probe
+        if drift is None or course is None or step == 0 or not course.now > 0:
+            return None
+        progress = course.first / course.now
+        regime = training_regime(drift.alignment, drift.relative_frobenius, None, progress=progress, floor=drift.floor)
+        return finding_of_regime(regime, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, for a checkpoint."""
