@@ -55,7 +55,8 @@ def test_the_page_and_the_json_hold_the_same_verdicts():
     page = report_markdown("Title", {"run": "completed"}, criteria, {"theory/loss": 0.25})
     assert "| **refuted** | a\\|b | x >= 1 | 0.5 | 1 | 0.5 < 1 | P |" in page
     assert page.count(why) == 1
-    assert page.count("(a)") == 3  # two rows and the note
+    assert f"- Not applicable: `c`, `d` ({why})" in page
+    assert criteria_table(criteria).count("(a)") == 3  # two rows and the note
     assert "| theory/loss | 0.25 |" in page
     stored = json.loads(report_json({"run": "completed"}, criteria, {"theory/loss": 0.25, "bad": math.inf}))
     assert [each["verdict"] for each in stored["criteria"]] == ["refuted", "not applicable", "not applicable"]
