@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
+from lightning_conv.callbacks.health.start_of_run import StartOfRun
 from lightning_conv.callbacks.health.step_ratio import NoRatioError, common_rate, stability_reading
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
@@ -50,6 +51,7 @@ class HealthRecord:
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
         self._shares: dict[str, float] | None = None
         self._statistical = False
+        self._start = StartOfRun()
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
@@ -83,7 +85,10 @@ class HealthRecord:
         fit = self._fit
         for what, look in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
-            ("the units", lambda: found.append(self._look_at_units(run))),
+            ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
+            ("the signal", lambda: found.extend(self._start.look_at_signal(run))),
+            ("the movement", lambda: found.extend(self._start.look_at_movement(run))),
+            ("the units", lambda: found.extend(self._look_at_units(run))),
             ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
         ):
             self._guarded(step, what, look)
@@ -110,6 +115,10 @@ class HealthRecord:
         return loss
 
     def _read_ratio(self, run: RunView) -> None:
+        self._start.look_at_curvature(run)
+        if self._start.downward_since is not None:
+            self.undecided["stability"] = "the loss curves downward in the outputs of every sample"
+            return
         try:
             reading, self._vector = stability_reading(run, self._vector)
         except (NoRatioError, UnknownStepError) as error:
@@ -125,7 +134,7 @@ class HealthRecord:
     def _of_losses(self) -> list[Finding]:
         """Return what the losses say, with the stability ratios beside them."""
         course = self._risen()
-        found = []
+        found = self._start.descent(self._probe or self.losses.course)
         if self._ratios is not None:
             found.append(finding_of_stability(self._ratios, course, rate=self._rate))
         if course is not None:
@@ -141,17 +150,15 @@ class HealthRecord:
         known = self._probe is not None and self._probe.since is not None and training.fold < math.inf
         return self._probe if known else training
 
-    def _look_at_units(self, run: RunView) -> Finding:
+    def _look_at_units(self, run: RunView) -> list[Finding]:
+        if self._start.equal_inputs:
+            return []  # all units are constant then, whatever they are
         layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
         out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
         self._out = out
-        return finding_of_units(
-            layers,
-            samples=run.samples,
-            step=run.step,
-            since=min(out.values()) if out else None,
-            outputs_constant=is_constant(run.outputs),
-        )
+        since = min(out.values()) if out else None
+        silent = is_constant(run.outputs)
+        return [finding_of_units(layers, samples=run.samples, step=run.step, since=since, outputs_constant=silent)]
 
     def _look_at_layers(self, gram: KernelGram, step: int) -> list[Finding]:
         shares = trace_shares(gram)
@@ -172,6 +179,7 @@ class HealthRecord:
             "out": dict(self._out),
             "shares": None if self._shares is None else dict(self._shares),
             "statistical": self._statistical,
+            "start": self._start.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,6 +191,7 @@ class HealthRecord:
         self._ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector = state["rate"], state["vector"]
         self._out, self._statistical = dict(state["out"]), state["statistical"]
+        self._start.load_state_dict(state["start"])
         self._shares = None if state["shares"] is None else dict(state["shares"])
 
 
