@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,6 +13,8 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.health.health_record import HealthRecord
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
+from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
+from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
@@ -25,8 +28,11 @@ from lightning_conv.reporting.plain_words import health_scalars, plain_words_ter
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 
-PASSES = 50
-"""Forward and backward passes of the probe that a measurement takes, roughly: twenty products for the curvature at the first one."""
+PASSES = 8
+"""Forward and backward passes of the probe that a measurement takes without its costly parts, roughly."""
+
+FREE = 0.2
+"""Seconds that the costly parts of the first measurement may take in any run."""
 
 
 class ConvergenceHealth(KernelMonitor):
@@ -40,6 +46,9 @@ class ConvergenceHealth(KernelMonitor):
     - ``loss_floor``: the loss that equal inputs with unequal targets force on the probe
     - ``width``: what the number of features before the last layer forces
     - ``units``, ``layers``: units that are dead, saturated or constant on the probe, layers on which the outputs do not depend
+    - ``gradient_noise``: the batch against the noise scale, samples that carry the gradient
+    - ``forecast``: the loss of the probe at the next measurement, if earlier forecasts were right
+    - ``regime``: lazy or feature learning, behind a ``KernelStability`` in the list
     - ``not_finite``: the first loss, input or weight that was not finite
 
     Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
@@ -61,8 +70,10 @@ class ConvergenceHealth(KernelMonitor):
     Raises:
         MisconfigurationException: ``on_alert`` is neither of these; otherwise as ``LambdaMin``.
 
-    Cost: a measurement takes one ``ntk_gram`` (shared), twenty products with the Jacobian the first time and four later, a forward pass in
-    float64 and four in the network's type. The loss of every step is read, on an accelerator 32 at a time.
+    Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
+    products with the Jacobian the first time and four later, the forecast twelve, the noise one backward pass; these are left out, and said
+    to be, where they would take more than 0.2 s and a third of ``max_overhead``. The loss of every step is read, on an accelerator 32 at a
+    time.
 
     Example::
 
@@ -92,6 +103,7 @@ class ConvergenceHealth(KernelMonitor):
         self._record = HealthRecord()
         self._alerted: set[str] = set()
         self._words = ""
+        self._stops = False
 
     @override
     def forget(self) -> None:
@@ -148,10 +160,23 @@ class ConvergenceHealth(KernelMonitor):
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
-        self._record.measure(RunView(trainer, self._kernel, self.loss_fn), gram)
+        run = RunView(trainer, self._kernel, self.loss_fn)
+        beside = [each for each in monitors_of(trainer, KernelStability) if each.optimizer == self.optimizer]
+        drift = next((each.drift for each in beside if each.last_step == step), None)
+        self._record.measure(run, gram, self._affords, total=_steps_of(trainer), drift=drift)
         self._say(trainer, step)
         self._alert(trainer)
+        if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process
+            self._stops = trainer.strategy.reduce_boolean_decision(self._stops, all=False)
+            trainer.should_stop = trainer.should_stop or self._stops
         return health_scalars(self.findings)
+
+    def _affords(self, seconds: float) -> bool:
+        """Return whether a costly part may take so long: all of them together get a third of the share, and ``FREE`` at the start."""
+        assert self._kernel is not None
+        schedule = self._kernel.schedule
+        may = self._record.spent + seconds <= FREE + self._share / 3 * schedule.elapsed
+        return schedule.every_n_steps is not None or self._kernel.decided(may)
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
@@ -173,7 +198,8 @@ class ConvergenceHealth(KernelMonitor):
             if callable(self.on_alert):
                 self.on_alert(each)
             elif self.on_alert == "stop":
-                trainer.should_stop = True
+                self._stops = True
+                trainer.should_stop = trainer.should_stop or trainer.world_size == 1
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -207,3 +233,13 @@ class ConvergenceHealth(KernelMonitor):
         if "health" in state_dict:
             self._record.load_state_dict(state_dict["health"])
         self._alerted = set(state_dict.get("alerted", ()))
+
+
+def _steps_of(trainer: pl.Trainer) -> int | None:
+    """Return the number of optimizer steps of the run; None: not known."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches, epochs, accumulated = trainer.num_training_batches, trainer.max_epochs, trainer.accumulate_grad_batches
+    if epochs is None or epochs < 0 or batches == float("inf"):
+        return None
+    return math.ceil(batches / accumulated) * epochs

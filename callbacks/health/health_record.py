@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
+from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
+from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
-from lightning_conv.callbacks.health.step_ratio import NoRatioError, common_rate, stability_reading
+from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures, guarded
@@ -20,12 +23,20 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.activity import unit_activity
 from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding, in_order
+from lightning_conv.health.finding_of_course import finding_of_regime
 from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
 from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
+from lightning_conv.health.regime import training_regime
+from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
 from lightning_conv.networks.batch_norm import has_batch_norm
+
+PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25}
+"""Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
+
+Made = TypeVar("Made")
 
 
 class HealthRecord:
@@ -36,6 +47,7 @@ class HealthRecord:
         findings: Those of the last measurement, the most severe first, with what the losses have shown since.
         undecided: What could not be judged, and why.
         failures: Parts of a measurement that ended in an error.
+        spent: Seconds that the costly parts took so far: stability, forecast and noise.
     """
 
     def __init__(self) -> None:
@@ -51,6 +63,10 @@ class HealthRecord:
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
         self._shares: dict[str, float] | None = None
         self._statistical = False
+        self._noise = NoiseOfRun()
+        self._seconds: dict[str, float] = {}  # what a part took the last time
+        self.spent = 0.0
+        self._forecast = ForecastOfRun()
         self._start = StartOfRun()
 
     def begin(self) -> None:
@@ -67,22 +83,35 @@ class HealthRecord:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
         return in_order(found)
 
-    def measure(self, run: RunView, gram: KernelGram) -> None:
-        """Measure the run at the weights of now.
+    def measure(
+        self,
+        run: RunView,
+        gram: KernelGram,
+        affords: Callable[[float], bool],
+        *,
+        total: int | None = None,
+        drift: Drift | None = None,
+    ) -> None:
+        """Measure the run at the weights of now; costly parts are left out where the run cannot afford them, which is noted.
 
         Args:
             run: The run at this moment.
             gram: The kernel on the probe.
+            affords: Whether a part may take so many seconds now.
+            total: Number of steps of the run; None: not known.
+            drift: How the kernel differs from that of the start; None: not known.
         """
-        step = run.step
+        step, self._forecast.record.total = run.step, total
         found: list[Finding] = []
         self.losses.fetch()
         if self._fit is None:
             self._fit = FitOfRun.of(run, gram.n_outputs)
             self._statistical = bool(violated(data_violations(run), ["full batch", "whole set"]))
         loss = self._guarded(step, "the loss of the probe", lambda: self._loss_of(run))
-        self._guarded(step, "the stability ratio", lambda: self._read_ratio(run))
-        fit = self._fit
+        fit, at = self._fit, self._paid("stability", run, affords, lambda: self._read_ratio(run))
+        if at is not None and loss is not None:
+            self._paid("forecast", run, affords, lambda: _add(found, self._forecast.measure(at, step, loss)))
+        self._paid("gradient_noise", run, affords, lambda: _add(found, self._noise.measure(run, gram)))
         for what, look in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
             ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
@@ -90,6 +119,7 @@ class HealthRecord:
             ("the movement", lambda: found.extend(self._start.look_at_movement(run))),
             ("the units", lambda: found.extend(self._look_at_units(run))),
             ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
+            ("the regime", lambda: _add(found, self._regime(drift, step))),
         ):
             self._guarded(step, what, look)
         self._measured = found
@@ -98,6 +128,19 @@ class HealthRecord:
         made = None
         with guarded(step, f"ConvergenceHealth: {what} could not be looked at", failures=self.failures):
             made = look()
+        return made
+
+    def _paid(self, name: str, run: RunView, affords: Callable[[float], bool], look: Callable[[], Made]) -> Made | None:
+        """Look at a costly part, if it is affordable."""
+        expected = self._seconds.get(name, PASSES[name] * run.measurement.pass_seconds)
+        self.undecided.pop(name, None)
+        if not affords(expected):
+            self.undecided[name] = "a look takes longer than the run allows for now; every_n_steps= asks for it"
+            return None
+        begun = time.perf_counter()
+        made: Made | None = self._guarded(run.step, f"the {name.replace('_', ' ')}", look)
+        self._seconds[name] = time.perf_counter() - begun
+        self.spent += self._seconds[name]
         return made
 
     def _loss_of(self, run: RunView) -> float | None:
@@ -114,22 +157,24 @@ class HealthRecord:
             self._probe = self._probe.then(run.step, loss)
         return loss
 
-    def _read_ratio(self, run: RunView) -> None:
+    def _read_ratio(self, run: RunView) -> StepOfRun | None:
+        """Read the stability ratio and return the next step; None: nothing can be said of it, which is noted."""
         self._start.look_at_curvature(run)
         if self._start.downward_since is not None:
             self.undecided["stability"] = "the loss curves downward in the outputs of every sample"
-            return
+            return None
         try:
-            reading, self._vector = stability_reading(run, self._vector)
-        except (NoRatioError, UnknownStepError) as error:
+            step = StepOfRun.of(run)
+            reading, self._vector = step.stability(self._vector)
+        except (NoStepError, UnknownStepError) as error:
             self.undecided["stability"] = str(error)
-            return
-        self.undecided.pop("stability", None)
-        self._rate = common_rate(run)
+            return None
+        self._rate = common_rate(optimizer_of(step.run))
         if self._ratios is None:
             self._ratios = StabilityCourse.begin(reading)
         elif reading.step > self._ratios.now.step:
             self._ratios = self._ratios.then(reading)
+        return step
 
     def _of_losses(self) -> list[Finding]:
         """Return what the losses say, with the stability ratios beside them."""
@@ -166,6 +211,14 @@ class HealthRecord:
         self._shares = shares or None
         return [] if found is None else [found]
 
+    def _regime(self, drift: Drift | None, step: int) -> Finding | None:
+        course = self._probe
+        if drift is None or course is None or step == 0 or not course.now > 0:
+            return None
+        progress = course.first / course.now
+        regime = training_regime(drift.alignment, drift.relative_frobenius, None, progress=progress, floor=drift.floor)
+        return finding_of_regime(regime, step=step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, for a checkpoint."""
         return {
@@ -179,6 +232,8 @@ class HealthRecord:
             "out": dict(self._out),
             "shares": None if self._shares is None else dict(self._shares),
             "statistical": self._statistical,
+            "forecast": self._forecast.state_dict(),
+            "noise": self._noise.state_dict(),
             "start": self._start.state_dict(),
         }
 
@@ -193,6 +248,13 @@ class HealthRecord:
         self._out, self._statistical = dict(state["out"]), state["statistical"]
         self._start.load_state_dict(state["start"])
         self._shares = None if state["shares"] is None else dict(state["shares"])
+        self._forecast.load_state_dict(state["forecast"])
+        self._noise.load_state_dict(state["noise"])
+
+
+def _add(findings: list[Finding], found: Finding | None) -> None:
+    if found is not None:
+        findings.append(found)
 
 
 def _is_input(losses: LossesSeen) -> bool:

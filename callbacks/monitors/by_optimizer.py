@@ -71,6 +71,11 @@ class ByOptimizer(pl.Callback):
         return {each.optimizer: each for each in self._all}
 
     @property
+    def last_step(self) -> int | None:
+        """Step of the last measurement, a failed one included; None: there was none."""
+        return self._last_step
+
+    @property
     def _all(self) -> list[Self]:
         return [self, *self._others]
 

@@ -177,7 +177,8 @@ def finding_of_noise(
         )
         advice = "Look at these samples and their labels."
     else:
-        level, says = "ok", f"The batch of {batch:,} is in the range of the noise scale of {about}"
+        where = "below" if batch < scale.lower else "above" if batch > scale.upper else "in the range of"
+        level, says = "ok", f"The batch of {batch:,} is {where} the noise scale of {about}"
     return Finding(
         name="gradient_noise",
         level=level,

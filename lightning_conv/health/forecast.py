@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +79,45 @@ class LinearisedRun:
         self._velocity = torch.zeros_like(self._moved) if velocity is None else self._along(velocity)
         self._start, gradient = self._evaluate(self._outputs)
         self._slope = self._along(gradient)  # V^T s(u_0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the loss in plain types and tensors.
+
+        Raises:
+            ValueError: There is a schedule of rates, which is a function.
+        """
+        if self._scale is not None:
+            raise ValueError("scale: a function is not kept; continue such a run before it is stored")
+        tensors = {
+            "values": self._modes.values,
+            "vectors": self._modes.vectors,
+            "outputs": self._outputs,
+            "moved": self._moved,
+            "velocity": self._velocity,
+            "slope": self._slope,
+        }
+        plain = {"steps": self.steps, "rule": asdict(self._rule), "curvature": self._curvature, "start": self._start}
+        return {name: each.cpu() for name, each in tensors.items()} | plain
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], loss: Callable[[Tensor], Tensor]) -> LinearisedRun:
+        """Return the run that ``state_dict`` wrote.
+
+        Args:
+            state: The state.
+            loss: L, as it was.
+        """
+        made = cls.__new__(cls)
+        made.steps, made._loss, made._scale = state["steps"], loss, None
+        made._modes, made._rule = KernelModes(state["values"], state["vectors"]), UpdateRule(**state["rule"])
+        made._outputs, made._curvature, made._start = state["outputs"], state["curvature"], state["start"]
+        made._moved, made._velocity, made._slope = state["moved"], state["velocity"], state["slope"]
+        return made
+
+    @property
+    def is_squared(self) -> bool:
+        """Whether the loss is squared, so that any number of steps costs next to nothing."""
+        return self._curvature is not None
 
     def advance(self, steps: int) -> float:
         """Continue by this number of steps and return the loss; ``inf`` where it overflows.

@@ -76,6 +76,33 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
     return StepSizes(rules, scales, decay)
 
 
+def momentum_of(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the momentum of the weights, m of ``UpdateRule``, by name; empty: there is none yet.
+
+    Args:
+        optimizer: One of those that ``step_sizes`` knows.
+        parameters: The weights, by name.
+    """
+    found = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        buffer = next((state[key] for key in ("exp_avg", "momentum_buffer") if state.get(key) is not None), None)
+        if buffer is not None:
+            found[name] = buffer.detach()
+    return found
+
+
+def common_rate(optimizer: Optimizer) -> float | None:
+    """Return the learning rate if the stability ratio is proportional to it and it is the same for all weights; None: it is not.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    decays = any(group.get("weight_decay") for group in optimizer.param_groups)
+    return rates.pop() if type(optimizer) is SGD and len(rates) == 1 and not decays else None
+
+
 def _sgd(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
     momentum, dampening = float(group["momentum"]), float(group["dampening"])
     rate = _number(group["lr"])

@@ -16,7 +16,8 @@ RULES = {"momentum", "weight_decay", "nesterov"}
 OWNERS = {
     "loss": "lightning_conv/losses/",
     "sampling": "callbacks/run/data/sampling.py",
-    "steps": "callbacks/run/steps.py",
+    # What stands around a step; what an optimizer makes of a gradient.
+    "steps": ("callbacks/run/steps.py", "lightning_conv/health/optimizer_rules.py"),
 }
 
 

@@ -494,7 +494,7 @@ def test_the_report_is_written_when_a_run_breaks_and_never_breaks_one(tmp_path, 
     report = ConvergenceReport(folder=str(tmp_path / "here"), name="page")
     with pytest.raises(RuntimeError, match="out of luck"):
         make_trainer([ConvergenceCriteria(every_n_steps=3), report], max_epochs=2).fit(module, make_loader())
-    assert "ended by RuntimeError" in (tmp_path / "here" / "page.md").read_text()
+    assert "failed (RuntimeError)" in (tmp_path / "here" / "page.md").read_text()
     (tmp_path / "file").write_text("")
     impossible = ConvergenceReport(folder=str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="nothing was written"):

@@ -52,7 +52,7 @@ def test_the_measurement_stops_at_once_and_is_not_kept(runs, name):
 def test_nothing_is_half_written(runs, name):
     own = runs[name][0]["of measuring"]
     assert own["files"] == ["convergence.json", "convergence.md"]
-    assert "ended by " in own["page"]
+    assert "interrupted (" in own["page"]
 
 
 def test_a_handler_of_the_user_is_called_and_comes_back():

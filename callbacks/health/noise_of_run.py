@@ -1,0 +1,90 @@
+"""``NoiseOfRun``: how the gradients of the probe's samples scatter, pooled over the measurements of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.finding_of_step import finding_of_noise
+from lightning_conv.health.gradient_noise import GradientNoise, gradient_noise, noise_scale
+from lightning_conv.kernels.gram import KernelGram, ntk_gram
+
+POOLED = 5
+"""Measurements over which the noise scale is pooled."""
+
+
+class NoiseOfRun:
+    """Keeps the last measurements of one run."""
+
+    def __init__(self) -> None:
+        self._measured: list[GradientNoise] = []
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the measurements in plain types and tensors."""
+        return [asdict(each) for each in self._measured]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._measured = [GradientNoise(**each) for each in state]
+
+    def measure(self, run: RunView, gram: KernelGram) -> Finding | None:
+        """Measure the noise at the weights of now; None: the size of a batch is not known, or the loss is not.
+
+        Args:
+            run: The run at this moment.
+            gram: The kernel on the probe.
+
+        Cost: a forward and a backward pass of the probe, and what ``ntk_gram`` measures again of a network that was read.
+        """
+        batch = _batch(run)
+        if batch is None or run.loss_unknown or run.loss_targets is None:
+            return None
+        products = _products(run, gram)
+        noise = gradient_noise(products)
+        self._measured = [*self._measured, noise][-POOLED:]
+        scale = noise_scale(self._measured, products)
+        return finding_of_noise(noise, scale, batch=batch, training_samples=run.sampling.size, step=run.step)
+
+
+def _products(run: RunView, gram: KernelGram) -> Tensor:
+    """Return the inner products of the gradients of the samples' own losses, (n, n)."""
+    measurement = run.measurement
+    if measurement.cotangents is not None:
+        matrix = gram.matrix
+    else:
+        targets, rows = measurement.targets, measurement.rows
+        s = measurement.probe_loss.gradients(lambda: measurement.shaped_outputs(run.module), targets, rows)
+        with isolated():
+            matrix = ntk_gram(
+                run.network,
+                run.inputs,
+                cotangents=s.to(torch.get_default_dtype()),
+                parameters=list(measurement.parameters),
+                precision="fast",
+                batch_norm=measurement.probe.batch_norm,
+                max_memory=measurement.probe.max_memory,
+                plan=gram.plan,
+                remeasure=gram.plan is not None,
+                progress=False,
+            ).matrix
+    # The gradient of a mean carries 1 / n.
+    return matrix if run.loss.summed else matrix * run.samples**2
+
+
+def _batch(run: RunView) -> int | None:
+    """Return the number of samples in an optimizer step, of all processes together."""
+    try:
+        sampling = run.sampling
+    except MisconfigurationException:
+        return None
+    if sampling.largest_batch is None or sampling.accumulated is None:
+        return None
+    return sampling.largest_batch * sampling.accumulated * sampling.world
