@@ -17,8 +17,8 @@ from lightning_conv.health.wording import counted, figure, listed, page_of
 PATIENCE = 10
 """Optimizer steps without a movement from which on a layer is named: gradient scaling skips some of the first, and a warm-up begins at 0."""
 
-FLAT = 1e-9
-"""Curvature over the largest one that counts as none."""
+FLAT = 1e-6
+"""Curvature over the largest one that counts as none: outputs in float32 leave no more of it."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def curves_downward(forms: Tensor, largest: float = 0.0) -> bool | None:
     low, high = float(forms.min()), float(forms.max())
     if max(-low, high) <= FLAT * largest or low == high == 0:
         return None
-    return low < 0 and high <= FLAT * -low
+    return low < 0 and high <= FLAT * max(largest, -low)
 
 
 def finding_of_descent(course: LossCourse, *, downward_since: int | None, step: int) -> Finding | None:
