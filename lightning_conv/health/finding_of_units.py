@@ -9,7 +9,7 @@ from typing import Literal
 
 from lightning_conv.health.activity import LayerActivity
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.wording import counted, listed, page_of, percent
+from lightning_conv.health.wording import counted, figure, listed, page_of, percent
 
 MANY = 0.5
 """Share of a layer's units from which on it is a notice that they are out."""
@@ -101,13 +101,19 @@ def finding_of_layers(shares: Mapping[str, float], before: Mapping[str, float] |
     advice = ""
     if twice:
         level = "warning"
+        it = "it is" if len(twice) == 1 else "they are"
         says = (
-            f"The outputs do not depend on the weights of {listed(twice)} at two measurements in a row, so "
-            f"{'it is' if len(twice) == 1 else 'they are'} not trained"
+            f"The outputs do not depend on the weights of {listed(twice)} at two measurements in a row, so {it} not trained"
+            if all(shares[name] == 0 for name in twice)
+            else f"The weights of {listed(twice)} move the outputs by at most {figure(max(shares[name] for name in twice))} of the kernel's "
+            f"trace at two measurements in a row, so {it} hardly trained"
         )
         advice = "Look for units that are off behind these layers, and for outputs that are cut from the graph."
+        if any(shares[name] > 0 for name in twice):
+            advice = "Look for units that are off, and for a signal that vanishes with depth."
     elif now:
-        says = f"The outputs do not depend on the weights of {listed(now)} at this measurement"
+        much = "do not depend" if all(shares[name] == 0 for name in now) else "hardly depend"
+        says = f"The outputs {much} on the weights of {listed(now)} at this measurement"
     else:
         name = min(shares, key=lambda each: shares[each])
         says = f"Every layer moves the outputs; the least, {name}, by {percent(least)} of the kernel's trace"

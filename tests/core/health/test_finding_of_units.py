@@ -93,3 +93,11 @@ def test_a_skipped_step_and_a_finite_run_are_no_alert():
     assert finding_of_not_finite(skipped, step=2).level == "notice"
     found = finding_of_not_finite(None, step=7)
     assert (found.level, found.value) == ("ok", 0.0)
+
+
+def test_a_share_that_is_tiny_but_not_zero_is_not_called_no_dependence():
+    found = finding_of_layers({"first": 1e-14, "last": 1.0}, {"first": 0.0}, step=10)
+    assert found.level == "warning"
+    assert "move the outputs by at most 1e-14 of the kernel's trace" in found.sentence
+    assert "do not depend" not in found.sentence
+    assert "hardly depend" in finding_of_layers({"first": 1e-14, "last": 1.0}, None, step=0).sentence
