@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_conv.callbacks.health.step_of_run import loss_at
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.course import LossCourse
@@ -51,7 +52,7 @@ class StartOfRun:
             run: The run at this moment.
             loss: The loss on the probe; None: not known.
         """
-        if self._first is None and loss is not None:
+        if run.step == 0 and loss is not None:
             with attempted(*READING):  # a loss need not be defined at zero
                 self._excess = _excess(run, loss)
         found = input_scale(run.measurement.inputs)
@@ -88,7 +89,9 @@ class StartOfRun:
         self._still = [name for name in still if now[name] == first[name]]
         layers = {name.rpartition(".")[0] for name in weights}
         moved = {name.rpartition(".")[0] for name in weights.keys() - set(self._still)}
-        groups = {id(each): group for of in run.trainer.optimizers for group in of.param_groups for each in group["params"]}
+        groups = {
+            id(each): group for of in run.trainer.optimizers for group in of.param_groups for each in group["params"]
+        }
         reasons: dict[str, str] = {}
         for name in self._still:
             if (layer := name.rpartition(".")[0]) not in moved:
@@ -105,12 +108,16 @@ class StartOfRun:
         Args:
             run: The run at this moment.
         """
+        if run.loss_unknown or run.loss_targets is None:
+            return
         with attempted(*READING) as attempt:
             forms = _forms(run)
             down = curves_downward(forms, self._largest)
             self._largest = max(self._largest, float(forms.abs().max()))
             if down is not None:
-                self.downward_since = (run.step if self.downward_since is None else self.downward_since) if down else None
+                self.downward_since = (
+                    (run.step if self.downward_since is None else self.downward_since) if down else None
+                )
         if attempt.failed:
             self.downward_since = None
 
@@ -136,26 +143,17 @@ class StartOfRun:
 
 def _excess(run: RunView, loss: float) -> float | None:
     """Return the loss over that of outputs of zero; None: that is not positive."""
-    assert run.loss_targets is not None
-    zeros = torch.zeros_like(run.measurement.shaped_outputs(run.module))
-    at_zero = float(run.loss.evaluate(zeros, run.loss_targets))
+    at_zero = float(loss_at(run, torch.zeros_like(run.measurement.shaped_outputs(run.module))).detach())
     return loss / at_zero if at_zero > 0 else None
 
 
 def _forms(run: RunView) -> Tensor:
     """Return v^T S_i v for every sample in random directions, (``DIRECTIONS``, n)."""
-    beside = run.loss_targets
-    assert beside is not None
     outputs = run.measurement.shaped_outputs(run.module)
+    u = outputs if outputs.device.type == "mps" else outputs.double()
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(DIRECTIONS):
-        v = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-        if (own := run.run_loss.own) is not None:
-            bent = own.curvature(outputs, beside, v)
-        else:
-            u = outputs.double() if outputs.device.type != "mps" else outputs
-            with torch.enable_grad():
-                bent = curvature_product(lambda at: run.loss.evaluate(at, beside), u, v.to(u))
-        made.append((bent.to(v) * v).reshape(len(v), -1).sum(1))
+        v = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
+        made.append((curvature_product(lambda at: loss_at(run, at), u, v) * v).reshape(len(v), -1).sum(1))
     return torch.stack(made)

@@ -49,7 +49,9 @@ def input_scale(inputs: Inputs) -> InputScale:
     """
     tensors = input_tensors(inputs)
     samples = sample_count(inputs)
-    sizes = [float(each.double().square().mean().sqrt()) for each in tensors if each.is_floating_point() and each.numel()]
+    sizes = [
+        float(each.double().square().mean().sqrt()) for each in tensors if each.is_floating_point() and each.numel()
+    ]
     equal = samples > 1 and all(bool((each == each[:1]).all()) for each in tensors)
     finite = bool(sizes) and all(math.isfinite(each) for each in sizes)
     return InputScale(samples, equal, max(sizes) if finite else math.nan)
@@ -127,12 +129,15 @@ def finding_of_signal(
         lasting = lost_since is not None and lost_since < step
         level = "warning" if lasting else "notice"
         since = f" since step {lost_since}" if lasting else ""
-        says = f"The signal shrinks with depth: what tells the samples apart is {figure(value)} times as large in {last.name} as in {first.name}{since}"
+        says = (
+            f"The signal shrinks with depth: what tells the samples apart is {figure(value)} times as large in {last.name} as in "
+            f"{first.name}{since}"
+        )
     elif largest.spread * LOST >= first.spread:
         value = largest.spread / first.spread
         far = excess is not None and excess >= EXCESS
         level = "warning" if far else "notice"
-        start = f", and the loss started at {figure(excess)} times that of outputs of zero" if far and excess is not None else ""
+        start = f", and the loss started at {figure(excess or 0.0)} times that of outputs of zero" if far else ""
         says = f"The signal grows with depth: {figure(value)}-fold from {first.name} to {largest.name}{start}"
     else:
         says = f"The signal passes through all {len(layers)} layers: it is {figure(value)} times as large in {last.name} as in {first.name}"

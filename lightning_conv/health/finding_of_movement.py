@@ -15,7 +15,9 @@ from lightning_conv.health.finding_of_step import BLOWN
 from lightning_conv.health.wording import counted, figure, listed, page_of
 
 PATIENCE = 10
-"""Optimizer steps without a movement from which on a layer is named: gradient scaling skips some of the first, and a warm-up begins at 0."""
+"""Optimizer steps without a movement from which on a layer is named.
+
+Gradient scaling skips some of the first steps, and a warm-up begins at the rate 0."""
 
 FLAT = 1e-6
 """Curvature over the largest one that counts as none: outputs in float32 leave no more of it."""
@@ -61,7 +63,9 @@ def finding_of_movement(unmoved: list[Unmoved], *, layers: int, since: int, step
         it = "it has" if len(stuck) == 1 else "they have"
         if reasons == {"rate"}:
             says = f"The weights of {names} have not moved {when}: {it} the rate 0"
-            advice = "Give their group a rate; if they are meant to be frozen, requires_grad_(False) saves their gradients."
+            advice = (
+                "Give their group a rate; if they are meant to be frozen, requires_grad_(False) saves their gradients."
+            )
         else:
             says = f"The weights of {names} have not moved {when}, though an optimizer has them"
             advice = "Look for a detach or no_grad behind them, for units that are off, and for a rate that is lost in rounding."
@@ -137,8 +141,8 @@ def finding_of_descent(course: LossCourse, *, downward_since: int | None, step: 
     return Finding(
         name="descent",
         level=level,
-        sentence=f"The loss fell from {figure(course.first)} to {figure(low)} by step {course.step}, and it curves downward in the outputs of "
-        f"every sample since step {downward_since}: the larger the outputs, the less it is, without an end in sight.",
+        sentence=f"The loss fell from {figure(course.first)} to {figure(low)} by step {course.step}, and it curves downward in the outputs "
+        f"of every sample since step {downward_since}: the larger the outputs, the less it is, without an end in sight.",
         value=low,
         lower=low,
         upper=low,

@@ -101,11 +101,12 @@ def finding_of_layers(shares: Mapping[str, float], before: Mapping[str, float] |
     advice = ""
     if twice:
         level = "warning"
+        most = figure(max(shares[name] for name in twice))
         it = "it is" if len(twice) == 1 else "they are"
         says = (
             f"The outputs do not depend on the weights of {listed(twice)} at two measurements in a row, so {it} not trained"
             if all(shares[name] == 0 for name in twice)
-            else f"The weights of {listed(twice)} move the outputs by at most {figure(max(shares[name] for name in twice))} of the kernel's "
+            else f"The weights of {listed(twice)} move the outputs by at most {most} of the kernel's "
             f"trace at two measurements in a row, so {it} hardly trained"
         )
         advice = "Look for units that are off behind these layers, and for outputs that are cut from the graph."

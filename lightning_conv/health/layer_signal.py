@@ -62,7 +62,9 @@ def layer_signal(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode 
 
         return look
 
-    handles = [each.register_forward_hook(seen(name)) for name, each in model.named_modules() if isinstance(each, LAYERS)]
+    handles = [
+        each.register_forward_hook(seen(name)) for name, each in model.named_modules() if isinstance(each, LAYERS)
+    ]
     try:
         with undisturbed(model), torch.no_grad():
             module = StatelessModule(model, batch_norm=batch_norm, statistics_of=inputs)

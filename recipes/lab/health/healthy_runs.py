@@ -153,7 +153,9 @@ def warm_up(seed: int) -> Setup:
     class Scheduled(GalleryModule):
         def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
             optimizer = super().configure_optimizers()
-            rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 20, max(0.0, (120 - step) / 100)))
+            rates = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: min(step / 20, max(0.0, (120 - step) / 100))
+            )
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     module = Scheduled(mlp(128, 128), F.cross_entropy, AdamW, lr=3e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -95,7 +96,7 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """
     sizes = [64, *widths]
     layers: list[nn.Module] = []
-    for entering, leaving in zip(sizes[:-1], sizes[1:], strict=True):
+    for entering, leaving in pairwise(sizes):
         layers += [nn.Linear(entering, leaving), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
 

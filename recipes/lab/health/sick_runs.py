@@ -159,7 +159,11 @@ def cut_from_the_graph(seed: int) -> Setup:
     """Build a run whose first layer is behind a ``detach``."""
     x, labels = digits(SAMPLES, seed)
     return Setup(
-        module=GalleryModule(Detached(64), F.cross_entropy, Adam, lr=1e-3), inputs=x, targets=labels, batch=16, epochs=20
+        module=GalleryModule(Detached(64), F.cross_entropy, Adam, lr=1e-3),
+        inputs=x,
+        targets=labels,
+        batch=16,
+        epochs=20,
     )
 
 

@@ -108,9 +108,7 @@ def train_case(case: GalleryCase, seed: int) -> CaseResult:
     setup = case.make(seed)
     batch = setup.batch or len(setup.inputs)
     steps = setup.epochs * -(-len(setup.inputs) // batch)
-    health = ConvergenceHealth(
-        Probe(setup.probe), every_n_steps=max(1, steps // MEASUREMENTS), on_error="warn"
-    )
+    health = ConvergenceHealth(Probe(setup.probe), every_n_steps=max(1, steps // MEASUREMENTS), on_error="warn")
     listener = _Listener(health, case)
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
