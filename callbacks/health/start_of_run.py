@@ -42,7 +42,7 @@ class StartOfRun:
         self._excess: float | None = None  # first loss over that of outputs of zero
         self._largest = 0.0  # curvature of the loss in the outputs so far
         self._lost_since: int | None = None
-        self._first: tuple[int, dict[str, tuple[float, float]]] | None = None  # weights of the first measurement
+        self._first: tuple[int, dict[str, tuple[int, int]]] | None = None  # weights of the first measurement
         self._still: list[str] | None = None  # weights that have not moved since; None: all
 
     def look_at_inputs(self, run: RunView, loss: float | None) -> Finding:

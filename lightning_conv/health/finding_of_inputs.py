@@ -110,11 +110,12 @@ def finding_of_signal(
     Args:
         layers: Their spreads, in order.
         excess: The first loss on these samples over that of outputs of zero; None: not known.
-        lost_since: Step of an earlier measurement from which on the signal was lost (``is_lost``); None: this is the first time.
+        lost_since: Step of an earlier measurement from which on the signal was lost (``is_lost``); None: this is the first time. Heads and
+            branches that begin at zero take two steps to let it through.
         step: Step of the measurement.
 
     Returns:
-        ``warning``: the signal is lost for the second time, or it has blown up and the loss started ``EXCESS`` times above that of
+        ``warning``: the signal is lost for two steps or more, or it has blown up and the loss started ``EXCESS`` times above that of
         outputs of zero. ``notice``: it is lost for the first time, or blown up alone. ``ok``: neither. The value is the spread of the
         last layers over that of the first one; where it grows, of the layer with the largest one.
     """
@@ -126,7 +127,7 @@ def finding_of_signal(
     level: Level = "ok"
     advice = ""
     if is_lost(layers):
-        lasting = lost_since is not None and lost_since < step
+        lasting = lost_since is not None and lost_since + 1 < step
         level = "warning" if lasting else "notice"
         since = f" since step {lost_since}" if lasting else ""
         says = (
@@ -158,14 +159,12 @@ def finding_of_signal(
 
 
 def is_lost(layers: Sequence[LayerSignal]) -> bool:
-    """Return whether the last layers have less than ``LOST`` of the spread of the first one, but not nothing.
-
-    No signal at all is another matter: units that are off, or a last layer of zeros.
+    """Return whether the last layers have less than ``LOST`` of the spread of the first one, or none.
 
     Args:
         layers: Their spreads, in order.
     """
-    return len(layers) >= DEEP and 0 < _last(layers).spread < LOST * layers[0].spread
+    return len(layers) >= DEEP and _last(layers).spread < LOST * layers[0].spread
 
 
 def _last(layers: Sequence[LayerSignal]) -> LayerSignal:

@@ -22,6 +22,12 @@ Gradient scaling skips some of the first steps, and a warm-up begins at the rate
 FLAT = 1e-6
 """Curvature over the largest one that counts as none: outputs in float32 leave no more of it."""
 
+AT_ONCE = 1 << 22
+"""Coordinates whose bits are read together."""
+
+WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Type of whole numbers by the bytes of a number."""
+
 
 @dataclass(frozen=True)
 class Unmoved:
@@ -90,20 +96,32 @@ def finding_of_movement(unmoved: list[Unmoved], *, layers: int, since: int, step
     )
 
 
-def weight_digests(weights: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Return the sum and the sum of squares of every weight, by which a movement shows.
+def weight_digests(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    r"""Return two sums of the bits of every weight, by which a movement shows.
+
+    .. math:: \sum_k b_k, \qquad \sum_k k b_k \pmod{2^{64}}
+
+    with b_k the bits of coordinate k as a whole number. A change of one coordinate changes the first sum; one of two coordinates changes
+    the first or the second, since their numbers differ.
 
     Args:
-        weights: By name. A change that leaves both sums as they are, in every bit, is not seen.
+        weights: By name.
 
-    Cost: the weights are read once, in float64.
+    Cost: the weights are read once, ``AT_ONCE`` of them at a time.
     """
-    made = {}
-    with torch.no_grad():
-        for name, each in weights.items():
-            wide = each.detach().to(torch.float64 if each.device.type != "mps" else torch.float32)
-            made[name] = (float(wide.sum()), float(wide.square().sum()))
-    return made
+    return {name: _digest(each) for name, each in weights.items()}
+
+
+@torch.no_grad()
+def _digest(weight: Tensor) -> tuple[int, int]:
+    flat = torch.view_as_real(weight) if weight.is_complex() else weight
+    whole = flat.detach().contiguous().view(WHOLE[flat.element_size()]).flatten()
+    plain, placed = 0, 0
+    for start in range(0, whole.numel(), AT_ONCE):
+        bits = whole[start : start + AT_ONCE].long()
+        places = torch.arange(start + 1, start + 1 + len(bits), device=bits.device)
+        plain, placed = plain + int(bits.sum()), placed + int((bits * places).sum())
+    return plain % 2**64, placed % 2**64
 
 
 def curves_downward(forms: Tensor, largest: float = 0.0) -> bool | None:
