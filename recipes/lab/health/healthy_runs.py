@@ -71,7 +71,7 @@ def bn_resnet(seed: int) -> Setup:
     """Build a residual network with BatchNorm."""
     x, labels = digits(SAMPLES, seed)
     module = GalleryModule(resnet(), F.cross_entropy, SGD, lr=0.02, momentum=0.9)
-    return Setup(module=module, inputs=x, targets=labels, batch=64, epochs=10)
+    return Setup(module=module, inputs=x, targets=labels, batch=64, epochs=10, probe=24)
 
 
 def small_gpt(seed: int) -> Setup:
@@ -82,7 +82,7 @@ def small_gpt(seed: int) -> Setup:
         return F.cross_entropy(logits.flatten(0, 1), of.flatten())
 
     module = GalleryModule(SmallGPT(), loss, AdamW, lr=1e-3)
-    return Setup(module=module, inputs=tokens, targets=following, batch=32, epochs=12, probe=16)
+    return Setup(module=module, inputs=tokens, targets=following, batch=32, epochs=12, probe=8)
 
 
 def guard(seed: int) -> Setup:
