@@ -64,7 +64,7 @@ def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, k
         title="Runs with a known illness, and healthy ones: what is said of them",
         setting=(
             "Small networks on digits, and a small GPT on sums, trained with `ConvergenceHealth` for 20 to 200 steps from the seeds "
-            f"{wanted[0]} to {wanted[-1]}, about twelve measurements in a run; a seed chooses the samples, the weights and their order. "
+            f"{wanted[0]} to {wanted[-1]}, about eight measurements in a run; a seed chooses the samples, the weights and their order. "
             "A hit: the finding of the illness stands in the report at the end, with its level and its words. An accusation: at any time "
             "of the run there was a warning or an alert. The runs are in recipes/lab/health."
         ),

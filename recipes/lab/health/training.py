@@ -19,7 +19,7 @@ from lightning_conv.callbacks import ConvergenceHealth, Probe
 from lightning_conv.health.finding import LEVELS, Finding
 from lightning_conv.recipes.lab.health.case import GalleryCase
 
-MEASUREMENTS = 12
+MEASUREMENTS = 8
 """Measurements in a run, about."""
 
 SERIOUS = LEVELS.index("warning")
