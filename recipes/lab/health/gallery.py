@@ -49,6 +49,8 @@ def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, k
     wanted = range(first_seed, first_seed + seeds)
     kept = None if keep is None else Path(keep)
     known_results = _read(kept)
+    taken = sum((each.name, seed) in known_results for each in cases for seed in wanted)
+    earlier = f" {taken} of the {len(cases) * seeds} runs are kept from an earlier call." if taken else ""
     results: dict[str, list[CaseResult]] = {each.name: [] for each in cases}
     with progress_bar("the runs of the gallery", SECONDS * len(cases) * seeds, None) as report:
         for number, (case, seed) in enumerate((case, seed) for case in cases for seed in wanted):
@@ -66,7 +68,7 @@ def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, k
             "Small networks on digits, and a small GPT on sums, trained with `ConvergenceHealth` for 20 to 200 steps from the seeds "
             f"{wanted[0]} to {wanted[-1]}, about eight measurements in a run; a seed chooses the samples, the weights and their order. "
             "A hit: the finding of the illness stands in the report at the end, with its level and its words. An accusation: at any time "
-            "of the run there was a warning or an alert. The runs are in recipes/lab/health."
+            "of the run there was a warning or an alert. The runs are in recipes/lab/health." + earlier
         ),
         checks=[_check(case, results[case.name]) for case in cases],
         tables={

@@ -103,7 +103,7 @@ def descent(seed: int) -> Setup:
 def edge_of_stability(seed: int) -> Setup:
     """Build gradient descent that drives itself to the edge of stability and stays there."""
     x, labels = digits(64, seed)
-    module = GalleryModule(mlp(64, 64, activation=nn.Tanh), F.mse_loss, SGD, lr=3.0)
+    module = GalleryModule(mlp(64, 64, activation=nn.Tanh), F.mse_loss, SGD, lr=1.5)
     return Setup(module=module, inputs=x, targets=one_hot(labels), epochs=200)
 
 
