@@ -21,7 +21,9 @@ DEEP = 4
 """Layers from which on the signal is followed."""
 
 LOST = 1e-4
-"""Spread of the last layers over that of the first one below which the signal counts as lost; above its inverse, as blown up."""
+"""Spread of the last layers over that of the first one below which the signal counts as lost; above its inverse, as blown up.
+
+A normalisation brings inputs of any scale to 1, which is neither: the first spread counts as at most 1 for the one, at least 1 for the other."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def finding_of_signal(
             f"The signal shrinks with depth: what tells the samples apart is {figure(value)} times as large in {last.name} as in "
             f"{first.name}{since}"
         )
-    elif largest.spread * LOST >= first.spread:
+    elif largest.spread * LOST >= max(first.spread, 1.0):
         value = largest.spread / first.spread
         far = excess is not None and excess >= EXCESS
         level = "warning" if far else "notice"
@@ -159,12 +161,12 @@ def finding_of_signal(
 
 
 def is_lost(layers: Sequence[LayerSignal]) -> bool:
-    """Return whether the last layers have less than ``LOST`` of the spread of the first one, or none.
+    """Return whether the last layers have less than ``LOST`` of the spread of the first one, which counts as at most 1.
 
     Args:
         layers: Their spreads, in order.
     """
-    return len(layers) >= DEEP and _last(layers).spread < LOST * layers[0].spread
+    return len(layers) >= DEEP and _last(layers).spread < LOST * min(layers[0].spread, 1.0)
 
 
 def _last(layers: Sequence[LayerSignal]) -> LayerSignal:

@@ -123,3 +123,13 @@ def test_usual_starts_are_ok_even_with_a_head_of_zeros(net):
 def test_a_network_of_few_layers_or_without_a_signal_is_not_judged():
     assert finding_of_signal(layer_signal(stack(2, 1e-3), X), step=0) is None
     assert finding_of_signal([LayerSignal(str(k), 0.0) for k in range(6)], step=0) is None
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_inputs_that_a_normalisation_scales_are_neither_lost_nor_blown_up(factor):
+    net = nn.Sequential(
+        nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16, eps=0.0), nn.ReLU(), *stack(6, math.sqrt(2), nn.ReLU)
+    )
+    layers = layer_signal(net, factor * X, batch_norm="frozen")
+    assert finding_of_signal(layers, excess=100.0, lost_since=0, step=9).level == "ok"
+    assert not is_lost(layers)
