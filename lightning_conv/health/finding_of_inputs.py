@@ -23,7 +23,8 @@ DEEP = 4
 LOST = 1e-4
 """Spread of the last layers over that of the first one below which the signal counts as lost; above its inverse, as blown up.
 
-A normalisation brings inputs of any scale to 1, which is neither: the first spread counts as at most 1 for the one, at least 1 for the other."""
+A normalisation brings inputs of any scale to 1, which is neither: the first spread counts as at most 1 for the one, and as at least 1
+for the other."""
 
 
 @dataclass(frozen=True)
