@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_conv.health.course import LossCourse
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.finding_of_step import BLOWN
-from lightning_conv.health.wording import counted, figure, listed, page_of
+from lightning_conv.health.wording import figure, listed, page_of
 
 PATIENCE = 10
 """Optimizer steps without a movement from which on a layer is named.
@@ -80,7 +80,7 @@ def finding_of_movement(unmoved: list[Unmoved], *, layers: int, since: int, step
         says = f"The weights of {listed(absent)} require gradients and have not moved {when}: no optimizer has them"
         advice = "If that is meant, requires_grad_(False) saves their gradients."
     else:
-        says = f"All {counted(layers, 'layer')} moved {when}"
+        says = f"{'The only trained layer' if layers == 1 else f'All {layers} trained layers'} moved {when}"
     value = float(len(unmoved))
     return Finding(
         name="movement",
