@@ -128,13 +128,11 @@ class StepOfRun:
 
     def _velocity(self) -> Tensor | None:
         """Return J times the momentum of the weights times their step sizes; None: there is none."""
-        momentum = momentum_of(optimizer_of(self.run), self.run.parameters)
-        if not momentum:
+        buffers = momentum_of(optimizer_of(self.run), self.run.parameters)
+        if not buffers:
             return None
         moved = {
-            name: self.sizes.scales[name].to(each) * each
-            for name, each in momentum.items()
-            if name in self.sizes.scales
+            name: self.sizes.scales[name].to(each) * each for name, each in buffers.items() if name in self.sizes.scales
         }
         weights = self.operator.shapes
         directions = {

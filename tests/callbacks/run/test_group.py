@@ -87,7 +87,7 @@ def test_members_follow_their_group_in_the_order_of_the_callbacks(make_trainer):
     trainer = make_trainer([group], enable_checkpointing=True)
     found = all_callbacks(trainer)
     at = found.index(group)
-    assert found[at + 1 : at + 5] == group.members
+    assert found[at + 1 : at + 6] == group.members
 
 
 def test_while_a_monitor_rests_a_step_looks_at_the_clock_alone(make_trainer, make_module, make_loader, monkeypatch):
