@@ -28,7 +28,7 @@ from lightning_conv.reporting.plain_words import health_scalars, plain_words_ter
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 
-PASSES = 8
+PASSES = 9
 """Forward and backward passes of the probe that a measurement takes without its costly parts, roughly."""
 
 FREE = 0.2
@@ -46,6 +46,9 @@ class ConvergenceHealth(KernelMonitor):
     - ``loss_floor``: the loss that equal inputs with unequal targets force on the probe
     - ``width``: what the number of features before the last layer forces
     - ``units``, ``layers``: units that are dead, saturated or constant on the probe, layers on which the outputs do not depend
+    - ``inputs``, ``signal``: inputs that are equal or of a scale far from 1, and what tells the samples apart layer by layer
+    - ``movement``: layers that require gradients and never move
+    - ``descent``: a loss that curves downward and falls below zero, as one with the wrong sign does
     - ``gradient_noise``: the batch against the noise scale, samples that carry the gradient
     - ``forecast``: the loss of the probe at the next measurement, if earlier forecasts were right
     - ``regime``: lazy or feature learning, behind a ``KernelStability`` in the list

@@ -14,6 +14,7 @@ from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
+from lightning_conv.callbacks.health.start_of_run import StartOfRun
 from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
@@ -66,6 +67,7 @@ class HealthRecord:
         self._seconds: dict[str, float] = {}  # what a part took the last time
         self.spent = 0.0
         self._forecast = ForecastOfRun()
+        self._start = StartOfRun()
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
@@ -112,7 +114,10 @@ class HealthRecord:
         self._paid("gradient_noise", run, affords, lambda: _add(found, self._noise.measure(run, gram)))
         for what, look in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
-            ("the units", lambda: found.append(self._look_at_units(run))),
+            ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
+            ("the signal", lambda: found.extend(self._start.look_at_signal(run))),
+            ("the movement", lambda: found.extend(self._start.look_at_movement(run))),
+            ("the units", lambda: found.extend(self._look_at_units(run))),
             ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
             ("the regime", lambda: _add(found, self._regime(drift, step))),
         ):
@@ -154,6 +159,10 @@ class HealthRecord:
 
     def _read_ratio(self, run: RunView) -> StepOfRun | None:
         """Read the stability ratio and return the next step; None: nothing can be said of it, which is noted."""
+        self._start.look_at_curvature(run)
+        if self._start.downward_since is not None:
+            self.undecided["stability"] = "the loss curves downward in the outputs of every sample"
+            return None
         try:
             step = StepOfRun.of(run)
             reading, self._vector = step.stability(self._vector)
@@ -170,7 +179,7 @@ class HealthRecord:
     def _of_losses(self) -> list[Finding]:
         """Return what the losses say, with the stability ratios beside them."""
         course = self._risen()
-        found = []
+        found = self._start.descent(self._probe or self.losses.course)
         if self._ratios is not None:
             found.append(finding_of_stability(self._ratios, course, rate=self._rate))
         if course is not None:
@@ -186,17 +195,15 @@ class HealthRecord:
         known = self._probe is not None and self._probe.since is not None and training.fold < math.inf
         return self._probe if known else training
 
-    def _look_at_units(self, run: RunView) -> Finding:
+    def _look_at_units(self, run: RunView) -> list[Finding]:
+        if self._start.equal_inputs:
+            return []  # all units are constant then, whatever they are
         layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
         out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
         self._out = out
-        return finding_of_units(
-            layers,
-            samples=run.samples,
-            step=run.step,
-            since=min(out.values()) if out else None,
-            outputs_constant=is_constant(run.outputs),
-        )
+        since = min(out.values()) if out else None
+        silent = is_constant(run.outputs)
+        return [finding_of_units(layers, samples=run.samples, step=run.step, since=since, outputs_constant=silent)]
 
     def _look_at_layers(self, gram: KernelGram, step: int) -> list[Finding]:
         shares = trace_shares(gram)
@@ -227,6 +234,7 @@ class HealthRecord:
             "statistical": self._statistical,
             "forecast": self._forecast.state_dict(),
             "noise": self._noise.state_dict(),
+            "start": self._start.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +246,7 @@ class HealthRecord:
         self._ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector = state["rate"], state["vector"]
         self._out, self._statistical = dict(state["out"]), state["statistical"]
+        self._start.load_state_dict(state["start"])
         self._shares = None if state["shares"] is None else dict(state["shares"])
         self._forecast.load_state_dict(state["forecast"])
         self._noise.load_state_dict(state["noise"])

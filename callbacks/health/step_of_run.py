@@ -142,16 +142,26 @@ class StepOfRun:
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the run's loss of the probe at some outputs, with its graph."""
-        beside = self.run.loss_targets
-        assert beside is not None
-        if (own := self.run.run_loss.own) is not None:
-            return own(outputs, beside)
-        return self.run.loss.evaluate(outputs, beside)
+        return loss_at(self.run, outputs)
 
     def bent(self, directions: Tensor) -> Tensor:
         """Return S v for v (n, C)."""
         v = directions.reshape(self.outputs.shape)
         return curvature_product(self.loss, self.outputs, v.to(self.outputs)).to(directions).reshape(directions.shape)
+
+
+def loss_at(run: RunView, outputs: Tensor) -> Tensor:
+    """Return the run's loss of the probe at some outputs, with its graph.
+
+    Args:
+        run: The run, whose loss is known.
+        outputs: u, in the shape that the loss takes.
+    """
+    beside = run.loss_targets
+    assert beside is not None
+    if (own := run.run_loss.own) is not None:
+        return own(outputs, beside)
+    return run.loss.evaluate(outputs, beside)
 
 
 def optimizer_of(run: RunView) -> Optimizer:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lightning_conv.health.activity import LayerActivity
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.wording import counted, listed, page_of, percent
+from lightning_conv.health.wording import counted, figure, listed, page_of, percent
 
 MANY = 0.5
 """Share of a layer's units from which on it is a notice that they are out."""
@@ -51,7 +51,7 @@ def finding_of_units(
         level = "notice" if not lasting else "alert" if outputs_constant else "warning"
         where = f" since step {since}" if lasting else ""
         silent = ", and the network returns the same for all of them" if outputs_constant else ""
-        says = f"All {counted(out[0].units, 'unit')} of {_named(out)} {_state(out[0])} on the {samples} samples of the probe{where}{silent}"
+        says = f"{_all_out(out)} on the {samples} samples of the probe{where}{silent}"
         if lasting and since == 0 and len(out[0].constant) < out[0].units:
             advice = "They were so from the start: look at the initial weights and biases before them, and at the scale of the inputs."
     elif worst is not None and shares[worst.name] >= MANY:
@@ -101,13 +101,20 @@ def finding_of_layers(shares: Mapping[str, float], before: Mapping[str, float] |
     advice = ""
     if twice:
         level = "warning"
+        most = figure(max(shares[name] for name in twice))
+        it = "it is" if len(twice) == 1 else "they are"
         says = (
-            f"The outputs do not depend on the weights of {listed(twice)} at two measurements in a row, so "
-            f"{'it is' if len(twice) == 1 else 'they are'} not trained"
+            f"The outputs do not depend on the weights of {listed(twice)} at two measurements in a row, so {it} not trained"
+            if all(shares[name] == 0 for name in twice)
+            else f"The weights of {listed(twice)} move the outputs by at most {most} of the kernel's "
+            f"trace at two measurements in a row, so {it} hardly trained"
         )
         advice = "Look for units that are off behind these layers, and for outputs that are cut from the graph."
+        if any(shares[name] > 0 for name in twice):
+            advice = "Look for units that are off, and for a signal that vanishes with depth."
     elif now:
-        says = f"The outputs do not depend on the weights of {listed(now)} at this measurement"
+        much = "do not depend" if all(shares[name] == 0 for name in now) else "hardly depend"
+        says = f"The outputs {much} on the weights of {listed(now)} at this measurement"
     else:
         name = min(shares, key=lambda each: shares[each])
         says = f"Every layer moves the outputs; the least, {name}, by {percent(least)} of the kernel's trace"
@@ -197,11 +204,20 @@ def _share(layer: LayerActivity) -> float:
     return len({*layer.dead, *layer.saturated, *layer.constant}) / layer.units if layer.units else 0.0
 
 
-def _named(layers: Sequence[LayerActivity]) -> str:
-    return listed([each.name for each in layers])
+def _all_out(layers: Sequence[LayerActivity]) -> str:
+    """Say which layers are out, and how: those that have the same number of units in the same state together."""
+    alike: dict[tuple[int, str], list[str]] = {}
+    for each in layers:
+        alike.setdefault((each.units, _state(each)), []).append(each.name)
+    parts = [f"all {counted(units, 'unit')} of {listed(names)} {state}" for (units, state), names in alike.items()]
+    said = listed(parts)
+    return said[0].upper() + said[1:]
 
 
 def _state(layer: LayerActivity) -> str:
-    """Say what most of the units that are out are."""
-    numbers = {"are dead (zero)": layer.dead, "are saturated": layer.saturated, "are constant": layer.constant}
-    return max(numbers, key=lambda each: len(numbers[each]))
+    """Say what is true of all units that are out; a dead unit is constant, too."""
+    if not layer.saturated:
+        return "are constant" if set(layer.constant) - set(layer.dead) else "are dead (zero)"
+    return (
+        "are dead, saturated or constant" if {*layer.dead, *layer.constant} - set(layer.saturated) else "are saturated"
+    )

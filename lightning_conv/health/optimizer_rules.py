@@ -47,7 +47,7 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
 
     Args:
         optimizer: One of torch's SGD, Adam, AdamW, NAdam, RMSprop, Adagrad.
-        parameters: The weights, by name; those that the optimizer does not have are left out.
+        parameters: The weights, by name; those that the optimizer does not have, or that no gradient has reached, are left out.
 
     Raises:
         UnknownStepError: The optimizer is another one, even a subclass of these; it has not stepped yet and its steps depend on that; it
@@ -59,11 +59,14 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
     if read is None:
         raise UnknownStepError(f"the steps of {type(optimizer).__name__} are not known")
     groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
+    stepped = any(float(each.get("step", 0)) for each in optimizer.state.values())
     rules, scales, decay = {}, {}, {}
     for name, parameter in parameters.items():
         group = groups.get(id(parameter))
         if group is None or not parameter.requires_grad:
             continue
+        if stepped and not float(optimizer.state.get(parameter, {}).get("step", 0)):
+            continue  # no gradient has reached it so far, so it does not move
         rate = float(group["lr"])
         if group.get("maximize") or rate < 0:
             raise UnknownStepError(f"{type(optimizer).__name__} ascends")

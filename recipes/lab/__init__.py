@@ -24,6 +24,7 @@ EXPERIMENTS: dict[str, str] = {
     "du_train": "Du, Lee, Li, Wang, Zhai 2019: deep networks in training, each link of the proof measured",
     "du_two_layer": "Du, Zhai, Poczos, Singh 2019: two layers, the limit of the kernel and the rate of a whole run",
     "frei": "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
+    "health_gallery": "the sentences of ConvergenceHealth: runs with a known illness, and healthy ones",
     "kawaguchi_sun": "Kawaguchi, Sun 2021: the second phase with a certified step, and its bounds",
     "linear_networks": "linear networks: balancedness is conserved, the rank of the product grows step by step",
     "linear_regions": "linear regions of ReLU networks of one variable, counted exactly, against the bound",
@@ -33,7 +34,13 @@ EXPERIMENTS: dict[str, str] = {
 }
 """Name on the command line -> one line for the help."""
 
-MODULES = {"du": "du.limit", "du_depth": "du.depth", "du_train": "du.training", "du_two_layer": "du.two_layer"}
+MODULES = {
+    "du": "du.limit",
+    "du_depth": "du.depth",
+    "du_train": "du.training",
+    "du_two_layer": "du.two_layer",
+    "health_gallery": "health.gallery",
+}
 """Experiments whose module in this folder is not NAME.experiment."""
 
 ALIASES = {"gclip": "clipping", "du2layer": "du_two_layer", "du --depth": "du_depth"}

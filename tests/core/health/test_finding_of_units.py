@@ -32,7 +32,7 @@ def test_a_dead_layer(since, constant, level):
     )
     assert found.level == level
     assert "All 16 units of 1" in found.sentence
-    assert "are dead (zero) on the 32 samples" in found.sentence
+    assert "are dead (zero) and all 8 units of 3 are constant on the 32 samples" in found.sentence
     assert ("returns the same" in found.sentence) == constant
     assert bool(found.advice) == (since == 0)
     assert found.value == 1.0
@@ -93,3 +93,34 @@ def test_a_skipped_step_and_a_finite_run_are_no_alert():
     assert finding_of_not_finite(skipped, step=2).level == "notice"
     found = finding_of_not_finite(None, step=7)
     assert (found.level, found.value) == ("ok", 0.0)
+
+
+def test_a_share_that_is_tiny_but_not_zero_is_not_called_no_dependence():
+    found = finding_of_layers({"first": 1e-14, "last": 1.0}, {"first": 0.0}, step=10)
+    assert found.level == "warning"
+    assert "move the outputs by at most 1e-14 of the kernel's trace" in found.sentence
+    assert "do not depend" not in found.sentence
+    assert "hardly depend" in finding_of_layers({"first": 1e-14, "last": 1.0}, None, step=0).sentence
+
+
+@pytest.mark.parametrize(
+    ("dead", "saturated", "constant", "words"),
+    [
+        ((0, 1, 2), (), (), "are dead (zero)"),
+        ((), (0, 1, 2), (), "are saturated"),
+        ((0, 1), (), (2,), "are constant"),
+        ((0,), (1, 2), (), "are dead, saturated or constant"),
+    ],
+)
+def test_what_is_said_of_units_is_true_of_all_of_them(dead, saturated, constant, words):
+    found = finding_of_units([LayerActivity("act", 3, dead, saturated, constant)], samples=8, step=0)
+    assert found.sentence == f"All 3 units of act {words} on the 8 samples of the probe."
+
+
+def test_layers_that_are_out_in_other_ways_are_not_said_to_be_the_same():
+    dead, constant = LayerActivity("a", 3, (0, 1, 2), (), ()), LayerActivity("b", 3, (0,), (), (1, 2))
+    found = finding_of_units([dead, constant], samples=8, since=0, step=4, outputs_constant=True)
+    assert found.sentence.startswith(
+        "All 3 units of a are dead (zero) and all 3 units of b are constant on the 8 samples"
+    )
+    assert finding_of_units([dead, dead], samples=8, step=0).sentence.startswith("All 3 units of a and a are dead")

@@ -150,3 +150,14 @@ def test_what_is_not_known_is_refused(make, why):
 
 def test_a_rule_that_never_forgets_has_no_limit():
     assert math.isnan(UpdateRule(a=1.0).limit)
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.RMSprop, optim.Adagrad, optim.NAdam])
+def test_a_weight_that_no_gradient_has_reached_does_not_hide_the_steps_of_the_others(kind):
+    moved, cut = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = kind([moved, cut], lr=0.1)
+    moved.square().sum().backward()
+    optimizer.step()
+    assert step_sizes(optimizer, {"moved": moved, "cut": cut}).scales.keys() == {"moved"}
+    with pytest.raises(UnknownStepError, match="trains none of these weights"):
+        step_sizes(optimizer, {"cut": cut})

@@ -1,0 +1,1 @@
+"""The laboratory of ``ConvergenceHealth``: how often its sentences are right."""
