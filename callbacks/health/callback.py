@@ -145,8 +145,14 @@ class ConvergenceHealth(KernelMonitor):
             outputs: What the training step has returned.
             batch: The batch.
         """
+        if self._record.losses.note(outputs):
+            self._fetch(trainer, batch)
+
+    def _fetch(self, trainer: pl.Trainer, batch: Any = None) -> None:
+        """Look at the losses that wait."""
         with guarded(None, f"{self._name}: losses are not followed", failures=self._record.failures):
-            if self._record.losses.note(trainer.global_step, outputs, batch):
+            batches = trainer.accumulate_grad_batches
+            if self._record.losses.fetch(trainer.global_step, batches, batch):
                 self._alert(trainer)
 
     @override
@@ -218,7 +224,7 @@ class ConvergenceHealth(KernelMonitor):
             pl_module: The module.
         """
         with guarded(None, f"{self._name}: the end of the fit is not judged", failures=self._record.failures):
-            self._record.losses.fetch()
+            self._fetch(trainer)
             self._record.losses.look_at_weights(pl_module, trainer.global_step)
             self._alert(trainer)
             self._say(trainer, trainer.global_step)

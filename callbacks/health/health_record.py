@@ -103,7 +103,7 @@ class HealthRecord:
         """
         step, self._forecast.record.total = run.step, total
         found: list[Finding] = []
-        self.losses.fetch()
+        self.losses.fetch(step, run.trainer.accumulate_grad_batches)
         if self._fit is None:
             self._fit = FitOfRun.of(run, gram.n_outputs)
             self._statistical = bool(violated(data_violations(run), ["full batch", "whole set"]))

@@ -13,6 +13,9 @@ from lightning_conv.health.course import LossCourse
 from lightning_conv.health.finding_of_units import NotFinite
 from lightning_conv.networks.observed.leaves import tensors_in
 
+MOST = 4096
+"""Losses that wait at most."""
+
 AT_ONCE = 32
 """Losses on an accelerator that are fetched together: fetching one makes the host wait for the device."""
 
@@ -21,54 +24,58 @@ class LossesSeen:
     """Follows what the training step returns as its loss.
 
     Attributes:
-        course: The losses so far, each the mean over ``AT_ONCE`` neighbours at most; None: none was seen.
+        course: The losses so far; None: none was seen.
         not_finite: The first value of the run that was seen not to be finite; None: all were.
     """
 
     def __init__(self) -> None:
         self.course: LossCourse | None = None
         self.not_finite: NotFinite | None = None
-        self._waiting: list[tuple[int, Tensor]] = []
+        self._values: list[float] = []  # losses that wait, on the CPU
+        self._tensors: list[Tensor] = []  # and on an accelerator
 
-    def note(self, step: int, outputs: Any, batch: Any) -> bool:
-        """Note the loss of a batch, and return whether it is the first one that is not finite.
+    def note(self, outputs: Any) -> bool:
+        """Note the loss of a batch, and return whether to ``fetch`` now: one is not finite, or many wait.
 
         Args:
-            step: Optimizer steps done after it.
             outputs: What the training step has returned, as Lightning hands it on.
-            batch: The batch.
 
-        Cost: half a microsecond on the CPU; elsewhere losses are fetched ``AT_ONCE`` at a time.
+        Cost: a microsecond, in every step; on an accelerator losses are fetched ``AT_ONCE`` at a time.
         """
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor) or loss.numel() != 1 or self.not_finite is not None:
             return False
-        self._waiting.append((step, loss.detach()))
-        if len(self._waiting) < (1 if loss.device.type == "cpu" else AT_ONCE):
-            return False
-        return self.fetch(batch)
+        if loss.is_cpu:
+            value = loss.item()
+            self._values.append(value)
+            return value - value != 0.0 or len(self._values) >= MOST  # infinity minus infinity is NaN
+        self._tensors.append(loss.detach())
+        return len(self._tensors) >= AT_ONCE
 
-    def fetch(self, batch: Any = None) -> bool:
-        """Look at the losses that wait, and return whether there is the first one among them that is not finite.
+    def fetch(self, step: int, batches: int = 1, batch: Any = None) -> bool:
+        """Look at the losses that wait, and return whether the first one that is not finite is among them.
 
         Args:
+            step: Optimizer steps done after the last one.
+            batches: Number of batches in a step.
             batch: The last batch; None: it is not there any more.
         """
-        waiting, self._waiting = self._waiting, []
-        for number, (step, loss) in enumerate(waiting):
-            value = float(loss)
-            if self.course is None:
-                self.course = LossCourse.begin(step, value)
-            elif step > self.course.step:
-                self.course = self.course.then(step, value)
-            if not math.isfinite(value):
-                last = number == len(waiting) - 1
-                broken = None if batch is None or not last else _not_finite_in(batch)
-                kind: Literal["input", "loss"] = "loss" if broken is None else "input"
-                word: Literal["NaN", "infinite"] = "NaN" if math.isnan(value) else "infinite"
-                self.not_finite = NotFinite(kind=kind, step=step, moment="before", value=broken or word)
-                return True
-        return False
+        values = [*self._values, *(float(each) for each in self._tensors)]
+        self._values, self._tensors = [], []
+        if not values or self.not_finite is not None:
+            return False
+        begun = step - (len(values) - 1) // batches
+        self.course = (self.course or LossCourse.begin(begun, values[0])).through(values, step, batches)
+        broken = next((number for number, value in enumerate(values) if not math.isfinite(value)), None)
+        if broken is None:
+            return False
+        last = broken == len(values) - 1
+        of_batch = _not_finite_in(batch) if last and batch is not None else None
+        kind: Literal["input", "loss"] = "loss" if of_batch is None else "input"
+        word: Literal["NaN", "infinite"] = "NaN" if math.isnan(values[broken]) else "infinite"
+        at = step - (len(values) - 1 - broken) // batches
+        self.not_finite = NotFinite(kind=kind, step=at, moment="before", value=of_batch or word)
+        return True
 
     def look_at_weights(self, module: nn.Module, step: int) -> None:
         """Look for weights and buffers that are not finite, if no loss was.
@@ -93,8 +100,8 @@ class LossesSeen:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types."""
-        self.fetch()
         return {
+            "waiting": [*self._values, *(float(each) for each in self._tensors)],
             "course": None if self.course is None else vars(self.course),
             "not_finite": None if self.not_finite is None else vars(self.not_finite),
         }
@@ -102,6 +109,7 @@ class LossesSeen:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         course, first = state.get("course"), state.get("not_finite")
+        self._values, self._tensors = list(state.get("waiting", ())), []
         self.course = None if course is None else LossCourse(**course)
         self.not_finite = None if first is None else NotFinite(**first)
 

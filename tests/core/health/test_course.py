@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -100,3 +101,18 @@ def test_time_does_not_go_back():
         ratios([1.0, 2.0]).then(StabilityReading(1, 1.0, 1.0))
     with pytest.raises(ValueError, match="lower <= upper"):
         StabilityReading(0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("seed", range(20))
+def test_many_losses_at_once_give_the_course_of_one_after_the_other(seed, batches):
+    generator = random.Random(seed)
+    losses = [generator.choice([0.1, 0.5, 1.0, 2.0, 4.0, math.nan, math.inf, -1.0]) for _ in range(30)]
+    step = 100
+    each = course = LossCourse.begin(step - 40, 1.0)
+    seen = each.step
+    for number, loss in enumerate(losses):
+        at = step - (len(losses) - 1 - number) // batches
+        if at > seen:
+            each, seen = each.then(at, loss), at
+    assert repr(course.through(losses, step, batches)) == repr(each)  # NaN is not equal to itself
