@@ -31,7 +31,7 @@ OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 PASSES = 9
 """Forward and backward passes of the probe that a measurement takes without its costly parts, roughly."""
 
-FREE = 0.2
+FREE = 0.1
 """Seconds that the costly parts of the first measurement may take in any run."""
 
 
@@ -75,7 +75,7 @@ class ConvergenceHealth(KernelMonitor):
 
     Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
     products with the Jacobian the first time and four later, the forecast twelve, the noise one backward pass; these are left out, and said
-    to be, where they would take more than 0.2 s and a third of ``max_overhead``. The loss of every step is read, on an accelerator 32 at a
+    to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss of every step is read, on an accelerator 32 at a
     time.
 
     Example::
