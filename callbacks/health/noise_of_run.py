@@ -61,7 +61,7 @@ def _products(run: RunView, gram: KernelGram) -> Tensor:
         matrix = gram.matrix
     else:
         targets, rows = measurement.targets, measurement.rows
-        s = measurement.probe_loss.gradients(lambda: measurement.shaped_outputs(run.module), targets, rows)
+        s = measurement.probe_loss.gradients(lambda: run.shaped_outputs, targets, rows)
         with isolated():
             matrix = ntk_gram(
                 run.network,

@@ -22,6 +22,7 @@ from lightning_conv.health.finding_of_movement import (
     weight_digests,
 )
 from lightning_conv.health.layer_signal import layer_signal
+from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.separation import curvature_product
 
 DIRECTIONS = 4
@@ -143,14 +144,13 @@ class StartOfRun:
 
 def _excess(run: RunView, loss: float) -> float | None:
     """Return the loss over that of outputs of zero; None: that is not positive."""
-    at_zero = float(loss_at(run, torch.zeros_like(run.measurement.shaped_outputs(run.module))).detach())
+    at_zero = float(loss_at(run, torch.zeros_like(run.shaped_outputs)).detach())
     return loss / at_zero if at_zero > 0 else None
 
 
 def _forms(run: RunView) -> Tensor:
     """Return v^T S_i v for every sample in random directions, (``DIRECTIONS``, n)."""
-    outputs = run.measurement.shaped_outputs(run.module)
-    u = outputs if outputs.device.type == "mps" else outputs.double()
+    u = wide(run.shaped_outputs)
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(DIRECTIONS):

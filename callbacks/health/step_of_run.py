@@ -18,6 +18,7 @@ from lightning_conv.health.kernel_modes import KernelModes, step_kernel
 from lightning_conv.health.optimizer_rules import StepSizes, momentum_of, step_sizes
 from lightning_conv.health.sharpness import sharpness
 from lightning_conv.kernels.operator import NTKOperator
+from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.losses.separation import curvature_product
 
@@ -71,8 +72,7 @@ class StepOfRun:
         sizes = step_sizes(optimizer_of(run), run.parameters)
         names, mode = run.measurement.parameters, run.measurement.probe.batch_norm
         operator = NTKOperator(run.network, run.inputs, parameters=names, batch_norm=mode)
-        u = run.measurement.shaped_outputs(run.module)
-        return cls(run, operator, sizes, _batch_over_probe(run), u if u.device.type == "mps" else u.double())
+        return cls(run, operator, sizes, _batch_over_probe(run), wide(run.shaped_outputs))
 
     def stability(self, start: Tensor | None) -> tuple[StabilityReading, Tensor]:
         r"""Measure the stability ratio.

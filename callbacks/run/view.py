@@ -87,8 +87,13 @@ class RunView:
         return self.measurement.outputs(self.module)
 
     @cached_property
+    def shaped_outputs(self) -> Tensor:
+        """The same in the shape that the network gives, (n, ...), as losses take it."""
+        return self.measurement.shaped_outputs(self.module)
+
+    @cached_property
     def exact_outputs(self) -> Tensor:
-        """The same in float64; for the forward pass a float64 copy of the weights is made."""
+        """The outputs in float64; for the forward pass a float64 copy of the weights is made."""
         return self.sample_loss(dtype=torch.float64).outputs()
 
     @property

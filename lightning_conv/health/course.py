@@ -50,11 +50,7 @@ class LossCourse:
         """
         if step <= self.step:
             raise ValueError(f"step: {step}; need one after {self.step}")
-        if loss < self.smallest or (math.isfinite(loss) and not math.isfinite(self.smallest)):
-            return replace(self, smallest=loss, at=step, now=loss, step=step, since=None)
-        risen = not math.isfinite(loss) or (self.smallest > 0 and loss >= RISEN * self.smallest)
-        since = (step if self.since is None else self.since) if risen else None
-        return replace(self, now=loss, step=step, since=since)
+        return self.through([loss], step)
 
     def through(self, losses: Sequence[float], step: int, batches: int = 1) -> LossCourse:
         """Return the course after the losses of consecutive batches, as ``then`` would for each; steps that are known already are left out.
