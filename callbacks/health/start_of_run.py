@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_conv.callbacks.health.step_of_run import loss_at
+from lightning_conv.callbacks.health.step_of_run import loss_in_outputs
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.course import LossCourse
@@ -144,7 +144,7 @@ class StartOfRun:
 
 def _excess(run: RunView, loss: float) -> float | None:
     """Return the loss over that of outputs of zero; None: that is not positive."""
-    at_zero = float(loss_at(run, torch.zeros_like(run.shaped_outputs)).detach())
+    at_zero = float(loss_in_outputs(run)(torch.zeros_like(run.shaped_outputs)).detach())
     return loss / at_zero if at_zero > 0 else None
 
 
@@ -155,5 +155,5 @@ def _forms(run: RunView) -> Tensor:
     made = []
     for _ in range(DIRECTIONS):
         v = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
-        made.append((curvature_product(lambda at: loss_at(run, at), u, v) * v).reshape(len(v), -1).sum(1))
+        made.append((curvature_product(loss_in_outputs(run), u, v) * v).reshape(len(v), -1).sum(1))
     return torch.stack(made)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.steps import changed_steps
 from lightning_conv.callbacks.run.view import RunView
@@ -140,9 +143,10 @@ class StepOfRun:
         }
         return self.operator.jvp(directions).reshape(self.outputs.shape)
 
-    def loss(self, outputs: Tensor) -> Tensor:
-        """Return the run's loss of the probe at some outputs, with its graph."""
-        return loss_at(self.run, outputs)
+    @property
+    def loss(self) -> Callable[[Tensor], Tensor]:
+        """The run's loss of the probe in the outputs."""
+        return loss_in_outputs(self.run)
 
     def bent(self, directions: Tensor) -> Tensor:
         """Return S v for v (n, C)."""
@@ -150,18 +154,19 @@ class StepOfRun:
         return curvature_product(self.loss, self.outputs, v.to(self.outputs)).to(directions).reshape(directions.shape)
 
 
-def loss_at(run: RunView, outputs: Tensor) -> Tensor:
-    """Return the run's loss of the probe at some outputs, with its graph.
+def loss_in_outputs(run: RunView) -> Callable[[Tensor], Tensor]:
+    """Return the run's loss of the probe in the outputs u, which keeps neither the view nor copies of the weights.
 
     Args:
         run: The run, whose loss is known.
-        outputs: u, in the shape that the loss takes.
     """
     beside = run.loss_targets
     assert beside is not None
-    if (own := run.run_loss.own) is not None:
-        return own(outputs, beside)
-    return run.loss.evaluate(outputs, beside)
+    return partial(_evaluated, run.run_loss, beside)
+
+
+def _evaluated(loss: RunLoss, beside: Tensor, outputs: Tensor) -> Tensor:
+    return loss.kind.evaluate(outputs, beside) if loss.own is None else loss.own(outputs, beside)
 
 
 def optimizer_of(run: RunView) -> Optimizer:
