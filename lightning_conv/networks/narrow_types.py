@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 
 def rounds(func: Any, given: tuple[Any, Any], made: Sequence[Tensor]) -> bool:
@@ -88,8 +88,11 @@ def bits_of(dtype: torch.dtype) -> int:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors among the arguments or results of an operator."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Return the tensors among the arguments or results of an operator, which are in lists, tuples and dicts if at all."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

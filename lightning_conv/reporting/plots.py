@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.linalg.spectrum import Bounded, Spectrum
+from lightning_conv.reporting.log_axis import use_log_scale
 from lightning_conv.theory.tools.observation import Observation
 
 SIZE_INCHES = (4.0, 3.2)
@@ -63,7 +64,7 @@ def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
             axes.errorbar(
                 [len(values)], [smallest.value], yerr=bars, color=line.get_color(), capsize=3, fmt="o", markersize=3
             )
-    axes.set_yscale("log")
+    use_log_scale(axes, "y")
     axes.set_xlabel("index")
     axes.set_ylabel("eigenvalue of the kernel")
     axes.grid(visible=True, alpha=0.3)
@@ -87,7 +88,7 @@ def plot_observations(history: Sequence[Observation]) -> Figure:
     axes.plot(steps, [seen.loss for seen in history], marker=".", linewidth=1.2, label="loss f")
     axes.plot(steps, ratios, marker=".", linewidth=1.2, label="PL ratio |grad f|\u00b2 / f")
     axes.plot(steps, np.fmin.accumulate(ratios), linestyle=":", color="black", linewidth=1, label="its infimum so far")
-    axes.set_yscale("log")
+    use_log_scale(axes, "y")
     axes.set_xlabel("step")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
@@ -110,14 +111,14 @@ def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[in
     above, below = figure.subplots(2, 1)
     for (name, share), style in zip(shares.items(), cycle(("-", "--", ":", "-.")), strict=False):
         above.plot(range(1, len(share) + 1), share.cumsum(0).cpu().numpy(), linestyle=style, linewidth=1.2, label=name)
-    above.set_xscale("log")
+    use_log_scale(above, "x")
     above.set_ylim(0, 1.05)
     above.set_xlabel("leading eigenvectors of the first kernel", fontsize=7)
     above.set_ylabel("share", fontsize=7)
     steps = [step for step, _, _ in curve]
     below.plot(steps, [measured for _, measured, _ in curve], marker=".", linewidth=1.2, label="|u - y|")
     below.plot(steps, [predicted for _, _, predicted in curve], "--", color="black", linewidth=1, label="predicted")
-    below.set_yscale("log")
+    use_log_scale(below, "y")
     below.set_xlabel("step", fontsize=7)
     for axes in (above, below):
         axes.tick_params(which="both", labelsize=7)
@@ -193,9 +194,9 @@ def _short(layer: str) -> str:
 def _style_bar_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     positive = [value for value in values if value > 0]
     if positive:
-        axes.set_xscale("log")
         # Bars on a logarithmic axis need a left end.
         axes.set_xlim(min(positive) / 3, max(positive) * 2)
+        use_log_scale(axes, "x")
     axes.set_xlabel(label, fontsize=7)
     axes.tick_params(labelsize=7)
     axes.grid(visible=True, axis="x", alpha=0.3)

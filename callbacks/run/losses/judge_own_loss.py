@@ -101,7 +101,7 @@ def _second(few: int, samples: int) -> Tensor:
 
 def _beside(asked: Asked, call: StepOutputs, point: Point, rows: Tensor) -> str:
     """Return how the step differs from phi(u) with u by the engine: in its value, or in its gradient by the weights."""
-    loss, _ = call.seen
+    loss = call.seen[0]
     network = asked.observed.network(asked.twin)
     inputs = _some(asked.observed.inputs(), rows)
     with isolated(), undisturbed(network), torch.no_grad():

@@ -52,7 +52,7 @@ class RunGradient:
         with isolated():
             before = _states()
             twin = Twin(trainer, module)
-            loss, outputs = StepOutputs(twin, batch, kept.places, 0, batch_idx).seen
+            loss, outputs, _ = StepOutputs(twin, batch, kept.places, 0, batch_idx).seen
             named = {name: each for name, each in twin.module.named_parameters() if each.requires_grad}
             slopes = torch.autograd.grad(loss, outputs, retain_graph=True)
             grads = torch.autograd.grad(outputs, list(named.values()), slopes, retain_graph=True, allow_unused=True)

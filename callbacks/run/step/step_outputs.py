@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.call import NotAFunctionError
 from lightning_conv.callbacks.run.twin import Twin
-from lightning_conv.networks.observed.leaves import at, with_tensors
+from lightning_conv.networks.observed.leaves import at, tensors_in, with_part, with_tensors
 from lightning_conv.networks.observed.replay import OutputPlace
 
 
@@ -29,7 +29,7 @@ class StepOutputs:
         places: Where the outputs are made; of several, u is (n, C), each flattened, side by side, as ``Replay`` returns them.
         samples: Number n of samples in the batch.
         batch_idx: Its number in the epoch.
-        instead: Tensors like those that the calls return, for any number of samples; with them the calls are left out, see
+        instead: What the calls return, each with one tensor in it, for any number of samples; with it the calls are left out, see
             ``without_calls``.
     """
 
@@ -38,7 +38,7 @@ class StepOutputs:
     places: tuple[OutputPlace, ...]
     samples: int
     batch_idx: int = 0
-    instead: tuple[Tensor, ...] = ()
+    instead: tuple[Any, ...] = ()
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return the loss for these outputs, with its graph; everything else runs as it does in the training step.
@@ -55,8 +55,8 @@ class StepOutputs:
         return self._run(held)[0]
 
     @cached_property
-    def seen(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss of the step as it is, with its graph, and the outputs as the calls return them.
+    def seen(self) -> tuple[Tensor, tuple[Tensor, ...], tuple[Any, ...]]:
+        """The loss of the step as it is, with its graph, the outputs as the calls return them, and all that the calls return.
 
         Raises:
             NotAFunctionError: See ``__call__``.
@@ -68,16 +68,18 @@ class StepOutputs:
 
         What else a call does, such as keeping activations for the loss, is left out, too: whether that matters has to be compared.
         """
-        if any(place.place or place.several or place.padded for place in self.places):
+        returned = self.seen[2]
+        if any(place.several or place.padded for place in self.places) or any(_tensors(each) != 1 for each in returned):
             return self
-        quick = replace(self, instead=tuple(each.detach() for each in self.seen[1]))
+        without_graph = tuple(with_tensors(each, lambda _, tensor: tensor.detach()) for each in returned)
+        quick = replace(self, instead=without_graph)
         vars(quick)["seen"] = self.seen
         return quick
 
     @property
     def present(self) -> Tensor:
         """u as the step makes it, without a graph."""
-        _, natives = self.seen
+        natives = self.seen[1]
         rows = [place.rows(each.detach(), self.samples) for place, each in zip(self.places, natives, strict=True)]
         return rows[0] if len(rows) == 1 else torch.cat([each.flatten(1) for each in rows], 1)
 
@@ -89,8 +91,9 @@ class StepOutputs:
             return 0
         return native.shape[-1]
 
-    def _run(self, outputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, outputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...], tuple[Any, ...]]:
         natives: dict[int, Tensor] = {}
+        returned: dict[int, Any] = {}
         counts: Counter[str] = Counter()
 
         def replaced(name: str) -> Callable[[nn.Module, Any, Any], Any]:
@@ -99,7 +102,7 @@ class StepOutputs:
                 counts[name] += 1
                 for k, place in enumerate(self.places):
                     if (place.name, place.number) == (name, number):
-                        natives[k] = at(output, place.place)
+                        natives[k], returned[k] = at(output, place.place), output
                         made[place.place] = natives[k] if outputs is None else self._native(outputs, k, natives[k])
                 if outputs is None or not made:
                     return None
@@ -113,8 +116,9 @@ class StepOutputs:
                 counts[name] += 1
                 for k, place in enumerate(self.places):
                     if outputs is not None and (place.name, place.number) == (name, number):
-                        natives[k] = self._native(outputs, k, self.instead[k])
-                        return natives[k]
+                        natives[k] = self._native(outputs, k, at(self.instead[k], place.place))
+                        returned[k] = with_part(self.instead[k], place.place, natives[k])
+                        return returned[k]
                 return forward(*args, **kwargs)
 
             return made
@@ -133,7 +137,8 @@ class StepOutputs:
             raise NotAFunctionError(f"the training step does not call {names} as it did when it was observed")
         if loss is None or loss.numel() != 1:
             raise NotAFunctionError("the training step returns no loss")
-        return loss.reshape(()), tuple(natives[k] for k in range(len(self.places)))
+        numbers = range(len(self.places))
+        return loss.reshape(()), tuple(natives[k] for k in numbers), tuple(returned[k] for k in numbers)
 
     def _native(self, outputs: Tensor, number: int, like: Tensor) -> Tensor:
         """Return one of the parts of u in the layout, the type and the place of what it stands for, which may have other samples."""
@@ -152,6 +157,10 @@ class StepOutputs:
             )
         # A clone: what follows may work in place.
         return part.reshape(moved).movedim(0, along).to(like.device, like.dtype).clone()
+
+
+def _tensors(structure: Any) -> int:
+    return sum(1 for _ in tensors_in(structure))
 
 
 @contextmanager
