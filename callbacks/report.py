@@ -78,10 +78,15 @@ class ConvergenceReport(pl.Callback):
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)
             }
             page = folder / f"{self.name}.md"
+            monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+            known = {name: step for monitor in monitors for name, step in monitor.steps_of_values.items()}
+            steps = {name: step for name, step in known.items() if name in metrics}
             findings, words = self._in_plain_words(trainer)
-            _write_whole(page, report_markdown("Convergence report", facts, criteria, metrics, words=words))
+            _write_whole(
+                page, report_markdown("Convergence report", facts, criteria, metrics, steps=steps, words=words)
+            )
             health = [each.to_json() for each in findings]
-            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics, health))
+            _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics, health, steps))
         if not attempt.failed:
             rank_zero_info(f"ConvergenceReport: {page}")
 

@@ -24,7 +24,7 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.reporting.plain_words import health_scalars, plain_words_terminal, plain_words_text
+from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, plain_words_text, tag_of
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 
@@ -119,6 +119,12 @@ class ConvergenceHealth(KernelMonitor):
         return self._record.findings
 
     @property
+    @override
+    def steps_of_values(self) -> dict[str, int]:
+        of_findings = {self.tag(tag_of(each)): each.step for each in reversed(self.findings) if each.step is not None}
+        return super().steps_of_values | of_findings
+
+    @property
     def diverged_at(self) -> int | None:
         """Step at which a loss or a weight was no longer finite; None: all were."""
         first = self._record.losses.not_finite
@@ -178,7 +184,8 @@ class ConvergenceHealth(KernelMonitor):
         if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process
             self._stops = trainer.strategy.reduce_boolean_decision(self._stops, all=False)
             trainer.should_stop = trainer.should_stop or self._stops
-        return health_scalars(self.findings)
+        now = {tag_of(each) for each in self.findings if each.step in (None, step)} | {LEVEL}  # others are older
+        return {name: value for name, value in health_scalars(self.findings).items() if name in now}
 
     def _affords(self, seconds: float) -> bool:
         """Return whether a costly part may take so long: all of them together get a third of the share, and ``FREE`` at the start."""

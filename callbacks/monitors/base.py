@@ -235,6 +235,12 @@ class KernelMonitor(Beginning):
             self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
 
+    @property
+    def steps_of_values(self) -> dict[str, int]:
+        """The optimizer steps at which the values that are logged now were measured, by tag."""
+        step = self._last_step
+        return {} if step is None else dict.fromkeys(self._tagged(self._metrics), step)
+
     def _without(self, names: frozenset[str]) -> dict[str, float]:
         return {name: value for name, value in self._metrics.items() if name not in names}
 

@@ -22,6 +22,9 @@ COLORS: Mapping[Level, str] = {"ok": "32", "notice": "36", "warning": "33", "ale
 WIDTH = 100
 """Columns of the block in the terminal."""
 
+LEVEL = "health/level"
+"""Tag of the worst level."""
+
 
 def plain_words_markdown(findings: Sequence[Finding], reasons: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return the section "In plain words": one item for each finding, the most severe ones first.
@@ -87,8 +90,13 @@ def health_scalars(findings: Sequence[Finding]) -> dict[str, float]:
     values: dict[str, float] = {}
     for each in in_order(findings):
         if math.isfinite(each.value):
-            values.setdefault(f"health/{each.name}", float(each.value))
-    return values | {"health/level": float(LEVELS.index(worst_level(findings)))}
+            values.setdefault(tag_of(each), float(each.value))
+    return values | {LEVEL: float(LEVELS.index(worst_level(findings)))}
+
+
+def tag_of(finding: Finding) -> str:
+    """Return the tag under which the value of a finding is logged."""
+    return f"health/{finding.name}"
 
 
 def _text(finding: Finding) -> str:

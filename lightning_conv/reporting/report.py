@@ -74,6 +74,7 @@ def report_markdown(
     criteria: Sequence[Criterion],
     metrics: Mapping[str, float],
     *,
+    steps: Mapping[str, int] | None = None,
     words: str = "",
 ) -> str:
     """Write the page of a run: what is known in plain words, facts, criteria, the last measured quantities and a legend.
@@ -82,7 +83,8 @@ def report_markdown(
         title: heading of the page.
         facts: values by name, one line each.
         criteria: the criteria with their verdicts; those that do not apply are folded into one line per reason.
-        metrics: last values by tag.
+        metrics: last values by tag; those that are not finite are left out.
+        steps: the optimizer steps at which they were measured, by tag, as far as they are known.
         words: the section with the findings (``plain_words_markdown``); empty: there is none.
     """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items()) or "none"
@@ -93,10 +95,12 @@ def report_markdown(
         lines += ["## Criteria", ""]
         lines += [criteria_table(applied), ""] if applied else []
         lines += [*not_applicable(criteria), "", VERDICTS, ""]
-    if metrics:
-        rows = [(name, _number(value)) for name, value in sorted(metrics.items())]
-        lines += ["## Last measured", "", markdown_table(("quantity", "value"), rows), ""]
-    if criteria or metrics:
+    finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
+    if finite:
+        known = steps or {}
+        rows = [(name, _number(value), str(known.get(name, ""))) for name, value in finite.items()]
+        lines += ["## Last measured", "", markdown_table(("quantity", "value", "step"), rows), ""]
+    if criteria or finite:
         lines += ["## Terms", "", TERMS]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -119,13 +123,15 @@ def report_json(
     criteria: Sequence[Criterion],
     metrics: Mapping[str, float],
     health: Sequence[Mapping[str, Any]] = (),
+    steps: Mapping[str, int] | None = None,
 ) -> str:
-    """Return facts, criteria, metrics and findings as JSON, in which NaN and infinity become null."""
+    """Return facts, criteria, metrics with their steps, and findings as JSON, in which NaN and infinity become null."""
     content: dict[str, Any] = {
         "facts": dict(facts),
         "health": [dict(each) for each in health],
         "criteria": [asdict(each) for each in criteria],
         "metrics": metrics,
+        "steps": dict(steps or {}),
     }
     return json.dumps(json_values(content), indent=1, allow_nan=False) + "\n"
 

@@ -52,12 +52,15 @@ def test_the_page_and_the_json_hold_the_same_verdicts():
     criteria: list[Criterion] = [
         at_least("a|b", "P", "x >= 1", 0.5, 1.0), not_applicable("c", "P", "y", why), not_applicable("d", "P", "z", why, 3.0),
     ]  # fmt: skip
-    page = report_markdown("Title", {"run": "completed"}, criteria, {"theory/loss": 0.25})
+    page = report_markdown(
+        "Title", {"run": "completed"}, criteria, {"theory/loss": 0.25, "bad": math.inf}, steps={"theory/loss": 7}
+    )
     assert "| **refuted** | a\\|b | x >= 1 | 0.5 | 1 | 0.5 < 1 | P |" in page
     assert page.count(why) == 1
     assert f"- Not applicable: `c`, `d` ({why})" in page
     assert criteria_table(criteria).count("(a)") == 3  # two rows and the note
-    assert "| theory/loss | 0.25 |" in page
+    assert "| theory/loss | 0.25 | 7 |" in page
+    assert "| bad |" not in page
     stored = json.loads(report_json({"run": "completed"}, criteria, {"theory/loss": 0.25, "bad": math.inf}))
     assert [each["verdict"] for each in stored["criteria"]] == ["refuted", "not applicable", "not applicable"]
     assert stored["criteria"][1]["measured"] is None
