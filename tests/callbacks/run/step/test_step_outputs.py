@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -33,10 +34,10 @@ class Net(nn.Linear):
 
 
 class Module(pl.LightningModule):
-    def __init__(self, loss):
+    def __init__(self, loss, net=Net):
         super().__init__()
         torch.manual_seed(0)
-        self.net, self.loss = Net(4, 3), loss
+        self.net, self.loss = net(4, 3), loss
 
     def training_step(self, batch, batch_idx):
         return self.loss(self, self.net(batch[0]), batch[1])
@@ -61,7 +62,7 @@ class AtStart(pl.Callback):
         self.found = self.do(trainer)
 
 
-def step_of(make_trainer, loss):
+def step_of(make_trainer, loss, net=Net):
     def few(trainer):
         twin = copy_of(trainer, trainer.lightning_module)
         batch = next(iter(data()))
@@ -69,7 +70,7 @@ def step_of(make_trainer, loss):
         return StepOutputs(twin, batch, observed.sources, 8)
 
     callback = AtStart(few)
-    make_trainer([callback], max_steps=1).fit(Module(loss), data())
+    make_trainer([callback], max_steps=1).fit(Module(loss, net), data())
     return callback.found
 
 
@@ -92,6 +93,36 @@ def test_without_the_calls_it_is_the_same_function_and_the_network_is_not_called
     assert without.value == with_calls.value
     assert torch.equal(quick.present, few.present)
     assert "forward" not in vars(quick.twin.module.net)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "unwrap", "left_out"),
+    [
+        (lambda u: {"out": u, "loss": None}, lambda made: made["out"], True),
+        (lambda u: ("name", [u]), lambda made: made[1][0], True),
+        (lambda u: SimpleNamespace(logits=u, step=3), lambda made: made.logits, True),
+        (
+            lambda u: (u, u.detach().exp()),
+            lambda made: made[0] + 0 * made[1],
+            False,
+        ),  # the other one is not a function of u then
+    ],
+)
+def test_calls_are_left_out_where_one_tensor_is_all_that_they_return(make_trainer, wrap, unwrap, left_out):
+    class Wrapped(Net):
+        def forward(self, x):
+            return wrap(super().forward(x))
+
+    def loss(module, made, y):
+        return F.mse_loss(unwrap(made), y)
+
+    few = step_of(make_trainer, loss, Wrapped)
+    quick, u = few.without_calls(), torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    with_calls, before = evaluate(few, u), Net.calls
+    without = evaluate(quick, u)
+    assert (Net.calls == before) is left_out
+    assert torch.equal(without.slope, with_calls.slope)
+    assert without.value == with_calls.value
 
 
 def test_it_takes_another_number_of_samples_without_the_calls(make_trainer):
