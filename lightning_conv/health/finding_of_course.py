@@ -8,7 +8,7 @@ from lightning_conv.health.finding import Finding
 from lightning_conv.health.forecast_record import ShownForecast
 from lightning_conv.health.regime import TrainingRegime
 from lightning_conv.health.subset_bound import SubsetBound
-from lightning_conv.health.wording import counted, figure, page_of, percent
+from lightning_conv.health.wording import counted, figure, listed, page_of, percent
 
 
 def finding_of_forecast(shown: ShownForecast | None) -> Finding | None:
@@ -67,13 +67,14 @@ def finding_of_subset(bound: SubsetBound, *, step: int) -> Finding | None:
     probe = bound.probe
     if not (probe.certified and probe.lower > 0):
         return None
+    kernel = "kernel of the loss gradients" if bound.outputs == "cotangents" else "kernel"
     where = "all training samples" if bound.on_training_set else f"the {bound.samples} samples of the probe"
     rest = "" if bound.on_training_set else "; this says nothing of other samples"
     return Finding(
-        name="lambda_min",
+        name="lambda_min_bound",
         level="ok",
-        sentence=f"The smallest eigenvalue of the kernel on {where} is at least {figure(probe.lower)}, proven by "
-        f"{counted(len(bound.parameters), 'parameter tensor')} of the network{rest}.",
+        sentence=f"The smallest eigenvalue of the {kernel} on {where} is at least {figure(probe.lower)}, proven by "
+        f"{counted(len(bound.parameters), 'parameter tensor')} of the network ({listed(bound.parameters)}){rest}.",
         value=probe.value,
         lower=probe.lower,
         upper=probe.upper,
