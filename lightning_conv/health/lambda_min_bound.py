@@ -63,9 +63,7 @@ def lambda_min_bound(
     """
     if outputs == "projected":
         raise ValueError("outputs: 'projected' is an estimate, and proves nothing; need 'trace', 'full' or 'sum'")
-    names = subset_parameters(
-        model, inputs, parameters, one_row=cotangents is not None, batch_norm=batch_norm
-    )
+    names = subset_parameters(model, inputs, parameters, one_row=cotangents is not None, batch_norm=batch_norm)
     gram, spectrum = resolved_spectrum(
         model,
         inputs,

@@ -49,11 +49,13 @@ class Run:
         resolved_by="fast",
         squared=0.0,
         knows_loss=False,
+        is_bound=False,
     ):
         self.rate, self.n_outputs, self.squared, self.now, self.trials = rate, outputs, squared, 0.0, []
         self.trainer = SimpleNamespace(
             world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32), callbacks=[]
         )
+        self.is_bound, self.lowest = is_bound, "certified" if is_bound else "fast"
         self.knows_loss, self.run_network = knows_loss, SimpleNamespace(asked=None)
         self.probe, self.inputs, self.targets = probe or Probe(), torch.arange(float(n))[:, None], torch.arange(n)
         self.highest, self.resolved_by, self.awaited = "certified", resolved_by, 0.0
