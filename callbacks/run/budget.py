@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.pass_time import FEWEST_SAMPLES, time_pass, together
+from lightning_conv.callbacks.run.pass_time import FEWEST_SAMPLES, backward_share, time_pass, together
 from lightning_conv.callbacks.run.probe import ProbeOutputs
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.networks.inputs import Inputs, sample_count, spread
@@ -149,12 +149,14 @@ def fit_to_budget(
     kind: ProbeOutputs = probe.outputs
     slowness = CERTIFIED if measurement.is_bound else 1.0
     seconds *= slowness
+    # Those passes of the trace kernel go back no further than to the first of its parameters.
+    traced = outputs * (backward_share(trainer, measurement) if measurement.is_bound else 1.0)
     is_dear = kind == "projected" or (
-        "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2
+        "outputs" not in given and outputs > probe.projections and traced * seconds > budget * LATER / 2
     )
     if is_dear and not measurement.is_bound:
         kind = "projected"
-    passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
+    passes = probe.projections if kind == "projected" else traced if kind == "trace" else 1
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     if is_dear and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
