@@ -135,9 +135,10 @@ class Measurement:
         """
         words = replace(self.run_network, loss=self.probe_loss.now(fn)).words
         if self.is_bound:
+            every = "all trainable parameters" if self.probe.parameters is None else "all those that the Probe names"
             words += (
                 f"; the kernel is over {counted(self.weights, 'number')} in {listed(self.parameters, most=8)}, and its lambda_min a lower "
-                "bound of that over all parameters"
+                f"bound of that over {every}"
             )
         if self.probe.outputs != "loss":
             return words

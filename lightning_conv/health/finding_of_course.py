@@ -67,13 +67,12 @@ def finding_of_subset(bound: SubsetBound, *, step: int) -> Finding | None:
     probe = bound.probe
     if not (probe.certified and probe.lower > 0):
         return None
-    kernel = "kernel of the loss gradients" if bound.outputs == "cotangents" else "kernel"
     where = "all training samples" if bound.on_training_set else f"the {bound.samples} samples of the probe"
     rest = "" if bound.on_training_set else "; this says nothing of other samples"
     return Finding(
         name="lambda_min_bound",
         level="ok",
-        sentence=f"The smallest eigenvalue of the {kernel} on {where} is at least {figure(probe.lower)}, proven by "
+        sentence=f"The smallest eigenvalue of the {_kernel(bound)} on {where} is at least {figure(probe.lower)}, proven by "
         f"{counted(len(bound.parameters), 'parameter tensor')} of the network ({listed(bound.parameters)}){rest}.",
         value=probe.value,
         lower=probe.lower,
@@ -81,6 +80,16 @@ def finding_of_subset(bound: SubsetBound, *, step: int) -> Finding | None:
         limit=0.0,
         step=step,
         page=page_of("lambda_min"),
+    )
+
+
+def _kernel(bound: SubsetBound) -> str:
+    if bound.outputs == "cotangents":
+        return "kernel of the loss gradients"
+    if bound.n_outputs == 1 or bound.outputs == "full":
+        return "kernel"
+    return (
+        f"kernel summed over {bound.n_outputs:,} outputs" if bound.outputs == "trace" else "kernel of the summed output"
     )
 
 

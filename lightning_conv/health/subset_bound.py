@@ -26,6 +26,7 @@ class SubsetBound:
         samples: Number of samples of the subset kernels.
         on_training_set: Whether these are all training samples.
         outputs: Which kernel it is.
+        n_outputs: Number of outputs of a sample.
     """
 
     probe: Bounded
@@ -34,6 +35,7 @@ class SubsetBound:
     samples: int
     on_training_set: bool
     outputs: KernelOutputs = "trace"
+    n_outputs: int = 1
 
 
 def subset_bound(
@@ -100,6 +102,7 @@ def subset_bound(
         samples=first.n_samples,
         on_training_set=on_training_set,
         outputs=first.outputs,
+        n_outputs=first.n_outputs,
     )
 
 
