@@ -8,6 +8,8 @@ _moved.install()
 __version__ = "0.1.0"
 
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.health.lambda_min_bound import lambda_min_bound
+from lightning_conv.health.subset_bound import SubsetBound
 from lightning_conv.kernels import (
     KernelGram,
     LayerRule,
@@ -74,6 +76,7 @@ __all__ = [
     "RankCertificate",
     "RitzBounds",
     "Spectrum",
+    "SubsetBound",
     "batch_curvature",
     "c_sigma",
     "centred_alignment",
@@ -90,6 +93,7 @@ __all__ = [
     "head_curvature",
     "kernel_drift",
     "kernel_spectrum",
+    "lambda_min_bound",
     "largest_eigenvalue",
     "last_hidden_features",
     "layer_spectra",

@@ -15,6 +15,7 @@ from lightning_conv.callbacks.health.health_record import HealthRecord
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
@@ -52,6 +53,7 @@ class ConvergenceHealth(KernelMonitor):
     - ``gradient_noise``: the batch against the noise scale, samples that carry the gradient
     - ``forecast``: the loss of the probe at the next measurement, if earlier forecasts were right
     - ``regime``: lazy or feature learning, behind a ``KernelStability`` in the list
+    - ``lambda_min_bound``: what a ``LambdaMin(bound=...)`` before it in the list has proven at the same step
     - ``not_finite``: the first loss, input or weight that was not finite
 
     Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
@@ -178,7 +180,9 @@ class ConvergenceHealth(KernelMonitor):
         run = RunView(trainer, self._kernel, self.loss_fn)
         beside = [each for each in monitors_of(trainer, KernelStability) if each.optimizer == self.optimizer]
         drift = next((each.drift for each in beside if each.last_step == step), None)
-        self._record.measure(run, gram, self._affords, total=_steps_of(trainer), drift=drift)
+        bounds = [each for each in monitors_of(trainer, LambdaMin) if each.optimizer == self.optimizer]
+        proven = [each.finding for each in bounds if each.last_step == step and each.finding is not None]
+        self._record.measure(run, gram, self._affords, total=_steps_of(trainer), drift=drift, beside=proven[:1])
         self._say(trainer, step)
         self._alert(trainer)
         if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -91,6 +91,7 @@ class HealthRecord:
         *,
         total: int | None = None,
         drift: Drift | None = None,
+        beside: Sequence[Finding] = (),
     ) -> None:
         """Measure the run at the weights of now; costly parts are left out where the run cannot afford them, which is noted.
 
@@ -100,9 +101,10 @@ class HealthRecord:
             affords: Whether a part may take so many seconds now.
             total: Number of steps of the run; None: not known.
             drift: How the kernel differs from that of the start; None: not known.
+            beside: What other callbacks have found at this step.
         """
         step, self._forecast.record.total = run.step, total
-        found: list[Finding] = []
+        found: list[Finding] = [*beside]
         self.losses.fetch(step, run.trainer.accumulate_grad_batches)
         if self._fit is None:
             self._fit = FitOfRun.of(run, gram.n_outputs)

@@ -64,7 +64,8 @@ class Beginning(Kept):
         # What reading and observing fail by is the user's code: any error.
         with measuring(trainer), self._first(trainer, batch):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
-                measurement_of(trainer, two_samples_of(self.probe), Schedule(1, 1.0), batch=batch).at(0, pl_module)
+                two, schedule = two_samples_of(self.probe), Schedule(1, 1.0)
+                measurement_of(trainer, two, schedule, batch=batch, bound=self.bound).at(0, pl_module)
                 return
             monitors = monitors_of(trainer, Beginning)  # type: ignore[type-abstract]
             peers = [monitor for monitor in monitors if monitor._settings == self._settings]
@@ -147,6 +148,7 @@ class Beginning(Kept):
             stored=stored,
             per_layer=per_layer,
             loss_fn=next((peer.loss_fn for peer in peers if peer.loss_fn is not None), None),
+            bound=self.bound,
         )
         self._kernel = found
         self._say_what_is_measured()

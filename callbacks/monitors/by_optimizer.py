@@ -84,11 +84,14 @@ class ByOptimizer(pl.Callback):
         """Forget the last run: the callback is used for another one."""
 
     loss_fn: LossFn | None = None  # of the training step, as the user has said it
+    bound: tuple[str, ...] | None = (
+        None  # patterns of the parameters whose kernel bounds the whole one; None: the whole one is measured
+    )
 
     @property
     def _settings(self) -> tuple[object, ...]:
         loss = self.loss_fn if self.probe.outputs == "loss" else None  # the kernel depends on it
-        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error, loss
+        return *self.probe.key, self.every_n_steps, self.max_overhead, self.on_error, loss, self.bound
 
     @property
     def _leads(self) -> bool:

@@ -11,13 +11,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
+from lightning_conv.callbacks.monitors.proven_bound import ProvenBound, asked_bound, whole_lambda_min
 from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
+from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import is_of_loss, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.subset_parameters import Subset
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares
 from lightning_conv.kernels.products.precision import PRECISIONS
@@ -68,6 +73,8 @@ class LambdaMin(KernelMonitor):
       before. Only where a ratio is known and the probe has targets
     - with ``Probe(outputs="loss")`` all of these begin with ``loss_kernel/`` and are those of the loss gradients, without headline, decay
       and step size; ``loss_kernel/gradient_norm`` is the norm of the gradient of the probe's loss
+    - with ``bound=`` none of these, but ``kernel/lambda_min_bound`` (``loss_kernel/`` with ``Probe(outputs="loss")``): the proven lower
+      bound, 0 where nothing is proven, and as a text with the same tag what it says, and the parameters that it rests on
     - histogram ``kernel/log10_eigenvalues`` of those above their error, figures ``kernel/spectrum`` and ``kernel/per_layer``,
       texts ``kernel/layers`` (which layer has how much) and ``kernel/step_size`` (what does not apply, and why; when that
       changes) (TensorBoard)
@@ -87,17 +94,26 @@ class LambdaMin(KernelMonitor):
         loss_fn: ``loss_fn(outputs, targets)`` of the training step; None: the one that is observed. The step is run with other
             outputs, and its value and gradient are compared with those of the module's own losses and of torch's; any other loss
             is taken from the step's own graph. A loss that is given is taken as it is.
+        bound: measure the kernel over a few of the trainable parameters in place of the whole one, which may be too expensive. It is
+            exact, and certified in float64. The kernel over the others is positive semidefinite, so its lambda_min is a proven LOWER
+            bound of that of the whole kernel on the probe; of that of the training set only where the probe holds all of it
+            (``Probe(size=...)``, no augmentation). Names or patterns such as ``"*lora_*"``, whose parameters are taken together, or
+            ``"last block"``: the layers that are called last, as many as have together twice as many numbers as the probe has outputs,
+            or half of all numbers. Behind a ``LambdaMin()`` in the list, on the same samples, the two are compared. None: the whole
+            kernel.
         on_error: what to do if the network cannot be measured before the first step. ``"raise"``: end the run. ``"warn"``: say it,
             and train. ``"disable"``: the same, and stop measuring after the first failure later on. After the first step no failure
             ends the run.
 
     Raises:
         MisconfigurationException: sharded strategies, another value of ``on_error`` or ``per_layer``, parameters that the network
-            does not have; with ``on_error="raise"`` a kernel for which there is no room, or a network that cannot be measured: the
+            does not have; a ``bound`` that names nothing, or stands beside an estimate, a lower precision or ``"spectra"``, or a second
+            one in the list; with ``on_error="raise"`` a kernel for which there is no room, or a network that cannot be measured: the
             message names what was seen, and the line to write.
 
     Cost: one ``ntk_gram`` (again in higher precision where needed) and one eigenvalue problem of the probe's size; one more, and
-    one forward pass, where the contraction is predicted.
+    one forward pass, where the contraction is predicted. With ``bound=`` one ``ntk_gram`` in float64 whose backward passes end at these
+    parameters.
 
     Example::
 
@@ -112,6 +128,7 @@ class LambdaMin(KernelMonitor):
         per_layer: PerLayer | None = "traces",
         loss_fn: LossFn | None = None,
         on_error: OnError = "raise",
+        bound: Subset | None = None,
     ) -> None:
         if per_layer is not None and per_layer not in get_args(PerLayer):
             raise MisconfigurationException(
@@ -120,6 +137,7 @@ class LambdaMin(KernelMonitor):
         super().__init__(probe, every_n_steps, max_overhead, on_error)
         self.per_layer = per_layer
         self.loss_fn = loss_fn
+        self.bound = None if bound is None else asked_bound(bound, self.probe, per_layer)
         self.spectrum: Spectrum | None = None
         self._forget_own()
 
@@ -127,6 +145,23 @@ class LambdaMin(KernelMonitor):
         self._layers: tuple[int, dict[str, Spectrum]] | None = None  # step, and the layers' spectra
         self._step_size = StepSize()
         self._said: tuple[str, ...] | None = None
+        self._proven = ProvenBound()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """A monitor of the whole kernel and one of a bound may stand in one list."""
+        return super().state_key if self.bound is None else self._generate_state_key(bound=self.bound)
+
+    @property
+    def proven(self) -> SubsetBound | None:
+        """With ``bound=``, what the last measurement has proven; None: there was none."""
+        return self._proven.found
+
+    @property
+    def finding(self) -> Finding | None:
+        """The same in a sentence; None: nothing is proven."""
+        return self._proven.finding
 
     @property
     @override
@@ -144,6 +179,21 @@ class LambdaMin(KernelMonitor):
         self.spectrum = None
         self._forget_own()
 
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        bounds = [each for each in callbacks_of(trainer, LambdaMin) if each.bound is not None]
+        if len(bounds) > 1:
+            asked = list(dict.fromkeys(pattern for each in bounds for pattern in each.bound or ()))
+            raise MisconfigurationException(
+                f"LambdaMin: {len(bounds)} bounds would be logged under one tag; take their parameters together: bound={asked}"
+            )
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._proven.begin()
+        super().on_train_start(trainer, pl_module)
+
     @property
     @override
     def notes_steps(self) -> bool:
@@ -160,6 +210,9 @@ class LambdaMin(KernelMonitor):
     @override
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
         assert self._kernel is not None
+        if self.bound is not None:
+            whole = whole_lambda_min(trainer, self._kernel, self.optimizer)
+            return self._proven.measure(RunView(trainer, self._kernel), gram, spectrum.lambda_min, whole)
         self.spectrum = spectrum
         layers = self._spectra(gram, step)
         lower = max(spectrum.lambda_min.lower, min(lambda_min_from_layers(layers), spectrum.lambda_min.upper))
@@ -199,6 +252,9 @@ class LambdaMin(KernelMonitor):
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         tags = tags_of(gram)
+        if self.bound is not None:
+            log_text(trainer, self.tag(f"{tags}/lambda_min_bound"), self._proven.text, step)
+            return
         log_figure(trainer, self.tag(f"{tags}/spectrum"), lambda: plot_spectra({f"step {step}": spectrum}), step)
         if self.per_layer is None or not (shares := trace_shares(gram)):
             return

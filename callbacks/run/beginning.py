@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_conv.callbacks.run.data.batch import transfer
+from lightning_conv.callbacks.run.data.batch import to_device, transfer
 from lightning_conv.callbacks.run.data.data_generators import unread
 from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.line_to_write import line_to_write
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.run_loss import COMPARED, unknown
@@ -23,6 +24,7 @@ from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.optimizers import measured_parameters
 from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
+from lightning_conv.health.subset_parameters import Subset, subset_parameters
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in
@@ -37,6 +39,7 @@ def measurement_of(
     stored: Mapping[str, Any] | None = None,
     per_layer: bool = False,
     loss_fn: LossFn | None = None,
+    bound: Subset | None = None,
 ) -> Measurement:
     """Find out what is measured: which network, on which samples, over which parameters.
 
@@ -48,6 +51,7 @@ def measurement_of(
         stored: State of a callback in a checkpoint, with samples and names of parameters.
         per_layer: Whether each layer's own kernel is needed.
         loss_fn: The loss as the user has said it, for ``Probe(outputs="loss")``.
+        bound: Of the parameters, those whose kernel is measured, for a bound of lambda_min over all of them; None: all.
 
     Raises:
         MisconfigurationException: There are fewer than two samples, no such parameter, or no way to read samples.
@@ -69,7 +73,33 @@ def measurement_of(
         made.change(kept_probe, made.inputs, made.targets)
         made.highest = cast("Precision", stored.get("highest", "certified"))
     made.precision = cast("Precision", stored.get("precision", "fast"))
+    if bound is not None:
+        made.bound_by(names if stored else _subset(trainer, made, bound))
     return made
+
+
+def _subset(trainer: pl.Trainer, whole: Measurement, asked: Subset) -> tuple[str, ...]:
+    """Return the names of the parameters whose kernel bounds the whole one, alike on all processes.
+
+    Raises:
+        MisconfigurationException: There are none of these names.
+    """
+    inputs = to_device(whole.inputs, trainer.lightning_module.device)
+    one_row, mode = whole.probe.outputs == "loss", whole.probe.batch_norm
+    with isolated():
+        try:
+            names = subset_parameters(
+                whole.network(),
+                inputs,
+                asked,
+                among=whole.parameters,
+                one_row=one_row,
+                batch_norm=mode,
+                argument="bound",
+            )
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+    return tuple(trainer.strategy.broadcast(names)) if trainer.world_size > 1 else names
 
 
 def _network(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.measurement import Measurement
-from lightning_conv.callbacks.run.pass_time import FEWEST_SAMPLES, time_pass, together
+from lightning_conv.callbacks.run.pass_time import FEWEST_SAMPLES, backward_share, time_pass, together
 from lightning_conv.callbacks.run.probe import ProbeOutputs
-from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.networks.inputs import Inputs, sample_count, spread
 
 Everything: TypeAlias = tuple[Inputs, Tensor | None]
@@ -31,6 +31,9 @@ GROWTH = 2.2
 
 SLOWER: tuple[tuple[Precision, float], ...] = (("exact", 2.5), ("certified", 10.0))
 """How much longer a kernel takes in a higher precision than in the one before it, roughly."""
+
+CERTIFIED = 5.0
+"""How much longer a pass takes where only certified numbers are wanted: it is made in float64, and watched."""
 
 LOSS_PASSES = 2
 """Passes that the kernel of the loss gradients takes: the network's, and the one of the step."""
@@ -120,7 +123,8 @@ def fit_to_budget(
     All trials together take at most :math:`B = \max(1\,\mathrm{s}, \text{share} \times \text{epoch})`, finding the network included,
     and a later measurement a fifth of it. The trace kernel of C outputs takes C backward passes. Where they would take too long, it is
     estimated from random projections; and where that takes too long for ``FEWEST_SAMPLES``, the kernel of the loss gradients is the last
-    choice: one backward pass, if the loss is known, and no callback reads numbers of the NTK.
+    choice: one backward pass, if the loss is known, and no callback reads numbers of the NTK. A kernel that is to prove a bound is never
+    estimated: what follows the trace kernel is that of the loss gradients.
     Higher precisions are tried, and allowed later, as far as the time reaches.
     The number of samples and the outputs that the Probe names stay as they are. A network that takes more than ``PATIENT_SECONDS`` to
     read is not measured yet: ``Measurement.awaited`` then has the prediction.
@@ -143,23 +147,30 @@ def fit_to_budget(
     timed = samples
     budget = max(LEAST_SECONDS, share * seconds_of_an_epoch(trainer, seconds, samples)) / parts
     kind: ProbeOutputs = probe.outputs
-    if "outputs" not in given and outputs > probe.projections and outputs * seconds > budget * LATER / 2:
+    slowness = CERTIFIED if measurement.is_bound else 1.0
+    seconds *= slowness
+    # Those passes of the trace kernel go back no further than to the first of its parameters.
+    traced = outputs * (backward_share(trainer, measurement) if measurement.is_bound else 1.0)
+    is_dear = kind == "projected" or (
+        "outputs" not in given and outputs > probe.projections and traced * seconds > budget * LATER / 2
+    )
+    if is_dear and not measurement.is_bound:
         kind = "projected"
-    passes = probe.projections if kind == "projected" else outputs if kind == "trace" else 1
+    passes = probe.projections if kind == "projected" else traced if kind == "trace" else 1
     while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
-    if kind == "projected" and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
+    if is_dear and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
         kind, passes, given_size = "loss", LOSS_PASSES, "size" in given
         wanted = whole if given_size else min(FIRST_SAMPLES, whole)
         samples, seconds, timed = wanted, seconds * wanted / timed, wanted
         while not given_size and samples > FEWEST_SAMPLES and LOSS_PASSES * seconds > budget * LATER:
             samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     everything = measurement.inputs, measurement.targets
-    measurement.highest = "fast"
+    measurement.highest = measurement.lowest
     predicted = (READING + passes) * seconds
     if predicted > max(PATIENT_SECONDS, budget - together(trainer, time.perf_counter() - begun)):
         _choose(measurement, everything, samples, kind)
-        measurement.pass_seconds, measurement.awaited = seconds * samples / timed, predicted
+        measurement.pass_seconds, measurement.awaited = seconds / slowness * samples / timed, predicted
         return Choice(samples, kind, predicted, asked, outputs, budget, waits=predicted)
     while True:
         taken = together(trainer, _trial(trainer, measurement, everything, samples, kind))
@@ -168,13 +179,13 @@ def fit_to_budget(
         if samples == whole or GROWTH * taken > LATER * budget or spent + GROWTH * taken > budget:
             break
         samples = more
-    for precision, slower in SLOWER:
+    for precision, slower in SLOWER[PRECISIONS.index(measurement.lowest) :]:
         if measurement.is_resolved or slower * taken > LATER * budget or spent + slower * taken > budget:
             break
         measurement.highest = precision
         taken = together(trainer, _trial(trainer, measurement, everything, samples, kind))
         spent = together(trainer, time.perf_counter() - begun)
-    measurement.pass_seconds = seconds * samples / timed
+    measurement.pass_seconds = seconds / slowness * samples / timed
     return Choice(samples, kind, taken, asked, outputs, budget)
 
 

@@ -24,12 +24,13 @@ from lightning_conv.callbacks.run.outputs_on import outputs_on
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
+from lightning_conv.health.wording import counted, listed
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.inputs import Inputs, sample_count, spread
+from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, spread
 from lightning_conv.reporting.progress import Lines
 
 PAUSE = 10.0
@@ -52,6 +53,7 @@ class Measurement:
     Attributes:
         cotangents: s of the last kernel of the loss gradients, (m, C); None: there was none.
         probe_loss: the loss of the training step on the probe.
+        is_bound: whether the kernel is over a subset of the parameters, for a bound of lambda_min of the kernel over all of them.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Measurement:
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self.highest: Precision = "certified"  # the last one that is tried
+        self.is_bound = False
         self.pass_seconds = 0.0  # of a forward and a backward pass of the samples; 0: not timed
         self.awaited = 0.0  # predicted seconds of the first kernel, for which the run is not long enough yet
         self._plans: dict[Precision, NTKPlan] = {}  # the last ones
@@ -96,6 +99,34 @@ class Measurement:
         """
         self.probe, self.inputs, self.targets, self._measured = probe, inputs, targets, None
 
+    def bound_by(self, parameters: Sequence[str]) -> None:
+        """Measure the kernel over a subset of the parameters, which is to bound that over all of them: it has to be certified.
+
+        Args:
+            parameters: Their names.
+        """
+        self.parameters, self.is_bound = tuple(parameters), True
+
+    def is_like(self, other: Measurement) -> bool:
+        """Return whether the kernel of the same samples, outputs and BatchNorm mode is measured, whatever the parameters are.
+
+        Args:
+            other: Another measurement of the run.
+        """
+        mine, its = self.probe, other.probe
+        if (mine.outputs, mine.batch_norm, mine.parameters) != (its.outputs, its.batch_norm, its.parameters):
+            return False
+        same = _are_equal(input_tensors(self.inputs), input_tensors(other.inputs))
+        if mine.outputs != "loss":
+            return same
+        s, t = self.cotangents, other.cotangents
+        return same and s is not None and t is not None and torch.equal(s, t)
+
+    @property
+    def lowest(self) -> Precision:
+        """The precision below which nothing is measured."""
+        return "certified" if self.is_bound else "fast"
+
     def words(self, fn: LossFn | None = None) -> str:
         """Return what is measured, for a user: network, loss, and the kernel where it is not the NTK.
 
@@ -103,6 +134,12 @@ class Measurement:
             fn: The loss as the user has said it.
         """
         words = replace(self.run_network, loss=self.probe_loss.now(fn)).words
+        if self.is_bound:
+            every = "all trainable parameters" if self.probe.parameters is None else "all those that the Probe names"
+            words += (
+                f"; the kernel is over {counted(self.weights, 'number')} in {listed(self.parameters, most=8)}, and its lambda_min a lower "
+                f"bound of that over {every}"
+            )
         if self.probe.outputs != "loss":
             return words
         scale = f"in the scale of the loss on all {self._samples} samples of the probe"
@@ -261,7 +298,7 @@ class Measurement:
                 cotangents=cotangents,
                 parameters=self.parameters,
                 per_layer=self.per_layer,
-                start=self.precision,
+                start="certified" if self.is_bound else self.precision,
                 highest=self.highest,
                 precision=self.probe.precision,
                 batch_norm=self.probe.batch_norm,
@@ -276,3 +313,7 @@ class Measurement:
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan
         return gram, spectrum
+
+
+def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))

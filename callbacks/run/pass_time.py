@@ -11,7 +11,7 @@ from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.inputs import map_inputs, spread
+from lightning_conv.networks.inputs import map_inputs, sample_count, spread
 from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -28,26 +28,45 @@ def time_pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tu
     Where a few samples take long, those of more are taken to be as much longer.
     """
     few = min(FEWEST_SAMPLES, samples)
-    seconds, outputs = _timed(trainer, measurement, few)
+    seconds, _, outputs = _timed(trainer, measurement, few)
     if few < samples and seconds < REPEATED:
-        return _timed(trainer, measurement, samples)
+        seconds, _, outputs = _timed(trainer, measurement, samples)
+        return seconds, outputs
     return seconds * samples / few, outputs
 
 
-def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, int]:
+def backward_share(trainer: pl.Trainer, measurement: Measurement) -> float:
+    """Return the share of a forward and a backward pass that the backward pass takes; it ends at the first of the parameters.
+
+    Args:
+        trainer: Trainer of the run.
+        measurement: What is measured.
+
+    Cost: two or three passes of ``FEWEST_SAMPLES`` samples.
+    """
+    few = min(FEWEST_SAMPLES, sample_count(measurement.inputs))
+    seconds, backward, _ = _timed(trainer, measurement, few)
+    return backward / seconds if seconds > 0 else 1.0
+
+
+def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, float, int]:
+    """Return the seconds of both passes, those of the backward pass, and the number of outputs."""
     network = measurement.network()
     inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
     with isolated(), restored(network), undisturbed(network):
         module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
-        seconds: list[float] = []
-        while not seconds or (len(seconds) == 1 and seconds[0] < REPEATED):
+        seconds: list[tuple[float, float]] = []
+        while not seconds or (len(seconds) == 1 and seconds[0][0] < REPEATED):
             before = time.perf_counter()
             made = module.outputs(parameters, rows)
+            between = time.perf_counter()
             torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
-            seconds.append(time.perf_counter() - before)
-    return together(trainer, min(seconds)), made.shape[1]
+            now = time.perf_counter()
+            seconds.append((now - before, now - between))
+    both, backward = min(seconds)
+    return together(trainer, both), together(trainer, backward), made.shape[1]
 
 
 def together(trainer: pl.Trainer, value: float) -> float:

@@ -8,7 +8,7 @@ from lightning_conv.health.finding import Finding
 from lightning_conv.health.forecast_record import ShownForecast
 from lightning_conv.health.regime import TrainingRegime
 from lightning_conv.health.subset_bound import SubsetBound
-from lightning_conv.health.wording import counted, figure, page_of, percent
+from lightning_conv.health.wording import counted, figure, listed, page_of, percent
 
 
 def finding_of_forecast(shown: ShownForecast | None) -> Finding | None:
@@ -70,16 +70,26 @@ def finding_of_subset(bound: SubsetBound, *, step: int) -> Finding | None:
     where = "all training samples" if bound.on_training_set else f"the {bound.samples} samples of the probe"
     rest = "" if bound.on_training_set else "; this says nothing of other samples"
     return Finding(
-        name="lambda_min",
+        name="lambda_min_bound",
         level="ok",
-        sentence=f"The smallest eigenvalue of the kernel on {where} is at least {figure(probe.lower)}, proven by "
-        f"{counted(len(bound.parameters), 'parameter tensor')} of the network{rest}.",
+        sentence=f"The smallest eigenvalue of the {_kernel(bound)} on {where} is at least {figure(probe.lower)}, proven by "
+        f"{counted(len(bound.parameters), 'parameter tensor')} of the network ({listed(bound.parameters)}){rest}.",
         value=probe.value,
         lower=probe.lower,
         upper=probe.upper,
         limit=0.0,
         step=step,
         page=page_of("lambda_min"),
+    )
+
+
+def _kernel(bound: SubsetBound) -> str:
+    if bound.outputs == "cotangents":
+        return "kernel of the loss gradients"
+    if bound.n_outputs == 1 or bound.outputs == "full":
+        return "kernel"
+    return (
+        f"kernel summed over {bound.n_outputs:,} outputs" if bound.outputs == "trace" else "kernel of the summed output"
     )
 
 

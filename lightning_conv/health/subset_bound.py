@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_conv.kernels.planning.request import KernelOutputs
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.rounding import sum_down
@@ -24,6 +25,8 @@ class SubsetBound:
         parameters: Those that the bound rests on.
         samples: Number of samples of the subset kernels.
         on_training_set: Whether these are all training samples.
+        outputs: Which kernel it is.
+        n_outputs: Number of outputs of a sample.
     """
 
     probe: Bounded
@@ -31,6 +34,8 @@ class SubsetBound:
     parameters: tuple[str, ...]
     samples: int
     on_training_set: bool
+    outputs: KernelOutputs = "trace"
+    n_outputs: int = 1
 
 
 def subset_bound(
@@ -96,6 +101,8 @@ def subset_bound(
         parameters=tuple(names),
         samples=first.n_samples,
         on_training_set=on_training_set,
+        outputs=first.outputs,
+        n_outputs=first.n_outputs,
     )
 
 

@@ -103,6 +103,18 @@ def root_up(square: float) -> float:
     return root if math.isinf(root) or Fraction(root) ** 2 >= Fraction(square) else math.nextafter(root, math.inf)
 
 
+def float32_down(number: float) -> float:
+    """Return the largest number of float32 that is at most ``number``: what loggers keep of a lower bound.
+
+    Example:
+        >>> float32_down(0.1) <= 0.1 < float32_down(0.1) * (1 + 2**-22)
+        True
+    """
+    nearest = torch.tensor(number, dtype=torch.float32)
+    below = torch.nextafter(nearest, torch.tensor(-math.inf))
+    return float(below if float(nearest) > number else nearest)
+
+
 def ldexp_down(number: float, exponent: int) -> float:
     """Return the largest float64 that is at most 2^exponent times the number."""
     if not math.isfinite(number):

@@ -49,16 +49,20 @@ class Run:
         resolved_by="fast",
         squared=0.0,
         knows_loss=False,
+        is_bound=False,
+        backward=1.0,
     ):
         self.rate, self.n_outputs, self.squared, self.now, self.trials = rate, outputs, squared, 0.0, []
         self.trainer = SimpleNamespace(
             world_size=1, num_training_batches=batches, train_dataloader=SimpleNamespace(batch_size=32), callbacks=[]
         )
+        self.is_bound, self.lowest = is_bound, "certified" if is_bound else "fast"
         self.knows_loss, self.run_network = knows_loss, SimpleNamespace(asked=None)
         self.probe, self.inputs, self.targets = probe or Probe(), torch.arange(float(n))[:, None], torch.arange(n)
         self.highest, self.resolved_by, self.awaited = "certified", resolved_by, 0.0
         monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(budget, "time_pass", lambda trainer, measurement, samples: (samples * rate, outputs))
+        monkeypatch.setattr(budget, "backward_share", lambda trainer, measurement: backward)
         monkeypatch.setattr(budget, "_trial", self.trial)
 
     @property
@@ -105,6 +109,27 @@ def test_the_kernel_of_the_loss_is_the_last_choice(monkeypatch, rate, knows_loss
     assert (choice.samples, choice.outputs) == (samples, kind)
     assert choice.is_reduced
     assert ("the loss gradients" in choice.words) == (kind == "loss")
+
+
+@pytest.mark.parametrize(
+    ("rate", "backward", "knows_loss", "samples", "kind"),
+    [
+        (1e-7, 1.0, True, 128, "trace"),
+        (1e-3, 1.0, True, 16, "loss"),
+        (1e-3, 1.0, False, 4, "trace"),
+        (1e-3, 1e-3, True, 16, "trace"),  # passes that go back through the last layer only
+    ],
+)
+def test_a_bound_is_never_estimated_and_always_certified(monkeypatch, rate, backward, knows_loss, samples, kind):
+    options = {"knows_loss": knows_loss, "is_bound": True, "backward": backward}
+    run = Run(monkeypatch, rate=rate, outputs=300, **options)
+    run.n_outputs = max(round(300 * backward), 1)  # what the trials take
+    choice = run.fit()
+    assert (choice.samples, choice.outputs) == (samples, kind)
+    assert all(precision == "certified" for _, _, precision in run.trials)
+    assert run.highest == "certified"
+    kept = Run(monkeypatch, rate=rate, outputs=300, probe=Probe(outputs="trace"), **options)
+    assert kept.fit().outputs == "trace"
 
 
 @pytest.mark.parametrize(("given", "kind"), [({"outputs": "trace"}, "trace"), ({"size": 64}, "loss")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_a_bound_is_said_of_the_samples_that_it_is_of():
     whole = finding_of_subset(bound(proven, True), step=1)
     assert "on all training samples is at least 0.25" in whole.sentence
     assert "nothing" not in whole.sentence
+
+
+@pytest.mark.parametrize(
+    ("outputs", "number", "says"),
+    [
+        ("trace", 1, "of the kernel on"),
+        ("full", 10, "of the kernel on"),
+        ("trace", 10, "of the kernel summed over 10 outputs on"),
+        ("sum", 10, "of the kernel of the summed output on"),
+        ("cotangents", 10, "of the kernel of the loss gradients on"),
+    ],
+)
+def test_a_bound_names_its_kernel(outputs, number, says):
+    proven = replace(bound(Bounded(0.25, 0.25, math.inf, True, "sum")), outputs=outputs, n_outputs=number)
+    assert says in finding_of_subset(proven, step=1).sentence
 
 
 @pytest.mark.parametrize("probe", [Bounded(0.25, 0.25, 1.0, False, "sum"), Bounded(0.0, 0.0, 1.0, True, "sum")])
