@@ -8,6 +8,7 @@ _moved.install()
 __version__ = "0.1.0"
 
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.health.label_audit import LabelAudit, label_audit
 from lightning_conv.kernels import (
     KernelGram,
     LayerRule,
@@ -65,6 +66,7 @@ __all__ = [
     "HeadProblem",
     "HeadSolution",
     "KernelGram",
+    "LabelAudit",
     "LayerRule",
     "LimitKernel",
     "NTKOperator",
@@ -90,6 +92,7 @@ __all__ = [
     "head_curvature",
     "kernel_drift",
     "kernel_spectrum",
+    "label_audit",
     "largest_eigenvalue",
     "last_hidden_features",
     "layer_spectra",

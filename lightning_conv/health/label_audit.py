@@ -276,8 +276,8 @@ def label_audit(
         ValueError: The targets are no labels, of one class, or of too few samples; the inputs are not finite; otherwise as ``ntk_gram``.
         TypeError: See ``ntk_gram``.
 
-    Cost: one ``ntk_gram`` on n samples and two passes forward; then three eigendecompositions of the order of n^3 flops and 8 n^2 bytes each.
-    Seconds for a thousand samples of a small network.
+    Cost: one ``ntk_gram`` on n samples and two passes forward; then three eigendecompositions of the order of n^3 flops and 8 n^2 bytes
+    each. Seconds for a thousand samples of a small network.
 
     Example:
         >>> x = torch.linspace(-1, 1, 40)[:, None]

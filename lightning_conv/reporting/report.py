@@ -75,6 +75,7 @@ def report_markdown(
     metrics: Mapping[str, float],
     *,
     words: str = "",
+    labels: str = "",
 ) -> str:
     """Write the page of a run: what is known in plain words, facts, criteria, the last measured quantities and a legend.
 
@@ -84,10 +85,12 @@ def report_markdown(
         criteria: the criteria with their verdicts; those that do not apply are folded into one line per reason.
         metrics: last values by tag.
         words: the section with the findings (``plain_words_markdown``); empty: there is none.
+        labels: the section with the audit of the labels; empty: there is none.
     """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items()) or "none"
     lines = [f"# {title}", "", *([words, ""] if words else [])]
     lines += [*(f"- {name}: {value}" for name, value in facts.items()), f"- verdicts: {counts}", ""]
+    lines += [labels, ""] if labels else []
     if criteria:
         applied = [each for each in criteria if each.verdict != "not applicable"]
         lines += ["## Criteria", ""]
