@@ -28,8 +28,8 @@ class ConvergenceReport(pl.Callback):
     """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
 
     They contain the findings of ``ConvergenceHealth`` in plain words, its audit of the labels if it was asked for one, the verdicts of
-    ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the assumptions that the run violates, and the last value of each scalar that the callbacks of this library
-    logged. The place in the list of callbacks does not matter.
+    ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the assumptions that the run violates, and the last value of each
+    scalar that the callbacks of this library logged. The place in the list of callbacks does not matter.
 
     Args:
         folder: where to write; None: the folder of the first logger, or without a logger the trainer's ``default_root_dir``.

@@ -78,6 +78,9 @@ def finding_of_labels(
 def fitted_share(outputs: Tensor, audit: LabelAudit) -> float | None:
     """Return the share of the judged labels that the network's own outputs name.
 
+    Several outputs name the class of the largest one. A single one names one of two classes by its sign, or, if all outputs lie between 0
+    and 1 as the labels do, by which of these is nearer.
+
     Args:
         outputs: u, (n, C), one column for each class number, or one for two classes.
         audit: Of the same samples.

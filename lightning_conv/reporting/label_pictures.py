@@ -56,7 +56,7 @@ def plot_labels(inputs: Tensor, audit: LabelAudit, *, count: int = TOP, numbers:
         image = inputs[each.number].detach().cpu().double()
         low, high = image.min(), image.max()
         image = torch.nan_to_num((image - low) / (high - low).clamp(min=1e-300)).permute(1, 2, 0)
-        axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
+        axes.imshow((image[:, :, 0] if image.shape[2] == 1 else image).numpy(), cmap="gray", vmin=0, vmax=1)
         title = f"{number}: {each.given}" + (f", not {each.suggested}?" if each.given != each.suggested else "")
         axes.set_title(title, fontsize=7)
         axes.axis("off")

@@ -37,6 +37,14 @@ SECONDS = 4.0
 FLIPS: tuple[Flips, ...] = ("random", "confusable", "none", "all")
 SCORED: tuple[Flips, ...] = ("random", "confusable")
 
+METHODS_MEAN = (
+    "*kernel*: leave-one-out margins by the network's kernel, at the *start*, at the last measurement before the network names more of the "
+    "given labels than the other samples predict (*kept*, which is what `ConvergenceHealth` shows; measured after 0, 1, 2, 4, ... epochs), "
+    "and at the *end*. *inputs*, *features*: the same with a Gaussian kernel of the inputs, or of the last features at that moment. *loss*: "
+    "of the sample at that moment. *5-fold confidence*: probability of the given label in a network trained without its fold. AUC: "
+    "probability that a wrong label is more suspicious than a right one. Mean over the seeds, with the standard deviation."
+)
+
 RIGHT = 0.8
 """Share of the labels beyond the limit that have to be wrong where there is a notice."""
 
@@ -100,15 +108,8 @@ def run(
         title="Labels that are wrong on purpose: which are found, and by what",
         setting=(
             f"{samples} samples of each set, {100 * share:.0f} % of their labels wrong: at random, or as the class whose mean is nearest "
-            f"(confusable); seeds {first_seed} to {first_seed + seeds - 1}, each with its own samples, flips, weights and order. Adam, batches "
-            "of 64, the same settings for all. "
-            + "; ".join(f"*{name}*: {WHAT[name]}" for name in names)
-            + f". {gone} *kernel*: leave-one-out margins by the network's kernel, at the *start*, at the last measurement before the network "
-            "names more of the given labels than the other samples predict (*kept*, which is what ConvergenceHealth shows; measured after 0, "
-            "1, 2, 4, ... epochs), and at the *end*. *inputs*, *features*: the same with a Gaussian kernel of the inputs, or of the last "
-            "features at that moment. *loss*: of the sample at that moment. *5-fold confidence*: probability of the given label in a network "
-            "trained without its fold. AUC: probability that a wrong label is more suspicious than a right one. Mean over the seeds, and "
-            "standard deviation behind the sign."
+            f"(confusable). Seeds {first_seed} to {first_seed + seeds - 1}, each with its own samples, flips, weights and order. Adam, "
+            f"batches of 64, the same settings for all. {'; '.join(f'*{name}*: {WHAT[name]}' for name in names)}. {gone}\n\n{METHODS_MEAN}"
         ),
         checks=[*_checks_of_finding(runs), *(_check_of(runs, *cell) for cell in cells)],
         tables={
