@@ -105,8 +105,8 @@ def load_weights(module: LightningModule, path: str) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise MisconfigurationException(
-            f"--checkpoint: the weights of {path} are not those of {type(module).__name__} with these settings; pass the configuration that "
-            f"it was trained with ({_first_line(error)})"
+            f"--checkpoint: the weights of {path} are not those of {type(module).__name__} with these settings; pass the configuration "
+            f"of its run ({_first_line(error)})"
         ) from error
 
 
@@ -165,7 +165,7 @@ def audit(args: list[str]) -> None:
         raise MisconfigurationException("--config: audit needs a recipe: lightning-conv audit --config wide_fc")
     made = AuditCLI(args)
     auditor, model = made.auditor, made.model
-    model.configure_callbacks = list  # type: ignore[method-assign]  # the recipe's own would measure and train
+    model.configure_callbacks = list  # the recipe's own would measure and train
     made.trainer.fit(model, datamodule=made.datamodule)
     assert auditor.audit is not None
     finding = finding_of_labels(auditor.audit, numbers=auditor.numbers, of="the audit")

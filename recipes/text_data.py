@@ -87,8 +87,9 @@ class TextDataModule(InMemoryDataModule):
                 f"n_train: {len(train)} training samples are left beside the test split, got {self._n_train}"
             )
         train = train[: self._n_train]
-        parts = (TensorDataset(inputs[rows], labels[rows]) for rows in (train, test))
-        return Splits(*parts, len(self.packages))
+        return Splits(
+            TensorDataset(inputs[train], labels[train]), TensorDataset(inputs[test], labels[test]), len(self.packages)
+        )
 
 
 FEWEST_WORDS = 20
@@ -136,4 +137,5 @@ def bag_of_words(text: str, features: int) -> Tensor:
     for word in WORD.findall(text):
         counts[zlib.crc32(word.lower().encode()) % features] += 1
     bag = counts.log1p()
-    return bag / bag.norm().clamp(min=torch.finfo(bag.dtype).tiny)
+    scaled: Tensor = bag / bag.norm().clamp(min=torch.finfo(bag.dtype).tiny)
+    return scaled

@@ -36,7 +36,7 @@ def class_labels(targets: Tensor, samples: int | None = None) -> Tensor:
     if columns.shape[1] > 1:
         return _of_rows(columns, shape)
     values = columns[:, 0]
-    kinds = set(values.unique()[:3].tolist())
+    kinds = set(torch.unique(values)[:3].tolist())
     signs = kinds <= {-1, 1}
     if values.is_floating_point() and not (signs or kinds <= {0, 1}):
         raise ValueError(f"targets: numbers such as {float(values[0]):.4g} of a regression have no classes; {NEITHER}")

@@ -205,7 +205,7 @@ def audit_labels(
     labels = class_labels(targets, len(kernel))
     if len(labels) < FEWEST:
         raise ValueError(f"targets: {len(labels)} samples; need at least {FEWEST}")
-    classes, counts = labels.unique(return_counts=True)
+    classes, counts = torch.unique(labels, return_counts=True)
     judged = counts[torch.searchsorted(classes, labels)] > 1
     if not bool(judged.any()):
         raise ValueError(f"targets: each of the {len(classes)} labels occurs once; need classes of several samples")
@@ -289,7 +289,7 @@ def label_audit(
     if batch_norm == "batch":
         raise ValueError('batch_norm: "batch"; need "eval" or "frozen", since no sample is left out of the batch')
     labels = class_labels(targets, sample_count(inputs))
-    if len(labels) < FEWEST or len(labels.unique()) in (1, len(labels)):
+    if len(labels) < FEWEST or len(torch.unique(labels)) in (1, len(labels)):
         audit_labels(torch.eye(len(labels)), targets)  # refuses, before anything expensive
     u = _outputs(model, inputs, batch_norm)
     kind = outputs or ("trace" if u.shape[1] <= PROJECTED else "projected")
@@ -334,10 +334,9 @@ def sample_losses(
     """
     u = outputs.detach().cpu().double()
     if loss_fn is None:
-        if u.shape[1] == 1:
-            loss_fn, targets = nn.BCEWithLogitsLoss(), (labels > labels.min()).double()
-        else:
-            loss_fn, targets = nn.CrossEntropyLoss(), labels
+        single = u.shape[1] == 1
+        loss_fn = nn.BCEWithLogitsLoss() if single else nn.CrossEntropyLoss()
+        targets = (labels > labels.min()).double() if single else labels
     losses = SampleLosses(loss_fn, targets, outputs=u.shape[1])
     if losses.kind == "custom":
         raise ValueError("loss_fn: not one of torch's losses whose formula for a sample is known")

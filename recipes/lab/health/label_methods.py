@@ -102,9 +102,9 @@ def train(net: nn.Module, x: Tensor, labels: Tensor, epochs: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     yield 0
     for epoch in range(1, epochs + 1):
-        for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+        for rows in torch.randperm(len(x), generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            F.cross_entropy(net(x[rows]), labels[rows]).backward()
+            F.cross_entropy(net(x[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         yield epoch
 

@@ -37,8 +37,17 @@ def test_many_contradicted_labels_are_a_notice_with_the_first_one_and_its_number
 def test_a_few_are_no_notice():
     few = finding_of_labels(audit(1))
     assert few.level == "ok"
-    assert "1 label of 100 is beyond the limit, as happens with clean labels" in few.sentence
+    assert few.sentence.endswith("(margin -0.8, limit -0.5); 1 label of 100 is beyond it (a notice needs 5).")
     assert few.advice == ""
+
+
+@pytest.mark.parametrize(("samples", "needed"), [(100, 5), (200, 6), (1000, 30)])
+def test_a_notice_needs_five_labels_and_three_in_a_hundred(samples, needed):
+    assert finding_of_labels(audit(needed, samples)).level == "notice"
+    assert f"unusual from {needed} on" in finding_of_labels(audit(needed, samples)).sentence
+    below = finding_of_labels(audit(needed - 1, samples))
+    assert below.level == "ok"
+    assert f"{needed - 1} labels of {samples} are beyond it (a notice needs {needed})" in below.sentence
 
 
 def test_doubt_within_the_limit_is_said_with_both_numbers():
