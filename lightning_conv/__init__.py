@@ -8,7 +8,8 @@ _moved.install()
 __version__ = "0.1.0"
 
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.health.label_audit import LabelAudit, label_audit
+from lightning_conv.health.label_audit import label_audit
+from lightning_conv.health.suspicious_labels import LabelAudit
 from lightning_conv.kernels import (
     KernelGram,
     LayerRule,

@@ -24,7 +24,7 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.label_audit import LabelAudit
+from lightning_conv.health.suspicious_labels import LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
@@ -83,7 +83,7 @@ class ConvergenceHealth(KernelMonitor):
     Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
     products with the Jacobian the first time and four later, the forecast twelve, the noise one backward pass; these are left out, and said
     to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss of every step is read, on an accelerator 32 at a
-    time.
+    time. The audit of labels takes at most four eigendecompositions of the size of the probe, until the network knows labels by heart.
 
     Example::
 

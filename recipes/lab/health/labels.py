@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_conv.health.finding_of_labels import FAR, finding_of_labels
-from lightning_conv.health.label_audit import TOP
+from lightning_conv.health.suspicious_labels import TOP
 from lightning_conv.recipes.lab.health.label_methods import (
     KEPT,
     METHODS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_conv.health.finding_of_labels import FAR, finding_of_labels, fitted_share, knows_by_heart, traced
-from lightning_conv.health.label_audit import LabelAudit
+from lightning_conv.health.suspicious_labels import LabelAudit
 
 
 def audit(far, samples=100, agree=0.9, top=-0.8):
