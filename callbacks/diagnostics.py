@@ -37,6 +37,7 @@ class ConvergenceDiagnostics(CallbackGroup):
         radius: of ``ConvergenceCriteria``.
         on_error: as in the monitors.
         on_alert: of ``ConvergenceHealth``.
+        audit_labels: of ``ConvergenceHealth``.
 
     Attributes:
         callbacks: the five.
@@ -58,6 +59,7 @@ class ConvergenceDiagnostics(CallbackGroup):
         radius: float | None = None,
         on_error: OnError = "raise",
         on_alert: OnAlert = "warn",
+        audit_labels: bool = False,
     ) -> None:
         self.callbacks: list[pl.Callback] = [
             KernelStability(probe, every_n_steps, max_overhead, on_error),
@@ -65,7 +67,7 @@ class ConvergenceDiagnostics(CallbackGroup):
             ConvergenceCriteria(
                 which, probe, every_n_steps, max_overhead, loss_fn=loss_fn, radius=radius, on_error=on_error
             ),
-            ConvergenceHealth(probe, every_n_steps, max_overhead, loss_fn, on_alert, on_error),
+            ConvergenceHealth(probe, every_n_steps, max_overhead, loss_fn, on_alert, on_error, audit_labels),
             ConvergenceReport(),
         ]
         super().__init__(self.callbacks)

@@ -27,9 +27,9 @@ from lightning_conv.theory.criterion import Criterion
 class ConvergenceReport(pl.Callback):
     """Writes ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends, also when it ends in an error.
 
-    They contain the findings of ``ConvergenceHealth`` in plain words, the verdicts of ``ConvergenceCriteria`` (without it, of
-    ``KernelStability`` alone), the assumptions that the run violates, and the last value of each scalar that the callbacks of this library
-    logged. The place in the list of callbacks does not matter.
+    They contain the findings of ``ConvergenceHealth`` in plain words, its audit of the labels if it was asked for one, the verdicts of
+    ``ConvergenceCriteria`` (without it, of ``KernelStability`` alone), the assumptions that the run violates, and the last value of each
+    scalar that the callbacks of this library logged. The place in the list of callbacks does not matter.
 
     Args:
         folder: where to write; None: the folder of the first logger, or without a logger the trainer's ``default_root_dir``.
@@ -82,9 +82,11 @@ class ConvergenceReport(pl.Callback):
             known = {name: step for monitor in monitors for name, step in monitor.steps_of_values.items()}
             steps = {name: step for name, step in known.items() if name in metrics}
             findings, words = self._in_plain_words(trainer)
-            _write_whole(
-                page, report_markdown("Convergence report", facts, criteria, metrics, steps=steps, words=words)
+            labels = self._labels(trainer)
+            text = report_markdown(
+                "Convergence report", facts, criteria, metrics, steps=steps, words=words, labels=labels
             )
+            _write_whole(page, text)
             health = [each.to_json() for each in findings]
             _write_whole(folder / f"{self.name}.json", report_json(facts, criteria, metrics, health, steps))
         if not attempt.failed:
@@ -112,6 +114,16 @@ class ConvergenceReport(pl.Callback):
             for reason, names in monitor.not_judged.items():
                 reasons.setdefault(reason, []).extend(f"{of}{name}" for name in names)
         return findings, plain_words_markdown(findings, reasons) if monitors else ""
+
+    @staticmethod
+    def _labels(trainer: pl.Trainer) -> str:
+        """Return the section with the audits of labels; empty: there is none."""
+        audits = {
+            each.optimizer: each.labels.markdown
+            for each in monitors_of(trainer, ConvergenceHealth)
+            if each.labels is not None and each.labels.audit is not None
+        }
+        return "\n\n".join(f"## Labels{f' of {name}' if name else ''}\n\n{table}" for name, table in audits.items())
 
     @staticmethod
     def _facts(trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> dict[str, object]:

@@ -8,8 +8,10 @@ _moved.install()
 __version__ = "0.1.0"
 
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
+from lightning_conv.health.label_audit import label_audit
 from lightning_conv.health.lambda_min_bound import lambda_min_bound
 from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.suspicious_labels import LabelAudit
 from lightning_conv.kernels import (
     KernelGram,
     LayerRule,
@@ -67,6 +69,7 @@ __all__ = [
     "HeadProblem",
     "HeadSolution",
     "KernelGram",
+    "LabelAudit",
     "LayerRule",
     "LimitKernel",
     "NTKOperator",
@@ -93,6 +96,7 @@ __all__ = [
     "head_curvature",
     "kernel_drift",
     "kernel_spectrum",
+    "label_audit",
     "lambda_min_bound",
     "largest_eigenvalue",
     "last_hidden_features",

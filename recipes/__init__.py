@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from lightning_conv.recipes.bn_resnet_module import BNResNet
     from lightning_conv.recipes.data import DigitsDataModule
     from lightning_conv.recipes.models import bn_resnet, wide_fc
+    from lightning_conv.recipes.text_data import TextDataModule
     from lightning_conv.recipes.torchvision_data import TorchvisionDataModule
     from lightning_conv.recipes.wide_fc_module import WideFC
 
 __all__ = [
     "BNResNet",
     "DigitsDataModule",
+    "TextDataModule",
     "TorchvisionDataModule",
     "WideFC",
     "bn_resnet",
@@ -32,6 +34,7 @@ __all__ = [
 _HOME = {
     "BNResNet": "lightning_conv.recipes.bn_resnet_module",
     "DigitsDataModule": "lightning_conv.recipes.data",
+    "TextDataModule": "lightning_conv.recipes.text_data",
     "TorchvisionDataModule": "lightning_conv.recipes.torchvision_data",
     "WideFC": "lightning_conv.recipes.wide_fc_module",
     "bn_resnet": "lightning_conv.recipes.models",

@@ -21,29 +21,36 @@ commands:
   validate  evaluate on the validation split
   test      evaluate on the test split
   compare   run a recipe with the guard and again without it (same seed, settings and iterations), side by side
+  audit     list the training labels that the other samples contradict, by the recipe's network as it is or from a checkpoint
   tables    run the recipes over data sets and seeds, and write tables of ranks and test errors (tables --help)
   lab       run a theorem's own setting on real data and check its inequalities (`lightning-conv lab` lists them)
   version   print the versions in use
 
-options of fit, validate, test and compare:
+options of fit, validate, test, compare and audit:
   --config NAME             a recipe ({recipes}) or the path of a YAML file
   --model.NAME VALUE        a setting of the model, such as --model.lr 0.05
   --data.NAME VALUE         a setting of the data, such as --data.batch_size 32
   --trainer.NAME VALUE      a setting of Lightning's Trainer, such as --trainer.max_epochs 20
   --model CLASS             another model: WideFC, BNResNet, or the import path of any LightningModule
-  --data CLASS              other data: DigitsDataModule, TorchvisionDataModule, or the import path of any data module
+  --data CLASS              other data: DigitsDataModule, TextDataModule, TorchvisionDataModule, or the import path of any data module
   --ckpt_path PATH          resume from, or evaluate, a checkpoint
   --print_config            print the complete configuration and stop
   --help                    all options of a command
+
+options of audit:
+  --checkpoint PATH         take the weights of a checkpoint
+  --samples N               training samples, 500 by default
+  --out FOLDER              where labels.md, labels.csv and, of images, labels.png are written
 
 examples:
   lightning-conv fit --config wide_fc
   lightning-conv fit --config bn_resnet
   lightning-conv compare --config wide_fc --trainer.max_epochs 5
+  lightning-conv audit --config wide_fc --samples 200
   lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
 """
 
-RUN_COMMANDS = ("fit", "validate", "test", "compare", "tables")
+RUN_COMMANDS = ("fit", "validate", "test", "compare", "audit", "tables")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -99,6 +106,10 @@ def _run(command: str, args: list[str]) -> int:
     try:
         if command == "compare":
             runs.compare(args)
+        elif command == "audit":
+            from lightning_conv.recipes.audit import audit
+
+            audit(args)
         elif command == "tables":
             tables.run(args)
         else:

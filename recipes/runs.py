@@ -10,12 +10,12 @@ from typing_extensions import override
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
-from lightning_conv.recipes import BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes import BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC
 from lightning_conv.recipes.small import EPOCHS, is_small
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
 
 # Imported here, these classes can be named by their short names on the command line.
-SHORT_NAMES = (BNResNet, DigitsDataModule, TorchvisionDataModule, WideFC)
+SHORT_NAMES = (BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC)
 
 
 class RecipeParser(LightningArgumentParser):
@@ -54,8 +54,8 @@ class SaveFitConfig(SaveConfigCallback):
 class RecipeCLI(LightningCLI):
     """Runs `fit`, `validate` or `test` for any LightningModule and data module; `WideFC` on the digits by default."""
 
-    def __init__(self, args: list[str]) -> None:
-        if is_small() and args[0] == "fit":
+    def __init__(self, args: list[str], *, run: bool = True) -> None:
+        if is_small() and run and args[0] == "fit":
             args = [*args, f"--trainer.max_epochs={EPOCHS}"]
         super().__init__(
             model_class=LightningModule,
@@ -69,6 +69,7 @@ class RecipeCLI(LightningCLI):
             parser_kwargs={"prog": "lightning-conv", "allow_abbrev": False},
             parser_class=RecipeParser,
             auto_configure_optimizers=False,  # the recipes have their own optimizer
+            run=run,
             args=args,
         )
 

@@ -9,22 +9,26 @@ from typing import Any, Literal, TypeAlias, get_args
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_conv.callbacks.health.health_record import HealthRecord
+from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_text
+from lightning_conv.callbacks.run.logging import log_figure, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
+from lightning_conv.health.suspicious_labels import LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
 from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, plain_words_text, tag_of
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
@@ -54,6 +58,7 @@ class ConvergenceHealth(KernelMonitor):
     - ``forecast``: the loss of the probe at the next measurement, if earlier forecasts were right
     - ``regime``: lazy or feature learning, behind a ``KernelStability`` in the list
     - ``lambda_min_bound``: what a ``LambdaMin(bound=...)`` before it in the list has proven at the same step
+    - ``labels``: labels of the probe that the other samples contradict, if ``audit_labels``
     - ``not_finite``: the first loss, input or weight that was not finite
 
     Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
@@ -68,6 +73,8 @@ class ConvergenceHealth(KernelMonitor):
         loss_fn: of the training step; None: the one that is observed in it.
         on_alert: what to do at an alert: ``"warn"``, ``"stop"`` training after the batch, or a function of the ``Finding``.
         on_error: as in ``LambdaMin``.
+        audit_labels: whether to look for labels that the other samples contradict. The table is then the text ``health/labels_table`` and a
+            section of ``ConvergenceReport``; of images TensorBoard gets pictures, ``health/labels_top``.
 
     Attributes:
         findings: what is known of the run now, the most severe first.
@@ -78,7 +85,7 @@ class ConvergenceHealth(KernelMonitor):
     Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
     products with the Jacobian the first time and four later, the forecast twelve, the noise one backward pass; these are left out, and said
     to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss of every step is read, on an accelerator 32 at a
-    time.
+    time. The audit of labels takes at most four eigendecompositions of the size of the probe, until the network knows labels by heart.
 
     Example::
 
@@ -93,6 +100,7 @@ class ConvergenceHealth(KernelMonitor):
         loss_fn: LossFn | None = None,
         on_alert: OnAlert = "warn",
         on_error: OnError = "raise",
+        audit_labels: bool = False,
     ) -> None:
         known = get_args(get_args(OnAlert)[0])
         if not callable(on_alert) and on_alert not in known:
@@ -102,10 +110,12 @@ class ConvergenceHealth(KernelMonitor):
         super().__init__(probe, every_n_steps, max_overhead, on_error)
         self.loss_fn = loss_fn
         self.on_alert: OnAlert = on_alert
+        self.audit_labels = audit_labels
         self._clear()
 
     def _clear(self) -> None:
-        self._record = HealthRecord()
+        self._record = HealthRecord(audit_labels=self.audit_labels)
+        self._audited: dict[str, int] = {}  # steps of the audits that were logged
         self._alerted: set[str] = set()
         self._words = ""
         self._stops = False
@@ -125,6 +135,11 @@ class ConvergenceHealth(KernelMonitor):
     def steps_of_values(self) -> dict[str, int]:
         of_findings = {self.tag(tag_of(each)): each.step for each in reversed(self.findings) if each.step is not None}
         return super().steps_of_values | of_findings
+
+    @property
+    def labels(self) -> LabelsOfRun | None:
+        """The audit of the probe's labels, with the numbers of the samples; None: it was not asked for."""
+        return self._record.labels
 
     @property
     def diverged_at(self) -> int | None:
@@ -200,13 +215,28 @@ class ConvergenceHealth(KernelMonitor):
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        """Draw nothing."""
+        audited = self._new_audit("pictures")
+        if audited is None or self._kernel is None or not are_pictures(self._kernel.inputs):
+            return
+        inputs, (audit, numbers) = self._kernel.inputs, audited
+        assert isinstance(inputs, Tensor)
+        log_figure(trainer, self.tag("health/labels_top"), lambda: plot_labels(inputs, audit, numbers=numbers), step)
+
+    def _new_audit(self, shown: str) -> tuple[LabelAudit, list[int] | None] | None:
+        """Return the audit of the labels if it was not shown yet, as a table or as pictures."""
+        labels = self._record.labels
+        if labels is None or labels.audit is None or self._audited.get(shown) == labels.step:
+            return None
+        self._audited[shown] = labels.step
+        return labels.audit, labels.numbers
 
     def _say(self, trainer: pl.Trainer, step: int) -> None:
         words = plain_words_text(self.findings)
         if words != self._words:
             log_text(trainer, self.tag("health/words"), words.replace("\n", "\n\n"), step)
             self._words = words
+        if self._new_audit("table") is not None and self._record.labels is not None:
+            log_text(trainer, self.tag("health/labels_table"), self._record.labels.markdown, step)
 
     def _alert(self, trainer: pl.Trainer) -> None:
         """Do what ``on_alert`` asks for, once for each finding that is an alert."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
+from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
@@ -42,15 +43,19 @@ Made = TypeVar("Made")
 class HealthRecord:
     """Follows one run.
 
+    Args:
+        audit_labels: Whether to audit the labels of the probe.
+
     Attributes:
         losses: The training losses.
         findings: Those of the last measurement, the most severe first, with what the losses have shown since.
         undecided: What could not be judged, and why.
         failures: Parts of a measurement that ended in an error.
         spent: Seconds that the costly parts took so far: stability, forecast and noise.
+        labels: The audit of the probe's labels; None: it was not asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, audit_labels: bool = False) -> None:
         self.failures = Failures()
         self.losses = LossesSeen()
         self.undecided: dict[str, str] = {}
@@ -68,6 +73,7 @@ class HealthRecord:
         self.spent = 0.0
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
+        self.labels = LabelsOfRun() if audit_labels else None
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
@@ -122,6 +128,7 @@ class HealthRecord:
             ("the units", lambda: found.extend(self._look_at_units(run))),
             ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
             ("the regime", lambda: _add(found, self._regime(drift, step))),
+            ("the labels", lambda: _add(found, self._audit(run, gram, fit))),
         ):
             self._guarded(step, what, look)
         self._measured = found
@@ -221,6 +228,15 @@ class HealthRecord:
         regime = training_regime(drift.alignment, drift.relative_frobenius, None, progress=progress, floor=drift.floor)
         return finding_of_regime(regime, step=step)
 
+    def _audit(self, run: RunView, gram: KernelGram, fit: FitOfRun) -> Finding | None:
+        if self.labels is None:
+            return None
+        found = self.labels.measure(run, gram, fit.losses)
+        self.undecided.pop("labels", None)
+        if found is None:
+            self.undecided["labels"] = self.labels.undecided
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, for a checkpoint."""
         return {
@@ -237,6 +253,7 @@ class HealthRecord:
             "forecast": self._forecast.state_dict(),
             "noise": self._noise.state_dict(),
             "start": self._start.state_dict(),
+            "labels": None if self.labels is None else self.labels.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,6 +269,8 @@ class HealthRecord:
         self._shares = None if state["shares"] is None else dict(state["shares"])
         self._forecast.load_state_dict(state["forecast"])
         self._noise.load_state_dict(state["noise"])
+        if self.labels is not None and (labels := state.get("labels")) is not None:
+            self.labels.load_state_dict(labels)
 
 
 def _add(findings: list[Finding], found: Finding | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -111,7 +112,11 @@ def _network(
     samples, count = _samples(trainer, probe, batch)
     if read is not None and read < count:
         samples, count = rows_of(samples, count, torch.arange(read)), read
-    return network_of(trainer, probe, names, samples, count, may_be_few=may_be_few)
+    found = network_of(trainer, probe, names, samples, count, may_be_few=may_be_few)
+    if batch is not None:
+        return found
+    # Of a slow network the first samples are measured.
+    return replace(found, numbers=tuple(probe.numbers(trainer)[: sample_count(found.inputs)]))
 
 
 def _samples(trainer: pl.Trainer, probe: Probe, batch: Any) -> tuple[Any, int]:

@@ -232,6 +232,16 @@ class Measurement:
         return chosen
 
     @property
+    def numbers(self) -> list[int] | None:
+        """Number of each measured sample in the training set, (m,); None: not known."""
+        read = self.run_network.numbers
+        if read is None or len(read) != sample_count(self.run_network.inputs):
+            return None
+        chosen = spread(torch.tensor(read), self._samples)
+        assert isinstance(chosen, Tensor)
+        return list(map(int, chosen))
+
+    @property
     def _samples(self) -> int:
         return sample_count(self.inputs)
 

@@ -38,6 +38,7 @@ class RunNetwork:
         loss: The loss of the training step as a function of the network's outputs.
         observed: How the training step calls its network; None: the user has said it, by ``forward_fn``, ``input_fn`` or ``inputs``.
         asked: Number of samples that were asked for, where fewer were read, as the network is slow; None: all were.
+        numbers: Number of each sample in the training set; None: the samples are not read from it now, or not by number.
     """
 
     probe: Probe
@@ -46,6 +47,7 @@ class RunNetwork:
     loss: RunLoss
     observed: Observed | None = None
     asked: int | None = None
+    numbers: tuple[int, ...] | None = None
 
     @property
     def words(self) -> str:
@@ -87,7 +89,7 @@ class RunNetwork:
             loss = unknown(
                 "the samples of the checkpoint are not those that are read now, and the step's own loss is that of a batch"
             )
-        return replace(self, inputs=stored, targets=targets, loss=loss)
+        return replace(self, inputs=stored, targets=targets, loss=loss, numbers=None)
 
 
 def _are_among(some: Inputs, every: Inputs) -> bool:

@@ -195,11 +195,25 @@ class Probe:
             MisconfigurationException: The data have no random access.
         """
         samples, loader = training_samples(trainer, hint=BY_HAND)
-        count = len(samples)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(self.seed)
-        indices = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
+        indices = self._drawn(len(samples))  # type: ignore[arg-type]
         with unread(samples, loader.collate_fn):
             return transfer(trainer, loader.collate_fn([samples[index] for index in indices])), len(indices)
+
+    def numbers(self, trainer: pl.Trainer) -> list[int]:
+        """Return the numbers of the samples of ``batch``, in its order: ``trainer.train_dataloader.dataset[number]`` is the sample.
+
+        Raises:
+            MisconfigurationException: The data have no random access.
+        """
+        samples, loader = training_samples(trainer, hint=BY_HAND)
+        drawn = self._drawn(len(samples))  # type: ignore[arg-type]
+        return drawn if samples is loader.dataset else [int(samples.indices[each]) for each in drawn]  # type: ignore[attr-defined]
+
+    def _drawn(self, count: int) -> list[int]:
+        """Return which of so many samples are the probe's, in ascending order."""
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn: list[int] = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
+        return drawn
 
 
 def cannot_call(pl_module: pl.LightningModule, error: Exception) -> str:

@@ -76,6 +76,7 @@ def report_markdown(
     *,
     steps: Mapping[str, int] | None = None,
     words: str = "",
+    labels: str = "",
 ) -> str:
     """Write the page of a run: what is known in plain words, facts, criteria, the last measured quantities and a legend.
 
@@ -86,10 +87,12 @@ def report_markdown(
         metrics: last values by tag; those that are not finite are left out.
         steps: the optimizer steps at which they were measured, by tag, as far as they are known.
         words: the section with the findings (``plain_words_markdown``); empty: there is none.
+        labels: the section with the audit of the labels; empty: there is none.
     """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items()) or "none"
     lines = [f"# {title}", "", *([words, ""] if words else [])]
     lines += [*(f"- {name}: {value}" for name, value in facts.items()), f"- verdicts: {counts}", ""]
+    lines += [labels, ""] if labels else []
     if criteria:
         applied = [each for each in criteria if each.verdict != "not applicable"]
         lines += ["## Criteria", ""]

@@ -25,6 +25,7 @@ EXPERIMENTS: dict[str, str] = {
     "du_two_layer": "Du, Zhai, Poczos, Singh 2019: two layers, the limit of the kernel and the rate of a whole run",
     "frei": "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
     "health_gallery": "the sentences of ConvergenceHealth: runs with a known illness, and healthy ones",
+    "health_labels": "wrong labels: which an audit by the kernel finds, beside pixels, features, losses and folds",
     "kawaguchi_sun": "Kawaguchi, Sun 2021: the second phase with a certified step, and its bounds",
     "linear_networks": "linear networks: balancedness is conserved, the rank of the product grows step by step",
     "linear_regions": "linear regions of ReLU networks of one variable, counted exactly, against the bound",
@@ -40,6 +41,7 @@ MODULES = {
     "du_train": "du.training",
     "du_two_layer": "du.two_layer",
     "health_gallery": "health.gallery",
+    "health_labels": "health.labels",
 }
 """Experiments whose module in this folder is not NAME.experiment."""
 
