@@ -16,7 +16,7 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_text
+from lightning_conv.callbacks.run.logging import log_figure, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
@@ -24,6 +24,7 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.reporting.gradient_plot import plot_layer_gradients
 from lightning_conv.reporting.plain_words import health_scalars, plain_words_terminal, plain_words_text
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
@@ -178,7 +179,7 @@ class ConvergenceHealth(KernelMonitor):
         if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process
             self._stops = trainer.strategy.reduce_boolean_decision(self._stops, all=False)
             trainer.should_stop = trainer.should_stop or self._stops
-        return health_scalars(self.findings)
+        return self._record.scalars | health_scalars(self.findings)
 
     def _affords(self, seconds: float) -> bool:
         """Return whether a costly part may take so long: all of them together get a third of the share, and ``FREE`` at the start."""
@@ -189,7 +190,9 @@ class ConvergenceHealth(KernelMonitor):
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        """Draw nothing."""
+        """Draw gradients and updates of the layers, if they are known at this step."""
+        if layers := self._record.layers:
+            log_figure(trainer, self.tag("health/layers"), lambda: plot_layer_gradients(layers), step)
 
     def _say(self, trainer: pl.Trainer, step: int) -> None:
         words = plain_words_text(self.findings)

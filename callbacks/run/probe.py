@@ -186,6 +186,16 @@ class Probe:
             )
         return trainable
 
+    def indices(self, count: int) -> list[int]:
+        """Return the numbers of the samples that the probe has of a training set, in order.
+
+        Args:
+            count: Samples of the training set.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn: list[int] = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
+        return drawn
+
     def batch(self, trainer: pl.Trainer) -> tuple[Any, int]:
         """Read the probe's samples, collated and moved as the training step gets them, and return them with their number.
 
@@ -195,9 +205,7 @@ class Probe:
             MisconfigurationException: The data have no random access.
         """
         samples, loader = training_samples(trainer, hint=BY_HAND)
-        count = len(samples)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(self.seed)
-        indices = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
+        indices = self.indices(len(samples))  # type: ignore[arg-type]
         with unread(samples, loader.collate_fn):
             return transfer(trainer, loader.collate_fn([samples[index] for index in indices])), len(indices)
 

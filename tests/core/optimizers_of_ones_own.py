@@ -6,6 +6,13 @@ import torch
 from torch.optim import Optimizer
 
 
+def called(closure):
+    """Call what computes the loss and its gradients, as Lightning hands it over."""
+    if closure is not None:
+        with torch.enable_grad():
+            closure()
+
+
 class Lion(Optimizer):
     """The sign of a mean of gradients (Chen et al. 2023, 2302.06675, algorithm 2), with decoupled decay."""
 
@@ -15,6 +22,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        called(closure)
         self.taken += 1
         for group in self.param_groups:
             one, two = group["betas"]
@@ -35,6 +43,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        called(closure)
         for group in self.param_groups:
             for each in group["params"]:
                 if each.grad is None:
@@ -57,6 +66,7 @@ class Lookahead(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        called(closure)
         self.inner.step()
         self.count += 1
         if self.count % 2 == 0:
