@@ -23,7 +23,7 @@ from lightning_conv.losses.per_sample import SampleLosses
 AT_ONCE = 0.1
 """Seconds of reading at one measurement, roughly."""
 
-CHEAP = 60.0
+CHEAP = 20.0
 """Seconds that reading the whole set may take, all measurements together; a set that takes longer is not read."""
 
 MOST_BYTES = 16 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,6 +29,9 @@ from lightning_conv.health.regime import training_regime
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
+
+AHEAD = 0.1
+"""Seconds that reading the training set may take more than all other costly parts, which it must not starve."""
 
 
 class HealthRecord:
@@ -75,7 +79,7 @@ class HealthRecord:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Numbers of the last measurement that no finding has, by tag."""
+        """Numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
         zeros = {} if self._noise.zeros is None else {"zero_gradients": self._noise.zeros}
         return {f"health/{name}": value for name, value in (self._update.scalars | zeros).items()}
 
@@ -122,7 +126,7 @@ class HealthRecord:
         fit, gradient = self._fit, ProbeGradient(run)
         assert fit is not None
         self._update.clear()
-        self._noise.zeros = None
+        self._noise.zeros = None if self._noise.zeros is None else math.nan
         loss = look("the loss of the probe", lambda: course.read_loss(run))
         at = pay("stability", look=lambda: course.read_ratio(run))
         if at is not None and loss is not None:
@@ -164,10 +168,12 @@ class HealthRecord:
         losses = fit.losses
         self.undecided.pop("training_floor", None)
         if self._set.is_wanted and losses is not None:
-            pay("training_floor", look=lambda: self._set.measure(run, losses), seconds=self._set.expected_seconds)
+            fair = self._parts.ahead("training_floor") <= AHEAD
+            seconds = self._set.expected_seconds if fair else math.inf
+            pay("training_floor", look=lambda: self._set.measure(run, losses), seconds=seconds)
         _add(found, self._set.finding(labels=fit.labels, step=run.step))
-        if why := self._set.state:
-            self.undecided.setdefault("training_floor", why)
+        if (why := self._set.state) and (self._set.known.read or "training_floor" not in self.undecided):
+            self.undecided["training_floor"] = why
 
     def _look_at_units(self, run: RunView) -> list[Finding]:
         if self._start.equal_inputs:

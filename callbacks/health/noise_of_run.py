@@ -27,7 +27,7 @@ class NoiseOfRun:
     """Keeps the last measurements of one run.
 
     Attributes:
-        zeros: Share of zeros in the gradient of the probe at the last measurement; None: not known.
+        zeros: Share of zeros in the gradient of the probe at the last measurement; NaN: not known, None: it never was.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,8 @@ class NoiseOfRun:
 
         Cost: two forward and two backward passes of the probe, and what ``ntk_gram`` measures again of a network that was read.
         """
-        self.zeros = zero_share(gradient.value) if gradient.value else None
+        if gradient.value:
+            self.zeros = zero_share(gradient.value)
         batch = _batch(run)
         if batch is None or run.loss_unknown or run.loss_targets is None:
             return None

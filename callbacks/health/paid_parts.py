@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from lightning_conv.callbacks.run.guarded import Failures, guarded
 
-PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25, "critical_sharpness": 30}
+PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25, "critical_sharpness": 15}
 """Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
 
 Made = TypeVar("Made")
@@ -20,14 +20,26 @@ class PaidParts:
     Attributes:
         failures: Parts that ended in an error.
         undecided: What could not be judged, and why.
-        spent: Seconds that the costly parts took so far.
     """
 
     def __init__(self) -> None:
         self.failures = Failures()
         self.undecided: dict[str, str] = {}
-        self.spent = 0.0
         self._seconds: dict[str, float] = {}  # what a part took the last time
+        self._spent: dict[str, float] = {}  # and so far
+
+    @property
+    def spent(self) -> float:
+        """Seconds that the costly parts took so far."""
+        return sum(self._spent.values())
+
+    def ahead(self, name: str) -> float:
+        """Return how many seconds more than all others together a part took so far.
+
+        Args:
+            name: Its name.
+        """
+        return 2 * self._spent.get(name, 0.0) - self.spent
 
     def look(self, step: int, what: str, look: Callable[[], Any]) -> Any:
         """Look at a part that costs little; an error in it is a warning.
@@ -70,5 +82,5 @@ class PaidParts:
         begun = time.perf_counter()
         made: Made | None = self.look(step, f"the {name.replace('_', ' ')}", look)
         self._seconds[name] = time.perf_counter() - begun
-        self.spent += self._seconds[name]
+        self._spent[name] = self._spent.get(name, 0.0) + self._seconds[name]
         return made

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_conv.callbacks.health.step_of_run import NoStepError, batch_over_probe, optimizer_of
+from lightning_conv.callbacks.health.step_of_run import NoStepError, batch_over_probe, loss_in_outputs, optimizer_of
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.steps import changed_steps
 from lightning_conv.callbacks.run.view import RunView
@@ -23,10 +23,19 @@ from lightning_conv.health.finding_of_update import finding_of_update, reading_o
 from lightning_conv.health.layer_gradients import LayerGradient, layer_gradients
 from lightning_conv.health.next_update import next_update
 from lightning_conv.health.optimizer_rules import UnknownStepError, has_rule, only_rate
+from lightning_conv.losses.gradient import inner, wide
+from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.machine.memory import allowed_memory
 
 COPIES = 40
 """Bytes per weight that the search takes, roughly: two copies in float64, and weights, gradient, update and state in float32."""
+
+
+TOLD = 0.02
+"""Rounding of the loss over its change to first order at the critical factor, up to which the network's own type is enough."""
+
+UNITS = 16
+"""Units in the last place by which outputs are off, roughly."""
 
 
 class ProbeGradient:
@@ -67,8 +76,8 @@ class UpdateOfRun:
         self._optimizer = ""
 
     def clear(self) -> None:
-        """Forget the numbers of the last measurement, before another one."""
-        self.layers, self.scalars = [], {}
+        """Forget the numbers of the last measurement, before another one: those that are not found again become NaN."""
+        self.layers, self.scalars = [], dict.fromkeys(self.scalars, math.nan)
 
     def measure(self, run: RunView, gradient: ProbeGradient) -> str:
         r"""Measure how long the next update u is against the length from which on it raises the loss of the probe.
@@ -77,8 +86,8 @@ class UpdateOfRun:
         done for optimizers with a known rule as well, since the rule takes the preconditioner as fixed and the copy does not. Differences
         of the weights over past steps would need a copy of the weights in every step.
 
-        The loss is computed in float64, so that its change is not lost in rounding. What ``weight_decay`` adds is part of the update, and
-        no part of the loss.
+        The loss is computed in the network's type, and again in float64 where its change may be lost in rounding. What ``weight_decay``
+        adds is part of the update, and no part of the loss.
 
         Args:
             run: The run at this moment.
@@ -88,7 +97,7 @@ class UpdateOfRun:
             Why nothing was found; empty if something was.
 
         Cost: a forward and a backward pass of the probe, a step on copies of the weights and of the optimizer's state, and six to sixteen
-        forward passes in float64: about ``COPIES`` bytes per weight.
+        forward passes, in float64 if need be: about ``COPIES`` bytes per weight.
         """
         weights = run.parameters
         found = gradient.value
@@ -102,7 +111,7 @@ class UpdateOfRun:
         self.layers = layer_gradients(found, weights, updates)
         if not any(bool((each != 0).any()) for each in updates.values()):
             return "the update is zero"
-        return self._note(run, self._search(run, updates), optimizer_of(run))
+        return self._note(run, self._search(run, found, updates), optimizer_of(run))
 
     def _updates(self, run: RunView, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return u by the name of the weight.
@@ -128,8 +137,17 @@ class UpdateOfRun:
         with isolated():
             return next_update(optimizer, weights, {name: scale * each for name, each in gradients.items()})
 
-    def _search(self, run: RunView, updates: Mapping[str, Tensor]) -> CriticalFactor:
-        loss = run.sample_loss(dtype=torch.float64)
+    def _search(self, run: RunView, gradients: Mapping[str, Tensor], updates: Mapping[str, Tensor]) -> CriticalFactor:
+        """Search the critical factor with the network in its own type, and in float64 where rounding could decide."""
+        found = self._search_in(run, updates, None)
+        reach = found.upper if math.isfinite(found.upper) else found.lower
+        slope = abs(inner(gradients, {name: each.to(gradients[name]) for name, each in updates.items()}))
+        if _rounding(run) <= TOLD * reach * slope:
+            return found
+        return self._search_in(run, updates, torch.float64)
+
+    def _search_in(self, run: RunView, updates: Mapping[str, Tensor], dtype: torch.dtype | None) -> CriticalFactor:
+        loss = run.sample_loss(dtype=dtype)
         device = "cpu" if run.module.device.type == "mps" else run.module.device  # Apple's GPUs do not have float64
         pairs = {name: (run.parameters[name].detach().to(device), each.to(device)) for name, each in updates.items()}
 
@@ -152,7 +170,7 @@ class UpdateOfRun:
         self._factor = min(max(found.value, LEAST), MOST)
         rate = only_rate(optimizer)
         values = {"critical_ratio": found.ratio, "critical_sharpness": found.sharpness(rate) if rate else math.nan}
-        self.scalars = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.scalars |= {name: value for name, value in values.items() if math.isfinite(value)}
         return ""
 
     def finding(self) -> Finding | None:
@@ -174,3 +192,11 @@ class UpdateOfRun:
         self.layers = [LayerGradient(**each) for each in state["layers"]]
         self.scalars, self._factor, self._optimizer = dict(state["scalars"]), state["factor"], state["optimizer"]
         self._course = None if state["course"] is None else StabilityCourse.from_state(state["course"])
+
+
+def _rounding(run: RunView) -> float:
+    """Return how far the loss of the probe is off: roughly the sum of |s u|, of outputs u and its gradient s by them, in units of u."""
+    u = run.shaped_outputs
+    exact = wide(u)
+    slope = evaluate(loss_in_outputs(run), exact).slope
+    return UNITS * torch.finfo(u.dtype).eps * float((slope.reshape(exact.shape) * exact).abs().sum())

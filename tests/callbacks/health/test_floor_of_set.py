@@ -126,7 +126,11 @@ class Augmented(Dataset):
         return N
 
     def __getitem__(self, index):
-        signs = {"torch": lambda: torch.rand(()) < 0.25, "numpy": lambda: np.random.rand() < 0.25, "python": lambda: random.random() < 0.25}  # noqa: NPY002
+        signs = {
+            "torch": lambda: torch.rand(()) < 0.25,
+            "numpy": lambda: np.random.rand() < 0.25,  # noqa: NPY002
+            "python": lambda: random.random() < 0.25,
+        }
         return (-X[index] if signs[self.source]() else X[index]), Y[index]
 
 

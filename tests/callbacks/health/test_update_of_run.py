@@ -89,7 +89,9 @@ def test_the_run_is_the_same_bit_for_bit(fit, name):
     (weights, state, generator, taken), (others, other_state, other_generator, other_taken) = ends
     assert all(torch.equal(each, others[key]) for key, each in weights.items())
     for key, values in state.items():
-        assert all(torch.equal(torch.as_tensor(each), torch.as_tensor(other_state[key][part])) for part, each in values.items())
+        assert all(
+            torch.equal(torch.as_tensor(each), torch.as_tensor(other_state[key][part])) for part, each in values.items()
+        )
     assert torch.equal(generator, other_generator)
     assert taken == other_taken
 
@@ -184,4 +186,3 @@ def test_a_resumed_run_finds_what_the_whole_one_finds(fit, tmp_path):
     trainer.fit(Net(Lion, lr=0.002), DataLoader(TensorDataset(X, Y), batch_size=48), ckpt_path=tmp_path / "half.ckpt")
     assert [each.to_json() for each in resumed.findings] == [each.to_json() for each in whole.findings]
     assert resumed._record.scalars == whole._record.scalars
-
