@@ -28,6 +28,7 @@ from lightning_conv.health.finding import Finding
 from lightning_conv.health.suspicious_labels import LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.reporting.gradient_plot import plot_layer_gradients
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
 from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, plain_words_text, tag_of
 
@@ -204,7 +205,8 @@ class ConvergenceHealth(KernelMonitor):
             self._stops = trainer.strategy.reduce_boolean_decision(self._stops, all=False)
             trainer.should_stop = trainer.should_stop or self._stops
         now = {tag_of(each) for each in self.findings if each.step in (None, step)} | {LEVEL}  # others are older
-        return {name: value for name, value in health_scalars(self.findings).items() if name in now}
+        of_findings = {name: value for name, value in health_scalars(self.findings).items() if name in now}
+        return self._record.scalars | of_findings
 
     def _affords(self, seconds: float) -> bool:
         """Return whether a costly part may take so long: all of them together get a third of the share, and ``FREE`` at the start."""
@@ -215,6 +217,9 @@ class ConvergenceHealth(KernelMonitor):
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
+        """Draw gradients and updates of the layers, if they are known at this step, and the audited samples."""
+        if layers := self._record.layers:
+            log_figure(trainer, self.tag("health/layers"), lambda: plot_layer_gradients(layers), step)
         audited = self._new_audit("pictures")
         if audited is None or self._kernel is None or not are_pictures(self._kernel.inputs):
             return

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-from torch import Tensor
-
+from lightning_conv.callbacks.health.course_of_run import CourseOfRun
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
+from lightning_conv.callbacks.health.floor_of_set import FloorOfSet
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
+from lightning_conv.callbacks.health.paid_parts import PaidParts
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
-from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
+from lightning_conv.callbacks.health.update_of_run import ProbeGradient, UpdateOfRun
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
-from lightning_conv.callbacks.run.guarded import Failures, guarded
+from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.activity import unit_activity
-from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding, in_order
 from lightning_conv.health.finding_of_course import finding_of_regime
-from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
 from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
-from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
+from lightning_conv.health.layer_gradients import LayerGradient
 from lightning_conv.health.regime import training_regime
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
-from lightning_conv.networks.batch_norm import has_batch_norm
 
-PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25}
-"""Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
-
-Made = TypeVar("Made")
+AHEAD = 0.1
+"""Seconds that reading the training set may take more than all other costly parts, which it must not starve."""
 
 
 class HealthRecord:
@@ -48,43 +43,63 @@ class HealthRecord:
 
     Attributes:
         losses: The training losses.
-        findings: Those of the last measurement, the most severe first, with what the losses have shown since.
         undecided: What could not be judged, and why.
         failures: Parts of a measurement that ended in an error.
-        spent: Seconds that the costly parts took so far: stability, forecast and noise.
         labels: The audit of the probe's labels; None: it was not asked for.
     """
 
     def __init__(self, *, audit_labels: bool = False) -> None:
-        self.failures = Failures()
+        self._parts = PaidParts()
         self.losses = LossesSeen()
-        self.undecided: dict[str, str] = {}
         self._measured: list[Finding] = []
-        self._probe: LossCourse | None = None
-        self._ratios: StabilityCourse | None = None
-        self._rate: float | None = None
-        self._vector: Tensor | None = None
         self._fit: FitOfRun | None = None  # looked at once per fit
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
         self._shares: dict[str, float] | None = None
-        self._statistical = False
         self._noise = NoiseOfRun()
-        self._seconds: dict[str, float] = {}  # what a part took the last time
-        self.spent = 0.0
+        self._update = UpdateOfRun()
+        self._set = FloorOfSet()
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
         self.labels = LabelsOfRun() if audit_labels else None
+        self._course = CourseOfRun(self.losses, self._start, self._parts.undecided)
+
+    @property
+    def undecided(self) -> dict[str, str]:
+        """What could not be judged, and why."""
+        return self._parts.undecided
+
+    @property
+    def failures(self) -> Failures:
+        """Parts of a measurement that ended in an error."""
+        return self._parts.failures
+
+    @property
+    def spent(self) -> float:
+        """Seconds that the costly parts took so far."""
+        return self._parts.spent
+
+    @property
+    def layers(self) -> list[LayerGradient]:
+        """Gradient and update of each layer at the last measurement; empty: not known."""
+        return self._update.layers
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
+        zeros = {} if self._noise.zeros is None else {"zero_gradients": self._noise.zeros}
+        return {f"health/{name}": value for name, value in (self._update.scalars | zeros).items()}
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
         self._fit = None
+        self._set.begin()
 
     @property
     def findings(self) -> list[Finding]:
         """All findings, the most severe first."""
         losses = self.losses
         step = 0 if losses.course is None else losses.course.step
-        found = [*self._measured, *self._of_losses()]
+        found = [*self._measured, *self._course.findings]
         if losses.course is not None or losses.not_finite is not None:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
         return in_order(found)
@@ -112,15 +127,25 @@ class HealthRecord:
         step, self._forecast.record.total = run.step, total
         found: list[Finding] = [*beside]
         self.losses.fetch(step, run.trainer.accumulate_grad_batches)
+        course, look = self._course, partial(self._parts.look, step)
+        pay = partial(self._parts.afford, step=step, affords=affords, pass_seconds=run.measurement.pass_seconds)
         if self._fit is None:
-            self._fit = FitOfRun.of(run, gram.n_outputs)
-            self._statistical = bool(violated(data_violations(run), ["full batch", "whole set"]))
-        loss = self._guarded(step, "the loss of the probe", lambda: self._loss_of(run))
-        fit, at = self._fit, self._paid("stability", run, affords, lambda: self._read_ratio(run))
+            self._begin_fit(run, gram)
+        fit, gradient = self._fit, ProbeGradient(run)
+        assert fit is not None
+        self._update.clear()
+        self._noise.zeros = None if self._noise.zeros is None else math.nan
+        loss = look("the loss of the probe", lambda: course.read_loss(run))
+        at = pay("stability", look=lambda: course.read_ratio(run))
         if at is not None and loss is not None:
-            self._paid("forecast", run, affords, lambda: _add(found, self._forecast.measure(at, step, loss)))
-        self._paid("gradient_noise", run, affords, lambda: _add(found, self._noise.measure(run, gram)))
-        for what, look in (
+            pay("forecast", look=lambda: _add(found, self._forecast.measure(at, step, loss)))
+        pay("gradient_noise", look=lambda: _add(found, self._noise.measure(run, gram, gradient)))
+        pay("critical_sharpness", look=lambda: self._look_at_update(run, gradient))
+        if course.ratios is None and (of_update := self._update.finding()) is not None:
+            found.append(of_update)
+            self.undecided.pop("stability", None)
+        self._look_at_set(run, fit, pay, found)
+        for what, it in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
             ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
             ("the signal", lambda: found.extend(self._start.look_at_signal(run))),
@@ -130,79 +155,34 @@ class HealthRecord:
             ("the regime", lambda: _add(found, self._regime(drift, step))),
             ("the labels", lambda: _add(found, self._audit(run, gram, fit))),
         ):
-            self._guarded(step, what, look)
+            look(what, it)
         self._measured = found
 
-    def _guarded(self, step: int, what: str, look: Callable[[], Any]) -> Any:
-        made = None
-        with guarded(step, f"ConvergenceHealth: {what} could not be looked at", failures=self.failures):
-            made = look()
-        return made
+    def _begin_fit(self, run: RunView, gram: KernelGram) -> None:
+        """Look at the samples, once per fit."""
+        self._fit = FitOfRun.of(run, gram.n_outputs)
+        violations = data_violations(run)
+        self._course.statistical = bool(violated(violations, ["full batch", "whole set"]))
+        if self._fit.losses is None or self._fit.floor is None or not violated(violations, ["whole set"]):
+            self._set.leave()  # the probe is the whole set, or has no floor either
+        elif why := violated(violations, ["fixed data"]):
+            self._set.leave(why)
 
-    def _paid(self, name: str, run: RunView, affords: Callable[[float], bool], look: Callable[[], Made]) -> Made | None:
-        """Look at a costly part, if it is affordable."""
-        expected = self._seconds.get(name, PASSES[name] * run.measurement.pass_seconds)
-        self.undecided.pop(name, None)
-        if not affords(expected):
-            self.undecided[name] = "a look takes longer than the run allows for now; every_n_steps= asks for it"
-            return None
-        begun = time.perf_counter()
-        made: Made | None = self._guarded(run.step, f"the {name.replace('_', ' ')}", look)
-        self._seconds[name] = time.perf_counter() - begun
-        self.spent += self._seconds[name]
-        return made
+    def _look_at_update(self, run: RunView, gradient: ProbeGradient) -> None:
+        if why := self._update.measure(run, gradient):
+            self.undecided["critical_sharpness"] = why
 
-    def _loss_of(self, run: RunView) -> float | None:
-        """Return the loss on the probe in eval mode, and add it to its course."""
-        if run.loss_unknown or run.loss_targets is None:
-            self.undecided["loss"] = run.loss_unknown or "no targets are known"
-            return None
-        loss = run.sample_loss().value()
-        if has_batch_norm(run.network) and run.measurement.probe.batch_norm == "eval":
-            return loss  # running statistics lag behind: this loss may rise in a run that is well
-        if self._probe is None:
-            self._probe = LossCourse.begin(run.step, loss)
-        elif run.step > self._probe.step:
-            self._probe = self._probe.then(run.step, loss)
-        return loss
-
-    def _read_ratio(self, run: RunView) -> StepOfRun | None:
-        """Read the stability ratio and return the next step; None: nothing can be said of it, which is noted."""
-        self._start.look_at_curvature(run)
-        if self._start.downward_since is not None:
-            self.undecided["stability"] = "the loss curves downward in the outputs of every sample"
-            return None
-        try:
-            step = StepOfRun.of(run)
-            reading, self._vector = step.stability(self._vector)
-        except (NoStepError, UnknownStepError) as error:
-            self.undecided["stability"] = str(error)
-            return None
-        self._rate = common_rate(optimizer_of(step.run))
-        if self._ratios is None:
-            self._ratios = StabilityCourse.begin(reading)
-        elif reading.step > self._ratios.now.step:
-            self._ratios = self._ratios.then(reading)
-        return step
-
-    def _of_losses(self) -> list[Finding]:
-        """Return what the losses say, with the stability ratios beside them."""
-        course = self._risen()
-        found = self._start.descent(self._probe or self.losses.course)
-        if self._ratios is not None:
-            found.append(finding_of_stability(self._ratios, course, rate=self._rate))
-        if course is not None:
-            rise = finding_of_rise(course, self._ratios, statistical=self._statistical)
-            found += [] if rise is None else [rise]
-        return found
-
-    def _risen(self) -> LossCourse | None:
-        """Return the course in which a rise is looked for: that of the probe, or that of training where it has blown up since."""
-        training = self.losses.course
-        if training is None or not (training.fold == math.inf or training.of_first >= BLOWN):
-            return self._probe
-        known = self._probe is not None and self._probe.since is not None and training.fold < math.inf
-        return self._probe if known else training
+    def _look_at_set(self, run: RunView, fit: FitOfRun, pay: Callable[..., Any], found: list[Finding]) -> None:
+        """Read on in the training set, and add what is found of it."""
+        losses = fit.losses
+        self.undecided.pop("training_floor", None)
+        if self._set.is_wanted and losses is not None:
+            fair = self._parts.ahead("training_floor") <= AHEAD
+            seconds = self._set.expected_seconds if fair else math.inf
+            pay("training_floor", look=lambda: self._set.measure(run, losses), seconds=seconds)
+        _add(found, self._set.finding(labels=fit.labels, step=run.step))
+        if (why := self._set.state) and (self._set.known.read or "training_floor" not in self.undecided):
+            self.undecided["training_floor"] = why
 
     def _look_at_units(self, run: RunView) -> list[Finding]:
         if self._start.equal_inputs:
@@ -221,7 +201,7 @@ class HealthRecord:
         return [] if found is None else [found]
 
     def _regime(self, drift: Drift | None, step: int) -> Finding | None:
-        course = self._probe
+        course = self._course.probe
         if drift is None or course is None or step == 0 or not course.now > 0:
             return None
         progress = course.first / course.now
@@ -243,34 +223,33 @@ class HealthRecord:
             "losses": self.losses.state_dict(),
             "measured": [each.to_json() for each in self._measured],
             "undecided": dict(self.undecided),
-            "probe": None if self._probe is None else asdict(self._probe),
-            "ratios": None if self._ratios is None else self._ratios.state_dict(),
-            "rate": self._rate,
-            "vector": None if self._vector is None else self._vector.cpu(),
             "out": dict(self._out),
             "shares": None if self._shares is None else dict(self._shares),
-            "statistical": self._statistical,
             "forecast": self._forecast.state_dict(),
             "noise": self._noise.state_dict(),
             "start": self._start.state_dict(),
             "labels": None if self.labels is None else self.labels.state_dict(),
-        }
+            "update": self._update.state_dict(),
+            "set": self._set.state_dict(),
+        } | self._course.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.losses.load_state_dict(state["losses"])
         self._measured = [Finding.from_json(each) for each in state["measured"]]
-        self.undecided = dict(state["undecided"])
-        self._probe = None if state["probe"] is None else LossCourse(**state["probe"])
-        self._ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
-        self._rate, self._vector = state["rate"], state["vector"]
-        self._out, self._statistical = dict(state["out"]), state["statistical"]
+        self.undecided.clear()
+        self.undecided.update(state["undecided"])
+        self._course.load_state_dict(state)
+        self._out = dict(state["out"])
         self._start.load_state_dict(state["start"])
         self._shares = None if state["shares"] is None else dict(state["shares"])
         self._forecast.load_state_dict(state["forecast"])
         self._noise.load_state_dict(state["noise"])
         if self.labels is not None and (labels := state.get("labels")) is not None:
             self.labels.load_state_dict(labels)
+        if "update" in state:
+            self._update.load_state_dict(state["update"])
+            self._set.load_state_dict(state["set"])
 
 
 def _add(findings: list[Finding], found: Finding | None) -> None:

@@ -10,11 +10,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_conv.callbacks.health.update_of_run import ProbeGradient
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.finding_of_step import finding_of_noise
 from lightning_conv.health.gradient_noise import GradientNoise, gradient_noise, noise_scale
+from lightning_conv.health.layer_gradients import zero_share
 from lightning_conv.kernels.gram import KernelGram, ntk_gram
 
 POOLED = 5
@@ -22,9 +24,14 @@ POOLED = 5
 
 
 class NoiseOfRun:
-    """Keeps the last measurements of one run."""
+    """Keeps the last measurements of one run.
+
+    Attributes:
+        zeros: Share of zeros in the gradient of the probe at the last measurement; NaN: not known, None: it never was.
+    """
 
     def __init__(self) -> None:
+        self.zeros: float | None = None
         self._measured: list[GradientNoise] = []
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -35,15 +42,18 @@ class NoiseOfRun:
         """Restore what ``state_dict`` returned."""
         self._measured = [GradientNoise(**each) for each in state]
 
-    def measure(self, run: RunView, gram: KernelGram) -> Finding | None:
+    def measure(self, run: RunView, gram: KernelGram, gradient: ProbeGradient) -> Finding | None:
         """Measure the noise at the weights of now; None: the size of a batch is not known, or the loss is not.
 
         Args:
             run: The run at this moment.
             gram: The kernel on the probe.
+            gradient: Of the probe.
 
-        Cost: a forward and a backward pass of the probe, and what ``ntk_gram`` measures again of a network that was read.
+        Cost: two forward and two backward passes of the probe, and what ``ntk_gram`` measures again of a network that was read.
         """
+        if gradient.value:
+            self.zeros = zero_share(gradient.value)
         batch = _batch(run)
         if batch is None or run.loss_unknown or run.loss_targets is None:
             return None

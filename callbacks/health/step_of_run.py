@@ -75,7 +75,7 @@ class StepOfRun:
         sizes = step_sizes(optimizer_of(run), run.parameters)
         names, mode = run.measurement.parameters, run.measurement.probe.batch_norm
         operator = NTKOperator(run.network, run.inputs, parameters=names, batch_norm=mode)
-        return cls(run, operator, sizes, _batch_over_probe(run), wide(run.shaped_outputs))
+        return cls(run, operator, sizes, batch_over_probe(run), wide(run.shaped_outputs))
 
     def stability(self, start: Tensor | None) -> tuple[StabilityReading, Tensor]:
         r"""Measure the stability ratio.
@@ -175,7 +175,15 @@ def optimizer_of(run: RunView) -> Optimizer:
     return optimizers[0] if name is None else optimizers[find_optimizer(run.trainer, name).number]
 
 
-def _batch_over_probe(run: RunView) -> float:
+def batch_over_probe(run: RunView) -> float:
+    """Return by how much more samples a step has than the probe, where the loss is a sum over them; otherwise 1.
+
+    Args:
+        run: The run, whose loss is known.
+
+    Raises:
+        NoStepError: It is a sum over a batch of unknown size.
+    """
     if not run.loss.summed:
         return 1.0
     try:

@@ -186,6 +186,16 @@ class Probe:
             )
         return trainable
 
+    def indices(self, count: int) -> list[int]:
+        """Return the numbers of the samples that the probe has of a training set, in order.
+
+        Args:
+            count: Samples of the training set.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn: list[int] = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
+        return drawn
+
     def batch(self, trainer: pl.Trainer) -> tuple[Any, int]:
         """Read the probe's samples, collated and moved as the training step gets them, and return them with their number.
 
@@ -195,7 +205,7 @@ class Probe:
             MisconfigurationException: The data have no random access.
         """
         samples, loader = training_samples(trainer, hint=BY_HAND)
-        indices = self._drawn(len(samples))  # type: ignore[arg-type]
+        indices = self.indices(len(samples))  # type: ignore[arg-type]
         with unread(samples, loader.collate_fn):
             return transfer(trainer, loader.collate_fn([samples[index] for index in indices])), len(indices)
 
@@ -206,14 +216,8 @@ class Probe:
             MisconfigurationException: The data have no random access.
         """
         samples, loader = training_samples(trainer, hint=BY_HAND)
-        drawn = self._drawn(len(samples))  # type: ignore[arg-type]
+        drawn = self.indices(len(samples))  # type: ignore[arg-type]
         return drawn if samples is loader.dataset else [int(samples.indices[each]) for each in drawn]  # type: ignore[attr-defined]
-
-    def _drawn(self, count: int) -> list[int]:
-        """Return which of so many samples are the probe's, in ascending order."""
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn: list[int] = torch.randperm(count, generator=generator)[: min(self.size, count)].sort().values.tolist()
-        return drawn
 
 
 def cannot_call(pl_module: pl.LightningModule, error: Exception) -> str:

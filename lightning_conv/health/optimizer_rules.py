@@ -101,9 +101,27 @@ def common_rate(optimizer: Optimizer) -> float | None:
     Args:
         optimizer: Any optimizer.
     """
-    rates = {float(group["lr"]) for group in optimizer.param_groups}
     decays = any(group.get("weight_decay") for group in optimizer.param_groups)
-    return rates.pop() if type(optimizer) is SGD and len(rates) == 1 and not decays else None
+    return only_rate(optimizer) if type(optimizer) is SGD and not decays else None
+
+
+def only_rate(optimizer: Optimizer) -> float | None:
+    """Return the learning rate if all weights have the same one; None: they have not, or the optimizer has no ``lr``.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    rates = {float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups}
+    return rates.pop() if len(rates) == 1 else None
+
+
+def has_rule(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer is of a class whose update rule is known, at least after its first step.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    return type(optimizer) in READERS
 
 
 def _sgd(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:

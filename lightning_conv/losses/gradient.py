@@ -51,10 +51,16 @@ class SampleLoss:
         with undisturbed(self._network), torch.no_grad():
             return torch.cat([self._outputs({}, part) for part in self._parts])
 
-    def value(self) -> float:
-        """Return f: one forward pass."""
+    def value(self, *, at: Mapping[str, Tensor] | None = None) -> float:
+        """Return f: one forward pass.
+
+        Args:
+            at: values of some of the parameters by name; the others, or with None all of them, are the network's own.
+        """
+        own = self._module.parameters
         with undisturbed(self._network), torch.no_grad():
-            return float(self._value(torch.cat([self._outputs({}, part) for part in self._parts])))
+            given = {name: value.to(own[name]) for name, value in (at or {}).items()}
+            return float(self._value(torch.cat([self._outputs(given, part) for part in self._parts])))
 
     def gradient(
         self, names: Sequence[str], *, at: Mapping[str, Tensor] | None = None

@@ -153,7 +153,7 @@ def plot_layers(
     panels = figure.subplots(1, 2 if smallest else 1, sharey=True, squeeze=False)[0]
     panels[0].barh(rows, [shares.get(layer, 0.0) for layer in kept], height=0.7)
     panels[0].set_yticks(rows, [_short(layer) for layer in kept])
-    _style_bar_axis(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
+    style_bar_axis(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
     left_out = len(shares) - len(kept)
     if left_out > 0:
         panels[0].set_title(f"{left_out} of {len(shares)} layers left out", fontsize=7, loc="left", pad=2)
@@ -173,7 +173,7 @@ def plot_layers(
         if whole is not None and whole.value > 0:
             panels[1].axvline(whole.value, color="black", linestyle=":", linewidth=1)
             values.append(whole.value)
-        _style_bar_axis(panels[1], values, "lambda_min (hollow: <=)")
+        style_bar_axis(panels[1], values, "lambda_min (hollow: <=)")
     return figure
 
 
@@ -191,12 +191,19 @@ def _short(layer: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
 
 
-def _style_bar_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+def style_bar_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+    """Give horizontal bars a logarithmic axis with a label.
+
+    Args:
+        axes: The panel, with its bars.
+        values: Their lengths; only those above 0 count.
+        label: Of the axis.
+    """
     positive = [value for value in values if value > 0]
     if positive:
         # Bars on a logarithmic axis need a left end.
         axes.set_xlim(min(positive) / 3, max(positive) * 2)
-        use_log_scale(axes, "x")
+        use_log_scale(axes, "x", narrow=True)
     axes.set_xlabel(label, fontsize=7)
     axes.tick_params(labelsize=7)
     axes.grid(visible=True, axis="x", alpha=0.3)

@@ -1,0 +1,120 @@
+"""``CourseOfRun``: the losses of the probe and the stability ratios of one run, and what they say together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from lightning_conv.callbacks.health.losses_seen import LossesSeen
+from lightning_conv.callbacks.health.start_of_run import StartOfRun
+from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.course import LossCourse, StabilityCourse
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
+from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
+from lightning_conv.networks.batch_norm import has_batch_norm
+
+
+class CourseOfRun:
+    """Follows one run.
+
+    Args:
+        losses: The training losses.
+        start: What the run began with.
+        undecided: What could not be judged, and why, which is noted here.
+
+    Attributes:
+        probe: The losses of the probe; None: none is known.
+        ratios: The stability ratios; None: none is known.
+        statistical: Whether the ratios are those of a part of the data, as with mini-batches.
+    """
+
+    def __init__(self, losses: LossesSeen, start: StartOfRun, undecided: dict[str, str]) -> None:
+        self._losses, self._start, self._undecided = losses, start, undecided
+        self.probe: LossCourse | None = None
+        self.ratios: StabilityCourse | None = None
+        self.statistical = False
+        self._rate: float | None = None
+        self._vector: Tensor | None = None
+
+    def read_loss(self, run: RunView) -> float | None:
+        """Return the loss on the probe in eval mode, and add it to its course; None: it is not known, which is noted.
+
+        Args:
+            run: The run at this moment.
+        """
+        if run.loss_unknown or run.loss_targets is None:
+            self._undecided["loss"] = run.loss_unknown or "no targets are known"
+            return None
+        loss = run.sample_loss().value()
+        if has_batch_norm(run.network) and run.measurement.probe.batch_norm == "eval":
+            return loss  # running statistics lag behind: this loss may rise in a run that is well
+        if self.probe is None:
+            self.probe = LossCourse.begin(run.step, loss)
+        elif run.step > self.probe.step:
+            self.probe = self.probe.then(run.step, loss)
+        return loss
+
+    def read_ratio(self, run: RunView) -> StepOfRun | None:
+        """Read the stability ratio and return the next step; None: nothing can be said of it, which is noted.
+
+        Args:
+            run: The run at this moment.
+        """
+        self._start.look_at_curvature(run)
+        if self._start.downward_since is not None:
+            self._undecided["stability"] = "the loss curves downward in the outputs of every sample"
+            return None
+        try:
+            step = StepOfRun.of(run)
+            reading, self._vector = step.stability(self._vector)
+        except (NoStepError, UnknownStepError) as error:
+            self._undecided["stability"] = str(error)
+            return None
+        self._rate = common_rate(optimizer_of(step.run))
+        if self.ratios is None:
+            self.ratios = StabilityCourse.begin(reading)
+        elif reading.step > self.ratios.now.step:
+            self.ratios = self.ratios.then(reading)
+        return step
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the losses say, with the stability ratios beside them."""
+        course = self._risen()
+        found = self._start.descent(self.probe or self._losses.course)
+        if self.ratios is not None:
+            found.append(finding_of_stability(self.ratios, course, rate=self._rate))
+        if course is not None:
+            rise = finding_of_rise(course, self.ratios, statistical=self.statistical)
+            found += [] if rise is None else [rise]
+        return found
+
+    def _risen(self) -> LossCourse | None:
+        """Return the course in which a rise is looked for: that of the probe, or that of training where it has blown up since."""
+        training = self._losses.course
+        if training is None or not (training.fold == math.inf or training.of_first >= BLOWN):
+            return self.probe
+        known = self.probe is not None and self.probe.since is not None and training.fold < math.inf
+        return self.probe if known else training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain types."""
+        return {
+            "probe": None if self.probe is None else asdict(self.probe),
+            "ratios": None if self.ratios is None else self.ratios.state_dict(),
+            "rate": self._rate,
+            "vector": None if self._vector is None else self._vector.cpu(),
+            "statistical": self.statistical,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.probe = None if state["probe"] is None else LossCourse(**state["probe"])
+        self.ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
+        self._rate, self._vector, self.statistical = state["rate"], state["vector"], state["statistical"]

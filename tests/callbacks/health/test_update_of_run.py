@@ -1,0 +1,188 @@
+"""What is measured along the next update of a run, for any optimizer, and that the run does not notice."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from optimizers_of_ones_own import Lion, Muon
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn, optim
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_conv.callbacks import ConvergenceHealth, Probe
+
+X = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.stack([X[:, :3].prod(1), X[:, 3:].sum(1).sin()], 1)
+
+
+class Net(pl.LightningModule):
+    """A network with dropout, or without, and any optimizer."""
+
+    def __init__(self, optimizer, dropout=0.0, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(dropout), nn.Linear(24, 2))
+        self.optimizer, self.options = optimizer, options
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        made = self.optimizer(self.parameters(), **self.options)
+        return {"optimizer": made, "lr_scheduler": optim.lr_scheduler.ExponentialLR(made, 0.99)}
+
+
+class Clocked(Lion):
+    """Draws random numbers in its step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for each in group["params"]:
+                    each.add_(torch.randn_like(each), alpha=1e-4)
+
+
+RUNS = {
+    "sgd": (optim.SGD, {"lr": 0.05}),
+    "momentum": (optim.SGD, {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}),
+    "adamw": (optim.AdamW, {"lr": 0.01}),
+    "lion": (Lion, {"lr": 0.002, "weight_decay": 0.1}),
+    "muon": (Muon, {"lr": 0.01}),
+    "clocked": (Clocked, {"lr": 0.002}),
+}
+
+
+@pytest.fixture
+def fit(make_trainer):
+    def run(module, callbacks, *, batch=48, steps=12, **options):
+        pl.seed_everything(0, verbose=False)
+        trainer = make_trainer(callbacks, max_epochs=steps, **options)
+        trainer.fit(module, DataLoader(TensorDataset(X, Y), batch_size=batch, shuffle=batch < 48))
+        return trainer
+
+    return run
+
+
+def health():
+    return ConvergenceHealth(Probe(48), every_n_steps=4)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_run_is_the_same_bit_for_bit(fit, name):
+    make, options = RUNS[name]
+    ends = []
+    for callbacks in ([], [health()]):
+        module = Net(make, dropout=0.2, **options)
+        trainer = fit(module, callbacks, batch=16)
+        state = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
+        ends.append((module.state_dict(), state, torch.get_rng_state(), getattr(trainer.optimizers[0], "taken", 0)))
+    (weights, state, generator, taken), (others, other_state, other_generator, other_taken) = ends
+    assert all(torch.equal(each, others[key]) for key, each in weights.items())
+    for key, values in state.items():
+        assert all(
+            torch.equal(torch.as_tensor(each), torch.as_tensor(other_state[key][part])) for part, each in values.items()
+        )
+    assert torch.equal(generator, other_generator)
+    assert taken == other_taken
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lion", "muon"])
+def test_the_critical_rate_is_the_one_with_which_the_next_step_raises_the_loss(fit, name):
+    make, options = RUNS[name]
+    found = health()
+    module = Net(make, **options)
+    trainer = fit(module, [found], steps=8)
+    ratio = float(trainer.callback_metrics["health/critical_ratio"])
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    assert float(trainer.callback_metrics["health/critical_sharpness"]) == pytest.approx(2 * ratio / rate)
+    if options.get("weight_decay"):
+        return  # the decay of the weights is no part of an update that is proportional to the rate alone
+    before = F.mse_loss(module(X), Y).item()
+    for factor, raised in ((0.9, False), (1.1, True)):
+        other, optimizer = copy.deepcopy(module), None
+        optimizer = make(other.parameters(), **options)
+        optimizer.load_state_dict(trainer.optimizers[0].state_dict())
+        optimizer.param_groups[0]["lr"] = rate * factor / ratio
+        F.mse_loss(other(X), Y).backward()
+        optimizer.step()
+        assert (F.mse_loss(other(X), Y).item() > before) is raised
+
+
+def test_for_descent_it_is_no_more_than_the_stability_ratio(fit):
+    trainer = fit(Net(optim.SGD, lr=0.05), [health()], steps=16)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert 0 < metrics["health/critical_ratio"] <= 1.1 * metrics["health/stability"]
+
+
+@pytest.mark.parametrize("name", ["lion", "muon"])
+def test_the_stability_sentence_of_an_optimizer_of_ones_own_rests_on_it_and_says_so(fit, name):
+    make, options = RUNS[name]
+    found = health()
+    fit(Net(make, **options), [found])
+    (stability,) = [each for each in found.findings if each.name == "stability"]
+    assert f"no limit of stability is known for {make.__name__}, so this rests on the loss" in stability.sentence
+    assert stability.level in ("ok", "notice")
+    assert not any("stability" in names for names in found.not_judged.values())
+
+
+def test_the_share_of_zeros_is_that_of_the_gradient_of_the_probe(fit):
+    module = Net(optim.SGD, lr=0.05)
+    with torch.no_grad():
+        module.net[0].bias[:6] = -50.0  # dead for good
+    trainer = fit(module, [health()], steps=4)
+    F.mse_loss(module(X), Y).backward()
+    gradients = torch.cat([each.grad.flatten() for each in module.parameters()])
+    share = float((gradients == 0).double().mean())
+    assert share >= (6 * 9 + 2 * 6) / gradients.numel()
+    assert float(trainer.callback_metrics["health/zero_gradients"]) == pytest.approx(share)
+
+
+def test_one_figure_has_the_layers(fit, tmp_path):
+    found = health()
+    trainer = fit(Net(optim.AdamW, lr=0.01), [found], logger=TensorBoardLogger(tmp_path))
+    logged = EventAccumulator(trainer.logger.log_dir)
+    logged.Reload()
+    assert "health/layers" in logged.Tags()["images"]
+    first, last = found._record.layers
+    assert (first.name, last.name) == ("net.0", "net.3")
+    assert all(each.norm > 0 and each.update > 0 for each in (first, last))
+
+
+def test_where_something_stands_between_gradient_and_step_the_reason_is_said(fit):
+    found = health()
+    trainer = fit(Net(optim.AdamW, lr=0.01), [found], gradient_clip_val=1.0)
+    assert "health/critical_ratio" not in trainer.callback_metrics
+    assert any("critical_sharpness" in names and "clipped" in why for why, names in found.not_judged.items())
+    assert found._record.layers
+    assert all(math.isnan(each.update) for each in found._record.layers)
+
+
+def test_an_optimizer_that_wants_a_closure_is_left_out_with_the_reason(fit):
+    found = health()
+    fit(Net(optim.LBFGS, lr=0.1, max_iter=2), [found], steps=4)
+    assert any("a copy of LBFGS takes no step" in why for why in found.not_judged)
+
+
+def test_a_resumed_run_finds_what_the_whole_one_finds(fit, tmp_path):
+    whole = health()
+    fit(Net(Lion, lr=0.002), [whole])
+    first = fit(Net(Lion, lr=0.002), [health()], steps=8)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = health()
+    trainer = pl.Trainer(
+        max_epochs=12, callbacks=[resumed], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Net(Lion, lr=0.002), DataLoader(TensorDataset(X, Y), batch_size=48), ckpt_path=tmp_path / "half.ckpt")
+    assert [each.to_json() for each in resumed.findings] == [each.to_json() for each in whole.findings]
+    assert resumed._record.scalars == whole._record.scalars
