@@ -47,7 +47,9 @@ def test_the_files_hold_the_audit_of_the_training_samples(tmp_path, capsys):
     assert "![The most suspicious samples](labels.png)" in page
     assert (tmp_path / "labels.png").stat().st_size > 1000
     assert "80 training samples, weights as initialised" in printed
-    assert "labels.csv" in printed
+    assert printed.rstrip().endswith(
+        f"written: {', '.join(str(tmp_path / f'labels.{end}') for end in ('md', 'csv', 'png'))}"
+    )
 
 
 def test_a_checkpoint_gives_the_weights(tmp_path, quiet_trainer):

@@ -193,6 +193,23 @@ def test_a_kernel_that_does_not_know_the_classes_is_refused(fitted, outputs):
     assert any("labels" in names and 'Probe(outputs="trace")' in why for why, names in callback.not_judged.items())
 
 
+def test_what_a_baseline_lacks_is_said(fitted):
+    class Own(Net):
+        def __init__(self):
+            super().__init__(lambda u, y: (torch.logsumexp(u, 1) - u.gather(1, y[:, None])[:, 0]).pow(2).mean())
+            self.net = nn.Sequential(self.net, nn.Softmax(1), nn.Conv1d(1, 1, 1), nn.Flatten())
+
+        def forward(self, x):
+            return self.net[3](self.net[2](self.net[1](self.net[0](x))[:, None]))
+
+    callback = health(48)
+    fitted(callback, Own(), epochs=1)
+    audit = callback.labels.audit
+    assert set(audit.baselines) == {"inputs"}
+    assert "no nn.Linear produces" in audit.left_out["features"]
+    assert "no formula for a single sample" in audit.left_out["loss"]
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from TensorDataset(X, GIVEN)
