@@ -47,9 +47,10 @@ class ConvergenceHealth(KernelMonitor):
     Judged are, each in one sentence with its number, its limit and what to do (``docs/health.md``):
 
     - ``stability``: the curvature of the run's loss on the probe over the limit of the optimizer's steps, for torch's SGD, Adam, AdamW,
-      NAdam, RMSprop and Adagrad. A ratio above 1 is usual; it is named as the cause where the loss has risen.
+      NAdam, RMSprop and Adagrad. A ratio above 1 is usual; it is named as the cause where the loss has risen. For any other optimizer
+      it rests on the loss along the next update
     - ``loss_rise``: the loss has risen though the steps are not too long
-    - ``loss_floor``: the loss that equal inputs with unequal targets force on the probe
+    - ``loss_floor``, ``training_floor``: the loss that equal inputs with unequal targets force on the probe, and on the training set
     - ``width``: what the number of features before the last layer forces
     - ``units``, ``layers``: units that are dead, saturated or constant on the probe, layers on which the outputs do not depend
     - ``inputs``, ``signal``: inputs that are equal or of a scale far from 1, and what tells the samples apart layer by layer
@@ -64,8 +65,11 @@ class ConvergenceHealth(KernelMonitor):
 
     Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
 
-    Logged: scalars ``health/<name>`` (the value) and ``health/level`` (0 to 3), the text ``health/words`` when a sentence changes, a block
-    in the terminal when the fit ends, and once a warning for each alert. ``ConvergenceReport`` has the sentences at the top of its page.
+    Logged: scalars ``health/<name>`` (the value) and ``health/level`` (0 to 3), ``health/critical_ratio`` and
+    ``health/critical_sharpness`` (the length of the next update over the one from which on it raises the loss, and the curvature that
+    this means), ``health/zero_gradients`` (share of zeros in the gradient of the probe), the figure ``health/layers`` (gradient and update
+    of each layer), the text ``health/words`` when a sentence changes, a block in the terminal when the fit ends, and once a warning for
+    each alert. ``ConvergenceReport`` has the sentences at the top of its page.
 
     Args:
         probe: as in ``LambdaMin``.
@@ -84,9 +88,11 @@ class ConvergenceHealth(KernelMonitor):
         MisconfigurationException: ``on_alert`` is neither of these; otherwise as ``LambdaMin``.
 
     Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
-    products with the Jacobian the first time and four later, the forecast twelve, the noise one backward pass; these are left out, and said
-    to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss of every step is read, on an accelerator 32 at a
-    time. The audit of labels takes at most four eigendecompositions of the size of the probe, until the network knows labels by heart.
+    products with the Jacobian the first time and four later, the forecast twelve, the noise two backward passes, the critical sharpness
+    six to sixteen forward passes and copies of the weights and of the optimizer's state, the floor of the training set 0.1 s of reading
+    until all is read; these are left out, and said to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss
+    of every step is read, on an accelerator 32 at a time. The audit of labels takes at most four eigendecompositions of the size of the
+    probe, until the network knows labels by heart.
 
     Example::
 

@@ -15,9 +15,9 @@ from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.equal_inputs import DIGEST, equal_rows, sample_digests
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_fit import finding_of_floor
+from lightning_conv.health.finding_of_training_set import finding_of_training_floor
 from lightning_conv.health.loss_floor import LossFloor, loss_floor
-from lightning_conv.health.wording import figure, page_of, percent
+from lightning_conv.health.wording import figure, percent
 from lightning_conv.losses.per_sample import SampleLosses
 
 AT_ONCE = 0.1
@@ -122,9 +122,7 @@ class FloorOfSet:
         """
         if self.known.floor is None:
             return None
-        what = "labels" if labels else "targets"
-        found = finding_of_floor(self.known.floor, of="the training set", what=what, step=step)
-        return replace(found, name="training_floor", page=page_of("training_floor"))
+        return finding_of_training_floor(self.known.floor, what="labels" if labels else "targets", step=step)
 
     def _advance(self, run: RunView, losses: SampleLosses) -> Known:
         begun = time.perf_counter()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.equal_inputs import EqualInputs
+from lightning_conv.health.equal_inputs import DIGEST, EqualInputs, equal_rows, sample_digests
 from lightning_conv.health.loss_floor import loss_floor
 from lightning_conv.losses.per_sample import SampleLosses
 from lightning_conv.networks.inputs import map_inputs
@@ -115,3 +115,32 @@ def test_any_type_of_numbers(dtype):
     found = EqualInputs()
     found.add(torch.tensor([[1, 0], [0, 1], [1, 0]]).to(dtype))
     assert found.repeated == [[0, 2]]
+
+
+def digests_of(inputs, first=0):
+    return torch.tensor([list(each) for each in sample_digests(inputs, first=first)], dtype=torch.uint8)
+
+
+def test_rows_of_hashes_are_grouped_as_the_samples_are():
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randint(0, 3, (200, 4), generator=generator).float()
+    inputs[inputs == 0] *= torch.randn(int((inputs == 0).sum()), generator=generator).sign()  # zeros of both signs
+    inputs[7] = inputs[11] = torch.tensor([1.0, float("nan"), 0.0, 0.0])
+    equal = EqualInputs()
+    equal.add(inputs)
+    in_portions = torch.cat([digests_of(inputs[:9]), digests_of(inputs[9:], first=9)])
+    assert in_portions.shape == (200, DIGEST)
+    found = equal_rows(in_portions)
+    assert found == equal.repeated
+    groups = {tuple(k for k in range(200) if torch.equal(inputs[k], inputs[j])) for j in range(200)}  # by comparison
+    assert sorted(map(list, (each for each in groups if len(each) > 1))) == found
+    assert not any(7 in group or 11 in group for group in found)
+
+
+def test_hashes_that_share_their_first_half_are_told_apart():
+    rows = torch.zeros(5, DIGEST, dtype=torch.uint8)
+    rows[1, 15] = rows[3, 15] = 9
+    rows[4, 0] = 1
+    assert equal_rows(rows) == [[0, 2], [1, 3]]
+    assert equal_rows(rows[:0]) == []
+    assert equal_rows(rows[4:]) == []

@@ -140,3 +140,20 @@ def test_outputs_are_those_of_the_network_in_the_given_mode_and_precision(batch_
     reference = copy.deepcopy(model).double().train(batch_norm == "frozen")
     assert torch.allclose(asked.outputs(), reference(INPUTS.double()), rtol=1e-12, atol=1e-12)
     assert asked.outputs().dtype == torch.float64
+
+
+@pytest.mark.parametrize("chunk", [128, 7])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_the_value_at_other_weights_is_that_of_a_network_with_them(dtype, chunk):
+    model, other = network(), network()
+    with torch.no_grad():
+        for each in (other[0].weight, other[3].bias):
+            each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(3)))
+    changed = {name: dict(other.named_parameters())[name].detach().double() for name in ("0.weight", "3.bias")}
+    found = SampleLoss(model, INPUTS, CLASSES, nn.CrossEntropyLoss(), chunk=chunk, dtype=dtype)
+    own = found.value()
+    assert (
+        found.value(at=changed)
+        == SampleLoss(other, INPUTS, CLASSES, nn.CrossEntropyLoss(), chunk=chunk, dtype=dtype).value()
+    )
+    assert found.value() == own != found.value(at=changed)
