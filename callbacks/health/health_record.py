@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
@@ -24,9 +25,9 @@ from lightning_conv.health.activity import unit_activity
 from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding, in_order
 from lightning_conv.health.finding_of_course import finding_of_regime
-from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
+from lightning_conv.health.finding_of_losses import findings_of_losses
 from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
-from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
+from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate, has_momentum, largest_rate
 from lightning_conv.health.regime import training_regime
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
@@ -58,6 +59,7 @@ class HealthRecord:
         self._probe: LossCourse | None = None
         self._ratios: StabilityCourse | None = None
         self._rate: float | None = None
+        self._optimizer: weakref.ref[Optimizer] | None = None  # its rate may be raised between two measurements
         self._vector: Tensor | None = None
         self._fit: FitOfRun | None = None  # looked at once per fit
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
@@ -68,6 +70,9 @@ class HealthRecord:
         self.spent = 0.0
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_optimizer": None}  # weak references are neither copied nor pickled
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
@@ -169,7 +174,8 @@ class HealthRecord:
         except (NoStepError, UnknownStepError) as error:
             self.undecided["stability"] = str(error)
             return None
-        self._rate = common_rate(optimizer_of(step.run))
+        optimizer = optimizer_of(step.run)
+        self._rate, self._optimizer = common_rate(optimizer), weakref.ref(optimizer)
         if self._ratios is None:
             self._ratios = StabilityCourse.begin(reading)
         elif reading.step > self._ratios.now.step:
@@ -178,22 +184,19 @@ class HealthRecord:
 
     def _of_losses(self) -> list[Finding]:
         """Return what the losses say, with the stability ratios beside them."""
-        course = self._risen()
-        found = self._start.descent(self._probe or self.losses.course)
-        if self._ratios is not None:
-            found.append(finding_of_stability(self._ratios, course, rate=self._rate))
-        if course is not None:
-            rise = finding_of_rise(course, self._ratios, statistical=self._statistical)
-            found += [] if rise is None else [rise]
-        return found
-
-    def _risen(self) -> LossCourse | None:
-        """Return the course in which a rise is looked for: that of the probe, or that of training where it has blown up since."""
-        training = self.losses.course
-        if training is None or not (training.fold == math.inf or training.of_first >= BLOWN):
-            return self._probe
-        known = self._probe is not None and self._probe.since is not None and training.fold < math.inf
-        return self._probe if known else training
+        descent = self._start.descent(self._probe or self.losses.course)
+        training, statistical = self.losses.course, self._statistical
+        optimizer = None if self._optimizer is None else self._optimizer()
+        said = findings_of_losses(
+            self._ratios,
+            self._probe,
+            training,
+            rate=self._rate,
+            largest_rate=None if optimizer is None else largest_rate(optimizer),
+            momentum=optimizer is None or has_momentum(optimizer),
+            statistical=statistical,
+        )
+        return [*descent, *said]
 
     def _look_at_units(self, run: RunView) -> list[Finding]:
         if self._start.equal_inputs:
