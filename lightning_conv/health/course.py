@@ -207,4 +207,4 @@ def _leap(loss: float, before: Sequence[float]) -> float | None:
     most = max(before, default=math.nan)
     if not math.isfinite(loss):
         return math.inf
-    return loss / most if 0 < most and loss >= RISEN * most else None
+    return loss / most if most > 0 and loss >= RISEN * most else None

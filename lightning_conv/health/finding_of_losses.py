@@ -6,8 +6,8 @@ import math
 
 from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
-from lightning_conv.health.rise_cause import cause_of_rise
+from lightning_conv.health.finding_of_step import finding_of_rise, finding_of_stability
+from lightning_conv.health.rise_cause import BLOWN, cause_of_rise
 
 
 def course_of_rise(probe: LossCourse | None, training: LossCourse | None) -> LossCourse | None:

@@ -11,7 +11,7 @@ import math
 from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
-from lightning_conv.health.rise_cause import BEYOND, FAR, RiseCause, cause_of_rise
+from lightning_conv.health.rise_cause import BEYOND, BLOWN, FAR, RiseCause, cause_of_rise
 from lightning_conv.health.wording import counted, figure, page_of, percent
 
 EDGE = 1.0
@@ -21,10 +21,7 @@ LONG = 2.0
 """Ratio above which a step is far too long."""
 
 SAFE, SAFE_MOMENTUM = 0.2, 0.05
-"""Ratio that an advised rate would have had, without and with momentum: the curvature grows afterwards (docs/results/health/health_step.md)."""
-
-BLOWN = 20.0
-"""Loss over its start from which on the run counts as blown up."""
+"""Ratio that an advised rate would have had, without and with momentum: the curvature grows afterwards (docs/health.md)."""
 
 SERIOUS = 0.1
 """Loss over its start below which a rise is a notice only: the run has kept nearly all that it gained."""

@@ -16,8 +16,11 @@ BEYOND = 1.1
 FAR = 0.5
 """Stability ratio below which the edge is far."""
 
-GROWN, GRADUAL = 20.0, 10.0
-"""A loss of so many times its start that no single step raised by more than the second factor grew out of steps at or beyond the edge."""
+BLOWN = 20.0
+"""Loss over its start from which on the run counts as blown up."""
+
+GRADUAL = 10.0
+"""Largest leap of a loss that has blown up step by step: after a step that was not far from the edge, that is the step's doing."""
 
 CALM = 2
 """Readings in a row below ``FAR`` after which a step is not the cause of a leap: the curvature grows fast at the start."""
@@ -76,7 +79,7 @@ def cause_of_rise(
     if cause.lower > BEYOND:
         far = leap is not None and leap > REACH * cause.lower**2
         return RiseCause("open" if far else "step", cause, raised, leap)
-    blown = loss.fold == math.inf or loss.of_first >= GROWN
+    blown = loss.fold == math.inf or loss.of_first >= BLOWN
     if training is not None and blown and cause.upper > FAR and (leap is None or leap <= GRADUAL):
         return RiseCause("step", cause, raised, leap)
     calm = [each for each in ratios.readings if each.step <= before[-1].step][-CALM:]

@@ -73,9 +73,32 @@ def test_the_reading_that_may_explain_a_rise():
     course = ratios([0.5, 0.7, 1.4, 0.2, 9.0], every=4)  # at 0, 4, 8, 12, 16
     rise = losses([5, 4, 3, 2, 1, 1.1, 1.2, 1.5, 2, 2.5, 3.5, 4, 5])  # smallest at 4, risen since 10
     assert (rise.at, rise.since) == (4, 10)
-    assert course.before(rise).step == 8
-    assert course.before(losses([1.0, 0.9])) is None
-    assert ratios([2.0]).before(losses([1.0, 30.0])).step == 0
+    assert [each.step for each in course.before(rise)] == [4, 8]
+    assert course.before(losses([1.0, 0.9])) == []
+    assert [each.step for each in ratios([2.0]).before(losses([1.0, 30.0]))] == [0]
+    assert [each.step for each in ratios([2.0, 9.0]).before(losses([1.0, 30.0]))] == [
+        0
+    ]  # at 1 are the weights after the rise
+
+
+def test_a_leap_exceeds_all_losses_of_the_window():
+    calm = [1.0, 1.2, 0.9] * 8
+    assert losses(calm).leap is None
+    leapt = losses([*calm, 6.0, 7.0, 50.0])
+    assert (leapt.leap, leapt.leapt, leapt.since) == (6.0 / 1.2, len(calm), len(calm))
+    gradual = losses([*calm, 2.0, 4.0, 8.0, 16.0, 32.0])
+    assert gradual.leap is None
+    assert gradual.since is not None
+    assert losses([*calm, math.nan]).leap == math.inf
+    assert losses([*calm, 6.0, 0.5]).leap is None  # a new smallest loss ends the rise
+
+
+def test_the_window_goes_on_from_one_look_to_the_next():
+    values = [1.0, 3.0, *[1.1] * 10, 8.0]  # the 3 is still among the losses before the 8
+    at_once = LossCourse.begin(0, values[0]).through(values, len(values) - 1)
+    assert at_once == losses(values)
+    assert at_once.leap is not None
+    assert at_once.leapt == 1
 
 
 def test_readings_are_bounded_but_for_the_first():
