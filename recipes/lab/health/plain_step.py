@@ -22,11 +22,22 @@ from lightning_conv.losses.separation import curvature_product
 from lightning_conv.networks.batch_norm import has_batch_norm
 
 
+def operator_of(net: nn.Module, inputs: Tensor) -> NTKOperator:
+    """Return the Jacobian of a network on a probe, through the statistics of BatchNorm, as a training step differentiates.
+
+    Args:
+        net: The network.
+        inputs: The probe.
+    """
+    return NTKOperator(net, inputs, batch_norm="batch" if has_batch_norm(net) else "eval")
+
+
 class PlainStep:
     """The next step at the weights of now, on a probe.
 
     Args:
         net: The network.
+        operator: ``operator_of`` it; it follows the network.
         inputs: The probe.
         loss: The loss of the probe as a function of the outputs, a mean over the samples.
         optimizer: One of torch's.
@@ -34,15 +45,23 @@ class PlainStep:
     Raises:
         UnknownStepError: The optimizer has not stepped yet and its steps depend on that.
 
-    Cost: seven forward passes of the probe.
+    Cost: a forward pass of the probe.
     """
 
-    def __init__(self, net: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor], optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        operator: NTKOperator,
+        inputs: Tensor,
+        loss: Callable[[Tensor], Tensor],
+        optimizer: Optimizer,
+    ) -> None:
         self.loss, self._optimizer = loss, optimizer
         self._weights = dict(net.named_parameters())
         self.sizes = step_sizes(optimizer, self._weights)
         self.outputs = wide(outputs_on(net, inputs, "frozen", shaped=True))
-        self.operator = NTKOperator(net, inputs, batch_norm="batch" if has_batch_norm(net) else "eval")
+        operator.follow(net)
+        self.operator = operator
 
     def ratio(self, step: int, start: Tensor | None) -> tuple[StabilityReading | None, Tensor | None]:
         """Return the stability ratio, and the vector with which the next search begins; None: it is not defined.

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.run.outputs_on import outputs_on
 from lightning_conv.health.optimizer_rules import UnknownStepError
-from lightning_conv.recipes.lab.health.plain_step import PlainStep
+from lightning_conv.kernels.operator import NTKOperator
+from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.health.study_runs import StudyRun, Task, optimizer_of
 
 PILOT, SLOW = 10, 1e-3
@@ -82,10 +83,11 @@ def record_run(run: StudyRun, *, rate: float | None = None, measured: bool = Tru
     Cost: 0.3 to 2 s.
     """
     task = Task.of(run)
-    at_one = ratio_at_start(run, task)
+    operator = operator_of(task.net, probe_of(run, task)[0])
+    at_one = ratio_at_start(run, task, operator)
     record = StepRecord(run.ratio if rate is None else at_one * rate, run.ratio / at_one if rate is None else rate)
     optimizer = optimizer_of(run, task.net, record.rate)
-    measure = partial(_measure, record, task, probe_of(run, task), optimizer)
+    measure = partial(_measure, record, task, operator, probe_of(run, task), optimizer)
     vector = measure(0, None) if measured else None
     for step, (rows, inputs, targets) in enumerate(batches_of(run, task)):
         inputs, targets = _injected(run, step, rows, inputs, targets, task)
@@ -111,7 +113,7 @@ def record_run(run: StudyRun, *, rate: float | None = None, measured: bool = Tru
     return record
 
 
-def ratio_at_start(run: StudyRun, task: Task) -> float:
+def ratio_at_start(run: StudyRun, task: Task, operator: NTKOperator) -> float:
     """Return the stability ratio at the start for the learning rate 1.
 
     For AdamW it is that after ``PILOT`` steps at the rate ``SLOW``.
@@ -119,6 +121,7 @@ def ratio_at_start(run: StudyRun, task: Task) -> float:
     Args:
         run: The run.
         task: Its network and samples; the weights and buffers are unchanged afterwards.
+        operator: Of the network on its probe.
     """
     kept = {name: each.clone() for name, each in task.net.state_dict().items()}
     adaptive = run.optimizer == "adamw"
@@ -129,7 +132,9 @@ def ratio_at_start(run: StudyRun, task: Task) -> float:
         task.loss(task.net(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     inputs, targets = probe_of(run, task)
-    reading, _ = PlainStep(task.net, inputs, lambda u: task.loss(u, like(targets, u)), optimizer).ratio(0, None)
+    reading, _ = PlainStep(task.net, operator, inputs, lambda u: task.loss(u, like(targets, u)), optimizer).ratio(
+        0, None
+    )
     assert reading is not None
     task.net.load_state_dict(kept)
     optimizer.zero_grad()
@@ -178,11 +183,17 @@ def _injected(
 
 
 def _measure(
-    record: StepRecord, task: Task, probe: tuple[Tensor, Tensor], optimizer: Optimizer, step: int, vector: Tensor | None
+    record: StepRecord,
+    task: Task,
+    operator: NTKOperator,
+    probe: tuple[Tensor, Tensor],
+    optimizer: Optimizer,
+    step: int,
+    vector: Tensor | None,
 ) -> Tensor | None:
     inputs, targets = probe
     try:
-        now = PlainStep(task.net, inputs, lambda u: task.loss(u, like(targets, u)), optimizer)
+        now = PlainStep(task.net, operator, inputs, lambda u: task.loss(u, like(targets, u)), optimizer)
     except UnknownStepError:
         outputs = outputs_on(task.net, inputs, "frozen", shaped=True)
         record.probes.append((step, float(task.loss(outputs, like(targets, outputs)))))
