@@ -60,6 +60,7 @@ class HealthRecord:
         self._ratios: StabilityCourse | None = None
         self._rate: float | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None  # its rate may be raised between two measurements
+        self._momentum = True
         self._vector: Tensor | None = None
         self._fit: FitOfRun | None = None  # looked at once per fit
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
@@ -176,6 +177,7 @@ class HealthRecord:
             return None
         optimizer = optimizer_of(step.run)
         self._rate, self._optimizer = common_rate(optimizer), weakref.ref(optimizer)
+        self._momentum = has_momentum(optimizer)
         if self._ratios is None:
             self._ratios = StabilityCourse.begin(reading)
         elif reading.step > self._ratios.now.step:
@@ -193,7 +195,7 @@ class HealthRecord:
             training,
             rate=self._rate,
             largest_rate=None if optimizer is None else largest_rate(optimizer),
-            momentum=optimizer is None or has_momentum(optimizer),
+            momentum=self._momentum,
             statistical=statistical,
         )
         return [*descent, *said]
@@ -231,6 +233,7 @@ class HealthRecord:
             "probe": None if self._probe is None else asdict(self._probe),
             "ratios": None if self._ratios is None else self._ratios.state_dict(),
             "rate": self._rate,
+            "momentum": self._momentum,
             "vector": None if self._vector is None else self._vector.cpu(),
             "out": dict(self._out),
             "shares": None if self._shares is None else dict(self._shares),
@@ -248,6 +251,7 @@ class HealthRecord:
         self._probe = None if state["probe"] is None else LossCourse(**state["probe"])
         self._ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector = state["rate"], state["vector"]
+        self._momentum = state.get("momentum", True)
         self._out, self._statistical = dict(state["out"]), state["statistical"]
         self._start.load_state_dict(state["start"])
         self._shares = None if state["shares"] is None else dict(state["shares"])

@@ -169,16 +169,14 @@ class StabilityCourse:
             return "rising"
         return "falling" if self.now.upper < then.lower else "steady"
 
-    def before(self, loss: LossCourse) -> list[StabilityReading]:
-        """Return the readings that may explain a rise of the loss, the earliest first.
+    def before(self, loss: LossCourse) -> StabilityReading | None:
+        """Return the last reading before the loss had risen; None: it has not risen, or there is none.
 
-        These are the last one up to the smallest loss and all from there until before the loss had risen: a reading of that step
-        is one of the weights after the rise. Empty: the loss has not risen, or there is none.
+        A reading at the step from which on it had risen is one of the weights after the rise, and does not count.
         """
         if loss.since is None:
-            return []
-        until = [each for each in self.readings if each.step < loss.since]
-        return [each for each in until if each.step <= loss.at][-1:] + [each for each in until if each.step > loss.at]
+            return None
+        return next((each for each in reversed(self.readings) if each.step < loss.since), None)
 
     @property
     def readings(self) -> list[StabilityReading]:

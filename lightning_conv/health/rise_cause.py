@@ -16,6 +16,9 @@ BEYOND = 1.1
 FAR = 0.5
 """Stability ratio below which the edge is far."""
 
+MUCH = 2.0
+"""Factor by which the rate was raised since a reading from which on the reading clears no step."""
+
 BLOWN = 20.0
 """Loss over its start from which on the run counts as blown up."""
 
@@ -36,7 +39,7 @@ class RiseCause:
     Attributes:
         kind: ``"step"``: the steps before it were too long. ``"not step"``: they were far from that, and the loss leapt. ``"open"``:
             neither can be said.
-        reading: The largest stability ratio before it, for the rate that was in force at the rise; None: none is known.
+        reading: The last stability ratio before it, for the rate that was in force at the rise; None: none is known.
         raised: Factor by which the rate was raised since that reading.
         leap: ``LossCourse.leap`` of the training losses, if it belongs to this rise.
     """
@@ -66,25 +69,23 @@ def cause_of_rise(
     """
     if loss.since is None:
         return None
-    before = [] if ratios is None else ratios.before(loss)
-    if ratios is None or not before:
+    before = None if ratios is None else ratios.before(loss)
+    if ratios is None or before is None:
         return RiseCause("open", None)
     leap = None
-    if training is not None and training.leapt is not None and before[-1].step < training.leapt <= loss.since:
+    if training is not None and training.leapt is not None and before.step < training.leapt <= loss.since:
         leap = training.leap
-    later = [each.rate for each in ratios.readings if each.step > before[-1].step][:1]
+    later = [each.rate for each in ratios.readings if each.step > before.step][:1]
     rates = [each for each in (*later, rate) if each is not None]
-    scaled = [_at_rate(each, rates) for each in before]
-    cause, raised = scaled[-1]
+    cause, raised = _at_rate(before, rates)
     if cause.lower > BEYOND:
         far = leap is not None and leap > REACH * cause.lower**2
         return RiseCause("open" if far else "step", cause, raised, leap)
     blown = loss.fold == math.inf or loss.of_first >= BLOWN
     if training is not None and blown and cause.upper > FAR and (leap is None or leap <= GRADUAL):
         return RiseCause("step", cause, raised, leap)
-    calm = [each for each in ratios.readings if each.step <= before[-1].step][-CALM:]
-    calm = [_at_rate(each, rates)[0] for each in calm]
-    quiet = len(calm) == CALM and max(each.upper for each in (*calm, cause)) < FAR
+    calm = [_at_rate(each, rates)[0].upper for each in ratios.readings if each.step <= before.step][-CALM:]
+    quiet = len(calm) == CALM and max(calm) < FAR and raised < MUCH
     return RiseCause("not step" if quiet and leap is not None else "open", cause, raised, leap)
 
 

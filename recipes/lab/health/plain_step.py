@@ -72,20 +72,23 @@ class PlainStep:
 
         Cost: ``FIRST`` or ``LATER`` products with the Jacobian.
         """
-        found = sharpness(
-            self.operator,
-            self._bent,
-            {name: self.sizes.relative(name) for name in self.sizes.scales},
-            decay=self.sizes.decay,
-            start=start,
-            products=FIRST if start is None else LATER,
-        )
+        try:
+            found = sharpness(
+                self.operator,
+                self._bent,
+                {name: self.sizes.relative(name) for name in self.sizes.scales},
+                decay=self.sizes.decay,
+                start=start,
+                products=FIRST if start is None else LATER,
+            )
+        except ValueError:  # a product is not finite, as outputs of a run that blows up are not
+            return None, start
         if not found.value >= 0:
             return None, start
         return StabilityReading(step, found.value, max(found.upper, found.value)), found.vector
 
     def linearised(self, curvature: float | None) -> LinearisedRun | None:
-        """Return the run of the linearised network from here on; None: the gradient is zero.
+        """Return the run of the linearised network from here on; None: the gradient is zero, or a product is not finite.
 
         Args:
             curvature: As in ``LinearisedRun``.
@@ -96,7 +99,10 @@ class PlainStep:
         if not bool((slope != 0).any()):
             return None
         (rule,) = set(self.sizes.rules.values())
-        modes = KernelModes.of_products(step_kernel(self.operator, self.sizes.scales), slope, products=MODES)
+        try:
+            modes = KernelModes.of_products(step_kernel(self.operator, self.sizes.scales), slope, products=MODES)
+        except ValueError:  # a product is not finite
+            return None
         return LinearisedRun(modes, self.outputs, self.loss, rule=rule, velocity=self._velocity(), curvature=curvature)
 
     def _velocity(self) -> Tensor | None:

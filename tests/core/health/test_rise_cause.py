@@ -47,6 +47,11 @@ GENTLE = losses(*CALM, 0.8, 1.6, 3.2)
         ([(0, 0.2, 1.0), (4, 1.3, 1.0)], losses(*CALM, 1e4), "open"),  # no such step leaps 20,000-fold
         ([(0, 0.2, 1.0), (4, 0.2, 0.1)], LEAP, "step"),  # 2 at the rate of now, ten times that of the reading
         ([(0, 0.2, 1.0), (4, 0.2, 2.0)], LEAP, "not step"),  # the rate was lowered
+        (
+            [(0, 0.02, 0.1), (4, 0.02, 0.1)],
+            LEAP,
+            "open",
+        ),  # the rate was raised tenfold: a reading of before clears no step
     ],
 )
 def test_the_cause_of_a_rise(rows, loss, kind):
