@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -85,7 +85,7 @@ class KeptResults:
         return found
 
 
-def grouped(rows: Iterable[Result], by: Callable[[Result], Any]) -> Mapping[Any, list[Result]]:
+def grouped(rows: Iterable[Result], by: Callable[[Result], Any]) -> dict[Any, list[Result]]:
     """Return the rows by what a function says of them, in the order in which it says so first.
 
     Args:

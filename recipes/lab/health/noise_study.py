@@ -220,7 +220,8 @@ def train_to(
     """
     torch.manual_seed(case.seed)
     net = nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    weights, generator = list(net.parameters()), torch.Generator().manual_seed(case.seed)
+    weights: list[Tensor] = list(net.parameters())
+    generator = torch.Generator().manual_seed(case.seed)
     following = 1
     for step in range(1, most + 1):
         rows = torch.randint(len(x), (size,), generator=generator)
