@@ -26,6 +26,7 @@ from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding, in_order
 from lightning_conv.health.finding_of_course import finding_of_regime
 from lightning_conv.health.finding_of_losses import findings_of_losses
+from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
 from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
 from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate, has_momentum, largest_rate
 from lightning_conv.health.regime import training_regime
@@ -60,7 +61,7 @@ class HealthRecord:
         self._ratios: StabilityCourse | None = None
         self._rate: float | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None  # its rate may be raised between two measurements
-        self._momentum = True
+        self._safe = SAFE_MOMENTUM
         self._vector: Tensor | None = None
         self._fit: FitOfRun | None = None  # looked at once per fit
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
@@ -177,7 +178,7 @@ class HealthRecord:
             return None
         optimizer = optimizer_of(step.run)
         self._rate, self._optimizer = common_rate(optimizer), weakref.ref(optimizer)
-        self._momentum = has_momentum(optimizer)
+        self._safe = SAFE_MOMENTUM if has_momentum(optimizer) else SAFE
         if self._ratios is None:
             self._ratios = StabilityCourse.begin(reading)
         elif reading.step > self._ratios.now.step:
@@ -195,7 +196,7 @@ class HealthRecord:
             training,
             rate=self._rate,
             largest_rate=None if optimizer is None else largest_rate(optimizer),
-            momentum=self._momentum,
+            safe=self._safe,
             statistical=statistical,
         )
         return [*descent, *said]
@@ -233,7 +234,7 @@ class HealthRecord:
             "probe": None if self._probe is None else asdict(self._probe),
             "ratios": None if self._ratios is None else self._ratios.state_dict(),
             "rate": self._rate,
-            "momentum": self._momentum,
+            "safe": self._safe,
             "vector": None if self._vector is None else self._vector.cpu(),
             "out": dict(self._out),
             "shares": None if self._shares is None else dict(self._shares),
@@ -251,7 +252,7 @@ class HealthRecord:
         self._probe = None if state["probe"] is None else LossCourse(**state["probe"])
         self._ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector = state["rate"], state["vector"]
-        self._momentum = state.get("momentum", True)
+        self._safe = state.get("safe", SAFE_MOMENTUM)
         self._out, self._statistical = dict(state["out"]), state["statistical"]
         self._start.load_state_dict(state["start"])
         self._shares = None if state["shares"] is None else dict(state["shares"])

@@ -6,7 +6,7 @@ import math
 
 from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_step import finding_of_rise, finding_of_stability
+from lightning_conv.health.finding_of_step import SAFE_MOMENTUM, finding_of_rise, finding_of_stability
 from lightning_conv.health.rise_cause import BLOWN, cause_of_rise
 
 
@@ -30,7 +30,7 @@ def findings_of_losses(
     *,
     rate: float | None = None,
     largest_rate: float | None = None,
-    momentum: bool = True,
+    safe: float = SAFE_MOMENTUM,
     statistical: bool = False,
 ) -> list[Finding]:
     """Judge the stability ratio and a rise of the loss together.
@@ -41,11 +41,11 @@ def findings_of_losses(
         training: Those of the training step; None: none was seen.
         rate: As in ``finding_of_stability``.
         largest_rate: Largest learning rate of the optimizer now; None: not known.
-        momentum: As in ``finding_of_stability``.
+        safe: As in ``finding_of_stability``.
         statistical: As in ``finding_of_rise``.
     """
     course = course_of_rise(probe, training)
     cause = None if course is None else cause_of_rise(course, ratios, training, rate=largest_rate)
-    found = [] if ratios is None else [finding_of_stability(ratios, course, rate=rate, momentum=momentum, cause=cause)]
+    found = [] if ratios is None else [finding_of_stability(ratios, course, rate=rate, safe=safe, cause=cause)]
     rise = None if course is None else finding_of_rise(course, ratios, statistical=statistical, cause=cause)
     return found if rise is None else [*found, rise]

@@ -38,7 +38,7 @@ def finding_of_stability(
     loss: LossCourse | None = None,
     *,
     rate: float | None = None,
-    momentum: bool = True,
+    safe: float = SAFE_MOMENTUM,
     cause: RiseCause | None = None,
 ) -> Finding:
     """Judge the stability ratio, together with the loss.
@@ -47,7 +47,7 @@ def finding_of_stability(
         course: The ratios; their lower ends are Ritz values, their upper ends estimates.
         loss: The losses; None: not known, and nothing is said about a rise.
         rate: The learning rate, if the ratio is proportional to it and it is the same for all weights; the advice then names one.
-        momentum: Whether the optimizer has momentum, for the advice.
+        safe: Ratio that an advised rate is to have.
         cause: Of the rise; None: it is judged by the ratios alone.
 
     Returns:
@@ -57,7 +57,7 @@ def finding_of_stability(
     if loss is not None:
         cause = cause_of_rise(loss, course) if cause is None else cause
         if cause is not None and cause.kind == "step" and cause.reading is not None:
-            return _risen(course, loss, cause, cause.reading, rate, SAFE_MOMENTUM if momentum else SAFE)
+            return _risen(course, loss, cause, cause.reading, rate, safe)
     now = course.now
     since = "" if course.since is None else f", above 1 since step {course.since}"
     trend = f" and {course.trend}" if len(course.recent) > 1 else ""

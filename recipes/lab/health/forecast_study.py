@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conv.health.forecast_record import LEAST, USEFUL
+from lightning_conv.health.wording import percent
 from lightning_conv.recipes.lab.health.forecast_run import (
     AHEAD,
     MEASUREMENTS,
@@ -88,12 +89,12 @@ def run(
             f"of the probe {AHEAD[0]} and {AHEAD[1]} measurements later, 5 and 20 % of the run, is forecast from the present kernel. "
             f"Errors are relative to the loss that came. {len(well)} of {len(tracks)} runs ended below their start and are scored. By "
             f"its own rule the product shows a forecast of the next measurement after {LEAST} earlier ones with a median error of at "
-            f"most {USEFUL:.0%} that is not above that of the loss that stays."
+            f"most {percent(USEFUL)} that is not above that of the loss that stays."
         ),
         checks=_checks(well),
         tables={
             "Median error over the runs of each run's median error, by share of the run": _by_share(well),
-            f"Runs whose median error is at most {NEAR:.0%}, from {SINCE:.0%} of the run on, one measurement ahead": _by_kind(
+            f"Runs whose median error is at most {percent(NEAR)}, from {percent(SINCE)} of the run on, one measurement ahead": _by_kind(
                 well
             ),
             "What the product would have shown": _shown(well),
@@ -126,11 +127,12 @@ def _checks(tracks: Sequence[ForecastTrack]) -> list[Check]:
         ours = found["forecast"]
         seen = "; ".join(f"{name}: {share.words}" for name, share in found.items())
         what = "the next measurement" if ahead == 1 else f"{ahead} measurements ahead"
-        claim = f"{what}: from {SINCE:.0%} of the run on the median error is at most {NEAR:.0%} in {MOST_RUNS:.0%} of the runs"
+        goal = f"the median error is at most {percent(NEAR)} in {percent(MOST_RUNS)} of the runs"
+        claim = f"{what}: from {percent(SINCE)} of the run on {goal}"
         checks.append(Check(claim, SOURCE, ours.of > 0 and ours.value >= MOST_RUNS, seen))
     shown = _runs_shown(tracks)
     near = Share.among(middle(each.error for each in some) <= NEAR for some in shown)
-    claim = f"what the product shows: the median error is at most {NEAR:.0%} in {MOST_RUNS:.0%} of the runs"
+    claim = f"what the product shows: the median error is at most {percent(NEAR)} in {percent(MOST_RUNS)} of the runs"
     checks.append(Check(claim, SOURCE, near.of > 0 and near.value >= MOST_RUNS, near.words))
     return checks
 
@@ -144,7 +146,7 @@ def _by_share(tracks: Sequence[ForecastTrack]) -> list[dict[str, Any]]:
     rows = []
     for ahead, (since, until) in product(AHEAD, PARTS):
         parts = [track.some(ahead, since, until) for track in tracks]
-        row: dict[str, Any] = {"measurements ahead": ahead, "share of the run": f"{since:.0%} to {until:.0%}"}
+        row: dict[str, Any] = {"measurements ahead": ahead, "share of the run": f"{percent(since)} to {percent(until)}"}
         for name, way in WAYS.items():
             row[name] = f"{100 * middle(middle(map(way, part)) for part in parts if part):.3g} %"
         rows.append(row)
@@ -169,8 +171,8 @@ def _shown(tracks: Sequence[ForecastTrack]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "runs": name,
-                f"shown, from {SINCE:.0%} of the run on": Share.among(each.shown for each in every).words,
-                f"of those shown, within {NEAR:.0%}": Share.among(each.error <= NEAR for each in shown).words,
+                f"shown, from {percent(SINCE)} of the run on": Share.among(each.shown for each in every).words,
+                f"of those shown, within {percent(NEAR)}": Share.among(each.error <= NEAR for each in shown).words,
                 "median error": f"{100 * middle(each.error for each in shown):.3g} %",
                 "the loss stays": f"{100 * middle(each.error_unchanged for each in shown):.3g} %",
                 "it falls by the same factor": f"{100 * middle(each.error_extrapolated for each in shown):.3g} %",

@@ -14,7 +14,6 @@ from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.health.course import RISEN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import LEVELS, Finding
 from lightning_conv.health.finding_of_losses import findings_of_losses
-from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
 from lightning_conv.health.rise_cause import BLOWN
 from lightning_conv.recipes.lab.health.step_record import StepRecord
 from lightning_conv.recipes.lab.health.study_runs import StudyRun
@@ -77,8 +76,7 @@ class JudgedRun:
         for _, found in self.findings:
             for each in found:
                 if each.name == "stability" and each.severity >= LEVELS.index("warning"):
-                    safe = SAFE if self.run.optimizer == "sgd" else SAFE_MOMENTUM
-                    return self.record.rate * safe / each.value
+                    return self.record.rate * self.run.safe / each.value
         return None
 
     @property
@@ -135,7 +133,6 @@ def judge_run(run: StudyRun, record: StepRecord) -> JudgedRun:
     }
     of_probe = dict(record.probes)
     rate = None if run.optimizer == "adamw" else record.rate
-    momentum = run.optimizer != "sgd"
     statistical = not (run.full_batch and run.network == "mlp")
     said = []
     for step in sorted({*of_probe, len(record.losses)}):
@@ -155,7 +152,7 @@ def judge_run(run: StudyRun, record: StepRecord) -> JudgedRun:
             losses.course,
             rate=rate,
             largest_rate=now,
-            momentum=momentum,
+            safe=run.safe,
             statistical=statistical,
         )
         said.append((step, tuple(found)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from lightning_conv.health.finding import LEVELS
+from lightning_conv.health.wording import percent
 from lightning_conv.recipes.lab.health.judged_run import JudgedRun, cause_said
 from lightning_conv.recipes.lab.health.kept_results import grouped
 from lightning_conv.recipes.lab.report import Check
@@ -111,7 +112,7 @@ def check_causes(runs: Sequence[JudgedRun]) -> list[Check]:
         answers = [told(each) for each in some]
         known = Share.among(each == "right" for each in answers if each in ("right", "wrong"))
         silent = f"; open in {answers.count('open')}, nothing said in {answers.count('nothing')}"
-        claim = f"a cause that is told is right, {what}: at least {TOLD:.0%}"
+        claim = f"a cause that is told is right, {what}: at least {percent(TOLD)}"
         checks.append(Check(claim, SOURCE, known.of > 0 and known.value >= TOLD, known.words + silent))
     return checks
 
@@ -157,7 +158,7 @@ def check_alarms(runs: Sequence[JudgedRun]) -> list[Check]:
     ours, *baselines = ALARMS
     found = {name: _false(runs, ALARMS[name]) for name in ALARMS}
     seen = "; ".join(f"{name}: {found[name].words}" for name in (ours, *baselines))
-    claim = f"{ours} in runs that end well: at most {FALSE:.0%}"
+    claim = f"{ours} in runs that end well: at most {percent(FALSE)}"
     return [Check(claim, SOURCE, found[ours].of > 0 and found[ours].value <= FALSE, seen)]
 
 
@@ -178,7 +179,7 @@ def advice(runs: Sequence[tuple[JudgedRun, JudgedRun]]) -> tuple[Rows, list[Chec
         for (loss, optimizer), some in groups.items()
     ]
     well = Share.among(not then.ended_badly for _, then in runs)
-    claim = f"a run with the advised rate ends well: at least {WELL:.0%}"
+    claim = f"a run with the advised rate ends well: at least {percent(WELL)}"
     return rows, [Check(claim, SOURCE, well.of > 0 and well.value >= WELL, well.words)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
+from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
 from lightning_conv.recipes.lab.health.networks import CLASSES, SmallGPT, additions, digits, mlp, one_hot, resnet
 
 Network: TypeAlias = Literal["mlp", "cnn", "resnet8", "gpt"]
@@ -87,6 +88,11 @@ class StudyRun:
     def at(self) -> int:
         """Step before which something is done to it: between two measurements."""
         return self.size.steps // 2 + self.size.every // 2
+
+    @property
+    def safe(self) -> float:
+        """Ratio that an advised rate is to have."""
+        return SAFE if self.optimizer == "sgd" else SAFE_MOMENTUM
 
     def rate_at(self, step: int, rate: float) -> float:
         """Return the learning rate after so many steps.

@@ -32,7 +32,7 @@ FALLING = losses(1.0, 0.9, 0.8, 0.7)
 
 
 def test_a_step_that_is_too_long_with_the_rate_that_would_not_have_been():
-    found = finding_of_stability(ratios(5.1), losses(1.0, 3.0, 12.0, 40.0), rate=20.0, momentum=False)
+    found = finding_of_stability(ratios(5.1), losses(1.0, 3.0, 12.0, 40.0), rate=20.0, safe=0.2)
     assert found.level == "alert"
     assert found.sentence == (
         "The loss rose 40-fold by step 3 (above 1 since step 1) while the step was 5.1 times too long for the curvature (step 0)."

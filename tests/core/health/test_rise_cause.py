@@ -62,7 +62,7 @@ def test_a_rate_that_was_raised_is_seen_in_the_reading_after_the_rise_as_well():
     course = ratios((0, 0.1, 0.5), (4, 0.1, 0.5), (9, 0.3, 10.0))
     cause = cause_of_rise(LEAP, course, LEAP)
     assert (cause.kind, cause.raised, cause.reading.lower) == ("step", 20.0, pytest.approx(2.0))
-    (found,) = findings_of_losses(course, LEAP, LEAP, rate=10.0, largest_rate=10.0, momentum=False)
+    (found,) = findings_of_losses(course, LEAP, LEAP, rate=10.0, largest_rate=10.0, safe=0.2)
     assert found.sentence.endswith(
         "2 times too long for the curvature (step 4, and the rate was raised 20-fold after it)."
     )
