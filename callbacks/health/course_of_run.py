@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
@@ -15,8 +16,9 @@ from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, 
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_step import BLOWN, finding_of_rise, finding_of_stability
-from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate
+from lightning_conv.health.finding_of_losses import findings_of_losses
+from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
+from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate, has_momentum, largest_rate
 from lightning_conv.networks.batch_norm import has_batch_norm
 
 
@@ -40,7 +42,12 @@ class CourseOfRun:
         self.ratios: StabilityCourse | None = None
         self.statistical = False
         self._rate: float | None = None
+        self._optimizer: weakref.ref[Optimizer] | None = None  # its rate may be raised between two measurements
+        self._safe = SAFE_MOMENTUM
         self._vector: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_optimizer": None}  # weak references are neither copied nor pickled
 
     def read_loss(self, run: RunView) -> float | None:
         """Return the loss on the probe in eval mode, and add it to its course; None: it is not known, which is noted.
@@ -76,7 +83,9 @@ class CourseOfRun:
         except (NoStepError, UnknownStepError) as error:
             self._undecided["stability"] = str(error)
             return None
-        self._rate = common_rate(optimizer_of(step.run))
+        optimizer = optimizer_of(step.run)
+        self._rate, self._optimizer = common_rate(optimizer), weakref.ref(optimizer)
+        self._safe = SAFE_MOMENTUM if has_momentum(optimizer) else SAFE
         if self.ratios is None:
             self.ratios = StabilityCourse.begin(reading)
         elif reading.step > self.ratios.now.step:
@@ -86,22 +95,17 @@ class CourseOfRun:
     @property
     def findings(self) -> list[Finding]:
         """What the losses say, with the stability ratios beside them."""
-        course = self._risen()
-        found = self._start.descent(self.probe or self._losses.course)
-        if self.ratios is not None:
-            found.append(finding_of_stability(self.ratios, course, rate=self._rate))
-        if course is not None:
-            rise = finding_of_rise(course, self.ratios, statistical=self.statistical)
-            found += [] if rise is None else [rise]
-        return found
-
-    def _risen(self) -> LossCourse | None:
-        """Return the course in which a rise is looked for: that of the probe, or that of training where it has blown up since."""
-        training = self._losses.course
-        if training is None or not (training.fold == math.inf or training.of_first >= BLOWN):
-            return self.probe
-        known = self.probe is not None and self.probe.since is not None and training.fold < math.inf
-        return self.probe if known else training
+        optimizer = None if self._optimizer is None else self._optimizer()
+        said = findings_of_losses(
+            self.ratios,
+            self.probe,
+            self._losses.course,
+            rate=self._rate,
+            largest_rate=None if optimizer is None else largest_rate(optimizer),
+            safe=self._safe,
+            statistical=self.statistical,
+        )
+        return [*self._start.descent(self.probe or self._losses.course), *said]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types."""
@@ -109,6 +113,7 @@ class CourseOfRun:
             "probe": None if self.probe is None else asdict(self.probe),
             "ratios": None if self.ratios is None else self.ratios.state_dict(),
             "rate": self._rate,
+            "safe": self._safe,
             "vector": None if self._vector is None else self._vector.cpu(),
             "statistical": self.statistical,
         }
@@ -118,3 +123,4 @@ class CourseOfRun:
         self.probe = None if state["probe"] is None else LossCourse(**state["probe"])
         self.ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector, self.statistical = state["rate"], state["vector"], state["statistical"]
+        self._safe = state.get("safe", SAFE_MOMENTUM)

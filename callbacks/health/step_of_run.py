@@ -18,12 +18,14 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.course import StabilityReading
 from lightning_conv.health.forecast import LinearisedRun
 from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.optimizer_rules import StepSizes, momentum_of, step_sizes
+from lightning_conv.health.optimizer_rules import StepSizes, largest_rate, momentum_of, step_sizes
 from lightning_conv.health.sharpness import sharpness
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.losses.separation import curvature_product
+from lightning_conv.networks.batch_norm import has_batch_norm
+from lightning_conv.networks.evaluation import BatchNormMode
 
 FIRST, LATER = 20, 4
 """Products of the first search for the largest curvature, and of later ones, which begin with the last vector."""
@@ -73,8 +75,10 @@ class StepOfRun:
         if why := changed_steps(run.trainer, accumulated=True):
             raise NoStepError(why)
         sizes = step_sizes(optimizer_of(run), run.parameters)
-        names, mode = run.measurement.parameters, run.measurement.probe.batch_norm
-        operator = NTKOperator(run.network, run.inputs, parameters=names, batch_norm=mode)
+        # A training step differentiates through the statistics of its batch; held constant, they leave directions that BatchNorm removes.
+        through = run.measurement.probe.batch_norm == "frozen" and has_batch_norm(run.network)
+        mode: BatchNormMode = "batch" if through else "eval"
+        operator = NTKOperator(run.network, run.inputs, parameters=run.measurement.parameters, batch_norm=mode)
         return cls(run, operator, sizes, batch_over_probe(run), wide(run.shaped_outputs))
 
     def stability(self, start: Tensor | None) -> tuple[StabilityReading, Tensor]:
@@ -106,7 +110,8 @@ class StepOfRun:
         )
         if not found.value >= 0:
             raise NoStepError("the loss bends downwards at these outputs")
-        return StabilityReading(self.run.step, found.value, max(found.upper, found.value)), found.vector
+        rate = largest_rate(optimizer_of(self.run))
+        return StabilityReading(self.run.step, found.value, max(found.upper, found.value), rate), found.vector
 
     def linearised(self) -> LinearisedRun | None:
         """Return the run of the linearised network from here on; None: the weights have several update rules, or the gradient is zero.

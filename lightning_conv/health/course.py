@@ -10,6 +10,9 @@ from typing import Any, Literal
 RISEN = 3.0
 """Factor above its smallest value from which on a loss counts as risen."""
 
+WINDOW = 16
+"""Losses before one, all of which it has to exceed by ``RISEN`` to count as a leap."""
+
 RECENT = 16
 """Readings of the stability ratio that are kept, beside the first one."""
 
@@ -28,6 +31,10 @@ class LossCourse:
         now: The last one.
         step: Its step.
         since: First step from which on all losses were ``RISEN`` times the smallest one, or not finite; None: it has not risen.
+        leap: The first loss since the smallest one that was ``RISEN`` times all of the ``WINDOW`` before it, over the largest of them;
+            ``inf``: it was not finite, None: there was none, so that a rise was gradual.
+        leapt: Step of the leap.
+        last: The last losses, at most ``WINDOW``.
     """
 
     first: float
@@ -36,11 +43,14 @@ class LossCourse:
     now: float
     step: int
     since: int | None = None
+    leap: float | None = None
+    leapt: int | None = None
+    last: tuple[float, ...] = ()
 
     @classmethod
     def begin(cls, step: int, loss: float) -> LossCourse:
         """Return the course of one loss."""
-        return cls(loss, loss, step, loss, step, None if math.isfinite(loss) else step)
+        return cls(loss, loss, step, loss, step, None if math.isfinite(loss) else step, last=(loss,))
 
     def then(self, step: int, loss: float) -> LossCourse:
         """Return the course with one loss more.
@@ -62,20 +72,27 @@ class LossCourse:
 
         Cost: a fraction of a microsecond for each loss.
         """
-        smallest, at, since, now, last = self.smallest, self.at, self.since, self.now, self.step
+        smallest, at, since, now, known = self.smallest, self.at, self.since, self.now, self.step
+        leap, leapt, seen = self.leap, self.leapt, [*self.last]
         for back in range(len(losses) - 1, -1, -1):
             loss, number = losses[-1 - back], step - back // batches
-            if number <= last:
+            if number <= known:
                 continue
-            now, last = loss, number
+            now, known = loss, number
             finite = loss - loss == 0.0
             if loss < smallest or (finite and smallest - smallest != 0.0):
-                smallest, at, since = loss, number, None
+                smallest, at, since, leap, leapt = loss, number, None, None, None
             elif not finite or (smallest > 0 and loss >= RISEN * smallest):
                 since = number if since is None else since
+                if leap is None and (found := _leap(loss, seen[-WINDOW:])):
+                    leap, leapt = found, number
             else:
                 since = None
-        return replace(self, smallest=smallest, at=at, since=since, now=now, step=last)
+            seen.append(loss)
+        last = tuple(seen[-WINDOW:])
+        return replace(
+            self, smallest=smallest, at=at, since=since, now=now, step=known, leap=leap, leapt=leapt, last=last
+        )
 
     @property
     def fold(self) -> float:
@@ -96,11 +113,13 @@ class StabilityReading:
         step: The step.
         lower: A lower bound: the Ritz value.
         upper: An estimate of an upper end.
+        rate: Largest learning rate of the optimizer then; None: not known.
     """
 
     step: int
     lower: float
     upper: float
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.lower <= self.upper:
@@ -151,18 +170,18 @@ class StabilityCourse:
         return "falling" if self.now.upper < then.lower else "steady"
 
     def before(self, loss: LossCourse) -> StabilityReading | None:
-        """Return the reading with the largest lower end of those that may explain a rise of the loss.
+        """Return the last reading before the loss had risen; None: it has not risen, or there is none.
 
-        These are the last one before the smallest loss and all from there until the loss had risen; None: the loss has not risen, or
-        there is none.
+        A reading at the step from which on it had risen is one of the weights after the rise, and does not count.
         """
         if loss.since is None:
             return None
-        known = {each.step: each for each in (self.first, *self.recent)}
-        until = [each for step, each in sorted(known.items()) if step <= loss.since]
-        later = [each for each in until if each.step > loss.at]
-        earlier = [each for each in until if each.step <= loss.at]
-        return max(earlier[-1:] + later, key=lambda each: each.lower, default=None)
+        return next((each for each in reversed(self.readings) if each.step < loss.since), None)
+
+    @property
+    def readings(self) -> list[StabilityReading]:
+        """All that are kept, the earliest first."""
+        return [self.first, *(each for each in self.recent if each.step > self.first.step)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the course in plain types."""
@@ -179,3 +198,11 @@ def _fold(loss: float, of: float) -> float:
     if not math.isfinite(loss):
         return math.inf
     return loss / of if of > 0 else math.nan
+
+
+def _leap(loss: float, before: Sequence[float]) -> float | None:
+    """Return by how much a loss exceeds all of those before it; None: by less than ``RISEN``."""
+    most = max(before, default=math.nan)
+    if not math.isfinite(loss):
+        return math.inf
+    return loss / most if most > 0 and loss >= RISEN * most else None

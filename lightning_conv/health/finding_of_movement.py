@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_conv.health.course import LossCourse
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.finding_of_step import BLOWN
+from lightning_conv.health.rise_cause import BLOWN
 from lightning_conv.health.wording import figure, listed, page_of
 
 PATIENCE = 10

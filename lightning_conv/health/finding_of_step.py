@@ -11,19 +11,17 @@ import math
 from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
+from lightning_conv.health.rise_cause import BEYOND, BLOWN, FAR, RiseCause, cause_of_rise
 from lightning_conv.health.wording import counted, figure, page_of, percent
 
 EDGE = 1.0
 """Stability ratio up to which a step is stable on the quadratic model of the loss."""
 
-FAR, LONG = 0.5, 2.0
-"""Ratios below which the edge is far, and above which a step is far too long."""
+LONG = 2.0
+"""Ratio above which a step is far too long."""
 
-SAFE = 0.8
-"""Ratio that an advised rate would have had."""
-
-BLOWN = 20.0
-"""Loss over its start from which on the run counts as blown up."""
+SAFE, SAFE_MOMENTUM = 0.2, 0.05
+"""Ratio that an advised rate would have had, without and with momentum: the curvature grows afterwards (docs/health.md)."""
 
 SERIOUS = 0.1
 """Loss over its start below which a rise is a notice only: the run has kept nearly all that it gained."""
@@ -36,7 +34,12 @@ CLEAR = 10.0
 
 
 def finding_of_stability(
-    course: StabilityCourse, loss: LossCourse | None = None, *, rate: float | None = None
+    course: StabilityCourse,
+    loss: LossCourse | None = None,
+    *,
+    rate: float | None = None,
+    safe: float = SAFE_MOMENTUM,
+    cause: RiseCause | None = None,
 ) -> Finding:
     """Judge the stability ratio, together with the loss.
 
@@ -44,14 +47,17 @@ def finding_of_stability(
         course: The ratios; their lower ends are Ritz values, their upper ends estimates.
         loss: The losses; None: not known, and nothing is said about a rise.
         rate: The learning rate, if the ratio is proportional to it and it is the same for all weights; the advice then names one.
+        safe: Ratio that an advised rate is to have.
+        cause: Of the rise; None: it is judged by the ratios alone.
 
     Returns:
-        ``alert``: the loss has blown up after a step above the edge. ``warning``: it has risen after one. ``notice``: the same after
-        most of the gain was kept, or a ratio above ``LONG`` with no rise. ``ok``: everything else.
+        ``alert``: the loss has blown up after a step that was too long. ``warning``: it has risen after one. ``notice``: the same
+        after most of the gain was kept, or a ratio above ``LONG`` with no rise. ``ok``: everything else.
     """
-    cause = None if loss is None else course.before(loss)
-    if loss is not None and cause is not None and cause.lower > EDGE:
-        return _risen(course, loss, cause, rate)
+    if loss is not None:
+        cause = cause_of_rise(loss, course) if cause is None else cause
+        if cause is not None and cause.kind == "step" and cause.reading is not None:
+            return _risen(course, loss, cause, cause.reading, rate, safe)
     now = course.now
     since = "" if course.since is None else f", above 1 since step {course.since}"
     trend = f" and {course.trend}" if len(course.recent) > 1 else ""
@@ -75,24 +81,40 @@ def finding_of_stability(
     return _stability(now, level, f"The step is {says}.", "")
 
 
-def _risen(course: StabilityCourse, loss: LossCourse, cause: StabilityReading, rate: float | None) -> Finding:
+def _risen(
+    course: StabilityCourse,
+    loss: LossCourse,
+    cause: RiseCause,
+    reading: StabilityReading,
+    rate: float | None,
+    safe: float,
+) -> Finding:
     blown = loss.fold == math.inf or loss.of_first >= BLOWN
     level: Level = "alert" if blown else "warning" if loss.of_first >= SERIOUS else "notice"
-    factor = SAFE / cause.lower
+    factor = safe / reading.lower
     advice = f"Lower the learning rate by a factor of {figure(1 / factor)}"
     if rate is not None:
-        when = "starts at" if cause == course.first else f"at step {cause.step} would have been"
-        advice = f"Lower the learning rate: at lr {figure(rate * factor)} the ratio {when} {SAFE:g}"
+        when = "starts at" if reading.step == course.first.step else f"at step {reading.step} would have been"
+        then = rate if reading.rate is None else reading.rate * cause.raised
+        advice = f"Lower the learning rate: at lr {figure(then * factor)} the ratio {when} {safe:g}"
+    how = f"while the step was {figure(reading.lower)} times too long for the curvature"
+    if reading.lower <= BEYOND:
+        how = f"without a leap, from a step of {figure(reading.lower)} of its limit on: the curvature has grown beyond it since"
+    raised = f", and the rate was raised {figure(cause.raised)}-fold after it" if cause.raised > 1 else ""
     return _stability(
-        cause,
+        reading,
         level,
-        f"{_rise(loss)} while the step was {figure(cause.lower)} times too long for the curvature (step {cause.step}).",
+        f"{_rise(loss)} {how} (step {reading.step}{raised}).",
         f"{advice}.",
     )
 
 
 def finding_of_rise(
-    loss: LossCourse, course: StabilityCourse | None = None, *, statistical: bool = False
+    loss: LossCourse,
+    course: StabilityCourse | None = None,
+    *,
+    statistical: bool = False,
+    cause: RiseCause | None = None,
 ) -> Finding | None:
     """Judge a rise of the loss that the step does not explain; None: it has not risen, or the step does explain it.
 
@@ -100,31 +122,23 @@ def finding_of_rise(
         loss: The losses.
         course: The stability ratios; None: not known.
         statistical: Whether the ratio is that of a part of the data, as with mini-batches: the finding is then a notice at most.
+        cause: Of the rise; None: it is judged by the ratios alone.
 
     Returns:
-        ``warning``: the loss has risen to at least its start after steps far from the edge. ``notice``: any other rise.
+        ``warning``: the loss has leapt to at least its start after steps far from the edge. ``notice``: any other rise.
     """
-    if loss.since is None:
-        return None
-    cause = None if course is None else course.before(loss)
-    if cause is not None and cause.lower > EDGE:
+    cause = cause_of_rise(loss, course) if cause is None else cause
+    if cause is None or cause.kind == "step":
         return None
     level: Level = "notice"
-    if cause is not None and cause.upper < FAR:
+    advice = ""
+    if cause.kind == "not step":
         level = "warning" if loss.of_first >= 1 and not statistical else "notice"
-        says = (
-            f"while the step was only {figure(cause.lower)} of its limit, so the step is not too long for the curvature"
-        )
         advice = "Look at the data, the labels and the numbers of the batches before that step."
-    elif cause is not None:
-        says = f"while the step was between {figure(cause.lower)} and about {figure(cause.upper)} of its limit, so the cause is open"
-        advice = ""
-    else:
-        says, advice = "and the stability ratio before it is not known, so the cause is open", ""
     return Finding(
         name="loss_rise",
         level=level,
-        sentence=f"{_rise(loss)} {says}.",
+        sentence=f"{_rise(loss)} {_besides(cause)}.",
         value=loss.fold,
         lower=loss.fold,
         upper=loss.fold,
@@ -132,6 +146,26 @@ def finding_of_rise(
         advice=advice,
         page=page_of("loss_rise"),
     )
+
+
+def _besides(cause: RiseCause) -> str:
+    """Return what is known of the cause of a rise, in words."""
+    if cause.reading is None:
+        return "and the stability ratio before it is not known, so the cause is open"
+    lower, upper = cause.reading.lower, cause.reading.upper
+    size = f"{figure(lower)} of its limit"
+    leap = (
+        f"the loss leapt {'' if cause.leap == math.inf else f'{figure(cause.leap)}-fold '}in one step"
+        if cause.leap
+        else ""
+    )
+    if cause.kind == "not step":
+        return f"while the step was only {size}, and {leap}, so the step is not too long for the curvature"
+    if lower > BEYOND:
+        return f"while the step was {figure(lower)} times its limit, but {leap}, so the cause is open"
+    if upper < FAR:
+        return f"while the step was {size} when it was measured last, so the cause is open"
+    return f"while the step was between {figure(lower)} and about {figure(upper)} of its limit, so the cause is open"
 
 
 def finding_of_noise(

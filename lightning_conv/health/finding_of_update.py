@@ -11,7 +11,8 @@ import math
 from lightning_conv.health.course import StabilityCourse, StabilityReading
 from lightning_conv.health.critical_sharpness import CriticalFactor
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.finding_of_step import EDGE, FAR, LONG
+from lightning_conv.health.finding_of_step import EDGE, LONG
+from lightning_conv.health.rise_cause import FAR
 from lightning_conv.health.wording import figure, page_of
 
 

@@ -124,6 +124,24 @@ def has_rule(optimizer: Optimizer) -> bool:
     return type(optimizer) in READERS
 
 
+def largest_rate(optimizer: Optimizer) -> float:
+    """Return the largest learning rate of the groups.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def has_momentum(optimizer: Optimizer) -> bool:
+    """Return whether a group has momentum, as all kinds of Adam have.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    return any(group.get("momentum") or group.get("betas") for group in optimizer.param_groups)
+
+
 def _sgd(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
     momentum, dampening = float(group["momentum"]), float(group["dampening"])
     rate = _number(group["lr"])

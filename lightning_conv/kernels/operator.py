@@ -163,6 +163,23 @@ class NTKOperator(EstimatedKernel):
         """Shape of each parameter, in the order in which flat vectors hold them."""
         return {name: self._map.module.parameters[name].shape for name in self.parameters}
 
+    def follow(self, model: nn.Module) -> None:
+        """Make this the operator at the present parameters of the model that it was made of.
+
+        What was found out about the model at first is not looked at again; running statistics of BatchNorm are those of then.
+
+        Args:
+            model: The model.
+
+        Raises:
+            ValueError: A parameter is missing or has another shape, or the outputs are contracted.
+
+        Cost: a copy of the parameters; a new operator takes six forward passes.
+        """
+        if self._contracted is not None:
+            raise ValueError(f"outputs: {self.outputs!r}; an operator of contracted outputs does not follow its model")
+        self._map.follow(model)
+
     def matmul(self, vectors: Tensor) -> Tensor:
         """Return G v for v (N,), or G V for V (N, k), in float64 on the operator's device.
 

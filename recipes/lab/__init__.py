@@ -24,8 +24,11 @@ EXPERIMENTS: dict[str, str] = {
     "du_train": "Du, Lee, Li, Wang, Zhai 2019: deep networks in training, each link of the proof measured",
     "du_two_layer": "Du, Zhai, Poczos, Singh 2019: two layers, the limit of the kernel and the rate of a whole run",
     "frei": "Frei et al. 2023; Kou et al. 2023: nearly orthogonal data, low rank after one step, equal margins",
+    "health_forecast": "the forecasts of ConvergenceHealth: their error by share of the run, against the cheapest ones",
     "health_gallery": "the sentences of ConvergenceHealth: runs with a known illness, and healthy ones",
     "health_labels": "wrong labels: which an audit by the kernel finds, beside pixels, features, losses and folds",
+    "health_noise": "the noise scale of ConvergenceHealth against the critical batch size of a sweep of batch sizes",
+    "health_step": "the stability ratio of ConvergenceHealth: risk, causes of rises, false alarms, advised rates",
     "kawaguchi_sun": "Kawaguchi, Sun 2021: the second phase with a certified step, and its bounds",
     "linear_networks": "linear networks: balancedness is conserved, the rank of the product grows step by step",
     "linear_regions": "linear regions of ReLU networks of one variable, counted exactly, against the bound",
@@ -40,8 +43,11 @@ MODULES = {
     "du_depth": "du.depth",
     "du_train": "du.training",
     "du_two_layer": "du.two_layer",
+    "health_forecast": "health.forecast_study",
     "health_gallery": "health.gallery",
     "health_labels": "health.labels",
+    "health_noise": "health.noise_study",
+    "health_step": "health.step_study",
 }
 """Experiments whose module in this folder is not NAME.experiment."""
 

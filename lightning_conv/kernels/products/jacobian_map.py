@@ -81,6 +81,25 @@ class JacobianMap:
         self.batched = pays_to_batch(largest, self.module.device)
         self.pull_reason: str | None = None  # why J^T takes one vector at a time, if vectorised passes failed
 
+    def follow(self, model: nn.Module) -> None:
+        """Take over the present parameters of the model, which is the one that the map was made of.
+
+        Args:
+            model: The model.
+
+        Raises:
+            ValueError: A parameter is missing or has another shape.
+        """
+        present = dict(model.named_parameters())
+        for name, known in self.module.parameters.items():
+            now = present.get(name)
+            if now is None or now.shape != known.shape:
+                was = "missing" if now is None else f"of shape {tuple(now.shape)}"
+                raise ValueError(
+                    f"model: its parameter {name} is {was}; need the shape {tuple(known.shape)} as at first"
+                )
+            known.copy_(now.detach())
+
     def pull(self, cotangents: Callable[[slice], Tensor]) -> dict[str, Tensor]:
         """Apply J^T to each vector, and return (b, *shape) for each parameter.
 

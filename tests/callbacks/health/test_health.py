@@ -75,6 +75,41 @@ def test_a_step_that_is_too_long_is_named_as_the_cause_with_a_rate_that_is_not(j
     assert found["not_finite"].step > 1
 
 
+def test_a_rate_that_is_raised_between_two_measurements_is_named(judged, lenient):
+    class Raised(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.optimizers().param_groups[0]["lr"] = 0.5 if self.trainer.global_step < 12 else 60.0
+
+    found = judged(Raised(mlp(), nn.MSELoss(), torch.optim.SGD, lr=0.5), X[:32], ONE_HOT[:32])
+    stability = found["stability"]
+    assert stability.level == "alert"
+    assert "(step 10, and the rate was raised 120-fold after it)" in stability.sentence
+    rate = float(stability.advice.split("at lr ")[1].split(" ")[0])
+    assert 0.01 < rate < 5.0
+
+
+def test_one_bad_batch_is_not_put_down_to_the_step(judged, lenient):
+    class Scaled(Net):
+        def training_step(self, batch, batch_idx):
+            factor = 1e5 if self.trainer.global_step == 17 else 1.0
+            return self.loss_fn(self(factor * batch[0]), batch[1])
+
+    found = judged(Scaled(mlp(), nn.MSELoss(), torch.optim.SGD, lr=0.5), X[:32], ONE_HOT[:32])
+    assert found["stability"].level == "ok"
+    assert "the loss leapt" in found["loss_rise"].sentence
+    assert "the data" in found["loss_rise"].advice
+
+
+def test_a_bias_that_batch_norm_removes_does_not_make_the_steps_of_adam_too_long(judged):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+    found = judged(Net(net, nn.MSELoss(), torch.optim.AdamW, lr=1e-3), X[:32], ONE_HOT[:32])
+    assert found["stability"].level == "ok"
+    assert 0 < found["stability"].value < 1  # with the statistics of BatchNorm held constant it was thousands
+
+
 def test_equal_samples_with_other_labels_are_named_by_their_numbers(judged):
     x, y = X[:16].repeat(2, 1), torch.cat([ONE_HOT[:16], ONE_HOT[:16].roll(1, 1)])
     found = judged(sgd(mlp(), 0.5), x, y, epochs=60)

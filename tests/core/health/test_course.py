@@ -76,6 +76,28 @@ def test_the_reading_that_may_explain_a_rise():
     assert course.before(rise).step == 8
     assert course.before(losses([1.0, 0.9])) is None
     assert ratios([2.0]).before(losses([1.0, 30.0])).step == 0
+    assert ratios([2.0, 9.0]).before(losses([1.0, 30.0])).step == 0  # at 1 are the weights after the rise
+    assert ratios([0.1 * k for k in range(40)]).before(losses([1.0, 30.0])).step == 0  # the first one is kept
+
+
+def test_a_leap_exceeds_all_losses_of_the_window():
+    calm = [1.0, 1.2, 0.9] * 8
+    assert losses(calm).leap is None
+    leapt = losses([*calm, 6.0, 7.0, 50.0])
+    assert (leapt.leap, leapt.leapt, leapt.since) == (6.0 / 1.2, len(calm), len(calm))
+    gradual = losses([*calm, 2.0, 4.0, 8.0, 16.0, 32.0])
+    assert gradual.leap is None
+    assert gradual.since is not None
+    assert losses([*calm, math.nan]).leap == math.inf
+    assert losses([*calm, 6.0, 0.5]).leap is None  # a new smallest loss ends the rise
+
+
+def test_the_window_goes_on_from_one_look_to_the_next():
+    values = [1.0, 3.0, *[1.1] * 10, 8.0]  # the 3 is still among the losses before the 8
+    at_once = LossCourse.begin(0, values[0]).through(values, len(values) - 1)
+    assert at_once == losses(values)
+    assert at_once.leap is not None
+    assert at_once.leapt == 1
 
 
 def test_readings_are_bounded_but_for_the_first():

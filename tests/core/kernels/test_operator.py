@@ -331,3 +331,27 @@ def test_vectors_and_inputs_that_do_not_fit_are_refused():
         NTKOperator(nn.Linear(1, 1), torch.tensor([[math.nan]]))
     with pytest.raises(MemoryError, match="max_memory"):
         NTKOperator(nn.Linear(4, 2), torch.randn(100, 4), max_memory=200_000).dense()
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_an_operator_that_follows_its_model_is_a_new_one(mode):
+    model, inputs = build("cnn with batch norm")
+    operator = NTKOperator(model, inputs, batch_norm=mode)
+    before = operator.dense()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(operator.dense(), before)  # until it is told to
+    operator.follow(model)
+    assert torch.equal(operator.dense(), NTKOperator(model, inputs, batch_norm=mode).dense())
+    assert not torch.equal(operator.dense(), before)
+
+
+def test_an_operator_follows_no_other_model():
+    operator = NTKOperator(nn.Linear(3, 2), torch.eye(3))
+    with pytest.raises(ValueError, match=r"weight is of shape \(4, 3\)"):
+        operator.follow(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match="weight is missing"):
+        operator.follow(nn.ReLU())
+    with pytest.raises(ValueError, match="outputs: 'sum'"):
+        NTKOperator(nn.Linear(3, 2), torch.eye(3), outputs="sum").follow(nn.Linear(3, 2))

@@ -1,0 +1,51 @@
+"""``findings_of_losses``: what the losses of a run say, with the stability ratios beside them."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_conv.health.course import LossCourse, StabilityCourse
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.finding_of_step import SAFE_MOMENTUM, finding_of_rise, finding_of_stability
+from lightning_conv.health.rise_cause import BLOWN, cause_of_rise
+
+
+def course_of_rise(probe: LossCourse | None, training: LossCourse | None) -> LossCourse | None:
+    """Return the losses in which a rise is looked for: those of the probe, or of training where they have blown up since.
+
+    Args:
+        probe: The losses of the probe; None: not known.
+        training: Those of the training step; None: none was seen.
+    """
+    if training is None or not (training.fold == math.inf or training.of_first >= BLOWN):
+        return probe
+    known = probe is not None and probe.since is not None and training.fold < math.inf
+    return probe if known else training
+
+
+def findings_of_losses(
+    ratios: StabilityCourse | None,
+    probe: LossCourse | None,
+    training: LossCourse | None,
+    *,
+    rate: float | None = None,
+    largest_rate: float | None = None,
+    safe: float = SAFE_MOMENTUM,
+    statistical: bool = False,
+) -> list[Finding]:
+    """Judge the stability ratio and a rise of the loss together.
+
+    Args:
+        ratios: The stability ratios; None: none is known, and nothing is said of them.
+        probe: The losses of the probe; None: not known.
+        training: Those of the training step; None: none was seen.
+        rate: As in ``finding_of_stability``.
+        largest_rate: Largest learning rate of the optimizer now; None: not known.
+        safe: As in ``finding_of_stability``.
+        statistical: As in ``finding_of_rise``.
+    """
+    course = course_of_rise(probe, training)
+    cause = None if course is None else cause_of_rise(course, ratios, training, rate=largest_rate)
+    found = [] if ratios is None else [finding_of_stability(ratios, course, rate=rate, safe=safe, cause=cause)]
+    rise = None if course is None else finding_of_rise(course, ratios, statistical=statistical, cause=cause)
+    return found if rise is None else [*found, rise]
