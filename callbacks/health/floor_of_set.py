@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_conv.callbacks.run.data.set_reader import NotReadError, SetReader
+from lightning_conv.callbacks.run.data.set_reader import NotReadError, SetReader, require_cheap
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.equal_inputs import DIGEST, equal_rows, sample_digests
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.finding_of_training_set import finding_of_training_floor
 from lightning_conv.health.loss_floor import LossFloor, loss_floor
-from lightning_conv.health.wording import figure, percent
+from lightning_conv.health.wording import percent
 from lightning_conv.losses.per_sample import SampleLosses
 
 AT_ONCE = 0.1
@@ -129,7 +130,7 @@ class FloorOfSet:
         try:
             if self._reader is None:
                 self._reader = self._found(run)
-            reader, together, seconds = self._reader, FEWEST, self._reader.seconds
+            reader, together, seconds = self._reader, FEWEST, math.inf
             while (read := len(self._digests)) < reader.size:
                 chosen = range(read, min(read + together, reader.size))
                 before = time.perf_counter()
@@ -137,11 +138,12 @@ class FloorOfSet:
                 taken = time.perf_counter() - before
                 if taken < AT_ONCE / 4:
                     together = min(2 * together, MOST)
-                seconds = taken / len(chosen)
+                seconds = min(seconds, taken / len(chosen))
                 if time.perf_counter() - begun + taken > AT_ONCE:
                     break
             known = Known(read=len(self._digests), size=reader.size, seconds=seconds)
             if known.read < known.size:
+                require_cheap(known.size - known.read, seconds, CHEAP)
                 return known
             return replace(known, floor=self._floor(reader, losses))
         except NotReadError as error:
@@ -150,14 +152,11 @@ class FloorOfSet:
 
     def _found(self, run: RunView) -> SetReader:
         """Return what reads the samples, and forget what was read of another set, or in another way."""
-        reader = SetReader.of(run)
+        reader = SetReader.of(run, CHEAP)
+        require_cheap(reader.size, reader.seconds, CHEAP)
         row = sum(each.element_size() * each[0].numel() for each in [run.targets] if each is not None) + DIGEST
         if reader.size * row > MOST_BYTES:
             raise NotReadError(f"hashes and targets of all {reader.size:,} training samples are too large to be kept")
-        if reader.size * reader.seconds > CHEAP:
-            raise NotReadError(
-                f"reading all {reader.size:,} training samples takes about {figure(reader.size * reader.seconds)} s"
-            )
         read = len(self._digests)
         some = sorted({0, read // 2, read - 1}) if read else []
         if self.known.size not in (0, reader.size) or any(

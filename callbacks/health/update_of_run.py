@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.health.step_of_run import NoStepError, batch_over_probe, loss_in_outputs, optimizer_of
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.steps import changed_steps
+from lightning_conv.callbacks.run.steps import changed_steps, clip_as_trainer
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.course import StabilityCourse
 from lightning_conv.health.critical_sharpness import LEAST, MOST, CriticalFactor, critical_factor
@@ -82,9 +82,9 @@ class UpdateOfRun:
     def measure(self, run: RunView, gradient: ProbeGradient) -> str:
         r"""Measure how long the next update u is against the length from which on it raises the loss of the probe.
 
-        u is what the run's optimizer would make of the probe's gradient now: a deep copy of it takes the step (``next_update``). This is
-        done for optimizers with a known rule as well, since the rule takes the preconditioner as fixed and the copy does not. Differences
-        of the weights over past steps would need a copy of the weights in every step.
+        u is what the run's optimizer would make of the probe's gradient now, clipped as the trainer does: a deep copy of it takes the step
+        (``next_update``). This is done for optimizers with a known rule as well, since the rule takes the preconditioner as fixed and the
+        copy does not. Differences of the weights over past steps would need a copy of the weights in every step.
 
         The loss is computed in the network's type, and again in float64 where its change may be lost in rounding. What ``weight_decay``
         adds is part of the update, and no part of the loss.
@@ -122,8 +122,12 @@ class UpdateOfRun:
             UnknownStepError: A copy of the optimizer takes no step.
         """
         optimizer, weights = optimizer_of(run), run.parameters
-        if why := changed_steps(run.trainer, accumulated=True):
+        if why := changed_steps(run.trainer, accumulated=True, clips=True):
             raise NoStepError(why)
+        own = {id(each) for each in weights.values()}
+        every = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+        if run.trainer.gradient_clip_val and any(id(each) not in own for each in every):
+            raise NoStepError("gradients are clipped together with those of weights that are not measured")
         if run.trainer.world_size > 1 and not has_rule(optimizer):
             raise NoStepError(
                 f"the steps of {type(optimizer).__name__} are not known, and may be made by several processes"
@@ -134,8 +138,9 @@ class UpdateOfRun:
         if needed > allowed_memory(run.measurement.probe.max_memory, run.module.device):
             raise NoStepError("copies of the weights take more memory than is allowed (Probe(max_memory=...))")
         scale = batch_over_probe(run)
+        scaled = {name: scale * each for name, each in gradients.items()}
         with isolated():
-            return next_update(optimizer, weights, {name: scale * each for name, each in gradients.items()})
+            return next_update(optimizer, weights, clip_as_trainer(run.trainer, scaled))
 
     def _search(self, run: RunView, gradients: Mapping[str, Tensor], updates: Mapping[str, Tensor]) -> CriticalFactor:
         """Search the critical factor with the network in its own type, and in float64 where rounding could decide."""

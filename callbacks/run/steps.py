@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.run.callbacks import all_callbacks
@@ -96,11 +96,21 @@ def describe_steps(
 
 
 def changed_steps(
-    trainer: pl.Trainer, *, clipped: bool = False, accumulated: bool = False, compared: bool = False
+    trainer: pl.Trainer,
+    *,
+    clipped: bool = False,
+    accumulated: bool = False,
+    compared: bool = False,
+    clips: bool = False,
 ) -> str:
     """Return what stands between the optimizer's rule and the gradient of the loss; empty if nothing does.
 
-    The arguments are those of ``describe_steps``.
+    Args:
+        trainer: of the run.
+        clipped: see ``describe_steps``.
+        accumulated: see ``describe_steps``.
+        compared: see ``describe_steps``.
+        clips: whether the caller clips gradients as the trainer does (``clip_as_trainer``).
     """
     module = trainer.lightning_module
     if not module.automatic_optimization:
@@ -111,7 +121,7 @@ def changed_steps(
         return f"the module has its own {own[0]}, which may change the gradients"
     if len(trainer.optimizers) != 1:
         return f"{len(trainer.optimizers)} optimizers"
-    if trainer.gradient_clip_val:
+    if trainer.gradient_clip_val and not clips:
         return f"gradients are clipped (gradient_clip_val={trainer.gradient_clip_val})"
     if trainer.accumulate_grad_batches != 1 and not accumulated:
         return (
@@ -186,6 +196,25 @@ def clips_values(trainer: pl.Trainer) -> bool:
     """
     algorithm = str(trainer.gradient_clip_algorithm or "norm").lower()  # an enum, or what the user wrote
     return trainer.gradient_clip_val is not None and algorithm.endswith("value")
+
+
+def clip_as_trainer(trainer: pl.Trainer, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return gradients as the trainer's ``gradient_clip_val`` leaves them: as they are, if it is not set.
+
+    Args:
+        trainer: Trainer of the run.
+        gradients: All gradients that the optimizer steps with, by the name of the weight.
+    """
+    bound = trainer.gradient_clip_val
+    made = {name: each.clone() for name, each in gradients.items()}
+    if bound and clips_values(trainer):
+        return {name: each.clamp_(-bound, bound) for name, each in made.items()}
+    if bound:
+        held = [nn.Parameter(torch.empty_like(each)) for each in made.values()]
+        for parameter, each in zip(held, made.values(), strict=True):
+            parameter.grad = each
+        torch.nn.utils.clip_grad_norm_(held, bound)
+    return made
 
 
 def decays(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> bool:

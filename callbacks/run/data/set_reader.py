@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,15 @@ from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.isolated import seed_all
 from lightning_conv.callbacks.run.observe_run import FEW
 from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.wording import figure
 from lightning_conv.networks.inputs import input_tensors, spread
 from lightning_conv.networks.observed.leaves import Place, at, tensors_in
+
+SLOW = 0.005
+"""Seconds that a batch of one sample may take, whatever stands around the reading included; a slower one tells how long samples take."""
+
+AROUND = 0.002
+"""Seconds that stand around the reading of any batch, roughly."""
 
 COMPARED = 8
 """Samples of the probe that are read again to find out where inputs and targets stand in a batch."""
@@ -42,7 +50,7 @@ class SetReader:
 
     Attributes:
         size: Their number.
-        seconds: What reading one of them took.
+        seconds: What reading one of them took, at least.
     """
 
     size: int
@@ -54,17 +62,18 @@ class SetReader:
     _numbers: Sequence[int] | None
 
     @classmethod
-    def of(cls, run: RunView) -> SetReader:
+    def of(cls, run: RunView, cheap: float = math.inf) -> SetReader:
         """Find out how the samples are read: twice alike, and as those of the probe are that were observed in the training step.
 
         Args:
             run: The run at this moment, whose targets are known.
+            cheap: Seconds that reading all of them may take.
 
         Raises:
-            NotReadError: The data have no random access; reading a sample changes something, such as a count; inputs differ when they are
-                read again, as under augmentation; or what enters the network is no tensor of a batch.
+            NotReadError: The data have no random access; reading all of them takes longer; reading a sample changes something, such as a
+                count; inputs differ when they are read again, as under augmentation; or what enters the network is no tensor of a batch.
 
-        Cost: ``COMPARED`` samples are read twice, or a few times more where the probe has some of those that were drawn.
+        Cost: one sample, and then ``COMPARED``, are read twice, or a few times more where the probe has some of those that were drawn.
         """
         trainer, probe = run.trainer, run.measurement.run_network.probe
         samples, loader = _samples_of(trainer)
@@ -73,12 +82,13 @@ class SetReader:
         read = _reading(trainer, samples, loader)
         size: int = len(samples)  # type: ignore[arg-type]
         drawn, count = probe.indices(size), run.samples
+        require_cheap(size, min(_seconds(lambda: read(drawn[:1], 1)) for _ in range(2)), cheap)
         for rows in _rows_that_may_be(len(drawn), count):
             some = _spread(count, min(COMPARED, count))
             chosen = [drawn[rows[k]] for k in some]
             begun = time.perf_counter()
             batch = read(chosen, 1)
-            seconds = (time.perf_counter() - begun) / len(chosen)
+            seconds = max(time.perf_counter() - begun - AROUND, 0.0) / len(chosen)
             if not _alike(batch, read(chosen, 2)):
                 raise NotReadError("augmentation: an input differs when it is read again, so equal inputs mean nothing")
             own = [each[some] for each in input_tensors(run.measurement.inputs)]
@@ -118,6 +128,29 @@ class SetReader:
             sample: Its number here.
         """
         return sample if self._numbers is None else int(self._numbers[sample])
+
+
+def require_cheap(samples: int, seconds: float, cheap: float) -> None:
+    """Refuse to read a set that takes too long.
+
+    Args:
+        samples: Samples that are to be read.
+        seconds: What reading one of them takes.
+        cheap: Seconds that all of them may take.
+
+    Raises:
+        NotReadError: They take longer.
+    """
+    if samples * seconds > cheap:
+        raise NotReadError(f"reading {samples:,} training samples takes about {figure(samples * seconds)} s")
+
+
+def _seconds(read: Callable[[], Any]) -> float:
+    """Return the seconds that reading one sample takes; 0: too few to be told from what stands around it."""
+    begun = time.perf_counter()
+    read()
+    taken = time.perf_counter() - begun
+    return taken if taken > SLOW else 0.0
 
 
 def _samples_of(trainer: pl.Trainer) -> tuple[Dataset[Any], DataLoader[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomS
 
 from lightning_conv.callbacks import ConvergenceHealth, Probe
 from lightning_conv.callbacks.health import floor_of_set
+from lightning_conv.callbacks.run.data import set_reader
 
 N = 300
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
@@ -285,9 +287,26 @@ def test_a_resumed_run_reads_on(make_trainer, slowly, tmp_path):
     assert found(resumed).sentence == found(done).sentence
 
 
+class Slow(Dataset):
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return X[index], Y[index]
+
+
 def test_a_set_that_takes_long_or_is_large_is_not_read(judged, monkeypatch):
+    monkeypatch.setattr(floor_of_set, "CHEAP", 1.0)  # of some six seconds
+    read = []
+    original = set_reader.SetReader.read
+    monkeypatch.setattr(set_reader.SetReader, "read", lambda *args: read.append(args) or original(*args))
+    assert "reading 300 training samples takes about" in reason(judged(Slow(), epochs=1))
+    assert not read  # that was told from two samples
+    monkeypatch.undo()
     monkeypatch.setattr(floor_of_set, "CHEAP", 0.0)
-    assert "reading all 300 training samples takes about" in reason(judged(TensorDataset(X, Y)))
+    monkeypatch.setattr(floor_of_set, "AT_ONCE", 0.0)
+    assert "training samples takes about" in reason(judged(TensorDataset(X, Y)))
     monkeypatch.undo()
     monkeypatch.setattr(floor_of_set, "MOST_BYTES", 100)
     assert "too large to be kept" in reason(judged(TensorDataset(X, Y)))

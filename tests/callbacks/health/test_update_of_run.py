@@ -158,13 +158,44 @@ def test_one_figure_has_the_layers(fit, tmp_path):
     assert all(each.norm > 0 and each.update > 0 for each in (first, last))
 
 
+class Scales(Net):
+    def on_before_optimizer_step(self, optimizer):
+        for each in self.parameters():
+            each.grad.mul_(2.0)
+
+
 def test_where_something_stands_between_gradient_and_step_the_reason_is_said(fit):
     found = health()
-    trainer = fit(Net(optim.AdamW, lr=0.01), [found], gradient_clip_val=1.0)
+    trainer = fit(Scales(optim.AdamW, lr=0.01), [found])
     assert "health/critical_ratio" not in trainer.callback_metrics
-    assert any("critical_sharpness" in names and "clipped" in why for why, names in found.not_judged.items())
+    assert any(
+        "critical_sharpness" in names and "own on_before_optimizer_step" in why
+        for why, names in found.not_judged.items()
+    )
     assert found._record.layers
     assert all(math.isnan(each.update) for each in found._record.layers)
+
+
+@pytest.mark.parametrize(("algorithm", "bound"), [("norm", 0.1), ("value", 0.01), ("norm", 100.0)])
+def test_gradients_are_clipped_as_in_the_run(fit, algorithm, bound):
+    found, module = health(), Net(optim.SGD, lr=0.05, momentum=0.5)
+    trainer = fit(module, [found], steps=8, gradient_clip_val=bound, gradient_clip_algorithm=algorithm)
+    layers = {each.name: each for each in found._record.layers}
+    other = copy.deepcopy(module)
+    optimizer = optim.SGD(other.parameters(), lr=0.05, momentum=0.5)
+    optimizer.load_state_dict(trainer.optimizers[0].state_dict())
+    F.mse_loss(other(X), Y).backward()
+    clip = torch.nn.utils.clip_grad_norm_ if algorithm == "norm" else torch.nn.utils.clip_grad_value_
+    clip(other.parameters(), bound)
+    optimizer.step()
+    for name, layer in layers.items():
+        pairs = zip(other.get_submodule(name).parameters(), module.get_submodule(name).parameters(), strict=True)
+        moved, size = (
+            sum(float(x) for x in each)
+            for each in zip(*(((a - b).square().sum(), b.square().sum()) for a, b in pairs), strict=True)
+        )
+        assert layer.update == pytest.approx(math.sqrt(moved / size), rel=1e-3)
+    assert float(trainer.callback_metrics["health/critical_ratio"]) > 0
 
 
 def test_an_optimizer_that_wants_a_closure_is_left_out_with_the_reason(fit):
