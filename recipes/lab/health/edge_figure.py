@@ -18,6 +18,9 @@ from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.report import Check
 
 SAMPLES, EVERY = 64, 20
+LONG = 1000
+"""Steps from which on a run has to be at the edge."""
+
 WITHIN = (0.8, 1.2)
 """Where the median of the last third of the ratios has to lie."""
 
@@ -111,4 +114,5 @@ def check_edge(run: EdgeRun) -> Check:
     low, high = WITHIN
     seen = f"from {run.ratios[0]:.2f} to {run.settled:.2f}"
     claim = f"edge of stability, {run.name}: the median of the last third of the ratios is {low:g} to {high:g}"
-    return Check(claim, "Cohen et al. 2021, 2022", run.ratios[0] < low <= run.settled <= high, seen)
+    holds = run.ratios[0] < low <= run.settled <= high
+    return Check(claim, "Cohen et al. 2021, 2022", holds, seen, must=run.steps[-1] >= LONG)

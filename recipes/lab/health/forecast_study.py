@@ -18,6 +18,7 @@ from lightning_conv.recipes.lab.health.forecast_run import (
     track_run,
 )
 from lightning_conv.recipes.lab.health.kept_results import KeptResults, grouped
+from lightning_conv.recipes.lab.health.step_tables import ENOUGH
 from lightning_conv.recipes.lab.health.study_plan import LOSSES, NETWORKS, OPTIMIZERS
 from lightning_conv.recipes.lab.health.study_runs import Network, StudyRun
 from lightning_conv.recipes.lab.report import Check, Report
@@ -89,7 +90,7 @@ def run(
             f"of the probe {AHEAD[0]} and {AHEAD[1]} measurements later, 5 and 20 % of the run, is forecast from the present kernel. "
             f"Errors are relative to the loss that came. {len(well)} of {len(tracks)} runs ended below their start and are scored. By "
             f"its own rule the product shows a forecast of the next measurement after {LEAST} earlier ones with a median error of at "
-            f"most {percent(USEFUL)} that is not above that of the loss that stays."
+            f"most {percent(USEFUL)} that is not above that of the loss that stays." + kept.words
         ),
         checks=_checks(well),
         tables={
@@ -129,11 +130,13 @@ def _checks(tracks: Sequence[ForecastTrack]) -> list[Check]:
         what = "the next measurement" if ahead == 1 else f"{ahead} measurements ahead"
         goal = f"the median error is at most {percent(NEAR)} in {percent(MOST_RUNS)} of the runs"
         claim = f"{what}: from {percent(SINCE)} of the run on {goal}"
-        checks.append(Check(claim, SOURCE, ours.of > 0 and ours.value >= MOST_RUNS, seen))
+        met = ours.of > 0 and ours.value >= MOST_RUNS
+        checks.append(Check(claim, SOURCE, met, seen, must=ours.of >= ENOUGH))
     shown = _runs_shown(tracks)
     near = Share.among(middle(each.error for each in some) <= NEAR for some in shown)
     claim = f"what the product shows: the median error is at most {percent(NEAR)} in {percent(MOST_RUNS)} of the runs"
-    checks.append(Check(claim, SOURCE, near.of > 0 and near.value >= MOST_RUNS, near.words))
+    met = near.of > 0 and near.value >= MOST_RUNS
+    checks.append(Check(claim, SOURCE, met, near.words, must=near.of >= ENOUGH))
     return checks
 
 

@@ -29,16 +29,32 @@ class KeptResults:
 
     Args:
         path: The file, in JSON lines; a line that was cut off is left out. None: nothing is kept.
+
+    Attributes:
+        known: The results by key.
+        before: How many were known at first.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.known: dict[str, Any] = {}
+        self.before = 0
+        self._cut = False  # the last line has no end
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                if line.endswith("}"):
+            text = path.read_text()
+            self._cut = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
+                try:
                     row = json.loads(line)
-                    self.known[row["key"]] = row["result"]
+                except json.JSONDecodeError:
+                    continue
+                self.known[row["key"]] = row["result"]
+        self.before = len(self.known)
+
+    @property
+    def words(self) -> str:
+        """How many results are from an earlier call, in a sentence after a space; empty: none."""
+        return f" {self.before} runs are kept from an earlier call." if self.before else ""
 
     def keep(self, key: str, result: Any) -> None:
         """Keep a result.
@@ -51,7 +67,9 @@ class KeptResults:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
+                file.write("\n" if self._cut else "")
                 file.write(json.dumps({"key": key, "result": result}) + "\n")
+            self._cut = False
 
     def results(
         self,

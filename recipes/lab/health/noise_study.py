@@ -35,6 +35,9 @@ RATES = [0.025 * 2.0**k for k in range(9)]
 MEASURED = 32
 """Batch of the run in which the noise scale is measured, at the best rate of that batch."""
 
+FEW = 3
+"""Sweeps from which on the check has to be satisfied."""
+
 WITHIN = 3.0
 """Factor within which the noise scale is to lie of the critical batch."""
 
@@ -155,6 +158,7 @@ def run(
             "hyperbola S = S_min (1 + B_crit / B) of McCandlish et al. 2018. The noise scale is the product's: "
             f"from the gradients of {PROBE} samples in the run with batches of {MEASURED} at its best rate, pooled over "
             f"{POOLED} measurements up to the step at which the loss is reached; and of all measurements of the run together."
+            + kept.words
         ),
         checks=[_check(names, some) for names, some in groups.items()],
         tables={
@@ -282,6 +286,7 @@ def _check(names: tuple[str, float], results: Sequence[NoiseResult]) -> Check:
         "McCandlish et al. 2018, section 3",
         1 / WITHIN <= middle <= WITHIN,
         f"ratio {_spread(found)}",
+        must=len(known) >= FEW,
     )
 
 

@@ -82,9 +82,11 @@ def run(
             "cross-entropy). The rate follows from the stability ratio at the start; AdamW's is read after ten steps at 0.001. Runs in "
             "plain torch, measured every ten steps; the sentences are those of the product's own functions, in the order in which "
             f"`ConvergenceHealth` calls them. The thresholds were chosen on perceptrons of the seeds {CHOSEN} and fixed before these "
-            "seeds were run. Ended badly: not finite, worse than its start, or a training loss of 20 times its start at some time. "
+            "seeds were run, but for one: that a rate which was raised twofold since a reading clears no step was added after the first "
+            "of them had been seen. Ended badly: not finite, worse than its start, or a training loss of 20 times its start at some time. "
             "False alarms count in runs that are finite and end below their start, whatever happened before. In brackets: Wilson "
             f"intervals at 95 %, and the numbers. {len(judged)} runs, and {len(advised)} with an advised rate."
+            + kept.words
         ),
         checks=[*check_causes(judged), *check_alarms(alone), *check_rates, *(check_edge(each) for each in edges)],
         tables=_tables(judged, alone, rates),

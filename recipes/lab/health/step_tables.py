@@ -19,6 +19,9 @@ SOURCE = "docs/health.md"
 EDGES = (0.25, 0.5, 0.8, 1.2, 2.0, 4.0)
 """Between the bins of the ratio after some steps."""
 
+ENOUGH = 20
+"""Runs from which on a goal has to be met; with fewer it is an observation."""
+
 TOLD, FALSE, WELL = 0.95, 0.05, 0.9
 """Goals: share of told causes that are right at least, share of false alerts at most, of advised rates that end well at least."""
 
@@ -113,7 +116,8 @@ def check_causes(runs: Sequence[JudgedRun]) -> list[Check]:
         known = Share.among(each == "right" for each in answers if each in ("right", "wrong"))
         silent = f"; open in {answers.count('open')}, nothing said in {answers.count('nothing')}"
         claim = f"a cause that is told is right, {what}: at least {percent(TOLD)}"
-        checks.append(Check(claim, SOURCE, known.of > 0 and known.value >= TOLD, known.words + silent))
+        met = known.of > 0 and known.value >= TOLD
+        checks.append(Check(claim, SOURCE, met, known.words + silent, must=known.of >= ENOUGH))
     return checks
 
 
@@ -159,7 +163,8 @@ def check_alarms(runs: Sequence[JudgedRun]) -> list[Check]:
     found = {name: _false(runs, ALARMS[name]) for name in ALARMS}
     seen = "; ".join(f"{name}: {found[name].words}" for name in (ours, *baselines))
     claim = f"{ours} in runs that end well: at most {percent(FALSE)}"
-    return [Check(claim, SOURCE, found[ours].of > 0 and found[ours].value <= FALSE, seen)]
+    met = found[ours].of > 0 and found[ours].value <= FALSE
+    return [Check(claim, SOURCE, met, seen, must=found[ours].of >= ENOUGH)]
 
 
 def advice(runs: Sequence[tuple[JudgedRun, JudgedRun]]) -> tuple[Rows, list[Check]]:
@@ -180,7 +185,8 @@ def advice(runs: Sequence[tuple[JudgedRun, JudgedRun]]) -> tuple[Rows, list[Chec
     ]
     well = Share.among(not then.ended_badly for _, then in runs)
     claim = f"a run with the advised rate ends well: at least {percent(WELL)}"
-    return rows, [Check(claim, SOURCE, well.of > 0 and well.value >= WELL, well.words)]
+    met = well.of > 0 and well.value >= WELL
+    return rows, [Check(claim, SOURCE, met, well.words, must=well.of >= ENOUGH)]
 
 
 def _alert(run: JudgedRun) -> bool:

@@ -112,6 +112,8 @@ def test_what_is_known_is_not_done_again_and_a_line_that_was_cut_off_is(tmp_path
     done.clear()
     assert results() == whole
     assert done == [2, 3]
+    assert KeptResults(tmp_path / "kept.jsonl").words == " 4 runs are kept from an earlier call."
+    assert KeptResults(None).words == ""
 
 
 def test_a_record_survives_json():
@@ -166,6 +168,8 @@ def test_causes_are_scored_by_what_was_done_to_the_run():
     assert told(judge_run(a_run(), a_record(CALM, 0.8))) == "nothing"
     everything, _, _ = check_causes([by_step, judge_run(a_run(), a_record(leaping, 0.1))])
     assert not everything.holds
+    assert not everything.must  # two runs are too few
+    assert check_causes([by_step] * 18 + [judge_run(a_run(), a_record(leaping, 0.1))] * 2)[0].must
     assert everything.seen.startswith("50 %")
 
 
