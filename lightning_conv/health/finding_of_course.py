@@ -39,9 +39,9 @@ def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding:
         step: Step of the measurement.
     """
     alignment = "not defined" if math.isnan(found.alignment) else figure(found.alignment)
-    numbers = f"alignment with the kernel at the start {alignment}, change {_share(found.change)}"
+    numbers = f"alignment with the kernel at the start {alignment}, change {_share_of(found.change, 'its norm')}"
     if found.error is not None:
-        numbers += f", error of the linearised network {_share(found.error)}"
+        numbers += f", error of the linearised network {_share_of(found.error, 'the loss')}"
     says = {
         "lazy": "The network trains close to its linearisation at the start",
         "feature learning": "The network learns features",
@@ -93,5 +93,8 @@ def _kernel(bound: SubsetBound) -> str:
     )
 
 
-def _share(value: float) -> str:
-    return percent(value) if math.isfinite(value) else figure(value)
+def _share_of(value: float, whole: str) -> str:
+    """Write a number relative to another one: in per cent below 2, and as so many times it from there on."""
+    if not math.isfinite(value):
+        return figure(value)
+    return f"{percent(value)} of {whole}" if value < 2 else f"{figure(value)} times {whole}"

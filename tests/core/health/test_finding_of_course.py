@@ -93,3 +93,9 @@ def test_every_finding_has_a_section_in_the_docs():
     names = set(re.findall(r'page_of\("(\w+)"\)', sources))
     assert {"stability", "loss_floor", "units", "forecast"} <= names
     assert {page_of(each).split("#")[1] for each in names} == sections
+
+
+@pytest.mark.parametrize(("change", "said"), [(0.12, "change 12 % of its norm"), (110.03, "change 110 times its norm")])
+def test_a_large_change_is_no_percentage(change, said):
+    regime = training_regime(0.5, change, None, progress=10.0)
+    assert said in finding_of_regime(regime, step=1).sentence
