@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 RISEN = 3.0
 """Factor above its smallest value from which on a loss counts as risen."""
+
+BLOWN = 20.0
+"""Loss over its start from which on the run counts as blown up."""
 
 WINDOW = 16
 """Losses before one, all of which it has to exceed by ``RISEN`` to count as a leap."""
@@ -31,9 +34,11 @@ class LossCourse:
         now: The last one.
         step: Its step.
         since: First step from which on all losses were ``RISEN`` times the smallest one, or not finite; None: it has not risen.
-        leap: The first loss since the smallest one that was ``RISEN`` times all of the ``WINDOW`` before it, over the largest of them;
-            ``inf``: it was not finite, None: there was none, so that a rise was gradual.
+        leap: The first loss since the smallest one, and since the loss was back, that was ``RISEN`` times all of the ``WINDOW`` before
+            it, over the largest of them; ``inf``: it was not finite, and none of those before it had blown up. None: there was none, so
+            that a rise was gradual.
         leapt: Step of the leap.
+        level: Largest loss of the window before it: at it or below the loss is back.
         last: The last losses, at most ``WINDOW``.
     """
 
@@ -45,6 +50,7 @@ class LossCourse:
     since: int | None = None
     leap: float | None = None
     leapt: int | None = None
+    level: float = 0.0
     last: tuple[float, ...] = ()
 
     @classmethod
@@ -73,7 +79,7 @@ class LossCourse:
         Cost: a fraction of a microsecond for each loss.
         """
         smallest, at, since, now, known = self.smallest, self.at, self.since, self.now, self.step
-        leap, leapt, seen = self.leap, self.leapt, [*self.last]
+        leap, leapt, level, seen = self.leap, self.leapt, self.level, [*self.last]
         for back in range(len(losses) - 1, -1, -1):
             loss, number = losses[-1 - back], step - back // batches
             if number <= known:
@@ -84,15 +90,16 @@ class LossCourse:
                 smallest, at, since, leap, leapt = loss, number, None, None, None
             elif not finite or (smallest > 0 and loss >= RISEN * smallest):
                 since = number if since is None else since
-                if leap is None and (found := _leap(loss, seen[-WINDOW:])):
-                    leap, leapt = found, number
+                if leap is not None and loss <= level:
+                    leap, leapt = None, None  # the loss is back
+                most = max(seen[-WINDOW:], default=math.nan)
+                broken = not finite and most < BLOWN * self.first  # from a loss that had not blown up
+                if broken or (leap is None and loss >= RISEN * most > 0):
+                    leap, leapt, level = math.inf if broken else loss / most, number, most
             else:
                 since = None
             seen.append(loss)
-        last = tuple(seen[-WINDOW:])
-        return replace(
-            self, smallest=smallest, at=at, since=since, now=now, step=known, leap=leap, leapt=leapt, last=last
-        )
+        return LossCourse(self.first, smallest, at, now, known, since, leap, leapt, level, tuple(seen[-WINDOW:]))
 
     @property
     def fold(self) -> float:
@@ -198,11 +205,3 @@ def _fold(loss: float, of: float) -> float:
     if not math.isfinite(loss):
         return math.inf
     return loss / of if of > 0 else math.nan
-
-
-def _leap(loss: float, before: Sequence[float]) -> float | None:
-    """Return by how much a loss exceeds all of those before it; None: by less than ``RISEN``."""
-    most = max(before, default=math.nan)
-    if not math.isfinite(loss):
-        return math.inf
-    return loss / most if most > 0 and loss >= RISEN * most else None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
-from lightning_conv.health.rise_cause import BEYOND, BLOWN, FAR, RiseCause, cause_of_rise
+from lightning_conv.health.rise_cause import BEYOND, FAR, RiseCause, cause_of_rise
 from lightning_conv.health.wording import counted, figure, page_of, percent
 
 EDGE = 1.0
@@ -161,8 +161,9 @@ def _besides(cause: RiseCause) -> str:
     )
     if cause.kind == "not step":
         return f"while the step was only {size}, and {leap}, so the step is not too long for the curvature"
-    if lower > BEYOND:
-        return f"while the step was {figure(lower)} times its limit, but {leap}, so the cause is open"
+    if lower > EDGE:
+        but = f"but {leap}" if leap else "as in many runs that are well"
+        return f"while the step was {figure(lower)} times its limit, {but}, so the cause is open"
     if upper < FAR:
         return f"while the step was {size} when it was measured last, so the cause is open"
     return f"while the step was between {figure(lower)} and about {figure(upper)} of its limit, so the cause is open"

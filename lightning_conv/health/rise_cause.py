@@ -6,21 +6,18 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
 
 Kind: TypeAlias = Literal["step", "not step", "open"]
 
-BEYOND = 1.1
-"""Stability ratio from which on a step counts as the cause of a rise: runs that are well hover up to there."""
+BEYOND, FAR_BEYOND = 1.1, 3.0
+"""Stability ratios from which on a step counts as the cause of a rise to ``BLOWN`` times the start, and of any rise."""
 
 FAR = 0.5
 """Stability ratio below which the edge is far."""
 
 MUCH = 2.0
 """Factor by which the rate was raised since a reading from which on the reading clears no step."""
-
-BLOWN = 20.0
-"""Loss over its start from which on the run counts as blown up."""
 
 GRADUAL = 10.0
 """Largest leap of a loss that has blown up step by step: after a step that was not far from the edge, that is the step's doing."""
@@ -73,15 +70,15 @@ def cause_of_rise(
     if ratios is None or before is None:
         return RiseCause("open", None)
     leap = None
-    if training is not None and training.leapt is not None and before.step < training.leapt <= loss.since:
+    if training is not None and training.leapt is not None and before.step < training.leapt <= loss.step:
         leap = training.leap
     later = [each.rate for each in ratios.readings if each.step > before.step][:1]
     rates = [each for each in (*later, rate) if each is not None]
     cause, raised = _at_rate(before, rates)
-    if cause.lower > BEYOND:
+    blown = loss.fold == math.inf or loss.of_first >= BLOWN
+    if cause.lower > (BEYOND if blown else FAR_BEYOND):
         far = leap is not None and leap > REACH * cause.lower**2
         return RiseCause("open" if far else "step", cause, raised, leap)
-    blown = loss.fold == math.inf or loss.of_first >= BLOWN
     if training is not None and blown and cause.upper > FAR and (leap is None or leap <= GRADUAL):
         return RiseCause("step", cause, raised, leap)
     calm = [_at_rate(each, rates)[0].upper for each in ratios.readings if each.step <= before.step][-CALM:]

@@ -90,6 +90,8 @@ def test_a_leap_exceeds_all_losses_of_the_window():
     assert gradual.since is not None
     assert losses([*calm, math.nan]).leap == math.inf
     assert losses([*calm, 6.0, 0.5]).leap is None  # a new smallest loss ends the rise
+    assert losses([*calm, 0.2, *[1.1] * 20, 6.0, 1.0]).leap is None  # and so does a loss that is back
+    assert losses([*calm, 0.2, *[1.1] * 20, 6.0, 5.0]).leap == 6.0 / 1.1
 
 
 def test_the_window_goes_on_from_one_look_to_the_next():

@@ -32,6 +32,17 @@ GROWTH = losses(*CALM, 0.8, 1.6, 3.2, 6.4, 13.0, 26.0)
 GENTLE = losses(*CALM, 0.8, 1.6, 3.2)
 
 
+def test_a_value_that_is_not_finite_is_a_leap_unless_the_loss_had_blown_up():
+    noise = [1.0, *[0.9, 0.3, 0.8, 0.25, 0.9] * 5]
+    course = ratios((0, 0.7, 1.0), (20, 0.7, 1.0))
+    broken = losses(*noise, math.nan)
+    assert (broken.leap, broken.leapt) == (math.inf, len(noise))
+    assert cause_of_rise(broken, course, broken).kind == "open"
+    grown = losses(*noise, *(2.5**k for k in range(1, 9)), math.nan)
+    assert grown.leap is None or grown.leap < 10
+    assert cause_of_rise(grown, course, grown).kind == "step"
+
+
 @pytest.mark.parametrize(
     ("rows", "loss", "kind"),
     [
@@ -43,7 +54,9 @@ GENTLE = losses(*CALM, 0.8, 1.6, 3.2)
         ([(0, 0.2, 1.0), (4, 0.7, 1.0)], GROWTH, "step"),  # blown up step by step
         ([(0, 0.2, 1.0), (4, 0.7, 1.0)], GENTLE, "open"),
         ([(0, 0.2, 1.0), (4, 0.2, 1.0)], GROWTH, "open"),
-        ([(0, 0.2, 1.0), (4, 1.3, 1.0)], GENTLE, "step"),
+        ([(0, 0.2, 1.0), (4, 1.3, 1.0)], GENTLE, "open"),  # runs that are well hover there
+        ([(0, 0.2, 1.0), (4, 1.3, 1.0)], GROWTH, "step"),
+        ([(0, 0.2, 1.0), (4, 3.1, 1.0)], GENTLE, "step"),
         ([(0, 0.2, 1.0), (4, 1.3, 1.0)], losses(*CALM, 1e4), "open"),  # no such step leaps 20,000-fold
         ([(0, 0.2, 1.0), (4, 0.2, 0.1)], LEAP, "step"),  # 2 at the rate of now, ten times that of the reading
         ([(0, 0.2, 1.0), (4, 0.2, 2.0)], LEAP, "not step"),  # the rate was lowered
