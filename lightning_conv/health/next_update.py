@@ -124,7 +124,9 @@ def _numbers_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, int, Tensor]]:
 
 def _put_back(tensor: Tensor, version: int, before: Tensor) -> bool:
     """Put the numbers back, and return whether they may have changed."""
-    if tensor._version == version and equal_numbers(tensor.detach(), before):  # writes through ``.data`` raise no version
+    if tensor._version == version and equal_numbers(
+        tensor.detach(), before
+    ):  # writes through ``.data`` raise no version
         return False
     tensor.data.copy_(before)
     return True
