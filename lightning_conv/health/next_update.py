@@ -14,6 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from lightning_conv.health.optimizer_rules import UnknownStepError
 from lightning_conv.networks.copying import with_own_functions
+from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.observed.leaves import tensors_in
 
 HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -123,7 +124,9 @@ def _numbers_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, int, Tensor]]:
 
 def _put_back(tensor: Tensor, version: int, before: Tensor) -> bool:
     """Put the numbers back, and return whether they may have changed."""
-    if tensor._version == version:
+    if tensor._version == version and equal_numbers(
+        tensor.detach(), before
+    ):  # writes through ``.data`` raise no version
         return False
     tensor.data.copy_(before)
     return True

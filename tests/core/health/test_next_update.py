@@ -107,13 +107,22 @@ class Reaching(Lion):
             NETWORKS[-1][0].weight.add_(1.0)
 
 
+class ReachingThroughData(Lion):
+    """Does so through ``.data``, which raises no version of the weights."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        NETWORKS[-1][0].weight.data.mul_(0.5)
+
+
 NETWORKS = []
 
 
-def test_a_step_that_reaches_into_the_run_is_refused_and_what_it_changed_is_put_back():
+@pytest.mark.parametrize("kind", [Reaching, ReachingThroughData])
+def test_a_step_that_reaches_into_the_run_is_refused_and_what_it_changed_is_put_back(kind):
     model = network()
     NETWORKS.append(model)
-    optimizer = Reaching(model.parameters())
+    optimizer = kind(model.parameters())
     before = traces(model, optimizer)
     with pytest.raises(UnknownStepError, match="reaches into the run; what it changed was put back"):
         next_update(optimizer, dict(model.named_parameters()), gradients_of(model))
