@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_conv.callbacks.run.data.set_reader import NotReadError, SetReader, require_cheap
+from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.equal_inputs import DIGEST, equal_rows, sample_digests
@@ -211,6 +213,23 @@ class FloorOfSet:
         self.known = Known(floor=floor, **known)
         self._digests = state["digests"]
         self._targets = [] if state["targets"] is None else [state["targets"]]
+
+
+def drawn_in_part(run: RunView) -> str:
+    """Return why the run may not draw all samples equally often, so that a floor of the set is none of the run; empty if it does.
+
+    Args:
+        run: The run at this moment.
+    """
+    trainer = run.trainer
+    with attempted(MisconfigurationException) as attempt:
+        uneven = run.sampling.uneven
+    if attempt.failed or uneven:
+        return "the training data have no random access" if attempt.failed else uneven
+    batches = len(trainer.train_dataloader) if trainer.train_dataloader is not None else 0
+    if trainer.num_training_batches < batches:
+        return f"an epoch has {trainer.num_training_batches} of the {batches} batches of the training set"
+    return ""
 
 
 def _digests(inputs: tuple[Tensor, ...], targets: Tensor, *, first: int) -> Tensor:

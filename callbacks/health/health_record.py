@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_conv.callbacks.health.course_of_run import CourseOfRun
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
-from lightning_conv.callbacks.health.floor_of_set import FloorOfSet
+from lightning_conv.callbacks.health.floor_of_set import FloorOfSet, drawn_in_part
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
@@ -163,9 +163,11 @@ class HealthRecord:
         self._fit = FitOfRun.of(run, gram.n_outputs)
         violations = data_violations(run)
         self._course.statistical = bool(violated(violations, ["full batch", "whole set"]))
-        if self._fit.losses is None or self._fit.floor is None or not violated(violations, ["whole set"]):
-            self._set.leave()  # the probe is the whole set, or has no floor either
-        elif why := violated(violations, ["fixed data"]):
+        if not violated(violations, ["whole set"]):
+            self._set.leave()  # the probe is the whole set
+        elif self._fit.losses is None or self._fit.floor is None:
+            self._set.leave("the smallest value of this loss is not known")
+        elif why := violated(violations, ["fixed data"]) or drawn_in_part(run):
             self._set.leave(why)
 
     def _look_at_update(self, run: RunView, gradient: ProbeGradient) -> None:

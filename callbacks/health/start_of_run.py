@@ -23,6 +23,7 @@ from lightning_conv.health.finding_of_movement import (
 )
 from lightning_conv.health.layer_signal import layer_signal
 from lightning_conv.losses.gradient import wide
+from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.losses.separation import curvature_product
 
 DIRECTIONS = 4
@@ -99,6 +100,8 @@ class StartOfRun:
                 group = groups.get(id(weights[name]))
                 why = "absent" if group is None else "rate" if not float(group["lr"]) else ""
                 reasons[layer] = why if reasons.get(layer, why) == why else ""
+        if reasons and _is_at_rest(run):
+            return []  # nothing is to move
         unmoved = [Unmoved(name or "the module", why) for name, why in reasons.items()]
         found = finding_of_movement(unmoved, layers=len(layers), since=since, step=run.step)
         return [] if found is None else [found]
@@ -140,6 +143,13 @@ class StartOfRun:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         vars(self).update(state)
+
+
+def _is_at_rest(run: RunView) -> bool:
+    """Return whether the loss has no gradient by the outputs of any sample, as at its smallest value."""
+    if run.loss_unknown or run.loss_targets is None:
+        return False
+    return not bool(evaluate(loss_in_outputs(run), wide(run.shaped_outputs)).slope.any())
 
 
 def _excess(run: RunView, loss: float) -> float | None:

@@ -22,7 +22,7 @@ from lightning_conv.health.finding import Finding
 from lightning_conv.health.finding_of_update import finding_of_update, reading_of
 from lightning_conv.health.layer_gradients import LayerGradient, layer_gradients
 from lightning_conv.health.next_update import next_update
-from lightning_conv.health.optimizer_rules import UnknownStepError, has_rule, only_rate
+from lightning_conv.health.optimizer_rules import UnknownStepError, has_rule, is_of_torch, only_rate
 from lightning_conv.losses.gradient import inner, wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.machine.memory import allowed_memory
@@ -83,8 +83,8 @@ class UpdateOfRun:
         r"""Measure how long the next update u is against the length from which on it raises the loss of the probe.
 
         u is what the run's optimizer would make of the probe's gradient now, clipped as the trainer does: a deep copy of it takes the step
-        (``next_update``). This is done for optimizers with a known rule as well, since the rule takes the preconditioner as fixed and the
-        copy does not. Differences of the weights over past steps would need a copy of the weights in every step.
+        (``next_update``), if its class is torch's. The step of any other one is code that may count, draw, or write elsewhere. This is
+        done for optimizers with a known rule as well, since the rule takes the preconditioner as fixed and the copy does not.
 
         The loss is computed in the network's type, and again in float64 where its change may be lost in rounding. What ``weight_decay``
         adds is part of the update, and no part of the loss.
@@ -117,8 +117,8 @@ class UpdateOfRun:
         """Return u by the name of the weight.
 
         Raises:
-            NoStepError: Something stands between gradient and step, the weights are complex, or their copies take too much memory; under
-                DDP, the optimizer is not torch's, as its step may talk to other processes.
+            NoStepError: Something stands between gradient and step, the optimizer is not torch's, the weights are complex, or their copies
+                take too much memory.
             UnknownStepError: A copy of the optimizer takes no step.
         """
         optimizer, weights = optimizer_of(run), run.parameters
@@ -128,10 +128,8 @@ class UpdateOfRun:
         every = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
         if run.trainer.gradient_clip_val and any(id(each) not in own for each in every):
             raise NoStepError("gradients are clipped together with those of weights that are not measured")
-        if run.trainer.world_size > 1 and not has_rule(optimizer):
-            raise NoStepError(
-                f"the steps of {type(optimizer).__name__} are not known, and may be made by several processes"
-            )
+        if not is_of_torch(optimizer):
+            raise NoStepError(f"the step of {type(optimizer).__name__} is code that may reach outside of a copy of it")
         if any(each.is_complex() for each in weights.values()):
             raise NoStepError("some weights are complex")
         needed = COPIES * sum(each.numel() for each in weights.values())

@@ -43,7 +43,8 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
     r"""Read the steps that an optimizer takes now: :math:`D = \mathrm{rate} / P` and the recurrence of its momentum.
 
     P is 1 for SGD, :math:`\sqrt v + \epsilon` for RMSprop and Adagrad, and :math:`(1 - \beta_1^t) (\sqrt{\hat v} + \epsilon)` for Adam,
-    AdamW and NAdam after t steps; it is taken as fixed, though it follows the gradients.
+    AdamW and NAdam after t steps; it is taken as fixed, though it follows the gradients. Coordinates that no gradient has reached so far
+    (v = 0) have the scale 0, so they are left out: their first step is as long as the rate, whatever the curvature is.
 
     Args:
         optimizer: One of torch's SGD, Adam, AdamW, NAdam, RMSprop, Adagrad.
@@ -124,6 +125,15 @@ def has_rule(optimizer: Optimizer) -> bool:
     return type(optimizer) in READERS
 
 
+def is_of_torch(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer is of a class of ``torch.optim``, whose step writes to its weights and its state only.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
 def largest_rate(optimizer: Optimizer) -> float:
     """Return the largest learning rate of the groups.
 
@@ -158,7 +168,7 @@ def _adam(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tenso
     squares = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     root = (squares / (1 - beta2**step)).sqrt() + group["eps"]
     decay = rate * float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
-    return UpdateRule(a=beta1, b=1 - beta1, d=decay), rate / ((1 - beta1**step) * root)
+    return UpdateRule(a=beta1, b=1 - beta1, d=decay), _where_known(squares, rate / ((1 - beta1**step) * root))
 
 
 def _nadam(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
@@ -169,7 +179,7 @@ def _nadam(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tens
     root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
     decay = rate * float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
     rule = UpdateRule(a=beta1, b=1 - beta1, c=then / (1 - product * then), e=(1 - now) / (1 - product), d=decay)
-    return rule, rate / root
+    return rule, _where_known(state["exp_avg_sq"], rate / root)
 
 
 def _rmsprop(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
@@ -177,13 +187,19 @@ def _rmsprop(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Te
     squares = state["square_avg"]
     if group["centered"]:
         squares = (squares - state["grad_avg"].square()).clamp(min=0)
-    return UpdateRule(a=float(group["momentum"])), float(group["lr"]) / (squares.sqrt() + group["eps"])
+    scale = float(group["lr"]) / (squares.sqrt() + group["eps"])
+    return UpdateRule(a=float(group["momentum"])), _where_known(state["square_avg"], scale)
 
 
 def _adagrad(group: Group, state: State, weight: Tensor) -> tuple[UpdateRule, Tensor]:
     step = _steps(state)
     rate = float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"]))
-    return UpdateRule(), rate / (state["sum"].sqrt() + group["eps"])
+    return UpdateRule(), _where_known(state["sum"], rate / (state["sum"].sqrt() + group["eps"]))
+
+
+def _where_known(squares: Tensor, scale: Tensor) -> Tensor:
+    """Return the scale, 0 where no gradient has come yet, as in the unused rows of an embedding: the first one sets its own scale."""
+    return torch.where(squares > 0, scale, torch.zeros_like(scale))
 
 
 def _steps(state: State) -> float:

@@ -69,15 +69,6 @@ def generators_of(holder: object) -> list[Any]:
     Args:
         holder: Anything.
     """
-    return [each for each in objects_of(holder) if isinstance(each, GENERATORS)]
-
-
-def objects_of(holder: object) -> list[Any]:
-    """Return an object, what it holds, and what its code names, as far as it is looked into.
-
-    Args:
-        holder: Anything.
-    """
     found: list[Any] = []
     seen: set[int] = set()
     waiting = [(holder, 0)]
@@ -86,8 +77,9 @@ def objects_of(holder: object) -> list[Any]:
         if id(each) in seen or depth > DEPTH:
             continue
         seen.add(id(each))
-        found.append(each)
-        if not isinstance(each, GENERATORS):
+        if isinstance(each, GENERATORS):
+            found.append(each)
+        else:
             waiting += [(part, depth + 1) for part in _parts(each)]
     return found
 
@@ -118,47 +110,22 @@ def _parts(holder: object) -> list[object]:
 
 def _parts_of_class(kind: type) -> list[object]:
     """Return what a class of the user's own has: its code may draw from a generator of the class, or of its module."""
-    return [
-        value
-        for each in own_classes(kind)
-        for name, value in vars(each).items()
-        if name not in ("__dict__", "__weakref__")
-    ]
-
-
-def own_classes(kind: type) -> list[type]:
-    """Return a class and its parents, without those of libraries.
-
-    Args:
-        kind: Any class.
-    """
-    return [each for each in kind.__mro__ if not _is_of_a_library(each.__module__)]
+    own = [each for each in kind.__mro__ if not _is_of_a_library(each.__module__)]
+    return [value for each in own for name, value in vars(each).items() if name not in ("__dict__", "__weakref__")]
 
 
 def _parts_of_function(function: types.FunctionType) -> list[object]:
     if _is_of_a_library(function.__globals__.get("__name__", "")):
         return []
     cells = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
-    around = list(globals_of(function).values())
     names = set(_names(function.__code__))
+    around = [function.__globals__[name] for name in names if name in function.__globals__]
     modules = [
         each for each in around if isinstance(each, types.ModuleType) and each.__name__ not in sys.stdlib_module_names
     ]
     inside = [vars(each)[name] for each in modules for name in names if name in vars(each)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return [*cells, *defaults, *vars(function).values(), *around, *inside]
-
-
-def globals_of(function: types.FunctionType) -> dict[str, object]:
-    """Return the globals that the code of a function names; empty for one of a library.
-
-    Args:
-        function: Any function.
-    """
-    around = function.__globals__
-    if _is_of_a_library(around.get("__name__", "")):
-        return {}
-    return {name: around[name] for name in set(_names(function.__code__)) if name in around}
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

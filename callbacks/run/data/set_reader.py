@@ -1,4 +1,4 @@
-"""``SetReader``: read the samples of the whole training set as the network gets them, and leave the data as they are."""
+"""``SetReader``: read the samples of the whole training set as the network gets them, where that runs no code of the user's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_conv.callbacks.run.data.batch import transfer
 from lightning_conv.callbacks.run.data.data_generators import unread
-from lightning_conv.callbacks.run.data.put_back import put_back
+from lightning_conv.callbacks.run.data.own_code import own_code
 from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.isolated import seed_all
@@ -70,8 +70,9 @@ class SetReader:
             cheap: Seconds that reading all of them may take.
 
         Raises:
-            NotReadError: The data have no random access; reading all of them takes longer; reading a sample changes something, such as a
-                count; inputs differ when they are read again, as under augmentation; or what enters the network is no tensor of a batch.
+            NotReadError: The data have no random access; a read runs code of the user's own, which may count, cache or draw; reading all of
+                them takes longer; inputs differ when they are read again, as under augmentation; or what enters the network is no tensor
+                of a batch.
 
         Cost: one sample, and then ``COMPARED``, are read twice, or a few times more where the probe has some of those that were drawn.
         """
@@ -110,14 +111,13 @@ class SetReader:
             seed: Of the random numbers that reading may draw.
 
         Raises:
-            NotReadError: Reading changes something, or the samples have another shape than those of the probe.
+            NotReadError: A sample cannot be read, or has another shape than those of the probe.
         """
         batch = self._read(chosen, seed)
         found = [at(batch, place).detach().cpu() for place in (*self._inputs, self._targets)]
-        if (
-            any(each.shape[:1] != (len(chosen),) for each in found)
-            or tuple(each.shape[1:] for each in found) != self._shapes
-        ):
+        if any(each.shape[:1] != (len(chosen),) for each in found):
+            raise NotReadError("a batch has another number of samples than were read")
+        if tuple(each.shape[1:] for each in found) != self._shapes:
             raise NotReadError("samples have several shapes, so that equal ones are not recognised")
         return tuple(found[:-1]), found[-1]
 
@@ -163,24 +163,20 @@ def _samples_of(trainer: pl.Trainer) -> tuple[Dataset[Any], DataLoader[Any]]:
         own = [name for name in TRANSFERS if holder is not None and is_overridden(name, holder)]
         if own:
             raise NotReadError(f"the {whose} has its own {own[0]}, which is not called for samples that no step sees")
+    if name := own_code(samples, loader.collate_fn):
+        raise NotReadError(f"reading a sample runs {name}, which is not run more often than the training steps do")
     return samples, loader
 
 
 def _reading(
     trainer: pl.Trainer, samples: Dataset[Any], loader: DataLoader[Any]
 ) -> Callable[[Sequence[int], int], Any]:
-    """Return what reads some samples as a batch that the training step gets, from a seed, and puts back what that changes."""
+    """Return what reads some samples as a batch that the training step gets, from a seed; generators are put back."""
 
     def read(chosen: Sequence[int], seed: int) -> Any:
-        with (
-            put_back(samples, loader.collate_fn) as changes,
-            attempted(*READING) as attempt,
-            unread(samples, loader.collate_fn),
-        ):
+        with attempted(*READING) as attempt, unread(samples, loader.collate_fn):
             seed_all(seed)
             batch = transfer(trainer, loader.collate_fn([samples[index] for index in chosen]))
-        if changes.what:
-            raise NotReadError(f"reading a sample changes {changes.what}, which the run would notice")
         if attempt.failed:
             raise NotReadError(f"a sample cannot be read ({attempt.reason})")
         return batch

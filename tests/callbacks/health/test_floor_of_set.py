@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import random
-import time
+import functools
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,7 +11,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torchvision import datasets, transforms
 
 from lightning_conv.callbacks import ConvergenceHealth, Probe
 from lightning_conv.callbacks.health import floor_of_set
@@ -99,14 +108,8 @@ def test_a_probe_of_the_whole_set_says_it_alone(judged):
 
 
 def test_inputs_and_targets_are_found_where_the_step_takes_them(judged):
-    class Named(Dataset):
-        def __len__(self):
-            return N
-
-        def __getitem__(self, index):
-            return {"label": Y[index], "number": torch.tensor(index), "features": {"x": X[index], "z": X[index, :2]}}
-
-    health = judged(Named(), Net(take=lambda batch: (batch["features"]["x"], batch["label"])))
+    rows = [{"label": Y[k], "number": torch.tensor(k), "features": {"x": X[k], "z": X[k, :2]}} for k in range(N)]
+    health = judged(rows, Net(take=lambda batch: (batch["features"]["x"], batch["label"])))
     assert "Samples 7 and 251 of the training set" in found(health).sentence
 
 
@@ -118,44 +121,37 @@ def test_numbers_are_those_of_the_data_set_where_the_sampler_draws_a_part(judged
     assert "1 such pair keeps" in finding.sentence
 
 
-class Augmented(Dataset):
-    """Flips the sign of one sample in four."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        signs = {
-            "torch": lambda: torch.rand(()) < 0.25,
-            "numpy": lambda: np.random.rand() < 0.25,  # noqa: NPY002
-            "python": lambda: random.random() < 0.25,
-        }
-        return (-X[index] if signs[self.source]() else X[index]), Y[index]
+def images(transform):
+    """Images of torchvision whose inputs are those of X, with a transform of torchvision."""
+    data = datasets.MNIST.__new__(datasets.MNIST)
+    data.data, data.targets = (X[:, :, None].repeat(1, 1, 6) * 40 + 128).byte(), Y
+    data.transform, data.target_transform = transform, None
+    return data
 
 
-@pytest.mark.parametrize("source", ["torch", "numpy", "python"])
-def test_nothing_is_said_of_augmented_data(judged, source):
-    health = judged(Augmented(source))
+class Flat(Net):
+    def forward(self, x):
+        return self.net(x.flatten(1)[:, :6])
+
+
+@pytest.mark.parametrize("transform", [transforms.ToTensor(), transforms.Compose([transforms.ToTensor()])])
+def test_images_of_torchvision_are_read(judged, transform):
+    assert "Samples 7 and 251 of the training set" in found(judged(images(transform), Flat())).sentence
+
+
+def test_nothing_is_said_of_augmented_data(judged):
+    flip = transforms.Compose([transforms.ToTensor(), transforms.RandomVerticalFlip(0.25)])
+    health = judged(images(flip), Flat())
     assert found(health) is None
     assert "augmentation" in reason(health)
 
 
-class Rarely(Dataset):
-    """Changes samples late in the set only, so that those that are tried first are alike."""
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        return (X[index] + torch.rand(()) if 64 < index < 290 else X[index]), Y[index]
-
-
 def test_augmentation_that_is_not_seen_at_first_is_seen_while_reading(judged, monkeypatch):
+    """Some inputs are equal whichever way they are flipped; those are the ones that are tried first."""
+    data = images(transforms.Compose([transforms.ToTensor(), transforms.RandomVerticalFlip(0.25)]))
+    data.data[:64] = data.data[:64, :1]
     monkeypatch.setattr(Probe, "indices", lambda self, count: list(range(24)))
-    health = judged(Rarely())
+    health = judged(data, Flat())
     assert found(health) is None
     assert "augmentation: an input differs when it is read again" in reason(health)
 
@@ -172,65 +168,86 @@ class Counting(Dataset):
         return X[index], Y[index]
 
 
-class Drawing(Dataset):
-    """Draws from a generator of its own, and does not use the number."""
+class Kept(Dataset):
+    """Keeps what it has read, with noise."""
 
     def __init__(self):
-        self.generator = torch.Generator().manual_seed(1)
+        self.read = functools.lru_cache(None)(lambda index: X[index] + torch.rand(()))
 
     def __len__(self):
         return N
 
     def __getitem__(self, index):
-        torch.rand((), generator=self.generator)
-        return X[index], Y[index]
+        return self.read(index), Y[index]
 
 
-def test_a_count_of_the_data_set_is_left_as_it_is_with_the_reason(judged, monkeypatch):
-    monkeypatch.setattr(floor_of_set.FloorOfSet, "is_wanted", property(lambda self: False))
-    without = judged(data := Counting())
-    reads = data.reads
-    assert not found(without)
-    monkeypatch.undo()
-    health = judged(data := Counting())
-    assert data.reads == reads
+def own_collate(samples):
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+
+
+def own_transform(image):
+    return transforms.functional.to_tensor(image)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "named"),
+    [
+        (Counting, {}, "Counting"),
+        (Kept, {}, "Kept"),
+        (lambda: TensorDataset(X, Y), {"collate_fn": own_collate}, "own_collate"),
+        (lambda: Subset(Counting(), range(N)), {}, "Counting"),
+        (lambda: ConcatDataset([TensorDataset(X[:9], Y[:9]), Counting()]), {}, "Counting"),
+        (lambda: images(transforms.Compose([transforms.Lambda(own_transform)])), {}, "own_transform"),
+    ],
+)
+def test_data_that_are_read_by_code_of_ones_own_are_not_read_more_often(judged, monkeypatch, make, options, named):
+    monkeypatch.setattr(set_reader, "_reading", lambda *_: pytest.fail("it was read"))
+    module = Flat() if "transform" in named else Net()
+    health = judged(make(), module, **options)
     assert found(health) is None
-    assert reason(health) == "reading a sample changes attributes of Counting, which the run would notice"
+    assert f"{named}, which is not run more often than the training steps do" in reason(health)
 
 
-@pytest.mark.parametrize("make", [Drawing, lambda: TensorDataset(X, Y)])
-def test_the_run_is_the_same_bit_for_bit(make_trainer, make):
+def test_the_run_is_the_same_bit_for_bit(make_trainer):
     ends = []
     for callbacks in ([], [ConvergenceHealth(Probe(24), every_n_steps=4)]):
-        module, data = Net(), make()
+        module = Net()
         pl.seed_everything(3, verbose=False)
-        make_trainer(callbacks, max_epochs=2).fit(module, DataLoader(data, batch_size=50, shuffle=True))
-        own = data.generator.get_state() if isinstance(data, Drawing) else torch.empty(0)
-        ends.append([*module.parameters(), torch.get_rng_state(), own])
+        make_trainer(callbacks, max_epochs=2).fit(module, DataLoader(TensorDataset(X, Y), batch_size=50, shuffle=True))
+        ends.append([*module.parameters(), torch.get_rng_state()])
     assert all(map(torch.equal, *ends))
     assert found(callbacks[0]) is not None
 
 
-def padded(samples):
-    longest = max(len(x) for x, _ in samples)
-    return torch.stack([F.pad(x, (0, longest - len(x))) for x, _ in samples]), torch.stack([y for _, y in samples])
+@pytest.mark.parametrize("what", ["weights", "batches"])
+def test_nothing_is_said_of_samples_that_the_run_may_never_draw(make_trainer, what):
+    weights = (torch.arange(N) < 200).double()
+    sampler = WeightedRandomSampler(weights, N) if what == "weights" else None
+    health = ConvergenceHealth(Probe(24), every_n_steps=4)
+    limits = {"limit_train_batches": 3} if what == "batches" else {}
+    loader = DataLoader(TensorDataset(X, Y), batch_size=50, sampler=sampler)
+    make_trainer([health], max_epochs=2, **limits).fit(Net(), loader)
+    assert found(health) is None
+    assert ("WeightedRandomSampler" if what == "weights" else "3 of the 6 batches") in reason(health)
 
 
-def test_samples_of_several_lengths_are_left_out_with_the_reason(judged):
-    class Ragged(Dataset):
-        def __len__(self):
-            return N
+def test_a_loss_without_a_known_floor_is_named_as_the_reason(judged):
+    health = judged(TensorDataset(X, Y), Net(nn.CrossEntropyLoss(ignore_index=0)))
+    assert found(health) is None
+    assert reason(health) == "the smallest value of this loss is not known"
 
-        def __getitem__(self, index):
-            return X[index, : 4 if index < 40 else 6], Y[index]
+
+def test_samples_of_several_shapes_are_left_out_with_the_reason(judged, monkeypatch):
+    monkeypatch.setattr(Probe, "indices", lambda self, count: list(range(24)))
 
     class Sums(Net):
-        def forward(self, x):
-            return self.net(F.pad(x, (0, 6 - x.shape[1])))
+        def __init__(self):
+            super().__init__(take=lambda batch: (F.pad(batch[0], (0, 6 - batch[0].shape[1])), batch[1]))
 
-    health = judged(Ragged(), Sums(), collate_fn=padded)
+    rows = [(X[k, : 4 if 100 <= k < 150 else 6], Y[k]) for k in range(N)]  # each batch has one shape
+    health = judged(rows, Sums())
     assert found(health) is None
-    assert "samples have several shapes" in reason(health)
+    assert "a sample cannot be read (RuntimeError: stack expects each tensor to be equal size" in reason(health)
 
 
 def test_data_without_random_access_have_none(judged):
@@ -287,21 +304,15 @@ def test_a_resumed_run_reads_on(make_trainer, slowly, tmp_path):
     assert found(resumed).sentence == found(done).sentence
 
 
-class Slow(Dataset):
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        time.sleep(0.02)
-        return X[index], Y[index]
-
-
 def test_a_set_that_takes_long_or_is_large_is_not_read(judged, monkeypatch):
     monkeypatch.setattr(floor_of_set, "CHEAP", 1.0)  # of some six seconds
     read = []
     original = set_reader.SetReader.read
     monkeypatch.setattr(set_reader.SetReader, "read", lambda *args: read.append(args) or original(*args))
-    assert "reading 300 training samples takes about" in reason(judged(Slow(), epochs=1))
+    original_seconds, calls = set_reader._seconds, []
+    monkeypatch.setattr(set_reader, "_seconds", lambda made: calls.append(original_seconds(made)) or 0.02)
+    assert "reading 300 training samples takes about 6 s" in reason(judged(TensorDataset(X, Y), epochs=1))
+    assert len(calls) == 2
     assert not read  # that was told from two samples
     monkeypatch.undo()
     monkeypatch.setattr(floor_of_set, "CHEAP", 0.0)

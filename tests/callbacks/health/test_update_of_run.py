@@ -1,4 +1,4 @@
-"""What is measured along the next update of a run, for any optimizer, and that the run does not notice."""
+"""What is measured along the next update of a run, for any optimizer of torch, and that the run does not notice."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ RUNS = {
     "sgd": (optim.SGD, {"lr": 0.05}),
     "momentum": (optim.SGD, {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}),
     "adamw": (optim.AdamW, {"lr": 0.01}),
+    "adamax": (optim.Adamax, {"lr": 0.005}),
+    "adadelta": (optim.Adadelta, {"lr": 0.5}),
     "lion": (Lion, {"lr": 0.002, "weight_decay": 0.1}),
     "muon": (Muon, {"lr": 0.01}),
     "clocked": (Clocked, {"lr": 0.002}),
@@ -96,7 +98,7 @@ def test_the_run_is_the_same_bit_for_bit(fit, name):
     assert taken == other_taken
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lion", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "adamax", "adadelta"])
 def test_the_critical_rate_is_the_one_with_which_the_next_step_raises_the_loss(fit, name):
     make, options = RUNS[name]
     found = health()
@@ -124,8 +126,44 @@ def test_for_descent_it_is_no_more_than_the_stability_ratio(fit):
     assert 0 < metrics["health/critical_ratio"] <= 1.1 * metrics["health/stability"]
 
 
-@pytest.mark.parametrize("name", ["lion", "muon"])
-def test_the_stability_sentence_of_an_optimizer_of_ones_own_rests_on_it_and_says_so(fit, name):
+@pytest.mark.parametrize("name", ["lion", "muon", "clocked"])
+def test_the_step_of_an_optimizer_of_ones_own_is_not_taken_on_a_copy(fit, name):
+    make, options = RUNS[name]
+    found = health()
+    module = Net(make, **options)
+    trainer = fit(module, [found])
+    assert "health/critical_ratio" not in trainer.callback_metrics
+    (why,) = [why for why, names in found.not_judged.items() if "critical_sharpness" in names]
+    assert why == f"the step of {make.__name__} is code that may reach outside of a copy of it"
+    assert any("stability" in names for names in found.not_judged.values())
+
+
+class Counted(optim.SGD):
+    """Takes its rate from a count that all copies share."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        Counted.steps += 1
+        for group in self.param_groups:
+            group["lr"] = 0.05 / Counted.steps
+        return super().step(closure)
+
+
+def test_a_count_that_copies_of_the_optimizer_share_is_left_alone(fit):
+    ends = []
+    for callbacks in ([], [health()]):
+        Counted.steps = 0
+        module = Net(Counted, lr=0.05)
+        fit(module, callbacks)
+        ends.append((Counted.steps, module.state_dict()))
+    (steps, weights), (others, other_weights) = ends
+    assert steps == others == 12
+    assert all(torch.equal(each, other_weights[key]) for key, each in weights.items())
+
+
+@pytest.mark.parametrize("name", ["adamax", "adadelta"])
+def test_the_stability_sentence_of_an_optimizer_without_a_rule_rests_on_it_and_says_so(fit, name):
     make, options = RUNS[name]
     found = health()
     fit(Net(make, **options), [found])
