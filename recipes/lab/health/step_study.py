@@ -37,7 +37,7 @@ SECONDS = 0.5
 
 def run(
     *,
-    seeds: int = 20,
+    seeds: int = 12,
     first_seed: int = 110,
     networks: list[Network] | None = None,
     edge_steps: int = 1500,
@@ -46,7 +46,7 @@ def run(
 ) -> Report:
     """Train the runs of the study, say of each what ``ConvergenceHealth`` says, and compare with how it ended.
 
-    Cost: about half an hour on one core with the default settings.
+    Cost: about a quarter of an hour on one core with the default settings.
 
     Args:
         seeds: Number of seeds of the perceptrons; the other networks have a quarter of them.
