@@ -157,7 +157,12 @@ def fit_to_budget(
     if is_dear and not measurement.is_bound:
         kind = "projected"
     passes = probe.projections if kind == "projected" else traced if kind == "trace" else 1
-    while "size" not in given and samples > FEWEST_SAMPLES and passes * seconds > budget * LATER:
+    left = budget - together(trainer, time.perf_counter() - begun)
+    while (
+        "size" not in given
+        and samples > FEWEST_SAMPLES
+        and (passes * seconds > budget * LATER or (READING + passes) * seconds > left)
+    ):
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     if is_dear and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
         kind, passes, given_size = "loss", LOSS_PASSES, "size" in given

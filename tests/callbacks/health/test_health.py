@@ -137,6 +137,16 @@ def test_units_that_are_off_and_a_layer_that_is_not_trained_are_named(judged):
     assert "net.0" in found["layers"].sentence
 
 
+def test_a_network_that_is_done_is_not_accused_of_weights_that_do_not_move(judged):
+    net, teacher = mlp(), mlp()
+    with torch.no_grad():
+        targets = teacher(X[:32])
+    found = judged(sgd(net, 0.5), X[:32], targets)
+    assert found["not_finite"].level == "ok"
+    assert "movement" not in found
+    assert all(each.level in ("ok", "notice") for each in found.values())
+
+
 @pytest.mark.parametrize("where", ["input", "loss"])
 def test_the_first_value_that_is_not_finite_is_an_alert_at_its_step(judged, lenient, where):
     class Breaks(Net):

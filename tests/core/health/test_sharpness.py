@@ -105,6 +105,39 @@ def test_weights_that_do_not_move_do_not_count():
     )
 
 
+@pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW, optim.NAdam, optim.RMSprop, optim.Adagrad])
+def test_weights_that_no_gradient_has_reached_do_not_count(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(8, 3)).double()
+    optimizer = kind(network.parameters(), lr=0.01)
+    seen, tokens = torch.randint(10, (12, 2)), torch.randint(20, (12, 2))
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(network(seen), CLASSES).backward()
+        optimizer.step()
+    found = step_sizes(optimizer, dict(network.named_parameters()))
+    used = torch.zeros(20, dtype=torch.bool)
+    used[seen.unique()] = True
+    assert torch.equal((found.scales["0.weight"] > 0).all(1), used)
+    assert torch.equal((found.scales["0.weight"] > 0).any(1), used)
+    sizes = {each: found.relative(each) for each in found.rules}
+    bent = curvature(LOSSES["cross-entropy"], network(tokens))
+    measured = sharpness(NTKOperator(network, tokens), bent, sizes, decay=found.decay)
+    rows = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(one, list(network.parameters()), retain_graph=True)])
+            for one in network(tokens).flatten()
+        ]
+    )
+    curved = torch.autograd.functional.hessian(
+        lambda u: LOSSES["cross-entropy"](u.reshape(12, 3)), network(tokens).detach().flatten()
+    )
+    root = torch.cat([sizes[name].sqrt().flatten() for name, _ in network.named_parameters()])
+    right = float(torch.linalg.eigvalsh(root[:, None] * (rows.T @ curved @ rows) * root)[-1])
+    assert measured.value == pytest.approx(right, rel=0.02)
+    assert right < 100  # 1e5 and more with the rows that were not seen
+
+
 def test_what_does_not_fit_is_refused():
     operator = NTKOperator(nn.Linear(2, 1), torch.randn(3, 2))
     size = torch.tensor(0.1)
