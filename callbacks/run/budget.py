@@ -44,6 +44,9 @@ LATER = 0.2
 READING = 15.0
 """Forward and backward passes that it takes to read a network and to check that its samples do not couple, roughly."""
 
+BESIDE = 20.0
+"""Passes that the callbacks take beside the kernel in the first measurement, roughly: losses, features, criteria, health."""
+
 PATIENT_SECONDS = 3.0
 """Predicted seconds of the smallest first measurement from which it waits until the run is long enough for it."""
 
@@ -161,7 +164,7 @@ def fit_to_budget(
     while (
         "size" not in given
         and samples > FEWEST_SAMPLES
-        and (passes * seconds > budget * LATER or (READING + passes) * seconds > left)
+        and (passes * seconds > budget * LATER or (READING + BESIDE + passes) * seconds > left)
     ):
         samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     if is_dear and passes * seconds > budget and _may_be_of_loss(trainer, measurement):
