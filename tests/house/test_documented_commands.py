@@ -48,7 +48,8 @@ def missing(words: list[str], folder: Path) -> str | None:
     holes = [word for word in words if re.fullmatch("[A-Z]+", word) and word not in SPLIT_ARGUMENT]
     if holes:
         return holes[0]
-    return str(folder / "data") if set(words) & set(SPLIT_ARGUMENT) else None
+    asked = set(words) & set(SPLIT_ARGUMENT) or any("mnist" in word for word in words)
+    return str(folder / "data") if asked else None
 
 
 @pytest.mark.slow

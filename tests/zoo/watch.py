@@ -112,7 +112,7 @@ class Watch(pl.Callback):
 
     def _batch_of(self, network: Any) -> Any:
         # In a run that a budget limits, fewer samples than these are measured.
-        return next(batch for measured, batch in self.batches if measured is network)
+        return next(batch for measured, batch in self.batches if measured.inputs is network.inputs)
 
 
 def _without_graphs(module: pl.LightningModule) -> dict[int, Any]:
