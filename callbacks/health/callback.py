@@ -114,6 +114,8 @@ class ConvergenceHealth(KernelMonitor):
             raise MisconfigurationException(
                 f"{type(self).__name__}: on_alert={on_alert!r} is none of {', '.join(map(repr, known))}, nor a function of a Finding"
             )
+        if not isinstance(audit_labels, bool):
+            raise MisconfigurationException(f"{type(self).__name__}: audit_labels={audit_labels!r}; need True or False")
         super().__init__(probe, every_n_steps, max_overhead, on_error)
         self.loss_fn = loss_fn
         self.on_alert: OnAlert = on_alert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,12 +48,15 @@ def label_margins(kernel: Tensor, labels: Tensor, *, ridge: float | None = None)
         ridge: rho; None: that of ``RIDGES`` with the least leave-one-out error.
 
     Raises:
-        ValueError: The shapes do not agree, the kernel is not finite or zero, there are fewer than three samples or two classes.
+        ValueError: The shapes do not agree, the kernel is not finite or zero, there are fewer than three samples or two classes, the ridge
+            is not above 0 or not finite.
 
     Cost: one eigendecomposition of K and n^2 (C + 1) flops for each ridge.
 
     Source: Golub, Heath & Wahba 1979 (the residuals without each sample); Rifkin & Lippert 2007, section 3.
     """
+    if ridge is not None and (not isinstance(ridge, (int, float)) or not 0 < ridge < math.inf):
+        raise ValueError(f"ridge: {ridge!r}; need a finite number above 0, or None for the one with the least error")
     k = kernel.detach().double().cpu()
     given = labels.detach().cpu().long().flatten()
     if k.ndim != 2 or k.shape != (len(given), len(given)) or len(given) < 3:

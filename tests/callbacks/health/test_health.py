@@ -228,6 +228,8 @@ class Count(pl.Callback):
 def test_another_answer_to_alerts_is_refused_by_its_value():
     with pytest.raises(MisconfigurationException, match="on_alert='shout' is none of 'warn', 'stop'"):
         ConvergenceHealth(on_alert="shout")
+    with pytest.raises(MisconfigurationException, match="audit_labels='yes'; need True or False"):
+        ConvergenceHealth(audit_labels="yes")
 
 
 def test_the_page_says_it_first_and_the_file_has_it(judged, tmp_path):

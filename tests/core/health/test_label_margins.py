@@ -60,3 +60,9 @@ def test_changed_labels_come_first():
 def test_what_cannot_be_compared_is_refused(kernel, labels, says):
     with pytest.raises(ValueError, match=says):
         label_margins(kernel, labels)
+
+
+@pytest.mark.parametrize("ridge", [-1.0, 0.0, float("nan"), float("inf"), "a"])
+def test_a_ridge_that_is_none_is_refused_by_its_value(ridge):
+    with pytest.raises(ValueError, match=f"ridge: {ridge!r}; need a finite number above 0"):
+        label_margins(torch.eye(4), torch.tensor([0, 0, 1, 1]), ridge=ridge)
