@@ -26,6 +26,31 @@ class Splits(NamedTuple):
     num_classes: int
 
 
+def stratified_split(labels: Tensor, test_fraction: float, seed: int, n_train: int | None) -> tuple[Tensor, Tensor]:
+    """Divide samples into a test split and training samples, each with the share of every class.
+
+    Args:
+        labels: Class numbers, (n,).
+        test_fraction: Share of the test split, rounded up.
+        seed: Of the order.
+        n_train: Number of training samples; None: all that are left.
+
+    Returns:
+        The numbers of the test samples, and of the training samples.
+
+    Raises:
+        MisconfigurationException: Fewer training samples are left than asked for.
+    """
+    order = stratified_order(labels, seed)
+    n_test = math.ceil(test_fraction * len(labels))
+    test, train = order[:n_test], order[n_test:]
+    if n_train is not None and n_train > len(train):
+        raise MisconfigurationException(
+            f"n_train: {len(train)} training samples are left beside the test split, got {n_train}"
+        )
+    return test, train[:n_train]
+
+
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """Return a random order of the samples in which every prefix holds the classes in nearly their shares.
 
@@ -266,12 +291,5 @@ class DigitsDataModule(InMemoryDataModule):
         digits = load_digits()
         images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
         labels = torch.as_tensor(digits.target, dtype=torch.int64)
-        order = stratified_order(labels, self.seed)
-        n_test = math.ceil(self.test_fraction * len(labels))
-        test, train = order[:n_test], order[n_test:]
-        if self._n_train is not None and self._n_train > len(train):
-            raise MisconfigurationException(
-                f"n_train: {len(train)} training samples are left beside the test split, got {self._n_train}"
-            )
-        train = train[: self._n_train]
+        test, train = stratified_split(labels, self.test_fraction, self.seed, self._n_train)
         return Splits(TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test]), 10)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from typing_extensions import override
 
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size, stratified_order
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size, stratified_split
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest")
 """Packages of the standard library, each with several thousand lines."""
@@ -79,14 +79,7 @@ class TextDataModule(InMemoryDataModule):
         found = [pieces_of(name, self.lines) for name in self.packages]
         labels = torch.cat([torch.full((len(pieces),), number) for number, pieces in enumerate(found)])
         inputs = torch.stack([bag_of_words(piece, self.features) for pieces in found for piece in pieces])
-        order = stratified_order(labels, self.seed)
-        n_test = math.ceil(self.test_fraction * len(labels))
-        test, train = order[:n_test], order[n_test:]
-        if self._n_train is not None and self._n_train > len(train):
-            raise MisconfigurationException(
-                f"n_train: {len(train)} training samples are left beside the test split, got {self._n_train}"
-            )
-        train = train[: self._n_train]
+        test, train = stratified_split(labels, self.test_fraction, self.seed, self._n_train)
         return Splits(
             TensorDataset(inputs[train], labels[train]), TensorDataset(inputs[test], labels[test]), len(self.packages)
         )
