@@ -23,6 +23,7 @@ from lightning_conv.kernels.reading.rule_check import fault_of, measured
 from lightning_conv.kernels.reading.sample_axis import sample_axes
 from lightning_conv.kernels.reading.samples import channels_last
 from lightning_conv.kernels.reading.sites import Site, group_calls
+from lightning_conv.kernels.reading.terms import size_of_products, size_of_terms
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, spread, take
 from lightning_conv.networks.narrowing import Narrowing, coarser
@@ -47,7 +48,7 @@ class Anatomy:
     general: Mapping[str, str]  # parameters without a rule, with the reason
     unused: tuple[str, ...]  # parameters on which the outputs of the samples that were read do not depend
     outputs: int  # C
-    level: float  # sum of |du/dtheta||theta| over the parameters: the size of the terms that add up to an output
+    level: float  # the size of the terms that add up to an output (``reading.terms``)
     tracked: tuple[str, ...]  # parameters whose uses were recorded
     signature: tuple[tuple[str, ...], ...]  # parameters of each recorded call, in order
     gradient_numel: int  # numbers in B for one output and sample, all calls together
@@ -185,7 +186,7 @@ def _read(
     ruled = {name for site in sites for name in site.names}
     general = {n: why.get(n, "no layer rule covers it") for n in names if n not in ruled and n not in unused}
     signature, classes = signature_of(calls), int(outputs.shape[1])
-    sizes = [float(g.norm() * module.parameters[name].norm()) for name, g in truth.items() if g is not None]
+    level = size_of_terms(module, truth, combination) + size_of_products(calls, plain, mixture)
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
         del first, outputs, plain, present, recorder, calls
@@ -197,7 +198,7 @@ def _read(
         general=general,
         unused=unused,
         outputs=classes,
-        level=sum(sizes) / float(combination.norm()),
+        level=level,
         tracked=tracked,
         signature=signature,
         gradient_numel=gradient_numel,

@@ -22,12 +22,13 @@ def network_fixture():
 
 
 def true_error(model, inputs, samples):
-    """|v^T J_32 - v^T J_64| / |v^T J_64| for the combination of outputs that reading takes."""
+    """|v^T J_32 - v^T J_64| / |v^T J_64| for the samples and the combination of outputs that reading takes."""
+    read = inputs[[0, 2, 5]]  # the first, the middle one, the last
     mixture = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))[:samples]
     found = []
     for dtype in (torch.float32, torch.float64):
         twin = copy.deepcopy(model).to(dtype)
-        (twin(inputs[:samples].to(dtype)) * mixture.to(dtype)).sum().backward()
+        (twin(read[:samples].to(dtype)) * mixture.to(dtype)).sum().backward()
         found.append(torch.cat([p.grad.flatten().double() for p in twin.parameters()]))
     return float((found[0] - found[1]).norm() / found[1].norm())
 
