@@ -12,6 +12,7 @@ from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.floor_of_set import FloorOfSet, drawn_in_part
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
+from lightning_conv.callbacks.health.linearisation_of_run import LinearisationOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
 from lightning_conv.callbacks.health.paid_parts import PaidParts
@@ -58,6 +59,7 @@ class HealthRecord:
         self._noise = NoiseOfRun()
         self._update = UpdateOfRun()
         self._set = FloorOfSet()
+        self._linear = LinearisationOfRun()
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
         self.labels = LabelsOfRun() if audit_labels else None
@@ -86,8 +88,9 @@ class HealthRecord:
     @property
     def scalars(self) -> dict[str, float]:
         """Numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
-        zeros = {} if self._noise.zeros is None else {"zero_gradients": self._noise.zeros}
-        return {f"health/{name}": value for name, value in (self._update.scalars | zeros).items()}
+        others = {"zero_gradients": self._noise.zeros, "linearisation_error": self._linear.error}
+        known = self._update.scalars | {name: value for name, value in others.items() if value is not None}
+        return {f"health/{name}": value for name, value in known.items()}
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
@@ -134,6 +137,7 @@ class HealthRecord:
         fit, gradient = self._fit, ProbeGradient(run)
         assert fit is not None
         self._update.clear()
+        self._linear.clear()
         self._noise.zeros = None if self._noise.zeros is None else math.nan
         loss = look("the loss of the probe", lambda: course.read_loss(run))
         at = pay("stability", look=lambda: course.read_ratio(run))
@@ -144,6 +148,8 @@ class HealthRecord:
         if course.ratios is None and (of_update := self._update.finding()) is not None:
             found.append(of_update)
             self.undecided.pop("stability", None)
+        if drift is not None and not self._linear.begins(run, drift):
+            pay("linearisation_error", look=lambda: self._look_at_linearisation(run))
         self._look_at_set(run, fit, pay, found)
         for what, it in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
@@ -173,6 +179,10 @@ class HealthRecord:
     def _look_at_update(self, run: RunView, gradient: ProbeGradient) -> None:
         if why := self._update.measure(run, gradient):
             self.undecided["critical_sharpness"] = why
+
+    def _look_at_linearisation(self, run: RunView) -> None:
+        if why := self._linear.measure(run):
+            self.undecided["linearisation_error"] = why
 
     def _look_at_set(self, run: RunView, fit: FitOfRun, pay: Callable[..., Any], found: list[Finding]) -> None:
         """Read on in the training set, and add what is found of it."""
@@ -207,7 +217,9 @@ class HealthRecord:
         if drift is None or course is None or step == 0 or not course.now > 0:
             return None
         progress = course.first / course.now
-        regime = training_regime(drift.alignment, drift.relative_frobenius, None, progress=progress, floor=drift.floor)
+        error = self._linear.error
+        error = None if error is None or math.isnan(error) else error
+        regime = training_regime(drift.alignment, drift.relative_frobenius, error, progress=progress, floor=drift.floor)
         return finding_of_regime(regime, step=step)
 
     def _audit(self, run: RunView, gram: KernelGram, fit: FitOfRun) -> Finding | None:
@@ -233,6 +245,7 @@ class HealthRecord:
             "labels": None if self.labels is None else self.labels.state_dict(),
             "update": self._update.state_dict(),
             "set": self._set.state_dict(),
+            "linear": self._linear.state_dict(),
         } | self._course.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,6 +265,8 @@ class HealthRecord:
         if "update" in state:
             self._update.load_state_dict(state["update"])
             self._set.load_state_dict(state["set"])
+        if "linear" in state:
+            self._linear.load_state_dict(state["linear"])
 
 
 def _add(findings: list[Finding], found: Finding | None) -> None:

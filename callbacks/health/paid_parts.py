@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 
 from lightning_conv.callbacks.run.guarded import Failures, guarded
 
-PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25, "critical_sharpness": 15}
+PASSES: Mapping[str, int] = {
+    "stability": 60,
+    "forecast": 40,
+    "gradient_noise": 25,
+    "critical_sharpness": 15,
+    "linearisation_error": 15,
+}
 """Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
 
 Made = TypeVar("Made")

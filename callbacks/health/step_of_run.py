@@ -24,8 +24,6 @@ from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.losses.separation import curvature_product
-from lightning_conv.networks.batch_norm import has_batch_norm
-from lightning_conv.networks.evaluation import BatchNormMode
 
 FIRST, LATER = 20, 4
 """Products of the first search for the largest curvature, and of later ones, which begin with the last vector."""
@@ -75,10 +73,9 @@ class StepOfRun:
         if why := changed_steps(run.trainer, accumulated=True):
             raise NoStepError(why)
         sizes = step_sizes(optimizer_of(run), run.parameters)
-        # A training step differentiates through the statistics of its batch; held constant, they leave directions that BatchNorm removes.
-        through = run.measurement.probe.batch_norm == "frozen" and has_batch_norm(run.network)
-        mode: BatchNormMode = "batch" if through else "eval"
-        operator = NTKOperator(run.network, run.inputs, parameters=run.measurement.parameters, batch_norm=mode)
+        operator = NTKOperator(
+            run.network, run.inputs, parameters=run.measurement.parameters, batch_norm=run.step_batch_norm
+        )
         return cls(run, operator, sizes, batch_over_probe(run), wide(run.shaped_outputs))
 
     def stability(self, start: Tensor | None) -> tuple[StabilityReading, Tensor]:

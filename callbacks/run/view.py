@@ -23,6 +23,8 @@ from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind
 from lightning_conv.losses.scale import LossScale
+from lightning_conv.networks.batch_norm import has_batch_norm
+from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.theory.tools.hidden_states import activity
 from lightning_conv.theory.tools.observation import Observation
@@ -80,6 +82,14 @@ class RunView:
     def loss_targets(self) -> Tensor | None:
         """What the loss takes beside the outputs: the targets, or the numbers of the samples for the step's own; None: not known."""
         return self.targets if self.run_loss.own is None else self.measurement.rows
+
+    @property
+    def step_batch_norm(self) -> BatchNormMode:
+        """How a training step takes BatchNorm: it differentiates through the statistics of its batch, unless the probe has running ones.
+
+        Held constant, the statistics leave directions that BatchNorm removes.
+        """
+        return "batch" if self.measurement.probe.batch_norm == "frozen" and has_batch_norm(self.network) else "eval"
 
     @cached_property
     def outputs(self) -> Tensor:

@@ -41,7 +41,7 @@ def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding:
     alignment = "not defined" if math.isnan(found.alignment) else figure(found.alignment)
     numbers = f"alignment with the kernel at the start {alignment}, change {_share_of(found.change, 'its norm')}"
     if found.error is not None:
-        numbers += f", error of the linearised network {_share_of(found.error, 'the loss')}"
+        numbers += f", error of the linearised network {_share_of(found.error, 'what the outputs moved')}"
     says = {
         "lazy": "The network trains close to its linearisation at the start",
         "feature learning": "The network learns features",

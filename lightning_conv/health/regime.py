@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias
 Regime: TypeAlias = Literal["lazy", "feature learning", "undecided"]
 
 LAZY_CHANGE, LAZY_ALIGNMENT, LAZY_ERROR = 0.1, 0.99, 0.1
-"""A lazy run has at most this relative change, at least this alignment and at most this error of the linearised forecast."""
+"""A lazy run has at most this relative change, at least this alignment and at most this error of the network linearised at the start."""
 
 LEARNING_CHANGE, LEARNING_ALIGNMENT = 0.5, 0.9
-"""A run that learns features has at least this relative change and at most this alignment, and the linearised network of the start does
-not predict its loss."""
+"""A run that learns features has at least this relative change and at most this alignment, and the network linearised at the start does
+not predict its outputs."""
 
 PROGRESS = 2.0
 """Factor by which the loss has changed when there is something to judge."""
@@ -28,7 +28,7 @@ class TrainingRegime:
         reason: Which number decided, or why none did.
         alignment: Centred alignment of the present kernel with that of the start.
         change: |G - G_0|_F / |G_0|_F.
-        error: Relative error of the loss that the linearised network of the start predicts for the present; None: not known.
+        error: Error of the network linearised at the start, as a share of the movement of the outputs; None: not known.
     """
 
     regime: Regime
@@ -43,16 +43,17 @@ def training_regime(
 ) -> TrainingRegime:
     r"""Judge the regime of a run by three numbers; the limits are conventions of this package, and neither regime is better.
 
-    - ``lazy``: the kernel has hardly changed, :math:`|G - G_0| \le 0.1 |G_0|` and alignment of at least 0.99, and the linearised
-      network of the start predicts the present loss within 10 %.
+    - ``lazy``: the kernel has hardly changed, :math:`|G - G_0| \le 0.1 |G_0|` and alignment of at least 0.99, and the network
+      linearised at the start gives the movement of the outputs within 10 %.
     - ``feature learning``: the kernel has changed its directions, :math:`|G - G_0| \ge 0.5 |G_0|` and alignment of at most 0.9, and
-      that prediction, if it is known, is wrong by more than 10 %. A kernel that has only grown keeps its alignment and is undecided.
+      the linearised network, if its error is known, is wrong by more than 10 %. A kernel that has only grown keeps its alignment and is
+      undecided.
     - ``undecided``: everything else, and a run whose loss has changed less than twofold: it has not begun.
 
     Args:
         alignment: Centred alignment (``centred_alignment``), at most 1; NaN: not defined.
         change: Relative change (``relative_frobenius_change``).
-        error: Relative error of the linearised forecast from the first kernel for the present loss; None: not known.
+        error: Error of the linearised network (``linearisation_error``); None: not known.
         progress: Loss at the start over the present loss.
         floor: Relative change that rounding explains (``Drift.floor``).
 
@@ -80,16 +81,16 @@ def _judged(alignment: float, change: float, error: float | None, progress: floa
         return "undecided", f"the loss has changed less than {PROGRESS:g}-fold"
     if change - floor >= LEARNING_CHANGE and alignment <= LEARNING_ALIGNMENT:
         if error is not None and error <= LAZY_ERROR:
-            return "undecided", "the kernel changed, and yet the linearised network of the start predicts the loss"
+            return "undecided", "the kernel changed, and yet the network linearised at the start predicts the outputs"
         return "feature learning", "the kernel has changed its directions"
     if change + floor <= LAZY_CHANGE and alignment >= LAZY_ALIGNMENT:
         if error is None:
-            return "undecided", "the kernel has hardly changed, but the linearised forecast from the start is not known"
+            return "undecided", "the kernel has hardly changed, but the error of the network linearised at the start is not known"
         if error <= LAZY_ERROR:
-            return "lazy", "the kernel has hardly changed, and the linearised network of the start predicts the loss"
+            return "lazy", "the kernel has hardly changed, and the network linearised at the start predicts the outputs"
         return (
             "undecided",
-            "the kernel has hardly changed, but the linearised network of the start does not predict the loss",
+            "the kernel has hardly changed, but the network linearised at the start does not predict the outputs",
         )
     if change - floor >= LEARNING_CHANGE and alignment >= LAZY_ALIGNMENT:
         return "undecided", "the kernel has changed its size more than its directions"
