@@ -67,7 +67,8 @@ class ConvergenceHealth(KernelMonitor):
 
     Logged: scalars ``health/<name>`` (the value) and ``health/level`` (0 to 3), ``health/critical_ratio`` and
     ``health/critical_sharpness`` (the length of the next update over the one from which on it raises the loss, and the curvature that
-    this means), ``health/zero_gradients`` (share of zeros in the gradient of the probe), the figure ``health/layers`` (gradient and update
+    this means), ``health/zero_gradients`` (share of zeros in the gradient of the probe), ``health/linearisation_error`` (of the network
+    linearised at the start, as a share of what the outputs have moved; behind a ``KernelStability``), the figure ``health/layers`` (gradient and update
     of each layer), the text ``health/words`` when a sentence changes, a block in the terminal when the fit ends, and once a warning for
     each alert. ``ConvergenceReport`` has the sentences at the top of its page.
 
@@ -89,7 +90,8 @@ class ConvergenceHealth(KernelMonitor):
 
     Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
     products with the Jacobian the first time and four later, the forecast twelve, the noise two backward passes, the critical sharpness
-    six to sixteen forward passes and copies of the weights and of the optimizer's state, the floor of the training set 0.1 s of reading
+    six to sixteen forward passes and copies of the weights and of the optimizer's state, the linearised network ten forward passes and a
+    copy of the weights of the start, the floor of the training set 0.1 s of reading
     until all is read; these are left out, and said to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss
     of every step is read, on an accelerator 32 at a time. The audit of labels takes at most four eigendecompositions of the size of the
     probe, until the network knows labels by heart.

@@ -107,7 +107,7 @@ def test_it_is_what_finite_differences_of_the_run_say(fit, name):
 @pytest.mark.parametrize(("name", "lazy"), [("narrow", False), ("wide", True), ("linear", True)])
 def test_the_regime_rests_on_it(fit, name, lazy):
     _, health = callbacks = monitors()
-    trainer = fit(Net(name, 0.2), callbacks, steps=400)
+    trainer = fit(Net(name, 0.5), callbacks, steps=120)
     error = float(trainer.callback_metrics[TAG])
     (regime,) = [each for each in health.findings if each.name == "regime"]
     assert "error of the linearised network " in regime.sentence

@@ -12,9 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_conv import ntk_gram
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.forecast_record import relative_error
-from lightning_conv.health.kernel_modes import KernelModes
+from lightning_conv.health.linearisation import linearisation_error
 from lightning_conv.health.regime import training_regime
 from lightning_conv.kernels.drift import centred_alignment, relative_frobenius_change
 
@@ -62,7 +60,13 @@ def test_negative_numbers_are_refused():
 @pytest.mark.parametrize(("scale", "rate", "regime"), [(30.0, 0.1, "lazy"), (0.1, 0.03, "feature learning")])
 def test_networks_with_a_large_and_a_small_output_scale(scale, rate, regime):
     """A factor at the output, with the rate over its square, makes a network lazy (Chizat et al. 2019); a small one does not."""
-    torch.manual_seed(0)
+    found = [_regime(scale, rate, seed) for seed in range(5)]
+    assert found.count(regime) >= 3
+    assert set(found) <= {regime, "undecided"}
+
+
+def _regime(scale, rate, seed):
+    torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 1)).double()
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
     origin = net(x).detach()
@@ -80,20 +84,15 @@ def test_networks_with_a_large_and_a_small_output_scale(scale, rate, regime):
     def loss(u):
         return F.mse_loss(u - scale * origin, y)
 
-    rate = rate / scale**2
-    first = ntk_gram(model, x, outputs="full").matrix
-    run = LinearisedRun(KernelModes.of_matrix(rate * first), model(x), loss, curvature=2 / 20)
-    start = float(loss(model(x)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    weights = {name: each.detach().clone() for name, each in model.named_parameters()}
+    first = ntk_gram(model, x).matrix
+    start = float(loss(model(x)).detach())
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate / scale**2)
     for _ in range(1000):
         optimizer.zero_grad()
         loss(model(x)).backward()
         optimizer.step()
-    now, last = float(loss(model(x))), ntk_gram(model, x, outputs="full").matrix
-    found = training_regime(
-        centred_alignment(last, first),
-        relative_frobenius_change(last, first),
-        relative_error(run.advance(1000), now),
-        progress=start / now,
-    )
-    assert found.regime == regime, found
+    now, last = float(loss(model(x)).detach()), ntk_gram(model, x).matrix
+    error = linearisation_error(model, x, weights).error
+    alignment, change = centred_alignment(last, first), relative_frobenius_change(last, first)
+    return training_regime(alignment, change, error, progress=start / now).regime
