@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conv.callbacks.health.health_record import HealthRecord
@@ -19,9 +21,10 @@ from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_figure, log_text
+from lightning_conv.callbacks.run.logging import log_figure, log_metrics, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
@@ -37,6 +40,11 @@ OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 PASSES = 9
 """Forward and backward passes of the probe that a measurement takes without its costly parts, roughly."""
 
+NOT_SEEN = "the step after a measurement is not looked at"
+
+CRITICAL = "health/critical_"
+"""How the tags begin that a watched step brings."""
+
 FREE = 0.1
 """Seconds that the costly parts of the first measurement may take in any run."""
 
@@ -48,7 +56,7 @@ class ConvergenceHealth(KernelMonitor):
 
     - ``stability``: the curvature of the run's loss on the probe over the limit of the optimizer's steps, for torch's SGD, Adam, AdamW,
       NAdam, RMSprop and Adagrad. A ratio above 1 is usual; it is named as the cause where the loss has risen. For any other optimizer
-      it rests on the loss along the next update
+      it rests on the loss along the next update, or where the optimizer is not torch's along the run's own step after a measurement
     - ``loss_rise``: the loss has risen though the steps are not too long
     - ``loss_floor``, ``training_floor``: the loss that equal inputs with unequal targets force on the probe, and on the training set
     - ``width``: what the number of features before the last layer forces
@@ -65,10 +73,10 @@ class ConvergenceHealth(KernelMonitor):
 
     Levels are ``ok``, ``notice`` (usual in runs that end well), ``warning`` (the run is held back) and ``alert`` (it cannot go on well).
 
-    Logged: scalars ``health/<name>`` (the value) and ``health/level`` (0 to 3), ``health/critical_ratio`` and
-    ``health/critical_sharpness`` (the length of the next update over the one from which on it raises the loss, and the curvature that
-    this means), ``health/zero_gradients`` (share of zeros in the gradient of the probe), ``health/linearisation_error`` (of the network
-    linearised at the start, as a share of what the outputs have moved; behind a ``KernelStability``), the figure ``health/layers`` (gradient and update
+    Logged: scalars ``health/<name>`` (the value) and ``health/level`` (0 to 3), ``health/critical_ratio`` and ``health/critical_sharpness``
+    (the length of the next update over the one from which on it raises the loss, and the curvature that this means),
+    ``health/zero_gradients`` (share of zeros in the gradient of the probe), ``health/linearisation_error`` (of the network linearised at
+    the start, as a share of what the outputs have moved; behind a ``KernelStability``), the figure ``health/layers`` (gradient and update
     of each layer), the text ``health/words`` when a sentence changes, a block in the terminal when the fit ends, and once a warning for
     each alert. ``ConvergenceReport`` has the sentences at the top of its page.
 
@@ -194,7 +202,42 @@ class ConvergenceHealth(KernelMonitor):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.note_batch(trainer, outputs, batch)
+        if self._record.waits:
+            self._look_at_step(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def _next_look(self) -> float:
+        return 0.0 if self._record.waits else super()._next_look()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._record.waits and self._kernel is not None:
+            begun = time.perf_counter()
+            with guarded(trainer.global_step, f"{self._name}: {NOT_SEEN}", failures=self._record.failures):
+                self._record.before_step(RunView(trainer, self._kernel, self.loss_fn))
+            self._kernel.schedule.spend(trainer.global_step, time.perf_counter() - begun)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def _look_at_step(self, trainer: pl.Trainer) -> None:
+        """Look at the step after a measurement, and log what it shows at the step of that one."""
+        if self._kernel is None or trainer.received_sigterm:
+            return
+        begun, step = time.perf_counter(), None
+        what = f"{self._name}: {NOT_SEEN}"
+        with measuring(trainer), guarded(trainer.global_step, what, failures=self._record.failures):
+            step = self._record.after_step(RunView(trainer, self._kernel, self.loss_fn), self._affords)
+        if step is not None:
+            of_step = [each for each in self.findings if each.name == "stability" and each.step == step]
+            found = {tag: value for tag, value in self._record.scalars.items() if tag.startswith(CRITICAL)}
+            found |= health_scalars(of_step)
+            found[LEVEL] = health_scalars(self.findings)[LEVEL]
+            self._metrics |= found
+            log_metrics(trainer, self._tagged(found), step)
+            self._say(trainer, step)
+        self._kernel.schedule.spend(trainer.global_step, time.perf_counter() - begun)
 
     @override
     def own_seconds(self, kernel: Measurement) -> float:

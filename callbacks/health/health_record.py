@@ -18,6 +18,7 @@ from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
 from lightning_conv.callbacks.health.paid_parts import PaidParts
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
 from lightning_conv.callbacks.health.update_of_run import ProbeGradient, UpdateOfRun
+from lightning_conv.callbacks.health.watched_step import AFTER_THE_NEXT
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures
@@ -96,6 +97,7 @@ class HealthRecord:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
         self._fit = None
         self._set.begin()
+        self._update.watched.begin()
 
     @property
     def findings(self) -> list[Finding]:
@@ -103,6 +105,8 @@ class HealthRecord:
         losses = self.losses
         step = 0 if losses.course is None else losses.course.step
         found = [*self._measured, *self._course.findings]
+        if self._course.ratios is None:
+            _add(found, self._update.finding())
         if losses.course is not None or losses.not_finite is not None:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
         return in_order(found)
@@ -145,9 +149,6 @@ class HealthRecord:
             pay("forecast", look=lambda: _add(found, self._forecast.measure(at, step, loss)))
         pay("gradient_noise", look=lambda: _add(found, self._noise.measure(run, gram, gradient)))
         pay("critical_sharpness", look=lambda: self._look_at_update(run, gradient))
-        if course.ratios is None and (of_update := self._update.finding()) is not None:
-            found.append(of_update)
-            self.undecided.pop("stability", None)
         if drift is not None and not self._linear.begins(run, drift):
             pay("linearisation_error", look=lambda: self._look_at_linearisation(run))
         self._look_at_set(run, fit, pay, found)
@@ -177,8 +178,47 @@ class HealthRecord:
             self._set.leave(why)
 
     def _look_at_update(self, run: RunView, gradient: ProbeGradient) -> None:
-        if why := self._update.measure(run, gradient):
+        self._note_update(self._update.measure(run, gradient))
+
+    def _note_update(self, why: str) -> None:
+        known = self._update.finding() is not None
+        if why and not (known and why == AFTER_THE_NEXT):
             self.undecided["critical_sharpness"] = why
+        if known and self._course.ratios is None:
+            self.undecided.pop("stability", None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the optimizer's next step is to be seen."""
+        return self._update.watched.waits
+
+    def before_step(self, run: RunView) -> None:
+        """Keep the weights before a step that is waited for.
+
+        Args:
+            run: The run, when the optimizer is about to step.
+        """
+        self._update.watched.before(run)
+
+    def after_step(self, run: RunView, affords: Callable[[float], bool]) -> int | None:
+        """Look at the step that was waited for, if the run can afford it.
+
+        Args:
+            run: The run at this moment.
+            affords: Whether a part may take so many seconds now.
+
+        Returns:
+            The number of steps before it; None: it has not been made yet, or nothing was found.
+        """
+        seen = self._update.watched.after(run)
+        if seen is None or run.loss_unknown or run.loss_targets is None:
+            return None
+        self.undecided.pop("critical_sharpness", None)
+        seconds = run.measurement.pass_seconds
+        look, step = partial(self._update.observe, run, seen), seen.step
+        why = self._parts.afford("watched_step", step, affords, look, pass_seconds=seconds)
+        self._note_update(self.undecided.pop("watched_step", why or ""))
+        return None if why is None else step
 
     def _look_at_linearisation(self, run: RunView) -> None:
         if why := self._linear.measure(run):

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_conv.callbacks.health.search_along import TOO_LARGE, fits_in_memory
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.linearisation import Linearisation, linearisation_error
 from lightning_conv.kernels.drift import Drift
-from lightning_conv.machine.memory import allowed_memory
-
-COPIES = 40
-"""Bytes per weight that a look takes, roughly: a copy of the weights, and of their movement in float64 and in the network's type."""
 
 STORED = 2**20
 """Weights up to which those of the start are in the checkpoint: 4 MiB in float32."""
@@ -54,8 +51,8 @@ class LinearisationOfRun:
             self._step = run.step
             if any(each.is_complex() for each in weights.values()):
                 self._lost = "some weights are complex"
-            elif not _fits(run, weights):
-                self._lost = "a copy of the weights takes more memory than is allowed (Probe(max_memory=...))"
+            elif not fits_in_memory(run, weights):
+                self._lost = TOO_LARGE
             else:
                 self._start = {name: each.detach().clone() for name, each in weights.items()}
         return self._step == run.step
@@ -72,7 +69,7 @@ class LinearisationOfRun:
         Returns:
             Why nothing was found; empty if something was.
 
-        Cost: about nine forward passes of the probe and a forward derivative, twice if need be; ``COPIES`` bytes per weight.
+        Cost: about nine forward passes of the probe and a forward derivative, twice if need be; copies of the weights.
         """
         if not self._start:
             return self._lost or "the weights of the start are not known"
@@ -80,8 +77,8 @@ class LinearisationOfRun:
         others = [name for name, each in named.items() if each.requires_grad and name not in self._start]
         if others and len(run.trainer.optimizers) == 1:
             return f"weights are trained that the kernel of the start is not over ({others[0]})"
-        if not _fits(run, self._start):
-            return "copies of the weights take more memory than is allowed (Probe(max_memory=...))"
+        if not fits_in_memory(run, self._start):
+            return TOO_LARGE
         if not all(bool(named[name].detach().isfinite().all()) for name in self._start):
             return "weights are not finite"
         try:
@@ -117,8 +114,3 @@ class LinearisationOfRun:
         """Restore what ``state_dict`` returned."""
         self.error, self._step, self._lost = state["error"], state["step"], state["lost"]
         self._start = dict(state["start"])
-
-
-def _fits(run: RunView, weights: Mapping[str, Tensor]) -> bool:
-    needed = COPIES * sum(each.numel() for each in weights.values())
-    return needed <= allowed_memory(run.measurement.probe.max_memory, run.module.device)

@@ -14,6 +14,7 @@ PASSES: Mapping[str, int] = {
     "gradient_noise": 25,
     "critical_sharpness": 15,
     "linearisation_error": 15,
+    "watched_step": 20,
 }
 """Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
 

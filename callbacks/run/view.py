@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import lightning.pytorch as pl
 import torch
@@ -135,18 +135,21 @@ class RunView:
             return None
         return self.loss.scale(self.samples, outputs)
 
-    def sample_loss(self, *, dtype: torch.dtype | None = None) -> SampleLoss:
+    def sample_loss(self, *, dtype: torch.dtype | None = None, as_trained: bool = False) -> SampleLoss:
         """Return the loss on the probe as a function of the weights.
 
         Args:
             dtype: to compute in; None: the network's own type.
+            as_trained: whether the statistics of BatchNorm follow the weights, as in a training step on the probe (``step_batch_norm``);
+                otherwise the probe's own are those of the weights of now.
         """
         assert self.loss.loss_fn is not None
         assert self.loss_targets is not None
-        batch_norm = self.measurement.probe.batch_norm
-        return SampleLoss(
-            self.network, self.inputs, self.loss_targets, self.loss.loss_fn, batch_norm=batch_norm, dtype=dtype
-        )
+        batch_norm = self.step_batch_norm if as_trained else self.measurement.probe.batch_norm
+        loss = partial(SampleLoss, self.network, self.inputs, self.loss_targets, self.loss.loss_fn, dtype=dtype)
+        if batch_norm == "batch":
+            return loss(batch_norm=batch_norm, chunk=self.samples)
+        return loss(batch_norm=batch_norm)
 
     @cached_property
     def steps(self) -> Steps:

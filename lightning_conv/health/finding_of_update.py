@@ -27,12 +27,14 @@ def reading_of(found: CriticalFactor, step: int) -> StabilityReading:
     return StabilityReading(step, lower, 1 / found.lower if found.lower else math.inf)
 
 
-def finding_of_update(course: StabilityCourse, *, optimizer: str) -> Finding:
+def finding_of_update(course: StabilityCourse, *, optimizer: str, own: bool = False) -> Finding:
     """Judge the length of the updates of an optimizer without a known rule.
 
     Args:
         course: 1 / c of the critical factors so far (``reading_of``).
         optimizer: Name of the optimizer's class.
+        own: Whether the updates are steps that the run has made, with the gradients of their own batches, and not those that the optimizer
+            would make of the gradient of the probe.
 
     Returns:
         ``notice``: the update is more than ``LONG`` times the critical one. ``ok``: everything else. The value is 1 / c.
@@ -55,11 +57,14 @@ def finding_of_update(course: StabilityCourse, *, optimizer: str) -> Finding:
     else:
         far = f": far from it, by a factor of {figure(1 / now.upper)}" if now.upper < FAR else ""
         says = f"is {figure(now.lower)} of {critical}{trend}{far}"
+    subject, alone = "The update", "its update alone"
+    if own:
+        subject, alone = f"The step after step {now.step}", "this step alone, which has the gradient of its own batch"
     known = now.lower if math.isinf(now.upper) or not now.lower else math.sqrt(now.lower * now.upper)
     return Finding(
         name="stability",
         level=level,
-        sentence=f"The update {says}; no limit of stability is known for {optimizer}, so this rests on the loss along its update alone.",
+        sentence=f"{subject} {says}; no limit of stability is known for {optimizer}, so this rests on the loss along {alone}.",
         value=known,
         lower=now.lower,
         upper=now.upper,

@@ -85,7 +85,10 @@ def _judged(alignment: float, change: float, error: float | None, progress: floa
         return "feature learning", "the kernel has changed its directions"
     if change + floor <= LAZY_CHANGE and alignment >= LAZY_ALIGNMENT:
         if error is None:
-            return "undecided", "the kernel has hardly changed, but the error of the network linearised at the start is not known"
+            return (
+                "undecided",
+                "the kernel has hardly changed, but the error of the network linearised at the start is not known",
+            )
         if error <= LAZY_ERROR:
             return "lazy", "the kernel has hardly changed, and the network linearised at the start predicts the outputs"
         return (

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceHealth, KernelStability, Probe
-from lightning_conv.callbacks.health import linearisation_of_run
+from lightning_conv.callbacks.health import linearisation_of_run, search_along
 
 X = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.stack([X[:, :3].prod(1), X[:, 3:].sum(1).sin()], 1)
@@ -153,11 +153,11 @@ def test_it_is_left_out_with_the_reason(fit, monkeypatch):
         names == ["linearisation_error"] and "weights are trained that the kernel of the start is not over" in why
         for why, names in health.not_judged.items()
     )
-    monkeypatch.setattr(linearisation_of_run, "COPIES", 2**50)
+    monkeypatch.setattr(search_along, "COPIES", 2**50)
     _, health = callbacks = monitors()
     trainer = fit(Net("narrow"), callbacks, steps=20)
     assert TAG not in trainer.callback_metrics
-    assert any("takes more memory than is allowed" in why for why in health.not_judged)
+    assert any("take more memory than is allowed" in why for why in health.not_judged)
 
 
 def test_without_a_kernel_of_the_start_it_is_not_measured(fit):
