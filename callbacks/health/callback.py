@@ -59,6 +59,7 @@ class ConvergenceHealth(KernelMonitor):
       it rests on the loss along the next update, or where the optimizer is not torch's along the run's own step after a measurement
     - ``loss_rise``: the loss has risen though the steps are not too long
     - ``loss_floor``, ``training_floor``: the loss that equal inputs with unequal targets force on the probe, and on the training set
+    - ``frozen_trunk``: the least loss that the last layer can reach, where it alone is trained
     - ``width``: what the number of features before the last layer forces
     - ``units``, ``layers``: units that are dead, saturated or constant on the probe, layers on which the outputs do not depend
     - ``inputs``, ``signal``: inputs that are equal or of a scale far from 1, and what tells the samples apart layer by layer
@@ -97,12 +98,12 @@ class ConvergenceHealth(KernelMonitor):
         MisconfigurationException: ``on_alert`` is neither of these; otherwise as ``LambdaMin``.
 
     Cost: a measurement takes one ``ntk_gram`` (shared), a forward pass in float64 and four in the network's type. Stability takes twenty
-    products with the Jacobian the first time and four later, the forecast twelve, the noise two backward passes, the critical sharpness
-    six to sixteen forward passes and copies of the weights and of the optimizer's state, the linearised network ten forward passes and a
-    copy of the weights of the start, the floor of the training set 0.1 s of reading
-    until all is read; these are left out, and said to be, where they would take more than 0.1 s and a third of ``max_overhead``. The loss
-    of every step is read, on an accelerator 32 at a time. The audit of labels takes at most four eigendecompositions of the size of the
-    probe, until the network knows labels by heart.
+    products with the Jacobian the first time and four later, the forecast twelve, the noise two backward passes, the critical sharpness six
+    to sixteen forward passes and copies of the weights and of the optimizer's state, the linearised network ten forward passes and a copy
+    of the weights of the start, the floor of a frozen trunk a convex solver of up to a thousand iterations, the floor of the training set
+    0.1 s of reading until all is read; these are left out, and said to be, where they would take more than 0.1 s and a third of
+    ``max_overhead``. The loss of every step is read, on an accelerator 32 at a time. The audit of labels takes at most four
+    eigendecompositions of the size of the probe, until the network knows labels by heart.
 
     Example::
 

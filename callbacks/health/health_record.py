@@ -11,6 +11,7 @@ from lightning_conv.callbacks.health.course_of_run import CourseOfRun
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
 from lightning_conv.callbacks.health.floor_of_set import FloorOfSet, drawn_in_part
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
+from lightning_conv.callbacks.health.frozen_trunk import FrozenTrunk
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.health.linearisation_of_run import LinearisationOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
@@ -61,6 +62,8 @@ class HealthRecord:
         self._update = UpdateOfRun()
         self._set = FloorOfSet()
         self._linear = LinearisationOfRun()
+        self._trunk = FrozenTrunk()
+        self._augmented = ""  # why the samples are not the same in every step
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
         self.labels = LabelsOfRun() if audit_labels else None
@@ -98,6 +101,7 @@ class HealthRecord:
         self._fit = None
         self._set.begin()
         self._update.watched.begin()
+        self._trunk = FrozenTrunk()  # it may be another one
 
     @property
     def findings(self) -> list[Finding]:
@@ -152,6 +156,7 @@ class HealthRecord:
         if drift is not None and not self._linear.begins(run, drift):
             pay("linearisation_error", look=lambda: self._look_at_linearisation(run))
         self._look_at_set(run, fit, pay, found)
+        look("the frozen trunk", lambda: self._look_at_trunk(run, fit, pay, found))
         for what, it in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
             ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
@@ -169,12 +174,13 @@ class HealthRecord:
         """Look at the samples, once per fit."""
         self._fit = FitOfRun.of(run, gram.n_outputs)
         violations = data_violations(run)
+        self._augmented = violated(violations, ["fixed data"])
         self._course.statistical = bool(violated(violations, ["full batch", "whole set"]))
         if not violated(violations, ["whole set"]):
             self._set.leave()  # the probe is the whole set
         elif self._fit.losses is None or self._fit.floor is None:
             self._set.leave("the smallest value of this loss is not known")
-        elif why := violated(violations, ["fixed data"]) or drawn_in_part(run):
+        elif why := self._augmented or drawn_in_part(run):
             self._set.leave(why)
 
     def _look_at_update(self, run: RunView, gradient: ProbeGradient) -> None:
@@ -235,6 +241,17 @@ class HealthRecord:
         _add(found, self._set.finding(labels=fit.labels, step=run.step))
         if (why := self._set.state) and (self._set.known.read or "training_floor" not in self.undecided):
             self.undecided["training_floor"] = why
+
+    def _look_at_trunk(self, run: RunView, fit: FitOfRun, pay: Callable[..., Any], found: list[Finding]) -> None:
+        """Look for the least loss of the last layer, if it alone is trained, and add what is found."""
+        trunk = self._trunk
+        self.undecided.pop("frozen_trunk", None)
+        if trunk.looks(run, fit, self._augmented):
+            if trunk.wants(run):
+                pay("frozen_trunk", look=lambda: trunk.solve(run), seconds=trunk.expected_seconds)
+            _add(found, trunk.finding(run))
+        if trunk.undecided:
+            self.undecided["frozen_trunk"] = trunk.undecided
 
     def _look_at_units(self, run: RunView) -> list[Finding]:
         if self._start.equal_inputs:

@@ -73,7 +73,7 @@ class LinearisationOfRun:
         """
         if not self._start:
             return self._lost or "the weights of the start are not known"
-        named = dict(run.measurement.probe.network(run.module).named_parameters())
+        named = run.parameters_of_network
         others = [name for name, each in named.items() if each.requires_grad and name not in self._start]
         if others and len(run.trainer.optimizers) == 1:
             return f"weights are trained that the kernel of the start is not over ({others[0]})"

@@ -61,7 +61,7 @@ def search_factor(
 
     found = search(None)
     reach = found.upper if math.isfinite(found.upper) else found.lower
-    slope = abs(inner(gradients, {name: each.to(gradients[name]) for name, each in updates.items()}))
+    slope = abs(inner({name: each.to(gradients[name]) for name, each in updates.items()}, gradients))
     return found if _rounding(run) <= TOLD * reach * slope else search(torch.float64)
 
 

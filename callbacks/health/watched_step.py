@@ -111,5 +111,5 @@ def trained_weights(run: RunView) -> dict[str, nn.Parameter]:
         run: The run at this moment.
     """
     held = {id(each) for group in optimizer_of(run).param_groups for each in group["params"]}
-    named = run.measurement.probe.network(run.module).named_parameters()
-    return {name: each for name, each in named if id(each) in held and each.requires_grad}
+    named = run.parameters_of_network
+    return {name: each for name, each in named.items() if id(each) in held and each.requires_grad}

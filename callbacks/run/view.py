@@ -109,8 +109,13 @@ class RunView:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the run that the kernel is over, by their names in the network."""
-        named = dict(self.measurement.probe.network(self.module).named_parameters())
+        named = self.parameters_of_network
         return {name: named[name] for name in self.measurement.parameters}
+
+    @property
+    def parameters_of_network(self) -> dict[str, nn.Parameter]:
+        """All parameters of the run's network, by their names in it."""
+        return dict(self.measurement.probe.network(self.module).named_parameters())
 
     @cached_property
     def run_loss(self) -> RunLoss:
