@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from lightning_conv.health.above_start import AboveStart, finding_of_above_start
 from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse
-from lightning_conv.health.finding import Finding
+from lightning_conv.health.finding import LEVELS, Finding
 from lightning_conv.health.finding_of_step import SAFE_MOMENTUM, finding_of_rise, finding_of_stability
 from lightning_conv.health.rise_cause import cause_of_rise
 
@@ -32,6 +33,7 @@ def findings_of_losses(
     largest_rate: float | None = None,
     safe: float = SAFE_MOMENTUM,
     statistical: bool = False,
+    above: AboveStart | None = None,
 ) -> list[Finding]:
     """Judge the stability ratio and a rise of the loss together.
 
@@ -43,9 +45,12 @@ def findings_of_losses(
         largest_rate: Largest learning rate of the optimizer now; None: not known.
         safe: As in ``finding_of_stability``.
         statistical: As in ``finding_of_rise``.
+        above: Since when the loss of the probe has not been below its start; None: not known, or nothing is to be said of it.
     """
     course = course_of_rise(probe, training)
     cause = None if course is None else cause_of_rise(course, ratios, training, rate=largest_rate)
     found = [] if ratios is None else [finding_of_stability(ratios, course, rate=rate, safe=safe, cause=cause)]
     rise = None if course is None else finding_of_rise(course, ratios, statistical=statistical, cause=cause)
+    if above is not None and not any(each.severity >= LEVELS.index("warning") for each in found):
+        rise = finding_of_above_start(above, rise) or rise
     return found if rise is None else [*found, rise]

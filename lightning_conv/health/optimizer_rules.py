@@ -125,6 +125,15 @@ def has_rule(optimizer: Optimizer) -> bool:
     return type(optimizer) in READERS
 
 
+def adapts(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer has a known rule with a preconditioner, which is not known before its first step.
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    return has_rule(optimizer) and type(optimizer) is not SGD
+
+
 def is_of_torch(optimizer: Optimizer) -> bool:
     """Return whether the optimizer is of a class of ``torch.optim``, whose step writes to its weights and its state only.
 
