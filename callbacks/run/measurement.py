@@ -53,6 +53,7 @@ class Measurement:
     Attributes:
         cotangents: s of the last kernel of the loss gradients, (m, C); None: there was none.
         probe_loss: the loss of the training step on the probe.
+        head: name of the last linear layer, where it was found; empty: not found, or not looked for yet.
         is_bound: whether the kernel is over a subset of the parameters, for a bound of lambda_min of the kernel over all of them.
     """
 
@@ -86,6 +87,7 @@ class Measurement:
         self._ends: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
+        self.head = ""
         self.cotangents: Tensor | None = None
         self.probe_loss = ProbeLoss(trainer, network.loss, loss_fn, loss_changed)
 

@@ -195,7 +195,9 @@ class RunView:
     @cached_property
     def features(self) -> LastFeatures | str:
         """The last hidden features on the probe; a string says why there are none."""
-        return last_features(self.network, self.inputs)
+        found = last_features(self.network, self.inputs, self.measurement.head)
+        self.measurement.head = "" if isinstance(found, str) else found.head
+        return found
 
     @cached_property
     def layers(self) -> dict[str, float]:
