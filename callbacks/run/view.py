@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
 from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.data.sampling import Sampling, describe_sampling
-from lightning_conv.callbacks.run.features import LastFeatures, last_features
+from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss
@@ -84,12 +84,12 @@ class RunView:
     @cached_property
     def outputs(self) -> Tensor:
         """The outputs u on the probe, (n, C), in the network's type and the probe's BatchNorm mode."""
-        return self.measurement.outputs(self.module)
+        return self.measurement.moment().outputs
 
     @cached_property
     def shaped_outputs(self) -> Tensor:
         """The same in the shape that the network gives, (n, ...), as losses take it."""
-        return self.measurement.shaped_outputs(self.module)
+        return self.measurement.moment().shaped_outputs
 
     @cached_property
     def exact_outputs(self) -> Tensor:
@@ -133,10 +133,11 @@ class RunView:
         """
         assert self.loss.loss_fn is not None
         assert self.loss_targets is not None
+        targets, loss_fn = self.loss_targets, self.loss.loss_fn
+        if dtype is None:
+            return self.measurement.moment().sample_loss(targets, loss_fn)
         batch_norm = self.measurement.probe.batch_norm
-        return SampleLoss(
-            self.network, self.inputs, self.loss_targets, self.loss.loss_fn, batch_norm=batch_norm, dtype=dtype
-        )
+        return SampleLoss(self.network, self.inputs, targets, loss_fn, batch_norm=batch_norm, dtype=dtype)
 
     @cached_property
     def steps(self) -> Steps:
@@ -195,9 +196,7 @@ class RunView:
     @cached_property
     def features(self) -> LastFeatures | str:
         """The last hidden features on the probe; a string says why there are none."""
-        found = last_features(self.network, self.inputs, self.measurement.head)
-        self.measurement.head = "" if isinstance(found, str) else found.head
-        return found
+        return self.measurement.moment().features
 
     @cached_property
     def layers(self) -> dict[str, float]:
