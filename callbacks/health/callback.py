@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -229,7 +230,8 @@ class ConvergenceHealth(KernelMonitor):
         begun, step = time.perf_counter(), None
         what = f"{self._name}: {NOT_SEEN}"
         with measuring(trainer), guarded(trainer.global_step, what, failures=self._record.failures):
-            step = self._record.after_step(RunView(trainer, self._kernel, self.loss_fn), self._affords)
+            affords = partial(self._affords, trainer.global_step)
+            step = self._record.after_step(RunView(trainer, self._kernel, self.loss_fn), affords)
         if step is not None:
             of_step = [each for each in self.findings if each.name == "stability" and each.step == step]
             found = {tag: value for tag, value in self._record.scalars.items() if tag.startswith(CRITICAL)}
@@ -252,7 +254,9 @@ class ConvergenceHealth(KernelMonitor):
         drift = next((each.drift for each in beside if each.last_step == step), None)
         bounds = [each for each in monitors_of(trainer, LambdaMin) if each.optimizer == self.optimizer]
         proven = [each.finding for each in bounds if each.last_step == step and each.finding is not None]
-        self._record.measure(run, gram, self._affords, total=_steps_of(trainer), drift=drift, beside=proven[:1])
+        self._record.measure(
+            run, gram, partial(self._affords, step), total=_steps_of(trainer), drift=drift, beside=proven[:1]
+        )
         self._say(trainer, step)
         self._alert(trainer)
         if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process
@@ -262,11 +266,12 @@ class ConvergenceHealth(KernelMonitor):
         of_findings = {name: value for name, value in health_scalars(self.findings).items() if name in now}
         return self._record.scalars | of_findings
 
-    def _affords(self, seconds: float) -> bool:
+    def _affords(self, step: int, seconds: float) -> bool:
         """Return whether a costly part may take so long: all of them together get a third of the share, and ``FREE`` at the start."""
         assert self._kernel is not None
         schedule = self._kernel.schedule
         may = self._record.spent + seconds <= FREE + self._share / 3 * schedule.elapsed
+        may = may and schedule.allows_beside(seconds, step)
         return schedule.every_n_steps is not None or self._kernel.decided(may)
 
     @override

@@ -17,7 +17,7 @@ from lightning_conv.health.finding import Finding
 from lightning_conv.health.finding_of_head import finding_of_head
 from lightning_conv.health.head_floor import ITERATIONS, HeadFloor, head_floor
 from lightning_conv.last_layer.problem import HeadProblem
-from lightning_conv.networks.head import find_head, linear_layers
+from lightning_conv.networks.head import linear_layers
 
 TIGHT = 0.01
 """Distance of the two ends of the floor, over the power of ten below the present loss."""
@@ -79,19 +79,17 @@ class FrozenTrunk:
 
     def _read(self, run: RunView, fit: FitOfRun, augmented: str) -> str:
         """Read the features, and return why nothing can be said though the last layer alone is trained."""
-        with attempted(*READING) as attempt:
-            head = find_head(run.network, run.inputs)
-        if attempt.failed:  # the layer that is trained may still be the last one, before a softmax
-            return attempt.reason if self._head == [*linear_layers(run.network)][-1] else ""
-        if head.name != self._head:
+        features = run.features
+        if not isinstance(
+            features, LastFeatures
+        ):  # the layer that is trained may still be the last one, before a softmax
+            return features if [self._head] == [*linear_layers(run.network)][-1:] else ""
+        if features.head != self._head:
             return ""  # it is another layer that is trained
         if augmented or (why := _changes(run)):
             return augmented or why
         if fit.losses is None or fit.losses.kind == "custom" or run.targets is None:
             return "the loss is none whose formula is known"
-        features = run.features
-        if not isinstance(features, LastFeatures):
-            return features
         if features.narrow:
             return f"the features are rounded to a narrower type ({features.narrow})"
         self._features, self._used = features.values, features.values.any(0)

@@ -230,7 +230,7 @@ class KernelMonitor(Beginning):
             self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
         # A figure costs more than a small kernel: figures get a third of the budget, except the last one.
         before = time.perf_counter()
-        if (last and (self._drawn is None or self._drawn[0] != step)) or self._may_draw(before):
+        if (last and (self._drawn is None or self._drawn[0] != step)) or self._may_draw(before, step):
             self.draw(trainer, gram, spectrum, step)
             self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
@@ -244,7 +244,7 @@ class KernelMonitor(Beginning):
     def _without(self, names: frozenset[str]) -> dict[str, float]:
         return {name: value for name, value in self._metrics.items() if name not in names}
 
-    def _may_draw(self, now: float) -> bool:
+    def _may_draw(self, now: float, step: int) -> bool:
         assert self._kernel is not None
         if self.every_n_steps is not None and self._drawn is None:
             return True
@@ -253,4 +253,5 @@ class KernelMonitor(Beginning):
             if self._drawn is None
             else (now - self._drawn[1], self._drawn[2])
         )
-        return since * self._share / 3 >= seconds
+        affordable = since * self._share / 3 >= seconds
+        return affordable and self._kernel.schedule.allows_beside(seconds, step)

@@ -44,7 +44,7 @@ LATER = 0.2
 READING = 15.0
 """Forward and backward passes that it takes to read a network and to check that its samples do not couple, roughly."""
 
-BESIDE = 20.0
+BESIDE = 40.0
 """Passes that the callbacks take beside the kernel in the first measurement, roughly: losses, features, criteria, health."""
 
 PATIENT_SECONDS = 3.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import lightning.pytorch as pl
 import torch
@@ -18,9 +18,9 @@ from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.probe_loss import ProbeLoss
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss
+from lightning_conv.callbacks.run.moment import Moment
 from lightning_conv.callbacks.run.network import RunNetwork
 from lightning_conv.callbacks.run.observe_run import copy_of
-from lightning_conv.callbacks.run.outputs_on import outputs_on
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
@@ -74,7 +74,8 @@ class Measurement:
             network.targets,
         )
         self._trainer = trainer
-        self._copy: tuple[tuple[int, ...], nn.Module] | None = None
+        self._moment: tuple[tuple[int, ...], Moment] | None = None
+        self._head = ""  # name of the last linear layer, where it was found
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self.highest: Precision = "certified"  # the last one that is tried
@@ -97,6 +98,10 @@ class Measurement:
             inputs: The samples.
             targets: Their targets.
         """
+        if self._moment is not None:  # the copy of the weights stays, and what was computed of it goes
+            key, moment = self._moment
+            device = self._trainer.lightning_module.device
+            self._moment = key, Moment(moment.network, to_device(inputs, device), probe.batch_norm, moment.head)
         self.probe, self.inputs, self.targets, self._measured = probe, inputs, targets, None
 
     def bound_by(self, parameters: Sequence[str]) -> None:
@@ -159,7 +164,7 @@ class Measurement:
     @property
     def rests_until(self) -> float:
         """A moment (``time.monotonic``) before which nothing is to be done; 0: a copy is to be forgotten, or processes decide together."""
-        alone = self._copy is None and self._trainer.world_size == 1
+        alone = self._moment is None and self._trainer.world_size == 1
         return self.schedule.rests_until(self._trainer.global_step) if alone else 0.0
 
     @property
@@ -176,7 +181,7 @@ class Measurement:
         """Decide whether the last step is measured, alike for all callbacks and ranks."""
         if step not in self._ends:
             asked = self.has(step) or {"size", "outputs"} <= self.run_network.probe.given  # whatever it costs
-            self._ends = {step: asked or self.decided(self.schedule.allows(self.schedule.cost, step))}
+            self._ends = {step: asked or self.decided(self.schedule.allows_last(step))}
         return self._ends[step]
 
     def has(self, step: int) -> bool:
@@ -208,20 +213,30 @@ class Measurement:
         """Number C of outputs per sample; None before the first kernel."""
         return None if self._measured is None else self._measured[1].n_outputs
 
+    def moment(self) -> Moment:
+        """Return the network over a copy of the weights of now, with what was computed of it so far."""
+        module = self._trainer.lightning_module
+        key = self._trainer.global_step, *(each._version for each in module.parameters())
+        if self._moment is None or self._moment[0] != key:
+            self._forget_moment()  # before the next copy is made
+            with isolated():
+                network = self.run_network.network(copy_of(self._trainer, module))
+            inputs = to_device(self.inputs, module.device)
+            self._moment = key, Moment(network, inputs, self.probe.batch_norm, self._head)
+        return self._moment[1]
+
     def network(self) -> nn.Module:
         """Return the network over a copy of the weights of now: whatever a forward does to it, the run does not see."""
-        module = self._trainer.lightning_module
-        moment = self._trainer.global_step, *(each._version for each in module.parameters())
-        if self._copy is None or self._copy[0] != moment:
-            self._copy = None  # before the next one is made
-            with isolated():
-                self._copy = moment, self.run_network.network(copy_of(self._trainer, module))
-        return self._copy[1]
+        return self.moment().network
 
     def leave(self) -> None:
-        """Forget the copies of the weights; a later call of ``network`` makes another one."""
-        self._copy = None
+        """Forget the copies of the weights; a later call of ``moment`` makes another one."""
+        self._forget_moment()
         self.probe_loss.leave()
+
+    def _forget_moment(self) -> None:
+        if self._moment is not None:
+            self._head, self._moment = self._moment[1].head, None
 
     @property
     def rows(self) -> Tensor:
@@ -264,18 +279,6 @@ class Measurement:
             self._trained = Parameters.of(self.probe.network(pl_module), self.parameters)
         return self._trained
 
-    def outputs(self, pl_module: pl.LightningModule) -> Tensor:
-        """Return u on the probe, (m, C), in the network's type: the function that the kernel is of (BatchNorm mode, no dropout)."""
-        return self._outputs_now(pl_module, shaped=False)
-
-    def shaped_outputs(self, pl_module: pl.LightningModule) -> Tensor:
-        """Return u on the probe in the shape that the network gives, (m, ...), as losses take it."""
-        return self._outputs_now(pl_module, shaped=True)
-
-    def _outputs_now(self, pl_module: pl.LightningModule, *, shaped: bool) -> Tensor:
-        inputs = to_device(self.inputs, pl_module.device)
-        return outputs_on(self.network(), inputs, self.probe.batch_norm, shaped=shaped)
-
     def with_cotangents(self, cotangents: Tensor, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
         """Return the kernel of the present weights with cotangents of another moment, and its spectrum.
 
@@ -292,8 +295,7 @@ class Measurement:
         start, known = time.perf_counter(), bool(self._plans)
         self.cotangents = None
         if self.probe.outputs == "loss":
-            outputs = partial(self.shaped_outputs, pl_module)
-            self.cotangents = self.probe_loss.gradients(outputs, self.targets, self.rows)
+            self.cotangents = self.probe_loss.gradients(lambda: self.moment().shaped_outputs, self.targets, self.rows)
         gram, spectrum = self._kernel(pl_module, self.cotangents)
         self.precision = gram.precision
         reading = gram.plan.reading_seconds if gram.plan is not None and not known else 0.0

@@ -15,23 +15,26 @@ SAMPLES_AT_ONCE = 128
 """Samples that go through the network together for its outputs alone."""
 
 
-def outputs_on(network: nn.Module, inputs: Inputs, batch_norm: BatchNormMode, *, shaped: bool) -> Tensor:
-    """Return u on some samples, (m, C), in the network's type, without dropout.
+def outputs_on(network: nn.Module, inputs: Inputs, batch_norm: BatchNormMode) -> Tensor:
+    """Return u on some samples in the shape that the network gives, (m, ...), in its type, without dropout.
 
     Args:
         network: The network, on the device of the samples.
         inputs: The samples.
         batch_norm: See ``Probe``.
-        shaped: Whether in the shape that the network gives, (m, ...), as losses take it.
+
+    Cost: one forward, and one more with ``"frozen"`` where there is BatchNorm.
     """
     with isolated(), restored(network), undisturbed(network), torch.no_grad():
         module = StatelessModule(network, batch_norm=batch_norm, statistics_of=inputs)
         converted = module.convert(inputs)
         starts = range(0, sample_count(inputs), SAMPLES_AT_ONCE)
-        parts = [take(converted, slice(s, s + SAMPLES_AT_ONCE)) for s in starts]
-        made = torch.cat([module.outputs({}, part) for part in parts])
-        if not shaped:
-            return made
-        one = module.call({}, parts[0])
-        rest = one.shape[1:] if isinstance(one, Tensor) and len(one) == sample_count(parts[0]) else made.shape[1:]
-        return made.reshape(len(made), *rest)
+        return torch.cat([_shaped(module, take(converted, slice(s, s + SAMPLES_AT_ONCE))) for s in starts])
+
+
+def _shaped(module: StatelessModule, inputs: Inputs) -> Tensor:
+    """Return the outputs in their own shape, or as rows where they have none of their own (``StatelessModule.outputs``)."""
+    found = module.call({}, inputs)
+    if isinstance(found, Tensor) and found.dtype == module.dtype and found.shape[:1] == (sample_count(inputs),):
+        return found
+    return module.outputs({}, inputs)

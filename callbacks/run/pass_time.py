@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -26,13 +27,16 @@ def time_pass(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tu
     """Return the seconds of a forward and a backward pass of some samples, and the number of outputs.
 
     Where a few samples take long, those of more are taken to be as much longer.
+
+    Args:
+        trainer: Trainer of the run.
+        measurement: What is measured.
+        samples: Number of samples.
     """
     few = min(FEWEST_SAMPLES, samples)
-    seconds, _, outputs = _timed(trainer, measurement, few)
-    if few < samples and seconds < REPEATED:
-        seconds, _, outputs = _timed(trainer, measurement, samples)
-        return seconds, outputs
-    return seconds * samples / few, outputs
+    sizes = [few] if few == samples else [few, samples]
+    *_, (timed, (seconds, _), outputs) = _timed(trainer, measurement, sizes)
+    return seconds * samples / timed, outputs
 
 
 def backward_share(trainer: pl.Trainer, measurement: Measurement) -> float:
@@ -45,28 +49,39 @@ def backward_share(trainer: pl.Trainer, measurement: Measurement) -> float:
     Cost: two or three passes of ``FEWEST_SAMPLES`` samples.
     """
     few = min(FEWEST_SAMPLES, sample_count(measurement.inputs))
-    seconds, backward, _ = _timed(trainer, measurement, few)
+    ((_, (seconds, backward), _),) = _timed(trainer, measurement, [few])
     return backward / seconds if seconds > 0 else 1.0
 
 
-def _timed(trainer: pl.Trainer, measurement: Measurement, samples: int) -> tuple[float, float, int]:
-    """Return the seconds of both passes, those of the backward pass, and the number of outputs."""
-    network = measurement.network()
-    inputs = to_device(spread(measurement.inputs, samples), trainer.lightning_module.device)
+def _timed(
+    trainer: pl.Trainer, measurement: Measurement, sizes: Sequence[int]
+) -> list[tuple[int, tuple[float, float], int]]:
+    """Time one number of samples after the other, until a pass takes ``REPEATED``.
+
+    Returns:
+        For each the number of samples, the seconds of both passes and of the backward pass, and the number of outputs.
+    """
+    network, found = measurement.network(), []
+    batches = [to_device(spread(measurement.inputs, size), trainer.lightning_module.device) for size in sizes]
     with isolated(), restored(network), undisturbed(network):
-        module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=inputs)
+        # Which samples BatchNorm has its statistics of does not matter to the time.
+        module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=batches[0])
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
-        rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
-        seconds: list[tuple[float, float]] = []
-        while not seconds or (len(seconds) == 1 and seconds[0][0] < REPEATED):
-            before = time.perf_counter()
-            made = module.outputs(parameters, rows)
-            between = time.perf_counter()
-            torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
-            now = time.perf_counter()
-            seconds.append((now - before, now - between))
-    both, backward = min(seconds)
-    return together(trainer, both), together(trainer, backward), made.shape[1]
+        for size, inputs in zip(sizes, batches, strict=True):
+            rows = map_inputs(lambda tensor: tensor, module.convert(inputs))
+            seconds: list[tuple[float, float]] = []
+            while not seconds or (len(seconds) == 1 and seconds[0][0] < REPEATED):
+                before = time.perf_counter()
+                made = module.outputs(parameters, rows)
+                between = time.perf_counter()
+                torch.autograd.grad(made.sum(), list(parameters.values()), allow_unused=True)
+                now = time.perf_counter()
+                seconds.append((now - before, now - between))
+            both, backward = (together(trainer, each) for each in min(seconds))
+            found.append((size, (both, backward), made.shape[1]))
+            if both >= REPEATED:
+                break
+    return found
 
 
 def together(trainer: pl.Trainer, value: float) -> float:

@@ -156,8 +156,31 @@ class Schedule:
         """Return whether all measurements, with these seconds more, stay within three times the share of the run."""
         return self._first + self._spent + seconds <= 3 * self.max_overhead * self.elapsed
 
+    def allows_beside(self, seconds: float, step: int) -> bool:
+        """Return whether a part of this measurement that could be left out leaves time for the first three measurements.
+
+        Args:
+            seconds: What it takes.
+            step: Optimizer steps done.
+        """
+        if self.every_n_steps is not None:
+            return True
+        if step == self._first_step:
+            return self._first + seconds <= FIRST_SECONDS
+        within = max(SHORT_RUN_SECONDS, 3 * self.max_overhead * self.elapsed)
+        rest = (3 - self._later) * self.cost  # of this measurement, and those that follow up to the third one
+        return rest <= 0 or self._first + self._spent + seconds + rest <= within
+
+    def allows_last(self, step: int) -> bool:
+        """Return whether the last step is measured: also where it was provided for when one in the midst of the run was.
+
+        Args:
+            step: Optimizer steps done.
+        """
+        return self.allows(self.cost, step) or (self._later == 1 and self._are_few(self.cost))
+
     def allows(self, seconds: float, step: int) -> bool:
-        """Return whether a measurement may be made beside those that are due, at the start or at the end of a run.
+        """Return whether a measurement may be made beside those that are due.
 
         Args:
             seconds: What it takes.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
 from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.data.sampling import Sampling, describe_sampling
-from lightning_conv.callbacks.run.features import LastFeatures, last_features
+from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss
@@ -94,12 +94,12 @@ class RunView:
     @cached_property
     def outputs(self) -> Tensor:
         """The outputs u on the probe, (n, C), in the network's type and the probe's BatchNorm mode."""
-        return self.measurement.outputs(self.module)
+        return self.measurement.moment().outputs
 
     @cached_property
     def shaped_outputs(self) -> Tensor:
         """The same in the shape that the network gives, (n, ...), as losses take it."""
-        return self.measurement.shaped_outputs(self.module)
+        return self.measurement.moment().shaped_outputs
 
     @cached_property
     def exact_outputs(self) -> Tensor:
@@ -150,11 +150,12 @@ class RunView:
         """
         assert self.loss.loss_fn is not None
         assert self.loss_targets is not None
+        targets, loss_fn = self.loss_targets, self.loss.loss_fn
         batch_norm = self.step_batch_norm if as_trained else self.measurement.probe.batch_norm
-        loss = partial(SampleLoss, self.network, self.inputs, self.loss_targets, self.loss.loss_fn, dtype=dtype)
-        if batch_norm == "batch":
-            return loss(batch_norm=batch_norm, chunk=self.samples)
-        return loss(batch_norm=batch_norm)
+        if dtype is None and batch_norm == self.measurement.probe.batch_norm:
+            return self.measurement.moment().sample_loss(targets, loss_fn)
+        loss = partial(SampleLoss, self.network, self.inputs, targets, loss_fn, batch_norm=batch_norm, dtype=dtype)
+        return loss(chunk=self.samples) if batch_norm == "batch" else loss()
 
     @cached_property
     def steps(self) -> Steps:
@@ -213,7 +214,7 @@ class RunView:
     @cached_property
     def features(self) -> LastFeatures | str:
         """The last hidden features on the probe; a string says why there are none."""
-        return last_features(self.network, self.inputs)
+        return self.measurement.moment().features
 
     @cached_property
     def layers(self) -> dict[str, float]:

@@ -15,6 +15,9 @@ from lightning_conv.losses.facts import LossFacts
 from lightning_conv.networks.analytic import Kink, find_kinks
 from lightning_conv.networks.inputs import Inputs
 
+NAMED_KINKS = 3
+"""Number of functions with a kink that are named."""
+
 
 def find_violations(run: RunView) -> list[Violation]:
     """Return the violated assumptions that do not change during a run.
@@ -79,11 +82,11 @@ def _of_network(network: nn.Module, inputs: Inputs) -> list[Violation]:
         found.append(Violation("no dropout", f"dropout (p={dropping[0].p:g}) makes the loss random"))
     kinks: list[Kink] = []
     with attempted(*READING) as attempt:
-        kinks = find_kinks(network, inputs)
+        kinks = find_kinks(network, inputs, enough=NAMED_KINKS)
     if attempt.failed:
         return [*found, Violation("smooth", f"whether the network is smooth could not be found out ({attempt.error})")]
     if kinks:
-        kinds = ", ".join(dict.fromkeys(str(kink) for kink in kinks[:3]))
+        kinds = ", ".join(dict.fromkeys(str(kink) for kink in kinks[:NAMED_KINKS]))
         smooth = "smooth" if any(kink.known for kink in kinks) else "known to be smooth"
         found.append(Violation("smooth", f"the network is not {smooth} in its weights ({kinds})"))
     return found

@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head_probe import probe_head, same
+from lightning_conv.networks.head_probe import departure, probe_head, same
 from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
@@ -123,6 +123,34 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, toke
         raise ValueError(nothing)
     rows = len(as_rows(made[name][0][0])) // samples if tokens else 1
     return Head(name, head, last=probe.last, probed=True, rows=rows)
+
+
+def head_again(model: nn.Module, inputs: Inputs, name: str) -> Head:
+    """Return the head of a network whose head was ``name`` at other weights.
+
+    A forward of two samples shows whether that layer is still called once, on a matrix, as the last layer with parameters, and whether
+    its result is W h + b and the model's result at the weights of now. If so, what ``find_head`` saw at random weights is taken to hold
+    still; otherwise it looks again.
+
+    Args:
+        model: the network, with the modules that it had.
+        inputs: samples; the first two are used.
+        name: of the head that ``find_head`` found without being told; empty: of none.
+
+    Raises:
+        ValueError: see ``find_head``.
+
+    Cost: one forward of two samples.
+    """
+    layer = linear_layers(model).get(name)
+    if layer is not None and shared_with(model, layer) is None and not is_parametrized(layer):
+        calls, order, result = _watch(model, take(inputs, slice(min(2, sample_count(inputs)))))
+        made = [call for called, call in calls if called is layer]
+        if len(made) == 1 and order[-1] is layer and made[0][0].ndim == 2 and same(made[0][1], result):
+            features, output = made[0]
+            if not departure(output, features, *layer.parameters()):
+                return Head(name, layer, probed=True)
+    return find_head(model, inputs)
 
 
 def scripted_part(model: nn.Module) -> str:

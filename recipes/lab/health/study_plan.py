@@ -21,7 +21,7 @@ LOSSES: tuple[LossName, ...] = ("mse", "cross-entropy")
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "momentum", "adamw")
 NETWORKS: tuple[Network, ...] = ("mlp", "cnn", "resnet8", "gpt")
 
-SHARE = 4
+SHARE = 6
 """Of so many seeds the other networks have one."""
 
 

@@ -412,7 +412,7 @@ def test_it_shares_probe_and_kernel_with_the_monitors(monkeypatch, make_trainer,
 def test_a_measurement_that_fails_is_warned_of_and_the_run_goes_on(
     break_at_second_call, lenient, make_trainer, make_module, make_loader
 ):
-    from lightning_conv.callbacks.run import view as module_of_it
+    from lightning_conv.callbacks.run import moment as module_of_it
 
     break_at_second_call(module_of_it, "SampleLoss")
     module = make_module()

@@ -138,7 +138,7 @@ def test_weight_decay_does_not_make_it_smaller(fit):
 
 def test_the_solver_has_to_be_affordable(fit, monkeypatch):
     health = ConvergenceHealth(Probe(96), every_n_steps=10)
-    monkeypatch.setattr(health, "_affords", lambda seconds: False)
+    monkeypatch.setattr(health, "_affords", lambda step, seconds: False)
     found, why, _ = fit(Net(), health=health)
     assert found is None
     assert "longer than the run allows" in why

@@ -236,7 +236,7 @@ def test_a_step_that_cannot_be_told_is_left_out_with_the_reason(fit):
 
 def test_a_step_that_the_budget_does_not_allow_for_is_left_out_and_no_weights_are_kept(fit, monkeypatch):
     found = health()
-    monkeypatch.setattr(found, "_affords", lambda seconds: False)
+    monkeypatch.setattr(found, "_affords", lambda step, seconds: False)
     fit(Net(Lion, lr=0.002), [found])
     assert not [each for each in found.findings if each.name == "stability"]
     assert any(

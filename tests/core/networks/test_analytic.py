@@ -75,6 +75,31 @@ def test_functions_inside_a_forward_are_seen(function, what):
     assert ("1", what) in kinks(nn.Sequential(nn.Linear(4, 6), Inner()), 4)
 
 
+@pytest.mark.parametrize("enough", [1, 2, 3, 9])
+def test_what_is_enough_is_the_beginning_of_all(enough):
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Hardtanh(), nn.Linear(3, 1))
+    everything = find_kinks(model, torch.ones(1, 2))
+    assert find_kinks(model, torch.ones(1, 2), enough=enough) == everything
+
+
+def test_unknown_functions_alone_are_never_enough():
+    class Changing(nn.Module):
+        """Reads a value, and has a kink where the weights are large alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, x):
+            u = self.layer(x)
+            return torch.relu(u) if float(self.layer.weight.detach()[0, 0]) > 0.5 else u
+
+    torch.manual_seed(0)
+    found = find_kinks(Changing(), torch.ones(1, 2), enough=1)
+    assert not found[0].known
+    assert found == find_kinks(Changing(), torch.ones(1, 2))
+
+
 def test_integer_work_is_none_of_its_business():
     class Words(nn.Module):
         def __init__(self):

@@ -12,7 +12,7 @@ from lightning_conv import find_head, last_hidden_features, ntk_gram
 from lightning_conv.networks.analytic import find_kinks
 from lightning_conv.networks.called_by import CalledBy
 from lightning_conv.networks.evaluation import StatelessModule
-from lightning_conv.networks.head import Head
+from lightning_conv.networks.head import Head, head_again
 from lightning_conv.networks.hidden_features import features_of
 
 
@@ -47,6 +47,45 @@ class Tied(nn.Module):
 
 def sequential():
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+class Switching(nn.Module):
+    """Ends in one of two layers, or in a clamp."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.first, self.second, self.end = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3), "first"
+
+    def forward(self, x):
+        hidden = torch.tanh(self.trunk(x))
+        return self.first(hidden).clamp(max=0) if self.end == "clamp" else getattr(self, self.end)(hidden)
+
+
+def test_a_known_head_is_seen_again_in_one_forward():
+    model, inputs = Switching(), torch.randn(5, 4)
+    name = find_head(model, inputs).name
+    calls = []
+    model.trunk.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        model.first.weight.mul_(3)
+    again = head_again(model, inputs, name)
+    assert calls == [1]
+    assert again == find_head(model, inputs)
+    assert again.module is model.first
+
+
+def test_a_known_head_that_is_another_one_now_is_looked_for_again():
+    model, inputs = Switching(), torch.randn(5, 4)
+    model.end = "second"
+    assert head_again(model, inputs, "first").name == "second"
+    model.end = "clamp"
+    with pytest.raises(ValueError, match=r"no nn\.Linear produces the module's output"):
+        head_again(model, inputs, "first")
+    model.end, model.first.weight = "first", model.second.weight
+    with pytest.raises(ValueError, match="shares its weight"):
+        head_again(model, inputs, "first")
+    assert head_again(Switching(), inputs, "").name == "first"
+    assert head_again(Switching(), inputs, "gone").name == "first"
 
 
 def test_head_of_a_sequential_is_its_last_layer():

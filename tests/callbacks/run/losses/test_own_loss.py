@@ -80,7 +80,7 @@ def fit(make_trainer, module, monitor=None, look=None, **options):
 class Derivatives(Look):
     def use(self, trainer, module):
         own, rows = self.kernel.run_network.loss.own, torch.arange(N)
-        self.u = self.kernel.shaped_outputs(module)
+        self.u = self.kernel.moment().shaped_outputs
         self.v = drawn(*self.u.shape, seed=9)
         self.point = own.derivatives(self.u, rows)
         self.curved = own.curvature(self.u, rows, self.v)
