@@ -132,8 +132,9 @@ class FrozenTrunk:
         if problem is None:
             return 0.0
         n, d = problem.samples, problem.columns
-        work = 8 * ITERATIONS * n * d * problem.outputs_each + 2 * n * d * min(n, d) + 30 * min(n, d) ** 3
-        return work / FLOPS + 2 * ITERATIONS * OVERHEAD
+        iterations = 0 if problem.losses.kind == "squared" else 2 * ITERATIONS  # least squares take one factor
+        work = 4 * iterations * n * d * problem.outputs_each + 2 * n * d * min(n, d) + 30 * min(n, d) ** 3
+        return work / FLOPS + (iterations + 10) * OVERHEAD
 
     def solve(self, run: RunView) -> None:
         """Look for the floor.
