@@ -76,8 +76,13 @@ class LossCourse:
             step: Step of the last one.
             batches: Number of batches in a step.
 
+        Raises:
+            ValueError: There is less than one batch in a step.
+
         Cost: a fraction of a microsecond for each loss.
         """
+        if batches < 1:
+            raise ValueError(f"batches: {batches}; need at least 1 in a step")
         smallest, at, since, now, known = self.smallest, self.at, self.since, self.now, self.step
         leap, leapt, level, seen = self.leap, self.leapt, self.level, [*self.last]
         for back in range(len(losses) - 1, -1, -1):

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lightning_conv.arguments import described, require_callable, require_number
+
 MOST, LEAST = 2.0**10, 2.0**-10
 """Factors of the update between which it is searched."""
 
@@ -93,23 +95,27 @@ def critical_factor(
         rounding: Part of L(theta) by which the loss must be raised.
 
     Raises:
-        ValueError: The loss at theta is not finite, or not 0 < least <= start <= most, or a tolerance is not positive.
+        TypeError: The loss cannot be called or returns no number, or another argument is no number.
+        ValueError: The loss at theta is not finite, or not 0 < least <= start <= most, or ``tolerance`` is not positive and finite, or
+            ``rounding`` is negative or not finite.
 
     Cost: one evaluation at theta, one for each doubling from ``start``, and four for 5 %: six to nine in all if ``start`` is within a
     factor of 8, and no more than 16.
     """
-    if not 0 < least <= start <= most < math.inf:
+    require_callable("loss", loss, "a function of how many times the update is made, such as lambda c: ...")
+    for name, value in (("start", start), ("least", least), ("most", most), ("tolerance", tolerance)):
+        require_number(name, value, above=0.0)
+    require_number("rounding", rounding, least=0.0)
+    if not least <= start <= most:
         raise ValueError(f"least, start, most: {least}, {start}, {most}; need 0 < least <= start <= most")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance: {tolerance}; need a positive number")
-    at, evaluations = loss(0.0), 1
+    at, evaluations = _number(loss(0.0)), 1
     if not math.isfinite(at):
         raise ValueError(f"loss: {at} before the update; need a finite number")
 
     def raises(factor: float) -> bool:
         nonlocal evaluations
         evaluations += 1
-        return not loss(factor) <= at + rounding * abs(at)
+        return not _number(loss(factor)) <= at + rounding * abs(at)
 
     low = high = start
     if raises(start):
@@ -132,3 +138,11 @@ def critical_factor(
         middle = math.sqrt(low * high)
         low, high = (low, middle) if raises(middle) else (middle, high)
     return CriticalFactor(lower=low, upper=high, evaluations=evaluations)
+
+
+def _number(loss: object) -> float:
+    """Return a loss as a number; a tensor of one number is one."""
+    try:
+        return float(loss)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"loss: returned {described(loss)}; need a number") from error

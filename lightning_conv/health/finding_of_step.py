@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from lightning_conv.arguments import require_whole
 from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
@@ -186,10 +187,10 @@ def finding_of_noise(
         zero; otherwise ``ok``. That the mean gradient is not told from the noise is usual where the samples are fitted.
 
     Raises:
+        TypeError: ``batch`` is no whole number.
         ValueError: ``batch`` is below 1.
     """
-    if batch < 1:
-        raise ValueError(f"batch: {batch}; need at least 1")
+    require_whole("batch", batch, least=1)
     level: Level = "notice"
     about = _scale_in_words(scale)
     advice = ""

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from lightning_conv.arguments import require_whole
+
 LEAST = 3
 """Earlier forecasts as far ahead that must have been compared before one is shown."""
 
@@ -78,9 +80,15 @@ class ForecastRecord:
 
     Args:
         total: Number of steps of the whole run; None: not known.
+
+    Raises:
+        TypeError: ``total`` is no whole number.
+        ValueError: It is negative.
     """
 
     def __init__(self, total: int | None = None) -> None:
+        if total is not None:
+            require_whole("total", total, least=0)
         self.total = total
         self.comparisons: list[Comparison] = []
         self._open: list[dict[str, Any]] = []

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.arguments import require_option
 from lightning_conv.kernels.estimated_kernel import EstimatedKernel
-from lightning_conv.kernels.planning.request import contracted_outputs, require_option
+from lightning_conv.kernels.planning.request import contracted_outputs
 from lightning_conv.kernels.products.combinations import (
     Combinations,
     SharedRows,
@@ -105,7 +106,7 @@ class NTKOperator(EstimatedKernel):
         max_memory: float | None = None,
         chunk: int | None = None,
     ) -> None:
-        if str(outputs) == "projected":  # an option of ntk_gram
+        if str(outputs) == "projected" and cotangents is None:  # an option of ntk_gram
             raise ValueError(
                 "outputs: 'projected' is an option of ntk_gram; an operator has 'trace', the kernel that it estimates, 'full' and 'sum'"
             )
@@ -177,7 +178,8 @@ class NTKOperator(EstimatedKernel):
         Cost: a copy of the parameters; a new operator takes six forward passes.
         """
         if self._contracted is not None:
-            raise ValueError(f"outputs: {self.outputs!r}; an operator of contracted outputs does not follow its model")
+            what = "cotangents=" if self.outputs == "cotangents" else f"outputs={self.outputs!r}"
+            raise ValueError(f"model: an operator with {what} does not follow it; make a new NTKOperator")
         self._map.follow(model)
 
     def matmul(self, vectors: Tensor) -> Tensor:
