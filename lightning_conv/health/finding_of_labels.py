@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.suspicious_labels import LabelAudit
-from lightning_conv.health.wording import counted, figure, page_of, percent
+from lightning_conv.health.wording import counted, figure, percent
 
 FAR = -0.5
 """Margin from which on a label counts as contradicted. The limits here were chosen in runs of the study that its page does not have."""
@@ -77,7 +77,6 @@ def finding_of_labels(
         limit=FAR,
         step=step,
         advice=advice,
-        page=page_of("labels"),
     )
 
 

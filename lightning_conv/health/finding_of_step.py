@@ -13,7 +13,7 @@ from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, Sta
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
 from lightning_conv.health.rise_cause import BEYOND, FAR, RiseCause, cause_of_rise
-from lightning_conv.health.wording import counted, figure, page_of, percent
+from lightning_conv.health.wording import counted, figure, percent
 
 EDGE = 1.0
 """Stability ratio up to which a step is stable on the quadratic model of the loss."""
@@ -145,7 +145,6 @@ def finding_of_rise(
         upper=loss.fold,
         step=loss.since,
         advice=advice,
-        page=page_of("loss_rise"),
     )
 
 
@@ -225,7 +224,6 @@ def finding_of_noise(
         limit=float(batch),
         step=step,
         advice=advice,
-        page=page_of("gradient_noise"),
     )
 
 
@@ -252,5 +250,4 @@ def _stability(reading: StabilityReading, level: Level, sentence: str, advice: s
         limit=EDGE,
         step=reading.step,
         advice=advice,
-        page=page_of("stability"),
     )
