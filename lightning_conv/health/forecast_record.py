@@ -24,22 +24,16 @@ KEPT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PredictedLoss:
     """One number of a forecast beside what came.
 
     Attributes:
-        made: Step at which the forecast was made.
-        step: Step that it was about.
-        place: Its place in the forecast: 0 is the next measurement.
         share: Share of the run that was over when it was made; NaN: the length of the run is not known.
         before: The loss when it was made.
         predicted: The loss of the forecast.
         real: The loss that came.
     """
 
-    made: int
-    step: int
-    place: int
     share: float
     before: float
     predicted: float
@@ -47,13 +41,28 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """Relative error of the forecast, |predicted - real| / |real|; ``inf``: one of them is not finite."""
+        """Return the relative error of the forecast, |predicted - real| / |real|; ``inf``: one of them is not finite."""
         return relative_error(self.predicted, self.real)
 
     @property
     def error_unchanged(self) -> float:
-        """Relative error of the cheapest forecast: that the loss stays as it was."""
+        """Return the relative error of the cheapest forecast: that the loss stays as it was."""
         return relative_error(self.before, self.real)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(PredictedLoss):
+    """The same in the record of a run.
+
+    Attributes:
+        made: Step at which the forecast was made.
+        step: Step that it was about.
+        place: Its place in the forecast: 0 is the next measurement.
+    """
+
+    made: int
+    step: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
