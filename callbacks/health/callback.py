@@ -148,7 +148,7 @@ class ConvergenceHealth(KernelMonitor):
 
     @property
     def findings(self) -> list[Finding]:
-        """What is known of the run now, the most severe first."""
+        """Return what is known of the run now, the most severe first."""
         return self._record.findings
 
     @property
@@ -159,18 +159,18 @@ class ConvergenceHealth(KernelMonitor):
 
     @property
     def labels(self) -> LabelsOfRun | None:
-        """The audit of the probe's labels, with the numbers of the samples; None: it was not asked for."""
+        """Return the audit of the probe's labels, with the numbers of the samples; None: it was not asked for."""
         return self._record.labels
 
     @property
     def diverged_at(self) -> int | None:
-        """Step at which a loss or a weight was no longer finite; None: all were."""
+        """Return the step at which a loss or a weight was no longer finite; None: all were."""
         first = self._record.losses.not_finite
         return None if first is None or first.skipped else first.step
 
     @property
     def not_judged(self) -> dict[str, list[str]]:
-        """What could not be judged, by the reason."""
+        """Return what could not be judged, by the reason."""
         found: dict[str, list[str]] = {}
         for name, reason in self._record.undecided.items():
             found.setdefault(reason, []).append(name)

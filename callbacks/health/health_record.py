@@ -71,27 +71,27 @@ class HealthRecord:
 
     @property
     def undecided(self) -> dict[str, str]:
-        """What could not be judged, and why."""
+        """Return what could not be judged, and why."""
         return self._parts.undecided
 
     @property
     def failures(self) -> Failures:
-        """Parts of a measurement that ended in an error."""
+        """Return the parts of a measurement that ended in an error."""
         return self._parts.failures
 
     @property
     def spent(self) -> float:
-        """Seconds that the costly parts took so far."""
+        """Return the seconds that the costly parts took so far."""
         return self._parts.spent
 
     @property
     def layers(self) -> list[LayerGradient]:
-        """Gradient and update of each layer at the last measurement; empty: not known."""
+        """Return gradient and update of each layer at the last measurement; empty: not known."""
         return self._update.layers
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
+        """Return the numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
         others = {"zero_gradients": self._noise.zeros, "linearisation_error": self._linear.error}
         known = self._update.scalars | {name: value for name, value in others.items() if value is not None}
         return {f"health/{name}": value for name, value in known.items()}
@@ -105,7 +105,7 @@ class HealthRecord:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, the most severe first."""
+        """Return all findings, the most severe first."""
         losses = self.losses
         step = 0 if losses.course is None else losses.course.step
         found = [*self._measured, *self._course.findings]

@@ -88,7 +88,7 @@ class LabelsOfRun:
 
     @property
     def markdown(self) -> str:
-        """The table of the audit with its legend; empty: there is none."""
+        """Return the table of the audit with its legend; empty: there is none."""
         if self.audit is None:
             return ""
         return f"Labels of the probe at step {self.step}.\n\n{self.audit.markdown(numbers=self.numbers)}"

@@ -65,7 +65,7 @@ class LayerActivity:
 
     @property
     def is_out(self) -> bool:
-        """Whether no unit lets anything through: all are dead, saturated or constant."""
+        """Return whether no unit lets anything through: all are dead, saturated or constant."""
         return len({*self.dead, *self.saturated, *self.constant}) == self.units
 
 

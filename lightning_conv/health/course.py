@@ -108,12 +108,12 @@ class LossCourse:
 
     @property
     def fold(self) -> float:
-        """The last loss over the smallest one; ``inf``: the last one is not finite, NaN: the smallest one is not positive."""
+        """Return the last loss over the smallest one; ``inf``: the last one is not finite, NaN: the smallest one is not positive."""
         return _fold(self.now, self.smallest)
 
     @property
     def of_first(self) -> float:
-        """The last loss over the first one, in the same way."""
+        """Return the last loss over the first one, in the same way."""
         return _fold(self.now, self.first)
 
 
@@ -170,12 +170,12 @@ class StabilityCourse:
 
     @property
     def now(self) -> StabilityReading:
-        """The last reading."""
+        """Return the last reading."""
         return self.recent[-1]
 
     @property
     def trend(self) -> Literal["rising", "falling", "steady"]:
-        """How the last reading lies to the one ``TREND`` readings back; intervals that overlap are steady."""
+        """Return how the last reading lies to the one ``TREND`` readings back; intervals that overlap are steady."""
         then = self.recent[-1 - min(TREND, len(self.recent) - 1)]
         if self.now.lower > then.upper:
             return "rising"
@@ -192,7 +192,7 @@ class StabilityCourse:
 
     @property
     def readings(self) -> list[StabilityReading]:
-        """All that are kept, the earliest first."""
+        """Return all that are kept, the earliest first."""
         return [self.first, *(each for each in self.recent if each.step > self.first.step)]
 
     def state_dict(self) -> dict[str, Any]:

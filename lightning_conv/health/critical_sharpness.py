@@ -38,17 +38,17 @@ class CriticalFactor:
 
     @property
     def found(self) -> bool:
-        """Whether both ends are known."""
+        """Return whether both ends are known."""
         return self.lower > 0 and math.isfinite(self.upper)
 
     @property
     def value(self) -> float:
-        """c, the geometric middle of the ends; NaN: it was not found."""
+        """Return c, the geometric middle of the ends; NaN: it was not found."""
         return math.sqrt(self.lower * self.upper) if self.found else math.nan
 
     @property
     def ratio(self) -> float:
-        """1 / c, the length of the update over the critical one: above 1 the update itself raises the loss. NaN: c was not found."""
+        """Return 1 / c, the length of the update over the critical one: above 1 it raises the loss. NaN: c was not found."""
         return 1 / self.value
 
     def rate(self, rate: float) -> float:

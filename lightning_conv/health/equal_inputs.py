@@ -84,12 +84,12 @@ class EqualInputs:
 
     @property
     def groups(self) -> Tensor:
-        """Number of each sample's group, (n,); equal inputs have the same one, in the order of their first samples."""
+        """Return the number of each sample's group, (n,); equal inputs have the same one, in the order of their first samples."""
         return torch.tensor(self._groups, dtype=torch.long)
 
     @property
     def repeated(self) -> list[list[int]]:
-        """The groups of more than one sample, by the numbers of their samples."""
+        """Return the groups of more than one sample, by the numbers of their samples."""
         members: dict[int, list[int]] = defaultdict(list)
         for sample, group in enumerate(self._groups):
             members[group].append(sample)

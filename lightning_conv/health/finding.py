@@ -74,7 +74,7 @@ class Finding:
 
     @property
     def severity(self) -> int:
-        """0 for ``ok``, up to 3 for ``alert``."""
+        """Return 0 for ``ok``, up to 3 for ``alert``."""
         return LEVELS.index(self.level)
 
     def to_json(self) -> dict[str, Any]:

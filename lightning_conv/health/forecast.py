@@ -136,7 +136,7 @@ class LinearisedRun:
 
     @property
     def is_squared(self) -> bool:
-        """Whether the loss is squared, so that any number of steps costs next to nothing."""
+        """Return whether the loss is squared, so that any number of steps costs next to nothing."""
         return self._curvature is not None
 
     def advance(self, steps: int) -> float:

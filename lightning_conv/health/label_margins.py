@@ -32,7 +32,7 @@ class LabelMargins:
 
     @property
     def suspicious(self) -> Tensor:
-        """Numbers of the samples, (n,), the most suspicious one first."""
+        """Return the numbers of the samples, (n,), the most suspicious one first."""
         return self.margins.argsort(stable=True)
 
 

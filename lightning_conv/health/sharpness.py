@@ -46,7 +46,7 @@ class Sharpness:
 
     @property
     def upper(self) -> float:
-        """An estimate of an upper end; no bound."""
+        """Return an estimate of an upper end; no bound."""
         return self.value + self.residual
 
 

@@ -70,17 +70,17 @@ class LabelAudit:
 
     @property
     def samples(self) -> int:
-        """Number n of samples."""
+        """Return the number n of samples."""
         return len(self.labels)
 
     @property
     def agreement(self) -> float:
-        """Share of the judged labels that the other samples suggest as well."""
+        """Return the share of the judged labels that the other samples suggest as well."""
         return float((self.suggested == self.labels)[self.judged].double().mean())
 
     @property
     def order(self) -> Tensor:
-        """Numbers of the judged samples, the most suspicious one first."""
+        """Return the numbers of the judged samples, the most suspicious one first."""
         return self._order(self.margins)
 
     def _order(self, scores: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Forecast(PredictedLoss):
 
     @property
     def error_extrapolated(self) -> float:
-        """Return the relative error of the loss that goes on to fall by the same factor; that of the cheapest where there is none before."""
+        """Return the relative error of the loss that goes on to fall by the same factor; that of the cheapest if none is before."""
         if self.previous is None or not self.previous > 0:
             return self.error_unchanged
         return relative_error(self.before * (self.before / self.previous) ** self.ahead, self.real)
