@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_conv.callbacks.health.announcements import Announcements, OnAlert, require_on_alert
+from lightning_conv.callbacks.health.forecast_of_run import steps_of_run
 from lightning_conv.callbacks.health.health_record import HealthRecord
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
@@ -22,21 +22,18 @@ from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_figure, log_metrics, log_text
+from lightning_conv.callbacks.run.logging import log_figure, log_metrics
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.suspicious_labels import LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.gradient_plot import plot_layer_gradients
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
-from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, plain_words_text, tag_of
-
-OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
+from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, tag_of
 
 PASSES = 9
 """Forward and backward passes of the probe that a measurement takes without its costly parts, roughly."""
@@ -121,11 +118,7 @@ class ConvergenceHealth(KernelMonitor):
         on_error: OnError = "raise",
         audit_labels: bool = False,
     ) -> None:
-        known = get_args(get_args(OnAlert)[0])
-        if not callable(on_alert) and on_alert not in known:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: on_alert={on_alert!r} is none of {', '.join(map(repr, known))}, nor a function of a Finding"
-            )
+        require_on_alert(on_alert, type(self).__name__)
         if not isinstance(audit_labels, bool):
             raise MisconfigurationException(f"{type(self).__name__}: audit_labels={audit_labels!r}; need True or False")
         super().__init__(probe, every_n_steps, max_overhead, on_error)
@@ -136,10 +129,7 @@ class ConvergenceHealth(KernelMonitor):
 
     def _clear(self) -> None:
         self._record = HealthRecord(audit_labels=self.audit_labels)
-        self._audited: dict[str, int] = {}  # steps of the audits that were logged
-        self._alerted: set[str] = set()
-        self._words = ""
-        self._stops = False
+        self._announcements = Announcements(self.on_alert)
 
     @override
     def forget(self) -> None:
@@ -255,13 +245,11 @@ class ConvergenceHealth(KernelMonitor):
         bounds = [each for each in monitors_of(trainer, LambdaMin) if each.optimizer == self.optimizer]
         proven = [each.finding for each in bounds if each.last_step == step and each.finding is not None]
         self._record.measure(
-            run, gram, partial(self._affords, step), total=_steps_of(trainer), drift=drift, beside=proven[:1]
+            run, gram, partial(self._affords, step), total=steps_of_run(trainer), drift=drift, beside=proven[:1]
         )
         self._say(trainer, step)
         self._alert(trainer)
-        if trainer.world_size > 1 and self.on_alert == "stop":  # losses differ from process to process
-            self._stops = trainer.strategy.reduce_boolean_decision(self._stops, all=False)
-            trainer.should_stop = trainer.should_stop or self._stops
+        self._announcements.stop_together(trainer)
         now = {tag_of(each) for each in self.findings if each.step in (None, step)} | {LEVEL}  # others are older
         of_findings = {name: value for name, value in health_scalars(self.findings).items() if name in now}
         return self._record.scalars | of_findings
@@ -272,48 +260,25 @@ class ConvergenceHealth(KernelMonitor):
         schedule = self._kernel.schedule
         may = self._record.spent + seconds <= FREE + self._share / 3 * schedule.elapsed
         may = may and schedule.allows_beside(seconds, step)
-        return schedule.every_n_steps is not None or self._kernel.decided(may)
+        return schedule.every_n_steps is not None or self._kernel.decisions.alike(may)
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         """Draw gradients and updates of the layers, if they are known at this step, and the audited samples."""
         if layers := self._record.layers:
             log_figure(trainer, self.tag("health/layers"), lambda: plot_layer_gradients(layers), step)
-        audited = self._new_audit("pictures")
+        audited = self._announcements.new_audit(self._record.labels, "pictures")
         if audited is None or self._kernel is None or not are_pictures(self._kernel.inputs):
             return
         inputs, (audit, numbers) = self._kernel.inputs, audited
         assert isinstance(inputs, Tensor)
         log_figure(trainer, self.tag("health/labels_top"), lambda: plot_labels(inputs, audit, numbers=numbers), step)
 
-    def _new_audit(self, shown: str) -> tuple[LabelAudit, list[int] | None] | None:
-        """Return the audit of the labels if it was not shown yet, as a table or as pictures."""
-        labels = self._record.labels
-        if labels is None or labels.audit is None or self._audited.get(shown) == labels.step:
-            return None
-        self._audited[shown] = labels.step
-        return labels.audit, labels.numbers
-
     def _say(self, trainer: pl.Trainer, step: int) -> None:
-        words = plain_words_text(self.findings)
-        if words != self._words:
-            log_text(trainer, self.tag("health/words"), words.replace("\n", "\n\n"), step)
-            self._words = words
-        if self._new_audit("table") is not None and self._record.labels is not None:
-            log_text(trainer, self.tag("health/labels_table"), self._record.labels.markdown, step)
+        self._announcements.say(trainer, self.findings, self._record.labels, step, self.tag)
 
     def _alert(self, trainer: pl.Trainer) -> None:
-        """Do what ``on_alert`` asks for, once for each finding that is an alert."""
-        for each in self.findings:
-            if each.level != "alert" or each.name in self._alerted:
-                continue
-            self._alerted.add(each.name)
-            rank_zero_warn(f"{self._name}: {each.sentence} {each.advice}".rstrip())
-            if callable(self.on_alert):
-                self.on_alert(each)
-            elif self.on_alert == "stop":
-                self._stops = True
-                trainer.should_stop = trainer.should_stop or trainer.world_size == 1
+        self._announcements.alert(trainer, self.findings, self._name)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -339,21 +304,15 @@ class ConvergenceHealth(KernelMonitor):
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        return state | {"health": self._record.state_dict(), "alerted": sorted(self._alerted)} if state else state
+        return (
+            state | {"health": self._record.state_dict(), "alerted": sorted(self._announcements.alerted)}
+            if state
+            else state
+        )
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         if "health" in state_dict:
             self._record.load_state_dict(state_dict["health"])
-        self._alerted = set(state_dict.get("alerted", ()))
-
-
-def _steps_of(trainer: pl.Trainer) -> int | None:
-    """Return the number of optimizer steps of the run; None: not known."""
-    if trainer.max_steps > 0:
-        return trainer.max_steps
-    batches, epochs, accumulated = trainer.num_training_batches, trainer.max_epochs, trainer.accumulate_grad_batches
-    if epochs is None or epochs < 0 or batches == float("inf"):
-        return None
-    return math.ceil(batches / accumulated) * epochs
+        self._announcements.alerted = set(state_dict.get("alerted", ()))
