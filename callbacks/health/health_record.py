@@ -195,7 +195,7 @@ class HealthRecord:
 
     @property
     def waits(self) -> bool:
-        """Whether the optimizer's next step is to be seen."""
+        """Return whether the optimizer's next step is to be seen."""
         return self._update.watched.waits
 
     def before_step(self, run: RunView) -> None:
