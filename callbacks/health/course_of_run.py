@@ -98,7 +98,7 @@ class CourseOfRun:
 
     @property
     def findings(self) -> list[Finding]:
-        """What the losses say, with the stability ratios beside them."""
+        """Return what the losses say, with the stability ratios beside them."""
         optimizer = None if self._optimizer is None else self._optimizer()
         said = findings_of_losses(
             self.ratios,

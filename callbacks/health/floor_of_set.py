@@ -88,18 +88,18 @@ class FloorOfSet:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is anything left to do."""
+        """Return whether there is anything left to do."""
         return not self._left and self.known.floor is None and not self.known.why
 
     @property
     def expected_seconds(self) -> float:
-        """What the next look takes, roughly; that of a first one is not known."""
+        """Return what the next look takes, roughly; that of a first one is not known."""
         left = (self.known.size - self.known.read) * self.known.seconds
         return min(AT_ONCE, 2 * left) if self.known.size else AT_ONCE / 2
 
     @property
     def state(self) -> str:
-        """Why there is no floor; empty: there is one."""
+        """Return why there is no floor; empty: there is one."""
         if self.known.floor is not None or (self._left and not self.known.why):
             return ""
         share = f", {percent(self.known.read / self.known.size)} of them" if self.known.read else ""

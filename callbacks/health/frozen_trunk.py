@@ -127,7 +127,7 @@ class FrozenTrunk:
 
     @property
     def expected_seconds(self) -> float:
-        """Seconds that ``solve`` takes, roughly: passes over the features, and the smaller Gram matrix."""
+        """Return the seconds that ``solve`` takes, roughly: passes over the features, and the smaller Gram matrix."""
         problem = self._problem
         if problem is None:
             return 0.0

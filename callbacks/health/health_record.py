@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from lightning_conv.callbacks.health.course_of_run import CourseOfRun
-from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
+from lightning_conv.callbacks.health.fit_of_run import FitOfRun
 from lightning_conv.callbacks.health.floor_of_set import FloorOfSet, drawn_in_part
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.frozen_trunk import FrozenTrunk
@@ -18,21 +18,18 @@ from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
 from lightning_conv.callbacks.health.paid_parts import PaidParts
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
+from lightning_conv.callbacks.health.units_of_run import UnitsOfRun
 from lightning_conv.callbacks.health.update_of_run import ProbeGradient, UpdateOfRun
 from lightning_conv.callbacks.health.watched_step import AFTER_THE_NEXT
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.activity import unit_activity
 from lightning_conv.health.finding import Finding, in_order
-from lightning_conv.health.finding_of_course import finding_of_regime
-from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
+from lightning_conv.health.finding_of_units import finding_of_not_finite
 from lightning_conv.health.layer_gradients import LayerGradient
-from lightning_conv.health.regime import training_regime
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.layers import trace_shares
 
 AHEAD = 0.1
 """Seconds that reading the training set may take more than all other costly parts, which it must not starve."""
@@ -56,8 +53,7 @@ class HealthRecord:
         self.losses = LossesSeen()
         self._measured: list[Finding] = []
         self._fit: FitOfRun | None = None  # looked at once per fit
-        self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
-        self._shares: dict[str, float] | None = None
+        self._units = UnitsOfRun()
         self._noise = NoiseOfRun()
         self._update = UpdateOfRun()
         self._set = FloorOfSet()
@@ -71,27 +67,27 @@ class HealthRecord:
 
     @property
     def undecided(self) -> dict[str, str]:
-        """What could not be judged, and why."""
+        """Return what could not be judged, and why."""
         return self._parts.undecided
 
     @property
     def failures(self) -> Failures:
-        """Parts of a measurement that ended in an error."""
+        """Return the parts of a measurement that ended in an error."""
         return self._parts.failures
 
     @property
     def spent(self) -> float:
-        """Seconds that the costly parts took so far."""
+        """Return the seconds that the costly parts took so far."""
         return self._parts.spent
 
     @property
     def layers(self) -> list[LayerGradient]:
-        """Gradient and update of each layer at the last measurement; empty: not known."""
+        """Return gradient and update of each layer at the last measurement; empty: not known."""
         return self._update.layers
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
+        """Return the numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
         others = {"zero_gradients": self._noise.zeros, "linearisation_error": self._linear.error}
         known = self._update.scalars | {name: value for name, value in others.items() if value is not None}
         return {f"health/{name}": value for name, value in known.items()}
@@ -105,7 +101,7 @@ class HealthRecord:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, the most severe first."""
+        """Return all findings, the most severe first."""
         losses = self.losses
         step = 0 if losses.course is None else losses.course.step
         found = [*self._measured, *self._course.findings]
@@ -162,9 +158,9 @@ class HealthRecord:
             ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
             ("the signal", lambda: found.extend(self._start.look_at_signal(run))),
             ("the movement", lambda: found.extend(self._start.look_at_movement(run))),
-            ("the units", lambda: found.extend(self._look_at_units(run))),
-            ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
-            ("the regime", lambda: _add(found, self._regime(drift, step))),
+            ("the units", lambda: _add(found, self._units.look_at_units(run, equal_inputs=self._start.equal_inputs))),
+            ("the layers", lambda: _add(found, self._units.look_at_layers(gram, step))),
+            ("the regime", lambda: _add(found, self._linear.regime(drift, course.probe, step))),
             ("the labels", lambda: _add(found, self._audit(run, gram, fit))),
         ):
             look(what, it)
@@ -195,7 +191,7 @@ class HealthRecord:
 
     @property
     def waits(self) -> bool:
-        """Whether the optimizer's next step is to be seen."""
+        """Return whether the optimizer's next step is to be seen."""
         return self._update.watched.waits
 
     def before_step(self, run: RunView) -> None:
@@ -253,32 +249,6 @@ class HealthRecord:
         if trunk.undecided:
             self.undecided["frozen_trunk"] = trunk.undecided
 
-    def _look_at_units(self, run: RunView) -> list[Finding]:
-        if self._start.equal_inputs:
-            return []  # all units are constant then, whatever they are
-        layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
-        out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
-        self._out = out
-        since = min(out.values()) if out else None
-        silent = is_constant(run.outputs)
-        return [finding_of_units(layers, samples=run.samples, step=run.step, since=since, outputs_constant=silent)]
-
-    def _look_at_layers(self, gram: KernelGram, step: int) -> list[Finding]:
-        shares = trace_shares(gram)
-        found = finding_of_layers(shares, self._shares, step=step)
-        self._shares = shares or None
-        return [] if found is None else [found]
-
-    def _regime(self, drift: Drift | None, step: int) -> Finding | None:
-        course = self._course.probe
-        if drift is None or course is None or step == 0 or not course.now > 0:
-            return None
-        progress = course.first / course.now
-        error = self._linear.error
-        error = None if error is None or math.isnan(error) else error
-        regime = training_regime(drift.alignment, drift.relative_frobenius, error, progress=progress, floor=drift.floor)
-        return finding_of_regime(regime, step=step)
-
     def _audit(self, run: RunView, gram: KernelGram, fit: FitOfRun) -> Finding | None:
         if self.labels is None:
             return None
@@ -294,8 +264,6 @@ class HealthRecord:
             "losses": self.losses.state_dict(),
             "measured": [each.to_json() for each in self._measured],
             "undecided": dict(self.undecided),
-            "out": dict(self._out),
-            "shares": None if self._shares is None else dict(self._shares),
             "forecast": self._forecast.state_dict(),
             "noise": self._noise.state_dict(),
             "start": self._start.state_dict(),
@@ -303,7 +271,7 @@ class HealthRecord:
             "update": self._update.state_dict(),
             "set": self._set.state_dict(),
             "linear": self._linear.state_dict(),
-        } | self._course.state_dict()
+        } | (self._units.state_dict() | self._course.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
@@ -312,9 +280,8 @@ class HealthRecord:
         self.undecided.clear()
         self.undecided.update(state["undecided"])
         self._course.load_state_dict(state)
-        self._out = dict(state["out"])
+        self._units.load_state_dict(state)
         self._start.load_state_dict(state["start"])
-        self._shares = None if state["shares"] is None else dict(state["shares"])
         self._forecast.load_state_dict(state["forecast"])
         self._noise.load_state_dict(state["noise"])
         if self.labels is not None and (labels := state.get("labels")) is not None:

@@ -1,4 +1,4 @@
-"""``LinearisationOfRun``: the weights of the start of one run, and the error of the network linearised there."""
+"""``LinearisationOfRun``: the weights of the start of one run, the error of the network linearised there, and the regime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch import Tensor
 from lightning_conv.callbacks.health.search_along import TOO_LARGE, fits_in_memory
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.course import LossCourse
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.finding_of_course import finding_of_regime
 from lightning_conv.health.linearisation import Linearisation, linearisation_error
+from lightning_conv.health.regime import training_regime
 from lightning_conv.kernels.drift import Drift
 
 STORED = 2**20
@@ -102,6 +106,21 @@ class LinearisationOfRun:
                 dtype=dtype,
                 max_memory=run.measurement.probe.max_memory,
             )
+
+    def regime(self, drift: Drift | None, course: LossCourse | None, step: int) -> Finding | None:
+        """Judge whether the run is lazy or learns features; None: the start, the kernel there or the loss is not known.
+
+        Args:
+            drift: How the kernel differs from that of the start; None: not known.
+            course: The losses of the probe; None: not known.
+            step: Step of the measurement.
+        """
+        if drift is None or course is None or step == 0 or not course.now > 0:
+            return None
+        error = None if self.error is None or math.isnan(self.error) else self.error
+        progress = course.first / course.now
+        found = training_regime(drift.alignment, drift.relative_frobenius, error, progress=progress, floor=drift.floor)
+        return finding_of_regime(found, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types and tensors: the weights of the start, if they are few."""

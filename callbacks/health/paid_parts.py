@@ -37,7 +37,7 @@ class PaidParts:
 
     @property
     def spent(self) -> float:
-        """Seconds that the costly parts took so far."""
+        """Return the seconds that the costly parts took so far."""
         return sum(self._spent.values())
 
     def ahead(self, name: str) -> float:

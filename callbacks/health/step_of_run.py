@@ -147,7 +147,7 @@ class StepOfRun:
 
     @property
     def loss(self) -> Callable[[Tensor], Tensor]:
-        """The run's loss of the probe in the outputs."""
+        """Return the run's loss of the probe in the outputs."""
         return loss_in_outputs(self.run)
 
     def bent(self, directions: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class ProbeGradient:
 
     @cached_property
     def value(self) -> dict[str, Tensor]:
-        """The gradient by the name of the weight, of those that the kernel is over; empty: the loss is not known.
+        """Return the gradient by the name of the weight, of those that the kernel is over; empty: the loss is not known.
 
         Cost: a forward and a backward pass of the probe.
         """

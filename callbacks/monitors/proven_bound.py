@@ -127,5 +127,5 @@ def whole_lambda_min(trainer: pl.Trainer, bound: Measurement, optimizer: str) ->
         if each.bound is not None or each.optimizer != optimizer or other is None or not other.has(step):
             continue
         if other.is_like(bound) and set(bound.parameters) <= set(other.parameters):
-            return other.at(step, trainer.lightning_module)[1].lambda_min
+            return other.at(step)[1].lambda_min
     return None

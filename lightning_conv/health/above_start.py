@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.wording import counted, figure, page_of
+from lightning_conv.health.wording import counted, figure
 
 COUNT, STEPS, SHARE = 5, 40, 0.5
 """Measurements in a row, optimizer steps, and share of all steps so far, over which the loss was not below its start when that counts as
@@ -53,7 +53,7 @@ class AboveStart:
 
     @property
     def lasts(self) -> bool:
-        """Whether the loss has not been below its start for so long that the run does not train."""
+        """Return whether the loss has not been below its start for so long that the run does not train."""
         if self.since is None or not 0 < self.first < math.inf:
             return False
         steps = self.step - self.since
@@ -91,5 +91,4 @@ def finding_of_above_start(above: AboveStart, rise: Finding | None) -> Finding |
         upper=value,
         limit=1.0,
         step=above.since,
-        page=page_of("loss_rise"),
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_conv.arguments import require_option
+from lightning_conv.kernels.reading.samples import require_float_inputs
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count
+from lightning_conv.networks.supported import require_module
 from lightning_conv.networks.undisturbed import undisturbed
 
 aten = torch.ops.aten
@@ -62,7 +65,7 @@ class LayerActivity:
 
     @property
     def is_out(self) -> bool:
-        """Whether no unit lets anything through: all are dead, saturated or constant."""
+        """Return whether no unit lets anything through: all are dead, saturated or constant."""
         return len({*self.dead, *self.saturated, *self.constant}) == self.units
 
 
@@ -75,10 +78,15 @@ def unit_activity(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode
         batch_norm: See ``ntk_gram``.
 
     Raises:
-        ValueError: There are fewer than two samples, of which a unit could tell one from the other.
+        TypeError: The model is no module, or the inputs are no tensors.
+        ValueError: The inputs are not finite, ``batch_norm`` is unknown, or there are fewer than two samples, of which a
+            unit could tell one from the other.
 
     Cost: one forward pass.
     """
+    require_module(model)
+    require_option("batch_norm", batch_norm, get_args(BatchNormMode))
+    require_float_inputs(inputs)
     count = sample_count(inputs)
     if count < 2:
         raise ValueError(f"inputs: {count} sample; need at least two")

@@ -27,8 +27,9 @@ def class_labels(targets: Tensor, samples: int | None = None) -> Tensor:
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: {type(targets).__name__}; need a tensor of one label for each sample")
     shape = tuple(targets.shape)
-    if not shape or (samples is not None and shape[0] != samples):
-        raise ValueError(f"targets: shape {shape} for {samples or 'n'} samples; need one label for each sample")
+    if not targets.numel() or not shape or (samples is not None and shape[0] != samples):
+        of = "" if samples is None else f" for {samples} samples"
+        raise ValueError(f"targets: shape {shape}{of}; need one label for each sample")
     found = targets.detach().cpu()
     if found.is_complex() or (found.is_floating_point() and not bool(torch.isfinite(found).all())):
         raise ValueError(f"targets: they are not all finite real numbers; {NEITHER}")

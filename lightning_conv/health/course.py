@@ -76,8 +76,13 @@ class LossCourse:
             step: Step of the last one.
             batches: Number of batches in a step.
 
+        Raises:
+            ValueError: There is less than one batch in a step.
+
         Cost: a fraction of a microsecond for each loss.
         """
+        if batches < 1:
+            raise ValueError(f"batches: {batches}; need at least 1 in a step")
         smallest, at, since, now, known = self.smallest, self.at, self.since, self.now, self.step
         leap, leapt, level, seen = self.leap, self.leapt, self.level, [*self.last]
         for back in range(len(losses) - 1, -1, -1):
@@ -103,12 +108,12 @@ class LossCourse:
 
     @property
     def fold(self) -> float:
-        """The last loss over the smallest one; ``inf``: the last one is not finite, NaN: the smallest one is not positive."""
+        """Return the last loss over the smallest one; ``inf``: the last one is not finite, NaN: the smallest one is not positive."""
         return _fold(self.now, self.smallest)
 
     @property
     def of_first(self) -> float:
-        """The last loss over the first one, in the same way."""
+        """Return the last loss over the first one, in the same way."""
         return _fold(self.now, self.first)
 
 
@@ -165,12 +170,12 @@ class StabilityCourse:
 
     @property
     def now(self) -> StabilityReading:
-        """The last reading."""
+        """Return the last reading."""
         return self.recent[-1]
 
     @property
     def trend(self) -> Literal["rising", "falling", "steady"]:
-        """How the last reading lies to the one ``TREND`` readings back; intervals that overlap are steady."""
+        """Return how the last reading lies to the one ``TREND`` readings back; intervals that overlap are steady."""
         then = self.recent[-1 - min(TREND, len(self.recent) - 1)]
         if self.now.lower > then.upper:
             return "rising"
@@ -187,7 +192,7 @@ class StabilityCourse:
 
     @property
     def readings(self) -> list[StabilityReading]:
-        """All that are kept, the earliest first."""
+        """Return all that are kept, the earliest first."""
         return [self.first, *(each for each in self.recent if each.step > self.first.step)]
 
     def state_dict(self) -> dict[str, Any]:

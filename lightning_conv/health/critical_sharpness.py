@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lightning_conv.arguments import described, require_callable, require_number
+
 MOST, LEAST = 2.0**10, 2.0**-10
 """Factors of the update between which it is searched."""
 
@@ -36,17 +38,17 @@ class CriticalFactor:
 
     @property
     def found(self) -> bool:
-        """Whether both ends are known."""
+        """Return whether both ends are known."""
         return self.lower > 0 and math.isfinite(self.upper)
 
     @property
     def value(self) -> float:
-        """c, the geometric middle of the ends; NaN: it was not found."""
+        """Return c, the geometric middle of the ends; NaN: it was not found."""
         return math.sqrt(self.lower * self.upper) if self.found else math.nan
 
     @property
     def ratio(self) -> float:
-        """1 / c, the length of the update over the critical one: above 1 the update itself raises the loss. NaN: c was not found."""
+        """Return 1 / c, the length of the update over the critical one: above 1 it raises the loss. NaN: c was not found."""
         return 1 / self.value
 
     def rate(self, rate: float) -> float:
@@ -93,23 +95,27 @@ def critical_factor(
         rounding: Part of L(theta) by which the loss must be raised.
 
     Raises:
-        ValueError: The loss at theta is not finite, or not 0 < least <= start <= most, or a tolerance is not positive.
+        TypeError: The loss cannot be called or returns no number, or another argument is no number.
+        ValueError: The loss at theta is not finite, or not 0 < least <= start <= most, or ``tolerance`` is not positive and finite, or
+            ``rounding`` is negative or not finite.
 
     Cost: one evaluation at theta, one for each doubling from ``start``, and four for 5 %: six to nine in all if ``start`` is within a
     factor of 8, and no more than 16.
     """
-    if not 0 < least <= start <= most < math.inf:
+    require_callable("loss", loss, "a function of how many times the update is made, such as lambda c: ...")
+    for name, value in (("start", start), ("least", least), ("most", most), ("tolerance", tolerance)):
+        require_number(name, value, above=0.0)
+    require_number("rounding", rounding, least=0.0)
+    if not least <= start <= most:
         raise ValueError(f"least, start, most: {least}, {start}, {most}; need 0 < least <= start <= most")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance: {tolerance}; need a positive number")
-    at, evaluations = loss(0.0), 1
+    at, evaluations = _number(loss(0.0)), 1
     if not math.isfinite(at):
         raise ValueError(f"loss: {at} before the update; need a finite number")
 
     def raises(factor: float) -> bool:
         nonlocal evaluations
         evaluations += 1
-        return not loss(factor) <= at + rounding * abs(at)
+        return not _number(loss(factor)) <= at + rounding * abs(at)
 
     low = high = start
     if raises(start):
@@ -132,3 +138,11 @@ def critical_factor(
         middle = math.sqrt(low * high)
         low, high = (low, middle) if raises(middle) else (middle, high)
     return CriticalFactor(lower=low, upper=high, evaluations=evaluations)
+
+
+def _number(loss: object) -> float:
+    """Return a loss as a number; a tensor of one number is one."""
+    try:
+        return float(loss)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"loss: returned {described(loss)}; need a number") from error

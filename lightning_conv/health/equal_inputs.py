@@ -8,7 +8,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from lightning_conv.networks.inputs import Inputs, input_tensors
+from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count
 
 DIGEST = 16
 """Bytes of a digest: that two of a million different samples share one has a probability of 1e-27."""
@@ -20,7 +20,12 @@ def sample_digests(inputs: Inputs, *, first: int = 0) -> list[bytes]:
     Args:
         inputs: As a network takes them, with the samples in the rows.
         first: Number of the first of them, by which a sample with NaN differs from all others.
+
+    Raises:
+        TypeError: The inputs are no tensors.
+        ValueError: There is no sample, or tensors of several lengths.
     """
+    sample_count(inputs)
     tensors = [each.detach().cpu() for each in input_tensors(inputs)]
     rows = [_bytes_of_rows(each) for each in tensors]
     found = []
@@ -79,12 +84,12 @@ class EqualInputs:
 
     @property
     def groups(self) -> Tensor:
-        """Number of each sample's group, (n,); equal inputs have the same one, in the order of their first samples."""
+        """Return the number of each sample's group, (n,); equal inputs have the same one, in the order of their first samples."""
         return torch.tensor(self._groups, dtype=torch.long)
 
     @property
     def repeated(self) -> list[list[int]]:
-        """The groups of more than one sample, by the numbers of their samples."""
+        """Return the groups of more than one sample, by the numbers of their samples."""
         members: dict[int, list[int]] = defaultdict(list)
         for sample, group in enumerate(self._groups):
             members[group].append(sample)

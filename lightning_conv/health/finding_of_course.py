@@ -27,7 +27,6 @@ def finding_of_forecast(shown: ShownForecast | None) -> Finding | None:
         f"{counted(number, 'forecast')} as far ahead {'was' if number == 1 else 'were'} off by {percent(error)} in the median.",
         value=loss,
         step=shown.made,
-        page=page_of("forecast"),
     )
 
 
@@ -53,7 +52,6 @@ def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding:
         sentence=f"{says}: {found.reason} ({numbers}).",
         value=found.change,
         step=step,
-        page=page_of("regime"),
     )
 
 

@@ -6,7 +6,7 @@ import math
 
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.loss_floor import LossFloor
-from lightning_conv.health.wording import counted, figure, listed, page_of, percent
+from lightning_conv.health.wording import counted, figure, listed, percent
 
 MATTERS = 0.1
 """Share of the present loss from which on a forced loss is a warning."""
@@ -65,7 +65,6 @@ def finding_of_floor(
         limit=math.nan if loss is None else loss,
         step=step,
         advice=advice,
-        page=page_of("loss_floor"),
     )
 
 
@@ -130,7 +129,6 @@ def finding_of_width(
         limit=math.nan if loss is None else loss,
         step=step,
         advice=advice,
-        page=page_of("width"),
     )
 
 
@@ -179,5 +177,4 @@ def finding_of_rank(
         upper=float(upper),
         limit=float(samples),
         step=step,
-        page=page_of("rank"),
     )

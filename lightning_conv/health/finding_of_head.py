@@ -7,7 +7,7 @@ import math
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.finding_of_fit import MATTERS
 from lightning_conv.health.head_floor import HeadFloor
-from lightning_conv.health.wording import figure, page_of, percent
+from lightning_conv.health.wording import figure, percent
 
 
 def finding_of_head(floor: HeadFloor, *, loss: float, step: int | None = None) -> Finding:
@@ -51,5 +51,4 @@ def finding_of_head(floor: HeadFloor, *, loss: float, step: int | None = None) -
         limit=loss,
         step=step,
         advice=advice,
-        page=page_of("frozen_trunk"),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.layer_signal import LayerSignal
-from lightning_conv.health.wording import counted, figure, page_of
+from lightning_conv.health.wording import counted, figure
 from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count
 
 LARGE, SMALL = 100.0, 0.01
@@ -101,7 +101,6 @@ def finding_of_inputs(found: InputScale, *, excess: float | None = None, step: i
         limit=SMALL if found.size <= SMALL else LARGE,
         step=step,
         advice=advice,
-        page=page_of("inputs"),
     )
 
 
@@ -157,7 +156,6 @@ def finding_of_signal(
         limit=LOST if value < 1 else 1 / LOST,
         step=step,
         advice=advice,
-        page=page_of("signal"),
     )
 
 

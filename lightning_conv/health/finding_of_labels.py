@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.suspicious_labels import LabelAudit
-from lightning_conv.health.wording import counted, figure, page_of, percent
+from lightning_conv.health.wording import counted, figure, percent
 
 FAR = -0.5
 """Margin from which on a label counts as contradicted. The limits here were chosen in runs of the study that its page does not have."""
@@ -39,7 +39,11 @@ def finding_of_labels(
     Returns:
         ``notice``: at least ``LEAST`` labels and a share of ``MATTERS`` have a margin of ``FAR`` or below, and the other samples predict
         at least ``PREDICTED`` of all labels. ``ok``: everything else.
+
+    Raises:
+        ValueError: There are other numbers than one for each sample.
     """
+    audit.require_numbers(numbers)
     judged, far = int(audit.judged.sum()), len(audit.beyond(FAR))
     needed = max(LEAST, math.ceil(MATTERS * judged))
     first = audit.top(1)[0]
@@ -73,7 +77,6 @@ def finding_of_labels(
         limit=FAR,
         step=step,
         advice=advice,
-        page=page_of("labels"),
     )
 
 
@@ -89,7 +92,12 @@ def fitted_share(outputs: Tensor, audit: LabelAudit) -> float | None:
 
     Returns:
         The share; None: the outputs are no scores of these classes.
+
+    Raises:
+        ValueError: The outputs are not those of the samples.
     """
+    if outputs.ndim != 2 or len(outputs) != audit.samples:
+        raise ValueError(f"outputs: shape {tuple(outputs.shape)}; need (n, C) for {audit.samples} samples")
     u, labels = outputs.detach().cpu().double(), audit.labels
     if u.shape[1] == 1 and len(torch.unique(labels)) == 2:
         middle = 0.5 if set(torch.unique(labels).tolist()) == {0, 1} and bool(((u >= 0) & (u <= 1)).all()) else 0.0
@@ -124,6 +132,11 @@ def traced(matrix: Tensor, outputs: int) -> Tensor:
     Args:
         matrix: With the row i C + c for output c of sample i.
         outputs: C.
+
+    Raises:
+        ValueError: The size of the matrix is no multiple of C.
     """
+    if outputs < 1 or len(matrix) % outputs:
+        raise ValueError(f"outputs: {outputs}; need a divisor of the size of the matrix, {len(matrix)}")
     samples = len(matrix) // outputs
     return torch.einsum("icjc->ij", matrix.reshape(samples, outputs, samples, outputs))

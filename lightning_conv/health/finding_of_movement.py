@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_conv.health.course import BLOWN, LossCourse
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.wording import figure, listed, page_of
+from lightning_conv.health.wording import figure, listed
 
 PATIENCE = 10
 """Optimizer steps without a movement from which on a layer is named.
@@ -91,7 +91,6 @@ def finding_of_movement(unmoved: list[Unmoved], *, layers: int, since: int, step
         limit=0.0,
         step=step,
         advice=advice,
-        page=page_of("movement"),
     )
 
 
@@ -166,5 +165,4 @@ def finding_of_descent(course: LossCourse, *, downward_since: int | None, step: 
         limit=0.0,
         step=step,
         advice="Look at the sign of the loss: a likelihood or a reward has to be negated to be minimised.",
-        page=page_of("descent"),
     )

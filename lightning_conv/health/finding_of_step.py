@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 
+from lightning_conv.arguments import require_whole
 from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import Finding, Level
 from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
 from lightning_conv.health.rise_cause import BEYOND, FAR, RiseCause, cause_of_rise
-from lightning_conv.health.wording import counted, figure, page_of, percent
+from lightning_conv.health.wording import counted, figure, percent
 
 EDGE = 1.0
 """Stability ratio up to which a step is stable on the quadratic model of the loss."""
@@ -144,7 +145,6 @@ def finding_of_rise(
         upper=loss.fold,
         step=loss.since,
         advice=advice,
-        page=page_of("loss_rise"),
     )
 
 
@@ -186,10 +186,10 @@ def finding_of_noise(
         zero; otherwise ``ok``. That the mean gradient is not told from the noise is usual where the samples are fitted.
 
     Raises:
+        TypeError: ``batch`` is no whole number.
         ValueError: ``batch`` is below 1.
     """
-    if batch < 1:
-        raise ValueError(f"batch: {batch}; need at least 1")
+    require_whole("batch", batch, least=1)
     level: Level = "notice"
     about = _scale_in_words(scale)
     advice = ""
@@ -224,7 +224,6 @@ def finding_of_noise(
         limit=float(batch),
         step=step,
         advice=advice,
-        page=page_of("gradient_noise"),
     )
 
 
@@ -251,5 +250,4 @@ def _stability(reading: StabilityReading, level: Level, sentence: str, advice: s
         limit=EDGE,
         step=reading.step,
         advice=advice,
-        page=page_of("stability"),
     )

@@ -7,7 +7,6 @@ from dataclasses import replace
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.finding_of_fit import finding_of_floor
 from lightning_conv.health.loss_floor import LossFloor
-from lightning_conv.health.wording import page_of
 
 
 def finding_of_training_floor(floor: LossFloor, *, what: str = "targets", step: int | None = None) -> Finding:
@@ -22,4 +21,4 @@ def finding_of_training_floor(floor: LossFloor, *, what: str = "targets", step: 
         ``notice``: there are conflicts. ``ok``: there are none.
     """
     found = finding_of_floor(floor, of="the training set", what=what, step=step)
-    return replace(found, name="training_floor", page=page_of("training_floor"))
+    return replace(found, name="training_floor", page="")  # that of its own name

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lightning_conv.health.activity import LayerActivity
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.wording import counted, figure, listed, page_of, percent
+from lightning_conv.health.wording import counted, figure, listed, percent
 
 MANY = 0.5
 """Share of a layer's units from which on it is a notice that they are out."""
@@ -74,7 +74,6 @@ def finding_of_units(
         limit=MANY,
         step=step,
         advice=advice,
-        page=page_of("units"),
     )
 
 
@@ -128,7 +127,6 @@ def finding_of_layers(shares: Mapping[str, float], before: Mapping[str, float] |
         limit=VANISHED,
         step=step,
         advice=advice,
-        page=page_of("layers"),
     )
 
 
@@ -196,7 +194,6 @@ def _finite(level: Level, says: str, advice: str, value: float, step: int) -> Fi
         limit=0.0,
         step=step,
         advice=advice,
-        page=page_of("not_finite"),
     )
 
 

@@ -10,11 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import described, require_callable, require_type, require_whole
 from lightning_conv.health.kernel_modes import KernelModes
 from lightning_conv.health.update_rule import UpdateRule
 
@@ -48,7 +50,8 @@ class LinearisedRun:
         scale: Rate of the step with this number (0 is the next one) relative to the present rate; None: it stays.
 
     Raises:
-        ValueError: The modes do not fit the outputs, or ``curvature`` is not positive.
+        TypeError: An argument has another type, or the loss returns something else than a number that depends on the outputs.
+        ValueError: The modes or ``velocity`` do not fit the outputs, or ``curvature`` is not positive.
 
     Cost: one evaluation of the loss and its gradient; then for a squared loss O(k log t) for t steps, otherwise an evaluation and
     4 N k flops per step and column.
@@ -65,13 +68,30 @@ class LinearisedRun:
         curvature: float | None = None,
         scale: Callable[[int], float] | None = None,
     ) -> None:
+        require_type("modes", modes, KernelModes, "KernelModes.of_matrix(...), or of_products")
+        require_type("outputs", outputs, Tensor, "the present outputs, (n, ...)")
+        if not outputs.is_floating_point():
+            raise TypeError(f"outputs: {outputs.dtype}; need a floating type, such as float64")
+        require_callable("loss", loss, "a function of the outputs that returns the loss of the run")
+        if rule is not None:
+            require_type("rule", rule, UpdateRule, "an UpdateRule, or None for plain descent")
+        if velocity is not None:
+            require_type("velocity", velocity, Tensor, "a tensor of the shape of the outputs, or None")
+            if velocity.shape != outputs.shape:
+                raise ValueError(
+                    f"velocity: shape {tuple(velocity.shape)}; need that of the outputs, {tuple(outputs.shape)}"
+                )
+        if scale is not None:
+            require_callable("scale", scale, "a function of the number of the step, or None")
         size = len(modes.vectors)
         if size not in (len(outputs), outputs.numel()):
             raise ValueError(
                 f"modes: vectors of {size} numbers for outputs of shape {tuple(outputs.shape)}; need n or all outputs"
             )
-        if curvature is not None and not 0 < curvature < math.inf:
-            raise ValueError(f"curvature: {curvature}; need a positive number, or None for a loss that is not squared")
+        if curvature is not None and not (isinstance(curvature, Real) and 0 < curvature < math.inf):
+            raise ValueError(
+                f"curvature: {described(curvature)}; need a positive number, or None for a loss that is not squared"
+            )
         self.steps = 0
         self._modes, self._loss, self._rule = modes, loss, rule or UpdateRule()
         self._outputs, self._curvature, self._scale = outputs.detach(), curvature, scale
@@ -116,17 +136,17 @@ class LinearisedRun:
 
     @property
     def is_squared(self) -> bool:
-        """Whether the loss is squared, so that any number of steps costs next to nothing."""
+        """Return whether the loss is squared, so that any number of steps costs next to nothing."""
         return self._curvature is not None
 
     def advance(self, steps: int) -> float:
         """Continue by this number of steps and return the loss; ``inf`` where it overflows.
 
         Raises:
+            TypeError: It is no whole number.
             ValueError: The number is negative, or a loss that is not squared is continued for more than ``MOST`` steps.
         """
-        if steps < 0:
-            raise ValueError(f"steps: {steps}; need 0 or more")
+        require_whole("steps", steps, least=0)
         if self._curvature is None and self.steps + steps > MOST:
             raise ValueError(f"steps: {self.steps + steps}; a loss that is not squared is continued for at most {MOST}")
         ahead = range(self.steps, self.steps + steps)
@@ -174,7 +194,11 @@ class LinearisedRun:
         leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
             value = self._loss(leaf)
-            (gradient,) = torch.autograd.grad(value, leaf)
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                raise TypeError(
+                    f"loss: returned {described(value)}; need a tensor of one number, computed from the outputs"
+                )
+            (gradient,) = torch.autograd.grad(value.reshape(()), leaf)
         return float(value.detach()), gradient
 
 
@@ -186,6 +210,7 @@ def forecast_losses(run: LinearisedRun, ahead: Sequence[int]) -> list[float]:
         ahead: Numbers of steps, positive and ascending.
 
     Raises:
+        TypeError: They are no list of whole numbers.
         ValueError: The numbers are not positive and ascending, or too large (``LinearisedRun.advance``).
 
     Example:
@@ -195,6 +220,9 @@ def forecast_losses(run: LinearisedRun, ahead: Sequence[int]) -> list[float]:
         >>> forecast_losses(run, [1, 2])  # u is halved by every step
         [0.125, 0.03125]
     """
+    require_type("ahead", ahead, Sequence, "a list of numbers of steps")
+    for each in ahead:
+        require_whole("ahead", each, least=1)
     if any(later <= earlier for earlier, later in itertools.pairwise([0, *ahead])):
         raise ValueError(f"ahead: {list(ahead)}; need positive numbers of steps in ascending order")
     return [run.advance(later - earlier) for earlier, later in itertools.pairwise([0, *ahead])]

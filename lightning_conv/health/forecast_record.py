@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from lightning_conv.arguments import require_whole
+
 LEAST = 3
 """Earlier forecasts as far ahead that must have been compared before one is shown."""
 
@@ -22,22 +24,16 @@ KEPT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PredictedLoss:
     """One number of a forecast beside what came.
 
     Attributes:
-        made: Step at which the forecast was made.
-        step: Step that it was about.
-        place: Its place in the forecast: 0 is the next measurement.
         share: Share of the run that was over when it was made; NaN: the length of the run is not known.
         before: The loss when it was made.
         predicted: The loss of the forecast.
         real: The loss that came.
     """
 
-    made: int
-    step: int
-    place: int
     share: float
     before: float
     predicted: float
@@ -45,13 +41,28 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """Relative error of the forecast, |predicted - real| / |real|; ``inf``: one of them is not finite."""
+        """Return the relative error of the forecast, |predicted - real| / |real|; ``inf``: one of them is not finite."""
         return relative_error(self.predicted, self.real)
 
     @property
     def error_unchanged(self) -> float:
-        """Relative error of the cheapest forecast: that the loss stays as it was."""
+        """Return the relative error of the cheapest forecast: that the loss stays as it was."""
         return relative_error(self.before, self.real)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(PredictedLoss):
+    """The same in the record of a run.
+
+    Attributes:
+        made: Step at which the forecast was made.
+        step: Step that it was about.
+        place: Its place in the forecast: 0 is the next measurement.
+    """
+
+    made: int
+    step: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +89,15 @@ class ForecastRecord:
 
     Args:
         total: Number of steps of the whole run; None: not known.
+
+    Raises:
+        TypeError: ``total`` is no whole number.
+        ValueError: It is negative.
     """
 
     def __init__(self, total: int | None = None) -> None:
+        if total is not None:
+            require_whole("total", total, least=0)
         self.total = total
         self.comparisons: list[Comparison] = []
         self._open: list[dict[str, Any]] = []

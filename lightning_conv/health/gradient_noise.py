@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_type
+
 MOST = 0.9
 """Share of the squared gradient norms that ``carriers`` samples carry together."""
 
@@ -67,10 +69,12 @@ def gradient_noise(products: Tensor) -> GradientNoise:
         products: M, (n, n), :math:`M_{ij} = g_i \cdot g_j` of the gradients of the samples' own losses, without a factor 1/n.
 
     Raises:
+        TypeError: M is no tensor.
         ValueError: M is not square, not finite, or has fewer than two rows.
 
     Source: McCandlish et al. 2018 (1812.06162), section 2.2 and Appendix A.1.
     """
+    require_type("products", products, Tensor, "the inner products of the gradients, (n, n)")
     if products.ndim != 2 or products.shape[0] != products.shape[1] or len(products) < 2:
         raise ValueError(f"products: shape {tuple(products.shape)}; need (n, n) with n of at least 2")
     if not bool(torch.isfinite(products).all()):
@@ -107,8 +111,21 @@ def noise_scale(measured: Sequence[GradientNoise], products: Tensor | None = Non
         measured: The measurements, the last one last.
         products: M of the last one, for the spread; None: no spread is given, and the interval is everything.
 
+    Raises:
+        TypeError: The measurements are no list of ``GradientNoise``.
+        ValueError: There is no measurement, or M has not the size of the last one.
+
     Source: McCandlish et al. 2018 (1812.06162), Appendix A.1; Efron & Stein 1981 (the jackknife).
     """
+    require_type("measured", measured, Sequence, "a list of what gradient_noise returns")
+    for each in measured:
+        require_type("measured", each, GradientNoise, "a list of what gradient_noise returns")
+    if not measured:
+        raise ValueError("measured: no measurement; need at least one")
+    if products is not None and products.shape != (measured[-1].samples,) * 2:
+        raise ValueError(
+            f"products: shape {tuple(products.shape)} for the {measured[-1].samples} samples of the last measurement; need its (n, n)"
+        )
     variance = sum(each.variance for each in measured) / len(measured)
     square = sum(each.mean_square for each in measured) / len(measured)
     value = variance / square if square > 0 else math.inf

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_number, require_type, require_whole
 from lightning_conv.last_layer.iterations import lbfgs
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.solve import solve_head
@@ -61,7 +62,8 @@ def head_floor(problem: HeadProblem, *, tol: float, radius: float, iterations: i
         Both ends; None: nothing is known from below.
 
     Raises:
-        ValueError: The radius is not positive and finite; otherwise as ``solve_head``.
+        TypeError: The problem is none, or another argument is no number.
+        ValueError: The radius or ``tol`` is not positive and finite, ``iterations`` is below 1; otherwise as ``solve_head``.
 
     Cost: at most ``iterations`` passes of 4 n D C flops, twice, and more for the line searches; the smaller Gram matrix of the features,
     its factor and its least eigenvalue.
@@ -73,8 +75,10 @@ def head_floor(problem: HeadProblem, *, tol: float, radius: float, iterations: i
         >>> round(found.lower, 3), round(found.upper, 3)  # equal features: a constant is the best
         (1.0, 1.0)
     """
-    if not 0 < radius < math.inf:
-        raise ValueError(f"radius: {radius}; need a positive number")
+    require_type("problem", problem, HeadProblem, "HeadProblem(features, targets, loss_fn)")
+    require_number("tol", tol, above=0.0)
+    require_number("radius", radius, above=0.0)
+    require_whole("iterations", iterations, least=1)
     found = solve_head(problem, tol=tol, max_iterations=iterations, progress=False)
     known = []
     if found.infimum is not None and found.infimum.certified:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_callable, require_type, require_whole
+from lightning_conv.health.step_coordinates import flat_sizes
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.linalg.lanczos import lanczos
 
@@ -36,10 +38,12 @@ class KernelModes:
             kernel: Theta, (N, N), symmetric and positive semidefinite up to rounding.
 
         Raises:
+            TypeError: The kernel is no tensor.
             ValueError: The kernel is not square or not finite.
 
         Cost: one eigendecomposition, about 12 N^3 flops.
         """
+        require_type("kernel", kernel, Tensor, "a matrix (N, N), such as ntk_gram(...).matrix")
         if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not bool(torch.isfinite(kernel).all()):
             raise ValueError(f"kernel: shape {tuple(kernel.shape)}; need a square matrix of finite numbers")
         matrix = kernel.detach().double()
@@ -60,10 +64,14 @@ class KernelModes:
             products: k, the largest number of products.
 
         Raises:
-            ValueError: The start vector is zero or not finite, or ``product`` returns NaN or another shape.
+            TypeError: ``product`` cannot be called, ``start`` is no tensor, or ``products`` no whole number.
+            ValueError: The start vector is zero or not finite, ``product`` returns NaN or another shape, or ``products`` is below 1.
 
         Cost: ``products`` products and as many vectors of N numbers.
         """
+        require_callable("product", product, "a function of a vector (N,), such as step_kernel(...)")
+        require_type("start", start, Tensor, "the gradient of the loss in the outputs")
+        require_whole("products", products, least=1)
         if not bool(torch.isfinite(start).all()) or not bool((start != 0).any()):
             raise ValueError(
                 "start: zero or not finite; need the gradient of the loss in the outputs before it vanishes"
@@ -86,22 +94,12 @@ def step_kernel(operator: NTKOperator, sizes: Mapping[str, Tensor]) -> Callable[
         sizes: D, the rate over the preconditioner of every weight (``StepSizes.scales``); weights that are left out do not move.
 
     Raises:
-        ValueError: ``outputs`` of the operator is another one, or no weight has a step size.
+        TypeError: See ``flat_sizes``.
+        ValueError: See ``flat_sizes``.
 
     Cost: a backward pass and a forward derivative per product.
     """
-    if operator.outputs != "full":
-        raise ValueError(f'operator: outputs={operator.outputs!r}; need outputs="full"')
-    if not set(operator.shapes) & set(sizes):
-        raise ValueError(
-            f"sizes: {sorted(sizes)}; none of them is a weight of the operator ({sorted(operator.shapes)})"
-        )
-    flat = torch.cat(
-        [
-            sizes.get(name, torch.zeros(())).to(operator.device, torch.float64).expand(shape).reshape(-1)
-            for name, shape in operator.shapes.items()
-        ]
-    )
+    flat = flat_sizes(operator, sizes)
 
     def product(v: Tensor) -> Tensor:
         back = operator.transposed(v.to(operator.precision))

@@ -2,97 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.arguments import require_option, require_seed
+from lightning_conv.health.audit_labels import FEWEST, audit_labels
 from lightning_conv.health.class_labels import class_labels
-from lightning_conv.health.label_margins import gaussian_kernel, label_margins
+from lightning_conv.health.label_margins import require_ridge
 from lightning_conv.health.suspicious_labels import Baseline, LabelAudit
 from lightning_conv.kernels.gram import ntk_gram
-from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.losses.per_sample import SampleLosses
+from lightning_conv.kernels.products.precision import PRECISIONS, Precision
+from lightning_conv.kernels.reading.samples import require_float_inputs
+from lightning_conv.losses.per_sample import SampleLosses, require_loss
+from lightning_conv.machine.memory import whole_bytes
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.head import find_head
 from lightning_conv.networks.hidden_features import last_hidden_features
-from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count
+from lightning_conv.networks.inputs import Inputs, sample_count
+from lightning_conv.networks.supported import require_module
 from lightning_conv.networks.undisturbed import undisturbed
-
-FEWEST = 10
-"""Samples below which nothing is said."""
+from lightning_conv.reporting.progress import require_report
 
 PROJECTED = 32
 """Number of outputs from which on the kernel is estimated by random projections rather than computed."""
 
 FAILURES = (ValueError, TypeError, RuntimeError, NotImplementedError)
 """What finding a head and evaluating a loss fail by, for a network or a loss that has none of that form."""
-
-
-def audit_labels(
-    kernel: Tensor,
-    targets: Tensor,
-    *,
-    inputs: Inputs | None = None,
-    features: Tensor | None = None,
-    losses: Tensor | None = None,
-    ridge: float | None = None,
-    left_out: Mapping[Baseline, str] | None = None,
-) -> LabelAudit:
-    """Audit the labels of samples whose kernel is known.
-
-    Args:
-        kernel: K, (n, n), such as the trace kernel of a network.
-        targets: As ``class_labels`` takes them.
-        inputs: Of the samples; None: the baseline is left out.
-        features: Last hidden features, n rows or a multiple; None: the baseline is left out.
-        losses: Loss of each sample, (n,); None: the baseline is left out.
-        ridge: See ``label_margins``.
-        left_out: Why a baseline is not there.
-
-    Raises:
-        ValueError: There are fewer than ``FEWEST`` samples, or no label occurs twice; otherwise as ``class_labels`` and
-            ``label_margins``.
-
-    Cost: an eigendecomposition, of the order of n^3 flops and 8 n^2 bytes, for the kernel and for each baseline that has one.
-    """
-    if kernel.ndim != 2:
-        raise ValueError(f"kernel: shape {tuple(kernel.shape)}; need (n, n)")
-    labels = class_labels(targets, len(kernel))
-    if len(labels) < FEWEST:
-        raise ValueError(f"targets: {len(labels)} samples; need at least {FEWEST}")
-    classes, counts = torch.unique(labels, return_counts=True)
-    judged = counts[torch.searchsorted(classes, labels)] > 1
-    if not bool(judged.any()):
-        raise ValueError(f"targets: each of the {len(classes)} labels occurs once; need classes of several samples")
-    missing: dict[Baseline, str] = dict(left_out or {})
-    made = label_margins(kernel, labels, ridge=ridge)
-    found: dict[Baseline, Tensor] = {}
-    rows = None if inputs is None else _rows(inputs)
-    if rows is not None:
-        found["inputs"] = label_margins(gaussian_kernel(rows), labels).margins
-    elif inputs is not None:
-        missing["inputs"] = "the inputs are whole numbers or not finite, so that no distance is meant"
-    if features is not None:
-        if bool(torch.isfinite(features).all()):
-            rows = features.reshape(len(labels), -1)
-            found["features"] = label_margins(gaussian_kernel(rows), labels).margins
-        else:
-            missing["features"] = "the features are not finite"
-    if losses is not None:
-        if losses.shape != labels.shape:
-            raise ValueError(f"losses: shape {tuple(losses.shape)}; need one for each of {len(labels)} samples")
-        found["loss"] = -losses.detach().cpu().double()
-    return LabelAudit(
-        labels=labels,
-        margins=made.margins,
-        suggested=made.suggested,
-        judged=judged,
-        ridge=made.ridge,
-        baselines=found,
-        left_out=missing,
-    )
 
 
 def label_audit(
@@ -130,8 +68,9 @@ def label_audit(
         progress: See ``ntk_gram``.
 
     Raises:
-        ValueError: The targets are no labels, of one class, or of too few samples; the inputs are not finite; otherwise as ``ntk_gram``.
-        TypeError: See ``ntk_gram``.
+        ValueError: An option is unknown; the targets are no labels, of one class, or of too few samples; the inputs are not finite;
+            otherwise as ``ntk_gram``.
+        TypeError: ``loss_fn`` cannot be called; otherwise as ``ntk_gram``.
 
     Cost: one ``ntk_gram`` on n samples and two passes forward; then three eigendecompositions of the order of n^3 flops and 8 n^2 bytes
     each. Seconds for a thousand samples of a small network.
@@ -143,8 +82,14 @@ def label_audit(
         >>> label_audit(nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 2)), x, labels).top(1)[0].number
         3
     """
-    if batch_norm == "batch":
-        raise ValueError('batch_norm: "batch"; need "eval" or "frozen", since no sample is left out of the batch')
+    _require_options(outputs, precision, batch_norm, max_memory)
+    require_module(model)
+    require_ridge(ridge)
+    require_seed(seed)
+    require_report(progress)
+    if loss_fn is not None:
+        require_loss(loss_fn)
+    require_float_inputs(inputs)
     labels = class_labels(targets, sample_count(inputs))
     if len(labels) < FEWEST or len(torch.unique(labels)) in (1, len(labels)):
         audit_labels(torch.eye(len(labels)), targets)  # refuses, before anything expensive
@@ -175,6 +120,16 @@ def label_audit(
     )
 
 
+def _require_options(outputs: object, precision: object, batch_norm: object, max_memory: object) -> None:
+    require_option("outputs", outputs, (None, "trace", "projected"))
+    require_option("precision", precision, PRECISIONS)
+    if batch_norm == "batch":
+        raise ValueError('batch_norm: "batch"; need "eval" or "frozen", since no sample is left out of the batch')
+    require_option("batch_norm", batch_norm, ("eval", "frozen"))
+    if max_memory is not None:
+        whole_bytes(max_memory)
+
+
 def sample_losses(
     outputs: Tensor, targets: Tensor, labels: Tensor, loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> Tensor:
@@ -187,8 +142,13 @@ def sample_losses(
         loss_fn: Of (outputs, targets); None: cross-entropy of the labels, for one output that of its logit.
 
     Raises:
+        TypeError: ``loss_fn`` cannot be called.
         ValueError: The loss does not belong to these outputs and targets, or gives no losses of samples.
     """
+    if outputs.ndim != 2 or not len(outputs) == len(targets) == len(labels):
+        raise ValueError(
+            f"outputs: shape {tuple(outputs.shape)} for {len(targets)} targets and {len(labels)} labels; need (n, C), and n of both"
+        )
     u = outputs.detach().cpu().double()
     if loss_fn is None:
         single = u.shape[1] == 1
@@ -205,12 +165,3 @@ def _outputs(model: nn.Module, inputs: Inputs, batch_norm: BatchNormMode) -> Ten
     with undisturbed(model), torch.no_grad():
         module = StatelessModule(model, batch_norm=batch_norm, statistics_of=inputs)
         return module.outputs({}, module.convert(inputs))
-
-
-def _rows(inputs: Inputs) -> Tensor | None:
-    """Return the samples as rows of floating numbers; None: they are numbers of tokens, or not finite."""
-    tensors = [each.detach().cpu() for each in input_tensors(inputs)]
-    known = [each for each in tensors if each.is_floating_point() or each.dtype == torch.uint8]
-    if len(known) < len(tensors) or not all(bool(torch.isfinite(each).all()) for each in known):
-        return None
-    return torch.cat([each.reshape(len(each), -1).double() for each in known], 1)

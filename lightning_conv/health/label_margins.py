@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_type
+
 RIDGES = tuple(10.0**power for power in range(-8, 2))
 """Ridges that are tried, in units of the mean of the kernel's diagonal."""
 
@@ -30,7 +32,7 @@ class LabelMargins:
 
     @property
     def suspicious(self) -> Tensor:
-        """Numbers of the samples, (n,), the most suspicious one first."""
+        """Return the numbers of the samples, (n,), the most suspicious one first."""
         return self.margins.argsort(stable=True)
 
 
@@ -48,6 +50,7 @@ def label_margins(kernel: Tensor, labels: Tensor, *, ridge: float | None = None)
         ridge: rho; None: that of ``RIDGES`` with the least leave-one-out error.
 
     Raises:
+        TypeError: The kernel or the labels are no tensor.
         ValueError: The shapes do not agree, the kernel is not finite or zero, there are fewer than three samples or two classes, the ridge
             is not above 0 or not finite.
 
@@ -55,8 +58,9 @@ def label_margins(kernel: Tensor, labels: Tensor, *, ridge: float | None = None)
 
     Source: Golub, Heath & Wahba 1979 (the residuals without each sample); Rifkin & Lippert 2007, section 3.
     """
-    if ridge is not None and (not isinstance(ridge, (int, float)) or not 0 < ridge < math.inf):
-        raise ValueError(f"ridge: {ridge!r}; need a finite number above 0, or None for the one with the least error")
+    require_ridge(ridge)
+    require_type("kernel", kernel, Tensor, "a matrix (n, n), such as ntk_gram(...).matrix")
+    require_type("labels", labels, Tensor, "class numbers, (n,)")
     k = kernel.detach().double().cpu()
     given = labels.detach().cpu().long().flatten()
     if k.ndim != 2 or k.shape != (len(given), len(given)) or len(given) < 3:
@@ -89,12 +93,32 @@ def label_margins(kernel: Tensor, labels: Tensor, *, ridge: float | None = None)
     return LabelMargins(own - others, classes[scores.argmax(1)], tried[best], errors[best])
 
 
+def require_ridge(ridge: object) -> None:
+    """Refuse a ridge that is none.
+
+    Args:
+        ridge: The argument of this name.
+
+    Raises:
+        ValueError: It is neither a finite number above 0 nor None.
+    """
+    if ridge is not None and (not isinstance(ridge, (int, float)) or not 0 < ridge < math.inf):
+        raise ValueError(f"ridge: {ridge!r}; need a finite number above 0, or None for the one with the least error")
+
+
 def gaussian_kernel(inputs: Tensor) -> Tensor:
     r"""Return :math:`\exp(-|x_i - x_j|^2 / (2 m))` with m the median of the squared distances: a baseline that knows no network.
 
     Args:
         inputs: x, (n, ...).
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: There are fewer than two samples, or a sample has no dimension of its own.
     """
+    require_type("inputs", inputs, Tensor, "samples, (n, ...)")
+    if inputs.ndim < 2 or len(inputs) < 2:
+        raise ValueError(f"inputs: shape {tuple(inputs.shape)}; need (n, ...) with n of at least 2")
     x = inputs.detach().double().cpu().flatten(1)
     distances = torch.cdist(x, x).square()
     above = distances[torch.triu(torch.ones_like(distances, dtype=torch.bool), 1)]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_conv.health.subset_bound import SubsetBound, subset_bound
+from lightning_conv.arguments import require_truth
+from lightning_conv.health.subset_bound import SubsetBound, require_whole_kernel, subset_bound
 from lightning_conv.health.subset_parameters import LAST_BLOCK, Subset, subset_parameters
 from lightning_conv.kernels.gram import Outputs
+from lightning_conv.kernels.planning.request import contracted_outputs
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.networks.evaluation import BatchNormMode
-from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.inputs import Inputs, sample_count
+from lightning_conv.networks.supported import require_module
 
 
 def lambda_min_bound(
@@ -49,8 +52,8 @@ def lambda_min_bound(
         the kernel over these parameters is singular.
 
     Raises:
-        TypeError: see ``subset_parameters``.
-        ValueError: ``outputs`` is ``"projected"``; see ``subset_parameters`` and ``subset_bound``.
+        TypeError: see ``subset_parameters``, ``subset_bound`` and ``ntk_gram``.
+        ValueError: ``outputs`` is ``"projected"``, or stands beside ``cotangents``; see ``subset_parameters`` and ``subset_bound``.
 
     Cost: one ``ntk_gram`` in float64 whose backward passes end at these parameters, and an eigenvalue problem.
 
@@ -61,8 +64,13 @@ def lambda_min_bound(
         >>> found.parameters, found.probe.certified
         (('2.weight', '2.bias'), True)
     """
-    if outputs == "projected":
+    if outputs == "projected" and cotangents is None:
         raise ValueError("outputs: 'projected' is an estimate, and proves nothing; need 'trace', 'full' or 'sum'")
+    contracted_outputs(outputs, cotangents, default="trace", allowed=("trace", "full", "sum"))
+    require_module(model)
+    sample_count(inputs)
+    require_whole_kernel(whole)
+    require_truth("on_training_set", on_training_set)
     names = subset_parameters(model, inputs, parameters, one_row=cotangents is not None, batch_norm=batch_norm)
     gram, spectrum = resolved_spectrum(
         model,

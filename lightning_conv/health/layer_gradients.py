@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_conv.arguments import require_type
+from lightning_conv.health.wording import listed
 from lightning_conv.losses.gradient import norm
 
 
@@ -39,8 +41,18 @@ def layer_gradients(
         weights: w by the same names.
         updates: u by name; weights that are left out have none that is known.
 
+    Raises:
+        TypeError: They do not come by name.
+        ValueError: A gradient belongs to no weight.
+
     Cost: gradients, weights and updates are read once.
     """
+    for name, given in (("gradients", gradients), ("weights", weights), ("updates", updates)):
+        require_type(name, given, Mapping, "tensors by the name of the weight")
+    if missing := [name for name in gradients if name not in weights]:
+        raise ValueError(
+            f"weights: none of {listed(missing)}, of which gradients= has the gradient; pass the same names"
+        )
     layers: dict[str, list[str]] = defaultdict(list)
     for name in gradients:
         layers[name.rpartition(".")[0]].append(name)

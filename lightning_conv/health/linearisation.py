@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.arguments import require_option, require_type
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
 from lightning_conv.networks.evaluation import BatchNormMode
-from lightning_conv.networks.inputs import Inputs
+from lightning_conv.networks.inputs import Inputs, sample_count
+from lightning_conv.networks.supported import require_module
 
 UNITS = 16
 """Units in the last place by which outputs are off, roughly."""
@@ -68,7 +70,8 @@ def linearisation_error(
 
     Raises:
         ValueError: ``batch_norm="frozen"``; ``start`` is empty, has an unknown name or another shape; otherwise as ``NTKOperator``.
-        TypeError, MemoryError, RuntimeError: As ``NTKOperator``.
+        TypeError: The model is no module, the inputs are no tensors, or the weights of the start do not come by name.
+        MemoryError, RuntimeError: As ``NTKOperator``.
 
     Cost: about nine forward passes and a forward derivative (two more), copies of the weights and of their movement.
 
@@ -83,8 +86,15 @@ def linearisation_error(
         raise ValueError(
             'batch_norm: "frozen" would hold the statistics of now at the start as well; use "batch" or "eval"'
         )
+    require_module(model)
+    require_option("batch_norm", batch_norm, ("eval", "batch"))
+    sample_count(inputs)
+    require_type(
+        "start", start, Mapping, "weights of the start by name, such as a copy of dict(model.named_parameters())"
+    )
     named = dict(model.named_parameters())
     for name, values in start.items():
+        require_type(f"start[{name!r}]", values, Tensor, "a tensor of the shape of the parameter")
         if name not in named or named[name].shape != values.shape:
             was = f"of shape {tuple(named[name].shape)}" if name in named else "missing in the model"
             raise ValueError(f"start: {name!r} has the shape {tuple(values.shape)}, and the parameter is {was}")

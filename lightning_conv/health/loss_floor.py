@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_type
 from lightning_conv.losses.facts import binary_entropy
 from lightning_conv.losses.per_sample import SampleLosses
 
@@ -44,7 +45,17 @@ def loss_floor(losses: SampleLosses, groups: Sequence[Sequence[int]]) -> LossFlo
 
     Returns:
         The floor; None: the infimum of this loss is not known.
+
+    Raises:
+        TypeError: The losses are no ``SampleLosses``, or the groups no lists.
+        ValueError: A group is empty, or has a number that no sample has.
     """
+    require_type("losses", losses, SampleLosses, "SampleLosses(loss_fn, targets)")
+    require_type("groups", groups, Sequence, "a list of lists of the numbers of samples")
+    for group in groups:
+        require_type("groups", group, Sequence, "a list of lists of the numbers of samples")
+        if not group or not all(isinstance(each, int) and 0 <= each < losses.samples for each in group):
+            raise ValueError(f"groups: {group!r}; need numbers of the {losses.samples} samples, from 0 on")
     infimum = losses.infimum
     if losses.kind == "custom" or infimum is None or not infimum.certified:
         return None

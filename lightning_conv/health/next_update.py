@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from lightning_conv.arguments import require_type
 from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.wording import listed
 from lightning_conv.networks.copying import with_own_functions
 from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.observed.leaves import tensors_in
@@ -44,11 +46,18 @@ def next_update(
         u by name, of the weights that the optimizer has, in their type: what rounding in it leaves of the step.
 
     Raises:
+        TypeError: The optimizer is none, weights or gradients do not come by name, or one of them is no tensor.
+        ValueError: A weight of the optimizer has no gradient, or one of another shape.
         UnknownStepError: The optimizer has none of these weights, has step hooks or a step that was replaced, cannot be copied, or its copy
             cannot step, as one that needs a closure.
 
     Cost: copies of the weights and of the optimizer's state, and a step; of an optimizer that is not torch's another copy of both.
     """
+    require_type("optimizer", optimizer, Optimizer, "an optimizer of these weights, such as torch.optim.SGD(...)")
+    require_type("parameters", parameters, Mapping, "weights by name, such as dict(model.named_parameters())")
+    require_type("gradients", gradients, Mapping, "gradients by the names of parameters=")
+    for key, each in parameters.items():
+        require_type(f"parameters[{key!r}]", each, Tensor, "a weight of the optimizer")
     name = type(optimizer).__name__
     if why := _own_steps(optimizer):
         raise UnknownStepError(f"{name} {why}")
@@ -56,6 +65,7 @@ def next_update(
     chosen = {key: each for key, each in parameters.items() if id(each) in held and each.requires_grad}
     if not chosen:
         raise UnknownStepError(f"{name} trains none of these weights")
+    _require_gradients(chosen, gradients)
     copies = {key: nn.Parameter(each.detach().clone()) for key, each in chosen.items()}
     for key, each in copies.items():
         each.grad = gradients[key].detach().to(each, copy=True)
@@ -71,6 +81,22 @@ def next_update(
     if any(changed):
         raise UnknownStepError(f"the step of a copy of {name} reaches into the run; what it changed was put back")
     return {key: each.detach() - before[key] for key, each in copies.items()}
+
+
+def _require_gradients(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    """Refuse gradients that are not those of the weights."""
+    missing = [key for key in weights if key not in gradients]
+    if missing:
+        raise ValueError(
+            f"gradients: none of {listed([repr(key) for key in missing])}; pass one for each weight, or leave these out of parameters="
+        )
+    for key, each in weights.items():
+        given = gradients[key]
+        require_type(f"gradients[{key!r}]", given, Tensor, f"a tensor of the shape {tuple(each.shape)}")
+        if given.shape != each.shape:
+            raise ValueError(
+                f"gradients[{key!r}]: shape {tuple(given.shape)}; need that of the weight, {tuple(each.shape)}"
+            )
 
 
 def _own_steps(optimizer: Optimizer) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
+from lightning_conv.arguments import require_type
 from lightning_conv.health.update_rule import UpdateRule
 
 Group: TypeAlias = Mapping[str, Any]
@@ -51,11 +52,13 @@ def step_sizes(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepSi
         parameters: The weights, by name; those that the optimizer does not have, or that no gradient has reached, are left out.
 
     Raises:
+        TypeError: The weights do not come by name.
         UnknownStepError: The optimizer is another one, even a subclass of these; it has not stepped yet and its steps depend on that; it
             ascends; its rate is negative.
 
     Source: Cohen et al. 2022 (2207.14484), equation 2 and Appendix A.
     """
+    require_type("parameters", parameters, Mapping, "weights by name, such as dict(model.named_parameters())")
     read = READERS.get(type(optimizer))
     if read is None:
         raise UnknownStepError(f"the steps of {type(optimizer).__name__} are not known")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeAlias
+
+from lightning_conv.arguments import require_number, require_type
 
 Regime: TypeAlias = Literal["lazy", "feature learning", "undecided"]
 
@@ -58,7 +61,8 @@ def training_regime(
         floor: Relative change that rounding explains (``Drift.floor``).
 
     Raises:
-        ValueError: ``change``, ``floor`` or ``error`` is negative.
+        TypeError: An argument is no number.
+        ValueError: ``change``, ``floor`` or ``error`` is negative, or ``floor`` is not finite.
 
     Source: Chizat, Oyallon, Bach 2019 (1812.07956, section 1.1: lazy if the relative change of the Jacobian is small while that of
     the loss is not); Fort et al. 2020 (2010.15110, section 3: change and alignment of the kernel during training).
@@ -67,7 +71,11 @@ def training_regime(
         >>> training_regime(0.999, 0.03, 0.02, progress=100.0).regime
         'lazy'
     """
-    for name, value in (("change", change), ("floor", floor), ("error", error)):
+    for name, value in (("alignment", alignment), ("change", change), ("progress", progress), ("error", error)):
+        if value is not None or name != "error":
+            require_type(name, value, Real, "a number")
+    require_number("floor", floor, least=0.0)
+    for name, value in (("change", change), ("error", error)):
         if value is not None and value < 0:
             raise ValueError(f"{name}: {value}; need 0 or more")
     regime, reason = _judged(alignment, change, error, progress, floor)
@@ -75,8 +83,10 @@ def training_regime(
 
 
 def _judged(alignment: float, change: float, error: float | None, progress: float, floor: float) -> tuple[Regime, str]:
-    if not (math.isfinite(alignment) and math.isfinite(change)) or (error is not None and math.isnan(error)):
+    if not (math.isfinite(alignment) and math.isfinite(change)) or math.isnan(progress) or math.isnan(error or 0.0):
         return "undecided", "a number is not finite or not defined"
+    if progress < 0:
+        return "undecided", "the loss has changed its sign"
     if not (progress >= PROGRESS or 0 <= progress <= 1 / PROGRESS):
         return "undecided", f"the loss has changed less than {PROGRESS:g}-fold"
     if change - floor >= LEARNING_CHANGE and alignment <= LEARNING_ALIGNMENT:

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import (
+    described,
+    require_callable,
+    require_number,
+    require_seed,
+    require_type,
+    require_whole,
+)
+from lightning_conv.health.step_coordinates import flat_sizes
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.linalg.lanczos import Krylov, lanczos
 
@@ -37,7 +46,7 @@ class Sharpness:
 
     @property
     def upper(self) -> float:
-        """An estimate of an upper end; no bound."""
+        """Return an estimate of an upper end; no bound."""
         return self.value + self.residual
 
 
@@ -70,26 +79,35 @@ def sharpness(
         seed: Seed of the random numbers.
 
     Raises:
-        ValueError: ``outputs`` of the operator is another one, no weight has a step size, or ``start`` is of another length.
+        TypeError: See ``flat_sizes``; ``curvature`` cannot be called or returns something else, or another argument has another type.
+        ValueError: See ``flat_sizes``; ``start`` is of another length, ``products`` is below 1, ``tolerance`` negative or not finite.
 
     Cost: a forward derivative and a backward pass for each product; ``AT_ONCE`` vectors of the weights' size.
     """
-    if operator.outputs != "full":
-        raise ValueError(f'operator: outputs={operator.outputs!r}; need outputs="full"')
-    weights = operator.shapes
-    if not set(weights) & set(sizes):
-        raise ValueError(f"sizes: {sorted(sizes)}; none of them is a weight of the operator ({sorted(weights)})")
-    roots = torch.cat([_root(sizes.get(name), shape, operator) for name, shape in weights.items()])
-    added = torch.cat(
-        [roots.new_full((shape.numel(),), (decay or {}).get(name, 0.0)) for name, shape in weights.items()]
+    roots = flat_sizes(operator, sizes).sqrt().to(operator.precision)
+    require_callable(
+        "curvature", curvature, "a function v -> S v of numbers (n, C), such as lambda v: 2 * v / v.numel()"
     )
-    if start is not None and start.numel() != roots.numel():
-        raise ValueError(f"start: {start.numel()} numbers for {roots.numel()} weights")
+    require_whole("products", products, least=1)
+    require_number("tolerance", tolerance, least=0.0)
+    require_seed(seed)
+    _require_decay(decay)
+    added = torch.cat(
+        [roots.new_full((shape.numel(),), (decay or {}).get(name, 0.0)) for name, shape in operator.shapes.items()]
+    )
+    if start is not None:
+        require_type("start", start, Tensor, "the vector of an earlier search, or None")
+        if start.numel() != roots.numel():
+            raise ValueError(
+                f"start: {start.numel()} numbers for {roots.numel()} weights; need a vector over the same ones, or None"
+            )
 
     def product(v: Tensor) -> Tensor:
         moved = roots * v[:, 0]
-        bent = curvature(operator.jvp(moved).reshape(operator.n_samples, operator.n_outputs)).reshape(-1)
-        return (roots * (operator.transposed(bent).to(roots.dtype) + added * moved))[:, None]
+        bent = curvature(operator.jvp(moved).reshape(operator.n_samples, operator.n_outputs))
+        if not isinstance(bent, Tensor) or bent.numel() != operator.shape[0]:
+            raise TypeError(f"curvature: returned {described(bent)}; need S v, of the shape of v")
+        return (roots * (operator.transposed(bent.reshape(-1)).to(roots.dtype) + added * moved))[:, None]
 
     def close(krylov: Krylov) -> bool:
         values, _, residuals = krylov.ritz()
@@ -114,7 +132,10 @@ def sharpness(
             return Sharpness(float(values[-1]), float(residuals[-1]), vector, taken)
 
 
-def _root(size: Tensor | None, shape: torch.Size, operator: NTKOperator) -> Tensor:
-    """Return the root of D for one weight, flat."""
-    given = torch.zeros(()) if size is None else size
-    return given.to(operator.device, torch.float64).sqrt().expand(shape).reshape(-1).to(operator.precision)
+def _require_decay(decay: object) -> None:
+    """Refuse what is no decay by name."""
+    if decay is None:
+        return
+    require_type("decay", decay, Mapping, "what weight_decay adds by the name of the weight, or None")
+    for name, each in decay.items():  # type: ignore[attr-defined]
+        require_number(f"decay[{name!r}]", each)

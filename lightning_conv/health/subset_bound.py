@@ -9,10 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_conv.arguments import require_truth, require_type
 from lightning_conv.kernels.planning.request import KernelOutputs
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.rounding import sum_down
+
+BY_SPECTRUM = 'lambda_min with its bounds, kernel_spectrum(ntk_gram(model, inputs, precision="certified")).lambda_min'
+"""How a bound is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +76,19 @@ def subset_bound(
         The bounds, ``certified`` where the bounds of all subsets are and something is said.
 
     Raises:
+        TypeError: A kernel is no ``KernelGram``, a bound or ``whole`` no ``Bounded``, ``on_training_set`` no truth value.
         ValueError: There is no kernel, or another number of bounds; subsets overlap; samples, outputs or BatchNorm modes differ; a kernel
             is between two sets of samples or estimated by projections; outputs of several kernels are contracted by vectors that
             need not agree; the upper end is below the lower one, so the two are not of the same kernel.
 
     Cost: none beside that of the kernels.
     """
+    require_whole_kernel(whole)
+    require_truth("on_training_set", on_training_set)
+    for name, given, kind in (("kernels", kernels, KernelGram), ("smallest", smallest, Bounded)):
+        require_type(name, given, Sequence, f"a list of {kind.__name__}")
+        for each in given:
+            require_type(name, each, kind, BY_SPECTRUM if kind is Bounded else "what ntk_gram returns")
     if not kernels or len(kernels) != len(smallest):
         raise ValueError(f"kernels: {len(kernels)} with {len(smallest)} bounds; need at least one, each with its bound")
     first = kernels[0]
@@ -104,6 +115,19 @@ def subset_bound(
         outputs=first.outputs,
         n_outputs=first.n_outputs,
     )
+
+
+def require_whole_kernel(whole: object) -> None:
+    """Refuse what is no lambda_min of the whole kernel.
+
+    Args:
+        whole: The argument of this name.
+
+    Raises:
+        TypeError: It is neither a ``Bounded`` nor None.
+    """
+    if whole is not None:
+        require_type("whole", whole, Bounded, f"{BY_SPECTRUM}, or None")
 
 
 def _require_disjoint(names: Sequence[str]) -> None:

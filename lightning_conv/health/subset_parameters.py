@@ -21,6 +21,9 @@ Subset: TypeAlias = str | Sequence[str]
 
 LAST_BLOCK = "last block"
 
+CLOSE = 0.7
+"""Similarity from which on a pattern that matches nothing is taken for a misspelt ``LAST_BLOCK``."""
+
 FEW = 2
 """Samples with which the order of the layers is found out."""
 
@@ -83,7 +86,7 @@ def require_subset(asked: object, *, argument: str = "parameters") -> list[str]:
 
     Raises:
         TypeError: it is no string and no sequence of strings.
-        ValueError: it is empty, or ``"last block"`` stands beside others.
+        ValueError: it is empty, or ``"last block"`` stands beside others, or is written in capitals.
     """
     wanted = f"need {LAST_BLOCK!r}, a pattern of parameters such as '*lora_*', or a list of patterns"
     if not isinstance(asked, str | Sequence) or isinstance(asked, bytes):
@@ -94,6 +97,9 @@ def require_subset(asked: object, *, argument: str = "parameters") -> list[str]:
         raise TypeError(f"{argument}: {wrong[0]!r} ({type(wrong[0]).__name__}) is no pattern; {wanted}")
     if not patterns or not all(patterns):
         raise ValueError(f"{argument}: {asked!r} names nothing; {wanted}")
+    close = [each for each in patterns if each != LAST_BLOCK and each.strip().casefold() == LAST_BLOCK]
+    if close:
+        raise ValueError(f"{argument}: {close[0]!r}; did you mean {LAST_BLOCK!r}, in small letters?")
     if LAST_BLOCK in patterns and len(patterns) > 1:
         raise ValueError(f"{argument}: {LAST_BLOCK!r} stands alone, and not in a list with patterns; {wanted}")
     return patterns
@@ -109,8 +115,10 @@ def _require_match(pattern: str, known: dict[str, str], aliases: dict[str, str],
         else:
             why = f"matches none of the {len(known)} parameters that the kernel is over"
         closest = get_close_matches(pattern.replace("*", ""), known, n=1, cutoff=0.0)[0]
+        meant = get_close_matches(pattern.casefold(), [LAST_BLOCK], cutoff=CLOSE)
+        also = f"; {LAST_BLOCK!r} stands for the last layers" if meant else ""
         raise ValueError(
-            f"{argument}: {pattern!r} {why}; the closest is {closest!r}, and * stands for anything"
+            f"{argument}: {pattern!r} {why}; the closest is {closest!r}, and * stands for anything{also}"
         ) from error
 
 

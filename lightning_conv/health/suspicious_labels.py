@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_number, require_whole
 from lightning_conv.reporting.markdown import markdown_table
 
 Baseline: TypeAlias = Literal["inputs", "features", "loss"]
@@ -69,17 +70,17 @@ class LabelAudit:
 
     @property
     def samples(self) -> int:
-        """Number n of samples."""
+        """Return the number n of samples."""
         return len(self.labels)
 
     @property
     def agreement(self) -> float:
-        """Share of the judged labels that the other samples suggest as well."""
+        """Return the share of the judged labels that the other samples suggest as well."""
         return float((self.suggested == self.labels)[self.judged].double().mean())
 
     @property
     def order(self) -> Tensor:
-        """Numbers of the judged samples, the most suspicious one first."""
+        """Return the numbers of the judged samples, the most suspicious one first."""
         return self._order(self.margins)
 
     def _order(self, scores: Tensor) -> Tensor:
@@ -91,7 +92,12 @@ class LabelAudit:
 
         Args:
             limit: A margin.
+
+        Raises:
+            TypeError: It is no number.
+            ValueError: It is NaN.
         """
+        require_number("limit", limit, finite=False)
         order = self.order
         return order[self.margins[order] <= limit]
 
@@ -100,7 +106,12 @@ class LabelAudit:
 
         Args:
             count: How many, at most.
+
+        Raises:
+            TypeError: It is no whole number.
+            ValueError: It is negative.
         """
+        require_whole("count", count, least=0)
         places: dict[Baseline, Tensor] = {}
         for name, scores in self.baselines.items():
             places[name] = torch.zeros(self.samples, dtype=torch.long)
@@ -118,13 +129,29 @@ class LabelAudit:
             for rank, number in enumerate(self.order[:count].tolist(), 1)
         ]
 
+    def require_numbers(self, numbers: Sequence[int] | None) -> None:
+        """Refuse numbers that are not those of the samples.
+
+        Args:
+            numbers: The argument of this name; None: not known.
+
+        Raises:
+            ValueError: There are other than one for each sample.
+        """
+        if numbers is not None and len(numbers) != self.samples:
+            raise ValueError(f"numbers: {len(numbers)} of them; need one for each of {self.samples} samples")
+
     def table(self, count: int = TOP, *, numbers: list[int] | None = None) -> str:
         """Return the most suspicious labels as a Markdown table.
 
         Args:
             count: How many, at most.
             numbers: Number of each sample in the training set; None: only its number among those that were audited is shown.
+
+        Raises:
+            ValueError: There are other than one for each sample.
         """
+        self.require_numbers(numbers)
         columns = ["rank", "sample", "given", "suggested", "margin", *(f"rank by {name}" for name in self.baselines)]
         if numbers is not None:
             columns.insert(2, "of the training set")

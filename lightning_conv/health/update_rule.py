@@ -35,7 +35,7 @@ class UpdateRule:
 
     @property
     def limit(self) -> float:
-        r"""The largest h for which no solution of the recurrence grows; ``inf``: the weights do not move, 0: they grow for every h > 0.
+        r"""Return the largest h for which no solution of the recurrence grows; ``inf``: nothing moves, 0: they grow for every h > 0.
 
         The characteristic polynomial of the recurrence is :math:`z^2 - t z + q` with
 

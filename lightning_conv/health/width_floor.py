@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_conv.arguments import require_type, require_whole
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.linalg.spectrum import matrix_spectrum
 from lightning_conv.losses.per_sample import SampleLosses
@@ -35,14 +36,15 @@ def width_floor(losses: SampleLosses, width: int, *, bias: bool = True) -> float
         The floor in the scale of the loss, rounded down; None: the loss is not squared.
 
     Raises:
+        TypeError: The losses are no ``SampleLosses``, or the width is no whole number.
         ValueError: The width is negative.
 
     Cost: n C min(n, C) flops and the eigenvalues of a matrix of that size.
 
     Source: Eckart & Young 1936.
     """
-    if width < 0:
-        raise ValueError(f"width: {width}; need 0 or more")
+    require_type("losses", losses, SampleLosses, "SampleLosses(loss_fn, targets)")
+    require_whole("width", width, least=0)
     if losses.kind != "squared":
         return None
     targets = losses.targets.double()

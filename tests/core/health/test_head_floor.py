@@ -101,3 +101,20 @@ def test_it_is_a_notice_if_it_is_a_tenth_of_the_loss_and_ok_below():
     small = finding_of_head(HeadFloor(lower=0.05, upper=0.06), loss=1.0)
     assert (small.level, small.advice) == ("ok", "")
     assert "which is 1, to 0.06 or below" in small.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"problem": None}, TypeError, "problem: None; need HeadProblem(features, targets, loss_fn)"),
+        ({"tol": "a"}, TypeError, "tol: 'a' (str); need a finite number above 0"),
+        ({"tol": math.nan}, ValueError, "tol: nan; need a finite number above 0"),
+        ({"radius": math.inf}, ValueError, "radius: inf; need a finite number above 0"),
+        ({"iterations": 0}, ValueError, "iterations: 0; need a whole number of at least 1"),
+    ],
+)
+def test_a_bad_argument_is_named(change, error, says):
+    problem = HeadProblem(torch.ones(4, 1), torch.zeros(4, 1), nn.MSELoss())
+    with pytest.raises(error) as raised:
+        head_floor(**{"problem": problem, "tol": 1e-3, "radius": 1.0} | change)
+    assert str(raised.value) == says

@@ -139,3 +139,21 @@ def test_outputs_that_have_not_moved_have_no_error_and_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=why):
             linearisation_error(model, X, given, batch_norm=mode)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"model": None}, TypeError, "model: None; need a torch.nn.Module"),
+        ({"inputs": 3.0}, TypeError, "inputs: expected a tensor, a tuple or a mapping of tensors, got float"),
+        ({"start": [1]}, TypeError, "start: [1] (list); need weights of the start by name"),
+        ({"start": {"weight": 3.0}}, TypeError, "start['weight']: 3.0 (float); need a tensor of the shape"),
+        ({"batch_norm": "train"}, ValueError, "batch_norm: 'train' is not one of 'eval', 'batch'"),
+    ],
+)
+def test_a_bad_argument_is_named(change, error, says):
+    layer = nn.Linear(2, 1)
+    given = {"model": layer, "inputs": torch.eye(2), "start": {"weight": torch.zeros(1, 2)}} | change
+    with pytest.raises(error) as raised:
+        linearisation_error(**given)
+    assert str(raised.value).startswith(says)

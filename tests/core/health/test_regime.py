@@ -34,7 +34,7 @@ from lightning_conv.kernels.drift import centred_alignment, relative_frobenius_c
         (math.nan, 0.05, 0.03, 10.0, "undecided", "not defined"),
         (0.5, math.inf, 0.03, 10.0, "undecided", "not defined"),
         (0.999, 0.05, math.nan, 10.0, "undecided", "not defined"),
-        (0.999, 0.05, 0.03, math.nan, "undecided", "less than"),
+        (0.999, 0.05, 0.03, math.nan, "undecided", "not finite"),
     ],
 )
 def test_the_three_numbers_decide_together(alignment, change, error, progress, regime, why):
@@ -53,7 +53,7 @@ def test_rounding_makes_no_judgement(alignment, change, error, progress, floor):
 
 def test_negative_numbers_are_refused():
     for arguments in ((0.9, -0.1, 0.1, 0.0), (0.9, 0.1, -0.1, 0.0), (0.9, 0.1, 0.1, -1.0)):
-        with pytest.raises(ValueError, match="need 0 or more"):
+        with pytest.raises(ValueError, match=r"need (0 or more|a finite number of at least 0)"):
             training_regime(*arguments[:3], progress=10.0, floor=arguments[3])
 
 
@@ -96,3 +96,30 @@ def _regime(scale, rate, seed):
     error = linearisation_error(model, x, weights).error
     alignment, change = centred_alignment(last, first), relative_frobenius_change(last, first)
     return training_regime(alignment, change, error, progress=start / now).regime
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"alignment": "a"}, TypeError, "alignment: 'a' (str); need a number"),
+        ({"change": None}, TypeError, "change: None; need a number"),
+        ({"error": "a"}, TypeError, "error: 'a' (str); need a number"),
+        ({"progress": "a"}, TypeError, "progress: 'a' (str); need a number"),
+        ({"floor": math.nan}, ValueError, "floor: nan; need a finite number of at least 0"),
+        ({"floor": -0.1}, ValueError, "floor: -0.1; need a finite number of at least 0"),
+        ({"change": -0.1}, ValueError, "change: -0.1; need 0 or more"),
+    ],
+)
+def test_a_bad_number_is_named(change, error, says):
+    with pytest.raises(error) as raised:
+        training_regime(**{"alignment": 0.99, "change": 0.1, "error": None, "progress": 10.0} | change)
+    assert str(raised.value) == says
+
+
+@pytest.mark.parametrize(
+    ("progress", "reason"),
+    [(math.nan, "a number is not finite or not defined"), (-5.0, "the loss has changed its sign")],
+)
+def test_a_loss_whose_factor_says_nothing_is_not_called_unchanged(progress, reason):
+    found = training_regime(0.999, 0.01, 0.01, progress=progress)
+    assert (found.regime, found.reason) == ("undecided", reason)
