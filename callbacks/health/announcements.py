@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.reporting.plain_words import plain_words_text
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]

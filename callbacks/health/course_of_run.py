@@ -14,12 +14,12 @@ from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
 from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.above_start import AboveStart
-from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_losses import findings_of_losses
-from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
-from lightning_conv.health.optimizer_rules import UnknownStepError, adapts, common_rate, has_momentum, largest_rate
+from lightning_conv.health.findings.of_losses import findings_of_losses
+from lightning_conv.health.findings.of_step import SAFE, SAFE_MOMENTUM
+from lightning_conv.health.step.above_start import AboveStart
+from lightning_conv.health.step.course import LossCourse, StabilityCourse
+from lightning_conv.health.step.optimizer_rules import UnknownStepError, adapts, common_rate, has_momentum, largest_rate
 from lightning_conv.networks.batch_norm import has_batch_norm
 
 

@@ -16,10 +16,10 @@ from lightning_conv.callbacks.run.data.set_reader import NotReadError, SetReader
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.equal_inputs import DIGEST, equal_rows, sample_digests
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_training_set import finding_of_training_floor
-from lightning_conv.health.loss_floor import LossFloor, loss_floor
+from lightning_conv.health.findings.of_training_set import finding_of_training_floor
+from lightning_conv.health.fit.equal_inputs import DIGEST, equal_rows, sample_digests
+from lightning_conv.health.fit.loss_floor import LossFloor, loss_floor
 from lightning_conv.health.wording import percent
 from lightning_conv.losses.per_sample import SampleLosses
 

@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 
 from lightning_conv.callbacks.health.step_of_run import StepOfRun
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_course import finding_of_forecast
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.forecast_record import ForecastRecord
+from lightning_conv.health.findings.of_course import finding_of_forecast
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.forecast_record import ForecastRecord
 
 FARTHEST = 200
 """Steps that a loss other than the squared one is continued for at most, since each takes an evaluation."""

@@ -14,8 +14,8 @@ from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_head import finding_of_head
-from lightning_conv.health.head_floor import ITERATIONS, HeadFloor, head_floor
+from lightning_conv.health.findings.of_head import finding_of_head
+from lightning_conv.health.fit.head_floor import ITERATIONS, HeadFloor, head_floor
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.networks.head import linear_layers
 

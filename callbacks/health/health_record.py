@@ -26,8 +26,8 @@ from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding, in_order
-from lightning_conv.health.finding_of_units import finding_of_not_finite
-from lightning_conv.health.layer_gradients import LayerGradient
+from lightning_conv.health.findings.of_units import finding_of_not_finite
+from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
 

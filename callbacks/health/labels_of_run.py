@@ -10,10 +10,10 @@ from torch import Tensor
 from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.audit_labels import audit_labels
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_labels import finding_of_labels, knows_by_heart, traced
-from lightning_conv.health.suspicious_labels import Baseline, LabelAudit
+from lightning_conv.health.findings.of_labels import finding_of_labels, knows_by_heart, traced
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.suspicious_labels import Baseline, LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.losses.per_sample import SampleLosses
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_conv.callbacks.health.search_along import TOO_LARGE, fits_in_memory
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.course import LossCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_course import finding_of_regime
-from lightning_conv.health.linearisation import Linearisation, linearisation_error
-from lightning_conv.health.regime import training_regime
+from lightning_conv.health.findings.of_course import finding_of_regime
+from lightning_conv.health.kernel.linearisation import Linearisation, linearisation_error
+from lightning_conv.health.kernel.regime import training_regime
+from lightning_conv.health.step.course import LossCourse
 from lightning_conv.kernels.drift import Drift
 
 STORED = 2**20

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks.health.step_of_run import loss_in_outputs
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.critical_sharpness import CriticalFactor, critical_factor
+from lightning_conv.health.step.critical_sharpness import CriticalFactor, critical_factor
 from lightning_conv.losses.gradient import inner, wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.machine.memory import allowed_memory

@@ -15,11 +15,11 @@ from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.steps import changed_steps
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.course import StabilityReading
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.optimizer_rules import StepSizes, largest_rate, momentum_of, step_sizes
-from lightning_conv.health.sharpness import sharpness
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.kernel_modes import KernelModes, step_kernel
+from lightning_conv.health.step.course import StabilityReading
+from lightning_conv.health.step.optimizer_rules import StepSizes, largest_rate, momentum_of, step_sizes
+from lightning_conv.health.step.sharpness import sharpness
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate

@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning_conv.callbacks.health.fit_of_run import is_constant
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.activity import unit_activity
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_units
+from lightning_conv.health.findings.of_units import finding_of_layers, finding_of_units
+from lightning_conv.health.layers.activity import unit_activity
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
 

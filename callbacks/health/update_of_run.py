@@ -17,13 +17,13 @@ from lightning_conv.callbacks.health.watched_step import AFTER_THE_NEXT, StepSee
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.steps import changed_steps, clip_as_trainer
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.course import StabilityCourse
-from lightning_conv.health.critical_sharpness import LEAST, MOST, CriticalFactor
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_update import finding_of_update, reading_of
-from lightning_conv.health.layer_gradients import LayerGradient, layer_gradients
-from lightning_conv.health.next_update import next_update
-from lightning_conv.health.optimizer_rules import UnknownStepError, has_rule, is_of_torch, only_rate
+from lightning_conv.health.findings.of_update import finding_of_update, reading_of
+from lightning_conv.health.layers.layer_gradients import LayerGradient, layer_gradients
+from lightning_conv.health.step.course import StabilityCourse
+from lightning_conv.health.step.critical_sharpness import LEAST, MOST, CriticalFactor
+from lightning_conv.health.step.next_update import next_update
+from lightning_conv.health.step.optimizer_rules import UnknownStepError, has_rule, is_of_torch, only_rate
 
 
 class ProbeGradient:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_conv.callbacks.health.step_of_run import optimizer_of
 from lightning_conv.callbacks.run.steps import changed_steps
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.optimizer_rules import only_rate
+from lightning_conv.health.step.optimizer_rules import only_rate
 from lightning_conv.losses.gradient import wide
 
 AFTER_THE_NEXT = "the optimizer's own step after this measurement is looked at"

@@ -20,8 +20,8 @@ from lightning_conv.callbacks.run.measured_kernel import tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.subset_bound import SubsetBound
-from lightning_conv.health.subset_parameters import Subset
+from lightning_conv.health.kernel.subset_bound import SubsetBound
+from lightning_conv.health.kernel.subset_parameters import Subset
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import layer_spectra, layer_table, trace_shares
 from lightning_conv.linalg.spectrum import Spectrum

@@ -14,9 +14,9 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_course import finding_of_subset
-from lightning_conv.health.subset_bound import SubsetBound, subset_bound
-from lightning_conv.health.subset_parameters import Subset, require_subset
+from lightning_conv.health.findings.of_course import finding_of_subset
+from lightning_conv.health.kernel.subset_bound import SubsetBound, subset_bound
+from lightning_conv.health.kernel.subset_parameters import Subset, require_subset
 from lightning_conv.health.wording import figure, listed
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded

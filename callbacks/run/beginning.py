@@ -27,7 +27,7 @@ from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.optimizers import measured_parameters
 from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
-from lightning_conv.health.subset_parameters import Subset, subset_parameters
+from lightning_conv.health.kernel.subset_parameters import Subset, subset_parameters
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in

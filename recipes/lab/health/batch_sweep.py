@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from lightning_conv.callbacks.health.noise_of_run import POOLED
-from lightning_conv.health.gradient_noise import gradient_noise, noise_scale
+from lightning_conv.health.kernel.gradient_noise import gradient_noise, noise_scale
 from lightning_conv.recipes.lab.data import splits
 from lightning_conv.recipes.lab.health.critical_batch import Hyperbola, fewest_steps, fit_hyperbola
 

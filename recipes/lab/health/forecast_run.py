@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.forecast_record import ForecastRecord, PredictedLoss, relative_error
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.forecast_record import ForecastRecord, PredictedLoss, relative_error
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.health.step_record import batches_of, like, probe_of, ratio_at_start

@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 import torch
 
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
-from lightning_conv.health.above_start import AboveStart
-from lightning_conv.health.course import BLOWN, RISEN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import LEVELS, Finding
-from lightning_conv.health.finding_of_losses import findings_of_losses
+from lightning_conv.health.findings.of_losses import findings_of_losses
+from lightning_conv.health.step.above_start import AboveStart
+from lightning_conv.health.step.course import BLOWN, RISEN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.recipes.lab.health.step_record import StepRecord
 from lightning_conv.recipes.lab.health.study_runs import StudyRun
 

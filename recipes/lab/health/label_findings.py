@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_conv.health.finding_of_labels import FAR, finding_of_labels
+from lightning_conv.health.findings.of_labels import FAR, finding_of_labels
 from lightning_conv.recipes.lab.health.label_methods import KEPT, START, LabelScores
 from lightning_conv.recipes.lab.health.label_sets import Flips, SetName
 from lightning_conv.recipes.lab.report import Check

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lightning_conv.health.finding_of_labels import FAR
-from lightning_conv.health.suspicious_labels import TOP
+from lightning_conv.health.findings.of_labels import FAR
+from lightning_conv.health.labels.suspicious_labels import TOP
 from lightning_conv.recipes.lab.health.label_findings import (
     SCORED,
     SOURCE,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.above_start import COUNT, SHARE, STEPS, AboveStart, finding_of_above_start
-from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
-from lightning_conv.health.finding_of_losses import findings_of_losses
+from lightning_conv.health.findings.of_losses import findings_of_losses
+from lightning_conv.health.step.above_start import COUNT, SHARE, STEPS, AboveStart, finding_of_above_start
+from lightning_conv.health.step.course import LossCourse, StabilityCourse, StabilityReading
 
 
 def above(*losses, every=10, begin=0):

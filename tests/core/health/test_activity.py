@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_conv.health.activity import unit_activity
-from lightning_conv.health.layer_signal import layer_signal
+from lightning_conv.health.layers.activity import unit_activity
+from lightning_conv.health.layers.layer_signal import layer_signal
 
 X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(10, 2, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.course import RECENT, RISEN, LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.course import RECENT, RISEN, LossCourse, StabilityCourse, StabilityReading
 
 
 def losses(series):

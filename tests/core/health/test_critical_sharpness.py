@@ -12,12 +12,12 @@ from optimizers_of_ones_own import Lion, Muon
 from torch import nn, optim
 
 from lightning_conv import NTKOperator
-from lightning_conv.health.course import StabilityCourse
-from lightning_conv.health.critical_sharpness import LEAST, MOST, CriticalFactor, critical_factor
-from lightning_conv.health.finding_of_update import finding_of_update, reading_of
-from lightning_conv.health.next_update import next_update
-from lightning_conv.health.optimizer_rules import step_sizes
-from lightning_conv.health.sharpness import sharpness
+from lightning_conv.health.findings.of_update import finding_of_update, reading_of
+from lightning_conv.health.step.course import StabilityCourse
+from lightning_conv.health.step.critical_sharpness import LEAST, MOST, CriticalFactor, critical_factor
+from lightning_conv.health.step.next_update import next_update
+from lightning_conv.health.step.optimizer_rules import step_sizes
+from lightning_conv.health.step.sharpness import sharpness
 
 VALUES = torch.tensor([7.0, 2.0, 0.5], dtype=torch.float64)
 AXES = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q

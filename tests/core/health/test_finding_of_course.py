@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_conv.health.finding_of_course import finding_of_forecast, finding_of_regime, finding_of_subset
-from lightning_conv.health.forecast_record import ShownForecast
-from lightning_conv.health.regime import training_regime
-from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.findings.of_course import finding_of_forecast, finding_of_regime, finding_of_subset
+from lightning_conv.health.kernel.forecast_record import ShownForecast
+from lightning_conv.health.kernel.regime import training_regime
+from lightning_conv.health.kernel.subset_bound import SubsetBound
 from lightning_conv.health.wording import PAGE, page_of
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_conv.health.audit_labels import audit_labels
-from lightning_conv.health.finding_of_labels import FAR, finding_of_labels, fitted_share, knows_by_heart, traced
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.findings.of_labels import FAR, finding_of_labels, fitted_share, knows_by_heart, traced
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 
 
 def audit(far, samples=100, agree=0.9, top=-0.8):

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
-from lightning_conv.health.finding_of_step import finding_of_noise, finding_of_rise, finding_of_stability
-from lightning_conv.health.gradient_noise import NoiseScale, gradient_noise, noise_scale
-from lightning_conv.health.rise_cause import cause_of_rise
+from lightning_conv.health.findings.of_step import finding_of_noise, finding_of_rise, finding_of_stability
+from lightning_conv.health.kernel.gradient_noise import NoiseScale, gradient_noise, noise_scale
+from lightning_conv.health.step.course import LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.rise_cause import cause_of_rise
 
 
 def losses(*series):

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_conv import ntk_gram
-from lightning_conv.health.forecast import MOST, LinearisedRun, forecast_losses
-from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.optimizer_rules import step_sizes
+from lightning_conv.health.kernel.forecast import MOST, LinearisedRun, forecast_losses
+from lightning_conv.health.kernel.kernel_modes import KernelModes, step_kernel
+from lightning_conv.health.step.optimizer_rules import step_sizes
 from lightning_conv.kernels.operator import NTKOperator
 
 N, C = 6, 3

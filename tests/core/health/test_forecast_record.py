@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.forecast_record import KEPT, LEAST, RECENT, ForecastRecord, relative_error
+from lightning_conv.health.kernel.forecast_record import KEPT, LEAST, RECENT, ForecastRecord, relative_error
 
 
 def follow(record, losses, forecast, every=10):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.gradient_noise import gradient_noise, noise_scale
+from lightning_conv.health.kernel.gradient_noise import gradient_noise, noise_scale
 
 
 def draw(count, signal, noise, seed, size=50):

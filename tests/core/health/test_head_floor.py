@@ -9,8 +9,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from lightning_conv.health.finding_of_head import finding_of_head
-from lightning_conv.health.head_floor import HeadFloor, head_floor
+from lightning_conv.health.findings.of_head import finding_of_head
+from lightning_conv.health.fit.head_floor import HeadFloor, head_floor
 from lightning_conv.last_layer.problem import HeadProblem
 
 GENERATOR = torch.Generator().manual_seed(0)

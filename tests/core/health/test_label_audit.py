@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_conv import label_audit
-from lightning_conv.health.audit_labels import audit_labels
-from lightning_conv.health.class_labels import class_labels
-from lightning_conv.health.label_audit import PROJECTED, sample_losses
-from lightning_conv.health.label_margins import gaussian_kernel
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.class_labels import class_labels
+from lightning_conv.health.labels.label_audit import PROJECTED, sample_losses
+from lightning_conv.health.labels.label_margins import gaussian_kernel
 
 WRONG = [4, 11, 23]
 
@@ -156,7 +156,7 @@ def test_what_a_baseline_lacks_is_said():
 
 
 def test_many_outputs_are_projected_unless_the_trace_is_asked_for(monkeypatch):
-    from lightning_conv.health import label_audit as module
+    from lightning_conv.health.labels import label_audit as module
 
     asked, original = [], module.ntk_gram
     monkeypatch.setattr(module, "ntk_gram", lambda *a, **k: asked.append(k["outputs"]) or original(*a, **k))
@@ -230,7 +230,7 @@ def test_what_is_no_tensor_is_refused():
     ],
 )
 def test_bad_targets_are_refused_before_anything_expensive(targets, says, monkeypatch):
-    from lightning_conv.health import label_audit as module
+    from lightning_conv.health.labels import label_audit as module
 
     monkeypatch.setattr(module, "ntk_gram", lambda *a, **k: pytest.fail("a kernel was computed"))
     with pytest.raises(ValueError, match=says):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_conv.health.label_margins import gaussian_kernel, label_margins
+from lightning_conv.health.labels.label_margins import gaussian_kernel, label_margins
 
 
 def blobs(count=60, seed=0):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_conv import kernel_spectrum, lambda_min_bound, ntk_gram
-from lightning_conv.health.subset_parameters import LAST_BLOCK, require_subset, subset_parameters
+from lightning_conv.health.kernel.subset_parameters import LAST_BLOCK, require_subset, subset_parameters
 
 
 class Attention(nn.Module):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_conv.health.layer_gradients import layer_gradients, zero_share
+from lightning_conv.health.layers.layer_gradients import layer_gradients, zero_share
 
 GRADIENTS = {
     "trunk.0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]]),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_conv.health.linearisation import linearisation_error
+from lightning_conv.health.kernel.linearisation import linearisation_error
 
 X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.equal_inputs import DIGEST, EqualInputs, equal_rows, sample_digests
-from lightning_conv.health.loss_floor import loss_floor
+from lightning_conv.health.fit.equal_inputs import DIGEST, EqualInputs, equal_rows, sample_digests
+from lightning_conv.health.fit.loss_floor import loss_floor
 from lightning_conv.losses.per_sample import SampleLosses
 from lightning_conv.networks.inputs import map_inputs
 

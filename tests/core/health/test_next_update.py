@@ -9,8 +9,8 @@ import torch
 from optimizers_of_ones_own import Lion, Lookahead, Muon
 from torch import nn, optim
 
-from lightning_conv.health.next_update import next_update
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.step.next_update import next_update
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(12, 2, generator=torch.Generator().manual_seed(1))

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_conv import ntk_gram
-from lightning_conv.health.linearisation import linearisation_error
-from lightning_conv.health.regime import training_regime
+from lightning_conv.health.kernel.linearisation import linearisation_error
+from lightning_conv.health.kernel.regime import training_regime
 from lightning_conv.kernels.drift import centred_alignment, relative_frobenius_change
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_conv import NTKOperator
-from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.sharpness import sharpness
-from lightning_conv.health.step_coordinates import flat_sizes
+from lightning_conv.health.kernel.kernel_modes import KernelModes, step_kernel
+from lightning_conv.health.step.sharpness import sharpness
+from lightning_conv.health.step.step_coordinates import flat_sizes
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
-from lightning_conv.health.subset_bound import subset_bound
+from lightning_conv.health.kernel.subset_bound import subset_bound
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 PARTS = [["0.weight", "0.bias"], ["2.weight", "2.bias"], ["4.weight", "4.bias"]]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn, optim
 
-from lightning_conv.health.optimizer_rules import UnknownStepError, step_sizes
-from lightning_conv.health.update_rule import UpdateRule
+from lightning_conv.health.step.optimizer_rules import UnknownStepError, step_sizes
+from lightning_conv.health.step.update_rule import UpdateRule
 
 unit = st.floats(0, 0.95)
 

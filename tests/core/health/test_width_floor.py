@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.width_floor import width_floor
+from lightning_conv.health.fit.width_floor import width_floor
 from lightning_conv.losses.per_sample import SampleLosses
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceHealth, Probe
 from lightning_conv.callbacks.run.guarded import set_strict
-from lightning_conv.health.gradient_noise import gradient_noise
+from lightning_conv.health.kernel.gradient_noise import gradient_noise
 from lightning_conv.recipes.cli import main
 from lightning_conv.recipes.lab.health import forecast_study, noise_study, step_study
 from lightning_conv.recipes.lab.health.batch_sweep import gradient_products

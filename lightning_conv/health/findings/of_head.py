@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.finding_of_fit import MATTERS
-from lightning_conv.health.head_floor import HeadFloor
+from lightning_conv.health.findings.of_fit import MATTERS
+from lightning_conv.health.fit.head_floor import HeadFloor
 from lightning_conv.health.wording import figure, percent
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lightning_conv.arguments import described, require_callable, require_type, require_whole
-from lightning_conv.health.kernel_modes import KernelModes
-from lightning_conv.health.update_rule import UpdateRule
+from lightning_conv.health.kernel.kernel_modes import KernelModes
+from lightning_conv.health.step.update_rule import UpdateRule
 
 MOST = 2000
 """Steps that a loss other than the squared one is continued for; every one of them takes an evaluation of its gradient."""

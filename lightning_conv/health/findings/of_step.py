@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 from lightning_conv.arguments import require_whole
-from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.gradient_noise import MOST, GradientNoise, NoiseScale
-from lightning_conv.health.rise_cause import BEYOND, FAR, RiseCause, cause_of_rise
+from lightning_conv.health.kernel.gradient_noise import MOST, GradientNoise, NoiseScale
+from lightning_conv.health.step.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.rise_cause import BEYOND, FAR, RiseCause, cause_of_rise
 from lightning_conv.health.wording import counted, figure, percent
 
 EDGE = 1.0

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.arguments import require_option, require_seed
-from lightning_conv.health.audit_labels import FEWEST, audit_labels
-from lightning_conv.health.class_labels import class_labels
-from lightning_conv.health.label_margins import require_ridge
-from lightning_conv.health.suspicious_labels import Baseline, LabelAudit
+from lightning_conv.health.labels.audit_labels import FEWEST, audit_labels
+from lightning_conv.health.labels.class_labels import class_labels
+from lightning_conv.health.labels.label_margins import require_ridge
+from lightning_conv.health.labels.suspicious_labels import Baseline, LabelAudit
 from lightning_conv.kernels.gram import ntk_gram
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.samples import require_float_inputs

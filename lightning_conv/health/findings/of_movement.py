@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_conv.health.course import BLOWN, LossCourse
 from lightning_conv.health.finding import Finding, Level
+from lightning_conv.health.step.course import BLOWN, LossCourse
 from lightning_conv.health.wording import figure, listed
 
 PATIENCE = 10

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.course import BLOWN, LossCourse, StabilityCourse, StabilityReading
 
 Kind: TypeAlias = Literal["step", "not step", "open"]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 
-from lightning_conv.health.course import StabilityCourse, StabilityReading
-from lightning_conv.health.critical_sharpness import CriticalFactor
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.finding_of_step import EDGE, LONG
-from lightning_conv.health.rise_cause import FAR
+from lightning_conv.health.findings.of_step import EDGE, LONG
+from lightning_conv.health.step.course import StabilityCourse, StabilityReading
+from lightning_conv.health.step.critical_sharpness import CriticalFactor
+from lightning_conv.health.step.rise_cause import FAR
 from lightning_conv.health.wording import figure, page_of
 
 

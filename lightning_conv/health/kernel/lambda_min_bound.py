@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lightning_conv.arguments import require_truth
-from lightning_conv.health.subset_bound import SubsetBound, require_whole_kernel, subset_bound
-from lightning_conv.health.subset_parameters import LAST_BLOCK, Subset, subset_parameters
+from lightning_conv.health.kernel.subset_bound import SubsetBound, require_whole_kernel, subset_bound
+from lightning_conv.health.kernel.subset_parameters import LAST_BLOCK, Subset, subset_parameters
 from lightning_conv.kernels.gram import Outputs
 from lightning_conv.kernels.planning.request import contracted_outputs
 from lightning_conv.kernels.resolve import resolved_spectrum

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.layer_signal import LayerSignal
+from lightning_conv.health.layers.layer_signal import LayerSignal
 from lightning_conv.health.wording import counted, figure
 from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count
 

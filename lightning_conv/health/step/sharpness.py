@@ -20,7 +20,7 @@ from lightning_conv.arguments import (
     require_type,
     require_whole,
 )
-from lightning_conv.health.step_coordinates import flat_sizes
+from lightning_conv.health.step.step_coordinates import flat_sizes
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.linalg.lanczos import Krylov, lanczos
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_conv.arguments import require_type
-from lightning_conv.health.class_labels import class_labels
-from lightning_conv.health.label_margins import gaussian_kernel, label_margins, require_ridge
-from lightning_conv.health.suspicious_labels import Baseline, LabelAudit
+from lightning_conv.health.labels.class_labels import class_labels
+from lightning_conv.health.labels.label_margins import gaussian_kernel, label_margins, require_ridge
+from lightning_conv.health.labels.suspicious_labels import Baseline, LabelAudit
 from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count
 
 FEWEST = 10

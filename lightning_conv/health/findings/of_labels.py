@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.health.wording import counted, figure, percent
 
 FAR = -0.5

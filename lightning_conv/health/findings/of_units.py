@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_conv.health.activity import LayerActivity
 from lightning_conv.health.finding import Finding, Level
+from lightning_conv.health.layers.activity import LayerActivity
 from lightning_conv.health.wording import counted, figure, listed, percent
 
 MANY = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_fit import finding_of_floor
-from lightning_conv.health.loss_floor import LossFloor
+from lightning_conv.health.findings.of_fit import finding_of_floor
+from lightning_conv.health.fit.loss_floor import LossFloor
 
 
 def finding_of_training_floor(floor: LossFloor, *, what: str = "targets", step: int | None = None) -> Finding:

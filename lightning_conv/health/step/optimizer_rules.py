@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from lightning_conv.arguments import require_type
-from lightning_conv.health.update_rule import UpdateRule
+from lightning_conv.health.step.update_rule import UpdateRule
 
 Group: TypeAlias = Mapping[str, Any]
 State: TypeAlias = Mapping[str, Any]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from lightning_conv.health.above_start import AboveStart, finding_of_above_start
-from lightning_conv.health.course import BLOWN, LossCourse, StabilityCourse
 from lightning_conv.health.finding import LEVELS, Finding
-from lightning_conv.health.finding_of_step import SAFE_MOMENTUM, finding_of_rise, finding_of_stability
-from lightning_conv.health.rise_cause import cause_of_rise
+from lightning_conv.health.findings.of_step import SAFE_MOMENTUM, finding_of_rise, finding_of_stability
+from lightning_conv.health.step.above_start import AboveStart, finding_of_above_start
+from lightning_conv.health.step.course import BLOWN, LossCourse, StabilityCourse
+from lightning_conv.health.step.rise_cause import cause_of_rise
 
 
 def course_of_rise(probe: LossCourse | None, training: LossCourse | None) -> LossCourse | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_conv.health.finding import Finding, Level
-from lightning_conv.health.loss_floor import LossFloor
+from lightning_conv.health.fit.loss_floor import LossFloor
 from lightning_conv.health.wording import counted, figure, listed, percent
 
 MATTERS = 0.1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.forecast_record import ShownForecast
-from lightning_conv.health.regime import TrainingRegime
-from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.kernel.forecast_record import ShownForecast
+from lightning_conv.health.kernel.regime import TrainingRegime
+from lightning_conv.health.kernel.subset_bound import SubsetBound
 from lightning_conv.health.wording import counted, figure, listed, page_of, percent
 
 

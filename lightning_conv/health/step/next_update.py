@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightning_conv.arguments import require_type
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 from lightning_conv.health.wording import listed
 from lightning_conv.networks.copying import with_own_functions
 from lightning_conv.networks.equal_numbers import equal_numbers
