@@ -89,7 +89,7 @@ def test_every_finding_has_a_section_in_the_docs():
         for line in (root / PAGE).read_text().splitlines()
         if line.startswith("## ")
     }
-    sources = "".join(each.read_text() for each in (root / "lightning_conv" / "health").glob("finding_of_*.py"))
+    sources = "".join(each.read_text() for each in (root / "lightning_conv" / "health" / "findings").glob("of_*.py"))
     names, others = (set(re.findall(rf'{how}"(\w+)"', sources)) for how in ("name=", r"page_of\("))
     assert {"stability", "loss_floor", "units", "forecast", "training_floor"} <= names
     assert others == {"critical_sharpness", "lambda_min"}  # of findings that have another name

@@ -77,7 +77,7 @@ def test_where_the_best_layer_is_at_infinity_a_ball_has_a_floor():
 
 
 def test_a_radius_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"radius: 0\.0; need a positive number"):
+    with pytest.raises(ValueError, match=r"radius: 0\.0; need a finite number above 0"):
         head_floor(HeadProblem(H, CLASSES, nn.CrossEntropyLoss()), tol=0.1, radius=0.0)
 
 
