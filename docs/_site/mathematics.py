@@ -15,8 +15,8 @@ from sphinx.writers.html5 import HTML5Translator
 SHORT_FRACTION = re.compile(r"\\([td]?frac)\s*(\w)\s*(\w)")
 """A fraction of two single letters or digits, which LaTeX takes without braces and docutils does not."""
 
-FENCE = re.compile('<mo(?: class="[a-z]+")?>([‖⟨⟩⌈⌉⌊⌋])</mo>')
-"""A bracket that docutils leaves to the browser, which stretches it or not by what stands beside it."""
+FENCE = re.compile('<mo(?: class="[a-z]+"| stretchy="false")?>([|‖⟨⟩⌈⌉⌊⌋])</mo>')
+"""A bracket outside `\\left` and `\\right`: browsers would stretch it, or set it apart as they do an operator between two terms."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ def mathml(node: nodes.math | nodes.math_block) -> str:
     formula = spelled_out(node.astext())
     try:
         markup = str(tex2mathml(formula, as_block=isinstance(node, nodes.math_block)))
-        return markup if r"\left" in formula else FENCE.sub(r'<mo stretchy="false">\1</mo>', markup)
+        return (
+            markup if r"\left" in formula else FENCE.sub(r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', markup)
+        )
     except MathError as error:
         logger.warning("formula %r: %s", node.astext(), error, location=node)
         return f"<code>{node.astext()}</code>"

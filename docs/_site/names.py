@@ -85,9 +85,10 @@ def _value(full: str) -> object:
 
 @cache
 def unique() -> dict[str, str]:
-    """Return the classes and functions whose short name means one thing only, each with its full name."""
+    """Return the classes and functions whose short name means one thing only, also among modules, each with its full name."""
     found: dict[str, set[str]] = {}
+    modules = {part for package in packages() for part in package.split(".")}
     for full, home in homes().items():
-        if not isinstance(_value(full), ModuleType):
+        if full.rpartition(".")[2] not in modules:
             found.setdefault(full.rpartition(".")[2], set()).add(home)
     return {name: next(iter(places)) for name, places in found.items() if len(places) == 1}

@@ -107,6 +107,11 @@ def test_every_finding_and_every_chart_is_in_the_table():
     assert charts <= set(TAGS)
 
 
+def test_every_chart_has_a_row_on_the_page_about_the_dashboard():
+    page = (ROOT / "docs" / "dashboard.md").read_text(encoding="utf-8").replace("\\|", "|")
+    assert [chart for room in LAYOUT.values() for chart in room if f"\n| {chart} |" not in page] == []
+
+
 @pytest.mark.parametrize("outputs", ["trace", "full", "loss"])
 def test_every_tag_of_the_diagnostics_is_in_the_table(make_trainer, make_regression, tmp_path, outputs):
     network = nn.Sequential(nn.Linear(6, 20), nn.Softplus(), nn.Linear(20, 2))
