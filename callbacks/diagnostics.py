@@ -8,7 +8,8 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
-from lightning_conv.callbacks.health.callback import ConvergenceHealth, OnAlert
+from lightning_conv.callbacks.health.announcements import OnAlert
+from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin, PerLayer

@@ -8,10 +8,10 @@ _moved.install()
 __version__ = "0.1.0"
 
 from lightning_conv.expressivity import RankCertificate, certify_expressivity
-from lightning_conv.health.label_audit import label_audit
-from lightning_conv.health.lambda_min_bound import lambda_min_bound
-from lightning_conv.health.subset_bound import SubsetBound
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.kernel.lambda_min_bound import lambda_min_bound
+from lightning_conv.health.kernel.subset_bound import SubsetBound
+from lightning_conv.health.labels.label_audit import label_audit
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.kernels import (
     KernelGram,
     LayerRule,

@@ -16,9 +16,9 @@ from lightning_conv.callbacks import Probe
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of
 from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.schedule import Schedule
-from lightning_conv.health.finding_of_labels import finding_of_labels
-from lightning_conv.health.label_audit import label_audit
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.findings.of_labels import finding_of_labels
+from lightning_conv.health.labels.label_audit import label_audit
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.recipes.audit_files import write_audit
 from lightning_conv.recipes.runs import RecipeCLI

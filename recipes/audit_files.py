@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
 

@@ -167,7 +167,7 @@ class ConvergenceCriteria(KernelMonitor):
             # The weights of the checkpoint are those of the last observation: what was measured then is computed again.
             step = trainer.global_step
             with measuring(trainer), guarded(step, self._not_observed, failures=self._record.failures):
-                gram, spectrum = self._kernel.at(trainer.global_step, pl_module)
+                gram, spectrum = self._kernel.at(trainer.global_step)
                 self._record.resume(trainer, self._kernel, gram, spectrum)
         self._waited = False
 

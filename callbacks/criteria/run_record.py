@@ -48,10 +48,6 @@ class RunRecord:
     def __init__(self, trackers: Iterable[CriteriaTracker], loss_fn: LossFn | None) -> None:
         self.failures = Failures()
         self.trackers = {each.name: copy.deepcopy(each) for each in trackers}  # name -> tracker
-        own = CriteriaTracker.before_step
-        self._noting = [
-            each for each in self.trackers.values() if getattr(each.before_step, "__func__", None) is not own
-        ]
         self._needs = frozenset(need for each in self.trackers.values() for need in each.needs)
         self.observer = Observer(spectral="step norms" in self._needs)  # of the steps
         self._loss_fn = loss_fn
@@ -114,7 +110,7 @@ class RunRecord:
         Args:
             optimizers: those of the run.
         """
-        return may_be_plain(optimizers) or any(each.notes_steps for each in self._noting)
+        return may_be_plain(optimizers) or any(each.notes_steps for each in self.trackers.values())
 
     def before_step(
         self, trainer: pl.Trainer, measurement: Measurement, optimizer: Optimizer, callback: pl.Callback
@@ -122,7 +118,7 @@ class RunRecord:
         """Note the optimizer step that is about to be made."""
         # What is done before every step must cost next to nothing: a view of the run takes longer than to see that none is needed.
         plain = not self.observer.passes_over(optimizer)
-        noting = [each for each in self._noting if each.notes_steps]
+        noting = [each for each in self.trackers.values() if each.notes_steps]
         if not (noting or plain):
             return
         run = self.view(trainer, measurement)

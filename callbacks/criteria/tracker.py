@@ -70,8 +70,11 @@ class CriteriaTracker(ABC):
 
     @property
     def notes_steps(self) -> bool:
-        """Whether a ``before_step`` of its own is to be called now; where it would do nothing, False saves its time in every step."""
-        return True
+        """Return whether ``before_step`` is to be called now; where it would do nothing, False saves its time in every step.
+
+        By default it is called if the tracker has one of its own.
+        """
+        return type(self).before_step is not CriteriaTracker.before_step
 
     def before_step(self, run: RunView, rate: float) -> None:  # noqa: B027
         """Note the optimizer step that is about to be made.

@@ -14,11 +14,12 @@ from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
 from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, optimizer_of
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.course import LossCourse, StabilityCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_losses import findings_of_losses
-from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
-from lightning_conv.health.optimizer_rules import UnknownStepError, common_rate, has_momentum, largest_rate
+from lightning_conv.health.findings.of_losses import findings_of_losses
+from lightning_conv.health.findings.of_step import SAFE, SAFE_MOMENTUM
+from lightning_conv.health.step.above_start import AboveStart
+from lightning_conv.health.step.course import LossCourse, StabilityCourse
+from lightning_conv.health.step.optimizer_rules import UnknownStepError, adapts, common_rate, has_momentum, largest_rate
 from lightning_conv.networks.batch_norm import has_batch_norm
 
 
@@ -41,6 +42,7 @@ class CourseOfRun:
         self.probe: LossCourse | None = None
         self.ratios: StabilityCourse | None = None
         self.statistical = False
+        self._above: AboveStart | None = None  # see ``_follows_start``
         self._rate: float | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None  # its rate may be raised between two measurements
         self._safe = SAFE_MOMENTUM
@@ -63,8 +65,10 @@ class CourseOfRun:
             return loss  # running statistics lag behind: this loss may rise in a run that is well
         if self.probe is None:
             self.probe = LossCourse.begin(run.step, loss)
+            self._above = AboveStart.begin(run.step, loss) if _follows_start(run) else None
         elif run.step > self.probe.step:
             self.probe = self.probe.then(run.step, loss)
+            self._above = None if self._above is None else self._above.then(run.step, loss)
         return loss
 
     def read_ratio(self, run: RunView) -> StepOfRun | None:
@@ -94,7 +98,7 @@ class CourseOfRun:
 
     @property
     def findings(self) -> list[Finding]:
-        """What the losses say, with the stability ratios beside them."""
+        """Return what the losses say, with the stability ratios beside them."""
         optimizer = None if self._optimizer is None else self._optimizer()
         said = findings_of_losses(
             self.ratios,
@@ -104,6 +108,7 @@ class CourseOfRun:
             largest_rate=None if optimizer is None else largest_rate(optimizer),
             safe=self._safe,
             statistical=self.statistical,
+            above=self._above,
         )
         return [*self._start.descent(self.probe or self._losses.course), *said]
 
@@ -116,6 +121,7 @@ class CourseOfRun:
             "safe": self._safe,
             "vector": None if self._vector is None else self._vector.cpu(),
             "statistical": self.statistical,
+            "above": None if self._above is None else asdict(self._above),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -124,3 +130,15 @@ class CourseOfRun:
         self.ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector, self.statistical = state["rate"], state["vector"], state["statistical"]
         self._safe = state.get("safe", SAFE_MOMENTUM)
+        above = state.get("above")
+        self._above = None if above is None else AboveStart(**above)
+
+
+def _follows_start(run: RunView) -> bool:
+    """Return whether a loss that stays above its start is named.
+
+    That is where no ratio is known before the first steps, so that they cannot be named as the cause. With several optimizers, as in a
+    GAN, the loss of one may stay above its start in a run that is well.
+    """
+    optimizers = run.trainer.optimizers
+    return len(optimizers) == 1 and adapts(optimizers[0])

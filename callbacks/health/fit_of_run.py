@@ -9,11 +9,11 @@ from torch import Tensor
 from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.equal_inputs import EqualInputs
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_fit import finding_of_floor, finding_of_width
-from lightning_conv.health.loss_floor import LossFloor, loss_floor
-from lightning_conv.health.width_floor import width_floor
+from lightning_conv.health.findings.of_fit import finding_of_floor, finding_of_width
+from lightning_conv.health.fit.equal_inputs import EqualInputs
+from lightning_conv.health.fit.loss_floor import LossFloor, loss_floor
+from lightning_conv.health.fit.width_floor import width_floor
 from lightning_conv.losses.per_sample import SampleLosses
 from lightning_conv.networks.inputs import Inputs
 

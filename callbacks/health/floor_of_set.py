@@ -16,10 +16,10 @@ from lightning_conv.callbacks.run.data.set_reader import NotReadError, SetReader
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.equal_inputs import DIGEST, equal_rows, sample_digests
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_training_set import finding_of_training_floor
-from lightning_conv.health.loss_floor import LossFloor, loss_floor
+from lightning_conv.health.findings.of_training_set import finding_of_training_floor
+from lightning_conv.health.fit.equal_inputs import DIGEST, equal_rows, sample_digests
+from lightning_conv.health.fit.loss_floor import LossFloor, loss_floor
 from lightning_conv.health.wording import percent
 from lightning_conv.losses.per_sample import SampleLosses
 
@@ -88,18 +88,18 @@ class FloorOfSet:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is anything left to do."""
+        """Return whether there is anything left to do."""
         return not self._left and self.known.floor is None and not self.known.why
 
     @property
     def expected_seconds(self) -> float:
-        """What the next look takes, roughly; that of a first one is not known."""
+        """Return what the next look takes, roughly; that of a first one is not known."""
         left = (self.known.size - self.known.read) * self.known.seconds
         return min(AT_ONCE, 2 * left) if self.known.size else AT_ONCE / 2
 
     @property
     def state(self) -> str:
-        """Why there is no floor; empty: there is one."""
+        """Return why there is no floor; empty: there is one."""
         if self.known.floor is not None or (self._left and not self.known.why):
             return ""
         share = f", {percent(self.known.read / self.known.size)} of them" if self.known.read else ""

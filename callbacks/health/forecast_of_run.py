@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
+
 from lightning_conv.callbacks.health.step_of_run import StepOfRun
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_course import finding_of_forecast
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.forecast_record import ForecastRecord
+from lightning_conv.health.findings.of_course import finding_of_forecast
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.forecast_record import ForecastRecord
 
 FARTHEST = 200
 """Steps that a loss other than the squared one is continued for at most, since each takes an evaluation."""
@@ -73,3 +76,17 @@ class ForecastOfRun:
 def _continued(run: LinearisedRun, steps: int) -> float | None:
     """Return the loss so many steps later; None: that takes too long."""
     return None if not run.is_squared and steps > FARTHEST else run.advance(steps)
+
+
+def steps_of_run(trainer: pl.Trainer) -> int | None:
+    """Return the number of optimizer steps of the run; None: not known.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches, epochs, accumulated = trainer.num_training_batches, trainer.max_epochs, trainer.accumulate_grad_batches
+    if epochs is None or epochs < 0 or batches == float("inf"):
+        return None
+    return math.ceil(batches / accumulated) * epochs

@@ -8,28 +8,28 @@ from functools import partial
 from typing import Any
 
 from lightning_conv.callbacks.health.course_of_run import CourseOfRun
-from lightning_conv.callbacks.health.fit_of_run import FitOfRun, is_constant
+from lightning_conv.callbacks.health.fit_of_run import FitOfRun
 from lightning_conv.callbacks.health.floor_of_set import FloorOfSet, drawn_in_part
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
+from lightning_conv.callbacks.health.frozen_trunk import FrozenTrunk
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
+from lightning_conv.callbacks.health.linearisation_of_run import LinearisationOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
 from lightning_conv.callbacks.health.paid_parts import PaidParts
 from lightning_conv.callbacks.health.start_of_run import StartOfRun
+from lightning_conv.callbacks.health.units_of_run import UnitsOfRun
 from lightning_conv.callbacks.health.update_of_run import ProbeGradient, UpdateOfRun
+from lightning_conv.callbacks.health.watched_step import AFTER_THE_NEXT
 from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.activity import unit_activity
 from lightning_conv.health.finding import Finding, in_order
-from lightning_conv.health.finding_of_course import finding_of_regime
-from lightning_conv.health.finding_of_units import finding_of_layers, finding_of_not_finite, finding_of_units
-from lightning_conv.health.layer_gradients import LayerGradient
-from lightning_conv.health.regime import training_regime
+from lightning_conv.health.findings.of_units import finding_of_not_finite
+from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.layers import trace_shares
 
 AHEAD = 0.1
 """Seconds that reading the training set may take more than all other costly parts, which it must not starve."""
@@ -53,11 +53,13 @@ class HealthRecord:
         self.losses = LossesSeen()
         self._measured: list[Finding] = []
         self._fit: FitOfRun | None = None  # looked at once per fit
-        self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
-        self._shares: dict[str, float] | None = None
+        self._units = UnitsOfRun()
         self._noise = NoiseOfRun()
         self._update = UpdateOfRun()
         self._set = FloorOfSet()
+        self._linear = LinearisationOfRun()
+        self._trunk = FrozenTrunk()
+        self._augmented = ""  # why the samples are not the same in every step
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
         self.labels = LabelsOfRun() if audit_labels else None
@@ -65,41 +67,46 @@ class HealthRecord:
 
     @property
     def undecided(self) -> dict[str, str]:
-        """What could not be judged, and why."""
+        """Return what could not be judged, and why."""
         return self._parts.undecided
 
     @property
     def failures(self) -> Failures:
-        """Parts of a measurement that ended in an error."""
+        """Return the parts of a measurement that ended in an error."""
         return self._parts.failures
 
     @property
     def spent(self) -> float:
-        """Seconds that the costly parts took so far."""
+        """Return the seconds that the costly parts took so far."""
         return self._parts.spent
 
     @property
     def layers(self) -> list[LayerGradient]:
-        """Gradient and update of each layer at the last measurement; empty: not known."""
+        """Return gradient and update of each layer at the last measurement; empty: not known."""
         return self._update.layers
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
-        zeros = {} if self._noise.zeros is None else {"zero_gradients": self._noise.zeros}
-        return {f"health/{name}": value for name, value in (self._update.scalars | zeros).items()}
+        """Return the numbers of the last measurement that no finding has, by tag; NaN: they were found before, and not this time."""
+        others = {"zero_gradients": self._noise.zeros, "linearisation_error": self._linear.error}
+        known = self._update.scalars | {name: value for name, value in others.items() if value is not None}
+        return {f"health/{name}": value for name, value in known.items()}
 
     def begin(self) -> None:
         """Begin a fit, of a new run or of this one: the samples are looked at again."""
         self._fit = None
         self._set.begin()
+        self._update.watched.begin()
+        self._trunk = FrozenTrunk()  # it may be another one
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, the most severe first."""
+        """Return all findings, the most severe first."""
         losses = self.losses
         step = 0 if losses.course is None else losses.course.step
         found = [*self._measured, *self._course.findings]
+        if self._course.ratios is None:
+            _add(found, self._update.finding())
         if losses.course is not None or losses.not_finite is not None:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
         return in_order(found)
@@ -134,6 +141,7 @@ class HealthRecord:
         fit, gradient = self._fit, ProbeGradient(run)
         assert fit is not None
         self._update.clear()
+        self._linear.clear()
         self._noise.zeros = None if self._noise.zeros is None else math.nan
         loss = look("the loss of the probe", lambda: course.read_loss(run))
         at = pay("stability", look=lambda: course.read_ratio(run))
@@ -141,18 +149,18 @@ class HealthRecord:
             pay("forecast", look=lambda: _add(found, self._forecast.measure(at, step, loss)))
         pay("gradient_noise", look=lambda: _add(found, self._noise.measure(run, gram, gradient)))
         pay("critical_sharpness", look=lambda: self._look_at_update(run, gradient))
-        if course.ratios is None and (of_update := self._update.finding()) is not None:
-            found.append(of_update)
-            self.undecided.pop("stability", None)
+        if drift is not None and not self._linear.begins(run, drift):
+            pay("linearisation_error", look=lambda: self._look_at_linearisation(run))
         self._look_at_set(run, fit, pay, found)
+        look("the frozen trunk", lambda: self._look_at_trunk(run, fit, pay, found))
         for what, it in (
             ("what the run can reach", lambda: found.extend(fit.findings(run.features, loss, step))),
             ("the inputs", lambda: found.append(self._start.look_at_inputs(run, loss))),
             ("the signal", lambda: found.extend(self._start.look_at_signal(run))),
             ("the movement", lambda: found.extend(self._start.look_at_movement(run))),
-            ("the units", lambda: found.extend(self._look_at_units(run))),
-            ("the layers", lambda: found.extend(self._look_at_layers(gram, step))),
-            ("the regime", lambda: _add(found, self._regime(drift, step))),
+            ("the units", lambda: _add(found, self._units.look_at_units(run, equal_inputs=self._start.equal_inputs))),
+            ("the layers", lambda: _add(found, self._units.look_at_layers(gram, step))),
+            ("the regime", lambda: _add(found, self._linear.regime(drift, course.probe, step))),
             ("the labels", lambda: _add(found, self._audit(run, gram, fit))),
         ):
             look(what, it)
@@ -162,17 +170,61 @@ class HealthRecord:
         """Look at the samples, once per fit."""
         self._fit = FitOfRun.of(run, gram.n_outputs)
         violations = data_violations(run)
+        self._augmented = violated(violations, ["fixed data"])
         self._course.statistical = bool(violated(violations, ["full batch", "whole set"]))
         if not violated(violations, ["whole set"]):
             self._set.leave()  # the probe is the whole set
         elif self._fit.losses is None or self._fit.floor is None:
             self._set.leave("the smallest value of this loss is not known")
-        elif why := violated(violations, ["fixed data"]) or drawn_in_part(run):
+        elif why := self._augmented or drawn_in_part(run):
             self._set.leave(why)
 
     def _look_at_update(self, run: RunView, gradient: ProbeGradient) -> None:
-        if why := self._update.measure(run, gradient):
+        self._note_update(self._update.measure(run, gradient))
+
+    def _note_update(self, why: str) -> None:
+        known = self._update.finding() is not None
+        if why and not (known and why == AFTER_THE_NEXT):
             self.undecided["critical_sharpness"] = why
+        if known and self._course.ratios is None:
+            self.undecided.pop("stability", None)
+
+    @property
+    def waits(self) -> bool:
+        """Return whether the optimizer's next step is to be seen."""
+        return self._update.watched.waits
+
+    def before_step(self, run: RunView) -> None:
+        """Keep the weights before a step that is waited for.
+
+        Args:
+            run: The run, when the optimizer is about to step.
+        """
+        self._update.watched.before(run)
+
+    def after_step(self, run: RunView, affords: Callable[[float], bool]) -> int | None:
+        """Look at the step that was waited for, if the run can afford it.
+
+        Args:
+            run: The run at this moment.
+            affords: Whether a part may take so many seconds now.
+
+        Returns:
+            The number of steps before it; None: it has not been made yet, or nothing was found.
+        """
+        seen = self._update.watched.after(run)
+        if seen is None or run.loss_unknown or run.loss_targets is None:
+            return None
+        self.undecided.pop("critical_sharpness", None)
+        seconds = run.measurement.pass_seconds
+        look, step = partial(self._update.observe, run, seen), seen.step
+        why = self._parts.afford("watched_step", step, affords, look, pass_seconds=seconds)
+        self._note_update(self.undecided.pop("watched_step", why or ""))
+        return None if why is None else step
+
+    def _look_at_linearisation(self, run: RunView) -> None:
+        if why := self._linear.measure(run):
+            self.undecided["linearisation_error"] = why
 
     def _look_at_set(self, run: RunView, fit: FitOfRun, pay: Callable[..., Any], found: list[Finding]) -> None:
         """Read on in the training set, and add what is found of it."""
@@ -186,29 +238,16 @@ class HealthRecord:
         if (why := self._set.state) and (self._set.known.read or "training_floor" not in self.undecided):
             self.undecided["training_floor"] = why
 
-    def _look_at_units(self, run: RunView) -> list[Finding]:
-        if self._start.equal_inputs:
-            return []  # all units are constant then, whatever they are
-        layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
-        out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
-        self._out = out
-        since = min(out.values()) if out else None
-        silent = is_constant(run.outputs)
-        return [finding_of_units(layers, samples=run.samples, step=run.step, since=since, outputs_constant=silent)]
-
-    def _look_at_layers(self, gram: KernelGram, step: int) -> list[Finding]:
-        shares = trace_shares(gram)
-        found = finding_of_layers(shares, self._shares, step=step)
-        self._shares = shares or None
-        return [] if found is None else [found]
-
-    def _regime(self, drift: Drift | None, step: int) -> Finding | None:
-        course = self._course.probe
-        if drift is None or course is None or step == 0 or not course.now > 0:
-            return None
-        progress = course.first / course.now
-        regime = training_regime(drift.alignment, drift.relative_frobenius, None, progress=progress, floor=drift.floor)
-        return finding_of_regime(regime, step=step)
+    def _look_at_trunk(self, run: RunView, fit: FitOfRun, pay: Callable[..., Any], found: list[Finding]) -> None:
+        """Look for the least loss of the last layer, if it alone is trained, and add what is found."""
+        trunk = self._trunk
+        self.undecided.pop("frozen_trunk", None)
+        if trunk.looks(run, fit, self._augmented):
+            if trunk.wants(run):
+                pay("frozen_trunk", look=lambda: trunk.solve(run), seconds=trunk.expected_seconds)
+            _add(found, trunk.finding(run))
+        if trunk.undecided:
+            self.undecided["frozen_trunk"] = trunk.undecided
 
     def _audit(self, run: RunView, gram: KernelGram, fit: FitOfRun) -> Finding | None:
         if self.labels is None:
@@ -225,15 +264,14 @@ class HealthRecord:
             "losses": self.losses.state_dict(),
             "measured": [each.to_json() for each in self._measured],
             "undecided": dict(self.undecided),
-            "out": dict(self._out),
-            "shares": None if self._shares is None else dict(self._shares),
             "forecast": self._forecast.state_dict(),
             "noise": self._noise.state_dict(),
             "start": self._start.state_dict(),
             "labels": None if self.labels is None else self.labels.state_dict(),
             "update": self._update.state_dict(),
             "set": self._set.state_dict(),
-        } | self._course.state_dict()
+            "linear": self._linear.state_dict(),
+        } | (self._units.state_dict() | self._course.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
@@ -242,9 +280,8 @@ class HealthRecord:
         self.undecided.clear()
         self.undecided.update(state["undecided"])
         self._course.load_state_dict(state)
-        self._out = dict(state["out"])
+        self._units.load_state_dict(state)
         self._start.load_state_dict(state["start"])
-        self._shares = None if state["shares"] is None else dict(state["shares"])
         self._forecast.load_state_dict(state["forecast"])
         self._noise.load_state_dict(state["noise"])
         if self.labels is not None and (labels := state.get("labels")) is not None:
@@ -252,6 +289,8 @@ class HealthRecord:
         if "update" in state:
             self._update.load_state_dict(state["update"])
             self._set.load_state_dict(state["set"])
+        if "linear" in state:
+            self._linear.load_state_dict(state["linear"])
 
 
 def _add(findings: list[Finding], found: Finding | None) -> None:

@@ -11,9 +11,9 @@ from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_labels import finding_of_labels, knows_by_heart, traced
-from lightning_conv.health.label_audit import audit_labels
-from lightning_conv.health.suspicious_labels import Baseline, LabelAudit
+from lightning_conv.health.findings.of_labels import finding_of_labels, knows_by_heart, traced
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.suspicious_labels import Baseline, LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.losses.per_sample import SampleLosses
 
@@ -88,7 +88,7 @@ class LabelsOfRun:
 
     @property
     def markdown(self) -> str:
-        """The table of the audit with its legend; empty: there is none."""
+        """Return the table of the audit with its legend; empty: there is none."""
         if self.audit is None:
             return ""
         return f"Labels of the probe at step {self.step}.\n\n{self.audit.markdown(numbers=self.numbers)}"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.health.course import LossCourse
-from lightning_conv.health.finding_of_units import NotFinite
+from lightning_conv.health.findings.of_units import NotFinite
+from lightning_conv.health.step.course import LossCourse
 from lightning_conv.networks.observed.leaves import tensors_in
 
 MOST = 4096

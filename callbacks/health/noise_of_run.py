@@ -14,9 +14,9 @@ from lightning_conv.callbacks.health.update_of_run import ProbeGradient
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_step import finding_of_noise
-from lightning_conv.health.gradient_noise import GradientNoise, gradient_noise, noise_scale
-from lightning_conv.health.layer_gradients import zero_share
+from lightning_conv.health.findings.of_step import finding_of_noise
+from lightning_conv.health.kernel.gradient_noise import GradientNoise, gradient_noise, noise_scale
+from lightning_conv.health.layers.layer_gradients import zero_share
 from lightning_conv.kernels.gram import KernelGram, ntk_gram
 
 POOLED = 5

@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 
 from lightning_conv.callbacks.run.guarded import Failures, guarded
 
-PASSES: Mapping[str, int] = {"stability": 60, "forecast": 40, "gradient_noise": 25, "critical_sharpness": 15}
+PASSES: Mapping[str, int] = {
+    "stability": 60,
+    "forecast": 40,
+    "gradient_noise": 25,
+    "critical_sharpness": 15,
+    "linearisation_error": 15,
+    "watched_step": 20,
+}
 """Forward and backward passes of the probe that each costly part takes, roughly, before it is known."""
 
 Made = TypeVar("Made")
@@ -30,7 +37,7 @@ class PaidParts:
 
     @property
     def spent(self) -> float:
-        """Seconds that the costly parts took so far."""
+        """Return the seconds that the costly parts took so far."""
         return sum(self._spent.values())
 
     def ahead(self, name: str) -> float:

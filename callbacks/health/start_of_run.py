@@ -11,17 +11,17 @@ from torch import Tensor
 from lightning_conv.callbacks.health.step_of_run import loss_in_outputs
 from lightning_conv.callbacks.run.guarded import READING, attempted
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.course import LossCourse
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_inputs import finding_of_inputs, finding_of_signal, input_scale, is_lost
-from lightning_conv.health.finding_of_movement import (
+from lightning_conv.health.findings.of_inputs import finding_of_inputs, finding_of_signal, input_scale, is_lost
+from lightning_conv.health.findings.of_movement import (
     Unmoved,
     curves_downward,
     finding_of_descent,
     finding_of_movement,
     weight_digests,
 )
-from lightning_conv.health.layer_signal import layer_signal
+from lightning_conv.health.layers.layer_signal import layer_signal
+from lightning_conv.health.step.course import LossCourse
 from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.losses.separation import curvature_product

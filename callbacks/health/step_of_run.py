@@ -15,17 +15,15 @@ from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.step.optimizers import find_optimizer
 from lightning_conv.callbacks.run.steps import changed_steps
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.course import StabilityReading
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.optimizer_rules import StepSizes, largest_rate, momentum_of, step_sizes
-from lightning_conv.health.sharpness import sharpness
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.kernel_modes import KernelModes, step_kernel
+from lightning_conv.health.step.course import StabilityReading
+from lightning_conv.health.step.optimizer_rules import StepSizes, largest_rate, momentum_of, step_sizes
+from lightning_conv.health.step.sharpness import sharpness
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate
 from lightning_conv.losses.separation import curvature_product
-from lightning_conv.networks.batch_norm import has_batch_norm
-from lightning_conv.networks.evaluation import BatchNormMode
 
 FIRST, LATER = 20, 4
 """Products of the first search for the largest curvature, and of later ones, which begin with the last vector."""
@@ -75,10 +73,9 @@ class StepOfRun:
         if why := changed_steps(run.trainer, accumulated=True):
             raise NoStepError(why)
         sizes = step_sizes(optimizer_of(run), run.parameters)
-        # A training step differentiates through the statistics of its batch; held constant, they leave directions that BatchNorm removes.
-        through = run.measurement.probe.batch_norm == "frozen" and has_batch_norm(run.network)
-        mode: BatchNormMode = "batch" if through else "eval"
-        operator = NTKOperator(run.network, run.inputs, parameters=run.measurement.parameters, batch_norm=mode)
+        operator = NTKOperator(
+            run.network, run.inputs, parameters=run.measurement.parameters, batch_norm=run.step_batch_norm
+        )
         return cls(run, operator, sizes, batch_over_probe(run), wide(run.shaped_outputs))
 
     def stability(self, start: Tensor | None) -> tuple[StabilityReading, Tensor]:
@@ -150,7 +147,7 @@ class StepOfRun:
 
     @property
     def loss(self) -> Callable[[Tensor], Tensor]:
-        """The run's loss of the probe in the outputs."""
+        """Return the run's loss of the probe in the outputs."""
         return loss_in_outputs(self.run)
 
     def bent(self, directions: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ class KernelMonitor(Beginning):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
         assert self._kernel is not None
         start, step = time.perf_counter(), trainer.global_step
-        gram, spectrum = self._kernel.at(step, pl_module)
+        gram, spectrum = self._kernel.at(step)
         kernel_seconds = time.perf_counter() - start
         if step != self._last_step:
             self._metrics = self.record(trainer, gram, spectrum, step)

@@ -65,7 +65,7 @@ class Beginning(Kept):
         with measuring(trainer), self._first(trainer, batch):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 two, schedule = two_samples_of(self.probe), Schedule(1, 1.0)
-                measurement_of(trainer, two, schedule, batch=batch, bound=self.bound).at(0, pl_module)
+                measurement_of(trainer, two, schedule, batch=batch, bound=self.bound).at(0)
                 return
             monitors = monitors_of(trainer, Beginning)  # type: ignore[type-abstract]
             peers = [monitor for monitor in monitors if monitor._settings == self._settings]
@@ -78,7 +78,7 @@ class Beginning(Kept):
                 self._say_what_is_measured(unless=peers[0].measured)
             self._loaded = False
             if self._kernel is not None and not self._kernel.awaited and self._is_first_due(trainer):
-                self._kernel.at(trainer.global_step, pl_module)
+                self._kernel.at(trainer.global_step)
         if self._kernel is None or trainer.received_sigterm:
             return
         if self._is_too_dear(trainer.global_step):
@@ -97,9 +97,9 @@ class Beginning(Kept):
             return False
         kernel, own = self._kernel, self._own_seconds
         if kernel.awaited:
-            return kernel.decided(kernel.awaited + own > kernel.schedule.left(step))
+            return kernel.decisions.alike(kernel.awaited + own > kernel.schedule.left(step))
         # What a last measurement takes is provided for.
-        return own > 0 and kernel.decided(not kernel.schedule.allows(2 * own + kernel.schedule.cost, step))
+        return own > 0 and kernel.decisions.alike(not kernel.schedule.allows(2 * own + kernel.schedule.cost, step))
 
     @property
     def _own_seconds(self) -> float:
@@ -120,7 +120,7 @@ class Beginning(Kept):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         assert self._kernel is not None
-        return self._kernel.due(trainer.global_step, trainer)
+        return self._kernel.due(trainer.global_step)
 
     def _is_first_due(self, trainer: pl.Trainer) -> bool:
         return self._last_step is None or (trainer.global_step != self._last_step and self._is_due(trainer))

@@ -104,7 +104,7 @@ class KernelStability(KernelMonitor):
             self._reference, self._reference_step = (gram, spectrum), step
             self._cotangents = self._kernel.cotangents
         elif self._cotangents is not None and step != self._reference_step:
-            gram, spectrum = self._kernel.with_cotangents(self._cotangents, pl_module=trainer.lightning_module)
+            gram, spectrum = self._kernel.with_cotangents(self._cotangents)
         self._compared, tags = spectrum, tags_of(gram)
         reference, reference_spectrum = self._reference
         drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -12,20 +11,19 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.proven_bound import ProvenBound, asked_bound, whole_lambda_min
-from lightning_conv.callbacks.monitors.spectral_decay import decay_quantities
+from lightning_conv.callbacks.monitors.spectrum_scalars import clear_eigenvalues, spectrum_scalars
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
-from lightning_conv.callbacks.run.measured_kernel import is_of_loss, tags_of
+from lightning_conv.callbacks.run.measured_kernel import tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.subset_bound import SubsetBound
-from lightning_conv.health.subset_parameters import Subset
+from lightning_conv.health.kernel.subset_bound import SubsetBound
+from lightning_conv.health.kernel.subset_parameters import Subset
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.layers import lambda_min_from_layers, layer_spectra, layer_table, trace_shares
-from lightning_conv.kernels.products.precision import PRECISIONS
+from lightning_conv.kernels.layers import layer_spectra, layer_table, trace_shares
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.plots import plot_layers, plot_spectra
 
@@ -214,39 +212,13 @@ class LambdaMin(KernelMonitor):
             whole = whole_lambda_min(trainer, self._kernel, self.optimizer)
             return self._proven.measure(RunView(trainer, self._kernel), gram, spectrum.lambda_min, whole)
         self.spectrum = spectrum
-        layers = self._spectra(gram, step)
-        lower = max(spectrum.lambda_min.lower, min(lambda_min_from_layers(layers), spectrum.lambda_min.upper))
-        value = max(spectrum.lambda_min.value, lower)
-        tags, of_loss = tags_of(gram), is_of_loss(gram)
-        metrics = {} if of_loss else {"convergence/lambda_min": value}
-        metrics |= {
-            f"{tags}/lambda_min": value,
-            f"{tags}/lambda_min_lower": lower,
-            f"{tags}/lambda_min_upper": spectrum.lambda_min.upper,
-            f"{tags}/lambda_max": spectrum.lambda_max.value,
-            f"{tags}/condition_number": spectrum.condition_number,
-            f"{tags}/trace": gram.trace,
-            f"{tags}/effective_rank": spectrum.effective_rank,
-            f"{tags}/floor": gram.floor,
-            f"{tags}/precision": float(PRECISIONS.index(gram.precision)),
-        }
-        if gram.outputs == "projected":
-            metrics[f"{tags}/projection_error"] = gram.projection_error
-        if of_loss:  # 1^T M 1 is the squared norm of the gradient of the probe's loss
-            metrics[f"{tags}/gradient_norm"] = math.sqrt(max(float(gram.matrix.sum()), 0.0))
-        else:
-            metrics |= {f"{tags}/{name}": value for name, value in decay_quantities(spectrum, gram.n_samples).items()}
-        if layers:
-            metrics[f"{tags}/lambda_min_layers"] = max(each.lambda_min.value for each in layers.values())
+        tags, metrics = tags_of(gram), spectrum_scalars(gram, spectrum, self._spectra(gram, step))
         metrics |= self._step_size.measure(RunView(trainer, self._kernel, self.loss_fn), gram, spectrum)
         if self._said != self.remarks:
             log_text(trainer, self.tag(f"{tags}/step_size"), report(self.remarks), step)
             self._said = self.remarks
-        # Zeros and values below their own error would make a wall at the left of the histogram.
-        values = spectrum.all_eigenvalues(f"{tags}/log10_eigenvalues")
-        clear = values[values > spectrum.lambda_min.upper - spectrum.lambda_min.value]
-        if len(clear):
-            log_histogram(trainer, self.tag(f"{tags}/log10_eigenvalues"), clear.log10(), step)
+        if len(clear := clear_eigenvalues(spectrum, f"{tags}/log10_eigenvalues")):
+            log_histogram(trainer, self.tag(f"{tags}/log10_eigenvalues"), clear, step)
         return metrics
 
     @override

@@ -14,9 +14,9 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.finding_of_course import finding_of_subset
-from lightning_conv.health.subset_bound import SubsetBound, subset_bound
-from lightning_conv.health.subset_parameters import Subset, require_subset
+from lightning_conv.health.findings.of_course import finding_of_subset
+from lightning_conv.health.kernel.subset_bound import SubsetBound, subset_bound
+from lightning_conv.health.kernel.subset_parameters import Subset, require_subset
 from lightning_conv.health.wording import figure, listed
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -127,5 +127,5 @@ def whole_lambda_min(trainer: pl.Trainer, bound: Measurement, optimizer: str) ->
         if each.bound is not None or each.optimizer != optimizer or other is None or not other.has(step):
             continue
         if other.is_like(bound) and set(bound.parameters) <= set(other.parameters):
-            return other.at(step, trainer.lightning_module)[1].lambda_min
+            return other.at(step)[1].lambda_min
     return None

@@ -10,9 +10,11 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_conv.callbacks.run.data.batch import to_device, transfer
 from lightning_conv.callbacks.run.data.data_generators import unread
+from lightning_conv.callbacks.run.data.readable import why_unreadable
 from lightning_conv.callbacks.run.data.sampling import training_samples
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
@@ -25,7 +27,7 @@ from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.optimizers import measured_parameters
 from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
-from lightning_conv.health.subset_parameters import Subset, subset_parameters
+from lightning_conv.health.kernel.subset_parameters import Subset, subset_parameters
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in
@@ -151,12 +153,23 @@ def two_samples_of(probe: Probe) -> Probe:
 
 
 def reads_samples(trainer: pl.Trainer) -> bool:
-    """Return whether the run's training samples can be read one by one."""
+    """Return whether the run's training samples can be read one by one, in this process.
+
+    That only the workers of the loader can read them is said in a warning: the first batch is used in their place.
+    """
     try:
-        training_samples(trainer, hint=BY_HAND)
+        samples, loader = training_samples(trainer, hint=BY_HAND)
     except MisconfigurationException:
         return False
-    return True
+    why = why_unreadable(samples, loader)
+    if trainer.world_size > 1:
+        why = trainer.strategy.broadcast(why)
+    if why:
+        rank_zero_warn(
+            f"The training samples are read in the workers of the loader, and not in the main process ({why}); the first batch is used "
+            "in their place"
+        )
+    return not why
 
 
 def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception, probe: Probe, batch: Any) -> str:

@@ -212,7 +212,7 @@ def _trial(
     """Measure so many samples and return how long it took."""
     _choose(measurement, everything, samples, kind)
     before = time.perf_counter()
-    measurement.at(trainer.global_step, trainer.lightning_module)
+    measurement.at(trainer.global_step)
     return time.perf_counter() - before
 
 

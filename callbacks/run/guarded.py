@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-READING = (ValueError, TypeError, RuntimeError, AttributeError, LookupError, OSError, MisconfigurationException)
+READING = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    OSError,
+    MisconfigurationException,
+)
 """Errors that a user's network or data may raise when they are read in another way than the training step does."""
 
 _strict = False

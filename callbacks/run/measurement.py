@@ -9,35 +9,29 @@ from functools import cached_property
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_conv.callbacks.run.data.batch import to_device
-from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.decisions import Decisions
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.probe_loss import ProbeLoss
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss
-from lightning_conv.callbacks.run.moment import Moment
+from lightning_conv.callbacks.run.measured_samples import MeasuredSamples
+from lightning_conv.callbacks.run.moment import Moment, Moments
 from lightning_conv.callbacks.run.network import RunNetwork
-from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.probe_kernel import probe_kernel
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.health.wording import counted, listed
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, spread
-from lightning_conv.reporting.progress import Lines
-
-PAUSE = 10.0
-"""Seconds after which a measurement that takes long says how far it is; training has the bar."""
+from lightning_conv.networks.inputs import Inputs
 
 
-class Measurement:
+class Measurement(MeasuredSamples):
     """The kernel on the samples of a probe, computed at most once per step for all callbacks that share it.
 
     Args:
@@ -67,15 +61,10 @@ class Measurement:
         loss_fn: LossFn | None = None,
         loss_changed: str = "",
     ) -> None:
-        self.run_network, self.probe, self.inputs, self.targets = (
-            network,
-            network.probe,
-            network.inputs,
-            network.targets,
-        )
+        super().__init__(network)
         self._trainer = trainer
-        self._moment: tuple[tuple[int, ...], Moment] | None = None
-        self._head = ""  # name of the last linear layer, where it was found
+        self._moments = Moments(trainer, network)
+        self.decisions = Decisions(trainer, schedule)
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min
         self.highest: Precision = "certified"  # the last one that is tried
@@ -83,8 +72,6 @@ class Measurement:
         self.pass_seconds = 0.0  # of a forward and a backward pass of the samples; 0: not timed
         self.awaited = 0.0  # predicted seconds of the first kernel, for which the run is not long enough yet
         self._plans: dict[Precision, NTKPlan] = {}  # the last ones
-        self._decisions: dict[int, bool] = {}
-        self._ends: dict[int, bool] = {}
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
         self.cotangents: Tensor | None = None
@@ -98,10 +85,7 @@ class Measurement:
             inputs: The samples.
             targets: Their targets.
         """
-        if self._moment is not None:  # the copy of the weights stays, and what was computed of it goes
-            key, moment = self._moment
-            device = self._trainer.lightning_module.device
-            self._moment = key, Moment(moment.network, to_device(inputs, device), probe.batch_norm, moment.head)
+        self._moments.change(inputs, probe.batch_norm)
         self.probe, self.inputs, self.targets, self._measured = probe, inputs, targets, None
 
     def bound_by(self, parameters: Sequence[str]) -> None:
@@ -121,11 +105,8 @@ class Measurement:
         mine, its = self.probe, other.probe
         if (mine.outputs, mine.batch_norm, mine.parameters) != (its.outputs, its.batch_norm, its.parameters):
             return False
-        same = _are_equal(input_tensors(self.inputs), input_tensors(other.inputs))
-        if mine.outputs != "loss":
-            return same
-        s, t = self.cotangents, other.cotangents
-        return same and s is not None and t is not None and torch.equal(s, t)
+        same, s, t = self.has_samples_of(other), self.cotangents, other.cotangents
+        return same and (mine.outputs != "loss" or (s is not None and t is not None and torch.equal(s, t)))
 
     @property
     def lowest(self) -> Precision:
@@ -147,24 +128,21 @@ class Measurement:
             )
         if self.probe.outputs != "loss":
             return words
-        scale = f"in the scale of the loss on all {self._samples} samples of the probe"
+        scale = f"in the scale of the loss on all {self.samples} samples of the probe"
         return f"{words}; the kernel is that of the loss gradients, s_i^T K_ij s_j with s {scale}, and not the NTK"
 
-    def due(self, step: int, trainer: pl.Trainer) -> bool:
+    def due(self, step: int) -> bool:
         """Decide whether to measure at ``step``, once per step and alike for all callbacks and ranks."""
-        if step not in self._decisions:
-            decision = self.schedule.due(step)
-            if self.schedule.every_n_steps is None:
-                decision = self.decided(decision)
-            self._decisions = {step: decision}
-            if not decision:
-                self.leave()
-        return self._decisions[step]
+        known = self.decisions.knows(step)
+        due = self.decisions.due(step)
+        if not (known or due):
+            self.leave()
+        return due
 
     @property
     def rests_until(self) -> float:
         """A moment (``time.monotonic``) before which nothing is to be done; 0: a copy is to be forgotten, or processes decide together."""
-        alone = self._moment is None and self._trainer.world_size == 1
+        alone = not self._moments.is_kept and self._trainer.world_size == 1
         return self.schedule.rests_until(self._trainer.global_step) if alone else 0.0
 
     @property
@@ -172,27 +150,19 @@ class Measurement:
         """The optimizers of the run."""
         return self._trainer.optimizers
 
-    def decided(self, decision: bool) -> bool:
-        """Return the first process's decision on all of them, so that what depends on time is done alike."""
-        trainer = self._trainer
-        return bool(trainer.strategy.broadcast(decision)) if trainer.world_size > 1 else decision
-
     def ends(self, step: int) -> bool:
         """Decide whether the last step is measured, alike for all callbacks and ranks."""
-        if step not in self._ends:
-            asked = self.has(step) or {"size", "outputs"} <= self.run_network.probe.given  # whatever it costs
-            self._ends = {step: asked or self.decided(self.schedule.allows_last(step))}
-        return self._ends[step]
+        return self.decisions.last(step, asked=self.has(step) or {"size", "outputs"} <= self.run_network.probe.given)
 
     def has(self, step: int) -> bool:
         """Return whether the kernel of this step is known."""
         return self._measured is not None and self._measured[0] == step
 
-    def at(self, step: int, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
+    def at(self, step: int) -> tuple[KernelGram, Spectrum]:
         """Return kernel and spectrum of the weights after ``step`` optimizer steps."""
         if self._measured is None or not self.has(step):
             self.probe_loss.look_again(step)
-            seconds, gram, spectrum = self._compute(pl_module)
+            seconds, gram, spectrum = self._compute()
             self.schedule.expect(seconds)
             self.awaited, self._measured = 0.0, (step, gram, spectrum)
         return self._measured[1:]
@@ -215,15 +185,7 @@ class Measurement:
 
     def moment(self) -> Moment:
         """Return the network over a copy of the weights of now, with what was computed of it so far."""
-        module = self._trainer.lightning_module
-        key = self._trainer.global_step, *(each._version for each in module.parameters())
-        if self._moment is None or self._moment[0] != key:
-            self._forget_moment()  # before the next copy is made
-            with isolated():
-                network = self.run_network.network(copy_of(self._trainer, module))
-            inputs = to_device(self.inputs, module.device)
-            self._moment = key, Moment(network, inputs, self.probe.batch_norm, self._head)
-        return self._moment[1]
+        return self._moments.now(self.inputs, self.probe.batch_norm)
 
     def network(self) -> nn.Module:
         """Return the network over a copy of the weights of now: whatever a forward does to it, the run does not see."""
@@ -231,34 +193,8 @@ class Measurement:
 
     def leave(self) -> None:
         """Forget the copies of the weights; a later call of ``moment`` makes another one."""
-        self._forget_moment()
+        self._moments.forget()
         self.probe_loss.leave()
-
-    def _forget_moment(self) -> None:
-        if self._moment is not None:
-            self._head, self._moment = self._moment[1].head, None
-
-    @property
-    def rows(self) -> Tensor:
-        """Numbers of the measured samples among those that were read, (m,)."""
-        own = self.run_network.loss.own
-        chosen = spread(torch.arange(self._samples if own is None else own.samples), self._samples)
-        assert isinstance(chosen, Tensor)
-        return chosen
-
-    @property
-    def numbers(self) -> list[int] | None:
-        """Number of each measured sample in the training set, (m,); None: not known."""
-        read = self.run_network.numbers
-        if read is None or len(read) != sample_count(self.run_network.inputs):
-            return None
-        chosen = spread(torch.tensor(read), self._samples)
-        assert isinstance(chosen, Tensor)
-        return list(map(int, chosen))
-
-    @property
-    def _samples(self) -> int:
-        return sample_count(self.inputs)
 
     def loss(self, fn: LossFn | None = None) -> RunLoss:
         """Return the loss of the training step.
@@ -279,53 +215,39 @@ class Measurement:
             self._trained = Parameters.of(self.probe.network(pl_module), self.parameters)
         return self._trained
 
-    def with_cotangents(self, cotangents: Tensor, pl_module: pl.LightningModule) -> tuple[KernelGram, Spectrum]:
+    def with_cotangents(self, cotangents: Tensor) -> tuple[KernelGram, Spectrum]:
         """Return the kernel of the present weights with cotangents of another moment, and its spectrum.
 
         Args:
             cotangents: s, (m, C).
-            pl_module: Module of the run.
 
         Cost: a kernel.
         """
-        return self._kernel(pl_module, cotangents)
+        return self._kernel(cotangents)
 
-    def _compute(self, pl_module: pl.LightningModule) -> tuple[float, KernelGram, Spectrum]:
+    def _compute(self) -> tuple[float, KernelGram, Spectrum]:
         """Return the seconds that the next one takes, which does not read the network again, and kernel and spectrum."""
         start, known = time.perf_counter(), bool(self._plans)
         self.cotangents = None
         if self.probe.outputs == "loss":
             self.cotangents = self.probe_loss.gradients(lambda: self.moment().shaped_outputs, self.targets, self.rows)
-        gram, spectrum = self._kernel(pl_module, self.cotangents)
+        gram, spectrum = self._kernel(self.cotangents)
         self.precision = gram.precision
         reading = gram.plan.reading_seconds if gram.plan is not None and not known else 0.0
         return time.perf_counter() - start - reading, gram, spectrum
 
-    def _kernel(self, pl_module: pl.LightningModule, cotangents: Tensor | None) -> tuple[KernelGram, Spectrum]:
-        with isolated():
-            gram, spectrum = resolved_spectrum(
-                self.network(),
-                to_device(self.inputs, pl_module.device),
-                outputs="trace" if self.probe.outputs == "loss" else self.probe.outputs,
-                cotangents=cotangents,
-                parameters=self.parameters,
-                per_layer=self.per_layer,
-                start="certified" if self.is_bound else self.precision,
-                highest=self.highest,
-                precision=self.probe.precision,
-                batch_norm=self.probe.batch_norm,
-                max_memory=self.probe.max_memory,
-                projections=self.probe.projections,
-                seed=self.probe.seed,
-                plans=self._plans,
-                progress=Lines(
-                    rank_zero_info, f"Tangent kernel at step {self._trainer.global_step}", pause=PAUSE, predicts=True
-                ),
-            )
+    def _kernel(self, cotangents: Tensor | None) -> tuple[KernelGram, Spectrum]:
+        gram, spectrum = probe_kernel(
+            self.moment(),
+            self.probe,
+            self.parameters,
+            step=self._trainer.global_step,
+            per_layer=self.per_layer,
+            start="certified" if self.is_bound else self.precision,
+            highest=self.highest,
+            cotangents=cotangents,
+            plans=self._plans,
+        )
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan
         return gram, spectrum
-
-
-def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))

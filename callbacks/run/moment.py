@@ -1,13 +1,18 @@
-"""``Moment``: what is computed of a network at the weights of one moment, once for all callbacks."""
+"""``Moment``, ``Moments``: what is computed of a network at the weights of one moment, once for all callbacks."""
 
 from __future__ import annotations
 
 from functools import cached_property
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.features import LastFeatures, last_features
+from lightning_conv.callbacks.run.isolated import isolated
+from lightning_conv.callbacks.run.network import RunNetwork
+from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.callbacks.run.outputs_on import outputs_on
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossFn
@@ -23,17 +28,22 @@ class Moment:
         inputs: The samples of the probe, on its device.
         batch_norm: See ``Probe``.
         head: Name of the last linear layer at an earlier moment; empty: not known.
+
+    Attributes:
+        network: The copy.
+        inputs: The samples.
+        head: Name of the last linear layer; empty: not known.
     """
 
     def __init__(self, network: nn.Module, inputs: Inputs, batch_norm: BatchNormMode, head: str = "") -> None:
         self.network, self.head = network, head
-        self._inputs, self._batch_norm = inputs, batch_norm
+        self.inputs, self._batch_norm = inputs, batch_norm
         self._loss: tuple[LossFn, Tensor, SampleLoss] | None = None
 
     @cached_property
     def shaped_outputs(self) -> Tensor:
         """Return u in the shape that the network gives, (m, ...), as losses take it."""
-        return outputs_on(self.network, self._inputs, self._batch_norm)
+        return outputs_on(self.network, self.inputs, self._batch_norm)
 
     @property
     def outputs(self) -> Tensor:
@@ -48,13 +58,65 @@ class Moment:
             loss_fn: The loss.
         """
         if self._loss is None or self._loss[0] is not loss_fn or not torch.equal(self._loss[1], targets):
-            made = SampleLoss(self.network, self._inputs, targets, loss_fn, batch_norm=self._batch_norm)
+            made = SampleLoss(self.network, self.inputs, targets, loss_fn, batch_norm=self._batch_norm)
             self._loss = loss_fn, targets, made
         return self._loss[2]
 
     @cached_property
     def features(self) -> LastFeatures | str:
         """Return the last hidden features on the probe; a string says why there are none."""
-        found = last_features(self.network, self._inputs, self.head)
+        found = last_features(self.network, self.inputs, self.head)
         self.head = "" if isinstance(found, str) else found.head
         return found
+
+
+class Moments:
+    """Makes the present moment of a run, at most once for the same weights.
+
+    Args:
+        trainer: Trainer of the run.
+        network: What is measured.
+    """
+
+    def __init__(self, trainer: pl.Trainer, network: RunNetwork) -> None:
+        self._trainer, self._network = trainer, network
+        self._now: tuple[tuple[int, ...], Moment] | None = None
+        self._head = ""  # name of the last linear layer, where it was found
+
+    @property
+    def is_kept(self) -> bool:
+        """Return whether there is a copy of the weights."""
+        return self._now is not None
+
+    def now(self, inputs: Inputs, batch_norm: BatchNormMode) -> Moment:
+        """Return the network over a copy of the weights of now, with what was computed of it so far.
+
+        Args:
+            inputs: The samples of the probe.
+            batch_norm: See ``Probe``.
+        """
+        module = self._trainer.lightning_module
+        key = self._trainer.global_step, *(each._version for each in module.parameters())
+        if self._now is None or self._now[0] != key:
+            self.forget()  # before the next copy is made
+            with isolated():
+                network = self._network.network(copy_of(self._trainer, module))
+            self._now = key, Moment(network, to_device(inputs, module.device), batch_norm, self._head)
+        return self._now[1]
+
+    def change(self, inputs: Inputs, batch_norm: BatchNormMode) -> None:
+        """Keep the copy of the weights, and forget what was computed of it on other samples.
+
+        Args:
+            inputs: The samples of the probe from now on.
+            batch_norm: See ``Probe``.
+        """
+        if self._now is not None:
+            key, moment = self._now
+            on_device = to_device(inputs, self._trainer.lightning_module.device)
+            self._now = key, Moment(moment.network, on_device, batch_norm, moment.head)
+
+    def forget(self) -> None:
+        """Forget the copy of the weights."""
+        if self._now is not None:
+            self._head, self._now = self._now[1].head, None

@@ -102,6 +102,7 @@ def changed_steps(
     accumulated: bool = False,
     compared: bool = False,
     clips: bool = False,
+    watched: bool = False,
 ) -> str:
     """Return what stands between the optimizer's rule and the gradient of the loss; empty if nothing does.
 
@@ -111,16 +112,19 @@ def changed_steps(
         accumulated: see ``describe_steps``.
         compared: see ``describe_steps``.
         clips: whether the caller clips gradients as the trainer does (``clip_as_trainer``).
+        watched: whether the caller looks at the weights before a step and after it, whatever it is made of.
     """
     module = trainer.lightning_module
     if not module.automatic_optimization:
         return "the module optimizes manually"
-    if own := _own_steps(module, OWN_STEPS):
+    if not watched and (own := _own_steps(module, OWN_STEPS)):
         return f"the module has its own {own[0]}"
-    if not compared and (own := _own_steps(module, MAY_CHANGE)):
+    if not (compared or watched) and (own := _own_steps(module, MAY_CHANGE)):
         return f"the module has its own {own[0]}, which may change the gradients"
     if len(trainer.optimizers) != 1:
         return f"{len(trainer.optimizers)} optimizers"
+    if watched:
+        return ""
     if trainer.gradient_clip_val and not clips:
         return f"gradients are clipped (gradient_clip_val={trainer.gradient_clip_val})"
     if trainer.accumulate_grad_batches != 1 and not accumulated:

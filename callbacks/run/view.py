@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,8 @@ from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind
 from lightning_conv.losses.scale import LossScale
+from lightning_conv.networks.batch_norm import has_batch_norm
+from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.theory.tools.hidden_states import activity
 from lightning_conv.theory.tools.observation import Observation
@@ -81,6 +83,14 @@ class RunView:
         """What the loss takes beside the outputs: the targets, or the numbers of the samples for the step's own; None: not known."""
         return self.targets if self.run_loss.own is None else self.measurement.rows
 
+    @property
+    def step_batch_norm(self) -> BatchNormMode:
+        """How a training step takes BatchNorm: it differentiates through the statistics of its batch, unless the probe has running ones.
+
+        Held constant, the statistics leave directions that BatchNorm removes.
+        """
+        return "batch" if self.measurement.probe.batch_norm == "frozen" and has_batch_norm(self.network) else "eval"
+
     @cached_property
     def outputs(self) -> Tensor:
         """The outputs u on the probe, (n, C), in the network's type and the probe's BatchNorm mode."""
@@ -99,8 +109,13 @@ class RunView:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the run that the kernel is over, by their names in the network."""
-        named = dict(self.measurement.probe.network(self.module).named_parameters())
+        named = self.parameters_of_network
         return {name: named[name] for name in self.measurement.parameters}
+
+    @property
+    def parameters_of_network(self) -> dict[str, nn.Parameter]:
+        """All parameters of the run's network, by their names in it."""
+        return dict(self.measurement.probe.network(self.module).named_parameters())
 
     @cached_property
     def run_loss(self) -> RunLoss:
@@ -125,19 +140,22 @@ class RunView:
             return None
         return self.loss.scale(self.samples, outputs)
 
-    def sample_loss(self, *, dtype: torch.dtype | None = None) -> SampleLoss:
+    def sample_loss(self, *, dtype: torch.dtype | None = None, as_trained: bool = False) -> SampleLoss:
         """Return the loss on the probe as a function of the weights.
 
         Args:
             dtype: to compute in; None: the network's own type.
+            as_trained: whether the statistics of BatchNorm follow the weights, as in a training step on the probe (``step_batch_norm``);
+                otherwise the probe's own are those of the weights of now.
         """
         assert self.loss.loss_fn is not None
         assert self.loss_targets is not None
         targets, loss_fn = self.loss_targets, self.loss.loss_fn
-        if dtype is None:
+        batch_norm = self.step_batch_norm if as_trained else self.measurement.probe.batch_norm
+        if dtype is None and batch_norm == self.measurement.probe.batch_norm:
             return self.measurement.moment().sample_loss(targets, loss_fn)
-        batch_norm = self.measurement.probe.batch_norm
-        return SampleLoss(self.network, self.inputs, targets, loss_fn, batch_norm=batch_norm, dtype=dtype)
+        loss = partial(SampleLoss, self.network, self.inputs, targets, loss_fn, batch_norm=batch_norm, dtype=dtype)
+        return loss(chunk=self.samples) if batch_norm == "batch" else loss()
 
     @cached_property
     def steps(self) -> Steps:

@@ -6,8 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
+from lightning_conv.arguments import described, require_type
+from lightning_conv.health.wording import page_of
 from lightning_conv.reporting.json_values import json_values
 
 Level: TypeAlias = Literal["ok", "notice", "warning", "alert"]
@@ -33,7 +36,7 @@ class Finding:
         limit: What it was held against; NaN: nothing.
         step: Step of the measurement; None: it does not belong to a step.
         advice: What to do; empty where the measurement supports none.
-        page: Page of the documentation, with the section.
+        page: Page of the documentation, with the section; empty: that of the name, see ``page_of``.
     """
 
     name: str
@@ -48,6 +51,10 @@ class Finding:
     page: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("name", "sentence", "advice", "page"):
+            require_type(name, getattr(self, name), str, "a text")
+        for name in ("value", "lower", "upper", "limit"):
+            require_type(name, getattr(self, name), Real, "a number, or NaN for none")
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name: {self.name!r}; need small letters and digits joined by _")
         if self.level not in LEVELS:
@@ -56,16 +63,18 @@ class Finding:
             text = getattr(self, name)
             if (text or name == "sentence") and (not text.endswith(".") or text != text.strip() or "\n" in text):
                 raise ValueError(f"{name}: {text!r}; need one line that ends with a full stop")
-        if self.step is not None and self.step < 0:
-            raise ValueError(f"step: {self.step}; need 0 or more, or None")
+        if self.step is not None and not (isinstance(self.step, int) and self.step >= 0):
+            raise ValueError(f"step: {described(self.step)}; need a whole number of 0 or more, or None")
         if self.lower > self.value or self.value > self.upper or self.lower > self.upper:
             raise ValueError(
                 f"lower, value, upper: {self.lower}, {self.value}, {self.upper}; need them in ascending order"
             )
+        if not self.page:
+            object.__setattr__(self, "page", page_of(self.name))
 
     @property
     def severity(self) -> int:
-        """0 for ``ok``, up to 3 for ``alert``."""
+        """Return 0 for ``ok``, up to 3 for ``alert``."""
         return LEVELS.index(self.level)
 
     def to_json(self) -> dict[str, Any]:

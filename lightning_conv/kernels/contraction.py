@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_option
 from lightning_conv.kernels.gram import KernelGram
-from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.linalg.rounding import exponent_of, ldexp, product_up, quotient_down, sum_up
 from lightning_conv.linalg.spectrum import Spectrum
 

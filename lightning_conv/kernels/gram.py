@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.arguments import require_seed
 from lightning_conv.kernels.engine.kernel import compute_kernel
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
@@ -22,7 +23,7 @@ from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarsest
 from lightning_conv.networks.stage import staged
 from lightning_conv.networks.undisturbed import undisturbed
-from lightning_conv.reporting.progress import Report, progress_bar
+from lightning_conv.reporting.progress import Report, progress_bar, require_report
 
 __all__ = ["KernelGram", "Outputs", "ntk_gram"]
 
@@ -110,7 +111,8 @@ def ntk_gram(
         ValueError: there is no trainable parameter; ``inputs`` is empty or not finite; samples couple; an option is
             unknown; ``max_memory`` is not a finite number of at least one byte; ``cotangents`` are not real, not finite,
             or not of the shape of the outputs, or ``outputs`` is given beside them.
-        TypeError: ``cotangents`` are not a tensor; the model does not return one floating-point tensor, or its forward makes numbers of a
+        TypeError: ``model`` is no module, ``seed`` no whole number, ``progress`` neither truth value nor function; ``cotangents`` are
+            not a tensor; the model does not return one floating-point tensor, or its forward makes numbers of a
             type of its own with which it cannot be evaluated in float64 (``NoSuchPathError``, which names the place; ``"exact"`` works).
         MemoryError: the kernel does not fit into ``max_memory``.
 
@@ -127,6 +129,8 @@ def ntk_gram(
                 [2., 2., 4.]], dtype=torch.float64)
     """
     kind = contracted_outputs(outputs, cotangents, default="trace")
+    require_seed(seed)
+    require_report(progress)
     request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.arguments import require_option
 from lightning_conv.kernels.estimated_kernel import EstimatedKernel
-from lightning_conv.kernels.planning.request import contracted_outputs, require_option
-from lightning_conv.kernels.products.combinations import (
-    Combinations,
-    SharedRows,
-    checked_cotangents,
-    cotangents_of_shape,
-)
+from lightning_conv.kernels.planning.request import contracted_outputs
+from lightning_conv.kernels.products.combinations import checked_cotangents
 from lightning_conv.kernels.products.jacobian_map import JacobianMap
+from lightning_conv.kernels.products.kernel_rows import KernelRows, contraction
 from lightning_conv.kernels.products.scaled_columns import scaled_columns
-from lightning_conv.kernels.reading.contracted_error import contracted_error
 from lightning_conv.machine.memory import blocks, memory_budget
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs, sample_count
@@ -105,7 +101,7 @@ class NTKOperator(EstimatedKernel):
         max_memory: float | None = None,
         chunk: int | None = None,
     ) -> None:
-        if str(outputs) == "projected":  # an option of ntk_gram
+        if str(outputs) == "projected" and cotangents is None:  # an option of ntk_gram
             raise ValueError(
                 "outputs: 'projected' is an option of ntk_gram; an operator has 'trace', the kernel that it estimates, 'full' and 'sum'"
             )
@@ -129,29 +125,16 @@ class NTKOperator(EstimatedKernel):
         self.device, self.precision = self._map.module.device, self._map.module.dtype
         self.narrowing = self._map.narrowing
         self.jvp_method, self.jvp_reason = self._map.push_rule.method, self._map.push_rule.reason
-        self._contracted: Combinations | None = None  # of the outputs of each sample, to one number
         self.cancellation = 1.0
+        contracted = None
         if kind in ("sum", "cotangents"):
-            self._contract(given)
-
-    def _contract(self, given: Tensor | None) -> None:
-        network = self._map
-        with network.evaluating():
-            if given is None:
-                self._contracted = SharedRows(torch.ones(1, self.n_outputs, dtype=self.precision, device=self.device))
-            else:
-                self._contracted = cotangents_of_shape(given, network.module, network.few, self.n_outputs)
-            count = None if network.couples else sample_count(network.few)
-            measured = contracted_error(
-                network.module, network.names, network.inputs, self._contracted, count=count, compare=False
-            )
-        self.cancellation = measured.relative(1.0, None)
+            contracted, self.cancellation = contraction(self._map, given)
+        self._rows = KernelRows(samples, self.n_outputs, each=kind == "full", contracted=contracted, device=self.device)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (N, N) of the kernel."""
-        size = self.n_samples * (self.n_outputs if self.outputs == "full" else 1)
-        return size, size
+        return self._rows.size, self._rows.size
 
     @property
     def n_parameters(self) -> int:
@@ -176,8 +159,9 @@ class NTKOperator(EstimatedKernel):
 
         Cost: a copy of the parameters; a new operator takes six forward passes.
         """
-        if self._contracted is not None:
-            raise ValueError(f"outputs: {self.outputs!r}; an operator of contracted outputs does not follow its model")
+        if self._rows.contracted is not None:
+            what = "cotangents=" if self.outputs == "cotangents" else f"outputs={self.outputs!r}"
+            raise ValueError(f"model: an operator with {what} does not follow it; make a new NTKOperator")
         self._map.follow(model)
 
     def matmul(self, vectors: Tensor) -> Tensor:
@@ -186,16 +170,15 @@ class NTKOperator(EstimatedKernel):
         Raises:
             ValueError: the first dimension of ``vectors`` is not N.
         """
-        columns, scales = self._columns(vectors)
-        result = torch.zeros_like(columns)
-        copies = self.n_outputs if self.outputs == "trace" else 1
+        columns, scales = self._rows.columns(vectors)
+        result, copies = torch.zeros_like(columns), self._rows.copies
         # For "trace" each column is taken C times, once for each output.
         for cut in blocks(columns.shape[1] * copies, self._map.block):
             pairs = torch.arange(cut.start, cut.stop, device=self.device)
             column, output = pairs // copies, pairs % copies
-            directions = self._map.pull(self._cotangents(columns[:, column].T, output))
-            result.index_add_(1, column, self._map.push(directions, self._values(output)).flatten(1).T)
-        result = self._scaled(result * scales)
+            directions = self._map.pull(self._rows.cotangents(columns[:, column].T, output))
+            result.index_add_(1, column, self._map.push(directions, self._rows.values(output)).flatten(1).T)
+        result = self._rows.scaled(result * scales)
         return result if vectors.ndim == 2 else result[:, 0]
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -208,10 +191,10 @@ class NTKOperator(EstimatedKernel):
             ValueError: the first dimension is not N, or ``outputs="trace"``, for which there is no single J.
         """
         self._require_one_jacobian()
-        columns, scales = self._columns(vectors)
+        columns, scales = self._rows.columns(vectors)
         parts = []
         for cut in blocks(columns.shape[1], self._map.block):
-            pulled = self._map.pull(self._cotangents(columns[:, cut].T, None))
+            pulled = self._map.pull(self._rows.cotangents(columns[:, cut].T, None))
             parts.append(torch.cat([gradient.flatten(1) for gradient in pulled.values()], 1).T.double())
         result = torch.cat(parts, 1) * scales
         return result if vectors.ndim == 2 else result[:, 0]
@@ -246,8 +229,8 @@ class NTKOperator(EstimatedKernel):
         for cut in blocks(columns.shape[1], self._map.block):
             pieces = torch.split(columns[:, cut].T, [shape.numel() for shape in shapes], 1)
             pushed = {n: p.reshape(-1, *s) for n, p, s in zip(self.parameters, pieces, shapes, strict=True)}
-            parts.append(self._map.push(pushed, self._values(None)).flatten(1).T)
-        result = self._scaled(torch.cat(parts, 1) * scales)
+            parts.append(self._map.push(pushed, self._rows.values(None)).flatten(1).T)
+        result = self._rows.scaled(torch.cat(parts, 1) * scales)
         return result if directions.ndim == 2 else result[:, 0]
 
     def dense(self) -> Tensor:
@@ -261,43 +244,6 @@ class NTKOperator(EstimatedKernel):
         memory_budget(self._max_memory, self.device, 8 * self.shape[0] ** 2)
         matrix = self.matmul(torch.eye(self.shape[0], dtype=torch.float64, device=self.device))
         return (matrix + matrix.T) / 2
-
-    def _scaled(self, columns: Tensor) -> Tensor:
-        """Multiply rows by the powers of two that ``Combinations.taken`` leaves out of the cotangents."""
-        scales = None if self._contracted is None else self._contracted.scales
-        return columns if scales is None else columns * scales[:, None]
-
-    def _columns(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors (N, k) as they are passed to ``_cotangents``, and the powers of two of ``scaled_columns``."""
-        columns, scales = scaled_columns(vectors, self.shape[0], self.device)
-        columns, further = scaled_columns(self._scaled(columns), self.shape[0], self.device)
-        return columns, scales * further
-
-    def _cotangents(self, rows: Tensor, output: Tensor | None) -> Callable[[slice], Tensor]:
-        """Return what gives the output gradients (b, t, C) of a chunk of samples, for the vectors ``rows`` (b, N)."""
-
-        def of(cut: slice) -> Tensor:
-            if self.outputs == "full":
-                return rows.reshape(len(rows), self.n_samples, self.n_outputs)[:, cut]
-            if self._contracted is not None:
-                return rows[:, cut, None] * self._contracted.taken(slice(0, 1), cut, rows)[0]
-            assert output is not None
-            return rows[:, cut, None] * torch.nn.functional.one_hot(output, self.n_outputs)[:, None]
-
-        return of
-
-    def _values(self, output: Tensor | None) -> Callable[[Tensor, slice], Tensor]:
-        """Return the transpose of ``_cotangents``: it reduces the output derivatives (b, t, C) of a chunk to (b, t)."""
-
-        def of(images: Tensor, cut: slice) -> Tensor:
-            if self.outputs == "full":
-                return images
-            if self._contracted is not None:
-                return (images * self._contracted.taken(slice(0, 1), cut, images)[0]).sum(2)
-            assert output is not None
-            return images[torch.arange(len(images), device=images.device), :, output]
-
-        return of
 
     def _require_one_jacobian(self) -> None:
         if self.outputs == "trace":

@@ -9,8 +9,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_option
 from lightning_conv.kernels.operator import NTKOperator
-from lightning_conv.kernels.planning.request import require_option
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.ritz import ritz_bounds

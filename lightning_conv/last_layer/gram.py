@@ -17,7 +17,8 @@ from lightning_conv.expressivity.factor import solve as solve_tiled
 from lightning_conv.expressivity.factor import tiled_cholesky
 from lightning_conv.expressivity.stream import stream_gram
 from lightning_conv.expressivity.tiles import Tiles
-from lightning_conv.last_layer.problem import WORD, HeadProblem
+from lightning_conv.last_layer.features import WORD
+from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.machine.memory import mebibytes
 from lightning_conv.reporting.progress import Report, part, silent

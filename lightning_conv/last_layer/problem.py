@@ -1,30 +1,23 @@
-"""``HeadProblem``: the loss of a training set as a function of the last linear layer alone, in memory or streamed."""
+"""``HeadProblem``: the loss of a training set as a function of the last linear layer alone."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_conv.expressivity.certificate import require_features
-from lightning_conv.expressivity.stream import FeatureRows, HeldRows, ScaledRows, read_rows
+from lightning_conv.expressivity.stream import FeatureRows
+from lightning_conv.last_layer.features import HeadFeatures, feature_rows
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
-from lightning_conv.linalg.eigenvalues.symmetric import SAFE_EXPONENT
-from lightning_conv.linalg.rounding import gamma, ldexp, require_moderate
+from lightning_conv.linalg.rounding import gamma
 from lightning_conv.losses.per_sample import Infimum, SampleLosses
-from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
-from lightning_conv.networks.precision import in_float64
 
-WORD = 8  # bytes of a float64
 VANISHING = 2.0**-900
 """Loss below which products of its formula may have vanished."""
 
 
-class HeadProblem:
+class HeadProblem(HeadFeatures):
     r"""The convex problem of phase 2 in float64: minimise :math:`L(W) = \frac1n \sum_i \ell(W^T [h_i, 1], y_i)` over W.
 
     After Kawaguchi & Sun 2021, section 1.3 of their algorithm: the trunk is frozen, so the features h are constants. W,
@@ -77,50 +70,17 @@ class HeadProblem:
     ) -> None:
         if bias and fixed_bias is not None:
             raise ValueError("fixed_bias: given, but bias=True means that the bias is trained; pass bias=False")
-        if isinstance(features, Tensor):
-            require_features(features)
-            if not features.is_floating_point():
-                raise TypeError(f"features: {features.dtype}; need floating point numbers")
-            features = HeldRows(in_float64(features))
-        self.samples, self.width, self.bias = features.samples, features.width, bias
-        if len(targets) != self.samples:
-            raise ValueError(f"targets: {len(targets)} for {self.samples} samples; need one row or number per sample")
-        self.allowed = allowed_memory(max_memory, torch.device("cpu"))
-        self.source = self._take(features)
-        self.held = isinstance(self.source, HeldRows)
-        self.device = self.source.features.device if isinstance(self.source, HeldRows) else torch.device("cpu")
+        rows = feature_rows(features)
+        if len(targets) != rows.samples:
+            raise ValueError(f"targets: {len(targets)} for {rows.samples} samples; need one row or number per sample")
+        super().__init__(rows, bias=bias, max_memory=max_memory)
         self.losses = SampleLosses(
             loss_fn, targets.to(self.device), outputs=outputs, infimum=infimum, smoothness=smoothness
         )
         self.outputs_each = self.losses.outputs
         self.offset = None if fixed_bias is None else fixed_bias.detach().to(self.device, torch.float64)
-        self.strips = self._cut()
+        self.cut_into_strips(self.outputs_each)
         self.row_norms  # noqa: B018  computed here because the first pass also checks the features
-
-    def _take(self, source: FeatureRows) -> FeatureRows:
-        if isinstance(source, HeldRows) or 2 * WORD * self.samples * self.width > self.allowed:
-            return source
-        held = torch.empty(self.samples, self.width, dtype=torch.float64)
-        for rows in blocks(self.samples, max(1, self.allowed // (4 * WORD * self.width))):
-            held[rows] = read_rows(source, rows)
-        return HeldRows(held)
-
-    def _cut(self) -> list[slice]:
-        if self.held:
-            return [slice(0, self.samples)]
-        fixed = WORD * self.columns * self.outputs_each * 4
-        row = 2 * WORD * (self.width + 4 * self.outputs_each)
-        if fixed + row > self.allowed:
-            raise MemoryError(
-                f"max_memory: the last layer and one row of features take {mebibytes(fixed + row)} of the allowed "
-                f"{mebibytes(self.allowed)}; allow more"
-            )
-        return blocks(self.samples, (self.allowed - fixed) // row)
-
-    @property
-    def columns(self) -> int:
-        """Number of columns of [h, 1]: D = m_H + 1, or m_H without a trained bias."""
-        return self.width + self.bias
 
     @property
     def infimum(self) -> Bounded | None:
@@ -153,91 +113,12 @@ class HeadProblem:
         """Return (weight, bias) of the layer; this is the inverse of ``stack``."""
         return w[: self.width].T.contiguous(), w[self.width].clone() if self.bias else None
 
-    def rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Iterate over strips of h with their rows; this is one pass over the features."""
-        for strip in self.strips:
-            yield strip, self.source.features if isinstance(self.source, HeldRows) else read_rows(self.source, strip)
-
-    def times(self, h: Tensor, w: Tensor) -> Tensor:
-        """Compute [h, 1] W for m rows, without the fixed bias. Cost: 2 m D C flops."""
-        # W^T h^T with a contiguous W^T, because h W with few columns is two to three times as slow.
-        product = (w[: self.width].T.contiguous() @ h.T).T.contiguous()
-        return product.add_(w[self.width]) if self.bias else product
-
-    def transposed(self, h: Tensor, a: Tensor) -> Tensor:
-        """Compute [h, 1]^T A for m rows. Cost: 2 m D C flops."""
-        product = (a.T.contiguous() @ h).T.contiguous()  # h^T A is five times as slow
-        return torch.cat([product, a.sum(0, keepdim=True)]) if self.bias else product
-
-    def adjoint(self, a: Tensor) -> Tensor:
-        """Compute [h, 1]^T A, (D, C), for A (n, C), in one pass."""
-        return sum(
-            (self.transposed(h, a[strip]) for strip, h in self.rows()), start=a.new_zeros(self.columns, a.shape[1])
-        )
-
-    def product(self, w: Tensor) -> Tensor:
-        """Compute [h, 1] W, (n, C), without the fixed bias, in one pass."""
-        return torch.cat([self.times(h, w) for _, h in self.rows()])
-
     def outputs(self, w: Tensor) -> Tensor:
         """Compute the outputs u = [h, 1] W + fixed bias, (n, C), in one pass."""
         return self._with_offset(self.product(w))
 
     def _with_offset(self, product: Tensor) -> Tensor:
         return product if self.offset is None else product + self.offset
-
-    @cached_property
-    def row_norms(self) -> Tensor:
-        """Upper bounds of |[h_i, 1]|_2, (n,), which determine the smoothness and the rounding of one sample."""
-        found = []
-        for strip, h in self.rows():
-            exponent = math.frexp(float(h.abs().max()))[1] if h.numel() else 0
-            if abs(exponent) <= SAFE_EXPONENT:
-                norms = h.norm(dim=1)
-                if not bool(torch.isfinite(norms).all()):
-                    require_features(h, first=strip.start)
-                found.append((norms.square() + self.bias).sqrt())
-            else:  # the squares would vanish or overflow
-                require_features(h, first=strip.start)
-                found.append(torch.hypot(ldexp(ldexp(h, -exponent).norm(dim=1), exponent), h.new_tensor(self.bias)))
-        return torch.cat(found) * (1 + gamma(self.columns + 4, torch.float64))
-
-    def require_moderate(self) -> None:
-        """Refuse features whose Gram matrix cannot be solved with.
-
-        Raises:
-            ValueError: they are all zero and the bias is not trained, or their products vanish or overflow.
-        """
-        if not bool(self.row_norms.any()):
-            raise ValueError(
-                "features: all zero without a trained bias, so no last layer changes the outputs; check the trunk"
-            )
-        require_moderate(self.row_norms, "features")
-
-    def scaled(self) -> tuple[HeadProblem, int]:
-        """Return a problem with features of moderate size and the exponent k, where these features are 2^k times the scaled ones.
-
-        Only the features are scaled, so the copy has the singular values of 2^-k h, but another loss. Without a trained bias any
-        size is brought to about 1. With one the column of ones keeps [h, 1] from being tiny.
-
-        Raises:
-            ValueError: the features are larger than 2^200 and the bias is trained.
-        """
-        exponent = math.frexp(float(self.row_norms.max()))[1]
-        if abs(exponent) <= SAFE_EXPONENT:
-            return self, 0
-        if self.bias:
-            raise ValueError(
-                f"features: of norm up to {float(self.row_norms.max()):.1e}, whose products overflow; divide the features by a constant"
-            )
-        other = copy.copy(self)
-        other.__dict__.pop("row_norms")
-        other.source = (
-            HeldRows(ldexp(self.source.features, -exponent))
-            if isinstance(self.source, HeldRows)
-            else ScaledRows(self.source, -exponent)
-        )
-        return other, exponent
 
     def loss_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
         """Compute L(W) and its gradient [h, 1]^T G / n, (D, C), where G holds the gradients with respect to the outputs.

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import described, require_callable
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.rounding import gamma, unit_roundoff
 from lightning_conv.losses.facts import binary_entropy, target_distributions
@@ -28,6 +29,20 @@ FORMULAS: dict[str, Kind] = {
 """The formula by ``LossKind.kind``; a loss that is not among them is ``"custom"``."""
 
 U = unit_roundoff(torch.float64)
+
+
+def require_loss(loss_fn: object) -> None:
+    """Refuse what is no loss.
+
+    Args:
+        loss_fn: the argument of this name.
+
+    Raises:
+        TypeError: it cannot be called, or is the class of a loss in place of a loss.
+    """
+    if isinstance(loss_fn, type):
+        raise TypeError(f"loss_fn: {described(loss_fn)}; need a loss of it, such as {loss_fn.__name__}()")
+    require_callable("loss_fn", loss_fn, "nn.CrossEntropyLoss() or a function of (outputs, targets)")
 
 
 class SampleLosses:
@@ -56,6 +71,7 @@ class SampleLosses:
         mean: whether a sample's loss is a mean over its outputs (``reduction="sum"``: a sum).
 
     Raises:
+        TypeError: see ``require_loss``.
         ValueError: there are no targets, NaN is among them, class numbers are outside 0, ..., C - 1, or
             ``ignore_index`` leaves samples out.
     """
@@ -69,10 +85,7 @@ class SampleLosses:
         infimum: Infimum | None = None,
         smoothness: float | None = None,
     ) -> None:
-        if not callable(loss_fn):
-            raise TypeError(
-                f"loss_fn: {loss_fn!r} cannot be called; pass nn.CrossEntropyLoss() or a function of (outputs, targets)"
-            )
+        require_loss(loss_fn)
         if targets.ndim == 0 or len(targets) == 0:
             raise ValueError(f"targets: shape {tuple(targets.shape)}; need one row or number per sample")
         self.samples = len(targets)

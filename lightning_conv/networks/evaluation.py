@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_conv.arguments import require_option
 from lightning_conv.networks.aside import aside
 from lightning_conv.networks.batch_norm import adopt_statistics, batch_statistics, refuse_batch_statistics
 from lightning_conv.networks.equal_numbers import equal_numbers
@@ -46,8 +47,8 @@ class StatelessModule:
         copies: whether each call gets its own copies of the parameters, for a forward that writes to them.
 
     Raises:
-        ValueError: a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice per forward
-            under ``"frozen"``.
+        ValueError: ``batch_norm`` is unknown; a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice
+            per forward under ``"frozen"``.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StatelessModule:
         before: Callable[[], None] | None = None,
         copies: bool = False,
     ) -> None:
+        require_option("batch_norm", batch_norm, get_args(BatchNormMode))
         self.model, self.batch_norm, self.before, self.copies = model, batch_norm, before, copies
         numbers = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point() or p.is_complex()]
         self.device = numbers[0].device if numbers else torch.device("cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -30,7 +30,9 @@ def input_tensors(inputs: Inputs) -> list[Tensor]:
     """
     if isinstance(inputs, Tensor):
         return [inputs]
-    values: Sequence[object] = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    several = isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes)
+    given: Iterable[object] = inputs.values() if isinstance(inputs, Mapping) else inputs if several else [inputs]
+    values = list(given)
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors or len(tensors) != len(values):
         kinds = ", ".join(type(value).__name__ for value in values) or "nothing"

@@ -1,9 +1,25 @@
-"""Layers that have no kernel, refused before anything is computed: ``require_supported``."""
+"""What is no network, and layers that have no kernel, refused before anything is computed: ``require_module``, ``require_supported``."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+from lightning_conv.arguments import described, require_type
+
+
+def require_module(model: object) -> None:
+    """Refuse what is no module.
+
+    Args:
+        model: the argument of this name.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise TypeError(f"model: {described(model)}; need an object of it, such as {model.__name__}(...)")
+    require_type("model", model, nn.Module, "a torch.nn.Module, such as the network of a LightningModule")
 
 
 def require_supported(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_conv.networks.dense_gradients import dense_gradients
 from lightning_conv.networks.precision import full_float32
 from lightning_conv.networks.recomputation import no_recomputation
+from lightning_conv.networks.supported import require_module
 
 
 @contextmanager
@@ -26,7 +27,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Fused attention is switched off, because its fast path has no derivative with respect to the layers inside it, and the
     fused kernels have no rule for per-sample derivatives. Activation checkpoints keep their activations. Embeddings have dense
     gradients.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
+    require_module(model)
     flags = [(module, module.training) for module in model.modules()]
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = list(range(torch.cuda.device_count())) if device_type == "cuda" else []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_conv.health.layer_gradients import LayerGradient
+from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.reporting.plots import MOST_BARS, new_figure, style_bar_axis
 
 ENDS = 3

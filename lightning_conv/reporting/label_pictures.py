@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_conv.health.suspicious_labels import TOP, LabelAudit
+from lightning_conv.health.labels.suspicious_labels import TOP, LabelAudit
 from lightning_conv.networks.inputs import Inputs
 
 COLUMNS = 5

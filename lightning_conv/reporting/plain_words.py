@@ -37,13 +37,12 @@ def plain_words_markdown(findings: Sequence[Finding], reasons: Mapping[str, Sequ
         >>> print(plain_words_markdown([Finding(name="width", level="ok", sentence="The last layer has 8 features.")]))
         ## In plain words
         <BLANKLINE>
-        - The last layer has 8 features.
+        - The last layer has 8 features. ([width](docs/health.md#width))
     """
     items = []
     for each in in_order(findings):
         level = "" if each.level == "ok" else f"**{each.level}** "
-        page = f" ([{each.name}]({each.page}))" if each.page else ""
-        items.append(f"- {level}{_escaped(_text(each))}{page}")
+        items.append(f"- {level}{_escaped(_text(each))} ([{each.name}]({each.page}))")
     items += [f"- {_escaped(line)}" for line in _folded(reasons)]
     return "\n".join([f"## {TITLE}", "", *(items or [NOTHING])])
 

@@ -11,11 +11,28 @@ from rich.console import Console
 from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_conv.arguments import described
+
 Report: TypeAlias = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
 LONG = 5.0
 """Predicted duration in seconds from which a bar is shown on a terminal."""
+
+
+def require_report(progress: object) -> None:
+    """Refuse what does not say how progress is to be shown.
+
+    Args:
+        progress: the argument of this name.
+
+    Raises:
+        TypeError: it is neither a truth value, None nor a function.
+    """
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(
+            f"progress: {described(progress)}; need True, False, None or a function of the share that is done"
+        )
 
 
 def silent(share: float) -> None:
@@ -87,9 +104,13 @@ def progress_bar(title: str, seconds: float, wanted: bool | Report | None) -> It
         wanted: whether to show the bar; None: only on a terminal and if the prediction reaches ``LONG``. A report is
             used instead of a bar; ``Lines`` are told of the prediction.
 
+    Raises:
+        TypeError: see ``require_report``.
+
     Yields:
         The report, which moves the bar when it is called with the share that is done.
     """
+    require_report(wanted)
     if callable(wanted):
         if isinstance(wanted, Lines):
             wanted.expect(seconds)

@@ -17,7 +17,7 @@ OWNERS = {
     "loss": "lightning_conv/losses/",
     "sampling": "callbacks/run/data/sampling.py",
     # What stands around a step; what an optimizer makes of a gradient.
-    "steps": ("callbacks/run/steps.py", "lightning_conv/health/optimizer_rules.py"),
+    "steps": ("callbacks/run/steps.py", "lightning_conv/health/step/optimizer_rules.py"),
 }
 
 

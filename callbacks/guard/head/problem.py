@@ -12,7 +12,7 @@ from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.expressivity.stream import read_rows
 from lightning_conv.last_layer import HeadProblem
-from lightning_conv.last_layer.problem import WORD
+from lightning_conv.last_layer.features import WORD
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.losses.per_sample import SampleLosses
 from lightning_conv.machine.memory import available_memory, blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ def _own(part: Any, depth: int) -> str:
         known = (part.__module__ or "").partition(".")[0] in ("builtins", *LIBRARIES)
         return "" if known else _name_of(part)
     if type(part) in (list, tuple, set, frozenset):
-        return next((name for each in list(part)[:LOOKED_AT] if (name := _own(each, depth + 1))), "")
+        return next((name for each in islice(part, LOOKED_AT) if (name := _own(each, depth + 1))), "")
     if type(part) in (dict, OrderedDict, defaultdict):
-        return next((name for each in list(part.values())[:LOOKED_AT] if (name := _own(each, depth + 1))), "")
+        return next((name for each in islice(part.values(), LOOKED_AT) if (name := _own(each, depth + 1))), "")
     if type(part).__module__.partition(".")[0] not in LIBRARIES:
         return _name_of(type(part))
     held: Mapping[str, Any] = getattr(part, "__dict__", {})

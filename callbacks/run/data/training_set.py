@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_conv.callbacks.run.data.batch import InputFn, take_inputs, transfer
 from lightning_conv.callbacks.run.data.data_generators import unmoved
+from lightning_conv.callbacks.run.data.readable import why_unreadable
 from lightning_conv.callbacks.run.data.sample_keys import parts_of
 from lightning_conv.callbacks.run.data.sampling import describe_sampling, training_samples
 from lightning_conv.callbacks.run.isolated import isolated, seed_all
@@ -55,7 +57,7 @@ class TrainingSet:
         sampling: how the run draws them.
 
     Raises:
-        MisconfigurationException: the data have no random access.
+        MisconfigurationException: the data have no random access, or only the workers of the loader can read them.
     """
 
     def __init__(self, trainer: pl.Trainer, input_fn: InputFn | None, ranks: Ranks) -> None:
@@ -63,6 +65,11 @@ class TrainingSet:
             trainer,
             hint=f"ExpressivityGuard certifies a fixed training set, which it reads several times: {_line(trainer)}",
         )
+        if why := why_unreadable(self._samples, loader):
+            raise MisconfigurationException(
+                f"ExpressivityGuard reads the training set in the main process, where {type(loader.dataset).__name__} cannot be read "
+                f"({why}); pass a data set that does without workers"
+            )
         self._trainer, self._input_fn, self.ranks = trainer, input_fn, ranks
         self.size = len(self._samples)  # type: ignore[arg-type]
         self.sampling = describe_sampling(trainer)

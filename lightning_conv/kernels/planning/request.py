@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
+from lightning_conv.arguments import require_option
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
@@ -26,7 +27,10 @@ OWN_TYPE = "remove the cast, or convert the model (model.float())"
 
 @dataclass(frozen=True)
 class Request:
-    """The options of a kernel; see ``ntk_gram`` for their meaning. Unknown values raise a ValueError."""
+    """The options of a kernel; see ``ntk_gram`` for their meaning. Unknown values raise a ValueError.
+
+    ``outputs`` was looked at by ``contracted_outputs``, which knows what the user has asked for.
+    """
 
     outputs: KernelOutputs  # from ``contracted_outputs``
     per_layer: bool
@@ -37,7 +41,6 @@ class Request:
     projections: int
 
     def __post_init__(self) -> None:
-        require_option("outputs", self.outputs, get_args(KernelOutputs))
         require_option("precision", self.precision, PRECISIONS)
         require_option("batch_norm", self.batch_norm, get_args(BatchNormMode))
         require_option("engine", self.engine, get_args(EngineName))
@@ -55,16 +58,6 @@ class Request:
         return path_required(make, inputs, self.dtype, asked=f'precision: "{self.precision}"', cure=cure)
 
 
-def require_option(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Refuse a value that is not one of those allowed.
-
-    Raises:
-        ValueError: it is not; the message lists the allowed values.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
-
-
 def contracted_outputs(
     outputs: str, cotangents: object, *, default: str, allowed: Sequence[str] = get_args(Outputs)
 ) -> Any:
@@ -79,8 +72,12 @@ def contracted_outputs(
     Raises:
         ValueError: ``outputs`` is not allowed, or is not the default although cotangents are given.
     """
-    require_option("outputs", outputs, allowed)
+    if outputs == "cotangents":  # as results call it
+        raise ValueError(
+            "outputs: 'cotangents' is no option; pass cotangents=, one row of output shape per sample, and leave out outputs="
+        )
     if cotangents is None:
+        require_option("outputs", outputs, allowed)
         return outputs
     if outputs != default:
         raise ValueError(

@@ -16,6 +16,7 @@ from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
 from lightning_conv.kernels.planning.plan import MEASURING_COPIES, NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
+from lightning_conv.kernels.planning.steadiness import checking_bytes, on_copies, rows_that_fit, unsteady_outputs
 from lightning_conv.kernels.products.combinations import (
     Combinations,
     EachOutput,
@@ -23,17 +24,18 @@ from lightning_conv.kernels.products.combinations import (
     checked_sets,
     cotangents_of_shape,
 )
-from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, read_network, rounded_again
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, rounded_again
 from lightning_conv.kernels.reading.contracted_error import contracted_error, measured_count
-from lightning_conv.kernels.reading.coupling import require_own_outputs, require_repeatable
+from lightning_conv.kernels.reading.coupling import require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.reach import with_late_parameters
-from lightning_conv.kernels.reading.samples import joined, require_float_inputs
+from lightning_conv.kernels.reading.read_within import read_within, reading_samples
+from lightning_conv.kernels.reading.samples import require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
-from lightning_conv.machine.memory import allowed_memory, blocks, mebibytes
+from lightning_conv.machine.memory import allowed_memory
 from lightning_conv.networks.inputs import Inputs, sample_count, take
-from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.narrowing import Narrowing
 from lightning_conv.networks.stage import Stage
 
 ERROR_GROUPS = 4
@@ -70,7 +72,6 @@ class Task:
                 sample_count(each)
                 require_float_inputs(each)
         given = checked_sets(inputs, inputs2, cotangents, cotangents2)
-        self._stage = stage
         self.module = stage.stateless(dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
         self.inputs = self.module.convert(inputs)
@@ -86,9 +87,8 @@ class Task:
         if plan is not None and remeasure:
             self.anatomy = rounded_again(self.anatomy, self.module, self.inputs)
         if not self.couples:  # a network whose samples couple is read on all of them
-            sets = [self.inputs] if self.others is None else [self.inputs, self.others]
             allowed = allowed_memory(request.max_memory, self.module.device)
-            self.anatomy = with_late_parameters(self.anatomy, self.module, sets, allowed)
+            self.anatomy = with_late_parameters(self.anatomy, self.module, self._sets, allowed)
         known = plan is not None and self.anatomy.general == plan.reading.general
         self._general = plan.general_pass if plan is not None and known else self._general_pass()
         self.combinations = self._combinations(given)
@@ -100,106 +100,44 @@ class Task:
         checked = same and request.precision != "certified"  # on the samples of the plan
         if not checked:
             self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
-        self.unsteady = None if checked else self._unsteady_on_copies()
-
-    def _unsteady_on_copies(self) -> Narrowing | None:
-        """Return ``_unsteady``, for which all samples pass through the network for the first time: on copies of the weights.
-
-        A forward may write to weights or attributes on other samples than those that it was tried on.
-        """
-        refused: ValueError | None = None
-        with self.module.on_copies() as wrote:
-            try:
-                found = self._unsteady()
-            except ValueError as error:
-                refused = error
-        if self._stage.wrote() or wrote():
-            self.module.before, self.module.copies = self._stage.before, self.module.copies or wrote()
-            return self._unsteady()
-        if refused is not None:
-            raise refused
-        return found
+        self.unsteady = None if checked else on_copies(stage, self.module, self._unsteady)
 
     @property
     def _fits(self) -> int:
-        """Number of samples whose forward fits into half of the memory."""
-        allowed = allowed_memory(self.request.max_memory, self.module.device)
-        return max(1, allowed // 2 // max(1, self.anatomy.forward_bytes))
+        return rows_that_fit(self.module, self.anatomy, self.request.max_memory)
+
+    @property
+    def _sets(self) -> list[Inputs]:
+        return [self.inputs] if self.others is None else [self.inputs, self.others]
 
     def _checking_bytes(self) -> int:
-        """Return the bytes of the outputs that ``_unsteady`` holds: of all samples, and twice of one batch."""
-        samples = max(sample_count(each) for each in (self.inputs, self.others) if each is not None)
-        batch = samples if self.couples else min(samples, self._fits)
-        return (samples + 2 * batch) * self.anatomy.outputs * torch.finfo(self.module.dtype).bits // 8
+        samples = max(map(sample_count, self._sets))
+        return checking_bytes(self.module, self.anatomy, samples, samples if self.couples else min(samples, self._fits))
 
     def _unsteady(self) -> Narrowing | None:
-        """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that.
+        """Return ``unsteady``.
 
         Raises:
             ValueError: the outputs change with the rest of the batch, or from one forward to the next.
         """
         if self.couples:
             return require_repeatable(self.module, self.inputs)
-        sets = [self.inputs] if self.others is None else [self.inputs, self.others]
-        if (few := self._reading_samples()) is not self.inputs:
+        sets = self._sets
+        if (few := reading_samples(self.inputs, self.others)) is not self.inputs:
             sets.append(few)
-        return coarsest(
-            [
-                require_own_outputs(
-                    self.module,
-                    each,
-                    rows=self._fits,
-                    cuts=self._cuts(sample_count(each)),
-                    arranged=self.anatomy.arranged,
-                    level=self.anatomy.level,
-                    coarse=self.anatomy.coarse,
-                    gradients=self.request.precision == "certified",
-                )
-                for each in sets
-            ]
-        )
-
-    def _cuts(self, samples: int) -> list[list[slice]]:
-        """Return the batches in which the passes of the plan evaluate so many samples; torch.func takes them one by one."""
-        cuts = []
-        for each in self.plan.passes:
-            tiles = [(rows, blocks(rows.stop - rows.start, each.tile)) for rows in blocks(samples, each.rows)]
-            in_tiles = [slice(rows.start + t.start, rows.start + t.stop) for rows, cut in tiles for t in cut]
-            cuts.append(blocks(samples, 1) if each.general else in_tiles)
-        return cuts
+        gradients = self.request.precision == "certified"
+        return unsteady_outputs(self.module, sets, self.anatomy, self.plan, rows=self._fits, gradients=gradients)
 
     def _read(self, *, by_gradients: bool) -> Anatomy:
-        """Read the network on a few samples.
-
-        Raises:
-            MemoryError: reading takes more than ``max_memory``.
-        """
-        needed = reading_bytes(self.module, self.names)
-        allowed = allowed_memory(self.request.max_memory, self.module.device)
-        if needed > allowed:
-            raise MemoryError(
-                f"max_memory: reading the network (its gradients and a copy in another precision) takes {mebibytes(needed)} of the allowed "
-                f"{mebibytes(allowed)}; allow more, or choose fewer parameters"
-            )
-        inputs = self._reading_samples()
-        return read_network(
+        return read_within(
             self.module,
             self.names,
-            inputs,
+            reading_samples(self.inputs, self.others),
             rules=self.request.engine == "auto" and not self.couples,
-            samples=sample_count(inputs) if self.couples else READ_SAMPLES,
+            couples=self.couples,
             by_gradients=by_gradients,
+            max_memory=self.request.max_memory,
         )
-
-    def _reading_samples(self) -> Inputs:
-        """Return the samples of the rows.
-
-        If they are few, columns are added, since one sample does not tell which dimension contains it.
-        """
-        if self.others is None or sample_count(self.inputs) >= READ_SAMPLES:
-            return self.inputs
-        both = joined(self.inputs, take(self.others, slice(0, READ_SAMPLES)))
-        return max(self.inputs, self.others, key=sample_count) if both is None else both
 
     def _require_same(self, plan: NTKPlan, *, sizes: bool) -> None:
         """Refuse a plan that was made for another kernel; without ``sizes`` only one over other parameters.

@@ -100,6 +100,21 @@ class JacobianMap:
                 )
             known.copy_(now.detach())
 
+    def move(self, weights: Mapping[str, Tensor]) -> None:
+        """Take other values of some of the parameters, from which J and the outputs are computed from now on.
+
+        Args:
+            weights: The values by name, in the shapes of the parameters.
+        """
+        for name, values in weights.items():
+            self.module.parameters[name].copy_(values)
+
+    def values(self) -> Tensor:
+        """Return the outputs u at the present values of the parameters, (n, C) in float64: one forward pass."""
+        with self.evaluating(), torch.no_grad():
+            cuts = blocks(self.n_samples, self.chunk)
+            return torch.cat([self.module.outputs({}, self._rows(cut)).double() for cut in cuts])
+
     def pull(self, cotangents: Callable[[slice], Tensor]) -> dict[str, Tensor]:
         """Apply J^T to each vector, and return (b, *shape) for each parameter.
 

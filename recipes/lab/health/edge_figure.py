@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 from lightning_conv.recipes.lab.health.networks import digits, mlp, one_hot
 from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.report import Check

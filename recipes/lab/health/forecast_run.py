@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.forecast_record import ForecastRecord, relative_error
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.forecast_record import ForecastRecord, PredictedLoss, relative_error
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.health.step_record import batches_of, like, probe_of, ratio_at_start
@@ -27,40 +27,22 @@ AHEAD = (1, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """A forecast and what came.
+class Forecast(PredictedLoss):
+    """A forecast and what came, beside another cheap one.
 
     Attributes:
         ahead: Measurements ahead.
-        share: Share of the run that was over when it was made.
-        before: The loss when it was made.
         previous: The loss one measurement earlier; None: there was none.
-        predicted: The loss of the forecast.
-        real: The loss that came.
         shown: Whether the product would have shown it: only the next measurement, and only by its own record.
     """
 
     ahead: int
-    share: float
-    before: float
     previous: float | None
-    predicted: float
-    real: float
     shown: bool
 
     @property
-    def error(self) -> float:
-        """Relative error of the forecast."""
-        return relative_error(self.predicted, self.real)
-
-    @property
-    def error_unchanged(self) -> float:
-        """Relative error of the cheapest forecast: the loss stays as it is."""
-        return relative_error(self.before, self.real)
-
-    @property
     def error_extrapolated(self) -> float:
-        """Relative error of the loss that goes on to fall by the same factor; that of the cheapest where there is none before."""
+        """Return the relative error of the loss that goes on to fall by the same factor; that of the cheapest if none is before."""
         if self.previous is None or not self.previous > 0:
             return self.error_unchanged
         return relative_error(self.before * (self.before / self.previous) ** self.ahead, self.real)

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lightning_conv.health.forecast_record import LEAST, USEFUL
+from lightning_conv.health.kernel.forecast_record import LEAST, USEFUL
 from lightning_conv.health.wording import percent
 from lightning_conv.recipes.lab.health.forecast_run import (
     AHEAD,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_conv.recipes.lab.health.case import GalleryCase
 from lightning_conv.recipes.lab.health.healthy_runs import HEALTHY
+from lightning_conv.recipes.lab.health.kept_results import KeptResults, grouped
 from lightning_conv.recipes.lab.health.sick_runs import SICK
 from lightning_conv.recipes.lab.health.training import CaseResult, train_case
 from lightning_conv.recipes.lab.report import Check, Report
-from lightning_conv.reporting.progress import progress_bar
 
 SMALL: dict[str, Any] = {"seeds": 1, "only": ["dead_layer", "fine_tuning"]}
 """Settings with which `run` takes seconds."""
@@ -20,6 +20,24 @@ SMALL: dict[str, Any] = {"seeds": 1, "only": ["dead_layer", "fine_tuning"]}
 SOURCE = "docs/health.md"
 SECONDS = 4.0
 """Duration of a run, about."""
+
+
+@dataclass(frozen=True)
+class GalleryRun:
+    """A case from one seed.
+
+    Attributes:
+        case: The case.
+        seed: Seed of the data's choice, the weights and the order.
+    """
+
+    case: GalleryCase
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Return what tells it from all others."""
+        return f"{self.case.name}/{self.seed}"
 
 
 def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, keep: str | None = None) -> Report:
@@ -38,7 +56,7 @@ def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, k
         A check for every run, and a table of the runs with an illness and one of the healthy ones.
 
     Raises:
-        ValueError: There is no seed, or a run has no such name.
+        ValueError: There is no seed, a run has no such name, or ``keep`` is a file of something else.
     """
     if seeds < 1:
         raise ValueError(f"seeds: {seeds}; need 1 or more")
@@ -47,19 +65,16 @@ def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, k
         known = ", ".join(each.name for each in (*SICK, *HEALTHY))
         raise ValueError(f"only: there is no run {', '.join(sorted(unknown))}; choose from {known}")
     wanted = range(first_seed, first_seed + seeds)
-    kept = None if keep is None else Path(keep)
-    known_results = _read(kept)
-    taken = sum((each.name, seed) in known_results for each in cases for seed in wanted)
-    earlier = f" {taken} of the {len(cases) * seeds} runs are kept from an earlier call." if taken else ""
-    results: dict[str, list[CaseResult]] = {each.name: [] for each in cases}
-    with progress_bar("the runs of the gallery", SECONDS * len(cases) * seeds, None) as report:
-        for number, (case, seed) in enumerate((case, seed) for case in cases for seed in wanted):
-            found = known_results.get((case.name, seed))
-            if found is None:
-                found = train_case(case, seed)
-                _keep(kept, found)
-            results[case.name].append(found)
-            report((number + 1) / (len(cases) * seeds))
+    kept = KeptResults(None if keep is None else Path(keep))
+    found = kept.results(
+        [GalleryRun(case, seed) for case in cases for seed in wanted],
+        lambda each: train_case(each.case, each.seed),
+        write=CaseResult.to_json,
+        read=CaseResult.from_json,
+        title="the runs of the gallery",
+        seconds=SECONDS,
+    )
+    results = grouped(found, lambda each: each.case)
     sick, healthy = ([each for each in cases if each.healthy == well] for well in (False, True))
     return Report(
         name="health_gallery",
@@ -68,14 +83,14 @@ def run(*, seeds: int = 5, first_seed: int = 0, only: list[str] | None = None, k
             "Small networks on digits, and a small GPT on sums, trained with `ConvergenceHealth` for 20 to 200 steps from the seeds "
             f"{wanted[0]} to {wanted[-1]}, about eight measurements in a run; a seed chooses the samples, the weights and their order. "
             "A hit: the finding of the illness stands in the report at the end, with its level and its words. An accusation: at any time "
-            "of the run there was a warning or an alert. The runs are in recipes/lab/health." + earlier
+            "of the run there was a warning or an alert. The runs are in recipes/lab/health." + kept.words
         ),
         checks=[_check(case, results[case.name]) for case in cases],
         tables={
             "Runs with an illness": [_sick_row(case, results[case.name]) for case in sick],
             "Healthy runs": [_healthy_row(case, results[case.name]) for case in healthy],
         },
-        data={"runs": [each.to_json() for case in cases for each in results[case.name]]},
+        data={"runs": [each.to_json() for each in found]},
     )
 
 
@@ -120,17 +135,3 @@ def _span(numbers: Sequence[int]) -> str:
         return "never"
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _read(path: Path | None) -> dict[tuple[str, int], CaseResult]:
-    if path is None or not path.exists():
-        return {}
-    found = [CaseResult.from_json(json.loads(line)) for line in path.read_text().splitlines() if line.endswith("}")]
-    return {(each.case, each.seed): each for each in found}
-
-
-def _keep(path: Path | None, result: CaseResult) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(result.to_json()) + "\n")

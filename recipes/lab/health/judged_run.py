@@ -11,9 +11,10 @@ from typing import Literal, TypeAlias
 import torch
 
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
-from lightning_conv.health.course import BLOWN, RISEN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.finding import LEVELS, Finding
-from lightning_conv.health.finding_of_losses import findings_of_losses
+from lightning_conv.health.findings.of_losses import findings_of_losses
+from lightning_conv.health.step.above_start import AboveStart
+from lightning_conv.health.step.course import BLOWN, RISEN, LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.recipes.lab.health.step_record import StepRecord
 from lightning_conv.recipes.lab.health.study_runs import StudyRun
 
@@ -111,7 +112,7 @@ def cause_said(findings: Sequence[Finding]) -> Said | None:
     for each in findings:
         if each.name == "stability" and "The loss rose" in each.sentence:
             return "the step"
-        if each.name == "loss_rise":
+        if each.name == "loss_rise" and "The loss rose" in each.sentence:
             return "not the step" if "the data, the labels and the numbers" in each.advice else "open"
     return None
 
@@ -125,6 +126,7 @@ def judge_run(run: StudyRun, record: StepRecord) -> JudgedRun:
     """
     losses, seen = LossesSeen(), 0
     probe: LossCourse | None = None
+    above: AboveStart | None = None
     ratios: StabilityCourse | None = None
     known = {
         step: StabilityReading(step, lower, upper, run.rate_at(step, record.rate))
@@ -142,6 +144,8 @@ def judge_run(run: StudyRun, record: StepRecord) -> JudgedRun:
         if step in of_probe:
             loss = of_probe[step]
             probe = LossCourse.begin(step, loss) if probe is None else probe.then(step, loss)
+            if run.optimizer == "adamw":  # as in ``CourseOfRun``
+                above = AboveStart.begin(step, loss) if above is None else above.then(step, loss)
         if step in known:
             ratios = StabilityCourse.begin(known[step]) if ratios is None else ratios.then(known[step])
         now = run.rate_at(step, record.rate)
@@ -153,6 +157,7 @@ def judge_run(run: StudyRun, record: StepRecord) -> JudgedRun:
             largest_rate=now,
             safe=run.safe,
             statistical=statistical,
+            above=above,
         )
         said.append((step, tuple(found)))
     return JudgedRun(run, record, tuple(said))

@@ -33,6 +33,9 @@ class KeptResults:
     Attributes:
         known: The results by key.
         before: How many were known at first.
+
+    Raises:
+        ValueError: The file holds something else.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -43,18 +46,21 @@ class KeptResults:
         if path is not None and path.exists():
             text = path.read_text()
             self._cut = bool(text) and not text.endswith("\n")
-            for line in text.splitlines():
+            for number, line in enumerate(text.splitlines(), 1):
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue
+                if not isinstance(row, dict) or row.keys() != {"key", "result"}:
+                    raise ValueError(f"keep: line {number} of {path} is no result of a study; name another file")
                 self.known[row["key"]] = row["result"]
         self.before = len(self.known)
 
     @property
     def words(self) -> str:
         """How many results are from an earlier call, in a sentence after a space; empty: none."""
-        return f" {self.before} runs are kept from an earlier call." if self.before else ""
+        kept = "1 run is" if self.before == 1 else f"{self.before} runs are"
+        return f" {kept} kept from an earlier call." if self.before else ""
 
     def keep(self, key: str, result: Any) -> None:
         """Keep a result.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_conv.health.finding_of_labels import knows_by_heart
-from lightning_conv.health.label_audit import audit_labels
-from lightning_conv.health.label_margins import gaussian_kernel, label_margins
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.findings.of_labels import knows_by_heart
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.label_margins import gaussian_kernel, label_margins
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.kernels.gram import ntk_gram
 from lightning_conv.recipes.lab.health.label_sets import LabelSet
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from lightning_conv.health.finding_of_labels import FAR, finding_of_labels
-from lightning_conv.health.suspicious_labels import TOP
+from lightning_conv.health.findings.of_labels import FAR
+from lightning_conv.health.labels.suspicious_labels import TOP
+from lightning_conv.recipes.lab.health.label_findings import (
+    SCORED,
+    SOURCE,
+    LabelRun,
+    checks_of_finding,
+    runs_of,
+    said_rows,
+)
 from lightning_conv.recipes.lab.health.label_methods import (
     KEPT,
     METHODS,
-    START,
-    LabelScores,
     auc,
     precision_of_top,
     score_labels,
@@ -30,12 +34,10 @@ from lightning_conv.reporting.progress import progress_bar
 SMALL: dict[str, Any] = {"sets": ["digits"], "seeds": 1, "samples": 100}
 """Settings with which `run` takes seconds."""
 
-SOURCE = "docs/health.md"
 SECONDS = 4.0
 """Duration of a run, about."""
 
 FLIPS: tuple[Flips, ...] = ("random", "confusable", "none", "all")
-SCORED: tuple[Flips, ...] = ("random", "confusable")
 
 METHODS_MEAN = (
     "*kernel*: leave-one-out margins by the network's kernel, at the *start*, at the last measurement before the network names more of "
@@ -45,21 +47,6 @@ METHODS_MEAN = (
     "fold. AUC: probability that a wrong label is more suspicious than a right one. Mean over the seeds, with the standard deviation. The "
     "limits of the finding were chosen on the seeds 10 to 14."
 )
-
-RIGHT = 0.8
-"""Share of the labels beyond the limit that have to be wrong where there is a notice."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run of the study, with its wrong labels."""
-
-    name: SetName
-    flips: Flips
-    seed: int
-    true: Tensor
-    wrong: Tensor
-    found: LabelScores
 
 
 def run(
@@ -101,7 +88,7 @@ def run(
             data = label_set(name, samples, seed=seed, root=root)
             labels, wrong = with_flips(data, flips, share, seed=seed)
             found = score_labels(data, labels, seed=seed, whole=flips in SCORED)
-            runs.append(_Run(name, flips, seed, data.labels, wrong, found))
+            runs.append(LabelRun(name, flips, seed, data.labels, wrong, found))
             report((number + 1) / len(wanted))
     cells = [(name, flips) for name in names for flips in SCORED]
     return Report(
@@ -112,12 +99,12 @@ def run(
             f"(confusable). Seeds {first_seed} to {first_seed + seeds - 1}, each with its own samples, flips, weights and order. Adam, "
             f"batches of 64, the same settings for all. {'; '.join(f'*{name}*: {WHAT[name]}' for name in names)}. {gone}\n\n{METHODS_MEAN}"
         ),
-        checks=[*_checks_of_finding(runs), *(_check_of(runs, *cell) for cell in cells)],
+        checks=[*checks_of_finding(runs), *(_check_of(runs, *cell) for cell in cells)],
         tables={
             "AUC": [_row(runs, *cell, score=auc) for cell in cells],
             f"Precision of the top {TOP}": [_row(runs, *cell, score=precision_of_top) for cell in cells],
             f"What the finding says (limit {FAR})": [
-                row for name in names for flips in FLIPS for row in _said_rows(runs, name, flips)
+                row for name in names for flips in FLIPS for row in said_rows(runs, name, flips)
             ],
         },
         figure=_draw(runs, cells),
@@ -149,15 +136,11 @@ def _there(names: Sequence[SetName], root: str) -> tuple[list[SetName], str]:
     return list(names), ""
 
 
-def _of(runs: Iterable[_Run], name: SetName, flips: Flips) -> list[_Run]:
-    return [each for each in runs if (each.name, each.flips) == (name, flips)]
+def _values(runs: Sequence[LabelRun], name: SetName, flips: Flips, method: str, score: Any) -> list[float]:
+    return [score(each.found.scores[method], each.wrong) for each in runs_of(runs, name, flips)]
 
 
-def _values(runs: Sequence[_Run], name: SetName, flips: Flips, method: str, score: Any) -> list[float]:
-    return [score(each.found.scores[method], each.wrong) for each in _of(runs, name, flips)]
-
-
-def _row(runs: Sequence[_Run], name: SetName, flips: Flips, *, score: Any) -> dict[str, Any]:
+def _row(runs: Sequence[LabelRun], name: SetName, flips: Flips, *, score: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"set": name, "flips": flips}
     for method in METHODS:
         values = _values(runs, name, flips, method, score)
@@ -165,7 +148,7 @@ def _row(runs: Sequence[_Run], name: SetName, flips: Flips, *, score: Any) -> di
     return row
 
 
-def _check_of(runs: Sequence[_Run], name: SetName, flips: Flips) -> Check:
+def _check_of(runs: Sequence[LabelRun], name: SetName, flips: Flips) -> Check:
     """Say which methods are better than the kernel that is kept."""
     means = {method: mean(_values(runs, name, flips, method, auc)) for method in METHODS}
     better = [f"{method} {value:.3f}" for method, value in means.items() if value > means[KEPT] and method != KEPT]
@@ -175,76 +158,7 @@ def _check_of(runs: Sequence[_Run], name: SetName, flips: Flips) -> Check:
     )
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What the finding says of one audit."""
-
-    notice: bool
-    named: int
-    wrong: int
-    corrected: int
-
-
-def _said(each: _Run, moment: str, samples: int) -> _Said:
-    audit = each.found.audits[moment, samples]
-    far = audit.beyond(FAR)
-    bad = far[each.wrong[far]]
-    corrected = int((audit.suggested[bad] == each.true[bad]).sum())
-    return _Said(finding_of_labels(audit).level == "notice", len(far), len(bad), corrected)
-
-
-def _sizes(runs: Sequence[_Run]) -> list[int]:
-    return sorted({size for each in runs for _, size in each.found.audits})
-
-
-def _said_rows(runs: Sequence[_Run], name: SetName, flips: Flips) -> list[dict[str, Any]]:
-    rows = []
-    for size in _sizes(runs):
-        for moment in (START, KEPT):
-            said = [_said(each, moment, size) for each in _of(runs, name, flips)]
-            named, wrong = sum(each.named for each in said), sum(each.wrong for each in said)
-            rows.append(
-                {
-                    "set": name,
-                    "flips": flips,
-                    "samples": size,
-                    "moment": moment,
-                    "notice": f"{sum(each.notice for each in said)} of {len(said)}",
-                    "labels beyond the limit": named,
-                    "of them wrong": wrong,
-                    "of these with the true label suggested": sum(each.corrected for each in said),
-                }
-            )
-    return rows
-
-
-def _checks_of_finding(runs: Sequence[_Run]) -> list[Check]:
-    said = [(each, _said(each, moment, size)) for each in runs for size in _sizes(runs) for moment in (START, KEPT)]
-    checks = []
-    for flips, what in (("none", "right labels"), ("all", "labels that are all random")):
-        of = [found for each, found in said if each.flips == flips]
-        false = sum(found.notice for found in of)
-        checks.append(Check(f"{what}: there is no notice", SOURCE, not false, f"in {false} of {len(of)} audits"))
-    of = [found for each, found in said if each.flips in SCORED and found.notice]
-    named, wrong = sum(found.named for found in of), sum(found.wrong for found in of)
-    rate = wrong / named if named else 1.0
-    claim = f"where there is a notice, at least {100 * RIGHT:.0f} % of the labels beyond {FAR} are wrong"
-    checks.append(Check(claim, SOURCE, rate >= RIGHT, f"{wrong} of {named}"))
-    scored = [found for each, found in said if each.flips in SCORED]
-    heard = sum(found.notice for found in scored)
-    checks.append(
-        Check(
-            "wrong labels: there is a notice",
-            SOURCE,
-            heard == len(scored),
-            f"in {heard} of {len(scored)} audits",
-            must=False,
-        )
-    )
-    return checks
-
-
-def _draw(runs: Sequence[_Run], cells: Sequence[tuple[SetName, Flips]]) -> Figure:
+def _draw(runs: Sequence[LabelRun], cells: Sequence[tuple[SetName, Flips]]) -> Figure:
     figure, axes = sheet(9.0, 3.6, 1, 1)
     for number, method in enumerate(METHODS):
         values = [_values(runs, *cell, method, auc) for cell in cells]

@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 
 from lightning_conv.callbacks.health.step_of_run import FIRST, LATER, MODES
 from lightning_conv.callbacks.run.outputs_on import outputs_on
-from lightning_conv.health.course import StabilityReading
-from lightning_conv.health.forecast import LinearisedRun
-from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.optimizer_rules import momentum_of, step_sizes
-from lightning_conv.health.sharpness import sharpness
+from lightning_conv.health.kernel.forecast import LinearisedRun
+from lightning_conv.health.kernel.kernel_modes import KernelModes, step_kernel
+from lightning_conv.health.step.course import StabilityReading
+from lightning_conv.health.step.optimizer_rules import momentum_of, step_sizes
+from lightning_conv.health.step.sharpness import sharpness
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.losses.gradient import wide
 from lightning_conv.losses.of_outputs import evaluate

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_conv.callbacks.run.outputs_on import outputs_on
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.health.study_runs import StudyRun, Task, optimizer_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
-from lightning_conv.health.finding_of_step import SAFE, SAFE_MOMENTUM
+from lightning_conv.health.findings.of_step import SAFE, SAFE_MOMENTUM
 from lightning_conv.recipes.lab.health.networks import CLASSES, SmallGPT, additions, digits, mlp, one_hot, resnet
 
 Network: TypeAlias = Literal["mlp", "cnn", "resnet8", "gpt"]

@@ -28,7 +28,7 @@ from lightning_conv.callbacks import (
 )
 from lightning_conv.callbacks.criteria.papers.chatterjee.certificate import descent_certificate
 from lightning_conv.callbacks.criteria.run_record import RunRecord
-from lightning_conv.callbacks.run import measurement as probe_kernel
+from lightning_conv.callbacks.run import probe_kernel
 from lightning_conv.callbacks.run.callbacks import all_callbacks
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.theory.papers.chatterjee import certify_descent, positive_init_

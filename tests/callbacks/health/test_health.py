@@ -284,3 +284,14 @@ def test_the_diagnostics_have_it(judged):
     health = next(each for each in diagnostics.callbacks if isinstance(each, ConvergenceHealth))
     judged(sgd(mlp(), 0.1), X[:32], ONE_HOT[:32], health=health, extra=[])
     assert health.findings
+
+
+@pytest.mark.parametrize(("optimizer", "said"), [(torch.optim.AdamW, True), (torch.optim.SGD, False)])
+def test_a_loss_that_stays_above_its_start_with_adamw_is_a_warning(judged, optimizer, said):
+    rate = 2.0 if said else 1e-4
+    found = judged(Net(mlp(), nn.CrossEntropyLoss(), optimizer, lr=rate), X[:32], Y[:32].flip(0), batch=8, epochs=30)
+    if said:
+        assert found["loss_rise"].level == "warning"
+        assert "it was never below its start" in found["loss_rise"].sentence
+    else:
+        assert "loss_rise" not in found

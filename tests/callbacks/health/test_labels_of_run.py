@@ -16,7 +16,7 @@ from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceHealth, 
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.run.beginning import measurement_of
 from lightning_conv.callbacks.run.schedule import Schedule
-from lightning_conv.health.finding_of_labels import FAR
+from lightning_conv.health.findings.of_labels import FAR
 from lightning_conv.networks.inputs import spread
 
 DIGITS = load_digits()

@@ -9,25 +9,27 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from optimizers_of_ones_own import Lion, Muon
+from optimizers_of_ones_own import Lion, Lookahead, Muon
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn, optim
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_conv.callbacks import ConvergenceHealth, Probe
+from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceHealth, Probe
+from lightning_conv.callbacks.health.watched_step import WatchedStep
 
 X = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.stack([X[:, :3].prod(1), X[:, 3:].sum(1).sin()], 1)
 
 
 class Net(pl.LightningModule):
-    """A network with dropout, or without, and any optimizer."""
+    """A network with dropout, with BatchNorm, or without, and any optimizer."""
 
-    def __init__(self, optimizer, dropout=0.0, **options):
+    def __init__(self, optimizer, dropout=0.0, normalised=False, **options):
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(dropout), nn.Linear(24, 2))
+        inner = nn.BatchNorm1d(24) if normalised else nn.Dropout(dropout)
+        self.net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), inner, nn.Linear(24, 2))
         self.optimizer, self.options = optimizer, options
 
     def forward(self, x):
@@ -126,16 +128,134 @@ def test_for_descent_it_is_no_more_than_the_stability_ratio(fit):
     assert 0 < metrics["health/critical_ratio"] <= 1.1 * metrics["health/stability"]
 
 
-@pytest.mark.parametrize("name", ["lion", "muon", "clocked"])
-def test_the_step_of_an_optimizer_of_ones_own_is_not_taken_on_a_copy(fit, name):
-    make, options = RUNS[name]
+class Weights(pl.Callback):
+    """Keeps the weights before and after every step, by the number of steps before it."""
+
+    def __init__(self):
+        self.before, self.after = {}, {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.before.setdefault(trainer.global_step, copy.deepcopy(pl_module.state_dict()))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.after.setdefault(trainer.global_step - 1, copy.deepcopy(pl_module.state_dict()))
+
+
+OWN = {
+    "lion": ({}, {}),
+    "muon": ({}, {}),
+    "clocked": ({"batch": 16}, {}),
+    "lookahead": ({}, {}),
+    "lion in batches": ({"batch": 16}, {}),
+    "lion accumulated": ({"batch": 16, "accumulate_grad_batches": 3}, {}),
+    "lion clipped": ({"batch": 16, "gradient_clip_val": 0.1}, {}),
+    "lion normalised": ({"batch": 16}, {"normalised": True}),
+}
+
+
+def of_own(name, **options):
+    kind = name.split()[0]
+    if kind == "lookahead":
+        return Net(lambda p, lr: Lookahead(optim.SGD(p, lr=lr)), lr=0.05, **options)
+    make, settings = RUNS[kind]
+    return Net(make, **settings, **options)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_step_that_an_optimizer_of_ones_own_has_made_is_looked_at(fit, name):
+    settings, options = OWN[name]
+    found, seen = health(), Weights()
+    module = of_own(name, **options)
+    trainer = fit(module, [seen, found], **settings)
+    (stability,) = [each for each in found.findings if each.name == "stability"]
+    kind = type(trainer.optimizers[0]).__name__
+    assert stability.sentence.startswith(f"The step after step {stability.step} ")
+    assert (
+        f"no limit of stability is known for {kind}, so this rests on the loss along this step alone"
+        in stability.sentence
+    )
+    assert stability.level in ("ok", "notice")
+    assert stability.step % 4 == 0
+    assert stability.step >= 4
+    assert not {"stability", "critical_sharpness"} & {each for names in found.not_judged.values() for each in names}
+    before, after = seen.before[stability.step], seen.after[stability.step]
+    other = copy.deepcopy(module).train()
+    if not options:
+        other.eval()  # BatchNorm takes the statistics of the batch in a training step
+
+    def loss(factor):
+        at = {
+            key: each + factor * (after[key] - each) if each.is_floating_point() else each
+            for key, each in before.items()
+        }
+        other.load_state_dict(at)
+        inputs = found._kernel.inputs if found._kernel is not None else found._restored["inputs"]
+        targets = found._restored["targets"]
+        return F.mse_loss(other.double()(inputs.double()), targets.double()).item()
+
+    if stability.upper == math.inf or not stability.lower:
+        assert (loss(1.0) > loss(0.0)) is bool(stability.lower)
+        return
+    assert loss(0.93 / stability.value) <= loss(0.0) < loss(1.07 / stability.value)
+    assert float(trainer.callback_metrics["health/critical_ratio"]) == pytest.approx(stability.value)
+
+
+def test_it_is_logged_at_the_step_of_the_measurement_before_it(fit, tmp_path):
     found = health()
-    module = Net(make, **options)
-    trainer = fit(module, [found])
-    assert "health/critical_ratio" not in trainer.callback_metrics
-    (why,) = [why for why, names in found.not_judged.items() if "critical_sharpness" in names]
-    assert why == f"the step of {make.__name__} is code that may reach outside of a copy of it"
-    assert any("stability" in names for names in found.not_judged.values())
+    trainer = fit(of_own("lion"), [found], logger=TensorBoardLogger(tmp_path), steps=10)
+    logged = EventAccumulator(trainer.logger.log_dir)
+    logged.Reload()
+    steps = [each.step for each in logged.Scalars("health/stability")]
+    assert steps == [0, 4, 8]
+    assert {each.step for each in logged.Scalars("health/critical_ratio")} <= {0, 4, 8}
+    last = logged.Scalars("health/stability")[-1].value
+    assert float(trainer.callback_metrics["health/stability"]) == pytest.approx(last)
+    assert found.steps_of_values["health/stability"] == 8
+
+
+class Manual(Net):
+    """Steps by itself."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+
+
+def test_a_step_that_cannot_be_told_is_left_out_with_the_reason(fit):
+    found = health()
+    fit(Manual(Lion, lr=0.002), [found])
+    assert not [each for each in found.findings if each.name == "stability"]
+    assert any("critical_sharpness" in names and "optimizes manually" in why for why, names in found.not_judged.items())
+
+
+def test_a_step_that_the_budget_does_not_allow_for_is_left_out_and_no_weights_are_kept(fit, monkeypatch):
+    found = health()
+    monkeypatch.setattr(found, "_affords", lambda step, seconds: False)
+    fit(Net(Lion, lr=0.002), [found])
+    assert not [each for each in found.findings if each.name == "stability"]
+    assert any(
+        "critical_sharpness" in names and "longer than the run allows" in why for why, names in found.not_judged.items()
+    )
+    assert not found._record.waits
+
+
+def test_weights_are_copied_at_a_step_after_a_measurement_only(fit, monkeypatch):
+    copied = []
+    keep = WatchedStep.before
+
+    def noted(self, run):
+        keep(self, run)
+        copied.append(run.step)
+
+    monkeypatch.setattr(WatchedStep, "before", noted)
+    fit(Net(Lion, lr=0.002), [health()])
+    assert copied == [0, 4, 8]
 
 
 class Counted(optim.SGD):
@@ -236,10 +356,12 @@ def test_gradients_are_clipped_as_in_the_run(fit, algorithm, bound):
     assert float(trainer.callback_metrics["health/critical_ratio"]) > 0
 
 
-def test_an_optimizer_that_wants_a_closure_is_left_out_with_the_reason(fit):
-    found = health()
-    fit(Net(optim.LBFGS, lr=0.1, max_iter=2), [found], steps=4)
-    assert any("a copy of LBFGS takes no step" in why for why in found.not_judged)
+def test_the_step_of_an_optimizer_that_wants_a_closure_is_looked_at(fit):
+    found, seen = health(), Weights()
+    fit(Net(optim.LBFGS, lr=0.1, max_iter=2), [found, seen], steps=6)
+    (stability,) = [each for each in found.findings if each.name == "stability"]
+    assert stability.sentence.startswith("The step after step 4 ")
+    assert "no limit of stability is known for LBFGS" in stability.sentence
 
 
 def test_a_resumed_run_finds_what_the_whole_one_finds(fit, tmp_path):
@@ -255,3 +377,11 @@ def test_a_resumed_run_finds_what_the_whole_one_finds(fit, tmp_path):
     trainer.fit(Net(Lion, lr=0.002), DataLoader(TensorDataset(X, Y), batch_size=48), ckpt_path=tmp_path / "half.ckpt")
     assert [each.to_json() for each in resumed.findings] == [each.to_json() for each in whole.findings]
     assert resumed._record.scalars == whole._record.scalars
+
+
+def test_it_is_found_in_a_group_that_rests_between_measurements(fit):
+    group = ConvergenceDiagnostics(Probe(16), which="oymak")
+    fit(Net(Lion, lr=0.002), [group], steps=40)
+    (found,) = [each for each in group.callbacks if isinstance(each, ConvergenceHealth)]
+    (stability,) = [each for each in found.findings if each.name == "stability"]
+    assert stability.sentence.startswith("The step after step ")

@@ -209,6 +209,7 @@ def test_only_parameters_of_the_whole_kernel_take_part(make_trainer):
     [
         ({"bound": []}, "bound: [] names nothing"),
         ({"bound": 3}, "bound: got 3 (int); need 'last block'"),
+        ({"bound": "Last block"}, "bound: 'Last block'; did you mean 'last block', in small letters?"),
         ({"bound": "last block", "probe": Probe(outputs="projected")}, 'Probe(outputs="projected") estimates'),
         ({"bound": "last block", "probe": Probe(precision="exact")}, 'needs precision="certified"'),
         ({"bound": "last block", "per_layer": "spectra"}, 'per_layer="spectra" has none to split'),

@@ -103,10 +103,10 @@ def test_a_run_that_is_nan_from_step_20_on_makes_few_attempts_and_says_it_once(
 
     compute = Measurement._compute
 
-    def counted(self, pl_module):
+    def counted(self):
         attempts.append(self._trainer.global_step)
         clock[0] += 0.01
-        return 0.01, *compute(self, pl_module)[1:]
+        return 0.01, *compute(self)[1:]
 
     monkeypatch.setattr(Measurement, "_compute", counted)
     for module in (schedule, base):

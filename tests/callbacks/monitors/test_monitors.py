@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv import kernel_drift, kernel_spectrum, ntk_gram
 from lightning_conv.callbacks import ConvergenceCriteria, ExpressivityGuard, KernelStability, LambdaMin, Probe
-from lightning_conv.callbacks.run import measurement as probe_kernel
+from lightning_conv.callbacks.run import probe_kernel
 
 SCALARS = {
     "convergence/kernel_change",

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_conv import kernel_spectrum, ntk_gram
 from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
-from lightning_conv.callbacks.run import measurement as probe_kernel
+from lightning_conv.callbacks.run import probe_kernel
 from lightning_conv.kernels.products.precision import PRECISIONS
 
 

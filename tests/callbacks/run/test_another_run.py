@@ -51,7 +51,7 @@ def test_a_monitor_that_crashed_before_its_first_measurement_starts_anew(
 ):
     monitor = KernelStability(every_n_steps=1, probe=10)
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_conv.callbacks.run.measurement.resolved_spectrum", lambda *a, **k: 1 / 0)
+        patch.setattr("lightning_conv.callbacks.run.probe_kernel.resolved_spectrum", lambda *a, **k: 1 / 0)
         with pytest.raises(MisconfigurationException, match="division by zero"):
             make_trainer([monitor], max_epochs=1).fit(make_module(), make_loader())
     data = make_loader(torch.utils.data.Subset(make_loader().dataset, range(40, 96)))

@@ -47,8 +47,11 @@ def test_measurements_after_the_first_stay_within_the_share_of_wall_time(clock, 
     assert count == pytest.approx(0.03 * clock[0] / cost, abs=2.5)  # and use it up, but for the last one
 
 
-def run(clock, *, seconds, first, kernel, beside):
-    """Run a schedule as a fit does; return the number of measurements and the seconds that they took."""
+def run(clock, *, seconds, first, kernel, beside, extra=0.0):
+    """Run a schedule as a fit does; return the number of measurements and the seconds that they took.
+
+    ``extra`` is what a part takes that may be left out.
+    """
     schedule = Schedule(None, 0.03)
 
     def measure(step, taken):
@@ -56,6 +59,10 @@ def run(clock, *, seconds, first, kernel, beside):
         schedule.expect(kernel)
         schedule.note(step, beside)
         schedule.spend(step, taken)
+        if extra and schedule.allows_beside(extra, step):
+            clock[0] += extra
+            schedule.spend(step, extra)
+            taken += extra
         return taken
 
     schedule.begin(0)
@@ -65,7 +72,7 @@ def run(clock, *, seconds, first, kernel, beside):
         clock[0] += 0.02
         if schedule.due(step):
             spent.append(measure(step, kernel + beside))
-    if schedule.allows(schedule.cost, step):
+    if schedule.allows_last(step):
         spent.append(measure(step + 1, kernel + beside))
     return len(spent), sum(spent)
 
@@ -79,6 +86,23 @@ def test_a_run_of_20_seconds_has_three_measurements_within_a_tenth_of_its_time(
     count, spent = run(clock, seconds=seconds, first=first, kernel=kernel, beside=beside)
     assert count >= 3
     assert spent <= 0.1 * seconds
+
+
+@pytest.mark.parametrize("seconds", [24.0, 60.0])
+@pytest.mark.parametrize("extra", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize(("first", "cost"), [(0.2, 0.05), (1.0, 0.5), (1.15, 0.45)])
+def test_what_can_be_left_out_leaves_time_for_three_measurements(clock, real_limits, seconds, extra, first, cost):
+    count, spent = run(clock, seconds=seconds, first=first, kernel=cost / 2, beside=cost / 2, extra=extra)
+    assert count >= 3
+    assert spent <= 0.1 * seconds + (count - 3) * extra  # from the fourth one on the callback has a share of its own
+
+
+def test_what_can_be_left_out_is_never_left_out_where_the_user_has_said_when_to_measure(clock):
+    schedule = Schedule(2, 0.03)
+    schedule.begin(0)
+    schedule.spend(0, 100.0)
+    assert schedule.allows_beside(1e6, 0)
+    assert schedule.allows_beside(1e6, 2)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 5.0])

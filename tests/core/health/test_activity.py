@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_conv.health.activity import unit_activity
+from lightning_conv.health.layers.activity import unit_activity
+from lightning_conv.health.layers.layer_signal import layer_signal
 
 X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(10, 2, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -118,3 +119,31 @@ def test_the_model_is_left_alone():
 def test_one_sample_tells_nothing():
     with pytest.raises(ValueError, match="1 sample; need at least two"):
         unit_activity(sequential(nn.ReLU()), X[:1])
+
+
+@pytest.mark.parametrize("function", [unit_activity, layer_signal])
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "error", "says"),
+    [
+        (None, torch.zeros(3, 2), {}, TypeError, "model: None; need a torch.nn.Module"),
+        (
+            nn.Linear(2, 2),
+            None,
+            {},
+            TypeError,
+            "inputs: expected a tensor, a tuple or a mapping of tensors, got NoneType",
+        ),
+        (
+            nn.Linear(2, 2),
+            torch.full((3, 2), torch.nan),
+            {},
+            ValueError,
+            "inputs: tensor 0 of shape (3, 2) contains NaN",
+        ),
+        (nn.Linear(2, 2), torch.zeros(3, 2), {"batch_norm": "train"}, ValueError, "batch_norm: 'train' is not one of"),
+    ],
+)
+def test_a_bad_argument_of_a_forward_pass_is_named(function, model, inputs, options, error, says):
+    with pytest.raises(error) as raised:
+        function(model, inputs, **options)
+    assert str(raised.value).startswith(says)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.course import RECENT, RISEN, LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.course import RECENT, RISEN, LossCourse, StabilityCourse, StabilityReading
 
 
 def losses(series):
@@ -140,3 +140,8 @@ def test_many_losses_at_once_give_the_course_of_one_after_the_other(seed, batche
         if at > seen:
             each, seen = each.then(at, loss), at
     assert repr(course.through(losses, step, batches)) == repr(each)  # NaN is not equal to itself
+
+
+def test_a_step_of_no_batch_is_refused():
+    with pytest.raises(ValueError, match="batches: 0; need at least 1 in a step"):
+        LossCourse.begin(0, 1.0).through([1.0], 3, 0)

@@ -12,12 +12,12 @@ from optimizers_of_ones_own import Lion, Muon
 from torch import nn, optim
 
 from lightning_conv import NTKOperator
-from lightning_conv.health.course import StabilityCourse
-from lightning_conv.health.critical_sharpness import LEAST, MOST, CriticalFactor, critical_factor
-from lightning_conv.health.finding_of_update import finding_of_update, reading_of
-from lightning_conv.health.next_update import next_update
-from lightning_conv.health.optimizer_rules import step_sizes
-from lightning_conv.health.sharpness import sharpness
+from lightning_conv.health.findings.of_update import finding_of_update, reading_of
+from lightning_conv.health.step.course import StabilityCourse
+from lightning_conv.health.step.critical_sharpness import LEAST, MOST, CriticalFactor, critical_factor
+from lightning_conv.health.step.next_update import next_update
+from lightning_conv.health.step.optimizer_rules import step_sizes
+from lightning_conv.health.step.sharpness import sharpness
 
 VALUES = torch.tensor([7.0, 2.0, 0.5], dtype=torch.float64)
 AXES = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
@@ -72,10 +72,50 @@ def test_what_is_not_finite_counts_as_raised_and_a_start_that_is_not_is_refused(
     assert found.lower < 5 <= found.upper
     with pytest.raises(ValueError, match="loss: inf before the update"):
         critical_factor(lambda c: math.inf)
-    with pytest.raises(ValueError, match="need 0 < least <= start <= most"):
-        critical_factor(lambda c: c, start=0.0)
-    with pytest.raises(ValueError, match="tolerance: 0"):
-        critical_factor(lambda c: c, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"start": "a"}, TypeError, "start: 'a' (str); need a finite number above 0"),
+        ({"start": math.nan}, ValueError, "start: nan; need a finite number above 0"),
+        ({"start": 0.0}, ValueError, "start: 0.0; need a finite number above 0"),
+        (
+            {"start": 2 * MOST},
+            ValueError,
+            f"least, start, most: {LEAST}, {2 * MOST}, {MOST}; need 0 < least <= start <= most",
+        ),
+        ({"least": -1}, ValueError, "least: -1; need a finite number above 0"),
+        ({"most": math.inf}, ValueError, "most: inf; need a finite number above 0"),
+        ({"tolerance": 0}, ValueError, "tolerance: 0; need a finite number above 0"),
+        ({"tolerance": math.inf}, ValueError, "tolerance: inf; need a finite number above 0"),
+        ({"rounding": math.nan}, ValueError, "rounding: nan; need a finite number of at least 0"),
+        ({"rounding": -1}, ValueError, "rounding: -1; need a finite number of at least 0"),
+        (
+            {"loss": 3},
+            TypeError,
+            "loss: 3 (int) cannot be called; need a function of how many times the update is made",
+        ),
+    ],
+)
+def test_a_bad_argument_of_the_search_is_named_before_the_loss_is_evaluated(options, error, says):
+    def never(c):
+        raise AssertionError("was evaluated")
+
+    with pytest.raises(error) as raised:
+        critical_factor(**{"loss": never, **options})
+    assert str(raised.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [(None, "None"), ("a", "'a' (str)"), (torch.ones(2), "a tensor of shape (2,)")],
+)
+def test_a_loss_that_is_no_number_is_refused(returned, says):
+    with pytest.raises(TypeError) as raised:
+        critical_factor(lambda c: returned)
+    assert str(raised.value) == f"loss: returned {says}; need a number"
+    assert critical_factor(lambda c: torch.tensor(c * (c - 2.9))).found
 
 
 @pytest.mark.parametrize("start", [1.0, 3.0, 200.0, LEAST, MOST])

@@ -64,6 +64,32 @@ def test_json_has_no_infinity_and_no_nan():
     assert read.to_json() == written
 
 
+def test_a_finding_knows_its_page_by_its_name_and_keeps_another_one():
+    assert finding().page == "docs/health.md#stability"
+    assert finding(name="loss_floor").page == "docs/health.md#loss-floor"
+    other = finding(page="docs/health.md#critical-sharpness")
+    assert other.page == "docs/health.md#critical-sharpness"
+    assert Finding.from_json(other.to_json()).page == other.page
+    assert finding().to_json()["page"] == "docs/health.md#stability"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"name": 3}, TypeError, "name: 3 (int); need a text"),
+        ({"sentence": None}, TypeError, "sentence: None; need a text"),
+        ({"advice": None}, TypeError, "advice: None; need a text"),
+        ({"value": "a"}, TypeError, "value: 'a' (str); need a number, or NaN for none"),
+        ({"limit": None}, TypeError, "limit: None; need a number, or NaN for none"),
+        ({"step": 1.5}, ValueError, "step: 1.5 (float); need a whole number of 0 or more, or None"),
+    ],
+)
+def test_a_part_of_another_type_is_named(options, error, says):
+    with pytest.raises(error) as raised:
+        finding(**options)
+    assert str(raised.value) == says
+
+
 @given(st.lists(st.sampled_from(LEVELS), max_size=12))
 def test_the_most_severe_come_first_and_equals_keep_their_order(levels):
     given = [finding(level, step=number) for number, level in enumerate(levels)]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_conv.health.finding_of_course import finding_of_forecast, finding_of_regime, finding_of_subset
-from lightning_conv.health.forecast_record import ShownForecast
-from lightning_conv.health.regime import training_regime
-from lightning_conv.health.subset_bound import SubsetBound
+from lightning_conv.health.findings.of_course import finding_of_forecast, finding_of_regime, finding_of_subset
+from lightning_conv.health.kernel.forecast_record import ShownForecast
+from lightning_conv.health.kernel.regime import training_regime
+from lightning_conv.health.kernel.subset_bound import SubsetBound
 from lightning_conv.health.wording import PAGE, page_of
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
@@ -89,10 +89,11 @@ def test_every_finding_has_a_section_in_the_docs():
         for line in (root / PAGE).read_text().splitlines()
         if line.startswith("## ")
     }
-    sources = "".join(each.read_text() for each in (root / "lightning_conv" / "health").glob("finding_of_*.py"))
-    names = set(re.findall(r'page_of\("(\w+)"\)', sources))
-    assert {"stability", "loss_floor", "units", "forecast"} <= names
-    assert {page_of(each).split("#")[1] for each in names} == sections
+    sources = "".join(each.read_text() for each in (root / "lightning_conv" / "health" / "findings").glob("of_*.py"))
+    names, others = (set(re.findall(rf'{how}"(\w+)"', sources)) for how in ("name=", r"page_of\("))
+    assert {"stability", "loss_floor", "units", "forecast", "training_floor"} <= names
+    assert others == {"critical_sharpness", "lambda_min"}  # of findings that have another name
+    assert {page_of(each).split("#")[1] for each in (names | others) - {"lambda_min_bound"}} == sections
 
 
 @pytest.mark.parametrize(("change", "said"), [(0.12, "change 12 % of its norm"), (110.03, "change 110 times its norm")])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.finding_of_fit import finding_of_floor, finding_of_rank, finding_of_width
-from lightning_conv.health.loss_floor import LossFloor, loss_floor
-from lightning_conv.health.width_floor import width_floor
+from lightning_conv.health.findings.of_fit import finding_of_floor, finding_of_rank, finding_of_width
+from lightning_conv.health.fit.loss_floor import LossFloor, loss_floor
+from lightning_conv.health.fit.width_floor import width_floor
 from lightning_conv.losses.per_sample import SampleLosses
 
 

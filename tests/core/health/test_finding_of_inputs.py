@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.finding_of_inputs import finding_of_inputs, finding_of_signal, input_scale, is_lost
-from lightning_conv.health.layer_signal import LayerSignal, layer_signal
+from lightning_conv.health.findings.of_inputs import finding_of_inputs, finding_of_signal, input_scale, is_lost
+from lightning_conv.health.layers.layer_signal import LayerSignal, layer_signal
 
 X = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_conv.health.finding_of_labels import FAR, finding_of_labels, fitted_share, knows_by_heart, traced
-from lightning_conv.health.suspicious_labels import LabelAudit
+from lightning_conv.health.findings.of_labels import FAR, finding_of_labels, fitted_share, knows_by_heart, traced
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.suspicious_labels import LabelAudit
 
 
 def audit(far, samples=100, agree=0.9, top=-0.8):
@@ -101,3 +102,15 @@ def test_the_trace_of_a_full_kernel_is_the_sum_over_equal_outputs():
             assert float(traced(full, 3)[i, j]) == pytest.approx(
                 sum(float(full[3 * i + c, 3 * j + c]) for c in range(3))
             )
+
+
+def test_numbers_outputs_and_kernels_of_other_samples_are_refused():
+    audit = audit_labels(torch.eye(12, dtype=torch.float64) + 0.1, torch.arange(12) % 3)
+    with pytest.raises(ValueError, match="numbers: 1 of them; need one for each of 12 samples"):
+        finding_of_labels(audit, numbers=[1])
+    for outputs in (torch.zeros(12), torch.zeros(3, 3)):
+        with pytest.raises(ValueError, match=r"outputs: shape .*; need \(n, C\) for 12 samples"):
+            fitted_share(outputs, audit)
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"outputs: {count}; need a divisor of the size of the matrix, 12"):
+            traced(torch.eye(12), count)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_conv.health.course import LossCourse
-from lightning_conv.health.finding_of_movement import (
+from lightning_conv.health.findings.of_movement import (
     PATIENCE,
     Unmoved,
     curves_downward,
@@ -17,6 +16,7 @@ from lightning_conv.health.finding_of_movement import (
     finding_of_movement,
     weight_digests,
 )
+from lightning_conv.health.step.course import LossCourse
 
 
 @pytest.mark.parametrize(

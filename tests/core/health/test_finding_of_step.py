@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
-from lightning_conv.health.finding_of_step import finding_of_noise, finding_of_rise, finding_of_stability
-from lightning_conv.health.gradient_noise import NoiseScale, gradient_noise
-from lightning_conv.health.rise_cause import cause_of_rise
+from lightning_conv.health.findings.of_step import finding_of_noise, finding_of_rise, finding_of_stability
+from lightning_conv.health.kernel.gradient_noise import NoiseScale, gradient_noise, noise_scale
+from lightning_conv.health.step.course import LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.rise_cause import cause_of_rise
 
 
 def losses(*series):
@@ -177,3 +177,10 @@ def test_samples_that_carry_the_gradient_and_gradients_of_zero():
     assert "all 8 samples are zero" in zero.sentence
     with pytest.raises(ValueError, match="batch"):
         finding_of_noise(NOISE, near, batch=0)
+
+
+@pytest.mark.parametrize(("batch", "error"), [("a", TypeError), (math.nan, TypeError), (0, ValueError)])
+def test_a_batch_that_is_no_number_of_samples_is_refused(batch, error):
+    noise = gradient_noise(torch.eye(4))
+    with pytest.raises(error, match=r"batch: .*; need a whole number of at least 1"):
+        finding_of_noise(noise, noise_scale([noise]), batch=batch)

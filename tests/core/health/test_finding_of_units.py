@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.activity import LayerActivity, unit_activity
-from lightning_conv.health.finding_of_units import NotFinite, finding_of_layers, finding_of_not_finite, finding_of_units
+from lightning_conv.health.findings.of_units import (
+    NotFinite,
+    finding_of_layers,
+    finding_of_not_finite,
+    finding_of_units,
+)
+from lightning_conv.health.layers.activity import LayerActivity, unit_activity
 
 
 def network(bias=0.0, activation=nn.ReLU):

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_conv import ntk_gram
-from lightning_conv.health.forecast import MOST, LinearisedRun, forecast_losses
-from lightning_conv.health.kernel_modes import KernelModes, step_kernel
-from lightning_conv.health.optimizer_rules import step_sizes
+from lightning_conv.health.kernel.forecast import MOST, LinearisedRun, forecast_losses
+from lightning_conv.health.kernel.kernel_modes import KernelModes, step_kernel
+from lightning_conv.health.step.optimizer_rules import step_sizes
 from lightning_conv.kernels.operator import NTKOperator
 
 N, C = 6, 3
@@ -221,3 +221,45 @@ def test_what_cannot_be_continued_is_refused():
         step_kernel(NTKOperator(nn.Linear(2, 2), torch.ones(2, 2), outputs="sum"), {"weight": torch.ones(())})
     with pytest.raises(ValueError, match="none of them"):
         step_kernel(NTKOperator(nn.Linear(2, 2), torch.ones(2, 2)), {"other": torch.ones(())})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"modes": None}, TypeError, "modes: None; need KernelModes.of_matrix(...), or of_products"),
+        ({"outputs": None}, TypeError, "outputs: None; need the present outputs, (n, ...)"),
+        ({"outputs": torch.ones(3).long()}, TypeError, "outputs: torch.int64; need a floating type, such as float64"),
+        ({"loss": 3}, TypeError, "loss: 3 (int) cannot be called; need a function of the outputs"),
+        ({"loss": lambda u: u}, TypeError, "loss: returned a tensor of shape (3, 1); need a tensor of one number"),
+        ({"loss": lambda u: 1.0}, TypeError, "loss: returned 1.0 (float); need a tensor of one number"),
+        ({"rule": "sgd"}, TypeError, "rule: 'sgd' (str); need an UpdateRule, or None for plain descent"),
+        ({"velocity": "a"}, TypeError, "velocity: 'a' (str); need a tensor of the shape of the outputs, or None"),
+        ({"velocity": torch.ones(5)}, ValueError, "velocity: shape (5,); need that of the outputs, (3, 1)"),
+        ({"curvature": "a"}, ValueError, "curvature: 'a' (str); need a positive number, or None"),
+        (
+            {"scale": 3},
+            TypeError,
+            "scale: 3 (int) cannot be called; need a function of the number of the step, or None",
+        ),
+    ],
+)
+def test_a_bad_argument_of_a_linearised_run_is_named(options, error, says):
+    given = {
+        "modes": KernelModes.of_matrix(torch.eye(3)),
+        "outputs": torch.ones(3, 1),
+        "loss": lambda u: u.square().sum(),
+    }
+    with pytest.raises(error) as raised:
+        LinearisedRun(**given | options)
+    assert str(raised.value).startswith(says)
+
+
+@pytest.mark.parametrize("steps", ["a", 1.5, None])
+def test_steps_are_whole_numbers(steps):
+    run = LinearisedRun(KernelModes.of_matrix(torch.eye(3)), torch.ones(3, 1), lambda u: u.square().sum())
+    with pytest.raises(TypeError, match=r"steps: .*; need a whole number of at least 0"):
+        run.advance(steps)
+    with pytest.raises(TypeError, match=r"ahead: .*; need a whole number of at least 1"):
+        forecast_losses(run, [steps])
+    with pytest.raises(TypeError, match=r"ahead: 3 \(int\); need a list of numbers of steps"):
+        forecast_losses(run, 3)

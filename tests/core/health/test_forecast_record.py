@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.forecast_record import KEPT, LEAST, RECENT, ForecastRecord, relative_error
+from lightning_conv.health.kernel.forecast_record import KEPT, LEAST, RECENT, ForecastRecord, relative_error
 
 
 def follow(record, losses, forecast, every=10):
@@ -145,3 +145,9 @@ def test_nothing_is_predicted_after_the_end():
 def test_a_forecast_of_the_past_is_refused():
     with pytest.raises(ValueError, match="need steps after 10"):
         ForecastRecord().keep(10, 1.0, {10: 0.5})
+
+
+@pytest.mark.parametrize(("total", "error"), [("a", TypeError), (1.5, TypeError), (-1, ValueError)])
+def test_a_length_of_the_run_that_is_none_is_refused(total, error):
+    with pytest.raises(error, match=r"total: .*; need a whole number of at least 0"):
+        ForecastRecord(total)

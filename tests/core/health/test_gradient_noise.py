@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conv.health.gradient_noise import gradient_noise, noise_scale
+from lightning_conv.health.kernel.gradient_noise import gradient_noise, noise_scale
 
 
 def draw(count, signal, noise, seed, size=50):
@@ -82,3 +82,19 @@ def test_zero_gradients_are_counted():
 def test_what_is_no_matrix_of_products_is_refused(products):
     with pytest.raises(ValueError, match="products"):
         gradient_noise(products)
+
+
+@pytest.mark.parametrize("products", [None, "a", [[1.0, 0.0], [0.0, 1.0]]])
+def test_products_that_are_no_tensor_are_refused(products):
+    with pytest.raises(TypeError, match=r"products: .*; need the inner products of the gradients, \(n, n\)"):
+        gradient_noise(products)
+
+
+def test_a_noise_scale_of_nothing_or_of_other_samples_is_refused():
+    found = gradient_noise(torch.eye(3))
+    with pytest.raises(ValueError, match="measured: no measurement; need at least one"):
+        noise_scale([])
+    with pytest.raises(TypeError, match=r"measured: .*GradientNoise; need a list of what gradient_noise returns"):
+        noise_scale(found)
+    with pytest.raises(ValueError, match=r"products: shape \(5, 5\) for the 3 samples of the last measurement"):
+        noise_scale([found], torch.eye(5))

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_conv import label_audit
-from lightning_conv.health.class_labels import class_labels
-from lightning_conv.health.label_audit import PROJECTED, audit_labels, sample_losses
-from lightning_conv.health.label_margins import gaussian_kernel
+from lightning_conv.health.labels.audit_labels import audit_labels
+from lightning_conv.health.labels.class_labels import class_labels
+from lightning_conv.health.labels.label_audit import PROJECTED, sample_losses
+from lightning_conv.health.labels.label_margins import gaussian_kernel
 
 WRONG = [4, 11, 23]
 
@@ -155,7 +156,7 @@ def test_what_a_baseline_lacks_is_said():
 
 
 def test_many_outputs_are_projected_unless_the_trace_is_asked_for(monkeypatch):
-    from lightning_conv.health import label_audit as module
+    from lightning_conv.health.labels import label_audit as module
 
     asked, original = [], module.ntk_gram
     monkeypatch.setattr(module, "ntk_gram", lambda *a, **k: asked.append(k["outputs"]) or original(*a, **k))
@@ -229,7 +230,7 @@ def test_what_is_no_tensor_is_refused():
     ],
 )
 def test_bad_targets_are_refused_before_anything_expensive(targets, says, monkeypatch):
-    from lightning_conv.health import label_audit as module
+    from lightning_conv.health.labels import label_audit as module
 
     monkeypatch.setattr(module, "ntk_gram", lambda *a, **k: pytest.fail("a kernel was computed"))
     with pytest.raises(ValueError, match=says):
@@ -250,3 +251,119 @@ def test_bad_inputs_are_refused():
         audit_labels(torch.ones(45), given)
     with pytest.raises(ValueError, match=r"losses: shape \(3,\)"):
         audit_labels(torch.eye(45), given, losses=torch.ones(3))
+
+
+class Untouched(nn.Module):
+    """A network that fails if it is evaluated."""
+
+    def forward(self, x):
+        raise AssertionError("was evaluated")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"outputs": "full"}, ValueError, "outputs: 'full' is not one of None, 'trace', 'projected'"),
+        ({"outputs": "sum"}, ValueError, "outputs: 'sum' is not one of None, 'trace', 'projected'"),
+        ({"outputs": "cotangents"}, ValueError, "outputs: 'cotangents' is not one of None, 'trace', 'projected'"),
+        ({"precision": "best"}, ValueError, "precision: 'best' is not one of 'fast', 'exact', 'certified'"),
+        ({"batch_norm": "train"}, ValueError, "batch_norm: 'train' is not one of 'eval', 'frozen'"),
+        ({"seed": "a"}, TypeError, "seed: 'a' (str); need a whole number, such as 0"),
+        ({"seed": None}, TypeError, "seed: None; need a whole number, such as 0"),
+        ({"model": None}, TypeError, "model: None; need a torch.nn.Module, such as the network of a LightningModule"),
+        (
+            {"loss_fn": 3},
+            TypeError,
+            "loss_fn: 3 (int) cannot be called; need nn.CrossEntropyLoss() or a function of (outputs, targets)",
+        ),
+        ({"loss_fn": nn.MSELoss}, TypeError, "loss_fn: the class MSELoss; need a loss of it, such as MSELoss()"),
+        (
+            {"ridge": "a"},
+            ValueError,
+            "ridge: 'a'; need a finite number above 0, or None for the one with the least error",
+        ),
+        (
+            {"max_memory": "a"},
+            ValueError,
+            "max_memory: 'a'; give a positive number of bytes, or None for a quarter of the free memory",
+        ),
+        (
+            {"progress": "a"},
+            TypeError,
+            "progress: 'a' (str); need True, False, None or a function of the share that is done",
+        ),
+        (
+            {"inputs": 3.0},
+            TypeError,
+            "inputs: expected a tensor, a tuple or a mapping of tensors, got float; pass tensors only",
+        ),
+        (
+            {"targets": torch.zeros(45).long()},
+            ValueError,
+            "targets: one class only, so nothing can be compared; pass samples of at least two classes",
+        ),
+    ],
+)
+def test_a_bad_argument_is_named_before_the_network_is_evaluated(options, error, says):
+    x, given, _ = blobs()
+    with pytest.raises(error) as raised:
+        label_audit(**{"model": Untouched(), "inputs": x, "targets": given, **options})
+    assert str(raised.value) == says
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"kernel": "a"}, TypeError, "kernel: 'a' (str); need a matrix (n, n)"),
+        ({"kernel": torch.eye(45)[:5]}, ValueError, "kernel: shape (5, 45); need (n, n)"),
+        ({"inputs": torch.zeros(6, 2)}, ValueError, "inputs: 6 samples; need those of the 45 targets"),
+        ({"features": torch.zeros(6, 2)}, ValueError, "features: shape (6, 2); need rows of each of 45 samples"),
+        ({"features": "a"}, TypeError, "features: 'a' (str); need the last hidden features, (n, m)"),
+        ({"losses": "a"}, TypeError, "losses: 'a' (str); need the loss of each sample, (n,)"),
+        ({"ridge": -1.0}, ValueError, "ridge: -1.0; need a finite number above 0"),
+    ],
+)
+def test_parts_of_an_audit_that_do_not_belong_together_are_refused(options, error, says):
+    _, given, _ = blobs()
+    with pytest.raises(error) as raised:
+        audit_labels(**{"kernel": torch.eye(45), "targets": given, **options})
+    assert str(raised.value).startswith(says)
+
+
+def test_losses_with_nan_are_no_baseline():
+    _, given, _ = blobs()
+    losses = torch.zeros(45)
+    losses[3] = torch.nan
+    audit = audit_labels(torch.eye(45), given, losses=losses)
+    assert audit.baselines == {}
+    assert audit.left_out == {"loss": "a loss is NaN"}
+
+
+def test_losses_of_other_samples_than_the_outputs_are_refused():
+    labels = torch.arange(12) % 3
+    with pytest.raises(ValueError, match=r"outputs: shape \(11, 3\) for 12 targets and 12 labels; need \(n, C\)"):
+        sample_losses(torch.zeros(11, 3), labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda a: a.top("a"), TypeError, "count: 'a' (str); need a whole number of at least 0"),
+        (lambda a: a.top(-1), ValueError, "count: -1; need a whole number of at least 0"),
+        (lambda a: a.table(-1), ValueError, "count: -1; need a whole number of at least 0"),
+        (lambda a: a.table(numbers=[1]), ValueError, "numbers: 1 of them; need one for each of 45 samples"),
+        (lambda a: a.markdown(numbers=[1]), ValueError, "numbers: 1 of them; need one for each of 45 samples"),
+        (lambda a: a.beyond("a"), TypeError, "limit: 'a' (str); need a number"),
+        (lambda a: a.beyond(torch.nan), ValueError, "limit: nan; need a number"),
+    ],
+)
+def test_what_an_audit_is_asked_for_is_checked(audit, call, error, says):
+    with pytest.raises(error) as raised:
+        call(audit)
+    assert str(raised.value) == says
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_empty_targets_are_refused(shape):
+    with pytest.raises(ValueError, match=r"targets: shape .*; need one label for each sample"):
+        class_labels(torch.zeros(shape))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_conv.health.label_margins import gaussian_kernel, label_margins
+from lightning_conv.health.labels.label_margins import gaussian_kernel, label_margins
 
 
 def blobs(count=60, seed=0):
@@ -66,3 +66,16 @@ def test_what_cannot_be_compared_is_refused(kernel, labels, says):
 def test_a_ridge_that_is_none_is_refused_by_its_value(ridge):
     with pytest.raises(ValueError, match=f"ridge: {ridge!r}; need a finite number above 0"):
         label_margins(torch.eye(4), torch.tensor([0, 0, 1, 1]), ridge=ridge)
+
+
+def test_what_is_no_kernel_and_are_no_labels_is_refused():
+    kernel, labels = torch.eye(6), torch.arange(6) % 2
+    with pytest.raises(TypeError, match=r"kernel: None; need a matrix \(n, n\)"):
+        label_margins(None, labels)
+    with pytest.raises(TypeError, match=r"labels: None; need class numbers, \(n,\)"):
+        label_margins(kernel, None)
+    with pytest.raises(TypeError, match=r"inputs: None; need samples"):
+        gaussian_kernel(None)
+    for inputs in (torch.zeros(3), torch.zeros(1, 3)):
+        with pytest.raises(ValueError, match=r"inputs: shape .*; need \(n, ...\) with n of at least 2"):
+            gaussian_kernel(inputs)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_conv import kernel_spectrum, lambda_min_bound, ntk_gram
-from lightning_conv.health.subset_parameters import LAST_BLOCK, require_subset, subset_parameters
+from lightning_conv.health.kernel.subset_parameters import LAST_BLOCK, require_subset, subset_parameters
 
 
 class Attention(nn.Module):
@@ -288,3 +288,56 @@ def test_an_estimate_and_a_network_without_parameters_are_refused():
         lambda_min_bound(nn.Tanh(), torch.randn(3, 6))
     assert require_subset(("a", "b")) == ["a", "b"]
     assert math.isinf(lambda_min_bound(mlp(), torch.randn(3, 6)).probe.upper)
+
+
+class Untouched(nn.Module):
+    """A network that fails if it is evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        raise AssertionError("was evaluated")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"whole": 3.0}, TypeError, "whole: 3.0 (float); need lambda_min with its bounds, kernel_spectrum(ntk_gram("),
+        ({"on_training_set": "no"}, TypeError, "on_training_set: 'no' (str); need True or False"),
+        ({"model": None}, TypeError, "model: None; need a torch.nn.Module"),
+        ({"inputs": None}, TypeError, "inputs: expected a tensor, a tuple or a mapping of tensors, got NoneType"),
+        ({"outputs": "best"}, ValueError, "outputs: 'best' is not one of 'trace', 'full', 'sum'"),
+        ({"outputs": "cotangents"}, ValueError, "outputs: 'cotangents' is no option; pass cotangents="),
+        (
+            {"outputs": "projected", "cotangents": torch.ones(3, 2)},
+            ValueError,
+            "outputs: 'projected' together with cot",
+        ),
+        (
+            {"parameters": "Last block"},
+            ValueError,
+            "parameters: 'Last block'; did you mean 'last block', in small letters?",
+        ),
+    ],
+)
+def test_a_bad_argument_of_the_bound_is_named_before_the_network_is_evaluated(options, error, says):
+    with pytest.raises(error) as raised:
+        lambda_min_bound(**{"model": Untouched(), "inputs": torch.randn(3, 6), **options})
+    assert str(raised.value).startswith(says)
+
+
+def test_the_hints_of_the_bound_work_when_they_are_followed():
+    torch.manual_seed(0)
+    model, inputs = mlp().double(), torch.randn(3, 6, dtype=torch.float64)
+    whole = kernel_spectrum(ntk_gram(model, inputs, precision="certified")).lambda_min
+    assert lambda_min_bound(model, inputs, whole=whole).probe.upper < math.inf
+    alone = lambda_min_bound(model, inputs, cotangents=torch.ones(3, 2, dtype=torch.float64))
+    assert alone.outputs == "cotangents"
+
+
+@pytest.mark.parametrize("asked", ["last_block", "lastblock", "last blok"])
+def test_a_misspelt_last_block_is_told_its_name(asked):
+    with pytest.raises(ValueError, match="'last block' stands for the last layers"):
+        chosen(mlp(), torch.randn(3, 6), asked)

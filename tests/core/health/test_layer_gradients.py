@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_conv.health.layer_gradients import layer_gradients, zero_share
+from lightning_conv.health.layers.layer_gradients import layer_gradients, zero_share
 
 GRADIENTS = {
     "trunk.0.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]]),
@@ -43,3 +43,11 @@ def test_layers_have_the_norms_of_all_of_their_weights_together():
 def test_the_share_of_zeros_counts_entries():
     assert zero_share(GRADIENTS) == pytest.approx(5 / 9)
     assert math.isnan(zero_share({}))
+
+
+def test_gradients_without_their_weights_are_refused():
+    g = {"a.w": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"weights: none of a\.w, of which gradients= has the gradient"):
+        layer_gradients(g, {}, {})
+    with pytest.raises(TypeError, match="updates: None; need tensors by the name of the weight"):
+        layer_gradients(g, g, None)

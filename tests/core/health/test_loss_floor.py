@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.equal_inputs import DIGEST, EqualInputs, equal_rows, sample_digests
-from lightning_conv.health.loss_floor import loss_floor
+from lightning_conv.health.fit.equal_inputs import DIGEST, EqualInputs, equal_rows, sample_digests
+from lightning_conv.health.fit.loss_floor import loss_floor
 from lightning_conv.losses.per_sample import SampleLosses
 from lightning_conv.networks.inputs import map_inputs
 
@@ -144,3 +144,22 @@ def test_hashes_that_share_their_first_half_are_told_apart():
     assert equal_rows(rows) == [[0, 2], [1, 3]]
     assert equal_rows(rows[:0]) == []
     assert equal_rows(rows[4:]) == []
+
+
+@pytest.mark.parametrize("group", [[0, 9], [0, -1], [], ["a"]])
+def test_a_group_of_no_samples_of_the_losses_is_refused(group):
+    with pytest.raises(ValueError, match=r"groups: .*; need numbers of the 8 samples, from 0 on"):
+        loss_floor(SampleLosses(nn.MSELoss(), VALUES), [group])
+
+
+def test_what_are_no_losses_and_no_groups_is_refused():
+    with pytest.raises(TypeError, match=r"losses: None; need SampleLosses\(loss_fn, targets\)"):
+        loss_floor(None, [])
+    for groups in (None, [3]):
+        with pytest.raises(TypeError, match=r"groups: .*; need a list of lists of the numbers of samples"):
+            loss_floor(SampleLosses(nn.MSELoss(), VALUES), groups)
+
+
+def test_tensors_of_several_lengths_are_no_samples():
+    with pytest.raises(ValueError, match=r"inputs: need one or more samples .*, got lengths \[3, 4\]"):
+        EqualInputs().add((torch.zeros(3, 1), torch.zeros(4, 1)))

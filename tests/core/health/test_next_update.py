@@ -9,8 +9,8 @@ import torch
 from optimizers_of_ones_own import Lion, Lookahead, Muon
 from torch import nn, optim
 
-from lightning_conv.health.next_update import next_update
-from lightning_conv.health.optimizer_rules import UnknownStepError
+from lightning_conv.health.step.next_update import next_update
+from lightning_conv.health.step.optimizer_rules import UnknownStepError
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(12, 2, generator=torch.Generator().manual_seed(1))
@@ -159,3 +159,45 @@ def test_weights_of_another_optimizer_are_refused():
     optimizer = optim.SGD(network().parameters())
     with pytest.raises(UnknownStepError, match="SGD trains none of these weights"):
         next_update(optimizer, dict(model.named_parameters()), gradients_of(model))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"optimizer": None}, TypeError, "optimizer: None; need an optimizer of these weights"),
+        ({"optimizer": optim.SGD}, TypeError, "optimizer: the class SGD; need an optimizer of these weights"),
+        ({"parameters": [1]}, TypeError, "parameters: [1] (list); need weights by name, such as dict(model.named"),
+        ({"parameters": {"w": 3.0}}, TypeError, "parameters['w']: 3.0 (float); need a weight of the optimizer"),
+        ({"gradients": None}, TypeError, "gradients: None; need gradients by the names of parameters="),
+        (
+            {"gradients": {}},
+            ValueError,
+            "gradients: none of '0.weight', '0.bias', '2.weight' and 1 more; pass one for each",
+        ),
+        ({"0.bias": None}, TypeError, "gradients['0.bias']: None; need a tensor of the shape (7,)"),
+        ({"0.bias": torch.zeros(3)}, ValueError, "gradients['0.bias']: shape (3,); need that of the weight, (7,)"),
+    ],
+)
+def test_a_bad_argument_of_an_update_is_named_and_nothing_is_touched(change, error, says):
+    model = network()
+    optimizer = optim.Adam(model.parameters())
+    before = traces(model, optimizer)
+    given = {"optimizer": optimizer, "parameters": dict(model.named_parameters()), "gradients": gradients_of(model)}
+    given |= {name: each for name, each in change.items() if name in given}
+    if "gradients" not in change:
+        given["gradients"] |= {name: each for name, each in change.items() if name not in given}
+    with pytest.raises(error) as raised:
+        next_update(**given)
+    assert str(raised.value).startswith(says)
+    assert same(before, traces(model, optimizer))
+
+
+def test_a_weight_without_a_gradient_is_left_out_as_the_hint_says():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    gradients = gradients_of(model)
+    gradients.pop("0.bias")
+    with pytest.raises(ValueError, match=r"none of '0.bias'; .* leave these out of parameters="):
+        next_update(optimizer, dict(model.named_parameters()), gradients)
+    rest = {name: each for name, each in model.named_parameters() if name != "0.bias"}
+    assert next_update(optimizer, rest, gradients).keys() == rest.keys()

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from lightning_conv.health.course import LossCourse, StabilityCourse, StabilityReading
-from lightning_conv.health.finding_of_losses import course_of_rise, findings_of_losses
-from lightning_conv.health.rise_cause import cause_of_rise
+from lightning_conv.health.findings.of_losses import course_of_rise, findings_of_losses
+from lightning_conv.health.step.course import LossCourse, StabilityCourse, StabilityReading
+from lightning_conv.health.step.rise_cause import cause_of_rise
 
 
 def losses(*series, begin=0):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from lightning_conv import NTKOperator
-from lightning_conv.health.optimizer_rules import step_sizes
-from lightning_conv.health.sharpness import sharpness
+from lightning_conv.health.step.optimizer_rules import step_sizes
+from lightning_conv.health.step.sharpness import sharpness
 
 X = torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 CLASSES, VALUES = torch.arange(12) % 3, torch.randn(12, 3, generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_conv import kernel_spectrum, ntk_gram
-from lightning_conv.health.subset_bound import subset_bound
+from lightning_conv.health.kernel.subset_bound import subset_bound
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 
 PARTS = [["0.weight", "0.bias"], ["2.weight", "2.bias"], ["4.weight", "4.bias"]]
@@ -129,3 +129,21 @@ def test_what_is_no_sum_is_refused():
             subset_bound(kernels, bounds)
     with pytest.raises(ValueError, match="another kernel"):
         subset_bound([kernel], [bound], whole=Bounded(0.0, 0.0, bound.lower / 2, True, "of something else"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"whole": 3.0}, "whole: 3.0 (float); need lambda_min with its bounds"),
+        ({"on_training_set": 1}, "on_training_set: 1 (int); need True or False"),
+        ({"smallest": [3.0]}, "smallest: 3.0 (float); need lambda_min with its bounds"),
+        ({"kernels": [torch.eye(3)]}, "kernels: a tensor of shape (3, 3); need what ntk_gram returns"),
+        ({"kernels": None}, "kernels: None; need a list of KernelGram"),
+    ],
+)
+def test_a_bound_of_other_things_than_kernels_is_refused_by_name(change, says):
+    model, x = network(), torch.randn(6, 6, dtype=torch.float64)
+    kernel = kernel_of(model, x, PARTS[2])
+    with pytest.raises(TypeError) as raised:
+        subset_bound(**{"kernels": [kernel], "smallest": [smallest(kernel)], **change})
+    assert str(raised.value).startswith(says)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import optim
+from torch import nn, optim
 
-from lightning_conv.health.optimizer_rules import UnknownStepError, step_sizes
-from lightning_conv.health.update_rule import UpdateRule
+from lightning_conv.health.step.optimizer_rules import UnknownStepError, step_sizes
+from lightning_conv.health.step.update_rule import UpdateRule
 
 unit = st.floats(0, 0.95)
 
@@ -161,3 +161,9 @@ def test_a_weight_that_no_gradient_has_reached_does_not_hide_the_steps_of_the_ot
     assert step_sizes(optimizer, {"moved": moved, "cut": cut}).scales.keys() == {"moved"}
     with pytest.raises(UnknownStepError, match="trains none of these weights"):
         step_sizes(optimizer, {"cut": cut})
+
+
+def test_weights_that_come_without_names_are_refused():
+    layer = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match=r"parameters: .*; need weights by name, such as dict\(model.named_parameters"):
+        step_sizes(optim.SGD(layer.parameters()), list(layer.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import mpmath
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_conv.health.width_floor import width_floor
+from lightning_conv.health.fit.width_floor import width_floor
 from lightning_conv.losses.per_sample import SampleLosses
 
 
@@ -76,3 +77,13 @@ def test_other_losses_have_none():
     assert width_floor(SampleLosses(nn.HuberLoss(), targets_of(4, 3)), 1) is None
     with pytest.raises(ValueError, match="width"):
         width_floor(SampleLosses(nn.MSELoss(), targets_of(4, 3)), -1)
+
+
+@pytest.mark.parametrize(
+    ("width", "error"), [("a", TypeError), (1.5, TypeError), (math.nan, TypeError), (-1, ValueError)]
+)
+def test_a_width_that_is_none_is_refused(width, error):
+    with pytest.raises(error, match=r"width: .*; need a whole number of at least 0"):
+        width_floor(SampleLosses(nn.MSELoss(), torch.zeros(4, 2)), width)
+    with pytest.raises(TypeError, match=r"losses: None; need SampleLosses"):
+        width_floor(None, 2)

@@ -481,8 +481,12 @@ def test_outputs_beside_cotangents_are_refused(function, outputs):
     model, inputs = build("mlp")
     with pytest.raises(ValueError, match=f"outputs: '{outputs}' together with cotangents=.*leave out"):
         function(model, inputs, outputs=outputs, cotangents=torch.ones(6, 3))
-    with pytest.raises(ValueError, match="outputs: 'cotangents' is not one of"):
-        function(model, inputs, outputs="cotangents")
+    for beside in (None, torch.ones(6, 3)):
+        with pytest.raises(
+            ValueError, match=r"'cotangents' is no option; pass cotangents=, .*, and leave out outputs="
+        ):
+            function(model, inputs, outputs="cotangents", cotangents=beside)
+    function(model, inputs, cotangents=torch.ones(6, 3))  # as it says
 
 
 @pytest.mark.parametrize("outputs", ["trace", "sum"])
@@ -490,6 +494,10 @@ def test_outputs_beside_cotangents_of_an_operator_are_refused(outputs):
     model, inputs = build("mlp")
     with pytest.raises(ValueError, match=f"outputs: '{outputs}' together with cotangents=.*leave out"):
         NTKOperator(model, inputs, outputs=outputs, cotangents=torch.ones(6, 3))
+    with pytest.raises(ValueError, match=r"outputs: 'projected' together with cotangents=.*leave out"):
+        NTKOperator(model, inputs, outputs="projected", cotangents=torch.ones(6, 3))
+    with pytest.raises(ValueError, match="model: an operator with cotangents= does not follow it; make a new NTKOpera"):
+        NTKOperator(model, inputs, cotangents=torch.ones(6, 3)).follow(model)
 
 
 @pytest.mark.parametrize("function", [ntk_gram, plan_ntk])

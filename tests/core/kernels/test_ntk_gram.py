@@ -21,6 +21,7 @@ from lightning_conv.kernels import NTKOperator, plan_ntk
 from lightning_conv.kernels.engine import factors
 from lightning_conv.kernels.planning import passes, sizes
 from lightning_conv.kernels.planning import task as tasks
+from lightning_conv.kernels.reading import read_within
 
 
 def slow(*cases):
@@ -145,15 +146,15 @@ def ways_to_cut(model, inputs, budget, factor, **options):
 @contextmanager
 def read_once():
     """Read a network for the first of many plans alone: what is read does not depend on the memory."""
-    kept, read = [], tasks.read_network
+    kept, read = [], read_within.read_network
 
     def known(*args, **options):
         kept[:] = kept or [read(*args, **options)]
         return kept[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "read_network", known)
-        patch.setattr(tasks.Task, "_unsteady_on_copies", lambda task: None)
+        patch.setattr(read_within, "read_network", known)
+        patch.setattr(tasks, "on_copies", lambda *args: None)
         yield
 
 

@@ -353,5 +353,5 @@ def test_an_operator_follows_no_other_model():
         operator.follow(nn.Linear(3, 4))
     with pytest.raises(ValueError, match="weight is missing"):
         operator.follow(nn.ReLU())
-    with pytest.raises(ValueError, match="outputs: 'sum'"):
+    with pytest.raises(ValueError, match="model: an operator with outputs='sum' does not follow it"):
         NTKOperator(nn.Linear(3, 2), torch.eye(3), outputs="sum").follow(nn.Linear(3, 2))

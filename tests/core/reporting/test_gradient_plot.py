@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lightning_conv.health.layer_gradients import LayerGradient
+from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.reporting.gradient_plot import extreme_layers, plot_layer_gradients
 from lightning_conv.reporting.plots import MOST_BARS
 

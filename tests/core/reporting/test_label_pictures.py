@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_conv.health.label_audit import audit_labels
+from lightning_conv.health.labels.audit_labels import audit_labels
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
 
 

@@ -25,7 +25,6 @@ STEEP = Finding(
     sentence="The loss rose 40-fold.",
     value=5.1,
     advice="Lower the learning rate.",
-    page="docs/health.md#stability",
 )
 DEAD = Finding(name="units", level="warning", sentence="All units are dead.", value=1.0)
 ALL = [WIDE, DEAD, STEEP]
@@ -42,8 +41,8 @@ def test_markdown_has_the_most_severe_first_and_one_line_per_reason():
         "## In plain words",
         "",
         "- **alert** The loss rose 40-fold. Lower the learning rate. ([stability](docs/health.md#stability))",
-        "- **warning** All units are dead.",
-        r"- The last layer of net\_a has 8 features.",
+        "- **warning** All units are dead. ([units](docs/health.md#units))",
+        r"- The last layer of net\_a has 8 features. ([width](docs/health.md#width))",
         "- Not judged: labels, margins (no classes).",
     ]
 

@@ -59,6 +59,11 @@ def test_what_has_to_be_said_is_a_name_a_level_and_words():
     assert not is_said(case, Finding(name="units", level="alert", sentence="All 3 units are saturated."))
 
 
+def line(case, seed, **rest):
+    """A line of the file in which results are kept."""
+    return json.dumps({"key": f"{case}/{seed}", "result": {"case": case, "seed": seed, **rest}}) + "\n"
+
+
 def test_what_is_kept_is_not_trained_again_and_a_miss_fails(tmp_path):
     keep = tmp_path / "kept.jsonl"
     words = [
@@ -73,43 +78,45 @@ def test_what_is_kept_is_not_trained_again_and_a_miss_fails(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    line = {
-        "case": "frozen_group",
-        "seed": 0,
-        "steps": 9,
-        "hit": True,
-        "when": 3,
-        "sentence": "It is.",
-        "above": ["movement"],
-    }
-    keep.write_text(
-        json.dumps(line) + "\n" + json.dumps(line | {"seed": 1, "hit": False, "when": None, "sentence": ""}) + "\n{cut"
-    )
+    rest = {"steps": 9, "hit": True, "when": 3, "sentence": "It is.", "above": ["movement"]}
+    missed = rest | {"hit": False, "when": None, "sentence": ""}
+    keep.write_text(line("frozen_group", 0, **rest) + line("frozen_group", 1, **missed) + '{"key": "cut')
     before = keep.read_text()
     assert main(words) == 1
     page = (tmp_path / "health_gallery.md").read_text()
     assert "| **NO** | frozen_group: movement (warning) is said | in 1 of 2 |" in page
+    assert "2 runs are kept from an earlier call." in page
     assert keep.read_text() == before
-    healthy = {
-        "case": "warm_up",
-        "seed": 0,
-        "steps": 9,
-        "hit": False,
-        "when": None,
-        "sentence": "Bad.",
-        "above": ["units"],
-    }
-    keep.write_text(json.dumps(healthy) + "\n")
+    keep.write_text(line("warm_up", 0, **missed | {"sentence": "Bad.", "above": ["units"]}))
     (accused,) = run(seeds=1, only=["warm_up"], keep=str(keep)).violated
     assert accused.seen == "accused in 1 of 1"
 
 
 @pytest.mark.usefixtures("_lenient")
-def test_what_was_trained_is_kept(tmp_path):
+def test_what_was_trained_is_kept_behind_a_line_that_was_cut(tmp_path):
     keep = tmp_path / "kept.jsonl"
+    other = {"steps": 9, "hit": True, "when": 3, "sentence": "It is.", "above": []}
+    keep.write_text(line("dead_layer", 0, **other) + line("nan_in_data", 0, **other)[:-9])  # a process was killed
     report = run(seeds=1, only=["nan_in_data"], keep=str(keep))
     assert not report.violated
-    assert json.loads(keep.read_text())["case"] == "nan_in_data"
+    assert "1 run is kept from an earlier call." in report.setting
+    first, cut, last = keep.read_text().splitlines()
+    assert json.loads(first)["key"] == "dead_layer/0"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(cut)
+    assert json.loads(last)["key"] == "nan_in_data/0"
+    before = keep.read_text()
+    again = run(seeds=1, only=["dead_layer", "nan_in_data"], keep=str(keep))
+    assert keep.read_text() == before  # both are known
+    assert again.data["runs"][1] == report.data["runs"][0]
+
+
+def test_a_file_of_something_else_is_not_written_to(tmp_path):
+    keep = tmp_path / "kept.jsonl"
+    keep.write_text('{"case": "dead_layer", "seed": 0}\n')
+    with pytest.raises(ValueError, match=r"keep: line 1 of .*kept.jsonl is no result of a study; name another file"):
+        run(seeds=1, only=["dead_layer"], keep=str(keep))
+    assert keep.read_text() == '{"case": "dead_layer", "seed": 0}\n'
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"seeds": 0}, "seeds: 0"), ({"only": ["nobody"]}, "no run nobody")])

@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceHealth, Probe
 from lightning_conv.callbacks.run.guarded import set_strict
-from lightning_conv.health.gradient_noise import gradient_noise
+from lightning_conv.health.kernel.gradient_noise import gradient_noise
 from lightning_conv.recipes.cli import main
 from lightning_conv.recipes.lab.health import forecast_study, noise_study, step_study
+from lightning_conv.recipes.lab.health.batch_sweep import gradient_products
 from lightning_conv.recipes.lab.health.critical_batch import fewest_steps, fit_hyperbola
 from lightning_conv.recipes.lab.health.edge_figure import check_edge, edge_run
 from lightning_conv.recipes.lab.health.forecast_run import Forecast, ForecastTrack, scored, track_run
 from lightning_conv.recipes.lab.health.judged_run import judge_run
 from lightning_conv.recipes.lab.health.kept_results import KeptResults
 from lightning_conv.recipes.lab.health.networks import GalleryModule
-from lightning_conv.recipes.lab.health.noise_study import gradient_products
 from lightning_conv.recipes.lab.health.plain_step import PlainStep, operator_of
 from lightning_conv.recipes.lab.health.step_record import StepRecord, batches_of, probe_of, record_run
 from lightning_conv.recipes.lab.health.step_tables import check_causes, risk_by_ratio, risk_by_start, told

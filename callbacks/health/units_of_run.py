@@ -1,0 +1,60 @@
+"""``UnitsOfRun``: units that are switched off and layers without a gradient, at one measurement after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_conv.callbacks.health.fit_of_run import is_constant
+from lightning_conv.callbacks.run.view import RunView
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.findings.of_units import finding_of_layers, finding_of_units
+from lightning_conv.health.layers.activity import unit_activity
+from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.layers import trace_shares
+
+
+class UnitsOfRun:
+    """Follows one run."""
+
+    def __init__(self) -> None:
+        self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
+        self._shares: dict[str, float] | None = None  # of the layers in the trace, at the last measurement
+
+    def look_at_units(self, run: RunView, *, equal_inputs: bool) -> Finding | None:
+        """Judge the units of all activations; None: the samples are all the same, and so are all units.
+
+        Args:
+            run: The run at this moment.
+            equal_inputs: Whether they are.
+
+        Cost: a forward pass.
+        """
+        if equal_inputs:
+            return None
+        layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
+        self._out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
+        since = min(self._out.values(), default=None)
+        silent = is_constant(run.outputs)
+        return finding_of_units(layers, samples=run.samples, step=run.step, since=since, outputs_constant=silent)
+
+    def look_at_layers(self, gram: KernelGram, step: int) -> Finding | None:
+        """Judge how the kernel's trace is shared among the layers; None: there is none to share.
+
+        Args:
+            gram: The kernel on the probe.
+            step: Step of the measurement.
+        """
+        shares = trace_shares(gram)
+        found = finding_of_layers(shares, self._shares, step=step)
+        self._shares = shares or None
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain types."""
+        return {"out": dict(self._out), "shares": None if self._shares is None else dict(self._shares)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._out = dict(state["out"])
+        self._shares = None if state["shares"] is None else dict(state["shares"])

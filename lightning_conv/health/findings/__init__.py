@@ -1,0 +1,1 @@
+"""Findings: sentences about a run, each with its number, its limit and what to do."""

@@ -1,0 +1,1 @@
+"""How small the loss of given samples can become, whatever the weights are."""

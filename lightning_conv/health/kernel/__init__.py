@@ -1,0 +1,1 @@
+"""What the kernel says of a run: forecasts, noise, regime and bounds."""

@@ -1,0 +1,1 @@
+"""Which labels are unlike those that the other samples predict."""

@@ -1,0 +1,1 @@
+"""Units, signals and gradients of the layers."""
