@@ -63,7 +63,7 @@ class ConvergenceCriteria(KernelMonitor):
     on the probe: a theorem about the training loss applies only if the probe holds the whole training set, ``Probe(size=len(dataset))``.
 
     Logged, to every logger and to ``trainer.callback_metrics``, in the units of the run's loss (f is the loss minus its infimum where
-    that is known); ``docs/criteria.md`` has all of them. In a run with several optimizers there is a network for each of them, and its name
+    that is known); ``docs/tags.md`` has all of them. In a run with several optimizers there is a network for each of them, and its name
     stands behind the group, as in ``theory/generator/loss``:
 
     - ``theory/loss``: f; ``theory/gradient_norm``: \|grad f\|; ``theory/distance``: \|w_t - w_0\|

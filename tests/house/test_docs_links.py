@@ -70,6 +70,16 @@ def test_the_glossary_names_functions_that_exist(house):
 
 
 def test_every_page_of_the_documentation_links_to_the_glossary(house):
-    pages = [page for page in sorted((house.root / "docs").glob("*.md")) if page.name != "glossary.md"]
-    pages += [house.root / "README.md", house.root / "docs" / "theory" / "README.md"]
+    folders = [house.root / "docs" / name for name in ("", "how_to", "reference")]
+    pages = [page for folder in folders for page in sorted(folder.glob("*.md")) if page.name != "glossary.md"]
+    pages += [house.root / "README.md", *sorted((house.root / "docs").rglob("README.md"))]
     assert [page.name for page in pages if "glossary.md" not in page.read_text()] == []
+
+
+def test_no_cell_of_a_table_has_more_than_a_hundred_words(house):
+    long = []
+    for page in _pages(house.root):
+        for line in page.read_text().splitlines():
+            cells = re.split(r"(?<!\\)\|", line)[1:-1] if line.startswith("|") else []
+            long += [f"{page.name}: {cell.strip()[:50]}" for cell in cells if len(cell.split()) > 100]
+    assert long == []

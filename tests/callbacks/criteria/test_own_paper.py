@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_conv.callbacks import ConvergenceCriteria, ConvergenceReport
 from lightning_conv.callbacks.criteria import CriteriaTracker, register_criteria, registered_criteria, tracker
 
-PAGE = (Path(__file__).parents[3] / "docs" / "criteria.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "how_to" / "own_paper.md").read_text(encoding="utf-8")
 ON_THE_PAGE = re.search(r"```python\n(.*?@register_criteria.*?)```", PAGE, re.DOTALL)
 
 

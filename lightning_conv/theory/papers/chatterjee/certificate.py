@@ -151,7 +151,7 @@ def certify_descent(
     M comes from the residual: |e| <= sqrt(n f_0) on this set, so with ``ball_bounds``
 
     .. math:: |\nabla^2 f| = \frac2n \Bigl| J^T J + \sum_i e_i \nabla^2 u_i \Bigr| \le \frac2n |J|^2 + 2 \sqrt{f_0} \,
-    \max_i |\nabla^2 u_i| .
+        \max_i |\nabla^2 u_i| .
 
     Args:
         model: See ``certify_alpha``.

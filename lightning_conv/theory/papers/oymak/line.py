@@ -54,6 +54,8 @@ def judge_line(path: Descent, hypotheses: Hypotheses, *, scale: float = 1.0) -> 
         scale: Factor k with f = k S.
 
     Returns:
+        The criteria.
+
         - ``oymak_step``: the largest step against the largest that the theorem covers, its whole condition
           h <= min(1, alpha^2 / (L |r_0|)) / (2 beta^2). It is ``undecided`` if L is not known (NaN). If it is refuted, the
           line of the paper is an observation without a theorem behind it; the sharper statements allow steps up to
