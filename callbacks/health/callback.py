@@ -32,6 +32,7 @@ from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.gradient_plot import plot_layer_gradients
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
 from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, plain_words_text, tag_of
+from lightning_conv.reporting.series import Series
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 
@@ -150,6 +151,15 @@ class ConvergenceHealth(KernelMonitor):
     def labels(self) -> LabelsOfRun | None:
         """The audit of the probe's labels, with the numbers of the samples; None: it was not asked for."""
         return self._record.labels
+
+    def losses_so_far(self, trainer: pl.Trainer) -> Series:
+        """Return the losses of all steps, thinned, those that wait included; look at them first.
+
+        Args:
+            trainer: Trainer of the run.
+        """
+        self._fetch(trainer)
+        return self._record.losses.series
 
     @property
     def diverged_at(self) -> int | None:

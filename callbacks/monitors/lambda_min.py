@@ -19,6 +19,7 @@ from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import is_of_loss, tags_of
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.subset_bound import SubsetBound
@@ -218,6 +219,9 @@ class LambdaMin(KernelMonitor):
         lower = max(spectrum.lambda_min.lower, min(lambda_min_from_layers(layers), spectrum.lambda_min.upper))
         value = max(spectrum.lambda_min.value, lower)
         tags, of_loss = tags_of(gram), is_of_loss(gram)
+        if self.per_layer is not None:
+            for keeper in callbacks_of(trainer, SeriesKeeper):
+                keeper.keep_shares(self.optimizer, trace_shares(gram))
         metrics = {} if of_loss else {"convergence/lambda_min": value}
         metrics |= {
             f"{tags}/lambda_min": value,
