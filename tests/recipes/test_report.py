@@ -105,7 +105,7 @@ def test_both_loggers_tell_the_same(runs):
 def test_runs_side_by_side_are_one_page_with_short_names(runs, tmp_path, capsys):
     out = tmp_path / "new" / "compared.html"
     assert main(["report", *map(str, runs.values()), str(runs["csv"]), "--compare", "--out", str(out)]) == 0
-    assert [each["label"].split(":")[0] for each in charts(out)["lambda_min"]["lines"]] == [
+    assert [each["label"] for each in charts(out)["lambda_min"]["lines"]] == [
         "board/version_0",
         "csv/version_0",
         "csv/version_1",

@@ -66,22 +66,29 @@ def charts_json(charts: Sequence[Chart]) -> str:
 def _chart(panel: Panel, runs: Sequence[RunRecord], optimizer: str, most: int) -> Chart | None:
     """Return a chart; None: nothing was logged."""
     several = len(runs) > 1
-    found: list[tuple[int, int, str, Drawn]] = []
-    for number, run in enumerate(runs):
-        lines = drawn_lines(panel, run.series, optimizer if len(run.optimizers) > 1 or optimizer else "", most)
-        lines = lines[: 2 if panel is LOSSES else 1] if several else lines
-        found += [(number, k, run.name, line) for k, line in enumerate(lines)]
+    lines = [drawn_lines(panel, run.series, optimizer, most) for run in runs]
+    labels = list(dict.fromkeys(line.label for of_run in lines for line in of_run))
+    if several:  # one quantity in a color for each run: the one that most of them have
+        common = {label: sum(label in [line.label for line in of_run] for of_run in lines) for label in labels}
+        labels = sorted(labels, key=lambda label: -common[label])[: 2 if panel is LOSSES else 1]
+    found: list[tuple[int, int, str, Drawn]] = [
+        (number, labels.index(line.label), runs[number].name, line)
+        for number, of_run in enumerate(lines)
+        for line in of_run
+        if line.label in labels
+    ]
     if not found:
         return None
     title = f"{panel.title} ({optimizer})" if optimizer else panel.title
+    shown = f"Shown: {labels[0]}{f', and dashed: {labels[1]}' if len(labels) > 1 else ''}. " if several else ""
     return {
         "title": title,
-        "about": panel.about,
+        "about": f"{shown}{panel.about}",
         "log": needs_log(panel.scale, [value for *_, line in found for value in line.numbers]),
         "edge": panel.edge,
         "lines": [
             {
-                "label": f"{name}: {line.label}" if several else line.label,
+                "label": (f"{name}: {line.label}" if k else name) if several else line.label,
                 "color": number if several else k,
                 "dash": bool(several and k),
                 "x": line.steps,

@@ -109,7 +109,7 @@ def criteria_html(criteria: Sequence[Criterion]) -> str:
     applied = [each for each in criteria if each.verdict != "not applicable"]
     rows = [
         [
-            f'<b class="v-{each.verdict}">{each.verdict}</b>',
+            _verdict(each.verdict),
             f"<code>{escape(each.name)}</code>",
             escape(each.asks),
             number_html(each.measured),
@@ -220,7 +220,24 @@ def overview_html(runs: Sequence[RunRecord]) -> str:
     parts = [table_html(columns, rows)]
     if others:
         parts.append(f"<h2>Settings that differ</h2>{table_html(columns, others)}")
-    return "".join(parts)
+    if verdicts := _verdict_rows(runs):
+        parts.append(f"<h2>Criteria</h2>{table_html(columns, verdicts)}")
+    return f'<div class="side">{"".join(parts)}</div>'
+
+
+def _verdict_rows(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """Return a row with the verdicts of all runs for each criterion that applies to one of them."""
+    by_name = [{each.name: each.verdict for each in run.criteria} for run in runs]
+    names = list(dict.fromkeys(name for each in by_name for name in each))
+    applied = [name for name in names if any(each.get(name, "not applicable") != "not applicable" for each in by_name)]
+    return [
+        [f"<code>{escape(name)}</code>", *(_verdict(each[name]) if name in each else "–" for each in by_name)]
+        for name in applied
+    ]
+
+
+def _verdict(verdict: str) -> str:
+    return f'<b class="v-{verdict.replace(" ", "-")}">{verdict}</b>'
 
 
 def glossary_html() -> str:

@@ -52,7 +52,7 @@
         value: function (plot, value, index, row) { return row === null || row === undefined ? "–" : text(raw[index][row]); }
       });
       if (kind.what === "lower") low[kind.number] = at + 1;
-      if (kind.what === "upper") bands.push({ series: [at + 1, low[kind.number]], fill: stroke + "33" });
+      if (kind.what === "upper") bands.push({ series: [at + 1, low[kind.number]], fill: stroke + (chart.lines.length > 3 ? "1a" : "33") });
     });
     var axis = { stroke: color("--ink"), grid: { stroke: color("--rule"), width: 1 }, ticks: { stroke: color("--rule"), width: 1 }, font: "12px sans-serif" };
     var options = {

@@ -230,3 +230,16 @@ def test_the_networks_of_several_optimizers_have_charts_and_figures_of_their_own
     assert "lambda_min (generator)" not in titles
     assert page.count("<svg ") == 2
     assert "The network of critic" in Tree(page).text()
+
+
+def test_several_runs_are_compared_in_one_quantity():
+    both = series_of_run()
+    other = {tag: each for tag, each in both.items() if tag != "health/stability"} | {
+        "kernel/step_size_ratio": both["theory/loss"]
+    }
+    page = compare_page([record("a"), record("b"), record("c", series=other)])
+    chart = {each["title"]: each for each in charts(page)}["Stability ratio"]
+    assert [each["label"] for each in chart["lines"]] == ["a", "b"]
+    assert chart["about"].startswith("Shown: curvature over its limit. ")
+    verdicts = re.findall(r"<code>false</code></td>(.*?)</tr>", page)[0]
+    assert verdicts.count("refuted</b>") == 3
