@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from typing_extensions import override
 
-from lightning_conv.recipes.usage import UsageError
+from lightning_conv.recipes.usage import PAGE, UsageError
 
 if TYPE_CHECKING:
     from lightning_conv.reporting.page.run_record import RunRecord
 
-PAGE = "convergence.html"
 COMPARED = "convergence_compare.html"
 
 EXAMPLES = """\
