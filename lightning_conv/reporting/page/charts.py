@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from lightning_conv.reporting.page.panels import (
+    FORECAST,
     LOSSES,
     PANELS,
     Drawn,
@@ -46,7 +47,9 @@ def charts_of(runs: Sequence[RunRecord]) -> tuple[list[Chart], list[Chart]]:
     optimizers = list(dict.fromkeys(of for run in runs for of in run.optimizers)) or [""]
     others = list(dict.fromkeys(tag for run in runs for tag in other_tags(run.series, optimizers)))[:MOST_OTHERS]
     rest = [Panel(tag, (Line(tag, tag),), "Logged by the module." if is_of_module(tag) else "") for tag in others]
-    wanted = [(panel, of) for of in optimizers for panel in PANELS]
+    # A forecast says nothing without the loss of its own run, which the chart of the losses has.
+    panels = [panel for panel in PANELS if panel is not FORECAST or len(runs) == 1]
+    wanted = [(panel, of) for of in optimizers for panel in panels]
     lines = max(1, len(runs) * (3 * len(wanted) + len(rest)))
     most = min(2000, max(FEWEST, POINTS // lines))
     shown = [_chart(panel, runs, of, most) for panel, of in wanted]

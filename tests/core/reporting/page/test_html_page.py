@@ -240,6 +240,7 @@ def test_several_runs_are_compared_in_one_quantity():
     page = compare_page([record("a"), record("b"), record("c", series=other)])
     chart = {each["title"]: each for each in charts(page)}["Stability ratio"]
     assert [each["label"] for each in chart["lines"]] == ["a", "b"]
+    assert "Forecast" not in [each["title"] for each in charts(page)]
     assert chart["about"].startswith("Shown: curvature over its limit. ")
     verdicts = re.findall(r"<code>false</code></td>(.*?)</tr>", page)[0]
     assert verdicts.count("refuted</b>") == 3
