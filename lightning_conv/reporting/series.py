@@ -25,7 +25,7 @@ class Series:
     Raises:
         ValueError: ``most`` is smaller.
 
-    Cost: 16 bytes per point in a checkpoint; a microsecond per value.
+    Cost: 16 bytes per point in a checkpoint; two microseconds per value.
     """
 
     def __init__(self, most: int = MOST) -> None:

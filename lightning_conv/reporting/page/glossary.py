@@ -103,7 +103,7 @@ def _by_name() -> dict[str, str]:
 def _pattern() -> re.Pattern[str]:
     # The longest names first: "trace kernel" before "kernel". A tag such as kernel/lambda_min is no term.
     names = sorted(_by_name(), key=len, reverse=True)
-    return re.compile(rf"(?<![\w/.])(?:{'|'.join(map(re.escape, names))})(?![\w/])", re.IGNORECASE)
+    return re.compile(rf"(?<![\w/.])(?:{'|'.join(map(re.escape, names))})(?![\w/(])", re.IGNORECASE)
 
 
 def _plain(text: str) -> str:

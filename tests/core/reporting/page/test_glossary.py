@@ -30,6 +30,6 @@ def test_a_term_is_explained_once_and_never_inside_a_tag_or_a_longer_word():
     seen = set()
     assert "<dfn" in marked("The probe.", seen)
     assert "<dfn" not in marked("The probe.", seen)
-    for text in ("kernel/alignment", "lambda_min_ratio", "probes", "misalignment"):
+    for text in ("kernel/alignment", "lambda_min_ratio", "probes", "misalignment", "Probe(size=3)"):
         assert "<dfn" not in marked(text), text
     assert marked("<b> & 'x'") == "&lt;b&gt; &amp; &#x27;x&#x27;"
