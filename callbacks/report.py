@@ -27,6 +27,10 @@ from lightning_conv.reporting.report import report_markdown
 from lightning_conv.reporting.tags import GROUPS, LOSS
 from lightning_conv.theory.criterion import Criterion
 
+NO_HEALTH = (
+    "The run had no ConvergenceHealth, which says in sentences what it is doing; ConvergenceDiagnostics has one."
+)
+
 
 class ConvergenceReport(SeriesKeeper):
     """Writes ``convergence.html``, ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends.
@@ -136,6 +140,7 @@ class ConvergenceReport(SeriesKeeper):
             seconds=seconds_of_run(trainer),
             optimizers=list(dict.fromkeys(each.optimizer for each in monitors)) or [""],
             labels=self._labels(trainer),
+            missing=[] if monitors_of(trainer, ConvergenceHealth) else [NO_HEALTH],
         )
 
     def _folder(self, trainer: pl.Trainer) -> Path:

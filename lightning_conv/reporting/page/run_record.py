@@ -53,7 +53,7 @@ class RunRecord:
     def to_json(self) -> str:
         """Return all but the series, which the logger has, as JSON; NaN and infinity become null."""
         health = [each.to_json() for each in self.findings]
-        names = ("not_judged", "shares", "settings", "seconds", "optimizers")
+        names = ("not_judged", "shares", "settings", "seconds", "optimizers", "missing")
         more = {name: getattr(self, name) for name in names}
         return report_json(self.facts, self.criteria, self.metrics, health, self.steps, more)
 
@@ -90,7 +90,7 @@ class RunRecord:
                 settings={group: _mapping(each) for group, each in _mapping(content.get("settings", {})).items()},
                 seconds={what: _number(each) for what, each in _mapping(content.get("seconds", {})).items()},
                 optimizers=[str(each) for each in content.get("optimizers", ("",))] or ("",),
-                missing=missing,
+                missing=[*(str(each) for each in content.get("missing", ())), *missing],
             )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(

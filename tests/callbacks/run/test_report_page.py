@@ -48,6 +48,13 @@ def test_without_html_there_is_none(tmp_path, make_trainer, make_module, make_lo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["convergence.json", "convergence.md"]
 
 
+def test_without_health_the_page_says_why_it_has_no_words(tmp_path, make_trainer, make_module, make_loader):
+    report = ConvergenceReport(folder=str(tmp_path))
+    make_trainer([report, LambdaMin(32, every_n_steps=3)], max_epochs=1).fit(make_module(), make_loader())
+    assert report_file.NO_HEALTH in (tmp_path / "convergence.html").read_text("utf-8")
+    assert json.loads((tmp_path / "convergence.json").read_text())["missing"] == [report_file.NO_HEALTH]
+
+
 def test_an_error_in_the_page_is_a_warning_and_the_other_files_are_there(
     tmp_path, monkeypatch, make_trainer, make_module, make_loader, lenient
 ):
