@@ -22,6 +22,7 @@ commands:
   test      evaluate on the test split
   compare   run a recipe with the guard and again without it (same seed, settings and iterations), side by side
   audit     list the training labels that the other samples contradict, by the recipe's network as it is or from a checkpoint
+  report    write one HTML file about a run from its folder, or about several side by side (report --help)
   tables    run the recipes over data sets and seeds, and write tables of ranks and test errors (tables --help)
   lab       run a theorem's own setting on real data and check its inequalities (`lightning-conv lab` lists them)
   version   print the versions in use
@@ -47,6 +48,7 @@ examples:
   lightning-conv fit --config bn_resnet
   lightning-conv compare --config wide_fc --trainer.max_epochs 5
   lightning-conv audit --config wide_fc --samples 200
+  lightning-conv report runs/wide_fc/version_0
   lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
 """
 
@@ -81,8 +83,12 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
         return 0
     if command == "lab":
         return _lab(*rest)
+    if command == "report":
+        return _report(*rest)
     if command not in RUN_COMMANDS:
-        raise UsageError(f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, lab, version")
+        raise UsageError(
+            f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, report, lab, version"
+        )
     if command == "tables" and {"-h", "--help"} & {*rest}:
         from lightning_conv.recipes.paper_tables.command import parser
 
@@ -138,6 +144,17 @@ def _lab(name: str = "--help", *settings: str) -> int:
         raise UsageError(f"lab {name}: {error}") from error
     except SystemExit as stop:  # help leaves this way, and so does an argument that cannot be read
         return _exit_code(stop)
+
+
+def _report(*words: str) -> int:
+    """Write the page of one run, or of several."""
+    from lightning_conv.recipes.report_command import report
+
+    try:
+        report(words)
+    except SystemExit as stop:  # help leaves this way
+        return _exit_code(stop)
+    return 0
 
 
 def _exit_code(stop: SystemExit) -> int:

@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
+from lightning_conv.recipes.usage import PAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,8 @@ def _print_where(console: Console, *trainers: Trainer) -> None:
     if not folders:
         return
     lines = [f"logs: {log_dir}" for log_dir, _ in folders]
+    pages = [Path(log_dir) / PAGE for log_dir, _ in folders if log_dir]
+    lines += [f"page: {page}" for page in pages if page.is_file()]
     lines.append(f"look: tensorboard --logdir {shlex.quote(str(folders[0][1]))}")
     for line in lines:
         # A path broken over two lines cannot be copied.

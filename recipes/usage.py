@@ -1,8 +1,11 @@
-"""Parts that all commands share without heavy imports: the error for a user's mistake, and configurations by name."""
+"""Parts that all commands share without heavy imports: the error for a user's mistake, the page of a run, configurations by name."""
 
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+
+PAGE = "convergence.html"
+"""Name of the page of a run, in the folder of its logger (``ConvergenceReport``)."""
 
 
 class UsageError(Exception):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin
+from lightning_conv.callbacks import ConvergenceReport, ExpressivityGuard, KernelStability, LambdaMin
 from lightning_conv.networks.wide_layer import wide_layer_width
 
 Batch = tuple[Tensor, Tensor]
@@ -94,6 +94,8 @@ class WideClassifier(LightningModule):
         if self.hparams["diagnostics"]:
             probe, every = self.hparams["probe_size"], self.hparams["measure_every"]
             callbacks += [KernelStability(probe, every_n_steps=every), LambdaMin(probe, every_n_steps=every)]
+            if getattr(self._trainer, "loggers", []):  # without one its page would be in the working directory
+                callbacks.append(ConvergenceReport())
         if self.hparams["guard"]:
             names = ("switch_at", "method", "step_rule", "cache_features")
             callbacks.append(ExpressivityGuard(**{name: self.hparams[name] for name in names}))

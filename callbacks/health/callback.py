@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
@@ -15,6 +16,7 @@ from lightning_conv.callbacks.monitors.base import OnError
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.reporting.plain_words import tag_of
+from lightning_conv.reporting.series import Series
 
 
 class ConvergenceHealth(HealthHooks):
@@ -116,6 +118,15 @@ class ConvergenceHealth(HealthHooks):
     def labels(self) -> LabelsOfRun | None:
         """Return the audit of the probe's labels, with the numbers of the samples; None: it was not asked for."""
         return self._record.labels
+
+    def losses_so_far(self, trainer: pl.Trainer) -> Series:
+        """Return the losses of all steps, thinned, those that wait included; look at them first.
+
+        Args:
+            trainer: Trainer of the run.
+        """
+        self._fetch(trainer)
+        return self._record.losses.series
 
     @property
     def diverged_at(self) -> int | None:

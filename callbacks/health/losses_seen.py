@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_conv.health.findings.of_units import NotFinite
 from lightning_conv.health.step.course import LossCourse
 from lightning_conv.networks.observed.leaves import tensors_in
+from lightning_conv.reporting.series import Series
 
 MOST = 4096
 """Losses that wait at most."""
@@ -26,11 +27,13 @@ class LossesSeen:
     Attributes:
         course: The losses so far; None: none was seen.
         not_finite: The first value of the run that was seen not to be finite; None: all were.
+        series: The losses by step, thinned.
     """
 
     def __init__(self) -> None:
         self.course: LossCourse | None = None
         self.not_finite: NotFinite | None = None
+        self.series = Series()
         self._values: list[float] = []  # losses that wait, on the CPU
         self._tensors: list[Tensor] = []  # and on an accelerator
 
@@ -66,6 +69,7 @@ class LossesSeen:
             return False
         begun = step - (len(values) - 1) // batches
         self.course = (self.course or LossCourse.begin(begun, values[0])).through(values, step, batches)
+        self.series.extend((begun + number // batches, value) for number, value in enumerate(values))
         broken = next((number for number, value in enumerate(values) if not math.isfinite(value)), None)
         if broken is None:
             return False
@@ -104,6 +108,7 @@ class LossesSeen:
             "waiting": [*self._values, *(float(each) for each in self._tensors)],
             "course": None if self.course is None else vars(self.course),
             "not_finite": None if self.not_finite is None else vars(self.not_finite),
+            "series": self.series.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -112,6 +117,7 @@ class LossesSeen:
         self._values, self._tensors = list(state.get("waiting", ())), []
         self.course = None if course is None else LossCourse(**course)
         self.not_finite = None if first is None else NotFinite(**first)
+        self.series = Series.from_state(state["series"]) if "series" in state else Series()
 
 
 def _not_finite_in(batch: Any) -> Literal["NaN", "infinite"] | None:

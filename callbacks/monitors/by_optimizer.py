@@ -18,6 +18,7 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.optimizers import probe_of_each
+from lightning_conv.reporting.tags import tag_of_network
 
 OnError: TypeAlias = Literal["raise", "warn", "disable"]
 
@@ -76,6 +77,11 @@ class ByOptimizer(pl.Callback):
         return self._last_step
 
     @property
+    def schedule(self) -> Schedule:
+        """The time that measuring takes; monitors that share a kernel have one schedule."""
+        return self._schedule if self._kernel is None else self._kernel.schedule
+
+    @property
     def _all(self) -> list[Self]:
         return [self, *self._others]
 
@@ -108,8 +114,7 @@ class ByOptimizer(pl.Callback):
         Args:
             name: The tag in a run with one optimizer.
         """
-        group, _, rest = name.partition("/")
-        return f"{group}/{self.optimizer}/{rest}" if self.optimizer else name
+        return tag_of_network(name, self.optimizer)
 
     def _tagged(self, metrics: dict[str, float]) -> dict[str, float]:
         return {self.tag(name): value for name, value in metrics.items()}

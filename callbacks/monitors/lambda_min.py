@@ -18,6 +18,7 @@ from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import tags_of
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.kernel.subset_bound import SubsetBound
@@ -212,6 +213,9 @@ class LambdaMin(KernelMonitor):
             whole = whole_lambda_min(trainer, self._kernel, self.optimizer)
             return self._proven.measure(RunView(trainer, self._kernel), gram, spectrum.lambda_min, whole)
         self.spectrum = spectrum
+        if self.per_layer is not None:
+            for keeper in callbacks_of(trainer, SeriesKeeper):
+                keeper.keep_shares(self.optimizer, trace_shares(gram))
         tags, metrics = tags_of(gram), spectrum_scalars(gram, spectrum, self._spectra(gram, step))
         metrics |= self._step_size.measure(RunView(trainer, self._kernel, self.loss_fn), gram, spectrum)
         if self._said != self.remarks:

@@ -87,6 +87,16 @@ class CallbackGroup(pl.Callback):
         self._noting = [each for each in asked if getattr(each, "notes_steps", True)]
 
     @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for member in self.members:
+            member.on_validation_end(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for member in self.members:
+            member.on_train_epoch_end(trainer, pl_module)
+
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for member in self.members:
             member.on_train_end(trainer, pl_module)

@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.guarded import Attempt, guarded
+from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
+from lightning_conv.reporting.tags import GROUPS
 from lightning_conv.theory.criterion import Criterion
-
-GROUPS = ("convergence/", "kernel/", "loss_kernel/", "theory/", "health/", "guard/", "clipping/")
-"""Beginnings of the tags of this library's callbacks."""
 
 LAYOUT = {
     "convergence": {
@@ -79,7 +78,14 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) ->
     for logger in trainer.loggers:
         with _logging(logger):
             logger.log_metrics(finite, step=step)
+    keep(trainer, metrics, step)
     publish(trainer, metrics)
+
+
+def keep(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Hand values on to the callbacks that write them down when the fit ends; what is not finite is a gap there."""
+    for keeper in callbacks_of(trainer, SeriesKeeper):
+        keeper.keep(trainer, metrics, step)
 
 
 def publish(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
@@ -98,6 +104,7 @@ def withdraw(trainer: pl.Trainer, names: Iterable[str]) -> dict[str, float]:
         The values, all NaN.
     """
     values = dict.fromkeys(names, math.nan)
+    keep(trainer, values, trainer.global_step)
     publish(trainer, values)
     return values
 

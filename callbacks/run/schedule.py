@@ -100,6 +100,11 @@ class Schedule:
         return self._first
 
     @property
+    def seconds(self) -> float:
+        """Seconds of all measurements of this fit, of all callbacks that share the schedule."""
+        return self._first + self._spent
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the first measurement began."""
         return time.monotonic() - self._start

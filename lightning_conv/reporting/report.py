@@ -127,14 +127,25 @@ def report_json(
     metrics: Mapping[str, float],
     health: Sequence[Mapping[str, Any]] = (),
     steps: Mapping[str, int] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return facts, criteria, metrics with their steps, and findings as JSON, in which NaN and infinity become null."""
+    """Return facts, criteria, metrics with their steps, and findings as JSON, in which NaN and infinity become null.
+
+    Args:
+        facts: See ``report_markdown``.
+        criteria: See there.
+        metrics: See there.
+        health: The findings.
+        steps: See ``report_markdown``.
+        more: Further parts by name.
+    """
     content: dict[str, Any] = {
         "facts": dict(facts),
         "health": [dict(each) for each in health],
         "criteria": [asdict(each) for each in criteria],
         "metrics": metrics,
         "steps": dict(steps or {}),
+        **(more or {}),
     }
     return json.dumps(json_values(content), indent=1, allow_nan=False) + "\n"
 

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from typing_extensions import override
 
 from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+SHIPPED = {".py", ".yaml", ".css", ".js", ".json", ".txt"}
+
 ROOMS = {
     "lightning_conv": "lightning_conv",
     "lightning_conv.callbacks": "callbacks",
@@ -30,7 +32,7 @@ class House:
         files = {"lightning_conv/py.typed": self.root / "lightning_conv" / "py.typed"}
         for package, folder in ROOMS.items():
             for path in sorted((self.root / folder).rglob("*")):
-                if path.suffix in {".py", ".yaml"} and "__pycache__" not in path.parts:
+                if path.suffix in SHIPPED and "__pycache__" not in path.parts:
                     files[f"{package.replace('.', '/')}/{path.relative_to(self.root / folder).as_posix()}"] = path
         return files
 

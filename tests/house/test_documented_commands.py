@@ -44,10 +44,12 @@ def is_slow(command: str) -> bool:
 
 
 def missing(words: list[str], folder: Path) -> str | None:
-    """What a command asks for that is not on this machine: a placeholder, or a data set that is never downloaded."""
+    """What a command asks for that is not on this machine: a placeholder, a run, or a data set that is never downloaded."""
     holes = [word for word in words if re.fullmatch("[A-Z]+", word) and word not in SPLIT_ARGUMENT]
     if holes:
         return holes[0]
+    if words[0] == "report" and "--help" not in words:  # of runs that were made before
+        return next(word for word in words if word.startswith("runs/"))
     asked = set(words) & set(SPLIT_ARGUMENT) or any("mnist" in word for word in words)
     return str(folder / "data") if asked else None
 

@@ -51,7 +51,7 @@ def test_the_measurement_stops_at_once_and_is_not_kept(runs, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_nothing_is_half_written(runs, name):
     own = runs[name][0]["of measuring"]
-    assert own["files"] == ["convergence.json", "convergence.md"]
+    assert own["files"] == ["convergence.html", "convergence.json", "convergence.md"]
     assert "interrupted (" in own["page"]
 
 
