@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,9 @@ NO_HEALTH = (
     "The run had no ConvergenceHealth, which says in sentences what it is doing; ConvergenceDiagnostics has one."
 )
 
+FIGURE_SECONDS = 0.4
+"""Seconds that the figure of a network takes: 0.2 to 0.4 on one core of a server (2026)."""
+
 
 class ConvergenceReport(SeriesKeeper):
     """Writes ``convergence.html``, ``convergence.md`` and ``convergence.json`` into the logger's folder when the fit ends.
@@ -48,8 +52,10 @@ class ConvergenceReport(SeriesKeeper):
         name: of the files, without their endings.
         html: whether to write the HTML file.
 
-    Cost: 0.2 to 0.4 s for the HTML file at the end of the fit, as much again for each further optimizer (one core of a server, 2026). When
-    an epoch or a validation ends, the module's own values are read: 0.1 ms. In a checkpoint 32 kB for each quantity, at most.
+    Cost: 0.2 to 0.4 s for the figure in the HTML file at the end of the fit, for each optimizer (one core of a server, 2026). It is left
+    out where the callbacks of the run would then have taken more than twice their ``max_overhead`` and more than 1.6 s; the page names the
+    command that draws it. The rest takes milliseconds. When an epoch or a validation ends, the module's own values are read: 0.1 ms. In a
+    checkpoint 32 kB for each quantity, at most.
 
     Example::
 
@@ -106,14 +112,25 @@ class ConvergenceReport(SeriesKeeper):
         if attempt.failed:
             return
         if self.html:
-            page = self._write_page(record, folder) or page
+            page = self._write_page(record, folder, self._no_figure(trainer, folder)) or page
         rank_zero_info(f"ConvergenceReport: {page}")
 
-    def _write_page(self, record: RunRecord, folder: Path) -> Path | None:
+    @staticmethod
+    def _no_figure(trainer: pl.Trainer, folder: Path) -> str:
+        """Return why the figure is left out: it would take too much of a short run; empty: it is drawn."""
+        monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        schedules = [each.schedule for each in monitors]
+        seconds = FIGURE_SECONDS * len({each.optimizer for each in monitors})
+        if all(each.allows_at_end(seconds, trainer.global_step) for each in schedules):
+            return ""
+        command = f"lightning-conv report {shlex.quote(str(folder))}"
+        return f"The run was too short for a figure, which takes {seconds:.1f} s: {command} draws it."
+
+    def _write_page(self, record: RunRecord, folder: Path, no_figure: str) -> Path | None:
         """Write the HTML file and return its path; None: it could not be written, which was said."""
         page = folder / f"{self.name}.html"
         with guarded(None, f"ConvergenceReport: {page.name} was not written", expects=(OSError,)) as attempt:
-            _write_whole(page, run_page(record))
+            _write_whole(page, run_page(record, no_figure=no_figure))
         return None if attempt.failed else page
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str, folder: Path) -> RunRecord:

@@ -184,6 +184,17 @@ class Schedule:
         """
         return self.allows(self.cost, step) or (self._later == 1 and self._are_few(self.cost))
 
+    def allows_at_end(self, seconds: float, step: int) -> bool:
+        """Return whether what is done after the last measurement may take so long: with all hooks and measurements up to twice the share.
+
+        Args:
+            seconds: What it takes.
+            step: Optimizer steps done.
+        """
+        within = max(SHORT_RUN_SECONDS, 2 * self.max_overhead * self.elapsed)
+        spent = self._first + self._spent + self._hooks(step) + seconds
+        return self.every_n_steps is not None or spent <= within
+
     def allows(self, seconds: float, step: int) -> bool:
         """Return whether a measurement may be made beside those that are due.
 

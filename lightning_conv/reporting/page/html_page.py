@@ -32,7 +32,7 @@ LICENSE = "uPlot 1.6.32, (c) 2022 Leon Sorokin, MIT License: lightning_conv/repo
 """Of the library that draws the charts, beside its own first line."""
 
 
-def run_page(run: RunRecord) -> str:
+def run_page(run: RunRecord, *, no_figure: str = "") -> str:
     """Return the page of a run.
 
     It has the findings in plain words, the figure of six panels, the charts, the criteria, the layers, the last values, settings and
@@ -41,18 +41,19 @@ def run_page(run: RunRecord) -> str:
 
     Args:
         run: The run.
+        no_figure: Why the figure is left out, in a sentence; empty: it is drawn.
 
     Returns:
         HTML, which loads nothing: style, script and data are in it, and its security policy forbids all else.
 
-    Cost: half a second for the figure of each network.
+    Cost: up to half a second for the figure of each network; 20 ms without it.
     """
     charts, others = charts_of([run])
     parts = [
         "<h2>In plain words</h2>",
         words_html(run),
         "<h2>The run in one picture</h2>",
-        status_html(run, salt="run"),
+        f'<p class="soft">{escape(no_figure)}</p>' if no_figure else status_html(run, salt="run"),
         _charts(charts, others),
         layers_html(run),
         f"<h2>Criteria</h2>{criteria_html(run.criteria)}" if run.criteria else "",

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+from html import unescape
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceHealth, ConvergenceReport, LambdaMin
 from lightning_conv.callbacks import report as report_file
+from lightning_conv.callbacks.run import schedule
 from lightning_conv.callbacks.run.run_settings import HIDDEN, texts_of
+from lightning_conv.recipes.cli import main
 
 EVIL = "<script>alert(1)</script>"
 
@@ -48,6 +52,24 @@ def test_without_html_there_is_none(tmp_path, make_trainer, make_module, make_lo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["convergence.json", "convergence.md"]
 
 
+@pytest.mark.parametrize(("limit", "drawn"), [(1e6, True), (0.0, False)])
+def test_the_figure_is_left_out_of_a_run_that_is_too_short_for_it(
+    tmp_path, monkeypatch, make_trainer, make_module, make_loader, limit, drawn
+):
+    monkeypatch.setattr(schedule, "SHORT_RUN_SECONDS", limit)
+    folder = tmp_path / "two words"
+    callbacks = [LambdaMin(32), ConvergenceReport(folder=str(folder))]
+    make_trainer(callbacks, max_epochs=2, logger=CSVLogger(folder, name="", version="")).fit(
+        make_module(), make_loader()
+    )
+    page = (folder / "convergence.html").read_text("utf-8")
+    said = re.search(r"The run was too short for a figure, which takes 0\.4 s: lightning-conv (.*) draws it\.", page)
+    assert ("<svg " in page, said is None) == (drawn, drawn)
+    if said:  # the command is followed as it stands
+        assert main(shlex.split(unescape(said[1]))) == 0
+        assert "<svg " in (folder / "convergence.html").read_text("utf-8")
+
+
 def test_without_health_the_page_says_why_it_has_no_words(tmp_path, make_trainer, make_module, make_loader):
     report = ConvergenceReport(folder=str(tmp_path))
     make_trainer([report, LambdaMin(32, every_n_steps=3)], max_epochs=1).fit(make_module(), make_loader())
@@ -58,7 +80,7 @@ def test_without_health_the_page_says_why_it_has_no_words(tmp_path, make_trainer
 def test_an_error_in_the_page_is_a_warning_and_the_other_files_are_there(
     tmp_path, monkeypatch, make_trainer, make_module, make_loader, lenient
 ):
-    def fails(run):
+    def fails(run, **_):
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(report_file, "run_page", fails)
