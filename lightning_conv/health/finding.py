@@ -72,6 +72,41 @@ class Finding:
         if not self.page:
             object.__setattr__(self, "page", page_of(self.name))
 
+    @classmethod
+    def exact(
+        cls,
+        *,
+        name: str,
+        level: Level,
+        sentence: str,
+        value: float,
+        limit: float = math.nan,
+        step: int | None = None,
+        advice: str = "",
+    ) -> Finding:
+        """Return a finding whose value is exact: both of its ends are the value.
+
+        Args:
+            name: Its name; this and the others are the fields of the class.
+            level: How severe it is.
+            sentence: What was measured.
+            value: The number, which is no estimate.
+            limit: What it was held against; NaN: nothing.
+            step: Step of the measurement; None: it does not belong to a step.
+            advice: What to do.
+        """
+        return cls(
+            name=name,
+            level=level,
+            sentence=sentence,
+            value=value,
+            lower=value,
+            upper=value,
+            limit=limit,
+            step=step,
+            advice=advice,
+        )
+
     @property
     def severity(self) -> int:
         """Return 0 for ``ok``, up to 3 for ``alert``."""

@@ -55,13 +55,11 @@ def finding_of_floor(
         advice = f"Check the {what} of these samples; no network of these inputs has a smaller loss."
     else:
         says = f"No equal inputs with different {what} were found in {of}"
-    return Finding(
+    return Finding.exact(
         name="loss_floor",
         level=level,
         sentence=f"{says}.",
         value=floor.value,
-        lower=floor.value,
-        upper=floor.value,
         limit=math.nan if loss is None else loss,
         step=step,
         advice=advice,

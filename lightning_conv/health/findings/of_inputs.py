@@ -91,13 +91,11 @@ def finding_of_inputs(found: InputScale, *, excess: float | None = None, step: i
         says = f"{scale}; initial weights are meant for one near 1, unless a normalisation comes first"
     else:
         says = scale
-    return Finding(
+    return Finding.exact(
         name="inputs",
         level=level,
         sentence=f"{says}.",
         value=found.size,
-        lower=found.size,
-        upper=found.size,
         limit=SMALL if found.size <= SMALL else LARGE,
         step=step,
         advice=advice,
@@ -146,13 +144,11 @@ def finding_of_signal(
         says = f"The signal passes through all {len(layers)} layers: it is {figure(value)} times as large in {last.name} as in {first.name}"
     if level == "warning":
         advice = "Use an initialisation for the activation (He et al. 2015 for ReLU), normalisation layers or skip connections."
-    return Finding(
+    return Finding.exact(
         name="signal",
         level=level,
         sentence=f"{says}.",
         value=value,
-        lower=value,
-        upper=value,
         limit=LOST if value < 1 else 1 / LOST,
         step=step,
         advice=advice,

@@ -81,13 +81,11 @@ def finding_of_movement(unmoved: list[Unmoved], *, layers: int, since: int, step
     else:
         says = f"{'The only trained layer' if layers == 1 else f'All {layers} trained layers'} moved {when}"
     value = float(len(unmoved))
-    return Finding(
+    return Finding.exact(
         name="movement",
         level=level,
         sentence=f"{says}.",
         value=value,
-        lower=value,
-        upper=value,
         limit=0.0,
         step=step,
         advice=advice,
@@ -154,14 +152,12 @@ def finding_of_descent(course: LossCourse, *, downward_since: int | None, step: 
     if downward_since is None or math.isnan(low) or not low < 0 or not low < course.first:
         return None
     level: Level = "alert" if -low >= BLOWN * abs(course.first) else "warning"
-    return Finding(
+    return Finding.exact(
         name="descent",
         level=level,
         sentence=f"The loss fell from {figure(course.first)} to {figure(low)} by step {course.step}, and it curves downward in the outputs "
         f"of every sample since step {downward_since}: the larger the outputs, the less it is, without an end in sight.",
         value=low,
-        lower=low,
-        upper=low,
         limit=0.0,
         step=step,
         advice="Look at the sign of the loss: a likelihood or a reward has to be negated to be minimised.",

@@ -136,13 +136,11 @@ def finding_of_rise(
     if cause.kind == "not step":
         level = "warning" if loss.of_first >= 1 and not statistical else "notice"
         advice = "Look at the data, the labels and the numbers of the batches before that step."
-    return Finding(
+    return Finding.exact(
         name="loss_rise",
         level=level,
         sentence=f"{_rise(loss)} {_besides(cause)}.",
         value=loss.fold,
-        lower=loss.fold,
-        upper=loss.fold,
         step=loss.since,
         advice=advice,
     )

@@ -64,13 +64,11 @@ def finding_of_units(
         number = sum(round(shares[each.name] * each.units) for each in layers)
         says = f"{number} of {counted(sum(each.units for each in layers), 'unit')} are switched off on the {samples} samples of the probe"
     value = max(shares.values(), default=math.nan)
-    return Finding(
+    return Finding.exact(
         name="units",
         level=level,
         sentence=f"{says}.",
         value=value,
-        lower=value,
-        upper=value,
         limit=MANY,
         step=step,
         advice=advice,
@@ -117,13 +115,11 @@ def finding_of_layers(shares: Mapping[str, float], before: Mapping[str, float] |
     else:
         name = min(shares, key=lambda each: shares[each])
         says = f"Every layer moves the outputs; the least, {name}, by {percent(least)} of the kernel's trace"
-    return Finding(
+    return Finding.exact(
         name="layers",
         level=level,
         sentence=f"{says}.",
         value=least,
-        lower=least,
-        upper=least,
         limit=VANISHED,
         step=step,
         advice=advice,
@@ -184,13 +180,11 @@ def finding_of_not_finite(first: NotFinite | None, *, step: int, inputs_checked:
 
 
 def _finite(level: Level, says: str, advice: str, value: float, step: int) -> Finding:
-    return Finding(
+    return Finding.exact(
         name="not_finite",
         level=level,
         sentence=f"{says}.",
         value=value,
-        lower=value,
-        upper=value,
         limit=0.0,
         step=step,
         advice=advice,

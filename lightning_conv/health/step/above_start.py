@@ -82,13 +82,11 @@ def finding_of_above_start(above: AboveStart, rise: Finding | None) -> Finding |
         level: Level = "alert" if rise.level == "alert" else "warning"
         return replace(rise, level=level, sentence=f"{rise.sentence} {says}")
     value = times if times < math.inf else math.inf  # NaN as well
-    return Finding(
+    return Finding.exact(
         name="loss_rise",
         level="warning",
         sentence=says,
         value=value,
-        lower=value,
-        upper=value,
         limit=1.0,
         step=above.since,
     )
