@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -12,12 +13,18 @@ from torch.nn.modules.dropout import _DropoutNd
 from lightning_conv.callbacks.health.fit_of_run import FitOfRun
 from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.guarded import READING, attempted
+from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.findings.of_head import finding_of_head
 from lightning_conv.health.fit.head_floor import ITERATIONS, HeadFloor, head_floor
 from lightning_conv.last_layer.problem import HeadProblem
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import linear_layers
+from lightning_conv.networks.inputs import take
+from lightning_conv.networks.state import restored
+from lightning_conv.networks.undisturbed import undisturbed
+from lightning_conv.networks.watched import entering
 
 TIGHT = 0.01
 """Distance of the two ends of the floor, over the power of ten below the present loss."""
@@ -27,6 +34,9 @@ SAME = 1e-6
 
 REACH = 10.0
 """Times the norm of the present weights (plus 1) up to which the floor is to hold at least."""
+
+COMPARED = 16
+"""Samples whose features are compared between training and eval mode."""
 
 FLOPS, OVERHEAD = 1e9, 5e-4
 """Operations in float64 in a second, and seconds of an iteration beside them, roughly: by these the solver's time is told."""
@@ -86,8 +96,8 @@ class FrozenTrunk:
             return features if [self._head] == [*linear_layers(run.network)][-1:] else ""
         if features.head != self._head:
             return ""  # it is another layer that is trained
-        if augmented or (why := _changes(run)):
-            return augmented or why
+        if why := augmented or _changes(run) or _differs(run, self._head):
+            return why
         if fit.losses is None or fit.losses.kind == "custom" or run.targets is None:
             return "the loss is none whose formula is known"
         if features.narrow:
@@ -184,6 +194,37 @@ def _changes(run: RunView) -> str:
     moving = [each for each in modules if each.training and isinstance(each, (_BatchNorm, _DropoutNd))]
     random = [each for each in moving if isinstance(each, _BatchNorm) or each.p > 0]
     return f"the features change from step to step ({type(random[0]).__name__} in training mode)" if random else ""
+
+
+def _differs(run: RunView, head: str) -> str:
+    """Return why the features are others in the modes in which the run has its modules, as behind ``F.dropout``; empty if they are not.
+
+    Args:
+        run: The run at this moment.
+        head: Name of the last linear layer.
+
+    Cost: two forward passes of at most ``COMPARED`` samples.
+    """
+    network, seen = run.network, list[Tensor]()
+    modes = {name: each.training for name, each in run.measurement.probe.network(run.module).named_modules()}
+    hook = linear_layers(network)[head].register_forward_hook(
+        lambda _, args, kwargs, __: seen.append(entering(args, kwargs)), with_kwargs=True
+    )
+    try:
+        with isolated(), restored(network), undisturbed(network), torch.no_grad(), attempted(*READING) as attempt:
+            module = StatelessModule(network)
+            inputs = module.convert(take(run.inputs, slice(COMPARED)))
+            module.call({}, inputs)
+            for name, each in network.named_modules():
+                each.training = modes.get(name, False)
+            module.call({}, inputs)
+    finally:
+        hook.remove()
+    if attempt.failed or len(seen) != 2:
+        return attempt.reason or "the last layer is called several times"
+    still, trained = seen
+    same = still.shape == trained.shape and bool((trained - still).norm() <= SAME * still.norm())
+    return "" if same else "the features are others in training mode than in eval mode"
 
 
 def _trained(run: RunView) -> dict[str, nn.Parameter]:

@@ -133,6 +133,7 @@ class UpdateOfRun:
 
         Cost: two forward passes and a backward pass of the probe, and six to sixteen forward passes, in float64 if need be.
         """
+        self.scalars = dict.fromkeys(self.scalars, math.nan)  # those of the step that was watched before
         own = dict(run.network.named_parameters())
         weights = {name: each for name, each in trained_weights(run).items() if name in seen.before and name in own}
         updates = seen.update(weights)

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_conv.callbacks.monitors.beginning import Beginning
 from lightning_conv.callbacks.monitors.by_optimizer import OnError
 from lightning_conv.callbacks.run.beginning import reads_samples
-from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.callbacks import averaged_before, callbacks_of
 from lightning_conv.callbacks.run.guarded import Failures, guarded
 from lightning_conv.callbacks.run.logging import (
     log_metrics,
@@ -183,7 +183,14 @@ class KernelMonitor(Beginning):
         failed = trainer.global_step in self.failed[-1:]
         if self._kernel is None or failed or self._is_too_dear(trainer.global_step):
             return
-        if self._last_step == trainer.global_step or self._kernel.ends(trainer.global_step):
+        is_known = self._last_step == trainer.global_step
+        if not is_known and (averaging := averaged_before(trainer, self)):
+            if self._leads:
+                rank_zero_info(
+                    f"{self._name}: the last step is not measured, as {averaging} has put averaged weights in the place of those of the "
+                    "run; put it behind this callback in the trainer's list"
+                )
+        elif is_known or self._kernel.ends(trainer.global_step):
             self._measure_or_warn(trainer, pl_module, last=True)
         elif self._leads:
             rank_zero_info(

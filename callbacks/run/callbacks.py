@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 Kind = TypeVar("Kind")
 
@@ -31,6 +32,21 @@ def callbacks_of(trainer: pl.Trainer, kind: type[Kind]) -> list[Kind]:
 def find_callback(trainer: pl.Trainer, kind: type[Kind]) -> Kind | None:
     """Return the first callback of ``callbacks_of``, or None if there is none."""
     return next(iter(callbacks_of(trainer, kind)), None)
+
+
+def averaged_before(trainer: pl.Trainer, callback: pl.Callback) -> str:
+    """Return which callback of Lightning puts averaged weights in place of the last ones before another looks; empty: none does.
+
+    Args:
+        trainer: The trainer; its callbacks end the fit in the order of its list.
+        callback: The one that looks, in ``on_train_end``.
+    """
+    for each in all_callbacks(trainer):
+        if each is callback:
+            break
+        if isinstance(each, (StochasticWeightAveraging, WeightAveraging)):
+            return type(each).__name__
+    return ""
 
 
 def stored_state(checkpoint: Mapping[str, Any], key: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -50,12 +51,13 @@ class Schedule:
     _later: int = field(default=0, repr=False)  # number of later ones
 
     def __post_init__(self) -> None:
-        if self.every_n_steps is not None and self.every_n_steps < 1:
+        n, share = self.every_n_steps, self.max_overhead
+        if n is not None and (not isinstance(n, Integral) or isinstance(n, bool) or n < 1):
             raise MisconfigurationException(
-                f"every_n_steps: {self.every_n_steps}; need 1 or more, or None to go by max_overhead"
+                f"every_n_steps: {n!r}; need a whole number of 1 or more, or None to go by max_overhead"
             )
-        if not 0 < self.max_overhead <= 1:
-            raise MisconfigurationException(f"max_overhead: {self.max_overhead}; need a share of wall time in (0, 1]")
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
+            raise MisconfigurationException(f"max_overhead: {share!r}; need a share of wall time in (0, 1]")
 
     def begin(self, step: int) -> None:
         """Start the clock at the step of the first measurement, before it."""

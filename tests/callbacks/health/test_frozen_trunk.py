@@ -36,6 +36,16 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(chosen, lr=self.rate, momentum=0.9, weight_decay=self.decay)
 
 
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
+class FunctionalDropout(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
 @pytest.fixture
 def fit(make_trainer):
     def run(module, *, steps=20, health=None, **options):
@@ -119,6 +129,24 @@ def test_it_is_left_out_with_the_reason(fit, options, why):
     found, said, _ = fit(Net(**options))
     assert found is None
     assert why in said
+
+
+@pytest.mark.parametrize("inner", [FunctionalDropout, Noise])
+def test_features_that_differ_in_training_mode_by_no_layer_that_is_known(fit, inner):
+    class Whole(Net):
+        def __init__(self):
+            super().__init__(inner=inner())
+            self.net = nn.Sequential(
+                self.trunk, self.head
+            )  # one call, so that the measured network begins before the trunk
+            del self.trunk, self.head
+
+        def training_step(self, batch, batch_idx):
+            return self.loss(self.net(batch[0]), batch[1])
+
+    found, said, _ = fit(Whole(), steps=2)
+    assert found is None
+    assert "others in training mode" in said
 
 
 def test_a_trunk_that_is_trained_is_not_spoken_of(fit):

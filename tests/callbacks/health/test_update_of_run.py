@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceHealth, Probe
-from lightning_conv.callbacks.health.watched_step import WatchedStep
+from lightning_conv.callbacks.health.update_of_run import UpdateOfRun
+from lightning_conv.callbacks.health.watched_step import StepSeen, WatchedStep
 
 X = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.stack([X[:, :3].prod(1), X[:, 3:].sum(1).sin()], 1)
@@ -385,3 +387,18 @@ def test_it_is_found_in_a_group_that_rests_between_measurements(fit):
     (found,) = [each for each in group.callbacks if isinstance(each, ConvergenceHealth)]
     (stability,) = [each for each in found.findings if each.name == "stability"]
     assert stability.sentence.startswith("The step after step ")
+
+
+def test_a_watched_step_of_which_nothing_is_found_leaves_no_number_of_an_earlier_one():
+    updates = UpdateOfRun()
+    updates._own, updates.scalars = True, {"critical_ratio": 0.5, "critical_sharpness": 3.0}
+    net = nn.Linear(2, 1)
+    run = SimpleNamespace(
+        network=net,
+        trainer=SimpleNamespace(optimizers=[optim.SGD(net.parameters(), lr=0.1)]),
+        parameters_of_network=dict(net.named_parameters()),
+        measurement=SimpleNamespace(probe=Probe()),
+    )
+    seen = StepSeen(3, 0.1, {name: each.detach().clone() for name, each in net.named_parameters()})
+    assert updates.observe(run, seen) == "the update is zero"
+    assert all(math.isnan(each) for each in updates.scalars.values())

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -223,6 +223,22 @@ def test_first_and_last_step_are_measured_however_small_the_budget(tmp_path, mak
     trainer = make_trainer([LambdaMin(max_overhead=1e-9)], max_epochs=2, logger=TensorBoardLogger(tmp_path))
     trainer.fit(make_module(), make_loader())
     assert [event.step for event in events(trainer.logger.log_dir).Scalars("kernel/lambda_min")] == [0, 6]
+
+
+@pytest.mark.parametrize("average", [EMAWeightAveraging, lambda: StochasticWeightAveraging(0.1, swa_epoch_start=1)])
+@pytest.mark.parametrize("before", [True, False])
+def test_averaged_weights_are_not_taken_for_those_of_the_last_step(
+    average, before, make_trainer, make_module, make_loader
+):
+    monitor, averaging = KernelStability(every_n_steps=4), average()
+    trainer = make_trainer([averaging, monitor] if before else [monitor, averaging], max_epochs=3)
+    trainer.fit(make_module(dropout=0.0), make_loader())
+    alone = KernelStability(every_n_steps=4)
+    make_trainer([alone], max_epochs=3).fit(make_module(dropout=0.0), make_loader())
+    assert alone.last_step == 9
+    assert monitor.last_step == (8 if before else trainer.global_step)
+    if isinstance(averaging, EMAWeightAveraging) and not before:  # the other one has its own learning rate
+        assert monitor.drift == alone.drift
 
 
 def test_a_resumed_run_keeps_probe_and_reference(tmp_path, make_trainer, make_module, make_loader):

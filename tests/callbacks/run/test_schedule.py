@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_conv.callbacks.run import schedule as module
 from lightning_conv.callbacks.run.schedule import Schedule
@@ -209,3 +213,17 @@ def test_nothing_is_due_before_the_moment_until_which_it_rests(clock, later, fir
 
 def test_where_the_steps_decide_it_never_rests():
     assert Schedule(5, 0.03).rests_until(3) == 0.0
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "3", True])
+def test_a_number_of_steps_that_is_none_is_refused_by_its_value(steps):
+    with pytest.raises(
+        MisconfigurationException, match=rf"every_n_steps: {re.escape(repr(steps))}; need a whole number"
+    ):
+        Schedule(steps, 0.03)
+
+
+@pytest.mark.parametrize("share", [0, 1.5, math.nan, "x", True, None])
+def test_a_share_that_is_none_is_refused_by_its_value(share):
+    with pytest.raises(MisconfigurationException, match=rf"max_overhead: {re.escape(repr(share))}; need a share"):
+        Schedule(None, share)
