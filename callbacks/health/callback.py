@@ -102,6 +102,7 @@ class ConvergenceHealth(HealthHooks):
     def _clear(self) -> None:
         self._record = HealthRecord(audit_labels=self.audit_labels)
         self._announcements = Announcements(self.on_alert)
+        self._tags = set()
 
     @override
     def forget(self) -> None:

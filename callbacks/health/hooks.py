@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -48,6 +49,7 @@ class HealthHooks(KernelMonitor):
 
     _record: HealthRecord
     _announcements: Announcements
+    _tags: set[str]  # of the findings that were there at the last measurement
 
     @property
     def findings(self) -> list[Finding]:
@@ -148,7 +150,9 @@ class HealthHooks(KernelMonitor):
         self._announcements.stop_together(trainer)
         now = {tag_of(each) for each in self.findings if each.step in (None, step)} | {LEVEL}  # others are older
         of_findings = {name: value for name, value in health_scalars(self.findings).items() if name in now}
-        return self._record.scalars | of_findings
+        tags = {tag_of(each) for each in self.findings}
+        gone, self._tags = self._tags - tags, tags
+        return self._record.scalars | dict.fromkeys(gone, math.nan) | of_findings
 
     def _affords(self, step: int, seconds: float) -> bool:
         """Return whether a costly part may take so long: all of them together get a third of the share, and ``FREE`` at the start."""

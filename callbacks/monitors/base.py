@@ -98,6 +98,10 @@ class KernelMonitor(Beginning):
         for each in self.by_optimizer.values():
             if each._kernel is not None:  # the last run ended in an error, after which there is no teardown
                 each._restored, each._kernel = each.state_dict(), None
+        if self.loss_fn is not None and not callable(self.loss_fn):
+            raise MisconfigurationException(
+                f"{type(self).__name__}: loss_fn={self.loss_fn!r}; need loss_fn(outputs, targets), such as torch.nn.functional.mse_loss"
+            )
         if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
             raise MisconfigurationException(
                 f"{type(self).__name__}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one "

@@ -46,6 +46,10 @@ class ByOptimizer(pl.Callback):
             raise MisconfigurationException(
                 f"{type(self).__name__}: on_error={on_error!r} is not one of {', '.join(get_args(OnError))}"
             )
+        if probe is not None and (isinstance(probe, bool) or not isinstance(probe, (Probe, int))):
+            raise MisconfigurationException(
+                f"{type(self).__name__}: probe={probe!r}; need a Probe, or a number of samples such as 128"
+            )
         self.on_error: OnError = on_error
         self.probe = probe if isinstance(probe, Probe) else Probe() if probe is None else Probe(size=probe)
         self.every_n_steps = every_n_steps

@@ -96,7 +96,8 @@ class Moments:
             batch_norm: See ``Probe``.
         """
         module = self._trainer.lightning_module
-        key = self._trainer.global_step, *(each._version for each in module.parameters())
+        tensors = (*module.parameters(), *module.buffers())
+        key = self._trainer.global_step, *(number for each in tensors for number in (each._version, _place(each)))
         if self._now is None or self._now[0] != key:
             self.forget()  # before the next copy is made
             with isolated():
@@ -120,3 +121,11 @@ class Moments:
         """Forget the copy of the weights."""
         if self._now is not None:
             self._head, self._now = self._now[1].head, None
+
+
+def _place(tensor: Tensor) -> int:
+    """Return where the numbers of a tensor are, which an assignment to ``data`` changes; 0: it has no such place."""
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError):  # sparse, lazy or a subclass
+        return 0

@@ -95,8 +95,15 @@ class Probe:
     ) -> None:
         self.given = frozenset(name for name, value in (("size", size), ("outputs", outputs)) if value is not None)
         size, outputs = 128 if size is None else size, "trace" if outputs is None else outputs
-        if size < 2:
-            raise MisconfigurationException(f"Probe: size={size}; a kernel needs at least 2 samples")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+            raise MisconfigurationException(
+                f"Probe: size={size!r}; a kernel needs at least 2 samples, as a whole number"
+            )
+        for name, function in (("input_fn", input_fn), ("forward_fn", forward_fn), ("target_fn", target_fn)):
+            if function is not None and not callable(function):
+                raise MisconfigurationException(
+                    f"Probe: {name}={function!r}; need a function, such as lambda batch: batch[0]"
+                )
         for name, value, allowed in (
             ("outputs", outputs, get_args(ProbeOutputs)),
             ("batch_norm", batch_norm, ("frozen", "eval")),

@@ -40,6 +40,7 @@ def finding_of_update(course: StabilityCourse, *, optimizer: str, own: bool = Fa
         ``notice``: the update is more than ``LONG`` times the critical one. ``ok``: everything else. The value is 1 / c.
     """
     now = course.now
+    known = now.lower if math.isinf(now.upper) or not now.lower else math.sqrt(now.lower * now.upper)
     critical = "the length from which on it raises the loss of the probe"
     trend = f" and {course.trend}" if len(course.recent) > 1 else ""
     since = "" if course.since is None else f", above 1 since step {course.since}"
@@ -49,18 +50,17 @@ def finding_of_update(course: StabilityCourse, *, optimizer: str, own: bool = Fa
         says = f"raises the loss of the probe, even shortened to 1/{figure(now.lower)} of its length{since}, as momentum does at times"
     elif now.lower > LONG:
         level = "notice"
-        says = f"is {figure(now.lower)} times {critical}{trend}{since}"
+        says = f"is {figure(known)} times {critical}{trend}{since}"
     elif now.lower > EDGE:
-        says = f"is {figure(now.lower)} times {critical}{trend}{since}, which is usual in training"
+        says = f"is {figure(known)} times {critical}{trend}{since}, which is usual in training"
     elif not now.lower:
         says = f"does not raise the loss of the probe, even at {figure(1 / now.upper)} times its length"
     else:
-        far = f": far from it, by a factor of {figure(1 / now.upper)}" if now.upper < FAR else ""
-        says = f"is {figure(now.lower)} of {critical}{trend}{far}"
+        far = f": far from it, by a factor of {figure(1 / known)}" if now.upper < FAR else ""
+        says = f"is {figure(known)} times {critical}{trend}{far}"
     subject, alone = "The update", "its update alone"
     if own:
         subject, alone = f"The step after step {now.step}", "this step alone, which has the gradient of its own batch"
-    known = now.lower if math.isinf(now.upper) or not now.lower else math.sqrt(now.lower * now.upper)
     return Finding(
         name="stability",
         level=level,

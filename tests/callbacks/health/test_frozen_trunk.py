@@ -51,7 +51,7 @@ def fit(make_trainer):
     def run(module, *, steps=20, health=None, **options):
         health = health or ConvergenceHealth(Probe(96), every_n_steps=10)
         data = TensorDataset(X, options.pop("targets", Y))
-        trainer = make_trainer([health], max_epochs=steps, **options)
+        trainer = make_trainer([*options.pop("more", []), health], max_epochs=steps, **options)
         trainer.fit(module, DataLoader(data, batch_size=96), ckpt_path=None)
         found = {each.name: each for each in health.findings}
         why = next((why for why, names in health.not_judged.items() if "frozen_trunk" in names), None)
@@ -152,6 +152,20 @@ def test_features_that_differ_in_training_mode_by_no_layer_that_is_known(fit, in
 def test_a_trunk_that_is_trained_is_not_spoken_of(fit):
     assert fit(Net(frozen=()))[:2] == (None, None)
     assert fit(Net(frozen=("head",)))[:2] == (None, None)
+
+
+def test_its_number_does_not_stay_when_the_trunk_is_trained(fit):
+    class Unfreeze(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 12:
+                module.trunk.requires_grad_(True)
+                trainer.optimizers[0].add_param_group({"params": list(module.trunk.parameters())})
+
+    health = ConvergenceHealth(Probe(96), every_n_steps=10)
+    found, _, trainer = fit(Net(trained="head"), steps=30, health=health, more=[Unfreeze()])
+    assert found is None
+    assert torch.isnan(trainer.callback_metrics["health/frozen_trunk"])
+    assert torch.isfinite(trainer.callback_metrics["health/loss_floor"])
 
 
 def test_weight_decay_does_not_make_it_smaller(fit):

@@ -276,3 +276,60 @@ def test_a_tied_weight_is_found_by_each_of_its_names(pattern):
 
     names = Probe(parameters=pattern).parameter_names(Tied())
     assert names == ["trunk.weight", *(["head.bias"] if pattern == "head.*" else [])]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"size": 1.5}, r"size=1\.5; a kernel needs at least 2 samples, as a whole number"),
+        ({"size": True}, "size=True; a kernel needs at least 2 samples"),
+        ({"forward_fn": "forward"}, "forward_fn='forward'; need a function"),
+        ({"input_fn": 0}, "input_fn=0; need a function"),
+        ({"target_fn": "y"}, "target_fn='y'; need a function"),
+    ],
+)
+def test_wrong_types_are_refused_by_name_and_value(options, said):
+    with pytest.raises(MisconfigurationException, match=f"Probe: {said}"):
+        Probe(**options)
+
+
+@pytest.mark.parametrize("probe", ["x", 1.5, True])
+def test_a_monitor_refuses_what_is_no_probe(probe):
+    with pytest.raises(
+        MisconfigurationException, match=f"LambdaMin: probe={probe!r}; need a Probe, or a number of samples"
+    ):
+        LambdaMin(probe)
+
+
+def test_a_loss_that_is_no_function_is_refused_before_training(make_trainer, make_module, make_loader):
+    module = make_module()
+    with pytest.raises(MisconfigurationException, match="LambdaMin: loss_fn='mse'; need loss_fn"):
+        make_trainer([LambdaMin(32, loss_fn="mse")], max_epochs=1).fit(module, make_loader())
+    assert module.losses == []
+
+
+@pytest.mark.parametrize("change", ["data", "in place", "statistics"])
+def test_what_was_computed_is_not_used_at_other_weights(make_trainer, make_module, make_loader, change):
+    """Another callback may write to weights or statistics between two of ours, in ways that count no version."""
+    kept = []
+
+    class Look(LambdaMin):
+        def record(self, trainer, gram, spectrum, step):
+            kept.append(self._kernel.moment().outputs.clone())
+            weight, statistics = trainer.lightning_module.classifier.weight, trainer.lightning_module.norm.running_mean
+            with torch.no_grad():
+                if change == "data":
+                    weight.data = 2 * weight.data
+                elif change == "in place":
+                    weight.mul_(2)
+                else:
+                    statistics.add_(1)
+            kept.append(self._kernel.moment().outputs.clone())
+            return super().record(trainer, gram, spectrum, step)
+
+    module = make_module()
+    module.norm = torch.nn.BatchNorm1d(120)
+    module.forward = lambda x: module.classifier(module.norm(module.trunk(x)))
+    probe = Probe(32, batch_norm="eval")
+    make_trainer([Look(probe, every_n_steps=100)], max_epochs=1, max_steps=1).fit(module, make_loader())
+    assert not torch.allclose(kept[0], kept[1])
