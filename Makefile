@@ -33,8 +33,8 @@ demo: $(INSTALLED) ## Train the wide network with and without the guard and comp
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 10
 
 .PHONY: test
-test: $(INSTALLED) ## Run the tests, but for the slow ones
-	$(PYTEST) -m "not slow and not docs"
+test: $(INSTALLED) ## Run the tests, but for the slow ones, and of those with many cases every fourth case
+	$(PYTEST) -m "not slow and not docs" --every 4
 
 .PHONY: test-all
 test-all: $(INSTALLED) ## Run the tests, the slow ones too

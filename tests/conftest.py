@@ -1,6 +1,7 @@
 """What every test shares: few threads, a fixed seed and no display."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 # Set before torch is imported, and inherited by the processes that tests start. Threads that share a core wait for each
@@ -26,6 +27,28 @@ if not torch.accelerator.is_available():
     for device in (torch.cuda, torch.xpu, torch.mtia):
         device.manual_seed_all = lambda seed: None
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--every N``: of a test with many cases only each N-th one is run."""
+    parser.addoption(
+        "--every", type=int, default=1, metavar="N", help="run each N-th case of a test with several, from the first on"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the cases that ``--every`` does not ask for; each test keeps its first one."""
+    every: int = config.getoption("--every")
+    if every < 2:
+        return
+    counts: Counter[str] = Counter()
+    kept, left = [], []
+    for item in items:
+        name = item.nodeid.split("[")[0]
+        (left if counts[name] % every else kept).append(item)
+        counts[name] += 1
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True)
