@@ -68,7 +68,7 @@ def _name(node: ast.keyword | ast.arg | ast.FunctionDef | ast.Attribute) -> str:
 
 
 def _called(node: ast.Call) -> str:
-    return ast.unparse(node.func).rpartition(".")[2]
+    return ast.unparse(node.func).removesuffix(".exact").rpartition(".")[2]
 
 
 def comes_from(tag: str, words: set[str]) -> bool:
