@@ -239,9 +239,10 @@ class KernelMonitor(Beginning):
             publish(trainer, self._tagged(self._metrics))
             self._last_step, self.measured = step, self._kernel.words(self.loss_fn)
             self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
-        # A figure costs more than a small kernel: figures get a third of the budget, except the last one.
+        # A figure costs more than a small kernel: figures get a third of the budget, except the last one (the only one, if time is short).
         before = time.perf_counter()
-        if (last and (self._drawn is None or self._drawn[0] != step)) or self._may_draw(before, step):
+        ends = last and (self._drawn is None or (self._drawn[0] != step and self._may_end(self._drawn[2], step)))
+        if ends or self._may_draw(before, step):
             self.draw(trainer, gram, spectrum, step)
             self._drawn = step, before, time.perf_counter() - before
         self._kernel.schedule.spend(step, time.perf_counter() - start)
@@ -254,6 +255,10 @@ class KernelMonitor(Beginning):
 
     def _without(self, names: frozenset[str]) -> dict[str, float]:
         return {name: value for name, value in self._metrics.items() if name not in names}
+
+    def _may_end(self, seconds: float, step: int) -> bool:
+        assert self._kernel is not None
+        return self._kernel.schedule.allows_at_end(seconds, step)
 
     def _may_draw(self, now: float, step: int) -> bool:
         assert self._kernel is not None

@@ -14,6 +14,9 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.reporting.series import Series
 from lightning_conv.reporting.tags import GROUPS
 
+IDLE_EPOCHS = 8
+"""Of so many epochs one is looked at while the module has logged nothing: reading takes 0.1 ms, as long as a small step."""
+
 MOST_SERIES = 300
 """Quantities that are kept; of the user's own the first ones."""
 
@@ -82,7 +85,9 @@ class SeriesKeeper(pl.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._keep_of_module(trainer)
+        # A module that has logged nothing so far is asked again in some epochs only, the same ones on all ranks.
+        if self._seen or trainer.current_epoch < IDLE_EPOCHS or trainer.current_epoch % IDLE_EPOCHS == 0:
+            self._keep_of_module(trainer)
 
     def _keep_of_module(self, trainer: pl.Trainer) -> None:
         """Keep what the module has logged since the last time."""
