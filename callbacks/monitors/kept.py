@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.by_optimizer import ByOptimizer
-from lightning_conv.callbacks.run.callbacks import stored_state
+from lightning_conv.callbacks.run.callbacks import load_from_group
 from lightning_conv.machine.gemm import keep_product, product_name
 from lightning_conv.networks.inputs import sample_count
 
@@ -48,9 +48,7 @@ class Kept(ByOptimizer):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        by_itself = self.state_key in checkpoint.get("callbacks", {})
-        if not by_itself and (state := stored_state(checkpoint, self.state_key)) is not None:
-            self.load_state_dict(state)  # it was in a group
+        load_from_group(self, checkpoint)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -60,3 +60,15 @@ def stored_state(checkpoint: Mapping[str, Any], key: str) -> dict[str, Any] | No
     groups = [each for each in states.values() if isinstance(each, Mapping)]
     found = [each[key] for each in (states, *groups) if isinstance(each.get(key), Mapping)]
     return dict(found[0]) if found else None
+
+
+def load_from_group(callback: pl.Callback, checkpoint: Mapping[str, Any]) -> None:
+    """Give a callback its state in a checkpoint in which it was a member of a group; one that was there by itself has it from the trainer.
+
+    Args:
+        callback: The callback.
+        checkpoint: The checkpoint.
+    """
+    by_itself = callback.state_key in checkpoint.get("callbacks", {})
+    if not by_itself and (state := stored_state(checkpoint, callback.state_key)) is not None:
+        callback.load_state_dict(state)

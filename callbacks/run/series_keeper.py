@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from lightning_conv.callbacks.run.callbacks import stored_state
+from lightning_conv.callbacks.run.callbacks import load_from_group
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.reporting.series import Series
 from lightning_conv.reporting.tags import GROUPS
@@ -117,6 +117,4 @@ class SeriesKeeper(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        by_itself = self.state_key in checkpoint.get("callbacks", {})
-        if not by_itself and (state := stored_state(checkpoint, self.state_key)) is not None:
-            self.load_state_dict(state)  # it was in a group
+        load_from_group(self, checkpoint)

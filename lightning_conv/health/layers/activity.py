@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_conv.arguments import require_option
-from lightning_conv.kernels.reading.samples import require_float_inputs
+from lightning_conv.health.layers.checked import require_samples
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
-from lightning_conv.networks.inputs import Inputs, sample_count
-from lightning_conv.networks.supported import require_module
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.undisturbed import undisturbed
 
 aten = torch.ops.aten
@@ -84,12 +82,7 @@ def unit_activity(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode
 
     Cost: one forward pass.
     """
-    require_module(model)
-    require_option("batch_norm", batch_norm, get_args(BatchNormMode))
-    require_float_inputs(inputs)
-    count = sample_count(inputs)
-    if count < 2:
-        raise ValueError(f"inputs: {count} sample; need at least two")
+    count = require_samples(model, inputs, batch_norm)
     watch = _Watch(count)
     with undisturbed(model), torch.no_grad():
         module = StatelessModule(model, batch_norm=batch_norm, statistics_of=inputs)

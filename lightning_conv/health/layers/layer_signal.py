@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.arguments import require_option
-from lightning_conv.kernels.reading.samples import require_float_inputs
+from lightning_conv.health.layers.checked import require_samples
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
-from lightning_conv.networks.inputs import Inputs, sample_count
-from lightning_conv.networks.supported import require_module
+from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.undisturbed import undisturbed
 
 LAYERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd)
@@ -52,12 +50,7 @@ def layer_signal(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode 
 
     Cost: one forward pass.
     """
-    require_module(model)
-    require_option("batch_norm", batch_norm, get_args(BatchNormMode))
-    require_float_inputs(inputs)
-    count = sample_count(inputs)
-    if count < 2:
-        raise ValueError(f"inputs: {count} sample; need at least two")
+    count = require_samples(model, inputs, batch_norm)
     found: dict[str, float] = {}
 
     def seen(name: str) -> Callable[..., None]:
