@@ -32,6 +32,9 @@ from lightning_conv.theory.tools.observation import Observation
 PASSES = 12
 """Forward and backward passes of the probe that a measurement takes, roughly: at the first one it looks at the network, too."""
 
+AFTER_PASSES = 4
+"""Forward and backward passes that the step after a measurement takes, roughly, before it is known: a copy of the weights among them."""
+
 SECONDS_PER_WEIGHT = 2.5e-7
 """Seconds that norms take for each weight, roughly: 2.8 s for ResNet-18 on one core."""
 
@@ -99,7 +102,8 @@ class ConvergenceCriteria(KernelMonitor):
         MisconfigurationException: an unknown name in ``which``, a radius that is not positive; otherwise as ``LambdaMin``.
 
     Cost: a measurement takes one ``ntk_gram`` with its spectrum (shared), one gradient on the probe, up to six forward passes, and two
-    spectral norms per layer; ``"du"`` with the full kernel adds two forward passes in float64, and one eigenvalue problem per run;
+    spectral norms per layer, of which the part after the step is left out where the step is no plain descent and the run cannot afford
+    it; ``"du"`` with the full kernel adds two forward passes in float64, and one eigenvalue problem per run;
     ``radius`` adds about 400 gradients on the probe in float64, once. Memory: a copy of the trained parameters for the whole run (also
     in the checkpoint), two more for the step after a measurement, some ten in float64 during the search.
 
@@ -131,6 +135,7 @@ class ConvergenceCriteria(KernelMonitor):
         self._record = RunRecord(self._prototypes, self.loss_fn)
         self._said: list[tuple[str, Verdict]] = []
         self._waited = False  # whether a measurement waited for a step when the checkpoint was written
+        self._observing: float | None = None  # seconds that looking at the last step after a measurement has taken
         self.once = frozenset(f"theory/{name}" for name in self._record.once)
 
     @override
@@ -192,15 +197,27 @@ class ConvergenceCriteria(KernelMonitor):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        waits = self._record.observer.pending is not None and trainer.global_step > self.history[-1].step
-        if waits and self._kernel is not None and not trainer.received_sigterm:
+        observer = self._record.observer
+        waits = observer.pending is not None and trainer.global_step > self.history[-1].step
+        if waits and self._kernel is not None and not self._may_observe(self._kernel, trainer.global_step):
+            observer.pending = None
+        elif waits and self._kernel is not None and not trainer.received_sigterm:
             begun, step = time.perf_counter(), self.history[-1].step
             with measuring(trainer), guarded(step, self._not_observed, failures=self._record.failures):
                 run = self._record.observe(trainer, self._kernel)
                 if run is not None:
                     self._judge_again(run, step)
-            self._kernel.schedule.spend(trainer.global_step, time.perf_counter() - begun)
+            self._observing = time.perf_counter() - begun
+            self._kernel.schedule.spend(trainer.global_step, self._observing)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _may_observe(self, kernel: Measurement, step: int) -> bool:
+        """Return whether the step after a measurement is looked at: if it is plain descent, which theorems speak of, or is affordable."""
+        pending, schedule = self._record.observer.pending, kernel.schedule
+        if pending is None or not math.isnan(pending.rate) or schedule.every_n_steps is not None:
+            return True
+        seconds = AFTER_PASSES * kernel.pass_seconds if self._observing is None else self._observing
+        return kernel.decisions.alike(schedule.allows_beside(seconds, step))
 
     @override
     def own_seconds(self, kernel: Measurement) -> float:

@@ -165,7 +165,7 @@ class Observer:
             seen,
             departure=departure,
             rounding=rounding,
-            next_loss=run.sample_loss().value() - run.infimum,
+            next_loss=run.loss_now() - run.infimum,
             linear=inner(pending.gradient, moved),
             moved=norm(moved),
             spectral=largest_spectral_norm(moved) if self._spectral else math.nan,

@@ -60,7 +60,7 @@ class CourseOfRun:
         if run.loss_unknown or run.loss_targets is None:
             self._undecided["loss"] = run.loss_unknown or "no targets are known"
             return None
-        loss = run.sample_loss().value()
+        loss = run.loss_now()
         if has_batch_norm(run.network) and run.measurement.probe.batch_norm == "eval":
             return loss  # running statistics lag behind: this loss may rise in a run that is well
         if self.probe is None:

@@ -67,7 +67,7 @@ class StartOfRun:
         Args:
             run: The run at this moment.
         """
-        layers = layer_signal(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
+        layers = run.seen_by(layer_signal)
         self._lost_since = (run.step if self._lost_since is None else self._lost_since) if is_lost(layers) else None
         found = finding_of_signal(layers, excess=self._excess, lost_since=self._lost_since, step=run.step)
         return [] if found is None or self.equal_inputs else [found]

@@ -32,7 +32,7 @@ class UnitsOfRun:
         """
         if equal_inputs:
             return None
-        layers = unit_activity(run.network, run.inputs, batch_norm=run.measurement.probe.batch_norm)
+        layers = run.seen_by(unit_activity)
         self._out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
         since = min(self._out.values(), default=None)
         silent = is_constant(run.outputs)

@@ -39,8 +39,10 @@ def last_features(network: nn.Module, inputs: Inputs, head: str = "") -> LastFea
     Cost: one forward pass in float32 and one in float64.
     """
     with attempted(*READING) as attempt:
-        found = head_again(network, inputs, head)
-        coarse = last_hidden_features(network, found, inputs, dtype=torch.float32).cpu()
+        found, seen = head_again(network, inputs, head)
+        if seen is None or seen.dtype != torch.float32:
+            seen = last_hidden_features(network, found, inputs, dtype=torch.float32)
+        coarse = seen.cpu()
         fine, narrowing = watched_features(StatelessModule(network, dtype=torch.float64), found, inputs)
         values = fine.cpu()
         if narrowing is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,8 +18,11 @@ from lightning_conv.callbacks.run.observe_run import copy_of
 from lightning_conv.callbacks.run.outputs_on import outputs_on
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossFn
+from lightning_conv.networks.batch_norm import BatchStatistics, has_batch_norm
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
+
+Seen = TypeVar("Seen")
 
 
 class Moment:
@@ -41,9 +46,26 @@ class Moment:
         self._loss: tuple[LossFn, Tensor, SampleLoss] | None = None
 
     @cached_property
+    def _seen(self) -> tuple[Tensor, BatchStatistics | None]:
+        return outputs_on(self.network, self.inputs, self._batch_norm)
+
+    @property
     def shaped_outputs(self) -> Tensor:
         """Return u in the shape that the network gives, (m, ...), as losses take it."""
-        return outputs_on(self.network, self.inputs, self._batch_norm)
+        return self._seen[0]
+
+    @property
+    def _statistics(self) -> BatchStatistics | None:
+        """Return the statistics of the probe in the BatchNorm layers, with ``"frozen"``; None: there are none."""
+        return self._seen[1] if self._batch_norm == "frozen" and has_batch_norm(self.network) else None
+
+    def seen_by(self, look: Callable[..., Seen]) -> Seen:
+        """Return what a function of network and samples sees, in the mode of BatchNorm that the probe has.
+
+        Args:
+            look: Takes network and samples, and ``batch_norm=`` and ``statistics=`` as ``unit_activity`` does.
+        """
+        return look(self.network, self.inputs, batch_norm=self._batch_norm, statistics=self._statistics)
 
     @property
     def outputs(self) -> Tensor:
@@ -58,8 +80,7 @@ class Moment:
             loss_fn: The loss.
         """
         if self._loss is None or self._loss[0] is not loss_fn or not torch.equal(self._loss[1], targets):
-            made = SampleLoss(self.network, self.inputs, targets, loss_fn, batch_norm=self._batch_norm)
-            self._loss = loss_fn, targets, made
+            self._loss = loss_fn, targets, self.seen_by(partial(SampleLoss, targets=targets, loss_fn=loss_fn))
         return self._loss[2]
 
     @cached_property

@@ -64,8 +64,8 @@ def _timed(
     network, found = measurement.network(), []
     batches = [to_device(spread(measurement.inputs, size), trainer.lightning_module.device) for size in sizes]
     with isolated(), restored(network), undisturbed(network):
-        # Which samples BatchNorm has its statistics of does not matter to the time.
-        module = StatelessModule(network, batch_norm=measurement.probe.batch_norm, statistics_of=batches[0])
+        # Whose statistics BatchNorm holds constant does not matter to the time.
+        module = StatelessModule(network, batch_norm="batch" if measurement.probe.batch_norm == "batch" else "eval")
         parameters = {name: module.parameters[name].requires_grad_() for name in measurement.parameters}
         for size, inputs in zip(sizes, batches, strict=True):
             rows = map_inputs(lambda tensor: tensor, module.convert(inputs))

@@ -19,6 +19,7 @@ from lightning_conv.callbacks.run.layer_norms import LayerNorms
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.run_loss import RunLoss
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.callbacks.run.moment import Seen
 from lightning_conv.callbacks.run.steps import Steps, describe_steps
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossKind
@@ -101,6 +102,14 @@ class RunView:
         """The same in the shape that the network gives, (n, ...), as losses take it."""
         return self.measurement.moment().shaped_outputs
 
+    def seen_by(self, look: Callable[..., Seen]) -> Seen:
+        """Return what a function of network and samples sees at the weights of now (``Moment.seen_by``).
+
+        Args:
+            look: The function.
+        """
+        return self.measurement.moment().seen_by(look)
+
     @cached_property
     def exact_outputs(self) -> Tensor:
         """The outputs in float64; for the forward pass a float64 copy of the weights is made."""
@@ -156,6 +165,10 @@ class RunView:
             return self.measurement.moment().sample_loss(targets, loss_fn)
         loss = partial(SampleLoss, self.network, self.inputs, targets, loss_fn, batch_norm=batch_norm, dtype=dtype)
         return loss(chunk=self.samples) if batch_norm == "batch" else loss()
+
+    def loss_now(self) -> float:
+        """Return the loss on the probe; without a forward, where the outputs are known."""
+        return self.sample_loss().of_outputs(self.shaped_outputs)
 
     @cached_property
     def steps(self) -> Steps:

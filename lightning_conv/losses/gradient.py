@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.losses.kind import LossFn, loss_kind
+from lightning_conv.networks.batch_norm import BatchStatistics
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.undisturbed import undisturbed
@@ -27,6 +28,7 @@ class SampleLoss:
         batch_norm: mode of BatchNorm layers, see ``StatelessModule``; ``"frozen"`` uses the statistics of ``inputs``.
         chunk: samples that go through the network together.
         dtype: type in which the network is evaluated; None: its own, float32 at least.
+        statistics: those of ``inputs`` at the present weights, where they are known, for ``"frozen"``; None: a forward finds them.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class SampleLoss:
         batch_norm: BatchNormMode = "eval",
         chunk: int = 128,
         dtype: torch.dtype | None = None,
+        statistics: BatchStatistics | None = None,
     ) -> None:
         with undisturbed(network):
-            self._module = StatelessModule(network, dtype=dtype, batch_norm=batch_norm, statistics_of=inputs)
+            of = inputs if statistics is None else statistics
+            self._module = StatelessModule(network, dtype=dtype, batch_norm=batch_norm, statistics_of=of)
         self._network, self._loss, self._targets = network, loss_kind(loss_fn), targets.to(self._module.device)
         converted, n = self._module.convert(inputs), sample_count(inputs)
         self._parts = [take(converted, slice(s, s + chunk)) for s in range(0, n, chunk)]
@@ -50,6 +54,15 @@ class SampleLoss:
         """Return u in the type of the evaluation: one forward pass."""
         with undisturbed(self._network), torch.no_grad():
             return torch.cat([self._outputs({}, part) for part in self._parts])
+
+    def of_outputs(self, outputs: Tensor) -> float:
+        """Return f at given outputs.
+
+        Args:
+            outputs: u of all samples, in the shape that the network gives.
+        """
+        with torch.no_grad():
+            return float(self._value(outputs))
 
     def value(self, *, at: Mapping[str, Tensor] | None = None) -> float:
         """Return f: one forward pass.

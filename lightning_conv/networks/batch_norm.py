@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,12 +37,38 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 layer.__dict__["forward"] = forward
 
 
-def adopt_statistics(model: nn.Module, call: Callable[[], object]) -> None:
+@dataclass(frozen=True)
+class BatchStatistics:
+    """The statistics of a batch in all BatchNorm layers of a module, and what the module makes of the batch with them.
+
+    Attributes:
+        buffers: Means and variances by the names of the module's buffers.
+        made: What the forward returned.
+    """
+
+    buffers: Mapping[str, Tensor]
+    made: object
+
+
+def places_of_statistics(model: nn.Module) -> list[str]:
+    """Return the attributes in which BatchNorm layers keep mean and variance, as ``places_of`` names them.
+
+    Args:
+        model: The module.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return [f"{name}.{kind}".lstrip(".") for name in layers for kind in ("running_mean", "running_var")]
+
+
+def adopt_statistics(model: nn.Module, call: Callable[[], object]) -> object:
     """Overwrite the running statistics of BatchNorm layers by those of a batch, with the biased variance that train mode uses.
 
     Args:
         model: The module.
         call: Evaluates it on the batch, with the tensors that may be written in place of its own.
+
+    Returns:
+        What the call returned: the outputs with these statistics, since each layer adopts its own before it computes.
 
     Raises:
         ValueError: a layer is called twice.
@@ -61,7 +88,7 @@ def adopt_statistics(model: nn.Module, call: Callable[[], object]) -> None:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     handles = [layer.register_forward_pre_hook(adopt) for layer in layers.values()]
     try:
-        call()
+        made = call()
     finally:
         for handle in handles:
             handle.remove()
@@ -71,6 +98,7 @@ def adopt_statistics(model: nn.Module, call: Callable[[], object]) -> None:
             f'batch_norm: "frozen" needs one call of each BatchNorm per forward, but {repeated} are called several '
             'times, each time with other statistics; use batch_norm="eval"'
         )
+    return made
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

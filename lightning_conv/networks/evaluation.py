@@ -18,7 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_conv.arguments import require_option
 from lightning_conv.networks.aside import aside
-from lightning_conv.networks.batch_norm import adopt_statistics, batch_statistics, refuse_batch_statistics
+from lightning_conv.networks.batch_norm import (
+    BatchStatistics,
+    adopt_statistics,
+    batch_statistics,
+    places_of_statistics,
+    refuse_batch_statistics,
+)
 from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
 from lightning_conv.networks.outputs import described
@@ -42,9 +48,13 @@ class StatelessModule:
             without the derivative through mean and variance. ``"batch"``: the statistics of the batch that is evaluated, with
             derivatives through them. This is train-mode BatchNorm, with everything else in eval mode; it couples the
             samples.
-        statistics_of: the batch that provides the statistics; required for ``"frozen"``.
+        statistics_of: the batch that provides the statistics, or what another evaluation of the module at the same weights has found
+            of it (``statistics``), in place of a forward; required for ``"frozen"``.
         before: called before each call, such as to put back what the forward writes to attributes.
         copies: whether each call gets its own copies of the parameters, for a forward that writes to them.
+
+    Attributes:
+        statistics: those of ``statistics_of``, with ``"frozen"`` where there are BatchNorm layers; otherwise None.
 
     Raises:
         ValueError: ``batch_norm`` is unknown; a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice
@@ -57,7 +67,7 @@ class StatelessModule:
         *,
         dtype: torch.dtype | None = None,
         batch_norm: BatchNormMode = "eval",
-        statistics_of: Inputs | None = None,
+        statistics_of: Inputs | BatchStatistics | None = None,
         before: Callable[[], None] | None = None,
         copies: bool = False,
     ) -> None:
@@ -81,6 +91,7 @@ class StatelessModule:
         self.buffers = {name: self._convert(b.detach()).clone() for name, b in model.named_buffers()}
         self._places = places_of(model)
         self.lone: set[torch.Size] = set()  # shapes of results for one sample that lack its dimension, as was verified
+        self.statistics: BatchStatistics | None = None
         if batch_norm != "batch":
             refuse_batch_statistics(model)
         if batch_norm == "frozen" and any(isinstance(module, _BatchNorm) for module in model.modules()):
@@ -88,8 +99,14 @@ class StatelessModule:
                 raise ValueError(
                     'statistics_of: batch_norm="frozen" needs the batch that gives the statistics, got None'
                 )
+            if isinstance(statistics_of, BatchStatistics):
+                self.buffers |= {name: self._convert(each).clone() for name, each in statistics_of.buffers.items()}
+                self.statistics = statistics_of
+                return
             # Not under no_grad: the forward may differentiate inside. No parameter requires a graph.
-            adopt_statistics(model, lambda: self.call({}, self.convert(statistics_of)))
+            made = adopt_statistics(model, lambda: self.call({}, self.convert(statistics_of)))
+            names = {self._places[place] for place in places_of_statistics(model)}
+            self.statistics = BatchStatistics({name: self.buffers[name].clone() for name in names}, made)
 
     def again(self, *, dtype: torch.dtype | None, batch_norm: BatchNormMode) -> StatelessModule:
         """Return the present module as a function anew, called in the same way."""

@@ -125,32 +125,36 @@ def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, toke
     return Head(name, head, last=probe.last, probed=True, rows=rows)
 
 
-def head_again(model: nn.Module, inputs: Inputs, name: str) -> Head:
-    """Return the head of a network whose head was ``name`` at other weights.
+def head_again(model: nn.Module, inputs: Inputs, name: str) -> tuple[Head, Tensor | None]:
+    """Return the head of a network whose head was ``name`` at other weights, and what enters it.
 
-    A forward of two samples shows whether that layer is still called once, on a matrix, as the last layer with parameters, and whether
+    A forward shows whether that layer is still called once, on a matrix, as the last layer with parameters, and whether
     its result is W h + b and the model's result at the weights of now. If so, what ``find_head`` saw at random weights is taken to hold
     still; otherwise it looks again.
 
     Args:
         model: the network, with the modules that it had.
-        inputs: samples; the first two are used.
+        inputs: n samples.
         name: of the head that ``find_head`` found without being told; empty: of none.
+
+    Returns:
+        The head, and the last hidden features (n, m_H) of this forward in eval mode, in the model's own type, float32 at least; None: it
+        looked again.
 
     Raises:
         ValueError: see ``find_head``.
 
-    Cost: one forward of two samples.
+    Cost: one forward.
     """
     layer = linear_layers(model).get(name)
     if layer is not None and shared_with(model, layer) is None and not is_parametrized(layer):
-        calls, order, result = _watch(model, take(inputs, slice(min(2, sample_count(inputs)))))
+        calls, order, result = _watch(model, inputs)
         made = [call for called, call in calls if called is layer]
         if len(made) == 1 and order[-1] is layer and made[0][0].ndim == 2 and same(made[0][1], result):
             features, output = made[0]
             if not departure(output, features, *layer.parameters()):
-                return Head(name, layer, probed=True)
-    return find_head(model, inputs)
+                return Head(name, layer, probed=True), features
+    return find_head(model, inputs), None
 
 
 def scripted_part(model: nn.Module) -> str:

@@ -40,11 +40,18 @@ def without_needless_calls(few: StepOutputs) -> StepOutputs:
     return few
 
 
-def points_of(trainer: Any, twin: Twin, few: StepOutputs, quick: StepOutputs, observed: Observed) -> list[Point]:
+def points_of(trainer: Any, later: Twin, few: StepOutputs, quick: StepOutputs, observed: Observed) -> list[Point]:
     """Return the loss at many outputs, and at the present ones for many seeds.
 
     The latter also in the modes of the run, an epoch and up to ``CHANCES`` batches and steps later, one after the other; on another copy,
     since in training mode the step changes buffers.
+
+    Args:
+        trainer: Trainer of the run.
+        later: That copy, which was told of the next epoch.
+        few: The step on a few samples.
+        quick: The same without the calls of the network that it does not need.
+        observed: How the step calls its network.
     """
     points: list[Point] = []
     for seed in range(CHANCES if observed.random else 1):
@@ -53,7 +60,6 @@ def points_of(trainer: Any, twin: Twin, few: StepOutputs, quick: StepOutputs, ob
             made = quick if seed % WITH_CALLS else few
             again = settings(quick, few.present) if seed < 2 or not points else [evaluate(made, points[0].outputs)]
             points += [point for point in again if point.finite]
-    later = Twin(trainer, trainer.lightning_module, step=twin.global_step, epoch=trainer.current_epoch + 1)
     observed.set_up(
         later
     ).goes_on = later.module.automatic_optimization  # otherwise a count may decide which optimizer steps
@@ -63,11 +69,18 @@ def points_of(trainer: Any, twin: Twin, few: StepOutputs, quick: StepOutputs, ob
     return points
 
 
-def changes_with_weights(trainer: Any, few: StepOutputs, observed: Observed, present: Point) -> bool:
-    """Return whether the loss at the present outputs is another one with other weights, which need not have a gradient there."""
-    other = Twin(trainer, trainer.lightning_module, step=few.twin.global_step)
+def changes_with_weights(other: Twin, few: StepOutputs, observed: Observed, present: Point) -> bool:
+    """Return whether the loss at the present outputs is another one with other weights, which need not have a gradient there.
+
+    Args:
+        other: A copy of the module, which gets other weights. It may have made later steps, if these do not change the loss.
+        few: The step on a few samples.
+        observed: How the step calls its network.
+        present: The loss at the present outputs.
+    """
     other.module.eval()
-    observed.set_up(other)
+    observed.set_up(other).goes_on = False
+    other.tell(few.twin.global_step)
     draw_weights(other, 0, 1.0)
     with isolated():
         there = evaluate(replace(few, twin=other), present.outputs)

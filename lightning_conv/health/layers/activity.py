@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_conv.health.layers.checked import require_samples
+from lightning_conv.networks.batch_norm import BatchStatistics
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.undisturbed import undisturbed
@@ -67,25 +68,34 @@ class LayerActivity:
         return len({*self.dead, *self.saturated, *self.constant}) == self.units
 
 
-def unit_activity(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode = "eval") -> list[LayerActivity]:
+def unit_activity(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    batch_norm: BatchNormMode = "eval",
+    statistics: BatchStatistics | None = None,
+) -> list[LayerActivity]:
     """Find the units of all activations that say nothing about the samples; functions such as ``F.relu`` count like modules.
 
     Args:
         model: The network; it is not changed.
         inputs: The samples.
         batch_norm: See ``ntk_gram``.
+        statistics: Those of the samples at the present weights, where they are known, for ``"frozen"``; None: a forward finds them.
 
     Raises:
         TypeError: The model is no module, or the inputs are no tensors.
         ValueError: The inputs are not finite, ``batch_norm`` is unknown, or there are fewer than two samples, of which a
             unit could tell one from the other.
 
-    Cost: one forward pass.
+    Cost: one forward pass, and one more for statistics that are not known.
     """
     count = require_samples(model, inputs, batch_norm)
     watch = _Watch(count)
     with undisturbed(model), torch.no_grad():
-        module = StatelessModule(model, batch_norm=batch_norm, statistics_of=inputs)
+        module = StatelessModule(
+            model, batch_norm=batch_norm, statistics_of=inputs if statistics is None else statistics
+        )
         with watch.inside(model), watch:
             module.call({}, module.convert(inputs))
     return watch.found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_conv.health.layers.checked import require_samples
+from lightning_conv.networks.batch_norm import BatchStatistics
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.undisturbed import undisturbed
@@ -31,7 +32,13 @@ class LayerSignal:
     spread: float
 
 
-def layer_signal(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode = "eval") -> list[LayerSignal]:
+def layer_signal(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    batch_norm: BatchNormMode = "eval",
+    statistics: BatchStatistics | None = None,
+) -> list[LayerSignal]:
     r"""Measure the spread of the outputs of every linear layer, convolution and embedding, in the order of their last calls.
 
     .. math:: s_l = \Big( \frac{1}{n m} \sum_{i, k} (h_{lik} - \bar h_{lk})^2 \Big)^{1/2}
@@ -43,12 +50,13 @@ def layer_signal(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode 
         model: The network; it is not changed.
         inputs: n samples.
         batch_norm: See ``ntk_gram``.
+        statistics: Those of the samples at the present weights, where they are known, for ``"frozen"``; None: a forward finds them.
 
     Raises:
         TypeError: The model is no module, or the inputs are no tensors.
         ValueError: The inputs are not finite, ``batch_norm`` is unknown, or there are fewer than two samples.
 
-    Cost: one forward pass.
+    Cost: one forward pass, and one more for statistics that are not known.
     """
     count = require_samples(model, inputs, batch_norm)
     found: dict[str, float] = {}
@@ -67,7 +75,9 @@ def layer_signal(model: nn.Module, inputs: Inputs, *, batch_norm: BatchNormMode 
     ]
     try:
         with undisturbed(model), torch.no_grad():
-            module = StatelessModule(model, batch_norm=batch_norm, statistics_of=inputs)
+            module = StatelessModule(
+                model, batch_norm=batch_norm, statistics_of=inputs if statistics is None else statistics
+            )
             module.call({}, module.convert(inputs))
     finally:
         for handle in handles:

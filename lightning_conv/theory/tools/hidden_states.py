@@ -122,7 +122,7 @@ def activity(
     Returns:
         The measurements, or None (see ``batch_norm``).
 
-    Cost: two forward passes; memory for the hidden states of 128 samples, or of all samples if the network has
+    Cost: two forward passes, at the initial weights one; memory for the hidden states of 128 samples, or of all samples if the network has
     BatchNorm.
     """
     normalised = any(isinstance(module, _BatchNorm) for module in network.modules())
@@ -131,9 +131,11 @@ def activity(
     # In one forward pass of all samples, their batch statistics are those of "frozen".
     module = StatelessModule(network, batch_norm="batch" if normalised else "eval")
     first = {name: value.to(module.parameters[name]) for name, value in start.items()}
+    moved = any(not torch.equal(value, module.parameters[name]) for name, value in first.items())
     found, n = Activity(), sample_count(inputs)
     for part in _parts(inputs, n if normalised else SAMPLES_AT_ONCE):
-        now, then = (_look(module, part, weights) for weights in ({}, first))
+        now = _look(module, part, {})
+        then = _look(module, part, first) if moved else now
         for z, z_0 in zip(now.entering_relu, then.entering_relu, strict=True):
             found.units += z.numel()
             found.active += int((z > 0).sum())

@@ -59,7 +59,7 @@ class PlainStep:
         self.loss, self._optimizer = loss, optimizer
         self._weights = dict(net.named_parameters())
         self.sizes = step_sizes(optimizer, self._weights)
-        self.outputs = wide(outputs_on(net, inputs, "frozen"))
+        self.outputs = wide(outputs_on(net, inputs, "frozen")[0])
         operator.follow(net)
         self.operator = operator
 

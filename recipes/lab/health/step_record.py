@@ -195,7 +195,7 @@ def _measure(
     try:
         now = PlainStep(task.net, operator, inputs, lambda u: task.loss(u, like(targets, u)), optimizer)
     except UnknownStepError:
-        outputs = outputs_on(task.net, inputs, "frozen")
+        outputs = outputs_on(task.net, inputs, "frozen")[0]
         record.probes.append((step, float(task.loss(outputs, like(targets, outputs)))))
         return vector
     record.probes.append((step, float(now.loss(now.outputs))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import pickle
 import time
@@ -373,6 +374,19 @@ def test_the_step_after_a_measurement_is_paid_for_too(monkeypatch, make_trainer,
     assert [seen.step for seen in criteria.history] == [0, 4, 6]
     assert set(paid) == {0, 1, 4, 5, 6}
     assert min(paid[1], paid[5]) >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("momentum", "affordable", "looked_at"), [(0.9, True, True), (0.9, False, False), (0.0, False, True)]
+)
+def test_a_step_that_is_no_plain_descent_is_looked_at_only_where_the_run_can_afford_it(
+    monkeypatch, make_trainer, smooth, one_output, momentum, affordable, looked_at
+):
+    monkeypatch.setattr(Schedule, "allows_beside", lambda *_: affordable)
+    criteria = ConvergenceCriteria(max_overhead=1.0)
+    make_trainer([criteria], max_epochs=2).fit(smooth(lr=0.01, momentum=momentum), whole(one_output))
+    assert criteria.history[0].step == 0
+    assert math.isnan(criteria.history[0].next_loss) is not looked_at
 
 
 def test_it_leaves_the_seed_of_the_environment_alone(monkeypatch, make_trainer, make_module, make_loader):

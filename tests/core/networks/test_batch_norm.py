@@ -132,3 +132,47 @@ def test_one_value_a_channel_is_refused_as_in_training():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         batch_outputs(model, torch.randn(1, 3))
+
+
+class Once(nn.Module):
+    """Two BatchNorms, one under two names, each called once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
+        self.tail = nn.Sequential(nn.Tanh(), nn.BatchNorm1d(2))
+        self.again, self.calls = self.norm, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.tail(self.last(torch.relu(self.norm(self.first(x)))))
+
+
+def test_statistics_that_are_known_give_the_same_function_without_a_forward():
+    torch.manual_seed(0)
+    model, inputs, others = Once(), torch.randn(7, 3), torch.randn(4, 3)
+    with undisturbed(model), torch.no_grad():
+        found = StatelessModule(model, batch_norm="frozen", statistics_of=inputs)
+        calls = model.calls
+        known = StatelessModule(model, batch_norm="frozen", statistics_of=found.statistics)
+        assert model.calls == calls
+        assert torch.equal(known.outputs({}, others), found.outputs({}, others))
+        assert torch.equal(found.statistics.made, found.outputs({}, inputs))
+        assert not known.outputs({}, others).allclose(StatelessModule(model).outputs({}, others))
+    with torch.no_grad():  # as training mode computes it on this batch
+        torch.testing.assert_close(found.statistics.made, copy.deepcopy(model).train()(inputs))
+
+
+def test_statistics_belong_to_one_evaluation_and_are_not_changed_by_another():
+    model, inputs = Once(), torch.randn(7, 3)
+    with undisturbed(model):
+        found = StatelessModule(model, batch_norm="frozen", statistics_of=inputs)
+        kept = {name: each.clone() for name, each in found.statistics.buffers.items()}
+        assert kept.keys() == {
+            f"{layer}.{kind}" for layer in ("norm", "tail.1") for kind in ("running_mean", "running_var")
+        }
+        wide = StatelessModule(model, dtype=torch.float64, batch_norm="frozen", statistics_of=found.statistics)
+        for buffer in (*found.buffers.values(), *wide.buffers.values()):
+            buffer.zero_()
+    assert all(torch.equal(each, found.statistics.buffers[name]) for name, each in kept.items())
+    assert StatelessModule(model).statistics is None

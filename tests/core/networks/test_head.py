@@ -68,24 +68,26 @@ def test_a_known_head_is_seen_again_in_one_forward():
     model.trunk.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
         model.first.weight.mul_(3)
-    again = head_again(model, inputs, name)
+    again, features = head_again(model, inputs, name)
     assert calls == [1]
     assert again == find_head(model, inputs)
     assert again.module is model.first
+    assert torch.equal(features, torch.tanh(model.trunk(inputs)))
 
 
 def test_a_known_head_that_is_another_one_now_is_looked_for_again():
     model, inputs = Switching(), torch.randn(5, 4)
     model.end = "second"
-    assert head_again(model, inputs, "first").name == "second"
+    assert head_again(model, inputs, "first")[0].name == "second"
     model.end = "clamp"
     with pytest.raises(ValueError, match=r"no nn\.Linear produces the module's output"):
         head_again(model, inputs, "first")
     model.end, model.first.weight = "first", model.second.weight
     with pytest.raises(ValueError, match="shares its weight"):
         head_again(model, inputs, "first")
-    assert head_again(Switching(), inputs, "").name == "first"
-    assert head_again(Switching(), inputs, "gone").name == "first"
+    for unknown in ("", "gone"):
+        found, features = head_again(Switching(), inputs, unknown)
+        assert (found.name, features) == ("first", None)
 
 
 def test_head_of_a_sequential_is_its_last_layer():
