@@ -18,6 +18,7 @@ from lightning_conv.callbacks.guard.switch.switch import ExpressivityError
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
+from lightning_conv.callbacks.run.run_log import LogsOfRun
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.networks.perturbation import Perturbation
 from lightning_conv.theory.criterion import Verdict
@@ -25,7 +26,7 @@ from lightning_conv.theory.criterion import Verdict
 __all__ = ["ExpressivityError", "ExpressivityGuard"]
 
 
-class ExpressivityGuard(GuardSettings, pl.Callback):
+class ExpressivityGuard(GuardSettings, LogsOfRun):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
     Phase 1 trains all weights by the module's own optimizer. At the switch, time tau, Gaussian noise is added to the trunk (everything
@@ -197,6 +198,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
                 trainer, pl_module, self.settings
             ).words  # a run that is refused is refused here
             return
+        self.begin_log(trainer)
         if trainer.global_step < self._state.last_step:
             self._state.forget()  # the state is that of another run
         self._run = GuardedRun(trainer, pl_module, self.settings, self._state)
@@ -248,6 +250,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._release()
+            self.end_log(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -255,6 +258,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
             with attempted(Exception):
                 self._run.interrupted()
         self._release()  # Lightning skips teardown then
+        self.end_log(trainer, pl_module, succeeded=False)
 
     def _release(self) -> None:
         if self._run is not None:
