@@ -14,7 +14,7 @@ from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.labels.suspicious_labels import LabelAudit
-from lightning_conv.reporting.plain_words import plain_words_table
+from lightning_conv.reporting.plain_words import plain_words_list
 
 WORDS = "convergence/health"
 """Tag of the sentences: TensorBoard sorts its texts, and they come first."""
@@ -102,7 +102,7 @@ class Announcements:
             step: The present step.
             tag: Returns the tag of this optimizer's network.
         """
-        if has_board(trainer) and (words := plain_words_table(findings)) != self._words:
+        if has_board(trainer) and (words := plain_words_list(findings)) != self._words:
             log_text(trainer, tag(WORDS), words, step)
             self._words = words
         if labels is not None and self.new_audit(labels, "table") is not None:

@@ -56,6 +56,9 @@ class Changes:
             sent = tag in self._at_once
             self._held[tag] = Held(value, step, step, sent)
             return [(step, value)] if sent else []
+        if held.first == held.last == step:  # judged again
+            self._held[tag] = Held(value, step, step, held.sent)
+            return [(step, value)] if held.sent and value != held.value else []
         if value == held.value:
             self._held[tag] = Held(value, min(step, held.first), max(step, held.last), held.sent)
             return []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of, find_callback
@@ -43,6 +45,7 @@ class RunLog:
         self._changes = Changes(at_once=HEADLINES)
         self._fixed: dict[str, float] = {}
         self._last: dict[str, tuple[int, float]] = {}
+        self._left_out: dict[str, set[float]] = {}  # values that another tag has
         self._tags: dict[str, None] = {}
         self._own: list[str] = []
         self._layout: object = None
@@ -72,7 +75,13 @@ class RunLog:
         name, optimizer = tag_of_one(tag)
         if name in REPEATS:
             return True
-        return name in EQUALS and self._last.get(tag_of_network(EQUALS[name], optimizer)) == (step, value)
+        if name not in EQUALS:
+            return False
+        at, other = self._last.get(tag_of_network(EQUALS[name], optimizer), (-1, math.nan))
+        same = at == step and _as_written(value) == _as_written(other)
+        if same and len(known := self._left_out.setdefault(tag, set())) < 2:
+            known.add(value)
+        return same
 
     def _send(self, trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
         for logger in trainer.loggers:
@@ -108,11 +117,13 @@ class RunLog:
             # Where the other processes may be gone nothing is asked of the module's metrics, which may ask them.
             self._own = own_tags(trainer) if succeeded else self._own
             self._lay_out(trainer)
-        constants = self._changes.constants | self._fixed
+        constants = {**self._changes.constants, **self._fixed}
+        constants = {tag: value for tag, value in constants.items() if self._left_out.get(tag, {value}) == {value}}
+        new = {tag: value for tag, value in constants.items() if tag not in self._tags}
         for logger in trainer.loggers:
-            if constants and logger not in boards:
+            if new and logger not in boards:
                 with logging_guard(logger):
-                    logger.log_metrics(dict(constants), step=trainer.global_step)
+                    logger.log_metrics(dict(new), step=trainer.global_step)
         log_settings(trainer, constants, self._compared(pl_module), succeeded=succeeded)
         self._limits.close()
 
@@ -125,6 +136,11 @@ class RunLog:
         ours = [tag for tag in self._tags if tag_of_one(tag)[0] in COMPARED]
         ours.sort(key=lambda tag: COMPARED.index(tag_of_one(tag)[0]))
         return list(dict.fromkeys([*own[:FIRST_OF_MODULE], *ours, *own[FIRST_OF_MODULE:]]))
+
+
+def _as_written(value: float) -> float:
+    """Return a value as an event file has it, in single precision."""
+    return float(torch.tensor(value, dtype=torch.float32))
 
 
 def own_tags(trainer: pl.Trainer) -> list[str]:

@@ -14,12 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_conv.callbacks.run.guarded import Attempt, attempted, guarded
 from lightning_conv.callbacks.run.setting_texts import texts_of
+from lightning_conv.reporting.charts import LIMITS
 
 ADDRESS = "http://localhost:6006/#custom_scalars&_smoothingWeight=0"
 """The charts, not smoothed: TensorBoard's default smooths a few points into a line that is somewhere else."""
-
-LIMITS = "limits"
-"""Folder of the run with what values are held against, in that of a run, so that TensorBoard draws it in another color."""
 
 
 def boards_of(trainer: pl.Trainer) -> list[TensorBoardLogger]:

@@ -25,6 +25,9 @@ from lightning_conv.reporting.tags import GROUPS, tag_of_network, tag_of_one
 MOST_OF_MODULE = 2
 """Losses of the module that are drawn: with ours at most four lines."""
 
+LIMITS = "limits"
+"""Folder of the run with what values are held against, in that of a run."""
+
 EDGE = "convergence/edge"
 """Tag of the line at 1 beside the ratios of ``RATIOS``."""
 

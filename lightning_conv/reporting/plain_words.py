@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from lightning_conv.health.finding import LEVELS, Finding, Level, in_order, worst_level
-from lightning_conv.reporting.markdown import markdown_table
 
 TITLE = "In plain words"
 
@@ -82,25 +81,23 @@ def plain_words_text(findings: Sequence[Finding]) -> str:
     return "\n".join(f"{each.level}: {_text(each)}" for each in in_order(findings)) or NOTHING
 
 
-def plain_words_table(findings: Sequence[Finding]) -> str:
-    """Return the findings as a Markdown table, the most severe ones first, for the text of a logger that shows Markdown.
+def plain_words_list(findings: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown list, the most severe ones first, for the text of a logger that shows Markdown.
+
+    It is no table: TensorBoard breaks the words of a narrow column.
 
     Args:
         findings: The findings.
 
     Example:
-        >>> print(plain_words_table([Finding(name="width", level="ok", sentence="The last layer has 8 features.")]))
-        | level | finding | what to do |
-        |---|---|---|
-        | ok | The last layer has 8 features. |  |
+        >>> print(plain_words_list([Finding(name="width", level="ok", sentence="The last layer has 8 features.")]))
+        - ok: The last layer has 8 features.
     """
-    if not findings:
-        return NOTHING
-    rows = [
-        (each.level if each.level == "ok" else f"**{each.level}**", _escaped(each.sentence), _escaped(each.advice))
-        for each in in_order(findings)
-    ]
-    return markdown_table(("level", "finding", "what to do"), rows)
+    items = []
+    for each in in_order(findings):
+        level = each.level if each.level == "ok" else f"**{each.level}**"
+        items.append(f"- {level}: {_escaped(_text(each))}")
+    return "\n".join(items) or NOTHING
 
 
 def health_scalars(findings: Sequence[Finding]) -> dict[str, float]:

@@ -63,7 +63,9 @@ def criteria_table(criteria: Sequence[Criterion]) -> str:
 
 
 def criteria_text(criteria: Sequence[Criterion]) -> str:
-    """Return the criteria for the text of a logger, whose tables get narrow: four columns; those that do not apply one line per reason.
+    """Return the criteria for the text of a logger: a table of three columns, and one line per reason for those that do not apply.
+
+    TensorBoard breaks the words of a narrow column, so a verdict stands before its criterion.
 
     Args:
         criteria: The criteria.
@@ -71,7 +73,7 @@ def criteria_text(criteria: Sequence[Criterion]) -> str:
     Example:
         >>> from lightning_conv.theory import at_least
         >>> print(criteria_text([at_least("ratio", "Somebody 2020", "a >= 1", 2.0, 1.0)]).splitlines()[2])
-        | consistent | ratio (Somebody 2020) | a >= 1; measured 2, bound 1 | 2 is at least 1 where it was measured |
+        | consistent: ratio (Somebody 2020) | a >= 1; measured 2, bound 1 | 2 is at least 1 where it was measured |
     """
     rows = []
     for each in criteria:
@@ -80,8 +82,8 @@ def criteria_text(criteria: Sequence[Criterion]) -> str:
         numbers = [f"{name} {_number(value)}" for name, value in _numbers(each) if not math.isnan(value)]
         asks = "; ".join([each.asks, ", ".join(numbers)]) if numbers else each.asks
         verdict = f"**{each.verdict}**" if each.verdict == "refuted" else each.verdict
-        rows.append((verdict, f"{each.name} ({each.source})", asks, each.reason))
-    table = [markdown_table(("verdict", "criterion", "asks", "why"), rows)] if rows else []
+        rows.append((f"{verdict}: {each.name} ({each.source})", asks, each.reason))
+    table = [markdown_table(("criterion", "asks", "why"), rows)] if rows else []
     return "\n\n".join([*table, "\n".join(not_applicable(criteria))]).strip()
 
 

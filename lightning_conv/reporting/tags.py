@@ -19,10 +19,17 @@ REPEATS = frozenset(
 
 EQUALS = {
     "guard/loss": "guard/gap",
+    "guard/sigma_min_lower": "guard/sigma_min",
+    "theory/sigma_min_lower": "theory/sigma_min",
+    "theory/pl_infimum": "theory/pl_ratio",
+    "theory/gradient_norm": "loss_kernel/gradient_norm",
+    "theory/layer_distance_spectral": "theory/layer_distance_frobenius",
+    "theory/layer_distance_spectral_relative": "theory/layer_distance_frobenius_relative",
+    "theory/layer_stable_rank_max": "theory/layer_stable_rank_min",
     "health/regime": "kernel/relative_frobenius_change",
     "health/lambda_min_bound": "kernel/lambda_min_bound",
 }
-"""Values that are those of another tag in many runs, by their tag; where they are, loggers get the other one alone."""
+"""Values that are those of another tag in many runs, by their tag; at the steps at which they are, loggers get the other one alone."""
 
 LOSS = "loss"
 """Name of the losses of the training steps, which no logger has under this name."""
