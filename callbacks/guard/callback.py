@@ -43,7 +43,7 @@ class ExpressivityGuard(GuardSettings, LogsOfRun):
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
-    - ``guard/phase`` (also ``convergence/phase``): 1 or 2, at the start, the switch and the end of every epoch
+    - ``guard/phase``: 1 or 2, at the start, the switch and the end of every epoch
     - ``guard/rank``, ``guard/samples``: certified rank of [h, 1], and n; ``guard/sigma_min`` with ``_lower``: n-th
       singular value; ``guard/sigma_max``; ``guard/distance``, ``guard/residual``: numbers of the other methods
     - ``guard/curvature``, ``guard/largest_step``: L_H of the head's mean loss and 2 / L_H, where they are known
@@ -52,7 +52,7 @@ class ExpressivityGuard(GuardSettings, LogsOfRun):
     - ``guard/noise``: relative norm of the perturbation
     - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
       epoch
-    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the global infimum of the loss
+    - ``guard/gap``: ``guard/loss`` minus the global infimum of the loss
     - ``guard/step_size``: step size of ``step_rule="certified"``; ``guard/bound``: proven upper bound of the gap, while all steps are
       plain full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
     - ``guard/best_loss``: the loss that a head that is too narrow can come down to on this trunk

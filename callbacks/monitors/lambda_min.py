@@ -58,7 +58,7 @@ class LambdaMin(KernelMonitor):
     Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
     its name stands behind the group, as in ``kernel/generator/lambda_min``:
 
-    - ``kernel/lambda_min`` with ``_lower`` and ``_upper`` (also as the headline ``convergence/lambda_min``)
+    - ``kernel/lambda_min`` with ``_lower`` and ``_upper``
     - ``kernel/lambda_max``, ``kernel/condition_number``, ``kernel/trace``
     - ``kernel/effective_rank``: exp of the entropy of the spectrum
     - ``kernel/decay_exponent``: beta of lambda_i ~ i^-beta, from rank max(2, N / 32) to N / 2; ``kernel/degrees_of_freedom``:
