@@ -106,7 +106,7 @@ class Announcements:
             log_text(trainer, tag(WORDS), words, step)
             self._words = words
         if labels is not None and self.new_audit(labels, "table") is not None:
-            log_text(trainer, tag("health/labels_table"), labels.markdown, step)
+            log_text(trainer, tag("health/labels_table"), labels.narrow, step)
 
     def new_audit(self, labels: LabelsOfRun | None, shown: str) -> tuple[LabelAudit, list[int] | None] | None:
         """Return the audit of the labels, with their numbers in the training set, if it was not shown yet in this way.

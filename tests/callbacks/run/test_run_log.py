@@ -299,3 +299,27 @@ def test_the_link_to_the_charts_is_said_at_the_start_and_at_the_end(make_trainer
     assert said(logger=TensorBoardLogger("my runs"), fast_dev_run=True) == []
     assert said(logger=False) == []
     assert said(logger=CSVLogger("table")) == []
+
+
+def test_texts_begin_with_health_have_narrow_tables_and_follow_the_numbers(make_trainer, tmp_path):
+    callbacks = [
+        ConvergenceDiagnostics(Probe(size=24), every_n_steps=2, audit_labels=True),
+        ExpressivityGuard(switch_at=6),
+    ]
+    trainer = make_trainer(callbacks, max_epochs=5, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(Net(classes=True), data(classes=True))
+    found = events(trainer.logger.log_dir)
+    tags = sorted(tag for tag in found.Tags()["tensors"] if tag.endswith("/text_summary"))
+    assert tags[0] == "convergence/health/text_summary"
+    assert {f"{tag}/text_summary" for tag in ("theory/criteria", "kernel/layers", "guard/reason")} <= set(tags)
+    for tag in tags:
+        for event in found.Tensors(tag):
+            lines = event.tensor_proto.string_val[0].decode().splitlines()
+            assert not any(line.startswith((" ", "\t")) for line in lines)
+            cells = [len(re.findall(r"(?<!\\)\|", line)) - 1 for line in lines if line.startswith("|")]
+            assert max(cells, default=0) <= 4, tag
+    for tag in ("convergence/health", "theory/criteria", "kernel/layers"):
+        written = found.Tensors(f"{tag}/text_summary")
+        said = [each.tensor_proto.string_val[0].decode().split("\n", 1)[-1] for each in written]
+        assert len(said) > 2
+        assert all(before != after for before, after in zip(said, said[1:], strict=False)), tag
