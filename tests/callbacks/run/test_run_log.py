@@ -1,6 +1,7 @@
 """What a run writes for TensorBoard: charts that are not empty, no constant, no repeated tag, settings and the link."""
 
 import csv
+import itertools
 import logging
 import re
 from pathlib import Path
@@ -322,4 +323,4 @@ def test_texts_begin_with_health_have_narrow_tables_and_follow_the_numbers(make_
         written = found.Tensors(f"{tag}/text_summary")
         said = [each.tensor_proto.string_val[0].decode().split("\n", 1)[-1] for each in written]
         assert len(said) > 2
-        assert all(before != after for before, after in zip(said, said[1:], strict=False)), tag
+        assert all(before != after for before, after in itertools.pairwise(said)), tag
