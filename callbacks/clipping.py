@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conv.callbacks.run.logging import log_metrics
+from lightning_conv.callbacks.run.run_log import LogsOfRun
 from lightning_conv.callbacks.run.steps import ChangesSteps, describe_optimizer
 from lightning_conv.theory.papers.clipping import clipping_factor, clipping_regime, require_clipping
 
 
-class RegularizedGradientClipping(ChangesSteps):
+class RegularizedGradientClipping(ChangesSteps, LogsOfRun):
     """Scales the gradient by min(1, max(delta, gamma / |grad f|)) before every optimizer step.
 
     With plain SGD of learning rate eta this is delta-GClip (Tucat, Mukherjee, Sen, Sun & Rivasplata 2025): the step
@@ -94,6 +95,7 @@ class RegularizedGradientClipping(ChangesSteps):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begin_log(trainer)
         # A new fit starts new counts; a resumed one keeps those of its checkpoint.
         if not self._loaded and (trainer.global_step == 0 or trainer.ckpt_path is not None):
             self._counts, self._last = {"full": 0, "clipped": 0, "floor": 0}, {}
@@ -142,6 +144,15 @@ class RegularizedGradientClipping(ChangesSteps):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log(trainer)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.end_log(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.end_log(trainer, pl_module, succeeded=False)
 
     def _log(self, trainer: pl.Trainer) -> None:
         # Under gradient accumulation several batches share one step.

@@ -48,7 +48,7 @@ examples:
   lightning-conv fit --config bn_resnet
   lightning-conv compare --config wide_fc --trainer.max_epochs 5
   lightning-conv audit --config wide_fc --samples 200
-  lightning-conv report runs/wide_fc/version_0
+  lightning-conv report runs/wide_fc/guarded_0
   lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
 """
 

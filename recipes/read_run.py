@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from lightning_conv.recipes.usage import UsageError
+from lightning_conv.reporting.charts import LIMITS
 from lightning_conv.reporting.page.run_record import RunRecord
 from lightning_conv.reporting.series import Series
+from lightning_conv.reporting.tags import GROUPS
 
 EVENTS = "events.out.tfevents.*"
 METRICS = "metrics.csv"
@@ -39,7 +41,7 @@ def read_run(folder: Path, record: str = "convergence.json") -> RunRecord:
     if not folder.is_dir():
         kind = "it is a file" if folder.exists() else "there is no such folder"
         raise UsageError(
-            f"report: {folder}: {kind}; pass the folder in which a run's logger writes, such as runs/wide_fc/version_0 (the line "
+            f"report: {folder}: {kind}; pass the folder in which a run's logger writes, such as runs/wide_fc/guarded_0 (the line "
             "`logs:` at the end of a run names it)"
         )
     known = folder / record
@@ -56,7 +58,7 @@ def read_run(folder: Path, record: str = "convergence.json") -> RunRecord:
             name=name,
             series=series,
             settings={"Hyper-parameters": settings} if settings else {},
-            metrics={tag: each.last for tag, each in series.items()},
+            metrics=constants_of(folder) | {tag: each.last for tag, each in series.items()},
             steps={tag: each.steps[-1] for tag, each in series.items() if len(each)},
             optimizers=_optimizers(series),
             missing=missing,
@@ -82,6 +84,25 @@ def read_series(folder: Path) -> dict[str, Series]:
     return series
 
 
+def constants_of(folder: Path) -> dict[str, float]:
+    """Return what was measured in a run and did not change, from the settings in TensorBoard's event files.
+
+    Args:
+        folder: Folder of the run.
+    """
+    return {tag: value for path in sorted(folder.glob(EVENTS)) for tag, value in _constants(path)}
+
+
+def _constants(path: Path) -> Iterator[tuple[str, float]]:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    for value in (each for event in _read(path) for each in event.summary.value):
+        data = value.metadata.plugin_data
+        if data.plugin_name == "hparams":
+            settings = HParamsPluginData.FromString(data.content).session_start_info.hparams
+            yield from ((name, each.number_value) for name, each in settings.items() if name.startswith(GROUPS))
+
+
 def _gather(series: dict[str, Series], values: Iterator[tuple[str, int, float]]) -> None:
     """Add the values of a file; a run that was resumed goes on from the first step of the new file."""
     for tag, step, value in values:
@@ -95,16 +116,26 @@ def _events(path: Path) -> Iterator[tuple[str, int, float]]:
     Raises:
         UsageError: The file is none of TensorBoard's.
     """
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
     from tensorboard.util.tensor_util import make_ndarray
 
+    for event in _read(path):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                yield value.tag, event.step, value.simple_value
+            elif value.metadata.plugin_data.plugin_name == "scalars" and value.HasField("tensor"):
+                yield value.tag, event.step, float(make_ndarray(value.tensor))
+
+
+def _read(path: Path) -> Iterator[Any]:
+    """Yield the events of a file.
+
+    Raises:
+        UsageError: The file is none of TensorBoard's.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
     try:
-        for event in LegacyEventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    yield value.tag, event.step, value.simple_value
-                elif value.metadata.plugin_data.plugin_name == "scalars" and value.HasField("tensor"):
-                    yield value.tag, event.step, float(make_ndarray(value.tensor))
+        yield from LegacyEventFileLoader(str(path)).Load()
     except Exception as error:  # of TensorBoard's reader, and of protobuf's
         raise UsageError(f"report: {path} cannot be read: {type(error).__name__}: {error}") from error
 
@@ -151,6 +182,7 @@ def _nothing_logged(folder: Path, record: str) -> str:
             for level in range(1, DEEPEST)
             for name in (EVENTS, METRICS, record)
             for path in folder.glob("*/" * level + name)
+            if path.parent.name != LIMITS
         }
     )
     if below:

@@ -19,8 +19,8 @@ COMPARED = "convergence_compare.html"
 
 EXAMPLES = """\
 examples:
-  lightning-conv report runs/wide_fc/version_0
-  lightning-conv report runs/wide_fc/version_0 runs/wide_fc/version_1 --compare --out compared.html
+  lightning-conv report runs/wide_fc/guarded_0
+  lightning-conv report runs/wide_fc/guarded_0 runs/wide_fc/plain_0 --compare --out compared.html
 """
 
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.recipes import BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes.run_names import kind_of_run, named_logger
 from lightning_conv.recipes.small import EPOCHS, is_small
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
 
@@ -102,6 +103,21 @@ class RecipeCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise MisconfigurationException(_condensed(str(error))) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; the logs of a fit are named for what it is.
+
+        The saved configuration has no such name, so that a run of it gets its own.
+        """
+        settings = self._get(self.config, "trainer", default={})
+        given, logger = settings.get("logger"), self._get(self.config_init, "trainer", default={}).get("logger")
+        if self.subcommand == "fit" and hasattr(given, "init_args"):
+            callbacks = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+            named = named_logger(logger, given.init_args.as_dict(), kind_of_run(self.model, callbacks))
+            kwargs = {"logger": named, **kwargs} if named is not None else kwargs
+        return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
         """Print the table of a training run."""

@@ -16,17 +16,19 @@ from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, Which, ma
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_criteria, log_figure, log_metrics
+from lightning_conv.callbacks.run.logging import log_figure, log_metrics, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.callbacks.run.upgrade import upgrade_state
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.plots import plot_observations
-from lightning_conv.theory.criterion import Criterion, Verdict
+from lightning_conv.reporting.report import EXPLANATION, criteria_text, verdict_counts
+from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.tools.observation import Observation
 
 PASSES = 12
@@ -81,7 +83,7 @@ class ConvergenceCriteria(KernelMonitor):
       ``theory/hidden_norm_min``, ``theory/hidden_norm_max``; for ``BiasedTwoLayer`` ``theory/active_fraction_expected``,
       ``theory/bias_ntk_lambda_min``
     - ``theory/refuted``: number of refuted criteria, without hypotheses about the data and the start
-    - text ``theory/criteria``: the table of verdicts, when one of them changes; figures ``theory/path``,
+    - text ``theory/criteria``: the table of verdicts, when one of them or a number changes; figures ``theory/path``,
       ``theory/label_projection`` (TensorBoard)
 
     Quantities of the step from t to t + 1 are logged at t. Those that would be only rounding are left out.
@@ -133,7 +135,7 @@ class ConvergenceCriteria(KernelMonitor):
         self.criteria: list[Criterion] = []  # the verdicts of the last measurement
         self.violations: list[Violation] = []  # the assumptions that this run violates
         self._record = RunRecord(self._prototypes, self.loss_fn)
-        self._said: list[tuple[str, Verdict]] = []
+        self._said = ""  # the text that was logged last
         self._waited = False  # whether a measurement waited for a step when the checkpoint was written
         self._observing: float | None = None  # seconds that looking at the last step after a measurement has taken
         self.once = frozenset(f"theory/{name}" for name in self._record.once)
@@ -275,17 +277,23 @@ class ConvergenceCriteria(KernelMonitor):
         log_metrics(run.trainer, self._tagged({n: v for n, v in self._metrics.items() if before.get(n) != v}), step)
 
     def _judged(self, run: RunView, step: int) -> dict[str, float]:
-        """Judge what was observed at ``step``, log the table if a verdict has changed, and return the scalars."""
+        """Judge what was observed at ``step``, log the table if it has changed, and return the scalars."""
         self.violations = list(run.violations)
         self.criteria = self._record.criteria(run)
-        said = [(each.name, each.verdict) for each in self.criteria]
-        if said != self._said:
-            log_criteria(run.trainer, self.criteria, run.samples, step, self.tag("theory/criteria"))
-            self._said = said
+        self._say(run, step)
         scalars = {f"theory/{name}": value for name, value in self._record.scalars().items()}
         spared = self._record.hypotheses
         failed = [each for each in self.criteria if each.verdict == "refuted" and each.name not in spared]
         return scalars | {"theory/refuted": float(len(failed))}
+
+    def _say(self, run: RunView, step: int) -> None:
+        """Log the table of verdicts if there is another verdict or number in it."""
+        if not has_board(run.trainer) or (said := criteria_text(self.criteria)) == self._said:
+            return
+        self._said = said
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(self.criteria).items())
+        head = f"Step {step}, on the probe's {run.samples} samples: {counts}."
+        log_text(run.trainer, self.tag("theory/criteria"), f"{head}\n\n{said}\n\n{EXPLANATION}", step)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lightning_conv.callbacks.guard.switch.switch import ExpressivityError
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.logging import warn_without_logger
+from lightning_conv.callbacks.run.run_log import LogsOfRun
 from lightning_conv.expressivity import RankCertificate
 from lightning_conv.networks.perturbation import Perturbation
 from lightning_conv.theory.criterion import Verdict
@@ -25,7 +26,7 @@ from lightning_conv.theory.criterion import Verdict
 __all__ = ["ExpressivityError", "ExpressivityGuard"]
 
 
-class ExpressivityGuard(GuardSettings, pl.Callback):
+class ExpressivityGuard(GuardSettings, LogsOfRun):
     """Enforces the expressivity-guarded two-phase rule, after Kawaguchi & Sun 2021, Algorithm 1 (2104.05785).
 
     Phase 1 trains all weights by the module's own optimizer. At the switch, time tau, Gaussian noise is added to the trunk (everything
@@ -42,7 +43,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
 
     Logged, to every logger and to ``trainer.callback_metrics``:
 
-    - ``guard/phase`` (also ``convergence/phase``): 1 or 2, at the start, the switch and the end of every epoch
+    - ``guard/phase``: 1 or 2, at the start, the switch and the end of every epoch
     - ``guard/rank``, ``guard/samples``: certified rank of [h, 1], and n; ``guard/sigma_min`` with ``_lower``: n-th
       singular value; ``guard/sigma_max``; ``guard/distance``, ``guard/residual``: numbers of the other methods
     - ``guard/curvature``, ``guard/largest_step``: L_H of the head's mean loss and 2 / L_H, where they are known
@@ -51,7 +52,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     - ``guard/noise``: relative norm of the perturbation
     - ``guard/loss``: mean loss on the whole training set in eval mode, at the switch and at the end of every phase-2
       epoch
-    - ``guard/gap`` (also ``convergence/gap``): ``guard/loss`` minus the global infimum of the loss
+    - ``guard/gap``: ``guard/loss`` minus the global infimum of the loss
     - ``guard/step_size``: step size of ``step_rule="certified"``; ``guard/bound``: proven upper bound of the gap, while all steps are
       plain full-batch gradient steps of at most 1 / L_H, those of that rule or of plain SGD
     - ``guard/best_loss``: the loss that a head that is too narrow can come down to on this trunk
@@ -197,6 +198,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
                 trainer, pl_module, self.settings
             ).words  # a run that is refused is refused here
             return
+        self.begin_log(trainer)
         if trainer.global_step < self._state.last_step:
             self._state.forget()  # the state is that of another run
         self._run = GuardedRun(trainer, pl_module, self.settings, self._state)
@@ -248,6 +250,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._release()
+            self.end_log(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -255,6 +258,7 @@ class ExpressivityGuard(GuardSettings, pl.Callback):
             with attempted(Exception):
                 self._run.interrupted()
         self._release()  # Lightning skips teardown then
+        self.end_log(trainer, pl_module, succeeded=False)
 
     def _release(self) -> None:
         if self._run is not None:

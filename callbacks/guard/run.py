@@ -19,7 +19,7 @@ from lightning_conv.callbacks.guard.support import require_rule
 from lightning_conv.callbacks.guard.switch.moment import plan_switch
 from lightning_conv.callbacks.guard.switch.switch import Switch
 from lightning_conv.callbacks.guard.view import GuardView
-from lightning_conv.callbacks.run.logging import log_layout, log_metrics, publish
+from lightning_conv.callbacks.run.logging import log_metrics, publish
 from lightning_conv.losses.gradient import wide
 
 
@@ -65,7 +65,6 @@ class GuardedRun:
         state, step = self._state, self._trainer.global_step
         if state.caveats:
             rank_zero_warn(f"ExpressivityGuard: the guarantee is limited: {'; '.join(state.caveats)}")
-        log_layout(self._trainer)
         self._phase_two.claim.begin()
         if state.phase == 2:
             with self._trunk.in_eval_mode():

@@ -11,9 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
 from lightning_conv.callbacks.run.logging import log_text
+from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.labels.suspicious_labels import LabelAudit
-from lightning_conv.reporting.plain_words import plain_words_text
+from lightning_conv.reporting.plain_words import plain_words_list
+
+WORDS = "convergence/health"
+"""Tag of the sentences: TensorBoard sorts its texts, and they come first."""
 
 OnAlert: TypeAlias = Literal["warn", "stop"] | Callable[[Finding], object]
 
@@ -98,12 +102,11 @@ class Announcements:
             step: The present step.
             tag: Returns the tag of this optimizer's network.
         """
-        words = plain_words_text(findings)
-        if words != self._words:
-            log_text(trainer, tag("health/words"), words.replace("\n", "\n\n"), step)
+        if has_board(trainer) and (words := plain_words_list(findings)) != self._words:
+            log_text(trainer, tag(WORDS), words, step)
             self._words = words
         if labels is not None and self.new_audit(labels, "table") is not None:
-            log_text(trainer, tag("health/labels_table"), labels.markdown, step)
+            log_text(trainer, tag("health/labels_table"), labels.narrow, step)
 
     def new_audit(self, labels: LabelsOfRun | None, shown: str) -> tuple[LabelAudit, list[int] | None] | None:
         """Return the audit of the labels, with their numbers in the training set, if it was not shown yet in this way.

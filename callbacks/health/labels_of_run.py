@@ -13,7 +13,7 @@ from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.findings.of_labels import finding_of_labels, knows_by_heart, traced
 from lightning_conv.health.labels.audit_labels import audit_labels
-from lightning_conv.health.labels.suspicious_labels import Baseline, LabelAudit
+from lightning_conv.health.labels.suspicious_labels import MARGIN, Baseline, LabelAudit
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.losses.per_sample import SampleLosses
 
@@ -92,6 +92,15 @@ class LabelsOfRun:
         if self.audit is None:
             return ""
         return f"Labels of the probe at step {self.step}.\n\n{self.audit.markdown(numbers=self.numbers)}"
+
+    @property
+    def narrow(self) -> str:
+        """Return the table of the audit in four columns, for the text of a logger; empty: there is none."""
+        if self.audit is None:
+            return ""
+        return (
+            f"Labels of the probe at step {self.step}.\n\n{self.audit.narrow_table(numbers=self.numbers)}\n\n{MARGIN}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types and tensors."""

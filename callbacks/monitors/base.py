@@ -74,8 +74,8 @@ class KernelMonitor(Beginning):
     """A moment (``time.monotonic``) before which the hooks of a batch have nothing to do: what most of them look at, and nothing else."""
 
     once: frozenset[str] = frozenset()
-    """Scalars that stay the same during a run. Loggers get them at the first measurement of a fit, also in a resumed run, whose loggers may
-    be different ones; ``trainer.callback_metrics`` gets them at every measurement."""
+    """Scalars that stay the same during a run. Loggers get them when a fit ends, TensorBoard as settings of the run, also in a resumed run,
+    whose loggers may be different ones; ``trainer.callback_metrics`` gets them at every measurement."""
 
     @abstractmethod
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:
@@ -112,6 +112,7 @@ class KernelMonitor(Beginning):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begin_log(trainer)
         # Those that share a kernel with this one must be known, too.
         for monitor in callbacks_of(trainer, Beginning):  # type: ignore[type-abstract]
             monitor._divide(trainer)
@@ -208,6 +209,12 @@ class KernelMonitor(Beginning):
         if stage == "fit" and self._kernel is not None:
             self._restored = self.state_dict()  # a further fit goes on with the same probe
             self._kernel = None
+        if stage == "fit":
+            self.end_log(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.end_log(trainer, pl_module, succeeded=False)
 
     @override
     def _measure_or_warn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False) -> None:
@@ -234,7 +241,8 @@ class KernelMonitor(Beginning):
         kernel_seconds = time.perf_counter() - start
         if step != self._last_step:
             self._metrics = self.record(trainer, gram, spectrum, step)
-            log_metrics(trainer, self._tagged(self._without(self._shown)), step)
+            once = {self.tag(name) for name in self.once}
+            log_metrics(trainer, self._tagged(self._without(self._shown)), step, fixed=once)
             self._shown |= self.once & self._metrics.keys()
             publish(trainer, self._tagged(self._metrics))
             self._last_step, self.measured = step, self._kernel.words(self.loss_fn)

@@ -16,7 +16,7 @@ from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kept import Kept
 from lightning_conv.callbacks.run import budget
 from lightning_conv.callbacks.run.beginning import cannot_measure, measurement_of, two_samples_of
-from lightning_conv.callbacks.run.logging import log_layout, publish
+from lightning_conv.callbacks.run.logging import publish
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.schedule import Schedule
@@ -156,8 +156,6 @@ class Beginning(Kept):
             self._choose(trainer, found, time.perf_counter() - begun)
             self.measured = found.words(self.loss_fn)
         self._schedule.spend(trainer.global_step, time.perf_counter() - begun)
-        monitors = monitors_of(trainer, Beginning)  # type: ignore[type-abstract]
-        log_layout(trainer, list(dict.fromkeys(each.optimizer for each in monitors)))
 
     def _choose(self, trainer: pl.Trainer, found: Measurement, spent: float) -> None:
         """Choose what is measured within the budget; a choice that is interrupted is not kept."""

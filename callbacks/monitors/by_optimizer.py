@@ -16,6 +16,7 @@ from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.run_log import LogsOfRun
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.optimizers import probe_of_each
 from lightning_conv.reporting.tags import tag_of_network
@@ -25,7 +26,7 @@ OnError: TypeAlias = Literal["raise", "warn", "disable"]
 Monitor = TypeVar("Monitor", bound="ByOptimizer")
 
 
-class ByOptimizer(pl.Callback):
+class ByOptimizer(LogsOfRun):
     """Base of ``Kept``: the settings of a monitor, and which network it measures.
 
     A monitor is one of one network. In a run with several optimizers it takes that of the first one, and makes another monitor like itself
@@ -149,6 +150,7 @@ class ByOptimizer(pl.Callback):
             if optimizer not in found:
                 found[optimizer] = made = copy.copy(self)
                 made._others, made._kernel, made._stored, made._loaded = [], None, {}, False
+                made._run_log = None
                 made.optimizer = optimizer
                 made.forget()
         return [found[optimizer] for optimizer in optimizers]

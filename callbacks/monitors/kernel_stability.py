@@ -42,9 +42,9 @@ class KernelStability(KernelMonitor):
     Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
     its name stands behind the group, as in ``kernel/generator/alignment``:
 
-    - ``kernel/relative_frobenius_change``: |G - G_0|_F / |G_0|_F (also as the headline ``convergence/kernel_change``)
+    - ``kernel/relative_frobenius_change``: |G - G_0|_F / |G_0|_F
     - ``kernel/relative_spectral_change``: |G - G_0|_2 / |G_0|_2
-    - ``kernel/spectral_change_over_lambda_min``: |G - G_0|_2 / lambda_min(G_0)
+    - ``kernel/spectral_change_over_lambda_min``: |G - G_0|_2 / lambda_min(G_0), in ``trainer.callback_metrics`` alone
     - ``kernel/alignment``: centred kernel alignment with G_0
     - ``kernel/lambda_min_ratio`` with ``_lower`` and ``_upper``: lambda_min(G) / lambda_min(G_0) on the probe
     - ``kernel/drift_floor``: relative changes below this are rounding

@@ -19,6 +19,7 @@ from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
+from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.kernel.subset_bound import SubsetBound
@@ -57,7 +58,7 @@ class LambdaMin(KernelMonitor):
     Logged, to every logger and to ``trainer.callback_metrics``; in a run with several optimizers there is a network for each of them, and
     its name stands behind the group, as in ``kernel/generator/lambda_min``:
 
-    - ``kernel/lambda_min`` with ``_lower`` and ``_upper`` (also as the headline ``convergence/lambda_min``)
+    - ``kernel/lambda_min`` with ``_lower`` and ``_upper``
     - ``kernel/lambda_max``, ``kernel/condition_number``, ``kernel/trace``
     - ``kernel/effective_rank``: exp of the entropy of the spectrum
     - ``kernel/decay_exponent``: beta of lambda_i ~ i^-beta, from rank max(2, N / 32) to N / 2; ``kernel/degrees_of_freedom``:
@@ -144,6 +145,7 @@ class LambdaMin(KernelMonitor):
         self._layers: tuple[int, dict[str, Spectrum]] | None = None  # step, and the layers' spectra
         self._step_size = StepSize()
         self._said: tuple[str, ...] | None = None
+        self._table = ""  # of the layers, as it was logged last
         self._proven = ProvenBound()
 
     @property
@@ -221,6 +223,7 @@ class LambdaMin(KernelMonitor):
         if self._said != self.remarks:
             log_text(trainer, self.tag(f"{tags}/step_size"), report(self.remarks), step)
             self._said = self.remarks
+        self._say_layers(trainer, gram, step)
         if len(clear := clear_eigenvalues(spectrum, f"{tags}/log10_eigenvalues")):
             log_histogram(trainer, self.tag(f"{tags}/log10_eigenvalues"), clear, step)
         return metrics
@@ -238,7 +241,15 @@ class LambdaMin(KernelMonitor):
         log_figure(
             trainer, self.tag(f"{tags}/per_layer"), lambda: plot_layers(shares, smallest, spectrum.lambda_min), step
         )
-        log_text(trainer, self.tag(f"{tags}/layers"), layer_table(shares, smallest), step)
+
+    def _say_layers(self, trainer: pl.Trainer, gram: KernelGram, step: int) -> None:
+        """Log the table of the layers if a number in it has changed."""
+        if self.per_layer is None or not has_board(trainer) or not (shares := trace_shares(gram)):
+            return
+        table = layer_table(shares, {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()})
+        if table != self._table:
+            log_text(trainer, self.tag(f"{tags_of(gram)}/layers"), table, step)
+            self._table = table
 
     def _spectra(self, gram: KernelGram, step: int) -> dict[str, Spectrum]:
         """Return the layers' spectra at ``step``, computed once; empty if they are not wanted."""

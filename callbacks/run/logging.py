@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.guarded import Attempt, guarded
+from lightning_conv.callbacks.run.run_log import run_log
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
-from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
-from lightning_conv.reporting.tags import GROUPS
-from lightning_conv.theory.criterion import Criterion
-
-LAYOUT = {
-    "convergence": {
-        "smallest kernel eigenvalue, with bounds": [
-            "Margin",
-            ["kernel/lambda_min", "kernel/lambda_min_lower", "kernel/lambda_min_upper"],
-        ],
-        "change of the kernel since the start": [
-            "Multiline",
-            ["kernel/relative_frobenius_change$", "kernel/relative_spectral_change$"],
-        ],
-        "gap to the global infimum (phase 2), and its proven bound": ["Multiline", ["guard/gap$", "guard/bound$"]],
-    },
-    "path of the weights (ConvergenceCriteria)": {
-        "PL ratio |grad f|^2 / f, and its infimum so far": ["Multiline", ["theory/pl_ratio$", "theory/pl_infimum$"]],
-        "distance from the start, and length of the path": ["Multiline", ["theory/distance$", "theory/path_length$"]],
-        "share of the loss that a step removes, to first order and measured": [
-            "Multiline",
-            ["theory/rate_linearised$", "theory/rate$"],
-        ],
-        "error |u - y| as predicted by the first kernel, and measured": [
-            "Multiline",
-            ["theory/residual_predicted$", "theory/residual$"],
-        ],
-    },
-    "steps of plain SGD on a squared loss (LambdaMin)": {
-        "step size over its limit 2 / lambda_max": [
-            "Multiline",
-            ["kernel/step_size_ratio$", "kernel/step_size_ratio_lower$", "kernel/step_size_ratio_upper$"],
-        ],
-        "squared error over the one measured before, predicted and measured": [
-            "Multiline",
-            ["kernel/contraction_predicted$", "kernel/contraction_measured$"],
-        ],
-    },
-}
-"""One custom-scalars layout for all runs: TensorBoard merges layouts of runs only where they are equal.
-
-A Multiline chart takes regular expressions, which match prefixes unless anchored; a Margin chart takes plain tags.
-"""
+from lightning_conv.callbacks.run.tensorboard import write
+from lightning_conv.reporting.tags import GROUPS, REPEATS, tag_of_one
 
 
 def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -> None:
@@ -72,13 +27,24 @@ def warn_without_logger(trainer: pl.Trainer, callback: pl.Callback, what: str) -
         )
 
 
-def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Log finite values at ``step``, the number of optimizer steps done; they belong to the weights after that many steps."""
+def log_metrics(
+    trainer: pl.Trainer, metrics: Mapping[str, float], step: int, fixed: Collection[str] = frozenset()
+) -> None:
+    """Log finite values at ``step``, the number of optimizer steps done; they belong to the weights after that many steps.
+
+    All of them are in ``trainer.callback_metrics``. Loggers get what no other tag has, and what changes: a value that stays what it was
+    is logged with the first change (``Changes``), or when the fit ends.
+
+    Args:
+        trainer: Trainer of the run.
+        metrics: Values by tag.
+        step: Their step.
+        fixed: Those that cannot change in a run; TensorBoard has them in its tab HParams.
+    """
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    for logger in trainer.loggers:
-        with _logging(logger):
-            logger.log_metrics(finite, step=step)
-    keep(trainer, metrics, step)
+    if (log := run_log(trainer)) is not None:
+        log.log(trainer, finite, step, fixed)
+    keep(trainer, {name: value for name, value in metrics.items() if tag_of_one(name)[0] not in REPEATS}, step)
     publish(trainer, metrics)
 
 
@@ -121,69 +87,14 @@ def warn_of_early_stopping(trainer: pl.Trainer) -> None:
 
 def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
     """Log a figure to TensorBoard; it is drawn only if there is such a logger."""
-    _write(trainer, lambda writer: writer.add_figure(tag, draw(), global_step=step))
+    write(trainer, lambda writer: writer.add_figure(tag, draw(), global_step=step))
 
 
 def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
     """Log a histogram to TensorBoard."""
-    _write(trainer, lambda writer: writer.add_histogram(tag, values, global_step=step))
+    write(trainer, lambda writer: writer.add_histogram(tag, values, global_step=step))
 
 
 def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
     """Log Markdown to TensorBoard."""
-    _write(trainer, lambda writer: writer.add_text(tag, text, global_step=step))
-
-
-def layout(names: Sequence[str] = ("",)) -> dict[str, dict[str, list[Any]]]:
-    """Return the layout of TensorBoard's custom-scalars tab.
-
-    Args:
-        names: The optimizers whose networks are measured; empty: the only one of a run.
-    """
-    if not any(names):
-        return LAYOUT
-    return {
-        f"{title} of {name}": {
-            chart: [kind, [_of(name, tag, regular=kind == "Multiline") for tag in tags]]
-            for chart, (kind, tags) in charts.items()
-            if not tags[0].startswith("guard/")
-        }
-        for name in names
-        for title, charts in LAYOUT.items()
-    }
-
-
-def _of(optimizer: str, tag: str, *, regular: bool) -> str:
-    group, _, rest = tag.partition("/")
-    return f"{group}/{re.escape(optimizer) if regular else optimizer}/{rest}"
-
-
-def log_layout(trainer: pl.Trainer, names: Sequence[str] = ("",)) -> None:
-    """Log the layout of TensorBoard's custom-scalars tab.
-
-    Args:
-        trainer: Trainer of the run.
-        names: See ``layout``.
-    """
-    _write(trainer, lambda writer: writer.add_custom_scalars(layout(names)))
-
-
-def _write(trainer: pl.Trainer, write: Callable[[Any], object]) -> None:
-    """Call a function with the writer of every TensorBoard logger, which is a dummy on all ranks but the first."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            with _logging(logger):
-                write(logger.experiment)
-
-
-def _logging(logger: object) -> AbstractContextManager[Attempt]:
-    """Guard a call of a logger: a full disk or a lost connection is no reason to end a run."""
-    # Without the step, so that a logger that fails in every step is one warning.
-    return guarded(None, f"{type(logger).__name__}: something is not logged", expects=(OSError, ValueError))
-
-
-def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int, tag: str) -> None:
-    """Log the table of verdicts as a text, such as ``theory/criteria``."""
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(criteria).items())
-    head = f"Step {step}, on the probe's {samples} samples: {counts}."
-    log_text(trainer, tag, f"{head}\n\n{criteria_table(criteria)}\n\n{EXPLANATION}", step)
+    write(trainer, lambda writer: writer.add_text(tag, text, global_step=step))

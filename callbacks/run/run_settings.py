@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,17 +14,7 @@ from lightning_conv import __version__
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.run.guarded import attempted
-
-LONGEST = 300
-"""Characters of a value that are kept."""
-
-MOST = 200
-"""Settings of a group that are kept."""
-
-SECRET = re.compile(r"(^|[_.\-])(passw(or)?d|secret|token|api_?key|access_?key|credentials?)$", re.IGNORECASE)
-"""Names of settings whose values are not written."""
-
-HIDDEN = "(not shown)"
+from lightning_conv.callbacks.run.setting_texts import texts_of
 
 OF_TRAINER = (
     "max_epochs",
@@ -73,20 +62,6 @@ def settings_of_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[
         else platform.machine(),
     }
     return {group: texts_of(values) for group, values in groups.items() if values}
-
-
-def texts_of(values: Mapping[Any, Any]) -> dict[str, str]:
-    """Return settings as texts, cut where they are long.
-
-    Args:
-        values: The settings by name.
-    """
-    found: dict[str, str] = {}
-    for name, value in list(values.items())[:MOST]:
-        with attempted(Exception):  # how a value is printed is the user's code
-            text = HIDDEN if SECRET.search(str(name)) else " ".join(str(value).split())
-            found[str(name)] = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return found
 
 
 def seconds_of_run(trainer: pl.Trainer) -> dict[str, float]:

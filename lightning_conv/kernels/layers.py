@@ -77,7 +77,7 @@ def layer_table(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) ->
         shares: shares of the trace, by layer.
         smallest: lambda_min of the layers' kernels, by layer; may be empty.
     """
-    columns = ["layer", "share of the trace"] + (["lambda_min", "at least", "at most"] if smallest else [])
+    columns = ["layer", "share of the trace"] + (["lambda_min", "bounds"] if smallest else [])
     rows = []
     best = max(smallest, key=lambda layer: smallest[layer].value, default=None)
     for layer, share in shares.items():
@@ -86,6 +86,7 @@ def layer_table(shares: Mapping[str, float], smallest: Mapping[str, Bounded]) ->
         if smallest:
             bounds = smallest.get(layer)
             numbers = (bounds.value, bounds.lower, bounds.upper) if bounds is not None else (0.0, 0.0, 0.0)
-            cells += [f"{number:.3e}" for number in numbers]
+            value, lower, upper = (f"{number:.3e}" for number in numbers)
+            cells += [value, f"{lower} to {upper}"]
         rows.append(cells)
     return markdown_table(columns, rows)

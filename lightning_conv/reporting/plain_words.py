@@ -81,6 +81,25 @@ def plain_words_text(findings: Sequence[Finding]) -> str:
     return "\n".join(f"{each.level}: {_text(each)}" for each in in_order(findings)) or NOTHING
 
 
+def plain_words_list(findings: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown list, the most severe ones first, for the text of a logger that shows Markdown.
+
+    It is no table: TensorBoard breaks the words of a narrow column.
+
+    Args:
+        findings: The findings.
+
+    Example:
+        >>> print(plain_words_list([Finding(name="width", level="ok", sentence="The last layer has 8 features.")]))
+        - ok: The last layer has 8 features.
+    """
+    items = []
+    for each in in_order(findings):
+        level = each.level if each.level == "ok" else f"**{each.level}**"
+        items.append(f"- {level}: {_escaped(_text(each))}")
+    return "\n".join(items) or NOTHING
+
+
 def health_scalars(findings: Sequence[Finding]) -> dict[str, float]:
     """Return the values by tag ``health/<name>`` and the worst level as ``health/level``, 0 for ``ok`` up to 3 for ``alert``.
 

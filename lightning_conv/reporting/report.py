@@ -62,6 +62,35 @@ def criteria_table(criteria: Sequence[Criterion]) -> str:
     return "\n\n".join([markdown_table(columns, rows), *below])
 
 
+def criteria_text(criteria: Sequence[Criterion]) -> str:
+    """Return the criteria for the text of a logger: a table of three columns, and one line per reason for those that do not apply.
+
+    TensorBoard breaks the words of a narrow column, so a verdict stands before its criterion.
+
+    Args:
+        criteria: The criteria.
+
+    Example:
+        >>> from lightning_conv.theory import at_least
+        >>> print(criteria_text([at_least("ratio", "Somebody 2020", "a >= 1", 2.0, 1.0)]).splitlines()[2])
+        | consistent: ratio (Somebody 2020) | a >= 1; measured 2, bound 1 | 2 is at least 1 where it was measured |
+    """
+    rows = []
+    for each in criteria:
+        if each.verdict == "not applicable":
+            continue
+        numbers = [f"{name} {_number(value)}" for name, value in _numbers(each) if not math.isnan(value)]
+        asks = "; ".join([each.asks, ", ".join(numbers)]) if numbers else each.asks
+        verdict = f"**{each.verdict}**" if each.verdict == "refuted" else each.verdict
+        rows.append((f"{verdict}: {each.name} ({each.source})", asks, each.reason))
+    table = [markdown_table(("criterion", "asks", "why"), rows)] if rows else []
+    return "\n\n".join([*table, "\n".join(not_applicable(criteria))]).strip()
+
+
+def _numbers(criterion: Criterion) -> tuple[tuple[str, float], tuple[str, float]]:
+    return ("measured", criterion.measured), ("bound", criterion.bound)
+
+
 def verdict_counts(criteria: Iterable[Criterion]) -> dict[Verdict, int]:
     """Count the criteria by verdict, without verdicts that do not occur."""
     verdicts = [each.verdict for each in criteria]

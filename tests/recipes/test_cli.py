@@ -118,7 +118,7 @@ def test_fit_closes_with_a_table_and_the_way_to_the_logs(recipe, capsys):
     assert lines_with(out, "rank of [h, 1]", "179 / 179")
     assert lines_with(out, "fell in every phase-2 epoch", "yes, in all 1")
     assert lines_with(out, "lambda_min")
-    folder = Path("runs", recipe, "version_0")
+    folder = Path("runs", recipe, "guarded_0")
     assert lines_with(out, "logs: ", str(folder))
     assert lines_with(out, "tensorboard --logdir runs")
     assert (folder / "config.yaml").is_file()
@@ -127,8 +127,9 @@ def test_fit_closes_with_a_table_and_the_way_to_the_logs(recipe, capsys):
 
 def test_a_saved_configuration_repeats_the_run_and_its_checkpoint_is_tested(capsys):
     assert main(["fit", "--config", "wide_fc", *QUICK, "--model.guard", "false", "--model.diagnostics", "false"]) == 0
-    folder = Path("runs", "wide_fc", "version_0")
+    folder = Path("runs", "wide_fc", "plain_0")
     assert main(["fit", "--config", str(folder / "config.yaml")]) == 0
+    assert {each.name for each in folder.parent.iterdir()} == {"plain_0", "plain_1"}
     first, second = lines_with(capsys.readouterr().out, "training loss")
     assert first == second
     checkpoint = str(folder / "checkpoints" / "last.ckpt")

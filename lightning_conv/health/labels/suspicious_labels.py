@@ -21,6 +21,12 @@ BASELINES: Mapping[Baseline, str] = {
 }
 """What the margins are held against."""
 
+MARGIN = (
+    "*margin*: score of the given label minus the largest score of another one, by kernel ridge regression with the network's "
+    "kernel on all other samples; below 0 they suggest another label, and -1 is as sure as 0 against 1."
+)
+"""Legend of the margins."""
+
 TOP = 20
 """Labels that are shown."""
 
@@ -163,6 +169,23 @@ class LabelAudit:
             rows.append([*row, *(str(each.ranks[name]) for name in self.baselines)])
         return markdown_table(columns, rows)
 
+    def narrow_table(self, count: int = TOP, *, numbers: list[int] | None = None) -> str:
+        """Return ``table`` in four columns, without the ranks, for a text that is not wide.
+
+        Args:
+            count: How many rows, at most.
+            numbers: See ``table``.
+
+        Raises:
+            ValueError: There are other than one for each sample.
+        """
+        self.require_numbers(numbers)
+        rows = []
+        for each in self.top(count):
+            of_set = "" if numbers is None else f" ({numbers[each.number]} of the training set)"
+            rows.append((f"{each.number}{of_set}", str(each.given), str(each.suggested), f"{each.margin:.3f}"))
+        return markdown_table(("sample", "given", "suggested", "margin"), rows)
+
     def markdown(self, count: int = TOP, *, numbers: list[int] | None = None) -> str:
         """Return the table with a legend of its columns.
 
@@ -170,10 +193,7 @@ class LabelAudit:
             count: How many rows, at most.
             numbers: See ``table``.
         """
-        legend = [
-            "*margin*: score of the given label minus the largest score of another one, by kernel ridge regression with the network's "
-            "kernel on all other samples; below 0 they suggest another label, and -1 is as sure as 0 against 1."
-        ]
+        legend = [MARGIN]
         legend += [f"*rank by {name}*: {what}." for name, what in BASELINES.items() if name in self.baselines]
         legend += [f"*rank by {name}* is left out: {why}." for name, why in self.left_out.items()]
         if alone := self.samples - int(self.judged.sum()):

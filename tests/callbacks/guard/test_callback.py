@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -131,12 +132,17 @@ def test_loss_and_gap_are_of_the_whole_training_set_and_fall_every_epoch(guarded
 
 
 def test_the_event_file_tells_phase_rank_sigma_gap_and_reason(tmp_path, guarded_run):
-    _, _, _, trainer = guarded_run(logger=TensorBoardLogger(tmp_path))
+    _, _, _, trainer = guarded_run(logger=TensorBoardLogger(tmp_path, default_hp_metric=False))
     events = EventAccumulator(trainer.logger.log_dir)
     events.Reload()
     tags = events.Tags()
-    expected = {"phase", "rank", "samples", "sigma_min", "sigma_min_lower", "noise", "loss", "gap"}
-    assert {f"guard/{name}" for name in expected} | {"convergence/phase", "convergence/gap"} <= set(tags["scalars"])
+    assert {"guard/phase", "guard/gap", "convergence/log10_gap"} <= set(tags["scalars"])
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    unchanged = {f"guard/{name}" for name in ("rank", "samples", "sigma_min", "sigma_min_lower", "noise")}
+    assert unchanged <= set(settings)
+    assert settings["guard/rank"].number_value == 96
+    assert unchanged | {"guard/loss", "convergence/phase", "convergence/gap"} <= set(trainer.callback_metrics)
     phases = {event.step: event.value for event in events.Scalars("guard/phase")}
     assert phases == {0: 1.0, 3: 1.0, 6: 2.0, 9: 2.0, 12: 2.0, 15: 2.0}
     text = events.Tensors("guard/reason/text_summary")[0].tensor_proto.string_val[0].decode()

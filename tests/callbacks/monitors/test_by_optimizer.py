@@ -23,7 +23,6 @@ from lightning_conv.callbacks import (
 )
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.run import budget
-from lightning_conv.callbacks.run.logging import LAYOUT, layout
 
 N = 6
 REAL, NOISE = (torch.randn(N, size, generator=torch.Generator().manual_seed(size)) for size in (4, 2))
@@ -477,16 +476,6 @@ def test_the_budget_is_one_for_all_of_them(make_trainer, monkeypatch):
     make_trainer([monitor], max_epochs=1).fit(One(), data())
     assert monitor._schedule.max_overhead == 0.1
     assert shares[2:] == [3.0]
-
-
-def test_the_layout_has_charts_for_each_network():
-    assert layout(["generator", "Adam-1"]).keys() == {f"{t} of {n}" for t in LAYOUT for n in ("generator", "Adam-1")}
-    charts = layout(["Adam-1"])["convergence of Adam-1"]
-    tags = [tag for _, tags in charts.values() for tag in tags]
-    assert "kernel/Adam-1/lambda_min" in tags
-    assert r"kernel/Adam\-1/relative_frobenius_change$" in tags
-    assert not any("guard" in tag for tag in tags)
-    assert layout() is LAYOUT
 
 
 def test_everything_together_with_tensorboard_and_in_a_fast_dev_run(make_trainer, tmp_path):

@@ -67,7 +67,7 @@ def test_the_layers_raise_the_lower_bound_where_they_know_better(
         assert lower <= recorder.scalars["kernel/lambda_min"][step]
 
 
-@pytest.mark.parametrize(("per_layer", "columns"), [("traces", 2), ("spectra", 5), (None, 0)])
+@pytest.mark.parametrize(("per_layer", "columns"), [("traces", 2), ("spectra", 4), (None, 0)])
 def test_layers_go_into_one_figure_and_one_table(tmp_path, make_trainer, make_module, make_loader, per_layer, columns):
     board = TensorBoardLogger(tmp_path)
     monitor = LambdaMin(8, every_n_steps=3, per_layer=per_layer)

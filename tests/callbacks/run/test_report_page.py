@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceHealth, ConvergenceReport, LambdaMin
 from lightning_conv.callbacks import report as report_file
 from lightning_conv.callbacks.run import schedule
-from lightning_conv.callbacks.run.run_settings import HIDDEN, texts_of
+from lightning_conv.callbacks.run.setting_texts import HIDDEN, texts_of
 from lightning_conv.recipes.cli import main
 
 EVIL = "<script>alert(1)</script>"

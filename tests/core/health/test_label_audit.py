@@ -110,6 +110,11 @@ def test_the_table_names_the_samples_of_the_training_set(audit):
     )
     assert "of the training set" not in audit.table()
     assert len(audit.table().splitlines()) == 22
+    narrow = audit.narrow_table(2, numbers=[100 + i for i in range(45)]).splitlines()
+    assert narrow[0] == "| sample | given | suggested | margin |"
+    first = audit.top(1)[0]
+    assert narrow[2].startswith(f"| {first.number} ({100 + first.number} of the training set) | {first.given} |")
+    assert audit.narrow_table(1).splitlines()[2].startswith(f"| {first.number} | ")
     assert "*rank by loss*: the loss of the sample, largest first." in audit.markdown()
 
 

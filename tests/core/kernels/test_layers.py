@@ -86,10 +86,10 @@ def test_the_table_names_every_layer_and_marks_the_best():
     smallest = {"0": Bounded(1e-3, 9e-4, 1.1e-3, True, "given"), "2": Bounded(2e-3, 1.9e-3, 2.1e-3, True, "given")}
     table = layer_table({"0": 0.25, "2": 0.5, "": 0.25}, smallest)
     assert table.splitlines() == [
-        "| layer | share of the trace | lambda_min | at least | at most |",
-        "|---|---|---|---|---|",
-        "| 0 | 2.500e-01 | 1.000e-03 | 9.000e-04 | 1.100e-03 |",
-        "| **2** | 5.000e-01 | 2.000e-03 | 1.900e-03 | 2.100e-03 |",
-        "| (the model) | 2.500e-01 | 0.000e+00 | 0.000e+00 | 0.000e+00 |",
+        "| layer | share of the trace | lambda_min | bounds |",
+        "|---|---|---|---|",
+        "| 0 | 2.500e-01 | 1.000e-03 | 9.000e-04 to 1.100e-03 |",
+        "| **2** | 5.000e-01 | 2.000e-03 | 1.900e-03 to 2.100e-03 |",
+        "| (the model) | 2.500e-01 | 0.000e+00 | 0.000e+00 to 0.000e+00 |",
     ]
     assert layer_table({"0": 1.0}, {}).splitlines()[-1] == "| 0 | 1.000e+00 |"
