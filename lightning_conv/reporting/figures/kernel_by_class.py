@@ -24,6 +24,9 @@ from lightning_conv.reporting.figures.style import (
 MOST_SAMPLES = 512
 """More have less than a pixel each; they are thinned evenly within the sorted order."""
 
+LEAST_BETWEEN = 0.07
+"""Share of the side of the picture that the names of two classes are apart."""
+
 
 def kernel_of_samples(gram: KernelGram) -> Tensor:
     """Return one number per pair of samples, (n, n): the kernel itself, and of the full one of C outputs the trace of each block.
@@ -92,8 +95,11 @@ def plot_kernel_by_class(matrix: Tensor, labels: Tensor, title: str = "Kernel by
         axes.axhline(start - 0.5, color="#ffffff", linewidth=width)
         axes.axvline(start - 0.5, color="#ffffff", linewidth=width)
     middles = [(begin + end - 1) / 2 for begin, end in pairwise(starts)]
-    every = -(-len(middles) // 12)
-    axes.set_yticks(middles[::every], [str(int(classes[begin])) for begin in starts[:-1]][::every])
+    named: list[tuple[float, str]] = []
+    for middle, begin in zip(middles, starts, strict=False):
+        if not named or middle - named[-1][0] >= len(classes) * LEAST_BETWEEN:
+            named.append((middle, str(int(classes[begin]))))
+    axes.set_yticks([middle for middle, _ in named], [name for _, name in named])
     axes.set_xticks([])
     count = len(middles)
     set_labels(axes, style, x=f"{len(matrix)} samples, {count} class{'es' if count > 1 else ''}", y="class")

@@ -167,9 +167,11 @@ def _draw_table(axes: Axes, about: str, table: np.ndarray, steps: Sequence[int],
         drawn = np.where(np.isfinite(table) & (table > 0), table, np.nan)
         known = drawn[np.isfinite(drawn)]
         high = float(known.max()) if len(known) else 1.0
-        low = max(float(known.min()) if len(known) else high / 10, high / 10**DECADES)
+        least = float(known.min()) if len(known) else high / 10
+        low = max(least, high / 10**DECADES)
         norm = LogNorm(low if low < high else high / 10, high)
-        ends = f"{tick_label(_rounded(float(norm.vmin or 0)))}\u2013{tick_label(_rounded(high))}"
+        at_most = "\u2264 " if least < low else ""
+        ends = f"{at_most}{tick_label(_rounded(float(norm.vmin or 0)))}\u2013{tick_label(_rounded(high))}"
     axes.imshow(drawn, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm)
     axes.set_facecolor("#dcdcd8")
     axes.patch.set_alpha(1.0)

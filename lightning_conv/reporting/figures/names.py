@@ -25,6 +25,8 @@ def name_inches(names: Sequence[str], points: float) -> float:
 def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
     """Return names as they fit next to a figure: without the modules that all of them are in, and with both ends of what is long.
 
+    Numbers keep the name of the module that they are in.
+
     Args:
         names: Names of layers; an empty one is the model itself.
         longest: Characters that fit.
@@ -37,6 +39,8 @@ def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
     common = 0
     while all(len(each) > common + 1 and each[common] == parts[0][common] for each in parts):
         common += 1
+    if common and all(each[common:][0].isdigit() and len(each) == common + 1 for each in parts):
+        common -= 1  # numbers alone are no names
     found = []
     for each in parts:
         name = ".".join(each[common:]) or "(the model)"
