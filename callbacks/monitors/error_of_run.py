@@ -52,7 +52,8 @@ class ErrorOfRun:
             step: Optimizer steps done.
         """
         self.reason = self._why_not(kernel, first)
-        if not self.reason and not kernel.schedule.allows_beside(self._seconds, step):
+        # The step's own loss is any code of the user's: all processes run it, or none.
+        if not self.reason and not kernel.decisions.alike(kernel.schedule.allows_beside(self._seconds, step)):
             self.reason = "the run has no time for it at this step"
         if self.reason:
             return

@@ -178,7 +178,7 @@ def _draw_table(axes: Axes, about: str, table: np.ndarray, steps: Sequence[int],
     if len(steps) == 1:
         axes.set_xticks([0], [f"step {steps[0]}"])
     else:
-        axes.set_xticks([0, len(steps) - 1], [f"step {steps[0]}", str(steps[-1])])
+        axes.set_xticks([-0.5, len(steps) - 0.5], [f"step {steps[0]}", str(steps[-1])])
         first, last = axes.get_xticklabels()
         first.set_horizontalalignment("left")
         last.set_horizontalalignment("right")

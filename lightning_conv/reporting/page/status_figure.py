@@ -150,8 +150,8 @@ def _draw_kernel(axes: Axes, series: Mapping[str, Series], optimizer: str) -> No
 def _draw_shares(axes: Axes, shares: Mapping[str, float]) -> None:
     kept = largest_layers(shares)
     known = [layer for layer, share in shares.items() if math.isfinite(share)]
-    of = f" ({len(kept)} of {len(known)})" if len(kept) < len(known) else ""
-    set_title(axes, f"Share of the trace, per layer{of}", PAGE)
+    of = f" ({len(kept)} of {len(known)})" if len(kept) < len(known) else ", per layer"
+    set_title(axes, f"Share of the trace{of}", PAGE)
     if not kept:
         say(axes, NO_SHARES, PAGE)
         return
