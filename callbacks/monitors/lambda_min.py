@@ -148,6 +148,7 @@ class LambdaMin(KernelMonitor):
         self._step_size = StepSize()
         self._said: tuple[str, ...] | None = None
         self._proven = ProvenBound()
+        self._bound_text = ""  # what was said of it last
         self._over_training = LogSteps()  # of the spectrum
 
     @property
@@ -234,7 +235,9 @@ class LambdaMin(KernelMonitor):
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         tags = tags_of(gram)
         if self.bound is not None:
-            log_text(trainer, self.tag(f"{tags}/lambda_min_bound"), self._proven.text, step)
+            if self._proven.text != self._bound_text:
+                log_text(trainer, self.tag(f"{tags}/lambda_min_bound"), self._proven.text, step)
+                self._bound_text = self._proven.text
             return
         named = f"Spectrum of the kernel, step {step}"
         self.show(trainer, f"{tags}/spectrum", lambda: plot_spectra({"": spectrum}, named))
